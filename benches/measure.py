@@ -1,0 +1,93 @@
+"""Runs the cases: every server is started once, then measured in turn, round after round.
+
+Interleaving is what makes ratios mean something on a machine whose speed wanders: both sides of a ratio were
+measured within the same few seconds. A target that fails keeps its error and the others go on.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benches import http_load, processes, startup, stdio_load
+from benches.cases import CASES, Case
+from benches.processes import BenchError, Running
+from benches.targets import TARGETS
+from benches.wire import KINDS
+
+STARTED = ("ours", "mcp", "typescript", "fastmcp")
+
+
+@dataclass
+class Figures:
+    """What one target did in one case, a value a round."""
+
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    idle: float = 0.0
+    after: float = 0.0
+    error: str = ""
+
+    def values(self, name: str) -> list[float]:
+        return [entry[name] for entry in self.rounds if entry.get(name) is not None]
+
+
+Results = dict[str, dict[str, Figures]]
+"""Case to target to figures."""
+
+
+class Bench:
+    """One run of the benchmark; `close` ends every server it started."""
+
+    def __init__(self, seconds: float, folder: Path, say: Callable[[str], None]) -> None:
+        self._seconds = seconds
+        self._folder = folder
+        self._say = say
+        self._servers: dict[str, Running] = {}
+        self.results: Results = {}
+
+    def run(self, names: list[str], rounds: int) -> None:
+        """Measure the named cases so many times, one case after the other, targets in turn."""
+        for name in names:
+            targets = STARTED if name == "start" else CASES[name].targets
+            figures = self.results[name] = {target: Figures() for target in targets}
+            for number in range(1, rounds + 1):
+                for target in targets:
+                    self._round(name, target, figures[target], number)
+            for target, server in self._servers.items():
+                if target in figures:
+                    figures[target].idle, figures[target].after = server.idle, server.memory()
+
+    def close(self) -> None:
+        for server in self._servers.values():
+            server.stop()
+        self._servers.clear()
+
+    def _round(self, name: str, target: str, figures: Figures, number: int) -> None:
+        if figures.error:
+            return
+        try:
+            entry = self._start(target) if name == "start" else self._load(CASES[name], target)
+        except BenchError as exc:
+            figures.error = str(exc)
+            self._say(f"{name} {target}: {exc}")
+            return
+        figures.rounds.append(entry)
+        shown = "  ".join(f"{key} {value:,.1f}" for key, value in entry.items() if value is not None)
+        self._say(f"{name} {number} {target}: {shown}")
+
+    def _start(self, target: str) -> dict[str, Any]:
+        return asdict(startup.measure(target, self._folder / f"start-{target}.log"))
+
+    def _load(self, case: Case, target: str) -> dict[str, Any]:
+        if case.kind:
+            return asdict(http_load.drive(self._server(target), KINDS[case.kind], self._seconds))
+        command, environment = TARGETS[target].command(0), dict(TARGETS[target].environment)
+        handshake = target != "bare-stdio"
+        return asdict(stdio_load.drive(command, environment, self._seconds, handshake=handshake))
+
+    def _server(self, target: str) -> Running:
+        if target not in self._servers:
+            port = processes.free_port()
+            command, environment = TARGETS[target].command(port), dict(TARGETS[target].environment)
+            self._servers[target] = processes.start(command, environment, port, self._folder / f"{target}.log")
+        return self._servers[target]

@@ -1,0 +1,154 @@
+"""Server processes of a benchmark: started on one core, measured, ended.
+
+The server has core 0 for itself, the load generator core 1. A server counts as started when it answers a call.
+"""
+
+import http.client
+import os
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benches.wire import COMMON, FIRST_CALL, INITIALIZE, INITIALIZED
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVER_CORE = "0"
+LOAD_CORE = "1"
+START_SECONDS = 20.0
+
+
+class BenchError(Exception):
+    """A measurement cannot be made; the text says why."""
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@dataclass
+class Running:
+    """A server process under measurement."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+    started: float
+    """Seconds from the start of the process to its first HTTP answer."""
+    idle: float = 0.0
+    sessions: list[str] = field(default_factory=list)
+
+    def memory(self) -> float:
+        """Resident memory of the process and its children, in MiB."""
+        return sum(_resident(pid) for pid in _family(self.process.pid)) / 2**20
+
+    def cpu(self) -> float:
+        return cpu_seconds(self.process.pid)
+
+    def request(self, body: bytes, head: str = COMMON) -> http.client.HTTPResponse:
+        """One POST on a connection of its own; the body of the answer has been read."""
+        return _post(self.port, body, head)
+
+    def open_sessions(self, count: int) -> list[str]:
+        """Ids of initialized sessions, made once."""
+        while len(self.sessions) < count:
+            session = self.request(INITIALIZE).getheader("mcp-session-id")
+            if not session:
+                raise BenchError("initialize gave no session id")
+            version = "mcp-protocol-version: 2025-11-25\r\n"
+            self.request(INITIALIZED, f"{COMMON}{version}mcp-session-id: {session}\r\n")
+            self.sessions.append(session)
+        return self.sessions[:count]
+
+    def stop(self) -> None:
+        """End the process; its own object ends it, with SIGTERM and then SIGKILL."""
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(5)
+
+
+def start(command: list[str], environment: dict[str, str], port: int, log: Path) -> Running:
+    """Start a server on its core and wait for its first answer."""
+    begun = time.perf_counter()
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            pinned(SERVER_CORE, command),
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+        )
+    while process.poll() is None and time.perf_counter() - begun < START_SECONDS:
+        try:
+            head, body = FIRST_CALL
+            status = _post(port, body, head).status
+        except OSError:
+            time.sleep(0.002)
+        else:
+            server = Running(process, port, log, time.perf_counter() - begun)
+            if status != 200:
+                server.stop()
+                raise BenchError(f"answers a call with status {status}")
+            server.idle = server.memory()
+            return server
+    if process.poll() is None:
+        process.kill()
+        process.wait(5)
+    raise BenchError(f"did not start: {(log.read_text('utf-8', 'replace').strip() or 'no answer').splitlines()[-1]}")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor seconds that a process and its children have used."""
+    return sum(_ticks(one) for one in _family(pid)) / os.sysconf("SC_CLK_TCK")
+
+
+def pinned(core: str, command: list[str]) -> list[str]:
+    """The command, bound to one core."""
+    return ["taskset", "--cpu-list", core, *command]
+
+
+def _post(port: int, body: bytes, head: str) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        headers = dict(line.split(": ", 1) for line in head.strip().split("\r\n"))
+        connection.request("POST", "/mcp", body, headers)
+        response = connection.getresponse()
+        response.read()
+        return response
+    except http.client.HTTPException as exc:
+        raise ConnectionError(str(exc)) from exc
+    finally:
+        connection.close()
+
+
+def _resident(pid: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _ticks(pid: int) -> int:
+    try:
+        # The second field is the program's name in brackets and may contain anything; user and system time follow.
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
+
+
+def _family(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
+    except OSError:
+        children = []
+    return [pid, *(relative for child in children for relative in _family(int(child)))]

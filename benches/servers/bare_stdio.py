@@ -1,0 +1,11 @@
+"""Floor of every stdio server in Python: read what is there, answer each line, write the answers at once."""
+
+import os
+
+from bare_json import answer
+
+rest = b""
+while chunk := os.read(0, 65536):
+    *lines, rest = (rest + chunk).split(b"\n")
+    if lines:
+        os.write(1, b"".join(answer(line) + b"\n" for line in lines if b'"tools/call"' in line))

@@ -1,0 +1,29 @@
+"""Our server for the benchmarks: the tool `add`, and as many more as BENCH_TOOLS asks for."""
+
+import os
+from collections.abc import Awaitable, Callable
+
+from millstream import Server
+
+mcp = Server("bench", version="1")
+
+
+@mcp.tool
+async def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def another(number: int) -> Callable[[int, int], Awaitable[int]]:
+    """A tool of the same shape under a name of its own."""
+
+    async def more(a: int, b: int) -> int:
+        return a + b + number
+
+    more.__name__ = f"add_{number}"
+    more.__doc__ = f"Add two numbers and {number}."
+    return more
+
+
+for number in range(1, int(os.environ.get("BENCH_TOOLS", "1"))):
+    mcp.tool(another(number))

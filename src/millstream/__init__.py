@@ -1,0 +1,97 @@
+"""Millstream: one server for every MCP client. See `Server`."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from millstream.app.info import Info
+    from millstream.app.server import Server
+    from millstream.config import Settings
+    from millstream.protocol.content import (
+        Annotations,
+        Audio,
+        EmbeddedResource,
+        Icon,
+        Image,
+        Message,
+        ResourceLink,
+        Text,
+    )
+    from millstream.protocol.errors import Cancelled, Declined, ProtocolError, ToolError
+    from millstream.protocol.principal import Principal
+    from millstream.server.context import Context
+    from millstream.server.fields import Field
+    from millstream.server.questions import Elicit, Roots, Sample
+    from millstream.server.results import ToolResult
+    from millstream.server.sync_context import SyncContext
+    from millstream.server.tools import ToolAnnotations
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Annotations": "protocol.content",
+    "Audio": "protocol.content",
+    "Cancelled": "protocol.errors",
+    "Context": "server.context",
+    "Declined": "protocol.errors",
+    "Elicit": "server.questions",
+    "EmbeddedResource": "protocol.content",
+    "Field": "server.fields",
+    "Icon": "protocol.content",
+    "Image": "protocol.content",
+    "Info": "app.info",
+    "Message": "protocol.content",
+    "Principal": "protocol.principal",
+    "ProtocolError": "protocol.errors",
+    "ResourceLink": "protocol.content",
+    "Roots": "server.questions",
+    "Sample": "server.questions",
+    "Server": "app.server",
+    "Settings": "config",
+    "SyncContext": "server.sync_context",
+    "Text": "protocol.content",
+    "ToolAnnotations": "server.tools",
+    "ToolError": "protocol.errors",
+    "ToolResult": "server.results",
+}
+"""Public name -> module. Loaded at first use, so that a program pays for what it uses."""
+
+__all__ = [
+    "Annotations",
+    "Audio",
+    "Cancelled",
+    "Context",
+    "Declined",
+    "Elicit",
+    "EmbeddedResource",
+    "Field",
+    "Icon",
+    "Image",
+    "Info",
+    "Message",
+    "Principal",
+    "ProtocolError",
+    "ResourceLink",
+    "Roots",
+    "Sample",
+    "Server",
+    "Settings",
+    "SyncContext",
+    "Text",
+    "ToolAnnotations",
+    "ToolError",
+    "ToolResult",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'millstream' has no attribute {name!r}")
+    value = getattr(import_module(f"millstream.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

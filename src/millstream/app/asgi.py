@@ -1,0 +1,70 @@
+"""The parts of the ASGI application that run rarely: lifespan, the first request of a loop, other scopes."""
+
+import logging
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from millstream.app.runtime import Runtime
+from millstream.transports.asgi import AsgiAdapter
+from millstream.transports.hosts import HostPolicy
+from millstream.transports.lane import ATTRIBUTE, Lane
+
+if TYPE_CHECKING:
+    from millstream.app.server import Server
+
+logger = logging.getLogger("millstream")
+
+
+async def serve(server: "Server", scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    """What `Server.__call__` does not do itself."""
+    if scope["type"] == "lifespan":
+        await _lifespan(server, receive, send)
+    elif scope["type"] == "http":
+        await _first(server, scope, receive, send)
+    elif scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1000, "reason": "No WebSocket here."})
+    else:
+        raise ValueError(f"Unknown ASGI scope type {scope['type']!r}")
+
+
+async def _first(server: "Server", scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    """The first request of a loop: open the runtime, then serve. A failure is answered 503 and tried again."""
+    try:
+        runtime = await server.start()
+        prepare(server, runtime)
+    except Exception:
+        logger.exception("%s could not start; the next request tries again", server.name)
+        body = b"The server could not start. Its log says why. Try again.\n"
+        headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), (b"retry-after", b"1")]
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        return
+    await server(scope, receive, send)
+
+
+async def _lifespan(server: "Server", receive: Any, send: Any) -> None:
+    await receive()
+    try:
+        prepare(server, await server.start(supervised=True))
+    except Exception as exc:
+        logger.exception("%s could not start", server.name)
+        await send({"type": "lifespan.startup.failed", "message": str(exc)})
+        return
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await server.stop()
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+def prepare(server: "Server", runtime: Runtime) -> None:
+    """Build the HTTP side of a running server."""
+    routes = runtime.serve_http()
+    settings = server.settings
+    policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=server.loopback_bind)
+    server.use_http(
+        AsgiAdapter(routes.find, settings=settings, policy=policy), Lane(routes.find_hot, settings=settings, policy=policy)
+    )
+
+
+assert ATTRIBUTE == "__millstream_lane__"  # noqa: S101  `Server.use_http` sets it by this name

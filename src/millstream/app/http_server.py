@@ -1,0 +1,89 @@
+"""Serving HTTP with uvicorn and the lane."""
+
+import contextlib
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from millstream.transports.lane import GUARD_ONLY, load_lane
+
+if TYPE_CHECKING:
+    from millstream.app.server import Server
+
+logger = logging.getLogger("millstream")
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn, which tells when it listens and lets the server drain before connections are shut."""
+
+    def __init__(self, config: uvicorn.Config, server: "Server", started: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._server = server
+        self._on_started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._on_started is not None:
+            self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in self.servers:
+            listener.close()
+        await self._server.drain()
+        await super().shutdown(sockets)
+
+    def _log_started_message(self, listeners: object) -> None:
+        """The panel says it better."""
+
+
+def serve(
+    server: "Server",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    listener: socket.socket | None = None,
+    started: Callable[[], None] | None = None,
+    lane: bool = True,
+) -> None:
+    """Serve over HTTP until stopped by a signal.
+
+    Args:
+        server: the server.
+        host: address to listen on; decides whether loopback Origins are allowed.
+        port: port to listen on.
+        listener: a bound socket instead of host and port.
+        started: called once when the server listens.
+        lane: False serves through plain ASGI, without the guard.
+    """
+    server.loopback_bind = is_loopback(host)
+    loaded = load_lane()
+    protocol = loaded.protocol if lane else None
+    if protocol is None:
+        why = loaded.reason or "it was switched off"
+        logger.warning("Serving through plain ASGI (%s). Not enforced: %s.", why, "; ".join(GUARD_ONLY))
+    config = uvicorn.Config(
+        server,
+        host=host,
+        port=port,
+        http=protocol or "httptools",
+        access_log=False,
+        server_header=False,
+        log_config=None,
+        lifespan="on",
+        timeout_keep_alive=int(server.settings.keep_alive),
+        timeout_graceful_shutdown=max(1, int(server.settings.drain_timeout)),
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        _Uvicorn(config, server, started).run(sockets=[listener] if listener is not None else None)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a bind address is reachable from this machine only."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

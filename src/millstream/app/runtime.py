@@ -1,0 +1,151 @@
+"""What runs: one `Runtime` for each event loop that a server answers in (design §5).
+
+It opens the store and the user's lifespan, builds services, dispatcher and transports, and owns the one periodic
+task: streams are kept alive, silent calls become streams, and a server that nobody shut down closes after it has
+been idle.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from millstream.app.routes import Routes
+from millstream.server.changes import Changes
+from millstream.server.context import nudge_progress
+from millstream.server.dispatch import Dispatcher
+from millstream.server.handlers import install
+from millstream.server.services import Services
+from millstream.stores import open_store
+from millstream.transports.open_streams import OpenStreams
+from millstream.transports.post_line import PostLine
+
+if TYPE_CHECKING:
+    from millstream.app.server import Server
+
+IDLE_SECONDS = 60.0
+_TICK = 1.0
+_RECORDS_SECONDS = 60.0
+
+
+class Runtime:
+    """One server, running in one event loop."""
+
+    def __init__(self, server: "Server", *, supervised: bool) -> None:
+        # Configuration
+        self.server = server
+        self.supervised = supervised
+        """Somebody will call `close`; otherwise it closes itself when idle."""
+        self.loop = asyncio.get_running_loop()
+        self.clock: Callable[[], float] = time.monotonic
+        # Process
+        self.draining = False
+        self.started = self.clock()
+        self._busy = self.started
+        self._stack = contextlib.AsyncExitStack()
+        self._sweeper: asyncio.Task[None] | None = None
+        self.services: Services
+        self.dispatcher: Dispatcher
+        self.streams: OpenStreams
+        self.routes: Routes | None = None
+        self.closing: asyncio.Task[None] | None = None
+
+    async def open(self) -> "Runtime":
+        """Open everything; what was opened is closed again when a step fails."""
+        server, settings = self.server, self.server.settings
+        async with self._stack:
+            store = open_store(server.store)
+            await store.open()
+            self._stack.push_async_callback(store.close)
+            self.services = Services(settings, store, Changes(), hub=None)
+            self._stack.callback(self.services.threads.close)
+            await self.services.records.load()
+            self.streams = OpenStreams(
+                max_streams=settings.max_streams, max_per_owner=settings.max_streams_per_principal
+            )
+            self.dispatcher = Dispatcher(
+                server.registry, self.services, info=server.describe(), instructions=server.instructions
+            )
+            install(self.dispatcher)
+            if server.lifespan is not None:
+                self.services.lifespan = await self._stack.enter_async_context(server.lifespan(server))
+            self._sweeper = self.loop.create_task(self._sweep())
+            self._stack = self._stack.pop_all()
+        return self
+
+    def serve_http(self) -> Routes:
+        """The HTTP side, made when it is first needed: stdio does without."""
+        if self.routes is None:
+            self.routes = Routes(self)
+        return self.routes
+
+    async def close(self) -> None:
+        """End every stream and task, then the lifespan and the store."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+            self._sweeper = None
+        self._end_subscriptions()
+        self.streams.close()
+        await self._stack.aclose()
+
+    async def drain(self, seconds: float) -> None:
+        """Stop taking work: subscriptions end with their result, calls finish within the time, streams close."""
+        self.draining = True
+        self._end_subscriptions()
+        deadline = self.clock() + seconds
+        while self.dispatcher.calls and self.clock() < deadline:
+            await asyncio.sleep(0.05)
+        self.streams.close()
+
+    def _end_subscriptions(self) -> None:
+        for end in list(self.services.endings):
+            end()
+
+    # The sweep
+
+    async def _sweep(self) -> None:
+        settings = self.services.settings
+        beat = records = self.clock()
+        while True:
+            await asyncio.sleep(_TICK)
+            now = self.clock()
+            await self._look_at_calls(now)
+            if now - beat >= settings.heartbeat:
+                beat = now
+                self.streams.beat()
+                await self._report_progress()
+            if now - records >= _RECORDS_SECONDS:
+                records = now
+                await self.services.records.load()
+            if self._idle(now):
+                self.loop.call_soon(self.server.retire, self)
+                return
+
+    async def _look_at_calls(self, now: float) -> None:
+        settings = self.services.settings
+        for call in list(self.dispatcher.calls):
+            if not call.started:
+                call.started = now
+            elif now - call.started > settings.call_cap and call.method != "subscriptions/listen":
+                call.expire()
+            elif now - call.started >= settings.silence and call.line is None:
+                line = call.open_line()
+                if isinstance(line, PostLine):
+                    await line.keep_alive()
+
+    async def _report_progress(self) -> None:
+        """Where a caller wants progress and the tool is silent, tell it that the call is alive."""
+        for call in list(self.dispatcher.calls):
+            if call.token is not None and call.line is not None:
+                await nudge_progress(call)
+
+    def _idle(self, now: float) -> bool:
+        if self.supervised or self.dispatcher.calls or len(self.streams):
+            self._busy = now
+        return now - self._busy >= IDLE_SECONDS
+
+    def touch(self) -> None:
+        """Note that there was work."""
+        self._busy = self.clock()

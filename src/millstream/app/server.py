@@ -1,0 +1,293 @@
+"""`Server`: what a person writes against. Decorators register, and the object is the ASGI application."""
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypeVar, overload
+
+from msgspec import to_builtins
+
+from millstream.app.info import Info
+from millstream.app.runtime import Runtime
+from millstream.config import Settings
+from millstream.server.changes import Change
+from millstream.server.prompts import Prompt
+from millstream.server.registry import Registry
+from millstream.server.resources import Resource, Template
+from millstream.server.tools import Tool
+
+F = TypeVar("F", bound=Callable[..., Any])
+Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
+_KINDS = ("tools", "resources", "templates", "prompts")
+
+
+class Server:
+    """An MCP server: register functions, then run it, mount it or give it to any ASGI server.
+
+    Args:
+        name: what clients show.
+        version: of your server, not of the protocol.
+        instructions: how to use the server, for the client's model.
+        info: title, description, icons and website.
+        store: where streams and session records live: ``memory://``.
+        lifespan: ``async with`` context around the time the server runs; its value is ``ctx.lifespan``.
+        settings: everything operational; by default from ``MILLSTREAM_…`` variables.
+
+    Example:
+        ``mcp = Server("shop")``, then ``@mcp.tool`` on a function, then ``mcp.run()``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        version: str = "",
+        instructions: str = "",
+        info: Info | None = None,
+        store: str = "memory://",
+        lifespan: Lifespan | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        # Configuration
+        self.name = name
+        self.version = version
+        self.instructions = instructions
+        self.info = info or Info()
+        self.auth: None = None
+        self.store = store
+        self.lifespan = lifespan
+        self.settings = settings if settings is not None else Settings.load()
+        self.registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
+        self.registry.changed = self._changed
+        self._mounted_on: list[tuple[Server, str]] = []
+        # Process
+        self._runtimes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Runtime] = weakref.WeakKeyDictionary()
+        self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[Runtime]] = {}
+        self._current: Runtime | None = None
+        self._asgi: Any = None
+        self.loopback_bind = True
+        """Only this machine can reach the server: loopback Origins of any port are fine."""
+        self.__millstream_lane__: Any = None
+
+    def describe(self) -> dict[str, Any]:
+        """Name, version and information as the newest revision has them."""
+        return {"name": self.name, "version": self.version or "0", **to_builtins(self.info)}
+
+    # Registration
+
+    @overload
+    def tool(self, function: F, /) -> F: ...
+    @overload
+    def tool(self, /, **options: Any) -> Callable[[F], F]: ...
+    def tool(self, function: Any = None, /, **options: Any) -> Any:
+        """Register a function as a tool, with or without parentheses. The function itself is returned.
+
+        Keyword options: `name title description input_schema output_schema annotations icons meta timeout thread
+        requires`, see `millstream.server.tools.Tool`.
+        """
+        return self._decorate(function, lambda each: self._add("tools", Tool(each, **options)))
+
+    def resource(self, uri: str, **options: Any) -> Callable[[F], F]:
+        """Register a function as a resource, or as a template when the URI has ``{variables}``.
+
+        Keyword options: `name title description mime_type annotations icons size meta`.
+        """
+        if callable(uri):
+            raise TypeError('resource needs its URI: @mcp.resource("book://{isbn}")')
+        return lambda function: self._decorate(function, lambda each: self._add_resource(uri, each, options))
+
+    def live(self, uri: str, **options: Any) -> Callable[[F], F]:
+        """Register a resource whose changes are published: `resource_updated` reaches subscribers of every kind."""
+        return self.resource(uri, **options)
+
+    @overload
+    def prompt(self, function: F, /) -> F: ...
+    @overload
+    def prompt(self, /, **options: Any) -> Callable[[F], F]: ...
+    def prompt(self, function: Any = None, /, **options: Any) -> Any:
+        """Register a function as a prompt. Keyword options: `name title description icons meta`."""
+        return self._decorate(function, lambda each: self._add("prompts", Prompt(each, **options)))
+
+    def complete(self, reference: str, argument: str) -> Callable[[F], F]:
+        """Register a function that completes an argument: ``f(value, arguments) -> list[str]``, plain or async.
+
+        Args:
+            reference: name of a prompt, or URI template of a resource.
+            argument: the argument or variable to complete.
+        """
+
+        def register(function: F) -> F:
+            self.registry.completers[(reference, argument)] = function
+            self.registry.offer("completions")
+            return function
+
+        return register
+
+    @staticmethod
+    def _decorate(function: Any, register: Callable[[Any], None]) -> Any:
+        def decorate(each: Any) -> Any:
+            register(each)
+            return each
+
+        return decorate if function is None else decorate(function)
+
+    def _add(self, kind: str, item: Tool | Prompt) -> None:
+        self.registry.add(kind, item.name, item)
+        self._forward(kind, item.name, item)
+
+    def _add_resource(self, uri: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        kind, make = ("templates", Template) if "{" in uri else ("resources", Resource)
+        item = make(uri, function, **options)
+        self.registry.add(kind, uri, item)
+        self._forward(kind, uri, item)
+
+    def remove_tool(self, name: str) -> None:
+        """Take a tool away. Raises KeyError when there is none."""
+        self._remove("tools", name)
+
+    def remove_prompt(self, name: str) -> None:
+        """Take a prompt away. Raises KeyError when there is none."""
+        self._remove("prompts", name)
+
+    def remove_resource(self, uri: str) -> None:
+        """Take a resource or template away. Raises KeyError when there is none."""
+        self._remove("templates" if uri in self.registry.templates else "resources", uri)
+
+    def _remove(self, kind: str, key: str) -> None:
+        self.registry.remove(kind, key)
+        for parent, prefix in self._mounted_on:
+            parent._remove(kind, prefixed(kind, key, prefix))
+
+    # Composition
+
+    def mount(self, other: "Server", *, prefix: str = "") -> None:
+        """Offer what another server has as part of this one: tool ``buy`` as ``prefix_buy``, now and later."""
+        other._mounted_on.append((self, prefix))
+        for kind in _KINDS:
+            for key, item in getattr(other.registry, kind).items():
+                self._take(kind, key, item, prefix)
+        for (reference, argument), completer in other.registry.completers.items():
+            kind = "prompts" if reference in other.registry.prompts else "templates"
+            self.registry.completers[(prefixed(kind, reference, prefix), argument)] = completer
+
+    def _forward(self, kind: str, key: str, item: Any) -> None:
+        for parent, prefix in self._mounted_on:
+            parent._take(kind, key, item, prefix)
+
+    def _take(self, kind: str, key: str, item: Any, prefix: str) -> None:
+        name = prefixed(kind, key, prefix)
+        own = item.named(name) if prefix else item
+        self.registry.add(kind, name, own)
+        self._forward(kind, name, own)
+
+    # Changes
+
+    def _changed(self, kind: str) -> None:
+        self._emit(Change(kind))
+
+    async def resource_updated(self, uri: str) -> None:
+        """Tell every subscriber of a resource that it changed."""
+        self._emit(Change("updated", uri))
+
+    def _emit(self, change: Change) -> None:
+        for loop, runtime in list(self._runtimes.items()):
+            if loop is _running_loop():
+                runtime.services.changes.emit(change)
+            elif not loop.is_closed():
+                loop.call_soon_threadsafe(runtime.services.changes.emit, change)
+        if change.uri:
+            for parent, prefix in self._mounted_on:
+                parent._emit(Change(change.kind, prefixed("resources", change.uri, prefix)))
+
+    # Running
+
+    async def start(self, *, supervised: bool = False) -> Runtime:
+        """The runtime of this event loop, opened when there is none yet (single flight; a failure is tried again)."""
+        loop = asyncio.get_running_loop()
+        runtime = self._runtimes.get(loop)
+        if runtime is None:
+            task = self._opening.get(loop)
+            if task is None:
+                task = self._opening[loop] = loop.create_task(Runtime(self, supervised=supervised).open())
+                task.add_done_callback(lambda _: self._opening.pop(loop, None))
+            runtime = self._runtimes[loop] = await asyncio.shield(task)
+        runtime.supervised = runtime.supervised or supervised
+        self._current = runtime
+        return runtime
+
+    async def stop(self) -> None:
+        """Close the runtime of this event loop, if there is one."""
+        runtime = self._runtimes.pop(asyncio.get_running_loop(), None)
+        if self._current is runtime:
+            self._current = None
+        if runtime is not None:
+            await runtime.close()
+
+    def retire(self, runtime: Runtime) -> None:
+        """Close a runtime that has been idle; the next request opens another."""
+        if self._runtimes.get(runtime.loop) is runtime:
+            runtime.closing = runtime.loop.create_task(self.stop())
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Runtime]:
+        """The server runs inside the ``async with`` block, in this event loop."""
+        runtime = await self.start(supervised=True)
+        try:
+            yield runtime
+        finally:
+            await self.stop()
+
+    def use_http(self, adapter: Any, lane: Any) -> None:
+        """Note the HTTP side of the running server: the ASGI adapter, and the lane that uvicorn's protocol class finds."""
+        self._asgi = adapter
+        self.__millstream_lane__ = lane
+
+    async def drain(self) -> None:
+        """Stop taking work and let calls finish, up to the grace time of the settings."""
+        runtime = self._current
+        if runtime is not None:
+            await runtime.drain(self.settings.drain_timeout)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """ASGI 3: HTTP and lifespan."""
+        runtime = self._current
+        if scope["type"] != "http" or runtime is None or runtime.loop is not asyncio.get_running_loop():
+            return await self._rarely(scope, receive, send)
+        await self._asgi(scope, receive, send)
+
+    async def _rarely(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        from millstream.app import asgi  # noqa: PLC0415  a stdio server does without
+
+        await asgi.serve(self, scope, receive, send)
+
+    def run(self, transport: str | None = None, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+        """Serve until stopped.
+
+        Args:
+            transport: ``http`` or ``stdio``; by default stdio when standard input is a pipe, else HTTP.
+            host: address to listen on.
+            port: port to listen on.
+        """
+        from millstream.app import launch  # noqa: PLC0415  loads an HTTP server only where one is wanted
+
+        launch.launch(self, transport, host, port)
+
+
+def prefixed(kind: str, key: str, prefix: str) -> str:
+    """The name of a mounted item: ``prefix_name`` for tools and prompts, ``scheme://prefix/rest`` for URIs."""
+    if not prefix:
+        return key
+    if kind in {"tools", "prompts"}:
+        return f"{prefix}_{key}"
+    scheme, separator, rest = key.partition("://")
+    return f"{scheme}://{prefix}/{rest}" if separator else f"{prefix}+{key}"
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+

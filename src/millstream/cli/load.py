@@ -1,0 +1,145 @@
+"""Find the server that a person means by ``shop.py``, ``shop.py:mcp``, ``shop`` or ``shop:mcp``.
+
+A file is loaded under a name of its own, so that ``if __name__ == "__main__"`` does not run and a file called
+``logging.py`` hides nothing. What goes wrong is told in terms of the person's code, not of the import system.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+import sysconfig
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+from millstream.app import Server
+from millstream.cli.errors import CommandError
+
+CUSTOMARY_NAMES = ("mcp", "server", "app")
+
+
+def load(target: str) -> Server:
+    """The server named by ``FILE[:OBJECT]`` or ``module[:object]``.
+
+    Raises:
+        CommandError: there is no such file, module or object, it cannot be imported, or it is not clear which
+            server is meant.
+    """
+    source, name = split_target(target)
+    path = Path(source)
+    is_path = path.suffix == ".py" or path.name != source or path.is_file()
+    module = load_file(path) if is_path else load_module(source)
+    return pick(vars(module), name, source)
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """``"shop.py:mcp"`` → ``("shop.py", "mcp")``; a colon that is not before a name belongs to the path."""
+    source, colon, name = target.rpartition(":")
+    return (source, name) if colon and source and name.isidentifier() else (target, "")
+
+
+def load_file(path: Path) -> ModuleType:
+    """Import a file, with its directory first on the path, as ``python FILE`` would have it."""
+    if not path.is_file():
+        raise CommandError(
+            f"There is no file {path}.", why=f"Looked in {path.resolve().parent}.", fix=_nearest_file(path)
+        )
+    path = path.resolve()
+    name = f"_served_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise CommandError(f"{path.name} is not a Python file.", fix="Give a file that ends in .py, or a module name.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look up their module when they resolve annotations
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as exc:
+        raise _import_failure(path.name, exc) from exc
+    return module
+
+
+def load_module(name: str) -> ModuleType:
+    """Import a module by its dotted name, looking in the current directory first."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as exc:
+        if isinstance(exc, ModuleNotFoundError) and exc.name and f"{name}.".startswith(f"{exc.name}."):
+            raise CommandError(
+                f"There is no module {name}.",
+                why=f"Looked in {Path.cwd()} and in the packages of {sys.executable}.",
+                fix=f"Check the spelling, or give the file: millstream run {name.replace('.', '/')}.py",
+            ) from exc
+        raise _import_failure(name, exc) from exc
+
+
+def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
+    """The server called `name`, else the only one, else the one called ``mcp``, ``server`` or ``app``."""
+    servers = {key: value for key, value in namespace.items() if isinstance(value, Server)}
+    if name:
+        return _named(namespace, servers, name, source)
+    if len({id(server) for server in servers.values()}) == 1:
+        return next(iter(servers.values()))
+    for customary in CUSTOMARY_NAMES:
+        if customary in servers:
+            return servers[customary]
+    if servers:
+        raise CommandError(
+            f"{source} holds several servers: {', '.join(servers)}.",
+            why="It is not clear which one to run.",
+            fix=f"Name it: millstream run {source}:{next(iter(servers))}",
+        )
+    raise CommandError(
+        f"{source} holds no millstream.Server.",
+        why="It was imported, and none of its global names is one.",
+        fix='Make one at the top level of the file: mcp = Server("my-server")',
+    )
+
+
+def _named(namespace: Mapping[str, object], servers: Mapping[str, Server], name: str, source: str) -> Server:
+    if name in servers:
+        return servers[name]
+    known = f"Name one of: {', '.join(servers)}." if servers else 'Make one: mcp = Server("my-server")'
+    if name in namespace:
+        kind = type(namespace[name]).__name__
+        raise CommandError(f"{name} in {source} is a {kind}, not a millstream.Server.", fix=known)
+    raise CommandError(f"There is no {name} in {source}.", fix=known)
+
+
+def _nearest_file(path: Path) -> str:
+    folder = path.resolve().parent
+    names = [each.name for each in folder.glob("*.py")] if folder.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
+    return f"Did you mean {path.parent / near[0]}?" if near else "Check the path; it is relative to where you are."
+
+
+def _import_failure(source: str, exc: BaseException) -> CommandError:
+    detail = user_traceback(exc)
+    if isinstance(exc, ModuleNotFoundError) and exc.name:
+        return CommandError(
+            f"{source} needs the module {exc.name}, which is not installed.",
+            why=f"It is not in the environment that runs millstream: {sys.executable}",
+            fix="Install the package that has it into that environment, for example with pip or uv.",
+            detail=detail,
+        )
+    if isinstance(exc, SystemExit):
+        return CommandError(
+            f"{source} ended the program while it was being imported.",
+            why="It calls sys.exit(), or runs a program, at its top level.",
+            fix='Put that under: if __name__ == "__main__":',
+            detail=detail,
+        )
+    return CommandError(
+        f"{source} cannot be imported: {type(exc).__name__}.", fix="Correct the line above.", detail=detail
+    )
+
+
+def user_traceback(exc: BaseException) -> str:
+    """The traceback without frames of Python, of installed packages and of this program."""
+    paths = sysconfig.get_paths()
+    foreign = (paths["stdlib"], paths["purelib"], paths["platlib"], str(Path(__file__).parents[1]), "<frozen")
+    frames = [each for each in traceback.extract_tb(exc.__traceback__) if not each.filename.startswith(foreign)]
+    return "".join([*traceback.format_list(frames), *traceback.format_exception_only(exc)])

@@ -1,0 +1,37 @@
+"""``millstream run FILE --transport stdio`` without a command-line library.
+
+A desktop client starts this command and waits for the first answer, so the plain case is read by hand here (design §9:
+250 ms). Whatever is not plain (help, a wrong option, HTTP) is left to `millstream.cli.run`.
+"""
+
+from collections.abc import Sequence
+
+from millstream.cli.load import load
+from millstream.telemetry import logs
+
+OPTIONS = ("--transport", "--log-level")
+
+
+def plain_stdio(arguments: Sequence[str]) -> tuple[str, str] | None:
+    """(target, log level) of ``run TARGET --transport stdio [--log-level LEVEL]``, or None for any other command."""
+    if not arguments or arguments[0] != "run":
+        return None
+    given: dict[str, str] = {}
+    targets: list[str] = []
+    rest = iter(arguments[1:])
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name in OPTIONS:
+            given[name] = value if equals else next(rest, "")
+        else:
+            targets.append(argument)
+    level = given.get("--log-level", "")
+    plain = given.get("--transport") == "stdio" and len(targets) == 1 and not targets[0].startswith("-")
+    return (targets[0], level) if plain and level in ("", *logs.LEVELS) else None
+
+
+def serve_stdio(target: str, log_level: str) -> None:
+    """Load a server and let it talk over standard input and output until its peer closes them."""
+    server = load(target)
+    logs.configure(log_level or server.settings.log_level)
+    server.run(transport="stdio")

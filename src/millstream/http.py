@@ -1,0 +1,101 @@
+"""HTTP without a server: what a transport handler gets and gives.
+
+A handler is ``async (Request) -> Response | None``. It returns a `Response` for a plain reply, or opens a `Sink`
+with ``request.open(...)``, writes to it and returns ``None`` when the stream is over. The adapters (ASGI and the
+lane) build the one and carry out the other. Nothing here knows MCP, a socket or an event loop.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from msgspec import Struct
+
+JSON_HEAD = b"content-type: application/json\r\n"
+TEXT_HEAD = b"content-type: text/plain; charset=utf-8\r\n"
+STREAM_HEAD = (
+    b"content-type: text/event-stream\r\ncache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
+)
+
+
+class Response(Struct, gc=False):
+    """A complete reply. `head` holds finished header lines, lower-case names, each ending in CRLF.
+
+    The adapter adds ``content-length``, ``date`` and connection headers.
+    """
+
+    body: bytes = b""
+    status: int = 200
+    head: bytes = JSON_HEAD
+
+
+class Sink(Protocol):
+    """One open response body. Chunks arrive whole and in order, or the sink is closed.
+
+    `write` never blocks and never raises: after the peer has gone it does nothing. Writers that can wait call
+    `drain`; writers that cannot (broadcast) look at `buffered` and cut a slow reader with `close`.
+    """
+
+    closed: bool
+    """True once the peer has gone or `close` was called."""
+
+    @property
+    def buffered(self) -> int:
+        """Bytes written but not yet taken by the socket."""
+        ...
+
+    def write(self, data: bytes) -> None: ...
+
+    async def drain(self) -> None:
+        """Wait until the buffer is below its high-water mark, or the sink is closed."""
+        ...
+
+    def close(self) -> None:
+        """End the response properly (final chunk). Idempotent."""
+        ...
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call back once when the peer goes away or `close` is called; at once when it already happened."""
+        ...
+
+    async def wait_closed(self) -> None: ...
+
+
+class Request:
+    """One HTTP request with its whole body."""
+
+    __slots__ = ("body", "cancel_on_disconnect", "headers", "method", "open", "path", "peer", "query", "raw_headers",
+                 "root_path", "scheme")  # fmt: skip
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        raw_headers: list[tuple[bytes, bytes]],
+        body: bytes,
+        *,
+        query: bytes = b"",
+        peer: str = "",
+        root_path: str = "",
+        scheme: str = "http",
+        open: Callable[[int, bytes], Sink],
+    ) -> None:
+        self.method = method
+        self.path = path
+        """Decoded path below the mount point (`root_path` taken off)."""
+        self.raw_headers = raw_headers
+        """(lower-case name, value) in order of arrival."""
+        self.headers = dict(raw_headers)
+        """The last value of each name; shorter than `raw_headers` when a name was repeated."""
+        self.body = body
+        self.query = query
+        self.peer = peer
+        """The peer's address without the port, or an empty string."""
+        self.root_path = root_path
+        self.scheme = scheme
+        self.open = open
+        """``open(status, head) -> Sink``: start a streamed reply."""
+        self.cancel_on_disconnect = False
+        """Set by the handler: the adapter cancels the handler when the peer goes away before the reply is complete."""
+
+
+Handler = Callable[[Request], Awaitable[Response | None]]

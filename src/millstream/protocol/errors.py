@@ -1,0 +1,43 @@
+"""Errors by whose fault they are, and the JSON-RPC codes of every revision (digest §13)."""
+
+from typing import Any
+
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
+INTERNAL_ERROR = -32603
+RESOURCE_NOT_FOUND = -32002
+"""Handshake revisions only; the per-request era says INVALID_PARAMS."""
+URL_ELICITATION_REQUIRED = -32042
+"""2025-11-25 only."""
+HEADER_MISMATCH = -32020
+MISSING_CLIENT_CAPABILITY = -32021
+UNSUPPORTED_VERSION = -32022
+
+
+class ProtocolError(Exception):
+    """The peer's fault: becomes a JSON-RPC error. `status` is the HTTP status where a transport has one."""
+
+    def __init__(self, code: int, message: str, data: Any = None, *, status: int = 200) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.data = data
+        self.status = status
+
+
+class LocalError(Exception):
+    """Our fault, or the fault of the program that uses us: never shown to the peer."""
+
+
+class ToolError(Exception):
+    """Text for the model: the call ends with ``isError: true`` and this message."""
+
+
+class Declined(Exception):
+    """The person (or their client) declined to answer."""
+
+
+class Cancelled(Exception):
+    """The person dismissed the question without answering."""

@@ -1,0 +1,231 @@
+"""JSON Schema 2020-12 for annotations, and a bounded check of schemas written by hand.
+
+msgspec generates; this module inlines its `$ref`s (many models read inlined schemas better), keeps them only where a
+type is recursive, and drops the titles that merely repeat a class name. Types that msgspec does not know are asked of
+a hook. Nothing is ever fetched: a `$ref` that leaves the document is refused (digest §1).
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeGuard
+
+from msgspec.json import schema_components
+
+Schema = dict[str, Any]
+SchemaHook = Callable[[type], Schema]
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+MAX_DEPTH = 64
+MAX_SCHEMAS = 10_000
+MAX_EXACT = 2**53
+"""Beyond it a float does not say which integer it means."""
+
+NO_ARGUMENTS: Schema = {"type": "object", "additionalProperties": False}
+"""The input schema of a tool without arguments (digest §9.1)."""
+
+REF = "#/$defs/"
+# Keywords by what they hold (2020-12 core §10 and §11); every other keyword is data and is not walked.
+SINGLE = frozenset(
+    ("additionalProperties", "contains", "contentSchema", "else", "if", "items", "not", "propertyNames", "then",
+     "unevaluatedItems", "unevaluatedProperties")
+)  # fmt: skip
+LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
+MAPS = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
+JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", bool: "boolean"}
+
+
+def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a JSON value is an object."""
+    return isinstance(value, dict)
+
+
+def is_array(value: Any) -> TypeGuard[list[Any]]:
+    """Whether a JSON value is an array."""
+    return isinstance(value, list)
+
+
+def integral(value: Any) -> Any:
+    """A JSON value with every ``2.0`` as 2: JSON Schema counts both as integers, msgspec's decoder only the second."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT:
+        return int(value)
+    if is_array(value):
+        return [integral(item) for item in value]
+    if is_object(value):
+        return {key: integral(item) for key, item in value.items()}
+    return value
+
+
+def schema_of(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
+    """The schema of a type, with references only to recursive types.
+
+    Args:
+        annotation: anything msgspec can decode, or that `hook` knows.
+        hook: gives the schema (with its own `$defs`, if any) of a class that msgspec does not know.
+
+    Raises:
+        TypeError: when neither knows the type.
+    """
+    try:
+        (root,), components = schema_components((annotation,), schema_hook=hook, ref_template=REF + "{name}")
+    except NameError as error:
+        raise TypeError(f"an annotation inside {annotation!r} cannot be resolved: {error}") from error
+    for component in components.values():
+        component.pop("title", None)  # the name of the class; titles that users give stand beside the `$ref`
+    return _Inliner().document(root, components)
+
+
+def object_schema(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
+    """`schema_of` for what must be an object at the root, without `properties` when there are none.
+
+    Raises:
+        TypeError: when the type is not an object, or unknown.
+    """
+    schema = schema_of(annotation, hook=hook)
+    if schema.get("type") != "object":
+        raise TypeError(f"{annotation!r} is not an object type: use a dataclass, Struct, TypedDict or pydantic model")
+    if not schema.get("properties", True):
+        del schema["properties"]
+    if not schema.get("required", True):
+        del schema["required"]
+    return schema
+
+
+def wrap_output(schema: Schema) -> Schema:
+    """What revisions that know only objects as output are told: the value as `result` (digest §9.1)."""
+    outer: Schema = {key: schema[key] for key in ("$schema", "$defs") if key in schema}
+    inner = {key: value for key, value in schema.items() if key not in outer}
+    return {"type": "object", "properties": {"result": inner}, "required": ["result"], **outer}
+
+
+def check_schema(schema: Schema) -> None:
+    """Check a schema written by hand: an object at the root, 2020-12, local references, bounded size.
+
+    Raises:
+        ValueError: saying what is wrong and where.
+    """
+    if schema.get("type") != "object":
+        raise ValueError('the root of the schema must have "type": "object"')
+    count = 0
+    pending: list[tuple[Any, str, int]] = [(schema, "#", 1)]
+    while pending:
+        node, where, depth = pending.pop()
+        count += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"the schema is nested deeper than {MAX_DEPTH} levels")
+        if count > MAX_SCHEMAS:
+            raise ValueError(f"the schema has more than {MAX_SCHEMAS} sub-schemas")
+        if isinstance(node, bool):
+            continue
+        if not is_object(node):
+            raise ValueError(f"{where}: a schema is an object or a boolean")
+        _check_identity(node, where)
+        pending += [(child, f"{where}/{path}", depth + 1) for path, child in _children(node, where)]
+
+
+def _check_identity(node: Schema, where: str) -> None:
+    dialect = node.get("$schema", DIALECT)
+    if not isinstance(dialect, str) or dialect.rstrip("#") != DIALECT:
+        raise ValueError(f"{where}: the dialect {dialect!r} is not supported; only {DIALECT} is")
+    for keyword in ("$ref", "$dynamicRef"):
+        target = node.get(keyword, "#")
+        if not isinstance(target, str) or not target.startswith("#"):
+            raise ValueError(f"{where}: {keyword} {target!r} leaves the document; references are never fetched")
+
+
+def _children(node: Schema, where: str) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for keyword, value in node.items():
+        if keyword in SINGLE:
+            found.append((keyword, value))
+        elif keyword in LISTS:
+            if not is_array(value):
+                raise ValueError(f"{where}/{keyword}: must be an array of schemas")
+            found += [(f"{keyword}/{index}", child) for index, child in enumerate(value)]
+        elif keyword in MAPS:
+            if not is_object(value):
+                raise ValueError(f"{where}/{keyword}: must be an object of schemas")
+            found += [(f"{keyword}/{name}", child) for name, child in value.items()]
+    return found
+
+
+class _Inliner:
+    """Rewrites one schema document. A scope is the `$defs` that references of a part point into."""
+
+    __slots__ = ("hoisted", "names")
+
+    def __init__(self) -> None:
+        self.hoisted: Schema = {}
+        """Definitions of the recursive types, under their final names."""
+        self.names: dict[int, str] = {}
+        """Identity of a recursive definition → its final name: two scopes may use one name for different types."""
+
+    def document(self, root: Schema, scope: Schema) -> Schema:
+        """The root is always expanded, even when it is recursive: it needs its `type` in plain sight."""
+        if "$defs" in root:
+            scope = root["$defs"]
+        target, siblings = self.target(root, scope)
+        result = self.members(target, scope) | self.members(siblings, scope)
+        return result | {"$defs": self.hoisted} if self.hoisted else result
+
+    def target(self, node: Schema, scope: Schema) -> tuple[Schema, Schema]:
+        """What a node refers to (an empty schema for none), and the keywords beside the reference."""
+        siblings = {key: value for key, value in node.items() if key not in ("$ref", "$defs")}
+        return scope[node["$ref"].removeprefix(REF)] if "$ref" in node else {}, siblings
+
+    def expand(self, node: Any, scope: Schema) -> Any:
+        if not is_object(node):
+            return node
+        if "$defs" in node:
+            scope = node["$defs"]
+        target, siblings = self.target(node, scope)
+        rest = self.members(siblings, scope)
+        if "$ref" not in node:
+            return rest
+        if _reaches(target, target, scope):
+            return {"$ref": REF + self.hoist(node["$ref"].removeprefix(REF), target, scope), **rest}
+        return self.members(target, scope) | rest
+
+    def hoist(self, name: str, target: Schema, scope: Schema) -> str:
+        if id(target) not in self.names:
+            while name in self.hoisted:
+                name += "_"
+            self.names[id(target)] = name
+            self.hoisted[name] = {}
+            self.hoisted[name] = self.members(target, scope)
+        return self.names[id(target)]
+
+    def members(self, node: Schema, scope: Schema) -> Schema:
+        result: Schema = {}
+        for keyword, value in node.items():
+            if keyword in SINGLE:
+                result[keyword] = self.expand(value, scope)
+            elif keyword in LISTS:
+                result[keyword] = [self.expand(child, scope) for child in value]
+            elif keyword in MAPS:
+                result[keyword] = {name: self.expand(child, scope) for name, child in value.items()}
+            else:
+                result[keyword] = value
+        if "enum" in result and "type" not in result:
+            values: list[Any] = result["enum"]
+            kinds = {JSON_TYPES.get(type(value)) for value in values}
+            if len(kinds) == 1 and None not in kinds:
+                result = {"type": kinds.pop(), **result}
+        return result
+
+
+def _reaches(node: Schema, goal: Schema, scope: Schema) -> bool:
+    """Whether a definition refers to `goal`, directly or through others."""
+    seen: set[int] = set()
+    pending: list[Any] = [node]
+    while pending:
+        part = pending.pop()
+        if not is_object(part) or "$defs" in part:
+            continue  # a part with definitions of its own comes from the hook and knows nothing of ours
+        if "$ref" in part:
+            target = scope[part["$ref"].removeprefix(REF)]
+            if target is goal:
+                return True
+            if id(target) not in seen:
+                seen.add(id(target))
+                pending.append(target)
+        pending += [child for _, child in _children(part, "")]
+    return False

@@ -1,0 +1,94 @@
+"""`_meta` of requests: the per-request envelope of 2026-07-28, progress tokens, and what a client declared.
+
+Digest §2.2 (envelope keys), §5 (capabilities), §10.5 (progress tokens).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
+CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
+CLIENT_KEY = "io.modelcontextprotocol/clientInfo"
+LOG_LEVEL_KEY = "io.modelcontextprotocol/logLevel"
+SERVER_KEY = "io.modelcontextprotocol/serverInfo"
+SUBSCRIPTION_KEY = "io.modelcontextprotocol/subscriptionId"
+
+LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+"""RFC 5424 severities, least severe first."""
+
+ProgressToken = int | str
+
+
+class Implementation(Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):
+    """Name and version of a client or server; for display only, never for decisions."""
+
+    name: str = ""
+    version: str = ""
+    title: str | None = None
+    description: str | None = None
+    website_url: str | None = None
+
+
+class RequestMeta(
+    Struct,
+    gc=False,
+    rename={
+        "version": VERSION_KEY,
+        "capabilities": CAPABILITIES_KEY,
+        "client": CLIENT_KEY,
+        "log_level": LOG_LEVEL_KEY,
+        "progress_token": "progressToken",
+    },
+):
+    """The members of a request's `_meta` that a server reads."""
+
+    version: str | UnsetType = UNSET
+    capabilities: dict[str, Any] | UnsetType = UNSET
+    client: Implementation | UnsetType = UNSET
+    log_level: str | UnsetType = UNSET
+    progress_token: ProgressToken | UnsetType = UNSET
+    traceparent: Any = None
+
+
+class LooseMeta(Struct, gc=False, rename={"version": VERSION_KEY, "capabilities": CAPABILITIES_KEY}):
+    """Only what tells the eras apart, of any type."""
+
+    version: Raw | UnsetType = UNSET
+    capabilities: Raw | UnsetType = UNSET
+
+
+class LooseParams(Struct, gc=False, rename={"meta": "_meta"}):
+    """`params`, opened no further than `_meta`."""
+
+    meta: LooseMeta | UnsetType = UNSET
+
+
+class Client(Struct, frozen=True, gc=False):
+    """Who asks, as far as they said: `capabilities` as declared, name and version for display."""
+
+    capabilities: Mapping[str, Any] = {}
+    name: str = ""
+    version: str = ""
+
+
+def declares(capabilities: Mapping[str, Any], required: Mapping[str, Any]) -> bool:
+    """Whether declared client capabilities cover the required ones (both as ClientCapabilities objects).
+
+    An elicitation capability without modes means form mode (digest §5).
+    """
+    for name, inner in required.items():
+        have = capabilities.get(name)
+        if not isinstance(have, Mapping):
+            return False
+        if name == "elicitation" and "form" in inner and "url" not in have:
+            continue
+        if isinstance(inner, Mapping) and not declares(have, inner):
+            return False
+    return True
+
+
+decode_meta = msgspec.json.Decoder(RequestMeta).decode
+decode_loose_params = msgspec.json.Decoder(LooseParams).decode

@@ -1,0 +1,34 @@
+"""Who is calling, and the small seams that upper layers fill in."""
+
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+
+class Principal(Struct, frozen=True):
+    """An authenticated caller. `id` is unique for issuer and subject together."""
+
+    id: str
+    scopes: frozenset[str] = frozenset()
+    claims: dict[str, Any] = {}
+
+
+class Refusal(Struct, frozen=True):
+    """What a gate answers instead of letting a call through."""
+
+    code: int
+    message: str
+    data: Any = None
+    status: int = 200
+
+
+class Gate(Protocol):
+    """Scopes and limits: asked once for each request; `None` lets it pass."""
+
+    def __call__(self, principal: Principal | None, method: str, name: str) -> Refusal | None: ...
+
+
+class Publisher(Protocol):
+    """The hub as tools see it (``ctx.hub``)."""
+
+    async def publish(self, channel: str, data: Any, *, event: str | None = None, id: str | None = None) -> None: ...

@@ -1,0 +1,143 @@
+"""Newest shapes down to what an older revision has (digest §16, downgrade rules). Pure functions of a `Revision`.
+
+Handlers build what the newest revision says; these functions drop members, convert content and wrap structured
+output. Nothing here compares dates: every question is a field of the revision.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType, field
+
+from millstream.protocol.content import BLOCKS, Audio, Content, EmbeddedResource, Message, ResourceLink, Text
+from millstream.protocol.errors import (
+    INVALID_PARAMS,
+    MISSING_CLIENT_CAPABILITY,
+    RESOURCE_NOT_FOUND,
+    ProtocolError,
+)
+from millstream.protocol.json_schema import wrap_output
+from millstream.protocol.jsonrpc import encode
+from millstream.protocol.revisions import Revision
+
+Json = dict[str, Any]
+
+
+def named(item: Json, revision: Revision) -> Json:
+    """A resource, template, prompt or tool description without the members a revision has not."""
+    drop: set[str] = set()
+    if not revision.named_titles:
+        drop |= {"title", "_meta"}
+    if not revision.icons:
+        drop.add("icons")
+    if not drop.isdisjoint(item):
+        item = {key: value for key, value in item.items() if key not in drop}
+    if "annotations" in item and not revision.named_titles:
+        kept = {key: value for key, value in item["annotations"].items() if key != "lastModified"}
+        item = {**item, "annotations": kept}
+    if "arguments" in item and not revision.named_titles:
+        item = {**item, "arguments": [named(argument, revision) for argument in item["arguments"]]}
+    return item
+
+
+def tool(item: Json, revision: Revision) -> Json:
+    """A tool description as a revision knows it."""
+    item = named(item, revision)
+    if not revision.tool_annotations and "annotations" in item:
+        item = {key: value for key, value in item.items() if key != "annotations"}
+    output = item.get("outputSchema")
+    if output is not None:
+        if revision.structured == "none":
+            item = {key: value for key, value in item.items() if key != "outputSchema"}
+        elif revision.structured == "object" and output.get("type") != "object":
+            item = {**item, "outputSchema": wrap_output(output)}
+    return item
+
+
+def implementation(info: Json, revision: Revision) -> Json:
+    """Name and version of the server with the members a revision has."""
+    kept = {"name", "version"}
+    if revision.named_titles:
+        kept.add("title")
+    if revision.icons:
+        kept |= {"description", "websiteUrl", "icons"}
+    return {key: value for key, value in info.items() if key in kept}
+
+
+def capabilities(offered: Mapping[str, Any], revision: Revision) -> Json:
+    """Server capabilities; older revisions have no `completions` member though they have the method."""
+    return {
+        key: value
+        for key, value in offered.items()
+        if key != "completions" or revision.completions_capability
+    }
+
+
+def structured(value: bytes, revision: Revision) -> bytes:
+    """Encoded structured content for a revision; empty when it has none. What is no object is wrapped."""
+    if revision.structured == "none":
+        return b""
+    if revision.structured == "object" and value[:1] != b"{":
+        return b'{"result":' + value + b"}"
+    return value
+
+
+def blocks(content: Sequence[Content], revision: Revision) -> list[Content]:
+    """Content blocks with those that a revision lacks turned into text."""
+    return [block(each, revision) for each in content]
+
+
+def block(each: Content, revision: Revision) -> Content:
+    """One content block as a revision knows it."""
+    if isinstance(each, ResourceLink) and "resource_link" not in revision.content:
+        title = each.title or each.name
+        return Text(f"{title}: {each.uri}" + (f"\n{each.description}" if each.description else ""))
+    if isinstance(each, Audio) and "audio" not in revision.content:
+        return EmbeddedResource(uri="attachment:audio", blob=each.data, mime_type=each.mime_type)
+    return each
+
+
+def error(exc: ProtocolError, revision: Revision) -> ProtocolError:
+    """Map an error of the newest revision to the code an older one uses."""
+    if exc.code == RESOURCE_NOT_FOUND:
+        return ProtocolError(revision.missing_resource_code, exc.message, exc.data, status=exc.status)
+    if exc.code == MISSING_CLIENT_CAPABILITY and revision.handshake:
+        return ProtocolError(INVALID_PARAMS, exc.message, exc.data)
+    return exc
+
+
+class _ToolResult(Struct):
+    content: list[Content]
+    structured: Raw | UnsetType = field(default=UNSET, name="structuredContent")
+    is_error: bool = field(default=False, name="isError")
+
+
+class _Messages(Struct):
+    messages: list[Message]
+
+
+_decode_result = msgspec.json.Decoder(_ToolResult).decode
+_decode_messages = msgspec.json.Decoder(_Messages).decode
+
+
+def tool_result(members: bytes, revision: Revision) -> bytes:
+    """The members of a tool result in the newest shape, rewritten for an older revision."""
+    result = _decode_result(b"{%b}" % members)
+    parts = [b'"content":%b' % encode(blocks(result.content, revision))]
+    if result.structured is not UNSET:
+        value = structured(bytes(result.structured), revision)
+        if value:
+            parts.append(b'"structuredContent":%b' % value)
+    if result.is_error:
+        parts.append(b'"isError":true')
+    return b",".join(parts)
+
+
+def prompt_messages(members: bytes, revision: Revision) -> bytes:
+    """The members of a prompt result, rewritten for an older revision."""
+    messages = [
+        Message(message.role, block(message.content, revision)) if isinstance(message.content, BLOCKS) else message
+        for message in _decode_messages(b"{%b}" % members).messages
+    ]
+    return b'"messages":%b' % encode(messages)

@@ -1,0 +1,123 @@
+"""What a model is told when its arguments do not fit: what is wrong, and what was expected.
+
+msgspec stops at the first problem and speaks of Python types; this puts it into JSON's words, and adds every missing
+and unknown name. Runs only for arguments that were refused.
+"""
+
+import re
+from typing import Any
+
+import msgspec
+
+from millstream.protocol.json_schema import Schema, is_object
+
+MAX_LISTED = 20
+MAX_SHOWN = 80
+"""How much of a peer's own text is repeated."""
+
+WORDS = {
+    "int": "an integer", "str": "a string", "float": "a number", "bool": "true or false", "null": "null",
+    "array": "an array", "object": "an object", "bytes": "a base64 string",
+}  # fmt: skip
+
+PLACE = re.compile(r"(.*?)(?: - at `(.*)`)?", re.DOTALL)
+WRONG_TYPE = re.compile(r"Expected `(.+)`, got `(.+)`")
+WRONG_VALUE = re.compile(r"Expected `(.+?)` (.+)", re.DOTALL)
+MISSING = re.compile(r"Object missing required field `(.+)`", re.DOTALL)
+UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+NOT_LISTED = re.compile(r"Invalid enum value (.+)", re.DOTALL)
+
+
+def explain(error: Exception, schema: Schema, raw: bytes | msgspec.Raw) -> str:
+    """Say what to fix: ``'a' must be an integer, got a string. Expected: {"a": integer}``.
+
+    Args:
+        error: what decoding or converting the arguments raised.
+        schema: that they should have fitted.
+        raw: the arguments, to name every missing and unknown one and not only the first; may be empty.
+    """
+    missing, unknown = _names(schema, raw)
+    problems: list[str] = []
+    if missing:
+        problems.append(f"missing {_listed(missing)}")
+    if unknown:
+        problems.append(f"unknown {_listed(unknown)}")
+    first = _problem(str(error), schema)
+    if not (problems and first.startswith(("missing '", "unknown '"))):
+        problems.append(first)
+    return f"{'; '.join(problems)}. {_expected(schema)}"
+
+
+def _names(schema: Schema, raw: bytes | msgspec.Raw) -> tuple[list[str], list[str]]:
+    """Top-level names that are required but absent, and those that do not exist."""
+    try:
+        arguments = msgspec.json.decode(raw)
+    except msgspec.DecodeError:
+        return [], []
+    if not is_object(arguments):
+        return [], []
+    properties = schema.get("properties", {})
+    closed = schema.get("additionalProperties") is False
+    missing = [name for name in schema.get("required", []) if name not in arguments]
+    return missing, [name for name in arguments if closed and name not in properties]
+
+
+def _problem(message: str, schema: Schema) -> str:
+    match = PLACE.fullmatch(message)
+    problem, path = match.groups() if match else (message, None)
+    name = (path or "$").removeprefix("$").removeprefix(".")
+    subject = f"'{name[:MAX_SHOWN]}'" if name else "the arguments"
+    if found := WRONG_TYPE.fullmatch(problem):
+        return f"{subject} must be {_words(found[1])}, got {_words(found[2])}"
+    if found := WRONG_VALUE.fullmatch(problem):
+        return f"{subject} must be {_words(found[1])} {found[2]}"
+    for pattern, word in ((MISSING, "missing"), (UNKNOWN, "unknown")):
+        if found := pattern.fullmatch(problem):
+            inside = f" in {subject}" if name else ""
+            return f"{word} '{found[1][:MAX_SHOWN]}'{inside}"
+    if found := NOT_LISTED.fullmatch(problem):
+        choices = schema.get("properties", {}).get(name, {}).get("enum")
+        wanted = f"must be one of {', '.join(map(_json, choices))}" if choices else "has no such choice"
+        return f"{subject} {wanted}, got {found[1][:MAX_SHOWN]}"
+    return f"{subject}: {problem}"
+
+
+def _words(types: str) -> str:
+    return " or ".join(WORDS.get(part, part) for part in types.split(" | "))
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(f"'{name[:MAX_SHOWN]}'" for name in names[:MAX_LISTED])
+    return shown if len(names) <= MAX_LISTED else f"{shown} and {len(names) - MAX_LISTED} more"
+
+
+def _expected(schema: Schema) -> str:
+    properties: dict[str, Any] = schema.get("properties", {})
+    if not properties:
+        return "Expected: no arguments" if schema.get("additionalProperties") is False else "Expected: an object"
+    required = schema.get("required", [])
+    parts = [
+        f"{_json(name)}: {_kind(node)}{'' if name in required else ' (optional)'}"
+        for name, node in list(properties.items())[:MAX_LISTED]
+    ]
+    more = ", …" if len(properties) > MAX_LISTED else ""
+    return f"Expected: {{{', '.join(parts)}{more}}}"
+
+
+def _kind(node: Any) -> str:
+    """One property in a word or two."""
+    if not is_object(node):
+        return "any"
+    if "enum" in node:
+        return " | ".join(_json(choice) for choice in node["enum"])
+    if "anyOf" in node:
+        return " | ".join(_kind(part) for part in node["anyOf"])
+    kind = node.get("type", "object" if "$ref" in node else "any")
+    if kind == "array" and is_object(node.get("items")):
+        return f"array of {_kind(node['items'])}"
+    kinds: list[str] = [kind] if isinstance(kind, str) else kind
+    return " | ".join(kinds)
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

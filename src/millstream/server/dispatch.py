@@ -1,0 +1,209 @@
+"""From an admitted call to the bytes of its answer. One method for every transport: `Dispatcher.call`.
+
+It finds the handler by method, splices result and identifier, and turns every failure into the answer that the
+revision has for it. It does not know how the call arrived or how the answer travels.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from millstream.protocol import projection
+from millstream.protocol.admission import method_not_found
+from millstream.protocol.errors import (
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    Cancelled,
+    Declined,
+    LocalError,
+    ProtocolError,
+    ToolError,
+)
+from millstream.protocol.jsonrpc import Message, RequestId, encode, error_message
+from millstream.protocol.metadata import SERVER_KEY
+from millstream.protocol.principal import Gate
+from millstream.protocol.revisions import ALL, Revision
+from millstream.protocol.rounds import InputRequired
+from millstream.server.call import Call
+from millstream.server.context import call_binding
+from millstream.server.registry import Registry
+from millstream.server.services import Services
+
+logger = logging.getLogger("millstream")
+
+Handler = Callable[[Call], Awaitable[bytes]]
+"""Gives the members of the result without the braces around them (empty for an empty result)."""
+
+
+class Dispatcher:
+    """Runs calls. One for each running server."""
+
+    __slots__ = ("_handlers", "_heads", "by_id", "calls", "gate", "info", "instructions", "registry", "services")
+
+    def __init__(
+        self,
+        registry: Registry,
+        services: Services,
+        *,
+        info: dict[str, Any],
+        instructions: str = "",
+        gate: Gate | None = None,
+    ) -> None:
+        # Configuration
+        self.registry = registry
+        self.services = services
+        self.info = info
+        self.instructions = instructions
+        self.gate = gate
+        self._handlers: dict[str, Handler] = {}
+        self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
+        # Calls in flight
+        self.calls: set[Call] = set()
+        self.by_id: dict[tuple[str, RequestId], Call] = {}
+        """(scope, request id) -> call, for those that a later message can cancel."""
+
+    def serve(self, handlers: Mapping[str, Handler]) -> None:
+        """Add handlers by method."""
+        self._handlers.update(handlers)
+
+    async def call(self, call: Call) -> bytes:
+        """Run one call to its answer.
+
+        Returns:
+            The whole JSON-RPC response; empty when the caller cancelled, and must not be answered.
+        """
+        self.calls.add(call)
+        call.services = self.services
+        call.task = asyncio.current_task()
+        try:
+            if self.gate is not None:
+                self._pass_gate(call)
+            if call.revision.handshake:
+                check_offered(call, self.registry)
+            members = await self._handlers[call.method](call)
+            head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
+            return (
+                b'{"jsonrpc":"2.0","id":%b,"result":%b%b}}' % (encode(call.id), head, members)
+                if members
+                else b'{"jsonrpc":"2.0","id":%b,"result":%b}}' % (encode(call.id), head.removesuffix(b","))
+            )
+        except BaseException as exc:
+            return self._failure(call, exc)
+        finally:
+            self.calls.discard(call)
+
+    async def call_in_scope(self, call: Call, scope: str) -> bytes:
+        """`call`, where later messages of the same session or connection can name it.
+
+        Raises nothing for a duplicate id: the second request is answered with an error and the first goes on.
+        """
+        key = (scope, call.id)
+        if key in self.by_id:
+            return error_message(call.id, INVALID_REQUEST, "Invalid request: a request with this id is in flight")
+        self.by_id[key] = call
+        try:
+            return await self.call(call)
+        finally:
+            del self.by_id[key]
+
+    def cancel(self, scope: str, request_id: RequestId) -> bool:
+        """Cancel a call of a session or connection; unknown ones are ignored (digest §10.6)."""
+        call = self.by_id.get((scope, request_id))
+        if call is None:
+            return False
+        call.cancel()
+        return True
+
+    def answer(self, message: Message, scope: str) -> bool:
+        """Give a client's answer to the call that asked."""
+        return self.services.questions.answer(message, scope)
+
+    def _pass_gate(self, call: Call) -> None:
+        assert self.gate is not None  # noqa: S101  asked only where there is one
+        refusal = self.gate(call.principal, call.method, call.name)
+        if refusal is not None:
+            raise ProtocolError(refusal.code, refusal.message, refusal.data, status=refusal.status)
+
+    def _failure(self, call: Call, exc: BaseException) -> bytes:
+        if isinstance(exc, ProtocolError):
+            return self._refuse(call, exc)
+        if isinstance(exc, InputRequired):
+            return self._input_required(call, exc)
+        if isinstance(exc, ToolError | Declined | Cancelled):
+            return self._tool_error(call, str(exc) or type(exc).__name__)
+        if isinstance(exc, asyncio.CancelledError) and call.cancelled:
+            task = asyncio.current_task()
+            if task is not None:
+                task.uncancel()
+            if call.expired:
+                return self._tool_error(call, "The call took too long.")
+            return b""
+        if isinstance(exc, asyncio.CancelledError):
+            call.cancelled = True
+        if isinstance(exc, Exception):
+            return self._unexpected(call, exc)
+        raise exc
+
+    def _refuse(self, call: Call, exc: ProtocolError) -> bytes:
+        error = projection.error(exc, call.revision)
+        call.status = error.status if call.revision.result_type else 200
+        return error_message(call.id, error.code, error.message, error.data)
+
+    def _tool_error(self, call: Call, text: str) -> bytes:
+        if call.method != "tools/call":
+            return error_message(call.id, INTERNAL_ERROR, text)
+        return b'{"jsonrpc":"2.0","id":%b,"result":%b"content":[{"type":"text","text":%b}],"isError":true}}' % (
+            encode(call.id),
+            self._heads[call.revision.date],
+            encode(text),
+        )
+
+    def _unexpected(self, call: Call, exc: Exception) -> bytes:
+        incident = secrets.token_hex(8)
+        logger.error(
+            "%s %s failed [incident %s]", call.method, call.name, incident, exc_info=exc, extra={"incident": incident}
+        )
+        text = f"Internal error. The server's log has the details under incident {incident}."
+        if isinstance(exc, LocalError):
+            return error_message(call.id, INTERNAL_ERROR, text)
+        return self._tool_error(call, text)
+
+    def _input_required(self, call: Call, exc: InputRequired) -> bytes:
+        services = self.services
+        try:
+            state = call.replay.seal(
+                services.ring,
+                bound=call_binding(call),
+                expires_at=int(services.clock() + services.settings.state_ttl),
+                nonce=services.nonce(),
+            )
+        except ProtocolError as error:
+            return self._refuse(call, error)
+        result = {"resultType": "input_required", "inputRequests": exc.requests, "requestState": state}
+        members = encode(result)[:-1]
+        return b'{"jsonrpc":"2.0","id":%b,"result":%b,"_meta":%b}}' % (
+            encode(call.id),
+            members,
+            encode({SERVER_KEY: projection.implementation(self.info, call.revision)}),
+        )
+
+
+def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None) -> bytes:
+    """What opens every result: in the per-request era its type and the server's information."""
+    if not revision.result_type:
+        return b"{" if meta is None else b'{"_meta":%b,' % encode(meta)
+    merged = {**(meta or {}), SERVER_KEY: projection.implementation(info, revision)}
+    return b'{"resultType":"complete","_meta":%b,' % encode(merged)
+
+
+def check_offered(call: Call, registry: Registry) -> None:
+    """Refuse a handshake-era method that the revision or this server does not have.
+
+    Raises:
+        ProtocolError: METHOD_NOT_FOUND.
+    """
+    capability = call.revision.requests.get(call.method)
+    if capability is None or not registry.offers(capability):
+        raise method_not_found(call.method, call.revision)

@@ -1,0 +1,25 @@
+"""What each method does. A handler takes a `Call` and gives the members of the result in the call's revision."""
+
+from millstream.server.dispatch import Dispatcher
+from millstream.server.handlers.completion import CompletionHandlers
+from millstream.server.handlers.discovery import DiscoveryHandlers
+from millstream.server.handlers.listen import ListenHandlers
+from millstream.server.handlers.prompts import PromptHandlers
+from millstream.server.handlers.resources import ResourceHandlers
+from millstream.server.handlers.session import SessionHandlers
+from millstream.server.handlers.tools import ToolHandlers
+
+
+def install(dispatcher: Dispatcher) -> None:
+    """Give a dispatcher the handlers of every method."""
+    registry, services = dispatcher.registry, dispatcher.services
+    for handlers in (
+        ToolHandlers(registry, services),
+        ResourceHandlers(registry, services),
+        PromptHandlers(registry, services),
+        CompletionHandlers(registry, services),
+        SessionHandlers(services),
+        ListenHandlers(registry, services),
+        DiscoveryHandlers(registry, services, dispatcher.info, dispatcher.instructions),
+    ):
+        dispatcher.serve(handlers.table())

@@ -1,0 +1,100 @@
+"""`completion/complete`: values for an argument of a prompt or a variable of a resource template."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream.protocol.jsonrpc import encode
+from millstream.server.call import Call
+from millstream.server.dispatch import Handler
+from millstream.server.handlers.params import read
+from millstream.server.registry import Registry
+from millstream.server.services import Services
+from millstream.server.signature import Plan
+
+MAX_VALUES = 100
+
+
+class _Reference(Struct, gc=False):
+    type: str
+    name: str = ""
+    uri: str = ""
+
+
+class _Argument(Struct, gc=False):
+    name: str
+    value: str
+
+
+class _Context(Struct, gc=False):
+    arguments: dict[str, str] = {}
+
+
+class _Params(Struct, gc=False):
+    ref: _Reference
+    argument: _Argument
+    context: _Context | None = None
+
+
+_decoder = msgspec.json.Decoder(_Params)
+
+
+class CompletionHandlers:
+    """The handler of `completion/complete`."""
+
+    __slots__ = ("_registry", "_services")
+
+    def __init__(self, registry: Registry, services: Services) -> None:
+        self._registry = registry
+        self._services = services
+
+    def table(self) -> Mapping[str, Handler]:
+        """Handlers by method."""
+        return {"completion/complete": self.complete}
+
+    async def complete(self, call: Call) -> bytes:
+        """Values that begin as the person typed: from the registered function, else from the parameter's type."""
+        params = read(_decoder, call)
+        plan, reference = self._find(params.ref)
+        if params.argument.name not in plan.parameters:
+            raise ProtocolError(INVALID_PARAMS, f"Unknown argument: {params.argument.name[:128]!r}")
+        known = params.context.arguments if params.context is not None and call.revision.completion_context else {}
+        completer = self._registry.complete_from(reference, params.argument.name)
+        if completer is None:
+            values = _of_type(plan, params.argument)
+        else:
+            values = await self._ask(completer, params.argument.value, known)
+        shown = values[:MAX_VALUES]
+        completion = {"values": shown, "total": len(values), "hasMore": len(values) > len(shown)}
+        return b'"completion":%b' % encode(completion)
+
+    def _find(self, reference: _Reference) -> tuple[Plan, str]:
+        if reference.type == "ref/prompt":
+            prompt = self._registry.prompts.get(reference.name)
+            if prompt is not None:
+                return prompt.plan, reference.name
+            raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {reference.name[:128]!r}")
+        if reference.type == "ref/resource":
+            template = self._registry.templates.get(reference.uri)
+            if template is not None:
+                return template.plan, reference.uri
+            raise ProtocolError(INVALID_PARAMS, f"Unknown resource template: {reference.uri[:256]!r}")
+        raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type is ref/prompt or ref/resource")
+
+    async def _ask(self, completer: Any, value: str, known: dict[str, str]) -> list[str]:
+        if inspect.iscoroutinefunction(completer):
+            found = await completer(value, known)
+        else:
+            found = await self._services.threads.run(completer, value, known)
+        return [str(each) for each in found]
+
+
+def _of_type(plan: Plan, argument: _Argument) -> list[str]:
+    """The choices of an enum, `Literal` or `bool` parameter."""
+    node = plan.input_schema.get("properties", {}).get(argument.name, {})
+    choices = node.get("enum", ["true", "false"] if node.get("type") == "boolean" else [])
+    return [str(each) for each in choices if str(each).startswith(argument.value)]

@@ -1,0 +1,121 @@
+"""`subscriptions/listen` (digest §7): the per-request era's stream of changes, open until the client goes."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
+from millstream.protocol.jsonrpc import notification_message
+from millstream.protocol.metadata import SUBSCRIPTION_KEY
+from millstream.server.call import Call
+from millstream.server.changes import UPDATED, Change
+from millstream.server.dispatch import Handler
+from millstream.server.handlers.params import read
+from millstream.server.registry import Registry
+from millstream.server.services import Services, principal_id
+
+ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
+
+
+class _Filter(Struct, rename="camel", gc=False):
+    tools_list_changed: bool = False
+    prompts_list_changed: bool = False
+    resources_list_changed: bool = False
+    resource_subscriptions: list[str] = []
+
+
+class _Params(Struct, gc=False):
+    notifications: _Filter
+
+
+_decoder = msgspec.json.Decoder(_Params)
+
+
+class ListenHandlers:
+    """The handler of `subscriptions/listen`."""
+
+    __slots__ = ("_open", "_registry", "_services")
+
+    def __init__(self, registry: Registry, services: Services) -> None:
+        self._registry = registry
+        self._services = services
+        self._open: dict[str, int] = {}
+        """Principal -> its open subscriptions."""
+
+    def table(self) -> Mapping[str, Handler]:
+        """Handlers by method."""
+        return {"subscriptions/listen": self.listen}
+
+    async def listen(self, call: Call) -> bytes:
+        """Acknowledge, then push changes until the call is cancelled or the server closes the line."""
+        wanted = read(_decoder, call).notifications
+        settings = self._services.settings
+        if len(wanted.resource_subscriptions) > settings.max_subscriptions:
+            raise ProtocolError(INVALID_REQUEST, f"A subscription names at most {settings.max_subscriptions} resources")
+        owner = principal_id(call.principal)
+        mine = self._open.get(owner, 0)
+        if mine >= settings.max_streams_per_principal or sum(self._open.values()) >= settings.max_streams:
+            raise ProtocolError(INVALID_REQUEST, "Too many open subscriptions: close some, or try again later")
+        self._open[owner] = mine + 1
+        try:
+            return await self._serve(call, wanted)
+        finally:
+            left = self._open[owner] - 1
+            if left:
+                self._open[owner] = left
+            else:
+                del self._open[owner]
+
+    async def _serve(self, call: Call, wanted: _Filter) -> bytes:
+        mark = {SUBSCRIPTION_KEY: call.id}
+        honoured = self._honoured(wanted)
+        line = call.open_line()
+        call.meta = dict(mark)
+        acknowledgement = notification_message(ACKNOWLEDGED, {"notifications": honoured, "_meta": mark})
+        if not honoured:
+            await line.send(acknowledgement)
+            return b""
+        kinds = {kind for kind in ("tools", "prompts", "resources") if honoured.get(f"{kind}ListChanged")}
+        uris = frozenset(wanted.resource_subscriptions)
+        lists = {kind: notification_message(Change(kind).method, {"_meta": mark}) for kind in kinds}
+        over = asyncio.Event()
+        early: list[bytes] | None = []
+        """Changes while the acknowledgement is on its way: nothing may overtake it."""
+
+        def watcher(change: Change, message: bytes) -> None:
+            own = lists.get(change.kind)
+            if own is None:
+                if change.uri not in uris:
+                    return
+                own = notification_message(UPDATED, {"uri": change.uri, "_meta": mark})
+            if early is not None:
+                early.append(own)
+            elif not line.push(own):
+                over.set()
+
+        stop = self._services.changes.watch(watcher)
+        self._services.endings.add(over.set)
+        try:
+            await line.send(acknowledgement)
+            held, early = early, None
+            for message in held:
+                line.push(message)
+            await over.wait()
+        finally:
+            stop()
+            self._services.endings.discard(over.set)
+        return b""
+
+    def _honoured(self, wanted: _Filter) -> dict[str, Any]:
+        honoured: dict[str, Any] = {}
+        for kind in ("tools", "prompts", "resources"):
+            if getattr(wanted, f"{kind}_list_changed") and self._registry.offers(kind):
+                honoured[f"{kind}ListChanged"] = True
+        if wanted.resource_subscriptions and self._registry.offers("resources"):
+            honoured["resourceSubscriptions"] = wanted.resource_subscriptions
+        return honoured
+
+

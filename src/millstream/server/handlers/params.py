@@ -1,0 +1,51 @@
+"""Reading `params`: shared by the handlers."""
+
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream.server.asking import read_responses
+from millstream.server.call import Call
+
+S = TypeVar("S", bound=Struct)
+
+
+class Rounds(Struct, rename="camel", gc=False):
+    """What every multi-round method may carry."""
+
+    input_responses: Raw | UnsetType = UNSET
+    request_state: str = ""
+
+
+class Page(Struct, gc=False):
+    """Parameters of the list methods."""
+
+    cursor: str | None = None
+
+
+def read(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
+    """Decode the parameters of a call.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS.
+    """
+    try:
+        return decoder.decode(call.params or b"{}")
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+
+
+def take_rounds(call: Call, params: Rounds) -> None:
+    """Note the answers and state of earlier rounds, in the era that has them."""
+    if call.revision.handshake:
+        return
+    if params.input_responses is not UNSET:
+        call.responses = read_responses(bytes(params.input_responses))
+    call.state = params.request_state
+
+
+page_decoder: "msgspec.json.Decoder[Page]" = msgspec.json.Decoder(Page)
+
+Json = dict[str, Any]

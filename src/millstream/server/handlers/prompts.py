@@ -1,0 +1,66 @@
+"""`prompts/list` and `prompts/get`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from millstream.protocol import projection
+from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream.protocol.jsonrpc import encode
+from millstream.protocol.revisions import NEWEST
+from millstream.server.call import Call
+from millstream.server.dispatch import Handler
+from millstream.server.handlers.params import Rounds, page_decoder, read, take_rounds
+from millstream.server.registry import Registry
+from millstream.server.results import encode_messages
+from millstream.server.services import Services
+from millstream.server.signature import argument_error, bind
+
+
+class _GetParams(Rounds, gc=False, kw_only=True):
+    name: str
+    arguments: dict[str, str] | None = None
+
+
+_get_decoder = msgspec.json.Decoder(_GetParams)
+
+
+class PromptHandlers:
+    """Handlers of the prompt methods."""
+
+    __slots__ = ("_registry", "_services")
+
+    def __init__(self, registry: Registry, services: Services) -> None:
+        self._registry = registry
+        self._services = services
+
+    def table(self) -> Mapping[str, Handler]:
+        """Handlers by method."""
+        return {"prompts/list": self.list, "prompts/get": self.get}
+
+    async def list(self, call: Call) -> bytes:
+        """One page of prompt descriptions."""
+        return self._registry.page("prompts", call.revision, read(page_decoder, call).cursor)
+
+    async def get(self, call: Call) -> bytes:
+        """The messages of one prompt."""
+        params = read(_get_decoder, call)
+        prompt = self._registry.prompts.get(params.name)
+        if prompt is None:
+            raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {params.name[:128]!r}")
+        call.name = params.name
+        take_rounds(call, params)
+        call.arguments = self._bind(prompt.plan, params.arguments or {})
+        members = encode_messages(await prompt.run(call, call.arguments))
+        if not call.revision.content >= NEWEST.content:
+            members = projection.prompt_messages(members, call.revision)
+        description = prompt.describe().get("description")
+        return members if description is None else b'"description":%b,%b' % (encode(description), members)
+
+    @staticmethod
+    def _bind(plan: Any, values: dict[str, str]) -> Any:
+        try:
+            return bind(plan, values)
+        except msgspec.ValidationError as exc:
+            raise ProtocolError(INVALID_PARAMS, argument_error(exc, plan)) from exc

@@ -1,0 +1,122 @@
+"""`resources/list`, `resources/templates/list`, `resources/read`, `resources/subscribe`, `resources/unsubscribe`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from millstream.protocol.errors import INVALID_PARAMS, INVALID_REQUEST, RESOURCE_NOT_FOUND, ProtocolError
+from millstream.server.call import Call
+from millstream.server.dispatch import Handler
+from millstream.server.handlers.params import Rounds, page_decoder, read, take_rounds
+from millstream.server.registry import Registry
+from millstream.server.resources import Resource, Template
+from millstream.server.results import encode_contents
+from millstream.server.services import Services
+from millstream.server.sessions import Record
+from millstream.server.signature import bind
+
+_MAX_URI = 8 * 1024
+
+
+class _ReadParams(Rounds, gc=False, kw_only=True):
+    uri: str
+
+
+class _Uri(msgspec.Struct, gc=False):
+    uri: str
+
+
+_read_decoder = msgspec.json.Decoder(_ReadParams)
+_uri_decoder = msgspec.json.Decoder(_Uri)
+
+_HINTS = b',"ttlMs":0,"cacheScope":"private"'
+"""What a function reads may change at any time and depend on the caller."""
+
+
+class ResourceHandlers:
+    """Handlers of the resource methods."""
+
+    __slots__ = ("_registry", "_services")
+
+    def __init__(self, registry: Registry, services: Services) -> None:
+        self._registry = registry
+        self._services = services
+
+    def table(self) -> Mapping[str, Handler]:
+        """Handlers by method."""
+        return {
+            "resources/list": self.list,
+            "resources/templates/list": self.list_templates,
+            "resources/read": self.read,
+            "resources/subscribe": self.subscribe,
+            "resources/unsubscribe": self.unsubscribe,
+        }
+
+    async def list(self, call: Call) -> bytes:
+        """One page of resources with a URI of their own."""
+        return self._registry.page("resources", call.revision, read(page_decoder, call).cursor)
+
+    async def list_templates(self, call: Call) -> bytes:
+        """One page of resource templates."""
+        return self._registry.page("templates", call.revision, read(page_decoder, call).cursor)
+
+    async def read(self, call: Call) -> bytes:
+        """Read one resource."""
+        params = read(_read_decoder, call)
+        call.name = params.uri
+        take_rounds(call, params)
+        source, arguments = self._find(params.uri)
+        value = await source.run(call, arguments)
+        if value is None:
+            raise _not_found(params.uri)
+        members = encode_contents(value, params.uri, source.mime_type)
+        return members + _HINTS if call.revision.result_type else members
+
+    def _find(self, uri: str) -> tuple[Resource | Template, Any]:
+        resource = self._registry.resources.get(uri)
+        if resource is not None:
+            return resource, resource.plan.arguments()
+        if len(uri) <= _MAX_URI:
+            for template in self._registry.templates.values():
+                variables = template.template.match(uri)
+                if variables is not None:
+                    try:
+                        return template, bind(template.plan, variables)
+                    except msgspec.ValidationError as exc:
+                        raise ProtocolError(INVALID_PARAMS, f"Invalid resource URI: {exc}", {"uri": uri}) from exc
+        raise _not_found(uri)
+
+    async def subscribe(self, call: Call) -> bytes:
+        """Hear about changes of one resource from now on."""
+        uri = read(_uri_decoder, call).uri
+        record = await self._record(call)
+        if uri not in record.subscriptions:
+            if len(record.subscriptions) >= self._services.settings.max_subscriptions:
+                raise ProtocolError(INVALID_REQUEST, "Too many subscriptions in this session: unsubscribe from some")
+            self._find(uri)
+            record.subscriptions.append(uri)
+            await self._put(call, record)
+        return b""
+
+    async def unsubscribe(self, call: Call) -> bytes:
+        """Hear no more about changes of one resource."""
+        uri = read(_uri_decoder, call).uri
+        record = await self._record(call)
+        if uri in record.subscriptions:
+            record.subscriptions.remove(uri)
+            await self._put(call, record)
+        return b""
+
+    async def _record(self, call: Call) -> Record:
+        if call.session is None:
+            raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session: initialize first, and send its id")
+        return await self._services.records.get(call.session)
+
+    async def _put(self, call: Call, record: Record) -> None:
+        assert call.session is not None  # noqa: S101  _record checked it
+        await self._services.records.put(call.session, record)
+
+
+def _not_found(uri: str) -> ProtocolError:
+    return ProtocolError(RESOURCE_NOT_FOUND, "Resource not found", {"uri": uri})

@@ -1,0 +1,48 @@
+"""Methods that are about the session itself: `ping`, `logging/setLevel`."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream.protocol.metadata import LOG_LEVELS
+from millstream.server.call import Call
+from millstream.server.dispatch import Handler
+from millstream.server.handlers.params import read
+from millstream.server.services import Services
+
+
+class _Level(msgspec.Struct, gc=False):
+    level: str
+
+
+_level_decoder = msgspec.json.Decoder(_Level)
+
+
+class SessionHandlers:
+    """Handlers of the session methods."""
+
+    __slots__ = ("_services",)
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def table(self) -> Mapping[str, Handler]:
+        """Handlers by method."""
+        return {"ping": self.ping, "logging/setLevel": self.set_level}
+
+    async def ping(self, call: Call) -> bytes:
+        """Answer at once."""
+        return b""
+
+    async def set_level(self, call: Call) -> bytes:
+        """Set the least severity of log messages for this session; without one there is nothing to keep."""
+        level = read(_level_decoder, call).level
+        if level not in LOG_LEVELS:
+            raise ProtocolError(INVALID_PARAMS, f"Unknown log level {level[:32]!r}: use one of {', '.join(LOG_LEVELS)}")
+        if call.session is not None:
+            record = await self._services.records.get(call.session)
+            if record.log_level != level:
+                record.log_level = level
+                await self._services.records.put(call.session, record)
+        return b""

@@ -1,0 +1,98 @@
+"""`tools/list` and `tools/call`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from millstream.protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
+from millstream.protocol.param_headers import check
+from millstream.server.call import Call
+from millstream.server.dispatch import Handler
+from millstream.server.handlers.params import Rounds, page_decoder, read, take_rounds
+from millstream.server.registry import Registry
+from millstream.server.services import Services
+from millstream.server.signature import argument_error, recover
+from millstream.server.tools import Tool, run_with_timeout
+
+
+class _CallParams(Rounds, gc=False):
+    name: str = ""
+    arguments: Raw = Raw(b"")
+
+
+_call_decoder = msgspec.json.Decoder(_CallParams)
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class ToolHandlers:
+    """Handlers of the tool methods."""
+
+    __slots__ = ("_registry", "_services", "_timeout")
+
+    def __init__(self, registry: Registry, services: Services) -> None:
+        self._registry = registry
+        self._services = services
+        self._timeout = services.settings.tool_timeout
+
+    def table(self) -> Mapping[str, Handler]:
+        """Handlers by method."""
+        return {"tools/list": self.list, "tools/call": self.call}
+
+    async def list(self, call: Call) -> bytes:
+        """One page of tool descriptions."""
+        return self._registry.page("tools", call.revision, read(page_decoder, call).cursor)
+
+    async def call(self, call: Call) -> bytes:
+        """Run a tool. The transport may have decoded `target` and `arguments` already."""
+        tool: Tool | None = call.target
+        if tool is None:
+            tool = self._open(call)
+        timeout = self._timeout if tool.timeout is None else tool.timeout
+        if timeout:
+            value = await run_with_timeout(tool.run, call, call.arguments, timeout)
+        else:
+            value = await tool.run(call, call.arguments)
+        return tool.encode(value, call)
+
+    def _open(self, call: Call) -> Tool:
+        """Find the tool and decode its arguments.
+
+        Raises:
+            ProtocolError: an unknown tool, headers that differ from the arguments, or (older revisions) bad arguments.
+            ToolError: bad arguments, with a text that tells a model what to fix.
+        """
+        params = read(_call_decoder, call)
+        tool = self._registry.tools.get(params.name)
+        if tool is None:
+            raise ProtocolError(INVALID_PARAMS, f"Unknown tool: {params.name[:128]!r}")
+        call.target, call.name = tool, params.name
+        take_rounds(call, params)
+        raw = bytes(params.arguments) or b"{}"
+        if raw == b"null":
+            raw = b"{}"
+        if tool.plan.headers and call.revision.routing_headers and call.headers is not None:
+            check(tool.plan.headers, call.headers, _object(raw))
+        call.arguments = self._arguments(tool, raw, call)
+        return tool
+
+    @staticmethod
+    def _arguments(tool: Tool, raw: bytes, call: Call) -> Any:
+        try:
+            return tool.plan.decoder.decode(raw)
+        except (msgspec.DecodeError, RecursionError) as exc:
+            arguments = recover(tool.plan, raw)
+            if arguments is not None:
+                return arguments
+            text = argument_error(exc, tool.plan)
+        if call.revision.argument_errors_in_result:
+            raise ToolError(text)
+        raise ProtocolError(INVALID_PARAMS, text)
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        return _decode_object(raw)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: arguments must be an object ({exc})") from exc

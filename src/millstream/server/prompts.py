@@ -1,0 +1,64 @@
+"""Prompts: descriptions for clients, and how their functions are run."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from msgspec import to_builtins
+
+from millstream.protocol.content import Icon
+from millstream.server.context import Context
+from millstream.server.signature import plan
+from millstream.server.sync_context import SyncContext
+from millstream.server.tools import runner
+
+
+class Prompt:
+    """One registered prompt."""
+
+    __slots__ = ("_described", "name", "plan", "run")
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        title: str | None = None,
+        description: str | None = None,
+        icons: Sequence[Icon] = (),
+        meta: Mapping[str, Any] | None = None,
+        thread: bool = True,
+    ) -> None:
+        self.plan = plan(function, kind="prompt", contexts=(Context, SyncContext), name=name)
+        self.name = self.plan.name
+        self.run = runner(self.plan, thread=thread)
+        required = set(self.plan.input_schema.get("required", ()))
+        properties = self.plan.input_schema.get("properties", {})
+        arguments = [
+            {
+                "name": each,
+                **{key: properties[each][key] for key in ("title", "description") if key in properties.get(each, {})},
+                **({"required": True} if each in required else {}),
+            }
+            for each in self.plan.parameters
+        ]
+        described: dict[str, Any] = {
+            "name": self.name,
+            "title": title,
+            "description": description if description is not None else self.plan.description or None,
+            "arguments": arguments or None,
+            "icons": [to_builtins(icon) for icon in icons] or None,
+            "_meta": dict(meta) if meta else None,
+        }
+        self._described = {key: value for key, value in described.items() if value is not None}
+
+    def describe(self) -> dict[str, Any]:
+        """The description in the newest shape."""
+        return self._described
+
+    def named(self, name: str) -> "Prompt":
+        """The same prompt under another name."""
+        other = copy.copy(self)
+        other.name = name
+        other._described = {**self._described, "name": name}  # noqa: SLF001  of the same class
+        return other

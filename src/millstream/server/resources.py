@@ -1,0 +1,101 @@
+"""Resources and resource templates: descriptions for clients, and how their functions are read."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from msgspec import to_builtins
+
+from millstream.protocol.content import Annotations, Icon
+from millstream.protocol.uri_template import UriTemplate
+from millstream.server.context import Context
+from millstream.server.signature import plan
+from millstream.server.sync_context import SyncContext
+from millstream.server.tools import runner
+
+
+class _Readable:
+    """What resources and templates share."""
+
+    __slots__ = ("_described", "mime_type", "plan", "run")
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        address: Mapping[str, str],
+        *,
+        name: str | None = None,
+        title: str | None = None,
+        description: str | None = None,
+        mime_type: str | None = None,
+        annotations: Annotations | Mapping[str, Any] | None = None,
+        icons: Sequence[Icon] = (),
+        size: int | None = None,
+        meta: Mapping[str, Any] | None = None,
+        thread: bool = True,
+    ) -> None:
+        self.plan = plan(function, kind="resource", contexts=(Context, SyncContext), name=name)
+        self.mime_type = mime_type
+        self.run = runner(self.plan, thread=thread)
+        described: dict[str, Any] = {
+            **address,
+            "name": self.plan.name,
+            "title": title,
+            "description": description if description is not None else self.plan.description or None,
+            "mimeType": mime_type,
+            "annotations": to_builtins(annotations) if annotations else None,
+            "size": size,
+            "icons": [to_builtins(icon) for icon in icons] or None,
+            "_meta": dict(meta) if meta else None,
+        }
+        self._described = {key: value for key, value in described.items() if value is not None}
+
+    def describe(self) -> dict[str, Any]:
+        """The description in the newest shape."""
+        return self._described
+
+
+class Resource(_Readable):
+    """A resource with one URI. Its function takes no arguments but the context."""
+
+    __slots__ = ("uri",)
+
+    def __init__(self, uri: str, function: Callable[..., Any], **options: Any) -> None:
+        super().__init__(function, {"uri": uri}, **options)
+        if self.plan.parameters:
+            raise TypeError(
+                f"resource {uri!r}: the function takes {', '.join(self.plan.parameters)}, "
+                "but the URI has no {variables} for them"
+            )
+        self.uri = uri
+
+    def named(self, uri: str) -> "Resource":
+        """The same resource under another URI."""
+        other = copy.copy(self)
+        other.uri = uri
+        other._described = {**self._described, "uri": uri}  # noqa: SLF001  of the same class
+        return other
+
+
+class Template(_Readable):
+    """A family of resources. The variables of its URI are the typed parameters of its function."""
+
+    __slots__ = ("template",)
+
+    def __init__(self, uri: str, function: Callable[..., Any], **options: Any) -> None:
+        options.pop("size", None)
+        super().__init__(function, {"uriTemplate": uri}, **options)
+        self.template = UriTemplate(uri)
+        missing = set(self.template.variables) ^ set(self.plan.parameters)
+        if missing:
+            raise TypeError(
+                f"resource template {uri!r}: its variables are {', '.join(self.template.variables) or 'none'}, the "
+                f"function takes {', '.join(self.plan.parameters) or 'nothing'}: they must be the same names"
+            )
+
+    def named(self, uri: str) -> "Template":
+        """The same template under another URI."""
+        other = copy.copy(self)
+        other.template = UriTemplate(uri)
+        other._described = {**self._described, "uriTemplate": uri}  # noqa: SLF001  of the same class
+        return other

@@ -1,0 +1,100 @@
+"""What one running server shares among its calls: settings, records, open questions, changes, keys, threads.
+
+Made by the composition root for one event loop and handed down; nothing here decides anything about a call.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from millstream.config import Settings
+from millstream.protocol.errors import ToolError
+from millstream.protocol.principal import Publisher
+from millstream.protocol.seal import NONCE_BYTES, KeyRing
+from millstream.server.asking import OpenQuestions
+from millstream.server.changes import Changes
+from millstream.server.keys import load_secrets, state_directory
+from millstream.server.sessions import Records
+from millstream.stores.base import Store
+
+
+def principal_id(principal: Any) -> str:
+    """The part of a principal that things are bound to; empty for an anonymous caller."""
+    return principal.id if principal is not None else ""
+
+
+class Threads:
+    """Worker threads for `def` functions. A slot frees when its function ends, not when its caller goes away."""
+
+    __slots__ = ("_executor", "_free", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._free = size
+        self._executor: ThreadPoolExecutor | None = None
+
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run in a worker thread.
+
+        Raises:
+            ToolError: every thread is busy.
+        """
+        if self._free <= 0:
+            raise ToolError(f"All {self.size} worker threads are busy. Try again later.")
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(self.size, thread_name_prefix="millstream")
+        loop = asyncio.get_running_loop()
+        self._free -= 1
+        future = self._executor.submit(function, *args)
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._release))
+        return await asyncio.wrap_future(future)
+
+    def _release(self) -> None:
+        self._free += 1
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
+
+
+class Services:
+    """The shared parts of one running server."""
+
+    __slots__ = ("_ring", "changes", "clock", "endings", "hub", "key_warning", "lifespan", "questions", "records", "settings", "store", "threads")
+
+    def __init__(self, settings: Settings, store: Store, changes: Changes, *, hub: Publisher | None = None) -> None:
+        # Configuration
+        self.settings = settings
+        self.store = store
+        self.hub = hub
+        self.clock: Callable[[], float] = time.time
+        self.key_warning: str | None = None
+        # Shared state
+        self.records = Records(store.kv, settings.record_ttl)
+        self.questions = OpenQuestions(max_open=settings.max_questions, timeout=settings.ask_timeout)
+        self.changes = changes
+        self.threads = Threads(settings.max_threads)
+        self.endings: set[Callable[[], None]] = set()
+        """Called when the server stops: open subscriptions end with their result."""
+        self.lifespan: Any = None
+        """What the user's lifespan yielded."""
+        self._ring: KeyRing | None = None
+
+    @property
+    def ring(self) -> KeyRing:
+        """The keys for session ids and sealed state, loaded when first needed."""
+        ring = self._ring
+        if ring is None:
+            found = load_secrets(self.settings.key, state_dir=state_directory())
+            self.key_warning = found.warning
+            ring = self._ring = KeyRing(found.values)
+        return ring
+
+    @staticmethod
+    def nonce() -> bytes:
+        """Random bytes for one seal."""
+        return secrets.token_bytes(NONCE_BYTES)

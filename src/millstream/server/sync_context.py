@@ -1,0 +1,133 @@
+"""`SyncContext`: the methods of `Context`, blocking, for `def` functions that run in a worker thread."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar, overload
+
+from millstream.protocol.content import Message
+from millstream.protocol.errors import Cancelled
+from millstream.protocol.jsonrpc import RequestId
+from millstream.protocol.metadata import Client
+from millstream.protocol.principal import Principal, Publisher
+from millstream.server.context import Context
+from millstream.server.questions import Question, Root, SampleResult
+from millstream.server.sessions import Session
+
+T = TypeVar("T")
+
+
+class SyncContext:
+    """The current call, for a `def` function. Add a parameter annotated ``SyncContext`` and it is passed in."""
+
+    __slots__ = ("_context", "_loop")
+
+    def __init__(self, context: Context, loop: asyncio.AbstractEventLoop) -> None:
+        self._context = context
+        self._loop = loop
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._context.cancelled:
+            work.close()
+            raise Cancelled("The caller gave up.")
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    @property
+    def request_id(self) -> RequestId:
+        """The JSON-RPC id of the request."""
+        return self._context.request_id
+
+    @property
+    def revision(self) -> str:
+        """The date of the protocol revision in use."""
+        return self._context.revision
+
+    @property
+    def client(self) -> Client:
+        """Capabilities as declared, and name and version for display."""
+        return self._context.client
+
+    @property
+    def principal(self) -> Principal | None:
+        """The authenticated caller; None without authentication."""
+        return self._context.principal
+
+    @property
+    def session(self) -> Session | None:
+        """The handshake session, if there is one."""
+        return self._context.session
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """HTTP headers of the request, lower-case names."""
+        return self._context.headers
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """A place for values of this call."""
+        return self._context.state
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller gave up: look at it between steps of long work."""
+        return self._context.cancelled
+
+    @property
+    def hub(self) -> Publisher:
+        """The hub of this server."""
+        return self._context.hub
+
+    def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        """Report progress, where the caller asked for it."""
+        self._wait(self._context.progress(progress, total, message))
+
+    def log(self, level: str, data: Any, logger: str | None = None) -> None:
+        """Send a log message, where the caller wants messages of this severity."""
+        self._wait(self._context.log(level, data, logger))
+
+    def debug(self, data: Any) -> None:
+        """`log` at level debug."""
+        self.log("debug", data)
+
+    def info(self, data: Any) -> None:
+        """`log` at level info."""
+        self.log("info", data)
+
+    def warning(self, data: Any) -> None:
+        """`log` at level warning."""
+        self.log("warning", data)
+
+    def error(self, data: Any) -> None:
+        """`log` at level error."""
+        self.log("error", data)
+
+    @overload
+    def elicit(self, message: str, answer: type[T], *, key: str | None = None) -> T: ...
+    @overload
+    def elicit(self, message: str, answer: Mapping[str, Any], *, key: str | None = None) -> dict[str, Any]: ...
+    def elicit(self, message: str, answer: Any, *, key: str | None = None) -> Any:
+        """Ask the person for a value; see `Context.elicit`."""
+        return self._wait(self._context.elicit(message, answer, key=key))
+
+    def elicit_url(self, message: str, url: str, *, key: str | None = None) -> None:
+        """Ask the person to open a URL."""
+        self._wait(self._context.elicit_url(message, url, key=key))
+
+    def sample(self, messages: str | Message | Sequence[Message | str], **options: Any) -> SampleResult:
+        """Let the client's model continue a conversation; options as in `Context.sample`."""
+        return self._wait(self._context.sample(messages, **options))
+
+    def roots(self, *, key: str | None = None) -> list[Root]:
+        """The folders that the person opened in the client."""
+        return self._wait(self._context.roots(key=key))
+
+    def ask(self, **questions: Question) -> dict[str, Any]:
+        """Several questions in one round."""
+        return self._wait(self._context.ask(**questions))
+
+    def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T:
+        """Run a side effect once across the rounds of one call; `function` runs in another worker thread."""
+        return self._wait(self._context.once(key, lambda: asyncio.to_thread(function), store=store))
+
+    def close_stream(self, retry_ms: int | None = None) -> bool:
+        """Drop the connection but not the call; see `Context.close_stream`."""
+        return self._wait(self._context.close_stream(retry_ms))

@@ -1,0 +1,213 @@
+"""A tool: its description for clients, and how its function is run.
+
+Everything that can be known at registration is: the plan of the function, the closure that runs it, the description
+in the newest shape. A call decodes arguments, runs, encodes.
+"""
+
+import asyncio
+import copy
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct, to_builtins
+
+from millstream.protocol import projection
+from millstream.protocol.content import Icon
+from millstream.protocol.errors import ToolError
+from millstream.protocol.jsonrpc import encode as encode_json
+from millstream.protocol.revisions import Revision
+from millstream.server.call import Call
+from millstream.server.context import Context, send_progress
+from millstream.server.results import ToolResult, as_text, encode, encode_result
+from millstream.server.signature import Plan, plan
+from millstream.server.sync_context import SyncContext
+
+Run = Callable[[Call, Any], Awaitable[Any]]
+
+
+class ToolAnnotations(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """Hints about a tool for clients; never a promise (digest §9.1)."""
+
+    title: str | None = None
+    read_only_hint: bool | None = None
+    destructive_hint: bool | None = None
+    idempotent_hint: bool | None = None
+    open_world_hint: bool | None = None
+
+
+class Tool:
+    """One registered tool."""
+
+    __slots__ = ("_described", "name", "plan", "requires", "run", "timeout", "wraps")
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        title: str | None = None,
+        description: str | None = None,
+        input_schema: dict[str, Any] | None = None,
+        output_schema: dict[str, Any] | None = None,
+        annotations: ToolAnnotations | Mapping[str, Any] | None = None,
+        icons: Sequence[Icon] = (),
+        meta: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        thread: bool = True,
+        requires: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.plan = plan(
+            function,
+            kind="tool",
+            contexts=(Context, SyncContext),
+            name=name,
+            input_schema=input_schema,
+            output_schema=output_schema,
+        )
+        self.name = self.plan.name
+        self.requires: Mapping[str, Any] = requires or {}
+        """Client capabilities without which a call is refused before it runs."""
+        self.timeout = timeout
+        output = self.plan.output_schema
+        self.wraps = output is not None and output.get("type") != "object"
+        """Structured values are no objects: revisions that know only objects get them wrapped."""
+        self.run = runner(self.plan, thread=thread)
+        described: dict[str, Any] = {
+            "name": self.name,
+            "title": title,
+            "description": description if description is not None else self.plan.description or None,
+            "inputSchema": self.plan.input_schema,
+            "outputSchema": output,
+            "annotations": to_builtins(annotations) if annotations else None,
+            "icons": [to_builtins(icon) for icon in icons] or None,
+            "_meta": dict(meta) if meta else None,
+        }
+        self._described = {key: value for key, value in described.items() if value is not None}
+
+    def describe(self) -> dict[str, Any]:
+        """The description in the newest shape."""
+        return self._described
+
+    def named(self, name: str) -> "Tool":
+        """The same tool under another name."""
+        other = copy.copy(self)
+        other.name = name
+        other._described = {**self._described, "name": name}  # noqa: SLF001  of the same class
+        return other
+
+    def encode(self, value: Any, call: Call) -> bytes:
+        """The members of the result for the call's revision.
+
+        Raises:
+            LocalError: the value is not what the tool promises.
+        """
+        revision = call.revision
+        if revision.structured == "object" and self.wraps and not isinstance(value, ToolResult):
+            return self._wrapped(value)
+        if isinstance(value, ToolResult):
+            call.meta = value.meta
+        members = encode_result(value, self.plan.output)
+        if revision.structured == "any" or type(value) is str:
+            return members
+        return members if self._fits(revision) else projection.tool_result(members, revision)
+
+    def _fits(self, revision: Revision) -> bool:
+        """Results of this tool look the same in a revision as in the newest."""
+        return revision.structured == "object" and self.plan.output is not None and not self.wraps
+
+    def _wrapped(self, value: Any) -> bytes:
+        data = encode(value)
+        if self.plan.output is not None:
+            self.plan.output.check(value, data)
+        return b'"content":[{"type":"text","text":%b}],"structuredContent":{"result":%b}' % (
+            encode_json(data.decode()),
+            data,
+        )
+
+
+def runner(plan: Plan, *, thread: bool) -> Run:
+    """The narrowest way to run a planned function in a call.
+
+    Raises:
+        TypeError: the function asks for the wrong kind of context.
+    """
+    call_function, wants_context = plan.call, plan.context_parameter is not None
+    threaded = thread and not plan.is_async
+    if wants_context and plan.context_type is SyncContext and not threaded:
+        raise TypeError(f"{plan.name}: SyncContext is for `def` functions in a worker thread; annotate ctx: Context")
+    if wants_context and plan.context_type is Context and threaded:
+        raise TypeError(
+            f"{plan.name}: a `def` function runs in a worker thread and cannot await; annotate ctx: SyncContext, "
+            "or make it `async def`"
+        )
+    if threaded:
+        return _in_thread(plan)
+    if plan.is_generator:
+        return _streaming(plan)
+    if plan.is_async:
+        if wants_context:
+            return lambda call, arguments: call_function(arguments, Context(call))
+        return lambda call, arguments: call_function(arguments, None)
+
+    async def run(call: Call, arguments: Any) -> Any:
+        return call_function(arguments, Context(call) if wants_context else None)
+
+    return run
+
+
+def _in_thread(plan: Plan) -> Run:
+    call_function, wants_context = plan.call, plan.context_parameter is not None
+
+    async def run(call: Call, arguments: Any) -> Any:
+        context = SyncContext(Context(call), asyncio.get_running_loop())
+        work = _drain if plan.is_generator else _plainly
+        return await call.services.threads.run(work, call_function, arguments, context, wants_context)
+
+    return run
+
+
+def _plainly(function: Callable[..., Any], arguments: Any, context: SyncContext, wanted: bool) -> Any:
+    return function(arguments, context if wanted else None)
+
+
+def _drain(function: Callable[..., Any], arguments: Any, context: SyncContext, wanted: bool) -> Any:
+    last: Any = None
+    for count, last in enumerate(function(arguments, context if wanted else None), 1):
+        context.progress(count, message=as_text(last))
+    return last
+
+
+def _streaming(plan: Plan) -> Run:
+    call_function, wants_context = plan.call, plan.context_parameter is not None
+
+    async def run(call: Call, arguments: Any) -> Any:
+        last: Any = None
+        count = 0
+        values = call_function(arguments, Context(call) if wants_context else None)
+        try:
+            async for last in values:
+                count += 1
+                if call.token is not None:
+                    await send_progress(call, max(count, call.progress + 1), None, as_text(last))
+        finally:
+            await values.aclose()
+        return last
+
+    return run
+
+
+async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float) -> Any:
+    """Run with a limit.
+
+    Raises:
+        ToolError: the function took longer.
+    """
+    scope = asyncio.timeout(seconds)
+    try:
+        async with scope:
+            return await run(call, arguments)
+    except TimeoutError:
+        if scope.expired():
+            call.cancelled = True
+            raise ToolError(f"The tool {call.name} did not finish in {seconds:g} seconds.") from None
+        raise

@@ -1,0 +1,20 @@
+"""Where bytes are kept: key-value, event log and bus, chosen by a URL. `base` has the contracts."""
+
+from millstream.protocol.errors import LocalError
+from millstream.stores.base import Store
+from millstream.stores.memory import MemoryStore
+
+
+def open_store(url: str) -> Store:
+    """The store that a URL names. It is not connected yet: await its `open`.
+
+    Raises:
+        LocalError: no store of this kind exists.
+    """
+    scheme, separator, rest = url.partition("://")
+    # Only the scheme is repeated: the rest of a URL may hold a password.
+    if scheme != "memory" or not separator:
+        raise LocalError(f"Unknown store {scheme[:32]!r}: the stores are memory:// (this process only).")
+    if rest:
+        raise LocalError("memory:// takes nothing behind it.")
+    return MemoryStore()

@@ -1,0 +1,201 @@
+"""What a store is: key-value with expiry, event log with positions, bus. All on `bytes`, whose meaning no store knows.
+
+The docstrings are the contract: ordering, atomicity, loss, and what ``None`` means. ``tests/stores/test_contract.py``
+runs against every implementation. A caller may rely on nothing that is not written here, even where one store
+happens to give more.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from millstream.protocol.errors import LocalError
+
+
+class Position(Struct, frozen=True, gc=False):
+    """A place in one stream of an `EventLog`: just behind the entry that has it.
+
+    Positions of one stream and epoch are ordered by `offset`. Offsets grow but are not dense, and a stream that was
+    forgotten and begins again never uses an offset twice in the same epoch.
+    """
+
+    epoch: str
+    """The `Store.epoch` in which the entry was appended."""
+    offset: int
+    """From 1 to 2**63 - 1."""
+
+
+class Entry(Struct, frozen=True, gc=False):
+    """One appended value."""
+
+    position: Position
+    data: bytes
+
+
+class Gap(Exception):
+    """`EventLog.read` cannot continue from the given position: entries after it are gone, or may be.
+
+    To go on, tell the reader that it missed something and read from the start (``after=None``).
+    """
+
+    def __init__(self, epoch: str, oldest: Position | None) -> None:
+        super().__init__("The stream cannot be read from this position.")
+        self.epoch = epoch
+        """The epoch of the store now."""
+        self.oldest = oldest
+        """The position of the oldest entry still held, or None when the stream holds nothing."""
+
+
+class StoreFull(LocalError):
+    """The store refuses a value because it would exceed its bound. Nothing was changed."""
+
+
+class KeyValue(Protocol):
+    """Values under a key, each with a time to live.
+
+    Each method is atomic for its key, and the operations on one key have one order that all workers see: a `get` that
+    starts after a write has returned sees that write or a later one. Nothing is promised across keys. A value is never
+    lost before its time, except with the store's epoch. `ttl` is in seconds, positive and finite; an expired value is
+    absent for every method.
+    """
+
+    async def get(self, key: str) -> bytes | None:
+        """The value, or None when the key is absent."""
+        ...
+
+    async def put(self, key: str, value: bytes, ttl: float) -> None:
+        """Set the value whatever was there, and start its time to live anew.
+
+        Raises:
+            StoreFull: the value does not fit; the old one, if any, stands.
+        """
+        ...
+
+    async def compare_and_set(self, key: str, expected: bytes | None, value: bytes | None, ttl: float) -> bool:
+        """Set the value only where the present one equals `expected`; say whether it did.
+
+        ``expected=None`` means that the key must be absent. ``value=None`` means delete, and `ttl` has no meaning then.
+        Of several workers that compare with the same value at once, exactly one gets True.
+
+        Raises:
+            StoreFull: the comparison held and the value does not fit; the old one, if any, stands.
+        """
+        ...
+
+    async def delete(self, key: str) -> bool:
+        """Remove the key; True when it was present."""
+        ...
+
+    async def keys(self, prefix: str) -> list[str]:
+        """Every key that starts with `prefix`, in no order.
+
+        It costs a walk over the store: for start-up and for reloading after an interruption. It is no snapshot: a key
+        that is written or removed meanwhile may be in it or not; every other one is in it exactly once.
+        """
+        ...
+
+
+class EventLog(Protocol):
+    """Streams of entries that can be read again from a position.
+
+    All workers see the entries of one stream in one order, the order of their offsets. Nothing is promised across
+    streams. What is gone is never skipped in silence: reading over it raises `Gap`.
+    """
+
+    async def append(self, stream: str, data: bytes, *, ttl: float, max_entries: int) -> Position:
+        """Add an entry at the end and return its position; an unknown stream begins with it.
+
+        Atomic: a reader sees the entry whole or not at all, and sees it once this has returned. The stream lives on for
+        `ttl` seconds (positive, finite); each append starts that time anew for the whole stream. The newest
+        `max_entries` (at least 1) are kept; older ones may go at any time. A store that is full may forget other
+        streams, those appended to longest ago first. An entry whose append failed may have been added or not.
+
+        Raises:
+            StoreFull: the entry alone is larger than the store allows.
+        """
+        ...
+
+    async def read(self, stream: str, after: Position | None, limit: int = 1000) -> Sequence[Entry]:
+        """The entries behind `after`, oldest first, at most `limit` (at least 1); empty when there are none yet.
+
+        ``after=None`` reads from the oldest entry held, which need not be the first that was appended. To go on, pass
+        the position of the last entry got. A stream is unknown before its first append, after its `ttl`, after `trim`,
+        and when a full store forgot it: with ``after=None`` it is empty then, with a position it is a gap.
+
+        Raises:
+            Gap: `after` is of another epoch, entries behind it were dropped, the stream is unknown, or `after` is
+                behind the newest entry (it was never handed out, or the store lost its tail).
+        """
+        ...
+
+    async def trim(self, stream: str) -> None:
+        """Forget the stream with all its entries. An unknown stream is not an error."""
+        ...
+
+
+class Bus(Protocol):
+    """Messages to whoever listens now, on this worker and on all others that share the store.
+
+    At most once: a message is lost for a subscriber that is not there, or whose connection is interrupted. Messages of
+    one publisher on one topic arrive in the order of their `publish` calls, if each was awaited before the next;
+    nothing is promised across topics. What must not be lost belongs in the `KeyValue` or the `EventLog`; the bus says
+    that it is there.
+    """
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        """Send to every present subscriber of the topic, those of this worker included. None at all is not an error.
+
+        It returns when the message is on its way; subscribers may have got it already, or get it later.
+        """
+        ...
+
+    def subscribe(
+        self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        """Call `receive` in the event loop for every message published from now on; returns the way to stop.
+
+        `receive` and `interrupted` must neither block nor raise; they may subscribe and unsubscribe. `interrupted` is
+        called after messages may have been lost, once the subscription works again: whoever mirrors a state reloads
+        it then. The returned function may be called again without effect; after it neither is called any more.
+        The same `receive` subscribed twice is called twice.
+        """
+        ...
+
+
+class Store(Protocol):
+    """The three parts, opened and closed together. For one event loop, except where an implementation says more."""
+
+    @property
+    def epoch(self) -> str:
+        """A new one whenever stored data may have been lost: 1 to 16 visible ASCII characters, known once opened."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """True when other workers see what this one writes."""
+        ...
+
+    @property
+    def kv(self) -> KeyValue: ...
+
+    @property
+    def log(self) -> EventLog: ...
+
+    @property
+    def bus(self) -> Bus: ...
+
+    async def open(self) -> None:
+        """Connect. Call it before anything else.
+
+        Raises:
+            LocalError: the store cannot be reached or used; `open` may be tried again.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections and tasks, and end all subscriptions. Idempotent.
+
+        Stored data stay, and `open` may follow.
+        """
+        ...

@@ -1,0 +1,257 @@
+"""The ASGI adapter: one HTTP scope in, one `Request` to the transport handler, its reply out as ASGI messages.
+
+It works under any ASGI server, alone or below a ``Mount``. Body size and body time are enforced here; what only the
+lane's guard can see (slow headers, connection caps, stalled writes) is not. The plain path starts no task: awaitables
+are run to their first suspension by hand, inside the server's own task, and only a call that really waits gets a
+watcher for the peer's disconnect. Routing, WebSocket and lifespan belong to `app.py`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator, MutableMapping
+from typing import Any, cast
+
+from millstream.config import Settings
+from millstream.http import TEXT_HEAD, Handler, Request, Response, Sink
+from millstream.transports.asgi_sink import AsgiSink, Send, header_list, header_lists
+from millstream.transports.ending import failure
+from millstream.transports.hosts import EXEMPT, HostPolicy
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Route = Callable[[str, str], Handler | None]
+"""``route(method, path)`` gives the handler for a path below the mount point, or `None` for 404."""
+
+_NOT_FOUND = Response(body=b"Not found.\n", status=404, head=TEXT_HEAD)
+_CLOSING = TEXT_HEAD + b"connection: close\r\n"
+_TOO_LARGE = Response(body=b"The body is too large.\n", status=413, head=_CLOSING)
+_TOO_SLOW = Response(body=b"The body came too slowly.\n", status=408, head=_CLOSING)
+
+
+class AsgiAdapter:
+    """An ASGI 3 application for scopes of type ``http``."""
+
+    __slots__ = ("body_timeout", "max_body", "policy", "route", "stream_buffer")
+
+    def __init__(self, route: Route, *, settings: Settings, policy: HostPolicy) -> None:
+        self.route = route
+        self.policy = policy
+        self.max_body = settings.max_body
+        self.body_timeout = settings.body_timeout
+        self.stream_buffer = settings.stream_buffer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        path: str = scope["path"]
+        root: str = scope.get("root_path", "")
+        # Servers and Starlette since 0.33 leave root_path in front of path; older mounts take it off.
+        if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+            path = path[len(root) :] or "/"
+        client = scope.get("client")
+        exchange = _Exchange()
+        exchange.adapter = self
+        exchange.receive = receive
+        exchange.send = send
+        exchange.request = request = Request(
+            scope["method"],
+            path,
+            scope["headers"],
+            b"",
+            query=scope.get("query_string", b""),
+            peer=client[0] if client else "",
+            root_path=root,
+            scheme=scope.get("scheme", "http"),
+            open=exchange.open,
+        )
+        headers = request.headers
+        if (
+            headers.get(b"host") not in self.policy.good
+            or b"origin" in headers
+            or b"sec-fetch-site" in headers
+            or len(headers) != len(request.raw_headers)
+        ) and path not in EXEMPT:
+            refusal = exchange.screen()
+            if refusal is not None:
+                await exchange.reply(refusal)
+                return
+        handler = self.route(request.method, path)
+        if handler is None:
+            await exchange.reply(_NOT_FOUND)
+        elif int(headers.get(b"content-length", 0)) > self.max_body:
+            await exchange.reply(_TOO_LARGE)
+        else:
+            await exchange.serve(handler)
+
+
+class _Exchange:
+    """One request and its reply. Defaults are class attributes: a plain call sets only what it needs."""
+
+    # request
+    adapter: AsgiAdapter
+    receive: Receive
+    send: Send
+    request: Request
+    cors = b""
+    # reply
+    sink: AsgiSink | None = None
+    # the peer's disconnect
+    gone = False
+    cancelled = False
+    over = False
+
+    def screen(self) -> Response | None:
+        """The slow half of the Host and Origin check, and CORS."""
+        request = self.request
+        policy = self.adapter.policy
+        refusal = policy.check(request.method, request.headers, request.raw_headers)
+        origin = request.headers.get(b"origin")
+        if refusal is not None or origin is None:
+            return refusal
+        self.cors = policy.cors_head(origin)
+        return policy.preflight(request)
+
+    async def serve(self, handler: Handler) -> None:
+        """Read the body, run the handler, send what it gives; without a task unless something has to wait."""
+        request = self.request
+        step: Generator[Any, Any, Any] = self.receive().__await__()
+        try:
+            pending = next(step)
+        except StopIteration as done:
+            message: Message = done.value
+            request.body = message.get("body", b"")
+            if (
+                message["type"] != "http.request"
+                or message.get("more_body", False)
+                or len(request.body) > self.adapter.max_body
+            ):
+                await self.read(message)
+        else:
+            await self.read(_Resumed(step, pending))
+        if self.over:
+            return
+        try:
+            step = handler(request).__await__()
+            pending = next(step)
+        except StopIteration as done:
+            response: Response | None = done.value
+        except Exception as exc:
+            response = self.failed(exc)
+        else:
+            response = await self.wait(step, pending)
+        if self.sink is not None:
+            await self.sink.finish()
+        elif not self.gone:
+            await self.reply(response or self.failed(RuntimeError("The handler gave neither a reply nor a stream.")))
+
+    async def reply(self, response: Response) -> None:
+        """Send a complete reply."""
+        head = response.head + self.cors
+        headers = header_lists.get(head) or header_list(head)
+        body = response.body
+        if response.status not in (204, 304):
+            headers = [*headers, (b"content-length", b"%d" % len(body))]
+        if self.request.method == "HEAD":
+            body = b""
+        await self.send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def read(self, first: Message | Awaitable[Message]) -> None:
+        """Read a body that did not come in one message, within its time and size; else `over` is set."""
+        parts = bytearray()
+        refusal: Response | None = None
+        try:
+            async with asyncio.timeout(self.adapter.body_timeout):
+                message = await first if isinstance(first, Awaitable) else first
+                while message["type"] == "http.request":
+                    parts += message.get("body", b"")
+                    if len(parts) > self.adapter.max_body:
+                        refusal = _TOO_LARGE
+                        break
+                    if not message.get("more_body", False):
+                        self.request.body = bytes(parts)
+                        return
+                    message = await self.receive()
+        except TimeoutError:
+            refusal = _TOO_SLOW
+        self.over = True
+        if refusal is not None:
+            await self.reply(refusal)
+
+    async def wait(self, step: Generator[Any, Any, Any], pending: Any) -> Response | None:
+        """Let a suspended handler run on, with a watcher for the peer's disconnect beside it."""
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        watcher = asyncio.create_task(self.watch(task))
+        try:
+            response: Response | None = await _Resumed(step, pending)
+            return response
+        except asyncio.CancelledError:
+            if self.sink is not None:
+                self.sink.cut()
+            if not self.cancelled or task.cancelling() > 1:
+                raise
+            return None
+        except Exception as exc:
+            return self.failed(exc)
+        finally:
+            self.over = True
+            if self.cancelled:
+                task.uncancel()
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+
+    async def watch(self, task: asyncio.Task[Any]) -> None:
+        """Wait for the disconnect; then the stream is over, and the handler too if it asked for that."""
+        while (await self.receive())["type"] == "http.request":
+            pass
+        if self.over:
+            return
+        self.gone = True
+        if self.sink is not None:
+            self.sink.cut()
+        if self.request.cancel_on_disconnect:
+            self.cancelled = True
+            task.cancel()
+
+    def open(self, status: int, head: bytes) -> Sink:
+        """Start a streamed reply."""
+        if self.sink is not None:
+            raise RuntimeError("This reply is already a stream.")
+        self.sink = AsgiSink(self.send, status, head + self.cors, limit=self.adapter.stream_buffer)
+        if self.gone:
+            self.sink.cut()
+        return self.sink
+
+    def failed(self, exc: Exception) -> Response:
+        """The reply for a handler that failed; a stream that has begun is cut instead."""
+        if self.sink is not None:
+            self.sink.cut()
+        return failure(exc, self.request.method, self.request.path)
+
+
+class _Resumed:
+    """Goes on with an awaitable that was run to its first suspension by hand; `pending` is what it waits for."""
+
+    __slots__ = ("_pending", "_step")
+
+    def __init__(self, step: Generator[Any, Any, Any], pending: Any) -> None:
+        self._step = step
+        self._pending = pending
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        step, pending = self._step, self._pending
+        while True:
+            try:
+                sent = yield pending
+            except GeneratorExit:
+                step.close()
+                raise
+            except BaseException as exc:
+                pending = exc
+                throw = True
+            else:
+                pending = sent
+                throw = False
+            try:
+                pending = step.throw(pending) if throw else step.send(pending)
+            except StopIteration as done:
+                return done.value

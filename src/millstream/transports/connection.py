@@ -1,0 +1,229 @@
+"""One two-way connection that carries whole messages: stdio, HTTP+SSE and in-memory share it.
+
+The era is chosen for each message: one with the per-request envelope is served by itself, the others belong to the
+connection's handshake session. Nothing here knows how bytes are framed or carried.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
+
+from msgspec import UNSET
+
+from millstream.protocol.admission import admit_per_request, is_per_request
+from millstream.protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, ProtocolError
+from millstream.protocol.jsonrpc import Message, check_text, error_message, read, result_message
+from millstream.protocol.metadata import Client
+from millstream.protocol.principal import Principal
+from millstream.protocol.revisions import ASSUMED, Revision
+from millstream.server.call import Call
+from millstream.server.changes import Change
+from millstream.server.dispatch import Dispatcher
+from millstream.server.handshake import initialize_result, read_initialize
+from millstream.server.inbox import progress_token, take_notification
+from millstream.server.sessions import Record, Session
+from millstream.transports.batch import is_batch, read_batch, refuse_batch
+
+Write = Callable[[bytes], bool]
+"""Take one whole message without waiting; False when the other side is gone or was cut for reading too slowly."""
+Drain = Callable[[], Awaitable[None]]
+
+_NOBODY = Client()
+
+
+class Connection:
+    """One client on one connection. It is also the `Line` of every call on it."""
+
+    __slots__ = (
+        "_dispatcher", "_drain", "_headers", "_principal", "_stop_watching", "_tasks", "_write", "asks", "id", "session",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        write: Write,
+        drain: Drain,
+        *,
+        principal: Principal | None = None,
+        headers: Mapping[bytes, bytes] | None = None,
+    ) -> None:
+        # Configuration
+        self._dispatcher = dispatcher
+        self._write = write
+        self._drain = drain
+        self._principal = principal
+        self._headers = headers
+        # Connection
+        self.id = secrets.token_hex(16)
+        self.session: Session | None = None
+        self.asks = True
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stop_watching: Callable[[], None] | None = None
+
+    # The line
+
+    async def send(self, message: bytes) -> None:
+        """Send one message to the client."""
+        self._write(message)
+        await self._drain()
+
+    def push(self, message: bytes) -> bool:
+        """Send one message without waiting."""
+        return self._write(message)
+
+    async def interrupt(self, retry_ms: int | None) -> bool:
+        """A connection of this kind cannot be left and taken up again."""
+        return False
+
+    # What arrives
+
+    def receive(self, data: bytes) -> None:
+        """Take one message as it came. Requests run as tasks of this connection; nothing is raised."""
+        message: Message | None = None
+        try:
+            check_text(data, self._dispatcher.services.settings.max_depth)
+            if is_batch(data):
+                self._start(self._batch(data))
+                return
+            message = read(data)
+            coroutine = self._open(message)
+        except ProtocolError as exc:
+            self._write(error_message(message.id if message is not None else None, exc.code, exc.message, exc.data))
+            return
+        if coroutine is not None:
+            self._start(self._answer(coroutine))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, work: Coroutine[Any, Any, bytes]) -> None:
+        answer = await work
+        if answer:
+            self._write(answer)
+            await self._drain()
+
+    def _open(self, message: Message) -> Coroutine[Any, Any, bytes] | None:
+        """What a message asks for: a coroutine that gives the response, or nothing to wait for."""
+        dispatcher = self._dispatcher
+        if message.is_answer:
+            dispatcher.answer(message, self.id)
+            return None
+        if message.id is None:
+            if message.method == "notifications/initialized":
+                self._watch()
+            take_notification(dispatcher, message, self.id)
+            return None
+        if len(dispatcher.calls) >= dispatcher.services.settings.max_calls:
+            raise ProtocolError(INTERNAL_ERROR, "Too many calls are running: try again later")
+        if is_per_request(message):
+            return dispatcher.call_in_scope(self._per_request(message), self.id)
+        if message.method == "initialize":
+            return self._initialize(message)
+        return dispatcher.call_in_scope(self._handshake(message), self.id)
+
+    def _per_request(self, message: Message) -> Call:
+        registry = self._dispatcher.registry
+        admitted = admit_per_request(message, offers=registry.offers, requires=registry.requires)
+        meta = admitted.meta
+        assert message.id is not None  # noqa: S101  only requests become calls
+        return Call(
+            admitted.revision,
+            message.id,
+            message.method,
+            client=admitted.client,
+            line=self,
+            principal=self._principal,
+            headers=self._headers,
+            name=admitted.name,
+            params=message.params,
+            token=None if meta.progress_token is UNSET else meta.progress_token,
+            log_level=meta.log_level or "",
+        )
+
+    def _handshake(self, message: Message) -> Call:
+        session = self.session
+        assert message.id is not None  # noqa: S101  only requests become calls
+        return Call(
+            self._revision(),
+            message.id,
+            message.method,
+            client=_NOBODY if session is None else session.client,
+            line=self,
+            session=session,
+            principal=self._principal,
+            headers=self._headers,
+            params=message.params,
+            token=progress_token(message.params),
+        )
+
+    def _revision(self) -> Revision:
+        return ASSUMED if self.session is None else self.session.revision
+
+    async def _initialize(self, message: Message) -> bytes:
+        assert message.id is not None  # noqa: S101  only requests are answered
+        if self.session is not None:
+            return error_message(message.id, INVALID_REQUEST, "Invalid request: this connection is initialized already")
+        try:
+            opening = read_initialize(message.params)
+        except ProtocolError as exc:
+            return error_message(message.id, exc.code, exc.message, exc.data)
+        self.session = Session(self.id, opening.revision, opening.client, record=Record())
+        dispatcher = self._dispatcher
+        offered = dispatcher.registry.capabilities(opening.revision)
+        return result_message(
+            message.id, initialize_result(opening.revision, offered, dispatcher.info, dispatcher.instructions)
+        )
+
+    async def _batch(self, data: bytes) -> None:
+        """Answer a batch of 2025-03-26 by an array."""
+        try:
+            if not self._revision().batches:
+                raise refuse_batch(f"revision {self._revision().date} has no batches")
+            messages = read_batch(data, self._dispatcher.services.settings.max_batch)
+        except ProtocolError as exc:
+            self._write(error_message(None, exc.code, exc.message, exc.data))
+            return
+        answers = await asyncio.gather(*(self._one(message) for message in messages))
+        body = b",".join(answer for answer in answers if answer)
+        if body:
+            self._write(b"[%b]" % body)
+            await self._drain()
+
+    async def _one(self, message: Message | ProtocolError) -> bytes:
+        if isinstance(message, ProtocolError):
+            return error_message(None, message.code, message.message)
+        try:
+            work = self._open(message)
+        except ProtocolError as exc:
+            return error_message(message.id, exc.code, exc.message, exc.data)
+        return b"" if work is None else await work
+
+    # Changes
+
+    def _watch(self) -> None:
+        if self._stop_watching is None and self.session is not None:
+            self._stop_watching = self._dispatcher.services.changes.watch(self._changed)
+
+    def _changed(self, change: Change, message: bytes) -> None:
+        session = self.session
+        assert session is not None and session.record is not None  # noqa: S101  watched only in a session
+        if change.kind != "updated" or change.uri in session.record.subscriptions:
+            self._write(message)
+
+    async def settle(self) -> None:
+        """Wait until every request taken so far is answered."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def close(self) -> None:
+        """The client is gone: stop what it asked for."""
+        if self._stop_watching is not None:
+            self._stop_watching()
+            self._stop_watching = None
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

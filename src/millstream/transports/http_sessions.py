@@ -1,0 +1,117 @@
+"""Sessions of Streamable HTTP: minting ids, and finding the session of a request (digest §4.3).
+
+A session is its sealed id. Verified ids are remembered for a while in a small table; it saves work and holds nothing
+that the id does not say.
+"""
+
+import secrets
+
+from millstream.http import Request, Response
+from millstream.protocol.errors import INVALID_REQUEST
+from millstream.protocol.jsonrpc import error_message
+from millstream.protocol.metadata import Client
+from millstream.protocol.principal import Principal
+from millstream.protocol.revisions import HANDSHAKE, Revision
+from millstream.server.handshake import Opening
+from millstream.server.services import Services
+from millstream.server.session_token import SessionToken, capabilities_of, capability_bits, decode, encode, hash_principal
+from millstream.server.sessions import Record, Session
+
+_REMEMBERED = 256
+_SESSION_NOT_FOUND = -32001
+"""What clients are used to in the body of the 404; they act on the status."""
+
+
+def refusal(status: int, code: int, message: str, *, head: bytes = b"") -> Response:
+    """A JSON-RPC error without an id as an HTTP reply."""
+    return Response(error_message(None, code, message), status, b"content-type: application/json\r\n" + head)
+
+
+class HttpSessions:
+    """Sessions by their sealed ids."""
+
+    __slots__ = ("_ended", "_remembered", "_services")
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._remembered: dict[bytes, tuple[Session, bytes, int]] = {}
+        """Header value -> session, principal hash, expiry."""
+        self._ended: dict[str, tuple[float, int]] = {}
+        """Principal -> when it first ended a session in this period, and how many since."""
+
+    async def mint(self, opening: Opening, principal: Principal | None) -> str:
+        """A new session id for a handshake. Writes to the store only what the id cannot hold."""
+        services = self._services
+        now = int(services.clock())
+        capabilities = dict(opening.client.capabilities)
+        bits, exact = capability_bits(capabilities)
+        token = SessionToken(
+            id=secrets.token_hex(16),
+            revision=opening.revision.date,
+            capabilities=bits,
+            client_name=opening.client.name,
+            client_version=opening.client.version,
+            principal_hash=hash_principal(principal),
+            issued_at=now,
+            expires_at=now + int(services.settings.session_ttl),
+            epoch=services.store.epoch,
+        )
+        if not exact:
+            session = Session(token.id, opening.revision, opening.client)
+            await services.records.put(session, Record(capabilities=capabilities))
+        return encode(token, services.ring, services.nonce())
+
+    async def find(self, request: Request, principal: Principal | None) -> Session | Response:
+        """The session that a request names, or the reply that refuses it.
+
+        Every way of not having it (never made, expired, ended, another principal's) looks the same from outside.
+        """
+        value = request.headers[b"mcp-session-id"]
+        known = self._remembered.get(value)
+        if known is None or known[2] <= self._services.clock():
+            known = self._open(value)
+        if known is None or known[1] != hash_principal(principal):
+            return _unknown()
+        session = known[0]
+        if session.id in self._services.records.known:
+            record = await self._services.records.get(session)
+            if record.ended:
+                return _unknown()
+            if record.capabilities is not None:
+                client = Client(record.capabilities, session.client.name, session.client.version)
+                session = Session(session.id, session.revision, client, current=session.current)
+        return session
+
+    def _open(self, value: bytes) -> tuple[Session, bytes, int] | None:
+        services = self._services
+        token = decode(value.decode("latin-1"), services.ring, services.clock())
+        revision: Revision | None = HANDSHAKE.get(token.revision) if token is not None else None
+        if token is None or revision is None:
+            return None
+        client = Client(capabilities_of(token.capabilities), token.client_name, token.client_version)
+        session = Session(token.id, revision, client, current=token.epoch == services.store.epoch)
+        if len(self._remembered) >= _REMEMBERED:
+            self._remembered.clear()
+        known = self._remembered[value] = (session, token.principal_hash, token.expires_at)
+        return known
+
+    async def end(self, session: Session, owner: str) -> bool:
+        """Write the tombstone of a session; False when the principal holds too many."""
+        now = self._services.clock()
+        since, count = self._ended.get(owner, (now, 0))
+        if now - since > self._services.settings.session_ttl:
+            since, count = now, 0
+        if count >= self._services.settings.max_deletes:
+            return False
+        self._ended[owner] = (since, count + 1)
+        await self._services.records.put(session, Record(ended=True))
+        return True
+
+
+def _unknown() -> Response:
+    return refusal(404, _SESSION_NOT_FOUND, "Session not found: initialize again, without Mcp-Session-Id")
+
+
+def missing_session() -> Response:
+    """The refusal for a request that needs a session and names none."""
+    return refusal(400, INVALID_REQUEST, "Bad request: Mcp-Session-Id is missing. Send the id that initialize returned")

@@ -1,0 +1,96 @@
+"""HTTP+SSE, the transport of 2024-11-05: a stream for everything the server says, a path for what the client says.
+
+`GET /sse` opens the stream; its first event names the path for POSTs, with an unguessable id. Closing the stream ends
+the session. Any handshake revision may be negotiated on it (digest §4.2).
+"""
+
+import secrets
+from urllib.parse import parse_qs
+
+from millstream.http import STREAM_HEAD, TEXT_HEAD, Request, Response, Sink
+from millstream.protocol import sse
+from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
+from millstream.protocol.jsonrpc import check_text, require_json
+from millstream.protocol.principal import Principal
+from millstream.server.dispatch import Dispatcher
+from millstream.server.services import principal_id
+from millstream.transports.connection import Connection, Write
+from millstream.transports.http_sessions import refusal
+from millstream.transports.media import accepted, is_json
+from millstream.transports.open_streams import OpenStreams
+from millstream.transports.streamable import Authenticate
+
+MESSAGES_PATH = "/messages/"
+
+_ACCEPTED = Response(b"Accepted", 202, TEXT_HEAD)
+_UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable: a GET is answered as text/event-stream")
+_WRONG_TYPE = refusal(415, INVALID_REQUEST, "Unsupported media type: send content-type application/json")
+_NO_ID = refusal(400, INVALID_REQUEST, "Bad request: session_id is missing. POST to the path of the endpoint event")
+_UNKNOWN = refusal(404, -32001, "Session not found: open a new stream")
+_TOO_MANY = refusal(503, -32000, "Too many open streams: close some, or try again later", head=b"retry-after: 5\r\n")
+
+
+class HttpSse:
+    """The two handlers of the transport."""
+
+    __slots__ = ("_authenticate", "_connections", "_dispatcher", "_streams")
+
+    def __init__(self, dispatcher: Dispatcher, streams: OpenStreams, *, authenticate: Authenticate | None = None) -> None:
+        self._dispatcher = dispatcher
+        self._streams = streams
+        self._authenticate = authenticate
+        self._connections: dict[str, tuple[Connection, str]] = {}
+        """Session id -> connection and the principal that opened it."""
+
+    async def get(self, request: Request) -> Response | None:
+        """Open the stream and serve the session until it closes."""
+        if not accepted(request.headers.get(b"accept")).stream:
+            return _UNREADABLE
+        principal = await self._principal(request)
+        owner = principal_id(principal)
+        if self._streams.full(owner):
+            return _TOO_MANY
+        sink = request.open(200, STREAM_HEAD)
+        self._streams.add(sink, owner)
+        session_id = secrets.token_hex(16)
+        connection = Connection(
+            self._dispatcher, _writer(sink), sink.drain, principal=principal, headers=request.headers
+        )
+        self._connections[session_id] = (connection, owner)
+        try:
+            sink.write(sse.endpoint(f"{request.root_path}{MESSAGES_PATH}?session_id={session_id}"))
+            await sink.wait_closed()
+        finally:
+            del self._connections[session_id]
+            sink.close()
+            await connection.close()
+        return None
+
+    async def post(self, request: Request) -> Response:
+        """Take one message; the answer goes to the stream."""
+        if not is_json(request.headers.get(b"content-type")):
+            return _WRONG_TYPE
+        values = parse_qs(request.query.decode("latin-1")).get("session_id")
+        if not values:
+            return _NO_ID
+        found = self._connections.get(values[0])
+        if found is None or found[1] != principal_id(await self._principal(request)):
+            return _UNKNOWN
+        try:
+            check_text(request.body, self._dispatcher.services.settings.max_depth)
+            require_json(request.body)
+        except ProtocolError as exc:
+            return refusal(400, exc.code, exc.message)
+        found[0].receive(request.body)
+        return _ACCEPTED
+
+    async def _principal(self, request: Request) -> Principal | None:
+        return await self._authenticate(request) if self._authenticate is not None else None
+
+
+def _writer(sink: Sink) -> Write:
+    def write(message: bytes) -> bool:
+        sink.write(sse.encode_message(message))
+        return not sink.closed
+
+    return write

@@ -1,0 +1,70 @@
+"""The lane: uvicorn's httptools protocol class, made a guard first and a short cut second.
+
+`Lane` is what an ASGI application carries as ``__millstream_lane__`` so that the protocol class finds its routes,
+settings and host policy. `load_lane` gives the class, or the reason why plain ASGI has to do. Nothing is imported from
+uvicorn until then: a program that serves stdio never loads an HTTP server.
+"""
+
+import asyncio
+from collections.abc import Callable
+from importlib import import_module
+from typing import NamedTuple
+
+from millstream.config import Settings
+from millstream.http import Handler, Request, Response
+from millstream.transports.hosts import HostPolicy
+
+CLASS_NAME = "millstream.transports.lane.protocol:LaneProtocol"
+"""For ``uvicorn.Config(http=…)`` with workers, which need the class by name."""
+
+ATTRIBUTE = "__millstream_lane__"
+"""Where an application shows its lane."""
+
+GUARD_ONLY = (
+    "time limits for headers and stalled writes",
+    "caps on header count and size, on URLs and on pipelined requests",
+    "exactly one Host on every path",
+    "caps on connections",
+)
+"""What plain ASGI cannot do; the start-up line lists it."""
+
+
+class Lane:
+    """The short cut of one application.
+
+    `lookup` takes method and path as they stand on the wire (no query, no percent sign) and gives the handler of a hot
+    endpoint, or `None` for everything that goes through ASGI. `access`, when set, is called after each reply of the
+    lane with the request and the `Response`, or `None` for a stream or a peer that had gone.
+    """
+
+    __slots__ = ("access", "lookup", "policy", "settings")
+
+    def __init__(
+        self,
+        lookup: Callable[[bytes, bytes], Handler | None],
+        *,
+        settings: Settings,
+        policy: HostPolicy,
+        access: Callable[[Request, Response | None], None] | None = None,
+    ) -> None:
+        self.lookup = lookup
+        self.settings = settings
+        self.policy = policy
+        self.access = access
+
+
+class Loaded(NamedTuple):
+    """The protocol class, or the reason why there is none."""
+
+    protocol: type[asyncio.Protocol] | None
+    reason: str = ""
+
+
+def load_lane() -> Loaded:
+    """Import the protocol class and see that the uvicorn beside us still is the one it extends."""
+    try:
+        module = import_module("millstream.transports.lane.protocol")
+    except (ImportError, AttributeError) as exc:
+        return Loaded(None, f"the HTTP protocol class cannot be loaded: {exc}")
+    reason: str = module.misfit()
+    return Loaded(None, reason) if reason else Loaded(module.LaneProtocol)

@@ -1,0 +1,92 @@
+"""One request in the lane: what the server's own request cycle is on the ASGI path."""
+
+import asyncio
+from typing import Protocol
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+from millstream.config import Settings
+from millstream.http import Handler, Request, Response, Sink
+from millstream.transports.ending import failure
+from millstream.transports.lane.guard import Guard
+from millstream.transports.lane.reply import CLOSE
+from millstream.transports.lane.sink import LaneSink
+
+_NOBODY_WAITS = asyncio.Event()
+"""uvicorn sets its cycle's event when something happens; nobody waits for that of a lane call."""
+
+
+class Connection(Protocol):
+    """What a call needs of its connection."""
+
+    transport: asyncio.Transport
+    flow: FlowControl
+    guard: Guard
+    limits: Settings
+
+
+class LaneCall:
+    """A call and its reply. The first four attributes are what uvicorn looks at in ``protocol.cycle``."""
+
+    __slots__ = ("cancelled", "chunked", "connection", "cors", "disconnected", "handler", "keep_alive",
+                 "message_event", "request", "response_complete", "sink", "task")  # fmt: skip
+
+    request: Request
+
+    def __init__(self, connection: Connection, handler: Handler) -> None:
+        # what uvicorn looks at
+        self.response_complete = False
+        self.keep_alive = True
+        self.disconnected = False
+        self.message_event = _NOBODY_WAITS
+        # request
+        self.connection = connection
+        self.handler = handler
+        self.task: asyncio.Task[None] | None = None
+        self.cancelled = False
+        # reply
+        self.chunked = True
+        self.cors = b""
+        self.sink: LaneSink | None = None
+
+    def open(self, status: int, head: bytes) -> Sink:
+        """Start a streamed reply (`Request.open`)."""
+        if self.sink is not None or self.response_complete:
+            raise RuntimeError("This request already has its reply.")
+        connection = self.connection
+        self.sink = sink = LaneSink(
+            connection.transport,
+            connection.flow,
+            limit=connection.limits.stream_buffer,
+            chunked=self.chunked,
+            mute=self.request.method == "HEAD",
+        )
+        if self.disconnected:
+            sink.lost()
+            return sink
+        connection.transport.write(
+            b"%b%b%b%b%b\r\n"
+            % (
+                connection.guard.heads.make(status),
+                head,
+                self.cors,
+                b"transfer-encoding: chunked\r\n" if self.chunked else b"",
+                b"" if self.keep_alive else CLOSE,
+            )
+        )
+        return sink
+
+    def failed(self, exc: Exception) -> Response:
+        """The reply for a handler that failed; a stream that has begun is cut instead."""
+        if self.sink is not None:
+            self.sink.cut()
+        return failure(exc, self.request.method, self.request.path)
+
+    def lost(self) -> None:
+        """The peer has gone: end the stream, and the call if it asked for that."""
+        self.disconnected = True
+        if self.sink is not None:
+            self.sink.lost()
+        if self.request.cancel_on_disconnect and self.task is not None:
+            self.cancelled = True
+            self.task.cancel()

@@ -1,0 +1,274 @@
+"""The lane: requests for hot endpoints go from the parser to their handler and back, with no ASGI between.
+
+An application shows its lane as ``__millstream_lane__``; without one, and where uvicorn is configured with what the
+short cut would bypass, this class is only the guard. The hot path is written inline, because at this speed what is left
+to save are Python calls.
+"""
+
+import asyncio
+import inspect
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+from uvicorn.config import Config
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from millstream.http import Request, Response
+from millstream.transports.lane import Lane
+from millstream.transports.lane.call import LaneCall
+from millstream.transports.lane.guard import BODY, IDLE
+from millstream.transports.lane.guarded import GuardedProtocol
+from millstream.transports.lane.reply import BODY_TOO_LARGE, CLOSE
+
+_UNUSUAL = frozenset({b"origin", b"sec-fetch-site", b"expect", b"upgrade", b"x-forwarded-for", b"x-forwarded-proto"})
+_EXPECTED: dict[type, tuple[str, ...]] = {
+    HttpToolsProtocol: (
+        "_should_upgrade", "_start_asgi_task", "_unsupported_upgrade_warning", "connection_lost", "connection_made",
+        "data_received", "eof_received", "handle_websocket_upgrade", "on_body", "on_header", "on_headers_complete",
+        "on_message_begin", "on_message_complete", "on_response_complete", "on_url", "pause_writing", "resume_writing",
+        "shutdown",
+    ),
+    RequestResponseCycle: ("receive", "run_asgi", "send"),
+    FlowControl: ("drain", "pause_reading", "pause_writing", "resume_reading", "resume_writing"),
+}  # fmt: skip
+_BODILESS = frozenset({204, 304})
+
+Spawn = Callable[..., asyncio.Task[None]]
+if sys.version_info >= (3, 12):
+    _spawn = cast("Spawn", partial(asyncio.Task, eager_start=True))
+else:
+    # Driving the coroutine by hand, outside a task, would break `asyncio.timeout` in it.
+    _spawn = cast("Spawn", asyncio.Task)
+
+
+class LaneProtocol(GuardedProtocol):
+    """One HTTP/1 connection: guarded, and short where it can be."""
+
+    __slots__ = ("body", "building", "continue_due", "short")
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        # configuration
+        bypassed = self.traced or config.limit_concurrency is not None or config.reset_contextvars
+        self.short = None if bypassed else self.lane
+        # request
+        self.building: LaneCall | None = None
+        """The call whose body is being read."""
+        self.body: bytes | bytearray = b""
+        self.continue_due = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the call being answered."""
+        super().connection_lost(exc)
+        if isinstance(self.front, LaneCall):
+            self.front.lost()
+
+    def shutdown(self) -> None:
+        """End the stream being written; a plain call is finished first."""
+        super().shutdown()
+        if isinstance(self.front, LaneCall) and self.front.sink is not None:
+            self.front.sink.close()
+
+    # Parser callbacks.
+
+    def on_headers_complete(self) -> None:
+        """Take the short cut, or leave the request to ASGI."""
+        headers, short, limits = self.headers, self.short, self.limits
+        if short is None:
+            return super().on_headers_complete()
+        path, _, query = self.url.partition(b"?")
+        parser = self.parser
+        method = parser.get_method()
+        handler = None if b"%" in path else short.lookup(method, path)
+        if handler is None:
+            return super().on_headers_complete()
+        if (
+            self.refused
+            or self.waiting
+            or len(headers) > limits.max_header_count
+            or self.seen + self.size > limits.max_header_bytes
+        ) and self.excessive():
+            return None
+        call = LaneCall(self, handler)
+        call.request = request = Request(
+            method.decode("ascii"),
+            path.decode("ascii"),
+            headers,
+            b"",
+            query=query,
+            peer=self.peer,
+            root_path=self.root_path,
+            scheme=self.scheme or "http",
+            open=call.open,
+        )
+        fields = request.headers
+        if int(fields.get(b"content-length", 0)) > limits.max_body:
+            return self.refuse(BODY_TOO_LARGE)
+        call.chunked = parser.get_http_version() != "1.0"
+        call.keep_alive = call.chunked and parser.should_keep_alive()
+        if (
+            fields.get(b"host") not in short.policy.good
+            or len(fields) != len(headers)
+            or not _UNUSUAL.isdisjoint(fields)
+        ) and not self._screen(short, call):
+            return super().on_headers_complete()
+        self.cycle = self.building = call
+        self.phase = BODY
+        self.seen = self.received = 0
+        # Trailers come through on_header; they must not become headers.
+        self.headers = []
+        return None
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        if self.building is None:
+            super().on_body(body)
+            return
+        self.seen = 0
+        self.received += len(body)
+        if self.received > self.limits.max_body:
+            self.refuse(BODY_TOO_LARGE)
+        elif not self.body:
+            self.body = body
+        else:
+            # The usual single piece is not copied; thousands of small ones go into one buffer.
+            self.body = self.body if isinstance(self.body, bytearray) else bytearray(self.body)
+            self.body += body
+
+    def on_message_complete(self) -> None:
+        """The request is whole: run it, or let it wait for its turn."""
+        call = self.building
+        if call is None or self.refused:
+            super().on_message_complete()
+            return
+        self.building = None
+        self.continue_due = False
+        self.phase = IDLE
+        self.seen = 0
+        call.request.body = bytes(self.body)
+        self.body = b""
+        if self.front is None and not self.flow.write_paused:
+            self.front = call
+            call.task = task = _spawn(self.run(call), loop=self.loop)
+            if not call.response_complete:
+                self.tasks.add(task)
+        else:
+            self.waiting.append(partial(self._start, call))
+            self.flow.pause_reading()
+
+    # Calls.
+
+    def _start(self, call: LaneCall) -> None:
+        self.front = call
+        call.task = task = _spawn(self.run(call), loop=self.loop)
+        if not call.response_complete:
+            self.tasks.add(task)
+
+    async def run(self, call: LaneCall) -> None:
+        """Run one call and write its reply, all in the call's own task."""
+        request, state = call.request, self.server_state
+        try:
+            response = await call.handler(request)
+        except asyncio.CancelledError:
+            if not call.cancelled:
+                self.transport.abort()
+                raise
+            response = None
+        except Exception as exc:
+            response = call.failed(exc)
+        finally:
+            call.response_complete = True
+            if call.task is not None:
+                self.tasks.discard(call.task)
+        if call.sink is not None:
+            call.sink.close()
+        elif not call.disconnected:
+            response = response or call.failed(RuntimeError("The handler gave neither a reply nor a stream."))
+            heads = self.guard.heads
+            status, body = response.status, response.body
+            head = heads.known.get(status) if heads.source is state.default_headers else None
+            self.transport.write(
+                b"%b%b%b%b%b\r\n%b"
+                % (
+                    head or heads.make(status),
+                    response.head,
+                    call.cors,
+                    b"" if status in _BODILESS else b"content-length: %d\r\n" % len(body),
+                    b"" if call.keep_alive else CLOSE,
+                    b"" if request.method == "HEAD" else body,
+                )
+            )
+        self.front = None
+        self.since = self.guard.clock
+        state.total_requests += 1
+        if self.lane is not None and self.lane.access is not None:
+            self.lane.access(request, response)
+        if not call.keep_alive:
+            self.transport.close()
+        elif self.waiting or self.flow.read_paused or self.final is not None or self.continue_due:
+            self.proceed()
+
+    def proceed(self) -> None:
+        """Go on; a body that waits for permission gets it when nothing is in front of it."""
+        super().proceed()
+        if self.continue_due and self.front is None and not self.refused:
+            self.continue_due = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _screen(self, lane: Lane, call: LaneCall) -> bool:
+        """The slow half of the Host and Origin check, CORS and ``Expect``. False: this is one for ASGI after all."""
+        request = call.request
+        fields = request.headers
+        if b"upgrade" in fields:
+            return False
+        if self.proxy is not None and self.peer in self.proxy.trusted_hosts:
+            _forwarded(self.proxy, request)
+        reply = lane.policy.check(request.method, fields, request.raw_headers)
+        origin = fields.get(b"origin")
+        if reply is None and origin is not None:
+            call.cors = lane.policy.cors_head(origin)
+            reply = lane.policy.preflight(request)
+        if reply is not None:
+            call.handler = partial(_give, reply)
+        if fields.get(b"expect", b"").strip().lower() == b"100-continue" and call.chunked:
+            self.continue_due = True
+            if not self.busy:
+                self.proceed()
+        return True
+
+
+async def _give(response: Response, _request: Request) -> Response:
+    return response
+
+
+def _forwarded(proxy: ProxyHeadersMiddleware, request: Request) -> None:
+    """What uvicorn's middleware makes of the headers of a proxy it trusts."""
+    scheme = request.headers.get(b"x-forwarded-proto", b"").decode("latin-1").strip()
+    if scheme in ("http", "https"):
+        request.scheme = scheme
+    chain = b", ".join(value for name, value in request.raw_headers if name == b"x-forwarded-for")
+    if chain:
+        request.peer = proxy.trusted_hosts.get_trusted_client_address(chain.decode("latin-1"))[0] or request.peer
+
+
+def misfit() -> str:
+    """Why uvicorn's class is not the one this module extends; empty when it is."""
+    expected = ["self", "config", "server_state", "app_state", "_loop"]
+    if list(inspect.signature(HttpToolsProtocol.__init__).parameters) != expected:
+        return "HttpToolsProtocol takes other arguments"
+    for owner, names in _EXPECTED.items():
+        missing = [name for name in names if not callable(getattr(owner, name, None))]
+        if missing:
+            return f"{owner.__name__} has no {', '.join(missing)}"
+    return ""

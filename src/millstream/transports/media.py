@@ -1,0 +1,49 @@
+"""`Accept` and `Content-Type`, as far as this server has a choice (RFC 9110 §8.3, §12.5.1)."""
+
+from msgspec import Struct
+
+
+class Accepted(Struct, frozen=True, gc=False):
+    """Which of our two reply types a client can read."""
+
+    json: bool
+    stream: bool
+
+
+_ANY = Accepted(True, True)
+_MEMO_SIZE = 256
+_memo: dict[bytes, Accepted] = {}
+
+
+def accepted(value: bytes | None) -> Accepted:
+    """What an `Accept` header allows. No header allows anything; a quality of zero allows nothing."""
+    if value is None:
+        return _ANY
+    known = _memo.get(value)
+    if known is None:
+        if len(_memo) >= _MEMO_SIZE:
+            _memo.clear()
+        known = _memo[value] = _parse(value)
+    return known
+
+
+def _parse(value: bytes) -> Accepted:
+    json = stream = False
+    for item in value.lower().split(b","):
+        name, _, parameters = item.partition(b";")
+        if any(_zero(parameter) for parameter in parameters.split(b";")):
+            continue
+        name = name.strip()
+        json = json or name in {b"application/json", b"application/*", b"*/*"}
+        stream = stream or name in {b"text/event-stream", b"text/*", b"*/*"}
+    return Accepted(json, stream)
+
+
+def _zero(parameter: bytes) -> bool:
+    name, _, value = parameter.strip().partition(b"=")
+    return name.strip() == b"q" and value.strip().rstrip(b"0").rstrip(b".") in {b"", b"0"} and value.strip() != b""
+
+
+def is_json(content_type: bytes | None) -> bool:
+    """Whether a body is declared as JSON; parameters are ignored."""
+    return content_type is not None and content_type.partition(b";")[0].strip().lower() == b"application/json"

@@ -1,0 +1,49 @@
+"""The event streams that are open now: counted against their caps, kept alive by comments, closed at the end."""
+
+from millstream.http import Sink
+from millstream.protocol.sse import COMMENT
+
+
+class OpenStreams:
+    """All open streams of one running server."""
+
+    __slots__ = ("_by_owner", "_max", "_max_per_owner", "_sinks")
+
+    def __init__(self, *, max_streams: int, max_per_owner: int) -> None:
+        self._max = max_streams
+        self._max_per_owner = max_per_owner
+        self._sinks: set[Sink] = set()
+        self._by_owner: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._sinks)
+
+    def full(self, owner: str) -> bool:
+        """Whether a principal may open no further stream."""
+        return len(self._sinks) >= self._max or self._by_owner.get(owner, 0) >= self._max_per_owner
+
+    def add(self, sink: Sink, owner: str | None = None) -> None:
+        """Watch over a stream until it closes. With an owner it counts against the owner's cap."""
+        self._sinks.add(sink)
+        if owner is not None:
+            self._by_owner[owner] = self._by_owner.get(owner, 0) + 1
+        sink.on_close(lambda: self._forget(sink, owner))
+
+    def _forget(self, sink: Sink, owner: str | None) -> None:
+        self._sinks.discard(sink)
+        if owner is not None:
+            left = self._by_owner.get(owner, 1) - 1
+            if left:
+                self._by_owner[owner] = left
+            else:
+                self._by_owner.pop(owner, None)
+
+    def beat(self) -> None:
+        """One comment to every stream, so that proxies and clients know it is alive."""
+        for sink in list(self._sinks):
+            sink.write(COMMENT)
+
+    def close(self) -> None:
+        """End every stream."""
+        for sink in list(self._sinks):
+            sink.close()

@@ -1,0 +1,146 @@
+"""The way back of one POST: a single message, or a stream from the first notification on.
+
+A stream of a handshake session is logged as it is sent: its events carry ids, the call outlives the connection, and
+what follows an id can be read on another connection (`resume`). Other streams end with their connection.
+"""
+
+import asyncio
+import secrets
+
+from millstream.http import STREAM_HEAD, Request, Sink
+from millstream.protocol import sse
+from millstream.server.call import Call
+from millstream.server.services import Services
+from millstream.stores.base import Position
+from millstream.transports.open_streams import OpenStreams
+
+MESSAGE, END = b"m", b"e"
+"""First byte of a logged entry: one more message, or the last one (which may be empty)."""
+
+_HIGH_WATER = 64 * 1024
+
+
+class PostLine:
+    """The `Line` of one POST."""
+
+    __slots__ = ("_call", "_last_id", "_lock", "_opened", "_request", "_services", "_sink", "_stream", "_streams", "asks")
+
+    def __init__(self, request: Request, call: Call, services: Services, streams: OpenStreams, *, can_stream: bool) -> None:
+        self._request = request
+        self._call = call
+        self._services = services
+        self._streams = streams if can_stream else None
+        self._sink: Sink | None = None
+        self._opened = False
+        self._last_id = ""
+        session = call.session
+        logged = session is not None and can_stream and call.revision.event_ids
+        self._stream = f"{secrets.token_hex(16)}" if logged else ""
+        self._lock = asyncio.Lock() if logged else None
+        self.asks = can_stream and session is not None
+        """Answers come back as other requests of the session."""
+
+    @property
+    def streaming(self) -> bool:
+        """The reply has become a stream."""
+        return self._opened
+
+    async def keep_alive(self) -> None:
+        """The call is silent for long: become a stream, where the client can read one."""
+        if self._streams is not None and not self._opened:
+            await self._open()
+
+    async def send(self, message: bytes) -> None:
+        """Send one message, as an event; dropped where the client cannot read a stream."""
+        if self._streams is None:
+            return
+        if not self._opened:
+            await self._open()
+        if self._lock is not None:
+            await self._send_logged(MESSAGE, message)
+        elif self._sink is not None:
+            self._sink.write(sse.encode_message(message))
+        await self._drain()
+
+    def push(self, message: bytes) -> bool:
+        """Send without waiting; for streams that are not logged."""
+        sink = self._sink
+        if sink is None or sink.closed:
+            return False
+        sink.write(sse.encode_message(message))
+        return not sink.closed
+
+    async def interrupt(self, retry_ms: int | None) -> bool:
+        """Close the connection; the client reads the rest with `Last-Event-ID`."""
+        if self._lock is None or not self._call.revision.priming:
+            return False
+        if not self._opened:
+            await self._open()
+        sink = self._sink
+        if sink is None:
+            return False
+        if retry_ms is not None:
+            sink.write(sse.retry(retry_ms))
+        self._sink = None
+        sink.close()
+        return True
+
+    async def finish(self, message: bytes) -> None:
+        """Send the response as the last event (nothing when it is empty) and end the stream."""
+        if not self._opened:
+            await self._open()
+        if self._lock is not None:
+            await self._send_logged(END, message)
+        elif self._sink is not None and message:
+            self._sink.write(sse.encode_message(message))
+        if self._sink is not None:
+            self._sink.close()
+
+    async def _open(self) -> None:
+        self._opened = True
+        assert self._streams is not None  # noqa: S101  callers have looked
+        sink = self._sink = self._request.open(200, STREAM_HEAD)
+        self._streams.add(sink)
+        if self._lock is not None:
+            position = await self._append(MESSAGE, b"")
+            if self._call.revision.priming:
+                sink.write(sse.prime(event_id(self._stream, position), None))
+
+    async def _send_logged(self, mark: bytes, message: bytes) -> None:
+        assert self._lock is not None  # noqa: S101  callers have looked
+        async with self._lock:
+            position = await self._append(mark, message)
+            sink = self._sink
+            if message and sink is not None and not sink.closed:
+                sink.write(sse.encode_message(message, event_id(self._stream, position)))
+
+    async def _append(self, mark: bytes, message: bytes) -> Position:
+        settings, store = self._services.settings, self._services.store
+        assert self._call.session is not None  # noqa: S101  only streams of a session are logged
+        name = log_name(self._call.session.id, self._stream)
+        position = await store.log.append(name, mark + message, ttl=settings.log_ttl, max_entries=settings.log_messages)
+        await store.bus.publish(name, position.offset.to_bytes(8, "big") + mark + message)
+        return position
+
+    async def _drain(self) -> None:
+        if self._sink is not None and self._sink.buffered > _HIGH_WATER:
+            await self._sink.drain()
+
+
+def log_name(session_id: str, stream: str) -> str:
+    """The log of one call's stream: nobody but its session can name it."""
+    return f"call:{session_id}:{stream}"
+
+
+def event_id(stream: str, position: Position) -> str:
+    """The event id that a client gives back in `Last-Event-ID`."""
+    return f"{position.epoch}.{stream}.{position.offset}"
+
+
+def parse_event_id(text: str) -> tuple[str, Position] | None:
+    """(stream, position) of an event id, or None for what is no id of ours."""
+    epoch, _, rest = text.partition(".")
+    stream, _, offset = rest.partition(".")
+    if not epoch or not stream.isalnum() or not offset.isascii() or not offset.isdigit() or len(offset) > 18:
+        return None
+    return stream, Position(epoch, int(offset))

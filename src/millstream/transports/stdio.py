@@ -1,0 +1,168 @@
+"""stdio: one JSON-RPC message a line on stdin and stdout (digest §4.1). Nothing else is ever written to stdout.
+
+While it serves, file descriptor 1 points to stderr, so that a `print` in a tool cannot break the protocol; messages
+go out through a private copy. Reading and writing use the loop's pipe transports where stdin and stdout are pipes,
+terminals or sockets, and threads for plain files (and on Windows).
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable
+
+from millstream.protocol.errors import PARSE_ERROR
+from millstream.protocol.jsonrpc import error_message
+from millstream.server.dispatch import Dispatcher
+from millstream.transports.connection import Connection
+
+_CHUNK = 256 * 1024
+_TOO_LONG = "Parse error: a line is longer than {} bytes"
+
+
+class LineSplitter:
+    """Bytes in, whole lines out. A line over the limit is reported once and skipped to its end."""
+
+    __slots__ = ("_limit", "_parts", "_size", "_skipping")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._skipping = False
+
+    def feed(self, data: bytes) -> list[bytes | None]:
+        """The lines that are complete now, without their ends; None stands for one that was too long."""
+        lines: list[bytes | None] = []
+        *complete, rest = data.split(b"\n")
+        for piece in complete:
+            self._keep(piece, lines)
+            if not self._skipping:
+                line = b"".join(self._parts).strip(b" \t\r")
+                if line:
+                    lines.append(line)
+            self._parts.clear()
+            self._size = 0
+            self._skipping = False
+        self._keep(rest, lines)
+        return lines
+
+    def _keep(self, piece: bytes, lines: list[bytes | None]) -> None:
+        if self._skipping or not piece:
+            return
+        self._size += len(piece)
+        if self._size > self._limit:
+            self._parts.clear()
+            self._skipping = True
+            lines.append(None)
+        else:
+            self._parts.append(piece)
+
+
+class _Output(asyncio.Protocol):
+    """Messages to stdout, gathered and written once a loop tick. Pipes are written under flow control."""
+
+    def __init__(self, fd: int, *, max_buffered: int) -> None:
+        self._fd = fd
+        self._max_buffered = max_buffered
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.WriteTransport | None = None
+        self._waiting: list[bytes] = []
+        self._gone = False
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def open(self) -> None:
+        """Use the loop's pipe transport where stdout is a pipe or socket; files and terminals are written directly."""
+        if os.isatty(self._fd):
+            return
+        try:
+            self._transport, _ = await self._loop.connect_write_pipe(
+                lambda: self, os.fdopen(self._fd, "wb", buffering=0, closefd=False)
+            )
+        except (ValueError, NotImplementedError, OSError):
+            self._transport = None
+
+    def write(self, message: bytes) -> bool:
+        """Queue one message; False when nobody reads any more, or reads too slowly."""
+        if self._gone:
+            return False
+        if not self._waiting:
+            self._loop.call_soon(self.flush)
+        self._waiting.append(message)
+        return self._transport is None or self._transport.get_write_buffer_size() < self._max_buffered
+
+    def flush(self) -> None:
+        """Write what is queued."""
+        if not self._waiting or self._gone:
+            return
+        data = b"\n".join(self._waiting) + b"\n"
+        self._waiting.clear()
+        if self._transport is not None:
+            self._transport.write(data)
+            return
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:
+            self._gone = True
+
+    async def drain(self) -> None:
+        """Wait until stdout takes more."""
+        await self._room.wait()
+
+    async def finish(self) -> None:
+        """Wait until everything is written, or nobody reads any more."""
+        self.flush()
+        transport = self._transport
+        if transport is not None and not self._gone:
+            transport.set_write_buffer_limits(0)
+            await self._room.wait()
+
+    def pause_writing(self) -> None:
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        self._room.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gone = True
+        self._room.set()
+
+
+async def serve_stdio(dispatcher: Dispatcher, *, stdin: int = 0, stdout: int = 1) -> None:
+    """Serve one client until stdin ends. What was asked before the end is still answered."""
+    settings = dispatcher.services.settings
+    private = os.dup(stdout)
+    os.dup2(2, stdout)
+    output = _Output(private, max_buffered=settings.stream_buffer)
+    connection = Connection(dispatcher, output.write, output.drain)
+    splitter = LineSplitter(settings.max_body)
+    try:
+        await output.open()
+        read = await _open_reader(stdin)
+        while data := await read(_CHUNK):
+            for line in splitter.feed(data):
+                if line is None:
+                    output.write(error_message(None, PARSE_ERROR, _TOO_LONG.format(settings.max_body)))
+                else:
+                    connection.receive(line)
+        for end in list(dispatcher.services.endings):
+            end()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(settings.drain_timeout):
+                await connection.settle()
+                await output.finish()
+    finally:
+        await connection.close()
+        os.dup2(private, stdout)
+        os.close(private)
+
+
+async def _open_reader(fd: int) -> Callable[[int], Awaitable[bytes]]:
+    stream = os.fdopen(fd, "rb", buffering=0, closefd=False)
+    reader = asyncio.StreamReader(limit=_CHUNK)
+    try:
+        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), stream)
+    except (ValueError, NotImplementedError):
+        return lambda size: asyncio.to_thread(stream.read, size)
+    return reader.read

@@ -1,0 +1,292 @@
+"""Streamable HTTP, the POST side, for every revision on one path (digest §2.3, §4.3, §4.4).
+
+Bytes in, bytes out: it tells the eras apart, finds session and principal, and hands a `Call` to the dispatcher. The
+common case of the newest revision is decoded in one typed pass; everything else climbs the exact ladder.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from millstream.http import JSON_HEAD, STREAM_HEAD, Request, Response
+from millstream.protocol import sse
+from millstream.protocol.admission import admit_per_request, check_handshake_header, is_per_request
+from millstream.protocol.depth import too_deep
+from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
+from millstream.protocol.jsonrpc import Message, check_text, error_message, read, result_message
+from millstream.protocol.metadata import Client
+from millstream.protocol.principal import Principal
+from millstream.protocol.revisions import ASSUMED, NEWEST, Revision
+from millstream.server.call import Call
+from millstream.server.dispatch import Dispatcher
+from millstream.server.fast import FastCall
+from millstream.server.handshake import initialize_result, read_initialize
+from millstream.server.inbox import progress_token, take_notification
+from millstream.server.sessions import Session
+from millstream.transports.batch import is_batch, serve_batch
+from millstream.transports.http_sessions import HttpSessions, missing_session, refusal
+from millstream.transports.media import accepted, is_json
+from millstream.transports.open_streams import OpenStreams
+from millstream.transports.post_line import PostLine
+
+Authenticate = Callable[[Request], Awaitable[Principal | None]]
+
+_ACCEPTED = Response(b"", 202, b"")
+_UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable: accept application/json, text/event-stream or both")
+_WRONG_TYPE = refusal(415, INVALID_REQUEST, "Unsupported media type: send content-type application/json")
+_BUSY = refusal(503, -32000, "Too many calls are running: try again later", head=b"retry-after: 1\r\n")
+_EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
+_NOBODY = Client()
+_VERSION = NEWEST.date.encode()
+
+
+class Streamable:
+    """The POST handler of the MCP endpoint."""
+
+    __slots__ = (
+        "_dispatcher", "_fast", "_json_only", "_max_calls", "_max_depth", "authenticate", "services", "sessions", "streams",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        streams: OpenStreams,
+        sessions: HttpSessions | None,
+        *,
+        authenticate: Authenticate | None = None,
+    ) -> None:
+        settings = dispatcher.services.settings
+        self._dispatcher = dispatcher
+        self._fast = dispatcher.registry.fast
+        self._json_only = settings.json_only
+        self._max_calls = settings.max_calls
+        self._max_depth = settings.max_depth
+        self.authenticate = authenticate
+        self.services = dispatcher.services
+        self.sessions = sessions
+        """None: handshake requests are served without sessions."""
+        self.streams = streams
+
+    async def post(self, request: Request) -> Response | None:
+        """One POST of any revision."""
+        headers = request.headers
+        if headers.get(b"mcp-protocol-version") == _VERSION and headers.get(b"mcp-method") == b"tools/call":
+            fast = self._fast.get(headers.get(b"mcp-name", b""))
+            call = None if fast is None else self._fast_call(request, fast)
+            if call is not None:
+                if self.authenticate is not None:
+                    call.principal = await self.authenticate(request)
+                body = await self._dispatcher.call(call)
+                if call.line is None:
+                    return Response(body, call.status)
+                return await self._finish(call, body)
+        return await self._exact(request)
+
+    def _fast_call(self, request: Request, fast: FastCall) -> Call | None:
+        """One typed pass over the whole body; None when anything is unusual."""
+        headers, body = request.headers, request.body
+        if (
+            headers.get(b"content-type") != b"application/json"
+            or len(headers) != len(request.raw_headers)
+            or not body.isascii()
+            or (body.count(b"{") + body.count(b"[") > self._max_depth and too_deep(body, self._max_depth))
+            or len(self._dispatcher.calls) >= self._max_calls
+            or not accepted(headers.get(b"accept")).json
+        ):
+            return None
+        try:
+            envelope = fast.decode(body)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        params = envelope.params
+        meta = params.meta
+        about = meta.client
+        call = Call(
+            NEWEST,
+            envelope.id,
+            "tools/call",
+            client=Client(meta.capabilities, about.name, about.version) if about else Client(meta.capabilities),
+            connect=lambda call: self._line(request, call),
+            headers=headers,
+            name=params.name,
+            token=meta.token,
+            log_level=meta.log_level,
+        )
+        call.target = fast.tool
+        call.arguments = params.arguments
+        if params.responses:
+            call.responses = params.responses
+        call.state = params.state
+        request.cancel_on_disconnect = True
+        return call
+
+    async def _exact(self, request: Request) -> Response | None:
+        """The ladder: media types, JSON, envelope, era."""
+        refused = self._check_media(request)
+        if refused is not None:
+            return refused
+        message: Message | None = None
+        try:
+            principal = await self.authenticate(request) if self.authenticate is not None else None
+            check_text(request.body, self._max_depth)
+            if is_batch(request.body):
+                return await serve_batch(self, self._dispatcher, request, principal)
+            message = read(request.body)
+            if message.is_answer:
+                return await self._answer(request, message, principal)
+            if is_per_request(message, request.headers):
+                return await self._per_request(request, message, principal)
+            return await self._handshake(request, message, principal)
+        except ProtocolError as exc:
+            request_id = message.id if message is not None else None
+            return self._reply(request, error_message(request_id, exc.code, exc.message, exc.data), exc.status)
+
+    def _check_media(self, request: Request) -> Response | None:
+        headers = request.headers
+        if not is_json(headers.get(b"content-type")):
+            return _WRONG_TYPE
+        if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
+            return _WRONG_TYPE
+        readable = accepted(headers.get(b"accept"))
+        if not (readable.json or readable.stream):
+            return _UNREADABLE
+        return _BUSY if len(self._dispatcher.calls) >= self._max_calls else None
+
+    def _line(self, request: Request, call: Call) -> PostLine:
+        readable = accepted(request.headers.get(b"accept"))
+        can_stream = readable.stream and (not self._json_only or call.method == "subscriptions/listen")
+        return PostLine(request, call, self.services, self.streams, can_stream=can_stream)
+
+    async def _finish(self, call: Call, body: bytes) -> Response | None:
+        """Give the answer on the line, or as a single message when no stream was opened."""
+        line = call.line
+        if isinstance(line, PostLine) and line.streaming:
+            await line.finish(body)
+            return None
+        if not body:
+            return _EMPTY_STREAM
+        return Response(body, call.status)
+
+    def _reply(self, request: Request, body: bytes, status: int = 200, head: bytes = b"") -> Response:
+        """A single message, as an event where the client reads nothing else."""
+        if status == 200 and not accepted(request.headers.get(b"accept")).json:
+            return Response(sse.encode_message(body), status, STREAM_HEAD + head)
+        return Response(body, status, JSON_HEAD + head if head else JSON_HEAD)
+
+    async def _run(self, request: Request, call: Call, scope: str) -> Response | None:
+        if scope:
+            body = await self._dispatcher.call_in_scope(call, scope)
+        else:
+            body = await self._dispatcher.call(call)
+        if body and not accepted(request.headers.get(b"accept")).json:
+            await call.open_line().finish(body)  # type: ignore[attr-defined]  # lines of this transport are PostLines
+            return None
+        return await self._finish(call, body)
+
+    # The per-request era
+
+    async def _per_request(self, request: Request, message: Message, principal: Principal | None) -> Response | None:
+        if message.id is None:
+            return _ACCEPTED
+        registry = self._dispatcher.registry
+        admitted = admit_per_request(
+            message,
+            offers=registry.offers,
+            requires=registry.requires,
+            headers=request.headers,
+            raw_headers=request.raw_headers,
+        )
+        meta = admitted.meta
+        call = Call(
+            admitted.revision,
+            message.id,
+            message.method,
+            client=admitted.client,
+            connect=lambda call: self._line(request, call),
+            principal=principal,
+            headers=request.headers,
+            name=admitted.name,
+            params=message.params,
+            token=meta.progress_token if meta.progress_token is not msgspec.UNSET else None,
+            log_level=meta.log_level or "",
+        )
+        request.cancel_on_disconnect = True
+        return await self._run(request, call, "")
+
+    # The handshake era
+
+    async def _handshake(self, request: Request, message: Message, principal: Principal | None) -> Response | None:
+        if message.method == "initialize" and message.id is not None:
+            return await self._initialize(request, message, principal)
+        found = await self.session_of(request, principal)
+        if isinstance(found, Response):
+            return found
+        session, revision = found
+        if message.id is None:
+            take_notification(self._dispatcher, message, session.id if session is not None else "")
+            return _ACCEPTED
+        call = self.handshake_call(request, message, session, revision, principal)
+        return await self._run(request, call, session.id if session is not None else "")
+
+    def handshake_call(
+        self, request: Request, message: Message, session: Session | None, revision: Revision, principal: Principal | None
+    ) -> Call:
+        """A call of the handshake era."""
+        assert message.id is not None  # noqa: S101  only requests become calls
+        return Call(
+            revision,
+            message.id,
+            message.method,
+            client=session.client if session is not None else _NOBODY,
+            connect=lambda call: self._line(request, call),
+            session=session,
+            principal=principal,
+            headers=request.headers,
+            params=message.params,
+            token=progress_token(message.params),
+        )
+
+    async def session_of(
+        self, request: Request, principal: Principal | None
+    ) -> tuple[Session | None, Revision] | Response:
+        """Session and revision of a handshake-era request, or the reply that refuses it.
+
+        Raises:
+            ProtocolError: an unsupported version header.
+        """
+        headers = request.headers
+        if self.sessions is not None and b"mcp-session-id" in headers:
+            session = await self.sessions.find(request, principal)
+            if isinstance(session, Response):
+                return session
+            return session, check_handshake_header(headers, session.revision) or session.revision
+        revision = check_handshake_header(headers, None)
+        if revision is not None and self.sessions is not None:
+            return missing_session()
+        return None, revision or ASSUMED
+
+    async def _initialize(self, request: Request, message: Message, principal: Principal | None) -> Response:
+        if self.sessions is not None and b"mcp-session-id" in request.headers:
+            raise ProtocolError(
+                INVALID_REQUEST, "Invalid request: this session is initialized already", status=400
+            )
+        opening = read_initialize(message.params)
+        dispatcher = self._dispatcher
+        assert message.id is not None  # noqa: S101  the caller has looked
+        result = initialize_result(
+            opening.revision, dispatcher.registry.capabilities(opening.revision), dispatcher.info, dispatcher.instructions
+        )
+        head = b""
+        if self.sessions is not None and not opening.sessionless:
+            head = b"mcp-session-id: %b\r\n" % (await self.sessions.mint(opening, principal)).encode()
+        return self._reply(request, result_message(message.id, result), head=head)
+
+    async def _answer(self, request: Request, message: Message, principal: Principal | None) -> Response:
+        """A client's answer to a question of a call."""
+        if self.sessions is None or b"mcp-session-id" not in request.headers:
+            raise ProtocolError(INVALID_REQUEST, "Invalid request: a response needs the session of its request", status=400)
+        session = await self.sessions.find(request, principal)
+        if isinstance(session, Response):
+            return session
+        self._dispatcher.answer(message, session.id)
+        return _ACCEPTED

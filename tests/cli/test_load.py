@@ -1,0 +1,181 @@
+"""Finding the server a person means, and saying what is wrong in terms of their code."""
+
+from pathlib import Path
+
+import pytest
+
+from millstream.cli.errors import CommandError, report
+from millstream.cli.load import load, split_target
+
+ONE = 'from millstream import Server\nshop = Server("shop")\n'
+TWO = 'from millstream import Server\nfirst = Server("first")\nsecond = Server("second")\n'
+
+
+def failure(target: str) -> CommandError:
+    with pytest.raises(CommandError) as caught:
+        load(target)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "name"),
+    [
+        ("shop.py", "shop.py", ""),
+        ("shop.py:mcp", "shop.py", "mcp"),
+        ("shop:mcp", "shop", "mcp"),
+        ("a.b.shop", "a.b.shop", ""),
+        (r"C:\code\shop.py", r"C:\code\shop.py", ""),
+        (r"C:\code\shop.py:mcp", r"C:\code\shop.py", "mcp"),
+        (":mcp", ":mcp", ""),
+        ("shop.py:", "shop.py:", ""),
+    ],
+)
+def test_a_colon_before_a_name_separates_it_from_the_file(target: str, source: str, name: str) -> None:
+    """Issue 2: ``FILE[:OBJECT]``, also with a Windows drive."""
+    assert split_target(target) == (source, name)
+
+
+def test_the_only_server_of_a_file_is_found_whatever_its_name(folder: Path) -> None:
+    """Our choice: nobody should have to learn a magic name."""
+    (folder / "shop.py").write_text(ONE)
+    assert load("shop.py").name == "shop"
+    assert load(str(folder / "shop.py")).name == "shop"
+    assert load("shop").name == "shop"
+    assert load("shop:shop").name == "shop"
+
+
+def test_one_server_under_two_names_is_one_server(folder: Path) -> None:
+    """``app = mcp`` is a habit of people who come from uvicorn."""
+    (folder / "shop.py").write_text(f"{ONE}asgi = shop\n")
+    assert load("shop.py").name == "shop"
+
+
+@pytest.mark.parametrize("name", ["mcp", "server", "app"])
+def test_of_several_servers_the_customary_name_wins(folder: Path, name: str) -> None:
+    """The names that other servers' tools look for."""
+    (folder / "shop.py").write_text(f'{TWO}{name} = Server("customary")\n')
+    assert load("shop.py").name == "customary"
+    assert load("shop.py:second").name == "second"
+
+
+def test_several_servers_without_a_customary_name_are_listed(folder: Path) -> None:
+    """The message names them and shows the command."""
+    (folder / "shop.py").write_text(TWO)
+    error = failure("shop.py")
+    assert "first, second" in error.what
+    assert error.fix.endswith("millstream run shop.py:first")
+
+
+def test_a_missing_file_suggests_the_nearest_one(folder: Path) -> None:
+    """A typing error is the usual reason."""
+    (folder / "shop.py").write_text(ONE)
+    error = failure("shpo.py")
+    assert "no file shpo.py" in error.what
+    assert str(folder) in error.why
+    assert "Did you mean shop.py?" in error.fix
+
+
+def test_a_missing_folder_is_a_missing_file(folder: Path) -> None:
+    """Listing what lies beside it must not fail."""
+    assert "no file" in failure("nowhere/shop.py").what
+
+
+def test_a_file_that_is_not_python_is_said_to_be_so(folder: Path) -> None:
+    """Our choice: better than what the import system says."""
+    (folder / "shop.txt").write_text("hello")
+    assert "not a Python file" in failure("shop.txt").what
+
+
+def test_a_missing_module_says_where_was_looked(folder: Path) -> None:
+    """The environment is the second usual reason."""
+    for name in ("nosuchmodule", "nosuch.module"):
+        error = failure(name)
+        assert f"no module {name}" in error.what
+        assert str(folder) in error.why
+
+
+@pytest.mark.parametrize("target", ["shop.py", "shop"])
+def test_a_missing_dependency_names_the_module_and_the_environment(folder: Path, target: str) -> None:
+    """The program that imports is not always the one where the package was installed."""
+    (folder / "shop.py").write_text("import nosuchpackage\n")
+    error = failure(target)
+    assert "nosuchpackage" in error.what
+    assert "python" in error.why
+    assert "shop.py" in error.detail
+
+
+def test_an_error_in_the_file_shows_only_the_persons_own_frames(folder: Path) -> None:
+    """The import system's frames hide the line that matters."""
+    (folder / "shop.py").write_text("import json\n\ndef read():\n    json.loads('{')\n\nread()\n")
+    error = failure("shop.py")
+    assert "JSONDecodeError" in error.what
+    assert error.detail.count('File "') == 2
+    assert "json.loads('{')" in error.detail
+    assert "importlib" not in error.detail
+    assert "decoder.py" not in error.detail
+
+
+def test_a_syntax_error_shows_its_line(folder: Path) -> None:
+    """The file and the line are all a person needs."""
+    (folder / "shop.py").write_text("mcp = Server(\n")
+    error = failure("shop.py")
+    assert "SyntaxError" in error.what
+    assert "line 1" in error.detail
+
+
+def test_a_file_that_exits_is_told_about_its_main_guard(folder: Path) -> None:
+    """A program without ``if __name__`` is the usual reason."""
+    (folder / "shop.py").write_text("import sys\nsys.exit(3)\n")
+    assert "__main__" in failure("shop.py").fix
+
+
+def test_a_file_without_a_server_is_told_how_to_make_one(folder: Path) -> None:
+    """Issue 2: errors say what happened, why, and what to do."""
+    (folder / "shop.py").write_text("x = 1\n")
+    error = failure("shop.py")
+    assert "no millstream.Server" in error.what
+    assert "mcp = Server(" in error.fix
+
+
+def test_an_object_of_another_kind_is_named(folder: Path) -> None:
+    """``shop.py:make`` on a factory is an easy mistake."""
+    (folder / "shop.py").write_text(f"{ONE}number = 1\n")
+    error = failure("shop.py:number")
+    assert "number in shop.py is a int" in error.what
+    assert "shop" in error.fix
+    assert "There is no nothing in shop.py" in failure("shop.py:nothing").what
+    (folder / "empty.py").write_text("x = 1\n")
+    assert "Server(" in failure("empty.py:mcp").fix
+
+
+def test_a_file_named_like_a_library_hides_nothing(folder: Path) -> None:
+    """Loading ``logging.py`` must not replace the module that Python uses."""
+    (folder / "json.py").write_text(ONE)
+    import json  # noqa: PLC0415 - what the library is after the load is the subject
+
+    assert load("json.py").name == "shop"
+    assert json.loads("1") == 1
+
+
+def test_a_file_can_import_its_neighbour_and_use_dataclasses(folder: Path) -> None:
+    """As with ``python FILE``: the file's directory comes first."""
+    (folder / "neighbour.py").write_text("name = 'from next door'\n")
+    (folder / "shop.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nimport neighbour\n"
+        "from millstream import Server\n@dataclass\nclass A:\n    x: int\nmcp = Server(neighbour.name)\n"
+    )
+    assert load("shop.py").name == "from next door"
+
+
+def test_the_main_part_of_a_file_does_not_run(folder: Path) -> None:
+    """``mcp.run()`` at the end of a file must not serve while it is being loaded."""
+    (folder / "shop.py").write_text(f"{ONE}if __name__ == '__main__':\n    raise SystemExit(1)\n")
+    assert load("shop.py").name == "shop"
+
+
+def test_a_report_has_what_why_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing goes to standard output: on stdio it carries the protocol."""
+    report(CommandError("It broke.", why="Because.", fix="Mend it.", detail="  line 1\n"))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "Error: It broke.\n  line 1\n\n  Why:  Because.\n  Do:   Mend it.\n"

@@ -1,0 +1,141 @@
+"""What is told when the server is up."""
+
+import io
+import json
+import logging
+import shlex
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from rich.console import Console
+
+from millstream import Server
+from millstream.cli import panel
+
+EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - shown, not bound
+
+
+def shop() -> Server:
+    server = Server("shop", version="1.2.3")
+
+    @server.tool
+    def order(isbn: str, copies: int = 1) -> str:
+        """Order."""
+        return f"{copies} of {isbn}"
+
+    @server.resource("book://{isbn}")
+    def book(isbn: str) -> str:
+        """A book."""
+        return isbn
+
+    return server
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def drawn(server: Server, host: str = "127.0.0.1", width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    panel.draw(panel.facts(server, host=host, port=8000), console)
+    output = console.file
+    assert isinstance(output, io.StringIO)
+    return output.getvalue()
+
+
+def test_the_panel_is_compact_and_says_where_what_and_how() -> None:
+    """Issue 2: a friendly panel; ours has at most 14 lines on a common terminal."""
+    text = drawn(shop())
+    assert len(text.splitlines()) <= 14
+    for part in ("shop", "1.2.3", "http://127.0.0.1:8000/mcp", "http://127.0.0.1:8000/sse", "1 tool", "1 template",
+                 "Host and Origin checked", "Ctrl-C"):  # fmt: skip
+        assert part in text
+    assert "warning" not in text
+
+
+def test_the_command_can_be_copied_from_a_narrow_terminal() -> None:
+    """It stands outside the frame on one line of text, which the terminal may wrap."""
+    last = drawn(shop(), width=60).splitlines()[-1]
+    words = shlex.split(last)
+    body = json.loads(words[words.index("-d") + 1])
+    assert words[:3] == ["curl", "-s", "http://127.0.0.1:8000/mcp"]
+    assert body["params"] == {"name": "order", "arguments": {"isbn": "hello"}}
+
+
+@pytest.mark.parametrize(
+    ("warned", "hosts"),
+    [(True, (EVERY_ADDRESS, "::", "192.0.2.1", "mcp.local")), (False, ("127.0.0.1", "::1", "localhost"))],
+)
+def test_an_address_that_others_reach_is_warned_about(warned: bool, hosts: tuple[str, ...]) -> None:
+    """Issue 2, safe by default: without authentication only this machine should reach the server."""
+    for host in hosts:
+        assert ("no authentication" in " ".join(drawn(shop(), host).split())) is warned
+
+
+@pytest.mark.parametrize(("host", "url"), [(EVERY_ADDRESS, "http://127.0.0.1:8000/mcp"), ("::", "http://[::1]:8000/mcp"),
+                                           ("::1", "http://[::1]:8000/mcp")])  # fmt: skip
+def test_the_shown_address_can_be_opened(host: str, url: str) -> None:
+    """A wildcard address is for listening, not for connecting."""
+    assert panel.facts(shop(), host=host, port=8000).url == url
+
+
+def test_without_a_terminal_the_same_facts_are_one_log_record(caplog: pytest.LogCaptureFixture) -> None:
+    """Issue 2: JSON logs otherwise."""
+    caplog.set_level(logging.INFO, "millstream")
+    panel.show(panel.facts(shop(), host="127.0.0.1", port=8000), stream=io.StringIO())
+    (record,) = caplog.records
+    fields: dict[str, Any] = vars(record)
+    assert (fields["url"], fields["counts"]["tools"]) == ("http://127.0.0.1:8000/mcp", 1)
+    assert fields["curl"].startswith("curl ")
+
+
+def test_the_warning_is_a_log_record_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """A warning level is what log stores alert on."""
+    panel.show(panel.facts(shop(), host=EVERY_ADDRESS, port=8000), stream=io.StringIO())
+    assert [record.levelname for record in caplog.records if "authentication" in record.message] == ["WARNING"]
+
+
+def test_a_terminal_gets_the_panel() -> None:
+    """The stream decides, not the environment."""
+    terminal = Terminal()
+    panel.show(panel.facts(shop(), host="127.0.0.1", port=8000), stream=terminal)
+    assert "╭" in terminal.getvalue()
+
+
+def test_a_server_without_tools_shows_how_to_list_them() -> None:
+    """Our choice: there is always something to try."""
+    told = panel.facts(Server("empty"), host="127.0.0.1", port=8000)
+    assert "tools/list" in told.curl
+    assert "nothing yet" in drawn(Server("empty"))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},
+        {"type": "object", "properties": {"a": {"type": "number"}}, "required": ["a"]},
+        {"type": "object", "properties": {"a": {"type": "integer", "minimum": 5}}, "required": ["a"]},
+        {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]},
+        {"type": "object", "properties": {"a": {"anyOf": [{"type": "integer"}, {"type": "null"}]}}, "required": ["a"]},
+        {"type": "object", "properties": {"a": {"type": ["boolean", "null"]}}, "required": ["a"]},
+        {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "string"}}}, "required": ["a"]},
+        {"type": "object", "properties": {"a": {"type": "string"}, "b": {"const": 3}}, "required": ["a", "b"]},
+    ],
+)
+def test_the_example_arguments_fit_the_schema(schema: dict[str, Any]) -> None:
+    """The command must work as it is."""
+    Draft202012Validator(schema).validate(panel.example(schema))
+
+
+def test_protections_name_only_what_holds() -> None:
+    """A panel that promises a check that is switched off would be worse than none."""
+    server = Server("open")
+    assert panel.protections(server.settings)[0] == "Host and Origin checked"
+    for field, left in (("allowed_hosts", "Origin checked"), ("allowed_origins", "Host checked")):
+        changed = {
+            **{name: getattr(server.settings, name) for name in server.settings.__struct_fields__},
+            field: ("*",),
+        }
+        assert panel.protections(type(server.settings)(**changed))[0] == left

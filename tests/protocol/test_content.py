@@ -1,0 +1,128 @@
+"""Content blocks: the bytes on the wire, and that they read back."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from millstream.protocol.content import (
+    BLOCKS,
+    Annotations,
+    Audio,
+    Content,
+    EmbeddedResource,
+    Icon,
+    Image,
+    Message,
+    ResourceContents,
+    ResourceLink,
+    SamplingContent,
+    Text,
+    ToolResultBlock,
+    ToolUse,
+)
+
+WIRE: list[tuple[Any, dict[str, Any]]] = [
+    (Text("hi"), {"type": "text", "text": "hi"}),
+    (
+        Text("hi", annotations=Annotations(["user"], 0.5, "then"), meta={"k": 1}),
+        {
+            "type": "text",
+            "text": "hi",
+            "annotations": {"audience": ["user"], "priority": 0.5, "lastModified": "then"},
+            "_meta": {"k": 1},
+        },
+    ),
+    (Image(data=b"abc", mime_type="image/png"), {"type": "image", "data": "YWJj", "mimeType": "image/png"}),
+    (Audio(b"abc", "audio/wav"), {"type": "audio", "data": "YWJj", "mimeType": "audio/wav"}),
+    (
+        ResourceLink("a:b", "n", title="T", size=3, icons=[Icon("https://i", "image/png", ["any"], "dark")]),
+        {
+            "type": "resource_link",
+            "uri": "a:b",
+            "name": "n",
+            "title": "T",
+            "size": 3,
+            "icons": [{"src": "https://i", "mimeType": "image/png", "sizes": ["any"], "theme": "dark"}],
+        },
+    ),
+    (
+        EmbeddedResource("a:b", text="", mime_type="text/plain"),
+        {"type": "resource", "resource": {"uri": "a:b", "mimeType": "text/plain", "text": ""}},
+    ),
+    (
+        EmbeddedResource(uri="a:b", blob=b"abc"),
+        {"type": "resource", "resource": {"uri": "a:b", "blob": "YWJj"}},
+    ),
+    (
+        ToolUse("1", "add", {}),
+        {"type": "tool_use", "id": "1", "name": "add", "input": {}},
+    ),
+    (
+        ToolResultBlock("1", [Text("3")], structured_content=None, is_error=True),
+        {
+            "type": "tool_result",
+            "toolUseId": "1",
+            "content": [{"type": "text", "text": "3"}],
+            "structuredContent": None,
+            "isError": True,
+        },
+    ),
+    (Message("user", "hi"), {"role": "user", "content": {"type": "text", "text": "hi"}}),
+    (
+        Message("assistant", [ToolUse("1", "add", {"a": 1})]),
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "add", "input": {"a": 1}}]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("value", "wire"), WIRE)
+def test_values_are_written_as_the_newest_schema_names_them_and_read_back(value: Any, wire: dict[str, Any]) -> None:
+    """Digest §9.1 and §10.1: camelCase, base64, `_meta`, nothing that was left alone."""
+    data = msgspec.json.encode(value)
+    assert json.loads(data) == wire
+    assert msgspec.json.decode(data, type=type(value)) == value
+
+
+def test_the_type_field_comes_first_so_that_readers_can_dispatch_on_it() -> None:
+    """Our choice: streaming readers see the kind before the payload."""
+    assert msgspec.json.encode(Text("x")) == b'{"type":"text","text":"x"}'
+
+
+@pytest.mark.parametrize("value", [value for value, _ in WIRE if isinstance(value, BLOCKS)])
+def test_the_union_decodes_every_block_by_its_type(value: Any) -> None:
+    """Content from elsewhere is read back for projection."""
+    assert msgspec.json.decode(msgspec.json.encode(value), type=Content) == value
+
+
+def test_sampling_results_decode_to_tool_uses_and_unknown_members_are_tolerated() -> None:
+    """Digest §1: unknown fields must be tolerated."""
+    data = b'{"type":"tool_use","id":"1","name":"n","input":{"a":[1]},"later":true}'
+    assert msgspec.json.decode(data, type=SamplingContent) == ToolUse("1", "n", {"a": [1]})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"uri": "a:b"}, {"uri": "a:b", "text": "x", "blob": b"y"}, {"text": "x"}, {}],
+)
+def test_an_embedded_resource_without_exactly_one_content_is_refused(arguments: dict[str, Any]) -> None:
+    """The schema knows text or blob, and a resource has a uri."""
+    with pytest.raises(TypeError, match="text or blob"):
+        EmbeddedResource(**arguments)
+
+
+def test_an_embedded_resource_from_a_peer_without_its_resource_is_a_validation_error() -> None:
+    """Input from the network never raises anything else."""
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(b'{"type":"resource"}', type=EmbeddedResource)
+
+
+def test_members_beside_the_resource_do_not_survive_reading() -> None:
+    """Only `resource` exists on the wire; what a peer adds beside it must not be written again."""
+    data = (
+        b'{"type":"resource","resource":{"uri":"a:b","text":"x"},"uri":"c:d","text":"y","blob":"YQ==","mimeType":"z"}'
+    )
+    block = msgspec.json.decode(data, type=EmbeddedResource)
+    assert block.resource == ResourceContents("a:b", text="x")
+    assert msgspec.json.encode(block) == b'{"type":"resource","resource":{"uri":"a:b","text":"x"}}'

@@ -1,0 +1,119 @@
+"""`too_deep` against a plain recursive count, and on what could mislead it."""
+
+import json
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millstream.protocol.depth import too_deep
+from strategies import bytewise, json_values
+
+
+def depth_of(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + max((depth_of(member) for member in value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max((depth_of(member) for member in value), default=0)
+    return 0
+
+
+def test_a_body_with_few_brackets_is_passed_without_a_scan() -> None:
+    """Issue: the scan runs only when the count of brackets exceeds the limit."""
+    assert not too_deep(b"[" * 64)
+    assert not too_deep(b"")
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"a":'])
+def test_64_levels_pass_and_65_do_not(opening: bytes) -> None:
+    """Issue: depth > 64 is refused."""
+    levels = opening.count(b"[") + opening.count(b"{")
+    closing = {b"[": b"]", b'{"a":': b"}", b'[{"a":': b"}]"}[opening]
+    times = 64 // levels
+    assert not too_deep(b"[" + (opening * times + b"0" + closing * times)[1:] + b"[]" * 80)
+    assert too_deep(b"[" + opening * times + b"0" + closing * times + b"]")
+
+
+def test_many_shallow_arrays_are_not_deep() -> None:
+    """A count of brackets alone would refuse long lists."""
+    assert not too_deep(b"[" + b",".join([b'{"a":[]}'] * 1000) + b"]")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"' + "[" * 100 + '"',
+        '"\\"' + "[" * 100 + '"',
+        '"\\\\\\"' + "{" * 100 + '"',
+        '["' + "[" * 50 + '","' + "{" * 50 + '"]',
+        '{"' + "[" * 100 + '":"","":"\\\\"}',
+    ],
+)
+def test_brackets_inside_strings_do_not_count(text: str) -> None:
+    """RFC 8259 §7: a string may hold brackets, and a quote after an odd run of backslashes."""
+    json.loads(text)
+    assert not too_deep(text.encode())
+
+
+def test_brackets_after_a_string_that_ends_in_an_escaped_backslash_count() -> None:
+    """RFC 8259 §7: the quote after an even run of backslashes closes the string."""
+    text = '["\\\\",' + "[" * 64 + "]" * 64 + "]"
+    json.loads(text)
+    assert too_deep(text.encode())
+
+
+def test_unclosed_strings_and_closing_brackets_without_opening_ones_are_not_deep() -> None:
+    """Our choice: what is not JSON is left to the decoder."""
+    assert not too_deep(b'"' + b"[" * 100)
+    assert not too_deep(b'"' + b"[" * 100 + b"\\")
+    assert not too_deep(b"]" * 100 + b"[" * 100)
+
+
+@given(json_values, st.integers(0, 6))
+def test_the_answer_is_that_of_a_recursive_count(value: Any, limit: int) -> None:
+    """Property: text of any value, escaped or not, measured without parsing."""
+    for ascii_only in (True, False):
+        body = json.dumps(value, ensure_ascii=ascii_only).encode()
+        assert too_deep(body, limit) == (depth_of(value) > limit)
+
+
+@given(st.text('[]{}"\\a'), st.integers(0, 3))
+def test_text_that_happens_to_be_json_is_measured_exactly(text: str, limit: int) -> None:
+    """Property: texts of structural characters only are the hardest."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        too_deep(text.encode(), limit)
+    else:
+        assert too_deep(text.encode(), limit) == (depth_of(value) > limit)
+
+
+@given(st.binary())
+def test_any_bytes_and_any_part_of_them_give_an_answer(body: bytes) -> None:
+    """STYLE 32: any bytes raise nothing, whole, byte by byte, or with trailing bytes."""
+    for piece in (body, *bytewise(body), body + b"\xff]"):
+        assert too_deep(piece, 0) in (True, False)
+
+
+def test_the_scan_runs_no_python_loop() -> None:
+    """Our choice: one pass over 4 MiB must not stall the event loop, so lines executed do not grow with the body."""
+
+    def lines(body: bytes) -> int:
+        count = 0
+
+        def trace(frame: Any, event: str, arg: Any) -> Any:
+            nonlocal count
+            count += 1
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            too_deep(body)
+        finally:
+            sys.settrace(before)
+        return count
+
+    assert lines(b'["]\\"",{}]' * 100) == lines(b'["]\\"",{}]' * 10_000)

@@ -1,0 +1,298 @@
+"""JSON Schema from types: inlined, without noise, valid 2020-12; and the bounds on schemas written by hand."""
+
+import enum
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from typing import Annotated, Any, Literal, TypedDict
+
+import msgspec
+import pytest
+from jsonschema import Draft202012Validator
+from msgspec import Meta
+
+from millstream.protocol.json_schema import (
+    DIALECT,
+    MAX_DEPTH,
+    MAX_SCHEMAS,
+    Schema,
+    check_schema,
+    integral,
+    object_schema,
+    schema_of,
+    wrap_output,
+)
+
+
+@dataclass
+class Address:
+    street: str
+    city: Annotated[str, Meta(title="Town", description="Where.")] = "Ulm"
+
+
+@dataclass
+class Tree:
+    value: int
+    children: "list[Tree]" = dataclass_field(default_factory=list)
+
+
+@dataclass
+class Odd:
+    even: "Even | None" = None
+
+
+@dataclass
+class Even:
+    address: Address
+    odd: Odd | None = None
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Level(enum.Enum):
+    LOW = 1
+    HIGH = 2
+
+
+class Movie(TypedDict, total=False):
+    title: str
+
+
+class Documented(msgspec.Struct):
+    """What it is."""
+
+    a: int
+
+
+class Empty(msgspec.Struct):
+    pass
+
+
+ADDRESS: Schema = {
+    "type": "object",
+    "properties": {
+        "street": {"type": "string"},
+        "city": {"type": "string", "title": "Town", "description": "Where.", "default": "Ulm"},
+    },
+    "required": ["street"],
+}
+CASES: list[tuple[Any, Schema]] = [
+    (int, {"type": "integer"}),
+    (int | None, {"anyOf": [{"type": "integer"}, {"type": "null"}]}),
+    (Any, {}),
+    (dict[str, Address], {"type": "object", "additionalProperties": ADDRESS}),
+    (Address, ADDRESS),
+    (Address | None, {"anyOf": [ADDRESS, {"type": "null"}]}),
+    (tuple[int, Address], {"type": "array", "prefixItems": [{"type": "integer"}, ADDRESS], "items": False,
+                           "minItems": 2, "maxItems": 2}),
+    (Colour, {"type": "string", "enum": ["blue", "red"]}),
+    (Level, {"type": "integer", "enum": [1, 2]}),
+    (Literal["a", 1], {"enum": [1, "a"]}),
+    (Literal["a"] | None, {"anyOf": [{"type": "string", "enum": ["a"]}, {"type": "null"}]}),
+    (Movie, {"type": "object", "properties": {"title": {"type": "string"}}, "required": []}),
+    (Documented, {"type": "object", "description": "What it is.", "properties": {"a": {"type": "integer"}},
+                  "required": ["a"]}),
+    (Annotated[Address, Meta(title="Home", description="Yours.")],
+     ADDRESS | {"title": "Home", "description": "Yours."}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("annotation", "expected"), CASES)
+def test_types_become_inlined_schemas_without_class_names_as_titles(annotation: Any, expected: Schema) -> None:
+    """Design §6: generated schemas are inlined; titles only where somebody wrote one."""
+    schema = schema_of(annotation)
+    assert schema == expected
+    Draft202012Validator.check_schema(schema)
+
+
+def test_only_recursive_types_keep_references_and_the_root_shows_its_own_type() -> None:
+    """Design §6; revisions before the newest need `type: object` at the root of an output schema."""
+    schema = schema_of(Tree)
+    body = {
+        "type": "object",
+        "properties": {"value": {"type": "integer"}, "children": {"type": "array", "items": {"$ref": "#/$defs/Tree"}}},
+        "required": ["value"],
+    }
+    assert schema == {**body, "$defs": {"Tree": body}}
+    validator = Draft202012Validator(schema)
+    assert validator.is_valid({"value": 1, "children": [{"value": 2}]})
+    assert not validator.is_valid({"value": 1, "children": [{"value": "2"}]})
+
+
+def test_types_that_are_recursive_through_each_other_keep_references_and_others_in_them_are_inlined() -> None:
+    """Neither of two types refers to itself directly, and both are recursive."""
+    schema = schema_of(list[Odd | None])
+    assert set(schema["$defs"]) == {"Odd", "Even"}
+    assert schema["$defs"]["Even"]["properties"]["address"] == ADDRESS
+    Draft202012Validator.check_schema(schema)
+    assert not Draft202012Validator(schema).is_valid([{"even": {"odd": {}}}])
+    assert Draft202012Validator(schema).is_valid([{"even": {"address": {"street": "s"}, "odd": {}}}])
+
+
+class Foreign:
+    """A class that only the hook knows."""
+
+
+class Other:
+    """Another one, whose definitions have the same names."""
+
+
+def hook(annotation: type) -> Schema:
+    if annotation is Foreign:
+        node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}, "leaf": {"$ref": "#/$defs/Leaf"}}}
+        return {"$ref": "#/$defs/Node", "$defs": {"Node": node, "Leaf": {"type": "integer"}}}
+    if annotation is Other:
+        node = {"type": "array", "items": {"$ref": "#/$defs/Node"}}
+        return {"type": "object", "properties": {"nodes": {"$ref": "#/$defs/Node"}}, "$defs": {"Node": node}}
+    raise TypeError(f"{annotation} is unknown")
+
+
+def test_the_hook_describes_foreign_types_with_definitions_of_their_own() -> None:
+    """Models of other libraries bring `$defs`; names that collide stay apart."""
+    pair = msgspec.defstruct("Pair", [("one", Foreign), ("two", list[Other])])
+    schema = schema_of(pair, hook=hook)
+    Draft202012Validator.check_schema(schema)
+    assert set(schema["$defs"]) == {"Node", "Node_"}
+    validator = Draft202012Validator(schema)
+    assert validator.is_valid({"one": {"next": {"leaf": 1}}, "two": [{"nodes": [[], [[]]]}]})
+    assert not validator.is_valid({"one": {"next": {"leaf": "1"}}, "two": []})
+    assert not validator.is_valid({"one": {}, "two": [{"nodes": [1]}]})
+
+
+@dataclass
+class Twice:
+    one: Address
+    two: Address
+    pair: tuple[int, str]
+    other: Other
+
+
+def test_types_used_twice_without_recursion_are_inlined_twice() -> None:
+    """Repetition is no recursion."""
+    schema = schema_of(list[Twice], hook=hook)
+    assert schema["items"]["properties"]["one"] == schema["items"]["properties"]["two"] == ADDRESS
+    assert set(schema["$defs"]) == {"Node"}
+
+
+@dataclass
+class Broken:
+    part: "Nowhere"  # type: ignore[name-defined]  # noqa: F821 - the subject
+
+
+def test_annotations_that_cannot_be_resolved_are_a_type_error() -> None:
+    """Found when a tool is registered."""
+    with pytest.raises(TypeError, match=r"Broken.* cannot be resolved.*Nowhere"):
+        schema_of(Broken)
+
+
+def test_a_foreign_type_can_be_the_root() -> None:
+    """Its definitions are those of the document."""
+    schema = schema_of(Foreign, hook=hook)
+    assert schema["type"] == "object"
+    assert Draft202012Validator(schema).is_valid({"next": {"next": {"leaf": 3}}})
+    assert not Draft202012Validator(schema).is_valid({"next": {"next": {"leaf": ""}}})
+
+
+def test_types_that_nobody_knows_are_a_type_error() -> None:
+    """Found when a tool is registered, not when it is called."""
+    with pytest.raises(TypeError):
+        schema_of(complex, hook=hook)
+    with pytest.raises(TypeError):
+        schema_of(complex)
+
+
+def test_object_schemas_leave_out_what_is_empty() -> None:
+    """A tool without arguments reads `{"type": "object"}`, not a list of nothing."""
+    assert object_schema(Empty) == {"type": "object"}
+    assert object_schema(Movie) == {"type": "object", "properties": {"title": {"type": "string"}}}
+    assert object_schema(dict[str, int]) == {"type": "object", "additionalProperties": {"type": "integer"}}
+
+
+def test_object_schemas_refuse_other_roots() -> None:
+    """Digest §9.1: the root of an input schema is an object."""
+    with pytest.raises(TypeError, match="not an object"):
+        object_schema(list[int])
+
+
+def test_wrapped_outputs_keep_definitions_at_the_root() -> None:
+    """Digest §9.1, practice: a value that is no object becomes `result`; references must still resolve."""
+    schema = wrap_output({"$schema": DIALECT, **schema_of(list[Tree])})
+    assert schema["$schema"] == DIALECT
+    assert schema["required"] == ["result"]
+    assert Draft202012Validator(schema).is_valid({"result": [{"value": 1}]})
+    assert not Draft202012Validator(schema).is_valid({"result": [{"value": ""}]})
+    assert wrap_output({"type": "integer"}) == {
+        "type": "object", "properties": {"result": {"type": "integer"}}, "required": ["result"]
+    }  # fmt: skip
+
+
+GOOD: list[Schema] = [
+    {"type": "object"},
+    {"$schema": DIALECT, "type": "object"},
+    {"$schema": DIALECT + "#", "type": "object"},
+    {"type": "object", "additionalProperties": False},
+    {"type": "object", "properties": {"$ref": {"type": "string"}, "a": {"$ref": "#/$defs/x"}}, "$defs": {"x": True}},
+    {"type": "object", "properties": {"a": {"const": {"$ref": "https://x"}, "default": {"$schema": 1}}}},
+    {"type": "object", "allOf": [{"anyOf": [{"required": ["a"]}]}], "if": {"not": {}}, "then": {}, "else": False},
+]
+
+
+@pytest.mark.parametrize("schema", GOOD)
+def test_hand_written_schemas_of_the_dialect_pass(schema: Schema) -> None:
+    """Digest §1: 2020-12 must be supported, with any keyword beside the root type."""
+    check_schema(schema)
+
+
+BAD: list[tuple[Schema, str]] = [
+    ({}, "root"),
+    ({"type": "array"}, "root"),
+    ({"type": ["object", "null"]}, "root"),
+    ({"type": "object", "$schema": "http://json-schema.org/draft-07/schema#"}, "dialect"),
+    ({"type": "object", "$schema": 7}, "dialect"),
+    ({"type": "object", "properties": {"a": {"$ref": "https://example.com/a"}}}, "#/properties/a: .* never fetched"),
+    ({"type": "object", "properties": {"a": {"$ref": "other.json#/a"}}}, "never fetched"),
+    ({"type": "object", "items": {"$dynamicRef": "file:///etc/passwd"}}, "never fetched"),
+    ({"type": "object", "$defs": {"a": {"oneOf": [{"$ref": 7}]}}}, "never fetched"),
+    ({"type": "object", "properties": []}, "object of schemas"),
+    ({"type": "object", "allOf": {}}, "array of schemas"),
+    ({"type": "object", "not": []}, "#/not: a schema is"),
+    ({"type": "object", "properties": {"a": 1}}, "#/properties/a: a schema is"),
+]
+
+
+@pytest.mark.parametrize(("schema", "text"), BAD)
+def test_hand_written_schemas_that_cannot_be_served_are_refused_with_the_place(schema: Schema, text: str) -> None:
+    """Digest §1: unsupported dialects are a clear error, network references are never dereferenced."""
+    with pytest.raises(ValueError, match=text):
+        check_schema(schema)
+
+
+def test_hand_written_schemas_are_bounded_in_depth_and_number() -> None:
+    """Digest §1: bound depth and sub-schema count."""
+
+    def nested(depth: int) -> Schema:
+        schema: Schema = {}
+        for _ in range(depth - 2):
+            schema = {"items": schema}
+        return {"type": "object", "properties": {"a": schema}}
+
+    check_schema(nested(MAX_DEPTH))
+    with pytest.raises(ValueError, match="deeper"):
+        check_schema(nested(MAX_DEPTH + 1))
+
+    def wide(count: int) -> Schema:
+        return {"type": "object", "properties": {str(index): True for index in range(count - 1)}}
+
+    check_schema(wide(MAX_SCHEMAS))
+    with pytest.raises(ValueError, match="more than"):
+        check_schema(wide(MAX_SCHEMAS + 1))
+
+
+def test_whole_floats_are_integers_at_any_depth_and_large_ones_stay() -> None:
+    """JSON Schema 2020-12 core §4.2.3: 1.0 is an integer; beyond 2**53 a float names no single one."""
+    value = integral({"a": [1.0, 1.5, "1.0", True], "b": 1e300})
+    assert value == {"a": [1, 1.5, "1.0", True], "b": 1e300}
+    assert [type(item) for item in value["a"]] == [int, float, str, bool]
+    assert type(value["b"]) is float

@@ -1,0 +1,254 @@
+"""``x-mcp-header``: annotations, the Base64 sentinel, and the comparison with arguments (digest §4.5)."""
+
+from base64 import b64encode
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millstream.protocol.errors import HEADER_MISMATCH, ProtocolError
+from millstream.protocol.param_headers import (
+    ParamHeader,
+    check,
+    decode_name,
+    decode_value,
+    encode_value,
+    find_annotations,
+)
+from strategies import bytewise, texts, visible_texts
+
+REGION: dict[str, Any] = {"type": "string", "x-mcp-header": "Region"}
+
+
+def tool(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+def refused(raw: bytes) -> str:
+    with pytest.raises(ProtocolError) as caught:
+        decode_value(raw, "mcp-param-x")
+    assert (caught.value.code, caught.value.status) == (HEADER_MISMATCH, 400)
+    assert "mcp-param-x" in caught.value.message
+    return caught.value.message
+
+
+# annotations
+
+
+def test_annotations_are_found_in_schema_order_also_in_nested_properties() -> None:
+    """Digest §4.5: reachable from the root through ``properties`` keys."""
+    schema = tool(
+        region=REGION,
+        where={"type": "object", "properties": {"shelf": {"type": "integer", "x-mcp-header": "X-Shelf"}}},
+        plain={"type": "string"},
+        dry={"type": "boolean", "x-mcp-header": "dry"},
+    )
+    assert find_annotations(schema) == (
+        ParamHeader(("region",), b"mcp-param-region", "string"),
+        ParamHeader(("where", "shelf"), b"mcp-param-x-shelf", "integer"),
+        ParamHeader(("dry",), b"mcp-param-dry", "boolean"),
+    )
+
+
+@pytest.mark.parametrize("schema", [{}, {"type": "object"}, tool(), tool(a=True), {"properties": None}])
+def test_a_schema_without_annotations_has_none(schema: dict[str, Any]) -> None:
+    """Also boolean schemas and broken ones, which are not this module's to judge."""
+    assert find_annotations(schema) == ()
+
+
+def test_data_and_property_names_that_look_like_annotations_are_none() -> None:
+    """JSON Schema: ``default``, ``enum`` and ``examples`` hold data; a property may have any name."""
+    trap = {"x-mcp-header": "No"}
+    schema = tool(**{"x-mcp-header": {"type": "number", "default": trap, "enum": [trap], "examples": [trap]}})
+    assert find_annotations(schema) == ()
+
+
+@pytest.mark.parametrize("token", ["", "a b", "a:b", "a\r\nb", "ä", "a\n", None, 7, ["a"]])
+def test_a_name_that_is_no_token_is_refused(token: Any) -> None:
+    """RFC 9110 §5.6.2; a line end in a name would split the client's request."""
+    with pytest.raises(ValueError, match=r"inputSchema\.properties\.a: .*token"):
+        find_annotations(tool(a={"type": "string", "x-mcp-header": token}))
+
+
+@pytest.mark.parametrize("kind", ["number", "object", "array", "null", ["string", "null"], None])
+def test_only_strings_integers_and_booleans_may_be_annotated(kind: Any) -> None:
+    """Digest §4.5: never ``number``; a list of types is not one of the three."""
+    with pytest.raises(ValueError, match="string, integer or boolean"):
+        find_annotations(tool(a={"type": kind, "x-mcp-header": "A"}))
+    with pytest.raises(ValueError, match="string, integer or boolean"):
+        find_annotations(tool(a={"x-mcp-header": "A"}))
+
+
+def test_names_are_unique_in_any_case() -> None:
+    """Digest §4.5: header names have no case."""
+    with pytest.raises(ValueError, match=r"properties\.b: x-mcp-header 'REGION' is already used by 'a'"):
+        find_annotations(tool(a=REGION, b={"type": "string", "x-mcp-header": "REGION"}))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        REGION,
+        {"$defs": {"a": REGION}},
+        {"patternProperties": {"a": REGION}},
+        {"dependentSchemas": {"a": tool(b=REGION)}},
+        {"dependencies": {"a": ["b"], "c": tool(b=REGION)}},
+        {"allOf": [True, tool(b=REGION)]},
+        {"if": tool(b=REGION)},
+        {"additionalProperties": REGION},
+        tool(a={"type": "array", "items": REGION}),
+        tool(a={"type": "array", "items": [REGION]}),
+        tool(a={"anyOf": [REGION, {"type": "null"}]}),
+    ],
+)
+def test_an_annotation_off_the_chain_of_properties_is_refused(schema: dict[str, Any]) -> None:
+    """Digest §4.5: no items, composition, conditionals or definitions."""
+    with pytest.raises(ValueError, match="properties reached through 'properties' alone"):
+        find_annotations(schema)
+
+
+# the text of values
+
+
+@pytest.mark.parametrize("value", ["", "us-east 1", "a\tb", "~", "=?base64?", "?=", "=?base64?=", "=?BASE64?QQ==?="])
+def test_plain_values_travel_as_they_are(value: str) -> None:
+    """Digest §4.5: a prefix or suffix alone is literal, and the markers have case."""
+    assert encode_value(value) == value
+    assert decode_value(value.encode()) == value
+
+
+@pytest.mark.parametrize("value", [" a", "a ", "\ta", "ä", "a\nb", "\x7f", "\0", "=?base64?QQ==?=", "=?base64??="])
+def test_other_values_travel_in_the_sentinel(value: str) -> None:
+    """Digest §4.5: not visible ASCII, edge white space, or the look of a sentinel."""
+    assert encode_value(value) == f"=?base64?{b64encode(value.encode()).decode()}?="
+    assert decode_value(encode_value(value).encode()) == value
+
+
+def test_white_space_around_a_header_value_is_not_part_of_it() -> None:
+    """RFC 9110 §5.5; digest §4.4."""
+    assert decode_value(b" \t a b\t ") == "a b"
+    assert decode_value(b" =?base64?IA==?= ") == " "
+
+
+@pytest.mark.parametrize(
+    "payload", [b"Q", b"QQ", b"QQ=", b"QQ===", b"QR==", b"Q Q==", b"QQ==QQ==", b"=QQ=", b"Q-_=", b"QQ\t==", b"/w=="]
+)
+def test_base64_is_decoded_strictly(payload: bytes) -> None:
+    """Conformance §4.4: padding and alphabet; ``QR==`` is a second spelling of ``QQ==``, and ``/w==`` is not UTF-8."""
+    assert "Base64" in refused(b"=?base64?" + payload + b"?=")
+
+
+@pytest.mark.parametrize("raw", [b"\xc3\xa4", b"a\x00", b"a\nb", b"\x7f", b"=?base64?\xff?="])
+def test_characters_outside_visible_ascii_are_refused(raw: bytes) -> None:
+    """Digest §4.5: bad characters."""
+    assert "visible ASCII" in refused(raw)
+
+
+def test_a_name_is_decoded_alike_and_errors_call_it_mcp_name() -> None:
+    """Digest §4.4: the sentinel of ``Mcp-Name`` is decoded before comparing."""
+    assert decode_name(b"=?base64?w6Q=?=") == "ä"
+    with pytest.raises(ProtocolError, match="Mcp-Name"):
+        decode_name(b"\xff")
+
+
+@given(texts | visible_texts)
+def test_every_text_survives_the_way_through_a_header(value: str) -> None:
+    """Property: and what travels is a valid field value without edge white space (RFC 9110 §5.5)."""
+    text = encode_value(value)
+    assert text.isascii()
+    assert text == text.strip()
+    assert all(character.isprintable() or character == "\t" for character in text)
+    assert decode_value(text.encode()) == value
+
+
+@given(st.binary() | st.binary().map(lambda raw: b"=?base64?" + raw + b"?="))
+def test_any_bytes_and_any_part_of_them_decode_or_are_a_mismatch(raw: bytes) -> None:
+    """STYLE 32: any bytes raise nothing but ProtocolError, whole, byte by byte, or with trailing bytes."""
+    for piece in (raw, *bytewise(raw), raw + b"?="):
+        try:
+            value = decode_value(piece)
+        except ProtocolError:
+            refused(piece)
+        else:
+            assert decode_value(encode_value(value).encode()) == value
+
+
+# comparison
+
+PARAMS = (
+    ParamHeader(("s",), b"mcp-param-s", "string"),
+    ParamHeader(("o", "i"), b"mcp-param-i", "integer"),
+    ParamHeader(("b",), b"mcp-param-b", "boolean"),
+)
+
+
+def mismatch(headers: dict[bytes, bytes], arguments: dict[str, Any]) -> str:
+    with pytest.raises(ProtocolError) as caught:
+        check(PARAMS, headers, arguments)
+    assert (caught.value.code, caught.value.status) == (HEADER_MISMATCH, 400)
+    return caught.value.message
+
+
+def test_equal_headers_pass_and_unknown_ones_are_ignored() -> None:
+    """Digest §4.5."""
+    headers = {
+        b"mcp-param-s": b" =?base64?w6Q=?=",
+        b"mcp-param-i": b"-7",
+        b"mcp-param-b": b"true",
+        b"mcp-param-z": b"\0",
+    }
+    check(PARAMS, headers, {"s": "ä", "o": {"i": -7}, "b": True})
+    check(PARAMS, {b"mcp-param-b": b"false", b"mcp-param-s": b""}, {"b": False, "s": ""})
+
+
+@pytest.mark.parametrize("arguments", [{}, {"s": None, "o": None}, {"o": {}}, {"o": {"i": None}}, {"o": [1]}])
+def test_absent_and_null_arguments_have_no_header(arguments: dict[str, Any]) -> None:
+    """Digest §4.5: the header is not expected, and one that is there names a value the body does not have."""
+    check(PARAMS, {}, arguments)
+    assert "mcp-param-i is present" in mismatch({b"mcp-param-i": b"1"}, arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"s": ""}, {"s": "x"}, {"s": [1]}])
+def test_an_argument_without_its_header_is_refused(arguments: dict[str, Any]) -> None:
+    """Digest §4.5: value in the body, header absent."""
+    assert "mcp-param-s is missing" in mismatch({}, arguments)
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [(b"42", 42), (b"42.0", 42), (b"42", 42.0), (b"42.000", 42), (b"-0", 0), (b"042", 42),
+     (b"9007199254740991", 2**53 - 1), (b"-9007199254740991", 1 - 2**53)],
+)  # fmt: skip
+def test_integers_compare_by_value(raw: bytes, value: float) -> None:
+    """Digest §4.5: ``42.0`` = ``42``."""
+    check(PARAMS, {b"mcp-param-i": raw}, {"o": {"i": value}})
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [(b"42", 43), (b"42.5", 42), (b"42.5", 42.5), (b"", 0), (b"4_2", 42), (b"+42", 42), (b"0x2a", 42), (b"42.", 42),
+     (b"=?base64?2aQ=?=", 4), (b"true", 1), (b"1", True), (b"9007199254740992", 2**53),
+     (b"-9007199254740992", -(2**53)), (b"9007199254740990.6", 2**53 - 1), (b"1" * 5000, 1),
+     (b"1", [1]), (b"1", {"a": 1}), (b"inf", float("inf"))],
+)  # fmt: skip
+def test_other_spellings_and_numbers_beyond_2_to_the_53_never_match(raw: bytes, value: Any) -> None:
+    """Digest §4.5: integers within ±(2^53-1)."""
+    assert "mcp-param-i does not match" in mismatch({b"mcp-param-i": raw}, {"o": {"i": value}})
+
+
+@pytest.mark.parametrize("raw", [b"True", b"1", b"", b"false"])
+def test_booleans_have_one_spelling(raw: bytes) -> None:
+    """Digest §4.5: ``true`` and ``false``."""
+    assert "mcp-param-b does not match" in mismatch({b"mcp-param-b": raw}, {"b": True})
+
+
+def test_strings_compare_exactly_and_a_bad_sentinel_is_refused() -> None:
+    """Digest §4.5: values are case-sensitive."""
+    assert "mcp-param-s does not match argument 's'" in mismatch({b"mcp-param-s": b"EU"}, {"s": "eu"})
+    assert "mcp-param-s is not the Base64" in mismatch({b"mcp-param-s": b"=?base64?Q?="}, {"s": "eu"})
+
+
+def test_an_argument_of_the_wrong_type_sent_alike_in_both_places_is_left_to_the_validator() -> None:
+    """Our choice: the validator's message helps a model, a header mismatch does not."""
+    check(PARAMS, {b"mcp-param-i": b"many"}, {"o": {"i": "many"}})

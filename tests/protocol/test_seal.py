@@ -1,0 +1,179 @@
+"""Sealed tokens: only what this ring sealed, for this kind and owner, opens again."""
+
+import base64
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from millstream.protocol.errors import LocalError
+from millstream.protocol.seal import MAX_TOKEN, KeyRing
+
+OLD, NEW = b"o" * 32, b"n" * 32
+NONCE = bytes(range(12))
+RING = KeyRing([NEW])
+TOKEN = RING.seal(b"state", b"plain text", NONCE, b"owner")
+
+TEXTS = st.one_of(
+    st.text(max_size=100),
+    st.text("ABCxyz019-_", max_size=100),
+    st.binary(max_size=100).map(lambda data: base64.urlsafe_b64encode(data).decode().rstrip("=")),
+    st.binary(max_size=100).map(lambda data: TOKEN[:6] + base64.urlsafe_b64encode(data).decode().rstrip("=")),
+)
+
+
+@given(st.binary(max_size=500), st.binary(max_size=20), st.binary(max_size=20), st.binary(min_size=12, max_size=12))
+def test_what_was_sealed_opens_and_the_token_can_stand_in_a_header(
+    plain: bytes, kind: bytes, bound: bytes, nonce: bytes
+) -> None:
+    """Specification: a session id is visible ASCII; ours is base64url."""
+    token = RING.seal(kind, plain, nonce, bound)
+    assert set(token) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+    assert RING.open(kind, token, bound) == plain
+
+
+@given(TEXTS)
+@example("")
+@example("\ud800")
+@example("é" * 40)
+@example("A" * 5)
+@example(TOKEN[:6])
+@example(TOKEN[:20])
+@example(TOKEN[:40])
+def test_any_other_text_is_none_and_nothing_is_raised(text: str) -> None:
+    """Our choice: tokens come from the network, and every wrong one looks the same to the caller."""
+    assert RING.open(b"state", text, b"owner") is None
+
+
+@given(st.integers(0, len(TOKEN) - 1), st.characters())
+def test_a_token_with_one_changed_character_does_not_open(index: int, char: str) -> None:
+    """AES-GCM authenticates number, nonce and content."""
+    text = TOKEN[:index] + char + TOKEN[index + 1 :]
+    assert RING.open(b"state", text, b"owner") == (b"plain text" if text == TOKEN else None)
+
+
+@given(st.integers(0, len(TOKEN)), st.text(min_size=1, max_size=4))
+@example(4, "    ")
+@example(4, "\r\n\r\n")
+@example(4, "!!!!")
+@example(4, "====")
+def test_a_token_with_something_put_in_does_not_open(index: int, more: str) -> None:
+    """Our choice: one token has one spelling, so padding, line ends and blanks inside are refused."""
+    assert RING.open(b"state", TOKEN[:index] + more + TOKEN[index:], b"owner") is None
+
+
+@pytest.mark.parametrize("more", ["=", "==", "\n", "\r\n", " ", "\0", "A", "AA", "AAA", "AAAA"])
+def test_nothing_may_follow_a_token(more: str) -> None:
+    """Our choice: as above; the lenient decoder of the standard library would pass over some of these."""
+    for length in range(4):
+        token = RING.seal(b"state", bytes(length), NONCE)
+        assert RING.open(b"state", token) == bytes(length)
+        assert RING.open(b"state", token + more) is None
+
+
+def test_unused_bits_of_the_last_character_must_be_zero() -> None:
+    """RFC 4648 §3.5: otherwise up to 16 texts would be the same token."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    for length in range(3):
+        token = RING.seal(b"state", bytes(length), NONCE)
+        opens = [char for char in alphabet if RING.open(b"state", token[:-1] + char) is not None]
+        assert opens == [token[-1]]
+
+
+def test_the_other_base64_alphabet_does_not_open() -> None:
+    """Our choice: "+" and "/" are not URL-safe, and a token has one spelling."""
+    tokens = [RING.seal(b"state", b"", bytes([n]) * 12) for n in range(256)]
+    with_dash = next(token for token in tokens if "-" in token)
+    with_line = next(token for token in tokens if "_" in token)
+    assert RING.open(b"state", with_dash.replace("-", "+")) is None
+    assert RING.open(b"state", with_line.replace("_", "/")) is None
+
+
+def test_a_token_opens_only_for_its_kind_and_owner() -> None:
+    """Specification, multi-round requests: state is bound to whom it was given; a session id is no request state."""
+    assert RING.open(b"state", TOKEN, b"owner") == b"plain text"
+    assert RING.open(b"state", TOKEN, b"other") is None
+    assert RING.open(b"state", TOKEN) is None
+    assert RING.open(b"session", TOKEN, b"owner") is None
+
+
+@given(st.binary(max_size=4), st.binary(max_size=4), st.binary(max_size=4), st.binary(max_size=4))
+@example(b"a", b"bc", b"ab", b"c")
+@example(b"", b"1:a", b"a", b"")
+def test_kind_and_owner_never_run_into_each_other(kind: bytes, bound: bytes, kind2: bytes, bound2: bytes) -> None:
+    """Our choice: what is authenticated names the border between the two."""
+    opened = RING.open(kind2, RING.seal(kind, b"x", NONCE, bound), bound2)
+    assert opened == (b"x" if (kind, bound) == (kind2, bound2) else None)
+
+
+def test_rotation_seals_with_the_first_secret_and_opens_with_all_in_any_order() -> None:
+    """DESIGN §5: rotation keeps old keys for reading."""
+    before, during, after = KeyRing([OLD]), KeyRing([NEW, OLD]), KeyRing([NEW])
+    old, new = before.seal(b"k", b"old", NONCE), during.seal(b"k", b"new", NONCE)
+    assert during.open(b"k", old) == b"old"
+    assert KeyRing([OLD, NEW]).open(b"k", new) == b"new"
+    assert after.open(b"k", new) == b"new"
+    assert before.open(b"k", new) is None
+    assert after.open(b"k", old) is None
+
+
+def test_a_token_under_the_number_of_another_key_of_the_ring_does_not_open() -> None:
+    """The number only finds the key; it proves nothing."""
+    ring = KeyRing([NEW, OLD])
+    token, other = ring.seal(b"k", b"plain", NONCE), KeyRing([OLD]).seal(b"k", b"plain", NONCE)
+    data, number = base64.urlsafe_b64decode(token + "=="), base64.urlsafe_b64decode(other + "==")[:4]
+    swapped = base64.urlsafe_b64encode(number + data[4:]).decode().rstrip("=")
+    assert ring.open(b"k", swapped) is None
+
+
+def test_the_same_secret_twice_is_one_key() -> None:
+    """Our choice: a list with a repeated secret is harmless."""
+    assert KeyRing([NEW, NEW]).open(b"state", TOKEN, b"owner") == b"plain text"
+
+
+def test_tokens_stay_readable_across_versions() -> None:
+    """Our choice: sessions outlive a deploy, so the format is pinned; another format needs another label."""
+    assert TOKEN == "zda8HwABAgMEBQYHCAkKC3NL-kA21ZcpgMbJRGmMpkA6TH0GowzgQJoh"
+
+
+def test_too_long_is_refused_on_both_sides() -> None:
+    """Our choice: a bound before decoding, and nothing is sealed that would not open."""
+    largest = MAX_TOKEN * 3 // 4 - 32
+    token = RING.seal(b"k", bytes(largest), NONCE)
+    assert len(token) <= MAX_TOKEN
+    assert RING.open(b"k", token) == bytes(largest)
+    assert RING.open(b"k", "A" * (MAX_TOKEN + 4)) is None
+    with pytest.raises(LocalError):
+        RING.seal(b"k", bytes(largest + 1), NONCE)
+
+
+@pytest.mark.parametrize("length", [0, 11, 13, 16])
+def test_a_nonce_of_another_length_is_refused(length: int) -> None:
+    """NIST SP 800-38D: 96 bits."""
+    with pytest.raises(ValueError, match="12 bytes"):
+        RING.seal(b"k", b"", bytes(length))
+
+
+def test_a_ring_without_a_secret_is_refused() -> None:
+    """Our choice: there is no default secret anywhere."""
+    with pytest.raises(ValueError, match="at least one"):
+        KeyRing([])
+
+
+def test_opening_with_a_fresh_ring_works_before_anything_was_sealed() -> None:
+    """The worker that opens a token is seldom the one that sealed it."""
+    assert KeyRing([NEW]).open(b"state", TOKEN, b"owner") == b"plain text"
+    assert KeyRing([OLD]).open(b"state", TOKEN, b"owner") is None
+
+
+def test_cryptography_is_not_loaded_before_the_first_use() -> None:
+    """DESIGN §8: it costs 30 ms and 9 MiB, and most servers on stdio never seal."""
+    program = (
+        "import sys; from millstream.protocol.seal import KeyRing; ring = KeyRing([b'n' * 32]);"
+        "assert 'cryptography' not in sys.modules; ring.open(b'k', 'A' * 44); assert 'cryptography' in sys.modules"
+    )
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=environ)

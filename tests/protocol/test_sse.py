@@ -1,0 +1,251 @@
+"""Server-sent events: bytes out, bytes in, however they are cut."""
+
+import collections
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millstream.protocol import sse
+from millstream.protocol.errors import PARSE_ERROR, ProtocolError
+from millstream.protocol.sse import Decoder, Event
+from strategies import bytewise, cuts, line_ends, one_line_texts, texts
+
+
+def decode(stream: bytes) -> list[Event]:
+    """The events of a stream, fed whole; also fed byte by byte and with trailing bytes, which must not differ."""
+    events = Decoder().feed(stream)
+    decoder = Decoder()
+    assert [event for byte in bytewise(stream) for event in decoder.feed(byte)] == events
+    assert Decoder().feed(stream + b"data: unfinished") == events
+    return events
+
+
+# encoding
+
+
+def test_an_event_without_options_is_its_data() -> None:
+    """WHATWG HTML §9.2.5."""
+    assert sse.encode_event(b"x") == b"data: x\n\n"
+
+
+def test_all_fields_stand_before_the_data() -> None:
+    """Our choice of order: a reader that stops early knows where to resume."""
+    encoded = sse.encode_event(b"x", event="tick", id="7", retry_ms=0)
+    assert encoded == b"id: 7\nevent: tick\nretry: 0\ndata: x\n\n"
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_each_line_of_data_gets_its_own_field(end: bytes) -> None:
+    """WHATWG HTML §9.2.5: CRLF, LF and CR all end a line."""
+    assert sse.encode_event(b"a" + end + b"b" + end) == b"data: a\ndata: b\ndata: \n\n"
+
+
+def test_a_message_is_one_event_of_that_name() -> None:
+    """Digest §4.2: every server message is an ``event: message``."""
+    assert sse.encode_message(b"{}") == b"event: message\ndata: {}\n\n"
+    assert sse.encode_message(b"{}", "a.7") == b"id: a.7\nevent: message\ndata: {}\n\n"
+
+
+def test_a_priming_event_has_an_id_and_empty_data() -> None:
+    """Digest §4.3, polling."""
+    assert sse.prime("a.0", None) == b"id: a.0\ndata:\n\n"
+    assert sse.prime("a.0", 500) == b"id: a.0\nretry: 500\ndata:\n\n"
+
+
+def test_retry_alone_dispatches_nothing() -> None:
+    """Digest §4.3: the server sends ``retry`` before it drops the connection."""
+    assert sse.retry(500) == b"retry: 500\n\n"
+    assert decode(sse.retry(500)) == []
+
+
+def test_the_endpoint_event_carries_the_url() -> None:
+    """Digest §4.2."""
+    assert sse.endpoint("/messages/?session_id=1") == b"event: endpoint\ndata: /messages/?session_id=1\n\n"
+
+
+@pytest.mark.parametrize("character", ["\r", "\n", "\0"])
+def test_a_line_end_or_nul_in_a_one_line_field_is_refused(character: str) -> None:
+    """WHATWG HTML §9.2.6: it would start another field, or make clients ignore the id."""
+    for encode in (sse.prime, sse.endpoint, lambda id: sse.encode_message(b"{}", id)):
+        with pytest.raises(ValueError, match="CR, LF or NUL"):
+            encode(f"a{character}b")
+
+
+def test_a_negative_retry_is_refused() -> None:
+    """WHATWG HTML §9.2.6: digits only."""
+    for encode in (sse.retry, lambda ms: sse.prime("a", ms), lambda ms: sse.encode_event(b"", retry_ms=ms)):
+        with pytest.raises(ValueError, match="-1"):
+            encode(-1)
+
+
+# decoding: the standard's own examples
+
+
+def test_the_examples_of_the_standard() -> None:
+    """WHATWG HTML §9.2.6, the four examples at its end."""
+    assert decode(b"data: YHOO\ndata: +2\ndata: 10\n\n") == [Event("YHOO\n+2\n10")]
+    stream = b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n"
+    assert decode(stream + b"\n") == [Event("first event", id="1"), Event("second event"), Event(" third event")]
+    assert decode(stream) == [Event("first event", id="1"), Event("second event")]
+    assert decode(b"data\n\ndata\ndata\n\ndata:") == [Event(""), Event("\n")]
+    assert decode(b"data:test\n\ndata: test\n\n") == [Event("test"), Event("test")]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_every_line_end_is_understood(end: str) -> None:
+    """Digest §17.14; mixed ones are in the property below."""
+    assert decode(f"event: a{end}data: 1{end}data: 2{end}{end}data: 3{end}{end}".encode()) == [
+        Event("1\n2", "a"),
+        Event("3"),
+    ]
+
+
+def test_an_event_ended_by_cr_does_not_wait_for_the_lf() -> None:
+    """A stream of CRs must not hold back its newest event."""
+    decoder = Decoder()
+    assert decoder.feed(b"data: x\r\n\r") == [Event("x")]
+    assert decoder.feed(b"") == []
+    assert decoder.feed(b"\ndata: y\n\n") == [Event("y")]
+
+
+def test_one_byte_order_mark_is_skipped() -> None:
+    """WHATWG HTML §9.2.6: UTF-8 decode, which strips one."""
+    assert decode(b"\xef\xbb\xbfdata: x\n\n") == [Event("x")]
+    assert decode(b"\xef\xbb\xbf\xef\xbb\xbfdata: x\n\ndata: \xef\xbb\xbf\n\n") == [Event("\ufeff")]
+
+
+def test_bad_utf8_becomes_replacement_characters() -> None:
+    """WHATWG HTML §9.2.6: decoding never fails."""
+    assert decode(b"data: a\xffb\xe2\x82\n\n") == [Event("a\ufffdb\ufffd")]
+
+
+def test_comments_unknown_fields_and_field_names_in_other_case_are_ignored() -> None:
+    """WHATWG HTML §9.2.6."""
+    assert decode(sse.COMMENT + b"Data: no\nfoo: bar\n data: no\n:data: no\ndata: x\n\n") == [Event("x")]
+
+
+def test_the_last_event_id_persists_and_an_empty_id_resets_it() -> None:
+    """WHATWG HTML §9.2.6: the id buffer is not reset by dispatch."""
+    events = decode(b"id: 1\ndata: a\n\ndata: b\n\nid:\ndata: c\n\n")
+    assert events == [Event("a", id="1"), Event("b", id="1"), Event("c")]
+
+
+def test_an_id_with_nul_is_ignored() -> None:
+    """WHATWG HTML §9.2.6."""
+    assert decode(b"id: 1\nid: 2\0\ndata: a\n\n") == [Event("a", id="1")]
+
+
+def test_the_event_name_does_not_persist() -> None:
+    """WHATWG HTML §9.2.6: also when the block dispatched nothing."""
+    assert decode(b"event: tick\n\ndata: a\n\n") == [Event("a")]
+
+
+def test_an_id_counts_from_the_blank_line_on() -> None:
+    """WHATWG HTML §9.2.6: a cut event must be sent again, so its id must not be taken."""
+    decoder = Decoder()
+    decoder.feed(b"id: 1\n\nid: 2\ndata: cut")
+    assert decoder.last_event_id == "1"
+
+
+def test_a_priming_event_is_an_event_with_empty_data() -> None:
+    """Digest §4.3: nothing of it is lost, whether or not it has a data field."""
+    assert decode(sse.prime("a.0", 500)) == [Event("", id="a.0", retry_ms=500)]
+    decoder = Decoder()
+    assert decoder.retry_ms is None
+    assert decoder.feed(b"id: a.1\nretry: 900\n\n") == []
+    assert (decoder.last_event_id, decoder.retry_ms) == ("a.1", 900)
+    assert decoder.feed(b"data: x\n\n") == [Event("x", id="a.1")]
+
+
+@pytest.mark.parametrize("value", ["", "-1", "+1", "1.5", "1e3", "1s", "\u0661", "9" * 16, "9" * 5000])
+def test_a_retry_that_is_not_digits_or_too_long_is_ignored(value: str) -> None:
+    """WHATWG HTML §9.2.6: ASCII digits only. Our choice: more than 15 digits are no time."""
+    decoder = Decoder()
+    decoder.feed(f"retry: 5\nretry: {value}\n\n".encode())
+    assert decoder.retry_ms == 5
+
+
+def test_leading_zeros_of_a_retry_do_not_count() -> None:
+    """WHATWG HTML §9.2.6: base ten."""
+    decoder = Decoder()
+    assert decoder.feed(b"retry: " + b"0" * 5000 + b"12\ndata\n\n") == [Event("", retry_ms=12)]
+
+
+# decoding: limits
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [b"data: 12345", b"data: 12345\n", b"data:1234\ndata:12345\ndata\n", b": comment..\n", b"data\n" * 11],
+)
+def test_a_line_or_event_over_the_cap_is_an_error_for_good(stream: bytes) -> None:
+    """Advisory 26: a client's memory is bounded."""
+    for chunks in ([stream], bytewise(stream)):
+        decoder = Decoder(max_event_bytes=10)
+        with pytest.raises(ProtocolError, match="10 bytes") as caught:
+            collections.deque(map(decoder.feed, chunks))
+        assert caught.value.code == PARSE_ERROR
+        with pytest.raises(ProtocolError):
+            decoder.feed(b"\n\n")
+
+
+def test_events_before_the_error_are_given_out_first() -> None:
+    """Our choice: what arrived whole is not lost, however the stream was cut."""
+    decoder = Decoder(max_event_bytes=10)
+    assert decoder.feed(b"data: a\n\ndata: 123456") == [Event("a")]
+    with pytest.raises(ProtocolError):
+        decoder.feed(b"")
+
+
+def test_an_event_at_the_cap_passes_and_each_event_counts_anew() -> None:
+    """Our choice: the cap is on what is held, not on the stream."""
+    decoder = Decoder(max_event_bytes=10)
+    assert decoder.feed(b"data: 1234\ndata:123\n\n" * 3) == [Event("1234\n123")] * 3
+
+
+def test_comments_may_go_on_for_ever() -> None:
+    """Digest §4.4: servers send ``:`` lines as keep-alive, not all with a blank line."""
+    decoder = Decoder(max_event_bytes=10)
+    assert decoder.feed(b"data: a\n" + b":\n" * 1000 + b"\n") == [Event("a")]
+
+
+# properties
+
+
+@given(texts, one_line_texts, one_line_texts, st.integers(0, 10**15 - 1), st.data())
+def test_an_encoded_event_decodes_to_itself(text: str, name: str, id: str, retry_ms: int, data: st.DataObject) -> None:
+    """Property: any text, with line ends as the standard normalises them."""
+    stream = sse.encode_event(text.encode(), event=name, id=id, retry_ms=retry_ms)
+    expected = Event(text.replace("\r\n", "\n").replace("\r", "\n"), name or "message", id, retry_ms)
+    assert decode(stream) == [expected]
+    decoder = Decoder()
+    assert [event for chunk in data.draw(cuts(stream * 2)) for event in decoder.feed(chunk)] == [expected] * 2
+
+
+@given(st.lists(st.tuples(st.sampled_from(["data", "data: x", "id: 1", "event: e", ":", "", "retry: 2"]), line_ends)))
+def test_mixed_line_ends_mean_the_same_as_lf(lines: list[tuple[str, str]]) -> None:
+    """Property. A CR before an empty line that ends in LF would read as one CRLF, so a colon stands between."""
+    mixed = "".join(line + (":" if end != "\r\n" and not line else "") + end for line, end in lines)
+    plain = mixed.replace("\r\n", "\n").replace("\r", "\n")
+    assert decode(mixed.encode()) == decode(plain.encode())
+
+
+@given(st.binary() | st.text("\r\n\0:daitvenry 0\ufeff").map(str.encode), st.integers(0, 40), st.data())
+def test_any_bytes_however_cut_give_the_same_events_and_no_error_but_the_cap(
+    stream: bytes, cap: int, data: st.DataObject
+) -> None:
+    """STYLE 32: any bytes raise nothing but ProtocolError, and after the same events."""
+
+    def run(chunks: list[bytes]) -> tuple[list[Event], bool]:
+        decoder, events = Decoder(max_event_bytes=cap), list[Event]()
+        try:
+            for chunk in [*chunks, b""]:
+                events += decoder.feed(chunk)
+        except ProtocolError:
+            return events, True
+        return events, False
+
+    whole = run([stream])
+    assert run(list(bytewise(stream))) == whole
+    assert run(data.draw(cuts(stream))) == whole

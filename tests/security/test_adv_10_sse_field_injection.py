@@ -1,0 +1,67 @@
+"""Advisory 10: injection into event streams by CR, LF and NUL (CVE-2026-43968, CVE-2026-44214)."""
+
+import random
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from millstream.protocol import sse
+from millstream.protocol.sse import Decoder, Event
+
+PAYLOADS = ["\n", "\r", "\r\n", "\0", "a\n\nevent: evil\ndata: x", "a\rdata: x", "a\r\rid: 9", "\nretry: 1", "a\n"]
+
+ENCODERS: dict[str, Callable[[str], bytes]] = {
+    "event": lambda text: sse.encode_event(b"", event=text),
+    "id": lambda text: sse.encode_event(b"", id=text),
+    "message id": lambda text: sse.encode_message(b"{}", text),
+    "priming id": lambda text: sse.prime(text, None),
+    "endpoint": sse.endpoint,
+}
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+@pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS.keys())
+def test_a_field_of_one_line_refuses_line_ends_and_nul(encode: Callable[[str], bytes], payload: str) -> None:
+    """CVE-2026-43968 was a bare CR in an event name."""
+    with pytest.raises(ValueError, match="CR, LF or NUL"):
+        encode(payload)
+
+
+@pytest.mark.parametrize("separator", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\ufeff", " ", ":"])
+@pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS.keys())
+def test_other_separators_end_no_line(encode: Callable[[str], bytes], separator: str) -> None:
+    """WHATWG HTML §9.2.5: CR, LF and CRLF only; Python's `str.splitlines` knows more, and must not be used."""
+    text = f"{separator}a{separator}data: evil"
+    events = Decoder().feed(encode(text))
+    assert len(events) == 1
+    assert text in (events[0].event, events[0].id, events[0].data)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_data_with_line_ends_stays_data(payload: str) -> None:
+    """CVE-2026-44214: every line of data gets its own field."""
+    stream = sse.encode_event(payload.encode(), event="tick", id="1")
+    assert Decoder().feed(stream) == [Event(payload.replace("\r\n", "\n").replace("\r", "\n"), "tick", "1")]
+
+
+@pytest.mark.parametrize("payload", [*PAYLOADS, "\u2028", "\x85"])
+def test_a_json_message_is_one_line_whatever_its_strings_hold(payload: str) -> None:
+    """Digest §17.14: JSON without pretty-printing is safe."""
+    message = msgspec.json.encode({payload: payload})
+    events = Decoder().feed(sse.encode_message(message, "7"))
+    assert events == [Event(message.decode(), "message", "7")]
+    assert msgspec.json.decode(events[0].data) == {payload: payload}
+
+
+def test_a_hundred_thousand_strings_survive_the_way_through_a_stream() -> None:
+    """Round trip in one stream, where any injection would show in a later event; the seed makes it repeatable."""
+    source = random.Random(10)
+    alphabet = "\r\n\r\n: aidevntry0\0\ufeff\u2028é😀"
+    strings = ["".join(source.choices(alphabet, k=source.randrange(12))) for _ in range(100_000)]
+    stream = b"".join(sse.encode_event(text.encode(), id=str(n)) for n, text in enumerate(strings))
+    decoder = Decoder()
+    cuts = range(0, len(stream), 4_093)
+    events = [event for start in cuts for event in decoder.feed(stream[start : start + 4_093])]
+    assert [event.data for event in events] == [text.replace("\r\n", "\n").replace("\r", "\n") for text in strings]
+    assert [event.id for event in events] == [str(n) for n in range(100_000)]

@@ -1,0 +1,71 @@
+"""Texts for refused arguments, apart from the plan of a function (see test_signature.py for whole ones)."""
+
+import msgspec
+import pytest
+from hypothesis import given
+
+from millstream.protocol.json_schema import Schema
+from millstream.server.argument_errors import MAX_LISTED, explain
+from strategies import texts
+
+OPEN: Schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+def test_long_lists_of_names_are_cut() -> None:
+    """A peer's own text is repeated, but not without end."""
+    names = {f"n{index}": {"type": "string"} for index in range(MAX_LISTED + 5)}
+    schema: Schema = {"type": "object", "properties": names, "required": list(names)}
+    text = explain(msgspec.ValidationError("Object missing required field `n0`"), schema, b"{}")
+    assert text.startswith("missing 'n0', ")
+    assert " and 5 more. Expected: {" in text
+    assert text.endswith(", …}")
+    unknown = b'{"%b":1}' % (b"x" * 5000)
+    closed = {"type": "object", "additionalProperties": False}
+    assert len(explain(msgspec.ValidationError("Object contains unknown field"), closed, unknown)) < 300
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        ({"type": "object"}, "an object"),
+        ({"type": "object", "additionalProperties": False}, "no arguments"),
+        ({"properties": {"a": True}, "required": ["a"]}, '{"a": any}'),
+        ({"properties": {"a": {}}}, '{"a": any (optional)}'),
+        ({"properties": {"a": {"type": "array", "items": {"enum": ["x"]}}}}, '{"a": array of "x" (optional)}'),
+        ({"properties": {"a": {"type": "array", "items": False}}}, '{"a": array (optional)}'),
+        ({"properties": {"a": {"type": ["string", "null"]}}}, '{"a": string | null (optional)}'),
+        ({"properties": {"a": {"$ref": "#/$defs/b"}}}, '{"a": object (optional)}'),
+        ({"properties": {"a": {"anyOf": [{"type": "null"}, {}]}}}, '{"a": null | any (optional)}'),
+    ],
+)
+def test_what_was_expected_is_said_in_a_word_for_each_argument(schema: Schema, expected: str) -> None:
+    """Generated and hand-written schemas read alike."""
+    text = explain(msgspec.ValidationError("Expected `object`, got `str`"), schema, b'"x"')
+    assert text == f"the arguments must be an object, got a string. Expected: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("count: Input should be 1 - at `$.a`", "'a': count: Input should be 1"),
+        ("Invalid RFC3339 encoded datetime - at `$.a`", "'a': Invalid RFC3339 encoded datetime"),
+        ("Invalid enum value 'x' - at `$.a`", "'a' has no such choice, got 'x'"),
+        ("Object contains unknown field `z` - at `$.a`", "unknown 'z' in 'a'"),
+        ("Object contains unknown field `z`", "unknown 'z'"),
+        ("Expected `str` of length >= 2 - at `$.a`", "'a' must be a string of length >= 2"),
+        ("Expected `date`, got `int` - at `$.a`", "'a' must be date, got an integer"),
+    ],
+)
+def test_messages_of_the_decoder_are_put_into_the_words_of_json(message: str, text: str) -> None:
+    """Models know JSON's types; without the arguments the first problem is named alone."""
+    assert explain(msgspec.ValidationError(message), OPEN, b"") == f'{text}. Expected: {{"a": integer}}'
+
+
+@given(texts, texts)
+def test_any_text_of_a_peer_gives_an_explanation(name: str, value: str) -> None:
+    """Names and values of a peer are in the decoder's messages; none breaks the reading of them."""
+    raw = msgspec.json.encode({name: value})
+    struct = msgspec.defstruct("Arguments", [("a", int)], forbid_unknown_fields=True)
+    with pytest.raises(msgspec.ValidationError) as caught:
+        msgspec.json.decode(raw, type=struct)
+    assert explain(caught.value, OPEN, raw).endswith('. Expected: {"a": integer}')

@@ -1,0 +1,73 @@
+"""Docstrings: the text that clients see, and the description of each parameter."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from millstream.server.docstrings import describe
+
+
+def documented(text: str | None) -> Callable[..., Any]:
+    def function() -> None: ...
+
+    function.__doc__ = text
+    return function
+
+
+CASES: list[tuple[str | None, str, dict[str, str]]] = [
+    (None, "", {}),
+    ("One line.", "One line.", {}),
+    (
+        """Add.
+
+        More about it.
+
+        Args:
+            a: first
+                of two
+            b (int, optional): second: and last
+
+            *rest: others
+
+        Returns:
+            The sum.
+        """,
+        "Add.\n\nMore about it.",
+        {"a": "first of two", "b": "second: and last", "rest": "others"},
+    ),
+    (
+        """Add.
+
+        Parameters
+        ----------
+        a : int
+            first
+
+            of two
+        b
+            second
+
+        Returns
+        -------
+        int
+            The sum.
+        """,
+        "Add.",
+        {"a": "first of two", "b": "second"},
+    ),
+    ("Add.\n\nArgs:\n    a: first\nThe end.", "Add.", {"a": "first"}),
+    ("Add.\n\nArgs:\n    no colon here", "Add.", {}),
+    ("Add.\n\nArgs:\n        a: first\n    b: shallower", "Add.", {"a": "first"}),
+    ("Add.\n\nArgs:\n    a:", "Add.", {}),
+    ("Add.\n\nReturns:\n    The sum.\n\nArgs:\n    a: late", "Add.", {"a": "late"}),
+    ("Notes on adding.\n\nExample\n\nParameters of it.", "Notes on adding.\n\nExample\n\nParameters of it.", {}),
+]
+
+
+@pytest.mark.parametrize(("text", "description", "parameters"), CASES)
+def test_google_and_numpy_sections_describe_parameters_and_end_the_text(
+    text: str | None, description: str, parameters: dict[str, str]
+) -> None:
+    """Our choice: two habits of the field; what is not understood stays text."""
+    assert describe(documented(text)) == (description, parameters)

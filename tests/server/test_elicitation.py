@@ -1,0 +1,253 @@
+"""Forms: what is asked, what older revisions are asked instead, and what an answer becomes."""
+
+import datetime as dt
+import enum
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypedDict
+
+import msgspec
+import pydantic
+import pytest
+from jsonschema import Draft202012Validator
+
+from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream.protocol.json_schema import Schema
+from millstream.server.elicitation import parse_answer, project, requested_schema
+from millstream.server.fields import Field
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+TITLED = {"oneOf": [{"const": "s", "title": "Small"}, {"const": "l", "title": "Large"}]}
+
+
+@dataclass
+class Order:
+    name: Annotated[str, Field(title="Your name", min_length=1, max_length=9, pattern="^[A-Z]")]
+    mail: Annotated[str, Field(extra={"format": "email"})]
+    day: dt.date
+    copies: Annotated[int, Field(gt=0, lt=10)] = 3
+    price: Annotated[float, Field(ge=0, lt=100)] = 9.5
+    gift: bool = True
+    colour: Colour = Colour.RED
+    tone: Literal["warm", "dry"] = "warm"
+    extras: list[Literal["wrap", "card"]] = field(default_factory=list)
+    note: str | None = None
+    size: Annotated[Literal["s", "l"], Field(extra=TITLED)] = "s"
+
+
+ORDER: Schema = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "title": "Your name", "minLength": 1, "maxLength": 9},
+        "mail": {"type": "string", "format": "email"},
+        "day": {"type": "string", "format": "date"},
+        "copies": {"type": "integer", "minimum": 1, "maximum": 9, "default": 3},
+        "price": {"type": "number", "minimum": 0, "default": 9.5},
+        "gift": {"type": "boolean", "default": True},
+        "colour": {"type": "string", "enum": ["red", "blue"], "default": "red"},
+        "tone": {"type": "string", "enum": ["warm", "dry"], "default": "warm"},
+        "extras": {"type": "array", "items": {"type": "string", "enum": ["wrap", "card"]}},
+        "note": {"type": "string"},
+        "size": {"type": "string", **TITLED, "default": "s"},
+    },
+    "required": ["name", "mail", "day"],
+}
+ANSWER = {"name": "Ada", "mail": "a@b.c", "day": "2020-02-29"}
+
+TITLED_FORM: Schema = {
+    "type": "object",
+    "properties": {
+        "one": {"type": "string", **TITLED},
+        "many": {"type": "array", "title": "T", "items": {"anyOf": TITLED["oneOf"]}, "minItems": 1, "maxItems": 1},
+        "age": {"type": "integer", "minimum": 0, "maximum": 9, "default": 3},
+        "ratio": {"type": "number"},
+        "ok": {"type": "boolean"},
+        "code": {"type": "string", "maxLength": 3, "pattern": "^x"},
+    },
+    "required": ["one"],
+}
+
+
+class Film(TypedDict, total=False):
+    title: str
+
+
+class Point(msgspec.Struct):
+    x: float
+
+
+class Model(pydantic.BaseModel):
+    name: str = pydantic.Field(title="Name", description="Yours.")
+    kind: Literal["only"] = "only"
+    tags: list[Literal["b", "a"]] = []
+    note: str | None = None
+    colour: Colour = Colour.BLUE
+
+
+def test_a_dataclass_becomes_a_flat_form_with_choices_in_the_order_written() -> None:
+    """Digest §10.2: primitives, enums, formats, defaults; nothing that the schema of a form does not list."""
+    schema = requested_schema(Order)
+    assert schema == ORDER
+    assert list(schema["properties"]) == list(ORDER["properties"])
+    Draft202012Validator.check_schema(schema)
+
+
+def test_structs_typed_dicts_and_pydantic_models_become_forms() -> None:
+    """The issue, part 3: `elicit` takes any of them."""
+    assert requested_schema(Point) == {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]}
+    assert requested_schema(Film) == {"type": "object", "properties": {"title": {"type": "string"}}, "required": []}
+    assert requested_schema(Model) == {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "title": "Name", "description": "Yours."},
+            "kind": {"type": "string", "enum": ["only"], "default": "only"},
+            "tags": {"type": "array", "items": {"type": "string", "enum": ["b", "a"]}, "default": []},
+            "note": {"type": "string"},
+            "colour": {"type": "string", "enum": ["red", "blue"], "default": "blue"},
+        },
+        "required": ["name"],
+    }
+
+
+def test_a_schema_is_asked_as_it_is() -> None:
+    """Conformance §3.2 asks for forms that no type says."""
+    assert requested_schema(TITLED_FORM) is TITLED_FORM
+
+
+def form(annotation: Any) -> type:
+    return msgspec.defstruct("Form", [("part", annotation)])
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        Point, list[str], list[int], list[int | str], dict[str, str], list[Point], list[Any], list, Any, str | int,
+        bytes, Literal[1, 2], None, dt.timedelta, tuple[str, str], Annotated[str, Field(extra={"format": "ipv4"})],
+    ],
+)  # fmt: skip
+def test_fields_that_no_form_can_show_are_refused_before_anyone_is_asked(annotation: Any) -> None:
+    """Digest §10.2: flat objects of primitives."""
+    with pytest.raises(TypeError, match="'part' cannot be asked for"):
+        requested_schema(form(annotation))
+
+
+def test_what_is_no_object_is_no_form() -> None:
+    """The root is an object."""
+    for answer in (int, list[Point]):
+        with pytest.raises(TypeError, match="not an object"):
+            requested_schema(answer)
+
+
+def test_titled_choices_of_a_list_are_given_as_its_items() -> None:
+    """Digest §10.2: `items.anyOf` of constants with titles."""
+    made = form(list[Annotated[Literal["s", "l"], Field(extra=TITLED)]])
+    assert requested_schema(made)["properties"]["part"] == {"type": "array", "items": {"anyOf": TITLED["oneOf"]}}
+    assert parse_answer({"part": ["l"]}, made) == made(part=["l"])
+
+
+def test_bounds_of_an_integer_may_be_open_on_either_side() -> None:
+    """A form has inclusive bounds only."""
+    assert requested_schema(form(Annotated[int, Field(gt=1)]))["properties"]["part"] == {
+        "type": "integer",
+        "minimum": 2,
+    }
+    assert requested_schema(form(Annotated[int, Field(lt=1)]))["properties"]["part"] == {
+        "type": "integer",
+        "maximum": 0,
+    }
+
+
+def test_forms_for_the_newest_revisions_are_not_touched() -> None:
+    """Digest §16 row 31: rich enums and all defaults exist from 2025-11-25 on."""
+    assert project(ORDER, rich_enums=True, defaults_all=True) is ORDER
+
+
+def test_older_forms_have_named_enums_single_choice_and_boolean_defaults() -> None:
+    """Digest §10.2: `enum` with `enumNames`, no multi-selection, boolean default only."""
+    old = project(ORDER, rich_enums=False, defaults_all=False)
+    expected = {name: {**node} for name, node in ORDER["properties"].items()}
+    for name, node in expected.items():
+        if name != "gift":
+            node.pop("default", None)
+    expected["extras"] = {"type": "string", "enum": ["wrap", "card"]}
+    expected["size"] = {"type": "string", "enum": ["s", "l"], "enumNames": ["Small", "Large"]}
+    assert old == {**ORDER, "properties": expected}
+    titled = project(TITLED_FORM, rich_enums=False, defaults_all=True)["properties"]
+    assert titled["many"] == {"type": "string", "title": "T", "enum": ["s", "l"], "enumNames": ["Small", "Large"]}
+    assert titled["age"] == TITLED_FORM["properties"]["age"]
+    assert "default" not in project(TITLED_FORM, rich_enums=True, defaults_all=False)["properties"]["age"]
+
+
+def test_answers_become_values_of_the_type_that_was_asked() -> None:
+    """Design §6: `where = await ctx.elicit("…", Address)`."""
+    assert parse_answer(ANSWER, Order) == Order("Ada", "a@b.c", dt.date(2020, 2, 29))
+    full = {**ANSWER, "copies": 2.0, "colour": "blue", "extras": ["card"], "note": "n", "size": "l", "unknown": 1}
+    value = parse_answer(full, Order)
+    assert (value.copies, type(value.copies), value.colour, value.extras) == (2, int, Colour.BLUE, ["card"])
+    assert parse_answer({"name": "n"}, Model) == Model(name="n")
+    assert parse_answer({"title": "t"}, Film) == {"title": "t"}
+
+
+def test_one_choice_from_an_older_client_is_a_list_of_one() -> None:
+    """Older forms show several choices as one."""
+    assert parse_answer({**ANSWER, "extras": "card"}, Order).extras == ["card"]
+    assert parse_answer({"one": "s", "many": "l"}, TITLED_FORM) == {"one": "s", "many": ["l"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ({}, Order),
+        ({**ANSWER, "name": "ada"}, Order),
+        ({**ANSWER, "copies": "3"}, Order),
+        ({**ANSWER, "copies": 10}, Order),
+        ({**ANSWER, "day": "tomorrow"}, Order),
+        ({**ANSWER, "tone": "loud"}, Order),
+        ({}, Model),
+        ({"name": 1}, Model),
+    ],
+)
+def test_answers_that_do_not_fit_the_type_are_the_peers_error(content: dict[str, Any], answer: Any) -> None:
+    """A client must send what it was asked for."""
+    with pytest.raises(ProtocolError, match="does not fit") as caught:
+        parse_answer(content, answer)
+    assert caught.value.code == INVALID_PARAMS
+
+
+def test_answers_to_a_schema_come_back_as_they_are() -> None:
+    """A hand-written form gives a dict."""
+    content = {"one": "s", "many": ["l"], "age": 3.0, "ratio": 1, "ok": False, "code": "xy", "unknown": [1]}
+    assert parse_answer(content, TITLED_FORM) == content
+    assert parse_answer({"x": "y"}, {"type": "object"}) == {"x": "y"}
+    legacy = {"type": "object", "properties": {"a": {"enum": ["x"], "enumNames": ["X"]}}}
+    assert parse_answer({"a": "x"}, legacy) == {"a": "x"}
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({}, "'one' is missing"),
+        ({"one": 1}, "'one' is not of type string"),
+        ({"one": "m"}, "'one' is not one of s, l"),
+        ({"one": "s", "many": ["l", "m"]}, "'many' is not one of s, l"),
+        ({"one": "s", "many": []}, "'many' is out of bounds"),
+        ({"one": "s", "many": ["s", "l"]}, "'many' is out of bounds"),
+        ({"one": "s", "age": 3.5}, "'age' is not of type integer"),
+        ({"one": "s", "age": True}, "'age' is not of type integer"),
+        ({"one": "s", "age": 10}, "'age' is out of bounds"),
+        ({"one": "s", "ratio": "1"}, "'ratio' is not of type number"),
+        ({"one": "s", "ok": 1}, "'ok' is not of type boolean"),
+        ({"one": "s", "code": "xxxx"}, "'code' is out of bounds"),
+        ({"one": "s", "code": "y"}, r"'code' does not match \^x"),
+        ({"age": "3"}, "'one' is missing; 'age' is not of type integer"),
+    ],
+)
+def test_answers_that_do_not_fit_a_schema_name_every_field(content: dict[str, Any], text: str) -> None:
+    """The flat subset of JSON Schema is checked in full."""
+    with pytest.raises(ProtocolError, match=text) as caught:
+        parse_answer(content, TITLED_FORM)
+    assert caught.value.code == INVALID_PARAMS

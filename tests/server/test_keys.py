@@ -1,0 +1,204 @@
+"""Where the key comes from, with real files and real processes."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from millstream.protocol.errors import LocalError
+from millstream.server.keys import KEY_FILE, Secrets, load_secrets, state_directory
+
+POSIX = os.name == "posix"
+ONE, TWO = "1" * 32, "2" * 40
+
+RACER = """
+import sys
+from pathlib import Path
+from millstream.server.keys import load_secrets
+print("ready", flush=True)
+sys.stdin.readline()
+found = load_secrets("", state_dir=Path(sys.argv[1]))
+print(found.source, found.values[0].decode())
+"""
+
+
+def test_the_setting_wins_and_touches_no_file(tmp_path: Path) -> None:
+    """DESIGN §5: MILLSTREAM_KEY is first."""
+    assert load_secrets(ONE, state_dir=tmp_path / "state") == Secrets((ONE.encode(),), "setting")
+    assert not (tmp_path / "state").exists()
+
+
+def test_several_secrets_are_separated_by_commas_and_keep_their_order() -> None:
+    """DESIGN §5: the first seals, all open."""
+    assert load_secrets(f" {TWO} ,{ONE}").values == (TWO.encode(), ONE.encode())
+
+
+@pytest.mark.parametrize("setting", ["short", "1" * 31, f"{ONE},", f"{ONE},short", ",", f"{ONE},,{TWO}"])
+def test_a_short_secret_is_refused_with_the_way_to_make_one(setting: str) -> None:
+    """Our choice: 32 characters; a typing mistake must not become a weak key, nor be shown."""
+    with pytest.raises(ValueError, match="token_urlsafe") as error:
+        load_secrets(setting)
+    assert "MILLSTREAM_KEY" in str(error.value)
+    assert ONE not in str(error.value)
+
+
+def test_the_key_file_is_made_once_readable_by_its_owner_only(tmp_path: Path) -> None:
+    """DESIGN §5: mode 0600, shared by all workers of the machine, the same after a restart."""
+    state = tmp_path / "a" / "state"
+    first = load_secrets("", state_dir=state)
+    assert first.source == "file"
+    assert first.warning is None
+    assert len(first.values[0]) >= 32
+    assert load_secrets("  ", state_dir=state) == first
+    assert [path.name for path in state.iterdir()] == [KEY_FILE]
+    if POSIX:
+        assert stat.S_IMODE((state / KEY_FILE).stat().st_mode) == 0o600
+        assert stat.S_IMODE(state.stat().st_mode) == 0o700
+
+
+def test_two_directories_have_two_keys(tmp_path: Path) -> None:
+    """There is no default secret anywhere."""
+    one, two = (load_secrets("", state_dir=tmp_path / name) for name in ["one", "two"])
+    assert one.values != two.values
+
+
+def test_the_content_of_a_key_file_may_be_used_as_the_setting(tmp_path: Path) -> None:
+    """Our choice: whoever adds a second machine copies the text."""
+    found = load_secrets("", state_dir=tmp_path)
+    text = (tmp_path / KEY_FILE).read_text()
+    assert load_secrets(text).values == found.values
+
+
+def test_a_key_file_may_hold_several_secrets(tmp_path: Path) -> None:
+    """Rotation without a setting: the same form as the setting has."""
+    (tmp_path / KEY_FILE).write_text(f"{TWO},{ONE}\n")
+    (tmp_path / KEY_FILE).chmod(0o600)
+    assert load_secrets("", state_dir=tmp_path) == Secrets((TWO.encode(), ONE.encode()), "file")
+
+
+if POSIX:
+
+    @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o620])
+    def test_a_key_file_open_to_others_is_refused_with_what_to_do(tmp_path: Path, mode: int) -> None:
+        """Attack: another user of the machine reads or writes the key and makes session ids."""
+        load_secrets("", state_dir=tmp_path)
+        path = tmp_path / KEY_FILE
+        path.chmod(mode)
+        with pytest.raises(LocalError, match="chmod 600") as error:
+            load_secrets("", state_dir=tmp_path)
+        assert f"{mode:04o}" in str(error.value)
+        assert path.read_text().strip() not in str(error.value)
+
+    def test_a_key_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Attack: a file put there by somebody who then knows the key; a server run as root could read it."""
+        load_secrets("", state_dir=tmp_path)
+        owner = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+        with pytest.raises(LocalError, match=f"uid {owner}"):
+            load_secrets("", state_dir=tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"short\n", b"\xff" * 8, b"\0" * 16])
+def test_a_damaged_key_file_is_refused_and_not_replaced(tmp_path: Path, content: bytes) -> None:
+    """Our choice: a person decides, since a new key ends all sessions."""
+    path = tmp_path / KEY_FILE
+    path.write_bytes(content)
+    path.chmod(0o600)
+    with pytest.raises(LocalError, match="delete the file"):
+        load_secrets("", state_dir=tmp_path)
+    assert path.read_bytes() == content
+
+
+def test_without_a_home_the_key_is_of_this_process_and_a_warning_says_what_that_means(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """DESIGN §5: the last resort works, but does not do so in silence."""
+    for name in ["HOME", "XDG_STATE_HOME", "LOCALAPPDATA"]:
+        monkeypatch.delenv(name, raising=False)
+    one, two = load_secrets(""), load_secrets("")
+    assert one.source == "process"
+    assert one.values != two.values
+    assert len(one.values[0]) == 32
+    assert one.warning is not None
+    assert "MILLSTREAM_KEY" in one.warning
+
+
+def test_a_directory_that_cannot_be_made_is_a_warning_with_the_reason(tmp_path: Path) -> None:
+    """A read-only container has no place for a file, and a server that is tried out must still start."""
+    (tmp_path / "file").write_text("")
+    found = load_secrets("", state_dir=tmp_path / "file" / "state")
+    assert found.source == "process"
+    assert found.warning is not None
+    assert str(tmp_path / "file" / "state" / KEY_FILE) in found.warning
+
+
+def test_a_key_file_that_is_a_directory_is_a_warning_with_the_reason(tmp_path: Path) -> None:
+    """As above."""
+    (tmp_path / KEY_FILE).mkdir(mode=0o700)
+    assert load_secrets("", state_dir=tmp_path).source == "process"
+
+
+def test_processes_that_start_at_once_get_the_same_key(tmp_path: Path) -> None:
+    """DESIGN §5: made once. A supervisor starts all workers in the same moment on a new machine."""
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    for number in range(3):
+        state = tmp_path / f"state{number}"
+        racers = [
+            subprocess.Popen(
+                [sys.executable, "-c", RACER, str(state)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environ,
+            )
+            for _ in range(4)
+        ]
+        try:
+            for racer in racers:
+                assert racer.stdout is not None
+                assert racer.stdout.readline() == "ready\n"
+            for racer in racers:
+                assert racer.stdin is not None
+                racer.stdin.write("\n")
+                racer.stdin.flush()
+            answers = {racer.communicate(timeout=60)[0] for racer in racers}
+        finally:
+            for racer in racers:
+                racer.kill()
+                racer.wait()
+        assert answers == {f"file {(state / KEY_FILE).read_text()}"}
+        assert [path.name for path in state.iterdir()] == [KEY_FILE]
+
+
+@pytest.mark.parametrize(
+    ("platform", "environ", "directory"),
+    [
+        ("linux", {"HOME": "/home/a"}, "/home/a/.local/state/millstream"),
+        ("linux", {"HOME": "/home/a", "XDG_STATE_HOME": "/state"}, "/state/millstream"),
+        ("linux", {"HOME": "/home/a", "XDG_STATE_HOME": "state"}, "/home/a/.local/state/millstream"),
+        ("linux", {"HOME": "/home/a", "XDG_STATE_HOME": ""}, "/home/a/.local/state/millstream"),
+        ("freebsd14", {"HOME": "/home/a"}, "/home/a/.local/state/millstream"),
+        ("darwin", {"HOME": "/Users/a"}, "/Users/a/Library/Application Support/millstream"),
+        ("win32", {"LOCALAPPDATA": "/AppData/Local"}, "/AppData/Local/millstream"),
+        ("linux", {}, None),
+        ("darwin", {}, None),
+        ("win32", {"HOME": "/home/a"}, None),
+    ],
+)
+def test_the_state_directory_follows_the_platform(
+    platform: str, environ: dict[str, str], directory: str | None
+) -> None:
+    """The XDG base directory specification, and the habits of macOS and Windows."""
+    assert state_directory(environ, platform) == (None if directory is None else Path(directory))
+
+
+def test_the_state_directory_is_read_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our choice: it is where the key file is when nobody says otherwise."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert state_directory(platform="linux") == tmp_path / "millstream"
+    found = load_secrets("", state_dir=state_directory(platform="linux"))
+    if sys.platform == "linux":
+        assert load_secrets("") == found

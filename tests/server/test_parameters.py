@@ -1,0 +1,226 @@
+"""Parameters: what clients are told about them, and which are refused when the function is registered."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import pydantic
+import pytest
+
+from millstream.server.fields import Field
+from millstream.server.signature import plan
+from planned_types import CONTEXTS, Address, Colour, Context, Model, Point, run
+
+if TYPE_CHECKING:
+    from nowhere import Missing  # type: ignore[import-not-found]  # what a user imports for type checkers only
+
+
+def test_a_signature_becomes_a_closed_object_schema_with_wire_names_and_defaults() -> None:
+    """Design §6: the decorated function is the description."""
+
+    def order(isbn: str, copies: Annotated[int, Field(ge=1, description="How many.")] = 1) -> dict[str, int]:
+        """Order a book."""
+        return {isbn: copies}
+
+    made = plan(order)
+    assert (made.name, made.kind, made.description) == ("order", "tool", "Order a book.")
+    assert made.parameters == ("isbn", "copies")
+    assert made.input_schema == {
+        "type": "object",
+        "properties": {
+            "isbn": {"type": "string"},
+            "copies": {"type": "integer", "minimum": 1, "description": "How many.", "default": 1},
+        },
+        "required": ["isbn"],
+        "additionalProperties": False,
+    }
+    assert made.output_schema == {"type": "object", "additionalProperties": {"type": "integer"}}
+
+
+def test_a_function_without_arguments_accepts_only_the_empty_object() -> None:
+    """Digest §9.1: the schema of a tool without arguments."""
+
+    def now(ctx: Context) -> str:
+        return "now"
+
+    made = plan(now, contexts=CONTEXTS)
+    assert made.input_schema == {"type": "object", "additionalProperties": False}
+    with pytest.raises(msgspec.ValidationError):
+        made.decoder.decode(b'{"a":1}')
+
+
+def test_descriptions_come_from_field_text_in_annotated_or_docstring_in_this_order() -> None:
+    """Our choice: what stands nearest to the parameter wins."""
+
+    def tool(
+        a: Annotated[int, Field(description="field")],
+        b: Annotated[int, "text"],
+        c: int,
+        d: Annotated[int, pydantic.Field(description="pydantic")],
+    ) -> None:
+        """Do it.
+
+        Args:
+            a: docstring
+            b: docstring
+            c: docstring
+            d: docstring
+        """
+
+    made = plan(tool)
+    assert made.description == "Do it."
+    texts = {name: node["description"] for name, node in made.input_schema["properties"].items()}
+    assert texts == {"a": "field", "b": "text", "c": "docstring", "d": "pydantic"}
+
+
+def test_defaults_of_every_kind_are_listed_and_never_shared_between_calls() -> None:
+    """A list as default is a trap of the language; here each call gets its own."""
+
+    def tool(
+        tags: list[str] = ["a"],  # noqa: B006 - the subject
+        where: Address = Address("x"),  # noqa: B008
+        model: Model = Model(count=2),  # noqa: B008
+        colour: Colour = Colour.RED,
+        marker: Any = object(),  # noqa: B008
+        unset: int | msgspec.UnsetType = msgspec.UNSET,
+    ) -> Any:
+        tags.append("b")
+        return tags, where, model, colour, unset
+
+    made = plan(tool)
+    listed = {name: node.get("default") for name, node in made.input_schema["properties"].items()}
+    assert listed == {
+        "tags": ["a"],
+        "where": {"street": "x", "number": 1},
+        "model": {"count": 2, "names": []},
+        "colour": "red",
+        "marker": None,
+        "unset": None,
+    }
+    assert "required" not in made.input_schema
+    expected = (["a", "b"], Address("x"), Model(count=2), Colour.RED, msgspec.UNSET)
+    assert run(tool) == expected
+    assert made.call(made.decoder.decode(b"{}"), None) == made.call(made.decoder.decode(b"{}"), None) == expected
+
+
+def test_none_as_default_makes_a_parameter_nullable() -> None:
+    """`x: int = None` is common, and a client may send the default it was told."""
+
+    def tool(x: int = None) -> Any:  # type: ignore[assignment]  # noqa: RUF013 - the subject
+        return x
+
+    assert plan(tool).input_schema["properties"]["x"]["default"] is None
+    assert run(tool, {"x": None}) is None
+
+
+def test_fields_given_as_default_values_constrain_and_default() -> None:
+    """The habit of pydantic's users: `x: int = Field(default=3, ge=1)`; without a default it is required."""
+
+    def tool(
+        a: int = pydantic.Field(ge=1),
+        b: int = pydantic.Field(default=3, le=9),
+        c: list[int] = pydantic.Field(default_factory=lambda: [1]),  # noqa: B008
+        d: int = Field(default=4, multiple_of=2),
+        e: Annotated[int, Field(default=5)] = 6,
+    ) -> Any:
+        return a, b, c, d, e
+
+    made = plan(tool)
+    assert made.input_schema["required"] == ["a"]
+    assert made.input_schema["properties"]["b"] == {"type": "integer", "maximum": 9, "default": 3}
+    assert run(tool, {"a": 1}) == (1, 3, [1], 4, 6)
+
+
+def test_constraints_of_pydantic_are_found_inside_collections_and_unions() -> None:
+    """Design §6: pydantic.Field works where Field does."""
+
+    def tool(
+        a: list[Annotated[int, pydantic.Field(ge=1)]],
+        b: dict[str, Annotated[str, "just text", pydantic.Field(pattern="^x")]] | None = None,
+        c: tuple[Annotated[int, object()], ...] = (),
+    ) -> Any:
+        return a, b, c
+
+    properties = plan(tool).input_schema["properties"]
+    assert properties["a"]["items"] == {"type": "integer", "minimum": 1}
+    assert properties["b"]["anyOf"][0]["additionalProperties"]["pattern"] == "^x"
+    assert properties["c"]["items"] == {"type": "integer"}
+    assert run(tool, {"a": [1], "c": [2]}) == ([1], None, (2,))
+
+
+def test_constraints_of_a_union_go_to_the_members_that_they_fit() -> None:
+    """`Annotated[int | None, Field(ge=1)] = None` is how optional numbers are written."""
+
+    def tool(
+        a: Annotated[int | str | None, Field(ge=1, description="d"), Field(le=5)] = None,
+        b: Annotated[str, Field(title="T", pattern="x")] = None,  # type: ignore[assignment]  # noqa: RUF013 - the subject
+    ) -> None: ...
+
+    assert plan(tool).input_schema["properties"] == {
+        "a": {
+            "anyOf": [{"type": "integer", "minimum": 1, "maximum": 5}, {"type": "string"}, {"type": "null"}],
+            "description": "d",
+            "default": None,
+        },
+        "b": {"anyOf": [{"type": "string", "pattern": "x"}, {"type": "null"}], "title": "T", "default": None},
+    }
+
+
+def test_parameter_headers_are_found_and_bad_ones_refused_at_registration() -> None:
+    """Digest §4.5: validate at registration."""
+
+    def good(region: Annotated[str, Field(header="Region")]) -> None: ...
+
+    def bad(ratio: Annotated[float, Field(header="Ratio")]) -> None: ...
+
+    made = plan(good)
+    assert made.input_schema["properties"]["region"]["x-mcp-header"] == "Region"
+    assert [header.header for header in made.headers] == [b"mcp-param-region"]
+    with pytest.raises(ValueError, match="ratio"):
+        plan(bad)
+
+
+# What cannot be served.
+
+
+def stars(*numbers: int) -> None: ...
+
+
+def named(**numbers: int) -> None: ...
+
+
+def imaginary(x: complex) -> None: ...
+
+
+def several(x: Address | Point) -> None: ...
+
+
+def unresolved(x: "Missing") -> None: ...
+
+
+def contradicting(x: Annotated[str, Field(ge=1)]) -> None: ...
+
+
+def fitting_none(x: Annotated[str | None, Field(ge=1)]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "texts"),
+    [
+        (stars, ["'numbers'", "any number of arguments"]),
+        (named, ["'numbers'", "any number of arguments"]),
+        (imaginary, ["'x'", "complex", "dataclasses"]),
+        (several, ["'x'", "dict-like", "dataclasses"]),
+        (unresolved, ["'x'", "'Missing' cannot be resolved"]),
+        (contradicting, ["'x'", "ge"]),
+        (fitting_none, ["'x'", "ge=1", "fits none"]),
+    ],
+)
+def test_parameters_that_cannot_be_served_are_refused_at_registration(
+    function: Callable[..., Any], texts: list[str]
+) -> None:
+    """Think at registration: the message names the parameter and what works."""
+    with pytest.raises(TypeError) as caught:
+        plan(function)
+    for text in (function.__name__, *texts):
+        assert text in str(caught.value)

@@ -1,0 +1,267 @@
+"""Results from what functions return: the members on the wire, and promises that are kept."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pydantic
+import pytest
+from hypothesis import given
+
+from millstream.protocol.content import Audio, EmbeddedResource, Image, Message, ResourceLink, Text
+from millstream.protocol.errors import LocalError
+from millstream.server.results import (
+    ToolResult,
+    as_text,
+    encode_contents,
+    encode_messages,
+    encode_result,
+    output_from_schema,
+    output_of,
+)
+from strategies import json_values
+
+PNG = b"\x89PNG\r\n\x1a\nrest"
+
+
+@dataclass
+class Address:
+    street: str
+    number: int = 1
+
+
+@dataclass
+class Counted:
+    """Reading it back has an effect that a result must not have."""
+
+    made = 0
+    value: int
+
+    def __post_init__(self) -> None:
+        Counted.made += 1
+
+
+class Point(msgspec.Struct):
+    x: float
+
+
+class Model(pydantic.BaseModel):
+    count: int
+
+
+def members(data: bytes) -> Any:
+    return json.loads(b"{%b}" % data)
+
+
+def text(value: str) -> dict[str, Any]:
+    return {"type": "text", "text": value}
+
+
+NATURAL: list[tuple[Any, Any]] = [
+    ("hello", [text("hello")]),
+    ("", [text("")]),
+    (None, []),
+    (Text("t"), [text("t")]),
+    (Image(b"abc", "image/png"), [{"type": "image", "data": "YWJj", "mimeType": "image/png"}]),
+    (Audio(b"abc", "audio/wav"), [{"type": "audio", "data": "YWJj", "mimeType": "audio/wav"}]),
+    (ResourceLink("a:b", "n"), [{"type": "resource_link", "uri": "a:b", "name": "n"}]),
+    (["first", Text("second"), {"third": 3}], [text("first"), text("second"), text('{"third":3}')]),
+    ((Text("a"), "b"), [text("a"), text("b")]),
+    (PNG, [{"type": "image", "data": "iVBORw0KGgpyZXN0", "mimeType": "image/png"}]),
+    (b"RIFF....WEBP", [{"type": "image", "data": "UklGRi4uLi5XRUJQ", "mimeType": "image/webp"}]),
+    (b"\xff\xd8\xff", [{"type": "image", "data": "/9j/", "mimeType": "image/jpeg"}]),
+    (
+        b"abc",
+        [
+            {
+                "type": "resource",
+                "resource": {"uri": "resource://result", "mimeType": "application/octet-stream", "blob": "YWJj"},
+            }
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("value", "content"), NATURAL)
+def test_text_and_content_become_content_blocks_alone(value: Any, content: Any) -> None:
+    """The issue, part 3: all content kinds from natural return values."""
+    assert members(encode_result(value)) == {"content": content}
+
+
+STRUCTURED: list[tuple[Any, Any]] = [
+    ({"a": 1}, {"a": 1}),
+    ([1, "b"], [1, "b"]),
+    (["a", "b"], ["a", "b"]),
+    ([], []),
+    ((1, 2), [1, 2]),
+    (3, 3),
+    (1.5, 1.5),
+    (True, True),
+    (Address("s"), {"street": "s", "number": 1}),
+    (Point(1.0), {"x": 1.0}),
+    (Model(count=2), {"count": 2}),
+    ([Model(count=2)], [{"count": 2}]),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), STRUCTURED)
+def test_other_values_are_structured_with_the_same_json_as_text(value: Any, expected: Any) -> None:
+    """Digest §9.1: structured content, repeated as serialized JSON text for older readers."""
+    result = members(encode_result(value))
+    assert result["structuredContent"] == expected
+    (block,) = result["content"]
+    assert json.loads(block["text"]) == expected
+
+
+@given(json_values)
+def test_every_json_value_in_a_dict_is_structured_and_survives(value: Any) -> None:
+    """Splicing is not string building: quotes, controls and any text come back the same."""
+    result = members(encode_result({"value": value}))
+    assert result["structuredContent"] == {"value": value} == json.loads(result["content"][0]["text"])
+
+
+def test_values_that_are_no_json_are_a_type_error() -> None:
+    """The dispatcher logs it; the peer sees an identifier."""
+    with pytest.raises(TypeError, match="complex"):
+        encode_result({"a": 1j})
+
+
+def test_values_as_their_promise_says_pass() -> None:
+    """Digest §9.1: with an output schema the structured content must conform."""
+    for annotation, value in [
+        (dict[str, int], {"a": 1}),
+        (list[Address], [Address("s")]),
+        (Address, Address("s")),
+        (Address, {"street": "s"}),
+        (Point, Point(1)),
+        (Model, Model(count=1)),
+        (Model, {"count": 1}),
+        (int | None, None),
+    ]:
+        assert b'"structuredContent":' in encode_result(value, output_of(annotation))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "place"),
+    [
+        (dict[str, int], {"ordered": "x"}, r"\$\[\.\.\.\]"),
+        (Address, Address(street=1), r"\$\.street"),  # type: ignore[arg-type]  # the subject
+        (list[Address], [Address("s"), Address("s", "x")], r"\$\[1\]\.number"),  # type: ignore[arg-type]
+        (Address, {"number": 1}, "street"),
+        (Point, Point(float("nan")), r"\$\.x"),
+        (Model, {"count": "many"}, "count"),
+        (int, "text", "int"),
+        (dict[str, int], None, "object"),
+        (dict[str, int], Text("t"), "int"),
+    ],
+)
+def test_values_that_break_their_promise_are_our_error_and_name_the_field(
+    annotation: Any, value: Any, place: str
+) -> None:
+    """The issue, bad input: an internal error naming the field in the log only."""
+    with pytest.raises(LocalError, match=place):
+        encode_result(value, output_of(annotation))
+
+
+def test_instances_that_check_or_count_themselves_are_not_read_back() -> None:
+    """`__post_init__` is the user's code: a result must not run it again."""
+    value = Counted(1)
+    encode_result(value, output_of(Counted))
+    assert Counted.made == 1
+
+
+def test_hand_written_output_schemas_check_the_type_of_the_root() -> None:
+    """No validator of JSON Schema is aboard; the root decides whether clients can read it at all."""
+    output = output_from_schema({"type": "object", "properties": {"a": {"type": "integer"}}})
+    assert members(encode_result({"a": 1}, output))["structuredContent"] == {"a": 1}
+    with pytest.raises(LocalError, match="object"):
+        encode_result([1], output)
+    several = output_from_schema({"type": ["number", "null"]})
+    for value in (1, -1.5, None):
+        encode_result(value, several)
+    with pytest.raises(LocalError, match="number"):
+        encode_result("1", several)
+    assert encode_result([1], output_from_schema({}))
+
+
+def test_a_tool_result_says_everything_itself() -> None:
+    """`ToolResult` is the explicit form; its meta is merged by the handler."""
+    assert members(encode_result(ToolResult("done", {"n": 1}, meta={"k": 1}))) == {
+        "content": [text("done")],
+        "structuredContent": {"n": 1},
+    }
+    assert members(encode_result(ToolResult(["a", Text("b")]))) == {"content": [text("a"), text("b")]}
+    assert members(encode_result(ToolResult(structured=None))) == {"content": [text("null")], "structuredContent": None}
+    assert members(encode_result(ToolResult("no", is_error=True))) == {"content": [text("no")], "isError": True}
+    assert members(encode_result(ToolResult())) == {"content": []}
+
+
+def test_a_tool_result_keeps_the_promise_unless_it_is_an_error() -> None:
+    """Digest §9.1: conforming is not required when `isError`."""
+    output = output_of(dict[str, int])
+    assert members(encode_result(ToolResult(structured={"a": 1}), output))["structuredContent"] == {"a": 1}
+    assert members(encode_result(ToolResult("no", is_error=True), output))["isError"] is True
+    with pytest.raises(LocalError, match="no structured value"):
+        encode_result(ToolResult("x"), output)
+    with pytest.raises(LocalError, match="int"):
+        encode_result(ToolResult(structured={"a": ""}), output)
+
+
+def test_yielded_values_have_a_text_for_progress() -> None:
+    """Design §6: each yield goes out as progress with its text."""
+    assert [as_text(value) for value in ("a", Text("b"), {"c": 1}, Model(count=1))] == [
+        "a", "b", '{"c":1}', '{"count":1}'
+    ]  # fmt: skip
+
+
+def test_prompts_become_messages() -> None:
+    """Digest §9.3: one block each; what is not said by somebody is said by the user."""
+
+    def said(role: str, content: Any) -> dict[str, Any]:
+        return {"role": role, "content": content}
+
+    assert members(encode_messages("hi")) == {"messages": [said("user", text("hi"))]}
+    assert members(encode_messages(Message("assistant", "hi"))) == {"messages": [said("assistant", text("hi"))]}
+    assert members(encode_messages(["a", Message("assistant", "b"), Text("c"), {"d": 1}, PNG])) == {
+        "messages": [
+            said("user", text("a")),
+            said("assistant", text("b")),
+            said("user", text("c")),
+            said("user", text('{"d":1}')),
+            said("user", {"type": "image", "data": "iVBORw0KGgpyZXN0", "mimeType": "image/png"}),
+        ]
+    }
+    assert members(encode_messages(())) == {"messages": []}
+
+
+@pytest.mark.parametrize(
+    ("value", "mime_type", "expected"),
+    [
+        ("t", None, {"mimeType": "text/plain", "text": "t"}),
+        ("<p>", "text/html", {"mimeType": "text/html", "text": "<p>"}),
+        (b"abc", None, {"mimeType": "application/octet-stream", "blob": "YWJj"}),
+        ({"a": 1}, None, {"mimeType": "application/json", "text": '{"a":1}'}),
+        (Address("s"), "application/ld+json", {"mimeType": "application/ld+json", "text": '{"street":"s","number":1}'}),
+        ([], None, {"mimeType": "application/json", "text": "[]"}),
+        ([1, 2], None, {"mimeType": "application/json", "text": "[1,2]"}),
+    ],
+)
+def test_resources_become_one_content_with_the_uri_that_was_read(value: Any, mime_type: Any, expected: Any) -> None:
+    """Digest §9.2: text or blob, with uri and mimeType."""
+    assert members(encode_contents(value, "a:b", mime_type)) == {"contents": [{"uri": "a:b", **expected}]}
+
+
+def test_resources_spell_out_several_contents_with_embedded_resources() -> None:
+    """Digest §9.2: `resources/read` may return several contents."""
+    several = [EmbeddedResource("a:1", text="x"), EmbeddedResource("a:2", blob=b"abc")]
+    assert members(encode_contents(several, "a:b")) == {
+        "contents": [{"uri": "a:1", "text": "x"}, {"uri": "a:2", "blob": "YWJj"}]
+    }
+    assert members(encode_contents(several[0], "a:b")) == {"contents": [{"uri": "a:1", "text": "x"}]}
+
+
+def test_a_resource_without_a_value_is_our_error() -> None:
+    """Digest §9.2: never empty contents for a missing resource."""
+    with pytest.raises(LocalError, match="a:b returned nothing"):
+        encode_contents(None, "a:b")

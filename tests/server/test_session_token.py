@@ -1,0 +1,263 @@
+"""The sealed session id: it always fits, opens on any worker with the key, and says nothing to anybody else."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millstream.protocol.errors import LocalError
+from millstream.protocol.principal import Principal
+from millstream.protocol.seal import KeyRing
+from millstream.server.session_token import (
+    KIND,
+    MAX_CLIENT_TEXT,
+    MAX_SESSION_ID,
+    SessionToken,
+    capabilities_of,
+    capability_bits,
+    decode,
+    encode,
+    hash_principal,
+)
+
+RING = KeyRing([b"s" * 32])
+NONCE = bytes(12)
+NOW = 1_800_000_000
+
+TOKEN = SessionToken(
+    id="0123456789abcdef" * 2,
+    revision="2025-11-25",
+    capabilities=capability_bits({"sampling": {}, "roots": {"listChanged": True}})[0],
+    client_name="inspector",
+    client_version="1.2.3",
+    principal_hash=hash_principal(Principal("https://issuer.example alice")),
+    issued_at=NOW,
+    expires_at=NOW + 86_400,
+    epoch="c0ffee",
+)
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=200)  # lone surrogates too
+TOKENS = st.builds(
+    SessionToken,
+    id=st.text("0123456789abcdef", min_size=32, max_size=32),
+    revision=st.text("0123456789-", max_size=10),
+    capabilities=st.integers(0, 2**63 - 1),
+    client_name=ANY_TEXT,
+    client_version=ANY_TEXT,
+    principal_hash=st.one_of(st.just(b""), st.binary(min_size=16, max_size=16)),
+    issued_at=st.integers(0, 2**63 - 1),
+    expires_at=st.integers(0, 2**63 - 1),
+    epoch=st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=16),
+)
+
+OBJECTS = st.sampled_from([{}, {}, {"setting": 1}])
+CAPABILITIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "sampling": st.fixed_dictionaries({}, optional={"tools": OBJECTS, "context": OBJECTS}),
+        "elicitation": st.fixed_dictionaries({}, optional={"form": OBJECTS, "url": OBJECTS}),
+        "roots": st.fixed_dictionaries({}, optional={"listChanged": st.booleans()}),
+        "experimental": OBJECTS,
+        "tasks": st.fixed_dictionaries(
+            {},
+            optional={
+                "list": OBJECTS,
+                "cancel": OBJECTS,
+                "requests": st.fixed_dictionaries(
+                    {},
+                    optional={
+                        "elicitation": st.fixed_dictionaries({}, optional={"create": OBJECTS}),
+                        "sampling": st.fixed_dictionaries({}, optional={"createMessage": OBJECTS}),
+                    },
+                ),
+            },
+        ),
+        "extensions": st.fixed_dictionaries({}, optional={"com.example/other": OBJECTS}),
+        "unknown": OBJECTS,
+    },
+)
+NAMES = st.sampled_from(["sampling", "tools", "elicitation", "url", "roots", "listChanged", "tasks", "requests", "x"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(TOKENS, st.binary(min_size=12, max_size=12))
+def test_a_session_id_has_at_most_400_visible_ascii_characters_whatever_the_client_calls_itself(
+    token: SessionToken, nonce: bytes
+) -> None:
+    """DESIGN §5; visible ASCII is the specification's rule for session ids."""
+    text = encode(token, RING, nonce)
+    assert len(text) <= MAX_SESSION_ID
+    assert all("!" <= char <= "~" for char in text)
+    opened = decode(text, RING, -1)
+    assert opened is not None
+    assert msgspec.structs.replace(opened, client_name="", client_version="") == msgspec.structs.replace(
+        token, client_name="", client_version=""
+    )
+    for kept, given_ in [(opened.client_name, token.client_name), (opened.client_version, token.client_version)]:
+        assert len(kept.encode()) <= MAX_CLIENT_TEXT
+        assert given_.encode("utf-8", "replace").decode().startswith(kept)
+
+
+def test_the_longest_id_leaves_room_below_the_limit() -> None:
+    """Every field at its largest at once."""
+    largest = SessionToken(
+        "f" * 32, "2025-11-25", 2**64 - 1, "x" * 40, "y" * 40, b"h" * 16, 2**64 - 1, 2**64 - 1, "e" * 16
+    )
+    assert len(encode(largest, RING, NONCE)) <= 300
+
+
+def test_what_was_encoded_is_decoded_by_any_worker_with_the_key() -> None:
+    """DESIGN §5: a handshake session is its id."""
+    assert decode(encode(TOKEN, RING, NONCE), KeyRing([b"new" * 11, b"s" * 32]), NOW) == TOKEN
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("a" * 32, "a" * 32),
+        ("a" * 33, "a" * 32),
+        ("é" * 17, "é" * 16),
+        ("a" + "é" * 16, "a" + "é" * 15),
+        ("a" * 31 + "😀", "a" * 31),
+        ("a\ud800b", "a?b"),
+    ],
+)
+def test_a_long_client_name_is_cut_between_characters(text: str, kept: str) -> None:
+    """Our choice: 32 bytes each of name and version, never half a character."""
+    token = msgspec.structs.replace(TOKEN, client_name=text, client_version=text)
+    opened = decode(encode(token, RING, NONCE), RING, NOW)
+    assert opened is not None
+    assert opened.client_name == opened.client_version == kept
+
+
+def test_a_session_is_over_in_the_second_of_its_expiry() -> None:
+    """Our choice: then it is an unknown session (404), and the client begins another."""
+    text = encode(TOKEN, RING, NONCE)
+    assert decode(text, RING, TOKEN.expires_at - 0.5) == TOKEN
+    assert decode(text, RING, TOKEN.expires_at) is None
+
+
+@given(st.text(max_size=500))
+def test_any_other_text_is_no_session(text: str) -> None:
+    """The id comes from a header, so any text may come."""
+    assert decode(text, RING, NOW) is None
+
+
+def test_an_id_of_another_key_and_a_token_of_another_kind_are_no_session() -> None:
+    """Our choice: state of a multi-round request cannot be played as a session id."""
+    plain = msgspec.msgpack.encode(TOKEN)
+    assert decode(RING.seal(KIND, plain, NONCE), RING, NOW) == TOKEN
+    assert decode(RING.seal(b"state", plain, NONCE), RING, NOW) is None
+    assert decode(encode(TOKEN, KeyRing([b"x" * 32]), NONCE), RING, NOW) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\xc1", b"\x90", b"\x99" + b"\xc0" * 9, b"\xa1x"])
+def test_sealed_content_of_another_form_is_no_session(content: bytes) -> None:
+    """A rolling deploy: the other version has other fields."""
+    assert decode(RING.seal(KIND, content, NONCE), RING, NOW) is None
+
+
+def test_a_text_longer_than_any_session_id_is_not_even_opened() -> None:
+    """A bound before decoding."""
+    longer = RING.seal(KIND, msgspec.msgpack.encode(msgspec.structs.replace(TOKEN, client_name="x" * 400)), NONCE)
+    assert len(longer) > MAX_SESSION_ID
+    assert decode(longer, RING, NOW) is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"epoch": "e" * 300}, {"id": "0" * 300}, {"issued_at": 2**64}, {"capabilities": 2**70}]
+)
+def test_a_field_of_ours_that_does_not_fit_is_our_fault(change: dict[str, Any]) -> None:
+    """Our choice: only what the client sends is cut."""
+    with pytest.raises(LocalError):
+        encode(msgspec.structs.replace(TOKEN, **change), RING, NONCE)
+
+
+def test_principals_are_told_apart_by_16_bytes_and_anonymous_is_nobody() -> None:
+    """Attack: the session of one principal used by another."""
+    alice, bob = hash_principal(Principal("alice")), hash_principal(Principal("bob"))
+    assert len(alice) == len(bob) == 16
+    assert alice != bob
+    assert hash_principal(None) == b""
+    assert hash_principal(Principal("")) != b""
+    assert len(hash_principal(Principal("\ud800"))) == 16
+
+
+@given(CAPABILITIES)
+def test_bits_give_back_the_capabilities_or_say_that_they_do_not(capabilities: dict[str, Any]) -> None:
+    """DESIGN §5: what the bits do not hold is stored in a record."""
+    bits, exact = capability_bits(capabilities)
+    assert exact == (capabilities_of(bits) == capabilities)
+    has_more = "unknown" in capabilities or "setting" in repr(capabilities) or "com.example" in repr(capabilities)
+    assert exact is not (has_more or capabilities.get("roots") == {"listChanged": False})
+
+
+@given(CAPABILITIES)
+def test_a_known_capability_is_in_the_bits_even_when_they_are_not_exact(capabilities: dict[str, Any]) -> None:
+    """A worker that cannot load the record must not refuse what the client can do."""
+    kept = capabilities_of(capability_bits(capabilities)[0])
+    for name, parts in {"sampling": ["tools", "context"], "elicitation": ["form", "url"]}.items():
+        assert (name in kept) == (name in capabilities)
+        for part in parts:
+            assert (part in kept.get(name, {})) == (part in capabilities.get(name, {}))
+
+
+@given(st.dictionaries(NAMES, JSON))
+def test_capabilities_of_any_form_raise_nothing(capabilities: dict[str, Any]) -> None:
+    """Capability objects are open sets, and they come from the network."""
+    bits, exact = capability_bits(capabilities)
+    assert exact == (capabilities_of(bits) == capabilities)
+
+
+def test_what_common_clients_send_needs_no_record() -> None:
+    """Our choice: a handshake of these writes nothing to the store."""
+    apps = {"extensions": {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}}}
+    usual: list[dict[str, Any]] = [{}, {"roots": {"listChanged": True}}, {"sampling": {}, "elicitation": {}}, apps]
+    for capabilities in usual:
+        assert capability_bits(capabilities)[1]
+
+
+def test_a_capability_that_is_no_object_is_not_one() -> None:
+    """The schema: each is an object; anything else is kept in the record and grants nothing."""
+    assert capability_bits({"sampling": True, "elicitation": None, "roots": []}) == (0, False)
+
+
+def test_the_meaning_of_each_bit_is_fixed() -> None:
+    """Session ids outlive a deploy: bits are appended, never moved."""
+    assert [capabilities_of(1 << bit) for bit in range(21)] == [
+        {"sampling": {}},
+        {"sampling": {"tools": {}}},
+        {"sampling": {"context": {}}},
+        {"elicitation": {}},
+        {"elicitation": {"form": {}}},
+        {"elicitation": {"url": {}}},
+        {"roots": {}},
+        {"roots": {"listChanged": True}},
+        {"experimental": {}},
+        {"tasks": {}},
+        {"tasks": {"list": {}}},
+        {"tasks": {"cancel": {}}},
+        {"tasks": {"requests": {}}},
+        {"tasks": {"requests": {"elicitation": {}}}},
+        {"tasks": {"requests": {"elicitation": {"create": {}}}}},
+        {"tasks": {"requests": {"sampling": {}}}},
+        {"tasks": {"requests": {"sampling": {"createMessage": {}}}}},
+        {"extensions": {}},
+        {"extensions": {"io.modelcontextprotocol/ui": {}}},
+        {"extensions": {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}}},
+        {},
+    ]
+
+
+def test_the_capabilities_belong_to_the_caller() -> None:
+    """Whoever changes them changes no other session's."""
+    every = (1 << 20) - 1
+    capabilities_of(every)["extensions"]["io.modelcontextprotocol/ui"]["mimeTypes"].append("other")
+    capabilities_of(every)["sampling"]["tools"]["other"] = 1
+    assert capability_bits(capabilities_of(every)) == (every, True)

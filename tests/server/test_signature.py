@@ -1,0 +1,291 @@
+"""Plans of functions: what they promise, how they are called, and schemas written by hand."""
+
+import datetime as dt
+import functools
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+import pytest
+from jsonschema import Draft202012Validator
+
+from millstream.protocol.content import Image, Text
+from millstream.protocol.json_schema import Schema
+from millstream.server.results import ToolResult
+from millstream.server.signature import Plan, bind, plan
+from planned_types import CONTEXT, CONTEXTS, Address, Colour, Context, Model, Movie, Node, Point, SyncContext, run
+
+# What functions promise.
+
+
+def returning(annotation: Any) -> Plan:
+    def tool() -> Any: ...
+
+    tool.__annotations__["return"] = annotation
+    return plan(tool)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "expected"),
+    [
+        (int, {"type": "integer"}),
+        (bool | None, {"anyOf": [{"type": "boolean"}, {"type": "null"}]}),
+        (list[str], {"type": "array", "items": {"type": "string"}}),
+        (dict[str, Any], {"type": "object"}),
+        (Point, {"type": "object", "properties": {"x": {"type": "number"}, "y": {"type": "number", "default": 0.0}},
+                 "required": ["x"]}),
+        (Model, {"type": "object", "properties": {"count": {"minimum": 1, "type": "integer"},
+                 "names": {"default": [], "items": {"type": "string"}, "type": "array"}}, "required": ["count"]}),
+    ],
+)  # fmt: skip
+def test_structured_return_annotations_become_output_schemas(annotation: Any, expected: Schema) -> None:
+    """Digest §9.1: any schema in the newest revision; projection wraps those that are no objects."""
+    made = returning(annotation)
+    assert made.output_schema == expected
+    Draft202012Validator.check_schema(made.output_schema)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        str, bytes, None, Any, object, str | None, int | str, Literal["a"], Colour, dt.date, Image,
+        list[Image | str], Image | None, ToolResult, Address | Point, complex, "Missing",
+    ],
+)  # fmt: skip
+def test_text_content_and_unknown_return_annotations_promise_nothing(annotation: Any) -> None:
+    """Text is content, not structure; an annotation that cannot be checked is no promise."""
+    assert returning(annotation).output_schema is None
+
+
+def test_generators_promise_what_they_yield() -> None:
+    """Design §6: the last yield is the result."""
+
+    async def counting() -> AsyncIterator[int]:
+        yield 1
+
+    def talking() -> Iterator[str]:
+        yield "x"
+
+    def bare():  # type: ignore[no-untyped-def]  # the subject
+        yield 1
+
+    def listing() -> Iterator[int]:
+        return iter(())
+
+    made = plan(counting)
+    assert (made.is_async, made.is_generator, made.output_schema) == (True, True, {"type": "integer"})
+    made = plan(talking)
+    assert (made.is_async, made.is_generator, made.output_schema) == (False, True, None)
+    assert plan(bare).is_generator
+    assert not plan(listing).is_generator
+
+
+def test_a_text_block_stays_content_whatever_annotates_it() -> None:
+    """A union with a block is content, whatever else it holds."""
+    assert returning(Text | dict[str, int]).output_schema is None
+
+
+# How the function is called.
+
+
+def test_the_context_is_given_at_its_place_wherever_it_stands() -> None:
+    """Found by annotation, never by name."""
+
+    def only(ctx: Context) -> Any:
+        return (ctx,)
+
+    def first(ctx: Context, a: int, b: int) -> Any:
+        return ctx, a, b
+
+    def middle(a: int, ctx: "Context | None", b: int) -> Any:
+        return a, ctx, b
+
+    def last(a: int, b: int, ctx: Context | None = None) -> Any:
+        return a, b, ctx
+
+    def keyword(a: int, *, ctx: Annotated[Context, "text"], b: int = 2) -> Any:
+        return a, b, ctx
+
+    def mixed(ctx: SyncContext, a: int, *, b: int) -> Any:
+        return ctx, a, b
+
+    both = {"a": 1, "b": 2}
+    assert run(only) == (CONTEXT,)
+    assert run(first, both) == (CONTEXT, 1, 2)
+    assert run(middle, both) == (1, CONTEXT, 2)
+    assert run(last, both) == (1, 2, CONTEXT)
+    assert run(keyword, {"a": 1}) == (1, 2, CONTEXT)
+    assert run(mixed, both) == (CONTEXT, 1, 2)
+    assert plan(mixed, contexts=CONTEXTS).context_type is SyncContext
+    assert plan(middle, contexts=CONTEXTS).context_type is Context
+    assert plan(middle, contexts=CONTEXTS).context_parameter == "ctx"
+
+
+def test_two_contexts_are_refused() -> None:
+    """There is only one call."""
+
+    def tool(a: Context, b: SyncContext) -> None: ...
+
+    with pytest.raises(TypeError, match="a and b"):
+        plan(tool, contexts=CONTEXTS)
+
+
+def test_a_context_imported_for_type_checkers_only_is_found_by_its_name() -> None:
+    """`if TYPE_CHECKING:` is common in typed code; the other annotations still resolve."""
+
+    def tool(a: int, ctx: "nowhere.Context | None") -> Any:  # type: ignore[name-defined]  # noqa: F821
+        return a, ctx
+
+    assert run(tool, {"a": 1}) == (1, CONTEXT)
+
+
+def test_values_of_models_reach_the_function_as_objects() -> None:
+    """Design §6: dataclasses, TypedDict, Structs and pydantic models, nested too."""
+
+    def tool(a: Address, p: Point, m: Movie, q: list[Model], n: Node, c: Colour) -> Any:
+        return a, p, m, q, n, c
+
+    arguments = {
+        "a": {"street": "s"},
+        "p": {"x": 1},
+        "m": {"title": "t"},
+        "q": [{"count": 2}],
+        "n": {"value": 1, "next": {"value": 2}},
+        "c": "blue",
+    }
+    assert run(tool, arguments) == (
+        Address("s"), Point(1.0), {"title": "t"}, [Model(count=2)], Node(1, Node(2)), Colour.BLUE
+    )  # fmt: skip
+    Draft202012Validator.check_schema(plan(tool).input_schema)
+    assert set(plan(tool).input_schema["$defs"]) == {"Node"}
+
+
+def test_callables_of_every_kind_have_plans() -> None:
+    """Methods, partials, wrapped functions and objects are functions to their users."""
+
+    class Counter:
+        """A counter."""
+
+        def add(self, by: int) -> int:
+            """Add."""
+            return by + 1
+
+        async def __call__(self, by: int) -> int:
+            return by
+
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    @functools.wraps(add)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return add(*args, **kwargs)
+
+    assert run(Counter().add, {"by": 1}) == 2
+    assert plan(Counter().add).name == "add"
+    called = plan(Counter())
+    assert (called.name, called.is_async, called.parameters) == ("Counter", True, ("by",))
+    partial = functools.partial(add, b=3)
+    assert run(partial, {"a": 1}) == 4
+    assert plan(partial).name == "add"
+    wrapped = plan(wrapper)
+    assert (wrapped.name, wrapped.is_async, wrapped.parameters) == ("add", True, ("a", "b"))
+    made = plan(Address)
+    assert made.call(made.decoder.decode(b'{"street":"s"}'), None) == Address("s")
+
+
+# Schemas written by hand.
+
+BY_HAND: Schema = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "allOf": [{"anyOf": [{"required": ["name"]}, {"required": ["age"]}]}],
+}
+
+
+def test_a_hand_written_schema_is_listed_unchanged_and_its_arguments_are_named_parameters() -> None:
+    """Conformance §3.6; annotations validate, what the function does not name is left out."""
+
+    def tool(name: str = "x") -> str:
+        return name
+
+    made = plan(tool, input_schema=BY_HAND)
+    assert made.input_schema is BY_HAND
+    assert run(tool, {"name": "n", "age": 3}, input_schema=BY_HAND) == "n"
+    with pytest.raises(msgspec.ValidationError):
+        made.decoder.decode(b'{"name":1}')
+
+
+def test_a_hand_written_schema_that_is_closed_refuses_unknown_arguments_when_the_function_names_all() -> None:
+    """`additionalProperties: false` is kept where it can be."""
+
+    def both(name: str = "", age: int = 0) -> None: ...
+
+    def one(name: str = "") -> None: ...
+
+    closed = BY_HAND | {"additionalProperties": False}
+    with pytest.raises(msgspec.ValidationError, match="unknown"):
+        plan(both, input_schema=closed).decoder.decode(b'{"other":1}')
+    plan(one, input_schema=closed).decoder.decode(b'{"age":1}')
+
+
+def test_one_parameter_called_arguments_takes_them_whole() -> None:
+    """For schemas that no signature can say."""
+
+    def tool(arguments: dict[str, Any]) -> Any:
+        return arguments
+
+    def with_context(ctx: Context, arguments: dict[str, Any]) -> Any:
+        return ctx, arguments
+
+    assert run(tool, {"age": 1}, input_schema=BY_HAND) == {"age": 1}
+    assert run(with_context, {"age": 1}, input_schema=BY_HAND) == (CONTEXT, {"age": 1})
+    schema = {"type": "object", "properties": {"arguments": {"type": "object"}}}
+    assert run(tool, {"arguments": {"a": 1}}, input_schema=schema) == {"a": 1}
+
+
+def test_hand_written_schemas_are_checked_and_replace_the_annotation() -> None:
+    """Digest §1: a schema that cannot be served is refused."""
+
+    def tool() -> int:
+        return 1
+
+    with pytest.raises(ValueError, match="root"):
+        plan(tool, input_schema={"type": "array"})
+    assert plan(tool, output_schema={"type": "number"}).output_schema == {"type": "number"}
+
+
+# Prompts and resources.
+
+
+def test_arguments_of_prompts_and_resources_are_read_from_text() -> None:
+    """Digest §9.3: prompt arguments are strings; URI variables are too."""
+
+    def prompt(n: int, when: dt.date, tone: Literal["dry", "warm"] = "warm", free="x") -> Any:  # type: ignore[no-untyped-def]  # the subject
+        return n, when, tone, free
+
+    made = plan(prompt, kind="prompt")
+    bound = bind(made, {"n": "3", "when": "2020-02-29", "free": "7"})
+    assert made.call(bound, None) == (3, dt.date(2020, 2, 29), "warm", "7")
+    assert made.output is None
+    with pytest.raises(msgspec.ValidationError, match="tone"):
+        bind(made, {"n": "3", "when": "2020-02-29", "tone": "loud"})
+    bind(made, {"n": "3", "when": "2020-02-29", "unknown": "is tolerated"})
+
+    def resource(path: list[str]) -> Any: ...
+
+    assert bind(plan(resource, kind="resource"), {"path": ["a", "b"]}).path == ["a", "b"]
+
+
+def test_arguments_that_cannot_be_text_are_refused_for_prompts_and_resources() -> None:
+    """Found at registration."""
+
+    def tool(where: Address) -> None: ...
+
+    def lists(names: list[str]) -> None: ...
+
+    for kind in ("prompt", "resource"):
+        with pytest.raises(TypeError, match=rf"'where' of a {kind} arrives as text"):
+            plan(tool, kind=kind)
+    with pytest.raises(TypeError, match="'names' of a prompt"):
+        plan(lists, kind="prompt")

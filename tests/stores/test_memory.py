@@ -1,0 +1,274 @@
+"""The store in memory: expiry by an injected clock, bounds, and memory that comes back."""
+
+import gc
+import tracemalloc
+
+import pytest
+
+from millstream.protocol.errors import LocalError
+from millstream.stores import open_store
+from millstream.stores.base import Gap, Position, StoreFull
+from millstream.stores.memory import ITEM_BYTES, SWEEP, MemoryStore
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+async def append(
+    store: MemoryStore, stream: str, data: bytes = b"", ttl: float = 60.0, max_entries: int = 1000
+) -> Position:
+    return await store.log.append(stream, data, ttl=ttl, max_entries=max_entries)
+
+
+def run_without_loop(store: MemoryStore) -> None:
+    steps = [
+        store.open(),
+        store.kv.put("key", b"value", 60.0),
+        store.kv.compare_and_set("key", b"value", b"other", 60.0),
+        store.log.append("stream", b"entry", ttl=60.0, max_entries=10),
+        store.log.read("stream", None),
+        store.bus.publish("topic", b"message"),
+        store.kv.delete("key"),
+        store.log.trim("stream"),
+        store.close(),
+    ]
+    for step in steps:
+        with pytest.raises(StopIteration):
+            step.send(None)
+
+
+def test_no_method_ever_suspends() -> None:
+    """Our choice: in-process calls cost no turn of the event loop, so each coroutine ends at its first step."""
+    run_without_loop(MemoryStore())
+
+
+def test_open_store_makes_an_unshared_store_with_a_new_epoch() -> None:
+    """Our choice: nothing survives the object, and the epoch says so."""
+    one, two = open_store("memory://"), open_store("memory://")
+    assert one.shared is False
+    assert one.epoch != two.epoch
+
+
+@pytest.mark.parametrize("url", ["redis://user:hunter2@host/0", "memory", "", "memory:/x", "memory://hunter2"])
+def test_another_url_is_refused_with_what_exists_and_without_the_password(url: str) -> None:
+    """Our choice: the message goes to a terminal and into logs."""
+    with pytest.raises(LocalError, match="memory://") as error:
+        open_store(url)
+    assert "hunter2" not in str(error.value)
+
+
+async def test_a_value_is_absent_from_the_moment_its_time_is_over(clock: Clock) -> None:
+    """The contract of `KeyValue`: for every method."""
+    store = MemoryStore(clock=clock)
+    for key in ["get", "delete", "keys", "cas"]:
+        await store.kv.put(key, b"value", 10.0)
+    clock.now += 9.9
+    assert await store.kv.get("get") == b"value"
+    clock.now += 0.1
+    assert await store.kv.keys("") == []
+    assert await store.kv.delete("delete") is False
+    assert await store.kv.compare_and_set("cas", b"value", b"new", 10.0) is False
+    assert await store.kv.compare_and_set("cas", None, b"new", 10.0) is True
+    assert await store.kv.get("get") is None
+    assert await store.kv.keys("") == ["cas"]
+
+
+async def test_put_starts_the_time_anew_longer_or_shorter(clock: Clock) -> None:
+    """The contract of `KeyValue.put`."""
+    store = MemoryStore(clock=clock)
+    await store.kv.put("longer", b"", 10.0)
+    await store.kv.put("longer", b"", 30.0)
+    await store.kv.put("shorter", b"", 30.0)
+    await store.kv.put("shorter", b"", 10.0)
+    clock.now += 20.0
+    assert await store.kv.keys("") == ["longer"]
+    await store.kv.get("other")
+    assert store.kv.size == len("longer") + ITEM_BYTES
+    assert await store.kv.get("longer") == b""
+    clock.now += 10.0
+    assert await store.kv.get("longer") is None
+    assert store.kv.size == 0
+
+
+async def test_a_stream_lives_from_its_last_append(clock: Clock) -> None:
+    """The contract of `EventLog.append`: the whole stream ends at once."""
+    store = MemoryStore(clock=clock)
+    first = await append(store, "stream", b"a", ttl=10.0)
+    clock.now += 9.0
+    await append(store, "stream", b"b", ttl=10.0)
+    clock.now += 9.0
+    assert [entry.data for entry in await store.log.read("stream", first)] == [b"b"]
+    clock.now += 1.0
+    assert await store.log.read("stream", None) == []
+    with pytest.raises(Gap):
+        await store.log.read("stream", first)
+
+
+async def test_an_expired_stream_begins_anew_above_its_old_positions(clock: Clock) -> None:
+    """The contract of `Position`."""
+    store = MemoryStore(clock=clock)
+    old = await append(store, "stream", ttl=10.0)
+    await append(store, "stream", ttl=10.0)
+    clock.now += 10.0
+    new = await append(store, "stream", b"new")
+    assert new.offset > old.offset
+    with pytest.raises(Gap) as gap:
+        await store.log.read("stream", old)
+    assert gap.value.oldest == new
+
+
+async def test_expired_items_are_swept_a_few_at_a_time_by_calls_for_others(clock: Clock) -> None:
+    """Our choice: no timer, and no single call that pays for all."""
+    store = MemoryStore(clock=clock)
+    for n in range(10 * SWEEP):
+        await store.kv.put(f"key{n}", b"", 10.0)
+        await append(store, f"stream{n}", ttl=10.0)
+    clock.now += 10.0
+    value_bytes, log_bytes = store.kv.size, store.log.size
+    await store.kv.get("other")
+    await store.log.read("other", None)
+    assert value_bytes * 0.89 < store.kv.size < value_bytes
+    assert log_bytes * 0.89 < store.log.size < log_bytes
+    for _ in range(10):
+        await store.kv.get("other")
+        await store.log.read("other", None)
+    assert store.kv.size == store.log.size == 0
+
+
+async def test_an_expired_item_that_no_sweep_reached_is_absent_all_the_same(clock: Clock) -> None:
+    """The contract: expiry is exact, giving memory back is not."""
+    store = MemoryStore(clock=clock)
+    for n in range(4 * SWEEP):
+        await store.kv.put(f"{n}", b"", 10.0)
+        await append(store, f"{n}", ttl=10.0)
+    clock.now += 10.0
+    assert await store.kv.get(f"{4 * SWEEP - 1}") is None
+    assert await store.log.read(f"{4 * SWEEP - 1}", None) == []
+    await append(store, f"{4 * SWEEP - 2}", b"new")
+    assert len(await store.log.read(f"{4 * SWEEP - 2}", None)) == 1
+
+
+async def test_full_of_values_refuses_and_keeps_what_it_has(clock: Clock) -> None:
+    """Our choice: a record that is dropped in silence would bring a deleted session back to life."""
+    store = MemoryStore(clock=clock, max_value_bytes=10_000)
+    await store.kv.put("key", b"old", 10.0)
+    await store.kv.put("rest", bytes(9_000), 10.0)
+    with pytest.raises(StoreFull):
+        await store.kv.put("key", bytes(1_000), 10.0)
+    with pytest.raises(StoreFull):
+        await store.kv.compare_and_set("new", None, bytes(1_000), 10.0)
+    assert await store.kv.get("key") == b"old"
+    assert await store.kv.get("new") is None
+    await store.kv.put("rest", b"", 10.0)
+    await store.kv.put("key", bytes(1_000), 10.0)
+    assert await store.kv.get("key") == bytes(1_000)
+
+
+async def test_what_has_expired_never_makes_the_store_full(clock: Clock) -> None:
+    """Our choice: a full store looks through everything before it refuses."""
+    store = MemoryStore(clock=clock, max_value_bytes=100_000)
+    for n in range(400):
+        await store.kv.put(f"{n}", b"", 10.0)
+    with pytest.raises(StoreFull):
+        await store.kv.put("large", bytes(99_000), 10.0)
+    clock.now += 10.0
+    await store.kv.put("large", bytes(99_000), 10.0)
+    assert await store.kv.keys("") == ["large"]
+
+
+async def test_a_full_log_forgets_the_stream_appended_to_longest_ago(clock: Clock) -> None:
+    """Our choice: its readers get a gap, the busy streams do not feel it."""
+    store = MemoryStore(clock=clock, max_log_bytes=10_000)
+    old = await append(store, "old", bytes(2_000))
+    busy = await append(store, "busy", bytes(2_000))
+    await append(store, "next", bytes(2_000))
+    await append(store, "busy", b"again")
+    await append(store, "new", bytes(3_000))
+    with pytest.raises(Gap) as gap:
+        await store.log.read("old", old)
+    assert gap.value.oldest is None
+    assert len(await store.log.read("next", None)) == 1
+    await append(store, "more", bytes(2_000))
+    assert await store.log.read("next", None) == []
+    assert len(await store.log.read("busy", busy)) == 1
+    assert store.log.size <= 10_000
+
+
+async def test_a_stream_that_fills_the_log_alone_loses_its_oldest_entries(clock: Clock) -> None:
+    """Our choice: the newest entry is always kept."""
+    store = MemoryStore(clock=clock, max_log_bytes=10_000)
+    positions = [await append(store, "stream", bytes(1_000)) for _ in range(100)]
+    held = await store.log.read("stream", None)
+    assert [entry.position for entry in held] == positions[-len(held) :]
+    assert len(held) == 7
+    with pytest.raises(Gap):
+        await store.log.read("stream", positions[0])
+    assert store.log.size <= 10_000
+
+
+async def test_an_entry_larger_than_the_log_is_refused_and_nothing_is_forgotten_for_it() -> None:
+    """The contract of `StoreFull`: nothing was changed."""
+    store = MemoryStore(max_log_bytes=10_000)
+    await append(store, "stream", b"a")
+    with pytest.raises(StoreFull):
+        await append(store, "stream", bytes(10_000))
+    assert len(await store.log.read("stream", None)) == 1
+
+
+async def test_a_long_stream_is_cut_exactly_to_its_newest_entries() -> None:
+    """Our choice: in memory nothing is kept beyond `max_entries`, and a smaller number cuts at once."""
+    store = MemoryStore()
+    positions = [await append(store, "stream", b"%d" % n, max_entries=300) for n in range(2_000)]
+    assert [entry.position for entry in await store.log.read("stream", None)] == positions[-300:]
+    positions.append(await append(store, "stream", b"last", max_entries=2))
+    assert [entry.position for entry in await store.log.read("stream", None)] == positions[-2:]
+    assert [entry.data for entry in await store.log.read("stream", positions[-2])] == [b"last"]
+
+
+async def test_deadlines_of_items_that_are_gone_do_not_pile_up(clock: Clock) -> None:
+    """A flood of short-lived records with a long ttl must not leave its deadlines behind for a day."""
+    store = MemoryStore(clock=clock)
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for n in range(20_000):
+        await store.kv.put(f"key{n}", b"value", 86_400.0)
+        await store.kv.delete(f"key{n}")
+        await append(store, f"stream{n}", b"value", ttl=86_400.0)
+        await store.log.trim(f"stream{n}")
+    after = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert after - before < 64 * 1024
+
+
+@pytest.mark.parametrize("end", ["delete", "expire"])
+async def test_memory_is_back_where_it_was_when_all_is_gone(clock: Clock, end: str) -> None:
+    """Issue: 10,000 sessions that open and close leave nothing behind."""
+    store = MemoryStore(clock=clock)
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for n in range(10_000):
+        await store.kv.put(f"key{n}", b"value", 60.0)
+        await append(store, f"stream{n}", b"value", ttl=60.0)
+        store.bus.subscribe(f"topic{n}", lambda _data: None)()
+    full = tracemalloc.get_traced_memory()[0]
+    clock.now += 60.0 if end == "expire" else 0.0
+    for n in range(10_000):
+        await store.kv.delete(f"key{n}")
+        await store.log.trim(f"stream{n}")
+    after = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert full - before > 1024 * 1024
+    assert after - before < 256 * 1024  # the interpreter keeps 2,000 free tuples for itself: 112 KiB
+    assert store.kv.size == store.log.size == 0

@@ -1,0 +1,238 @@
+"""Structured logs: the two formats, what is hidden, and that no value can forge a line."""
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millstream.telemetry import logs
+
+
+@pytest.fixture(autouse=True)
+def root_logger_as_before() -> Iterator[None]:
+    """`configure` changes the root logger and uvicorn's; give both back."""
+    names = (None, *logs.UVICORN_LOGGERS)
+    before = [
+        (logging.getLogger(name), logging.getLogger(name).level, logging.getLogger(name).handlers[:]) for name in names
+    ]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def write(stream: io.StringIO, message: object, *args: object, **extra: Any) -> str:
+    """One record through the configured root logger, as it comes out."""
+    logging.getLogger("shop").warning(message, *args, extra=extra)
+    return stream.getvalue()
+
+
+def json_line(message: object, *args: object, **extra: Any) -> dict[str, Any]:
+    stream = io.StringIO()
+    logs.configure("debug", stream=stream)
+    text = write(stream, message, *args, **extra)
+    assert text.endswith("\n")
+    assert len(text.splitlines()) == 1
+    return json.loads(text)
+
+
+def human_line(message: object, *args: object, **extra: Any) -> str:
+    stream = io.StringIO()
+    logs.configure("debug", json=False, stream=stream)
+    return write(stream, message, *args, **extra)
+
+
+def test_a_stream_that_is_no_terminal_gets_json_lines() -> None:
+    """Issue 2: JSON logs when nobody watches."""
+    line = json_line("sold %d books", 3, isbn="978", copies=3)
+    assert list(line)[:4] == ["ts", "level", "logger", "message"]
+    assert line["ts"].endswith("Z")
+    assert (line["level"], line["logger"], line["message"]) == ("warning", "shop", "sold 3 books")
+    assert (line["isbn"], line["copies"]) == ("978", 3)
+
+
+def test_a_terminal_gets_a_short_line_with_fields() -> None:
+    """Our choice: people read time, level, logger, message, fields."""
+    line = human_line("sold", copies=3)
+    assert line.endswith("WARNING  shop: sold  copies=3\n")
+
+
+def test_a_terminal_gets_colors_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The NO_COLOR convention."""
+    for present in (False, True):
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        if present:
+            monkeypatch.setenv("NO_COLOR", "1")
+        stream = Terminal()
+        logs.configure("info", stream=stream)
+        assert ("\x1b[" in write(stream, "hello")) is not present
+
+
+def test_an_extra_field_cannot_replace_one_of_ours() -> None:
+    """Our choice: readers of the log rely on the first four fields."""
+    assert json_line("sold", level="critical", ts="1999")["level"] == "warning"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Authorization", "cookie", "Set-Cookie", "token", "accessToken", "client_secret", "X-Api-Key", "key",
+     "password", "mcp-session-id", "requestState", "credentials"],
+)  # fmt: skip
+def test_a_field_with_a_secret_name_is_hidden_at_any_depth(name: str) -> None:
+    """FACTS: logs redact credentials by the name of the field."""
+    nested = json_line("request", headers={name: "hunter2-hunter2"}, items=[{name: 42}])
+    assert nested["headers"] == {name: "***"}
+    assert nested["items"] == [{name: "***"}]
+    assert json_line("request", **{name: "hunter2-hunter2"})[name] == "***"
+
+
+@pytest.mark.parametrize("name", ["keyboard", "input_tokens", "isbn", "monkeys", "session"])
+def test_a_field_with_a_harmless_name_is_kept(name: str) -> None:
+    """Our choice: hiding too much makes logs useless."""
+    assert json_line("request", **{name: "value"})[name] == "value"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "authorization: Bearer hunter2hunter2",
+        "Authorization=Digest a=hunter2, b=hunter2",
+        "sent Bearer hunter2hunter2",
+        "GET /callback?state=1&code=hunter2 HTTP/1.1",
+        "cookie: a=hunter2; b=hunter2",
+        '{"access_token": "hunter2"}',
+        "api_key=hunter2",
+        "password: hunter2",
+    ],
+)
+def test_a_secret_inside_a_text_is_hidden(text: str) -> None:
+    """FACTS: a message may quote a header or a URL."""
+    assert "hunter2" not in json_line("saw %s", text)["message"]
+    assert "hunter2" not in human_line("saw %s", text)
+
+
+@pytest.mark.parametrize("forged", ["\n", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_no_value_can_forge_a_line(forged: str) -> None:
+    """Log injection: a peer's text stays on the line of its record, in both formats and in every field."""
+    text = f"ok{forged}12:00:00 ERROR root: fake"
+    assert json_line(text)["message"] == text
+    assert json_line("read", title=text)["title"] == text
+    for line in (human_line(text), human_line("read", title=text), human_line("read", **{text: 1})):
+        assert len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize("char", ["\x1b", "\x00", "\x7f", "\x9b", "\u202e", "\u2066"])
+def test_no_value_can_steer_the_terminal(char: str) -> None:
+    """Escape sequences and bidirectional marks reach a terminal only as text."""
+    assert char not in human_line(f"a{char}b")
+
+
+def test_an_exception_has_type_message_and_stack() -> None:
+    """Our choice: one field that a log store can index."""
+    stream = io.StringIO()
+    logs.configure("info", stream=stream)
+    try:
+        raise LookupError("no token=hunter2 here")
+    except LookupError:
+        logging.getLogger("shop").exception("failed")
+    error = json.loads(stream.getvalue())["error"]
+    assert (error["type"], error["message"]) == ("LookupError", "no token=*** here")
+    assert "Traceback" in error["stack"]
+    assert "hunter2" not in error["stack"]
+
+
+def test_continuation_lines_on_a_terminal_are_indented() -> None:
+    """A newline in an exception's text cannot begin a line of its own."""
+    stream = io.StringIO()
+    logs.configure("info", json=False, stream=stream)
+    try:
+        raise LookupError("x\n12:00:00 ERROR root: fake")
+    except LookupError:
+        logging.getLogger("shop").exception("failed")
+    assert all(line.startswith("    ") for line in stream.getvalue().splitlines()[1:])
+
+
+def test_long_values_are_cut() -> None:
+    """A peer decides how long a text is; the log decides how much of it is kept."""
+    line = json_line("x" * 100_000, body="y" * 100_000, raw=b"z" * 100_000, many=list(range(10_000)))
+    assert len(json.dumps(line, ensure_ascii=False)) < 4 * logs.MAX_TEXT
+    assert line["message"].endswith("more)")
+
+
+def test_deep_values_are_cut() -> None:
+    """Nesting is bounded, so that a hostile value cannot exhaust the stack."""
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+    assert "…" in json.dumps(json_line("deep", value=value), ensure_ascii=False)
+
+
+def test_levels_filter_and_an_unknown_one_is_explained() -> None:
+    """`--log-level` of the command line ends here."""
+    stream = io.StringIO()
+    logs.configure("ERROR", stream=stream)
+    assert write(stream, "quiet") == ""
+    with pytest.raises(ValueError, match=r"no log level 'loud'.*debug, info"):
+        logs.configure("loud")
+
+
+def test_standard_output_is_refused() -> None:
+    """Issue 2: nothing but the protocol is ever on stdout."""
+    with pytest.raises(ValueError, match="standard output"):
+        logs.configure("info", stream=sys.stdout)
+
+
+def test_standard_error_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    """Issue 2: logs go to stderr."""
+    logs.configure("info")
+    logging.getLogger("shop").warning("here")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert json.loads(captured.err)["message"] == "here"
+
+
+def test_configuring_twice_writes_each_record_once() -> None:
+    """`Server.run` and the command line may both configure."""
+    stream = io.StringIO()
+    logs.configure("info", stream=stream)
+    logs.configure("info", stream=stream)
+    assert len(write(stream, "once").splitlines()) == 1
+
+
+def test_uvicorns_loggers_come_out_like_ours_and_keep_quiet_at_start() -> None:
+    """Our choice: the panel says where the server listens; uvicorn's own lines are for debugging."""
+    stream = io.StringIO()
+    logging.getLogger("uvicorn.access").addHandler(logging.StreamHandler(io.StringIO()))
+    logs.configure("info", stream=stream)
+    logging.getLogger("uvicorn.error").info("Uvicorn running", extra={"color_message": "x"})
+    assert stream.getvalue() == ""
+    logging.getLogger("uvicorn.error").warning("Invalid HTTP request", extra={"color_message": "x"})
+    line = json.loads(stream.getvalue())
+    assert line["logger"] == "uvicorn.error"
+    assert "color_message" not in line
+    assert logging.getLogger("uvicorn.access").handlers == []
+
+
+@given(
+    message=st.text(),
+    name=st.text(min_size=1),
+    value=st.recursive(st.none() | st.integers() | st.floats() | st.text() | st.binary(), st.lists),
+)
+def test_any_value_makes_exactly_one_line(message: str, name: str, value: Any) -> None:
+    """Property: logging never fails and never breaks a line, whatever the text."""
+    record = logging.makeLogRecord({"msg": message, "levelname": "INFO", "name": "shop"})
+    record.__dict__.setdefault(name, value)
+    json.loads(line := logs.JsonLines().format(record))
+    assert len(line.splitlines()) == 1
+    assert len(logs.HumanLines(color=False).format(record).splitlines()) == 1

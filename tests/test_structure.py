@@ -1,0 +1,207 @@
+"""The shape of the code as tests: layers, sizes, names, import cost and what no file may contain.
+
+They read the sources with `ast` and run small subprocesses; they know nothing of MCP. The rules are STYLE.md
+sections 1 to 4 and the counts of DESIGN.md section 9.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import millstream
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "millstream"
+# fmt: off
+LAYERS = [
+    "protocol", "http", "config", "telemetry", "stores", "server", "limits", "hub", "auth", "transports", "client",
+    "gateway", "agent", "web", "app", "testing", "cli",
+]
+# fmt: on
+OPTIONAL = {"argon2", "keyring", "openai", "opentelemetry", "psutil", "pydantic", "redis"}
+NAMELESS = {"utils", "helpers", "common", "core", "misc", "manager", "base", "new", "old", "modern", "legacy2"}
+PROGRAM_FOLDERS = ("src", "tests", "benches", "examples")
+UNTRACKED = {"node_modules", "__pycache__", ".venv", ".venv-mcp1", ".bench", ".git", ".hypothesis", "dist", "results"}
+DATE = re.compile(r"20\d\d-\d\d-\d\d")
+HANDSHAKE = (
+    b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},'
+    b'"clientInfo":{"name":"t","version":"1"}}}\n'
+)
+
+
+def sources(*folders: str) -> list[Path]:
+    """Every Python file below the folders, without installed packages."""
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return sorted(path for path in found if not UNTRACKED & set(path.parts))
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), filename=str(path))
+
+
+def layer_of(path: Path) -> str:
+    """The part of the package a file belongs to; the package's own files are the topmost layer."""
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "cli" if name in ("__init__", "__main__") else name
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Dotted names that a module imports, at any depth of its code."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            module = node.module or ""
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def run_python(*argv: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run the interpreter of the tests in the project's folder; 5 seconds are its bound."""
+    done = subprocess.run([sys.executable, *argv], input=given, capture_output=True, timeout=5, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return done
+
+
+def loaded_by(*argv: str, given: bytes = b"") -> tuple[set[str], bytes]:
+    """Top-level packages that a program imports, as the interpreter reports them, and what it printed."""
+    done = run_python("-X", "importtime", *argv, given=given)
+    names = re.findall(rb"^import time:[^|]*\|[^|]*\| +([\w.]+)$", done.stderr, re.MULTILINE)
+    return {name.decode().split(".")[0] for name in names}, done.stdout
+
+
+@pytest.mark.parametrize("path", sources("src"), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    """STYLE 4 and DESIGN 2: a layer knows only those before it."""
+    own = layer_of(path)
+    assert own in LAYERS, f"give {own} a place in the order of layers"
+    for name in imported(tree_of(path)):
+        package, _, rest = name.partition(".")
+        if package == "millstream" and rest and rest.split(".")[0] in LAYERS:
+            assert LAYERS.index(rest.split(".")[0]) <= LAYERS.index(own), f"{own} imports {name}, which lies above it"
+
+
+def test_the_protocol_core_touches_nothing_outside_itself() -> None:
+    """STYLE 1: no event loop, socket, file, clock, random source or logger under `protocol/`."""
+    outside = {"asyncio", "datetime", "io", "logging", "os", "pathlib", "random", "secrets", "socket", "time"}
+    for path in sources("src/millstream/protocol"):
+        used = {name.split(".")[0] for name in imported(tree_of(path))}
+        assert not used & outside, f"{path.name} imports {used & outside}"
+
+
+def test_an_optional_dependency_is_imported_in_exactly_one_module() -> None:
+    """STYLE 4: without the extra, only that module is in the way."""
+    users: dict[str, list[str]] = {}
+    for path in sources("src"):
+        for name in {name.split(".")[0] for name in imported(tree_of(path))} & OPTIONAL:
+            users.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: paths for name, paths in users.items() if len(paths) > 1} == {}
+
+
+@pytest.mark.parametrize("folder", PROGRAM_FOLDERS)
+def test_no_file_is_longer_than_four_hundred_lines(folder: str) -> None:
+    """STYLE 7: one concept a file."""
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in sources(folder)}
+    assert lengths, f"{folder} has no file"
+    assert {name: lines for name, lines in lengths.items() if lines > 400} == {}
+
+
+def test_every_module_says_what_it_is() -> None:
+    """STYLE 24: a module starts with a docstring."""
+    silent = [str(path.relative_to(ROOT)) for path in sources("src") if not ast.get_docstring(tree_of(path))]
+    assert [name for name in silent if not name.endswith("__init__.py")] == []
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    """STYLE 14; `stores/base.py` is the one exception."""
+    names = {str(path.relative_to(ROOT)) for path in sources(*PROGRAM_FOLDERS) if path.stem in NAMELESS}
+    folders = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.is_dir() and path.name in NAMELESS}
+    assert (names | folders) - {"src/millstream/stores/base.py"} == set()
+
+
+def test_dates_stand_only_in_the_table_of_revisions() -> None:
+    """STYLE 3: code asks a revision what it does, never which one it is. Docstrings may name dates."""
+    found: list[str] = []
+    for path in sources("src"):
+        if path == PACKAGE / "protocol" / "revisions.py":
+            continue
+        tree = tree_of(path)
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and id(node) not in prose:
+                text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
+                if DATE.search(text):
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert found == []
+
+
+def test_the_public_surface_is_what_all_says_and_at_most_25_names() -> None:
+    """STYLE 16: adding a public name is a decision."""
+    assert len(millstream.__all__) <= 25
+    assert len(set(millstream.__all__)) == len(millstream.__all__)
+    for name in millstream.__all__:
+        assert getattr(millstream, name) is not None
+    module = type(millstream)
+    real = {name for name, value in vars(millstream).items() if name[0] != "_" and not isinstance(value, module)}
+    assert real <= set(millstream.__all__)
+
+
+def test_importing_the_server_loads_at_most_250_modules() -> None:
+    """DESIGN 9: what a user pays before the first line of their own runs."""
+    program = "import sys; before = set(sys.modules); from millstream import *; print(len(set(sys.modules) - before))"
+    assert int(run_python("-c", program).stdout) <= 250
+
+
+def test_importing_the_package_alone_loads_no_third_party_module() -> None:
+    """DESIGN 8: the import is lazy."""
+    loaded, _ = loaded_by("-c", "import millstream")
+    assert not loaded & {"msgspec", "starlette", "uvicorn", "cryptography", "httpx2", "typer", "rich", "websockets"}
+
+
+PROGRAMS = {
+    "own": ("-c", "import runpy; runpy.run_path('examples/greet.py')['mcp'].run('stdio')"),
+    "cli": ("-c", "from millstream.cli import main; main()", "run", "examples/greet.py", "--transport", "stdio"),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_a_stdio_server_starts_without_an_http_server(program: tuple[str, ...]) -> None:
+    """DESIGN 8: stdio is started once per conversation, often on a laptop; it pays only for itself."""
+    loaded, printed = loaded_by(*program, given=HANDSHAKE)
+    assert b'"serverInfo"' in printed
+    assert not loaded & {"uvicorn", "starlette", "cryptography", "httptools", "websockets", "httpx2"}
+
+
+def test_no_file_names_a_machine_path_or_a_package_registry() -> None:
+    """docs/decisions/0001: people install through mirrors; a path of one machine means nothing on another."""
+    hosts = [r"pypi\.(?:org|io)", r"pythonhosted\.", r"npmjs\.", r"deb\.debian\.", r"crates\.io"]
+    paths = [rf"/{folder}/" for folder in ("work", "farm", "root", "tmp/lab", "tmp/bash_jobs")]
+    forbidden = re.compile("|".join(hosts + paths))
+    found: list[str] = []
+    for path in ROOT.rglob("*"):
+        inside = path.relative_to(ROOT)
+        if UNTRACKED & set(inside.parts) or any(part.endswith("_cache") for part in inside.parts) or not path.is_file():
+            continue
+        try:
+            text = path.read_text("utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{inside}:{number}" for number, line in enumerate(text.splitlines(), 1) if forbidden.search(line)]
+    assert found == []
+
+
+def test_every_dependency_has_a_floor_and_the_security_floors_stand() -> None:
+    """FACTS: older h11 and Starlette have published holes; uvicorn's protocol class is pinned from above too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras: list[str] = [item for items in project["optional-dependencies"].values() for item in items]
+    floors = dict(re.fullmatch(r"([\w-]+)(.*?)(?:;.*)?", item).groups() for item in project["dependencies"] + extras)
+    assert {name: bound for name, bound in floors.items() if ">=" not in bound} == {}
+    assert floors["h11"] == ">=0.16"
+    assert floors["starlette"] == ">=1.3.1"
+    assert re.fullmatch(r">=0\.\d+,<0\.\d+", floors["uvicorn"])

@@ -1,0 +1,23 @@
+"""The tests of the HTTP adapters run on both event loops that users have; the others on one."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping
+
+import pytest
+
+_ON_BOTH = frozenset({"test_http_parity.py", "test_guard.py"})
+
+_BOTH: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+if sys.platform != "win32":
+    import uvloop
+
+    _BOTH["uvloop"] = uvloop.new_event_loop
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config,  # noqa: ARG001
+    item: pytest.Item,
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """uvloop beside asyncio's own loop for the modules that are about sockets."""
+    return _BOTH if item.path.name in _ON_BOTH else {"asyncio": asyncio.new_event_loop}
