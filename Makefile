@@ -33,6 +33,7 @@ format: $(VENV)/.test ## rewrite the sources in the one format
 	$(BIN)/ruff check --fix .
 
 test: $(VENV)/.test .venv-mcp1/.ready $(NODE_TOOLS) ## every test (ARGS= goes to pytest)
+	@scripts/apt curl
 	$(BIN)/python -m pytest $(ARGS)
 
 unit: $(VENV)/.test ## the tests that need no Node, server process or other package
@@ -68,13 +69,13 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock
 
 .venv-mcp1/.ready: $(VENV)/.setup requirements/mcp1.lock
 	@echo "Installing the 1.x client ..."
-	$(PYTHON) -m venv --without-pip .venv-mcp1
+	$(BIN)/python -m venv --clear --without-pip .venv-mcp1
 	$(UV) sync --python .venv-mcp1/bin/python --require-hashes requirements/mcp1.lock
 	@touch $@
 
 .bench/.ready: $(VENV)/.setup requirements/bench.lock benches/package-lock.json
 	@echo "Installing the peers ..."
-	$(PYTHON) -m venv --without-pip .bench/venv
+	$(BIN)/python -m venv --clear --without-pip .bench/venv
 	$(UV) sync --python .bench/venv/bin/python --require-hashes requirements/bench.lock
 	cp benches/package.json benches/package-lock.json .bench/
 	scripts/npm .bench/venv/bin/python --prefix .bench ci

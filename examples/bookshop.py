@@ -1,4 +1,4 @@
-"""A bookshop: a tool that asks the person where to send the books, a resource template and a prompt.
+"""A bookshop: a tool that searches, one that asks the person where to send the books, a template and a prompt.
 
 `order` runs unchanged on every revision from 2025-06-18 on: where the protocol lets a server ask the client, it asks;
 where it does not, the call is answered with the question and run again with the answer.
@@ -24,6 +24,16 @@ BOOKS = {
     "9780261103573": "The Lord of the Rings, J. R. R. Tolkien, 1178 pages",
     "9780141439600": "Middlemarch, George Eliot, 880 pages",
 }
+
+
+# region: search
+@mcp.tool
+def search(words: Annotated[str, Field(examples=["Tolkien"])]) -> dict[str, str]:
+    """Find books by author or title."""
+    return {isbn: book for isbn, book in BOOKS.items() if words.lower() in book.lower()}
+
+
+# endregion
 
 
 # region: order

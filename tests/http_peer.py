@@ -97,16 +97,37 @@ class Peer:
         self.writer.close()
 
 
+class Connections(set[Any]):
+    """The server's set of connections, which tells when one leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = asyncio.Event()
+
+    def discard(self, element: Any, /) -> None:
+        """uvicorn calls this when a connection is lost."""
+        super().discard(element)
+        self._left.set()
+
+    async def shrink(self, size: int) -> None:
+        """Wait until no more than `size` are left."""
+        async with asyncio.timeout(WAIT):
+            while len(self) > size:
+                self._left.clear()
+                await self._left.wait()
+
+
 class Running:
     """A server of one test: its port, its state, and the connections tests made."""
 
-    def __init__(self, state: ServerState, port: int) -> None:
+    def __init__(self, state: ServerState, port: int, *, lane: bool = True) -> None:
         self.state = state
         self.port = port
+        self.lane = lane
         self.peers: list[Peer] = []
 
     async def connect(self, *, small_buffer: bool = False) -> Peer:
-        """A new connection."""
+        """A new connection; a small receive buffer makes a reader that takes little."""
         sock = socket.socket()
         if small_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -115,6 +136,11 @@ class Running:
         peer = Peer(*await asyncio.open_connection(sock=sock, limit=4096 if small_buffer else 2**16))
         self.peers.append(peer)
         return peer
+
+    async def left(self, size: int) -> None:
+        """Wait until the server has no more than `size` connections."""
+        connections: Any = self.state.connections
+        await connections.shrink(size)
 
 
 @asynccontextmanager
@@ -129,10 +155,11 @@ async def serve(app: Any, *, lane: bool, **config: Any) -> AsyncIterator[Running
     settings.load()
     state = ServerState()
     state.default_headers = settings.encoded_headers
+    state.connections = Connections()
     loop = asyncio.get_running_loop()
     factory = partial(protocol, config=settings, server_state=state, app_state={}, _loop=loop)
     server = await loop.create_server(factory, "127.0.0.1", 0)
-    running = Running(state, server.sockets[0].getsockname()[1])
+    running = Running(state, server.sockets[0].getsockname()[1], lane=lane)
     try:
         yield running
     finally:

@@ -44,7 +44,9 @@ if expected then
     if good then
       open[answered] = nil
       if expected == "sum" then
-        good = tonumber(text:match('"result":%s*(%d+)')) == answered + 1
+        -- Until 2026-07-28 a structured result is an object, and a bare number is wrapped; since then it may be bare.
+        local sum = text:match('"structuredContent":%s*(%d+)') or text:match('"result":%s*(%d+)')
+        good = tonumber(sum) == answered + 1
       else
         local _, count = text:gsub('"inputSchema"', "")
         good = count == tonumber(expected)

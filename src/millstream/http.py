@@ -60,42 +60,28 @@ class Sink(Protocol):
     async def wait_closed(self) -> None: ...
 
 
-class Request:
-    """One HTTP request with its whole body."""
+class Request(Struct, eq=False):
+    """One HTTP request with its whole body. A Struct because one is made for every request, without a Python call."""
 
-    __slots__ = ("body", "cancel_on_disconnect", "headers", "method", "open", "path", "peer", "query", "raw_headers",
-                 "root_path", "scheme")  # fmt: skip
-
-    def __init__(
-        self,
-        method: str,
-        path: str,
-        raw_headers: list[tuple[bytes, bytes]],
-        body: bytes,
-        *,
-        query: bytes = b"",
-        peer: str = "",
-        root_path: str = "",
-        scheme: str = "http",
-        open: Callable[[int, bytes], Sink],
-    ) -> None:
-        self.method = method
-        self.path = path
-        """Decoded path below the mount point (`root_path` taken off)."""
-        self.raw_headers = raw_headers
-        """(lower-case name, value) in order of arrival."""
-        self.headers = dict(raw_headers)
-        """The last value of each name; shorter than `raw_headers` when a name was repeated."""
-        self.body = body
-        self.query = query
-        self.peer = peer
-        """The peer's address without the port, or an empty string."""
-        self.root_path = root_path
-        self.scheme = scheme
-        self.open = open
-        """``open(status, head) -> Sink``: start a streamed reply."""
-        self.cancel_on_disconnect = False
-        """Set by the handler: the adapter cancels the handler when the peer goes away before the reply is complete."""
+    method: str
+    path: str
+    """Decoded path below the mount point (`root_path` taken off)."""
+    raw_headers: list[tuple[bytes, bytes]]
+    """(lower-case name, value) in order of arrival."""
+    headers: dict[bytes, bytes]
+    """The last value of each name; shorter than `raw_headers` when a name was repeated."""
+    open: Callable[[int, bytes], Sink]
+    """``open(status, head) -> Sink``: start a streamed reply."""
+    body: bytes = b""
+    query: bytes = b""
+    peer: str = ""
+    """The peer's address without the port, or an empty string."""
+    root_path: str = ""
+    scheme: str = "http"
+    cancel_on_disconnect: bool = False
+    """Set by the handler: the adapter cancels the handler when the peer goes away before the reply is complete."""
+    cancel: Callable[[], object] | None = None
+    """Stop the handler; set by the adapter once the handler waits for something."""
 
 
 Handler = Callable[[Request], Awaitable[Response | None]]

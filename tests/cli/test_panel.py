@@ -132,10 +132,17 @@ def test_the_example_arguments_fit_the_schema(schema: dict[str, Any]) -> None:
 def test_protections_name_only_what_holds() -> None:
     """A panel that promises a check that is switched off would be worse than none."""
     server = Server("open")
-    assert panel.protections(server.settings)[0] == "Host and Origin checked"
+    assert panel.protections(server.settings, guarded=True)[0] == "Host and Origin checked"
     for field, left in (("allowed_hosts", "Origin checked"), ("allowed_origins", "Host checked")):
         changed = {
             **{name: getattr(server.settings, name) for name in server.settings.__struct_fields__},
             field: ("*",),
         }
-        assert panel.protections(type(server.settings)(**changed))[0] == left
+        assert panel.protections(type(server.settings)(**changed), guarded=True)[0] == left
+
+
+def test_what_only_the_guard_does_is_not_promised_without_it() -> None:
+    """Under plain ASGI nothing limits how long headers take."""
+    settings = Server("open").settings
+    assert "headers ≤ 10 s" in panel.protections(settings, guarded=True)
+    assert "headers ≤ 10 s" not in panel.protections(settings, guarded=False)

@@ -1,12 +1,17 @@
 """``millstream run`` as people start it: real processes, real sockets, their output and exit status."""
 
 import json
+import logging
 import os
 import pty
+import select
+import shlex
 import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ import pytest
 from millstream import Server
 from millstream.cli import main
 from millstream.cli.errors import CommandError
-from millstream.cli.run import listen, override
+from millstream.cli.run import listen, override, serve_with_panel
 from millstream.cli.stdio import plain_stdio
 from processes import ROOT, free_port, millstream, serving
 
@@ -48,6 +53,29 @@ def post(port: int, message: Any, path: str = "/mcp", **headers: str) -> tuple[d
         return dict(reply.headers), json.loads(reply.read())
 
 
+def read_until(source: int, needle: bytes) -> bytes:
+    """What a process writes, up to the chunk with `needle` in it."""
+    found = b""
+    while needle not in found:
+        ready, _, _ = select.select([source], [], [], SECONDS)
+        assert ready, f"nothing more after {found!r}"
+        chunk = os.read(source, 65_536)
+        assert chunk, f"ended after {found!r}"
+        found += chunk
+    return found
+
+
+@contextmanager
+def started(command: list[str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A server for the length of the block."""
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, **streams)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=SECONDS)
+
+
 def texts(reply: Any) -> list[str]:
     return [block["text"] for block in reply["result"]["content"]]
 
@@ -57,7 +85,7 @@ def test_a_file_is_served_over_http_and_told_in_one_json_line(tmp_path: Path) ->
     port, log = free_port(), tmp_path / "log"
     with serving(millstream("examples/greet.py", port), port, log):
         _, reply = post(port, CALL)
-        assert texts(reply) == ["Hello Hello, Ann!"]
+    assert texts(reply) == ["Hello Hello, Ann!"]
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     (told,) = [line for line in lines if line.get("url")]
     assert told["url"] == f"http://127.0.0.1:{port}/mcp"
@@ -65,13 +93,14 @@ def test_a_file_is_served_over_http_and_told_in_one_json_line(tmp_path: Path) ->
     assert "greet" in told["curl"]
 
 
-def test_the_command_that_is_shown_works_as_it_is(tmp_path: Path) -> None:
+def test_the_command_that_is_shown_works_as_it_is() -> None:
     """Issue 2: the panel prints one command that calls a tool."""
-    port, log = free_port(), tmp_path / "log"
-    with serving(millstream("examples/greet.py", port), port, log):
-        (curl,) = [line["curl"] for line in map(json.loads, log.read_text().splitlines()) if "curl" in line]
-        done = subprocess.run(curl, shell=True, capture_output=True, timeout=SECONDS, check=True)  # noqa: S602
-    assert texts(json.loads(done.stdout)) == ["Hello Hello, world!"]
+    with started(millstream("examples/hub.py", 0), stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        shown = read_until(process.stderr.fileno(), b'"curl"')
+        (curl,) = [line["curl"] for line in map(json.loads, shown.splitlines()) if "curl" in line]
+        done = subprocess.run(shlex.split(curl), capture_output=True, timeout=SECONDS, check=True)
+    assert texts(json.loads(done.stdout)) == ["2"]
 
 
 def test_options_win_over_the_servers_own_settings(tmp_path: Path) -> None:
@@ -100,24 +129,18 @@ def test_a_process_that_is_told_to_stop_ends_in_order(tmp_path: Path) -> None:
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_a_terminal_sees_the_panel(tmp_path: Path) -> None:
-    """Issue 2: a friendly start-up panel on a terminal."""
+def test_a_terminal_sees_the_panel() -> None:
+    """Issue 2: a friendly start-up panel on a terminal; standard output stays empty."""
     port = free_port()
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        millstream("examples/hub.py", port), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs
-    )
-    os.close(theirs)
-    try:
-        shown = b""
-        while b"curl" not in shown:
-            shown += os.read(ours, 4096)
-    finally:
+    with started(millstream("examples/hub.py", port), stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        shown = read_until(ours, b"tools/call").decode()
         process.terminate()
         printed, _ = process.communicate(timeout=SECONDS)
-        os.close(ours)
-    assert f"http://127.0.0.1:{port}/mcp" in shown.decode()
-    assert "╭" in shown.decode()
+    os.close(ours)
+    assert f"http://127.0.0.1:{port}/mcp" in shown
+    assert "╭" in shown
     assert printed == b""
 
 
@@ -254,3 +277,13 @@ def test_a_privileged_port_is_explained(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(socket.socket, "bind", refused)
     with pytest.raises(CommandError, match="Port 80 is not allowed"):
         listen("127.0.0.1", 80)
+
+
+def test_a_program_that_runs_its_server_gets_the_same_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``mcp.run(port=70000)``: no traceback through our code."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
+    with pytest.raises(SystemExit):
+        serve_with_panel(Server("shop"), "127.0.0.1", 70_000)
+    assert "70000 is not a port" in capsys.readouterr().err

@@ -20,9 +20,8 @@ COMMANDS = {
     "millstream run examples/echo_math.py:echo_server",
     ".venv/bin/millstream run examples/greet.py",
     "python examples/greet.py",
-    # tests/examples/test_echo_math.py
+    # tests/examples/test_under_uvicorn.py
     "uvicorn examples.echo_math:app",
-    # tests/conformance: plain uvicorn
     "uvicorn examples.hub:mcp",
     # the project's own commands
     "make setup",

@@ -19,6 +19,7 @@ from millstream.protocol.json_schema import (
     integral,
     object_schema,
     schema_of,
+    without_null,
     wrap_output,
 )
 
@@ -290,9 +291,19 @@ def test_hand_written_schemas_are_bounded_in_depth_and_number() -> None:
         check_schema(wide(MAX_SCHEMAS + 1))
 
 
-def test_whole_floats_are_integers_at_any_depth_and_large_ones_stay() -> None:
-    """JSON Schema 2020-12 core §4.2.3: 1.0 is an integer; beyond 2**53 a float names no single one."""
-    value = integral({"a": [1.0, 1.5, "1.0", True], "b": 1e300})
-    assert value == {"a": [1, 1.5, "1.0", True], "b": 1e300}
+def test_a_nullable_schema_without_null_is_that_of_the_type() -> None:
+    """Forms and headers leave a value out instead of sending null."""
+    text = {"type": "string"}
+    nullable = {"anyOf": [text, {"type": "null"}], "title": "T", "default": None}
+    assert without_null(nullable) == {"type": "string", "title": "T"}
+    assert without_null({**nullable, "default": "d"})["default"] == "d"
+    for other in (text, {"anyOf": [text, {"type": "integer"}]}):
+        assert without_null(other) is other
+
+
+def test_whole_floats_are_integers_at_any_depth_and_of_any_size() -> None:
+    """JSON Schema 2020-12 core §4.2.3: 1.0 is an integer, and so is every number without a fraction."""
+    value = integral({"a": [1.0, 1.5, "1.0", True], "b": 2.0**70})
+    assert value == {"a": [1, 1.5, "1.0", True], "b": 2**70}
     assert [type(item) for item in value["a"]] == [int, float, str, bool]
-    assert type(value["b"]) is float
+    assert type(value["b"]) is int

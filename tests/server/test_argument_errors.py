@@ -61,6 +61,12 @@ def test_messages_of_the_decoder_are_put_into_the_words_of_json(message: str, te
     assert explain(msgspec.ValidationError(message), OPEN, b"") == f'{text}. Expected: {{"a": integer}}'
 
 
+def test_arguments_nested_without_end_are_explained_too() -> None:
+    """Depth is bounded before, but this must not depend on it."""
+    text = explain(RecursionError("too deep"), OPEN, b"[" * 100_000)
+    assert text == 'the arguments: too deep. Expected: {"a": integer}'
+
+
 @given(texts, texts)
 def test_any_text_of_a_peer_gives_an_explanation(name: str, value: str) -> None:
     """Names and values of a peer are in the decoder's messages; none breaks the reading of them."""

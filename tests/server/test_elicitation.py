@@ -113,6 +113,12 @@ def test_structs_typed_dicts_and_pydantic_models_become_forms() -> None:
     }
 
 
+def test_none_as_default_makes_a_field_optional_without_offering_null() -> None:
+    """`x: str = None` is common, and a form knows no null."""
+    made = msgspec.defstruct("Form", [("part", str, None)])
+    assert requested_schema(made) == {"type": "object", "properties": {"part": {"type": "string"}}, "required": []}
+
+
 def test_a_schema_is_asked_as_it_is() -> None:
     """Conformance §3.2 asks for forms that no type says."""
     assert requested_schema(TITLED_FORM) is TITLED_FORM

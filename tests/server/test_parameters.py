@@ -171,6 +171,12 @@ def test_parameter_headers_are_found_and_bad_ones_refused_at_registration() -> N
 
     def good(region: Annotated[str, Field(header="Region")]) -> None: ...
 
+    def optional(region: Annotated[str | None, Field(header="Region")] = None) -> Any:
+        return region
+
+    assert plan(optional).input_schema["properties"]["region"] == {"type": "string", "x-mcp-header": "Region"}
+    assert [run(optional), run(optional, {"region": None})] == [None, None]
+
     def bad(ratio: Annotated[float, Field(header="Ratio")]) -> None: ...
 
     made = plan(good)

@@ -127,7 +127,6 @@ def test_a_program_without_pydantic_plans_functions_without_loading_it() -> None
         "from millstream.server.signature import plan\n"
         "def f(a: int = 1) -> dict[str, int]: return {}\n"
         "assert plan(f).output_schema\n"
-        "try: plan(eval('lambda x: x', {}), output_schema=None)\n"
-        "finally: assert 'pydantic' not in sys.modules\n"
+        "assert 'pydantic' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

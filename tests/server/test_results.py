@@ -185,6 +185,15 @@ def test_hand_written_output_schemas_check_the_type_of_the_root() -> None:
     assert encode_result([1], output_from_schema({}))
 
 
+@pytest.mark.parametrize(
+    ("schema", "text"), [({"type": "text"}, "unknown type"), ({"$ref": "https://x"}, "never fetched")]
+)
+def test_hand_written_output_schemas_that_cannot_be_served_are_refused(schema: dict[str, Any], text: str) -> None:
+    """Digest §1, as for input schemas; but the root of a result may be anything."""
+    with pytest.raises(ValueError, match=text):
+        output_from_schema(schema)
+
+
 def test_a_tool_result_says_everything_itself() -> None:
     """`ToolResult` is the explicit form; its meta is merged by the handler."""
     assert members(encode_result(ToolResult("done", {"n": 1}, meta={"k": 1}))) == {

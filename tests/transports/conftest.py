@@ -16,7 +16,7 @@ if sys.platform != "win32":
 
 
 def pytest_asyncio_loop_factories(
-    config: pytest.Config,  # noqa: ARG001
+    config: pytest.Config,
     item: pytest.Item,
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """uvloop beside asyncio's own loop for the modules that are about sockets."""

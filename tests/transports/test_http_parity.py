@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from http_peer import HEAD, WAIT, Running, ToyApp, request, serve
 
+from http_peer import HEAD, WAIT, Running, ToyApp, request, serve
 from millstream.config import Settings
 from millstream.http import JSON_HEAD, STREAM_HEAD, Handler, Request, Response
 

@@ -133,6 +133,7 @@ class Runtime:
             elif now - call.started >= settings.silence and call.line is None:
                 line = call.open_line()
                 if isinstance(line, PostLine):
+                    call.stop = call.stop or line.request.cancel
                     await line.keep_alive()
 
     async def _report_progress(self) -> None:

@@ -21,6 +21,7 @@ import millstream
 from millstream.app import Server
 from millstream.config import Settings
 from millstream.server.tools import Tool
+from millstream.transports.lane import load_lane
 
 logger = logging.getLogger("millstream")
 
@@ -57,14 +58,14 @@ def facts(server: Server, *, host: str, port: int) -> Facts:
         url=origin + server.settings.path,
         sse_url=origin + "/sse" if server.settings.sessions else "",
         counts={kind: len(getattr(registry, kind)) for kind in kinds},
-        protections=protections(server.settings),
+        protections=protections(server.settings, guarded=load_lane().protocol is not None),
         curl=curl(origin + server.settings.path, registry.tools),
         warning="" if is_loopback(host) or server.auth is not None else NO_AUTH,
     )
 
 
-def protections(settings: Settings) -> list[str]:
-    """The limits that hold for every peer, as far as the settings leave them on."""
+def protections(settings: Settings, *, guarded: bool) -> list[str]:
+    """The limits that hold for every peer: as the settings have them, and only the guard's where there is one."""
     names = [
         ("Host", "*" not in settings.allowed_hosts),
         ("Origin", "*" not in settings.allowed_origins),
@@ -73,7 +74,7 @@ def protections(settings: Settings) -> list[str]:
     return [
         *([f"{checked} checked"] if checked else []),
         f"bodies ≤ {settings.max_body / 1024 / 1024:g} MiB",
-        f"headers ≤ {settings.header_timeout:g} s",
+        *([f"headers ≤ {settings.header_timeout:g} s"] if guarded else []),
         *(["sealed sessions"] if settings.sessions else ["no sessions"]),
     ]
 
@@ -143,9 +144,9 @@ def draw(told: Facts, console: Console) -> None:
     table.add_row("guard", " · ".join(told.protections))
     if told.warning:
         table.add_row(Text("warning", style="bold yellow"), Text(told.warning, style="yellow"))
-    title = Text.assemble((f" {told.name}", "bold"), (f" {told.version} " if told.version else " ", "dim"))
+    title = Text.assemble((told.name, "bold"), (f" {told.version}" if told.version else "", "dim"))
     panel = Panel(table, title=title, title_align="left", subtitle_align="right", padding=(0, 1), expand=False)
-    panel.subtitle = Text(f" millstream {millstream.__version__} ", style="dim")
+    panel.subtitle = Text(f"millstream {millstream.__version__}", style="dim")
     panel.border_style = "yellow" if told.warning else "green"
     console.print(panel)
     console.print(Text("Try it in another window; Ctrl-C stops the server.", style="dim"))

@@ -4,7 +4,9 @@ The command-line library and the panel are imported here and nowhere else, so th
 client starts and waits for, does without them (`millstream.cli.main`).
 """
 
+import logging
 import socket
+import sys
 from enum import StrEnum
 from typing import Annotated
 
@@ -14,7 +16,7 @@ import typer
 import millstream
 from millstream.app import Server, serve
 from millstream.cli import panel
-from millstream.cli.errors import CommandError
+from millstream.cli.errors import CommandError, report
 from millstream.cli.load import load
 from millstream.cli.stdio import serve_stdio
 from millstream.telemetry import logs
@@ -107,11 +109,28 @@ def serve_http(
     Raises:
         CommandError: the server cannot be found, or the address cannot be used.
     """
-    if not 0 <= port <= MAX_PORT:
-        raise CommandError(f"{port} is not a port.", why=f"Ports go from 0 to {MAX_PORT}.", fix="Use --port 8000.")
     server = load(target)
     override(server, sessions=sessions, json_only=json_only, path=path, log_level=log_level)
     logs.configure(server.settings.log_level)
+    _serve(server, host, port)
+
+
+def serve_with_panel(server: Server, host: str, port: int) -> None:
+    """`Server.run()` over HTTP: as the command does it, for a program that may have its own logging.
+
+    Raises:
+        SystemExit: the address cannot be used; standard error says why.
+    """
+    if not logging.getLogger().handlers:
+        logs.configure(server.settings.log_level)
+    try:
+        _serve(server, host, port)
+    except CommandError as exc:
+        report(exc)
+        sys.exit(1)
+
+
+def _serve(server: Server, host: str, port: int) -> None:
     listener = listen(host, port)
     bound = listener.getsockname()[1]
     serve(
@@ -134,11 +153,13 @@ def override(server: Server, *, sessions: bool, json_only: bool, path: str, log_
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, or a message about why there is none.
+    """A bound socket, or a message about why there is none. It listens when the server is ready.
 
     Raises:
         CommandError: the name does not resolve, or the address or port cannot be used.
     """
+    if not 0 <= port <= MAX_PORT:
+        raise CommandError(f"{port} is not a port.", why=f"Ports go from 0 to {MAX_PORT}.", fix="Use --port 8000.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as exc:
@@ -149,7 +170,6 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
-        listener.listen(1024)
     except OSError as exc:
         listener.close()
         raise _address_failure(host, port, exc) from exc

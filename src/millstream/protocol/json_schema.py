@@ -16,8 +16,6 @@ SchemaHook = Callable[[type], Schema]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_DEPTH = 64
 MAX_SCHEMAS = 10_000
-MAX_EXACT = 2**53
-"""Beyond it a float does not say which integer it means."""
 
 NO_ARGUMENTS: Schema = {"type": "object", "additionalProperties": False}
 """The input schema of a tool without arguments (digest §9.1)."""
@@ -45,7 +43,7 @@ def is_array(value: Any) -> TypeGuard[list[Any]]:
 
 def integral(value: Any) -> Any:
     """A JSON value with every ``2.0`` as 2: JSON Schema counts both as integers, msgspec's decoder only the second."""
-    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT:
+    if isinstance(value, float) and value.is_integer():
         return int(value)
     if is_array(value):
         return [integral(item) for item in value]
@@ -96,13 +94,26 @@ def wrap_output(schema: Schema) -> Schema:
     return {"type": "object", "properties": {"result": inner}, "required": ["result"], **outer}
 
 
-def check_schema(schema: Schema) -> None:
+def without_null(schema: Schema) -> Schema:
+    """The schema of ``T | None`` as that of ``T``: for places that leave a value out instead of sending null."""
+    parts = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
+    if len(parts) != 1:
+        return schema
+    rest = {key: value for key, value in schema.items() if key != "anyOf" and (key, value) != ("default", None)}
+    return {**parts[0], **rest}
+
+
+def check_schema(schema: Schema, *, object_root: bool = True) -> None:
     """Check a schema written by hand: an object at the root, 2020-12, local references, bounded size.
+
+    Args:
+        schema: of the arguments or the result of a tool.
+        object_root: false for results, which may be any JSON value.
 
     Raises:
         ValueError: saying what is wrong and where.
     """
-    if schema.get("type") != "object":
+    if object_root and schema.get("type") != "object":
         raise ValueError('the root of the schema must have "type": "object"')
     count = 0
     pending: list[tuple[Any, str, int]] = [(schema, "#", 1)]

@@ -5,7 +5,7 @@ output. Nothing here compares dates: every question is a field of the revision.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, field
@@ -137,7 +137,9 @@ def tool_result(members: bytes, revision: Revision) -> bytes:
 def prompt_messages(members: bytes, revision: Revision) -> bytes:
     """The members of a prompt result, rewritten for an older revision."""
     messages = [
-        Message(message.role, block(message.content, revision)) if isinstance(message.content, BLOCKS) else message
+        Message(message.role, block(cast("Content", message.content), revision))
+        if isinstance(message.content, BLOCKS)
+        else message
         for message in _decode_messages(b"{%b}" % members).messages
     ]
     return b'"messages":%b' % encode(messages)

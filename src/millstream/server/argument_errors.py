@@ -52,7 +52,7 @@ def _names(schema: Schema, raw: bytes | msgspec.Raw) -> tuple[list[str], list[st
     """Top-level names that are required but absent, and those that do not exist."""
     try:
         arguments = msgspec.json.decode(raw)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return [], []
     if not is_object(arguments):
         return [], []

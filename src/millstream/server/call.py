@@ -3,9 +3,10 @@
 A `Call` is made by a transport, run by the dispatcher, and seen by user code through `Context`.
 """
 
-import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from millstream.protocol.jsonrpc import RequestId
 from millstream.protocol.metadata import Client, ProgressToken
@@ -33,101 +34,63 @@ class Line(Protocol):
         ...
 
 
-class Call:
-    """A request on its way through the server. One exists for each request in flight; user code sees `Context`."""
+class Call(Struct, eq=False, kw_only=True):
+    """A request on its way through the server. One exists for each request in flight; user code sees `Context`.
 
-    __slots__ = (
-        "arguments",
-        "cancelled",
-        "client",
-        "connect",
-        "headers",
-        "id",
-        "line",
-        "log_level",
-        "meta",
-        "method",
-        "expired",
-        "name",
-        "nudged",
-        "params",
-        "principal",
-        "progress",
-        "replay",
-        "reported",
-        "responses",
-        "revision",
-        "services",
-        "session",
-        "started",
-        "state",
-        "status",
-        "target",
-        "task",
-        "token",
-        "total",
-    )
+    A Struct because one is made for every request, without a Python call.
+    """
 
-    def __init__(
-        self,
-        revision: Revision,
-        id: RequestId,
-        method: str,
-        *,
-        client: Client,
-        connect: "Callable[[Call], Line] | None" = None,
-        line: Line | None = None,
-        session: Session | None = None,
-        principal: Principal | None = None,
-        headers: Mapping[bytes, bytes] | None = None,
-        name: str = "",
-        params: bytes = b"",
-        token: ProgressToken | None = None,
-        log_level: str = "",
-    ) -> None:
-        # What was asked
-        self.revision = revision
-        self.id = id
-        self.method = method
-        self.name = name
-        self.params = params
-        """Raw JSON of `params`; empty on the path where `target` and `arguments` are decoded already."""
-        self.target: Any = None
-        self.arguments: Any = None
-        self.responses: Mapping[str, Any] | None = None
-        """`inputResponses` of a multi-round request, raw values."""
-        self.state: str = ""
-        """`requestState` as the client echoed it."""
-        self.token = token
-        self.log_level = log_level
-        # Who asked
-        self.client = client
-        self.session = session
-        self.principal = principal
-        self.headers = headers
-        # The way back
-        self.connect = connect
-        """Opens the line at first use, where the reply may also be a single message."""
-        self.line = line
-        self.meta: dict[str, Any] | None = None
-        """`_meta` of the result, beside what the revision puts there."""
-        self.status = 200
-        """HTTP status of the reply, where it is a single message."""
-        # Progress of the work
-        self.services: Any = None
-        """`Services` of the running server; set by the dispatcher."""
-        self.task: asyncio.Task[Any] | None = None
-        self.started = 0.0
-        self.cancelled = False
-        self.expired = False
-        self.progress = 0.0
-        self.reported: float | None = None
-        """The last progress that user code reported."""
-        self.nudged = False
-        """The server reported progress on its own."""
-        self.total: float | None = None
-        self.replay: Any = None
-        """Rounds of this call (`server.rounds.Replay`), made when user code first asks."""
+    # What was asked
+    revision: Revision
+    id: RequestId
+    method: str
+    name: str = ""
+    params: bytes = b""
+    """Raw JSON of `params`; empty on the path where `target` and `arguments` are decoded already."""
+    target: Any = None
+    arguments: Any = None
+    responses: Mapping[str, Any] | None = None
+    """`inputResponses` of a multi-round request, raw values."""
+    state: str = ""
+    """`requestState` as the client echoed it."""
+    token: ProgressToken | None = None
+    log_level: str = ""
+    # Who asked
+    client: Client
+    session: Session | None = None
+    principal: Principal | None = None
+    headers: Mapping[bytes, bytes] | None = None
+    # The way back
+    connect: "Callable[[Call], Line] | None" = None
+    """Opens the line at first use, where the reply may also be a single message."""
+    line: Line | None = None
+    meta: dict[str, Any] | None = None
+    """`_meta` of the result, beside what the revision puts there."""
+    status: int = 200
+    """HTTP status of the reply, where it is a single message."""
+    mirror: "Callable[[bytes], Awaitable[None]] | None" = None
+    """Also takes progress and response: the stream of a client that asked for one (``stream: true``)."""
+    client_id: str = ""
+    """Whose stream that is, where the transport was told."""
+    outcome: str = ""
+    """How it ended, for observers: empty for success, ``tool_error``, or the JSON-RPC error code."""
+    # Progress of the work
+    services: Any = None
+    """`Services` of the running server; set by the dispatcher."""
+    stop: Callable[[], object] | None = None
+    """Cancels the task of the call; set where something other than the connection may want to."""
+    started: float = 0.0
+    """When the sweep first saw it."""
+    cancelled: bool = False
+    expired: bool = False
+    progress: float = 0.0
+    total: float | None = None
+    reported: float | None = None
+    """The last progress that user code reported."""
+    nudged: bool = False
+    """The server reported progress on its own."""
+    replay: Any = None
+    """Rounds of this call (`protocol.rounds.Replay`), made when user code first asks."""
 
     def open_line(self) -> Line:
         """The line, opened when it was not yet."""
@@ -140,8 +103,8 @@ class Call:
     def cancel(self) -> None:
         """Stop the work because the caller does not want the answer any more."""
         self.cancelled = True
-        if self.task is not None:
-            self.task.cancel()
+        if self.stop is not None:
+            self.stop()
 
     def expire(self) -> None:
         """Stop work that took longer than any call may."""

@@ -94,7 +94,7 @@ class Context:
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         """Report progress, where the caller asked for it. Values that do not increase are not sent."""
         call = self._call
-        if call.token is None:
+        if call.token is None and call.mirror is None:
             return
         if call.reported is not None and progress <= call.reported:
             return
@@ -191,11 +191,13 @@ class Context:
         question = Sample(
             messages, max_tokens, system, temperature, stop_sequences, preferences, tools, tool_choice
         )  # fmt: skip
-        return await self._ask_one(question, key)
+        result: SampleResult = await self._ask_one(question, key)
+        return result
 
     async def roots(self, *, key: str | None = None) -> list[Root]:
         """The folders that the person opened in the client."""
-        return await self._ask_one(Roots(), key)
+        roots: list[Root] = await self._ask_one(Roots(), key)
+        return roots
 
     async def ask(self, **questions: Question) -> dict[str, Any]:
         """Several questions in one round; the keywords are their keys.
@@ -218,20 +220,21 @@ class Context:
 
     def _replay(self) -> Replay:
         call = self._call
-        if call.replay is None:
+        replay: Replay | None = call.replay
+        if replay is None:
             state = None
             if call.state:
                 bound = self._binding()
                 state = open_state(call.state, self._services.ring, bound, int(self._services.clock()))
-            call.replay = Replay(state, call.responses or {})
-        return call.replay
+            replay = call.replay = Replay(state, call.responses or {})
+        return replay
 
     def _binding(self) -> bytes:
         return call_binding(self._call)
 
     # Side effects
 
-    async def once(self, key: str, function: Callable[[], Awaitable[T] | T], *, store: bool = False) -> T:
+    async def once(self, key: str, function: Callable[[], Awaitable[T]] | Callable[[], T], *, store: bool = False) -> T:
         """Run a side effect once across the rounds of one call and give back its value, which JSON must hold.
 
         Args:
@@ -241,7 +244,8 @@ class Context:
         if self._call.revision.handshake:
             if slot not in self._memo:
                 self._memo[slot] = await _value(function)
-            return self._memo[slot]
+            known: T = self._memo[slot]
+            return known
         replay = self._replay()
         raw = replay.settled(slot, "once")
         if raw is None and store:
@@ -249,7 +253,8 @@ class Context:
         elif raw is None:
             raw = encode(await _value(function))
         replay.settle(slot, "once", raw)
-        return msgspec.json.decode(raw)
+        value: T = msgspec.json.decode(raw)
+        return value
 
     async def _once_stored(self, slot: str, function: Callable[[], Any]) -> bytes:
         store, ttl = self._services.store.kv, self._services.settings.state_ttl
@@ -276,12 +281,17 @@ def call_binding(call: Call) -> bytes:
 async def send_progress(call: Call, progress: float, total: float | None, message: str | None) -> None:
     """One progress notification on the call's line."""
     call.progress, call.total = progress, total
-    params: dict[str, Any] = {"progressToken": call.token, "progress": progress}
+    token = call.id if call.token is None else call.token
+    params: dict[str, Any] = {"progressToken": token, "progress": progress}
     if total is not None:
         params["total"] = total
     if message is not None and call.revision.progress_message:
         params["message"] = message
-    await call.open_line().send(notification_message("notifications/progress", params))
+    notification = notification_message("notifications/progress", params)
+    if call.token is not None:
+        await call.open_line().send(notification)
+    if call.mirror is not None:
+        await call.mirror(notification)
 
 
 async def nudge_progress(call: Call) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
 from typing import Any
 
 from millstream.protocol import projection
@@ -37,10 +38,14 @@ Handler = Callable[[Call], Awaitable[bytes]]
 """Gives the members of the result without the braces around them (empty for an empty result)."""
 
 
+Observe = Callable[[Call, float, bytes], None]
+"""``observe(call, seconds, answer)``."""
+
+
 class Dispatcher:
     """Runs calls. One for each running server."""
 
-    __slots__ = ("_handlers", "_heads", "by_id", "calls", "gate", "info", "instructions", "registry", "services")
+    __slots__ = ("_handlers", "_heads", "by_id", "calls", "gate", "info", "instructions", "observe", "registry", "services")
 
     def __init__(
         self,
@@ -57,6 +62,8 @@ class Dispatcher:
         self.info = info
         self.instructions = instructions
         self.gate = gate
+        self.observe: Observe | None = None
+        """Told of every call when it is over."""
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
         # Calls in flight
@@ -76,7 +83,8 @@ class Dispatcher:
         """
         self.calls.add(call)
         call.services = self.services
-        call.task = asyncio.current_task()
+        observe = self.observe
+        started = perf_counter() if observe is not None else 0.0
         try:
             if self.gate is not None:
                 self._pass_gate(call)
@@ -84,15 +92,19 @@ class Dispatcher:
                 check_offered(call, self.registry)
             members = await self._handlers[call.method](call)
             head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
-            return (
-                b'{"jsonrpc":"2.0","id":%b,"result":%b%b}}' % (encode(call.id), head, members)
-                if members
-                else b'{"jsonrpc":"2.0","id":%b,"result":%b}}' % (encode(call.id), head.removesuffix(b","))
-            )
+            if members:
+                answer = b'{"jsonrpc":"2.0","id":%b,"result":%b%b}}' % (encode(call.id), head, members)
+            else:
+                answer = b'{"jsonrpc":"2.0","id":%b,"result":%b}}' % (encode(call.id), head.removesuffix(b","))
         except BaseException as exc:
-            return self._failure(call, exc)
+            answer = self._failure(call, exc)
         finally:
             self.calls.discard(call)
+        if observe is not None:
+            observe(call, perf_counter() - started, answer)
+        if call.mirror is not None:
+            await call.mirror(answer)
+        return answer
 
     async def call_in_scope(self, call: Call, scope: str) -> bytes:
         """`call`, where later messages of the same session or connection can name it.
@@ -102,6 +114,8 @@ class Dispatcher:
         key = (scope, call.id)
         if key in self.by_id:
             return error_message(call.id, INVALID_REQUEST, "Invalid request: a request with this id is in flight")
+        task = asyncio.current_task()
+        call.stop = task.cancel if task is not None else None
         self.by_id[key] = call
         try:
             return await self.call(call)
@@ -139,6 +153,7 @@ class Dispatcher:
                 task.uncancel()
             if call.expired:
                 return self._tool_error(call, "The call took too long.")
+            call.outcome = "cancelled"
             return b""
         if isinstance(exc, asyncio.CancelledError):
             call.cancelled = True
@@ -149,9 +164,11 @@ class Dispatcher:
     def _refuse(self, call: Call, exc: ProtocolError) -> bytes:
         error = projection.error(exc, call.revision)
         call.status = error.status if call.revision.result_type else 200
+        call.outcome = str(error.code)
         return error_message(call.id, error.code, error.message, error.data)
 
     def _tool_error(self, call: Call, text: str) -> bytes:
+        call.outcome = "tool_error" if call.method == "tools/call" else str(INTERNAL_ERROR)
         if call.method != "tools/call":
             return error_message(call.id, INTERNAL_ERROR, text)
         return b'{"jsonrpc":"2.0","id":%b,"result":%b"content":[{"type":"text","text":%b}],"isError":true}}' % (
@@ -167,6 +184,7 @@ class Dispatcher:
         )
         text = f"Internal error. The server's log has the details under incident {incident}."
         if isinstance(exc, LocalError):
+            call.outcome = str(INTERNAL_ERROR)
             return error_message(call.id, INTERNAL_ERROR, text)
         return self._tool_error(call, text)
 

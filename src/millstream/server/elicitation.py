@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream.protocol.json_schema import Schema, integral, is_array, is_object, object_schema
+from millstream.protocol.json_schema import Schema, integral, is_array, is_object, object_schema, without_null
 from millstream.server.pydantic_types import dec_hook, schema_hook
 
 TEXTS = ("type", "title", "description", "default")
@@ -44,7 +44,7 @@ def requested_schema(answer: Any) -> Schema:
 
 
 def _form_field(name: str, node: Schema, order: list[str] | None) -> Schema:
-    node = _without_null(node)
+    node = without_null(node)
     if "const" in node:
         node = {**node, "enum": [node["const"]]}
     kind = node.get("type")
@@ -58,7 +58,7 @@ def _form_field(name: str, node: Schema, order: list[str] | None) -> Schema:
         raise TypeError(problem)
     field = {key: value for key, value in _inclusive(node).items() if key in KEYWORDS[kind]}
     if field.get("default", 0) is None:
-        del field["default"]
+        del field["default"]  # `x: str = None`: optional, and null is no text
     if choices:
         field["items"] = choices
     elif "oneOf" in field:
@@ -74,15 +74,6 @@ def _choices_of(items: Any, order: list[str] | None) -> Schema | None:
         return None
     titled = items.get("oneOf") or items.get("anyOf")
     return {"anyOf": titled} if titled else {"type": "string", "enum": order or items["enum"]}
-
-
-def _without_null(node: Schema) -> Schema:
-    """``T | None``: a field that may be left out."""
-    parts = [part for part in node.get("anyOf", ()) if part != {"type": "null"}]
-    if len(parts) != 1:
-        return node
-    rest = {key: value for key, value in node.items() if key != "anyOf"}
-    return {**parts[0], **rest}
 
 
 def _inclusive(node: Schema) -> Schema:

@@ -26,7 +26,7 @@ class _Meta(
         "token": "progressToken",
     },
 ):
-    version: Literal[NEWEST.date]  # type: ignore[valid-type]  # a date literal belongs in revisions.py only
+    version: Literal[NEWEST.date]  # type: ignore[name-defined]  # dates belong in revisions.py only
     capabilities: dict[str, Any]
     client: Implementation | UnsetType = UNSET
     log_level: Literal["", *LOG_LEVELS] = ""  # type: ignore[valid-type]  # one list of levels
@@ -51,7 +51,7 @@ class FastCall:
             return None
         arguments = plan.arguments
         fields: list[Any] = [
-            ("name", Literal[tool.name]),  # type: ignore[misc]  # the name of this very tool
+            ("name", Literal[tool.name]),
             ("meta", _Meta, msgspec.field(name="_meta")),
         ]
         if any(field.required for field in msgspec.structs.fields(arguments)):

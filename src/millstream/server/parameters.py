@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
-from millstream.protocol.json_schema import NO_ARGUMENTS, Schema, object_schema
+from millstream.protocol.json_schema import NO_ARGUMENTS, Schema, object_schema, without_null
+from millstream.server.fields import HEADER_KEYWORD
 from millstream.server.pydantic_types import as_meta, dec_hook, enc_hook, schema_hook
 
 Kind = Literal["tool", "resource", "prompt"]
@@ -151,12 +152,15 @@ def schema_of_arguments(struct: type[Any], arguments: list[Argument]) -> Schema:
     if not arguments:
         return dict(NO_ARGUMENTS)
     schema = object_schema(struct, hook=schema_hook)
+    properties = schema["properties"]
+    for name, node in properties.items():
+        if HEADER_KEYWORD in node:
+            # Headers carry no null, and clients drop tools that annotate anything but a plain type (digest §4.5).
+            properties[name] = without_null(node)
     for argument in arguments:
         if argument.default is not NODEFAULT and not isinstance(argument.default, PLAIN):
             try:
-                schema["properties"][argument.name]["default"] = msgspec.to_builtins(
-                    argument.default, enc_hook=enc_hook
-                )
+                properties[argument.name]["default"] = msgspec.to_builtins(argument.default, enc_hook=enc_hook)
             except TypeError:
                 continue  # a marker object of the function's own: the argument is optional, and that is all
     return schema

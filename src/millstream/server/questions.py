@@ -137,7 +137,7 @@ def _sample_params(question: Sample, revision: Revision) -> dict[str, Any]:
         "messages": [Message("user", each) if isinstance(each, str) else each for each in messages],
         "maxTokens": question.max_tokens,
     }
-    optional = {
+    optional: dict[str, Any] = {
         "systemPrompt": question.system,
         "temperature": question.temperature,
         "stopSequences": question.stop_sequences,
@@ -145,7 +145,7 @@ def _sample_params(question: Sample, revision: Revision) -> dict[str, Any]:
         "metadata": question.metadata,
     }
     if revision.sampling_tools:
-        optional |= {"tools": question.tools, "toolChoice": question.tool_choice}
+        optional = optional | {"tools": question.tools, "toolChoice": question.tool_choice}
     params.update({key: value for key, value in optional.items() if value is not None})
     return params
 

@@ -17,7 +17,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from millstream.protocol.content import BLOCKS, Content, EmbeddedResource, Image, Message, ResourceContents, Text
 from millstream.protocol.errors import LocalError
-from millstream.protocol.json_schema import Schema, schema_of
+from millstream.protocol.json_schema import Schema, check_schema, schema_of
 from millstream.server.pydantic_types import dec_hook, enc_hook, is_model, schema_hook
 
 ENCODER = msgspec.json.Encoder(enc_hook=enc_hook)
@@ -29,6 +29,8 @@ FIRST_BYTES = {
     "number": b"-0123456789", "integer": b"-0123456789",
 }  # fmt: skip
 PICTURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
+CONTENT: tuple[type, ...] = (*BLOCKS, bytes)
+"""Classes of values that are content by themselves."""
 BYTES_URI = "resource://result"
 """The URI of bytes that a tool returns: content needs one, and these have no address."""
 
@@ -90,9 +92,16 @@ def output_of(annotation: Any) -> Output | None:
 
 
 def output_from_schema(schema: Schema) -> Output:
-    """The promise of an output schema written by hand."""
+    """The promise of an output schema written by hand.
+
+    Raises:
+        ValueError: for a schema that cannot be served.
+    """
+    check_schema(schema, object_root=False)
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
+    if not FIRST_BYTES.keys() >= set(kinds):
+        raise ValueError(f"the root of the output schema has an unknown type: {schema['type']!r}")
     return Output(schema, first_bytes=b"".join(FIRST_BYTES[kind] for kind in kinds))
 
 
@@ -153,7 +162,7 @@ def _blocks(value: Any) -> list[Content] | None:
     """The content that a value is, or `None` when it is structured."""
     if value is None:
         return []
-    if isinstance(value, (*BLOCKS, bytes)):
+    if isinstance(value, CONTENT):
         return [_block(value)]
     if _is_several(value) and any(isinstance(item, BLOCKS) for item in value):
         return [_block(item) for item in value]

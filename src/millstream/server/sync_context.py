@@ -126,7 +126,12 @@ class SyncContext:
 
     def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T:
         """Run a side effect once across the rounds of one call; `function` runs in another worker thread."""
-        return self._wait(self._context.once(key, lambda: asyncio.to_thread(function), store=store))
+
+        async def run() -> Any:
+            return await asyncio.to_thread(function)
+
+        value: T = self._wait(self._context.once(key, run, store=store))
+        return value
 
     def close_stream(self, retry_ms: int | None = None) -> bool:
         """Drop the connection but not the call; see `Context.close_stream`."""

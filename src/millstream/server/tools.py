@@ -22,7 +22,8 @@ from millstream.server.results import ToolResult, as_text, encode, encode_result
 from millstream.server.signature import Plan, plan
 from millstream.server.sync_context import SyncContext
 
-Run = Callable[[Call, Any], Awaitable[Any]]
+Run = Callable[[Any, Call], Awaitable[Any]]
+"""``run(arguments, call)``."""
 
 
 class ToolAnnotations(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -35,10 +36,19 @@ class ToolAnnotations(Struct, frozen=True, omit_defaults=True, rename="camel"):
     open_world_hint: bool | None = None
 
 
+_SCALARS: Mapping[str, type] = {"integer": int, "boolean": bool}
+_SCALAR_RESULTS = {
+    "any": b'"content":[{"type":"text","text":"%b"}],"structuredContent":%b',
+    "object": b'"content":[{"type":"text","text":"%b"}],"structuredContent":{"result":%b}',
+    "none": b'"content":[{"type":"text","text":"%b"}]',
+}
+"""Members of the result of a number or boolean, by what structured content a revision has."""
+
+
 class Tool:
     """One registered tool."""
 
-    __slots__ = ("_described", "name", "plan", "requires", "run", "timeout", "wraps")
+    __slots__ = ("_described", "_simple", "name", "plan", "requires", "run", "timeout", "wraps")
 
     def __init__(
         self,
@@ -71,6 +81,8 @@ class Tool:
         output = self.plan.output_schema
         self.wraps = output is not None and output.get("type") != "object"
         """Structured values are no objects: revisions that know only objects get them wrapped."""
+        self._simple = str if output is None else _SCALARS.get(output.get("type", "")) if len(output) == 1 else None
+        """Values of exactly this class need no check and no other encoder."""
         self.run = runner(self.plan, thread=thread)
         described: dict[str, Any] = {
             "name": self.name,
@@ -102,12 +114,17 @@ class Tool:
             LocalError: the value is not what the tool promises.
         """
         revision = call.revision
+        if type(value) is self._simple:
+            data = encode_json(value)
+            if self._simple is str:
+                return b'"content":[{"type":"text","text":%b}]' % data
+            return _SCALAR_RESULTS[revision.structured] % ((data,) if revision.structured == "none" else (data, data))
         if revision.structured == "object" and self.wraps and not isinstance(value, ToolResult):
             return self._wrapped(value)
         if isinstance(value, ToolResult):
             call.meta = value.meta
         members = encode_result(value, self.plan.output)
-        if revision.structured == "any" or type(value) is str:
+        if revision.structured == "any":
             return members
         return members if self._fits(revision) else projection.tool_result(members, revision)
 
@@ -146,10 +163,10 @@ def runner(plan: Plan, *, thread: bool) -> Run:
         return _streaming(plan)
     if plan.is_async:
         if wants_context:
-            return lambda call, arguments: call_function(arguments, Context(call))
-        return lambda call, arguments: call_function(arguments, None)
+            return lambda arguments, call: call_function(arguments, Context(call))
+        return call_function  # what it takes for a context it does not use
 
-    async def run(call: Call, arguments: Any) -> Any:
+    async def run(arguments: Any, call: Call) -> Any:
         return call_function(arguments, Context(call) if wants_context else None)
 
     return run
@@ -158,7 +175,7 @@ def runner(plan: Plan, *, thread: bool) -> Run:
 def _in_thread(plan: Plan) -> Run:
     call_function, wants_context = plan.call, plan.context_parameter is not None
 
-    async def run(call: Call, arguments: Any) -> Any:
+    async def run(arguments: Any, call: Call) -> Any:
         context = SyncContext(Context(call), asyncio.get_running_loop())
         work = _drain if plan.is_generator else _plainly
         return await call.services.threads.run(work, call_function, arguments, context, wants_context)
@@ -180,7 +197,7 @@ def _drain(function: Callable[..., Any], arguments: Any, context: SyncContext, w
 def _streaming(plan: Plan) -> Run:
     call_function, wants_context = plan.call, plan.context_parameter is not None
 
-    async def run(call: Call, arguments: Any) -> Any:
+    async def run(arguments: Any, call: Call) -> Any:
         last: Any = None
         count = 0
         values = call_function(arguments, Context(call) if wants_context else None)
@@ -205,7 +222,7 @@ async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float)
     scope = asyncio.timeout(seconds)
     try:
         async with scope:
-            return await run(call, arguments)
+            return await run(arguments, call)
     except TimeoutError:
         if scope.expired():
             call.cancelled = True

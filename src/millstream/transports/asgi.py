@@ -52,18 +52,20 @@ class AsgiAdapter:
         exchange.adapter = self
         exchange.receive = receive
         exchange.send = send
+        raw_headers = scope["headers"]
+        headers = dict(raw_headers)
         exchange.request = request = Request(
             scope["method"],
             path,
-            scope["headers"],
+            raw_headers,
+            headers,
+            exchange.open,
             b"",
-            query=scope.get("query_string", b""),
-            peer=client[0] if client else "",
-            root_path=root,
-            scheme=scope.get("scheme", "http"),
-            open=exchange.open,
+            scope.get("query_string", b""),
+            client[0] if client else "",
+            root,
+            scope.get("scheme", "http"),
         )
-        headers = request.headers
         if (
             headers.get(b"host") not in self.policy.good
             or b"origin" in headers
@@ -180,6 +182,7 @@ class _Exchange:
     async def wait(self, step: Generator[Any, Any, Any], pending: Any) -> Response | None:
         """Let a suspended handler run on, with a watcher for the peer's disconnect beside it."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self.request.cancel = task.cancel
         watcher = asyncio.create_task(self.watch(task))
         try:
             response: Response | None = await _Resumed(step, pending)

@@ -130,9 +130,9 @@ class Connection:
         meta = admitted.meta
         assert message.id is not None  # noqa: S101  only requests become calls
         return Call(
-            admitted.revision,
-            message.id,
-            message.method,
+            revision=admitted.revision,
+            id=message.id,
+            method=message.method,
             client=admitted.client,
             line=self,
             principal=self._principal,
@@ -147,9 +147,9 @@ class Connection:
         session = self.session
         assert message.id is not None  # noqa: S101  only requests become calls
         return Call(
-            self._revision(),
-            message.id,
-            message.method,
+            revision=self._revision(),
+            id=message.id,
+            method=message.method,
             client=_NOBODY if session is None else session.client,
             line=self,
             session=session,

@@ -12,18 +12,17 @@ class Accepted(Struct, frozen=True, gc=False):
 
 _ANY = Accepted(True, True)
 _MEMO_SIZE = 256
-_memo: dict[bytes, Accepted] = {}
+REMEMBERED: dict[bytes | None, Accepted] = {None: _ANY}
+"""`Accept` values seen; hot paths look here before they call `accepted`."""
 
 
 def accepted(value: bytes | None) -> Accepted:
     """What an `Accept` header allows. No header allows anything; a quality of zero allows nothing."""
-    if value is None:
-        return _ANY
-    known = _memo.get(value)
+    known = REMEMBERED.get(value)
     if known is None:
-        if len(_memo) >= _MEMO_SIZE:
-            _memo.clear()
-        known = _memo[value] = _parse(value)
+        if len(REMEMBERED) >= _MEMO_SIZE:
+            REMEMBERED.clear()
+        known = REMEMBERED[value] = _ANY if value is None else _parse(value)
     return known
 
 

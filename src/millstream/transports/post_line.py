@@ -23,10 +23,10 @@ _HIGH_WATER = 64 * 1024
 class PostLine:
     """The `Line` of one POST."""
 
-    __slots__ = ("_call", "_last_id", "_lock", "_opened", "_request", "_services", "_sink", "_stream", "_streams", "asks")
+    __slots__ = ("_call", "_last_id", "_lock", "_opened", "_services", "_sink", "_stream", "_streams", "asks", "request")
 
     def __init__(self, request: Request, call: Call, services: Services, streams: OpenStreams, *, can_stream: bool) -> None:
-        self._request = request
+        self.request = request
         self._call = call
         self._services = services
         self._streams = streams if can_stream else None
@@ -99,7 +99,7 @@ class PostLine:
     async def _open(self) -> None:
         self._opened = True
         assert self._streams is not None  # noqa: S101  callers have looked
-        sink = self._sink = self._request.open(200, STREAM_HEAD)
+        sink = self._sink = self.request.open(200, STREAM_HEAD)
         self._streams.add(sink)
         if self._lock is not None:
             position = await self._append(MESSAGE, b"")

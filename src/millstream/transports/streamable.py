@@ -25,7 +25,7 @@ from millstream.server.inbox import progress_token, take_notification
 from millstream.server.sessions import Session
 from millstream.transports.batch import is_batch, serve_batch
 from millstream.transports.http_sessions import HttpSessions, missing_session, refusal
-from millstream.transports.media import accepted, is_json
+from millstream.transports.media import REMEMBERED, accepted, is_json
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.post_line import PostLine
 
@@ -91,7 +91,7 @@ class Streamable:
             or not body.isascii()
             or (body.count(b"{") + body.count(b"[") > self._max_depth and too_deep(body, self._max_depth))
             or len(self._dispatcher.calls) >= self._max_calls
-            or not accepted(headers.get(b"accept")).json
+            or not (REMEMBERED.get(headers.get(b"accept")) or accepted(headers.get(b"accept"))).json
         ):
             return None
         try:
@@ -102,9 +102,9 @@ class Streamable:
         meta = params.meta
         about = meta.client
         call = Call(
-            NEWEST,
-            envelope.id,
-            "tools/call",
+            revision=NEWEST,
+            id=envelope.id,
+            method="tools/call",
             client=Client(meta.capabilities, about.name, about.version) if about else Client(meta.capabilities),
             connect=lambda call: self._line(request, call),
             headers=headers,
@@ -198,9 +198,9 @@ class Streamable:
         )
         meta = admitted.meta
         call = Call(
-            admitted.revision,
-            message.id,
-            message.method,
+            revision=admitted.revision,
+            id=message.id,
+            method=message.method,
             client=admitted.client,
             connect=lambda call: self._line(request, call),
             principal=principal,
@@ -234,9 +234,9 @@ class Streamable:
         """A call of the handshake era."""
         assert message.id is not None  # noqa: S101  only requests become calls
         return Call(
-            revision,
-            message.id,
-            message.method,
+            revision=revision,
+            id=message.id,
+            method=message.method,
             client=session.client if session is not None else _NOBODY,
             connect=lambda call: self._line(request, call),
             session=session,

@@ -72,7 +72,8 @@ class StreamableGet:
             return _TOO_MANY
         last = headers.get(b"last-event-id")
         if last is None:
-            return await self._stand_alone(request, session, owner, resumed=False)
+            await self._stand_alone(request, session, owner, resumed=False)
+            return None
         return await self._resume(request, session, owner, last.decode("latin-1").strip())
 
     async def delete(self, request: Request) -> Response | None:
@@ -150,7 +151,8 @@ class StreamableGet:
         if stream == _STAND_ALONE:
             if position.epoch != self._services.store.epoch:
                 return _UNKNOWN_EVENT
-            return await self._stand_alone(request, session, owner, resumed=True)
+            await self._stand_alone(request, session, owner, resumed=True)
+            return None
         return await self._follow(request, log_name(session.id, stream), stream, position, owner)
 
     async def _follow(

@@ -100,7 +100,7 @@ class ListenHandlers:
         self._services.endings.add(over.set)
         try:
             await line.send(acknowledgement)
-            held, early = early, None
+            held, early = early or [], None
             for message in held:
                 line.push(message)
             await over.wait()

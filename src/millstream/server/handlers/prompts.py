@@ -52,7 +52,7 @@ class PromptHandlers:
         call.name = params.name
         take_rounds(call, params)
         call.arguments = self._bind(prompt.plan, params.arguments or {})
-        members = encode_messages(await prompt.run(call, call.arguments))
+        members = encode_messages(await prompt.run(call.arguments, call))
         if not call.revision.content >= NEWEST.content:
             members = projection.prompt_messages(members, call.revision)
         description = prompt.describe().get("description")

@@ -67,7 +67,7 @@ class ResourceHandlers:
         call.name = params.uri
         take_rounds(call, params)
         source, arguments = self._find(params.uri)
-        value = await source.run(call, arguments)
+        value = await source.run(arguments, call)
         if value is None:
             raise _not_found(params.uri)
         members = encode_contents(value, params.uri, source.mime_type)

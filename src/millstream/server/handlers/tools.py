@@ -53,7 +53,7 @@ class ToolHandlers:
         if timeout:
             value = await run_with_timeout(tool.run, call, call.arguments, timeout)
         else:
-            value = await tool.run(call, call.arguments)
+            value = await tool.run(call.arguments, call)
         return tool.encode(value, call)
 
     def _open(self, call: Call) -> Tool:
@@ -85,7 +85,7 @@ class ToolHandlers:
             arguments = recover(tool.plan, raw)
             if arguments is not None:
                 return arguments
-            text = argument_error(exc, tool.plan)
+            text = argument_error(exc, tool.plan, raw)
         if call.revision.argument_errors_in_result:
             raise ToolError(text)
         raise ProtocolError(INVALID_PARAMS, text)

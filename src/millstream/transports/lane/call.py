@@ -1,12 +1,13 @@
 """One request in the lane: what the server's own request cycle is on the ASGI path."""
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
+from msgspec import Struct
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from millstream.config import Settings
-from millstream.http import Handler, Request, Response, Sink
+from millstream.http import Handler, Response, Sink
 from millstream.transports.ending import failure
 from millstream.transports.lane.guard import Guard
 from millstream.transports.lane.reply import CLOSE
@@ -25,29 +26,25 @@ class Connection(Protocol):
     limits: Settings
 
 
-class LaneCall:
-    """A call and its reply. The first four attributes are what uvicorn looks at in ``protocol.cycle``."""
+class LaneCall(Struct, eq=False):
+    """A call and its reply. A Struct because one is made for every request, without a Python call."""
 
-    __slots__ = ("cancelled", "chunked", "connection", "cors", "disconnected", "handler", "keep_alive",
-                 "message_event", "request", "response_complete", "sink", "task")  # fmt: skip
-
-    request: Request
-
-    def __init__(self, connection: Connection, handler: Handler) -> None:
-        # what uvicorn looks at
-        self.response_complete = False
-        self.keep_alive = True
-        self.disconnected = False
-        self.message_event = _NOBODY_WAITS
-        # request
-        self.connection = connection
-        self.handler = handler
-        self.task: asyncio.Task[None] | None = None
-        self.cancelled = False
-        # reply
-        self.chunked = True
-        self.cors = b""
-        self.sink: LaneSink | None = None
+    connection: Connection
+    handler: Handler
+    chunked: bool
+    keep_alive: bool
+    # what uvicorn looks at, with `keep_alive`
+    response_complete: bool = False
+    disconnected: bool = False
+    message_event: asyncio.Event = _NOBODY_WAITS
+    # request
+    request: Any = None
+    """The `Request`; it is made after its call, whose `open` it holds."""
+    task: asyncio.Task[None] | None = None
+    cancelled: bool = False
+    # reply
+    cors: bytes = b""
+    sink: LaneSink | None = None
 
     def open(self, status: int, head: bytes) -> Sink:
         """Start a streamed reply (`Request.open`)."""

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from millstream.http import Request, Response
+from millstream.transports.hosts import EXEMPT
 from millstream.transports.lane import Lane
 from millstream.transports.lane.call import LaneCall
 from millstream.transports.lane.guard import BODY, IDLE
@@ -100,23 +101,23 @@ class LaneProtocol(GuardedProtocol):
             or self.seen + self.size > limits.max_header_bytes
         ) and self.excessive():
             return None
-        call = LaneCall(self, handler)
-        call.request = request = Request(
+        fields = dict(headers)
+        chunked = parser.get_http_version() != "1.0"
+        call = LaneCall(self, handler, chunked, chunked and parser.should_keep_alive())
+        call.request = Request(
             method.decode("ascii"),
             path.decode("ascii"),
             headers,
+            fields,
+            call.open,
             b"",
-            query=query,
-            peer=self.peer,
-            root_path=self.root_path,
-            scheme=self.scheme or "http",
-            open=call.open,
+            query,
+            self.peer,
+            self.root_path,
+            self.scheme or "http",
         )
-        fields = request.headers
         if int(fields.get(b"content-length", 0)) > limits.max_body:
             return self.refuse(BODY_TOO_LARGE)
-        call.chunked = parser.get_http_version() != "1.0"
-        call.keep_alive = call.chunked and parser.should_keep_alive()
         if (
             fields.get(b"host") not in short.policy.good
             or len(fields) != len(headers)
@@ -159,10 +160,7 @@ class LaneProtocol(GuardedProtocol):
         call.request.body = bytes(self.body)
         self.body = b""
         if self.front is None and not self.flow.write_paused:
-            self.front = call
-            call.task = task = _spawn(self.run(call), loop=self.loop)
-            if not call.response_complete:
-                self.tasks.add(task)
+            self._start(call)
         else:
             self.waiting.append(partial(self._start, call))
             self.flow.pause_reading()
@@ -173,6 +171,7 @@ class LaneProtocol(GuardedProtocol):
         self.front = call
         call.task = task = _spawn(self.run(call), loop=self.loop)
         if not call.response_complete:
+            call.request.cancel = task.cancel
             self.tasks.add(task)
 
     async def run(self, call: LaneCall) -> None:
@@ -210,6 +209,7 @@ class LaneProtocol(GuardedProtocol):
                 )
             )
         self.front = None
+        call.request = None  # whose `open` is the call's: without the cycle nothing waits for the collector
         self.since = self.guard.clock
         state.total_requests += 1
         if self.lane is not None and self.lane.access is not None:
@@ -234,7 +234,9 @@ class LaneProtocol(GuardedProtocol):
             return False
         if self.proxy is not None and self.peer in self.proxy.trusted_hosts:
             _forwarded(self.proxy, request)
-        reply = lane.policy.check(request.method, fields, request.raw_headers)
+        reply = None
+        if request.path not in EXEMPT:
+            reply = lane.policy.check(request.method, fields, request.raw_headers)
         origin = fields.get(b"origin")
         if reply is None and origin is not None:
             call.cors = lane.policy.cors_head(origin)

@@ -1,0 +1,153 @@
+"""What is no JSON, and what is JSON but no JSON-RPC message: exact code, status and id, and the session lives on.
+
+Every body goes to a session of 2025-11-25, to a client without one, and under the headers of 2026-07-28. The rules are
+"What bad input gets" of the foundation's requirements and digest §1, §2.3 and §13.
+"""
+
+import json
+from typing import Any
+
+import pytest
+
+from wire import POST, Wire, enveloped, request, routing
+
+PING = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
+NO_ID = "none"
+ERAS = ["session", "sessionless", "per-request"]
+
+NOT_JSON = {
+    "nothing": b"",
+    "blanks": b" \r\n\t",
+    "an open brace": b"{",
+    "a cut message": PING[:-1],
+    "a cut string": b'{"jsonrpc":"2.0","id":"1',
+    "two messages": PING + PING,
+    "rest behind the message": PING + b" x",
+    "a word": b"ping",
+    "single quotes": b"{'jsonrpc':'2.0'}",
+    "a trailing comma": b'{"jsonrpc":"2.0","id":1,"method":"ping",}',
+    "a comment": b"/* hello */" + PING,
+    "a byte order mark": b"\xef\xbb\xbf" + PING,
+    "UTF-16": PING.decode().encode("utf-16"),
+    "NaN as id": b'{"jsonrpc":"2.0","id":NaN,"method":"ping"}',
+    "NaN in a parameter": b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":NaN}}',
+    "Infinity": b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":-Infinity}}',
+    "a leading zero": b'{"jsonrpc":"2.0","id":01,"method":"ping"}',
+    "a bare point": b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":1.}}',
+    "a line end in a string": b'{"jsonrpc":"2.0","id":1,"method":"pi\nng"}',
+    "an unknown escape": b'{"jsonrpc":"2.0","id":1,"method":"p\\xing"}',
+    "bad UTF-8": b'{"jsonrpc":"2.0","id":1,"method":"\xff"}',
+    "bad UTF-8 in an unknown member": b'{"jsonrpc":"2.0","id":1,"method":"ping","x":"\xc3\x28"}',
+    "an overlong form": b'{"jsonrpc":"2.0","id":1,"method":"ping","x":"\xc0\xaf"}',
+    "a surrogate in UTF-8": b'{"jsonrpc":"2.0","id":1,"method":"ping","x":"\xed\xa0\x80"}',
+    "a zero byte": PING + b"\x00",
+    "deep arrays": b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":' + b"[" * 63 + b"]" * 63 + b"}}",
+    "deep objects": b'{"x":' * 65 + b"1" + b"}" * 65,
+    "arrays without end": b"[" * 100_000,
+}
+"""400 and -32700, whatever the era. The last three nest deeper than 64."""
+
+NOT_A_MESSAGE: dict[str, Any] = {
+    "a number": 1,
+    "a string": "ping",
+    "null": None,
+    "true": True,
+    "an empty object": {},
+    "no jsonrpc": {"id": 1, "method": "ping"},
+    "JSON-RPC 1.0": {"jsonrpc": "1.0", "id": 1, "method": "ping"},
+    "jsonrpc as number": {"jsonrpc": 2.0, "id": 1, "method": "ping"},
+    "jsonrpc as null": {"jsonrpc": None, "id": 1, "method": "ping"},
+    "id null": {"jsonrpc": "2.0", "id": None, "method": "ping"},
+    "id true": {"jsonrpc": "2.0", "id": True, "method": "ping"},
+    "id a fraction": {"jsonrpc": "2.0", "id": 1.5, "method": "ping"},
+    "id a whole fraction": {"jsonrpc": "2.0", "id": 1.0, "method": "ping"},
+    "id an object": {"jsonrpc": "2.0", "id": {}, "method": "ping"},
+    "id an array": {"jsonrpc": "2.0", "id": [1], "method": "ping"},
+    "no method": {"jsonrpc": "2.0", "id": 1},
+    "method a number": {"jsonrpc": "2.0", "id": 1, "method": 1},
+    "method null": {"jsonrpc": "2.0", "id": 1, "method": None},
+    "method empty": {"jsonrpc": "2.0", "id": 1, "method": ""},
+    "params an array": {"jsonrpc": "2.0", "id": 1, "method": "ping", "params": []},
+    "params a string": {"jsonrpc": "2.0", "id": 1, "method": "ping", "params": "x"},
+    "params null": {"jsonrpc": "2.0", "id": 1, "method": "ping", "params": None},
+    "result and error": {"jsonrpc": "2.0", "id": 1, "result": {}, "error": {"code": 1, "message": ""}},
+    "an answer without id": {"jsonrpc": "2.0", "result": {}},
+    "Method instead of method": {"jsonrpc": "2.0", "id": 1, "Method": "ping"},
+    "an empty batch": [],
+    "a batch of an envelope": [enveloped("tools/list")],
+}
+"""400 and -32600, whatever the era."""
+
+
+async def headers_of(wire: Wire, era: str) -> dict[str, str]:
+    """What a client of an era sends with `ping`."""
+    if era == "session":
+        return await wire.initialize()
+    return routing("ping") if era == "per-request" else dict(POST)
+
+
+async def still_works(wire: Wire, era: str, headers: dict[str, str]) -> None:
+    """The next message of the same client is answered."""
+    if era == "per-request":
+        reply = await wire.post(enveloped("tools/list", id="next"), routing("tools/list"))
+    else:
+        reply = await wire.post(request("ping", id="next"), headers)
+    assert (reply.status, reply.message["id"], "result" in reply.message) == (200, "next", True)
+
+
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("name", NOT_JSON)
+async def test_what_is_not_json_is_a_parse_error_and_the_session_lives(wire: Wire, era: str, name: str) -> None:
+    """400 -32700 without an id: nothing of an unreadable message can be named."""
+    headers = await headers_of(wire, era)
+    reply = await wire.post(NOT_JSON[name], headers)
+    assert reply.error == (400, -32700, NO_ID)
+    await still_works(wire, era, headers)
+
+
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("name", NOT_A_MESSAGE)
+async def test_what_is_no_message_is_an_invalid_request_and_the_session_lives(wire: Wire, era: str, name: str) -> None:
+    """400 -32600 without an id (JSON-RPC 2.0 §5: none where the request is invalid), never a silent 202."""
+    headers = await headers_of(wire, era)
+    reply = await wire.post(NOT_A_MESSAGE[name], headers)
+    assert reply.error == (400, -32600, NO_ID)
+    await still_works(wire, era, headers)
+
+
+DEEPEST = b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":' + b"[" * 62 + b"]" * 62 + b"}}"
+SHALLOW = {
+    "nested to the limit": DEEPEST,
+    "many arrays side by side": b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":[' + b"[]," * 999 + b"[]]}}",
+    "brackets in a string": b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":"' + b"[{" * 999 + b'"}}',
+    "brackets behind an escaped quote": b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":"\\"' + b"[" * 99 + b'"}}',
+}
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+async def test_only_real_nesting_deeper_than_sixty_four_is_refused(wire: Wire, name: str) -> None:
+    """The scan counts nesting, not brackets."""
+    reply = await wire.post(SHALLOW[name], await wire.initialize())
+    assert (reply.status, reply.message["id"], reply.message["result"]) == (200, 1, {})
+
+
+async def test_of_duplicate_envelope_keys_the_last_wins(wire: Wire) -> None:
+    """Our choice, and what every reader of the body sees."""
+    body = b'{"jsonrpc":"1.0","jsonrpc":"2.0","id":1,"id":"two","method":"tools/list","method":"ping"}'
+    reply = await wire.post(body, await wire.initialize())
+    assert (reply.status, reply.message) == (200, {"jsonrpc": "2.0", "id": "two", "result": {}})
+
+
+IDS = ["", "0", "é☃", "a\x00b", "x" * 10_000, 0, -1, 2**53 + 1, 2**63, 2**64, 10**30]
+
+
+@pytest.mark.parametrize("request_id", IDS, ids=lambda value: repr(value)[:24])
+@pytest.mark.parametrize("era", ERAS)
+async def test_an_id_comes_back_with_its_type_and_value(wire: Wire, era: str, request_id: Any) -> None:
+    """Digest §17 number 12; id 0 and an empty string are ids (number 13)."""
+    if era == "per-request":
+        reply = await wire.post(enveloped("tools/list", id=request_id), routing("tools/list"))
+    else:
+        reply = await wire.post(request("ping", id=request_id), await headers_of(wire, era))
+    assert reply.status == 200
+    assert f'"id":{json.dumps(request_id, ensure_ascii=False)}'.replace("\x00", "\\u0000").encode() in reply.body

@@ -1,0 +1,264 @@
+"""Bad input of the handshake era over Streamable HTTP: sessions, versions, batches, parameters, media types."""
+
+from typing import Any
+
+import pytest
+
+from bad_input.shop import make_shop
+from wire import HOST, LATEST_HANDSHAKE, POST, Wire, request, wired
+
+FORGED = "A" * 80
+
+
+async def alive(wire: Wire, headers: dict[str, str]) -> None:
+    """The session answers."""
+    reply = await wire.post(request("ping", id=99), headers)
+    assert (reply.status, reply.message["result"]) == (200, {})
+
+
+# Sessions
+
+
+@pytest.mark.parametrize("session", [FORGED, "", "no such session", "x" * 4000, "é", "a,b", "%00"])
+@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+async def test_an_unknown_session_id_is_404_so_the_client_can_start_again(wire: Wire, method: str, session: str) -> None:
+    """Digest §4.3, the table of session errors."""
+    headers = {**POST, "accept": "text/event-stream, application/json", "mcp-session-id": session}
+    body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}' if method == "POST" else b""
+    reply = await wire.ask(method, "/mcp", headers, body)
+    assert reply.error == (404, -32001, "none")
+
+
+async def test_a_deleted_session_is_404_and_another_one_lives(wire: Wire) -> None:
+    """Digest §4.3: terminated is as unknown."""
+    gone, other = await wire.initialize(), await wire.initialize()
+    assert (await wire.ask("DELETE", "/mcp", gone)).status == 204
+    assert (await wire.post(request("ping"), gone)).error == (404, -32001, "none")
+    assert (await wire.ask("DELETE", "/mcp", gone)).status == 404
+    await alive(wire, other)
+
+
+async def test_a_version_without_a_session_is_400(wire: Wire) -> None:
+    """Design §3, the one rule of leniency: a version header says that the client knows sessions."""
+    reply = await wire.post(request("tools/list"), {**POST, "mcp-protocol-version": LATEST_HANDSHAKE})
+    assert reply.error == (400, -32600, "none")
+
+
+@pytest.mark.parametrize("version", ["1999-01-01", "2.0", "", "2025-11-25, 2025-06-18", "é"])
+async def test_a_version_header_that_is_no_version_is_400_and_the_session_lives(wire: Wire, version: str) -> None:
+    """Digest §4.3: MUST since 2025-06-18."""
+    headers = await wire.initialize()
+    reply = await wire.post(request("ping"), {**headers, "mcp-protocol-version": version})
+    assert reply.error[:2] == (400, -32600)
+    await alive(wire, headers)
+
+
+async def test_a_second_initialize_in_a_session_is_400_and_the_session_lives(wire: Wire) -> None:
+    """Digest §4.3: practice of the reference SDKs."""
+    headers = await wire.initialize()
+    params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    assert (await wire.post(request("initialize", params, 7), headers)).error == (400, -32600, 7)
+    await alive(wire, headers)
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"capabilities": {}}, {"protocolVersion": 1}, {"protocolVersion": LATEST_HANDSHAKE, "capabilities": []}]
+)
+async def test_initialize_without_a_usable_version_is_invalid_params(wire: Wire, params: dict[str, Any]) -> None:
+    """Design §3: parameters may be absent as a whole, but not halfway."""
+    reply = await wire.post(request("initialize", params, 7))
+    assert reply.error[1:] == (-32602, 7)
+    assert b"mcp-session-id" not in reply.headers
+
+
+async def test_initialize_under_a_header_of_the_per_request_era_is_a_mismatch(wire: Wire) -> None:
+    """Digest §2.3, step 5."""
+    params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    reply = await wire.post(request("initialize", params, 7), {**POST, "mcp-protocol-version": "2026-07-28"})
+    assert reply.error == (400, -32020, 7)
+
+
+async def test_an_answer_without_a_session_is_400(wire: Wire) -> None:
+    """Digest §2.3, step 4: there is nothing that it could answer."""
+    reply = await wire.post({"jsonrpc": "2.0", "id": 7, "result": {}})
+    assert reply.error[:2] == (400, -32600)
+
+
+async def test_an_answer_to_no_question_is_taken_and_ignored(wire: Wire) -> None:
+    """Digest §4.3: an answer is not a request; whoever asked may be gone."""
+    headers = await wire.initialize()
+    for answer in ({"id": 7, "result": {}}, {"id": "x", "error": {"code": -1, "message": "no"}}):
+        reply = await wire.post({"jsonrpc": "2.0", **answer}, headers)
+        assert (reply.status, reply.body) == (202, b"")
+    await alive(wire, headers)
+
+
+# Methods and parameters
+
+PARAMS: dict[str, tuple[str, Any, int]] = {
+    "an unknown method": ("no/such/method", {}, -32601),
+    "a method in capitals": ("PING", {}, -32601),
+    "a method of the other era": ("server/discover", {}, -32601),
+    "a notification's method": ("notifications/initialized", {}, -32601),
+    "no tool name": ("tools/call", {}, -32602),
+    "no params at all": ("tools/call", None, -32602),
+    "a tool name that is a number": ("tools/call", {"name": 1}, -32602),
+    "an unknown tool": ("tools/call", {"name": "nothing"}, -32602),
+    "arguments as array": ("tools/call", {"name": "add", "arguments": [1, 2]}, -32602),
+    "an unknown prompt": ("prompts/get", {"name": "nothing"}, -32602),
+    "a prompt without its argument": ("prompts/get", {"name": "greet"}, -32602),
+    "prompt arguments that are no text": ("prompts/get", {"name": "greet", "arguments": {"name": 1}}, -32602),
+    "an unknown resource": ("resources/read", {"uri": "shop://nothing"}, -32002),
+    "no URI": ("resources/read", {}, -32602),
+    "a bad cursor": ("tools/list", {"cursor": "nonsense"}, -32602),
+    "a cursor that is a number": ("tools/list", {"cursor": 1}, -32602),
+    "an empty cursor": ("tools/list", {"cursor": ""}, -32602),
+    "a bad log level": ("logging/setLevel", {"level": "loud"}, -32602),
+    "a subscription to nothing": ("resources/subscribe", {}, -32602),
+}
+
+
+@pytest.mark.parametrize("name", PARAMS)
+async def test_bad_parameters_get_their_code_with_200_and_the_id(wire: Wire, name: str) -> None:
+    """Digest §13 and §16 row 17: in the handshake era the error is the answer of a request that was understood."""
+    method, params, code = PARAMS[name]
+    headers = await wire.initialize()
+    reply = await wire.post(request(method, params, "seven"), headers)
+    assert reply.error == (200, code, "seven")
+    await alive(wire, headers)
+
+
+@pytest.mark.parametrize("revision", ["2024-11-05", "2025-03-26", "2025-06-18", LATEST_HANDSHAKE])
+async def test_wrong_arguments_are_a_protocol_error_before_the_last_handshake_revision(wire: Wire, revision: str) -> None:
+    """Digest §16 row 41; the text says what to mend."""
+    headers = await wire.initialize(revision)
+    reply = await wire.post(request("tools/call", {"name": "add", "arguments": {"a": "one", "b": 2}}), headers)
+    if revision == LATEST_HANDSHAKE:
+        assert reply.message["result"]["isError"] is True
+        text = reply.message["result"]["content"][0]["text"]
+    else:
+        assert reply.error == (200, -32602, 1)
+        text = reply.message["error"]["message"]
+    assert "a" in text
+    assert "int" in text
+
+
+@pytest.mark.parametrize("params", [None, {}, {"requestId": None}, {"requestId": 1.5}, {"requestId": "nobody"}])
+async def test_a_cancel_of_nothing_is_taken_and_ignored(wire: Wire, params: Any) -> None:
+    """Digest §10.6: cancellation of unknown requests is not an error."""
+    headers = await wire.initialize()
+    message = {"jsonrpc": "2.0", "method": "notifications/cancelled", **({} if params is None else {"params": params})}
+    reply = await wire.post(message, headers)
+    assert (reply.status, reply.body) == (202, b"")
+    await alive(wire, headers)
+
+
+# Batches
+
+
+@pytest.mark.parametrize("revision", ["2024-11-05", "2025-06-18", LATEST_HANDSHAKE])
+async def test_a_batch_where_the_revision_has_none_is_400(wire: Wire, revision: str) -> None:
+    """Digest §1: only 2025-03-26 has batches."""
+    headers = await wire.initialize(revision)
+    assert (await wire.post([request("ping")], headers)).error == (400, -32600, "none")
+    await alive(wire, headers)
+
+
+async def test_a_bad_message_in_a_batch_gets_its_own_error(wire: Wire) -> None:
+    """JSON-RPC 2.0 §6: the others are answered; a notification and an answer are not."""
+    headers = await wire.initialize("2025-03-26")
+    batch = [
+        request("ping", id="a"), 1, {"jsonrpc": "2.0", "id": None, "method": "ping"}, request("nothing", id="b"),
+        {"jsonrpc": "2.0", "method": "notifications/x"}, {"jsonrpc": "2.0", "id": 9, "result": {}},
+    ]  # fmt: skip
+    reply = await wire.post(batch, headers)
+    answers = reply.message
+    assert reply.status == 200
+    assert [answer.get("id", "none") for answer in answers] == ["a", "none", "none", "b"]
+    assert [answer.get("error", {}).get("code") for answer in answers] == [None, -32600, -32600, -32601]
+
+
+@pytest.mark.parametrize(
+    "batch", [[request("initialize", {"protocolVersion": "2025-03-26"})], [request("ping", id=n) for n in range(51)]]
+)
+async def test_a_batch_with_initialize_or_with_too_many_messages_is_400(wire: Wire, batch: list[Any]) -> None:
+    """Digest §1 and the cap of the settings."""
+    headers = await wire.initialize("2025-03-26")
+    assert (await wire.post(batch, headers)).error == (400, -32600, "none")
+    await alive(wire, headers)
+
+
+# Media types and size
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonp", "", None]
+)
+async def test_a_body_that_is_not_declared_as_json_is_415(wire: Wire, content_type: str | None) -> None:
+    """Digest §2.3 step 1: before the body is looked at, so that no form of a web page gets through."""
+    headers = await wire.initialize()
+    given = {name: value for name, value in headers.items() if name != "content-type"}
+    reply = await wire.post(request("ping"), given if content_type is None else {**given, "content-type": content_type})
+    assert reply.error == (415, -32600, "none")
+    await alive(wire, headers)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip"])
+async def test_a_compressed_body_is_415(wire: Wire, encoding: str) -> None:
+    """FACTS §1 row 6: a bomb is never opened."""
+    reply = await wire.post(request("ping"), {**POST, "content-encoding": encoding})
+    assert reply.error == (415, -32600, "none")
+
+
+@pytest.mark.parametrize("accept", ["text/html", "image/*", "application/json;q=0", "application/json;q=0.0, text/html", ""])
+async def test_an_accept_under_which_no_reply_could_be_read_is_406(wire: Wire, accept: str) -> None:
+    """Only where a reply could not be read."""
+    headers = await wire.initialize()
+    assert (await wire.post(request("ping"), {**headers, "accept": accept})).error == (406, -32600, "none")
+    await alive(wire, headers)
+
+
+@pytest.mark.parametrize(
+    "accept",
+    ["application/json", "text/event-stream", "*/*", "application/*", "text/*;q=0.1", "Application/JSON;charset=utf-8", None],
+)
+async def test_any_accept_under_which_a_reply_can_be_read_is_served(wire: Wire, accept: str | None) -> None:
+    """Digest §17 number 7: strict checks break older clients."""
+    headers = {name: value for name, value in (await wire.initialize()).items() if name != "accept"}
+    reply = await wire.post(request("ping"), headers if accept is None else {**headers, "accept": accept})
+    assert (reply.status, reply.message["result"]) == (200, {})
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/html"])
+async def test_a_get_that_cannot_read_a_stream_is_406(wire: Wire, accept: str) -> None:
+    """Digest §4.3: `Accept: text/event-stream` is required on GET."""
+    reply = await wire.ask("GET", "/mcp", {**(await wire.initialize()), "accept": accept})
+    assert reply.error == (406, -32600, "none")
+
+
+@pytest.mark.parametrize("last", ["nonsense", "a.b.c", "1.main.x", "x.main.1", "e.0000.99", "", ".", "é.é.é", "9" * 5000])
+async def test_an_unknown_event_id_is_400_while_the_session_lives(wire: Wire, last: str) -> None:
+    """Design §5: unknown, foreign or of an older epoch."""
+    headers = await wire.initialize()
+    reply = await wire.ask("GET", "/mcp", {**headers, "accept": "text/event-stream", "last-event-id": last})
+    assert reply.error == (400, -32600, "none")
+    await alive(wire, headers)
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "HEAD", "TRACE"])
+async def test_other_http_methods_are_405(wire: Wire, method: str) -> None:
+    """RFC 9110 §15.5.6: with the methods that are allowed."""
+    reply = await wire.ask(method, "/mcp", HOST)
+    assert reply.status == 405
+    assert b"POST" in reply.headers[b"allow"]
+
+
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+async def test_a_body_over_the_limit_is_413_and_one_at_the_limit_is_served(way: str) -> None:
+    """The size is checked before anything is read into memory."""
+    async with wired(make_shop(max_body=500), way) as wire:
+        headers = await wire.initialize()
+        body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
+        assert (await wire.post(body.ljust(500), headers)).status == 200
+        assert (await wire.post(body.ljust(501), headers)).status == 413
+        await alive(wire, headers)

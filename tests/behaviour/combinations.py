@@ -1,0 +1,131 @@
+"""Which behaviour runs where: every revision over every transport, minus exclusions that are data with a reason.
+
+A behaviour names what it needs of the line between client and server; the exclusions say which combinations lack it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+REVISIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
+NEWEST = REVISIONS[-1]
+TRANSPORTS = {
+    "memory": "messages in one process",
+    "stdio": "lines to a server in a process of its own",
+    "lane": "Streamable HTTP through real sockets, the guard and the lane",
+    "asgi": "Streamable HTTP through plain ASGI",
+    "sessionless": "Streamable HTTP without sessions",
+    "json": "Streamable HTTP that never answers a call by a stream",
+    "sse": "HTTP+SSE on its two customary paths",
+}
+STREAMABLE = ("lane", "asgi", "sessionless", "json")
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One revision over one transport."""
+
+    revision: str
+    transport: str
+
+    def __str__(self) -> str:
+        return f"{self.revision}-{self.transport}"
+
+    @property
+    def handshake(self) -> bool:
+        """The client initializes and may get a session."""
+        return self.revision < NEWEST
+
+    @property
+    def http(self) -> bool:
+        """The client speaks Streamable HTTP."""
+        return self.transport in STREAMABLE
+
+    @property
+    def events(self) -> bool:
+        """Calls of this combination may be resumed by event id."""
+        return self.handshake and self.transport in ("lane", "asgi")
+
+
+ALWAYS = ""
+# Need of a behaviour, revision and transport that cannot meet it ("*" is any), and why.
+EXCLUSIONS: tuple[tuple[str, str, str, str], ...] = (
+    (ALWAYS, "2024-11-05", "lane", "this revision has no Streamable HTTP"),
+    (ALWAYS, "2024-11-05", "asgi", "this revision has no Streamable HTTP"),
+    (ALWAYS, "2024-11-05", "sessionless", "this revision has no Streamable HTTP"),
+    (ALWAYS, "2024-11-05", "json", "this revision has no Streamable HTTP"),
+    (ALWAYS, "2026-07-28", "sse", "HTTP+SSE is a transport of the handshake era"),
+    ("notifications", "*", "json", "a reply of one JSON object carries no notification"),
+    ("questions", "*", "sessionless", "an answer finds its question by the session"),
+    ("questions", "2025-03-26", "json", "a reply of one JSON object carries no question"),
+    ("questions", "2025-06-18", "json", "a reply of one JSON object carries no question"),
+    ("questions", "2025-11-25", "json", "a reply of one JSON object carries no question"),
+    ("session", "*", "sessionless", "nothing is remembered between two requests"),
+    ("handshake", "2026-07-28", "*", "this revision has no handshake"),
+    ("handshake session", "2026-07-28", "*", "this revision has no sessions"),
+    ("handshake session", "*", "sessionless", "sessions are off"),
+    ("requests of its own", "2024-11-05", "*", "only 2026-07-28 describes itself in every request"),
+    ("requests of its own", "2025-03-26", "*", "only 2026-07-28 describes itself in every request"),
+    ("requests of its own", "2025-06-18", "*", "only 2026-07-28 describes itself in every request"),
+    ("requests of its own", "2025-11-25", "*", "only 2026-07-28 describes itself in every request"),
+    ("our process", "*", "stdio", "the test reaches into the server, which is in another process"),
+    ("explicit cancel", "2026-07-28", "lane", "the end of the stream is the cancel"),
+    ("explicit cancel", "2026-07-28", "asgi", "the end of the stream is the cancel"),
+    ("explicit cancel", "2026-07-28", "json", "the end of the exchange is the cancel"),
+    ("explicit cancel", "2026-07-28", "sessionless", "the end of the stream is the cancel"),
+    ("explicit cancel", "*", "sessionless", "without a session a notification cannot name another's request"),
+    ("streamable http", "*", "memory", "about HTTP"),
+    ("streamable http", "*", "stdio", "about HTTP"),
+    ("streamable http", "*", "sse", "about Streamable HTTP"),
+    ("resumption", "*", "memory", "a connection of this kind is not taken up again"),
+    ("resumption", "*", "stdio", "a connection of this kind is not taken up again"),
+    ("resumption", "*", "sse", "the end of the stream is the end of the session"),
+    ("resumption", "*", "sessionless", "a log belongs to a session"),
+    ("resumption", "*", "json", "there is no stream to take up"),
+    ("resumption", "2026-07-28", "*", "a broken stream is a cancelled call"),
+    ("elicitation", "2024-11-05", "*", "this revision has no elicitation"),
+    ("elicitation", "2025-03-26", "*", "this revision has no elicitation"),
+    ("url elicitation", "2024-11-05", "*", "this revision has no elicitation"),
+    ("url elicitation", "2025-03-26", "*", "this revision has no elicitation"),
+    ("url elicitation", "2025-06-18", "*", "this revision has forms only"),
+    ("batches", "2024-11-05", "*", "this revision does not define batches"),
+    ("batches", "2025-06-18", "*", "this revision removed batches"),
+    ("batches", "2025-11-25", "*", "this revision has no batches"),
+    ("batches", "2026-07-28", "*", "this revision has no batches"),
+)
+
+ALL = [Combination(revision, transport) for revision in REVISIONS for transport in TRANSPORTS]
+
+
+def excluded(combination: Combination, need: str) -> str:
+    """Why a combination cannot meet a need; empty when it can."""
+    for name, revision, transport, reason in EXCLUSIONS:
+        if name == need and revision in ("*", combination.revision) and transport in ("*", combination.transport):
+            return reason
+    return ""
+
+
+def chosen(*needs: str, since: str = "", until: str = NEWEST, over: tuple[str, ...] = ()) -> list[Combination]:
+    """The combinations that meet every need."""
+    assert set(needs) <= {name for name, *_ in EXCLUSIONS}, needs
+    return [
+        each
+        for each in ALL
+        if not any(excluded(each, need) for need in (ALWAYS, *needs))
+        and since <= each.revision <= until
+        and (not over or each.transport in over)
+    ]
+
+
+def every(*needs: str, since: str = "", until: str = NEWEST, over: tuple[str, ...] = ()) -> Any:
+    """Run a behaviour over every combination that meets its needs.
+
+    Args:
+        since: oldest revision that has the behaviour.
+        until: newest revision that has it.
+        over: only these transports, where the behaviour is about them.
+    """
+    found = chosen(*needs, since=since, until=until, over=over)
+    assert found, needs
+    return pytest.mark.parametrize("combination", found, ids=str)

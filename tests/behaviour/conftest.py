@@ -1,0 +1,31 @@
+"""What the behaviour tests share: a way to open clients, and the stdio servers of the run."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from behaviour.combinations import Combination
+from behaviour.harness import Client
+from behaviour.opening import Processes, open_client
+
+Connect = Callable[..., Awaitable[Client]]
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """stdio servers, ended after the last test."""
+    found = Processes(tmp_path_factory.mktemp("stdio"))
+    yield found
+    found.end()
+
+
+@pytest.fixture
+async def connect(processes: Processes) -> AsyncIterator[Connect]:
+    """Open a client; it is closed after the test."""
+    async with AsyncExitStack() as stack:
+
+        async def opened(combination: Combination, **options: Any) -> Client:
+            return await stack.enter_async_context(open_client(combination, processes, **options))
+
+        yield opened

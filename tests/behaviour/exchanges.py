@@ -1,0 +1,207 @@
+"""One HTTP request and what comes back, raw: through a socket to the lane, or through ASGI in the same process.
+
+Both ways give an `Exchange`, whose body can be read whole or event by event while it is still open.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import http_peer
+
+from millstream import Server
+from millstream.app.asgi import prepare
+
+WAIT = 5.0
+
+
+@dataclass
+class Event:
+    """One server-sent event, as a browser would read it."""
+
+    data: str = ""
+    id: str | None = None
+    name: str = "message"
+    retry: int | None = None
+
+
+class EventReader:
+    """Text of an event stream in, events out. Comments are counted."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._fields: list[tuple[str, str]] = []
+        self.comments = 0
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Events that are complete now."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        found: list[Event] = []
+        for line in lines:
+            text = line.decode().removesuffix("\r")
+            if text.startswith(":"):
+                self.comments += 1
+            elif text:
+                name, _, value = text.partition(":")
+                self._fields.append((name, value.removeprefix(" ")))
+            elif self._fields:
+                found.append(self._event())
+        return found
+
+    def _event(self) -> Event:
+        event = Event("\n".join(value for name, value in self._fields if name == "data"))
+        for name, value in self._fields:
+            if name == "id":
+                event.id = value
+            elif name == "event":
+                event.name = value
+            elif name == "retry":
+                event.retry = int(value)
+        self._fields.clear()
+        return event
+
+
+@dataclass
+class Exchange:
+    """The reply to one request. `close` drops the connection as a client that goes away does."""
+
+    status: int
+    headers: dict[str, str]
+    chunks: AsyncIterator[bytes]
+    drop: Any
+    reader: EventReader = field(default_factory=EventReader)
+
+    @property
+    def streaming(self) -> bool:
+        """The reply is an event stream."""
+        return self.headers.get("content-type", "").startswith("text/event-stream")
+
+    async def body(self) -> bytes:
+        """The whole body."""
+        async with asyncio.timeout(WAIT):
+            return b"".join([chunk async for chunk in self.chunks])
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Events until the stream ends."""
+        async for chunk in self.chunks:
+            for event in self.reader.feed(chunk):
+                yield event
+
+    def close(self) -> None:
+        """Go away."""
+        self.drop()
+
+
+class Http(Protocol):
+    """A way to send HTTP requests to one server."""
+
+    async def fetch(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> Exchange:
+        """Send a request; returns when the head of the reply is there."""
+        ...
+
+
+class LaneHttp:
+    """Real sockets, a connection for each request."""
+
+    def __init__(self, running: http_peer.Running) -> None:
+        self._running = running
+
+    async def fetch(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> Exchange:
+        peer = await self._running.connect()
+        lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1", f"content-length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        await peer.send("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+        status, raw = await peer.head()
+        replied = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw.items()}
+        return Exchange(status, replied, self._chunks(peer, status, raw), peer.writer.transport.abort)
+
+    @staticmethod
+    async def _chunks(peer: http_peer.Peer, status: int, headers: Mapping[bytes, bytes]) -> AsyncIterator[bytes]:
+        if headers.get(b"transfer-encoding") == b"chunked":
+            with suppress(asyncio.IncompleteReadError):
+                while size := int(await peer.reader.readline(), 16):
+                    yield (await peer.reader.readexactly(size + 2))[:-2]
+        elif status not in (202, 204) or b"content-length" in headers:
+            yield await peer.reader.readexactly(int(headers.get(b"content-length", b"0")))
+        peer.close()
+
+
+class AsgiHttp:
+    """ASGI without a server: each request is a task that runs the application."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def fetch(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> Exchange:
+        target, _, query = path.partition("?")
+        given = {"host": "127.0.0.1", "content-length": str(len(body)), **(headers or {})}
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+            "path": target, "raw_path": target.encode(), "query_string": query.encode(), "root_path": "",
+            "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in given.items()],
+            "client": ("127.0.0.1", 50000), "server": ("127.0.0.1", 80),
+        }  # fmt: skip
+        gone = asyncio.Event()
+        sent: asyncio.Queue[Any] = asyncio.Queue()
+        asked = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Any:
+            if asked:
+                return asked.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if not gone.is_set():
+                sent.put_nowait(message)
+
+        task = asyncio.get_running_loop().create_task(self._app(scope, receive, send))
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: (self._tasks.discard(done), sent.put_nowait(None)))
+        async with asyncio.timeout(WAIT):
+            start = await sent.get()
+        assert start is not None, "the application answered nothing"
+        replied = {name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]}
+
+        async def chunks() -> AsyncIterator[bytes]:
+            while (message := await sent.get()) is not None:
+                if message.get("body"):
+                    yield message["body"]
+                if not message.get("more_body"):
+                    break
+            await asyncio.sleep(0)
+            gone.set()
+
+        return Exchange(start["status"], replied, chunks(), gone.set)
+
+    async def close(self) -> None:
+        """End what still runs."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def serve_http(server: Server, *, lane: bool) -> AsyncIterator[Http]:
+    """A running server and a way to its HTTP side."""
+    async with server.running() as runtime:
+        prepare(server, runtime)
+        if lane:
+            async with http_peer.serve(server, lane=True) as running:
+                yield LaneHttp(running)
+        else:
+            bridge = AsgiHttp(server)
+            try:
+                yield bridge
+            finally:
+                await bridge.close()

@@ -1,0 +1,326 @@
+"""Functions of the world: small ones, each for one behaviour.
+
+What a function did is in its journal, which clients read and wait on by tools, so that tests look the same over every
+transport.
+"""
+
+import asyncio
+import threading
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+import pydantic
+
+from millstream import (
+    Audio,
+    Cancelled,
+    Context,
+    Declined,
+    Elicit,
+    EmbeddedResource,
+    Field,
+    Image,
+    ResourceLink,
+    Roots,
+    Sample,
+    SyncContext,
+    ToolError,
+    ToolResult,
+)
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
+WAV = b"RIFF" + bytes(8)
+JOURNAL: dict[str, list[str]] = defaultdict(list)
+GATES: dict[str, threading.Event] = defaultdict(threading.Event)
+TURNS: dict[str, int] = defaultdict(int)
+
+
+def note(key: str, text: str) -> None:
+    """Write to a journal; from the loop or a thread."""
+    JOURNAL[key].append(text)
+
+
+def journal(key: str) -> list[str]:
+    """What was written under a key."""
+    return JOURNAL[key]
+
+
+async def awaited(key: str, text: str) -> str:
+    """Answers when a text stands in a journal."""
+    async with asyncio.timeout(5):
+        while text not in JOURNAL[key]:
+            await asyncio.sleep(0.002)
+    return text
+
+
+def open_gate(key: str) -> str:
+    """Lets a function go on that waits at a gate."""
+    GATES[key].set()
+    return "open"
+
+
+# What a function returns
+
+
+@dataclass
+class Point:
+    x: int
+    y: int = 0
+
+
+class Size(msgspec.Struct):
+    width: int
+    height: int
+
+
+class Person(pydantic.BaseModel):
+    name: str
+    age: int = 0
+
+
+def text() -> str:
+    return "plain"
+
+
+def picture_bytes() -> bytes:
+    return PNG
+
+
+def other_bytes() -> bytes:
+    return b"\x00\x01"
+
+
+def point() -> Point:
+    return Point(1, 2)
+
+
+def size() -> Size:
+    return Size(3, 4)
+
+
+def person() -> Person:
+    return Person(name="Ada", age=36)
+
+
+def image() -> Image:
+    return Image(PNG, "image/png")
+
+
+def audio() -> Audio:
+    return Audio(WAV, "audio/wav")
+
+
+def link() -> ResourceLink:
+    return ResourceLink(uri="note://one", name="one", title="The first", description="A note.")
+
+
+def embedded() -> EmbeddedResource:
+    return EmbeddedResource("note://one", text="inside", mime_type="text/plain")
+
+
+def mixed() -> list[str | Image | Audio | ResourceLink]:
+    return ["first", image(), audio(), link()]
+
+
+def nothing() -> None:
+    return None
+
+
+def number() -> int:
+    return 42
+
+
+def numbers() -> list[int]:
+    return [1, 2, 3]
+
+
+def mapping() -> dict[str, int]:
+    return {"a": 1}
+
+
+def spelled_out() -> ToolResult:
+    return ToolResult(content="done", structured={"n": 1}, meta={"example.com/cost": 2})
+
+
+# Arguments and errors
+
+
+def add(a: int, b: Annotated[int, Field(ge=0)] = 0) -> int:
+    """Adds."""
+    return a + b
+
+
+def routed(region: Annotated[str, Field(header="Region")]) -> str:
+    return region
+
+
+def fails() -> str:
+    raise ToolError("Nothing left in stock.")
+
+
+def breaks() -> str:
+    raise ValueError("the secret")
+
+
+def lies() -> Point:
+    return {"x": "no number"}  # type: ignore[return-value]
+
+
+async def sleeps() -> str:
+    await asyncio.Event().wait()
+    return "never"
+
+
+def blocks_too_long(key: str) -> str:
+    GATES[key].wait(5)
+    return "late"
+
+
+# Progress, logs, streams
+
+
+async def steps(ctx: Context) -> str:
+    for done in (1, 2, 2, 1, 3):
+        await ctx.progress(done, 3, f"step {done}")
+    return "stepped"
+
+
+async def logs(ctx: Context) -> str:
+    await ctx.debug("a detail")
+    await ctx.info({"n": 1})
+    await ctx.log("error", "a problem", logger="world")
+    return "logged"
+
+
+async def counts(upto: int) -> AsyncIterator[str]:
+    for n in range(1, upto + 1):
+        yield f"at {n}"
+
+
+def counts_in_thread(upto: int) -> Iterator[str]:
+    for n in range(1, upto + 1):
+        yield f"at {n}"
+
+
+async def waits(key: str, ctx: Context) -> str:
+    """Reports, then waits until its gate opens or it is cancelled."""
+    await ctx.progress(1)
+    note(key, "begun")
+    try:
+        while not GATES[key].is_set():
+            await asyncio.sleep(0.002)
+    except asyncio.CancelledError:
+        note(key, "cancelled")
+        raise
+    note(key, "ended")
+    return "waited"
+
+
+def waits_in_thread(key: str, ctx: SyncContext) -> str:
+    note(key, "begun")
+    GATES[key].wait(5)
+    note(key, "cancelled" if ctx.cancelled else "ended")
+    return "waited"
+
+
+def thread_name() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+async def polled(key: str, ctx: Context) -> str:
+    """Drops its connection; the client polls for the rest."""
+    await ctx.progress(1)
+    dropped = await ctx.close_stream(retry_ms=10)
+    note(key, f"dropped {dropped}")
+    while not GATES[key].is_set():
+        await asyncio.sleep(0.002)
+    await ctx.progress(2)
+    return "polled"
+
+
+# Questions
+
+
+async def asks(kind: Literal["point", "size", "person", "schema"], ctx: Context) -> str:
+    """Asks for a value of a type."""
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+    types: dict[str, Any] = {"point": Point, "size": Size, "person": Person, "schema": schema}
+    try:
+        value = await ctx.elicit("Which one?", types[kind])
+    except Declined:
+        return "declined"
+    except Cancelled:
+        return "dismissed"
+    return repr(value)
+
+
+def asks_in_thread(ctx: SyncContext) -> str:
+    value = ctx.elicit("Which point?", Point)
+    return repr(value)
+
+
+async def insists(ctx: Context) -> str:
+    return repr(await ctx.elicit("Which point?", Point))
+
+
+async def asks_url(ctx: Context) -> str:
+    await ctx.elicit_url("Please pay", "https://example.com/pay")
+    return "agreed"
+
+
+async def samples(ctx: Context) -> str:
+    answer = await ctx.sample("Say a word", max_tokens=7, system="Be brief", temperature=0.5)
+    return f"{answer.model}: {answer.text}"
+
+
+async def samples_with_tools(ctx: Context) -> str:
+    tool = {"name": "weather", "inputSchema": {"type": "object"}}
+    answer = await ctx.sample("How is the weather?", max_tokens=9, tools=[tool], tool_choice={"mode": "auto"})
+    return repr(answer.stop_reason)
+
+
+async def lists_roots(ctx: Context) -> list[str]:
+    return [root.uri for root in await ctx.roots()]
+
+
+async def asks_all(ctx: Context) -> str:
+    answers = await ctx.ask(where=Elicit("Where?", Point), word=Sample("A word", max_tokens=5), folders=Roots())
+    return f"{answers['where']} {answers['word'].text} {[root.uri for root in answers['folders']]}"
+
+
+async def asks_twice(key: str, ctx: Context) -> str:
+    """Two questions in turn, with an effect between them."""
+    first = await ctx.elicit("First?", Point, key="first")
+    paid = await ctx.once("pay", lambda: _effect(key))
+    second = await ctx.elicit("Second?", Size, key="second")
+    return f"{first.x} {paid} {second.width}"
+
+
+def _effect(key: str) -> int:
+    note(key, "paid")
+    return len(JOURNAL[key])
+
+
+async def changes_its_mind(key: str, ctx: Context) -> str:
+    """The first question reads differently from the third run on."""
+    TURNS[key] += 1
+    first = await ctx.elicit("Old?" if TURNS[key] < 3 else "New?", Point)
+    second = await ctx.elicit("And?", Size)
+    return f"{first.x} {second.width}"
+
+
+async def never_content(key: str, ctx: Context) -> str:
+    TURNS[key] += 1
+    await ctx.elicit(f"Question {TURNS[key]}?", Point)
+    return "content"
+
+
+def needs_sampling() -> str:
+    return "sampled"
+
+
+async def who(ctx: Context) -> dict[str, Any]:
+    return {"revision": ctx.revision, "client": ctx.client.name, "session": ctx.session is not None}

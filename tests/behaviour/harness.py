@@ -1,0 +1,351 @@
+"""A raw client at any revision over any transport: it builds and reads JSON-RPC itself.
+
+It answers the server's questions by a callback, in both eras, and has every message that the server sends checked
+against the official schema of the revision.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from behaviour.combinations import Combination
+from behaviour.judge import judge_of
+from behaviour.links import Link, Process, StreamableLink
+
+from millstream import Server
+
+Json = dict[str, Any]
+Answer = Callable[[str, Json], Json | None]
+"""Method and params of a question -> the result; None leaves it unanswered. Raises `Refuse` for an error."""
+
+WAIT = 5.0
+META = "io.modelcontextprotocol/"
+EVERYTHING: Json = {
+    "elicitation": {"form": {}, "url": {}},
+    "sampling": {"tools": {}},
+    "roots": {"listChanged": True},
+}
+
+
+class Refuse(Exception):
+    """The client answers a question with an error."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Reply:
+    """The response to one request, and what came before it."""
+
+    def __init__(self, message: Json, status: int, notes: list[Json], rounds: int) -> None:
+        self.message = message
+        self.status = status
+        """Of HTTP, where a reply carried it; 0 elsewhere."""
+        self.notes = notes
+        """Notifications between request and response."""
+        self.rounds = rounds
+        """How often the server asked before it answered (per-request era)."""
+
+    @property
+    def result(self) -> Json:
+        """The result; fails for an error."""
+        assert "result" in self.message, self.message
+        return self.message["result"]
+
+    @property
+    def error(self) -> Json:
+        """The error; fails for a result."""
+        assert "error" in self.message, self.message
+        return self.message["error"]
+
+    @property
+    def text(self) -> str:
+        """The only text of a tool result, which is no error."""
+        assert not self.result.get("isError"), self.result
+        return self._text()
+
+    @property
+    def failure(self) -> str:
+        """The only text of a tool result, which is an error."""
+        assert self.result.get("isError") is True, self.result
+        return self._text()
+
+    def _text(self) -> str:
+        assert [each["type"] for each in self.result["content"]] == ["text"], self.result
+        return self.result["content"][0]["text"]
+
+    def of(self, method: str) -> list[Json]:
+        """Parameters of the notifications of one kind."""
+        return [note["params"] for note in self.notes if note["method"] == method]
+
+
+class Client:
+    """One client. Fails when the server says what its revision does not have."""
+
+    def __init__(self, combination: Combination, capabilities: Json, answer: Answer | None) -> None:
+        self.combination = combination
+        self.capabilities = capabilities
+        self.answer = answer
+        self.judge = judge_of(combination.revision)
+        self.link: Link
+        self.server: Server
+        self.process: Process | None = None
+        self.initialized: Json = {}
+        self.notes: list[Json] = []
+        self.stray: list[Any] = []
+        """Batches, and errors without an id."""
+        self.asked: list[tuple[str, Json]] = []
+        """Questions of the server, in order."""
+        self._ids = itertools.count(1)
+        self._waiting: dict[Any, tuple[str, asyncio.Future[tuple[Json, int]]]] = {}
+        self._news = asyncio.Event()
+        self._answers: set[asyncio.Task[None]] = set()
+        self._broken: AssertionError | None = None
+
+    @property
+    def streamable(self) -> StreamableLink:
+        """The link, where it is Streamable HTTP."""
+        assert isinstance(self.link, StreamableLink)
+        return self.link
+
+    # What the server says
+
+    def take(self, message: Json | list[Json], request: Json | None, status: int) -> None:
+        """Take one message from the link."""
+        try:
+            if isinstance(message, list):
+                for each in message:
+                    self.judge.check_message(each, self._method(each, request))
+                self.stray.append(message)
+            else:
+                self._take(message, request, status)
+        except AssertionError as exc:
+            self._broken = exc
+            for _, future in self._waiting.values():
+                if not future.done():
+                    future.set_exception(exc)
+        self._news.set()
+
+    def _method(self, message: Json, request: Json | None) -> str | None:
+        if request is not None:
+            return request["method"]
+        known = self._waiting.get(message.get("id"))
+        return known[0] if known is not None else "tools/call"
+
+    def _take(self, message: Json, request: Json | None, status: int) -> None:
+        self.judge.check_message(message, self._method(message, request))
+        if "method" in message and "id" in message:
+            assert self.combination.handshake, "servers of this revision ask nobody"
+            task = asyncio.get_running_loop().create_task(self._respond(message))
+            self._answers.add(task)
+        elif "method" in message:
+            self.notes.append(message)
+        elif message.get("id") in self._waiting:
+            _, future = self._waiting[message["id"]]
+            assert not future.done(), f"answered twice: {message}"
+            future.set_result((message, status))
+        elif "id" not in message and request is not None:
+            self._waiting[request["id"]][1].set_result((message, status))
+        else:
+            self.stray.append(message)
+
+    async def _respond(self, question: Json) -> None:
+        try:
+            result = self._answer(question["method"], question.get("params", {}))
+        except Refuse as exc:
+            body: Json = {"error": {"code": exc.code, "message": str(exc)}}
+        else:
+            if result is None:
+                return
+            body = {"result": result}
+        await self.link.send({"jsonrpc": "2.0", "id": question["id"], **body})
+
+    def _answer(self, method: str, params: Json) -> Json | None:
+        self.asked.append((method, params))
+        self._news.set()
+        assert self.answer is not None, f"an unexpected question: {method} {params}"
+        return self.answer(method, params)
+
+    # What the client says
+
+    def params(self, params: Mapping[str, Any] | None = None, meta: Mapping[str, Any] | None = None) -> Json:
+        """Parameters as the revision wants them."""
+        full = {**(params or {})}
+        own = {**(meta or {})}
+        if not self.combination.handshake:
+            own = {
+                f"{META}protocolVersion": self.combination.revision,
+                f"{META}clientCapabilities": self.capabilities,
+                f"{META}clientInfo": {"name": "raw", "version": "1"},
+                **own,
+            }
+        if own:
+            full["_meta"] = own
+        return full
+
+    def next_id(self) -> int:
+        """An id that this connection has not used."""
+        if self.process is None:
+            return next(self._ids)
+        self.process.next_id += 1
+        return self.process.next_id
+
+    async def start(
+        self,
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        meta: Mapping[str, Any] | None = None,
+        id: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Send a request and return its id; `finish` waits for the response."""
+        request_id = self.next_id() if id is None else id
+        message: Json = {"jsonrpc": "2.0", "id": request_id, "method": method}
+        full = self.params(params, meta)
+        if full:
+            message["params"] = full
+        self._waiting[request_id] = (method, asyncio.get_running_loop().create_future())
+        await self.link.send(message, headers)
+        return request_id
+
+    async def finish(self, request_id: Any, *, since: int = 0, rounds: int = 0) -> Reply:
+        """Wait for the response to a request."""
+        async with asyncio.timeout(WAIT):
+            message, status = await self._waiting[request_id][1]
+        del self._waiting[request_id]
+        self.fail_if_broken()
+        return Reply(message, status, self.notes[since:], rounds)
+
+    def fail_if_broken(self) -> None:
+        """Raise what a message that nobody waited for was blamed for."""
+        if self._broken is not None:
+            raise self._broken
+
+    async def request(
+        self,
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        meta: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        rounds: bool = True,
+    ) -> Reply:
+        """Send a request and wait for its response, through every round of questions unless `rounds` is false."""
+        since = len(self.notes)
+        full = dict(params or {})
+        for count in itertools.count():
+            sent = await self.start(method, full, meta=meta, headers=headers)
+            reply = await self.finish(sent, since=since, rounds=count)
+            result = reply.message.get("result", {})
+            if not rounds or result.get("resultType") != "input_required":
+                return reply
+            answers = self.answers(result.get("inputRequests", {}))
+            if answers is None:
+                return reply
+            full = {**(params or {}), "inputResponses": answers}
+            if "requestState" in result:
+                full["requestState"] = result["requestState"]
+        raise AssertionError("unreachable")
+
+    def answers(self, questions: Mapping[str, Json]) -> Json | None:
+        """The callback's answers to a round; None when it has none for one of them."""
+        found: Json = {}
+        for key, question in questions.items():
+            try:
+                answer = self._answer(question["method"], question.get("params", {}))
+            except Refuse:
+                return None
+            if answer is None:
+                return None
+            found[key] = answer
+        return found
+
+    async def call(self, tool: str, /, meta: Mapping[str, Any] | None = None, **arguments: Any) -> Reply:
+        """`tools/call`."""
+        return await self.request("tools/call", {"name": tool, "arguments": arguments}, meta=meta)
+
+    async def notify(self, method: str, params: Mapping[str, Any] | None = None) -> None:
+        """Send a notification."""
+        message: Json = {"jsonrpc": "2.0", "method": method}
+        full = self.params(params)
+        if full:
+            message["params"] = full
+        await self.link.send(message)
+
+    async def pages(self, method: str, member: str) -> list[list[Json]]:
+        """Every page of a listing."""
+        found: list[list[Json]] = []
+        cursor: Json = {}
+        while True:
+            result = (await self.request(method, cursor)).result
+            found.append(result[member])
+            if "nextCursor" not in result:
+                return found
+            cursor = {"cursor": result["nextCursor"]}
+
+    async def until(self, fact: Callable[[], Any]) -> Any:
+        """Wait until something is true; looked at whenever the server said something."""
+        async with asyncio.timeout(WAIT):
+            while not (found := fact()):
+                self.fail_if_broken()
+                self._news.clear()
+                await self._news.wait()
+        self.fail_if_broken()
+        return found
+
+    async def heard(self, method: str, *, since: int = 0) -> Json:
+        """Wait for a notification; gives its parameters."""
+
+        def find() -> list[Json]:
+            return [note for note in self.notes[since:] if note["method"] == method]
+
+        note = (await self.until(find))[0]
+        return note.get("params", {})
+
+    # The handshake, and what follows it
+
+    async def initialize(self, version: str = "") -> Reply:
+        """`initialize` as clients send it."""
+        info = {"name": "raw", "version": "1"}
+        reply = await self.request(
+            "initialize",
+            {
+                "protocolVersion": version or self.combination.revision,
+                "capabilities": self.capabilities,
+                "clientInfo": info,
+            },
+        )
+        await self.notify("notifications/initialized")
+        return reply
+
+    async def watch(self, *uris: str, kinds: tuple[str, ...] = ("tools", "prompts", "resources")) -> Any:
+        """Hear about changes, by the ways of the era. Gives the id of the subscription, where there is one."""
+        if self.combination.handshake:
+            await self.link.standing()
+            for uri in uris:
+                await self.request("resources/subscribe", {"uri": uri})
+            return None
+        wanted: Json = {f"{kind}ListChanged": True for kind in kinds}
+        if uris:
+            wanted["resourceSubscriptions"] = list(uris)
+        since = len(self.notes)
+        sent = await self.start("subscriptions/listen", {"notifications": wanted})
+        await self.heard("notifications/subscriptions/acknowledged", since=since)
+        return sent
+
+    async def close(self) -> None:
+        """Go away."""
+        for task in self._answers:
+            if not task.done():
+                task.cancel()
+        failures = await asyncio.gather(*self._answers, return_exceptions=True)
+        for _, future in self._waiting.values():
+            future.cancel()
+        await self.link.close()
+        self.fail_if_broken()
+        for failure in failures:
+            if isinstance(failure, Exception):
+                raise failure

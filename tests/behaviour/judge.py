@@ -1,0 +1,125 @@
+"""The official JSON Schemas as judge: every message a server sends is checked against those of its revision.
+
+Responses are looked up by the method of their request, notifications and questions by their own method.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
+from referencing import Registry, Resource
+
+Json = dict[str, Any]
+
+SCHEMAS = Path(__file__).resolve().parent.parent / "schemas"
+
+RESULTS = {
+    "initialize": "InitializeResult",
+    "server/discover": "DiscoverResult",
+    "ping": "EmptyResult",
+    "logging/setLevel": "EmptyResult",
+    "resources/subscribe": "EmptyResult",
+    "resources/unsubscribe": "EmptyResult",
+    "tools/list": "ListToolsResult",
+    "tools/call": "CallToolResult",
+    "resources/list": "ListResourcesResult",
+    "resources/templates/list": "ListResourceTemplatesResult",
+    "resources/read": "ReadResourceResult",
+    "prompts/list": "ListPromptsResult",
+    "prompts/get": "GetPromptResult",
+    "completion/complete": "CompleteResult",
+    "subscriptions/listen": "SubscriptionsListenResult",
+}
+MESSAGES = {
+    "notifications/cancelled": "CancelledNotification",
+    "notifications/progress": "ProgressNotification",
+    "notifications/message": "LoggingMessageNotification",
+    "notifications/tools/list_changed": "ToolListChangedNotification",
+    "notifications/prompts/list_changed": "PromptListChangedNotification",
+    "notifications/resources/list_changed": "ResourceListChangedNotification",
+    "notifications/resources/updated": "ResourceUpdatedNotification",
+    "notifications/subscriptions/acknowledged": "SubscriptionsAcknowledgedNotification",
+    "notifications/elicitation/complete": "ElicitationCompleteNotification",
+    "ping": "PingRequest",
+    "roots/list": "ListRootsRequest",
+    "sampling/createMessage": "CreateMessageRequest",
+    "elicitation/create": "ElicitRequest",
+}
+ERRORS = {
+    -32020: "HeaderMismatchError",
+    -32021: "MissingRequiredClientCapabilityError",
+    -32022: "UnsupportedProtocolVersionError",
+    -32042: "URLElicitationRequiredError",
+}
+ROUNDS = frozenset({"tools/call", "prompts/get", "resources/read"})
+
+
+class Judge:
+    """The schema of one revision."""
+
+    def __init__(self, date: str) -> None:
+        self.date = date
+        document = json.loads((SCHEMAS / f"{date}.schema.json").read_text("utf-8"))
+        self._kind = validator_for(document)
+        self._place = "$defs" if "$defs" in document else "definitions"
+        self._names = frozenset(document[self._place])
+        uri = f"urn:mcp:{date}"
+        self._uri = uri
+        self._registry: Registry[Any] = Registry().with_resource(uri, Resource.from_contents(document))
+        self._validators: dict[str, Validator] = {}
+
+    def check(self, definition: str, value: Any) -> None:
+        """Fail when a value is not what a definition of the schema says."""
+        validator = self._validators.get(definition)
+        if validator is None:
+            assert definition in self._names, f"{self.date} has no {definition}"
+            schema = {"$ref": f"{self._uri}#/{self._place}/{definition}"}
+            validator = self._validators[definition] = self._kind(schema, registry=self._registry)
+        problems = [f"{'/'.join(map(str, each.absolute_path))}: {each.message}" for each in validator.iter_errors(value)]
+        assert not problems, f"no {definition} of {self.date}: {problems} in {value}"
+
+    def check_message(self, message: Json, method: str | None = None) -> None:
+        """Check one message from a server.
+
+        Args:
+            method: of the request that a response belongs to; None where no request could be read.
+        """
+        assert message.get("jsonrpc") == "2.0", message
+        if "method" in message:
+            self.check("JSONRPCRequest" if "id" in message else "JSONRPCNotification", message)
+            self.check(MESSAGES[message["method"]], message)
+        elif "error" in message:
+            self._check_error(message)
+        else:
+            assert method is not None, f"a result that nobody asked for: {message}"
+            new = "JSONRPCResultResponse" in self._names
+            self.check("JSONRPCResultResponse" if new else "JSONRPCResponse", message)
+            self._check_result(method, message["result"])
+
+    def _check_error(self, message: Json) -> None:
+        assert "result" not in message, message
+        whole = "JSONRPCErrorResponse" if "JSONRPCErrorResponse" in self._names else "JSONRPCError"
+        # Before 2025-11-25 the schema has no word for an error whose request could not be read.
+        self.check(whole, message if "id" in message or whole != "JSONRPCError" else {**message, "id": 0})
+        definition = ERRORS.get(message["error"]["code"])
+        if definition is not None:
+            self.check(definition, message)
+
+    def _check_result(self, method: str, result: Json) -> None:
+        if result.get("resultType") == "input_required":
+            assert method in ROUNDS, f"{method} must not ask"
+            assert "inputRequests" in result or "requestState" in result, result
+            self.check("InputRequiredResult", result)
+            for question in result.get("inputRequests", {}).values():
+                self.check(MESSAGES[question["method"]], {"jsonrpc": "2.0", "id": 0, **question})
+        else:
+            self.check(RESULTS[method], result)
+
+
+@cache
+def judge_of(date: str) -> Judge:
+    """The judge of a revision; compiled once."""
+    return Judge(date)

@@ -1,0 +1,289 @@
+"""Ways for whole JSON-RPC messages between a raw client and a server, one for each transport.
+
+A `Link` sends one message and hands what the server says to the client's `take`. It knows framing, not meaning.
+"""
+
+import asyncio
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from behaviour.exchanges import Event, Exchange, Http
+
+from millstream.app.runtime import Runtime
+from millstream.transports.memory import MemoryPipe
+
+Json = dict[str, Any]
+Take = Callable[[Json | list[Json], "Json | None", int], None]
+"""Message of the server, the request it came in reply to (where the transport tells), HTTP status (0 for none)."""
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+WORLD = "tests/behaviour/world.py"
+ACCEPT = "application/json, text/event-stream"
+NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+VERSION = "io.modelcontextprotocol/protocolVersion"
+
+
+class Link(Protocol):
+    """One client's way to the server."""
+
+    async def send(self, message: Any, headers: Mapping[str, str] | None = None) -> None: ...
+
+    async def standing(self) -> None:
+        """Open the stream for what belongs to no call, where the transport has one of its own."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class MemoryLink:
+    """Messages in one process."""
+
+    def __init__(self, runtime: Runtime, take: Take) -> None:
+        self._pipe = MemoryPipe(runtime.dispatcher)
+        self._take = take
+        self._reading = asyncio.get_running_loop().create_task(self._read())
+
+    async def _read(self) -> None:
+        while True:
+            self._take(json.loads(await self._pipe.receive()), None, 0)
+
+    async def send(self, message: Any, headers: Mapping[str, str] | None = None) -> None:
+        self._pipe.send(json.dumps(message).encode())
+
+    async def standing(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        await self._pipe.close()
+
+
+class Process:
+    """A stdio server in a process of its own. It outlives a test, so that a process serves many."""
+
+    def __init__(self, target: str, log: Path) -> None:
+        command = [sys.executable, "-c", "from millstream.cli import main; main()"]
+        with log.open("wb") as stderr:
+            self.popen = subprocess.Popen(
+                [*command, "run", target, "--transport", "stdio"], cwd=ROOT, stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=stderr, bufsize=0, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+            )  # fmt: skip
+        self.log = log
+        self.next_id = 0
+        self.initialized: Json | None = None
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        self.stdin, self.stdout = self.popen.stdin, self.popen.stdout
+        os.set_blocking(self.stdout.fileno(), False)
+
+    def end(self) -> int:
+        """Close its stdin; it ends by itself."""
+        self.stdin.close()
+        try:
+            return self.popen.wait(5)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            raise
+        finally:
+            self.stdout.close()
+
+
+class StdioLink:
+    """Lines to a process."""
+
+    def __init__(self, process: Process, take: Take) -> None:
+        self._process = process
+        self._take = take
+        self._rest = b""
+        asyncio.get_running_loop().add_reader(process.stdout.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        data = os.read(self._process.stdout.fileno(), 1 << 20)
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._process.stdout.fileno())
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._take(json.loads(line), None, 0)
+
+    async def send(self, message: Any, headers: Mapping[str, str] | None = None) -> None:
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+
+    async def standing(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._process.stdout.fileno())
+
+
+class SseLink:
+    """HTTP+SSE: a stream for what the server says, a path for what the client says."""
+
+    def __init__(self, http: Http, take: Take) -> None:
+        self._http = http
+        self._take = take
+        self.path = ""
+        self.stream: Exchange
+        self._reading: asyncio.Task[None]
+
+    async def open(self, path: str = "/sse") -> "SseLink":
+        """Open the stream; its first event names the path for messages."""
+        self.stream = await self._http.fetch("GET", path, {"accept": "text/event-stream"})
+        assert self.stream.status == 200
+        events = self.stream.events()
+        first = await asyncio.wait_for(anext(events), 5)
+        assert first.name == "endpoint"
+        self.path = first.data
+
+        async def read() -> None:
+            async for event in events:
+                assert event.name == "message"
+                assert event.id is None, "2024-11-05 has no event ids"
+                self._take(json.loads(event.data), None, 0)
+
+        self._reading = asyncio.get_running_loop().create_task(read())
+        return self
+
+    async def send(self, message: Any, headers: Mapping[str, str] | None = None) -> None:
+        reply = await self._http.fetch(
+            "POST", self.path, {"content-type": "application/json", **(headers or {})}, json.dumps(message).encode()
+        )
+        assert reply.status == 202, await reply.body()
+        await reply.body()
+
+    async def standing(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        self.stream.close()
+
+
+@dataclass
+class Stream:
+    """One POST or GET in flight, with the events that came."""
+
+    exchange: Exchange
+    events: list[Event]
+    over: asyncio.Event
+
+
+class StreamableLink:
+    """Streamable HTTP. Replies are read by tasks of their own, so that streams overlap as they do in a client."""
+
+    def __init__(self, http: Http, take: Take, *, version: str) -> None:
+        self.http = http
+        self._take = take
+        self.version = version
+        """Value of `MCP-Protocol-Version`; empty for a revision that sends none."""
+        self.session = ""
+        self.streams: dict[Any, Stream] = {}
+        """Request id -> the reply; "GET" is the stand-alone stream."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def headers(self, message: Any = None) -> dict[str, str]:
+        """The headers of a message."""
+        headers: dict[str, str] = {}
+        handshake = isinstance(message, dict) and message.get("method") == "initialize" and "_meta" not in message["params"]
+        if self.version and not handshake:
+            headers["mcp-protocol-version"] = self.version
+        if self.session:
+            headers["mcp-session-id"] = self.session
+        if isinstance(message, dict) and VERSION in message.get("params", {}).get("_meta", {}):
+            method = message["method"]
+            headers["mcp-method"] = method
+            if method in NAMED:
+                headers["mcp-name"] = _header_text(message["params"].get(NAMED[method], ""))
+        return headers
+
+    async def post(self, message: Any, headers: Mapping[str, str] | None = None) -> Exchange:
+        """Send one message; returns with the head of the reply."""
+        given = {"content-type": "application/json", "accept": ACCEPT, **self.headers(message), **(headers or {})}
+        reply = await self.http.fetch("POST", "/mcp", given, json.dumps(message).encode())
+        self.session = reply.headers.get("mcp-session-id", self.session)
+        return reply
+
+    async def send(self, message: Any, headers: Mapping[str, str] | None = None) -> None:
+        if isinstance(message, dict) and "method" in message and "id" in message:
+            self._start(self._exchange(message, headers))
+            return
+        reply = await self.post(message, headers)
+        body = await reply.body()
+        if isinstance(message, list):
+            self._take(json.loads(body), None, reply.status)
+        else:
+            assert (reply.status, body) == (202, b""), (reply.status, body)
+
+    def _start(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        return task
+
+    async def _exchange(self, message: Json, headers: Mapping[str, str] | None) -> None:
+        exchange = await self.post(message, headers)
+        stream = self.streams[message["id"]] = Stream(exchange, [], asyncio.Event())
+        try:
+            if exchange.streaming:
+                await self.read(stream, message)
+            else:
+                self._take(json.loads(await exchange.body()), message, exchange.status)
+        finally:
+            stream.over.set()
+
+    async def read(self, stream: Stream, message: Json | None = None) -> None:
+        """Take the messages of a stream until it ends."""
+        async for event in stream.exchange.events():
+            stream.events.append(event)
+            assert event.name == "message"
+            if event.data:
+                self._take(json.loads(event.data), message, stream.exchange.status)
+
+    async def resume(self, last: str | None = None, **headers: str) -> Stream:
+        """`GET`: the stand-alone stream, or what follows an event."""
+        given = {"accept": "text/event-stream", **self.headers(), **headers}
+        if last is not None:
+            given["last-event-id"] = last
+        exchange = await self.http.fetch("GET", "/mcp", given)
+        stream = Stream(exchange, [], asyncio.Event())
+        if exchange.streaming:
+
+            async def read() -> None:
+                try:
+                    await self.read(stream)
+                finally:
+                    stream.over.set()
+
+            self._start(read())
+        return stream
+
+    async def standing(self) -> None:
+        stream = await self.resume()
+        assert stream.exchange.status == 200
+        self.streams["GET"] = stream
+
+    async def close(self) -> None:
+        for stream in self.streams.values():
+            stream.exchange.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        failures = await asyncio.gather(*tasks, return_exceptions=True)
+        for failure in failures:
+            if isinstance(failure, AssertionError | ValueError):
+                raise failure
+
+
+def _header_text(value: str) -> str:
+    with suppress(UnicodeEncodeError):
+        value.encode("ascii")
+        return value
+    return f"=?base64?{base64.b64encode(value.encode()).decode()}?="

@@ -1,0 +1,90 @@
+"""Opening a client: the server it talks to, the link between them, and the handshake where the revision wants one."""
+
+import itertools
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
+from pathlib import Path
+
+from behaviour import world
+from behaviour.combinations import Combination
+from behaviour.exchanges import serve_http
+from behaviour.harness import EVERYTHING, Answer, Client, Json
+from behaviour.links import WORLD, MemoryLink, Process, SseLink, StdioLink, StreamableLink
+
+from millstream import Server
+
+SETTINGS: dict[str, Json] = {"sessionless": {"sessions": False}, "json": {"json_only": True}}
+
+
+@cache
+def server_for(transport: str) -> Server:
+    """The server that tests of a transport talk to; one for all tests, each has a runtime of its own."""
+    return world.build(**SETTINGS.get(transport, {}))
+
+
+class Processes:
+    """The stdio servers of a test run: one for each revision and set of capabilities."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._by_key: dict[tuple[str, str], Process] = {}
+        self._count = itertools.count()
+
+    def get(self, combination: Combination, capabilities: Json) -> Process:
+        """The process of a kind of client."""
+        key = (combination.revision, json.dumps(capabilities) if combination.handshake else "")
+        process = self._by_key.get(key)
+        if process is None or process.popen.poll() is not None:
+            process = self._by_key[key] = self.start()
+        return process
+
+    def start(self) -> Process:
+        """A process of one's own."""
+        return Process(f"{WORLD}:mcp", self._folder / f"stdio-{next(self._count)}.log")
+
+    def end(self) -> None:
+        """End all."""
+        for process in self._by_key.values():
+            process.end()
+
+
+@asynccontextmanager
+async def open_client(
+    combination: Combination,
+    processes: Processes,
+    *,
+    server: Server | None = None,
+    capabilities: Json | None = None,
+    answer: Answer | None = None,
+    handshake: bool = True,
+) -> AsyncIterator[Client]:
+    """A client of the world's server, initialized where its revision wants that."""
+    declared = EVERYTHING if capabilities is None else capabilities
+    client = Client(combination, declared, answer)
+    transport = combination.transport
+    client.server = server or server_for(transport)
+    async with AsyncExitStack() as stack:
+        if transport == "stdio":
+            client.process = processes.get(combination, declared)
+            client.link = StdioLink(client.process, client.take)
+        elif transport == "memory":
+            runtime = await stack.enter_async_context(client.server.running())
+            client.link = MemoryLink(runtime, client.take)
+        else:
+            http = await stack.enter_async_context(serve_http(client.server, lane=transport == "lane"))
+            if transport == "sse":
+                client.link = await SseLink(http, client.take).open()
+            else:
+                version = combination.revision if combination.revision >= "2025-06-18" else ""
+                client.link = StreamableLink(http, client.take, version=version)
+        stack.push_async_callback(client.close)
+        if handshake and combination.handshake:
+            if client.process is not None and client.process.initialized is not None:
+                client.initialized = client.process.initialized
+            else:
+                client.initialized = (await client.initialize()).result
+                if client.process is not None:
+                    client.process.initialized = client.initialized
+        yield client

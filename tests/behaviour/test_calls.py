@@ -1,0 +1,199 @@
+"""Calling tools: what a function returns, on every revision over every transport."""
+
+import base64
+import re
+
+import pytest
+from behaviour.combinations import ALL, EXCLUSIONS, Combination, every
+from behaviour.conftest import Connect
+from behaviour.functions import PNG, WAV
+
+STRUCTURED = {
+    "point": {"x": 1, "y": 2},
+    "size": {"width": 3, "height": 4},
+    "person": {"name": "Ada", "age": 36},
+    "mapping": {"a": 1},
+    "number": 42,
+    "numbers": [1, 2, 3],
+}
+
+
+def test_every_exclusion_has_a_reason_and_fits_a_combination() -> None:
+    """STYLE 31: exclusions are data with a reason."""
+    for need, revision, transport, reason in EXCLUSIONS:
+        assert reason, need
+        assert any(revision in ("*", each.revision) and transport in ("*", each.transport) for each in ALL), need
+
+
+@every()
+async def test_the_server_says_who_it_is(connect: Connect, combination: Combination) -> None:
+    """Digest 2.1 and 2.2: by initialize, or by server/discover."""
+    client = await connect(combination)
+    if combination.handshake:
+        assert client.initialized["protocolVersion"] == combination.revision
+        info, instructions = client.initialized["serverInfo"], client.initialized["instructions"]
+        capabilities = client.initialized["capabilities"]
+    else:
+        result = (await client.request("server/discover")).result
+        assert result["supportedVersions"] == [combination.revision]
+        info, instructions = result["_meta"]["io.modelcontextprotocol/serverInfo"], result["instructions"]
+        capabilities = result["capabilities"]
+    assert (info["name"], info["version"], instructions) == ("world", "1.2.3", "Ask for anything.")
+    assert ("title" in info) == (combination.revision >= "2025-06-18")
+    assert ("icons" in info) == ("websiteUrl" in info) == (combination.revision >= "2025-11-25")
+    assert {"tools", "resources", "prompts"} <= set(capabilities)
+    assert ("completions" in capabilities) == (combination.revision >= "2025-03-26")
+
+
+@every("handshake")
+async def test_ping_is_answered_with_nothing(connect: Connect, combination: Combination) -> None:
+    """Digest 10.4: promptly, with an empty result."""
+    client = await connect(combination)
+    assert (await client.request("ping")).result == {}
+
+
+@every("requests of its own")
+@pytest.mark.parametrize("method", ["ping", "initialize", "logging/setLevel", "resources/subscribe", "no/such"])
+async def test_a_method_that_was_removed_is_not_found(connect: Connect, combination: Combination, method: str) -> None:
+    """Digest 16, rows 2, 17 and 30: 404 over HTTP."""
+    client = await connect(combination)
+    reply = await client.request(method)
+    assert reply.error["code"] == -32601
+    assert reply.status == (404 if combination.http else 0)
+
+
+@every("handshake")
+async def test_a_method_of_no_or_another_revision_is_not_found(connect: Connect, combination: Combination) -> None:
+    """Digest 16, rows 3 and 17: in the stream, or with status 200."""
+    client = await connect(combination)
+    for method in ("server/discover", "subscriptions/listen", "no/such"):
+        reply = await client.request(method)
+        assert reply.error["code"] == -32601
+        assert reply.status == (200 if combination.http else 0)
+
+
+@every()
+async def test_text_is_one_text_block_and_nothing_structured(connect: Connect, combination: Combination) -> None:
+    """DESIGN 6: natural return values."""
+    result = (await (await connect(combination)).call("text")).result
+    assert result["content"] == [{"type": "text", "text": "plain"}]
+    assert "structuredContent" not in result
+    assert not result.get("isError")
+
+
+@every()
+@pytest.mark.parametrize("tool", STRUCTURED)
+async def test_a_value_is_structured_where_the_revision_has_that(
+    connect: Connect, combination: Combination, tool: str
+) -> None:
+    """Digest 16, row 35: none, objects only with others wrapped, any JSON; the same JSON as text on each."""
+    value = STRUCTURED[tool]
+    reply = await (await connect(combination)).call(tool)
+    assert [block["type"] for block in reply.result["content"]] == ["text"]
+    assert re.sub(r"\s", "", reply.text) == re.sub(r"\s", "", str(value).replace("'", '"'))
+    structured = reply.result.get("structuredContent", "absent")
+    if combination.revision < "2025-06-18":
+        assert structured == "absent"
+    elif combination.revision < "2026-07-28" and not isinstance(value, dict):
+        assert structured == {"result": value}
+    else:
+        assert structured == value
+
+
+@every()
+async def test_nothing_is_empty_content(connect: Connect, combination: Combination) -> None:
+    """DESIGN 6: `None` is a result without content, not a null."""
+    result = (await (await connect(combination)).call("nothing")).result
+    assert result["content"] == []
+    assert "structuredContent" not in result
+
+
+@every()
+async def test_bytes_are_a_picture_or_an_embedded_resource(connect: Connect, combination: Combination) -> None:
+    """DESIGN 6: bytes are content by themselves."""
+    client = await connect(combination)
+    picture = {"type": "image", "data": base64.b64encode(PNG).decode(), "mimeType": "image/png"}
+    assert (await client.call("picture_bytes")).result["content"] == [picture]
+    assert (await client.call("image")).result["content"] == [picture]
+    (block,) = (await client.call("other_bytes")).result["content"]
+    assert block["type"] == "resource"
+    assert block["resource"]["blob"] == base64.b64encode(b"\x00\x01").decode()
+    (block,) = (await client.call("embedded")).result["content"]
+    assert block == {"type": "resource", "resource": {"uri": "note://one", "mimeType": "text/plain", "text": "inside"}}
+
+
+def sound(revision: str) -> tuple[str, str]:
+    """Type and data of the block that a sound becomes."""
+    return ("audio" if revision >= "2025-03-26" else "resource", base64.b64encode(WAV).decode())
+
+
+@every()
+async def test_content_that_a_revision_lacks_becomes_what_it_has(connect: Connect, combination: Combination) -> None:
+    """Digest 16, row 34: audio since 2025-03-26, resource links since 2025-06-18."""
+    client = await connect(combination)
+    kind, data = sound(combination.revision)
+    (block,) = (await client.call("audio")).result["content"]
+    assert block["type"] == kind
+    assert data in (block.get("data"), block.get("resource", {}).get("blob"))
+    (block,) = (await client.call("link")).result["content"]
+    if combination.revision >= "2025-06-18":
+        assert block["type"] == "resource_link"
+        assert (block["uri"], block["name"], block["title"]) == ("note://one", "one", "The first")
+    else:
+        assert block["type"] == "text"
+        assert "note://one" in block["text"]
+    types = [block["type"] for block in (await client.call("mixed")).result["content"]]
+    assert types == ["text", "image", kind, "resource_link" if combination.revision >= "2025-06-18" else "text"]
+
+
+@every()
+async def test_a_result_may_be_spelled_out(connect: Connect, combination: Combination) -> None:
+    """DESIGN 6: `ToolResult` sets content, structured content and `_meta` apart from each other."""
+    reply = await (await connect(combination)).call("spelled_out")
+    assert reply.text == "done"
+    assert reply.result["_meta"]["example.com/cost"] == 2
+    assert reply.result.get("structuredContent") == ({"n": 1} if combination.revision >= "2025-06-18" else None)
+
+
+@every()
+async def test_the_function_knows_who_asks_and_how(connect: Connect, combination: Combination) -> None:
+    """DESIGN 6: revision, client and session are on the context."""
+    client = await connect(combination)
+    text = (await client.call("who")).text
+    assert f'"revision":"{combination.revision}"' in text.replace(" ", "")
+    has_session = combination.handshake and combination.transport != "sessionless"
+    assert f'"session":{str(has_session).lower()}' in text.replace(" ", "")
+
+
+@every()
+async def test_results_carry_what_their_era_puts_on_every_result(connect: Connect, combination: Combination) -> None:
+    """Digest 16, rows 7 to 9."""
+    client = await connect(combination)
+    for method in ("tools/list", "prompts/list", "resources/list", "resources/templates/list"):
+        result = (await client.request(method)).result
+        new = not combination.handshake
+        assert ("resultType" in result) == ("ttlMs" in result) == ("cacheScope" in result) == new
+    read = (await client.request("resources/read", {"uri": "note://one"})).result
+    assert ("ttlMs" in read) == new
+    called = (await client.call("text")).result
+    assert "ttlMs" not in called
+    assert (called.get("resultType") == "complete") == new
+
+
+@every("requests of its own", "streamable http")
+async def test_a_parameter_header_must_equal_its_argument(connect: Connect, combination: Combination) -> None:
+    """Digest 4.5: absent or different is 400 -32020."""
+    client = await connect(combination)
+    params = {"name": "routed", "arguments": {"region": "eu"}}
+    good = await client.request("tools/call", params, headers={"mcp-param-region": "eu"})
+    assert good.text == "eu"
+    for headers in ({}, {"mcp-param-region": "us"}):
+        reply = await client.request("tools/call", params, headers=headers)
+        assert (reply.error["code"], reply.status) == (-32020, 400)
+
+
+@every("handshake")
+async def test_a_parameter_header_is_not_asked_of_older_clients(connect: Connect, combination: Combination) -> None:
+    """Digest 16, row 16: the handshake era ignores them."""
+    client = await connect(combination)
+    assert (await client.call("routed", region="eu")).text == "eu"

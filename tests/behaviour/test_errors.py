@@ -1,0 +1,139 @@
+"""What goes wrong, and what the client is told: codes, statuses and texts by revision."""
+
+import json
+import logging
+import re
+
+import pytest
+from behaviour.combinations import Combination, every
+from behaviour.conftest import Connect
+
+BAD_ARGUMENTS = [({}, "a"), ({"a": "many"}, "a"), ({"a": 1, "b": -1}, "b"), ({"a": 1.5}, "a"), ({"a": None}, "a")]
+
+
+@every()
+@pytest.mark.parametrize(("arguments", "named"), BAD_ARGUMENTS, ids=lambda each: json.dumps(each))
+async def test_bad_arguments_are_told_to_whom_they_concern(
+    connect: Connect, combination: Combination, arguments: dict[str, object], named: str
+) -> None:
+    """Digest 16, row 41: a protocol error before 2025-11-25, a text for the model from then on."""
+    reply = await (await connect(combination)).call("add", **arguments)
+    if combination.revision < "2025-11-25":
+        assert reply.error["code"] == -32602
+        text = reply.error["message"]
+    else:
+        text = reply.failure
+    assert re.search(rf"\b{named}\b", text), text
+
+
+@every()
+async def test_arguments_that_are_no_object_are_refused(connect: Connect, combination: Combination) -> None:
+    """Digest 16, row 41."""
+    client = await connect(combination)
+    reply = await client.request("tools/call", {"name": "add", "arguments": [1, 2]})
+    assert "error" in reply.message or reply.failure
+
+
+@every()
+async def test_an_unknown_tool_or_prompt_is_a_protocol_error(connect: Connect, combination: Combination) -> None:
+    """Digest 9.1 and 9.3: -32602, on every revision."""
+    client = await connect(combination)
+    for method in ("tools/call", "prompts/get"):
+        reply = await client.request(method, {"name": "no such", "arguments": {}})
+        assert reply.error["code"] == -32602
+        assert "no such" in reply.error["message"]
+        assert reply.status == (200 if combination.http else 0)
+
+
+@every()
+async def test_an_unknown_resource_is_told_by_the_code_of_the_revision(
+    connect: Connect, combination: Combination
+) -> None:
+    """Digest 16, row 42."""
+    reply = await (await connect(combination)).request("resources/read", {"uri": "note://none"})
+    assert reply.error["code"] == (-32002 if combination.handshake else -32602)
+    assert reply.error["data"] == {"uri": "note://none"}
+
+
+@every()
+async def test_missing_params_are_refused(connect: Connect, combination: Combination) -> None:
+    """Digest 3.1: a request without what it needs is -32602."""
+    client = await connect(combination)
+    for method in ("resources/read", "completion/complete"):
+        assert (await client.request(method)).error["code"] == -32602
+    assert (await client.request("tools/call")).error["code"] == -32602
+
+
+@every()
+async def test_a_tool_error_is_text_for_the_model(connect: Connect, combination: Combination) -> None:
+    """Digest 9.1: `isError`, not a protocol error."""
+    assert (await (await connect(combination)).call("fails")).failure == "Nothing left in stock."
+
+
+@every()
+@pytest.mark.parametrize("tool", ["breaks", "lies"])
+async def test_what_broke_stands_in_the_log_and_only_its_identifier_goes_out(
+    connect: Connect, combination: Combination, tool: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """STYLE 21: the peer sees the identifier; a result that its schema forbids is an internal error."""
+    caplog.set_level(logging.ERROR)
+    client = await connect(combination)
+    reply = await client.call(tool)
+    text = reply.failure if tool == "breaks" else reply.error["message"]
+    if tool == "lies":
+        assert reply.error["code"] == -32603
+    found = re.search(r"\b[0-9a-f]{16}\b", text)
+    assert found is not None, text
+    log = caplog.text + (client.process.log.read_text("utf-8") if client.process is not None else "")
+    assert found[0] in log
+    secret = "the secret" if tool == "breaks" else "x"
+    assert secret in log
+    assert "secret" not in json.dumps(reply.message)
+    assert "Error" not in text.replace("Internal error", "")
+    assert "schema" not in text
+
+
+@every()
+async def test_a_tool_that_takes_too_long_ends_in_an_error_for_the_model(
+    connect: Connect, combination: Combination
+) -> None:
+    """Issue: tool timeouts."""
+    assert "sleeps" in (await (await connect(combination)).call("sleeps")).failure
+
+
+@every()
+async def test_a_thread_that_takes_too_long_is_left_and_its_slot_stays_taken(
+    connect: Connect, combination: Combination
+) -> None:
+    """DESIGN 4: a timeout answers at once; the slot frees only when the thread ends; a full pool refuses."""
+    client = await connect(combination)
+    key = f"late {combination}"
+    for _ in range(2):
+        assert "blocks_too_long" in (await client.call("blocks_too_long", key=key)).failure
+    assert "busy" in (await client.call("text")).failure
+    await client.call("open_gate", key=key)
+
+    async def free() -> bool:
+        return not (await client.call("text")).result.get("isError")
+
+    for _ in range(500):
+        if await free():
+            break
+    else:
+        raise AssertionError("no thread became free")
+
+
+@every()
+async def test_a_tool_that_needs_a_capability_is_refused_before_it_runs(
+    connect: Connect, combination: Combination
+) -> None:
+    """Digest 2.3: -32021 with the capabilities that are missing; in the handshake era an error of its own."""
+    able = await connect(combination)
+    if combination.handshake:
+        return
+    assert (await able.call("needs_sampling")).text == "sampled"
+    unable = await connect(combination, capabilities={})
+    reply = await unable.call("needs_sampling")
+    assert reply.error["code"] == -32021
+    assert reply.error["data"] == {"requiredCapabilities": {"sampling": {}}}
+    assert reply.status == (400 if combination.http else 0)

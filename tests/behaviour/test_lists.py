@@ -1,0 +1,92 @@
+"""Lists: pages and cursors, and what a description may hold on each revision."""
+
+from behaviour.combinations import Combination, every
+from behaviour.conftest import Connect
+from behaviour.harness import Client, Json
+
+MEMBERS = {
+    "tools/list": "tools",
+    "prompts/list": "prompts",
+    "resources/list": "resources",
+    "resources/templates/list": "resourceTemplates",
+}
+
+
+async def listed(client: Client, method: str) -> dict[str, Json]:
+    """Everything a listing has, by name or URI."""
+    pages = await client.pages(method, MEMBERS[method])
+    return {each.get("uri") or each.get("uriTemplate") or each["name"]: each for page in pages for each in page}
+
+
+@every()
+async def test_pages_join_to_the_whole_list_in_order(connect: Connect, combination: Combination) -> None:
+    """Digest 9.7: cursors are opaque; every item is listed once, in the order of registration."""
+    client = await connect(combination)
+    pages = await client.pages("tools/list", "tools")
+    assert [len(page) for page in pages[:-1]] == [10] * (len(pages) - 1)
+    assert len(pages) > 3
+    names = [tool["name"] for page in pages for tool in page]
+    assert len(names) == len(set(names))
+    assert names[:2] == ["add", "text"]
+    assert names[-1] == "stock_count"
+    again = [tool["name"] for page in await client.pages("tools/list", "tools") for tool in page]
+    assert again == names
+
+
+@every()
+async def test_a_cursor_that_nobody_gave_is_refused(connect: Connect, combination: Combination) -> None:
+    """Digest 9.7: -32602, also for the empty one, which is a value and not its absence."""
+    client = await connect(combination)
+    for cursor in ("no cursor", "", "MTA"):
+        for method in MEMBERS:
+            error = (await client.request(method, {"cursor": cursor})).error
+            assert error["code"] == -32602, (method, cursor)
+
+
+@every()
+async def test_a_tool_is_described_with_what_the_revision_has(connect: Connect, combination: Combination) -> None:
+    """Digest 16, rows 35 to 38."""
+    tools = await listed(await connect(combination), "tools/list")
+    revision = combination.revision
+    decorated = tools["decorated"]
+    assert ("annotations" in decorated) == (revision >= "2025-03-26")
+    assert ("title" in decorated) == ("_meta" in decorated) == (revision >= "2025-06-18")
+    assert ("icons" in decorated) == (revision >= "2025-11-25")
+    assert ("outputSchema" in tools["point"]) == ("outputSchema" in tools["number"]) == (revision >= "2025-06-18")
+    assert "outputSchema" not in tools["text"]
+    if revision >= "2026-07-28":
+        assert tools["number"]["outputSchema"]["type"] == "integer"
+    elif revision >= "2025-06-18":
+        assert tools["number"]["outputSchema"]["properties"]["result"]["type"] == "integer"
+    assert tools["add"]["inputSchema"]["required"] == ["a"]
+    assert tools["add"]["description"] == "Adds."
+    assert tools["text"]["inputSchema"]["type"] == "object"
+    assert all(tool["inputSchema"]["type"] == "object" for tool in tools.values())
+
+
+@every()
+async def test_resources_and_prompts_are_described_likewise(connect: Connect, combination: Combination) -> None:
+    """Digest 16, rows 37 and 38."""
+    client = await connect(combination)
+    titles, icons = combination.revision >= "2025-06-18", combination.revision >= "2025-11-25"
+    resources = await listed(client, "resources/list")
+    assert resources["note://one"]["mimeType"] == "text/plain"
+    assert resources["note://one"]["size"] == 5
+    assert ("title" in resources["note://one"]) == titles
+    assert ("icons" in resources["note://one"]) == icons
+    templates = await listed(client, "resources/templates/list")
+    assert {"book://{isbn}/{page}", "orders://{number}", "item://stock/{number}"} == set(templates)
+    prompts = await listed(client, "prompts/list")
+    assert ("title" in prompts["greet"]) == titles
+    assert [each["name"] for each in prompts["greet"]["arguments"]] == ["name", "tone"]
+    assert [each.get("required", False) for each in prompts["greet"]["arguments"]] == [True, False]
+
+
+@every()
+async def test_a_listing_is_the_same_for_every_client(connect: Connect, combination: Combination) -> None:
+    """Digest 16, row 47: it may depend on the credential, not on what was asked before."""
+    client = await connect(combination)
+    before = await listed(client, "tools/list")
+    await client.call("text")
+    await client.call("no such tool")
+    assert await listed(client, "tools/list") == before

@@ -1,0 +1,113 @@
+"""The examples that people copy from: greet, bookshop and hub, at every revision."""
+
+import json
+from typing import Any
+
+import pytest
+
+from examples import bookshop, greet, hub
+
+
+async def test_greet_has_a_tool_a_resource_and_a_prompt(connect: Any, revision: str) -> None:
+    """The Hello server answers as its text says, in every revision."""
+    async with connect(greet.mcp, revision) as client:
+        assert await client.text("greet", name="Ann") == "Hello Hello, Ann!"
+        assert await client.text("greet") == "Hello Hello, world!"
+        read = await client.request("resources/read", uri="hello://about")
+        assert read["contents"][0]["text"] == "A server that says hello."
+        prompt = await client.request("prompts/get", name="introduce", arguments={"name": "Ann"})
+        assert "Ann" in prompt["messages"][0]["content"]["text"]
+
+
+async def test_an_order_asks_for_the_address_and_reports_progress(connect: Any, asking_revision: str) -> None:
+    """DESIGN 6: one function, which asks on every revision that can."""
+    async with connect(bookshop.mcp, asking_revision) as client:
+        result = await client.call("order", isbn="9780261103573", copies=2, meta={"progressToken": "t"})
+        assert json.loads(result["content"][0]["text"]) == {"ordered": 2}
+        (question,) = client.asked
+        assert question[1]["message"] == "Where shall we send it?"
+        assert set(question[1]["requestedSchema"]["properties"]) == {"street", "city"}
+        assert [each["params"]["progress"] for each in client.notifications] == [1, 2]
+
+
+async def test_an_order_that_is_declined_is_not_made(connect: Any, asking_revision: str) -> None:
+    """The model is told, on every revision alike."""
+    async with connect(bookshop.mcp, asking_revision, answer=lambda method, params: {"action": "decline"}) as client:
+        assert (await client.call("order", isbn="1"))["isError"] is True
+
+
+async def test_the_bookshop_has_books_reviews_and_completion(connect: Any, revision: str) -> None:
+    """The search, the template, the prompt and the completion of the tutorial."""
+    async with connect(bookshop.mcp, revision) as client:
+        assert list(json.loads(await client.text("search", words="tolkien"))) == ["9780261103573"]
+        read = await client.request("resources/read", uri="book://9780261103573")
+        assert "Tolkien" in read["contents"][0]["text"]
+        assert read["contents"][0]["uri"] == "book://9780261103573"
+        prompt = await client.request("prompts/get", name="review", arguments={"isbn": "9780261103573", "tone": "dry"})
+        assert prompt["messages"][0]["content"]["text"].startswith("Write a dry review")
+        reference = {"type": "ref/prompt", "name": "review"}
+        completed = await client.request(
+            "completion/complete", ref=reference, argument={"name": "isbn", "value": "97802"}
+        )
+        assert completed["completion"]["values"] == ["9780261103573"]
+
+
+@pytest.mark.parametrize(("tool", "result"), [("add_numbers", 15), ("multiply_numbers", 50)])
+async def test_the_hub_calculates_and_streams_when_asked(connect: Any, revision: str, tool: str, result: int) -> None:
+    """The sums of the earlier program, with ``stream`` as its option."""
+    async with connect(hub.mcp, revision) as client:
+        assert await client.text(tool, a=10, b=5) == str(result)
+        streamed = await client.call(tool, a=10, b=5, stream=True, meta={"progressToken": 1})
+        assert streamed["content"][0]["text"] == str(result)
+        assert [each["params"]["progress"] for each in client.notifications] == [1, 2, 3]
+
+
+async def test_the_hub_tells_about_itself_and_the_time(connect: Any, revision: str) -> None:
+    """Structured results, an error for the model, and a template with two variables."""
+    async with connect(hub.mcp, revision) as client:
+        info = json.loads(await client.text("get_server_info"))
+        assert (info["name"], info["revision"]) == ("hub", revision)
+        assert (await client.text("get_current_time", timezone="Asia/Kolkata")).endswith("+05:30")
+        for unknown in ("Mars/Base", "Europe", "../etc/passwd", ""):
+            refused = await client.call("get_current_time", timezone=unknown)
+            assert refused["isError"] is True
+            assert "IANA" in refused["content"][0]["text"]
+        read = await client.request("resources/read", uri="time://Asia/Kolkata")
+        assert read["contents"][0]["text"].endswith("+05:30")
+        assert (await client.request("resources/read", uri="hub://about"))["contents"][0]["mimeType"] == "text/markdown"
+        assert await client.text("greet", name="Ann") == "Hello, Ann!"
+
+
+async def test_the_hub_reports_every_step_of_a_long_task(connect: Any, revision: str) -> None:
+    """Progress with a total."""
+    async with connect(hub.mcp, revision) as client:
+        await client.call("long_task", steps=4, seconds=0, meta={"progressToken": "t"})
+        assert [each["params"]["progress"] for each in client.notifications] == [1, 2, 3, 4]
+
+
+async def test_the_hub_orders_and_the_order_can_be_read(connect: Any, asking_revision: str) -> None:
+    """A tool that asks, and a live resource that shows what came of it."""
+    async with connect(hub.mcp, asking_revision) as client:
+        order = json.loads(await client.text("order_parcel", item="tea"))
+        assert order["status"] == "tea to Ann, Ann (standard)"
+        read = await client.request("resources/read", uri=f"orders://{order['order']}")
+        assert read["contents"][0]["text"] == order["status"]
+
+
+async def test_the_hub_lets_the_clients_model_summarize(connect: Any, revision: str) -> None:
+    """Sampling is in every revision."""
+    async with connect(hub.mcp, revision) as client:
+        assert await client.text("summarize", text="Long ago …") == "Paris, hello"
+        assert client.asked[0][1]["maxTokens"] == 200
+
+
+async def test_the_hub_completes_languages(connect: Any, revision: str) -> None:
+    """A prompt with completion."""
+    async with connect(hub.mcp, revision) as client:
+        prompt = await client.request("prompts/get", name="translate", arguments={"text": "hi", "language": "Dutch"})
+        assert "Dutch" in prompt["messages"][0]["content"]["text"]
+        reference = {"type": "ref/prompt", "name": "translate"}
+        completed = await client.request(
+            "completion/complete", ref=reference, argument={"name": "language", "value": "d"}
+        )
+        assert completed["completion"]["values"] == ["Dutch"]

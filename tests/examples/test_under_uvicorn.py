@@ -1,0 +1,49 @@
+"""Servers under plain uvicorn: two mounted in one FastAPI application, and one by itself."""
+
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from processes import free_port, serving, uvicorn
+
+pytestmark = pytest.mark.server
+SECONDS = 5.0
+
+
+def call(port: int, mount: str, tool: str, **arguments: Any) -> str:
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{mount}/mcp", json.dumps(message).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=SECONDS) as reply:  # noqa: S310 - our own server
+        return json.loads(reply.read())["result"]["content"][0]["text"]
+
+
+def test_two_servers_in_one_application_need_no_lifespan(tmp_path: Path) -> None:
+    """Issue 2: mounted servers open what they need at their first request; FastAPI's own pages stay."""
+    port = free_port()
+    with serving(uvicorn("examples.echo_math:app", port), port, tmp_path / "log"):
+        assert call(port, "/echo", "echo", message="hi") == "Echo: hi"
+        assert call(port, "/math", "add_two", n=40) == "42"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/docs", timeout=SECONDS) as reply:
+            assert reply.status == 200
+
+
+def test_an_event_stream_of_a_mounted_server_names_its_own_address(tmp_path: Path) -> None:
+    """DESIGN 6: every URL that the server hands out includes the root path."""
+    port = free_port()
+    with serving(uvicorn("examples.echo_math:app", port), port, tmp_path / "log"):
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/echo/sse", headers={"accept": "text/event-stream"})
+        with urllib.request.urlopen(request, timeout=SECONDS) as reply:  # noqa: S310 - our own server
+            assert reply.readline().strip() == b"event: endpoint"
+            assert b"/echo/messages/?session_id=" in reply.readline()
+
+
+def test_a_server_is_an_application_for_uvicorn(tmp_path: Path) -> None:
+    """The command of docs/how-to/run-under-uvicorn.md."""
+    port = free_port()
+    with serving(uvicorn("examples.hub:mcp", port), port, tmp_path / "log"):
+        assert call(port, "", "add_numbers", a=1, b=1) == "2"

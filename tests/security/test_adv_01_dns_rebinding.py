@@ -1,0 +1,85 @@
+"""DNS rebinding (CVE-2025-66416, CVE-2025-66414, CVE-2026-34742, CVE-2026-63118): Host and Origin, by default settings.
+
+A page at a name that the attacker points to 127.0.0.1 sends that name as Host and its own Origin.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from http_peer import Running, serve
+from millstream import Server
+
+ENDPOINTS = [
+    ("POST", "/mcp"), ("GET", "/mcp"), ("DELETE", "/mcp"), ("OPTIONS", "/mcp"), ("POST", "/mcp/"),
+    ("GET", "/sse"), ("POST", "/messages/?session_id=x"), ("POST", "/absent"),
+]  # fmt: skip
+
+
+@pytest.fixture(params=["lane", "asgi"])
+async def running(request: pytest.FixtureRequest) -> AsyncIterator[dict[bool, Running]]:
+    """The default server by either way, as bound to loopback and as bound to every address."""
+    servers: dict[bool, Running] = {}
+    async with AsyncExitStack() as stack:
+        for loopback in (True, False):
+            app = Server("default")
+            app.loopback_bind = loopback
+            servers[loopback] = await stack.enter_async_context(serve(app, lane=request.param == "lane"))
+            stack.push_async_callback(app.stop)
+            # The first request opens the server; connections after it take the short cut.
+            assert await ask(servers[loopback], "GET", "/livez", b"Host: localhost\r\n") == 200
+        yield servers
+
+
+async def ask(server: Running, method: str, path: str, fields: bytes) -> int:
+    """The status of one request on its own connection."""
+    peer = await server.connect()
+    head = f"{method} {path} HTTP/1.1\r\n".encode()
+    body = b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    await peer.send(head + fields + body)
+    return (await peer.head())[0]
+
+
+@pytest.mark.parametrize("loopback", [True, False])
+async def test_a_rebound_host_is_421_on_every_path(running: dict[bool, Running], loopback: bool) -> None:
+    """The name in Host gives the attack away."""
+    for method, path in ENDPOINTS:
+        for host in (b"evil.com", b"evil.com:8000", b"localhost.evil.com", b"127.0.0.1.evil.com"):
+            assert await ask(running[loopback], method, path, b"Host: %b\r\n" % host) == 421, (method, path, host)
+
+
+@pytest.mark.parametrize("loopback", [True, False])
+async def test_a_foreign_origin_is_403_on_every_path(running: dict[bool, Running], loopback: bool) -> None:
+    """Also the opaque one, and where the Host is good."""
+    for method, path in ENDPOINTS:
+        for origin in (b"http://evil.com", b"https://localhost.evil.com", b"null"):
+            fields = b"Host: 127.0.0.1:8000\r\nOrigin: %b\r\n" % origin
+            assert await ask(running[loopback], method, path, fields) == 403, (method, path, origin)
+
+
+@pytest.mark.parametrize("loopback", [True, False])
+async def test_a_missing_host_is_400_on_every_path(running: dict[bool, Running], loopback: bool) -> None:
+    """RFC 9112 §3.2."""
+    for method, path in ENDPOINTS:
+        assert await ask(running[loopback], method, path, b"") == 400, (method, path)
+        assert await ask(running[loopback], method, path, b"Host: localhost\r\nHost: evil.com\r\n") == 400
+
+
+async def test_a_loopback_page_may_call_a_loopback_server_and_no_other(running: dict[bool, Running]) -> None:
+    """A developer's page on another port; a server bound to every address must list it."""
+    fields = b"Host: localhost:8000\r\nOrigin: http://localhost:3000\r\n"
+    assert await ask(running[True], "POST", "/mcp", fields) not in (403, 421)
+    assert await ask(running[False], "POST", "/mcp", fields) == 403
+
+
+async def test_addresses_and_loopback_names_are_served(running: dict[bool, Running]) -> None:
+    """Rebinding needs a name, so addresses need no setting."""
+    for host in (b"127.0.0.1", b"[::1]:8000", b"localhost:8000", b"192.168.1.5"):
+        assert await ask(running[False], "POST", "/mcp", b"Host: %b\r\n" % host) not in (403, 421)
+
+
+async def test_a_cross_site_post_without_an_origin_is_403(running: dict[bool, Running]) -> None:
+    """CVE-2026-33252: a form posts without a preflight; the browser says where it comes from."""
+    fields = b"Host: localhost\r\nSec-Fetch-Site: cross-site\r\n"
+    assert await ask(running[True], "POST", "/mcp", fields) == 403

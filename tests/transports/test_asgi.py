@@ -1,0 +1,267 @@
+"""The ASGI adapter without a server: scopes and messages in, messages out."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from http_peer import WAIT
+from millstream.config import Settings
+from millstream.http import STREAM_HEAD, Handler, Request, Response
+from millstream.transports.asgi import AsgiAdapter
+from millstream.transports.asgi_sink import header_list, header_lists
+from millstream.transports.hosts import HostPolicy
+
+DISCONNECT = {"type": "http.disconnect"}
+
+
+class Peer:
+    """The server's side of one request."""
+
+    def __init__(self, messages: Iterable[dict[str, Any]] = ({"type": "http.request"},), **scope: Any) -> None:
+        self.scope: dict[str, Any] = {
+            "type": "http",
+            "method": "POST",
+            "path": "/echo",
+            "headers": [(b"host", b"localhost")],
+        } | scope
+        self.messages = list(messages)
+        self.gone = asyncio.Event()
+        self.sent: list[dict[str, Any]] = []
+        self.broken = False
+
+    async def receive(self) -> dict[str, Any]:
+        """What the peer says; then it waits until the peer leaves."""
+        if self.messages:
+            return self.messages.pop(0)
+        await self.gone.wait()
+        return DISCONNECT
+
+    async def send(self, message: Any) -> None:
+        """Keep it, or fail as an ASGI 2.4 server does when the peer is gone."""
+        if self.broken:
+            raise OSError
+        self.sent.append(message)
+
+    async def ask(self, handler: Handler | None, **settings: Any) -> tuple[int, bytes]:
+        """Run the adapter; the status and the body it sent."""
+        adapter = AsgiAdapter(lambda method, path: handler, settings=Settings(**settings), policy=HostPolicy())
+        await asyncio.wait_for(adapter(self.scope, self.receive, self.send), WAIT)
+        return self.answer()
+
+    def answer(self) -> tuple[int, bytes]:
+        """What has been sent so far."""
+        assert [message["type"] for message in self.sent[:1]] == ["http.response.start"]
+        return self.sent[0]["status"], b"".join(message["body"] for message in self.sent[1:])
+
+
+async def _echo(request: Request) -> Response:
+    return Response(body=request.body)
+
+
+async def _where(request: Request) -> Response:
+    return Response(body=f"{request.root_path}|{request.path}".encode())
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "expected"),
+    [
+        ("", "/mcp", "|/mcp"),
+        ("/echo", "/echo/mcp", "/echo|/mcp"),
+        ("/echo", "/mcp", "/echo|/mcp"),
+        ("/echo", "/echo", "/echo|/"),
+        ("/echo", "/echo/", "/echo|/"),
+        ("/echo", "/echoes", "/echo|/echoes"),
+    ],
+)
+async def test_the_path_is_below_the_mount_by_either_convention(root: str, path: str, expected: str) -> None:
+    """Starlette left root_path off the path until 0.33, and leaves it there since."""
+    assert await Peer(root_path=root, path=path).ask(_where) == (200, expected.encode())
+
+
+async def test_a_scope_with_the_least_is_enough() -> None:
+    """ASGI: client, scheme, root_path and query_string may be missing."""
+
+    async def describe(request: Request) -> Response:
+        return Response(body=f"{request.peer}|{request.scheme}|{request.root_path}|{request.query!r}".encode())
+
+    assert await Peer().ask(describe) == (200, b"|http||b''")
+
+
+async def test_a_body_in_many_messages_is_joined() -> None:
+    """ASGI: `more_body`, and messages without a body."""
+    messages = [
+        {"type": "http.request", "body": b"ab", "more_body": True},
+        {"type": "http.request", "more_body": True},
+        {"type": "http.request", "body": b"cd"},
+    ]
+    assert await Peer(messages).ask(_echo) == (200, b"abcd")
+
+
+@pytest.mark.parametrize("more", [False, True])
+async def test_a_body_above_the_cap_is_413_without_a_content_length(more: bool) -> None:
+    """HTTP/2 and chunked bodies need none."""
+    messages = [{"type": "http.request", "body": b"x" * 11, "more_body": more}]
+    status, _ = await Peer(messages).ask(_echo, max_body=10)
+    assert status == 413
+
+
+async def test_a_peer_that_leaves_before_its_body_is_whole_starts_nothing() -> None:
+    """Half a request is no request."""
+    for messages in ([DISCONNECT], [{"type": "http.request", "body": b"a", "more_body": True}, DISCONNECT]):
+        peer = Peer(messages)
+        adapter = AsgiAdapter(lambda method, path: _fail, settings=Settings(), policy=HostPolicy())
+        await adapter(peer.scope, peer.receive, peer.send)
+        assert peer.sent == []
+
+
+async def _fail(request: Request) -> Response:
+    raise AssertionError
+
+
+async def test_a_cancelled_server_task_cancels_the_handler() -> None:
+    """Only a cancellation that the adapter itself asked for is swallowed."""
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def work(request: Request) -> None:
+        request.open(200, STREAM_HEAD)
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    task = asyncio.create_task(Peer().ask(work))
+    await asyncio.wait_for(began.wait(), WAIT)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
+
+
+async def test_a_cancellation_that_a_disconnect_asked_for_is_swallowed() -> None:
+    """The server's task ends as if the handler had returned."""
+    began = asyncio.Event()
+
+    async def work(request: Request) -> None:
+        request.cancel_on_disconnect = True
+        began.set()
+        await asyncio.Event().wait()
+
+    peer = Peer()
+    adapter = AsgiAdapter(lambda method, path: work, settings=Settings(), policy=HostPolicy())
+    task = asyncio.create_task(adapter(peer.scope, peer.receive, peer.send))
+    await asyncio.wait_for(began.wait(), WAIT)
+    peer.gone.set()
+    await asyncio.wait_for(task, WAIT)
+    assert task.cancelling() == 0
+    assert peer.sent == []
+
+
+async def test_a_handler_may_finish_after_a_disconnect_cancelled_it() -> None:
+    """It may have something to put away."""
+    began, finished = asyncio.Event(), asyncio.Event()
+
+    async def work(request: Request) -> Response:
+        request.cancel_on_disconnect = True
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+        finished.set()
+        return Response()
+
+    peer = Peer()
+    adapter = AsgiAdapter(lambda method, path: work, settings=Settings(), policy=HostPolicy())
+    task = asyncio.create_task(adapter(peer.scope, peer.receive, peer.send))
+    await asyncio.wait_for(began.wait(), WAIT)
+    peer.gone.set()
+    await asyncio.wait_for(task, WAIT)
+    assert finished.is_set()
+    assert task.cancelling() == 0
+    assert peer.sent == []
+
+
+async def test_a_waiting_handler_can_be_stopped_from_elsewhere() -> None:
+    """`Request.cancel`: a handler that catches it still gives its reply."""
+    requests: asyncio.Queue[Request] = asyncio.Queue()
+
+    async def work(request: Request) -> Response:
+        requests.put_nowait(request)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+        return Response(body=b"stopped")
+
+    task = asyncio.create_task(Peer().ask(work))
+    request = await asyncio.wait_for(requests.get(), WAIT)
+    await asyncio.sleep(0)
+    assert request.cancel is not None
+    request.cancel()
+    assert await asyncio.wait_for(task, WAIT) == (200, b"stopped")
+
+
+async def test_a_server_that_raises_for_a_gone_peer_ends_the_stream() -> None:
+    """ASGI 2.4: `send` raises OSError after a disconnect."""
+    peer = Peer()
+    closed = asyncio.Event()
+
+    async def stream(request: Request) -> None:
+        sink = request.open(200, STREAM_HEAD)
+        sink.on_close(closed.set)
+        sink.write(b"one")
+        await asyncio.sleep(0)
+        peer.broken = True
+        sink.write(b"two")
+        await sink.wait_closed()
+        await sink.wait_closed()
+
+    await peer.ask(stream)
+    assert closed.is_set()
+
+
+async def test_a_callback_that_fails_does_not_keep_the_others_from_hearing(caplog: pytest.LogCaptureFixture) -> None:
+    """Callbacks at the end of a stream belong to different owners."""
+    heard: list[int] = []
+
+    def fail() -> None:
+        raise ValueError("mine")
+
+    async def stream(request: Request) -> None:
+        sink = request.open(200, STREAM_HEAD)
+        sink.on_close(fail)
+        sink.on_close(lambda: heard.append(1))
+
+    assert await Peer().ask(stream) == (200, b"")
+    assert heard == [1]
+    assert "mine" in caplog.text
+
+
+async def test_a_stream_says_how_much_is_not_sent_yet() -> None:
+    """Broadcast looks at `buffered`."""
+    sizes: list[int] = []
+
+    async def stream(request: Request) -> None:
+        sink = request.open(200, STREAM_HEAD)
+        sizes.append(sink.buffered)
+        sink.write(b"12345")
+        sizes.append(sink.buffered)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        sizes.append(sink.buffered)
+
+    assert await Peer().ask(stream) == (200, b"12345")
+    assert sizes == [0, 5, 0]
+
+
+def test_split_heads_are_remembered_and_the_memory_is_bounded() -> None:
+    """Heads with session ids in them differ for ever."""
+    assert header_list(b"a: b\r\nc: d: e\r\n") == [(b"a", b"b"), (b"c", b"d: e")]
+    for number in range(1000):
+        header_list(b"x: %d\r\n" % number)
+    assert len(header_lists) <= 256

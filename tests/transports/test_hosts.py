@@ -1,0 +1,242 @@
+"""The Host and Origin rules, purely."""
+
+import pytest
+
+from millstream.http import Request, Sink
+from millstream.transports.hosts import HostPolicy, parse_authority
+
+LOCAL = HostPolicy()
+PUBLIC = HostPolicy(
+    ["mcp.example.com", "*.apps.example.com", "odd.example.com:8443"],
+    ["https://app.example.com", "https://*.pages.example.com", "http://dev.example.com:3000/"],
+    loopback_bind=False,
+)
+
+
+def status(policy: HostPolicy, *fields: tuple[bytes, bytes], method: str = "POST") -> int:
+    """What the policy answers; 200 for nothing."""
+    refusal = policy.check(method, dict(fields), fields)
+    return 200 if refusal is None else refusal.status
+
+
+def host(value: bytes, policy: HostPolicy = LOCAL) -> int:
+    """What it answers to a Host."""
+    return status(policy, (b"host", value))
+
+
+def origin(value: bytes, at: bytes = b"127.0.0.1:8000", policy: HostPolicy = LOCAL) -> int:
+    """What it answers to an Origin."""
+    return status(policy, (b"host", at), (b"origin", value))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"127.0.0.1", b"127.0.0.1:8000", b"[::1]:8000", b"192.168.1.5:80", b"[2001:db8::1]", b"203.0.113.9", b"[::]:1",
+     b"localhost", b"localhost:65535", b"LOCALHOST:1", b"localhost.", b"app.localhost:3000", b"127.0.0.1 ",
+     b"[::ffff:1.2.3.4]"],
+)  # fmt: skip
+def test_addresses_and_loopback_names_are_always_good_hosts(value: bytes) -> None:
+    """Rebinding needs a name that an attacker controls."""
+    assert host(value) == host(value, PUBLIC) == 200
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"evil.com", b"localhost.evil.com", b"evil-localhost", b"127.0.0.1.evil.com", b"127.1", b"2130706433",
+     b"0x7f.0.0.1", b"1.2.3.4.5", b"mcp.example.com.evil.com", b"com", b"apps.example.com", b"evilapps.example.com",
+     b"odd.example.com", b"odd.example.com:443"],
+)  # fmt: skip
+def test_other_names_are_421_and_the_text_names_the_setting(value: bytes) -> None:
+    """RFC 9110 §7.4 and our rule for hosts."""
+    assert host(value) == host(value, PUBLIC) == 421
+    refusal = LOCAL.check("GET", {b"host": value}, [(b"host", value)])
+    assert refusal is not None
+    assert b"allowed_hosts" in refusal.body
+    assert b"MILLSTREAM_ALLOWED_HOSTS" in refusal.body
+
+
+@pytest.mark.parametrize(
+    "value", [b"mcp.example.com", b"MCP.Example.com:443", b"mcp.example.com.", b"a.apps.example.com",
+              b"a.b.apps.example.com:8080", b"odd.example.com:8443"],
+)  # fmt: skip
+def test_listed_names_are_good_hosts(value: bytes) -> None:
+    """`allowed_hosts`: a name at any port, a name at one port, subdomains by wildcard."""
+    assert host(value, PUBLIC) == 200
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"", b" ", b"a b", b"user@localhost", b"localhost/x", b"localhost:", b"localhost:99999", b"localhost:-1",
+     b"localhost:80:80", b"[::1", b"::1", b"[::1]x", b"[1.2.3.4]", b"[:::]", b"local\xc3\xa9", b"a,b", b"http://a",
+     b"localhost\x00", b"localhost:8\xb2", b".", b"a/?x=", b"*", b"x" * 300],
+)  # fmt: skip
+def test_a_malformed_host_is_400(value: bytes) -> None:
+    """RFC 9112 §3.2; a path or userinfo in it would poison URLs that are built from it."""
+    assert host(value) == 400
+
+
+def test_no_host_and_two_hosts_are_400() -> None:
+    """RFC 9112 §3.2."""
+    assert status(LOCAL) == 400
+    assert status(LOCAL, (b"host", b"localhost"), (b"host", b"localhost")) == 400
+    assert status(LOCAL, (b"host", b"evil.com"), (b"host", b"localhost")) == 400
+
+
+def test_two_origins_are_400_and_other_headers_may_repeat() -> None:
+    """One of two origins would be checked and the other used."""
+    good = (b"host", b"localhost")
+    assert status(LOCAL, good, (b"origin", b"http://evil.com"), (b"origin", b"http://localhost")) == 400
+    assert status(LOCAL, good, (b"accept", b"a"), (b"accept", b"b")) == 200
+
+
+def test_any_host_may_be_allowed() -> None:
+    """`*`, for servers whose proxy has checked already; a malformed one stays 400."""
+    anyone = HostPolicy(["*"])
+    assert host(b"evil.com", anyone) == 200
+    assert host(b"a b", anyone) == 400
+
+
+def test_good_hosts_are_remembered_and_the_memory_is_bounded() -> None:
+    """The hot path looks in the set; a wildcard must not let a client grow it."""
+    anyone = HostPolicy(["*"])
+    for number in range(3000):
+        assert host(b"h%d.example.com" % number, anyone) == 200
+    assert 0 < len(anyone.good) <= 1024
+    assert host(b"evil.com") == 421
+    assert b"evil.com" not in LOCAL.good
+
+
+@pytest.mark.parametrize(
+    "value", [b"http://localhost:3000", b"https://localhost", b"http://127.0.0.1:9", b"http://[::1]:5173",
+              b"http://app.localhost", b"HTTP://LOCALHOST:3000"],
+)  # fmt: skip
+def test_loopback_origins_of_any_port_are_good_on_a_loopback_bind_only(value: bytes) -> None:
+    """A page of the user's own machine; a server for others must list it."""
+    assert origin(value) == 200
+    assert origin(value, b"203.0.113.9", PUBLIC) == 403
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"null", b"", b"http://evil.com", b"http://localhost.evil.com", b"file://", b"chrome-extension://abc",
+     b"localhost", b"http://user@localhost", b"http://localhost/path", b"http://localhost http://evil.com", b"ftp://localhost",
+     b"http://", b"http://a b", b"https://app.example.com:444", b"http://app.example.com",
+     b"https://pages.example.com", b"https://evilpages.example.com", b"http://dev.example.com"],
+)  # fmt: skip
+def test_other_origins_are_403_and_the_text_names_the_setting(value: bytes) -> None:
+    """Also the opaque one, on every method."""
+    for policy in (LOCAL, PUBLIC):
+        for method in ("GET", "POST", "DELETE"):
+            fields = {b"host": b"127.0.0.1:8000", b"origin": value}
+            refusal = policy.check(method, fields, list(fields.items()))
+            assert refusal is not None
+            assert refusal.status == 403
+            assert b"allowed_origins" in refusal.body
+
+
+@pytest.mark.parametrize(
+    "value", [b"https://app.example.com", b"https://APP.example.com:443", b"https://a.pages.example.com",
+              b"http://dev.example.com:3000"],
+)  # fmt: skip
+def test_listed_origins_are_good(value: bytes) -> None:
+    """`allowed_origins`: scheme, host and port all count; the default port may be left out."""
+    assert origin(value, policy=PUBLIC) == 200
+
+
+def test_any_origin_may_be_allowed_but_the_opaque_one() -> None:
+    """`*`; `null` is what a sandboxed frame of any page sends."""
+    anyone = HostPolicy(allowed_origins=["*"], loopback_bind=False)
+    assert origin(b"https://evil.com", policy=anyone) == 200
+    assert origin(b"null", policy=anyone) == 403
+
+
+def test_the_servers_own_origin_is_good_where_its_host_is() -> None:
+    """A page that the server itself serves; a rebound name fails at the Host already."""
+    assert origin(b"https://mcp.example.com", b"mcp.example.com", PUBLIC) == 200
+    assert origin(b"http://mcp.example.com:8000", b"mcp.example.com:8000", PUBLIC) == 200
+    assert origin(b"http://192.168.1.5:8000", b"192.168.1.5:8000", PUBLIC) == 200
+    assert origin(b"http://mcp.example.com:8001", b"mcp.example.com:8000", PUBLIC) == 403
+    assert origin(b"http://evil.com", b"evil.com") == 421
+
+
+def test_an_origin_setting_that_is_none_is_an_error() -> None:
+    """A bare name would never match, and nobody would see why."""
+    with pytest.raises(ValueError, match="allowed_origins"):
+        HostPolicy(allowed_origins=["app.example.com"])
+
+
+def test_empty_entries_mean_nothing() -> None:
+    """``MILLSTREAM_ALLOWED_HOSTS=`` splits to one empty string."""
+    nobody = HostPolicy([""], [""], loopback_bind=False)
+    assert host(b"evil.com", nobody) == 421
+    assert origin(b"http://evil.com", policy=nobody) == 403
+
+
+@pytest.mark.parametrize(("method", "expected"), [("POST", 403), ("DELETE", 403), ("GET", 200), ("OPTIONS", 200)])
+def test_a_cross_site_request_without_an_origin_must_not_change_state(method: str, expected: int) -> None:
+    """Fetch metadata; with an allowed Origin it may."""
+    fields = [(b"host", b"localhost"), (b"sec-fetch-site", b"cross-site")]
+    assert status(LOCAL, *fields, method=method) == expected
+    assert status(LOCAL, *fields, (b"origin", b"http://localhost:1"), method=method) == 200
+    assert status(LOCAL, (b"host", b"localhost"), (b"sec-fetch-site", b"same-origin"), method=method) == 200
+
+
+def test_cors_headers_name_the_origin_and_what_may_be_read() -> None:
+    """Digest §4.6."""
+    head = LOCAL.cors_head(b"http://localhost:3000 ")
+    assert head.startswith(b"access-control-allow-origin: http://localhost:3000\r\n")
+    assert b"mcp-session-id, www-authenticate" in head
+    assert b"vary: origin\r\n" in head
+
+
+def _options(*fields: tuple[bytes, bytes], method: str = "OPTIONS") -> Request:
+    def no_stream(status: int, head: bytes) -> Sink:
+        raise AssertionError
+
+    raw = [(b"host", b"localhost"), *fields]
+    return Request(method, "/mcp", raw, dict(raw), no_stream)
+
+
+def test_a_preflight_reflects_the_headers_it_asks_for() -> None:
+    """Names of ``Mcp-Param-*`` are the tool author's choice, so a fixed list cannot do."""
+    asks = (b"access-control-request-method", b"POST")
+    reply = LOCAL.preflight(
+        _options((b"origin", b"http://localhost"), asks, (b"access-control-request-headers", b"mcp-param-x, accept"))
+    )
+    assert reply is not None
+    assert (reply.status, reply.body) == (204, b"")
+    assert b"access-control-allow-headers: mcp-param-x, accept\r\n" in reply.head
+    assert b"access-control-allow-methods: POST, GET, DELETE, OPTIONS\r\n" in reply.head
+
+
+@pytest.mark.parametrize("wanted", [b"", b"x\r\nset-cookie: a=b", b"a;b", b"x" * 3000])
+def test_a_preflight_without_a_usable_list_gets_the_protocols_own_headers(wanted: bytes) -> None:
+    """And nothing of it is copied into our headers."""
+    reply = LOCAL.preflight(
+        _options(
+            (b"origin", b"http://localhost"),
+            (b"access-control-request-method", b"POST"),
+            (b"access-control-request-headers", wanted),
+        )
+    )
+    assert reply is not None
+    assert b"mcp-session-id, last-event-id\r\n" in reply.head
+    assert b"set-cookie" not in reply.head
+
+
+def test_other_options_requests_are_no_preflight() -> None:
+    """The Fetch standard: a preflight has an Origin and names a method."""
+    asks, comes = (b"access-control-request-method", b"POST"), (b"origin", b"http://localhost")
+    assert LOCAL.preflight(_options(comes)) is None
+    assert LOCAL.preflight(_options(asks)) is None
+    assert LOCAL.preflight(_options(comes, asks, method="POST")) is None
+
+
+def test_an_authority_says_what_it_is() -> None:
+    """Name in lower case, port as written, address if it is one."""
+    parsed = parse_authority(b"LocalHost:80")
+    assert parsed is not None
+    assert (parsed.name, parsed.port, parsed.address, parsed.loopback) == ("localhost", b"80", None, True)
+    remote = parse_authority(b"[2001:DB8::1]")
+    assert remote is not None
+    assert (remote.name, str(remote.address), remote.loopback) == ("2001:db8::1", "2001:db8::1", False)
