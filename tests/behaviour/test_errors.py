@@ -86,7 +86,7 @@ async def test_what_broke_stands_in_the_log_and_only_its_identifier_goes_out(
     assert found is not None, text
     log = caplog.text + (client.process.log.read_text("utf-8") if client.process is not None else "")
     assert found[0] in log
-    secret = "the secret" if tool == "breaks" else "x"
+    secret = "the secret" if tool == "breaks" else "$.x"
     assert secret in log
     assert "secret" not in json.dumps(reply.message)
     assert "Error" not in text.replace("Internal error", "")
@@ -123,17 +123,28 @@ async def test_a_thread_that_takes_too_long_is_left_and_its_slot_stays_taken(
         raise AssertionError("no thread became free")
 
 
-@every()
-async def test_a_tool_that_needs_a_capability_is_refused_before_it_runs(
+@every("requests of its own")
+async def test_a_tool_that_needs_a_capability_is_refused_with_what_is_missing(
     connect: Connect, combination: Combination
 ) -> None:
-    """Digest 2.3: -32021 with the capabilities that are missing; in the handshake era an error of its own."""
+    """Digest 2.3, step 6e: -32021 before anything runs, status 400."""
     able = await connect(combination)
-    if combination.handshake:
-        return
     assert (await able.call("needs_sampling")).text == "sampled"
     unable = await connect(combination, capabilities={})
     reply = await unable.call("needs_sampling")
     assert reply.error["code"] == -32021
     assert reply.error["data"] == {"requiredCapabilities": {"sampling": {}}}
     assert reply.status == (400 if combination.http else 0)
+
+
+@every("handshake", "session")
+async def test_a_tool_that_needs_a_capability_is_refused_in_the_handshake_era_too(
+    connect: Connect, combination: Combination
+) -> None:
+    """Our choice: `requires` means the same on every revision that knows what the client can do."""
+    able = await connect(combination)
+    assert (await able.call("needs_sampling")).text == "sampled"
+    unable = await connect(combination, capabilities={})
+    message = (await unable.call("needs_sampling")).message
+    assert "error" in message or message["result"].get("isError"), message
+    assert "sampling" in str(message)

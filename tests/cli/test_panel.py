@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from rich.console import Console
 
 from millstream import Server
-from millstream.cli import panel
+from millstream.app import panel, panel_drawing
 
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - shown, not bound
 
@@ -39,7 +39,7 @@ class Terminal(io.StringIO):
 
 def drawn(server: Server, host: str = "127.0.0.1", width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    panel.draw(panel.facts(server, host=host, port=8000), console)
+    panel_drawing.draw(panel.facts(server, host=host, port=8000), console)
     output = console.file
     assert isinstance(output, io.StringIO)
     return output.getvalue()

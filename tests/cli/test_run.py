@@ -19,8 +19,9 @@ import pytest
 
 from millstream import Server
 from millstream.cli import main
-from millstream.cli.errors import CommandError
-from millstream.cli.run import listen, override, serve_with_panel
+from millstream.app.user_errors import CommandError
+from millstream.app.listening import listen, run_program
+from millstream.cli.run import override
 from millstream.cli.stdio import plain_stdio
 from processes import ROOT, free_port, millstream, serving
 
@@ -285,5 +286,5 @@ def test_a_program_that_runs_its_server_gets_the_same_message(
     """``mcp.run(port=70000)``: no traceback through our code."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
     with pytest.raises(SystemExit):
-        serve_with_panel(Server("shop"), "127.0.0.1", 70_000)
+        run_program(Server("shop"), "127.0.0.1", 70_000)
     assert "70000 is not a port" in capsys.readouterr().err

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import uvicorn
+from websockets.asyncio.client import connect
 
 from http_peer import HEAD, WAIT, Peer, Running, ToyApp, request, serve
 from millstream.config import Settings
 from millstream.http import STREAM_HEAD, Handler, Request, Response
+from millstream.transports.hosts import HostPolicy
 from millstream.transports.lane import Lane, load_lane
 from millstream.transports.lane.guarded import MAX_PIPELINE
 
@@ -345,6 +347,35 @@ async def test_a_bad_body_behind_a_running_call_is_answered_after_it(start: Star
     assert ran == []
 
 
+async def test_garbage_in_the_body_of_an_answered_asgi_request_only_closes(start: Start) -> None:
+    """A second reply to the same request would be read as the reply to the next."""
+    peer = await (await start()).connect()
+    await peer.send(b"POST /absent HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    assert (await peer.reply())[0] == 404
+    await peer.send(b"not a size\r\n")
+    assert await peer.rest() == b""
+
+
+async def test_garbage_in_the_body_of_a_half_answered_asgi_request_only_closes() -> None:
+    """The same in the middle of its reply; the application sees a disconnect."""
+    left = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": b"he", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+
+    async with serve(app, lane=True) as server:
+        peer = await server.connect()
+        await peer.send(b"POST / HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        assert (await peer.head())[0] == 200
+        await peer.send(b"not a size\r\n")
+        assert await peer.rest() == b"he"
+        await asyncio.wait_for(left.wait(), WAIT)
+
+
 async def test_garbage_in_the_body_of_a_started_asgi_request_is_400(start: Start) -> None:
     """uvicorn starts its application before the body came; the application sees a disconnect."""
     peer = await (await start()).connect()
@@ -433,6 +464,110 @@ async def test_connections_of_one_address_have_a_cap_of_their_own(start: Start) 
     third = await server.connect()
     await third.send(request(body=b"x"))
     assert (await third.reply())[0] == 200
+
+
+async def test_a_crowd_above_the_cap_is_dropped_without_an_answer(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refusals are polite only as far as they cost little."""
+    monkeypatch.setattr("millstream.transports.lane.guard._LINGERING", 0)
+    server = await start(max_connections=1)
+    first = await server.connect()
+    await first.send(request(body=b"x"))
+    await first.reply()
+    assert await (await server.connect()).rest() == b""
+
+
+async def test_a_refused_peer_that_does_not_leave_is_dropped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may read its refusal, but not for ever."""
+    monkeypatch.setattr("millstream.transports.lane.guard._LINGER", 0.0)
+    server = await start(header_timeout=0.1)
+    peer = await server.connect()
+    await peer.send(b"garbage\r\n\r\n")
+    await refused(peer, 400)
+    await server.left(0)
+
+
+async def test_a_websocket_is_handed_over_and_still_counts(start: Start) -> None:
+    """Its connection stays in the server's set, and so under the caps; the guard no longer judges it."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message["text"]})
+
+    lane = Lane(
+        lambda method, path: None,
+        settings=Settings(max_connections_per_address=1, header_timeout=0.1, keep_alive=0.1),
+        policy=HostPolicy(),
+    )
+    app.__millstream_lane__ = lane  # type: ignore[attr-defined]
+    async with serve(app, lane=True, ws="websockets-sansio") as server:
+        async with connect(f"ws://127.0.0.1:{server.port}/ws") as socket:
+            await socket.send("one")
+            assert await asyncio.wait_for(socket.recv(), WAIT) == "one"
+            guard = vars(server.state)["millstream_guard"]
+            guard._sweep()
+            await refused(await server.connect(), 503)
+            await socket.send("two")
+            assert await asyncio.wait_for(socket.recv(), WAIT) == "two"
+        await server.left(0)
+        guard._sweep()
+        peer = await server.connect()
+        await peer.send(b"garbage\r\n\r\n")
+        await refused(peer, 400)
+
+
+async def test_a_stream_for_http_1_0_is_not_chunked(start: Start) -> None:
+    """RFC 9112 §7.1: its end is the end of the connection. (uvicorn alone chunks it.)"""
+
+    async def stream(request: Request) -> None:
+        sink = request.open(200, STREAM_HEAD)
+        sink.write(b"one")
+        assert sink.buffered == 0
+        sink.write(b"two")
+
+    peer = await (await start({("POST", "/stream"): stream})).connect()
+    await peer.send(b"POST /stream HTTP/1.0\r\n" + HEAD + b"\r\n")
+    status, headers = await peer.head()
+    assert (status, b"transfer-encoding" in headers) == (200, False)
+    assert await peer.rest() == b"onetwo"
+
+
+async def test_a_call_that_the_server_cancels_ends_its_connection(start: Start) -> None:
+    """uvicorn cancels what is left when the grace time is over; the peer must not wait for ever."""
+    handler, began, _ = held()
+    server = await start({("POST", "/held"): handler})
+    peer = await server.connect()
+    await peer.send(request(path="/held"))
+    await asyncio.wait_for(began.wait(), WAIT)
+    for task in list(server.state.tasks):
+        task.cancel()
+    assert await peer.rest() == b""
+    await server.left(0)
+    assert server.state.tasks == set()
+
+
+async def test_a_waiting_call_can_be_stopped_from_elsewhere(start: Start) -> None:
+    """`Request.cancel`: a handler that catches it still gives its reply."""
+    requests: asyncio.Queue[Request] = asyncio.Queue()
+
+    async def work(request: Request) -> Response:
+        requests.put_nowait(request)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return Response(body=b"stopped")
+        return Response()
+
+    peer = await (await start({("POST", "/work"): work})).connect()
+    await peer.send(request(path="/work"))
+    waiting = await asyncio.wait_for(requests.get(), WAIT)
+    await asyncio.sleep(0)
+    assert waiting.cancel is not None
+    waiting.cancel()
+    assert (await peer.reply())[2] == b"stopped"
 
 
 async def test_requests_of_both_kinds_are_counted_and_leave_no_task(start: Start) -> None:

@@ -70,6 +70,7 @@ def serve(
         host=host,
         port=port,
         http=protocol or "httptools",
+        ws="none",
         access_log=False,
         server_header=False,
         log_config=None,

@@ -23,9 +23,9 @@ def launch(server: "Server", transport: str | None, host: str, port: int) -> Non
     if transport == "stdio":
         asyncio.run(_stdio(server))
     elif transport == "http":
-        from millstream.cli.run import serve_with_panel  # noqa: PLC0415
+        from millstream.app.listening import run_program  # noqa: PLC0415  loads an HTTP server only for HTTP
 
-        serve_with_panel(server, host, port)
+        run_program(server, host, port)
     else:
         raise ValueError(f"Unknown transport {transport!r}: use 'http' or 'stdio'")
 

@@ -6,7 +6,7 @@ need.
 
 import sys
 
-from millstream.cli.errors import CommandError, report
+from millstream.app.user_errors import CommandError, report
 from millstream.cli.stdio import plain_stdio, serve_stdio
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from millstream.app import Server
-from millstream.cli.errors import CommandError
+from millstream.app.user_errors import CommandError
 
 CUSTOMARY_NAMES = ("mcp", "server", "app")
 

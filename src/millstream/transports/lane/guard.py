@@ -84,11 +84,12 @@ class Guard:
             self._timer = self._loop.call_later(self._interval, self._sweep)
         connection.since = connection.unsent_since = self.clock
         self._connections.add(connection)
-        self._counts[connection.peer] += 1
-        cap = self._limits.max_connections_per_address
-        return len(self._state.connections) <= self._limits.max_connections and (
-            not cap or self._counts[connection.peer] <= cap
-        )
+        limits, peer = self._limits, connection.peer
+        if limits.max_connections_per_address and peer:
+            self._counts[peer] += 1
+            if self._counts[peer] > limits.max_connections_per_address:
+                return False
+        return len(self._state.connections) <= limits.max_connections
 
     @property
     def overrun(self) -> bool:
@@ -98,20 +99,19 @@ class Guard:
     def release(self, connection: Guarded) -> None:
         """Stop watching a connection that is over, or that another protocol goes on with."""
         self._connections.discard(connection)
-        self._counts[connection.peer] -= 1
+        if connection.peer in self._counts:
+            self._counts[connection.peer] -= 1
 
     def _sweep(self) -> None:
         self.clock = now = self._loop.time()
+        there = self._state.connections or self._connections
+        self._timer = self._loop.call_later(self._interval, self._sweep) if there else None
         for connection in list(self._connections):
             if self._reads(connection, now):
                 self._judge(connection, now)
         if self._limits.max_connections_per_address:
             # WebSockets leave the guard's sight but stay in the server's set: count again who is there.
             self._counts = Counter(_address(one) for one in self._state.connections)
-        if self._state.connections or self._connections:
-            self._timer = self._loop.call_later(self._interval, self._sweep)
-        else:
-            self._timer = None
 
     def _reads(self, connection: Guarded, now: float) -> bool:
         """Does the peer take what we write? One that takes nothing for too long is cut off."""

@@ -220,11 +220,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.expect_100_continue = any(
             name == b"expect" and value.strip().lower() == b"100-continue" for name, value in headers
         )
-        try:
-            super().on_headers_complete()
-        except (HttpParserInvalidURLError, UnicodeDecodeError):
-            self.refuse(BAD_TARGET)
-            return
+        super().on_headers_complete()
         self.phase = BODY
         cycle = self.cycle
         if cycle is None or cycle is previous:

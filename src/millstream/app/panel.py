@@ -12,13 +12,8 @@ from typing import Any, TextIO
 
 import msgspec
 from msgspec import Struct
-from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 
-import millstream
-from millstream.app import Server
+from millstream.app.server import Server
 from millstream.config import Settings
 from millstream.server.tools import Tool
 from millstream.transports.lane import load_lane
@@ -123,35 +118,11 @@ def show(told: Facts, *, stream: TextIO | None = None) -> None:
     """Tell the facts on standard error: a panel on a terminal, else one log record (and one for the warning)."""
     target = stream or sys.stderr
     if target.isatty():
+        from millstream.app.panel_drawing import Console, draw  # noqa: PLC0415  only a terminal needs the drawing library
+
         draw(told, Console(file=target, highlight=False))
         return
     fields = {key: value for key, value in msgspec.structs.asdict(told).items() if key not in ("name", "warning")}
     logger.info("%s is serving on %s", told.name, told.url, extra={"server": told.name, **fields})
     if told.warning:
         logger.warning(told.warning)
-
-
-def draw(told: Facts, console: Console) -> None:
-    """The panel; the command stands below it, unbroken, to be copied."""
-    has = " · ".join(_count(number, kind) for kind, number in told.counts.items() if number) or "nothing yet"
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
-    table.add_row("MCP", Text(told.url, style="bold cyan"))
-    if told.sse_url:
-        table.add_row("HTTP+SSE", Text(told.sse_url, style="cyan"))
-    table.add_row("has", has)
-    table.add_row("guard", " · ".join(told.protections))
-    if told.warning:
-        table.add_row(Text("warning", style="bold yellow"), Text(told.warning, style="yellow"))
-    title = Text.assemble((told.name, "bold"), (f" {told.version}" if told.version else "", "dim"))
-    panel = Panel(table, title=title, title_align="left", subtitle_align="right", padding=(0, 1), expand=False)
-    panel.subtitle = Text(f"millstream {millstream.__version__}", style="dim")
-    panel.border_style = "yellow" if told.warning else "green"
-    console.print(panel)
-    console.print(Text("Try it in another window; Ctrl-C stops the server.", style="dim"))
-    console.print(Text(told.curl), soft_wrap=True)
-
-
-def _count(number: int, kind: str) -> str:
-    return f"{number} {kind if number != 1 else kind[:-1]}"

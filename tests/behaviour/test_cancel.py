@@ -1,0 +1,118 @@
+"""Giving up: by a notification, by going away, and what the function notices."""
+
+from behaviour.combinations import Combination, every
+from behaviour.conftest import Connect
+from behaviour.harness import Client, Json
+
+PROGRESS = "notifications/progress"
+
+
+async def journal_has(client: Client, key: str, text: str) -> None:
+    """Wait until a function wrote something."""
+    assert (await client.call("awaited", key=key, text=text)).text == text
+
+
+async def begun(client: Client, tool: str, key: str) -> int:
+    """Start a tool that waits, and see that it runs."""
+    sent: int = await client.start("tools/call", {"name": tool, "arguments": {"key": key}}, meta={"progressToken": 1})
+    await journal_has(client, key, "begun")
+    return sent
+
+
+@every("explicit cancel")
+async def test_a_cancelled_call_stops_and_is_not_answered(connect: Connect, combination: Combination) -> None:
+    """Digest 10.6: stop the work, send no response; unknown ids are ignored."""
+    client = await connect(combination)
+    key = f"cancel {combination}"
+    sent = await begun(client, "waits", key)
+    await client.notify("notifications/cancelled", {"requestId": "no such id"})
+    await client.notify("notifications/cancelled", {"requestId": sent, "reason": "changed my mind"})
+    await journal_has(client, key, "cancelled")
+    assert (await client.call("text")).text == "plain"
+    assert not client._waiting[sent][1].done()  # noqa: SLF001  what the client waits for
+
+
+@every("explicit cancel")
+async def test_a_thread_learns_that_its_caller_gave_up(connect: Connect, combination: Combination) -> None:
+    """DESIGN 4: a thread runs on, with `ctx.cancelled` set."""
+    client = await connect(combination)
+    key = f"thread {combination}"
+    sent = await begun(client, "waits_in_thread", key)
+    await client.notify("notifications/cancelled", {"requestId": sent})
+    assert (await client.call("text")).text == "plain"
+    await client.call("open_gate", key=key)
+    await journal_has(client, key, "cancelled")
+
+
+@every("explicit cancel", "questions", "elicitation")
+async def test_a_call_that_waits_for_an_answer_can_be_cancelled(connect: Connect, combination: Combination) -> None:
+    """Digest 10.6: the question dies with its call, and a late answer is ignored."""
+    if not combination.handshake:
+        return
+    client = await connect(combination, answer=lambda method, params: None)
+    sent = await client.start("tools/call", {"name": "insists", "arguments": {}})
+    await client.until(lambda: client.asked)
+    await client.notify("notifications/cancelled", {"requestId": sent})
+    client.answer = lambda method, params: {"action": "accept", "content": {"x": 1}}
+    assert (await client.call("insists")).text == "Point(x=1, y=0)"
+    assert not client._waiting[sent][1].done()  # noqa: SLF001  what the client waits for
+
+
+@every("requests of its own", "streamable http")
+async def test_going_away_cancels_a_call_of_the_newest_revision(connect: Connect, combination: Combination) -> None:
+    """Digest 16, row 25: closing the stream is the cancel."""
+    client = await connect(combination)
+    key = f"gone {combination}"
+    message: Json = {
+        "jsonrpc": "2.0", "id": 700, "method": "tools/call",
+        "params": client.params({"name": "waits", "arguments": {"key": key}}, {"progressToken": 1}),
+    }  # fmt: skip
+    if combination.transport == "json":
+        sent = await client.start("tools/call", {"name": "waits", "arguments": {"key": key}})
+        await journal_has(client, key, "begun")
+        await client.call("open_gate", key=key)
+        assert (await client.finish(sent)).text == "waited"
+        return
+    exchange = await client.streamable.post(message)
+    assert exchange.streaming
+    exchange.close()
+    await journal_has(client, key, "cancelled")
+
+
+@every("handshake session", "streamable http", "resumption")
+async def test_going_away_does_not_cancel_a_call_of_a_session(connect: Connect, combination: Combination) -> None:
+    """Digest 16, row 25: the call belongs to the server; its result waits in the log."""
+    client = await connect(combination)
+    key = f"stays {combination}"
+    message: Json = {
+        "jsonrpc": "2.0", "id": 700, "method": "tools/call",
+        "params": client.params({"name": "waits", "arguments": {"key": key}}, {"progressToken": 1}),
+    }  # fmt: skip
+    exchange = await client.streamable.post(message)
+    exchange.close()
+    await journal_has(client, key, "begun")
+    await client.call("open_gate", key=key)
+    await journal_has(client, key, "ended")
+    assert "cancelled" not in (await client.call("journal", key=key)).text
+
+
+@every("requests of its own", "streamable http")
+async def test_a_posted_cancel_touches_nobody_elses_request(connect: Connect, combination: Combination) -> None:
+    """Digest 2.3, step 7: a notification of the newest revision cancels nothing over HTTP."""
+    client = await connect(combination)
+    key = f"touch {combination}"
+    sent = await begun(client, "waits", key)
+    await client.notify("notifications/cancelled", {"requestId": sent})
+    await client.call("open_gate", key=key)
+    assert (await client.finish(sent)).text == "waited"
+
+
+@every(over=("sse",), until="2025-11-25")
+async def test_the_end_of_the_stream_is_the_end_of_an_sse_session(connect: Connect, combination: Combination) -> None:
+    """Digest 4.2: closing the connection ends the session and its calls."""
+    client = await connect(combination)
+    watcher = await connect(combination, server=client.server)
+    key = f"sse {combination}"
+    await begun(client, "waits", key)
+    client.link.stream.close()  # type: ignore[attr-defined]  # an SseLink
+    await journal_has(watcher, key, "cancelled")

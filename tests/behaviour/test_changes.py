@@ -1,0 +1,159 @@
+"""Hearing about changes: subscriptions and list_changed, by the stream that each era has for them."""
+
+import pytest
+from behaviour.combinations import Combination, every
+from behaviour.conftest import Connect
+
+UPDATED = "notifications/resources/updated"
+SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
+KINDS = ("tools", "prompts", "resources")
+
+
+@every("session")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_list_that_changes_is_announced(connect: Connect, combination: Combination, kind: str) -> None:
+    """Digest 16, row 20: on the stand-alone stream, or inside subscriptions/listen with its tag."""
+    client = await connect(combination)
+    subscription = await client.watch()
+    since = len(client.notes)
+    assert (await client.call("grow", kind=kind)).text == "grown"
+    params = await client.heard(f"notifications/{kind}/list_changed", since=since)
+    assert params.get("_meta", {}).get(SUBSCRIPTION) == subscription
+    assert {note["method"] for note in client.notes[since:]} == {f"notifications/{kind}/list_changed"}
+
+
+@every("session")
+async def test_an_update_reaches_those_who_watch_the_resource(connect: Connect, combination: Combination) -> None:
+    """Digest 16, row 21: resources/subscribe, or the filter of subscriptions/listen."""
+    client = await connect(combination)
+    subscription = await client.watch("orders://7", "note://one")
+    since = len(client.notes)
+    await client.call("touch", uri="orders://8")
+    await client.call("touch", uri="orders://7")
+    params = await client.heard(UPDATED, since=since)
+    assert params["uri"] == "orders://7"
+    assert params.get("_meta", {}).get(SUBSCRIPTION) == subscription
+    await client.call("touch", uri="note://one")
+    await client.until(lambda: len(client.notes) == since + 2)
+    assert client.notes[-1]["params"]["uri"] == "note://one"
+
+
+@every("handshake session")
+async def test_a_resource_that_is_unsubscribed_is_not_heard_of(connect: Connect, combination: Combination) -> None:
+    """Digest 9.2."""
+    client = await connect(combination)
+    await client.watch("orders://1", "orders://2")
+    await client.request("resources/unsubscribe", {"uri": "orders://1"})
+    since = len(client.notes)
+    await client.call("touch", uri="orders://1")
+    await client.call("touch", uri="orders://2")
+    assert (await client.heard(UPDATED, since=since))["uri"] == "orders://2"
+    assert len(client.notes) == since + 1
+    await client.request("resources/unsubscribe", {"uri": "orders://2"})
+    assert (await client.request("resources/unsubscribe", {"uri": "orders://2"})).result == {}
+
+
+@every("handshake session")
+async def test_a_subscription_to_nothing_is_refused(connect: Connect, combination: Combination) -> None:
+    """Digest 16, row 42: as reading it would be."""
+    client = await connect(combination)
+    assert (await client.request("resources/subscribe", {"uri": "note://none"})).error["code"] == -32002
+
+
+@every(over=("sessionless",), until="2025-11-25")
+async def test_a_subscription_needs_a_session(connect: Connect, combination: Combination) -> None:
+    """Digest 4.3: impossible where nothing is remembered."""
+    client = await connect(combination)
+    assert "error" in (await client.request("resources/subscribe", {"uri": "note://one"})).message
+
+
+@every("requests of its own")
+async def test_a_subscription_is_acknowledged_first_and_hears_only_what_it_asked_for(
+    connect: Connect, combination: Combination
+) -> None:
+    """Digest 7: the acknowledgement carries the honoured subset and the id of the request, with its type."""
+    client = await connect(combination)
+    wanted = {"toolsListChanged": True, "promptsListChanged": False, "taskIds": ["x"], "resourceSubscriptions": []}
+    sent = await client.start("subscriptions/listen", {"notifications": wanted}, id="an id")
+    acknowledged = await client.heard("notifications/subscriptions/acknowledged")
+    assert acknowledged == {"notifications": {"toolsListChanged": True}, "_meta": {SUBSCRIPTION: "an id"}}
+    await client.call("grow", kind="prompts")
+    await client.call("touch", uri="note://one")
+    await client.call("grow", kind="tools")
+    await client.heard("notifications/tools/list_changed")
+    assert {note["method"] for note in client.notes} == {
+        "notifications/subscriptions/acknowledged",
+        "notifications/tools/list_changed",
+    }
+    assert {note["params"]["_meta"][SUBSCRIPTION] for note in client.notes} == {sent}
+
+
+@every("requests of its own")
+async def test_two_subscriptions_hear_each_its_own(connect: Connect, combination: Combination) -> None:
+    """Digest 7: several at once are allowed; each message carries the id of its own."""
+    client = await connect(combination)
+    first = await client.watch("orders://1", kinds=())
+    second = await client.watch("orders://2", kinds=("tools",))
+    since = len(client.notes)
+    await client.call("touch", uri="orders://2")
+    await client.call("touch", uri="orders://1")
+    await client.until(lambda: len(client.notes) == since + 2)
+    heard = {note["params"]["uri"]: note["params"]["_meta"][SUBSCRIPTION] for note in client.notes[since:]}
+    assert heard == {"orders://1": first, "orders://2": second}
+
+
+@every("requests of its own")
+async def test_a_subscription_to_nothing_that_there_is_ends_at_once(
+    connect: Connect, combination: Combination
+) -> None:
+    """Digest 7, practice: acknowledge with nothing and complete."""
+    client = await connect(combination)
+    reply = await client.request("subscriptions/listen", {"notifications": {"taskIds": ["x"]}})
+    assert reply.of("notifications/subscriptions/acknowledged")[0]["notifications"] == {}
+    assert reply.result["resultType"] == "complete"
+    assert SUBSCRIPTION in reply.result["_meta"]
+
+
+@every("requests of its own")
+async def test_a_subscription_needs_its_filter(connect: Connect, combination: Combination) -> None:
+    """Digest 7: `notifications` is required."""
+    client = await connect(combination)
+    assert (await client.request("subscriptions/listen")).error["code"] == -32602
+
+
+@every("requests of its own", "our process")
+async def test_a_server_that_stops_ends_a_subscription_with_its_result(
+    connect: Connect, combination: Combination
+) -> None:
+    """Digest 7: the response with the id of the subscription, then the end."""
+    client = await connect(combination)
+    sent = await client.watch()
+    await (await client.server.start()).drain(0)
+    reply = await client.finish(sent)
+    assert reply.result["_meta"][SUBSCRIPTION] == sent
+    assert reply.result["resultType"] == "complete"
+
+
+@every("requests of its own", "explicit cancel")
+async def test_a_subscription_is_cancelled_by_a_notification(connect: Connect, combination: Combination) -> None:
+    """Digest 7: over stdio; nothing is heard afterwards."""
+    client = await connect(combination)
+    sent = await client.watch()
+    await client.notify("notifications/cancelled", {"requestId": sent})
+    assert (await client.call("text")).text == "plain"
+    since = len(client.notes)
+    await client.call("grow", kind="tools")
+    await client.call("text")
+    assert client.notes[since:] == []
+
+
+@every("requests of its own", "streamable http")
+async def test_a_subscription_is_a_stream_even_where_calls_are_not(connect: Connect, combination: Combination) -> None:
+    """Digest 7: over HTTP the answer is always an event stream, without event ids."""
+    client = await connect(combination)
+    sent = await client.watch()
+    stream = client.streamable.streams[sent]
+    assert stream.exchange.streaming
+    await client.call("grow", kind="tools")
+    await client.heard("notifications/tools/list_changed")
+    assert {event.id for event in stream.events} == {None}

@@ -1,0 +1,144 @@
+"""What a call says before it ends: progress, logs, and the values of streaming tools."""
+
+from typing import Any
+
+import pytest
+from behaviour.combinations import Combination, every
+from behaviour.conftest import Connect
+
+PROGRESS, LOG = "notifications/progress", "notifications/message"
+
+
+@every("notifications")
+@pytest.mark.parametrize("token", [0, "", 7, "a token"], ids=repr)
+async def test_progress_carries_the_token_of_its_request_and_increases(
+    connect: Connect, combination: Combination, token: Any
+) -> None:
+    """Digest 10.5 and 17.13: 0 and the empty string are tokens; values must increase."""
+    reply = await (await connect(combination)).call("steps", meta={"progressToken": token})
+    assert reply.text == "stepped"
+    notes = reply.of(PROGRESS)
+    assert [note["progress"] for note in notes] == [1, 2, 3]
+    assert [note["progressToken"] for note in notes] == [token] * 3
+    assert type(notes[0]["progressToken"]) is type(token)
+    assert {note["total"] for note in notes} == {3}
+    assert ("message" in notes[0]) == (combination.revision >= "2025-03-26")
+
+
+@every()
+async def test_nobody_hears_of_progress_who_did_not_ask(connect: Connect, combination: Combination) -> None:
+    """Digest 10.5: only with a token."""
+    reply = await (await connect(combination)).call("steps")
+    assert reply.text == "stepped"
+    assert reply.notes == []
+
+
+@every()
+async def test_a_call_that_cannot_carry_notifications_still_has_its_result(
+    connect: Connect, combination: Combination
+) -> None:
+    """Issue: JSON-only mode."""
+    client = await connect(combination)
+    assert (await client.call("steps", meta={"progressToken": 1})).text == "stepped"
+    assert (await client.call("logs")).text == "logged"
+
+
+@every("notifications", "handshake session")
+async def test_a_session_hears_logs_from_its_level_up(connect: Connect, combination: Combination) -> None:
+    """Digest 16, row 23: `logging/setLevel` holds for the session."""
+    client = await connect(combination)
+    assert (await client.request("logging/setLevel", {"level": "debug"})).result == {}
+    reply = await client.call("logs")
+    assert [note["level"] for note in reply.of(LOG)] == ["debug", "info", "error"]
+    assert reply.of(LOG)[1]["data"] == {"n": 1}
+    assert [note.get("logger") for note in reply.of(LOG)] == [None, None, "world"]
+    await client.request("logging/setLevel", {"level": "error"})
+    assert [note["level"] for note in (await client.call("logs")).of(LOG)] == ["error"]
+    await client.request("logging/setLevel", {"level": "emergency"})
+    assert (await client.call("logs")).of(LOG) == []
+    await client.request("logging/setLevel", {"level": "info"})
+    assert [note["level"] for note in (await client.call("logs")).of(LOG)] == ["info", "error"]
+    assert (await client.request("logging/setLevel", {"level": "loud"})).error["code"] == -32602
+
+
+@every("notifications", "requests of its own")
+async def test_a_request_hears_logs_from_its_own_level_up(connect: Connect, combination: Combination) -> None:
+    """Digest 16, row 23: without a level there are no logs at all."""
+    client = await connect(combination)
+    level = "io.modelcontextprotocol/logLevel"
+    assert (await client.call("logs")).notes == []
+    assert [note["level"] for note in (await client.call("logs", meta={level: "info"})).of(LOG)] == ["info", "error"]
+    assert (await client.call("logs")).notes == []
+    assert (await client.call("logs", meta={level: "loud"})).error["code"] == -32602
+
+
+@every("notifications")
+@pytest.mark.parametrize("tool", ["counts", "counts_in_thread"])
+async def test_a_streaming_tool_sends_each_value_at_once_and_ends_with_the_last(
+    connect: Connect, combination: Combination, tool: str
+) -> None:
+    """DESIGN 6: each `yield` is progress with its text; the last one is the result too."""
+    reply = await (await connect(combination)).call(tool, meta={"progressToken": "t"}, upto=3)
+    notes = reply.of(PROGRESS)
+    assert [note["progress"] for note in notes] == [1, 2, 3]
+    if combination.revision >= "2025-03-26":
+        assert [note["message"] for note in notes] == ["at 1", "at 2", "at 3"]
+    assert reply.text == "at 3"
+
+
+@every()
+@pytest.mark.parametrize("tool", ["counts", "counts_in_thread"])
+async def test_a_streaming_tool_without_a_token_gives_its_last_value(
+    connect: Connect, combination: Combination, tool: str
+) -> None:
+    """DESIGN 6: a caller without a token sees the result only; nothing yielded is empty content."""
+    client = await connect(combination)
+    reply = await client.call(tool, upto=2)
+    assert (reply.text, reply.notes) == ("at 2", [])
+    assert (await client.call(tool, upto=0)).result["content"] == []
+
+
+@every("notifications")
+async def test_two_calls_at_once_keep_their_notifications_apart(connect: Connect, combination: Combination) -> None:
+    """Digest 4.3: one message, one stream; each carries the token of its own request."""
+    client = await connect(combination)
+    key = f"apart {combination}"
+    slow = await client.start("tools/call", {"name": "waits", "arguments": {"key": key}}, meta={"progressToken": "slow"})
+    await client.heard(PROGRESS)
+    quick = await client.call("steps", meta={"progressToken": "quick"})
+    assert {note["progressToken"] for note in quick.of(PROGRESS)} == {"quick"}
+    await client.call("open_gate", key=key)
+    assert (await client.finish(slow)).text == "waited"
+    if combination.http:
+        own = [event.data for event in client.streamable.streams[slow].events if event.data]
+        assert len(own) == 2
+        assert "quick" not in "".join(own)
+
+
+@every("streamable http")
+async def test_a_reply_is_json_until_there_is_something_to_say_before_it(
+    connect: Connect, combination: Combination
+) -> None:
+    """DESIGN 4: the reply turns into a stream at the first notification."""
+    client = await connect(combination)
+    plain = await client.streamable.post({"jsonrpc": "2.0", "id": 900, "method": "tools/call", "params": client.params(
+        {"name": "text", "arguments": {}})})  # fmt: skip
+    assert plain.headers["content-type"] == "application/json"
+    await plain.body()
+    params = client.params({"name": "steps", "arguments": {}}, {"progressToken": 1})
+    talking = await client.streamable.post({"jsonrpc": "2.0", "id": 901, "method": "tools/call", "params": params})
+    assert talking.streaming == (combination.transport != "json")
+    if talking.streaming:
+        assert talking.headers["cache-control"] == "no-cache, no-transform"
+        assert talking.headers["x-accel-buffering"] == "no"
+        events = [event async for event in talking.events()]
+        assert [event.id is not None for event in events] == [combination.events] * len(events)
+        assert (events[0].data == "") == (combination.events and combination.revision == "2025-11-25")
+    else:
+        await talking.body()
+
+
+@every()
+async def test_a_def_tool_runs_in_a_thread_of_its_own(connect: Connect, combination: Combination) -> None:
+    """DESIGN 4: a blocking tool must never stall other clients."""
+    assert (await (await connect(combination)).call("thread_name")).text == "false"

@@ -1,0 +1,228 @@
+"""What a function asks the client: forms, URLs, samples and roots, in both eras by the same code."""
+
+from typing import Any
+
+import pytest
+from behaviour.combinations import Combination, every
+from behaviour.conftest import Connect
+from behaviour.harness import Json, Refuse
+
+FORMS = {
+    "point": ({"x": 5, "y": 6}, "Point(x=5, y=6)"),
+    "size": ({"width": 7, "height": 8}, "Size(width=7, height=8)"),
+    "person": ({"name": "Ada", "age": 36}, "Person(name='Ada', age=36)"),
+    "schema": ({"x": 9}, "{'x': 9}"),
+}
+POINT: Json = {"action": "accept", "content": {"x": 5, "y": 6}}
+SAMPLE: Json = {"role": "assistant", "content": {"type": "text", "text": "word"}, "model": "m", "stopReason": "endTurn"}
+ROOTS: Json = {"roots": [{"uri": "file:///home", "name": "home"}]}
+CAPABILITY = {
+    "insists": ({"elicitation": {"form": {}}}, "elicitation"),
+    "samples": ({"sampling": {}}, "sampling"),
+    "lists_roots": ({"roots": {}}, "roots"),
+}
+
+
+def always(answer: Json) -> Any:
+    """A client that answers every question alike."""
+    return lambda method, params: answer
+
+
+@every("questions", "elicitation")
+@pytest.mark.parametrize("kind", FORMS)
+async def test_a_form_gives_a_value_of_the_type_that_was_asked(
+    connect: Connect, combination: Combination, kind: str
+) -> None:
+    """Issue: dataclass, Struct, pydantic model or schema, on every revision that has elicitation."""
+    content, expected = FORMS[kind]
+    client = await connect(combination, answer=always({"action": "accept", "content": content}))
+    assert (await client.call("asks", kind=kind)).text == expected
+    ((method, params),) = client.asked
+    assert method == "elicitation/create"
+    assert params["message"] == "Which one?"
+    assert params["requestedSchema"]["type"] == "object"
+    assert set(params["requestedSchema"]["properties"]) >= set(content) - {"y"}
+    assert params.get("mode") == ("form" if combination.revision >= "2025-11-25" else None)
+
+
+@every("questions", "elicitation")
+async def test_a_def_tool_asks_from_its_thread(connect: Connect, combination: Combination) -> None:
+    """DESIGN 4: `SyncContext` has the same methods, blocking."""
+    client = await connect(combination, answer=always(POINT))
+    assert (await client.call("asks_in_thread")).text == "Point(x=5, y=6)"
+
+
+@every("questions", "elicitation")
+async def test_a_prompt_may_ask_too(connect: Connect, combination: Combination) -> None:
+    """Digest 6: `prompts/get` may be answered by a question."""
+    client = await connect(combination, answer=always(POINT))
+    result = (await client.request("prompts/get", {"name": "asking"})).result
+    assert result["messages"][0]["content"]["text"] == "About 5"
+
+
+@every("questions", "elicitation")
+async def test_declining_and_dismissing_are_told_apart(connect: Connect, combination: Combination) -> None:
+    """DESIGN 3: `Declined` and `Cancelled` on every revision; uncaught they end the call with an error."""
+    declining = await connect(combination, answer=always({"action": "decline"}))
+    assert (await declining.call("asks", kind="point")).text == "declined"
+    assert "declined" in (await declining.call("insists")).failure
+    dismissing = await connect(combination, answer=always({"action": "cancel"}))
+    assert (await dismissing.call("asks", kind="point")).text == "dismissed"
+    assert "dismissed" in (await dismissing.call("insists")).failure
+
+
+@every("questions", "elicitation")
+@pytest.mark.parametrize(
+    "answer",
+    [{"action": "accept", "content": {"x": "many"}}, {"action": "accept"}, {"action": "shrug"}, {}, {"action": 1}],
+    ids=repr,
+)
+async def test_an_answer_of_the_wrong_shape_does_not_reach_the_function(
+    connect: Connect, combination: Combination, answer: Json
+) -> None:
+    """Digest 6: -32602 for what is structurally invalid; older revisions may say it in the result."""
+    client = await connect(combination, answer=always(answer))
+    message = (await client.call("insists")).message
+    if combination.handshake:
+        assert "error" in message or message["result"]["isError"]
+    else:
+        assert message["error"]["code"] == -32602
+
+
+@every("questions", "elicitation", "handshake")
+async def test_a_client_that_answers_by_an_error_fails_the_call(connect: Connect, combination: Combination) -> None:
+    """Digest 10.2: an error response is an answer."""
+
+    def refuse(method: str, params: Json) -> Json:
+        raise Refuse(-32603, "no window")
+
+    client = await connect(combination, answer=refuse)
+    assert "no window" in (await client.call("insists")).failure
+
+
+@every("questions")
+@pytest.mark.parametrize("tool", CAPABILITY)
+async def test_a_client_without_the_capability_is_not_asked(
+    connect: Connect, combination: Combination, tool: str
+) -> None:
+    """Digest 6: -32021 with what is missing and status 400; before that an error for the model that names it."""
+    missing, name = CAPABILITY[tool]
+    client = await connect(combination, capabilities={})
+    reply = await client.call(tool)
+    assert client.asked == []
+    if combination.handshake:
+        assert name in reply.failure
+    else:
+        assert reply.error["code"] == -32021
+        assert reply.error["data"] == {"requiredCapabilities": missing}
+        assert reply.status == (400 if combination.http else 0)
+
+
+@every("questions", "elicitation")
+async def test_an_empty_elicitation_capability_means_forms_only(connect: Connect, combination: Combination) -> None:
+    """Digest 5: `{}` is form, never URL."""
+    client = await connect(combination, capabilities={"elicitation": {}}, answer=always(POINT))
+    assert (await client.call("insists")).text == "Point(x=5, y=6)"
+    reply = await client.call("asks_url")
+    if combination.handshake:
+        assert "elicitation" in reply.failure
+    else:
+        assert reply.error["data"] == {"requiredCapabilities": {"elicitation": {"url": {}}}}
+
+
+@every("questions", "handshake", until="2025-03-26")
+async def test_a_revision_without_elicitation_says_so(connect: Connect, combination: Combination) -> None:
+    """Digest 16, row 31."""
+    client = await connect(combination)
+    assert combination.revision in (await client.call("insists")).failure
+
+
+@every("questions", "url elicitation")
+async def test_a_url_is_agreed_to_or_not(connect: Connect, combination: Combination) -> None:
+    """Digest 10.2: accepting is consent to open it; `elicitationId` only where the revision has it."""
+    client = await connect(combination, answer=always({"action": "accept"}))
+    assert (await client.call("asks_url")).text == "agreed"
+    ((method, params),) = client.asked
+    assert method == "elicitation/create"
+    assert (params["mode"], params["url"], params["message"]) == ("url", "https://example.com/pay", "Please pay")
+    assert ("elicitationId" in params) == combination.handshake
+    client.answer = always({"action": "decline"})
+    assert "declined" in (await client.call("asks_url")).failure
+
+
+@every("session", since="2025-11-25", until="2025-11-25", over=("json",))
+async def test_a_url_travels_in_an_error_where_no_question_can(connect: Connect, combination: Combination) -> None:
+    """Digest 10.2: -32042 of 2025-11-25, where the line cannot carry a request."""
+    error = (await (await connect(combination)).call("asks_url")).error
+    assert error["code"] == -32042
+    assert error["data"]["elicitations"][0]["url"] == "https://example.com/pay"
+
+
+@every(over=("sessionless", "json"), until="2025-11-25")
+@pytest.mark.parametrize("tool", ["insists", "samples", "lists_roots", "asks_all"])
+async def test_a_line_that_cannot_ask_says_so_in_the_result(
+    connect: Connect, combination: Combination, tool: str
+) -> None:
+    """Digest 16, row 53: impossible without a session, and it must fail cleanly."""
+    assert (await (await connect(combination)).call(tool)).failure
+
+
+@every("questions")
+async def test_a_sample_is_what_the_model_of_the_client_said(connect: Connect, combination: Combination) -> None:
+    """Digest 10.1."""
+    client = await connect(combination, answer=always(SAMPLE))
+    assert (await client.call("samples")).text == "m: word"
+    ((method, params),) = client.asked
+    assert method == "sampling/createMessage"
+    assert params["messages"] == [{"role": "user", "content": {"type": "text", "text": "Say a word"}}]
+    assert (params["maxTokens"], params["systemPrompt"], params["temperature"]) == (7, "Be brief", 0.5)
+
+
+@every("questions")
+async def test_a_sample_has_tools_where_the_revision_does(connect: Connect, combination: Combination) -> None:
+    """Digest 16, row 32: since 2025-11-25, and only for clients that declare them."""
+    use = {"type": "tool_use", "id": "1", "name": "weather", "input": {}}
+    client = await connect(combination, answer=always({**SAMPLE, "content": [use], "stopReason": "toolUse"}))
+    reply = await client.call("samples_with_tools")
+    if combination.revision >= "2025-11-25":
+        assert reply.text == "'toolUse'"
+        params = client.asked[0][1]
+        assert [tool["name"] for tool in params["tools"]] == ["weather"]
+        assert params["toolChoice"] == {"mode": "auto"}
+    else:
+        assert reply.failure
+        assert client.asked == []
+
+
+@every("questions", since="2025-11-25")
+async def test_a_client_that_samples_without_tools_is_not_asked_with_them(
+    connect: Connect, combination: Combination
+) -> None:
+    """Digest 6: capabilities are mode-precise."""
+    client = await connect(combination, capabilities={"sampling": {}}, answer=always(SAMPLE))
+    assert (await client.call("samples")).text == "m: word"
+    reply = await client.call("samples_with_tools")
+    if combination.handshake:
+        assert "sampling.tools" in reply.failure
+    else:
+        assert reply.error["data"] == {"requiredCapabilities": {"sampling": {"tools": {}}}}
+
+
+@every("questions")
+async def test_roots_are_the_folders_of_the_client(connect: Connect, combination: Combination) -> None:
+    """Digest 10.3."""
+    client = await connect(combination, answer=always(ROOTS))
+    assert "file:///home" in (await client.call("lists_roots")).text
+    assert [method for method, _ in client.asked] == ["roots/list"]
+
+
+@every("questions", "elicitation")
+async def test_several_questions_are_one_round(connect: Connect, combination: Combination) -> None:
+    """DESIGN 3: `ctx.ask`; the keywords are the keys."""
+    answers = {"elicitation/create": POINT, "sampling/createMessage": SAMPLE, "roots/list": ROOTS}
+    client = await connect(combination, answer=lambda method, params: answers[method])
+    reply = await client.call("asks_all")
+    assert reply.text == "Point(x=5, y=6) word ['file:///home']"
+    assert sorted(method for method, _ in client.asked) == sorted(answers)
+    if not combination.handshake:
+        assert reply.rounds == 1

@@ -1,0 +1,133 @@
+"""Resources, templates, prompts, completions, and servers mounted in a server."""
+
+import base64
+
+import pytest
+from behaviour.combinations import Combination, every
+from behaviour.conftest import Connect
+from behaviour.functions import WAV
+from behaviour.harness import Client, Json
+
+
+async def read(client: Client, uri: str) -> Json:
+    """The only content of a resource."""
+    (content,) = (await client.request("resources/read", {"uri": uri})).result["contents"]
+    return content
+
+
+async def completed(client: Client, ref: Json, name: str, value: str, **known: str) -> list[str]:
+    """Values for an argument."""
+    params: Json = {"ref": ref, "argument": {"name": name, "value": value}}
+    if known:
+        params["context"] = {"arguments": known}
+    completion = (await client.request("completion/complete", params)).result["completion"]
+    assert completion["total"] == len(completion["values"])
+    assert completion["hasMore"] is False
+    return completion["values"]
+
+
+@every()
+async def test_a_resource_is_text_or_bytes(connect: Connect, combination: Combination) -> None:
+    """Digest 9.2: `text` or `blob`, with its URI and media type."""
+    client = await connect(combination)
+    assert await read(client, "note://one") == {"uri": "note://one", "mimeType": "text/plain", "text": "hello"}
+    blob = base64.b64encode(b"\x00\x01").decode()
+    assert await read(client, "note://bytes") == {
+        "uri": "note://bytes", "mimeType": "application/octet-stream", "blob": blob,
+    }  # fmt: skip
+
+
+@every()
+async def test_variables_of_a_template_have_types(connect: Connect, combination: Combination) -> None:
+    """Issue: templates with typed parameters; what does not fit is -32602."""
+    client = await connect(combination)
+    assert (await read(client, "book://111/6"))["text"] == "111 page 7"
+    assert (await read(client, "book://a%20b/0"))["text"] == "a b page 1"
+    assert "7" in (await read(client, "orders://7"))["text"]
+    reply = await client.request("resources/read", {"uri": "book://111/six"})
+    assert reply.error["code"] == -32602
+    assert reply.error["data"] == {"uri": "book://111/six"}
+
+
+@every()
+async def test_a_uri_beyond_ascii_is_read_too(connect: Connect, combination: Combination) -> None:
+    """Digest 4.4: such a name travels in the Base64 sentinel of `Mcp-Name`."""
+    client = await connect(combination)
+    assert (await client.request("resources/read", {"uri": "note://é"})).error["data"] == {"uri": "note://é"}
+
+
+@every()
+async def test_a_prompt_is_filled_in(connect: Connect, combination: Combination) -> None:
+    """Digest 9.3."""
+    client = await connect(combination)
+    result = (await client.request("prompts/get", {"name": "greet", "arguments": {"name": "Ada"}})).result
+    text = {"type": "text", "text": "Greet Ada in a warm way."}
+    assert result["messages"] == [{"role": "user", "content": text}]
+
+
+@every()
+@pytest.mark.parametrize("arguments", [{}, {"name": "Ada", "tone": "loud"}], ids=repr)
+async def test_bad_arguments_of_a_prompt_are_a_protocol_error(
+    connect: Connect, combination: Combination, arguments: Json
+) -> None:
+    """Digest 9.3: -32602, on every revision: a prompt has no `isError`."""
+    client = await connect(combination)
+    reply = await client.request("prompts/get", {"name": "greet", "arguments": arguments})
+    assert reply.error["code"] == -32602
+    assert ("tone" if arguments else "name") in reply.error["message"]
+
+
+@every()
+async def test_messages_of_a_prompt_hold_what_the_revision_has(connect: Connect, combination: Combination) -> None:
+    """Digest 16, row 34: for prompts as for tools."""
+    result = (await (await connect(combination)).request("prompts/get", {"name": "show"})).result
+    first, sound, link = result["messages"]
+    assert [each["role"] for each in result["messages"]] == ["user", "user", "assistant"]
+    assert first["content"] == {"type": "text", "text": "Look:"}
+    assert sound["content"]["type"] == ("audio" if combination.revision >= "2025-03-26" else "resource")
+    assert base64.b64encode(WAV).decode() in str(sound)
+    assert link["content"]["type"] == ("resource_link" if combination.revision >= "2025-06-18" else "text")
+
+
+@every()
+async def test_arguments_are_completed_by_a_function_or_by_their_type(
+    connect: Connect, combination: Combination
+) -> None:
+    """Digest 9.5 and 16, rows 43 and 44: served on every revision; the context only since 2025-06-18."""
+    client = await connect(combination)
+    greet = {"type": "ref/prompt", "name": "greet"}
+    assert await completed(client, greet, "name", "A") == ["Ada", "Alan"]
+    dry = ["Dr. Ada", "Dr. Alan"] if combination.revision >= "2025-06-18" else ["Ada", "Alan"]
+    assert await completed(client, greet, "name", "A", tone="dry") == dry
+    assert await completed(client, greet, "tone", "w") == ["warm", "wry"]
+    book = {"type": "ref/resource", "uri": "book://{isbn}/{page}"}
+    assert await completed(client, book, "isbn", "11") == ["111", "112"]
+    assert await completed(client, book, "page", "1") == []
+
+
+@every()
+async def test_a_completion_of_nothing_is_refused(connect: Connect, combination: Combination) -> None:
+    """Digest 9.5: -32602."""
+    client = await connect(combination)
+    for ref, name in (
+        ({"type": "ref/prompt", "name": "none"}, "name"),
+        ({"type": "ref/prompt", "name": "greet"}, "none"),
+        ({"type": "ref/resource", "uri": "none://{x}"}, "x"),
+        ({"type": "ref/tool", "name": "add"}, "a"),
+    ):
+        params = {"ref": ref, "argument": {"name": name, "value": ""}}
+        assert (await client.request("completion/complete", params)).error["code"] == -32602
+
+
+@every()
+async def test_a_mounted_server_answers_under_its_prefix(connect: Connect, combination: Combination) -> None:
+    """DESIGN 6: `mcp.mount(other, prefix="stock")`."""
+    client = await connect(combination)
+    assert (await client.call("stock_count", item="nails")).text == "7 nails"
+    prompt = (await client.request("prompts/get", {"name": "stock_describe", "arguments": {"item": "a nail"}})).result
+    assert prompt["messages"][0]["content"]["text"] == "Describe a nail."
+    assert (await read(client, "shelf://stock/a"))["text"] == "top shelf"
+    assert (await read(client, "item://stock/4"))["text"] == "item 4"
+    ref = {"type": "ref/prompt", "name": "stock_describe"}
+    assert await completed(client, ref, "item", "") == ["nails"]
+    assert (await client.call("count", item="nails")).error["code"] == -32602

@@ -1,0 +1,157 @@
+"""Several rounds of one call: what is remembered, what is sealed, and what happens to states that are not ours."""
+
+from typing import Any
+
+from behaviour.combinations import Combination, every
+from behaviour.conftest import Connect
+from behaviour.functions import JOURNAL
+from behaviour.harness import Client, Json, Reply
+
+POINT: Json = {"action": "accept", "content": {"x": 5, "y": 6}}
+SIZE: Json = {"action": "accept", "content": {"width": 7, "height": 8}}
+
+
+def by_message(method: str, params: Json) -> Json:
+    """A client that answers by what it is asked for."""
+    return SIZE if "width" in params["requestedSchema"]["properties"] else POINT
+
+
+async def first_round(client: Client, tool: str, **arguments: Any) -> tuple[Json, Json]:
+    """Questions and state of a call's first round."""
+    params = {"name": tool, "arguments": arguments}
+    result = (await client.request("tools/call", params, rounds=False)).result
+    assert result["resultType"] == "input_required"
+    assert "ttlMs" not in result
+    return result["inputRequests"], result["requestState"]
+
+
+async def resend(client: Client, tool: str, answers: Json, state: str | None, **arguments: Any) -> Reply:
+    """The same call again, with answers."""
+    params: Json = {"name": tool, "arguments": arguments, "inputResponses": answers}
+    if state is not None:
+        params["requestState"] = state
+    return await client.request("tools/call", params, rounds=False)
+
+
+@every("questions", "elicitation")
+async def test_an_effect_between_two_questions_happens_once(connect: Connect, combination: Combination) -> None:
+    """DESIGN 3: `ctx.once` keeps its value across the rounds of a call; another call has its own."""
+    client = await connect(combination, answer=by_message)
+    key = f"once {combination}"
+    assert (await client.call("asks_twice", key=key)).text == "5 1 7"
+    assert len(client.asked) == 2
+    assert '["paid"]' in (await client.call("journal", key=key)).text.replace("\n", "").replace(" ", "")
+    assert (await client.call("asks_twice", key=key)).text == "5 2 7"
+
+
+@every("requests of its own")
+async def test_questions_of_a_round_are_named_by_their_keys(connect: Connect, combination: Combination) -> None:
+    """DESIGN 3: a question's key is its `key=`; unknown answers are ignored (digest 6)."""
+    client = await connect(combination)
+    questions, state = await first_round(client, "asks_twice", key=f"keys {combination}")
+    assert list(questions) == ["first"]
+    answers = {"first": POINT, "nobody asked": {"action": "accept"}}
+    second = await resend(client, "asks_twice", answers, state, key=f"keys {combination}")
+    assert list(second.result["inputRequests"]) == ["second"]
+
+
+@every("requests of its own")
+async def test_an_answer_that_is_missing_is_asked_for_again(connect: Connect, combination: Combination) -> None:
+    """Digest 6: ask again rather than fail."""
+    client = await connect(combination)
+    questions, state = await first_round(client, "insists")
+    again = await resend(client, "insists", {}, state)
+    assert again.result["inputRequests"] == questions
+
+
+@every("requests of its own")
+async def test_answers_of_this_round_count_without_a_state(connect: Connect, combination: Combination) -> None:
+    """DESIGN 3: with or without `requestState`; those of earlier rounds come only from the state."""
+    client = await connect(combination)
+    questions, _ = await first_round(client, "insists")
+    reply = await resend(client, "insists", dict.fromkeys(questions, POINT), None)
+    assert reply.text == "Point(x=5, y=6)"
+
+
+@every("requests of its own")
+async def test_a_state_that_was_changed_is_refused(connect: Connect, combination: Combination) -> None:
+    """Digest 6: reject on failure; -32602."""
+    client = await connect(combination)
+    questions, state = await first_round(client, "insists")
+    answers = dict.fromkeys(questions, POINT)
+    middle = len(state) // 2
+    changed = state[:middle] + ("A" if state[middle] != "A" else "B") + state[middle + 1 :]
+    for forged in (changed, state[:-3], "nonsense", "é", state + "A"):
+        reply = await resend(client, "insists", answers, forged)
+        assert reply.error["code"] == -32602, forged
+        assert "requestState" in reply.error["message"]
+    assert (await resend(client, "insists", answers, state)).text == "Point(x=5, y=6)"
+
+
+@every("requests of its own")
+async def test_a_state_of_another_call_is_refused(connect: Connect, combination: Combination) -> None:
+    """DESIGN 3: bound to method, name and arguments."""
+    client = await connect(combination)
+    _, state = await first_round(client, "asks_twice", key="one")
+    other_arguments = await resend(client, "asks_twice", {"first": POINT}, state, key="two")
+    assert other_arguments.error["code"] == -32602
+    other_tool = await resend(client, "insists", {}, state)
+    assert other_tool.error["code"] == -32602
+    params = {"name": "asking", "inputResponses": {}, "requestState": state}
+    other_method = await client.request("prompts/get", params, rounds=False)
+    assert other_method.error["code"] == -32602
+    same = await resend(client, "asks_twice", {"first": POINT}, state, key="one")
+    assert list(same.result["inputRequests"]) == ["second"]
+
+
+@every("requests of its own", "our process")
+async def test_a_state_that_expired_is_refused(connect: Connect, combination: Combination) -> None:
+    """Digest 6: a short expiry inside the state."""
+    client = await connect(combination)
+    questions, state = await first_round(client, "insists")
+    services = (await client.server.start()).services
+    now = services.clock()
+    services.clock = lambda: now + services.settings.state_ttl + 1
+    reply = await resend(client, "insists", dict.fromkeys(questions, POINT), state)
+    assert reply.error["code"] == -32602
+    assert "xpired" in reply.error["message"]
+
+
+@every("requests of its own")
+async def test_a_question_that_changed_is_asked_again_with_the_later_ones(
+    connect: Connect, combination: Combination
+) -> None:
+    """DESIGN 3: its answer and the later ones are dropped."""
+    client = await connect(combination, answer=by_message)
+    reply = await client.call("changes_its_mind", key=f"mind {combination}")
+    assert reply.text == "5 7"
+    assert [params["message"] for _, params in client.asked] == ["Old?", "And?", "New?", "And?"]
+
+
+@every("requests of its own")
+async def test_a_call_that_never_stops_asking_is_given_up(connect: Connect, combination: Combination) -> None:
+    """DESIGN 3: at most 8 rounds."""
+    client = await connect(combination, answer=lambda method, params: POINT)
+    reply = await client.call("never_content", key=f"never {combination}")
+    assert reply.error["code"] == -32602
+    assert len(client.asked) == 8
+
+
+@every("requests of its own", "our process")
+async def test_the_state_hides_what_it_holds(connect: Connect, combination: Combination) -> None:
+    """DESIGN 3: sealed, not only signed."""
+    client = await connect(combination)
+    _, state = await first_round(client, "asks_twice", key="hidden")
+    second = await resend(
+        client, "asks_twice", {"first": {"action": "accept", "content": {"x": 123456}}}, state, key="hidden"
+    )
+    assert "123456" not in str(second.message)
+    assert JOURNAL["hidden"] == ["paid"]
+
+
+@every("requests of its own")
+async def test_only_three_methods_may_be_answered_by_questions(connect: Connect, combination: Combination) -> None:
+    """Digest 6: extra members of other requests are ignored."""
+    client = await connect(combination)
+    reply = await client.request("tools/list", {"inputResponses": {}, "requestState": "x"})
+    assert reply.result["resultType"] == "complete"
