@@ -336,12 +336,20 @@ class Client:
         await self.heard("notifications/subscriptions/acknowledged", since=since)
         return sent
 
+    async def _leave_quietly(self) -> None:
+        """The process serves the next test too: end what still runs, and read everything it said about it."""
+        for request_id in list(self._waiting):
+            await self.notify("notifications/cancelled", {"requestId": request_id})
+        await self.call("text")
+
     async def close(self) -> None:
         """Go away."""
         for task in self._answers:
             if not task.done():
                 task.cancel()
         failures = await asyncio.gather(*self._answers, return_exceptions=True)
+        if self.process is not None and self._waiting:
+            await self._leave_quietly()
         for _, future in self._waiting.values():
             future.cancel()
         await self.link.close()

@@ -128,7 +128,7 @@ async def test_a_server_that_stops_ends_a_subscription_with_its_result(
     """Digest 7: the response with the id of the subscription, then the end."""
     client = await connect(combination)
     sent = await client.watch()
-    await (await client.server.start()).drain(0)
+    await (await client.server.start()).drain(5)
     reply = await client.finish(sent)
     assert reply.result["_meta"][SUBSCRIPTION] == sent
     assert reply.result["resultType"] == "complete"

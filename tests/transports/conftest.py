@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-_ON_BOTH = frozenset({"test_http_parity.py", "test_guard.py"})
+_ON_BOTH = ("test_guard", "test_http_parity")
 
 _BOTH: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 if sys.platform != "win32":
@@ -20,4 +20,4 @@ def pytest_asyncio_loop_factories(
     item: pytest.Item,
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """uvloop beside asyncio's own loop for the modules that are about sockets."""
-    return _BOTH if item.path.name in _ON_BOTH else {"asyncio": asyncio.new_event_loop}
+    return _BOTH if item.path.name.startswith(_ON_BOTH) else {"asyncio": asyncio.new_event_loop}

@@ -77,8 +77,10 @@ class Call(Struct, eq=False, kw_only=True):
     # Progress of the work
     services: Any = None
     """`Services` of the running server; set by the dispatcher."""
+    carrier: Any = None
+    """What carried the request, if it can be cancelled: it has ``cancel``."""
     stop: Callable[[], object] | None = None
-    """Cancels the task of the call; set where something other than the connection may want to."""
+    """Cancels the task of the call, where no carrier does."""
     started: float = 0.0
     """When the sweep first saw it."""
     cancelled: bool = False
@@ -103,8 +105,9 @@ class Call(Struct, eq=False, kw_only=True):
     def cancel(self) -> None:
         """Stop the work because the caller does not want the answer any more."""
         self.cancelled = True
-        if self.stop is not None:
-            self.stop()
+        stop = self.stop if self.carrier is None else self.carrier.cancel
+        if stop is not None:
+            stop()
 
     def expire(self) -> None:
         """Stop work that took longer than any call may."""

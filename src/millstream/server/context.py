@@ -234,8 +234,8 @@ class Context:
 
     # Side effects
 
-    async def once(self, key: str, function: Callable[[], Awaitable[T]] | Callable[[], T], *, store: bool = False) -> T:
-        """Run a side effect once across the rounds of one call and give back its value, which JSON must hold.
+    async def once(self, key: str, function: Callable[[], Any], *, store: bool = False) -> Any:
+        """Run a side effect once across the rounds of one call, plain or async, and give back its value, which JSON must hold.
 
         Args:
             store: keep the value in the server's store too, so that a round which is sent twice does not repeat it.
@@ -244,8 +244,7 @@ class Context:
         if self._call.revision.handshake:
             if slot not in self._memo:
                 self._memo[slot] = await _value(function)
-            known: T = self._memo[slot]
-            return known
+            return self._memo[slot]
         replay = self._replay()
         raw = replay.settled(slot, "once")
         if raw is None and store:
@@ -253,8 +252,7 @@ class Context:
         elif raw is None:
             raw = encode(await _value(function))
         replay.settle(slot, "once", raw)
-        value: T = msgspec.json.decode(raw)
-        return value
+        return msgspec.json.decode(raw)
 
     async def _once_stored(self, slot: str, function: Callable[[], Any]) -> bytes:
         store, ttl = self._services.store.kv, self._services.settings.state_ttl

@@ -75,12 +75,23 @@ class Dispatcher:
         """Add handlers by method."""
         self._handlers.update(handlers)
 
-    async def call(self, call: Call) -> bytes:
+    async def call(self, call: Call, scope: str = "") -> bytes:
         """Run one call to its answer.
+
+        Args:
+            call: the call.
+            scope: the session or connection whose later messages can name the call; one id at a time.
 
         Returns:
             The whole JSON-RPC response; empty when the caller cancelled, and must not be answered.
         """
+        key = (scope, call.id)
+        if scope:
+            if key in self.by_id:
+                return error_message(call.id, INVALID_REQUEST, "Invalid request: a request with this id is in flight")
+            self.by_id[key] = call
+            if call.carrier is None:
+                call.stop = _canceller()
         self.calls.add(call)
         call.services = self.services
         observe = self.observe
@@ -88,7 +99,7 @@ class Dispatcher:
         try:
             if self.gate is not None:
                 self._pass_gate(call)
-            if call.revision.handshake:
+            if call.target is None and call.revision.handshake:
                 check_offered(call, self.registry)
             members = await self._handlers[call.method](call)
             head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
@@ -100,27 +111,13 @@ class Dispatcher:
             answer = self._failure(call, exc)
         finally:
             self.calls.discard(call)
+            if scope:
+                del self.by_id[key]
         if observe is not None:
             observe(call, perf_counter() - started, answer)
         if call.mirror is not None:
             await call.mirror(answer)
         return answer
-
-    async def call_in_scope(self, call: Call, scope: str) -> bytes:
-        """`call`, where later messages of the same session or connection can name it.
-
-        Raises nothing for a duplicate id: the second request is answered with an error and the first goes on.
-        """
-        key = (scope, call.id)
-        if key in self.by_id:
-            return error_message(call.id, INVALID_REQUEST, "Invalid request: a request with this id is in flight")
-        task = asyncio.current_task()
-        call.stop = task.cancel if task is not None else None
-        self.by_id[key] = call
-        try:
-            return await self.call(call)
-        finally:
-            del self.by_id[key]
 
     def cancel(self, scope: str, request_id: RequestId) -> bool:
         """Cancel a call of a session or connection; unknown ones are ignored (digest §10.6)."""
@@ -206,6 +203,11 @@ class Dispatcher:
             members,
             encode({SERVER_KEY: projection.implementation(self.info, call.revision)}),
         )
+
+
+def _canceller() -> Callable[[], object] | None:
+    task = asyncio.current_task()
+    return task.cancel if task is not None else None
 
 
 def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None) -> bytes:

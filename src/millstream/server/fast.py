@@ -33,6 +33,29 @@ class _Meta(
     token: int | str | None = None
 
 
+class _HandshakeMeta(Struct, frozen=True, gc=False, rename={"version": VERSION_KEY, "token": "progressToken"}):
+    version: Raw | UnsetType = UNSET
+    """Present in the other era only."""
+    token: int | str | None = None
+
+
+class _HandshakeParams(Struct, gc=False, rename={"meta": "_meta"}):
+    name: str
+    arguments: Raw = Raw(b"{}")
+    meta: _HandshakeMeta = _HandshakeMeta()
+
+
+class _HandshakeCall(Struct, gc=False):
+    jsonrpc: Literal["2.0"]
+    id: int | str
+    method: Literal["tools/call"]
+    params: _HandshakeParams
+
+
+decode_handshake_call = msgspec.json.Decoder(_HandshakeCall).decode
+"""A whole `tools/call` of the handshake era, the arguments still raw."""
+
+
 class FastCall:
     """The decoder of one tool's calls."""
 

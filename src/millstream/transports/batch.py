@@ -94,5 +94,6 @@ async def _one(
         take_notification(dispatcher, message, scope)
         return b""
     call = streamable.handshake_call(request, message, session, revision, principal)
+    call.carrier = None  # the batch as a whole; a cancel is for one of its calls
     call.line = PostLine(request, call, streamable.services, streamable.streams, can_stream=False)
-    return await (dispatcher.call_in_scope(call, scope) if scope else dispatcher.call(call))
+    return await dispatcher.call(call, scope)

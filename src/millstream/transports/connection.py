@@ -119,10 +119,10 @@ class Connection:
         if len(dispatcher.calls) >= dispatcher.services.settings.max_calls:
             raise ProtocolError(INTERNAL_ERROR, "Too many calls are running: try again later")
         if is_per_request(message):
-            return dispatcher.call_in_scope(self._per_request(message), self.id)
+            return dispatcher.call(self._per_request(message), self.id)
         if message.method == "initialize":
             return self._initialize(message)
-        return dispatcher.call_in_scope(self._handshake(message), self.id)
+        return dispatcher.call(self._handshake(message), self.id)
 
     def _per_request(self, message: Message) -> Call:
         registry = self._dispatcher.registry

@@ -61,6 +61,18 @@ class HttpSessions:
             await services.records.put(session, Record(capabilities=capabilities))
         return encode(token, services.ring, services.nonce())
 
+    def remembered(self, value: bytes | None) -> Session | None:
+        """The session of an anonymous caller, when it is known from before and has no record; else ask `find`."""
+        known = self._remembered.get(value)  # type: ignore[arg-type]  # None is no key, and is not found
+        if (
+            known is None
+            or known[1] != b""
+            or known[0].id in self._services.records.known
+            or known[2] <= self._services.clock()
+        ):
+            return None
+        return known[0]
+
     async def find(self, request: Request, principal: Principal | None) -> Session | Response:
         """The session that a request names, or the reply that refuses it.
 

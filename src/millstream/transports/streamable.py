@@ -4,9 +4,10 @@ Bytes in, bytes out: it tells the eras apart, finds session and principal, and h
 common case of the newest revision is decoded in one typed pass; everything else climbs the exact ladder.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
+from msgspec import UNSET
 
 from millstream.http import JSON_HEAD, STREAM_HEAD, Request, Response
 from millstream.protocol import sse
@@ -16,10 +17,10 @@ from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream.protocol.jsonrpc import Message, check_text, error_message, read, result_message
 from millstream.protocol.metadata import Client
 from millstream.protocol.principal import Principal
-from millstream.protocol.revisions import ASSUMED, NEWEST, Revision
+from millstream.protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
 from millstream.server.call import Call
 from millstream.server.dispatch import Dispatcher
-from millstream.server.fast import FastCall
+from millstream.server.fast import FastCall, decode_handshake_call
 from millstream.server.handshake import initialize_result, read_initialize
 from millstream.server.inbox import progress_token, take_notification
 from millstream.server.sessions import Session
@@ -38,6 +39,11 @@ _BUSY = refusal(503, -32000, "Too many calls are running: try again later", head
 _EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
 _NOBODY = Client()
 _VERSION = NEWEST.date.encode()
+_BY_HEADER: Mapping[bytes | None, Revision] = {
+    None: ASSUMED,
+    **{date.encode(): revision for date, revision in HANDSHAKE.items()},
+}
+"""`MCP-Protocol-Version` of a handshake-era request -> revision, where no session says more."""
 
 
 class Streamable:
@@ -73,26 +79,73 @@ class Streamable:
         if headers.get(b"mcp-protocol-version") == _VERSION and headers.get(b"mcp-method") == b"tools/call":
             fast = self._fast.get(headers.get(b"mcp-name", b""))
             call = None if fast is None else self._fast_call(request, fast)
-            if call is not None:
-                if self.authenticate is not None:
-                    call.principal = await self.authenticate(request)
-                body = await self._dispatcher.call(call)
-                if call.line is None:
-                    return Response(body, call.status)
-                return await self._finish(call, body)
-        return await self._exact(request)
+        elif b"mcp-method" not in headers and self.authenticate is None:
+            call = self._fast_handshake_call(request)
+        else:
+            call = None
+        if call is None:
+            return await self._exact(request)
+        if self.authenticate is not None:
+            call.principal = await self.authenticate(request)
+        session = call.session
+        body = await self._dispatcher.call(call, "" if session is None else session.id)
+        if call.line is None and body:
+            return Response(body, call.status)
+        return await self._finish(call, body)
+
+    def _usual(self, request: Request) -> bool:
+        """Nothing about the request needs a closer look before it is decoded."""
+        headers, body = request.headers, request.body
+        return (
+            headers.get(b"content-type") == b"application/json"
+            and len(headers) == len(request.raw_headers)
+            and body.isascii()
+            and (body.count(b"{") + body.count(b"[") <= self._max_depth or not too_deep(body, self._max_depth))
+            and len(self._dispatcher.calls) < self._max_calls
+            and (REMEMBERED.get(headers.get(b"accept")) or accepted(headers.get(b"accept"))).json
+            and b"content-encoding" not in headers
+        )
+
+    def _fast_handshake_call(self, request: Request) -> Call | None:
+        """A tool call of a handshake revision in two typed passes; None when anything is unusual."""
+        headers = request.headers
+        if self.sessions is None:
+            session, revision = None, _BY_HEADER.get(headers.get(b"mcp-protocol-version"))
+        else:
+            session = self.sessions.remembered(headers.get(b"mcp-session-id"))
+            revision = None if session is None else session.revision
+            if headers.get(b"mcp-protocol-version") not in _BY_HEADER:
+                return None
+        if revision is None or not self._usual(request):
+            return None
+        try:
+            envelope = decode_handshake_call(request.body)
+            params = envelope.params
+            tool = self._dispatcher.registry.tools.get(params.name)
+            if tool is None or tool.requires or params.meta.version is not UNSET:
+                return None
+            arguments = tool.plan.decoder.decode(params.arguments)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        return Call(
+            revision=revision,
+            id=envelope.id,
+            method="tools/call",
+            client=_NOBODY if session is None else session.client,
+            connect=lambda call: self._line(request, call),
+            carrier=request,
+            session=session,
+            headers=headers,
+            name=params.name,
+            token=params.meta.token,
+            target=tool,
+            arguments=arguments,
+        )
 
     def _fast_call(self, request: Request, fast: FastCall) -> Call | None:
         """One typed pass over the whole body; None when anything is unusual."""
         headers, body = request.headers, request.body
-        if (
-            headers.get(b"content-type") != b"application/json"
-            or len(headers) != len(request.raw_headers)
-            or not body.isascii()
-            or (body.count(b"{") + body.count(b"[") > self._max_depth and too_deep(body, self._max_depth))
-            or len(self._dispatcher.calls) >= self._max_calls
-            or not (REMEMBERED.get(headers.get(b"accept")) or accepted(headers.get(b"accept"))).json
-        ):
+        if not self._usual(request):
             return None
         try:
             envelope = fast.decode(body)
@@ -107,6 +160,7 @@ class Streamable:
             method="tools/call",
             client=Client(meta.capabilities, about.name, about.version) if about else Client(meta.capabilities),
             connect=lambda call: self._line(request, call),
+            carrier=request,
             headers=headers,
             name=params.name,
             token=meta.token,
@@ -174,10 +228,7 @@ class Streamable:
         return Response(body, status, JSON_HEAD + head if head else JSON_HEAD)
 
     async def _run(self, request: Request, call: Call, scope: str) -> Response | None:
-        if scope:
-            body = await self._dispatcher.call_in_scope(call, scope)
-        else:
-            body = await self._dispatcher.call(call)
+        body = await self._dispatcher.call(call, scope)
         if body and not accepted(request.headers.get(b"accept")).json:
             await call.open_line().finish(body)  # type: ignore[attr-defined]  # lines of this transport are PostLines
             return None
@@ -203,6 +254,7 @@ class Streamable:
             method=message.method,
             client=admitted.client,
             connect=lambda call: self._line(request, call),
+            carrier=request,
             principal=principal,
             headers=request.headers,
             name=admitted.name,
@@ -239,6 +291,7 @@ class Streamable:
             method=message.method,
             client=session.client if session is not None else _NOBODY,
             connect=lambda call: self._line(request, call),
+            carrier=request,
             session=session,
             principal=principal,
             headers=request.headers,

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Raw
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
+from millstream.protocol.metadata import declares
 from millstream.protocol.param_headers import check
 from millstream.server.call import Call
 from millstream.server.dispatch import Handler
@@ -68,6 +69,8 @@ class ToolHandlers:
         if tool is None:
             raise ProtocolError(INVALID_PARAMS, f"Unknown tool: {params.name[:128]!r}")
         call.target, call.name = tool, params.name
+        if tool.requires and call.revision.handshake and not declares(call.client.capabilities, tool.requires):
+            raise ToolError(f"This tool needs a client that declares: {', '.join(tool.requires)}.")
         take_rounds(call, params)
         raw = bytes(params.arguments) or b"{}"
         if raw == b"null":

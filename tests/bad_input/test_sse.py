@@ -1,0 +1,125 @@
+"""Bad input over HTTP+SSE, the transport of 2024-11-05: refused on the POST, or answered on the stream; never dropped."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from bad_input.shop import make_shop
+from bad_input.test_envelope import NOT_A_MESSAGE, NOT_JSON, SHALLOW
+from http_peer import Peer
+from wire import HOST, POST, WAIT, Wire, envelope, request, wired
+
+
+class Stream:
+    """An open stream and the path for its messages."""
+
+    def __init__(self, wire: Wire, peer: Peer, path: str) -> None:
+        self.wire = wire
+        self._peer = peer
+        self.path = path
+
+    async def event(self) -> str:
+        """The data of the next event."""
+        while True:
+            for line in (await self._peer.chunk()).decode().splitlines():
+                if line.startswith("data: "):
+                    return line[6:]
+
+    async def ask(self, body: bytes | dict[str, Any]) -> tuple[int, Any]:
+        """Send a message that is taken, and read what the stream says to it."""
+        reply = await self.wire.post(body, path=self.path)
+        assert reply.status == 202, reply
+        async with asyncio.timeout(WAIT):
+            return reply.status, json.loads(await self.event())
+
+
+@pytest.fixture
+async def stream() -> AsyncIterator[Stream]:
+    """A stream through the lane, after its handshake."""
+    async with wired(make_shop(max_body=300_000), "lane") as wire:
+        assert wire.running is not None
+        peer = await wire.running.connect()
+        await peer.send(b"GET /sse HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n")
+        status, _ = await peer.head()
+        assert status == 200
+        stream = Stream(wire, peer, "")
+        stream.path = await stream.event()
+        params = {"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+        assert (await stream.ask(request("initialize", params)))[1]["result"]["protocolVersion"] == "2024-11-05"
+        yield stream
+
+
+async def alive(stream: Stream) -> None:
+    """The session answers, and with nothing else in between."""
+    assert (await stream.ask(request("ping", id="alive")))[1] == {"jsonrpc": "2.0", "id": "alive", "result": {}}
+
+
+@pytest.mark.parametrize("name", NOT_JSON)
+async def test_what_is_not_json_is_refused_on_the_post(stream: Stream, name: str) -> None:
+    """400 -32700: nothing goes to the stream."""
+    assert (await stream.wire.post(NOT_JSON[name], path=stream.path)).error == (400, -32700, "none")
+    await alive(stream)
+
+
+@pytest.mark.parametrize("name", NOT_A_MESSAGE)
+async def test_what_is_no_message_is_answered_with_an_invalid_request(stream: Stream, name: str) -> None:
+    """-32600 on the stream, where the answers of this transport are, or as the reply of the POST."""
+    reply = await stream.wire.post(NOT_A_MESSAGE[name], path=stream.path)
+    if reply.status == 202:
+        message = json.loads(await stream.event())
+        assert (message["error"]["code"], message.get("id", "none")) == (-32600, "none")
+    else:
+        assert reply.error == (400, -32600, "none")
+    await alive(stream)
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+async def test_only_real_nesting_is_refused(stream: Stream, name: str) -> None:
+    """As over every transport."""
+    assert (await stream.ask(SHALLOW[name]))[1]["result"] == {}
+
+
+@pytest.mark.parametrize("session", ["", "?session_id=", "?session_id=x&session_id=y", "?session_id=" + "0" * 32, "?sessionId=1"])
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+async def test_a_post_that_names_no_open_stream_is_400_or_404(way: str, session: str) -> None:
+    """Digest §4.2: 400 for a missing id, 404 for an unknown one."""
+    async with wired(make_shop(), way) as wire:
+        reply = await wire.post(request("ping"), path=f"/messages/{session}")
+        named = session.removeprefix("?session_id=") not in ("", session)
+        assert reply.error == ((404, -32001, "none") if named else (400, -32600, "none"))
+
+
+async def test_wrong_media_types_and_sizes_are_refused_and_the_session_lives(stream: Stream) -> None:
+    """Digest §4.2: 413 for what is too large; 415 and 406 as on the other transport."""
+    wire = stream.wire
+    assert (await wire.post(request("ping"), {**POST, "content-type": "text/plain"}, stream.path)).status == 415
+    assert (await wire.post(request("ping"), HOST, stream.path)).status == 415
+    assert (await wire.post(request("ping"), {**POST, "content-encoding": "gzip"}, stream.path)).status == 415
+    assert (await wire.post(b" " * 300_001, path=stream.path)).status == 413
+    assert (await wire.ask("GET", "/sse", {**HOST, "accept": "application/json"})).status == 406
+    await alive(stream)
+
+
+async def test_a_closed_stream_ends_its_session(stream: Stream) -> None:
+    """Digest §4.2: closing the connection ends the session."""
+    wire = stream.wire
+    assert wire.running is not None
+    await alive(stream)
+    wire.running.peers[0].writer.transport.abort()
+    await wire.running.left(1)
+    async with asyncio.timeout(WAIT):
+        while len(wire.runtime.streams):
+            await asyncio.sleep(0)
+    assert (await wire.post(request("ping"), path=stream.path)).error == (404, -32001, "none")
+
+
+async def test_an_enveloped_request_that_is_wrong_is_answered_on_the_stream(stream: Stream) -> None:
+    """The era is chosen for each message, and each gets its own errors."""
+    _, message = await stream.ask(request("tools/list", {"_meta": envelope("2099-01-01")}, 7))
+    assert (message["error"]["code"], message["id"]) == (-32022, 7)
+    _, message = await stream.ask(request("ping", {"_meta": envelope()}, 7))
+    assert (message["error"]["code"], message["id"]) == (-32601, 7)
+    await alive(stream)

@@ -1,0 +1,173 @@
+"""Bad input over stdio: pieces of lines, split and invalid UTF-8, lines without end; the process lives on.
+
+The transport serves a pair of pipes in this process, so that a test decides what one read brings: a whole message in
+front of a piece proves, by its answer, that the piece was read too. One test runs a real process.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from bad_input.shop import make_shop
+from bad_input.test_envelope import IDS, NOT_A_MESSAGE, NOT_JSON, SHALLOW
+from millstream.transports.stdio import serve_stdio
+from processes import ROOT
+from wire import WAIT, envelope, request
+
+LIMIT = 200_000
+PING = b'{"jsonrpc":"2.0","id":"p","method":"ping"}\n'
+
+
+class Pipes:
+    """The client's ends."""
+
+    def __init__(self, into: int, reader: asyncio.StreamReader) -> None:
+        self._into = into
+        self._reader = reader
+
+    async def write(self, data: bytes) -> None:
+        """Write all of it; a full pipe is written by a thread."""
+        view = memoryview(data)
+        while view:
+            view = view[await asyncio.to_thread(os.write, self._into, view) :]
+
+    async def answer(self) -> Any:
+        """The next line."""
+        line = await asyncio.wait_for(self._reader.readline(), WAIT)
+        assert line.endswith(b"\n"), line
+        return json.loads(line)
+
+    async def pong(self) -> None:
+        """The answer to `PING`, and nothing before it."""
+        assert await self.answer() == {"jsonrpc": "2.0", "id": "p", "result": {}}
+
+
+@pytest.fixture
+async def pipes() -> AsyncIterator[Pipes]:
+    """A server behind two pipes."""
+    stdin, into = os.pipe()
+    out, stdout = os.pipe()
+    reader = asyncio.StreamReader(limit=2**20)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(out, "rb", buffering=0)
+    )
+    async with make_shop(max_body=LIMIT).running() as runtime:
+        serving = asyncio.create_task(serve_stdio(runtime.dispatcher, stdin=stdin, stdout=stdout))
+        try:
+            yield Pipes(into, reader)
+        finally:
+            os.close(into)
+            await asyncio.wait_for(serving, WAIT)
+            transport.close()
+            os.close(stdout)
+    os.close(stdin)
+
+
+LINES = {name: body for name, body in NOT_JSON.items() if b"\n" not in body and body.strip(b" \t\r")}
+
+
+@pytest.mark.parametrize("name", LINES)
+async def test_a_line_that_is_not_json_is_a_parse_error_and_the_process_lives(pipes: Pipes, name: str) -> None:
+    """-32700 without an id, invalid UTF-8 included."""
+    await pipes.write(LINES[name] + b"\n" + PING)
+    message = await pipes.answer()
+    assert (message["error"]["code"], message.get("id", "none")) == (-32700, "none")
+    await pipes.pong()
+
+
+@pytest.mark.parametrize("name", NOT_A_MESSAGE)
+async def test_a_line_that_is_no_message_is_an_invalid_request(pipes: Pipes, name: str) -> None:
+    """-32600 without an id, as over HTTP."""
+    await pipes.write(json.dumps(NOT_A_MESSAGE[name]).encode() + b"\n" + PING)
+    messages = [await pipes.answer(), await pipes.answer()]
+    messages.sort(key=lambda message: "result" in message)  # a refused batch is answered by a task of its own
+    assert (messages[0]["error"]["code"], messages[0].get("id", "none")) == (-32600, "none")
+    assert messages[1] == {"jsonrpc": "2.0", "id": "p", "result": {}}
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+async def test_only_real_nesting_is_refused(pipes: Pipes, name: str) -> None:
+    """As over every transport."""
+    await pipes.write(SHALLOW[name] + b"\n")
+    assert (await pipes.answer())["result"] == {}
+
+
+@pytest.mark.parametrize("request_id", IDS, ids=lambda value: repr(value)[:24])
+async def test_an_id_comes_back_with_its_type_and_value(pipes: Pipes, request_id: Any) -> None:
+    """Digest §17 number 12."""
+    await pipes.write(json.dumps(request("ping", id=request_id)).encode() + b"\n")
+    answer = await pipes.answer()
+    assert (answer["id"], type(answer["id"])) == (request_id, type(request_id))
+
+
+async def test_a_line_may_come_in_pieces_cut_anywhere_even_inside_a_character(pipes: Pipes) -> None:
+    """Partial lines and split UTF-8 are buffered."""
+    line = json.dumps(request("ping", id="é☃😀"), ensure_ascii=False).encode()
+    for cut in range(1, len(line)):
+        await pipes.write(PING + line[:cut])
+        await pipes.pong()
+        await pipes.write(line[cut:] + b"\n")
+        assert (await pipes.answer())["id"] == "é☃😀"
+
+
+async def test_line_ends_may_be_crlf_and_blank_lines_are_passed_over(pipes: Pipes) -> None:
+    """Windows clients write CRLF; a blank line is no message and gets no answer."""
+    await pipes.write(b"\n\r\n  \t\r\n" + PING.replace(b"\n", b"\r\n") + b"\r\n" + b"  " + PING)
+    await pipes.pong()
+    await pipes.pong()
+
+
+@pytest.mark.parametrize("size", [LIMIT + 1, 5 * LIMIT])
+async def test_a_line_over_the_limit_is_a_parse_error_once_and_the_next_line_is_read(pipes: Pipes, size: int) -> None:
+    """What is too long is skipped to its end, in bounded memory."""
+    await pipes.write(b"x" * size)
+    message = await pipes.answer()
+    assert (message["error"]["code"], message.get("id", "none")) == (-32700, "none")
+    await pipes.write(b"x" * 10 + b"\n" + PING)
+    await pipes.pong()
+
+
+async def test_a_line_at_the_limit_is_read(pipes: Pipes) -> None:
+    """The limit counts the line without its end."""
+    await pipes.write(PING[:-1].ljust(LIMIT) + b"\n")
+    await pipes.pong()
+
+
+async def test_bad_messages_of_each_era_get_its_errors_in_one_process(pipes: Pipes) -> None:
+    """Digest §2.3: the era is chosen for each message."""
+    lines = {
+        -32022: request("tools/list", {"_meta": envelope("2099-01-01")}, "c"),
+        -32601: request("ping", {"_meta": envelope()}, "d"),
+        -32602: request("tools/call", {"name": "nothing"}, "e"),
+        -32021: request("tools/call", {"name": "sampler", "_meta": envelope()}, "f"),
+    }
+    for code, line in lines.items():
+        await pipes.write(json.dumps(line).encode() + b"\n")
+        answer = await pipes.answer()
+        assert (answer["error"]["code"], answer["id"]) == (code, line["id"])
+    await pipes.write(PING)
+    await pipes.pong()
+
+
+@pytest.mark.server
+def test_a_process_answers_every_bad_line_and_ends_with_its_input() -> None:
+    """Nothing but messages on stdout, no traceback on stderr, and exit code 0 at the end of input."""
+    lines = [*LINES.values(), *(json.dumps(value).encode() for value in NOT_A_MESSAGE.values())]
+    given = b"\n".join([*lines, PING])
+    start = "from millstream.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", start, "run", "examples/greet.py", "--transport", "stdio"],
+        input=given, capture_output=True, timeout=10, cwd=ROOT, check=False,
+    )  # fmt: skip
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert len(answers) == len(lines) + 1
+    assert sum("result" in answer for answer in answers) == 1
+    assert {answer["error"]["code"] for answer in answers if "error" in answer} == {-32700, -32600}

@@ -1,0 +1,62 @@
+"""How a call ends that the tool itself spoils: what the peer reads, and what only the log says."""
+
+import logging
+import re
+from typing import Any
+
+import pytest
+
+from bad_input.shop import SECRET
+from wire import Wire, enveloped, request, routing
+
+ERAS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"]
+
+
+async def call(wire: Wire, era: str, name: str) -> tuple[int, dict[str, Any]]:
+    """Status and message of a call without arguments."""
+    if era == ERAS[-1]:
+        reply = await wire.post(enveloped("tools/call", {"name": name}, 7), routing("tools/call", name))
+    else:
+        reply = await wire.post(request("tools/call", {"name": name}, 7), await wire.initialize(era))
+    assert reply.message["id"] == 7
+    return reply.status, reply.message
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_tool_error_is_text_for_the_model(wire: Wire, era: str) -> None:
+    """`ToolError`: the whole text, as a result with `isError`."""
+    status, message = await call(wire, era, "refuses")
+    assert status == 200
+    assert message["result"]["isError"] is True
+    assert message["result"]["content"] == [{"type": "text", "text": "Try another day."}]
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_any_other_failure_shows_an_incident_and_the_log_has_it(
+    wire: Wire, era: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """STYLE 21: the peer sees an identifier, the operator finds the traceback under it."""
+    with caplog.at_level(logging.ERROR, "millstream"):
+        status, message = await call(wire, era, "breaks")
+    assert (status, message["result"]["isError"]) == (200, True)
+    text = message["result"]["content"][0]["text"]
+    assert SECRET not in str(message)
+    assert "RuntimeError" not in str(message)
+    incident = re.search(r"[0-9a-f]{16}", text)
+    assert incident is not None
+    assert incident[0] in caplog.text
+    assert SECRET in caplog.text
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_result_that_its_schema_forbids_is_an_internal_error_and_the_log_names_the_field(
+    wire: Wire, era: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Our fault, not the model's: a protocol error, opaque outside."""
+    with caplog.at_level(logging.ERROR, "millstream"):
+        status, message = await call(wire, era, "lies")
+    assert (status, message["error"]["code"]) == (200, -32603)
+    assert "$[0]" not in str(message)
+    assert "int" not in message["error"]["message"].replace("Internal", "")
+    assert "[0]" in caplog.text or "result" in caplog.text
+    assert re.search(r"[0-9a-f]{16}", message["error"]["message"])

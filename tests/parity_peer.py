@@ -1,0 +1,87 @@
+"""Toy handlers for the suite that both HTTP ways pass, and a server of them by either way."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from http_peer import WAIT, Running, ToyApp, serve
+from millstream.config import Settings
+from millstream.http import STREAM_HEAD, Handler, Request, Response
+
+Start = Callable[..., Awaitable[Running]]
+
+
+async def echo(request: Request) -> Response:
+    """What came."""
+    return Response(body=request.body)
+
+
+async def _slow(request: Request) -> Response:
+    await asyncio.sleep(0)
+    async with asyncio.timeout(WAIT), asyncio.TaskGroup() as group:
+        group.create_task(asyncio.sleep(0.001))
+    return Response(body=request.body)
+
+
+async def _describe(request: Request) -> Response:
+    text = f"{request.method} {request.path} {request.query.decode()} {request.peer} {request.scheme}"
+    return Response(body=text.encode())
+
+
+async def _stream(request: Request) -> None:
+    sink = request.open(200, STREAM_HEAD)
+    sink.write(b"one")
+    await asyncio.sleep(0)
+    sink.write(b"")
+    sink.write(b"two")
+    await sink.drain()
+    sink.close()
+    sink.close()
+    sink.write(b"after the end")
+
+
+async def _fail(request: Request) -> Response:
+    raise ValueError("the secret")
+
+
+async def _fail_late(request: Request) -> Response:
+    request.open(200, STREAM_HEAD).write(b"one")
+    await asyncio.sleep(0)
+    raise ValueError("the secret")
+
+
+async def _empty(request: Request) -> Response:
+    return Response(status=204, head=b"")
+
+
+async def _nothing(request: Request) -> None:
+    return None
+
+
+ROUTES: dict[tuple[str, str], Handler] = {
+    ("POST", "/echo"): echo,
+    ("HEAD", "/echo"): echo,
+    ("POST", "/slow"): _slow,
+    ("GET", "/describe"): _describe,
+    ("POST", "/stream"): _stream,
+    ("HEAD", "/stream"): _stream,
+    ("POST", "/fail"): _fail,
+    ("POST", "/fail-late"): _fail_late,
+    ("POST", "/empty"): _empty,
+    ("POST", "/nothing"): _nothing,
+    ("GET", "/livez"): _empty,
+}
+
+
+@asynccontextmanager
+async def parity(way: str) -> AsyncIterator[Start]:
+    """Give a function that starts servers by one of the two ways; they end with the block."""
+    lane = way == "lane"
+    async with AsyncExitStack() as stack:
+
+        async def start(more: dict[tuple[str, str], Handler] | None = None, **settings: Any) -> Running:
+            app = ToyApp(ROUTES | (more or {}), Settings(**settings), lane=lane)
+            return await stack.enter_async_context(serve(app, lane=lane))
+
+        yield start

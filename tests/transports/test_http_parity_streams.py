@@ -1,0 +1,195 @@
+"""One suite for both ways to the same handlers: streams, failures and peers that leave."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from http_peer import WAIT, request
+from millstream.http import STREAM_HEAD, Request, Response
+from parity_peer import Start, parity
+
+
+@pytest.fixture(params=["lane", "asgi"])
+async def start(request: pytest.FixtureRequest) -> AsyncIterator[Start]:
+    """Start servers by one of the two ways; they end with the test."""
+    async with parity(request.param) as start:
+        yield start
+
+
+async def test_a_stream_is_chunked_and_ends_properly(start: Start) -> None:
+    """RFC 9112 §7.1; empty writes must not end it."""
+    peer = await (await start()).connect()
+    await peer.send(request(path="/stream") + request(body=b"next"))
+    status, headers, body = await peer.reply()
+    assert (status, body, headers[b"content-type"]) == (200, b"onetwo", b"text/event-stream")
+    assert (await peer.reply())[2] == b"next"
+
+
+@pytest.mark.parametrize("path", ["/fail", "/nothing"])
+async def test_a_handler_that_fails_shows_only_an_identifier(
+    start: Start, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Our choice: what it raised stands in the log under that identifier."""
+    peer = await (await start()).connect()
+    await peer.send(request(path=path))
+    status, _, body = await peer.reply()
+    identifier = body.decode().split()[-1].rstrip(".")
+    assert status == 500
+    assert b"secret" not in body
+    assert len(identifier) == 16
+    assert identifier in caplog.text
+
+
+async def test_a_handler_that_fails_in_its_stream_cuts_it(start: Start) -> None:
+    """A broken stream must not look like a whole one: there is no final chunk."""
+    peer = await (await start()).connect()
+    await peer.send(request(path="/fail-late"))
+    status, _ = await peer.head()
+    rest = await peer.rest()
+    assert status == 200
+    assert not rest.endswith(b"0\r\n\r\n")
+
+
+async def test_a_second_stream_for_one_request_is_an_error(start: Start) -> None:
+    """One request has one reply."""
+    raised = asyncio.Event()
+
+    async def twice(request: Request) -> None:
+        request.open(200, STREAM_HEAD)
+        with pytest.raises(RuntimeError):
+            request.open(200, STREAM_HEAD)
+        raised.set()
+
+    peer = await (await start({("POST", "/twice"): twice})).connect()
+    await peer.send(request(path="/twice"))
+    assert (await peer.reply())[2] == b""
+    assert raised.is_set()
+
+
+async def test_a_peer_that_leaves_ends_its_stream(start: Start) -> None:
+    """`Sink.on_close` is called once, at once when it is too late, and writes do nothing from then on."""
+    closed: asyncio.Queue[str] = asyncio.Queue()
+
+    async def endless(request: Request) -> None:
+        sink = request.open(200, STREAM_HEAD)
+        sink.on_close(lambda: closed.put_nowait("first"))
+        sink.write(b"hello")
+        await sink.wait_closed()
+        sink.write(b"nobody reads this")
+        await sink.drain()
+        sink.on_close(lambda: closed.put_nowait("late"))
+        assert sink.closed
+
+    peer = await (await start({("POST", "/endless"): endless})).connect()
+    await peer.send(request(path="/endless"))
+    await peer.head()
+    assert await peer.chunk() == b"hello"
+    peer.close()
+    assert [await asyncio.wait_for(closed.get(), WAIT) for _ in range(2)] == ["first", "late"]
+    assert closed.empty()
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_peer_that_leaves_cancels_a_handler_that_wants_it(start: Start, streams: bool) -> None:
+    """2026-07-28: a disconnect is a cancel."""
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def work(request: Request) -> None:
+        request.cancel_on_disconnect = True
+        if streams:
+            request.open(200, STREAM_HEAD).write(b"hello")
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.set()
+            raise
+
+    server = await start({("POST", "/work"): work})
+    peer = await server.connect()
+    await peer.send(request(path="/work"))
+    await asyncio.wait_for(began.wait(), WAIT)
+    peer.close()
+    await asyncio.wait_for(ended.wait(), WAIT)
+    other = await server.connect()
+    await other.send(request(body=b"alive"))
+    assert (await other.reply())[2] == b"alive"
+    assert server.state.tasks == set()
+
+
+async def test_a_peer_that_leaves_does_not_cancel_a_handler_of_its_own_right(start: Start) -> None:
+    """A handshake-era call belongs to the server, not to the connection."""
+    began, go, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def work(request: Request) -> Response:
+        began.set()
+        await go.wait()
+        ended.set()
+        return Response()
+
+    server = await start({("POST", "/work"): work})
+    peer = await server.connect()
+    await peer.send(request(path="/work"))
+    await asyncio.wait_for(began.wait(), WAIT)
+    peer.close()
+    other = await server.connect()
+    await other.send(request(path="/slow"))
+    await other.reply()
+    go.set()
+    await asyncio.wait_for(ended.wait(), WAIT)
+
+
+async def test_a_stream_opened_after_the_peer_left_is_closed(start: Start) -> None:
+    """Nobody would ever tell the handler otherwise."""
+    began, go = asyncio.Event(), asyncio.Event()
+    states: asyncio.Queue[bool] = asyncio.Queue()
+
+    async def work(request: Request) -> None:
+        began.set()
+        await go.wait()
+        sink = request.open(200, STREAM_HEAD)
+        sink.write(b"nobody reads this")
+        states.put_nowait(sink.closed)
+
+    server = await start({("POST", "/work"): work})
+    peer = await server.connect()
+    await peer.send(request(path="/work"))
+    await asyncio.wait_for(began.wait(), WAIT)
+    peer.close()
+    other = await server.connect()
+    await other.send(request(path="/slow"))
+    await other.reply()
+    go.set()
+    assert await asyncio.wait_for(states.get(), WAIT)
+
+
+async def test_a_writer_that_drains_is_held_back_by_a_slow_reader(start: Start) -> None:
+    """`drain` waits for the peer; nothing is lost."""
+    piece = b"x" * 65536
+
+    async def pour(request: Request) -> None:
+        sink = request.open(200, STREAM_HEAD)
+        for _ in range(64):
+            sink.write(piece)
+            await sink.drain()
+
+    peer = await (await start({("POST", "/pour"): pour})).connect(small_buffer=True)
+    await peer.send(request(path="/pour"))
+    assert (await peer.reply())[2] == piece * 64
+
+
+async def test_a_reader_too_far_behind_is_cut(start: Start) -> None:
+    """Every queue is bounded; who does not read is cut, and the stream does not end properly."""
+    cut = asyncio.Event()
+
+    async def flood(request: Request) -> None:
+        sink = request.open(200, STREAM_HEAD)
+        sink.on_close(cut.set)
+        while not sink.closed:
+            sink.write(b"x" * 65536)
+            await asyncio.sleep(0)
+
+    peer = await (await start({("POST", "/flood"): flood}, stream_buffer=100_000)).connect(small_buffer=True)
+    await peer.send(request(path="/flood"))
+    await asyncio.wait_for(cut.wait(), WAIT)
