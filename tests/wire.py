@@ -85,7 +85,11 @@ class Wire:
 
     async def initialize(self, revision: str = LATEST_HANDSHAKE, capabilities: Json | None = None) -> dict[str, str]:
         """A session, as the headers of its requests."""
-        params = {"protocolVersion": revision, "capabilities": capabilities or {}, "clientInfo": {"name": "t", "version": "1"}}
+        params = {
+            "protocolVersion": revision,
+            "capabilities": capabilities or {},
+            "clientInfo": {"name": "t", "version": "1"},
+        }
         reply = await self.post(request("initialize", params, 0))
         assert reply.status == 200, reply
         session = reply.headers[b"mcp-session-id"].decode()

@@ -120,7 +120,9 @@ SHALLOW = {
     "nested to the limit": DEEPEST,
     "many arrays side by side": b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":[' + b"[]," * 999 + b"[]]}}",
     "brackets in a string": b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":"' + b"[{" * 999 + b'"}}',
-    "brackets behind an escaped quote": b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":"\\"' + b"[" * 99 + b'"}}',
+    "brackets behind an escaped quote": b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":"\\"'
+    + b"[" * 99
+    + b'"}}',
 }
 
 

@@ -21,7 +21,9 @@ async def alive(wire: Wire, headers: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("session", [FORGED, "", "no such session", "x" * 4000, "é", "a,b", "%00"])
 @pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
-async def test_an_unknown_session_id_is_404_so_the_client_can_start_again(wire: Wire, method: str, session: str) -> None:
+async def test_an_unknown_session_id_is_404_so_the_client_can_start_again(
+    wire: Wire, method: str, session: str
+) -> None:
     """Digest §4.3, the table of session errors."""
     headers = {**POST, "accept": "text/event-stream, application/json", "mcp-session-id": session}
     body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}' if method == "POST" else b""
@@ -62,7 +64,8 @@ async def test_a_second_initialize_in_a_session_is_400_and_the_session_lives(wir
 
 
 @pytest.mark.parametrize(
-    "params", [{}, {"capabilities": {}}, {"protocolVersion": 1}, {"protocolVersion": LATEST_HANDSHAKE, "capabilities": []}]
+    "params",
+    [{}, {"capabilities": {}}, {"protocolVersion": 1}, {"protocolVersion": LATEST_HANDSHAKE, "capabilities": []}],
 )
 async def test_initialize_without_a_usable_version_is_invalid_params(wire: Wire, params: dict[str, Any]) -> None:
     """Design §3: parameters may be absent as a whole, but not halfway."""
@@ -194,7 +197,8 @@ async def test_a_batch_with_initialize_or_with_too_many_messages_is_400(wire: Wi
 
 
 @pytest.mark.parametrize(
-    "content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonp", "", None]
+    "content_type",
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonp", "", None],
 )
 async def test_a_body_that_is_not_declared_as_json_is_415(wire: Wire, content_type: str | None) -> None:
     """Digest §2.3 step 1: before the body is looked at, so that no form of a web page gets through."""
@@ -212,7 +216,9 @@ async def test_a_compressed_body_is_415(wire: Wire, encoding: str) -> None:
     assert reply.error == (415, -32600, "none")
 
 
-@pytest.mark.parametrize("accept", ["text/html", "image/*", "application/json;q=0", "application/json;q=0.0, text/html", ""])
+@pytest.mark.parametrize(
+    "accept", ["text/html", "image/*", "application/json;q=0", "application/json;q=0.0, text/html", ""]
+)
 async def test_an_accept_under_which_no_reply_could_be_read_is_406(wire: Wire, accept: str) -> None:
     """Only where a reply could not be read."""
     headers = await wire.initialize()
@@ -222,7 +228,15 @@ async def test_an_accept_under_which_no_reply_could_be_read_is_406(wire: Wire, a
 
 @pytest.mark.parametrize(
     "accept",
-    ["application/json", "text/event-stream", "*/*", "application/*", "text/*;q=0.1", "Application/JSON;charset=utf-8", None],
+    [
+        "application/json",
+        "text/event-stream",
+        "*/*",
+        "application/*",
+        "text/*;q=0.1",
+        "Application/JSON;charset=utf-8",
+        None,
+    ],
 )
 async def test_any_accept_under_which_a_reply_can_be_read_is_served(wire: Wire, accept: str | None) -> None:
     """Digest §17 number 7: strict checks break older clients."""
@@ -238,7 +252,9 @@ async def test_a_get_that_cannot_read_a_stream_is_406(wire: Wire, accept: str) -
     assert reply.error == (406, -32600, "none")
 
 
-@pytest.mark.parametrize("last", ["nonsense", "a.b.c", "1.main.x", "x.main.1", "e.0000.99", "", ".", "é.é.é", "9" * 5000])
+@pytest.mark.parametrize(
+    "last", ["nonsense", "a.b.c", "1.main.x", "x.main.1", "e.0000.99", "", ".", "é.é.é", "9" * 5000]
+)
 async def test_an_unknown_event_id_is_400_while_the_session_lives(wire: Wire, last: str) -> None:
     """Design §5: unknown, foreign or of an older epoch."""
     headers = await wire.initialize()

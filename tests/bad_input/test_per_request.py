@@ -136,7 +136,9 @@ async def test_a_version_that_is_not_served_is_named_with_those_that_are(wire: W
     assert reply.message["error"]["data"] == {"supported": [PER_REQUEST], "requested": version}
 
 
-@pytest.mark.parametrize("method", ["no/such", "initialize", "ping", "resources/subscribe", "logging/setLevel", "Tools/list"])
+@pytest.mark.parametrize(
+    "method", ["no/such", "initialize", "ping", "resources/subscribe", "logging/setLevel", "Tools/list"]
+)
 async def test_a_method_that_the_revision_has_not_is_404_with_a_message(wire: Wire, method: str) -> None:
     """Step d: 404 -32601, told apart from a missing endpoint by its body."""
     assert (await wire.post(enveloped(method, id=7), routing(method))).error == (404, -32601, 7)
@@ -179,7 +181,9 @@ async def test_a_name_that_is_no_text_is_invalid_params(wire: Wire, target: Any)
     assert reply.error == (400, -32602, 7)
 
 
-@pytest.mark.parametrize("arguments", [{"a": "two", "b": 3}, {"a": 2}, [2, 3], "2, 3", {"a": 2.5, "b": 3}, {"a": 10**400}])
+@pytest.mark.parametrize(
+    "arguments", [{"a": "two", "b": 3}, {"a": 2}, [2, 3], "2, 3", {"a": 2.5, "b": 3}, {"a": 10**400}]
+)
 async def test_wrong_arguments_are_a_result_that_tells_the_model_what_to_mend(wire: Wire, arguments: Any) -> None:
     """Digest §16 row 41."""
     reply = await wire.post(enveloped("tools/call", {"name": "add", "arguments": arguments}, 7), ADD_HEADERS)
@@ -284,7 +288,9 @@ async def test_an_expired_state_is_invalid_params(wire: Wire) -> None:
     services.clock = clock
 
 
-@pytest.mark.parametrize("answer", [None, 1, {}, {"action": "maybe"}, {"action": "accept"}, {"action": "accept", "content": {"name": 1}}])
+@pytest.mark.parametrize(
+    "answer", [None, 1, {}, {"action": "maybe"}, {"action": "accept"}, {"action": "accept", "content": {"name": 1}}]
+)
 async def test_an_answer_that_is_no_answer_is_told_and_nothing_is_lost(wire: Wire, answer: Any) -> None:
     """An answer is input as every other: an error that names it, or the question again, never a crash."""
     state, key = await first_round(wire)
@@ -298,7 +304,9 @@ async def test_an_answer_that_is_no_answer_is_told_and_nothing_is_lost(wire: Wir
 async def test_numbers_that_no_double_holds_do_not_break_the_binding_of_a_state(wire: Wire) -> None:
     """The state is bound to the arguments; unknown ones are part of them."""
     for number in (b"1e999", b"-1e999", b"1" * 400, b"1e-999"):
-        text = json.dumps(enveloped("tools/call", {"name": "ask", "arguments": {"topic": "x", "y": "NUMBER"}}, 7, elicitation={}))
+        text = json.dumps(
+            enveloped("tools/call", {"name": "ask", "arguments": {"topic": "x", "y": "NUMBER"}}, 7, elicitation={})
+        )
         reply = await wire.post(text.encode().replace(b'"NUMBER"', number), routing("tools/call", "ask"))
         assert b"Internal error" not in reply.body, reply
         assert reply.status in (200, 400)

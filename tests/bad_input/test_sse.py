@@ -82,7 +82,9 @@ async def test_only_real_nesting_is_refused(stream: Stream, name: str) -> None:
     assert (await stream.ask(SHALLOW[name]))[1]["result"] == {}
 
 
-@pytest.mark.parametrize("session", ["", "?session_id=", "?session_id=x&session_id=y", "?session_id=" + "0" * 32, "?sessionId=1"])
+@pytest.mark.parametrize(
+    "session", ["", "?session_id=", "?session_id=x&session_id=y", "?session_id=" + "0" * 32, "?sessionId=1"]
+)
 @pytest.mark.parametrize("way", ["lane", "asgi"])
 async def test_a_post_that_names_no_open_stream_is_400_or_404(way: str, session: str) -> None:
     """Digest §4.2: 400 for a missing id, 404 for an unknown one."""

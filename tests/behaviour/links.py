@@ -218,7 +218,7 @@ class StreamableLink:
             return
         reply = await self.post(message, headers)
         body = await reply.body()
-        if isinstance(message, list):
+        if body and isinstance(message, list):
             self._take(json.loads(body), None, reply.status)
         else:
             assert (reply.status, body) == (202, b""), (reply.status, body)

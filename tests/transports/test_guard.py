@@ -87,25 +87,6 @@ async def test_a_peer_that_does_not_read_is_cut(start: Start) -> None:
     await asyncio.wait_for(closed.wait(), WAIT)
 
 
-async def test_a_peer_that_reads_slowly_is_not_cut(start: Start) -> None:
-    """Only a peer that takes nothing at all is stalled."""
-    body = b"x" * 4_000_000
-
-    async def large(request: Request) -> Response:
-        return Response(body=body)
-
-    server = await start({("POST", "/large"): large}, write_timeout=0.4)
-    peer = await server.connect(small_buffer=True)
-    await peer.send(request(path="/large"))
-    status, headers = await peer.head()
-    got = 0
-    while got < len(body):
-        piece = await asyncio.wait_for(peer.reader.read(65536), WAIT)
-        assert piece
-        got += len(piece)
-    assert (status, headers[b"content-length"]) == (200, b"4000000")
-
-
 async def test_replies_that_are_not_read_stop_the_reading_of_requests(start: Start) -> None:
     """Else a peer that only writes would fill our write buffer."""
     calls = 0

@@ -48,6 +48,7 @@ class Call(Struct, eq=False, kw_only=True):
     params: bytes = b""
     """Raw JSON of `params`; empty on the path where `target` and `arguments` are decoded already."""
     target: Any = None
+    """The `Tool` of a call that the transport has prepared: decoded, checked, ready to run."""
     arguments: Any = None
     responses: Mapping[str, Any] | None = None
     """`inputResponses` of a multi-round request, raw values."""

@@ -99,9 +99,13 @@ class Dispatcher:
         try:
             if self.gate is not None:
                 self._pass_gate(call)
-            if call.target is None and call.revision.handshake:
-                check_offered(call, self.registry)
-            members = await self._handlers[call.method](call)
+            tool = call.target
+            if tool is not None:
+                members = tool.encode(await tool.run(call.arguments, call), call)
+            else:
+                if call.revision.handshake:
+                    check_offered(call, self.registry)
+                members = await self._handlers[call.method](call)
             head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
             if members:
                 answer = b'{"jsonrpc":"2.0","id":%b,"result":%b%b}}' % (encode(call.id), head, members)

@@ -70,7 +70,7 @@ class FastCall:
     def of(tool: Tool) -> "FastCall | None":
         """The fast path of a tool; None when its calls need checks that one typed pass cannot make."""
         plan = tool.plan
-        if tool.requires or plan.headers or not issubclass(plan.arguments, Struct):
+        if not tool.plain:
             return None
         arguments = plan.arguments
         fields: list[Any] = [

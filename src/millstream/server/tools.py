@@ -48,7 +48,7 @@ _SCALAR_RESULTS = {
 class Tool:
     """One registered tool."""
 
-    __slots__ = ("_described", "_simple", "name", "plan", "requires", "run", "timeout", "wraps")
+    __slots__ = ("_described", "_simple", "name", "plan", "plain", "requires", "run", "timeout", "wraps")
 
     def __init__(
         self,
@@ -78,6 +78,14 @@ class Tool:
         self.requires: Mapping[str, Any] = requires or {}
         """Client capabilities without which a call is refused before it runs."""
         self.timeout = timeout
+        self.plain = not (
+            requires
+            or timeout
+            or self.plan.headers
+            or "stream" in self.plan.parameters
+            or not issubclass(self.plan.arguments, Struct)
+        )
+        """A transport may decode its arguments and hand the call over prepared: nothing is to be done around it."""
         output = self.plan.output_schema
         self.wraps = output is not None and output.get("type") != "object"
         """Structured values are no objects: revisions that know only objects get them wrapped."""

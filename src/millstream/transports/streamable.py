@@ -50,7 +50,7 @@ class Streamable:
     """The POST handler of the MCP endpoint."""
 
     __slots__ = (
-        "_dispatcher", "_fast", "_json_only", "_max_calls", "_max_depth", "authenticate", "services", "sessions", "streams",
+        "_dispatcher", "_fast", "_json_only", "_max_calls", "_max_depth", "_prepares", "authenticate", "services", "sessions", "streams",
     )  # fmt: skip
 
     def __init__(
@@ -63,7 +63,8 @@ class Streamable:
     ) -> None:
         settings = dispatcher.services.settings
         self._dispatcher = dispatcher
-        self._fast = dispatcher.registry.fast
+        self._fast = dispatcher.registry.fast if not settings.tool_timeout else {}
+        self._prepares = not settings.tool_timeout
         self._json_only = settings.json_only
         self._max_calls = settings.max_calls
         self._max_depth = settings.max_depth
@@ -79,7 +80,7 @@ class Streamable:
         if headers.get(b"mcp-protocol-version") == _VERSION and headers.get(b"mcp-method") == b"tools/call":
             fast = self._fast.get(headers.get(b"mcp-name", b""))
             call = None if fast is None else self._fast_call(request, fast)
-        elif b"mcp-method" not in headers and self.authenticate is None:
+        elif b"mcp-method" not in headers and self.authenticate is None and self._prepares:
             call = self._fast_handshake_call(request)
         else:
             call = None
@@ -122,7 +123,7 @@ class Streamable:
             envelope = decode_handshake_call(request.body)
             params = envelope.params
             tool = self._dispatcher.registry.tools.get(params.name)
-            if tool is None or tool.requires or params.meta.version is not UNSET:
+            if tool is None or not tool.plain or params.meta.version is not UNSET:
                 return None
             arguments = tool.plan.decoder.decode(params.arguments)
         except (msgspec.DecodeError, RecursionError):

@@ -46,10 +46,8 @@ class ToolHandlers:
         return self._registry.page("tools", call.revision, read(page_decoder, call).cursor)
 
     async def call(self, call: Call) -> bytes:
-        """Run a tool. The transport may have decoded `target` and `arguments` already."""
-        tool: Tool | None = call.target
-        if tool is None:
-            tool = self._open(call)
+        """Run a tool. Calls that a transport has prepared do not come here."""
+        tool = self._open(call)
         timeout = self._timeout if tool.timeout is None else tool.timeout
         if timeout:
             value = await run_with_timeout(tool.run, call, call.arguments, timeout)
@@ -68,7 +66,7 @@ class ToolHandlers:
         tool = self._registry.tools.get(params.name)
         if tool is None:
             raise ProtocolError(INVALID_PARAMS, f"Unknown tool: {params.name[:128]!r}")
-        call.target, call.name = tool, params.name
+        call.name = params.name
         if tool.requires and call.revision.handshake and not declares(call.client.capabilities, tool.requires):
             raise ToolError(f"This tool needs a client that declares: {', '.join(tool.requires)}.")
         take_rounds(call, params)

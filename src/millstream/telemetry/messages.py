@@ -1,0 +1,209 @@
+"""The access log: one JSON line for each message, written in batches.
+
+`add` only keeps the message; lines are made and written together, after `FLUSH_SECONDS` or when `MAX_PENDING` wait,
+whichever is first: that bound is what a crash can lose. A stream that fails loses its lines, not the server; `lost`
+counts them. Texts of peers go through the redaction and escaping of `logs`, remembered for those that come again.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TextIO
+
+import msgspec
+from msgspec import Struct
+
+from millstream.telemetry.logs import HumanLines, escape, redact_text
+
+LOGGER = "millstream.access"
+FLUSH_SECONDS = 0.2
+MAX_PENDING = 512
+MAX_TEXT = 256
+"""Characters of one text of a peer; longer ones are cut."""
+_REMEMBERED = 4096
+
+
+class Message(Struct, gc=False):
+    """What is known of one message. `status` is empty for success, else what went wrong in one word or number."""
+
+    at: float
+    """Seconds since 1970."""
+    method: str
+    target: str = ""
+    """The tool, prompt or resource it is about."""
+    status: str = ""
+    seconds: float = 0.0
+    revision: str = ""
+    client: str = ""
+    client_version: str = ""
+    session: str = ""
+    """The session's id; written as a hash."""
+    principal: str = ""
+    size: int = 0
+    """Bytes of the answer."""
+    transport: str = ""
+    trace_id: str = ""
+    span_id: str = ""
+
+
+class _Line(Struct, gc=False, omit_defaults=True):
+    ts: str
+    level: str
+    logger: str
+    method: str
+    target: str
+    status: str
+    duration_ms: float
+    revision: str
+    client: str
+    session: str
+    principal: str
+    bytes: int
+    transport: str
+    worker: str
+    trace_id: str = ""
+    span_id: str = ""
+
+
+_LEVELS = {"ok": "info", "-32603": "error"}
+"""Status -> level; every other failure is the caller's, and a warning."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def session_hash(session_id: str) -> str:
+    """What stands for a session in logs and traces: it tells sessions apart and opens none."""
+    return hashlib.sha256(session_id.encode(errors="replace")).hexdigest()[:16]
+
+
+class MessageLog:
+    """Writes messages to a stream. For one event loop; `flush` at the end writes what still waits."""
+
+    __slots__ = ("_format", "_hashes", "_pending", "_second", "_stamp", "_stream", "_texts", "_timer", "_worker", "lost")
+
+    def __init__(self, stream: TextIO, *, worker: str = "", json: bool | None = None) -> None:
+        """Write to `stream`.
+
+        Args:
+            stream: where to write; anything but standard output.
+            worker: what tells this process from others; its number by default.
+            json: JSON lines or short ones for people; ``None`` decides by whether `stream` is a terminal.
+        """
+        # Configuration
+        self._stream = stream
+        self._worker = worker or str(os.getpid())
+        lines = (not stream.isatty()) if json is None else json
+        self._format: Callable[[_Line], str] = _json_line if lines else _HumanLine(stream)
+        # Process
+        self.lost = 0
+        """Lines that the stream did not take."""
+        self._pending: list[Message] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._texts: dict[str, str] = {}
+        self._hashes: dict[str, str] = {}
+        self._second = -1
+        self._stamp = ""
+
+    def add(self, message: Message) -> None:
+        """Log one message soon."""
+        pending = self._pending
+        pending.append(message)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+        elif len(pending) >= MAX_PENDING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        try:
+            self._stream.write("".join([self._format(self._line(message)) for message in pending]))
+            self._stream.flush()
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            self.lost += len(pending)
+
+    def _line(self, message: Message) -> _Line:
+        texts, status = self._texts, message.status or "ok"
+        client = f"{message.client}/{message.client_version}" if message.client_version else message.client
+        return _Line(
+            self._time(message.at),
+            _LEVELS.get(status, "warning"),
+            LOGGER,
+            texts.get(message.method) or self._text(message.method),
+            texts.get(message.target) or self._text(message.target),
+            texts.get(status) or self._text(status),
+            round(message.seconds * 1000, 3),
+            message.revision,
+            texts.get(client) or self._text(client),
+            self._hashes.get(message.session) or self._hash(message.session),
+            texts.get(message.principal) or self._text(message.principal),
+            message.size,
+            message.transport,
+            self._worker,
+            message.trace_id,
+            message.span_id,
+        )
+
+    def _time(self, at: float) -> str:
+        second = int(at)
+        if second != self._second:
+            self._second = second
+            self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+        return f"{self._stamp}{int((at - second) * 1000):03d}Z"
+
+    def _text(self, text: str) -> str:
+        """A text of a peer as it may stand in the log."""
+        if len(self._texts) >= _REMEMBERED:
+            self._texts.clear()
+        # Cut before hiding: a secret that is cut in two is still recognized by what stands in front of it.
+        shown = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+        clean = escape(redact_text(shown))
+        if len(text) <= MAX_TEXT:
+            self._texts[text] = clean
+        return clean
+
+    def _hash(self, session: str) -> str:
+        if not session:
+            return ""
+        if len(self._hashes) >= _REMEMBERED:
+            self._hashes.clear()
+        hashed = self._hashes[session] = session_hash(session)
+        return hashed
+
+
+def _json_line(line: _Line) -> str:
+    return f"{_encode(line).decode()}\n"
+
+
+class _HumanLine:
+    """Lines as `logs` writes them to a terminal."""
+
+    __slots__ = ("_lines",)
+
+    def __init__(self, stream: TextIO) -> None:
+        self._lines = HumanLines(color=stream.isatty() and "NO_COLOR" not in os.environ)
+
+    def __call__(self, line: _Line) -> str:
+        fields = {name: value for name in _SHOWN if (value := getattr(line, name))}
+        about = f"{line.method} {line.target}" if line.target else line.method
+        record = logging.makeLogRecord(
+            {
+                "name": LOGGER,
+                "levelname": line.level.upper(),
+                "created": datetime.fromisoformat(line.ts).timestamp(),
+                "msg": f"{about} {line.status} {line.duration_ms} ms",
+                **fields,
+            }
+        )
+        return f"{self._lines.format(record)}\n"
+
+
+_SHOWN = ("revision", "client", "principal", "session", "transport", "bytes", "trace_id")

@@ -1,0 +1,92 @@
+"""Spans by OpenTelemetry: the one module that imports it. It gets names and values and knows no method.
+
+Import it only where the program traces: `importlib` costs every other start some milliseconds. Trace context of a
+message stands in its `_meta` as W3C text (`traceparent`, `tracestate`) and is the parent; the span or the headers of
+the HTTP request around it are linked then, and are the parent where the message says nothing. Bad values are ignored.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+from opentelemetry import context, trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+Attributes = Mapping[str, str | int]
+
+_KEYS = ("traceparent", "tracestate")
+_propagator = TraceContextTextMapPropagator()
+
+
+class OpenSpan(Struct, gc=False):
+    """A span that is current in its task until `Spans.end`."""
+
+    span: trace.Span
+    token: Any
+    trace_id: str
+    span_id: str
+
+
+class Spans:
+    """Starts and ends spans of one server."""
+
+    __slots__ = ("_tracer",)
+
+    def __init__(self, tracer: trace.Tracer) -> None:
+        self._tracer = tracer
+
+    def start(
+        self, name: str, attributes: Attributes, *, meta: Mapping[str, object], headers: Mapping[str, object]
+    ) -> OpenSpan:
+        """Start a span of kind SERVER and make it current.
+
+        Args:
+            name: what is done to what.
+            attributes: known now.
+            meta: trace context of the message, whatever the peer put there.
+            headers: trace context of the HTTP request.
+        """
+        ambient = trace.get_current_span().get_span_context()
+        if not ambient.is_valid:
+            ambient = _remote(headers)
+        parent = _remote(meta)
+        links = [trace.Link(ambient)] if parent.is_valid and ambient.is_valid else None
+        around = parent if parent.is_valid else ambient
+        span = self._tracer.start_span(
+            name,
+            trace.set_span_in_context(trace.NonRecordingSpan(around)) if around.is_valid else None,
+            trace.SpanKind.SERVER,
+            dict(attributes),
+            links,
+        )
+        own = span.get_span_context()
+        return OpenSpan(
+            span,
+            context.attach(trace.set_span_in_context(span)),
+            trace.format_trace_id(own.trace_id),
+            trace.format_span_id(own.span_id),
+        )
+
+    def end(self, opened: OpenSpan, *, name: str, attributes: Attributes, failed: bool) -> None:
+        """End a span in the task that started it, with what is known only now."""
+        context.detach(opened.token)
+        span = opened.span
+        span.update_name(name)
+        span.set_attributes(dict(attributes))
+        if failed:
+            span.set_status(trace.StatusCode.ERROR)
+        span.end()
+
+
+def open_spans(version: str) -> Spans | None:
+    """Spans, where the program has set a tracer provider; None where they would go nowhere."""
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider):
+        return None
+    return Spans(trace.get_tracer("millstream", version))
+
+
+def _remote(carrier: Mapping[str, object]) -> trace.SpanContext:
+    texts = {key: value for key in _KEYS if isinstance(value := carrier.get(key), str)}
+    if not texts:
+        return trace.INVALID_SPAN_CONTEXT
+    return trace.get_current_span(_propagator.extract(texts, context.Context())).get_span_context()

@@ -1,0 +1,202 @@
+"""Broken streams: what follows an event is read on another connection, nothing lost and nothing repeated."""
+
+import asyncio
+import json
+
+from behaviour.combinations import Combination, every
+from behaviour.conftest import Connect
+from behaviour.exchanges import WAIT, Event, Exchange
+from behaviour.harness import Client, Json
+
+
+def request(tool: str, request_id: int = 800, **arguments: str) -> Json:
+    """A call that reports progress."""
+    params = {"name": tool, "arguments": arguments, "_meta": {"progressToken": "t"}}
+    return {"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": params}
+
+
+async def some(exchange: Exchange, count: int = 1000) -> list[Event]:
+    """The first events of a stream; all, when it ends before."""
+    found: list[Event] = []
+    if not count:
+        return found
+    async with asyncio.timeout(WAIT):
+        async for event in exchange.events():
+            found.append(event)
+            if len(found) == count:
+                break
+    return found
+
+
+async def resumed(client: Client, last: str | None, **headers: str) -> Exchange:
+    """The stream that follows an event."""
+    given = {"accept": "text/event-stream", **client.streamable.headers(), **headers}
+    if last is not None:
+        given["last-event-id"] = last
+    return await client.streamable.http.fetch("GET", "/mcp", given)
+
+
+def meaning(events: list[Event]) -> list[Json]:
+    """The messages of a stream; priming events carry none."""
+    return [json.loads(event.data) for event in events if event.data]
+
+
+@every("resumption")
+async def test_a_stream_cut_at_any_event_goes_on_behind_it(connect: Connect, combination: Combination) -> None:
+    """Digest 4.3: replay what followed on that stream, each once, in order."""
+    client = await connect(combination)
+    whole = await some(await client.streamable.post(request("steps")))
+    assert [note.get("method", "result") for note in meaning(whole)] == ["notifications/progress"] * 3 + ["result"]
+    assert all(event.id for event in whole)
+    assert len({event.id for event in whole}) == len(whole)
+    for cut in range(1, len(whole)):
+        exchange = await client.streamable.post(request("steps"))
+        before = await some(exchange, cut)
+        exchange.close()
+        after = await some(await resumed(client, before[-1].id))
+        assert meaning(before + after) == meaning(whole), cut
+        again = await some(await resumed(client, before[-1].id))
+        assert [(event.id, event.data) for event in again] == [(event.id, event.data) for event in after], cut
+
+
+@every("resumption")
+async def test_a_stream_cut_while_the_call_runs_goes_on_with_what_comes(
+    connect: Connect, combination: Combination
+) -> None:
+    """DESIGN 5: the call goes on, and its result waits in the log or goes out as it comes."""
+    client = await connect(combination)
+    for late in (False, True):
+        key = f"cut {combination} {late}"
+        exchange = await client.streamable.post(request("waits", key=key))
+        before = await some(exchange, 2 if combination.revision == "2025-11-25" else 1)
+        exchange.close()
+        if late:
+            await client.call("open_gate", key=key)
+            await client.call("awaited", key=key, text="ended")
+            stream = await resumed(client, before[-1].id)
+        else:
+            stream = await resumed(client, before[-1].id)
+            assert stream.status == 200
+            await client.call("open_gate", key=key)
+        (response,) = meaning(await some(stream))
+        assert response["result"]["content"][0]["text"] == "waited"
+
+
+@every("resumption")
+async def test_behind_the_last_event_there_is_nothing(connect: Connect, combination: Combination) -> None:
+    """Our choice: a stream that is over ends at once."""
+    client = await connect(combination)
+    whole = await some(await client.streamable.post(request("steps")))
+    stream = await resumed(client, whole[-1].id)
+    assert stream.status == 200
+    assert await some(stream) == []
+
+
+@every("resumption")
+async def test_an_event_of_nobody_or_another_is_refused(connect: Connect, combination: Combination) -> None:
+    """DESIGN 5: unknown, foreign or of an older epoch is 400, while the session lives."""
+    client, stranger = await connect(combination), await connect(combination)
+    whole = await some(await client.streamable.post(request("steps")))
+    foreign = whole[0].id
+    assert foreign is not None
+    epoch, stream, _ = foreign.split(".")
+    for last in ("nonsense", f"{epoch}.{stream}.999", f"older.{stream}.1", f"{epoch}.{'0' * 32}.1", ".."):
+        assert (await resumed(client, last)).status == 400, last
+    assert (await resumed(stranger, foreign)).status == 400
+    assert (await resumed(client, foreign)).status == 200
+    assert (await client.request("ping")).result == {}
+
+
+@every("resumption")
+async def test_a_client_may_come_back_for_the_rest_when_the_tool_says_so(
+    connect: Connect, combination: Combination
+) -> None:
+    """Digest 4.3, polling: `retry`, then the end of the connection; only where the revision has it."""
+    client = await connect(combination)
+    key = f"polled {combination}"
+    polling = combination.revision == "2025-11-25"
+    exchange = await client.streamable.post(request("polled", key=key))
+    if not polling:
+        await client.call("open_gate", key=key)
+    first = await some(exchange)
+    await client.call("awaited", key=key, text=f"dropped {polling}")
+    if polling:
+        assert first[0].data == ""
+        assert [note["params"]["progress"] for note in meaning(first)] == [1]
+        assert first[-1].retry == 10
+        stream = await resumed(client, [event.id for event in first if event.id][-1])
+        await client.call("open_gate", key=key)
+        rest = await some(stream)
+        assert meaning(rest)[0]["params"]["progress"] == 2
+        first = rest
+    assert meaning(first)[-1]["result"]["content"][0]["text"] == "polled"
+    assert all(event.retry is None for event in first)
+
+
+@every("requests of its own", "streamable http", "notifications")
+async def test_no_stream_of_the_newest_revision_can_be_left(connect: Connect, combination: Combination) -> None:
+    """Digest 16, row 27: `close_stream` does nothing there."""
+    client = await connect(combination)
+    key = f"stays open {combination}"
+    await client.call("open_gate", key=key)
+    reply = await client.call("polled", {"progressToken": 1}, key=key)
+    assert reply.text == "polled"
+    assert "dropped False" in (await client.call("journal", key=key)).text
+
+
+@every("resumption", since="2025-11-25")
+async def test_a_question_that_was_lost_is_asked_again_on_the_new_stream(
+    connect: Connect, combination: Combination
+) -> None:
+    """DESIGN 5: only messages of a call are logged, questions among them."""
+    client = await connect(combination)
+    exchange = await client.streamable.post(request("insists"))
+    before = await some(exchange, 2)
+    exchange.close()
+    assert meaning(before)[0]["method"] == "elicitation/create"
+    stream = await resumed(client, before[0].id)
+    (question,) = meaning(await some(stream, 1))
+    assert question == meaning(before)[0]
+    answer = {"action": "accept", "content": {"x": 1}}
+    await client.link.send({"jsonrpc": "2.0", "id": question["id"], "result": answer})
+    (response,) = meaning(await some(stream))
+    assert response["result"]["content"][0]["text"] == "Point(x=1, y=0)"
+
+
+@every("resumption")
+async def test_the_newest_of_two_standing_streams_wins(connect: Connect, combination: Combination) -> None:
+    """DESIGN 5: one stand-alone stream a session; the older is closed."""
+    client = await connect(combination)
+    first = await client.streamable.resume()
+    second = await client.streamable.resume()
+    assert (first.exchange.status, second.exchange.status) == (200, 200)
+    async with asyncio.timeout(WAIT):
+        await first.over.wait()
+    await client.call("grow", kind="tools")
+    await client.heard("notifications/tools/list_changed")
+    assert len(client.notes) == 1
+    assert not second.over.is_set()
+
+
+@every("resumption")
+async def test_a_standing_stream_that_comes_back_is_told_everything_again(
+    connect: Connect, combination: Combination
+) -> None:
+    """DESIGN 5: hints are not logged; each list and each subscribed resource may have changed."""
+    client = await connect(combination)
+    await client.request("resources/subscribe", {"uri": "orders://3"})
+    stream = await resumed(client, None)
+    await client.call("grow", kind="tools")
+    before = await some(stream, 2 if combination.revision == "2025-11-25" else 1)
+    assert (before[0].data == "") == (combination.revision == "2025-11-25")
+    stream.close()
+    again = await resumed(client, before[-1].id)
+    found = meaning(await some(again, 4 + (combination.revision == "2025-11-25")))
+    assert [note["method"].removeprefix("notifications/") for note in found] == [
+        "tools/list_changed",
+        "prompts/list_changed",
+        "resources/list_changed",
+        "resources/updated",
+    ]
+    assert found[-1]["params"] == {"uri": "orders://3"}
+    again.close()

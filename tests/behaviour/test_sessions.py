@@ -1,0 +1,183 @@
+"""Sessions: what opens and ends them, what is refused, and that they outlive the server."""
+
+import json
+from typing import Any
+
+from behaviour import world
+from behaviour.combinations import Combination, every
+from behaviour.conftest import Connect
+from behaviour.exchanges import Exchange, serve_http
+from behaviour.harness import Client, Json
+from behaviour.links import ACCEPT
+
+JSON = {"content-type": "application/json", "accept": ACCEPT}
+PING = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
+OPENING: Json = {
+    "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"},
+}  # fmt: skip
+STREAMS = ("lane", "asgi")
+
+
+async def raw(client: Client, method: str, body: bytes = b"", **headers: str) -> Exchange:
+    """A request with only the headers given."""
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await client.streamable.http.fetch(method, "/mcp", {**JSON, **given}, body)
+
+
+async def code(reply: Exchange) -> tuple[int, int]:
+    """HTTP status and JSON-RPC error of a refusal."""
+    return reply.status, json.loads(await reply.body())["error"]["code"]
+
+
+@every("handshake session", over=(*STREAMS, "json"), since="2025-03-26")
+async def test_a_session_id_is_visible_ascii_and_of_its_own(connect: Connect, combination: Combination) -> None:
+    """Digest 4.3 and DESIGN 5: at most 400 characters from 0x21 to 0x7E."""
+    first, second = await connect(combination), await connect(combination)
+    ids = {first.streamable.session, second.streamable.session}
+    assert len(ids) == 2
+    for each in ids:
+        assert 32 <= len(each) <= 400
+        assert all("!" <= character <= "~" for character in each)
+
+
+@every("handshake session", over=STREAMS)
+async def test_a_deleted_session_is_not_found(connect: Connect, combination: Combination) -> None:
+    """Digest 4.3: DELETE ends it, and every later request is 404, so that the client initializes again."""
+    client, other = await connect(combination), await connect(combination)
+    await client.link.standing()
+    session = client.streamable.session
+    headers = client.streamable.headers()
+    assert (await client.streamable.http.fetch("DELETE", "/mcp", headers)).status == 204
+    await client.streamable.streams["GET"].over.wait()
+    given = {**JSON, **headers}
+    for method, body in (("POST", PING), ("GET", b""), ("DELETE", b"")):
+        assert (await client.streamable.http.fetch(method, "/mcp", given, body)).status == 404
+    assert (await other.request("ping")).result == {}
+    client.streamable.session = ""
+    await client.initialize()
+    assert client.streamable.session not in ("", session)
+    assert (await client.request("ping")).result == {}
+
+
+@every("handshake session", over=STREAMS)
+async def test_an_id_that_was_never_made_is_not_found(connect: Connect, combination: Combination) -> None:
+    """Digest 4.3: unknown, forged and cut ids look the same: 404."""
+    client = await connect(combination)
+    good = client.streamable.session
+    forged = good[:40] + ("A" if good[40] != "A" else "B") + good[41:]
+    for session in ("nonsense", forged, good[:-1], good + "A", "x" * 2000):
+        assert (await raw(client, "POST", PING, mcp_session_id=session)).status == 404
+    assert (await raw(client, "POST", PING, mcp_session_id=good)).status == 200
+
+
+@every("handshake session", over=STREAMS)
+async def test_a_request_without_its_session_is_told_so(connect: Connect, combination: Combination) -> None:
+    """DESIGN 3, leniency: with a version header and no session id 400; with neither it is served by itself."""
+    client = await connect(combination)
+    reply = await raw(client, "POST", PING, mcp_protocol_version=combination.revision)
+    assert await code(reply) == (400, -32600)
+    assert (await raw(client, "POST", PING)).status == 200
+
+
+@every("handshake session", over=STREAMS)
+async def test_a_version_that_is_not_the_sessions_is_refused(connect: Connect, combination: Combination) -> None:
+    """Digest 4.3: an unsupported `MCP-Protocol-Version` is 400."""
+    client = await connect(combination)
+    session = client.streamable.session
+    for version in ("1900-01-01", "nonsense"):
+        reply = await raw(client, "POST", PING, mcp_session_id=session, mcp_protocol_version=version)
+        assert reply.status == 400
+    assert (await raw(client, "POST", PING, mcp_session_id=session)).status == 200
+
+
+@every("handshake", "session")
+async def test_a_second_initialize_is_refused_and_the_first_stands(connect: Connect, combination: Combination) -> None:
+    """Digest 4.3, practice: -32600."""
+    client = await connect(combination)
+    error = (await client.request("initialize", OPENING)).error
+    assert error["code"] == -32600
+    assert (await client.request("ping")).result == {}
+
+
+@every("handshake", "session")
+async def test_an_id_in_flight_cannot_be_used_again(connect: Connect, combination: Combination) -> None:
+    """Digest 16, row 11: the second is refused, the first goes on."""
+    client = await connect(combination)
+    key = f"reuse {combination}"
+    sent = await client.start("tools/call", {"name": "waits", "arguments": {"key": key}})
+    await client.call("awaited", key=key, text="begun")
+    message = {"jsonrpc": "2.0", "id": sent, "method": "ping"}
+    if combination.http:
+        assert b"-32600" in await (await client.streamable.post(message)).body()
+    else:
+        first = client._waiting.pop(sent)  # noqa: SLF001  two answers with one id: the first is the refusal
+        client._waiting[sent] = again = (first[0], first[1].get_loop().create_future())  # noqa: SLF001
+        await client.link.send(message)
+        assert (await again[1])[0]["error"]["code"] == -32600
+        client._waiting[sent] = first  # noqa: SLF001
+    await client.call("open_gate", key=key)
+    assert (await client.finish(sent)).text == "waited"
+
+
+@every("handshake session", over=("lane",))
+async def test_a_session_outlives_a_restart_with_the_same_key(connect: Connect, combination: Combination) -> None:
+    """DESIGN 5: a session is its id; streams of the older store are gone, which a 404 tells."""
+    client = await connect(combination, server=world.build())
+    headers = {**JSON, **client.streamable.headers()}
+    session_of: Json = {"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": {"name": "who", "arguments": {}}}
+    async with serve_http(world.build(), lane=True) as restarted:
+        client.streamable.http = restarted
+        reply = await client.streamable.post(session_of)
+        body = await reply.body()
+        assert (reply.status, b"true" in body, b"raw" in body) == (200, True, True)
+        stream = await restarted.fetch("GET", "/mcp", {**headers, "accept": "text/event-stream"})
+        assert stream.status == 404
+        subscribing = b'{"jsonrpc":"2.0","id":6,"method":"resources/subscribe","params":{"uri":"note://one"}}'
+        assert (await restarted.fetch("POST", "/mcp", headers, subscribing)).status == 404
+        assert (await restarted.fetch("DELETE", "/mcp", headers)).status == 204
+        assert (await restarted.fetch("POST", "/mcp", headers, PING)).status == 404
+    async with serve_http(world.build(key="a key that this session was not sealed with"), lane=True) as stranger:
+        assert (await stranger.fetch("POST", "/mcp", headers, PING)).status == 404
+
+
+async def opened(client: Client, params: Any, **headers: str) -> tuple[Exchange, Json]:
+    """The reply to an `initialize`."""
+    message = {"jsonrpc": "2.0", "id": 1, "method": "initialize"}
+    if params is not None:
+        message["params"] = params
+    reply = await raw(client, "POST", json.dumps(message).encode(), **headers)
+    return reply, json.loads(await reply.body())
+
+
+@every("streamable http", since="2025-11-25", over=STREAMS)
+async def test_initialize_is_lenient_by_rule(connect: Connect, combination: Combination) -> None:
+    """DESIGN 3, leniency; digest 2.1 and 17.9: what a simple script sends is served."""
+    client = await connect(combination)
+    reply, message = await opened(client, None)
+    assert message["result"]["protocolVersion"] == "2025-03-26"
+    assert "mcp-session-id" not in reply.headers
+    reply, message = await opened(client, {"capabilities": {}})
+    assert message["error"]["code"] == -32602
+    reply, message = await opened(client, {"protocolVersion": "2025-06-18"}, mcp_protocol_version="2025-11-25")
+    assert message["result"]["protocolVersion"] == "2025-06-18"
+    assert "mcp-session-id" in reply.headers
+    for version in ("2026-07-28", "2099-01-01", "1900-01-01"):
+        reply, message = await opened(client, {**OPENING, "protocolVersion": version})
+        assert message["result"]["protocolVersion"] == "2025-11-25"
+    reply, message = await opened(client, OPENING, mcp_protocol_version="2026-07-28")
+    assert (reply.status, message["error"]["code"]) == (400, -32020)
+    assert "mcp-session-id" not in reply.headers
+
+
+@every("requests of its own", "streamable http")
+async def test_the_newest_revision_knows_no_sessions(connect: Connect, combination: Combination) -> None:
+    """Digest 4.4: a session id is ignored, never minted, never echoed."""
+    client = await connect(combination)
+    for session in ("", "nonsense"):
+        client.streamable.session = session
+        params = client.params({"name": "text", "arguments": {}})
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        reply = await client.streamable.post(message, {"last-event-id": "nonsense"})
+        assert reply.status == 200
+        assert "mcp-session-id" not in reply.headers
+        await reply.body()

@@ -1,0 +1,51 @@
+"""Cross-site POST without a preflight (CVE-2026-33252): a form or a script of another page reaches no tool.
+
+A page can send three content types without asking first; a browser marks what it sends with `Sec-Fetch-Site`.
+"""
+
+import pytest
+
+from bad_input.shop import make_shop
+from wire import POST, Wire, enveloped, request, routing, wired
+
+SIMPLE_TYPES = [None, "", "text/plain", "text/plain; charset=application/json", "application/x-www-form-urlencoded",
+                "multipart/form-data; boundary=x", "text/json", "application/json-seq"]  # fmt: skip
+CALL = {"name": "add", "arguments": {"a": 1, "b": 2}}
+
+
+async def calls(wire: Wire) -> list[tuple[object, dict[str, str], str]]:
+    """A call in each era, and a message of the oldest transport."""
+    return [
+        (request("tools/call", CALL), dict(POST), "/mcp"),
+        (request("tools/call", CALL), await wire.initialize(), "/mcp/"),
+        (enveloped("tools/call", CALL), routing("tools/call", "add"), "/mcp"),
+        (request("tools/call", CALL), dict(POST), "/messages/?session_id=" + "0" * 32),
+    ]
+
+
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+@pytest.mark.parametrize("content_type", SIMPLE_TYPES)
+async def test_a_content_type_that_needs_no_preflight_is_415_before_the_body_is_read(
+    way: str, content_type: str | None
+) -> None:
+    """The body is never parsed: one that is no JSON gets the same answer."""
+    async with wired(make_shop(), way) as wire:
+        for message, headers, path in await calls(wire):
+            given = {name: value for name, value in headers.items() if name != "content-type"}
+            if content_type is not None:
+                given["content-type"] = content_type
+            for body in (message, b"}{"):
+                assert (await wire.post(body, given, path)).status == 415, (path, body)
+
+
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+async def test_a_cross_site_request_without_an_allowed_origin_is_403(way: str) -> None:
+    """Browsers of old tell no Origin with some requests, but `Sec-Fetch-Site` cannot be forged by a page."""
+    async with wired(make_shop(), way) as wire:
+        for message, headers, path in await calls(wire):
+            crossing = {**headers, "sec-fetch-site": "cross-site"}
+            assert (await wire.post(message, crossing, path)).status == 403
+            assert (await wire.post(message, {**crossing, "origin": "https://evil.example"}, path)).status == 403
+            for site in ("same-origin", "none"):
+                allowed = await wire.post(message, {**headers, "sec-fetch-site": site}, path)
+                assert allowed.status == (404 if "messages" in path else 200)

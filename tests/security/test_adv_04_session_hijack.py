@@ -1,0 +1,146 @@
+"""Session hijack (CVE-2026-52869, CVE-2026-33946): a session id in other hands is an unknown id, on every transport.
+
+Two principals, told apart by a header that stands for their credentials, through the real handlers on a socket.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from bad_input.shop import make_shop
+from http_peer import Peer, Running, ToyApp, serve
+from millstream.app.runtime import Runtime
+from millstream.http import Request
+from millstream.protocol.principal import Principal
+from millstream.transports.http_sessions import HttpSessions
+from millstream.transports.http_sse import MESSAGES_PATH, HttpSse
+from millstream.transports.streamable import Streamable
+from millstream.transports.streamable_get import StreamableGet
+from wire import LATEST_HANDSHAKE, POST, Reply, encode_request, pairs, request
+
+PING = json.dumps(request("ping", id=5)).encode()
+FORGED = "Q" * 120
+
+
+async def authenticate(request: Request) -> Principal | None:
+    """The header `x-user` stands for a credential."""
+    user = request.headers.get(b"x-user")
+    return None if user is None else Principal(user.decode())
+
+
+class Front:
+    """A server that knows who asks."""
+
+    def __init__(self, runtime: Runtime, running: Running) -> None:
+        self.runtime = runtime
+        self.running = running
+
+    async def ask(self, user: str, method: str, path: str, body: bytes = b"", **headers: str) -> Reply:
+        """One request of a user on its own connection."""
+        peer = await self.send(user, method, path, body, **headers)
+        reply = Reply(*await peer.reply())
+        peer.close()
+        return reply
+
+    async def send(self, user: str, method: str, path: str, body: bytes = b"", **headers: str) -> Peer:
+        """Send a request; the reply is the caller's to read."""
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        who = {"x-user": user} if user else {}
+        peer = await self.running.connect()
+        await peer.send(encode_request(method, path, pairs({**POST, **who, **given}), body))
+        return peer
+
+    async def initialize(self, user: str) -> str:
+        """A session of a user."""
+        params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+        reply = await self.ask(user, "POST", "/mcp", json.dumps(request("initialize", params)).encode())
+        return reply.headers[b"mcp-session-id"].decode()
+
+
+@asynccontextmanager
+async def fronted() -> AsyncIterator[Front]:
+    """The handlers of the server with credentials in front."""
+    async with make_shop().running() as runtime:
+        dispatcher, streams = runtime.dispatcher, runtime.streams
+        streamable = Streamable(dispatcher, streams, HttpSessions(runtime.services), authenticate=authenticate)
+        standing = StreamableGet(streamable, dispatcher)
+        legacy = HttpSse(dispatcher, streams, authenticate=authenticate)
+        routes: dict[tuple[str, str], Any] = {
+            ("POST", "/mcp"): streamable.post, ("GET", "/mcp"): standing.get, ("DELETE", "/mcp"): standing.delete,
+            ("GET", "/sse"): legacy.get, ("POST", MESSAGES_PATH): legacy.post,
+        }  # fmt: skip
+        async with serve(ToyApp(routes, runtime.services.settings, lane=True), lane=True) as running:
+            yield Front(runtime, running)
+
+
+THIEVES = ["bob", "", "alice ", "Alice", "alic"]
+
+
+@pytest.mark.parametrize("thief", THIEVES)
+async def test_a_stolen_session_id_looks_like_an_unknown_one(thief: str) -> None:
+    """404 with the same body and headers, for every method; the owner's session lives on."""
+    async with fronted() as front:
+        session = await front.initialize("alice")
+        for method, body in (("POST", PING), ("GET", b""), ("DELETE", b"")):
+            accept = "text/event-stream, application/json"
+            stolen = await front.ask(thief, method, "/mcp", body, mcp_session_id=session, accept=accept)
+            unknown = await front.ask(thief, method, "/mcp", body, mcp_session_id=FORGED, accept=accept)
+            assert stolen.status == 404
+            assert stolen.body == unknown.body
+            assert stolen.headers.keys() == unknown.headers.keys()
+        own = await front.ask("alice", "POST", "/mcp", PING, mcp_session_id=session)
+        assert (own.status, own.message["result"]) == (200, {})
+
+
+async def test_a_thief_neither_steals_nor_ends_the_stream_of_a_session() -> None:
+    """A second GET takes over only for the same principal; a foreign one changes nothing."""
+    async with fronted() as front:
+        session = await front.initialize("alice")
+        stream = await front.send("alice", "GET", "/mcp", accept="text/event-stream", mcp_session_id=session)
+        assert (await stream.head())[0] == 200
+        assert (await stream.chunk()).startswith(b"id: ")
+        stolen = await front.ask("bob", "GET", "/mcp", accept="text/event-stream", mcp_session_id=session)
+        assert stolen.status == 404
+        front.runtime.server.tool(name="news")(lambda: "new")
+        assert b"notifications/tools/list_changed" in await stream.chunk()
+        assert len(front.runtime.streams) == 1
+
+
+async def test_an_event_id_of_another_session_is_400_even_for_the_same_person() -> None:
+    """An event id names a stream of its own session and of no other."""
+    async with fronted() as front:
+        first, second = await front.initialize("alice"), await front.initialize("alice")
+        stream = await front.send("alice", "GET", "/mcp", accept="text/event-stream", mcp_session_id=first)
+        await stream.head()
+        epoch = (await stream.chunk()).split(b"\n")[0].removeprefix(b"id: ").decode().split(".")[0]
+        for last in (f"{epoch}.{'0' * 32}.1", f"{epoch}.call.1"):
+            reply = await front.ask(
+                "alice", "GET", "/mcp", accept="text/event-stream", mcp_session_id=second, last_event_id=last
+            )
+            assert reply.status == 400
+
+
+async def test_a_stream_of_the_oldest_transport_takes_messages_of_its_owner_only() -> None:
+    """`/messages/` with the id of another one's stream is 404, as with an unknown id; the owner's next message works."""
+    async with fronted() as front:
+        stream = await front.send("alice", "GET", "/sse", accept="text/event-stream")
+        await stream.head()
+        path = (await stream.chunk()).split(b"data: ")[1].strip().decode()
+        unknown = await front.ask("bob", "POST", f"{MESSAGES_PATH}?session_id={'0' * 32}", PING)
+        for thief in THIEVES:
+            stolen = await front.ask(thief, "POST", path, PING)
+            assert (stolen.status, stolen.body) == (404, unknown.body)
+        assert (await front.ask("alice", "POST", path, PING)).status == 202
+        assert json.loads((await stream.chunk()).split(b"data: ")[1]) == {"jsonrpc": "2.0", "id": 5, "result": {}}
+
+
+async def test_session_ids_are_random_and_say_nothing_that_can_be_read() -> None:
+    """128 random bits sealed: no two are alike in any long part, and no name of the client shows."""
+    async with fronted() as front:
+        sessions = [await front.initialize("alice") for _ in range(50)]
+        assert len({session[8:40] for session in sessions}) == 50
+        assert len({session[-40:] for session in sessions}) == 50
+        assert not any("alice" in session for session in sessions)

@@ -1,0 +1,99 @@
+"""Cross-client leak (CVE-2026-25536, CVE-2023-28858): each reply carries its own caller's words, whatever others do.
+
+Many clients use the same request ids on their own connections; some go away in the middle of a call.
+"""
+
+import asyncio
+import json
+import random
+
+import pytest
+
+from http_peer import Peer, Running
+from millstream import Context, Server, Settings
+from wire import WAIT, encode_request, enveloped, pairs, request, routing, wired
+
+CLIENTS, CALLS = 30, 40
+
+
+def make_server() -> tuple[Server, asyncio.Event]:
+    """An echo that waits a little, in three ways, and one that never comes back by itself."""
+    mcp = Server("echo", settings=Settings(key="a secret of the tests, long enough for a key"))
+    stuck = asyncio.Event()
+
+    @mcp.tool
+    async def echo(word: str, turns: int, ctx: Context) -> str:
+        """Give back a word after some turns of the loop."""
+        for turn in range(turns):
+            await asyncio.sleep(0)
+            if turn == 2:
+                await ctx.progress(turn, message=word)
+        return word
+
+    @mcp.tool
+    async def never(word: str) -> str:
+        """Wait until cancelled."""
+        await stuck.wait()
+        return word
+
+    return mcp, stuck
+
+
+def message(era: str, name: str, number: int, word: str, turns: int) -> bytes:
+    """One request: ids repeat over all clients."""
+    arguments = {"word": word, "turns": turns} if name == "echo" else {"word": word}
+    params = {"name": name, "arguments": arguments}
+    build = enveloped if era == "2026-07-28" else request
+    body = json.dumps(build("tools/call", params, number)).encode()
+    headers = routing("tools/call", name)
+    if era != "2026-07-28":
+        headers = {key: value for key, value in headers.items() if not key.startswith("mcp-")}
+    return encode_request("POST", "/mcp", pairs(headers), body)
+
+
+def heard(body: bytes) -> list[dict[str, object]]:
+    """The messages of a reply, single or streamed."""
+    if body.startswith(b"{"):
+        return [json.loads(body)]
+    return [json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: {")]
+
+
+async def client(running: Running, era: str, number: int, dice: random.Random) -> int:
+    """Call, compare, sometimes pipeline, sometimes go away; gives the number of replies compared."""
+    peer: Peer | None = None
+    compared = 0
+    for turn in range(CALLS):
+        peer = peer or await running.connect()
+        if dice.random() < 0.15:
+            await peer.send(message(era, "never", turn, f"secret-{number}-{turn}", 0))
+            peer.writer.transport.abort()
+            peer = None
+            continue
+        words = [f"{number}-{turn}-{part}-{dice.random()}" for part in range(dice.choice([1, 1, 3]))]
+        await peer.send(b"".join(message(era, "echo", turn, word, dice.randrange(6)) for word in words))
+        for word in words:
+            status, _, body = await peer.reply()
+            last = heard(body)[-1]
+            assert status == 200
+            assert last["id"] == turn
+            assert last["result"]["content"][0]["text"] == word  # type: ignore[index]
+            assert b"secret" not in body
+            compared += 1
+    return compared
+
+
+@pytest.mark.parametrize("era", ["2025-03-26", "2026-07-28"])
+async def test_every_reply_belongs_to_its_caller_while_others_come_and_go(era: str) -> None:
+    """No mismatch over all replies, and no call is left behind when everybody has gone."""
+    mcp, stuck = make_server()
+    async with wired(mcp, "lane") as wire:
+        assert wire.running is not None
+        dice = random.Random(7)
+        clients = (client(wire.running, era, number, random.Random(dice.random())) for number in range(CLIENTS))
+        compared = await asyncio.wait_for(asyncio.gather(*clients), 6 * WAIT)
+        assert sum(compared) > CLIENTS * CALLS
+        if era == "2025-03-26":
+            stuck.set()  # a handshake-era call belongs to the server, not to the connection
+        async with asyncio.timeout(WAIT):
+            while wire.runtime.dispatcher.calls:
+                await asyncio.sleep(0)

@@ -1,0 +1,82 @@
+"""Path and URL confusion (CVE-2026-48710 and PYSEC-2026-248): what is not one of our paths reaches no handler.
+
+Both ways to the handlers must read every spelling alike, or a check on one would not hold on the other.
+"""
+
+import json
+
+import pytest
+
+from bad_input.shop import make_shop
+from wire import POST, Wire, encode_request, pairs, request, wired
+
+PING = json.dumps(request("ping")).encode()
+OURS = ["/mcp", "/mcp/", "/%6dcp", "/mc%70/", "/mcp?x=/secret", "/mcp?"]
+OTHERS = [
+    "//mcp", "///mcp", "/mcp//", "/./mcp", "/mcp/.", "/x/../mcp", "/mcp/..", "/mcp/../mcp", "/mcp;x", "/mcp;/", "/MCP",
+    "/mcp%00", "/mcp%2f", "/mcp%2F..", "/%2e/mcp", "/%2e%2e/mcp", "/mcp%20", "/mcp%3fx", "/@google.com", "/mcp@evil",
+    "/mcp%23", "/%252e/mcp", "/mcp\\", "/messages/../mcp", "/health/../mcp", "/livez/mcp", "/%ff", "/%zz",
+]  # fmt: skip
+TARGETS = [
+    "http://evil.example/mcp",
+    "@google.com",
+    "mcp",
+    "http://127.0.0.1@evil.example/mcp",
+    "*",
+    "evil.example:80",
+    "?mcp",
+]
+
+
+async def status(wire: Wire, target: str, **headers: str) -> int:
+    """The status of a POST with this request target, on its own connection; 0 when the server only hangs up."""
+    assert wire.running is not None
+    peer = await wire.running.connect()
+    await peer.send(encode_request("POST", target, pairs({**POST, **headers}), PING))
+    line = await peer.line()
+    peer.close()
+    return int(line.split()[1]) if line else 0
+
+
+async def test_only_the_exact_paths_reach_the_endpoint() -> None:
+    """No normalization: dots, doubled slashes, parameters and capitals are other paths, and those are 404."""
+    async with wired(make_shop(), "lane") as wire:
+        for target in OURS:
+            assert await status(wire, target) == 200, target
+        for target in OTHERS:
+            assert await status(wire, target) in (400, 404), target
+
+
+@pytest.mark.parametrize("target", TARGETS)
+async def test_a_target_that_is_no_path_does_not_choose_the_host(target: str) -> None:
+    """A target in absolute form, or one that would poison a URL built from it, is refused or served as its path."""
+    async with wired(make_shop(), "lane") as wire:
+        assert await status(wire, target) in (400, 404, 421)
+        assert await status(wire, target, host="evil.example") in (400, 421)
+        assert await status(wire, "/mcp") == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["a/?x=", "127.0.0.1/?x=", "127.0.0.1@evil.example", "localhost#", "127.0.0.1 evil", "[::1", ":80", ""]
+)
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+async def test_a_host_that_would_change_a_url_is_refused(way: str, host: str) -> None:
+    """A Host is a name or an address and a port, or it is 400."""
+    async with wired(make_shop(), way) as wire:
+        for path in ("/mcp", "/sse", "/absent"):
+            method = "GET" if path == "/sse" else "POST"
+            reply = await wire.ask(method, path, {**POST, "host": host, "accept": "text/event-stream"}, PING)
+            assert reply.status == 400, (path, reply)
+
+
+async def test_the_endpoint_event_names_a_path_of_this_server_whatever_the_request_said() -> None:
+    """A client refuses another origin (digest §4.2); ours is relative and takes nothing from Host or query."""
+    async with wired(make_shop(), "lane") as wire:
+        assert wire.running is not None
+        peer = await wire.running.connect()
+        headers = pairs({"host": "localhost:1", "accept": "text/event-stream", "x-forwarded-host": "evil.example"})
+        await peer.send(encode_request("GET", "/sse?//evil.example", headers, b""))
+        await peer.head()
+        data = (await peer.chunk()).split(b"data: ")[1].strip()
+        assert data.startswith(b"/messages/?session_id=")
+        assert len(data) == len(b"/messages/?session_id=") + 32

@@ -1,0 +1,107 @@
+"""JSON-RPC confusion (CVE-2026-27896, GO-2026-4770): one body has one meaning, and no request is dropped in silence.
+
+Keys are compared exactly, of duplicates the last counts everywhere, and an id that is no id is told. Two official
+servers answer 202 to a request whose id is NaN, null, true or an object; the client then waits for ever.
+"""
+
+import json
+
+import pytest
+
+from bad_input.shop import make_shop
+from wire import META, PER_REQUEST, POST, enveloped, routing, wired
+
+LIKE_METHOD = [
+    "Method",
+    "METHOD",
+    "method ",
+    " method",
+    "method\\u0000",
+    "\\u0000method",
+    "metho\\u0064\\u200b",
+    "ｍethod",
+]
+
+
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+@pytest.mark.parametrize("key", LIKE_METHOD)
+async def test_a_key_that_only_resembles_one_is_another_key(way: str, key: str) -> None:
+    """Neither capitals nor zero bytes nor look-alikes are folded: alone it is no method, beside one it changes nothing."""
+    async with wired(make_shop(), way) as wire:
+        alone = f'{{"jsonrpc":"2.0","id":1,"{key}":"ping"}}'.encode()
+        assert (await wire.post(alone)).error == (400, -32600, "none")
+        beside = f'{{"jsonrpc":"2.0","id":1,"method":"ping","{key}":"tools/list"}}'.encode()
+        assert (await wire.post(beside)).message["result"] == {}
+
+
+async def test_an_escaped_spelling_of_a_key_is_that_key() -> None:
+    """RFC 8259 §8.3: strings are compared after unescaping."""
+    async with wired(make_shop(), "asgi") as wire:
+        body = b'{"\\u006asonrpc":"2.0","i\\u0064":1,"meth\\u006fd":"p\\u0069ng"}'
+        assert (await wire.post(body)).message == {"jsonrpc": "2.0", "id": 1, "result": {}}
+
+
+@pytest.mark.parametrize("name", ["Params", "params\\u0000"])
+async def test_what_resembles_params_is_not_read(name: str) -> None:
+    """A filter in front that reads `params` sees what we see."""
+    async with wired(make_shop(), "asgi") as wire:
+        body = f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","{name}":{{"name":"refuses"}}}}'.encode()
+        assert (await wire.post(body)).error[1] == -32602
+
+
+DUPLICATES = {
+    "method": (b'"id":1,"method":"tools/list","method":"ping"', {"jsonrpc": "2.0", "id": 1, "result": {}}),
+    "id": (b'"id":1,"id":2,"method":"ping"', {"jsonrpc": "2.0", "id": 2, "result": {}}),
+    "id of another type": (b'"id":1,"id":"1","method":"ping"', {"jsonrpc": "2.0", "id": "1", "result": {}}),
+    "params": (b'"id":1,"method":"ping","params":{"x":1},"params":{}', {"jsonrpc": "2.0", "id": 1, "result": {}}),
+}
+
+
+@pytest.mark.parametrize("name", DUPLICATES)
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+async def test_of_duplicate_keys_the_last_wins(way: str, name: str) -> None:
+    """Our choice, as Python's json, JavaScript and most filters in front of us choose."""
+    members, expected = DUPLICATES[name]
+    async with wired(make_shop(), way) as wire:
+        assert (await wire.post(b'{"jsonrpc":"2.0",' + members + b"}")).message == expected
+
+
+@pytest.mark.parametrize("last", ["null", "true", "1.5", "{}", "NaN"])
+async def test_a_bad_last_duplicate_is_not_mended_by_a_good_first(last: str) -> None:
+    """The one that counts is the one that is judged."""
+    async with wired(make_shop(), "asgi") as wire:
+        reply = await wire.post(f'{{"jsonrpc":"2.0","id":1,"id":{last},"method":"ping"}}'.encode())
+        assert reply.error == (400, -32700 if last == "NaN" else -32600, "none")
+
+
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+async def test_the_fast_way_and_the_ladder_see_the_same_duplicate(way: str) -> None:
+    """In the per-request era the headers are compared with the value that the call uses, at every level."""
+    async with wired(make_shop(), way) as wire:
+        text = json.dumps(enveloped("tools/call", {"name": "add", "arguments": {"a": 1, "b": 2}}))
+        spellings = {
+            "name": ('"name": "add"', '"name": "refuses", "name": "add"'),
+            "method": ('"method": "tools/call"', '"method": "tools/list", "method": "tools/call"'),
+            "arguments": ('"arguments": {"a": 1, "b": 2}', '"arguments": 7, "arguments": {"a": 9, "a": 1, "b": 2}'),
+            "version": (f'"{META}protocolVersion"', f'"{META}protocolVersion": "x", "{META}protocolVersion"'),
+        }
+        for old, new in spellings.values():
+            body = text.replace(old, new)
+            assert body != text
+            for headers in (routing("tools/call", "add"), routing("tools/call", "=?base64?YWRk?=")):
+                reply = await wire.post(body.encode(), headers)
+                assert reply.message["result"]["content"][0]["text"] == "3"
+
+
+@pytest.mark.parametrize("request_id", ["NaN", "null", "true", "{}", "[]", "1.5", "1e400"])
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+async def test_a_request_whose_id_is_no_id_is_never_taken_for_a_notification(way: str, request_id: str) -> None:
+    """400, in both eras: never a silent 202."""
+    async with wired(make_shop(), way) as wire:
+        plain = f'{{"jsonrpc":"2.0","id":{request_id},"method":"ping"}}'
+        meta = f'{{"{META}protocolVersion":"{PER_REQUEST}","{META}clientCapabilities":{{}}}}'
+        modern = f'{{"jsonrpc":"2.0","id":{request_id},"method":"tools/call","params":{{"name":"add","_meta":{meta}}}}}'
+        for body, headers in ((plain, POST), (modern, routing("tools/call", "add"))):
+            reply = await wire.post(body.encode(), headers)
+            assert reply.status == 400
+            assert reply.error[1] in (-32600, -32700)

@@ -1,0 +1,77 @@
+"""Header and body disagree (2026-07-28): what acts on a request acts on the body that was verified against its headers.
+
+A gateway in front may route, limit or refuse by `Mcp-Method` and `Mcp-Name`; a body that says something else must not
+get through, and our own gate must never see the header's word for it.
+"""
+
+import pytest
+
+from bad_input.shop import make_shop
+from millstream.protocol.principal import Principal, Refusal
+from wire import Wire, enveloped, routing, wired
+
+CHEAP, DEAR = "add", "refuses"
+METHODS = {
+    "tools/call": (CHEAP, {"name": CHEAP, "arguments": {"a": 1, "b": 2}}),
+    "prompts/get": ("greet", {"name": "greet", "arguments": {"name": "Ada"}}),
+    "resources/read": ("shop://sign", {"uri": "shop://sign"}),
+    "tools/list": ("", {}),
+    "server/discover": ("", {}),
+}
+
+
+def watch(wire: Wire) -> list[tuple[str, str]]:
+    """What the gate was asked."""
+    asked: list[tuple[str, str]] = []
+
+    def gate(principal: Principal | None, method: str, name: str) -> Refusal | None:
+        asked.append((method, name))
+        return Refusal(-32099, "Not for you.", status=403) if name == DEAR else None
+
+    wire.runtime.dispatcher.gate = gate
+    return asked
+
+
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+async def test_a_body_that_differs_from_its_headers_reaches_neither_gate_nor_function(way: str) -> None:
+    """Every method with the headers of every other one: 400 -32020 before anything acts on it."""
+    async with wired(make_shop(), way) as wire:
+        asked = watch(wire)
+        for method, (_, params) in METHODS.items():
+            for other, (name, _) in METHODS.items():
+                if other != method:
+                    reply = await wire.post(enveloped(method, params, 7), routing(other, name))
+                    assert reply.error == (400, -32020, 7), (method, other)
+        for header, body in ((CHEAP, DEAR), (DEAR, CHEAP), (CHEAP.upper(), CHEAP), (f"{CHEAP},{DEAR}", CHEAP)):
+            reply = await wire.post(enveloped("tools/call", {"name": body}, 7), routing("tools/call", header))
+            assert reply.error == (400, -32020, 7)
+        assert asked == []
+
+
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+async def test_the_gate_is_asked_once_with_the_name_of_the_body(way: str) -> None:
+    """By the fast way and by the ladder, which a Base64 name takes."""
+    async with wired(make_shop(), way) as wire:
+        asked = watch(wire)
+        for method, (name, params) in METHODS.items():
+            reply = await wire.post(enveloped(method, params), routing(method, name))
+            assert reply.status == 200
+            assert asked == [(method, name)]
+            asked.clear()
+        for name in (DEAR, "=?base64?cmVmdXNlcw==?="):
+            reply = await wire.post(enveloped("tools/call", {"name": DEAR}, 7), routing("tools/call", name))
+            assert reply.error == (403, -32099, 7)
+            assert asked == [("tools/call", DEAR)]
+            asked.clear()
+
+
+async def test_handshake_requests_are_gated_by_their_body_whatever_the_headers_say() -> None:
+    """Digest §16 row 16: that era ignores the routing headers, so nothing may trust them."""
+    async with wired(make_shop(), "asgi") as wire:
+        asked = watch(wire)
+        session = await wire.initialize()
+        headers = {**session, "mcp-method": "tools/list", "mcp-name": CHEAP}
+        body = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": DEAR}}
+        reply = await wire.post(body, headers)
+        assert asked == [("tools/call", DEAR)]
+        assert reply.message["error"]["code"] == -32099

@@ -1,0 +1,111 @@
+"""Tampering with `requestState` (2026-07-28): sealed, bound to its call and its owner, and over after its time.
+
+The conformance scenario `input-required-result-tampered-state` changes one state once; here every place is changed.
+"""
+
+import json
+from typing import Any
+
+import pytest
+
+from bad_input.shop import make_shop
+from millstream.http import Request, Response
+from millstream.protocol.principal import Principal
+from millstream.transports.streamable import Streamable
+from wire import Reply, Wire, enveloped, pairs, routing, wired
+
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+HEADERS = routing("tools/call", "ask")
+
+
+def body(state: str = "", responses: dict[str, Any] | None = None, **arguments: Any) -> dict[str, Any]:
+    """One round of the call."""
+    params: dict[str, Any] = {"name": "ask", "arguments": arguments}
+    if responses is not None:
+        params |= {"requestState": state, "inputResponses": responses}
+    return enveloped("tools/call", params, 7, elicitation={})
+
+
+async def first_round(wire: Wire, **arguments: Any) -> tuple[str, dict[str, Any]]:
+    """The state, and the answer to its question."""
+    result = (await wire.post(body(**arguments), HEADERS)).message["result"]
+    answer = {"action": "accept", "content": {"name": "Ada"}}
+    return result["requestState"], dict.fromkeys(result["inputRequests"], answer)
+
+
+def refused(reply: Reply) -> bool:
+    """The one answer to a state that is not good."""
+    return reply.error == (200, -32602, 7)
+
+
+async def test_a_state_with_any_bit_changed_is_refused() -> None:
+    """Every character by every one of its six bits; then the untouched state still works."""
+    async with wired(make_shop(), "asgi") as wire:
+        state, answers = await first_round(wire)
+        for place, character in enumerate(state):
+            value = ALPHABET.index(character)
+            for bit in range(6):
+                changed = state[:place] + ALPHABET[value ^ 1 << bit] + state[place + 1 :]
+                assert refused(await wire.post(body(changed, answers), HEADERS)), (place, bit)
+        assert (await wire.post(body(state, answers), HEADERS)).message["result"]["content"][0]["text"] == "It is Ada."
+
+
+@pytest.mark.parametrize("junk", ["=", "==", "A", "\n", " ", "\x00", "é", "+", "/", "." * 100, "A" * 2_000_000])
+async def test_a_state_with_anything_added_is_refused(junk: str) -> None:
+    """One state has one spelling."""
+    async with wired(make_shop(), "asgi") as wire:
+        state, answers = await first_round(wire)
+        for changed in (state + junk, junk + state, state[:20] + junk + state[20:], junk):
+            assert refused(await wire.post(body(changed, answers), HEADERS))
+
+
+async def test_a_state_belongs_to_its_arguments_and_its_tool() -> None:
+    """Other arguments, more arguments and another tool are other calls; another order of keys is not."""
+    async with wired(make_shop(), "asgi") as wire:
+        state, answers = await first_round(wire, topic="a")
+        for arguments in ({"topic": "b"}, {}, {"topic": "a "}):
+            assert refused(await wire.post(body(state, answers, **arguments), HEADERS))
+        session_token = (await wire.initialize())["mcp-session-id"]
+        assert refused(await wire.post(body(session_token, answers, topic="a"), HEADERS))
+        text = json.dumps(body(state, answers, topic="a")).replace('"topic": "a"', '"topic":   "\\u0061"')
+        assert (await wire.post(text.encode(), HEADERS)).message["result"]["content"][0]["text"] == "It is Ada."
+
+
+async def test_a_state_is_over_after_its_time() -> None:
+    """To the second, by the server's clock; the refusal says what to do."""
+    async with wired(make_shop(state_ttl=100), "asgi") as wire:
+        services = wire.runtime.services
+        now = 1_000_000.0
+        services.clock = lambda: now
+        state, answers = await first_round(wire)
+        now += 99
+        assert "result" in (await wire.post(body(state, answers), HEADERS)).message
+        now += 2
+        reply = await wire.post(body(state, answers), HEADERS)
+        assert refused(reply)
+        assert "again" in reply.message["error"]["message"]
+
+
+async def test_a_state_of_one_person_is_no_state_for_another() -> None:
+    """Bound to the principal; nobody counts as a person of their own."""
+    async with wired(make_shop(), "asgi") as wire:
+
+        async def authenticate(request: Request) -> Principal | None:
+            user = request.headers.get(b"x-user")
+            return None if user is None else Principal(user.decode())
+
+        streamable = Streamable(wire.runtime.dispatcher, wire.runtime.streams, None, authenticate=authenticate)
+
+        async def post(user: str, message: dict[str, Any]) -> Any:
+            fields = pairs({**HEADERS, "x-user": user} if user else HEADERS)
+            given = json.dumps(message).encode()
+            reply = await streamable.post(Request("POST", "/mcp", fields, given, open=lambda status, head: None))  # type: ignore[arg-type, return-value]
+            assert isinstance(reply, Response)
+            return json.loads(reply.body)
+
+        result = (await post("alice", body()))["result"]
+        answers = dict.fromkeys(result["inputRequests"], {"action": "accept", "content": {"name": "Ada"}})
+        second = body(result["requestState"], answers)
+        for user in ("bob", "", "alice "):
+            assert (await post(user, second))["error"]["code"] == -32602
+        assert (await post("alice", second))["result"]["content"][0]["text"] == "It is Ada."

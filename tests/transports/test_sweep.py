@@ -1,0 +1,208 @@
+"""The guard's sweep, purely: a clock that the test turns, and connections that only say what they are waiting for."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+from uvicorn.server import ServerState
+
+from millstream.config import Settings
+from millstream.http import Response
+from millstream.transports.lane.guard import BODY, HEADERS, IDLE, Guard
+
+LIMITS = Settings(header_timeout=10, body_timeout=30, write_timeout=20, keep_alive=75)
+
+
+class Loop:
+    """A clock and one timer."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.timer: Callable[[], None] | None = None
+
+    def time(self) -> float:
+        """Seconds since some time."""
+        return self.now
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> object:
+        """Keep the callback."""
+        assert 0 < delay <= 1
+        self.timer = callback
+        return callback
+
+    def turn(self, seconds: int) -> None:
+        """Let seconds pass, with a sweep after each."""
+        for _ in range(seconds):
+            self.now += 1
+            timer, self.timer = self.timer, None
+            if timer is not None:
+                timer()
+
+
+class Connection:
+    """What the guard sees of one, and what it did to it."""
+
+    def __init__(self, phase: int = IDLE, *, busy: bool = False, fresh: bool = False) -> None:
+        self.transport: Any = self
+        self.peer = "192.0.2.1"
+        self.phase = phase
+        self.busy = busy
+        self.fresh = fresh
+        self.held = False
+        self.refused = False
+        self.since = self.unsent_since = 0.0
+        self.unsent = 0
+        self.buffer = 0
+        self.fate = ""
+
+    def get_write_buffer_size(self) -> int:
+        """As a transport."""
+        return self.buffer
+
+    def refuse(self, response: Response) -> None:
+        """As a protocol."""
+        self.fate, self.refused = str(response.status), True
+
+    def close(self) -> None:
+        """As a transport."""
+        self.fate = "closed"
+
+    def abort(self) -> None:
+        """As a transport."""
+        self.fate = "aborted"
+
+
+@pytest.fixture
+def loop() -> Loop:
+    """A clock."""
+    return Loop()
+
+
+@pytest.fixture
+def guard(loop: Loop) -> Guard:
+    """A guard of an empty server."""
+    return Guard(ServerState(), LIMITS, cast("Any", loop))
+
+
+@pytest.mark.parametrize(
+    ("connection", "seconds", "fate"),
+    [
+        (Connection(fresh=True), 10, "closed"),
+        (Connection(), 75, "closed"),
+        (Connection(HEADERS), 10, "408"),
+        (Connection(HEADERS, busy=True), 10, "408"),
+        (Connection(BODY), 30, "408"),
+    ],
+)
+def test_a_peer_has_its_time_and_no_more(
+    guard: Guard, loop: Loop, connection: Connection, seconds: int, fate: str
+) -> None:
+    """What it is waited for decides how long and what then."""
+    assert guard.admit(connection)
+    loop.turn(seconds)
+    assert connection.fate == ""
+    loop.turn(1)
+    assert connection.fate == fate
+
+
+def test_a_running_call_and_a_paused_reading_have_no_limit(guard: Guard, loop: Loop) -> None:
+    """The peer cannot go on, or owes nothing."""
+    running, paused = Connection(busy=True), Connection(BODY)
+    paused.held = True
+    for connection in (running, paused):
+        guard.admit(connection)
+    loop.turn(1000)
+    assert running.fate == paused.fate == ""
+    paused.held = False
+    loop.turn(30)
+    assert paused.fate == ""
+    loop.turn(1)
+    assert paused.fate == "408"
+
+
+def test_a_peer_that_takes_nothing_is_cut_and_one_that_takes_little_is_not(guard: Guard, loop: Loop) -> None:
+    """Only a write buffer that never becomes smaller is a stalled one; heartbeats make it larger."""
+    stalled, slow = Connection(busy=True), Connection(busy=True)
+    for connection in (stalled, slow):
+        guard.admit(connection)
+    loop.turn(5)
+    stalled.buffer = slow.buffer = 1_000_000
+    loop.turn(15)
+    stalled.buffer += 3
+    slow.buffer -= 1
+    loop.turn(5)
+    assert (stalled.fate, slow.fate) == ("", "")
+    loop.turn(1)
+    assert (stalled.fate, slow.fate) == ("aborted", "")
+
+
+def test_a_connection_with_unsent_bytes_is_not_idle(guard: Guard, loop: Loop) -> None:
+    """A large reply may take longer than the keep-alive time."""
+    connection = Connection()
+    guard.admit(connection)
+    for size in range(200, 0, -1):
+        connection.buffer = size
+        loop.turn(1)
+    assert connection.fate == ""
+
+
+def test_a_refused_peer_may_linger_after_the_replies_that_are_owed(guard: Guard, loop: Loop) -> None:
+    """Its refusal waits for them; then it has a moment to read."""
+    connection = Connection(busy=True)
+    guard.admit(connection)
+    connection.refused = True
+    loop.turn(100)
+    assert connection.fate == ""
+    connection.busy, connection.since = False, loop.now
+    loop.turn(2)
+    assert connection.fate == ""
+    loop.turn(1)
+    assert connection.fate == "aborted"
+
+
+def test_the_timer_stops_with_the_last_connection_and_starts_with_the_next(guard: Guard, loop: Loop) -> None:
+    """An idle server wakes for nothing, and its clock is right when somebody comes."""
+    connection = Connection()
+    guard.admit(connection)
+    loop.turn(1)
+    guard.release(connection)
+    loop.turn(1)
+    assert loop.timer is None
+    loop.now += 500
+    late = Connection(fresh=True)
+    guard.admit(late)
+    loop.turn(10)
+    assert late.fate == ""
+
+
+def test_a_sweep_goes_on_after_an_error_in_it(guard: Guard, loop: Loop) -> None:
+    """One bad connection must not leave all others without limits."""
+
+    class Broken(Connection):
+        def get_write_buffer_size(self) -> int:
+            raise ValueError("broken")
+
+    guard.admit(Broken())
+    with pytest.raises(ValueError, match="broken"):
+        loop.turn(1)
+    assert loop.timer is not None
+
+
+def test_addresses_are_counted_only_where_they_have_a_cap(loop: Loop) -> None:
+    """Else a table of all addresses ever seen would grow."""
+    state = ServerState()
+    capped = Guard(state, Settings(max_connections_per_address=1), cast("Any", loop))
+    first, second = Connection(), Connection()
+    assert capped.admit(first)
+    assert not capped.admit(second)
+    capped.release(second)
+    capped.release(first)
+    assert capped.admit(Connection())
+    free = Guard(state, Settings(), cast("Any", loop))
+    assert free.admit(first)
+    assert free.admit(second)
+    assert not free._counts
+    unnamed = Connection()
+    unnamed.peer = ""
+    assert capped.admit(unnamed)
+    assert capped.admit(unnamed)
