@@ -6,7 +6,7 @@ two eras' headers and nothing else of MCP.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -83,6 +83,13 @@ class Wire:
         body = message if isinstance(message, bytes) else json.dumps(message).encode()
         return await self.ask("POST", path, POST if headers is None else headers, body)
 
+    async def until(self, fact: Callable[[], bool]) -> None:
+        """Give the loop turns until something is so."""
+        deadline = asyncio.get_running_loop().time() + WAIT
+        for _ in iter(fact, True):
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0)
+
     async def initialize(self, revision: str = LATEST_HANDSHAKE, capabilities: Json | None = None) -> dict[str, str]:
         """A session, as the headers of its requests."""
         params = {
@@ -144,8 +151,19 @@ def encode_request(method: str, path: str, fields: list[tuple[bytes, bytes]], bo
     return b"%b %b HTTP/1.1\r\n%b%b\r\n%b" % (method.encode(), path.encode(), lines, length, body)
 
 
-async def over_asgi(app: Any, method: str, path: str, fields: list[tuple[bytes, bytes]], body: bytes) -> Reply:
-    """One request as ASGI messages; the reply must be complete."""
+async def over_asgi(
+    app: Any,
+    method: str,
+    path: str,
+    fields: list[tuple[bytes, bytes]],
+    body: bytes,
+    *,
+    leave: Callable[[bytes], bool] | None = None,
+) -> Reply:
+    """One request as ASGI messages.
+
+    The reply must be complete, unless `leave` says, by what has come of a stream, that the client goes away.
+    """
     plain, _, query = path.partition("?")
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
@@ -153,20 +171,26 @@ async def over_asgi(app: Any, method: str, path: str, fields: list[tuple[bytes, 
         "headers": fields, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
     }  # fmt: skip
     sent: list[dict[str, Any]] = []
+    data = bytearray()
+    gone = asyncio.Event()
     given = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def receive() -> dict[str, Any]:
         for message in given:
             return message
-        await asyncio.Event().wait()
-        raise AssertionError("nobody disconnects")
+        await gone.wait()
+        return {"type": "http.disconnect"}
 
     async def send(message: dict[str, Any]) -> None:
+        if gone.is_set():
+            return
         sent.append(message)
+        data.extend(message.get("body", b""))
+        if leave is not None and message.get("more_body", False) and leave(bytes(data)):
+            gone.set()
 
     async with asyncio.timeout(WAIT):
         await app(scope, receive, send)
     assert sent[0]["type"] == "http.response.start"
-    assert not sent[-1].get("more_body", False)
-    data = b"".join(message["body"] for message in sent[1:])
-    return Reply(sent[0]["status"], dict(sent[0]["headers"]), data)
+    assert gone.is_set() or not sent[-1].get("more_body", False)
+    return Reply(sent[0]["status"], dict(sent[0]["headers"]), bytes(data))

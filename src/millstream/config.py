@@ -87,4 +87,6 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         try:
             return msgspec.convert(values, cls, strict=False)
         except msgspec.ValidationError as exc:
-            raise ValueError(f"Invalid setting: {exc}. See `millstream run --help` and docs/reference/settings.md.") from exc
+            raise ValueError(
+                f"Invalid setting: {exc}. See `millstream run --help` and docs/reference/settings.md."
+            ) from exc

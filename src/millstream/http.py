@@ -12,9 +12,7 @@ from msgspec import Struct
 
 JSON_HEAD = b"content-type: application/json\r\n"
 TEXT_HEAD = b"content-type: text/plain; charset=utf-8\r\n"
-STREAM_HEAD = (
-    b"content-type: text/event-stream\r\ncache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
-)
+STREAM_HEAD = b"content-type: text/event-stream\r\ncache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
 
 
 class Response(Struct, gc=False):

@@ -15,7 +15,9 @@ class Name:
 
 def make_shop(**settings: Any) -> Server:
     """A fresh server."""
-    mcp = Server("shop", version="1", settings=Settings(**{"key": "a secret of the tests, long enough for a key", **settings}))
+    mcp = Server(
+        "shop", version="1", settings=Settings(**{"key": "a secret of the tests that is long enough", **settings})
+    )
 
     @mcp.tool
     def add(a: int, b: int) -> int:

@@ -1,4 +1,4 @@
-"""Bad input over HTTP+SSE, the transport of 2024-11-05: refused on the POST, or answered on the stream; never dropped."""
+"""Bad input over HTTP+SSE, the transport of 2024-11-05: refused on the POST or answered on the stream, not dropped."""
 
 import asyncio
 import json
@@ -112,9 +112,7 @@ async def test_a_closed_stream_ends_its_session(stream: Stream) -> None:
     await alive(stream)
     wire.running.peers[0].writer.transport.abort()
     await wire.running.left(1)
-    async with asyncio.timeout(WAIT):
-        while len(wire.runtime.streams):
-            await asyncio.sleep(0)
+    await wire.until(lambda: not len(wire.runtime.streams))
     assert (await wire.post(request("ping"), path=stream.path)).error == (404, -32001, "none")
 
 

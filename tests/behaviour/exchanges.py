@@ -116,8 +116,12 @@ class LaneHttp:
         peer = await self._running.connect()
         lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1", f"content-length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-        await peer.send("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
-        status, raw = await peer.head()
+        try:
+            await peer.send("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+            status, raw = await peer.head()
+        except BaseException:
+            peer.writer.transport.abort()
+            raise
         replied = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw.items()}
         return Exchange(status, replied, self._chunks(peer, status, raw), peer.writer.transport.abort)
 
@@ -167,8 +171,12 @@ class AsgiHttp:
         task = asyncio.get_running_loop().create_task(self._app(scope, receive, send))
         self._tasks.add(task)
         task.add_done_callback(lambda done: (self._tasks.discard(done), sent.put_nowait(None)))
-        async with asyncio.timeout(WAIT):
-            start = await sent.get()
+        try:
+            async with asyncio.timeout(WAIT):
+                start = await sent.get()
+        except BaseException:
+            gone.set()
+            raise
         assert start is not None, "the application answered nothing"
         replied = {name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]}
 

@@ -304,6 +304,13 @@ def _effect(key: str) -> int:
     return len(JOURNAL[key])
 
 
+def asks_twice_in_thread(key: str, ctx: SyncContext) -> str:
+    first = ctx.elicit("First?", Point, key="first")
+    paid = ctx.once("pay", lambda: _effect(key))
+    second = ctx.elicit("Second?", Size, key="second")
+    return f"{first.x} {paid} {second.width}"
+
+
 async def changes_its_mind(key: str, ctx: Context) -> str:
     """The first question reads differently from the third run on."""
     TURNS[key] += 1

@@ -78,7 +78,9 @@ class Judge:
             assert definition in self._names, f"{self.date} has no {definition}"
             schema = {"$ref": f"{self._uri}#/{self._place}/{definition}"}
             validator = self._validators[definition] = self._kind(schema, registry=self._registry)
-        problems = [f"{'/'.join(map(str, each.absolute_path))}: {each.message}" for each in validator.iter_errors(value)]
+        problems = [
+            f"{'/'.join(map(str, each.absolute_path))}: {each.message}" for each in validator.iter_errors(value)
+        ]
         assert not problems, f"no {definition} of {self.date}: {problems} in {value}"
 
     def check_message(self, message: Json, method: str | None = None) -> None:

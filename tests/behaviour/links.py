@@ -193,7 +193,9 @@ class StreamableLink:
     def headers(self, message: Any = None) -> dict[str, str]:
         """The headers of a message."""
         headers: dict[str, str] = {}
-        handshake = isinstance(message, dict) and message.get("method") == "initialize" and "_meta" not in message["params"]
+        handshake = (
+            isinstance(message, dict) and message.get("method") == "initialize" and "_meta" not in message["params"]
+        )
         if self.version and not handshake:
             headers["mcp-protocol-version"] = self.version
         if self.session:

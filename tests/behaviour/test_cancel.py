@@ -1,5 +1,7 @@
 """Giving up: by a notification, by going away, and what the function notices."""
 
+import asyncio
+
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 from behaviour.harness import Client, Json
@@ -32,6 +34,20 @@ async def test_a_cancelled_call_stops_and_is_not_answered(connect: Connect, comb
     assert not client._waiting[sent][1].done()  # noqa: SLF001  what the client waits for
 
 
+@every("explicit cancel", over=("memory", "stdio"))
+async def test_a_cancel_right_behind_its_request_counts(connect: Connect, combination: Combination) -> None:
+    """Digest 10.6: both may arrive in one read; the gate is open, so that a call which was not stopped is answered."""
+    client = await connect(combination)
+    key = f"right behind {combination}"
+    await client.call("open_gate", key=key)
+    sent = await client.start("tools/call", {"name": "waits", "arguments": {"key": key}})
+    await client.notify("notifications/cancelled", {"requestId": sent})
+    for _ in range(3):
+        assert (await client.call("text")).text == "plain"
+    assert "ended" not in (await client.call("journal", key=key)).text
+    assert not client._waiting[sent][1].done()  # noqa: SLF001  what the client waits for
+
+
 @every("explicit cancel")
 async def test_a_thread_learns_that_its_caller_gave_up(connect: Connect, combination: Combination) -> None:
     """DESIGN 4: a thread runs on, with `ctx.cancelled` set."""
@@ -44,11 +60,9 @@ async def test_a_thread_learns_that_its_caller_gave_up(connect: Connect, combina
     await journal_has(client, key, "cancelled")
 
 
-@every("explicit cancel", "questions", "elicitation")
+@every("handshake", "explicit cancel", "questions", "elicitation")
 async def test_a_call_that_waits_for_an_answer_can_be_cancelled(connect: Connect, combination: Combination) -> None:
     """Digest 10.6: the question dies with its call, and a late answer is ignored."""
-    if not combination.handshake:
-        return
     client = await connect(combination, answer=lambda method, params: None)
     sent = await client.start("tools/call", {"name": "insists", "arguments": {}})
     await client.until(lambda: client.asked)
@@ -60,23 +74,19 @@ async def test_a_call_that_waits_for_an_answer_can_be_cancelled(connect: Connect
 
 @every("requests of its own", "streamable http")
 async def test_going_away_cancels_a_call_of_the_newest_revision(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 25: closing the stream is the cancel."""
+    """Digest 16, row 25: closing the connection is the cancel, whether the reply is a stream already or not."""
     client = await connect(combination)
-    key = f"gone {combination}"
-    message: Json = {
-        "jsonrpc": "2.0", "id": 700, "method": "tools/call",
-        "params": client.params({"name": "waits", "arguments": {"key": key}}, {"progressToken": 1}),
-    }  # fmt: skip
-    if combination.transport == "json":
-        sent = await client.start("tools/call", {"name": "waits", "arguments": {"key": key}})
+    for meta in ({}, {"progressToken": 1}):
+        key = f"gone {combination} {len(meta)}"
+        params = client.params({"name": "waits", "arguments": {"key": key}}, meta)
+        message: Json = {"jsonrpc": "2.0", "id": 700, "method": "tools/call", "params": params}
+        posting = asyncio.get_running_loop().create_task(client.streamable.post(message))
         await journal_has(client, key, "begun")
-        await client.call("open_gate", key=key)
-        assert (await client.finish(sent)).text == "waited"
-        return
-    exchange = await client.streamable.post(message)
-    assert exchange.streaming
-    exchange.close()
-    await journal_has(client, key, "cancelled")
+        if meta and combination.transport != "json":
+            (await posting).close()
+        else:
+            posting.cancel()
+        await journal_has(client, key, "cancelled")
 
 
 @every("handshake session", "streamable http", "resumption")

@@ -103,9 +103,7 @@ async def test_two_subscriptions_hear_each_its_own(connect: Connect, combination
 
 
 @every("requests of its own")
-async def test_a_subscription_to_nothing_that_there_is_ends_at_once(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_a_subscription_to_nothing_that_there_is_ends_at_once(connect: Connect, combination: Combination) -> None:
     """Digest 7, practice: acknowledge with nothing and complete."""
     client = await connect(combination)
     reply = await client.request("subscriptions/listen", {"notifications": {"taskIds": ["x"]}})

@@ -94,6 +94,19 @@ async def test_what_broke_stands_in_the_log_and_only_its_identifier_goes_out(
 
 
 @every()
+async def test_a_prompt_or_resource_that_breaks_tells_only_an_identifier(
+    connect: Connect, combination: Combination
+) -> None:
+    """STYLE 21: an internal error, for there is no `isError`."""
+    client = await connect(combination)
+    for method, params in (("prompts/get", {"name": "broken"}), ("resources/read", {"uri": "note://broken"})):
+        reply = await client.request(method, params)
+        assert reply.error["code"] == -32603
+        assert re.search(r"\b[0-9a-f]{16}\b", reply.error["message"])
+        assert "secret" not in json.dumps(reply.message)
+
+
+@every()
 async def test_a_tool_that_takes_too_long_ends_in_an_error_for_the_model(
     connect: Connect, combination: Combination
 ) -> None:

@@ -28,7 +28,7 @@ async def test_pages_join_to_the_whole_list_in_order(connect: Connect, combinati
     names = [tool["name"] for page in pages for tool in page]
     assert len(names) == len(set(names))
     assert names[:2] == ["add", "text"]
-    assert names[-1] == "stock_count"
+    assert names[-1] == "stock_refill"
     again = [tool["name"] for page in await client.pages("tools/list", "tools") for tool in page]
     assert again == names
 

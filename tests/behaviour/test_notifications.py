@@ -103,7 +103,9 @@ async def test_two_calls_at_once_keep_their_notifications_apart(connect: Connect
     """Digest 4.3: one message, one stream; each carries the token of its own request."""
     client = await connect(combination)
     key = f"apart {combination}"
-    slow = await client.start("tools/call", {"name": "waits", "arguments": {"key": key}}, meta={"progressToken": "slow"})
+    slow = await client.start(
+        "tools/call", {"name": "waits", "arguments": {"key": key}}, meta={"progressToken": "slow"}
+    )
     await client.heard(PROGRESS)
     quick = await client.call("steps", meta={"progressToken": "quick"})
     assert {note["progressToken"] for note in quick.of(PROGRESS)} == {"quick"}

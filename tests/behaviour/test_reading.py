@@ -8,6 +8,8 @@ from behaviour.conftest import Connect
 from behaviour.functions import WAV
 from behaviour.harness import Client, Json
 
+from millstream import Server, Settings
+
 
 async def read(client: Client, uri: str) -> Json:
     """The only content of a resource."""
@@ -131,3 +133,32 @@ async def test_a_mounted_server_answers_under_its_prefix(connect: Connect, combi
     ref = {"type": "ref/prompt", "name": "stock_describe"}
     assert await completed(client, ref, "item", "") == ["nails"]
     assert (await client.call("count", item="nails")).error["code"] == -32602
+
+
+@every("session")
+async def test_an_update_of_a_mounted_server_is_heard_under_its_prefix(
+    connect: Connect, combination: Combination
+) -> None:
+    """DESIGN 6: the URI is the one that clients of the outer server know."""
+    client = await connect(combination)
+    await client.watch("shelf://stock/a")
+    await client.call("stock_refill")
+    assert (await client.heard("notifications/resources/updated"))["uri"] == "shelf://stock/a"
+
+
+async def test_what_is_registered_after_mounting_is_offered_too(connect: Connect) -> None:
+    """DESIGN 6: mounted now and later; completions as all else."""
+    outer, inner = Server("outer", settings=Settings()), Server("inner", settings=Settings())
+    outer.mount(inner, prefix="in")
+
+    @inner.prompt
+    def late(word: str) -> str:
+        return word
+
+    @inner.complete("late", argument="word")
+    def words(value: str, arguments: dict[str, str]) -> list[str]:
+        return ["later"]
+
+    client = await connect(Combination("2025-11-25", "memory"), server=outer)
+    assert [prompt["name"] for page in await client.pages("prompts/list", "prompts") for prompt in page] == ["in_late"]
+    assert await completed(client, {"type": "ref/prompt", "name": "in_late"}, "word", "") == ["later"]

@@ -167,13 +167,14 @@ async def test_a_question_that_was_lost_is_asked_again_on_the_new_stream(
 async def test_the_newest_of_two_standing_streams_wins(connect: Connect, combination: Combination) -> None:
     """DESIGN 5: one stand-alone stream a session; the older is closed."""
     client = await connect(combination)
+    await client.request("resources/subscribe", {"uri": "orders://4"})
     first = await client.streamable.resume()
     second = await client.streamable.resume()
     assert (first.exchange.status, second.exchange.status) == (200, 200)
     async with asyncio.timeout(WAIT):
         await first.over.wait()
-    await client.call("grow", kind="tools")
-    await client.heard("notifications/tools/list_changed")
+    await client.call("touch", uri="orders://4")
+    await client.heard("notifications/resources/updated")
     assert len(client.notes) == 1
     assert not second.over.is_set()
 

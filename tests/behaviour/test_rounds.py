@@ -3,6 +3,7 @@
 import base64
 from typing import Any
 
+import pytest
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 from behaviour.functions import JOURNAL
@@ -35,14 +36,17 @@ async def resend(client: Client, tool: str, answers: Json, state: str | None, **
 
 
 @every("questions", "elicitation")
-async def test_an_effect_between_two_questions_happens_once(connect: Connect, combination: Combination) -> None:
+@pytest.mark.parametrize("tool", ["asks_twice", "asks_twice_in_thread"])
+async def test_an_effect_between_two_questions_happens_once(
+    connect: Connect, combination: Combination, tool: str
+) -> None:
     """DESIGN 3: `ctx.once` keeps its value across the rounds of a call; another call has its own."""
     client = await connect(combination, answer=by_message)
-    key = f"once {combination}"
-    assert (await client.call("asks_twice", key=key)).text == "5 1 7"
+    key = f"once {combination} {tool}"
+    assert (await client.call(tool, key=key)).text == "5 1 7"
     assert len(client.asked) == 2
     assert '["paid"]' in (await client.call("journal", key=key)).text.replace("\n", "").replace(" ", "")
-    assert (await client.call("asks_twice", key=key)).text == "5 2 7"
+    assert (await client.call(tool, key=key)).text == "5 2 7"
 
 
 @every("requests of its own")

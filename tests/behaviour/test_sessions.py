@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pytest
 from behaviour import world
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
@@ -167,6 +168,22 @@ async def test_initialize_is_lenient_by_rule(connect: Connect, combination: Comb
     reply, message = await opened(client, OPENING, mcp_protocol_version="2026-07-28")
     assert (reply.status, message["error"]["code"]) == (400, -32020)
     assert "mcp-session-id" not in reply.headers
+
+
+@every(over=("sessionless",), until="2025-11-25")
+async def test_without_sessions_nothing_is_promised_that_needs_one(connect: Connect, combination: Combination) -> None:
+    """Digest 4.3: subscriptions and unsolicited messages are impossible there, so the handshake must not offer them."""
+    capabilities = (await connect(combination)).initialized["capabilities"]
+    assert "subscribe" not in capabilities["resources"]
+    assert not any(capabilities[kind].get("listChanged") for kind in ("tools", "prompts", "resources"))
+
+
+async def test_a_key_that_is_too_short_stops_the_start() -> None:
+    """STYLE 21: a wrong setting is told to whoever starts the server, not to its first client as a 500."""
+    server = world.build(key="short")
+    with pytest.raises(ValueError, match="32 characters"):
+        async with server.running():
+            pass
 
 
 @every("requests of its own", "streamable http")

@@ -11,7 +11,7 @@ TOOLS: list[Callable[..., Any]] = [
     do.add, do.text, do.picture_bytes, do.other_bytes, do.point, do.size, do.person, do.image, do.audio, do.link, do.embedded, do.mixed, do.nothing, do.number,
     do.numbers, do.mapping, do.spelled_out, do.routed, do.fails, do.breaks, do.lies, do.steps, do.logs, do.counts, do.counts_in_thread, do.waits,
     do.waits_in_thread, do.thread_name, do.polled, do.asks, do.asks_in_thread, do.insists, do.asks_url, do.samples, do.samples_with_tools,
-    do.lists_roots, do.asks_all, do.asks_twice, do.changes_its_mind, do.never_content, do.who,
+    do.lists_roots, do.asks_all, do.asks_twice, do.asks_twice_in_thread, do.changes_its_mind, do.never_content, do.who,
 ]  # fmt: skip
 OPTIONED: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (do.journal, {"thread": False}),
@@ -31,7 +31,9 @@ def build(**settings: Any) -> Server:
         version="1.2.3",
         instructions="Ask for anything.",
         info=Info(title="The world", description="All there is.", icons=[ICON], website_url="https://example.com"),
-        settings=Settings(**{"page_size": 10, "max_threads": 2, "key": "the one key of every behaviour test", **settings}),
+        settings=Settings(
+            **{"page_size": 10, "max_threads": 2, "key": "the one key of every behaviour test", **settings}
+        ),
     )
     for function in TOOLS:
         server.tool(function)
@@ -65,6 +67,10 @@ def _add_resources(server: Server) -> None:
     def orders(number: int) -> dict[str, int]:
         return {"number": number}
 
+    @server.resource("note://broken")
+    def broken_note() -> str:
+        raise ValueError("the secret")
+
     @server.complete("book://{isbn}/{page}", argument="isbn")
     def isbns(value: str, arguments: dict[str, str]) -> list[str]:
         return [each for each in ("111", "112", "222") if each.startswith(value)]
@@ -75,6 +81,10 @@ def _add_prompts(server: Server) -> None:
     def greet(name: str, tone: Literal["dry", "warm", "wry"] = "warm") -> str:
         """Greets somebody."""
         return f"Greet {name} in a {tone} way."
+
+    @server.prompt
+    def broken() -> str:
+        raise ValueError("the secret")
 
     @server.prompt
     def show() -> list[Message]:
@@ -118,6 +128,11 @@ def stock() -> Server:
     @server.tool
     def count(item: str) -> str:
         return f"7 {item}"
+
+    @server.tool
+    async def refill() -> str:
+        await server.resource_updated("shelf://a")
+        return "refilled"
 
     @server.prompt
     def describe(item: str) -> str:

@@ -124,7 +124,7 @@ async def test_an_event_id_of_another_session_is_400_even_for_the_same_person() 
 
 
 async def test_a_stream_of_the_oldest_transport_takes_messages_of_its_owner_only() -> None:
-    """`/messages/` with the id of another one's stream is 404, as with an unknown id; the owner's next message works."""
+    """`/messages/` with the id of another one's stream is 404, as with an unknown id; the owner's message works."""
     async with fronted() as front:
         stream = await front.send("alice", "GET", "/sse", accept="text/event-stream")
         await stream.head()

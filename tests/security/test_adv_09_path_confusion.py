@@ -11,10 +11,11 @@ from bad_input.shop import make_shop
 from wire import POST, Wire, encode_request, pairs, request, wired
 
 PING = json.dumps(request("ping")).encode()
-OURS = ["/mcp", "/mcp/", "/%6dcp", "/mc%70/", "/mcp?x=/secret", "/mcp?"]
+OURS = ["/mcp", "/mcp/", "/%6dcp", "/mc%70/", "/mcp%2f", "/mcp?x=/secret", "/mcp?"]
+"""ASGI decodes a path once; what that gives is compared."""
 OTHERS = [
     "//mcp", "///mcp", "/mcp//", "/./mcp", "/mcp/.", "/x/../mcp", "/mcp/..", "/mcp/../mcp", "/mcp;x", "/mcp;/", "/MCP",
-    "/mcp%00", "/mcp%2f", "/mcp%2F..", "/%2e/mcp", "/%2e%2e/mcp", "/mcp%20", "/mcp%3fx", "/@google.com", "/mcp@evil",
+    "/mcp%00", "/mcp%2F..", "/%2e/mcp", "/%2e%2e/mcp", "/mcp%20", "/mcp%3fx", "/@google.com", "/mcp@evil",
     "/mcp%23", "/%252e/mcp", "/mcp\\", "/messages/../mcp", "/health/../mcp", "/livez/mcp", "/%ff", "/%zz",
 ]  # fmt: skip
 TARGETS = [
@@ -51,7 +52,8 @@ async def test_only_the_exact_paths_reach_the_endpoint() -> None:
 async def test_a_target_that_is_no_path_does_not_choose_the_host(target: str) -> None:
     """A target in absolute form, or one that would poison a URL built from it, is refused or served as its path."""
     async with wired(make_shop(), "lane") as wire:
-        assert await status(wire, target) in (400, 404, 421)
+        served = target.startswith("http") and target.endswith("/mcp")
+        assert await status(wire, target) in ((200,) if served else (400, 404, 421))
         assert await status(wire, target, host="evil.example") in (400, 421)
         assert await status(wire, "/mcp") == 200
 

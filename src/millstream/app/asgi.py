@@ -63,7 +63,8 @@ def prepare(server: "Server", runtime: Runtime) -> None:
     settings = server.settings
     policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=server.loopback_bind)
     server.use_http(
-        AsgiAdapter(routes.find, settings=settings, policy=policy), Lane(routes.find_hot, settings=settings, policy=policy)
+        AsgiAdapter(routes.find, settings=settings, policy=policy),
+        Lane(routes.find_hot, settings=settings, policy=policy),
     )
 
 

@@ -139,7 +139,9 @@ def admit_per_request(
     if needed:
         require_capabilities(client.capabilities, needed)
     if meta.log_level is not UNSET and meta.log_level not in metadata.LOG_LEVELS:
-        raise ProtocolError(INVALID_PARAMS, f"Unknown log level {meta.log_level!r}: use one of {', '.join(metadata.LOG_LEVELS)}")
+        raise ProtocolError(
+            INVALID_PARAMS, f"Unknown log level {meta.log_level!r}: use one of {', '.join(metadata.LOG_LEVELS)}"
+        )
     return Admitted(revision, meta, client, name)
 
 
@@ -149,9 +151,7 @@ def _display(meta: RequestMeta) -> tuple[str, str]:
 
 def method_not_found(method: str, revision: Revision) -> ProtocolError:
     """The refusal for a method that a revision has not, or that this server does not offer."""
-    return ProtocolError(
-        METHOD_NOT_FOUND, f"Method not found: {method}", status=revision.method_not_found_status
-    )
+    return ProtocolError(METHOD_NOT_FOUND, f"Method not found: {method}", status=revision.method_not_found_status)
 
 
 def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, Any]) -> None:

@@ -67,11 +67,7 @@ def implementation(info: Json, revision: Revision) -> Json:
 
 def capabilities(offered: Mapping[str, Any], revision: Revision) -> Json:
     """Server capabilities; older revisions have no `completions` member though they have the method."""
-    return {
-        key: value
-        for key, value in offered.items()
-        if key != "completions" or revision.completions_capability
-    }
+    return {key: value for key, value in offered.items() if key != "completions" or revision.completions_capability}
 
 
 def structured(value: bytes, revision: Revision) -> bytes:

@@ -45,7 +45,18 @@ Observe = Callable[[Call, float, bytes], None]
 class Dispatcher:
     """Runs calls. One for each running server."""
 
-    __slots__ = ("_handlers", "_heads", "by_id", "calls", "gate", "info", "instructions", "observe", "registry", "services")
+    __slots__ = (
+        "_handlers",
+        "_heads",
+        "by_id",
+        "calls",
+        "gate",
+        "info",
+        "instructions",
+        "observe",
+        "registry",
+        "services",
+    )
 
     def __init__(
         self,

@@ -9,7 +9,14 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from millstream.protocol.metadata import CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, LOG_LEVELS, VERSION_KEY, Implementation
+from millstream.protocol.metadata import (
+    CAPABILITIES_KEY,
+    CLIENT_KEY,
+    LOG_LEVEL_KEY,
+    LOG_LEVELS,
+    VERSION_KEY,
+    Implementation,
+)
 from millstream.protocol.revisions import NEWEST
 from millstream.server.pydantic_types import dec_hook
 from millstream.server.tools import Tool

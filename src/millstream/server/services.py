@@ -64,7 +64,20 @@ class Threads:
 class Services:
     """The shared parts of one running server."""
 
-    __slots__ = ("_ring", "changes", "clock", "endings", "hub", "key_warning", "lifespan", "questions", "records", "settings", "store", "threads")
+    __slots__ = (
+        "_ring",
+        "changes",
+        "clock",
+        "endings",
+        "hub",
+        "key_warning",
+        "lifespan",
+        "questions",
+        "records",
+        "settings",
+        "store",
+        "threads",
+    )
 
     def __init__(self, settings: Settings, store: Store, changes: Changes, *, hub: Publisher | None = None) -> None:
         # Configuration

@@ -8,8 +8,7 @@ table is bounded: when it is full, the session that began first is counted as ov
 from collections import Counter as Tally
 from collections.abc import Callable
 
-Labels = tuple[str, str]
-"""(transport, revision)"""
+from millstream.telemetry.metrics import Labels
 
 IDLE_SECONDS = 300.0
 MAX_SESSIONS = 10_000
@@ -22,7 +21,7 @@ class ActiveSessions:
 
     def __init__(self, ended: Callable[[Labels, float], None], *, max_sessions: int = MAX_SESSIONS) -> None:
         self._ended = ended
-        """Told labels and seconds of each session that is over."""
+        """Told labels (transport, revision) and seconds of each session that is over."""
         self._max = max_sessions
         self._seen: dict[str, tuple[float, float, Labels]] = {}
 
@@ -44,11 +43,11 @@ class ActiveSessions:
         if session in self._seen:
             self._end(session)
 
-    def count(self, now: float) -> dict[Labels, int]:
+    def count(self, now: float) -> dict[Labels, float]:
         """How many are active, by transport and revision."""
         for session in [each for each, seen in self._seen.items() if now - seen[1] > IDLE_SECONDS]:
             self._end(session)
-        return dict(Tally(labels for _, _, labels in self._seen.values()))
+        return {**Tally(labels for _, _, labels in self._seen.values())}
 
     def _end(self, session: str) -> None:
         first, last, labels = self._seen.pop(session)

@@ -75,14 +75,27 @@ _encode = msgspec.json.Encoder().encode
 
 
 def session_hash(session_id: str) -> str:
-    """What stands for a session in logs and traces: it tells sessions apart and opens none."""
+    """What stands for a session in logs and traces: it tells sessions apart and opens none. Empty for none."""
+    if not session_id:
+        return ""
     return hashlib.sha256(session_id.encode(errors="replace")).hexdigest()[:16]
 
 
 class MessageLog:
     """Writes messages to a stream. For one event loop; `flush` at the end writes what still waits."""
 
-    __slots__ = ("_format", "_hashes", "_pending", "_second", "_stamp", "_stream", "_texts", "_timer", "_worker", "lost")
+    __slots__ = (
+        "_format",
+        "_hashes",
+        "_pending",
+        "_second",
+        "_stamp",
+        "_stream",
+        "_texts",
+        "_timer",
+        "_worker",
+        "lost",
+    )
 
     def __init__(self, stream: TextIO, *, worker: str = "", json: bool | None = None) -> None:
         """Write to `stream`.
@@ -131,20 +144,20 @@ class MessageLog:
             self.lost += len(pending)
 
     def _line(self, message: Message) -> _Line:
-        texts, status = self._texts, message.status or "ok"
+        known, hashes, status = self._texts, self._hashes, message.status or "ok"
         client = f"{message.client}/{message.client_version}" if message.client_version else message.client
         return _Line(
             self._time(message.at),
             _LEVELS.get(status, "warning"),
             LOGGER,
-            texts.get(message.method) or self._text(message.method),
-            texts.get(message.target) or self._text(message.target),
-            texts.get(status) or self._text(status),
+            known[message.method] if message.method in known else self._text(message.method),
+            known[message.target] if message.target in known else self._text(message.target),
+            known[status] if status in known else self._text(status),
             round(message.seconds * 1000, 3),
             message.revision,
-            texts.get(client) or self._text(client),
-            self._hashes.get(message.session) or self._hash(message.session),
-            texts.get(message.principal) or self._text(message.principal),
+            known[client] if client in known else self._text(client),
+            hashes[message.session] if message.session in hashes else self._hash(message.session),
+            known[message.principal] if message.principal in known else self._text(message.principal),
             message.size,
             message.transport,
             self._worker,
@@ -161,18 +174,16 @@ class MessageLog:
 
     def _text(self, text: str) -> str:
         """A text of a peer as it may stand in the log."""
-        if len(self._texts) >= _REMEMBERED:
-            self._texts.clear()
-        # Cut before hiding: a secret that is cut in two is still recognized by what stands in front of it.
-        shown = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
-        clean = escape(redact_text(shown))
+        clean = escape(redact_text(text))
+        if len(clean) > MAX_TEXT:
+            clean = f"{clean[:MAX_TEXT]}…"
         if len(text) <= MAX_TEXT:
+            if len(self._texts) >= _REMEMBERED:
+                self._texts.clear()
             self._texts[text] = clean
         return clean
 
     def _hash(self, session: str) -> str:
-        if not session:
-            return ""
         if len(self._hashes) >= _REMEMBERED:
             self._hashes.clear()
         hashed = self._hashes[session] = session_hash(session)

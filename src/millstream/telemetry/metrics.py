@@ -2,7 +2,7 @@
 
 A series is a tuple of label values in the order in which the metric names its labels. Every metric holds a bounded
 number of series: what a peer can name must not fill memory, so further ones are counted together under ``_other``.
-For one event loop; nothing here knows what is measured. Text format: prometheus.io/docs/instrumenting/exposition_formats.
+For one event loop. Nothing here knows what is measured.
 """
 
 import math
@@ -24,7 +24,9 @@ MAX_SERIES = 1000
 
 DURATIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds; the bounds that the OpenTelemetry conventions for MCP ask for."""
-FINE = tuple(float(f"{digit}e{power}") for power in range(-5, 2) for digit in ("1", "1.5", "2", "3", "4", "5", "6", "8"))
+FINE = tuple(
+    float(f"{digit}e{power}") for power in range(-5, 2) for digit in ("1", "1.5", "2", "3", "4", "5", "6", "8")
+)
 """Bounds between which quantiles are told: nearly all of our calls end before the first of `DURATIONS`."""
 
 _METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
@@ -148,7 +150,7 @@ class Series:
         self.total += value
 
     def quantile(self, q: float) -> float | None:
-        """The value below which a share `q` (0 to 1) lies, as exact as the bounds are; None when nothing was counted."""
+        """The value below which a share `q` (0 to 1) lies, as exact as the bounds; None when nothing was counted."""
         return quantile(self.bounds, self.counts, q)
 
 
@@ -162,7 +164,7 @@ class Histogram:
         self.family = family
         self.bounds = tuple(sorted({*bounds, *finer}))
         """Those that are counted; of these only `bounds` are rendered, which hold the sums of the finer ones."""
-        self.series: dict[Labels, Series] = {}
+        self.series: dict[Labels, Series] = {} if family.labels else {(): Series(self.bounds)}
         self._shown = tuple((self.bounds.index(bound) + 1, _number(bound)) for bound in sorted(bounds))
 
     def of(self, labels: Labels = ()) -> Series:
@@ -214,7 +216,13 @@ class Registry:
         return self._add(Gauge(_family(name, help, labels)))
 
     def histogram(
-        self, name: str, help: str, labels: Labels = (), *, bounds: Sequence[float] = DURATIONS, finer: Sequence[float] = ()
+        self,
+        name: str,
+        help: str,
+        labels: Labels = (),
+        *,
+        bounds: Sequence[float] = DURATIONS,
+        finer: Sequence[float] = (),
     ) -> Histogram:
         """A new histogram; `finer` bounds serve `quantile` and are not rendered."""
         if "le" in labels:

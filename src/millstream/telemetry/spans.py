@@ -1,8 +1,8 @@
 """Spans by OpenTelemetry: the one module that imports it. It gets names and values and knows no method.
 
-Import it only where the program traces: `importlib` costs every other start some milliseconds. Trace context of a
-message stands in its `_meta` as W3C text (`traceparent`, `tracestate`) and is the parent; the span or the headers of
-the HTTP request around it are linked then, and are the parent where the message says nothing. Bad values are ignored.
+Import it only where the program traces. The trace context of a message stands in its `_meta` as W3C text
+(`traceparent`, `tracestate`) and is the parent; the span or the headers of the HTTP request around it are linked then,
+and are the parent where the message says nothing. Bad values are ignored.
 """
 
 from collections.abc import Mapping
@@ -67,11 +67,10 @@ class Spans:
             trace.format_span_id(own.span_id),
         )
 
-    def end(self, opened: OpenSpan, *, name: str, attributes: Attributes, failed: bool) -> None:
+    def end(self, opened: OpenSpan, *, attributes: Attributes, failed: bool) -> None:
         """End a span in the task that started it, with what is known only now."""
         context.detach(opened.token)
         span = opened.span
-        span.update_name(name)
         span.set_attributes(dict(attributes))
         if failed:
             span.set_status(trace.StatusCode.ERROR)

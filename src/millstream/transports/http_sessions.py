@@ -14,7 +14,14 @@ from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import HANDSHAKE, Revision
 from millstream.server.handshake import Opening
 from millstream.server.services import Services
-from millstream.server.session_token import SessionToken, capabilities_of, capability_bits, decode, encode, hash_principal
+from millstream.server.session_token import (
+    SessionToken,
+    capabilities_of,
+    capability_bits,
+    decode,
+    encode,
+    hash_principal,
+)
 from millstream.server.sessions import Record, Session
 
 _REMEMBERED = 256

@@ -35,7 +35,9 @@ class HttpSse:
 
     __slots__ = ("_authenticate", "_connections", "_dispatcher", "_streams")
 
-    def __init__(self, dispatcher: Dispatcher, streams: OpenStreams, *, authenticate: Authenticate | None = None) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, streams: OpenStreams, *, authenticate: Authenticate | None = None
+    ) -> None:
         self._dispatcher = dispatcher
         self._streams = streams
         self._authenticate = authenticate

@@ -23,9 +23,22 @@ _HIGH_WATER = 64 * 1024
 class PostLine:
     """The `Line` of one POST."""
 
-    __slots__ = ("_call", "_last_id", "_lock", "_opened", "_services", "_sink", "_stream", "_streams", "asks", "request")
+    __slots__ = (
+        "_call",
+        "_last_id",
+        "_lock",
+        "_opened",
+        "_services",
+        "_sink",
+        "_stream",
+        "_streams",
+        "asks",
+        "request",
+    )
 
-    def __init__(self, request: Request, call: Call, services: Services, streams: OpenStreams, *, can_stream: bool) -> None:
+    def __init__(
+        self, request: Request, call: Call, services: Services, streams: OpenStreams, *, can_stream: bool
+    ) -> None:
         self.request = request
         self._call = call
         self._services = services

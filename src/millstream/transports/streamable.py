@@ -282,7 +282,12 @@ class Streamable:
         return await self._run(request, call, session.id if session is not None else "")
 
     def handshake_call(
-        self, request: Request, message: Message, session: Session | None, revision: Revision, principal: Principal | None
+        self,
+        request: Request,
+        message: Message,
+        session: Session | None,
+        revision: Revision,
+        principal: Principal | None,
     ) -> Call:
         """A call of the handshake era."""
         assert message.id is not None  # noqa: S101  only requests become calls
@@ -321,14 +326,15 @@ class Streamable:
 
     async def _initialize(self, request: Request, message: Message, principal: Principal | None) -> Response:
         if self.sessions is not None and b"mcp-session-id" in request.headers:
-            raise ProtocolError(
-                INVALID_REQUEST, "Invalid request: this session is initialized already", status=400
-            )
+            raise ProtocolError(INVALID_REQUEST, "Invalid request: this session is initialized already", status=400)
         opening = read_initialize(message.params)
         dispatcher = self._dispatcher
         assert message.id is not None  # noqa: S101  the caller has looked
         result = initialize_result(
-            opening.revision, dispatcher.registry.capabilities(opening.revision), dispatcher.info, dispatcher.instructions
+            opening.revision,
+            dispatcher.registry.capabilities(opening.revision),
+            dispatcher.info,
+            dispatcher.instructions,
         )
         head = b""
         if self.sessions is not None and not opening.sessionless:
@@ -338,7 +344,9 @@ class Streamable:
     async def _answer(self, request: Request, message: Message, principal: Principal | None) -> Response:
         """A client's answer to a question of a call."""
         if self.sessions is None or b"mcp-session-id" not in request.headers:
-            raise ProtocolError(INVALID_REQUEST, "Invalid request: a response needs the session of its request", status=400)
+            raise ProtocolError(
+                INVALID_REQUEST, "Invalid request: a response needs the session of its request", status=400
+            )
         session = await self.sessions.find(request, principal)
         if isinstance(session, Response):
             return session

@@ -33,9 +33,7 @@ class StreamableGet:
 
     __slots__ = ("_by_session", "_dispatcher", "_first", "_readers", "_services", "_streamable")
 
-    def __init__(
-        self, streamable: Streamable, dispatcher: Dispatcher, *, first: Handler | None = None
-    ) -> None:
+    def __init__(self, streamable: Streamable, dispatcher: Dispatcher, *, first: Handler | None = None) -> None:
         self._streamable = streamable
         self._dispatcher = dispatcher
         self._services = dispatcher.services
@@ -217,5 +215,3 @@ class _Reader:
             self.sink.write(sse.encode_message(message, f"{self.position.epoch}.{self._stream}.{offset}"))
         if data[:1] == END:
             self.sink.close()
-
-

@@ -50,13 +50,12 @@ class Asset(Struct, frozen=True):
 
 def page_names() -> list[str]:
     """Every page there is: ``docs`` for ``docs.html``."""
-    return sorted(each.name.removesuffix(".html") for each in _FOLDER.iterdir() if each.name.endswith(".html"))
+    return [path[1:] for path in _load() if path.count("/") == 1]
 
 
 def pages() -> Mapping[str, Handler]:
     """The handlers for GET by path: one for each page, and one for each of the files they load."""
-    files = [each.name for each in _FOLDER.iterdir() if each.name.rpartition(".")[2] in TYPES.keys() - {"html"}]
-    return {f"/{name}": get for name in page_names()} | {f"/assets/{name}": get for name in sorted(files)}
+    return dict.fromkeys(_load(), get)
 
 
 async def get(request: Request) -> Response:
@@ -72,8 +71,7 @@ def asset(path: str, *, query: bytes = b"", known: bytes = b"") -> Response:
         query: the digest with which a page names the file: the reply may then be kept for good.
         known: entity tags that the client holds (`If-None-Match`).
     """
-    folder, _, name = path.rpartition("/")
-    found = _load(f"{name}.html") if folder == "" else _load(name) if folder == "/assets" else None
+    found = _load().get(path)
     if found is None:
         return _MISSING
     tag = b'"%b"' % found.digest
@@ -84,28 +82,26 @@ def asset(path: str, *, query: bytes = b"", known: bytes = b"") -> Response:
 
 
 @cache
-def _read(name: str) -> bytes | None:
-    """A file of the folder; `None` for a name that is no file there or of no kind that is served."""
-    if name.rpartition(".")[2] not in TYPES or not re.fullmatch(r"[\w-]+(?:\.[\w-]+)+", name):
-        return None
-    file = _FOLDER / name
-    return file.read_bytes() if file.is_file() else None
+def _load() -> dict[str, Asset]:
+    """Every page and file by its path."""
+    files = {each.name: each.read_bytes() for each in _FOLDER.iterdir() if each.name.rpartition(".")[2] in TYPES}
+    loaded: dict[str, Asset] = {}
+    for name, body in sorted(files.items()):
+        stem, _, ending = name.rpartition(".")
+        page = ending == "html"
+        content = _LINK.sub(lambda link: _versioned(link, files), body) if page else body
+        head = b"content-type: %b\r\n%b" % (TYPES[ending].encode(), _GUARDS)
+        loaded[f"/{stem}" if page else f"/assets/{name}"] = Asset(content, _digest(content), head)
+    return loaded
 
 
-@cache
-def _load(name: str) -> Asset | None:
-    body = _read(name)
-    if body is None:
-        return None
-    body = _LINK.sub(_versioned, body)
-    kind = TYPES[name.rpartition(".")[2]]
-    return Asset(body, _digest(body), b"content-type: %b\r\n%b" % (kind.encode(), _GUARDS))
+def _versioned(link: re.Match[bytes], files: Mapping[str, bytes]) -> bytes:
+    """The link with the digest of its file, so that a changed file has another address.
 
-
-def _versioned(link: re.Match[bytes]) -> bytes:
-    """The link with the digest of its file, so that a changed file has another address."""
-    file = _load(link[1].decode())
-    return link[0] if file is None else b"%b?%b" % (link[0], file.digest)
+    Raises:
+        KeyError: the page names a file that does not exist.
+    """
+    return b"%b?%b" % (link[0], _digest(files[link[1].decode()]))
 
 
 def _digest(body: bytes) -> bytes:

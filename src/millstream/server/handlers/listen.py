@@ -117,5 +117,3 @@ class ListenHandlers:
         if wanted.resource_subscriptions and self._registry.offers("resources"):
             honoured["resourceSubscriptions"] = wanted.resource_subscriptions
         return honoured
-
-

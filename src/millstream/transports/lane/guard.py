@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 from millstream.config import Settings
 from millstream.http import Response
 from millstream.transports.lane.reply import BODY_TIMEOUT, HEADER_TIMEOUT, Heads
+from millstream.transports.lane.workers import Workers
 
 IDLE, HEADERS, BODY = range(3)
 """What a connection reads: nothing yet, the head of a request, the body of one."""
@@ -61,7 +62,18 @@ class Guarded(Protocol):
 class Guard:
     """The guard of one running server."""
 
-    __slots__ = ("_connections", "_counts", "_interval", "_limits", "_loop", "_state", "_timer", "clock", "heads")
+    __slots__ = (
+        "_connections",
+        "_counts",
+        "_interval",
+        "_limits",
+        "_loop",
+        "_state",
+        "_timer",
+        "clock",
+        "heads",
+        "workers",
+    )
 
     def __init__(self, state: ServerState, limits: Settings, loop: asyncio.AbstractEventLoop) -> None:
         # configuration
@@ -76,6 +88,7 @@ class Guard:
         self._counts: Counter[str] = Counter()
         self.clock = loop.time()
         self.heads = Heads(state)
+        self.workers = Workers()
 
     def admit(self, connection: Guarded) -> bool:
         """Watch a new connection (already in the server's set); False when there are too many."""

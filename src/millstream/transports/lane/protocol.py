@@ -25,6 +25,7 @@ from millstream.transports.lane.call import LaneCall
 from millstream.transports.lane.guard import BODY, IDLE
 from millstream.transports.lane.guarded import GuardedProtocol
 from millstream.transports.lane.reply import BODY_TOO_LARGE, CLOSE
+from millstream.transports.lane.workers import Worker
 
 _UNUSUAL = frozenset({b"origin", b"sec-fetch-site", b"expect", b"upgrade", b"x-forwarded-for", b"x-forwarded-proto"})
 _EXPECTED: dict[type, tuple[str, ...]] = {
@@ -39,12 +40,8 @@ _EXPECTED: dict[type, tuple[str, ...]] = {
 }  # fmt: skip
 _BODILESS = frozenset({204, 304})
 
-Spawn = Callable[..., asyncio.Task[None]]
-if sys.version_info >= (3, 12):
-    _spawn = cast("Spawn", partial(asyncio.Task, eager_start=True))
-else:
-    # Driving the coroutine by hand, outside a task, would break `asyncio.timeout` in it.
-    _spawn = cast("Spawn", asyncio.Task)
+_EAGER = sys.version_info >= (3, 12)
+_eager_task = partial(cast("Callable[..., asyncio.Task[None]]", asyncio.Task), eager_start=True)
 
 
 class LaneProtocol(GuardedProtocol):
@@ -160,17 +157,39 @@ class LaneProtocol(GuardedProtocol):
         call.request.body = bytes(self.body)
         self.body = b""
         if self.front is None and not self.flow.write_paused:
-            self._start(call)
+            self.front = call
+            idle = self.guard.workers.idle
+            if idle:
+                # `Worker.wake`, inline.
+                worker = idle.pop()
+                worker.run, worker.call, task = self.run, call, worker.task
+                try:
+                    worker.context.run(worker.wakeup, worker)
+                except RuntimeError:
+                    worker.wake_soon()
+            else:
+                task = self._spawn(call)
+            if not call.response_complete:
+                self._suspended(call, task)
         else:
             self.waiting.append(partial(self._start, call))
             self.flow.pause_reading()
 
     # Calls.
 
+    def _spawn(self, call: LaneCall) -> asyncio.Task[None]:
+        if _EAGER:
+            return _eager_task(self.run(call), loop=self.loop)
+        return Worker(self.guard.workers, self.loop, self.run, call).task
+
     def _start(self, call: LaneCall) -> None:
         self.front = call
-        call.task = task = _spawn(self.run(call), loop=self.loop)
+        self._suspended(call, self._spawn(call))
+
+    def _suspended(self, call: LaneCall, task: asyncio.Task[None]) -> None:
+        """The call did not finish at once: from now on it can be cancelled, and the server waits for it."""
         if not call.response_complete:
+            call.task = task
             call.request.cancel = task.cancel
             self.tasks.add(task)
 
@@ -190,6 +209,7 @@ class LaneProtocol(GuardedProtocol):
             call.response_complete = True
             if call.task is not None:
                 self.tasks.discard(call.task)
+                request.cancel = call.task = None
         if call.sink is not None:
             call.sink.close()
         elif not call.disconnected:

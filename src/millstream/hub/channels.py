@@ -1,0 +1,80 @@
+"""Channel names: segments separated by dots; in subscriptions ``*`` stands for one segment, ``>`` for the rest.
+
+The rules are those of NATS subjects. Names that begin with ``$`` belong to the hub, and as in MQTT no wildcard in
+the first place reaches them: who listens to everything does not hear what is meant for one client.
+"""
+
+from millstream.hub.limits import InvalidName
+
+DEFAULT = "broadcast"
+PRESENCE = "$presence."
+CLIENT = "$client."
+
+MAX_NAME = 200
+MAX_CLIENT_ID = 128
+
+
+def check_channel(name: str) -> None:
+    """One channel.
+
+    Raises:
+        InvalidName: it is empty or too long, has blanks, control characters or an empty segment, or is a pattern.
+    """
+    check_pattern(name)
+    if is_pattern(name):
+        raise InvalidName(f"A wildcard is for subscriptions only: {name!r}.")
+
+
+def check_pattern(name: str) -> None:
+    """A channel, or a pattern of channels.
+
+    Raises:
+        InvalidName: as `check_channel`, or ``>`` stands before the end.
+    """
+    _check_text("channel", name, MAX_NAME)
+    segments = name.split(".")
+    if "" in segments:
+        raise InvalidName(f"A channel has no empty segment: {name!r}.")
+    if ">" in segments[:-1]:
+        raise InvalidName(f"The wildcard '>' stands at the end: {name!r}.")
+
+
+def check_client_id(client_id: str) -> None:
+    """The id of a client, which is the end of the name of its channel.
+
+    Raises:
+        InvalidName: it could not be, or is longer than 128 characters.
+    """
+    _check_text("client id", client_id, MAX_CLIENT_ID)
+    check_channel(CLIENT + client_id)
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a valid name has a wildcard."""
+    return ("*" in name or ">" in name) and not {"*", ">"}.isdisjoint(name.split("."))
+
+
+def matches(pattern: str, channel: str) -> bool:
+    """Whether a pattern reaches a channel."""
+    if pattern == channel:
+        return True
+    wanted, given = pattern.split("."), channel.split(".")
+    if channel.startswith("$") and wanted[0] != given[0]:
+        return False
+    if wanted[-1] == ">":
+        wanted.pop()
+        if len(given) <= len(wanted):
+            return False
+        del given[len(wanted) :]
+    return len(wanted) == len(given) and all(map(_same, wanted, given))
+
+
+def _same(wanted: str, given: str) -> bool:
+    return wanted in ("*", given)
+
+
+def _check_text(what: str, text: str, limit: int) -> None:
+    if not 1 <= len(text) <= limit:
+        raise InvalidName(f"A {what} has 1 to {limit} characters, not {len(text)}.")
+    if not text.isprintable() or " " in text:
+        raise InvalidName(f"A {what} has no blanks and no control characters: {text!r}.")

@@ -1,0 +1,137 @@
+"""What a subscriber missed, written to it before it hears what is new.
+
+A subscriber that reconnects names an id. Where everything behind it can still be told, that is what it gets, once
+and in order. Where it cannot, the subscriber gets a `gap` event and then whatever is left. A client that returns
+without an id gets what its mailbox took in since it left.
+"""
+
+from collections.abc import Sequence
+
+from millstream.hub.channels import CLIENT, is_pattern
+from millstream.hub.event import Event, gap, parse_position
+from millstream.hub.journal import Journal
+from millstream.hub.subscriber import Subscription
+from millstream.stores.base import Gap
+
+_PAGE = 100
+"""Events written between two looks at whether the outlet has room."""
+
+
+class Replay:
+    """The catching up of one subscriber."""
+
+    __slots__ = ("_at", "_epoch", "_journal", "_subscription", "_told")
+
+    def __init__(self, journal: Journal, subscription: Subscription) -> None:
+        self._journal = journal
+        self._subscription = subscription
+        self._at = journal.offset
+        """Everything up to here is written, or not wanted."""
+        self._epoch = journal.epoch
+        self._told = False
+        """One gap event is enough."""
+
+    async def resume(self, id: str) -> None:
+        """Go on behind the event with this id."""
+        journal = self._journal
+        offset = parse_position(id, journal.epoch)
+        if offset is None:
+            offset = await journal.find(id)
+        if offset is None or offset > journal.offset:
+            # From before a restart, never published, or out of the journal.
+            await self._start_over("unknown", after=0)
+        else:
+            self._at = offset
+        await self._follow()
+
+    async def mailbox(self, client_id: str, seen: int) -> None:
+        """Write what came for a client behind `seen`."""
+        kept, dropped = await self._journal.history(CLIENT + client_id)
+        if dropped and kept and kept[0].offset > seen:
+            self._tell_gap("trimmed")
+        await self._write(self._merge(kept, after=seen))
+        await self._follow()
+
+    async def newest(self, count: int) -> None:
+        """Write the last `count` events of what the subscription wants."""
+        await self._write(self._merge(await self._kept(), after=0)[-count:])
+        await self._follow()
+
+    async def _follow(self) -> None:
+        """Write what comes behind `_at` until there is no more; nothing else runs between that and the return."""
+        journal, outlet = self._journal, self._subscription.outlet
+        while not outlet.closed:
+            if journal.epoch != self._epoch:
+                await self._start_over("epoch", after=0)
+            events = journal.recent(self._at)
+            if events is None:
+                try:
+                    events = await journal.page(self._at)
+                except Gap:
+                    await self._bridge()
+                    continue
+                self._at = events[-1].offset if events else journal.offset
+            else:
+                self._at = journal.offset
+                if not any(map(self._wants, events)):
+                    return
+            wanted = [event for event in events if self._wants(event)]
+            fresh = [event for event in wanted if not journal.too_old(event)]
+            if len(fresh) < len(wanted):
+                self._tell_gap("expired")
+            await self._write(fresh)
+
+    async def _bridge(self) -> None:
+        """The journal begins behind `_at`: go by the histories, if they all go back so far."""
+        after, kept = self._at, list[Event]()
+        for channel in self._subscription.channels:
+            events, _ = ([], True) if is_pattern(channel) else await self._journal.history(channel)
+            if not events or events[0].offset > after:
+                await self._start_over("trimmed", after=after)
+                return
+            kept += events
+        await self._write(self._merge(kept, after=after))
+
+    async def _start_over(self, reason: str, *, after: int) -> None:
+        """Say that events are gone, then write those behind `after` that are not."""
+        self._epoch = self._journal.epoch
+        self._tell_gap(reason)
+        await self._write(self._merge(await self._kept(), after=after))
+
+    def _tell_gap(self, reason: str) -> None:
+        if not self._told:
+            self._told = True
+            self._subscription.write(gap(reason))
+
+    async def _kept(self) -> list[Event]:
+        """The histories of the channels, and for wildcards what is in the journal."""
+        journal, subscription = self._journal, self._subscription
+        kept: list[Event] = []
+        for channel in subscription.channels:
+            if not is_pattern(channel):
+                kept += (await journal.history(channel))[0]
+        if subscription.wild:
+            kept += [event for event in await journal.held() if self._wants(event) and not journal.too_old(event)]
+        return kept
+
+    def _merge(self, kept: Sequence[Event], *, after: int) -> list[Event]:
+        """Add what was delivered to others while `kept` was read, and stand behind all of it."""
+        journal = self._journal
+        found = {event.offset: event for event in kept if after < event.offset <= journal.offset}
+        for event in journal.remembered(after):
+            if self._wants(event) and not journal.too_old(event):
+                found[event.offset] = event
+        self._at = journal.offset
+        return [found[offset] for offset in sorted(found)]
+
+    async def _write(self, events: Sequence[Event]) -> None:
+        """Write in pages, as the outlet has room."""
+        outlet, encode = self._subscription.outlet, self._subscription.encode
+        for start in range(0, len(events), _PAGE):
+            if outlet.closed:
+                return
+            outlet.write(b"".join(map(encode, events[start : start + _PAGE])))
+            await outlet.drain()
+
+    def _wants(self, event: Event) -> bool:
+        return self._subscription.wants(event.channel)

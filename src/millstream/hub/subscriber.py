@@ -1,0 +1,113 @@
+"""A subscriber: an outlet for bytes, what it wants to hear, and who it is.
+
+There is no queue and no task: the outlet is the bounded queue, and the hub looks at how far behind it is.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from millstream.hub.channels import is_pattern, matches
+from millstream.hub.event import Event
+from millstream.hub.presence import Member
+from millstream.protocol.principal import Principal
+
+
+class Outlet(Protocol):
+    """What a subscriber writes to. An `http.Sink` is one.
+
+    `write` takes whole chunks in order, never blocks and never raises; after the end it does nothing.
+    """
+
+    closed: bool
+
+    @property
+    def buffered(self) -> int:
+        """Bytes written but not yet taken by the peer's connection."""
+        ...
+
+    def write(self, data: bytes) -> None: ...
+
+    async def drain(self) -> None:
+        """Wait until there is room, or the outlet is closed. Only a subscriber that catches up waits."""
+        ...
+
+    def close(self) -> None:
+        """End it properly; what is buffered still goes out. Idempotent."""
+        ...
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call back once at the end; at once when it is past."""
+        ...
+
+
+Encode = Callable[[Event], bytes]
+"""Turns an event into the bytes of one kind of outlet, or into none where the kind has no word for it.
+
+Subscribers with the same function (the same object) share the bytes, so it must be a module-level function.
+"""
+
+Authorize = Callable[[Principal | None, str, str], bool]
+"""``authorize(principal, action, channel)`` with the action ``publish`` or ``subscribe``; must not block.
+
+For a subscription with wildcards it is asked about the pattern, then about each channel that the pattern reaches,
+the first time that something is published there.
+"""
+
+
+class Subscription:
+    """One subscriber of the hub."""
+
+    __slots__ = (
+        "_leave", "address", "authorize", "channels", "encode", "joined", "mailbox", "member", "outlet", "principal",
+        "wild",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        channels: tuple[str, ...],
+        outlet: Outlet,
+        encode: Encode,
+        leave: Callable[["Subscription"], None],
+        *,
+        mailbox: str,
+        member: Member | None,
+        principal: Principal | None,
+        address: str,
+        authorize: Authorize | None,
+    ) -> None:
+        self.channels = channels
+        self.outlet = outlet
+        self.encode = encode
+        self.mailbox = mailbox
+        """The client whose own channel this is, or empty."""
+        self.member = member
+        """How it appears in the presence of its channels; None for who gave no id."""
+        self.principal = principal
+        self.address = address
+        self.authorize = authorize
+        self.wild = any(map(is_pattern, channels))
+        self.joined = False
+        """It has caught up and hears what is published."""
+        self._leave = leave
+
+    def wants(self, channel: str) -> bool:
+        """Whether an event of the channel is for this subscriber."""
+        if channel in self.channels:
+            return True
+        if not self.wild or not any(matches(pattern, channel) for pattern in self.channels):
+            return False
+        return self.authorize is None or self.authorize(self.principal, "subscribe", channel)
+
+    def write(self, event: Event) -> None:
+        """Write one event to this subscriber alone."""
+        chunk = self.encode(event)
+        if chunk:
+            self.outlet.write(chunk)
+
+    def close(self) -> None:
+        """End the subscription and its outlet. Idempotent."""
+        self.outlet.close()
+
+    def ended(self) -> None:
+        """The outlet is closed."""
+        self._leave(self)

@@ -1,0 +1,35 @@
+"""Calls to observe, and a recorder of spans, for the tests of telemetry."""
+
+from typing import Any
+
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from millstream.protocol.metadata import Client
+from millstream.protocol.revisions import NEWEST
+from millstream.server.call import Call
+from millstream.server.tracing import Tracing
+from millstream.telemetry.spans import Spans
+
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class ObservedCall(Call, kw_only=True):
+    """A call as its transport hands it over."""
+
+    transport: str = "http"
+
+
+def a_call(**given: Any) -> Call:
+    """A call with the given parts."""
+    values = {"revision": NEWEST, "id": 1, "method": "ping", "client": Client({}, "inspector", "1.2"), **given}
+    return ObservedCall(**values)
+
+
+def recording() -> tuple[Tracing, InMemorySpanExporter]:
+    """Tracing whose finished spans can be read."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return Tracing(Spans(provider.get_tracer("test"))), exporter

@@ -1,0 +1,161 @@
+"""Strategies for what a client may send: messages that are nearly right, headers that nearly fit, and bytes.
+
+A message is put together from members that are each good, bad or absent, so that most examples pass some steps of the
+ladder and fall at a later one.
+"""
+
+import json
+from typing import Any
+
+from hypothesis import strategies as st
+
+from millstream.protocol.revisions import ALL
+from strategies import json_values, texts
+from wire import META
+
+REVISIONS = [revision.date for revision in ALL]
+METHODS = sorted({method for revision in ALL for method in revision.requests})
+NOTIFICATIONS = ["notifications/initialized", "notifications/cancelled", "notifications/progress", "notifications/x"]
+TOOLS = ["add", "ask", "sampler", "routed", "refuses", "nothing"]
+"""Names at the shop of the bad input; `breaks` and `lies` log on purpose."""
+
+junk = json_values
+versions = st.sampled_from([*REVISIONS, "2099-01-01", "draft", ""])
+ids = st.one_of(st.integers(), st.text(max_size=8), st.sampled_from([0, "", 2**64, "a"]))
+
+
+def mostly(good: st.SearchStrategy[Any], bad: st.SearchStrategy[Any] = junk) -> st.SearchStrategy[Any]:
+    """Good in most examples."""
+    return st.one_of(good, good, good, good, bad)
+
+
+def members(required: dict[str, Any], optional: dict[str, Any] | None = None) -> st.SearchStrategy[dict[str, Any]]:
+    """An object, nearly always with the required members."""
+    whole = st.fixed_dictionaries(required, optional=optional or {})
+    holey = st.fixed_dictionaries({}, optional={**required, **(optional or {})})
+    return st.one_of(whole, whole, whole, holey)
+
+
+capabilities = mostly(
+    st.fixed_dictionaries(
+        {}, optional={name: mostly(st.just({})) for name in ("sampling", "elicitation", "roots", "experimental")}
+    )
+)
+metas = members(
+    {f"{META}protocolVersion": mostly(versions), f"{META}clientCapabilities": capabilities},
+    {
+        f"{META}clientInfo": mostly(st.fixed_dictionaries({"name": texts, "version": texts})),
+        f"{META}logLevel": mostly(st.sampled_from(["debug", "error", "loud", ""])),
+        "progressToken": mostly(ids),
+        "x": junk,
+    },
+)
+arguments = mostly(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "a": mostly(st.integers()), "b": mostly(st.integers()), "topic": mostly(texts),
+            "region": mostly(st.sampled_from(["EU", "US", "é"])), "name": mostly(texts), "x": junk,
+        },
+    )
+)  # fmt: skip
+params = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": mostly(st.sampled_from([*TOOLS, "greet"])),
+        "arguments": arguments,
+        "uri": mostly(st.sampled_from(["shop://sign", "shop://x", "x"])),
+        "cursor": mostly(texts),
+        "level": mostly(st.sampled_from(["debug", "loud"])),
+        "ref": mostly(st.just({"type": "ref/prompt", "name": "greet"})),
+        "argument": mostly(st.just({"name": "name", "value": "x"})),
+        "protocolVersion": mostly(versions),
+        "capabilities": capabilities,
+        "clientInfo": mostly(st.just({"name": "t", "version": "1"})),
+        "requestId": mostly(ids),
+        "requestState": mostly(texts),
+        "inputResponses": junk,
+        "_meta": mostly(metas),
+        "x": junk,
+    },
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> dict[str, Any]:
+    """A request, a notification or an answer, of any era."""
+    message: dict[str, Any] = {"jsonrpc": draw(mostly(st.just("2.0")))}
+    if draw(mostly(st.just(True), st.just(False))):
+        message["id"] = draw(mostly(ids))
+    if draw(mostly(st.just(True), st.just(False))):
+        message["method"] = draw(mostly(st.sampled_from([*METHODS, *NOTIFICATIONS, "no/such"])))
+    if draw(mostly(st.just(True), st.just(False))):
+        message["params"] = draw(mostly(params))
+    message |= draw(st.fixed_dictionaries({}, optional={"result": junk, "error": junk, "x": junk}) if draw(st.integers(0, 9)) == 0 else st.just({}))
+    return message
+
+
+messages: st.SearchStrategy[Any] = st.one_of(requests(), requests(), requests(), st.lists(requests(), max_size=3), junk)
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> dict[str, Any]:
+    """A `tools/call` that the short ways of the transport could take."""
+    given = {
+        "name": draw(mostly(st.sampled_from(TOOLS))),
+        "arguments": draw(arguments),
+        **draw(st.fixed_dictionaries({}, optional={"requestState": mostly(texts), "inputResponses": junk, "x": junk})),
+    }
+    if draw(mostly(st.just(True), st.just(False))):
+        given["_meta"] = draw(mostly(metas))
+    for name in draw(st.lists(st.sampled_from(sorted(given)), max_size=1)):
+        del given[name]
+    return {"jsonrpc": "2.0", "id": draw(mostly(ids)), "method": "tools/call", "params": given}
+
+
+@st.composite
+def encoded(draw: st.DrawFn, source: st.SearchStrategy[Any] = messages) -> bytes:
+    """A message as bytes, now and then with a wound."""
+    value = draw(source)
+    text = json.dumps(value, ensure_ascii=draw(st.booleans()), separators=draw(st.sampled_from([(",", ":"), (" , ", " : ")])))
+    body = text.encode("utf-8", "surrogatepass")
+    if draw(st.integers(0, 4)) > 0:
+        return body
+    place = draw(st.integers(0, len(body)))
+    wound = draw(st.one_of(st.binary(max_size=6), st.sampled_from([b"\\u0000", b",", b"}", b'"id":null,', b"NaN", b"1e999"])))
+    return body[:place] + wound + body[place + draw(st.integers(0, 3)) :]
+
+
+bodies = st.one_of(encoded(), encoded(), st.binary(max_size=64))
+
+VALUES: dict[bytes, list[bytes]] = {
+    b"content-type": [b"application/json", b"application/json; charset=utf-8", b"text/plain", b""],
+    b"accept": [b"application/json, text/event-stream", b"application/json", b"text/event-stream", b"text/html", b"*/*", b""],
+    b"mcp-protocol-version": [date.encode() for date in [*REVISIONS, "2099-01-01", "x", ""]],
+    b"mcp-method": [method.encode() for method in [*METHODS, "x", ""]],
+    b"mcp-name": [name.encode() for name in [*TOOLS, "greet", "shop://sign", "=?base64?YWRk?=", "=?base64?!?=", ""]],
+    b"mcp-param-region": [b"EU", b"US", b"=?base64?RVU=?="],
+    b"mcp-session-id": [b"x", b"", b"A" * 120],
+    b"last-event-id": [b"x", b"", b"a.b.1", b"a.main.1"],
+    b"origin": [b"http://localhost:1", b"http://evil.example", b"null"],
+    b"sec-fetch-site": [b"cross-site", b"none"],
+    b"content-encoding": [b"identity", b"gzip"],
+    b"content-length": [b"0", b"10", b"99999999999"],
+}
+"""Headers that decide something, with values that do."""
+
+field_values = st.binary(max_size=40).map(lambda raw: bytes(byte for byte in raw if byte >= 0x20 and byte != 0x7F or byte == 9))
+"""What a parser lets through: no control characters but a tab."""
+
+
+@st.composite
+def fields(draw: st.DrawFn, values: dict[bytes, list[bytes]]) -> list[tuple[bytes, bytes]]:
+    """A list of headers, in any order, some twice; mostly with a usable Host and content type."""
+    names = draw(st.lists(st.sampled_from(sorted(values)), max_size=6))
+    given = [(name, draw(mostly(st.sampled_from(values[name]), field_values))) for name in names]
+    usual = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"accept", b"application/json, text/event-stream")]
+    kept = [field for field in usual if field[0] not in names and draw(mostly(st.just(True), st.just(False)))]
+    return kept + given
+
+
+headers = fields(VALUES)

@@ -1,0 +1,142 @@
+"""The short ways of the transport and the exact ladder agree: same status, same head, same body, for any request.
+
+`Streamable.post` may decode a tool call in one typed pass; `_exact` never does. What a pass accepts, the ladder must
+accept with the same meaning, and what it cannot take it must leave to the ladder.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from bad_input.shop import make_shop
+from millstream.http import Request, Response
+from millstream.transports.asgi_sink import AsgiSink
+from millstream.transports.http_sessions import HttpSessions
+from millstream.transports.streamable import Streamable
+from properties.messages import TOOLS, calls, encoded, mostly
+from wire import LATEST_HANDSHAKE, META, PER_REQUEST, POST, enveloped, pairs, request, routing
+
+ADD = {"name": "add", "arguments": {"a": 1, "b": 2}}
+RANDOM = re.compile(rb'"requestState":"[^"]*"|[0-9a-f]{16}|"q1-[0-9a-f]{8}"')
+
+
+class Ways:
+    """Both ways of one running server."""
+
+    def __init__(self, runner: asyncio.Runner, streamable: Streamable, session: str) -> None:
+        self._runner = runner
+        self._streamable = streamable
+        self.session = {"mcp-session-id": session, "mcp-protocol-version": LATEST_HANDSHAKE}
+
+    def compare(self, fields: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Ask by both ways."""
+        short = self._runner.run(self._ask(self._streamable.post, fields, body))
+        exact = self._runner.run(self._ask(self._streamable._exact, fields, body))
+        assert short == exact
+
+    async def _ask(self, handler: Any, fields: list[tuple[bytes, bytes]], body: bytes) -> tuple[int, bytes, bytes]:
+        stream = bytearray()
+        head: list[Any] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            stream.extend(message.get("body", b""))
+
+        def open_(status: int, lines: bytes) -> AsgiSink:
+            head.append((status, lines))
+            return AsgiSink(send, status, lines, limit=2**20)  # type: ignore[arg-type]
+
+        asked = Request("POST", "/mcp", fields, dict(fields), open_, body)
+        async with asyncio.timeout(5):
+            response: Response | None = await handler(asked)
+        if response is not None:
+            return response.status, response.head, RANDOM.sub(b"?", response.body)
+        return *head[0], b""
+
+
+@pytest.fixture(scope="module")
+def ways() -> Iterator[Ways]:
+    """One server for the file."""
+    server = make_shop()
+    with asyncio.Runner() as runner:
+        runtime = runner.run(server.start(supervised=True))
+        streamable = Streamable(runtime.dispatcher, runtime.streams, HttpSessions(runtime.services))
+        params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+        fields = pairs(POST)
+        first = Request("POST", "/mcp", fields, dict(fields), lambda *_: None, json.dumps(request("initialize", params)).encode())  # type: ignore[arg-type, return-value]
+        reply = runner.run(streamable.post(first))  # type: ignore[arg-type]
+        session = re.search(rb"mcp-session-id: (\S+)", reply.head)
+        assert session is not None
+        yield Ways(runner, streamable, session[1].decode())
+        runner.run(server.stop())
+
+
+def per_request(message: dict[str, Any], **changes: str) -> list[tuple[bytes, bytes]]:
+    """The headers that fit a call, with changes."""
+    name = message["params"].get("name") if isinstance(message.get("params"), dict) else None
+    return pairs({**routing("tools/call", name if isinstance(name, str) and name in TOOLS else "add"), **changes})
+
+
+CALL = enveloped("tools/call", ADD)
+META_OF = CALL["params"]["_meta"]
+
+
+def with_meta(**changes: Any) -> bytes:
+    """A call whose envelope has more."""
+    return json.dumps(enveloped("tools/call", {**ADD, "_meta": {**META_OF, **changes}})).encode()
+
+
+@given(body=encoded(calls()), changes=st.dictionaries(st.sampled_from(["accept", "content-type", "mcp-name", "mcp-method", "x"]), st.sampled_from(["add", "text/event-stream", "application/json", "*/*", "tools/call", ""]), max_size=1))
+@settings(max_examples=400, deadline=None)
+@example(body=with_meta(progressToken=None), changes={})
+@example(body=with_meta(**{f"{META}logLevel": ""}), changes={})
+@example(body=with_meta(**{f"{META}clientInfo": {}}), changes={})
+@example(body=with_meta(**{f"{META}clientInfo": {"name": "a", "title": 1}}), changes={})
+@example(body=with_meta(traceparent=1), changes={})
+@example(body=json.dumps(CALL).replace('"2.0"', '"2.\\u0030"').encode(), changes={})
+@example(body=json.dumps(CALL).replace('"tools/call"', '"tools\\/call"').encode(), changes={})
+@example(body=json.dumps(CALL).replace('"add"', '"\\u0061dd"').encode(), changes={})
+@example(body=json.dumps(CALL).replace('"id": 1', '"id": 1.0').encode(), changes={})
+@example(body=json.dumps(CALL).replace('"id": 1', '"id": 1, "result": {}').encode(), changes={})
+@example(body=json.dumps(CALL).replace('"id": 1', '"id": 1, "x": NaN').encode(), changes={})
+@example(body=json.dumps(CALL).replace('"a": 1', '"a": 1.0').encode(), changes={})
+@example(body=json.dumps(CALL).replace('"a": 1', '"a": "1"').encode(), changes={})
+@example(body=json.dumps(enveloped("tools/call", {"name": "add", "arguments": None})).encode(), changes={})
+@example(body=json.dumps(enveloped("tools/call", {"name": "ask"}, elicitation={})).encode(), changes={})
+@example(body=json.dumps(enveloped("tools/call", {"name": "ask", "arguments": None}, elicitation={})).encode(), changes={})
+@example(body=json.dumps(enveloped("tools/call", {"name": "ask", "requestState": ""}, elicitation={})).encode(), changes={})
+@example(body=json.dumps(enveloped("tools/call", {"name": "ask", "requestState": None}, elicitation={})).encode(), changes={})
+@example(body=json.dumps(enveloped("tools/call", {"name": "ask", "inputResponses": None}, elicitation={})).encode(), changes={})
+@example(body=json.dumps(enveloped("tools/call", {"name": "ask", "inputResponses": {}}, elicitation={})).encode(), changes={})
+def test_a_call_of_the_per_request_era_is_answered_alike_by_both_ways(ways: Ways, body: bytes, changes: dict[str, str]) -> None:
+    """Bytes that are nearly a call, under headers that nearly fit."""
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        message = {}
+    ways.compare(per_request(message if isinstance(message, dict) else {}, **changes), body)
+
+
+@given(body=encoded(calls()), sessionless=st.booleans(), version=mostly(st.just(LATEST_HANDSHAKE), st.sampled_from(["2025-03-26", PER_REQUEST, "x", ""])))
+@settings(max_examples=400, deadline=None)
+@example(body=json.dumps(request("tools/call", {**ADD, "_meta": {"progressToken": None}})).encode(), sessionless=False, version=LATEST_HANDSHAKE)
+@example(body=json.dumps(request("tools/call", {**ADD, "_meta": {"progressToken": 1.5}})).encode(), sessionless=False, version=LATEST_HANDSHAKE)
+@example(body=json.dumps(request("tools/call", {**ADD, "_meta": None})).encode(), sessionless=False, version=LATEST_HANDSHAKE)
+@example(body=json.dumps(request("tools/call", {**ADD, "_meta": []})).encode(), sessionless=False, version=LATEST_HANDSHAKE)
+@example(body=json.dumps(request("tools/call", {"name": "ask", "arguments": None})).encode(), sessionless=False, version=LATEST_HANDSHAKE)
+@example(body=json.dumps(request("tools/call", ADD)).replace('"2.0"', '"2.\\u0030"').encode(), sessionless=False, version=LATEST_HANDSHAKE)
+@example(body=json.dumps(request("tools/call", ADD)).replace('"id": 1', '"id": 1, "error": {}').encode(), sessionless=False, version=LATEST_HANDSHAKE)
+@example(body=json.dumps(enveloped("tools/call", ADD)).encode(), sessionless=False, version=LATEST_HANDSHAKE)
+@example(body=json.dumps(request("tools/call", {**ADD, "task": {}})).encode(), sessionless=False, version=LATEST_HANDSHAKE)
+def test_a_call_of_the_handshake_era_is_answered_alike_by_both_ways(
+    ways: Ways, body: bytes, sessionless: bool, version: str
+) -> None:
+    """In a session, remembered by then, and without one."""
+    session = {} if sessionless else {**ways.session, "mcp-protocol-version": version}
+    assume(b"\x00" not in body)
+    ways.compare(pairs({**POST, **session}), body)

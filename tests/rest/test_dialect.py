@@ -1,0 +1,138 @@
+"""`POST /mcp/tools/list` and `POST /mcp/tools/call`: JSON-RPC for scripts that leave most of it out."""
+
+import json
+from typing import Any
+
+import pytest
+from rest_world import post, routes, world
+
+from millstream.http import Response
+
+FORM = "application/x-www-form-urlencoded"
+ADD = {"name": "add", "arguments": {"a": 2, "b": 3}}
+
+
+async def send(path: str, body: Any, **headers: str) -> tuple[Response, Any]:
+    """A request of the dialect and its decoded reply."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    async with routes(world()) as rest:
+        handler = rest.list_tools if path == "list" else rest.call_tool
+        response = await handler(post(f"/mcp/tools/{path}", data, **headers))
+    return response, json.loads(response.body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": ADD},
+        {"method": "tools/call", "params": ADD},
+        {"params": ADD},
+        ADD,
+        {"id": None, **ADD},
+        {"id": "x", **ADD},
+    ],
+    ids=["full", "no id", "params only", "top level", "null id", "text id"],
+)
+async def test_a_call_may_leave_out_everything_but_the_name(body: dict[str, Any]) -> None:
+    """Seed 001: bodies with and without `jsonrpc`, `id` and `method`; the answer has the id that was sent."""
+    response, reply = await send("call", body)
+    assert response.status == 200
+    assert reply["jsonrpc"] == "2.0"
+    assert reply.get("id", None) == body.get("id")
+    assert ("id" in reply) == (body.get("id") is not None)
+    assert reply["result"] == {"content": [{"type": "text", "text": "5"}], "structuredContent": {"result": 5}}
+
+
+@pytest.mark.parametrize("body", [b"{}", b"", {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}])
+async def test_the_list_has_the_shape_of_the_seed(body: Any) -> None:
+    """Seed 001, example 2: the result has `tools`, each with name, description and inputSchema."""
+    response, reply = await send("list", body, content_type="application/json" if body else "")
+    assert response.status == 200
+    assert set(reply["result"]) == {"tools"}
+    add = reply["result"]["tools"][0]
+    assert (add["name"], add["description"]) == ("add", "Add two numbers.")
+    assert add["inputSchema"]["required"] == ["a"]
+
+
+async def test_the_form_type_of_curl_is_taken_from_a_script() -> None:
+    """Seed 001, example 4: `curl -d` without a header."""
+    response, reply = await send("call", ADD, content_type=FORM)
+    assert response.status == 200
+    assert reply["result"]["content"][0]["text"] == "5"
+
+
+@pytest.mark.parametrize("header", ["origin", "sec_fetch_site", "sec_fetch_mode", "sec_fetch_dest"])
+async def test_the_form_type_is_refused_from_a_browser(header: str) -> None:
+    """A form on any page can be submitted here without a preflight: it must never be a call."""
+    response, reply = await send("call", ADD, content_type=FORM, **{header: "http://127.0.0.1"})
+    assert response.status == 415
+    assert reply["error"]["code"] == -32600
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "multipart/form-data; boundary=x", ""])
+async def test_other_types_are_415(content_type: str) -> None:
+    """The issue: JSON, or the form type; nothing else."""
+    response, _ = await send("call", ADD, content_type=content_type)
+    assert response.status == 415
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"{", -32700),
+        (b"name=add", -32700),
+        (b'{"name":"\xff"}', -32700),
+        (b"[" * 65 + b"]" * 65, -32700),
+        (b"[]", -32600),
+        (b"3", -32600),
+        (b"null", -32600),
+        ({"jsonrpc": "1.0", **ADD}, -32600),
+        ({"id": True, **ADD}, -32600),
+        ({"id": 1.5, **ADD}, -32600),
+        ({"id": {}, **ADD}, -32600),
+        ({"method": "tools/list", **ADD}, -32600),
+        ({"params": [1]}, -32600),
+    ],
+)
+async def test_a_body_that_says_something_wrong_is_400(body: Any, code: int) -> None:
+    """What is left out is fine; what is there has to be right."""
+    response, reply = await send("call", body)
+    assert response.status == 400
+    assert reply["error"]["code"] == code
+    assert "id" not in reply
+
+
+async def test_an_unknown_tool_is_an_error_of_the_protocol() -> None:
+    """Digest §9.1: -32602, with the id of the request."""
+    _, reply = await send("call", {"id": 4, "name": "nope"})
+    assert (reply["id"], reply["error"]["code"]) == (4, -32602)
+
+
+@pytest.mark.parametrize("arguments", [{"a": "x"}, {}, {"a": 1, "c": 1}])
+async def test_wrong_arguments_tell_a_model_what_to_fix(arguments: dict[str, Any]) -> None:
+    """As on /mcp: `isError`, so that a model reads it."""
+    _, reply = await send("call", {"name": "add", "arguments": arguments})
+    assert reply["result"]["isError"] is True
+    assert "Invalid arguments for tool 'add'" in reply["result"]["content"][0]["text"]
+
+
+async def test_a_tool_that_asks_says_that_it_cannot_here() -> None:
+    """Nobody can answer on this path."""
+    _, reply = await send("call", {"name": "ask"})
+    assert reply["result"]["isError"] is True
+    assert "elicitation" in reply["result"]["content"][0]["text"]
+
+
+async def test_a_parameter_header_is_not_asked_of_the_dialect() -> None:
+    """Routing headers belong to the MCP endpoint."""
+    _, reply = await send("call", {"name": "region", "arguments": {"name": "eu"}})
+    assert reply["result"]["content"][0]["text"] == "eu"
+
+
+async def test_a_stop_of_new_work_is_503() -> None:
+    """The caller learns when to come back."""
+    async with routes(world()) as rest:
+        rest._busy_at = 0
+        response = await rest.call_tool(post("/mcp/tools/call", b"{}"))
+    assert response.status == 503
+    assert b"retry-after: 1\r\n" in response.head

@@ -1,0 +1,151 @@
+"""`GET /openapi.json`: the registered schemas as OpenAPI 3.1, and the examples in it."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from msgspec import UNSET
+from rest_world import post, routes, world
+
+from millstream.protocol.json_schema import schema_of
+from millstream.transports.schema_examples import example_of
+
+
+async def described(server: Any = None, root: str = "") -> dict[str, Any]:
+    """The document of a server."""
+    async with routes(server or world()) as rest:
+        response = await rest.describe(post("/openapi.json", b"", root))
+    assert response.status == 200
+    return json.loads(response.body)
+
+
+async def test_every_tool_is_an_operation() -> None:
+    """The issue: from the registered schemas."""
+    document = await described()
+    assert document["openapi"] == "3.1.0"
+    assert document["info"] == {"title": "world", "version": "2.1", "description": "Try them all."}
+    assert set(document["paths"]) == {f"/tools/{name}" for name in world().registry.tools}
+    add = document["paths"]["/tools/add"]["post"]
+    assert (add["operationId"], add["summary"]) == ("add", "Add two numbers.")
+    assert add["requestBody"]["required"] is True
+    assert document["paths"]["/tools/greet"]["post"]["requestBody"]["required"] is False
+    assert "servers" not in document
+
+
+async def test_a_mounted_server_names_its_root() -> None:
+    """DESIGN 6: every URL that the server hands out includes the root path."""
+    assert (await described(root="/shop"))["servers"] == [{"url": "/shop"}]
+
+
+async def test_references_inside_schemas_lead_to_where_they_stand_now() -> None:
+    """A recursive type keeps its `$ref`, which would otherwise point to the root of the document."""
+    document = await described()
+    references = re.findall(r'"\$ref":"(#[^"]*)"', json.dumps(document, separators=(",", ":")))
+    assert any("$defs" in reference for reference in references)
+    for reference in references:
+        node: Any = document
+        for part in reference[2:].split("/"):
+            node = node[part]
+        assert isinstance(node, dict)
+
+
+async def test_names_that_are_no_component_names_stay_apart() -> None:
+    """OpenAPI 3.1 §4.8.7: component keys are letters, digits, dot, dash and underscore."""
+    server = world()
+    for name in ("x/y", "x_y", "x y"):
+
+        @server.tool(name=name)
+        async def same(a: int = 1) -> int:
+            return a
+
+    document = await described(server)
+    assert {"/tools/x/y", "/tools/x_y", "/tools/x%20y"} <= set(document["paths"])
+    schemas = [
+        document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        for path in ("/tools/x/y", "/tools/x_y", "/tools/x%20y")
+    ]
+    assert len(set(schemas)) == 3
+    assert all(re.fullmatch(r"#/components/schemas/[A-Za-z0-9._-]+", each) for each in schemas)
+
+
+async def test_the_document_is_made_once_until_the_tools_change() -> None:
+    """STYLE 8: think at registration, not at call."""
+    server = world()
+    async with routes(server) as rest:
+        first = await rest.describe(post("/openapi.json", b""))
+        assert await rest.describe(post("/openapi.json", b"")) is first
+
+        @server.tool
+        async def later() -> int:
+            return 1
+
+        document = json.loads((await rest.describe(post("/openapi.json", b""))).body)
+        assert "/tools/later" in document["paths"]
+        server.remove_tool("later")
+        document = json.loads((await rest.describe(post("/openapi.json", b""))).body)
+        assert "/tools/later" not in document["paths"]
+
+
+async def test_every_example_fits_its_schema() -> None:
+    """An example that is refused is worse than none."""
+    document = await described()
+    seen = 0
+    for item in document["paths"].values():
+        media = item["post"]["requestBody"]["content"]["application/json"]
+        if "example" in media:
+            seen += 1
+            schema = {**document, **media["schema"]}
+            Draft202012Validator(schema).validate(media["example"])
+    assert seen >= 8
+
+
+SCHEMAS: list[dict[str, Any]] = [
+    {"type": "integer", "minimum": 5},
+    {"type": "integer", "exclusiveMinimum": 5, "multipleOf": 4},
+    {"type": "number", "minimum": 0.2, "maximum": 0.4},
+    {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    {"type": "integer", "maximum": -3},
+    {"type": "string", "minLength": 9},
+    {"type": "string", "maxLength": 2},
+    {"type": "string", "format": "date-time"},
+    {"type": ["string", "null"]},
+    {"type": "array", "items": {"type": "boolean"}, "minItems": 3},
+    {"type": "array", "maxItems": 0, "items": {"type": "string"}},
+    {"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "minItems": 2, "items": False},
+    {"anyOf": [{"$ref": "#/$defs/x"}, {"type": "null"}], "$defs": {"x": {}}},
+    {"oneOf": [{"const": 3}, {"type": "null"}]},
+    {"enum": ["b", "a"]},
+    {"default": False},
+    {"type": "string", "examples": ["given"]},
+    schema_of(dict[str, int]),
+    schema_of(list[tuple[int, str]]),
+]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=str)
+def test_a_value_is_found_that_fits(schema: dict[str, Any]) -> None:
+    """The schemas that signatures become."""
+    Draft202012Validator(schema).validate(example_of(schema))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "^x"},
+        {"type": "string", "format": "unheard-of"},
+        {"type": "string", "contentEncoding": "base64"},
+        {"type": "string", "minLength": 100_000},
+        {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "minItems": 2},
+        {"type": "object", "required": ["a"]},
+        {"type": "integer", "minimum": 3, "maximum": 2},
+        {"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 4},
+        {"$ref": "#/$defs/a"},
+        {},
+    ],
+    ids=str,
+)
+def test_no_value_is_guessed_that_might_not_fit(schema: Any) -> None:
+    """`UNSET` rather than a wrong example."""
+    assert example_of(schema) is UNSET

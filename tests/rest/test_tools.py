@@ -1,0 +1,188 @@
+"""`POST /tools/{name}`: arguments in, structured result or problem details out."""
+
+import json
+from typing import Any
+
+import pytest
+from rest_world import broken, post, routes, world
+
+from millstream.http import Response
+from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream.protocol.principal import Principal, Refusal
+from millstream.transports.problems import KINDS
+from millstream.transports.rest import RestRoutes
+from millstream.web.pages import asset
+
+
+async def call(name: str, body: Any = None, root: str = "", **headers: str) -> tuple[Response, Any]:
+    """A call of a tool of the world and its decoded reply."""
+    data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    server = world()
+    broken(server)
+    async with routes(server) as rest:
+        response = await rest.run_tool(post(f"/tools/{name}", data, root, **headers))
+    return response, json.loads(response.body)
+
+
+def check(response: Response, body: Any, status: int, slug: str) -> None:
+    """A problem of the right kind (RFC 9457 §3.1)."""
+    assert response.status == body["status"] == status
+    assert b"content-type: application/problem+json\r\n" in response.head
+    assert body["type"] == f"/docs#{slug}"
+    assert body["title"]
+    assert body["detail"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("add", {"a": 1, "b": 2}, 3),
+        ("add", {"a": 1.0}, 1),
+        ("order", {"order": {"isbn": "9"}, "when": "2000-01-31"}, {"copies": 1}),
+        ("count", {"folder": {"name": "a", "inside": [{"name": "b"}]}}, 2),
+        ("greet", {"name": "Ann"}, {"content": [{"type": "text", "text": "Hello, Ann!"}]}),
+        ("nothing", {}, {"content": []}),
+        ("loose", {"value": [1, None]}, [1, None]),
+    ],
+)
+async def test_the_reply_is_the_structured_result_or_the_content(name: str, arguments: Any, expected: Any) -> None:
+    """Our choice: always JSON, so that a caller never has to look at the type first."""
+    response, body = await call(name, arguments)
+    assert (response.status, body) == (200, expected)
+    assert response.head == b"content-type: application/json\r\n"
+
+
+async def test_an_empty_body_means_no_arguments_and_needs_no_content_type() -> None:
+    """`curl -X POST` sends neither."""
+    response, body = await call("greet", content_type="")
+    assert response.status == 200
+    assert body["content"][0]["text"] == "Hello, world!"
+
+
+async def test_pictures_are_content_blocks() -> None:
+    """Content that is no text keeps its type and stays Base64."""
+    _, body = await call("picture")
+    assert body["content"][0]["type"] == "image"
+    assert body["content"][0]["mimeType"] == "image/png"
+
+
+async def test_progress_and_logs_go_nowhere_and_headers_reach_the_tool() -> None:
+    """A REST reply carries only the result."""
+    _, body = await call("whisper", {}, x_from="here")
+    assert body["content"][0]["text"].endswith(" here")
+
+
+async def test_a_parameter_header_is_not_asked_of_a_rest_call() -> None:
+    """Routing headers belong to MCP over HTTP; here the body is all there is."""
+    response, body = await call("region", {"name": "eu"})
+    assert response.status == 200, body
+
+
+async def test_an_unknown_tool_is_404() -> None:
+    """The issue: a clear error in the dialect that asked."""
+    check(*await call("nope", {}), 404, "unknown-tool")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "missing 'a'"),
+        ({"a": "x"}, "'a' must be an integer"),
+        ({"a": 1, "c": 2}, "unknown 'c'"),
+        ([1], "an object"),
+        ("text", "an object"),
+        (b"null", "an object"),
+    ],
+)
+async def test_arguments_that_do_not_fit_are_422_and_say_what_to_fix(arguments: Any, words: str) -> None:
+    """The text is the one that a model gets."""
+    response, body = await call("add", arguments)
+    check(response, body, 422, "invalid-arguments")
+    assert words in body["detail"]
+
+
+@pytest.mark.parametrize("body", [b"{", b"{}x", b'{"a":NaN}', b'"\xff"', b"[" * 65 + b"]" * 65])
+async def test_what_is_not_json_is_400(body: bytes) -> None:
+    """The issue, Bad input: never a 500."""
+    check(*await call("add", body), 400, "malformed-body")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content_type": "text/plain"},
+        {"content_type": "application/x-www-form-urlencoded"},
+        {"content_type": ""},
+        {"content_encoding": "gzip"},
+    ],
+)
+async def test_a_body_of_another_type_is_415(headers: dict[str, str]) -> None:
+    """The issue: the form type is for the dialect only."""
+    check(*await call("add", {"a": 1}, **headers), 415, "unsupported-type")
+
+
+async def test_a_tool_that_refuses_is_409_with_its_own_text() -> None:
+    """Our choice: the arguments fit the schema, so it is no 422."""
+    response, body = await call("refuse", {"reason": "rain"})
+    check(response, body, 409, "tool-error")
+    assert body["detail"] == "Not today: rain"
+
+
+@pytest.mark.parametrize("name", ["ask", "needs_model"])
+async def test_a_tool_that_asks_is_409_and_says_to_use_mcp(name: str) -> None:
+    """A REST call has nobody to ask."""
+    check(*await call(name, {}), 409, "needs-answers")
+
+
+@pytest.mark.parametrize("name", ["crash", "lie"])
+async def test_a_failure_of_ours_is_500_and_shows_the_incident_only(name: str) -> None:
+    """STYLE 21: the peer sees the identifier, the log the rest."""
+    response, body = await call(name, {})
+    check(response, body, 500, "internal-error")
+    assert body["incident"] in body["detail"]
+    assert "hunter2" not in response.body.decode()
+    assert "many" not in response.body.decode()
+
+
+async def test_the_type_of_a_problem_names_the_mounted_page() -> None:
+    """Every URL that the server hands out includes the root path (DESIGN 6)."""
+    _, body = await call("nope", {}, root="/shop")
+    assert body["type"] == "/shop/docs#unknown-tool"
+
+
+async def test_too_many_calls_are_503_with_a_time_to_come_back() -> None:
+    """Every queue is bounded, and says so when it is full."""
+    async with routes(world()) as rest:
+        rest._busy_at = 0
+        response = await rest.run_tool(post("/tools/add", b'{"a":1}'))
+    check(response, json.loads(response.body), 503, "busy")
+    assert b"retry-after: 1\r\n" in response.head
+
+
+async def test_a_refusal_of_the_gate_keeps_its_status() -> None:
+    """Scopes and limits decide in one place for every transport."""
+    async with world().running() as runtime:
+        runtime.dispatcher.gate = lambda principal, method, name: Refusal(-32000, f"No {name} for you", status=429)
+        response = await RestRoutes(runtime.dispatcher).run_tool(post("/tools/add", b'{"a":1}'))
+    body = json.loads(response.body)
+    check(response, body, 429, "refused")
+    assert body["detail"] == "No add for you"
+
+
+async def test_credentials_are_checked_before_anything_is_told_about_the_tool() -> None:
+    """An anonymous caller does not learn which tools exist."""
+
+    async def authenticate(request: Any) -> Principal | None:
+        raise ProtocolError(INVALID_PARAMS, "Who are you?", status=401)
+
+    async with routes(world()) as rest:
+        rest.authenticate = authenticate
+        response = await rest.run_tool(post("/tools/nope", b"{}"))
+    check(response, json.loads(response.body), 401, "refused")
+
+
+def test_every_kind_of_problem_has_a_place_on_the_docs_page() -> None:
+    """RFC 9457 §3.1.1: the type, when opened, explains the problem."""
+    page = asset("/docs").body.decode()
+    for kind in KINDS:
+        assert f'<tr id="{kind.slug}"><td class="number">{kind.status}</td>' in page

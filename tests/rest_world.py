@@ -1,0 +1,177 @@
+"""A server with a tool of every kind, and the ASGI application of its REST routes and pages alone."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import date
+from typing import Annotated, Any, Literal
+
+from millstream import Context, Field, Image, Server, ToolError, ToolResult
+from millstream.http import Handler, Request, Response, Sink
+from millstream.transports.asgi import AsgiAdapter
+from millstream.transports.hosts import HostPolicy
+from millstream.transports.rest import TOOLS_PATH, RestRoutes
+from millstream.web.pages import pages
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass
+class Order:
+    isbn: Annotated[str, Field(min_length=1, max_length=13)]
+    copies: Annotated[int, Field(ge=1, le=99)] = 1
+    wrap: Literal["none", "gift"] = "none"
+
+
+@dataclass
+class Folder:
+    name: str
+    inside: "list[Folder] | None" = None
+
+
+@dataclass
+class Answer:
+    city: str
+
+
+def world() -> Server:
+    """A fresh server."""
+    mcp = Server("world", version="2.1", instructions="Try them all.")
+
+    @mcp.tool
+    async def add(a: Annotated[int, Field(ge=-1000, le=1000)], b: Annotated[int, Field(ge=-1000, le=1000)] = 0) -> int:
+        """Add two numbers."""
+        return a + b
+
+    @mcp.tool
+    async def greet(name: str = "world") -> str:
+        """Greet somebody."""
+        return f"Hello, {name}!"
+
+    @mcp.tool
+    async def order(order: Order, when: date | None = None) -> dict[str, int]:
+        """Order copies of a book."""
+        return {"copies": order.copies}
+
+    @mcp.tool
+    async def count(folder: Folder) -> int:
+        """Count the folders in a folder, itself included."""
+        return 1 + sum([await count(each) for each in folder.inside or []])
+
+    @mcp.tool
+    async def nothing() -> None:
+        """Do nothing."""
+
+    @mcp.tool
+    async def picture() -> Image:
+        """Draw."""
+        return Image(PNG, "image/png")
+
+    @mcp.tool
+    async def loose(value: Any = None) -> Any:
+        """Whatever was given, as a structured value."""
+        return ToolResult(structured=value)
+
+    @mcp.tool
+    async def refuse(reason: str = "closed") -> str:
+        """Never possible."""
+        raise ToolError(f"Not today: {reason}")
+
+    @mcp.tool
+    async def ask(ctx: Context) -> str:
+        """Asks where."""
+        return (await ctx.elicit("Where?", Answer)).city
+
+    @mcp.tool
+    async def whisper(ctx: Context) -> str:
+        """Reports progress and logs, which nobody hears; tells the revision."""
+        await ctx.progress(1, 2, "half")
+        await ctx.info("done")
+        return f"{ctx.revision} {ctx.headers.get('x-from', '')}"
+
+    @mcp.tool
+    async def region(name: Annotated[str, Field(header="Region")]) -> str:
+        """Its argument is also a header over MCP."""
+        return name
+
+    @mcp.tool(requires={"sampling": {}})
+    async def needs_model() -> str:
+        """Refused before it runs."""
+        raise AssertionError("a client without sampling never gets here")
+
+    return mcp
+
+
+def broken(mcp: Server) -> None:
+    """Tools whose own failure is the subject."""
+
+    @mcp.tool
+    async def crash() -> str:
+        """Fails with a secret in its message."""
+        raise RuntimeError("the password is hunter2")
+
+    @mcp.tool
+    async def lie() -> int:
+        """Does not keep its promise."""
+        answer: Any = "many"
+        return answer
+
+
+def table(rest: RestRoutes) -> Callable[[str, str], Handler | None]:
+    """The route table of an application that serves REST and pages only."""
+    fixed: dict[tuple[str, str], Handler] = {
+        ("POST", "/mcp/tools/list"): rest.list_tools,
+        ("POST", "/mcp/tools/call"): rest.call_tool,
+        ("GET", "/openapi.json"): rest.describe,
+    }
+    fixed |= {("GET", path): handler for path, handler in pages().items()}
+
+    async def not_allowed(request: Request) -> Response:
+        return Response(b"Method not allowed.\n", 405, b"content-type: text/plain\r\nallow: POST\r\n")
+
+    def find(method: str, path: str) -> Handler | None:
+        if path.startswith(TOOLS_PATH):
+            return rest.run_tool if method == "POST" else not_allowed
+        return fixed.get((method, path))
+
+    return find
+
+
+class RestApp:
+    """The ASGI application: the runtime opens with the first request of a loop."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._adapter: AsgiAdapter | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """HTTP only."""
+        if scope["type"] != "http":
+            return
+        if self._adapter is None:
+            runtime = await self.server.start(supervised=True)
+            policy = HostPolicy((), (), loopback_bind=True)
+            find = table(RestRoutes(runtime.dispatcher))
+            self._adapter = AsgiAdapter(find, settings=self.server.settings, policy=policy)
+        await self._adapter(scope, receive, send)
+
+
+app = RestApp(world())
+
+
+def no_stream(status: int, head: bytes) -> Sink:
+    raise AssertionError("REST replies are never streams")
+
+
+@asynccontextmanager
+async def routes(server: Server) -> AsyncIterator[RestRoutes]:
+    """The routes of a running server."""
+    async with server.running() as runtime:
+        yield RestRoutes(runtime.dispatcher)
+
+
+def post(path: str, body: bytes, root: str = "", **headers: str) -> Request:
+    """A POST of JSON, unless `content_type` says otherwise (empty: no header)."""
+    named = {"content_type": "application/json", **headers}
+    lines = [(key.replace("_", "-").encode(), value.encode()) for key, value in named.items() if value]
+    return Request("POST", path, lines, dict(lines), no_stream, body, root_path=root)

@@ -1,0 +1,41 @@
+"""Active sessions by what was heard of them; the clock is the test's."""
+
+from millstream.telemetry.active import IDLE_SECONDS, ActiveSessions
+from millstream.telemetry.metrics import Labels
+
+HTTP = ("http", "2025-11-25")
+
+
+def table(**given: int) -> tuple[ActiveSessions, list[tuple[Labels, float]]]:
+    ended: list[tuple[Labels, float]] = []
+    return ActiveSessions(lambda labels, seconds: ended.append((labels, seconds)), **given), ended
+
+
+def test_a_session_is_active_while_it_is_heard_of() -> None:
+    """Our choice: five minutes; a sealed id tells nobody when it is left alone."""
+    sessions, ended = table()
+    sessions.heard("a", 10.0, *HTTP)
+    sessions.heard("a", 20.0, *HTTP)
+    sessions.heard("b", 20.0, "stdio", "2024-11-05")
+    assert sessions.count(20.0 + IDLE_SECONDS) == {HTTP: 1, ("stdio", "2024-11-05"): 1}
+    assert sessions.count(21.0 + IDLE_SECONDS) == {}
+    assert ended == [(HTTP, 10.0), (("stdio", "2024-11-05"), 0.0)]
+
+
+def test_a_session_that_was_ended_is_over_once() -> None:
+    """DELETE, or the end of its connection; later messages about an unknown one change nothing."""
+    sessions, ended = table()
+    sessions.heard("a", 1.0, *HTTP)
+    sessions.over("a")
+    sessions.over("a")
+    assert ended == [(HTTP, 0.0)]
+    assert len(sessions) == 0
+
+
+def test_a_flood_of_sessions_occupies_bounded_memory() -> None:
+    """STYLE 22: bounded; the one that began first makes room."""
+    sessions, ended = table(max_sessions=3)
+    for number in range(10):
+        sessions.heard(str(number), float(number), *HTTP)
+    assert len(sessions) == 3
+    assert len(ended) == 7

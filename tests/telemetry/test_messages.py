@@ -1,0 +1,188 @@
+"""The access log: one line for each message, batched, with nothing of a peer that could harm a reader."""
+
+import asyncio
+import io
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millstream.telemetry import messages
+from millstream.telemetry.messages import MAX_PENDING, MAX_TEXT, Message, MessageLog, session_hash
+
+AT = 1_784_116_800.25
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Broken(io.StringIO):
+    def write(self, text: str, /) -> int:
+        raise BrokenPipeError
+
+
+async def lines_of(*given: Message) -> list[dict[str, Any]]:
+    """What the log writes for these messages."""
+    stream = io.StringIO()
+    log = MessageLog(stream, worker="w1")
+    for message in given:
+        log.add(message)
+    log.flush()
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+async def test_a_line_tells_everything_about_a_message_in_a_fixed_order() -> None:
+    """FACTS: one access line for each JSON-RPC message."""
+    message = Message(
+        AT, "tools/call", "add", "", 0.0123456, "2025-11-25", "inspector", "1.2", "s" * 32, "alice", 99, "http",
+    )  # fmt: skip
+    (line,) = await lines_of(message)
+    assert list(line.items()) == [
+        ("ts", "2026-07-15T12:00:00.250Z"),
+        ("level", "info"),
+        ("logger", "millstream.access"),
+        ("method", "tools/call"),
+        ("target", "add"),
+        ("status", "ok"),
+        ("duration_ms", 12.346),
+        ("revision", "2025-11-25"),
+        ("client", "inspector/1.2"),
+        ("session", session_hash("s" * 32)),
+        ("principal", "alice"),
+        ("bytes", 99),
+        ("transport", "http"),
+        ("worker", "w1"),
+    ]
+
+
+async def test_a_traced_message_has_its_ids() -> None:
+    """FACTS: trace_id and span_id join log and trace."""
+    (line,) = await lines_of(Message(AT, "ping", trace_id="a" * 32, span_id="b" * 16))
+    assert (line["trace_id"], line["span_id"]) == ("a" * 32, "b" * 16)
+
+
+@pytest.mark.parametrize(
+    ("status", "level"), [("", "info"), ("tool_error", "warning"), ("-32602", "warning"), ("-32603", "error")]
+)
+async def test_the_level_tells_whose_fault_it_was(status: str, level: str) -> None:
+    """Our choice: errors are ours, warnings the caller's."""
+    (line,) = await lines_of(Message(AT, "tools/call", status=status))
+    assert (line["level"], line["status"]) == (level, status or "ok")
+
+
+async def test_the_id_of_a_session_never_stands_in_the_log() -> None:
+    """Who reads logs must not be able to take over a session."""
+    first, again, other, none = await lines_of(
+        Message(AT, "ping", session="secret-1"),
+        Message(AT, "ping", session="secret-1"),
+        Message(AT, "ping", session="secret-2"),
+        Message(AT, "ping"),
+    )
+    assert first["session"] == again["session"] != other["session"]
+    assert "secret" not in json.dumps([first, other])
+    assert len(first["session"]) == 16
+    assert none["session"] == ""
+
+
+@given(text=st.text())
+async def test_no_text_of_a_peer_can_forge_or_break_a_line(text: str) -> None:
+    """Log injection: control characters, line separators and bidirectional marks are escaped, everywhere."""
+    stream = io.StringIO()
+    log = MessageLog(stream)
+    log.add(Message(AT, text, text, text, 0.0, "", text, text, text, text, 0, ""))
+    log.flush()
+    written = stream.getvalue()
+    assert written.endswith("}\n")
+    assert len(written.splitlines()) == 1
+    assert all(each.isprintable() or each == " " or ord(each) >= 0xA0 for each in written[:-1])
+    assert not set(written) & {"\u2028", "\u2029", "\u202e", "\x85"}
+    json.loads(written)
+
+
+async def test_secrets_in_targets_are_hidden_and_long_texts_are_cut() -> None:
+    """A resource URI may carry a token; a name may be as long as a body."""
+    secret, long = await lines_of(
+        Message(AT, "resources/read", "https://shop/?api_key=abcdef123456&x=1"),
+        Message(AT, "tools/call", "n" * 100_000),
+    )
+    assert secret["target"] == "https://shop/?api_key=***&x=1"
+    assert len(long["target"]) == MAX_TEXT + 1
+
+
+async def test_a_secret_that_the_cut_runs_through_is_hidden_first() -> None:
+    """Hiding sees the whole text."""
+    (line,) = await lines_of(Message(AT, "resources/read", "x" * (MAX_TEXT - 10) + " bearer abcdefghijkl"))
+    assert "abc" not in line["target"]
+
+
+async def test_what_is_remembered_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """STYLE 22: names and sessions come from outside."""
+    monkeypatch.setattr(messages, "_REMEMBERED", 4)
+    given = [Message(AT, "ping", f"n{number}", session=f"s{number}") for number in range(20)]
+    lines = await lines_of(*given, *given)
+    assert [line["target"] for line in lines] == [message.target for message in given] * 2
+    assert [line["session"] for line in lines] == [session_hash(message.session) for message in given] * 2
+
+
+async def test_lines_are_written_together_soon() -> None:
+    """A write for each line costs more than the call it tells of."""
+    written = asyncio.Event()
+    writes: list[str] = []
+
+    class Stream(io.StringIO):
+        def write(self, text: str, /) -> int:
+            writes.append(text)
+            written.set()
+            return len(text)
+
+    log = MessageLog(Stream())
+    for _ in range(5):
+        log.add(Message(AT, "ping"))
+    assert writes == []
+    await asyncio.wait_for(written.wait(), 5)
+    assert [text.count("\n") for text in writes] == [5]
+    log.flush()
+    assert len(writes) == 1
+
+
+async def test_what_waits_is_bounded() -> None:
+    """STYLE 22: at the bound they are written at once."""
+    stream = io.StringIO()
+    log = MessageLog(stream)
+    for _ in range(MAX_PENDING - 1):
+        log.add(Message(AT, "ping"))
+    assert stream.getvalue() == ""
+    log.add(Message(AT, "ping"))
+    assert stream.getvalue().count("\n") == MAX_PENDING
+
+
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_stream_that_fails_loses_lines_and_harms_no_call(closed: bool) -> None:
+    """Our choice: the log is not worth a server."""
+    stream = io.StringIO() if closed else Broken()
+    log = MessageLog(stream, json=True)
+    if closed:
+        stream.close()
+    log.add(Message(AT, "ping"))
+    log.flush()
+    assert log.lost == 1
+
+
+async def test_a_terminal_gets_short_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same form as every other line there."""
+    for no_color in (True, False):
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        if no_color:
+            monkeypatch.setenv("NO_COLOR", "1")
+        stream = Terminal()
+        log = MessageLog(stream)
+        log.add(Message(AT, "tools/call", "add\x1b[2J", "tool_error", 0.001, client="c", transport="http"))
+        log.flush()
+        text = stream.getvalue()
+        assert "\x1b[2J" not in text
+        assert ("\x1b[" in text) is not no_color
+        assert text.endswith("millstream.access: tools/call add\\x1b[2J tool_error 1.0 ms  client=c  transport=http\n")

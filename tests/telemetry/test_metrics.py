@@ -1,0 +1,211 @@
+"""Counters, gauges, histograms and their text, read back by the parser of the Prometheus client."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from millstream.telemetry.metrics import DURATIONS, FINE, MAX_SERIES, OTHER, Registry, quantile
+
+
+def families(registry: Registry) -> dict[str, Metric]:
+    """What a Prometheus server reads."""
+    return {family.name: family for family in text_string_to_metric_families(registry.render().decode())}
+
+
+def samples(registry: Registry, name: str) -> dict[tuple[str, tuple[str, ...]], float]:
+    """(name, label values) -> value of one family."""
+    return {(each.name, tuple(each.labels.values())): each.value for each in families(registry)[name].samples}
+
+
+def test_the_text_is_exactly_the_exposition_format() -> None:
+    """Prometheus text format 0.0.4: HELP, TYPE, samples, each line ended by a line feed."""
+    registry = Registry()
+    registry.counter("events_total", "Events sent.", ("kind",)).add(("new",), 3)
+    registry.gauge("depth", "How deep.").set(1.5)
+    registry.histogram("took_seconds", "Time taken.", ("tool",), bounds=(0.1, 1.0)).observe(0.1, ("add",))
+    assert registry.render() == (
+        b"# HELP events_total Events sent.\n"
+        b"# TYPE events_total counter\n"
+        b'events_total{kind="new"} 3\n'
+        b"# HELP depth How deep.\n"
+        b"# TYPE depth gauge\n"
+        b"depth 1.5\n"
+        b"# HELP took_seconds Time taken.\n"
+        b"# TYPE took_seconds histogram\n"
+        b'took_seconds_bucket{tool="add",le="0.1"} 1\n'
+        b'took_seconds_bucket{tool="add",le="1.0"} 1\n'
+        b'took_seconds_bucket{tool="add",le="+Inf"} 1\n'
+        b'took_seconds_sum{tool="add"} 0.1\n'
+        b'took_seconds_count{tool="add"} 1\n'
+    )
+
+
+def test_what_has_no_labels_starts_at_zero_and_what_has_them_is_absent() -> None:
+    """Prometheus: a counter that appears at 1 hides its first increase."""
+    registry = Registry()
+    registry.counter("plain_total", "Plain.")
+    registry.counter("labelled_total", "Labelled.", ("a",))
+    registry.histogram("labelled", "Labelled.", ("a",))
+    assert registry.render() == b"# HELP plain_total Plain.\n# TYPE plain_total counter\nplain_total 0\n"
+    assert Registry().histogram("plain", "Plain.").of().counts == [0] * (len(DURATIONS) + 1)
+
+
+def test_a_gauge_goes_up_and_down() -> None:
+    """What is open now is opened and closed."""
+    registry = Registry()
+    gauge = registry.gauge("open", "Open.", ("kind",))
+    gauge.add(("a",))
+    gauge.add(("a",), 2)
+    gauge.add(("a",), -1)
+    gauge.set(9, ("b",))
+    assert samples(registry, "open") == {("open", ("a",)): 2, ("open", ("b",)): 9}
+
+
+def test_read_metrics_are_asked_at_each_rendering() -> None:
+    """Figures that somebody else keeps are not copied."""
+    registry = Registry()
+    values: dict[tuple[str, ...], float] = {}
+    registry.read("counter", "sent_total", "Sent.", lambda: values, ("to",))
+    assert registry.render() == b""
+    values[("x",)] = 4
+    assert samples(registry, "sent") == {("sent_total", ("x",)): 4}
+
+
+@given(
+    st.lists(st.text(st.characters(codec="utf-8")), min_size=2, max_size=2, unique=True),
+    st.text(st.characters(codec="utf-8")),
+)
+def test_any_label_value_and_help_comes_back_as_it_was(values: list[str], text: str) -> None:
+    """Text format: backslash, quote and line feed are escaped in values, backslash and line feed in HELP."""
+    registry = Registry()
+    gauge = registry.gauge("g", "x" + text + "x", ("v", "w"))
+    gauge.set(1, (values[0], "w"))
+    gauge.set(2, (values[1], "w"))
+    read = text_string_to_metric_families(registry.render().decode())
+    (family,) = read
+    assert family.documentation == "x" + text + "x"
+    assert [(each.labels.get("v", ""), each.value) for each in family.samples] == [(values[0], 1), (values[1], 2)]
+
+
+def test_a_lone_surrogate_in_a_label_does_not_break_the_page() -> None:
+    """Our choice: what UTF-8 cannot carry is replaced."""
+    registry = Registry()
+    registry.gauge("g", "G.", ("v",)).set(1, ("a\ud800b",))
+    assert b'g{v="a?b"} 1\n' in registry.render()
+
+
+def test_numbers_that_are_no_numbers_have_their_own_words() -> None:
+    """Text format: +Inf, -Inf and NaN."""
+    registry = Registry()
+    gauge = registry.gauge("g", "G.", ("v",))
+    for name, value in (("up", math.inf), ("down", -math.inf), ("none", math.nan)):
+        gauge.set(value, (name,))
+    text = registry.render()
+    assert b'g{v="up"} +Inf\n' in text
+    assert b'g{v="down"} -Inf\n' in text
+    assert b'g{v="none"} NaN\n' in text
+    assert len(families(registry)["g"].samples) == 3
+
+
+def test_a_bucket_counts_what_is_at_most_its_bound() -> None:
+    """Text format: `le` is inclusive, buckets are cumulative, the last one is everything."""
+    registry = Registry()
+    histogram = registry.histogram("h", "H.", bounds=(1.0, 2.0))
+    for value in (0.5, 1.0, 1.5, 2.0, 99.0):
+        histogram.observe(value)
+    assert samples(registry, "h") == {
+        ("h_bucket", ("1.0",)): 2,
+        ("h_bucket", ("2.0",)): 4,
+        ("h_bucket", ("+Inf",)): 5,
+        ("h_sum", ()): 104.0,
+        ("h_count", ()): 5,
+    }
+
+
+@given(st.lists(st.floats(0, 1000)))
+def test_finer_bounds_change_nothing_of_what_is_rendered(values: list[float]) -> None:
+    """The conventions fix the buckets; ours between them serve the dashboard only."""
+    registry = Registry()
+    plain = registry.histogram("plain", "P.")
+    fine = registry.histogram("fine", "P.", finer=FINE)
+    for value in values:
+        plain.observe(value)
+        fine.observe(value)
+    one, other = registry.render().split(b"# HELP fine")
+    assert one.replace(b"plain", b"fine").removeprefix(b"# HELP fine") == other
+    assert set(DURATIONS) < set(fine.bounds)
+
+
+@given(st.lists(st.floats(0.00001, 60), min_size=1), st.sampled_from([0.5, 0.95, 0.99, 1.0]))
+def test_a_quantile_lies_in_the_bucket_of_the_true_one(values: list[float], q: float) -> None:
+    """As exact as the bounds: never in another bucket than the value at that rank."""
+    histogram = Registry().histogram("h", "H.", finer=FINE)
+    for value in values:
+        histogram.observe(value)
+    found = histogram.of().quantile(q)
+    true = sorted(values)[math.ceil(q * len(values)) - 1]
+    assert found is not None
+    edges = (0.0, *histogram.bounds, math.inf)
+    upper = next(edge for edge in edges if edge >= true)
+    assert edges[edges.index(upper) - 1] <= found * 1.000001
+    assert found <= upper * 1.000001
+
+
+def test_quantiles_at_the_ends() -> None:
+    """Nothing counted has no quantile; what is above every bound is told as the last bound; 0 is where counts begin."""
+    assert quantile((1.0, 2.0), [0, 0, 0], 0.5) is None
+    assert quantile((1.0, 2.0), [0, 0, 4], 0.5) == 2.0
+    assert quantile((1.0, 2.0), [4, 0, 0], 0.5) == 0.5
+    assert quantile((1.0, 4.0), [0, 4, 0], 0.5) == 2.0
+    assert quantile((1.0, 2.0), [4, 0, 0], 0.0) == 0.0
+
+
+def test_what_peers_name_cannot_fill_memory() -> None:
+    """FACTS: bounded series; the rest is counted together under `_other`."""
+    registry = Registry()
+    counter = registry.counter("c_total", "C.", ("v",))
+    gauge = registry.gauge("g", "G.", ("v",))
+    histogram = registry.histogram("h", "H.", ("v",))
+    for number in range(MAX_SERIES + 7):
+        counter.add((str(number),))
+        gauge.set(number, (str(number),))
+        gauge.add((str(number),), 0)
+        histogram.observe(1, (str(number),))
+    for metric in (counter.values, gauge.values, histogram.series):
+        assert len(metric) == MAX_SERIES + 1
+    assert counter.values[(OTHER,)] == 7
+    assert sum(histogram.series[(OTHER,)].counts) == 7
+
+
+def test_labels_must_be_as_many_as_the_metric_names() -> None:
+    """A mistake in our code is told at once, not on the page."""
+    counter = Registry().counter("c_total", "C.", ("a", "b"))
+    with pytest.raises(ValueError, match="c_total"):
+        counter.add(("x",))
+
+
+@pytest.mark.parametrize("name", ["", "9a", "a-b", "a b", "ä"])
+def test_a_name_outside_the_format_is_refused(name: str) -> None:
+    """Text format: names of metrics and labels."""
+    with pytest.raises(ValueError, match="no name"):
+        Registry().counter(name, "")
+    with pytest.raises(ValueError, match="no name"):
+        Registry().counter("c", "", (name,))
+
+
+def test_reserved_or_repeated_names_are_refused() -> None:
+    """`le` belongs to histograms, two underscores to Prometheus; a name exists once."""
+    registry = Registry()
+    registry.counter("c", "")
+    with pytest.raises(ValueError, match="already"):
+        registry.gauge("c", "")
+    with pytest.raises(ValueError, match="le"):
+        registry.histogram("h", "", ("le",))
+    with pytest.raises(ValueError, match="no name"):
+        registry.gauge("g", "", ("__name__",))
+    with pytest.raises(ValueError, match="twice"):
+        registry.gauge("g", "", ("a", "a"))

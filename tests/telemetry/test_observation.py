@@ -1,0 +1,232 @@
+"""What is measured of calls: labels, log line, span, and the figures for a live page."""
+
+import io
+import json
+from typing import Any
+
+from observed import a_call, recording
+from prometheus_client.parser import text_string_to_metric_families
+
+from millstream import Principal
+from millstream.protocol.revisions import FIRST, NEWEST, NEWEST_HANDSHAKE
+from millstream.server.observation import Observer
+from millstream.server.sessions import Session
+from millstream.telemetry.active import IDLE_SECONDS
+from millstream.telemetry.messages import Message, MessageLog, session_hash
+from millstream.telemetry.metrics import OTHER, Registry
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def counts(registry: Registry, name: str) -> dict[tuple[str, ...], float]:
+    """Label values -> count of one histogram, without labels that are empty."""
+    found: dict[tuple[str, ...], float] = {}
+    for family in text_string_to_metric_families(registry.render().decode()):
+        for sample in family.samples:
+            if sample.name == f"{name}_count":
+                found[tuple(sample.labels.values())] = sample.value
+    return found
+
+
+DURATION = "mcp_server_operation_duration_seconds"
+
+
+def test_calls_are_counted_by_method_tool_outcome_and_revision() -> None:
+    """FACTS 5: the histogram of the conventions, translated for Prometheus."""
+    observer = Observer({"add"})
+    observer(a_call(method="tools/call", name="add"), 0.001, b"{}")
+    observer(a_call(method="tools/call", name="add"), 0.001, b"{}")
+    observer(a_call(method="tools/call", name="add", outcome="tool_error"), 0.2, b"{}")
+    observer(a_call(method="resources/read", name="book://1", revision=FIRST, outcome="-32002"), 0.2, b"{}")
+    assert counts(observer.registry, DURATION) == {
+        ("tools/call", "add", NEWEST.date): 2,
+        ("tools/call", "add", "tool_error", NEWEST.date): 1,
+        ("resources/read", "-32002", FIRST.date): 1,
+    }
+    text = observer.registry.render().decode()
+    labels = f'{{mcp_method_name="tools/call",gen_ai_tool_name="add",mcp_protocol_version="{NEWEST.date}",le="0.01"}}'
+    assert f"{DURATION}_bucket{labels} 2\n" in text
+
+
+def test_a_cancelled_call_has_an_outcome_even_without_an_answer() -> None:
+    """Nobody waits for its answer, so nobody sets one."""
+    observer = Observer(())
+    observer(a_call(cancelled=True), 0.1, b"")
+    assert list(counts(observer.registry, DURATION)) == [("ping", "cancelled", NEWEST.date)]
+
+
+def test_no_peer_can_make_labels() -> None:
+    """FACTS 5: only registered tools are labels; the same for methods and revisions."""
+    tools: set[str] = set()
+    observer = Observer(tools)
+    for number in range(5000):
+        observer(a_call(method="tools/call", name=f"tool-{number}", outcome="-32602"), 0.1, b"")
+        observer(a_call(method=f"x/{number}", revision=FIRST, outcome="-32601"), 0.1, b"")
+        observer.message(Message(0.0, "initialize", status="-32602", revision=f"{number}"))
+    assert counts(observer.registry, DURATION) == {
+        ("tools/call", OTHER, "-32602", NEWEST.date): 5000,
+        (OTHER, "-32601", FIRST.date): 5000,
+        ("initialize", "-32602", OTHER): 5000,
+    }
+    tools.add("tool-1")
+    observer(a_call(method="tools/call", name="tool-1"), 0.1, b"")
+    assert counts(observer.registry, DURATION)["tools/call", "tool-1", NEWEST.date] == 1
+
+
+async def test_each_call_is_one_line_with_what_is_known_of_it() -> None:
+    """Issue 3: one structured log line for each message."""
+    stream = io.StringIO()
+    log = MessageLog(stream, worker="w")
+    observer = Observer({"add"}, log=log, wall=lambda: 0.5)
+    client = a_call().client
+    call = a_call(
+        method="tools/call", name="add", revision=NEWEST_HANDSHAKE, session=Session("s", NEWEST_HANDSHAKE, client),
+        principal=Principal("alice"), outcome="tool_error",
+    )  # fmt: skip
+    observer(call, 0.25, b"12345")
+    observer.message(Message(0.0, "notifications/initialized", transport="http", session="s"))
+    assert stream.getvalue() == ""
+    observer.close()
+    line, other = map(json.loads, stream.getvalue().splitlines())
+    assert line == {
+        "ts": "1970-01-01T00:00:00.500Z",
+        "level": "warning",
+        "logger": "millstream.access",
+        "method": "tools/call",
+        "target": "add",
+        "status": "tool_error",
+        "duration_ms": 250.0,
+        "revision": NEWEST_HANDSHAKE.date,
+        "client": "inspector/1.2",
+        "session": session_hash("s"),
+        "principal": "alice",
+        "bytes": 5,
+        "transport": "http",
+        "worker": "w",
+    }
+    assert other["method"] == "notifications/initialized"
+    assert b"hub_log_lines_lost_total 0\n" in observer.registry.render()
+
+
+async def test_log_and_span_of_a_call_share_their_ids() -> None:
+    """FACTS 5: trace_id and span_id in the line."""
+    stream = io.StringIO()
+    tracing, exporter = recording()
+    observer = Observer((), log=MessageLog(stream), tracing=tracing)
+    call = a_call(outcome="-32603")
+    assert observer.begin is not None
+    observer.begin(call)
+    observer(call, 0.1, b"")
+    observer.close()
+    (span,) = exporter.get_finished_spans()
+    line = json.loads(stream.getvalue())
+    assert (int(line["trace_id"], 16), int(line["span_id"], 16)) == (span.context.trace_id, span.context.span_id)
+    assert (span.attributes or {})["error.type"] == "-32603"
+
+
+def test_what_is_off_is_not_called() -> None:
+    """STYLE 11: pay only when asked."""
+    observer = Observer(())
+    assert observer.begin is None
+    observer.close()
+    assert b"hub_log_lines_lost_total" not in observer.registry.render()
+
+
+def test_spans_without_a_log_are_ended_too() -> None:
+    """Each part is on by itself."""
+    tracing, exporter = recording()
+    observer = Observer((), tracing=tracing)
+    call = a_call()
+    tracing.begin(call)
+    observer(call, 0.1, b"")
+    assert len(exporter.get_finished_spans()) == 1
+
+
+def test_sessions_are_counted_by_what_is_heard_of_them() -> None:
+    """FACTS 5: sessions active and their durations; never a session id on a metric."""
+    clock = Clock()
+    observer = Observer((), clock=clock)
+    client = a_call().client
+    for name in ("one", "two"):
+        observer(a_call(revision=FIRST, session=Session(name, FIRST, client), transport="sse"), 0.1, b"")
+    observer.message(Message(0.0, "initialize", revision=FIRST.date, session="three", transport="sse"))
+    labels = f'{{transport="sse",mcp_protocol_version="{FIRST.date}"}}'
+    text = observer.registry.render().decode()
+    assert f"mcp_server_sessions_active{labels} 3\n" in text
+    assert "one" not in text.replace("milliseconds", "")
+    clock.now += 7
+    observer(a_call(revision=FIRST, session=Session("two", FIRST, client), transport="sse"), 0.1, b"")
+    observer.session_ended("one")
+    clock.now += IDLE_SECONDS + 1
+    assert "mcp_server_sessions_active" not in observer.registry.render().decode()
+    text = observer.registry.render().decode()
+    assert f"mcp_server_session_duration_seconds_count{labels} 3\n" in text
+    assert f"mcp_server_session_duration_seconds_sum{labels} 7.0\n" in text
+
+
+def rows(snapshot: dict[str, Any], part: str) -> dict[str, dict[str, Any]]:
+    return {row["name"] or row["method"]: row for row in snapshot[part]}
+
+
+def test_a_snapshot_agrees_with_the_metrics() -> None:
+    """Issue 3: the dashboard's numbers match `/metrics`."""
+    clock = Clock()
+    observer = Observer({"add", "slow"}, clock=clock)
+    for _ in range(10):
+        observer(a_call(method="tools/call", name="add"), 0.0004, b"")
+        clock.now += 0.5
+    observer(a_call(method="tools/call", name="add", outcome="tool_error", revision=FIRST), 0.0004, b"")
+    observer(a_call(method="tools/call", name="slow"), 12.0, b"")
+    observer(a_call(method="tools/list"), 0.02, b"")
+    observer.connections.add(("sse", FIRST.date))
+    observer.connections.add(("ws", NEWEST.date), 2)
+    observer.connections.add(("ws", NEWEST.date), -2)
+    shown = observer.snapshot(hub={"streams": 3}, store={"ok": True})
+    assert (shown["calls"], shown["errors"], shown["uptime_seconds"], shown["window_seconds"]) == (13, 1, 5.0, 5.0)
+    assert sum(counts(observer.registry, DURATION).values()) == shown["calls"]
+    assert shown["per_second"][-5:] == [2, 2, 2, 2, 2]
+    assert len(shown["per_second"]) == 60
+    tools = rows(shown, "tools")
+    assert (tools["add"]["calls"], tools["add"]["errors"], tools["add"]["per_second"]) == (11, 1, 2.2)
+    assert 0.3 < tools["add"]["p50_ms"] <= tools["add"]["p99_ms"] <= 0.4
+    assert 10_000 < tools["slow"]["p50_ms"] <= 15_000
+    assert list(rows(shown, "methods")) == ["tools/list"]
+    assert shown["connections"] == [{"transport": "sse", "revision": FIRST.date, "count": 1}]
+    assert (shown["hub"], shown["store"]) == ({"streams": 3}, {"ok": True})
+    assert set(shown["loop_lag_ms"]) == {"last", "worst"}
+    assert shown["process"]["resident_bytes"] is not None
+    json.dumps(shown)
+
+
+def test_a_snapshot_tells_rates_and_percentiles_of_the_last_moments() -> None:
+    """A chart of figures since the start of the server would not move."""
+    clock = Clock()
+    observer = Observer({"add"}, clock=clock)
+    observer(a_call(method="tools/call", name="add"), 5.0, b"")
+    observer.snapshot()
+    for _ in range(20):
+        clock.now += 1
+        observer(a_call(method="tools/call", name="add"), 0.001, b"")
+        shown = observer.snapshot()
+    assert 10 <= shown["window_seconds"] <= 15
+    (add,) = shown["tools"]
+    assert (add["calls"], add["per_second"]) == (21, 1.0)
+    assert add["p99_ms"] <= 1.0
+    clock.now += 12
+    (idle,) = observer.snapshot()["tools"]
+    clock.now += 12
+    (idle,) = observer.snapshot()["tools"]
+    assert (idle["calls"], idle["per_second"], idle["p50_ms"]) == (21, 0.0, None)
+
+
+async def test_the_observer_samples_the_event_loop() -> None:
+    """One task of the runtime."""
+    observer = Observer(())
+    assert observer.run.__self__ is observer
+    assert observer.snapshot()["loop_lag_ms"] == {"last": 0.0, "worst": 0.0}

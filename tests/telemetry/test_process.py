@@ -1,0 +1,123 @@
+"""Figures of the process and the lag of its event loop."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from millstream.telemetry import process
+from millstream.telemetry.metrics import Registry
+from millstream.telemetry.process import INTERVAL, LoopLag, ProcessFigures
+
+
+async def test_lag_is_what_the_sleep_took_too_long() -> None:
+    """A timer of the loop that fires late is what every call waits for."""
+    registry = Registry()
+    late = iter([0.0, 0.3, 0.0, 0.004])
+    now = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        try:
+            now += seconds + next(late)
+        except StopIteration:
+            raise asyncio.CancelledError from None
+
+    lag = LoopLag(registry, clock=lambda: now, sleep=sleep)
+    assert (lag.last, lag.worst) == (0.0, 0.0)
+    with contextlib.suppress(asyncio.CancelledError):
+        await lag.run()
+    assert lag.last == pytest.approx(0.004)
+    assert lag.worst == pytest.approx(0.3)
+    text = registry.render()
+    assert b"hub_event_loop_lag_seconds_count 4\n" in text
+    assert b'hub_event_loop_lag_seconds_bucket{le="0.2"} 3\n' in text
+
+
+async def test_the_sampler_runs_in_the_real_loop_until_it_is_cancelled() -> None:
+    """STYLE 22: one task, owned by the runtime."""
+    registry = Registry()
+    sampled = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        assert seconds == INTERVAL
+        await asyncio.sleep(0)
+        sampled.set()
+
+    task = asyncio.create_task(LoopLag(registry, sleep=sleep).run())
+    await asyncio.wait_for(sampled.wait(), 5)
+    task.cancel()
+    assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
+
+
+async def test_cpu_is_told_as_share_of_the_time_since_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page asks again and again; each answer is about the time between."""
+    clock, cpu = iter([0.0, 10.0, 20.0, 20.0]), iter([1.0, 6.0, 6.0, 6.0])
+    monkeypatch.setattr(process.time, "process_time", lambda: next(cpu))
+    figures = ProcessFigures(Registry(), clock=lambda: next(clock))
+    assert [figures.now()["cpu_percent"] for _ in range(3)] == [50.0, 0.0, 0.0]
+
+
+async def test_the_figures_are_those_of_the_system() -> None:
+    """Memory and descriptors as the system tells them; tasks of this loop."""
+    figures = ProcessFigures(Registry()).now()
+    assert figures["tasks"] == 1
+    assert figures["resident_bytes"] is not None
+    assert 2**20 < figures["resident_bytes"] < 2**36
+
+
+def test_an_open_file_is_one_more_descriptor() -> None:
+    """The listing's own descriptor is not counted."""
+    before = process.open_descriptors()
+    with Path(os.devnull).open("rb"):
+        assert process.open_descriptors() == (before if before is None else before + 1)
+    assert process.open_descriptors() == before
+
+
+async def test_the_page_has_the_customary_names() -> None:
+    """FACTS: `process_*`; the names that dashboards for Prometheus know."""
+    registry = Registry()
+    ProcessFigures(registry)
+    names = {family.name: family.type for family in text_string_to_metric_families(registry.render().decode())}
+    assert names["process_cpu_seconds"] == "counter"
+    assert {"process_resident_memory_bytes", "process_open_fds", "process_start_time_seconds"} <= set(names)
+    assert names["python_gc_collections"] == "counter"
+    assert registry.render().count(b"python_gc_collections_total{") == len(gc.get_stats())
+
+
+def test_tasks_outside_of_a_loop_are_none() -> None:
+    """Rendering must not depend on where it runs."""
+    assert process.tasks() == 0
+
+
+def test_where_there_is_no_proc_the_peak_of_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS has no /proc; Windows tells nothing without a library."""
+
+    def absent(self: Path) -> bytes:
+        raise FileNotFoundError(str(self))
+
+    now = process.resident_bytes()
+    monkeypatch.setattr(Path, "read_bytes", absent)
+    peak = process.resident_bytes()
+    assert (now is None) == (sys.platform == "win32")
+    if now is not None:
+        assert peak is not None
+        assert peak >= now // 2
+
+
+def test_where_nothing_lists_descriptors_their_number_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows; the metric is then absent, not wrong."""
+
+    def absent(folder: str) -> list[str]:
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(process.os, "listdir", absent)
+    registry = Registry()
+    ProcessFigures(registry)
+    assert process.open_descriptors() is None
+    assert b"process_open_fds" not in registry.render()

@@ -1,0 +1,51 @@
+"""Calls per second in a ring, and growth over the last moments; the clock is the test's."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millstream.telemetry.recent import Growth, PerSecond
+
+
+def test_whole_seconds_are_told_oldest_first() -> None:
+    """The second that runs is not over, so it is left out."""
+    ring = PerSecond(8)
+    for second in (3, 3, 4, 6, 7):
+        ring.add(second)
+    assert ring.last(7, 5) == [0, 2, 1, 0, 1]
+
+
+@given(st.lists(st.integers(0, 100)))
+def test_a_ring_never_shows_counts_of_an_earlier_round(seconds: list[int]) -> None:
+    """A place of the ring that was not written again is empty, not old."""
+    ring = PerSecond(16)
+    for second in sorted(seconds):
+        ring.add(second)
+    now = max(seconds, default=0) + 1
+    assert ring.last(now, 10) == [seconds.count(each) for each in range(now - 10, now)]
+
+
+def test_growth_is_told_over_ten_to_fifteen_seconds() -> None:
+    """Our choice: fresh, and long enough to count."""
+    growth: Growth[str] = Growth(100.0)
+    assert growth.since(101.0, {"a": [1, 0]}) == (1.0, {"a": [1, 0]})
+    for second in range(102, 160):
+        passed, grown = growth.since(float(second), {"a": [second - 100, 0], "b": [0, 5]})
+        assert grown["a"] == [round(passed), 0] if passed < second - 100 else [second - 100, 0]
+        assert passed <= 15
+        if second > 111:
+            assert passed >= 10
+
+
+def test_a_new_key_counts_from_nothing() -> None:
+    """A tool that was called for the first time grew by all its calls."""
+    growth: Growth[str] = Growth(0.0)
+    growth.since(1.0, {"a": [1]})
+    assert growth.since(2.0, {"a": [4], "b": [2]}) == (1.0, {"a": [3], "b": [2]})
+
+
+def test_after_a_long_pause_the_whole_time_is_told() -> None:
+    """Copies from before a pause say nothing about now."""
+    growth: Growth[str] = Growth(0.0)
+    growth.since(1.0, {"a": [1]})
+    assert growth.since(500.0, {"a": [9]}) == (500.0, {"a": [9]})
+    assert growth.since(501.0, {"a": [10]}) == (1.0, {"a": [1]})

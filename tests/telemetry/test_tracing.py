@@ -1,0 +1,140 @@
+"""Names and attributes of spans by the OpenTelemetry conventions for MCP, through the real SDK."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from observed import TRACE, a_call, recording
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+from millstream.protocol.revisions import FIRST, NEWEST
+from millstream.server.sessions import Session
+from millstream.server.tracing import Tracing, load_spans
+from millstream.telemetry.messages import session_hash
+from millstream.telemetry.spans import Spans
+
+
+def attributes_of(outcome: str = "", **given: Any) -> tuple[str, dict[str, Any]]:
+    """Name and attributes of the span of one call."""
+    tracing, exporter = recording()
+    call = a_call(**given)
+    tracing.begin(call)
+    tracing.end(call, outcome)
+    (span,) = exporter.get_finished_spans()
+    return span.name, dict(span.attributes or {})
+
+
+def test_a_tool_call_has_the_attributes_of_the_conventions() -> None:
+    """FACTS 5: the span is named by method and tool; arguments are never recorded."""
+    name, attributes = attributes_of(
+        method="tools/call", name="add", id=7, headers={}, params=b'{"name":"add","arguments":{"password":"x"}}'
+    )
+    assert name == "tools/call add"
+    assert attributes == {
+        "mcp.method.name": "tools/call",
+        "mcp.protocol.version": NEWEST.date,
+        "gen_ai.tool.name": "add",
+        "gen_ai.operation.name": "execute_tool",
+        "jsonrpc.request.id": "7",
+        "network.transport": "tcp",
+        "network.protocol.name": "http",
+    }
+
+
+def test_the_name_is_known_before_a_handler_has_decoded_it() -> None:
+    """A sampler decides when the span starts."""
+    name, attributes = attributes_of(method="prompts/get", revision=FIRST, params=b'{"name":"review"}')
+    assert name == "prompts/get review"
+    assert attributes["gen_ai.prompt.name"] == "review"
+    assert attributes["network.transport"] == "pipe"
+    assert "network.protocol.name" not in attributes
+
+
+def test_the_uri_of_a_resource_is_an_attribute_and_never_in_the_name() -> None:
+    """Conventions: names of spans have few values; a URI may also hold a secret."""
+    name, attributes = attributes_of(method="resources/read", params=b'{"uri":"book://1?token=abcdefgh"}')
+    assert name == "resources/read"
+    assert attributes["mcp.resource.uri"] == "book://1?token=***"
+
+
+def test_a_session_is_told_by_its_hash() -> None:
+    """The same as in the access log; the id itself would open the session to who reads traces."""
+    call = a_call()
+    _, attributes = attributes_of(session=Session("abc", FIRST, call.client))
+    assert attributes["mcp.session.id"] == session_hash("abc")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [
+        ("", {}),
+        ("tool_error", {"error.type": "tool_error"}),
+        ("cancelled", {"error.type": "cancelled"}),
+        ("-32602", {"error.type": "-32602", "rpc.response.status_code": "-32602"}),
+    ],
+)
+def test_a_failure_is_told_by_its_code_or_kind(outcome: str, told: dict[str, str]) -> None:
+    """Conventions: `error.type` is the JSON-RPC code or `tool_error`."""
+    _, attributes = attributes_of(outcome)
+    assert {key: value for key, value in attributes.items() if key.startswith(("error", "rpc"))} == told
+
+
+@pytest.mark.parametrize(
+    "params", [b"", b"[]", b"1", b"{", b'{"_meta":[],"name":3,"uri":{}}', b'{"_meta":{"traceparent":[]}}', b"[" * 9999]
+)
+def test_params_of_any_shape_make_a_span_of_their_own(params: bytes) -> None:
+    """Bad values are ignored; the handler answers for them."""
+    name, _ = attributes_of(method="tools/call", params=params)
+    assert name == "tools/call"
+
+
+def test_trace_context_is_read_from_meta_and_from_headers() -> None:
+    """SEP-414: unprefixed keys of `_meta`; headers where the message says nothing."""
+    for given in (
+        {"params": b'{"_meta":{"traceparent":"%b"}}' % TRACE},
+        {"headers": {b"traceparent": TRACE}},
+    ):
+        tracing, exporter = recording()
+        call = a_call(**given)
+        tracing.begin(call)
+        ids = tracing.end(call, "")
+        (span,) = exporter.get_finished_spans()
+        assert ids == (trace.format_trace_id(span.context.trace_id), trace.format_span_id(span.context.span_id))
+        assert ids[0] == TRACE.split(b"-")[1].decode()
+
+
+def test_a_call_that_was_never_begun_has_no_span() -> None:
+    """Spans may be switched on while calls are in flight."""
+    tracing, exporter = recording()
+    assert tracing.end(a_call(), "") == ("", "")
+    assert exporter.get_finished_spans() == ()
+
+
+def test_spans_are_loaded_where_the_program_set_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever traces has imported OpenTelemetry; the import alone is not yet tracing."""
+    assert load_spans("1") is None
+    provider = TracerProvider(shutdown_on_exit=False)
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    assert isinstance(load_spans("1"), Spans)
+
+
+def test_where_opentelemetry_is_missing_there_are_no_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an extra."""
+    monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", "sdk_tracer_provider")
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", None)
+    monkeypatch.delitem(sys.modules, "millstream.telemetry.spans")
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    assert load_spans("1") is None
+
+
+def test_a_program_that_does_not_trace_loads_no_opentelemetry() -> None:
+    """DESIGN 8: no cost when absent, and none when it is only installed."""
+    program = (
+        "import sys\nfrom millstream.server.tracing import Tracing, load_spans\n"
+        "import millstream.server.observation\n"
+        "assert load_spans('1') is None\nassert not [n for n in sys.modules if n.startswith('opentelemetry')]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=5, check=False)
+    assert done.returncode == 0, done.stderr.decode()

@@ -1,0 +1,96 @@
+"""Golden transcripts: what both sides say on each revision over each transport, as on the wire.
+
+`tests/transcripts/<revision>/<transport>.txt` are played against the real server and compared; `--update` rewrites
+what the server says in them, to be read in review.
+"""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import http_peer
+import pytest
+from transcripts.replay import Channel, HttpChannel, MessageChannel, play
+from transcripts.teller import build
+
+from millstream.app.asgi import prepare
+from millstream.transports.memory import MemoryPipe
+
+FOLDER = Path(__file__).resolve().parent / "transcripts"
+ROOT = FOLDER.parent.parent
+SETTINGS = {"http-sessionless": {"sessions": False}, "http-json": {"json_only": True}}
+WAYS = {"messages": ("memory", "stdio"), "sse": ("lane", "asgi")}
+FILES = sorted(FOLDER.glob("*/*.txt"))
+CASES = [(file, way) for file in FILES for way in WAYS.get(file.stem, ("lane", "asgi"))]
+
+
+@asynccontextmanager
+async def memory() -> AsyncIterator[Callable[[], Channel]]:
+    """A server in this process."""
+    async with build().running() as runtime:
+        pipe = MemoryPipe(runtime.dispatcher)
+        yield lambda: MessageChannel(pipe.send, pipe.receive)
+        await pipe.close()
+
+
+@asynccontextmanager
+async def stdio() -> AsyncIterator[Callable[[], Channel]]:
+    """A server in a process of its own, which ends when its stdin does."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "from millstream.cli import main; main()", "run", "tests/transcripts/teller.py:mcp",
+        "--transport", "stdio", cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    written, read = process.stdin, process.stdout
+    try:
+        yield lambda: MessageChannel(lambda message: written.write(message + b"\n"), read.readline)
+        written.close()
+        async with asyncio.timeout(5):
+            assert await read.read() == b""
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def http(kind: str, *, lane: bool) -> AsyncIterator[Callable[[], Channel]]:
+    """A server behind sockets, by either way."""
+    server = build(**SETTINGS.get(kind, {}))
+    async with server.running() as runtime:
+        prepare(server, runtime)
+        async with http_peer.serve(server, lane=lane) as running:
+            yield lambda: HttpChannel(running)
+
+
+@pytest.mark.parametrize(("file", "way"), CASES, ids=[f"{file.parent.name}-{file.stem}-{way}" for file, way in CASES])
+async def test_both_sides_speak_as_the_transcript_says(file: Path, way: str, request: pytest.FixtureRequest) -> None:
+    """STYLE 30: what a specification author reads is what happens."""
+    script = file.read_text("utf-8")
+    servers = {"memory": memory, "stdio": stdio}
+    opened = servers[way]() if way in servers else http(file.stem, lane=way == "lane")
+    async with opened as connect:
+        played = await play(script, connect)
+    if request.config.getoption("--update") and way in ("memory", "lane"):
+        file.write_text(played, "utf-8")
+    else:
+        assert played.splitlines() == script.splitlines()
+
+
+def test_every_revision_has_its_transcripts() -> None:
+    """Issue: each of the five revisions and each transport that it has."""
+    plain, streamable = ["messages", "sse"], ["http", "http-json", "http-sessionless"]
+    expected = {
+        "2024-11-05": plain,
+        "2025-03-26": streamable + plain,
+        "2025-06-18": streamable + plain,
+        "2025-11-25": streamable + plain,
+        "2026-07-28": ["http", "http-json", "messages"],
+    }
+    found = {date: sorted(file.stem for file in FILES if file.parent.name == date) for date in expected}
+    assert found == expected

@@ -1,0 +1,88 @@
+"""The pages and their files: types, caching, and the policy that keeps foreign content out."""
+
+import re
+
+import pytest
+from rest_world import post
+
+from millstream.web.pages import asset, get, page_names, pages
+
+HEADERS = ("content-security-policy", "x-content-type-options", "referrer-policy", "content-type", "cache-control")
+
+
+def headers(head: bytes) -> dict[str, str]:
+    """Header lines by name."""
+    return dict(line.split(": ", 1) for line in head.decode().split("\r\n")[:-1])
+
+
+def test_a_page_and_its_files_are_served_by_path() -> None:
+    """The issue: `/docs`, without anything from another host."""
+    assert "docs" in page_names()
+    assert {"/docs", "/assets/base.css", "/assets/docs.js", "/assets/docs.css", "/assets/mark.svg"} <= set(pages())
+    for path in pages():
+        response = asset(path)
+        assert response.status == 200
+        assert response.body
+
+
+def test_each_reply_says_what_it_is_and_forbids_the_rest() -> None:
+    """The issue: strict Content-Security-Policy, nosniff."""
+    kinds = {"/docs": "text/html; charset=utf-8", "/assets/docs.js": "text/javascript; charset=utf-8"}
+    for path, kind in kinds.items():
+        found = headers(asset(path).head)
+        assert set(HEADERS) <= set(found)
+        assert found["content-type"] == kind
+        assert found["x-content-type-options"] == "nosniff"
+        policy = dict(part.strip().split(" ", 1) for part in found["content-security-policy"].split(";"))
+        assert policy["default-src"] == "'none'"
+        assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+        assert policy["frame-ancestors"] == "'none'"
+
+
+@pytest.mark.parametrize("name", ["docs"])
+def test_a_page_has_no_script_style_or_address_that_its_policy_forbids(name: str) -> None:
+    """A page that breaks its own policy is broken in every browser."""
+    page = asset(f"/{name}").body.decode()
+    assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", page)
+    assert re.findall(r"<script(?![^>]*\ssrc=)", page) == []
+    loaded = re.findall(r'(?:src|href)="([^"#][^"]*)"', page)
+    assert loaded
+    assert not any(re.match(r"[a-z]+:|/", address) for address in loaded), "addresses are relative to the mount point"
+
+
+def test_files_load_nothing_from_another_host() -> None:
+    """The issue: no foreign host."""
+    for path in pages():
+        text = asset(path).body.decode().replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"(?:https?|wss?):?//(?!127\.0\.0\.1|localhost)\w", text), path
+        assert "@import" not in text
+        assert "innerHTML" not in text
+
+
+def test_a_file_named_with_its_digest_is_kept_for_good() -> None:
+    """RFC 8246: the address changes with the content."""
+    page = asset("/docs").body.decode()
+    digest = re.search(r'"assets/base\.css\?([0-9a-f]{16})"', page)
+    assert digest
+    found = headers(asset("/assets/base.css", query=digest[1].encode()).head)
+    assert found["cache-control"] == "public, max-age=31536000, immutable"
+    for query in (b"", b"0" * 16):
+        assert headers(asset("/assets/base.css", query=query).head)["cache-control"] == "no-cache"
+    assert headers(asset("/docs").head)["cache-control"] == "no-cache"
+
+
+async def test_what_the_client_holds_is_not_sent_again() -> None:
+    """RFC 9110 §13.1.2."""
+    tag = headers(asset("/docs").head)["etag"]
+    held = await get(post("/docs", b"", if_none_match=f'"other", {tag}'))
+    assert (held.status, held.body) == (304, b"")
+    assert headers(held.head)["etag"] == tag
+    assert (await get(post("/docs", b"", if_none_match='"other"'))).status == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/docs.html", "/assets/docs.html", "/assets/", "/assets/../pages.py", "/assets/%2e%2e/pages.py", "/x/docs"]
+)
+def test_nothing_else_is_served(path: str) -> None:
+    """Paths are looked up, never opened."""
+    assert asset(path).status == 404
