@@ -37,6 +37,13 @@ class Answer:
 def world() -> Server:
     """A fresh server."""
     mcp = Server("world", version="2.1", instructions="Try them all.")
+    natural(mcp)
+    unusual(mcp)
+    return mcp
+
+
+def natural(mcp: Server) -> None:
+    """Tools that take and give values of every kind."""
 
     @mcp.tool
     async def add(a: Annotated[int, Field(ge=-1000, le=1000)], b: Annotated[int, Field(ge=-1000, le=1000)] = 0) -> int:
@@ -72,6 +79,10 @@ def world() -> Server:
         """Whatever was given, as a structured value."""
         return ToolResult(structured=value)
 
+
+def unusual(mcp: Server) -> None:
+    """Tools that refuse, ask, or use more of MCP than REST has."""
+
     @mcp.tool
     async def refuse(reason: str = "closed") -> str:
         """Never possible."""
@@ -98,8 +109,6 @@ def world() -> Server:
     async def needs_model() -> str:
         """Refused before it runs."""
         raise AssertionError("a client without sampling never gets here")
-
-    return mcp
 
 
 def broken(mcp: Server) -> None:

@@ -11,19 +11,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import http_peer
 import pytest
-from transcripts.replay import Channel, HttpChannel, MessageChannel, play
-from transcripts.teller import build
 
+import http_peer
 from millstream.app.asgi import prepare
 from millstream.transports.memory import MemoryPipe
+from transcripts.replay import Channel, HttpChannel, MessageChannel, play
+from transcripts.teller import build
 
 FOLDER = Path(__file__).resolve().parent / "transcripts"
 ROOT = FOLDER.parent.parent
 SETTINGS = {"http-sessionless": {"sessions": False}, "http-json": {"json_only": True}}
 WAYS = {"messages": ("memory", "stdio"), "sse": ("lane", "asgi")}
-FILES = sorted(FOLDER.glob("*/*.txt"))
+FILES = {file: file.read_text("utf-8") for file in sorted(FOLDER.glob("*/*.txt"))}
 CASES = [(file, way) for file in FILES for way in WAYS.get(file.stem, ("lane", "asgi"))]
 
 
@@ -68,16 +68,21 @@ async def http(kind: str, *, lane: bool) -> AsyncIterator[Callable[[], Channel]]
             yield lambda: HttpChannel(running)
 
 
+def keep(file: Path, played: str) -> None:
+    """Make what was said the golden text."""
+    file.write_text(played, "utf-8")
+
+
 @pytest.mark.parametrize(("file", "way"), CASES, ids=[f"{file.parent.name}-{file.stem}-{way}" for file, way in CASES])
 async def test_both_sides_speak_as_the_transcript_says(file: Path, way: str, request: pytest.FixtureRequest) -> None:
     """STYLE 30: what a specification author reads is what happens."""
-    script = file.read_text("utf-8")
+    script = FILES[file]
     servers = {"memory": memory, "stdio": stdio}
     opened = servers[way]() if way in servers else http(file.stem, lane=way == "lane")
     async with opened as connect:
         played = await play(script, connect)
     if request.config.getoption("--update") and way in ("memory", "lane"):
-        file.write_text(played, "utf-8")
+        keep(file, played)
     else:
         assert played.splitlines() == script.splitlines()
 

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+
 from behaviour.combinations import Combination
 from behaviour.harness import Client
 from behaviour.opening import Processes, open_client

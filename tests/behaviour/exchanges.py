@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import http_peer
-
 from millstream import Server
 from millstream.app.asgi import prepare
 

@@ -7,7 +7,8 @@ transport.
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -38,9 +39,32 @@ GATES: dict[str, threading.Event] = defaultdict(threading.Event)
 TURNS: dict[str, int] = defaultdict(int)
 
 
+_NEWS: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+"""Who waits for a journal or a gate, and in which loop."""
+
+
+def _tell() -> None:
+    for loop, event in list(_NEWS):
+        with suppress(RuntimeError):  # the loop of a test that has ended
+            loop.call_soon_threadsafe(event.set)
+
+
+async def until(fact: Callable[[], bool]) -> None:
+    """Wait until a journal or a gate makes something true."""
+    entry = (asyncio.get_running_loop(), asyncio.Event())
+    _NEWS.add(entry)
+    try:
+        while not fact():
+            await entry[1].wait()
+            entry[1].clear()
+    finally:
+        _NEWS.discard(entry)
+
+
 def note(key: str, text: str) -> None:
     """Write to a journal; from the loop or a thread."""
     JOURNAL[key].append(text)
+    _tell()
 
 
 def journal(key: str) -> list[str]:
@@ -51,14 +75,14 @@ def journal(key: str) -> list[str]:
 async def awaited(key: str, text: str) -> str:
     """Answers when a text stands in a journal."""
     async with asyncio.timeout(5):
-        while text not in JOURNAL[key]:
-            await asyncio.sleep(0.002)
+        await until(lambda: text in JOURNAL[key])
     return text
 
 
 def open_gate(key: str) -> str:
     """Lets a function go on that waits at a gate."""
     GATES[key].set()
+    _tell()
     return "open"
 
 
@@ -210,8 +234,7 @@ async def waits(key: str, ctx: Context) -> str:
     await ctx.progress(1)
     note(key, "begun")
     try:
-        while not GATES[key].is_set():
-            await asyncio.sleep(0.002)
+        await until(GATES[key].is_set)
     except asyncio.CancelledError:
         note(key, "cancelled")
         raise
@@ -235,8 +258,7 @@ async def polled(key: str, ctx: Context) -> str:
     await ctx.progress(1)
     dropped = await ctx.close_stream(retry_ms=10)
     note(key, f"dropped {dropped}")
-    while not GATES[key].is_set():
-        await asyncio.sleep(0.002)
+    await until(GATES[key].is_set)
     await ctx.progress(2)
     return "polled"
 

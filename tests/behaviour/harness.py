@@ -12,7 +12,6 @@ from typing import Any
 from behaviour.combinations import Combination
 from behaviour.judge import judge_of
 from behaviour.links import Link, Process, StreamableLink
-
 from millstream import Server
 
 Json = dict[str, Any]

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from behaviour.exchanges import Event, Exchange, Http
-
 from millstream.app.runtime import Runtime
 from millstream.transports.memory import MemoryPipe
 

@@ -12,7 +12,6 @@ from behaviour.combinations import Combination
 from behaviour.exchanges import serve_http
 from behaviour.harness import EVERYTHING, Answer, Client, Json
 from behaviour.links import WORLD, MemoryLink, Process, SseLink, StdioLink, StreamableLink
-
 from millstream import Server
 
 SETTINGS: dict[str, Json] = {"sessionless": {"sessions": False}, "json": {"json_only": True}}

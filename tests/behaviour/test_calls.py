@@ -4,6 +4,7 @@ import base64
 import re
 
 import pytest
+
 from behaviour.combinations import ALL, EXCLUSIONS, Combination, every
 from behaviour.conftest import Connect
 from behaviour.functions import PNG, WAV

@@ -31,7 +31,7 @@ async def test_a_cancelled_call_stops_and_is_not_answered(connect: Connect, comb
     await client.notify("notifications/cancelled", {"requestId": sent, "reason": "changed my mind"})
     await journal_has(client, key, "cancelled")
     assert (await client.call("text")).text == "plain"
-    assert not client._waiting[sent][1].done()  # noqa: SLF001  what the client waits for
+    assert not client._waiting[sent][1].done()
 
 
 @every("explicit cancel", over=("memory", "stdio"))
@@ -45,7 +45,7 @@ async def test_a_cancel_right_behind_its_request_counts(connect: Connect, combin
     for _ in range(3):
         assert (await client.call("text")).text == "plain"
     assert "ended" not in (await client.call("journal", key=key)).text
-    assert not client._waiting[sent][1].done()  # noqa: SLF001  what the client waits for
+    assert not client._waiting[sent][1].done()
 
 
 @every("explicit cancel")
@@ -69,7 +69,7 @@ async def test_a_call_that_waits_for_an_answer_can_be_cancelled(connect: Connect
     await client.notify("notifications/cancelled", {"requestId": sent})
     client.answer = lambda method, params: {"action": "accept", "content": {"x": 1}}
     assert (await client.call("insists")).text == "Point(x=1, y=0)"
-    assert not client._waiting[sent][1].done()  # noqa: SLF001  what the client waits for
+    assert not client._waiting[sent][1].done()
 
 
 @every("requests of its own", "streamable http")

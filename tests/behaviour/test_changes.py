@@ -1,6 +1,7 @@
 """Hearing about changes: subscriptions and list_changed, by the stream that each era has for them."""
 
 import pytest
+
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 

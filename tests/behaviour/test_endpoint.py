@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+
 from behaviour.combinations import Combination
 from behaviour.conftest import Connect
 from behaviour.exchanges import Http, serve_http

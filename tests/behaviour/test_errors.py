@@ -5,6 +5,7 @@ import logging
 import re
 
 import pytest
+
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 
@@ -12,7 +13,7 @@ BAD_ARGUMENTS = [({}, "a"), ({"a": "many"}, "a"), ({"a": 1, "b": -1}, "b"), ({"a
 
 
 @every()
-@pytest.mark.parametrize(("arguments", "named"), BAD_ARGUMENTS, ids=lambda each: json.dumps(each))
+@pytest.mark.parametrize(("arguments", "named"), BAD_ARGUMENTS, ids=json.dumps)
 async def test_bad_arguments_are_told_to_whom_they_concern(
     connect: Connect, combination: Combination, arguments: dict[str, object], named: str
 ) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from behaviour.combinations import NEWEST, REVISIONS
 from behaviour.judge import judge_of
 
@@ -53,8 +54,7 @@ def test_what_a_revision_does_not_have_fails() -> None:
         judge_of(NEWEST).check_message(response({"content": [TEXT]}), "tools/call")
     with pytest.raises(AssertionError):
         judge_of("2025-03-26").check_message({"jsonrpc": "2.0", "id": 1, "method": "elicitation/create", "params": {}})
+    question = {"a": {"method": "elicitation/create", "params": {"message": "x"}}}
+    asking = response({"resultType": "input_required", "inputRequests": question})
     with pytest.raises(AssertionError):
-        question = {"a": {"method": "elicitation/create", "params": {"message": "x"}}}
-        judge_of(NEWEST).check_message(
-            response({"resultType": "input_required", "inputRequests": question}), "tools/call"
-        )
+        judge_of(NEWEST).check_message(asking, "tools/call")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 from behaviour.harness import Json, Refuse

@@ -3,11 +3,11 @@
 import base64
 
 import pytest
+
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 from behaviour.functions import WAV
 from behaviour.harness import Client, Json
-
 from millstream import Server, Settings
 
 

@@ -4,6 +4,7 @@ import base64
 from typing import Any
 
 import pytest
+
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 from behaviour.functions import JOURNAL

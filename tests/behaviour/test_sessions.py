@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+
 from behaviour import world
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
@@ -111,11 +112,11 @@ async def test_an_id_in_flight_cannot_be_used_again(connect: Connect, combinatio
     if combination.http:
         assert b"-32600" in await (await client.streamable.post(message)).body()
     else:
-        first = client._waiting.pop(sent)  # noqa: SLF001  two answers with one id: the first is the refusal
-        client._waiting[sent] = again = (first[0], first[1].get_loop().create_future())  # noqa: SLF001
+        first = client._waiting.pop(sent)
+        client._waiting[sent] = again = (first[0], first[1].get_loop().create_future())
         await client.link.send(message)
         assert (await again[1])[0]["error"]["code"] == -32600
-        client._waiting[sent] = first  # noqa: SLF001
+        client._waiting[sent] = first
     await client.call("open_gate", key=key)
     assert (await client.finish(sent)).text == "waited"
 

@@ -4,14 +4,15 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from behaviour import functions as do
-
 from millstream import Context, Icon, Info, Message, Server, Settings, ToolAnnotations
 
 TOOLS: list[Callable[..., Any]] = [
-    do.add, do.text, do.picture_bytes, do.other_bytes, do.point, do.size, do.person, do.image, do.audio, do.link, do.embedded, do.mixed, do.nothing, do.number,
-    do.numbers, do.mapping, do.spelled_out, do.routed, do.fails, do.breaks, do.lies, do.steps, do.logs, do.counts, do.counts_in_thread, do.waits,
-    do.waits_in_thread, do.thread_name, do.polled, do.asks, do.asks_in_thread, do.insists, do.asks_url, do.samples, do.samples_with_tools,
-    do.lists_roots, do.asks_all, do.asks_twice, do.asks_twice_in_thread, do.changes_its_mind, do.never_content, do.who,
+    do.add, do.text, do.picture_bytes, do.other_bytes, do.point, do.size, do.person, do.image, do.audio, do.link,
+    do.embedded, do.mixed, do.nothing, do.number, do.numbers, do.mapping, do.spelled_out, do.routed, do.fails,
+    do.breaks, do.lies, do.steps, do.logs, do.counts, do.counts_in_thread, do.waits, do.waits_in_thread,
+    do.thread_name, do.polled, do.asks, do.asks_in_thread, do.insists, do.asks_url, do.samples,
+    do.samples_with_tools, do.lists_roots, do.asks_all, do.asks_twice, do.asks_twice_in_thread, do.changes_its_mind,
+    do.never_content, do.who,
 ]  # fmt: skip
 OPTIONED: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (do.journal, {"thread": False}),

@@ -91,7 +91,11 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
         message["method"] = draw(mostly(st.sampled_from([*METHODS, *NOTIFICATIONS, "no/such"])))
     if draw(mostly(st.just(True), st.just(False))):
         message["params"] = draw(mostly(params))
-    message |= draw(st.fixed_dictionaries({}, optional={"result": junk, "error": junk, "x": junk}) if draw(st.integers(0, 9)) == 0 else st.just({}))
+    message |= draw(
+        st.fixed_dictionaries({}, optional={"result": junk, "error": junk, "x": junk})
+        if draw(st.integers(0, 9)) == 0
+        else st.just({})
+    )
     return message
 
 
@@ -117,12 +121,16 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
 def encoded(draw: st.DrawFn, source: st.SearchStrategy[Any] = messages) -> bytes:
     """A message as bytes, now and then with a wound."""
     value = draw(source)
-    text = json.dumps(value, ensure_ascii=draw(st.booleans()), separators=draw(st.sampled_from([(",", ":"), (" , ", " : ")])))
+    text = json.dumps(
+        value, ensure_ascii=draw(st.booleans()), separators=draw(st.sampled_from([(",", ":"), (" , ", " : ")]))
+    )
     body = text.encode("utf-8", "surrogatepass")
     if draw(st.integers(0, 4)) > 0:
         return body
     place = draw(st.integers(0, len(body)))
-    wound = draw(st.one_of(st.binary(max_size=6), st.sampled_from([b"\\u0000", b",", b"}", b'"id":null,', b"NaN", b"1e999"])))
+    wound = draw(
+        st.one_of(st.binary(max_size=6), st.sampled_from([b"\\u0000", b",", b"}", b'"id":null,', b"NaN", b"1e999"]))
+    )
     return body[:place] + wound + body[place + draw(st.integers(0, 3)) :]
 
 
@@ -130,7 +138,14 @@ bodies = st.one_of(encoded(), encoded(), st.binary(max_size=64))
 
 VALUES: dict[bytes, list[bytes]] = {
     b"content-type": [b"application/json", b"application/json; charset=utf-8", b"text/plain", b""],
-    b"accept": [b"application/json, text/event-stream", b"application/json", b"text/event-stream", b"text/html", b"*/*", b""],
+    b"accept": [
+        b"application/json, text/event-stream",
+        b"application/json",
+        b"text/event-stream",
+        b"text/html",
+        b"*/*",
+        b"",
+    ],
     b"mcp-protocol-version": [date.encode() for date in [*REVISIONS, "2099-01-01", "x", ""]],
     b"mcp-method": [method.encode() for method in [*METHODS, "x", ""]],
     b"mcp-name": [name.encode() for name in [*TOOLS, "greet", "shop://sign", "=?base64?YWRk?=", "=?base64?!?=", ""]],
@@ -144,7 +159,9 @@ VALUES: dict[bytes, list[bytes]] = {
 }
 """Headers that decide something, with values that do."""
 
-field_values = st.binary(max_size=40).map(lambda raw: bytes(byte for byte in raw if byte >= 0x20 and byte != 0x7F or byte == 9))
+field_values = st.binary(max_size=40).map(
+    lambda raw: bytes(byte for byte in raw if byte >= 0x20 and byte != 0x7F or byte == 9)
+)
 """What a parser lets through: no control characters but a tab."""
 
 
@@ -153,7 +170,11 @@ def fields(draw: st.DrawFn, values: dict[bytes, list[bytes]]) -> list[tuple[byte
     """A list of headers, in any order, some twice; mostly with a usable Host and content type."""
     names = draw(st.lists(st.sampled_from(sorted(values)), max_size=6))
     given = [(name, draw(mostly(st.sampled_from(values[name]), field_values))) for name in names]
-    usual = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"accept", b"application/json, text/event-stream")]
+    usual = [
+        (b"host", b"127.0.0.1"),
+        (b"content-type", b"application/json"),
+        (b"accept", b"application/json, text/event-stream"),
+    ]
     kept = [field for field in usual if field[0] not in names and draw(mostly(st.just(True), st.just(False)))]
     return kept + given
 

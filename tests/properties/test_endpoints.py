@@ -41,7 +41,10 @@ class World:
 
     def check(self) -> None:
         """Good calls of both eras are answered, and nothing runs on."""
-        good = [(request("tools/call", ADD), self.session), (enveloped("tools/call", ADD), routing("tools/call", "add"))]
+        good = [
+            (request("tools/call", ADD), self.session),
+            (enveloped("tools/call", ADD), routing("tools/call", "add")),
+        ]
         for message, given in good:
             reply = self.ask("POST", "/mcp", pairs(given), json.dumps(message).encode())
             assert reply.message["result"]["content"][0]["text"] == "3"
@@ -117,7 +120,9 @@ def test_any_message_with_headers_that_fit_it_gets_an_answer(world: World, messa
     version = meta.get("io.modelcontextprotocol/protocolVersion") if isinstance(meta, dict) else None
     texts = {"mcp-method": message.get("method"), "mcp-name": params.get("name"), "mcp-protocol-version": version}
     fields = pairs(POST) + [
-        (name.encode(), value.encode()) for name, value in texts.items() if isinstance(value, str) and value.isascii() and value.isprintable()
+        (name.encode(), value.encode())
+        for name, value in texts.items()
+        if isinstance(value, str) and value.isascii() and value.isprintable()
     ]
     body = json.dumps(message).encode()
     judge(world.ask("POST", "/mcp", fields, body), body)

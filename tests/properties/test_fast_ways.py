@@ -68,7 +68,9 @@ def ways() -> Iterator[Ways]:
         streamable = Streamable(runtime.dispatcher, runtime.streams, HttpSessions(runtime.services))
         params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
         fields = pairs(POST)
-        first = Request("POST", "/mcp", fields, dict(fields), lambda *_: None, json.dumps(request("initialize", params)).encode())  # type: ignore[arg-type, return-value]
+        first = Request(
+            "POST", "/mcp", fields, dict(fields), lambda *_: None, json.dumps(request("initialize", params)).encode()
+        )  # type: ignore[arg-type, return-value]
         reply = runner.run(streamable.post(first))  # type: ignore[arg-type]
         session = re.search(rb"mcp-session-id: (\S+)", reply.head)
         assert session is not None
@@ -91,7 +93,14 @@ def with_meta(**changes: Any) -> bytes:
     return json.dumps(enveloped("tools/call", {**ADD, "_meta": {**META_OF, **changes}})).encode()
 
 
-@given(body=encoded(calls()), changes=st.dictionaries(st.sampled_from(["accept", "content-type", "mcp-name", "mcp-method", "x"]), st.sampled_from(["add", "text/event-stream", "application/json", "*/*", "tools/call", ""]), max_size=1))
+@given(
+    body=encoded(calls()),
+    changes=st.dictionaries(
+        st.sampled_from(["accept", "content-type", "mcp-name", "mcp-method", "x"]),
+        st.sampled_from(["add", "text/event-stream", "application/json", "*/*", "tools/call", ""]),
+        max_size=1,
+    ),
+)
 @settings(max_examples=400, deadline=None)
 @example(body=with_meta(progressToken=None), changes={})
 @example(body=with_meta(**{f"{META}logLevel": ""}), changes={})
@@ -108,12 +117,25 @@ def with_meta(**changes: Any) -> bytes:
 @example(body=json.dumps(CALL).replace('"a": 1', '"a": "1"').encode(), changes={})
 @example(body=json.dumps(enveloped("tools/call", {"name": "add", "arguments": None})).encode(), changes={})
 @example(body=json.dumps(enveloped("tools/call", {"name": "ask"}, elicitation={})).encode(), changes={})
-@example(body=json.dumps(enveloped("tools/call", {"name": "ask", "arguments": None}, elicitation={})).encode(), changes={})
-@example(body=json.dumps(enveloped("tools/call", {"name": "ask", "requestState": ""}, elicitation={})).encode(), changes={})
-@example(body=json.dumps(enveloped("tools/call", {"name": "ask", "requestState": None}, elicitation={})).encode(), changes={})
-@example(body=json.dumps(enveloped("tools/call", {"name": "ask", "inputResponses": None}, elicitation={})).encode(), changes={})
-@example(body=json.dumps(enveloped("tools/call", {"name": "ask", "inputResponses": {}}, elicitation={})).encode(), changes={})
-def test_a_call_of_the_per_request_era_is_answered_alike_by_both_ways(ways: Ways, body: bytes, changes: dict[str, str]) -> None:
+@example(
+    body=json.dumps(enveloped("tools/call", {"name": "ask", "arguments": None}, elicitation={})).encode(), changes={}
+)
+@example(
+    body=json.dumps(enveloped("tools/call", {"name": "ask", "requestState": ""}, elicitation={})).encode(), changes={}
+)
+@example(
+    body=json.dumps(enveloped("tools/call", {"name": "ask", "requestState": None}, elicitation={})).encode(), changes={}
+)
+@example(
+    body=json.dumps(enveloped("tools/call", {"name": "ask", "inputResponses": None}, elicitation={})).encode(),
+    changes={},
+)
+@example(
+    body=json.dumps(enveloped("tools/call", {"name": "ask", "inputResponses": {}}, elicitation={})).encode(), changes={}
+)
+def test_a_call_of_the_per_request_era_is_answered_alike_by_both_ways(
+    ways: Ways, body: bytes, changes: dict[str, str]
+) -> None:
     """Bytes that are nearly a call, under headers that nearly fit."""
     try:
         message = json.loads(body)
@@ -122,17 +144,47 @@ def test_a_call_of_the_per_request_era_is_answered_alike_by_both_ways(ways: Ways
     ways.compare(per_request(message if isinstance(message, dict) else {}, **changes), body)
 
 
-@given(body=encoded(calls()), sessionless=st.booleans(), version=mostly(st.just(LATEST_HANDSHAKE), st.sampled_from(["2025-03-26", PER_REQUEST, "x", ""])))
+@given(
+    body=encoded(calls()),
+    sessionless=st.booleans(),
+    version=mostly(st.just(LATEST_HANDSHAKE), st.sampled_from(["2025-03-26", PER_REQUEST, "x", ""])),
+)
 @settings(max_examples=400, deadline=None)
-@example(body=json.dumps(request("tools/call", {**ADD, "_meta": {"progressToken": None}})).encode(), sessionless=False, version=LATEST_HANDSHAKE)
-@example(body=json.dumps(request("tools/call", {**ADD, "_meta": {"progressToken": 1.5}})).encode(), sessionless=False, version=LATEST_HANDSHAKE)
-@example(body=json.dumps(request("tools/call", {**ADD, "_meta": None})).encode(), sessionless=False, version=LATEST_HANDSHAKE)
-@example(body=json.dumps(request("tools/call", {**ADD, "_meta": []})).encode(), sessionless=False, version=LATEST_HANDSHAKE)
-@example(body=json.dumps(request("tools/call", {"name": "ask", "arguments": None})).encode(), sessionless=False, version=LATEST_HANDSHAKE)
-@example(body=json.dumps(request("tools/call", ADD)).replace('"2.0"', '"2.\\u0030"').encode(), sessionless=False, version=LATEST_HANDSHAKE)
-@example(body=json.dumps(request("tools/call", ADD)).replace('"id": 1', '"id": 1, "error": {}').encode(), sessionless=False, version=LATEST_HANDSHAKE)
+@example(
+    body=json.dumps(request("tools/call", {**ADD, "_meta": {"progressToken": None}})).encode(),
+    sessionless=False,
+    version=LATEST_HANDSHAKE,
+)
+@example(
+    body=json.dumps(request("tools/call", {**ADD, "_meta": {"progressToken": 1.5}})).encode(),
+    sessionless=False,
+    version=LATEST_HANDSHAKE,
+)
+@example(
+    body=json.dumps(request("tools/call", {**ADD, "_meta": None})).encode(), sessionless=False, version=LATEST_HANDSHAKE
+)
+@example(
+    body=json.dumps(request("tools/call", {**ADD, "_meta": []})).encode(), sessionless=False, version=LATEST_HANDSHAKE
+)
+@example(
+    body=json.dumps(request("tools/call", {"name": "ask", "arguments": None})).encode(),
+    sessionless=False,
+    version=LATEST_HANDSHAKE,
+)
+@example(
+    body=json.dumps(request("tools/call", ADD)).replace('"2.0"', '"2.\\u0030"').encode(),
+    sessionless=False,
+    version=LATEST_HANDSHAKE,
+)
+@example(
+    body=json.dumps(request("tools/call", ADD)).replace('"id": 1', '"id": 1, "error": {}').encode(),
+    sessionless=False,
+    version=LATEST_HANDSHAKE,
+)
 @example(body=json.dumps(enveloped("tools/call", ADD)).encode(), sessionless=False, version=LATEST_HANDSHAKE)
-@example(body=json.dumps(request("tools/call", {**ADD, "task": {}})).encode(), sessionless=False, version=LATEST_HANDSHAKE)
+@example(
+    body=json.dumps(request("tools/call", {**ADD, "task": {}})).encode(), sessionless=False, version=LATEST_HANDSHAKE
+)
 def test_a_call_of_the_handshake_era_is_answered_alike_by_both_ways(
     ways: Ways, body: bytes, sessionless: bool, version: str
 ) -> None:

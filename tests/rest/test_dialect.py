@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from rest_world import post, routes, world
 
 from millstream.http import Response
+from rest_world import post, routes, world
 
 FORM = "application/x-www-form-urlencoded"
 ADD = {"name": "add", "arguments": {"a": 2, "b": 3}}

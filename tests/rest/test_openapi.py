@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from msgspec import UNSET
-from rest_world import post, routes, world
 
 from millstream.protocol.json_schema import schema_of
 from millstream.transports.schema_examples import example_of
+from rest_world import post, routes, world
 
 
 async def described(server: Any = None, root: str = "") -> dict[str, Any]:

@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 import pytest
-from rest_world import broken, post, routes, world
 
 from millstream.http import Response
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
@@ -12,6 +11,7 @@ from millstream.protocol.principal import Principal, Refusal
 from millstream.transports.problems import KINDS
 from millstream.transports.rest import RestRoutes
 from millstream.web.pages import asset
+from rest_world import broken, post, routes, world
 
 
 async def call(name: str, body: Any = None, root: str = "", **headers: str) -> tuple[Response, Any]:

@@ -130,7 +130,7 @@ const socket = new WebSocket('ws://localhost:8000/ws');
 
 socket.onopen = function(event) {
     console.log('WebSocket connected');
-    
+
     // Send MCP-style message via WebSocket
     socket.send(JSON.stringify({
         type: 'mcp_call',
@@ -160,7 +160,7 @@ class HTTPMCPClient:
     def __init__(self, base_url: str):
         self.base_url = base_url
         self.session = requests.Session()
-    
+
     def list_tools(self) -> Dict[str, Any]:
         """Discover available tools"""
         response = self.session.post(
@@ -173,7 +173,7 @@ class HTTPMCPClient:
             }
         )
         return response.json()
-    
+
     def call_tool(self, name: str, arguments: Dict[str, Any]) -> Dict[str, Any]:
         """Execute a tool"""
         response = self.session.post(
@@ -223,11 +223,11 @@ async def test_tool_calls(session, num_calls):
             }
         )
         tasks.append(task)
-    
+
     start_time = time.time()
     responses = await asyncio.gather(*tasks)
     end_time = time.time()
-    
+
     print(f"Completed {num_calls} calls in {end_time - start_time:.2f} seconds")
     return responses
 
@@ -236,10 +236,10 @@ async def main():
     async with aiohttp.ClientSession() as session:
         # Test concurrent SSE connections
         sse_tasks = [test_sse_connection(session, i) for i in range(10)]
-        
+
         # Test tool call throughput
         await test_tool_calls(session, 100)
-        
+
         # Keep SSE connections alive
         await asyncio.gather(*sse_tasks)
 
@@ -253,13 +253,13 @@ import requests
 class OrderService:
     def __init__(self, sse_mcp_url: str):
         self.sse_mcp_url = sse_mcp_url
-    
+
     def process_order(self, order_id: str):
         # Process order logic...
-        
+
         # Send real-time update via SSE MCP
         self.notify_clients(f"Order {order_id} processed successfully")
-    
+
     def notify_clients(self, message: str):
         requests.post(f"{self.sse_mcp_url}/mcp/tools/call", json={
             "method": "tools/call",

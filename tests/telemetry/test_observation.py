@@ -1,19 +1,23 @@
 """What is measured of calls: labels, log line, span, and the figures for a live page."""
 
+import asyncio
 import io
 import json
 from typing import Any
 
-from observed import a_call, recording
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from millstream import Principal
+from millstream import Principal, Server, ToolError
 from millstream.protocol.revisions import FIRST, NEWEST, NEWEST_HANDSHAKE
 from millstream.server.observation import Observer
 from millstream.server.sessions import Session
+from millstream.telemetry import process
 from millstream.telemetry.active import IDLE_SECONDS
 from millstream.telemetry.messages import Message, MessageLog, session_hash
 from millstream.telemetry.metrics import OTHER, Registry
+from millstream.transports.memory import MemoryPipe
+from observed import a_call, recording
 
 
 class Clock:
@@ -225,8 +229,56 @@ def test_a_snapshot_tells_rates_and_percentiles_of_the_last_moments() -> None:
     assert (idle["calls"], idle["per_second"], idle["p50_ms"]) == (21, 0.0, None)
 
 
-async def test_the_observer_samples_the_event_loop() -> None:
-    """One task of the runtime."""
+async def test_the_observer_samples_the_event_loop_until_it_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """STYLE 22: one task, which the runtime owns."""
+    monkeypatch.setattr(process, "INTERVAL", 0.0)
     observer = Observer(())
-    assert observer.run.__self__ is observer
     assert observer.snapshot()["loop_lag_ms"] == {"last": 0.0, "worst": 0.0}
+    task = asyncio.create_task(observer.run())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    task.cancel()
+    assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
+    assert b"hub_event_loop_lag_seconds_count 0\n" not in observer.registry.render()
+
+
+async def test_every_call_of_a_running_server_is_observed() -> None:
+    """`Dispatcher.observe`: each call is told once, with its outcome, whatever the revision."""
+    server = Server("shop")
+
+    @server.tool
+    async def add(a: int, b: int) -> int:
+        if a < 0:
+            raise ToolError("no")
+        return a + b
+
+    stream = io.StringIO()
+    async with server.running() as runtime:
+        observer = Observer(runtime.dispatcher.registry.tools, log=MessageLog(stream))
+        runtime.dispatcher.observe = observer
+        pipe = MemoryPipe(runtime.dispatcher)
+        pipe.send(b'{"jsonrpc":"2.0","id":0,"method":"initialize"}')
+        await asyncio.wait_for(pipe.receive(), 5)
+        for number, params in enumerate(
+            (
+                b'{"name":"add","arguments":{"a":1,"b":2}}',
+                b'{"name":"add","arguments":{"a":-1,"b":2}}',
+                b'{"name":"x\\n"}',
+            ),
+            1,
+        ):
+            pipe.send(b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":%b}' % (number, params))
+            await asyncio.wait_for(pipe.receive(), 5)
+        observer.close()
+    assert {labels[:-1]: count for labels, count in counts(observer.registry, DURATION).items()} == {
+        ("tools/call", "add"): 1,
+        ("tools/call", "add", "tool_error"): 1,
+        ("tools/call", OTHER, "-32602"): 1,
+    }
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["target"], line["status"]) for line in lines] == [
+        ("add", "ok"),
+        ("add", "tool_error"),
+        ("", "-32602"),
+    ]
+    assert all(line["bytes"] > 0 and line["session"] for line in lines)

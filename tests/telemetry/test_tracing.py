@@ -5,15 +5,15 @@ import sys
 from typing import Any
 
 import pytest
-from observed import TRACE, a_call, recording
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from millstream.protocol.revisions import FIRST, NEWEST
 from millstream.server.sessions import Session
-from millstream.server.tracing import Tracing, load_spans
+from millstream.server.tracing import load_spans
 from millstream.telemetry.messages import session_hash
 from millstream.telemetry.spans import Spans
+from observed import TRACE, a_call, recording
 
 
 def attributes_of(outcome: str = "", **given: Any) -> tuple[str, dict[str, Any]]:

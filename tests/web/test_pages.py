@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from rest_world import post
 
 from millstream.web.pages import asset, get, page_names, pages
+from rest_world import post
 
 HEADERS = ("content-security-policy", "x-content-type-options", "referrer-policy", "content-type", "cache-control")
 
@@ -81,7 +81,8 @@ async def test_what_the_client_holds_is_not_sent_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/docs.html", "/assets/docs.html", "/assets/", "/assets/../pages.py", "/assets/%2e%2e/pages.py", "/x/docs"]
+    "path",
+    ["/", "/docs.html", "/assets/docs.html", "/assets/", "/assets/../pages.py", "/assets/%2e%2e/pages.py", "/x/docs"],
 )
 def test_nothing_else_is_served(path: str) -> None:
     """Paths are looked up, never opened."""

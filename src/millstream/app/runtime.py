@@ -95,7 +95,7 @@ class Runtime:
         self.draining = True
         self._end_subscriptions()
         deadline = self.clock() + seconds
-        while self.dispatcher.calls and self.clock() < deadline:
+        while self.dispatcher.calls and self.clock() < deadline:  # noqa: ASYNC110  a call tells nobody that it ends
             await asyncio.sleep(0.05)
         self.streams.close()
 

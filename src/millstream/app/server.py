@@ -239,7 +239,7 @@ class Server:
             await self.stop()
 
     def use_http(self, adapter: Any, lane: Any) -> None:
-        """Note the HTTP side of the running server: the ASGI adapter, and the lane that uvicorn's protocol class finds."""
+        """Note the HTTP side of the running server: the ASGI adapter, and the lane for uvicorn's protocol class."""
         self._asgi = adapter
         self.__millstream_lane__ = lane
 
@@ -253,8 +253,9 @@ class Server:
         """ASGI 3: HTTP and lifespan."""
         runtime = self._current
         if scope["type"] != "http" or runtime is None or runtime.loop is not asyncio.get_running_loop():
-            return await self._rarely(scope, receive, send)
-        await self._asgi(scope, receive, send)
+            await self._rarely(scope, receive, send)
+        else:
+            await self._asgi(scope, receive, send)
 
     async def _rarely(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         from millstream.app import asgi  # noqa: PLC0415  a stdio server does without

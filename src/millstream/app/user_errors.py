@@ -24,4 +24,4 @@ def report(error: CommandError) -> None:
         lines.append(f"  Why:  {error.why}")
     if error.fix:
         lines.append(f"  Do:   {error.fix}")
-    print("\n".join(lines), file=sys.stderr)
+    sys.stderr.write("\n".join(lines) + "\n")

@@ -12,8 +12,7 @@ import typer
 
 import millstream
 from millstream.app import Server
-from millstream.app.listening import MAX_PORT, serve_with_panel
-from millstream.app.user_errors import CommandError
+from millstream.app.listening import serve_with_panel
 from millstream.cli.load import load
 from millstream.cli.stdio import serve_stdio
 from millstream.telemetry import logs

@@ -3,7 +3,7 @@
 A plan is what a publication walks: the outlets of a channel, grouped by the function that encodes for them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from millstream.hub.channels import is_pattern
 from millstream.hub.limits import HubLimits, TooMany
@@ -101,6 +101,10 @@ class Audience:
             plan = self._plans[channel] = self._make_plan(channel)
         return plan
 
+    def everyone(self) -> Plan:
+        """Whom to write to what concerns all that hear, whatever they listen to."""
+        return _grouped(each for each in self._entered if each.joined)
+
     def by_outlet(self, outlet: Outlet) -> Subscription | None:
         """The subscriber with this outlet, by a walk over all."""
         return next((each for each in self._entered if each.outlet is outlet), None)
@@ -108,10 +112,7 @@ class Audience:
     def _make_plan(self, channel: str) -> Plan:
         hearers = dict(self._exact.get(channel, ()))
         hearers.update((each, None) for each in self._wild if each not in hearers and each.wants(channel))
-        groups: dict[Encode, list[Outlet]] = {}
-        for each in hearers:
-            groups.setdefault(each.encode, []).append(each.outlet)
-        return list(groups.items())
+        return _grouped(hearers)
 
     def _forget_plans(self, subscription: Subscription) -> None:
         if subscription.wild:
@@ -119,6 +120,13 @@ class Audience:
             return
         for channel in subscription.channels:
             self._plans.pop(channel, None)
+
+
+def _grouped(subscriptions: Iterable[Subscription]) -> Plan:
+    groups: dict[Encode, list[Outlet]] = {}
+    for each in subscriptions:
+        groups.setdefault(each.encode, []).append(each.outlet)
+    return list(groups.items())
 
 
 def _count(counts: dict[str, int], name: str, by: int) -> None:

@@ -4,6 +4,8 @@ The rules are those of NATS subjects. Names that begin with ``$`` belong to the 
 the first place reaches them: who listens to everything does not hear what is meant for one client.
 """
 
+import re
+
 from millstream.hub.limits import InvalidName
 
 DEFAULT = "broadcast"
@@ -12,6 +14,9 @@ CLIENT = "$client."
 
 MAX_NAME = 200
 MAX_CLIENT_ID = 128
+MAX_CLIENT_NAME = 80
+
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def check_channel(name: str) -> None:
@@ -47,6 +52,16 @@ def check_client_id(client_id: str) -> None:
     """
     _check_text("client id", client_id, MAX_CLIENT_ID)
     check_channel(CLIENT + client_id)
+
+
+def check_name(name: str) -> None:
+    """The name under which a client appears; it may be empty.
+
+    Raises:
+        InvalidName: it is longer than 80 characters or has control characters.
+    """
+    if len(name) > MAX_CLIENT_NAME or _CONTROLS.search(name):
+        raise InvalidName(f"A client's name has up to {MAX_CLIENT_NAME} characters, none of them control characters.")
 
 
 def is_pattern(name: str) -> bool:

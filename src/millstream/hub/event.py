@@ -91,7 +91,7 @@ def parse_position(id: str, epoch: str) -> int | None:
 
 
 def gap(reason: str) -> Event:
-    """What follows is not all: events are gone (`epoch`, `trimmed`, `expired`), or the id was never ours (`unknown`)."""
+    """What follows is not all: events are gone, or the id to resume from is not known."""
     return Event("", _encode_json({"reason": reason}), GAP)
 
 

@@ -1,32 +1,37 @@
-"""The hub of one worker: publish, subscribe, deliver.
+"""The hub of one worker: what is published, who subscribes, who is there.
 
-Publishing appends to the journal, delivers here what the journal has new, and says on the bus that there is more.
-Delivery encodes an event once for each kind of outlet and writes the same bytes to all of that kind, in one plain
-loop. Whoever is too far behind is ended by name and can resume; the others do not feel it.
+It puts the parts together: the journal keeps events, delivery writes them, replay brings a subscriber up to date,
+mailboxes and presence remember clients. Nothing here touches a socket.
 """
 
 import asyncio
-import contextlib
-import json
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
 
 from millstream.hub.audience import Audience
-from millstream.hub.channels import CLIENT, PRESENCE, check_channel, check_client_id, check_pattern, is_pattern
+from millstream.hub.channels import (
+    CLIENT,
+    PRESENCE,
+    check_channel,
+    check_client_id,
+    check_name,
+    check_pattern,
+    is_pattern,
+)
+from millstream.hub.delivery import Delivery
 from millstream.hub.event import (
     Event,
     Published,
     Record,
     check_event_id,
     check_event_name,
-    cut,
     encode_data,
-    gap,
     position_id,
 )
 from millstream.hub.journal import Journal
@@ -37,12 +42,11 @@ from millstream.hub.replay import Replay
 from millstream.hub.subscriber import Authorize, Encode, Outlet, Subscription
 from millstream.protocol.errors import LocalError
 from millstream.protocol.principal import Principal
-from millstream.stores.base import Gap, Store
+from millstream.stores.base import Store
 
-_TOPIC = "hub"
 _TURN = 32
 """Publications after which the loop gets a turn, so that sockets can take what was written."""
-_RETRY_SECONDS = 1.0
+
 
 _logger = logging.getLogger("millstream.hub")
 
@@ -80,39 +84,33 @@ class Hub:
     ) -> None:
         # configuration
         self.limits = limits
-        self._store = store
         self._clock = clock
         self._authorize = authorize
         # process
         self._journal = Journal(store, limits, clock)
         self._audience = Audience(limits)
+        self._delivery = Delivery(store.bus, self._journal, self._audience, max_buffered=limits.max_buffered)
         self._mailboxes = Mailboxes(store.kv, self._journal, limits)
         self._presence = Presence(store.kv, limits, clock, secrets.token_hex(8), self._announce)
-        self._delivering = asyncio.Lock()
-        self._work = asyncio.Event()
-        self._departed: list[Subscription] = []
+        self._departed: deque[Subscription] = deque()
+        self._departures = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._unsubscribe: Callable[[], None] | None = None
         self._published = 0
-        self._delivered = 0
-        self._gaps = 0
-        self._cut: dict[str, int] = {}
 
     async def open(self) -> None:
         """Find the end of the journal and listen. The store is open."""
-        self._unsubscribe = self._store.bus.subscribe(_TOPIC, self._wake, interrupted=self._work.set)
-        await self._journal.open()
-        self._tasks = [asyncio.create_task(self._attend()), asyncio.create_task(self._keep_up())]
+        await self._delivery.open()
+        self._tasks = [asyncio.create_task(self._see_off()), asyncio.create_task(self._keep_fresh())]
 
     async def close(self) -> None:
         """End every subscription, and save what the next connection of a client needs. Idempotent."""
-        if self._unsubscribe is None:
+        if not self._tasks:
             return
-        self._unsubscribe()
-        self._unsubscribe = None
-        for task in self._tasks:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._delivery.close()
         for subscription in self._audience.all():
             subscription.close()
         self._departed.clear()
@@ -146,8 +144,7 @@ class Hub:
             raise TooLarge(f"An event takes {self.limits.max_event} bytes, not {len(encoded)}.")
         subscribers = sum(len(outlets) for _, outlets in self._audience.plan(channel))
         offset = await self._journal.append(Record(channel, encoded, event, id, self._clock()))
-        await self._deliver_new()
-        await self._store.bus.publish(_TOPIC, b"%d" % offset)
+        await self._delivery.announce(offset)
         self._published += 1
         if not self._published % _TURN:
             await asyncio.sleep(0)
@@ -205,11 +202,19 @@ class Hub:
         Raises:
             InvalidName, Forbidden, TooMany: nothing was written.
         """
-        wanted = self.check_subscribe(channels, principal=principal, address=address)
-        member = self._member(client_id, name)
-        return await self._start(
-            wanted, outlet, encode, last_event_id, history, member=member, principal=principal, address=address
+        wanted = self.check_subscribe(channels, client_id=client_id, name=name, principal=principal, address=address)
+        member = Member(client_id, name, self._clock()) if client_id else None
+        subscription = Subscription(
+            wanted,
+            outlet,
+            encode,
+            self._leave,
+            member=member,
+            principal=principal,
+            address=address,
+            authorize=self._authorize,
         )
+        return await self._start(subscription, last_event_id, history)
 
     async def receive(
         self,
@@ -227,12 +232,19 @@ class Hub:
         behind it. Arguments and errors as `subscribe`.
         """
         channel = self.check_receive(client_id, principal=principal, address=address)
-        return await self._start(
-            (channel,), outlet, encode, last_event_id, 0, mailbox=client_id, principal=principal, address=address
+        subscription = Subscription(
+            (channel,), outlet, encode, self._leave, mailbox=client_id, principal=principal, address=address
         )
+        return await self._start(subscription, last_event_id, 0)
 
     def check_subscribe(
-        self, channels: Sequence[str], *, principal: Principal | None = None, address: str = ""
+        self,
+        channels: Sequence[str],
+        *,
+        client_id: str = "",
+        name: str = "",
+        principal: Principal | None = None,
+        address: str = "",
     ) -> tuple[str, ...]:
         """The channels of a subscription without repetition, if it is possible now.
 
@@ -247,6 +259,9 @@ class Hub:
             check_pattern(channel)
             if channel.startswith(CLIENT) or channel == "$client" or not self._allows(principal, "subscribe", channel):
                 raise Forbidden("subscribe", channel)
+        if client_id:
+            check_client_id(client_id)
+        check_name(name)
         self._audience.check_room(wanted, address)
         return wanted
 
@@ -288,27 +303,92 @@ class Hub:
             len(self._audience),
             self._audience.counts(),
             self._published,
-            self._delivered,
-            dict(self._cut),
-            self._gaps,
+            self._delivery.delivered,
+            dict(self._delivery.cut),
+            self._delivery.gaps,
         )
 
     async def refresh(self) -> None:
         """What the hub does every third of `HubLimits.presence_ttl`: presence, cursors, and the id of the present
         place to every subscriber, so that who reconnects after a long silence is not behind the journal.
         """
-        await self._deliver_new()
+        await self._delivery.catch_up()
         await self._presence.refresh()
         await self._mailboxes.save_online()
-        here = Event("", None, None, position_id(self._journal.epoch, self._journal.offset))
-        chunks: dict[Encode, bytes] = {}
-        for subscription in self._audience.all():
-            if subscription.joined:
-                encode = subscription.encode
-                chunk = chunks[encode] = chunks.get(encode) or encode(here)
-                subscription.outlet.write(chunk)
+        self._delivery.tell_place()
 
     # Inside
 
     def _allows(self, principal: Principal | None, action: str, channel: str) -> bool:
         return self._authorize is None or self._authorize(principal, action, channel)
+
+    async def _start(self, subscription: Subscription, last_event_id: str, history: int) -> Subscription:
+        """Bring a subscriber up to date; from then on it hears what is published."""
+        self._audience.enter(subscription)
+        outlet = subscription.outlet
+        outlet.on_close(subscription.ended)
+        replay = Replay(self._journal, subscription)
+        if last_event_id:
+            await replay.resume(last_event_id)
+        elif subscription.mailbox:
+            await replay.mailbox(subscription.mailbox, await self._mailboxes.seen(subscription.mailbox))
+        elif history:
+            await replay.newest(history)
+        # Nothing may wait between the end of the replay and here: an event would slip through.
+        if outlet.closed:
+            return subscription
+        subscription.write(self._journal.place())
+        self._audience.join(subscription)
+        if subscription.mailbox:
+            self._mailboxes.arrived(subscription.mailbox)
+        if subscription.member is not None:
+            for channel in _shown_on(subscription):
+                await self._presence.join(channel, subscription.member)
+            subscription.present = True
+            if subscription.outlet.closed:
+                self._depart(subscription)
+        return subscription
+
+    def _leave(self, subscription: Subscription) -> None:
+        """The outlet of a subscriber is closed."""
+        if not self._audience.leave(subscription):
+            return
+        if subscription.mailbox and subscription.joined:
+            self._mailboxes.left(subscription.mailbox)
+            self._departures.set()
+        if subscription.present:
+            self._depart(subscription)
+
+    def _depart(self, subscription: Subscription) -> None:
+        self._departed.append(subscription)
+        self._departures.set()
+
+    async def _see_off(self) -> None:
+        """Tell who left, and save how far they were served. There are never more than there were subscribers."""
+        while True:
+            await self._departures.wait()
+            self._departures.clear()
+            try:
+                await self._mailboxes.save()
+                while self._departed:
+                    subscription = self._departed.popleft()
+                    if subscription.member is not None:
+                        for channel in _shown_on(subscription):
+                            await self._presence.leave(channel, subscription.member)
+            except (LocalError, OSError):
+                _logger.exception("The hub could not tell who left; they are missed when their presence runs out.")
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(self.limits.presence_ttl / 3)
+            try:
+                await self.refresh()
+            except (LocalError, OSError):
+                _logger.exception("The hub could not refresh its records.")
+
+    async def _announce(self, channel: str, event: str, member: Member) -> None:
+        await self.publish(PRESENCE + channel, member, event=event)
+
+
+def _shown_on(subscription: Subscription) -> list[str]:
+    return [channel for channel in subscription.channels if not channel.startswith("$") and not is_pattern(channel)]

@@ -16,7 +16,7 @@ from itertools import takewhile
 from typing import Final
 
 from millstream.hub.channels import CLIENT
-from millstream.hub.event import Event, Record, pack, unpack
+from millstream.hub.event import Event, Record, pack, position_id, unpack
 from millstream.hub.limits import HubLimits
 from millstream.stores.base import Entry, Gap, Position, Store
 
@@ -59,6 +59,10 @@ class Journal:
             self._recent_floor = max(self._recent_floor, events[0].offset)
         while more:
             _, more = await self.read_on()
+
+    def place(self) -> Event:
+        """Where this worker stands, for a subscriber to resume from though nothing happened yet."""
+        return Event("", None, None, position_id(self.epoch, self.offset), self.offset)
 
     async def append(self, record: Record) -> int:
         """Add an event to the journal and to its channel's history; returns its offset.

@@ -58,8 +58,8 @@ class Subscription:
     """One subscriber of the hub."""
 
     __slots__ = (
-        "_leave", "address", "authorize", "channels", "encode", "joined", "mailbox", "member", "outlet", "principal",
-        "wild",
+        "_leave", "address", "authorize", "channels", "encode", "joined", "mailbox", "member", "outlet", "present",
+        "principal", "wild",
     )  # fmt: skip
 
     def __init__(
@@ -69,11 +69,11 @@ class Subscription:
         encode: Encode,
         leave: Callable[["Subscription"], None],
         *,
-        mailbox: str,
-        member: Member | None,
-        principal: Principal | None,
-        address: str,
-        authorize: Authorize | None,
+        mailbox: str = "",
+        member: Member | None = None,
+        principal: Principal | None = None,
+        address: str = "",
+        authorize: Authorize | None = None,
     ) -> None:
         self.channels = channels
         self.outlet = outlet
@@ -88,6 +88,8 @@ class Subscription:
         self.wild = any(map(is_pattern, channels))
         self.joined = False
         """It has caught up and hears what is published."""
+        self.present = False
+        """Others can see it in the presence of its channels."""
         self._leave = leave
 
     def wants(self, channel: str) -> bool:

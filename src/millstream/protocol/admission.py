@@ -120,7 +120,8 @@ def admit_per_request(
     meta = _read_meta(message)
     name = _read_name(message)
     version = meta.version
-    assert version is not UNSET and meta.capabilities is not UNSET  # noqa: S101  _read_meta checked it
+    assert version is not UNSET  # noqa: S101  _read_meta checked it
+    assert meta.capabilities is not UNSET  # noqa: S101  _read_meta checked it
     if headers is not None:
         check_routing(message.method, name, version, headers, raw_headers)
     revision = PER_REQUEST.get(version)

@@ -71,6 +71,8 @@ class Call(Struct, eq=False, kw_only=True):
     """HTTP status of the reply, where it is a single message."""
     mirror: "Callable[[bytes], Awaitable[None]] | None" = None
     """Also takes progress and response: the stream of a client that asked for one (``stream: true``)."""
+    transport: str = ""
+    """What carried it, for observers: http, sse, stdio, websocket, rest, memory."""
     client_id: str = ""
     """Whose stream that is, where the transport was told."""
     outcome: str = ""

@@ -5,6 +5,7 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
+from millstream.protocol.content import Message
 from millstream.protocol.errors import LocalError
 from millstream.protocol.jsonrpc import RequestId, encode, notification_message
 from millstream.protocol.metadata import LOG_LEVELS, Client
@@ -15,7 +16,6 @@ from millstream.server.call import Call
 from millstream.server.questions import Elicit, ElicitUrl, Question, Root, Roots, Sample, SampleResult
 from millstream.server.services import Services, principal_id
 from millstream.server.sessions import Session
-from millstream.protocol.content import Message
 
 T = TypeVar("T")
 
@@ -235,7 +235,7 @@ class Context:
     # Side effects
 
     async def once(self, key: str, function: Callable[[], Any], *, store: bool = False) -> Any:
-        """Run a side effect once across the rounds of one call, plain or async, and give back its value, which JSON must hold.
+        """Run a side effect, plain or async, once across the rounds of one call. JSON must be able to hold its value.
 
         Args:
             store: keep the value in the server's store too, so that a round which is sent twice does not repeat it.

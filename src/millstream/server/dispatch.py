@@ -96,13 +96,8 @@ class Dispatcher:
         Returns:
             The whole JSON-RPC response; empty when the caller cancelled, and must not be answered.
         """
-        key = (scope, call.id)
-        if scope:
-            if key in self.by_id:
-                return error_message(call.id, INVALID_REQUEST, "Invalid request: a request with this id is in flight")
-            self.by_id[key] = call
-            if call.carrier is None:
-                call.stop = _canceller()
+        if scope and not self._enter(call, scope):
+            return error_message(call.id, INVALID_REQUEST, "Invalid request: a request with this id is in flight")
         self.calls.add(call)
         call.services = self.services
         observe = self.observe
@@ -114,25 +109,33 @@ class Dispatcher:
             if tool is not None:
                 members = tool.encode(await tool.run(call.arguments, call), call)
             else:
-                if call.revision.handshake:
-                    check_offered(call, self.registry)
+                check_offered(call, self.registry)
                 members = await self._handlers[call.method](call)
             head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
-            if members:
-                answer = b'{"jsonrpc":"2.0","id":%b,"result":%b%b}}' % (encode(call.id), head, members)
-            else:
-                answer = b'{"jsonrpc":"2.0","id":%b,"result":%b}}' % (encode(call.id), head.removesuffix(b","))
+            if not members:
+                head = head.removesuffix(b",")
+            answer = b'{"jsonrpc":"2.0","id":%b,"result":%b%b}}' % (encode(call.id), head, members)
         except BaseException as exc:
             answer = self._failure(call, exc)
         finally:
             self.calls.discard(call)
             if scope:
-                del self.by_id[key]
+                del self.by_id[(scope, call.id)]
         if observe is not None:
             observe(call, perf_counter() - started, answer)
         if call.mirror is not None:
             await call.mirror(answer)
         return answer
+
+    def _enter(self, call: Call, scope: str) -> bool:
+        """Note a call by its id; False when the id is in flight."""
+        key = (scope, call.id)
+        if key in self.by_id:
+            return False
+        self.by_id[key] = call
+        if call.carrier is None:
+            call.stop = _canceller()
+        return True
 
     def cancel(self, scope: str, request_id: RequestId) -> bool:
         """Cancel a call of a session or connection; unknown ones are ignored (digest §10.6)."""
@@ -234,11 +237,13 @@ def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None)
 
 
 def check_offered(call: Call, registry: Registry) -> None:
-    """Refuse a handshake-era method that the revision or this server does not have.
+    """Refuse a handshake-era method that the revision or this server does not have (admission did it for the other).
 
     Raises:
         ProtocolError: METHOD_NOT_FOUND.
     """
+    if not call.revision.handshake:
+        return
     capability = call.revision.requests.get(call.method)
     if capability is None or not registry.offers(capability):
         raise method_not_found(call.method, call.revision)

@@ -1,13 +1,11 @@
 """Prompts: descriptions for clients, and how their functions are run."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 
-from msgspec import to_builtins
-
-from millstream.protocol.content import Icon
 from millstream.server.context import Context
+from millstream.server.labels import Labels, described
 from millstream.server.signature import plan
 from millstream.server.sync_context import SyncContext
 from millstream.server.tools import runner
@@ -23,11 +21,8 @@ class Prompt:
         function: Callable[..., Any],
         *,
         name: str | None = None,
-        title: str | None = None,
-        description: str | None = None,
-        icons: Sequence[Icon] = (),
-        meta: Mapping[str, Any] | None = None,
         thread: bool = True,
+        **labels: Unpack[Labels],
     ) -> None:
         self.plan = plan(function, kind="prompt", contexts=(Context, SyncContext), name=name)
         self.name = self.plan.name
@@ -42,15 +37,7 @@ class Prompt:
             }
             for each in self.plan.parameters
         ]
-        described: dict[str, Any] = {
-            "name": self.name,
-            "title": title,
-            "description": description if description is not None else self.plan.description or None,
-            "arguments": arguments or None,
-            "icons": [to_builtins(icon) for icon in icons] or None,
-            "_meta": dict(meta) if meta else None,
-        }
-        self._described = {key: value for key, value in described.items() if value is not None}
+        self._described = described({"name": self.name}, self.plan.description, labels, arguments=arguments or None)
 
     def describe(self) -> dict[str, Any]:
         """The description in the newest shape."""
@@ -60,5 +47,5 @@ class Prompt:
         """The same prompt under another name."""
         other = copy.copy(self)
         other.name = name
-        other._described = {**self._described, "name": name}  # noqa: SLF001  of the same class
+        other._described = {**self._described, "name": name}
         return other

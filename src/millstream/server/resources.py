@@ -1,14 +1,12 @@
 """Resources and resource templates: descriptions for clients, and how their functions are read."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
 
-from msgspec import to_builtins
-
-from millstream.protocol.content import Annotations, Icon
 from millstream.protocol.uri_template import UriTemplate
 from millstream.server.context import Context
+from millstream.server.labels import Labels, described
 from millstream.server.signature import plan
 from millstream.server.sync_context import SyncContext
 from millstream.server.tools import runner
@@ -25,30 +23,17 @@ class _Readable:
         address: Mapping[str, str],
         *,
         name: str | None = None,
-        title: str | None = None,
-        description: str | None = None,
         mime_type: str | None = None,
-        annotations: Annotations | Mapping[str, Any] | None = None,
-        icons: Sequence[Icon] = (),
         size: int | None = None,
-        meta: Mapping[str, Any] | None = None,
         thread: bool = True,
+        **labels: Unpack[Labels],
     ) -> None:
         self.plan = plan(function, kind="resource", contexts=(Context, SyncContext), name=name)
         self.mime_type = mime_type
         self.run = runner(self.plan, thread=thread)
-        described: dict[str, Any] = {
-            **address,
-            "name": self.plan.name,
-            "title": title,
-            "description": description if description is not None else self.plan.description or None,
-            "mimeType": mime_type,
-            "annotations": to_builtins(annotations) if annotations else None,
-            "size": size,
-            "icons": [to_builtins(icon) for icon in icons] or None,
-            "_meta": dict(meta) if meta else None,
-        }
-        self._described = {key: value for key, value in described.items() if value is not None}
+        self._described = described(
+            {**address, "name": self.plan.name}, self.plan.description, labels, mimeType=mime_type, size=size
+        )
 
     def describe(self) -> dict[str, Any]:
         """The description in the newest shape."""
@@ -73,7 +58,7 @@ class Resource(_Readable):
         """The same resource under another URI."""
         other = copy.copy(self)
         other.uri = uri
-        other._described = {**self._described, "uri": uri}  # noqa: SLF001  of the same class
+        other._described = {**self._described, "uri": uri}
         return other
 
 
@@ -97,5 +82,5 @@ class Template(_Readable):
         """The same template under another URI."""
         other = copy.copy(self)
         other.template = UriTemplate(uri)
-        other._described = {**self._described, "uriTemplate": uri}  # noqa: SLF001  of the same class
+        other._described = {**self._described, "uriTemplate": uri}
         return other

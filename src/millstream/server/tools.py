@@ -6,18 +6,18 @@ in the newest shape. A call decodes arguments, runs, encodes.
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Unpack
 
-from msgspec import Struct, to_builtins
+from msgspec import Struct
 
 from millstream.protocol import projection
-from millstream.protocol.content import Icon
 from millstream.protocol.errors import ToolError
 from millstream.protocol.jsonrpc import encode as encode_json
 from millstream.protocol.revisions import Revision
 from millstream.server.call import Call
 from millstream.server.context import Context, send_progress
+from millstream.server.labels import Labels, described
 from millstream.server.results import ToolResult, as_text, encode, encode_result
 from millstream.server.signature import Plan, plan
 from millstream.server.sync_context import SyncContext
@@ -48,23 +48,19 @@ _SCALAR_RESULTS = {
 class Tool:
     """One registered tool."""
 
-    __slots__ = ("_described", "_simple", "name", "plan", "plain", "requires", "run", "timeout", "wraps")
+    __slots__ = ("_described", "_simple", "name", "plain", "plan", "requires", "run", "timeout", "wraps")
 
     def __init__(
         self,
         function: Callable[..., Any],
         *,
         name: str | None = None,
-        title: str | None = None,
-        description: str | None = None,
         input_schema: dict[str, Any] | None = None,
         output_schema: dict[str, Any] | None = None,
-        annotations: ToolAnnotations | Mapping[str, Any] | None = None,
-        icons: Sequence[Icon] = (),
-        meta: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         thread: bool = True,
         requires: Mapping[str, Any] | None = None,
+        **labels: Unpack[Labels],
     ) -> None:
         self.plan = plan(
             function,
@@ -92,17 +88,9 @@ class Tool:
         self._simple = str if output is None else _SCALARS.get(output.get("type", "")) if len(output) == 1 else None
         """Values of exactly this class need no check and no other encoder."""
         self.run = runner(self.plan, thread=thread)
-        described: dict[str, Any] = {
-            "name": self.name,
-            "title": title,
-            "description": description if description is not None else self.plan.description or None,
-            "inputSchema": self.plan.input_schema,
-            "outputSchema": output,
-            "annotations": to_builtins(annotations) if annotations else None,
-            "icons": [to_builtins(icon) for icon in icons] or None,
-            "_meta": dict(meta) if meta else None,
-        }
-        self._described = {key: value for key, value in described.items() if value is not None}
+        self._described = described(
+            {"name": self.name}, self.plan.description, labels, inputSchema=self.plan.input_schema, outputSchema=output
+        )
 
     def describe(self) -> dict[str, Any]:
         """The description in the newest shape."""
@@ -112,7 +100,7 @@ class Tool:
         """The same tool under another name."""
         other = copy.copy(self)
         other.name = name
-        other._described = {**self._described, "name": name}  # noqa: SLF001  of the same class
+        other._described = {**self._described, "name": name}
         return other
 
     def encode(self, value: Any, call: Call) -> bytes:

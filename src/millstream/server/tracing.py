@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 
+from millstream.protocol.json_schema import is_object
 from millstream.server.call import Call
 from millstream.telemetry.logs import redact_text
 from millstream.telemetry.messages import session_hash
@@ -84,7 +85,7 @@ class Tracing:
         self._open[call] = self._spans.start(
             f"{_short(call.method)} {_short(name)}" if target is not None and name else _short(call.method),
             attributes,
-            meta=params.meta if isinstance(params.meta, Mapping) else {},
+            meta=params.meta if is_object(params.meta) else {},
             headers=_trace_headers(call.headers),
         )
 

@@ -87,8 +87,8 @@ class MessageLog:
     __slots__ = (
         "_format",
         "_hashes",
+        "_millisecond",
         "_pending",
-        "_second",
         "_stamp",
         "_stream",
         "_texts",
@@ -117,7 +117,7 @@ class MessageLog:
         self._timer: asyncio.TimerHandle | None = None
         self._texts: dict[str, str] = {}
         self._hashes: dict[str, str] = {}
-        self._second = -1
+        self._millisecond = -1
         self._stamp = ""
 
     def add(self, message: Message) -> None:
@@ -153,7 +153,7 @@ class MessageLog:
             known[message.method] if message.method in known else self._text(message.method),
             known[message.target] if message.target in known else self._text(message.target),
             known[status] if status in known else self._text(status),
-            round(message.seconds * 1000, 3),
+            int(message.seconds * 1_000_000) / 1000,
             message.revision,
             known[client] if client in known else self._text(client),
             hashes[message.session] if message.session in hashes else self._hash(message.session),
@@ -166,11 +166,12 @@ class MessageLog:
         )
 
     def _time(self, at: float) -> str:
-        second = int(at)
-        if second != self._second:
-            self._second = second
-            self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
-        return f"{self._stamp}{int((at - second) * 1000):03d}Z"
+        millisecond = int(at * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            moment = datetime.fromtimestamp(millisecond / 1000, UTC)
+            self._stamp = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return self._stamp
 
     def _text(self, text: str) -> str:
         """A text of a peer as it may stand in the log."""

@@ -56,7 +56,8 @@ class Growth(Generic[Key]):
             copies.popleft()
         while len(copies) > 1 and now - copies[1][0] >= self.keep:
             copies.popleft()
-        began, before = copies[0] if copies else (self._started, {})
+        nothing: Mapping[Key, list[int]] = {}
+        began, before = copies[0] if copies else (self._started, nothing)
         if not copies or now - copies[-1][0] >= self.step:
             copies.append((now, dict(counts)))
         grown = {

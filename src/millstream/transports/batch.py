@@ -12,10 +12,8 @@ from millstream.protocol.admission import is_per_request
 from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream.protocol.jsonrpc import Message, error_message, read, split_batch
 from millstream.protocol.principal import Principal
-from millstream.protocol.revisions import Revision
 from millstream.server.dispatch import Dispatcher
 from millstream.server.inbox import take_notification
-from millstream.server.sessions import Session
 from millstream.transports.post_line import PostLine
 
 if TYPE_CHECKING:
@@ -68,32 +66,22 @@ async def serve_batch(
     session, revision = found
     if not revision.batches:
         raise refuse_batch(f"revision {revision.date} has no batches")
-    answers = await asyncio.gather(
-        *(_one(streamable, dispatcher, request, message, session, revision, principal) for message in messages)
-    )
-    body = b",".join(answer for answer in answers if answer)
+    scope = "" if session is None else session.id
+
+    async def answer(message: Message | ProtocolError) -> bytes:
+        if isinstance(message, ProtocolError):
+            return error_message(None, message.code, message.message)
+        if message.is_answer:
+            dispatcher.answer(message, scope)
+            return b""
+        if message.id is None:
+            take_notification(dispatcher, message, scope)
+            return b""
+        call = streamable.handshake_call(request, message, session, revision, principal)
+        call.carrier = None  # it is the batch as a whole; a cancel is for one of its calls
+        call.line = PostLine(request, call, streamable.services, streamable.streams, can_stream=False)
+        return await dispatcher.call(call, scope)
+
+    answers = await asyncio.gather(*(answer(message) for message in messages))
+    body = b",".join(each for each in answers if each)
     return Response(b"[%b]" % body) if body else Response(b"", 202, b"")
-
-
-async def _one(
-    streamable: "Streamable",
-    dispatcher: Dispatcher,
-    request: Request,
-    message: Message | ProtocolError,
-    session: Session | None,
-    revision: Revision,
-    principal: Principal | None,
-) -> bytes:
-    scope = session.id if session is not None else ""
-    if isinstance(message, ProtocolError):
-        return error_message(None, message.code, message.message)
-    if message.is_answer:
-        dispatcher.answer(message, scope)
-        return b""
-    if message.id is None:
-        take_notification(dispatcher, message, scope)
-        return b""
-    call = streamable.handshake_call(request, message, session, revision, principal)
-    call.carrier = None  # the batch as a whole; a cancel is for one of its calls
-    call.line = PostLine(request, call, streamable.services, streamable.streams, can_stream=False)
-    return await dispatcher.call(call, scope)

@@ -36,7 +36,8 @@ class Connection:
     """One client on one connection. It is also the `Line` of every call on it."""
 
     __slots__ = (
-        "_dispatcher", "_drain", "_headers", "_principal", "_stop_watching", "_tasks", "_write", "asks", "id", "session",
+        "_dispatcher", "_drain", "_headers", "_principal", "_stop_watching", "_tasks", "_transport", "_write",
+        "asks", "id", "session",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +48,7 @@ class Connection:
         *,
         principal: Principal | None = None,
         headers: Mapping[bytes, bytes] | None = None,
+        transport: str = "",
     ) -> None:
         # Configuration
         self._dispatcher = dispatcher
@@ -54,6 +56,7 @@ class Connection:
         self._drain = drain
         self._principal = principal
         self._headers = headers
+        self._transport = transport
         # Connection
         self.id = secrets.token_hex(16)
         self.session: Session | None = None
@@ -135,6 +138,7 @@ class Connection:
             method=message.method,
             client=admitted.client,
             line=self,
+            transport=self._transport,
             principal=self._principal,
             headers=self._headers,
             name=admitted.name,
@@ -152,6 +156,7 @@ class Connection:
             method=message.method,
             client=_NOBODY if session is None else session.client,
             line=self,
+            transport=self._transport,
             session=session,
             principal=self._principal,
             headers=self._headers,
@@ -209,7 +214,8 @@ class Connection:
 
     def _changed(self, change: Change, message: bytes) -> None:
         session = self.session
-        assert session is not None and session.record is not None  # noqa: S101  watched only in a session
+        assert session is not None  # noqa: S101  watched only in a session
+        assert session.record is not None  # noqa: S101  sessions of connections have one
         if change.kind != "updated" or change.uri in session.record.subscriptions:
             self._write(message)
 

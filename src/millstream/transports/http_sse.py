@@ -56,7 +56,7 @@ class HttpSse:
         self._streams.add(sink, owner)
         session_id = secrets.token_hex(16)
         connection = Connection(
-            self._dispatcher, _writer(sink), sink.drain, principal=principal, headers=request.headers
+            self._dispatcher, _writer(sink), sink.drain, principal=principal, headers=request.headers, transport="sse"
         )
         self._connections[session_id] = (connection, owner)
         try:

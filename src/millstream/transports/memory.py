@@ -16,7 +16,7 @@ class MemoryPipe:
     __slots__ = ("_connection", "_news", "_waiting", "closed")
 
     def __init__(self, dispatcher: Dispatcher) -> None:
-        self._connection = Connection(dispatcher, self._take, self._no_wait)
+        self._connection = Connection(dispatcher, self._take, self._no_wait, transport="memory")
         self._waiting: deque[bytes] = deque()
         self._news = asyncio.Event()
         self.closed = False

@@ -135,7 +135,7 @@ async def serve_stdio(dispatcher: Dispatcher, *, stdin: int = 0, stdout: int = 1
     private = os.dup(stdout)
     os.dup2(2, stdout)
     output = _Output(private, max_buffered=settings.stream_buffer)
-    connection = Connection(dispatcher, output.write, output.drain)
+    connection = Connection(dispatcher, output.write, output.drain, transport="stdio")
     splitter = LineSplitter(settings.max_body)
     try:
         await output.open()

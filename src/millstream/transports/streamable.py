@@ -50,7 +50,8 @@ class Streamable:
     """The POST handler of the MCP endpoint."""
 
     __slots__ = (
-        "_dispatcher", "_fast", "_json_only", "_max_calls", "_max_depth", "_prepares", "authenticate", "services", "sessions", "streams",
+        "_dispatcher", "_fast", "_json_only", "_max_calls", "_max_depth", "_prepares",
+        "authenticate", "services", "sessions", "streams",
     )  # fmt: skip
 
     def __init__(
@@ -135,6 +136,7 @@ class Streamable:
             client=_NOBODY if session is None else session.client,
             connect=lambda call: self._line(request, call),
             carrier=request,
+            transport="http",
             session=session,
             headers=headers,
             name=params.name,
@@ -162,6 +164,7 @@ class Streamable:
             client=Client(meta.capabilities, about.name, about.version) if about else Client(meta.capabilities),
             connect=lambda call: self._line(request, call),
             carrier=request,
+            transport="http",
             headers=headers,
             name=params.name,
             token=meta.token,
@@ -256,6 +259,7 @@ class Streamable:
             client=admitted.client,
             connect=lambda call: self._line(request, call),
             carrier=request,
+            transport="http",
             principal=principal,
             headers=request.headers,
             name=admitted.name,
@@ -298,6 +302,7 @@ class Streamable:
             client=session.client if session is not None else _NOBODY,
             connect=lambda call: self._line(request, call),
             carrier=request,
+            transport="http",
             session=session,
             principal=principal,
             headers=request.headers,

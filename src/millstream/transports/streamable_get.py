@@ -5,6 +5,8 @@ resumes it is told again of everything that may have changed. Streams of calls a
 followed on the bus, so any worker can serve them.
 """
 
+from collections.abc import Iterable
+
 from millstream.http import STREAM_HEAD, TEXT_HEAD, Handler, Request, Response, Sink
 from millstream.protocol import sse
 from millstream.protocol.admission import check_handshake_header, header_version
@@ -24,6 +26,8 @@ _NOT_ALLOWED = Response(b"Method not allowed: POST to this path.\n", 405, TEXT_H
 _UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable: a GET is answered as text/event-stream")
 _UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID: open a new stream without it")
 _TOO_MANY = refusal(503, -32000, "Too many open streams: close some, or try again later", head=b"retry-after: 5\r\n")
+_NAMING = frozenset({b"mcp-session-id", b"mcp-protocol-version", b"last-event-id"})
+"""A GET with none of these is a client of the first revision."""
 _STAND_ALONE = "main"
 """The stream part of event ids on stand-alone streams."""
 
@@ -45,48 +49,36 @@ class StreamableGet:
     async def get(self, request: Request) -> Response | None:
         """Open the stand-alone stream, or resume a broken one."""
         headers = request.headers
-        sessions = self._streamable.sessions
-        if sessions is None or names_per_request_era(header_version(headers)):
+        if self._streamable.sessions is None or names_per_request_era(header_version(headers)):
             return _NOT_ALLOWED
         if not accepted(headers.get(b"accept")).stream:
             return _UNREADABLE
-        if b"mcp-session-id" not in headers:
-            if b"mcp-protocol-version" in headers or b"last-event-id" in headers or self._first is None:
-                return missing_session()
+        if headers.keys().isdisjoint(_NAMING) and self._first is not None:
             return await self._first(request)
-        authenticate = self._streamable.authenticate
-        principal = await authenticate(request) if authenticate is not None else None
-        session = await sessions.find(request, principal)
-        if isinstance(session, Response):
-            return session
-        try:
-            check_handshake_header(headers, session.revision)
-        except ProtocolError as exc:
-            return refusal(exc.status, exc.code, exc.message)
+        found = await self._find(request)
+        if isinstance(found, Response):
+            return found
+        session, owner = found
         if not session.current:
             return refusal(404, -32001, "Session not found: its streams are gone, initialize again")
-        owner = principal_id(principal)
         if self._streamable.streams.full(owner):
             return _TOO_MANY
         last = headers.get(b"last-event-id")
-        if last is None:
-            await self._stand_alone(request, session, owner, resumed=False)
-            return None
-        return await self._resume(request, session, owner, last.decode("latin-1").strip())
+        if last is not None:
+            return await self._resume(request, session, owner, last.decode("latin-1").strip())
+        await self._stand_alone(request, session, owner, resumed=False)
+        return None
 
     async def delete(self, request: Request) -> Response | None:
         """End a session."""
         sessions = self._streamable.sessions
         if sessions is None or names_per_request_era(header_version(request.headers)):
             return _NOT_ALLOWED
-        if b"mcp-session-id" not in request.headers:
-            return missing_session()
-        authenticate = self._streamable.authenticate
-        principal = await authenticate(request) if authenticate is not None else None
-        session = await sessions.find(request, principal)
-        if isinstance(session, Response):
-            return session
-        if not await sessions.end(session, principal_id(principal)):
+        found = await self._find(request)
+        if isinstance(found, Response):
+            return found
+        session, owner = found
+        if not await sessions.end(session, owner):
             return refusal(503, -32000, "Too many ended sessions: try again later", head=b"retry-after: 60\r\n")
         for call in [call for (scope, _), call in self._dispatcher.by_id.items() if scope == session.id]:
             call.cancel()
@@ -94,6 +86,21 @@ class StreamableGet:
         if sink is not None:
             sink.close()
         return Response(b"", 204, b"")
+
+    async def _find(self, request: Request) -> tuple[Session, str] | Response:
+        """The session that a request names and the owner its streams count for, or the reply that refuses it."""
+        streamable = self._streamable
+        if streamable.sessions is None or b"mcp-session-id" not in request.headers:
+            return missing_session()
+        principal = await streamable.authenticate(request) if streamable.authenticate is not None else None
+        session = await streamable.sessions.find(request, principal)
+        if isinstance(session, Response):
+            return session
+        try:
+            check_handshake_header(request.headers, session.revision)
+        except ProtocolError as exc:
+            return refusal(exc.status, exc.code, exc.message)
+        return session, principal_id(principal)
 
     # The stand-alone stream
 
@@ -125,12 +132,8 @@ class StreamableGet:
         try:
             resubscribed((await self._services.records.get(session)).subscriptions)
             sink.write(sse.prime(mark(), None) if session.revision.priming else sse.COMMENT)
-            if resumed:
-                for kind in ("tools", "prompts", "resources"):
-                    if self._dispatcher.registry.offers(kind):
-                        sink.write(sse.encode_message(encode_change(Change(kind)), mark()))
-                for uri in sorted(subscribed):
-                    sink.write(sse.encode_message(encode_change(Change("updated", uri)), mark()))
+            for change in self._hints(subscribed) if resumed else ():
+                sink.write(sse.encode_message(encode_change(change), mark()))
             await sink.wait_closed()
         finally:
             stop()
@@ -138,6 +141,11 @@ class StreamableGet:
             if self._by_session.get(session.id) is sink:
                 del self._by_session[session.id]
             sink.close()
+
+    def _hints(self, subscribed: Iterable[str]) -> list[Change]:
+        """Everything that may have changed while the client was away."""
+        kinds = [kind for kind in ("tools", "prompts", "resources") if self._dispatcher.registry.offers(kind)]
+        return [Change(kind) for kind in kinds] + [Change("updated", uri) for uri in sorted(subscribed)]
 
     # Streams of calls
 

@@ -1,4 +1,4 @@
-"""`server/discover`: what a client of the per-request era asks first. Cacheable, and never an error when well-formed."""
+"""`server/discover`: what a client of the per-request era asks first. Cacheable, never an error when well-formed."""
 
 from collections.abc import Mapping
 from typing import Any

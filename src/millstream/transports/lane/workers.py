@@ -1,9 +1,10 @@
 """Tasks that run one call after another, woken without a turn of the event loop (Python 3.11).
 
-User code needs a real task (`asyncio.timeout`, `TaskGroup`), and on 3.11 each new task costs its registration and a turn
-of the loop before it starts. A worker is a task that waits, on itself, for its next call: it follows the future protocol
-that tasks await by (`_asyncio_future_blocking`, `_loop`, `add_done_callback`, `result`), so that whoever has a call can
-take the step at once. From 3.12 on there are eager tasks, and no workers. See docs/decisions/0003-workers.md.
+User code needs a real task (`asyncio.timeout`, `TaskGroup`), and on 3.11 each new task costs its registration and a
+turn of the loop before it starts. A worker is a task that waits, on itself, for its next call: it follows the protocol
+by which tasks wait for futures (`_asyncio_future_blocking`, `_loop`, `add_done_callback`, `result`), so that whoever
+has a call can take the step at once. From 3.12 on there are eager tasks, and no workers.
+See docs/decisions/0003-workers.md.
 
 A worker that was cancelled, or whose context variables a call has changed, is not used again: calls share nothing.
 """

@@ -1,0 +1,201 @@
+"""The hub over HTTP: `GET /events`, `GET /mcp/sse/{client_id}`, `POST /publish`.
+
+Streams are server-sent events. A plain event has no ``event`` field, so that `EventSource.onmessage` sees it; a gap is
+told as ``event: gap``, and a stream that the hub ends closes with ``event: cut``. Between events the place to resume
+from goes out as an id alone, which a client keeps without dispatching anything. Errors are problem details (RFC 9457).
+"""
+
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+from msgspec import Struct
+
+from millstream.config import Settings
+from millstream.http import JSON_HEAD, STREAM_HEAD, Request, Response, Sink
+from millstream.hub import Event, Forbidden, Hub, InvalidName, TooLarge, TooMany
+from millstream.hub.channels import DEFAULT
+from millstream.protocol import sse
+from millstream.protocol.errors import ProtocolError
+from millstream.protocol.jsonrpc import check_text, encode
+from millstream.protocol.principal import Principal
+from millstream.server.services import principal_id
+from millstream.transports.media import accepted, is_json
+from millstream.transports.open_streams import OpenStreams
+from millstream.transports.streamable import Authenticate
+
+CLIENT_PATH = "/mcp/sse/"
+MAX_HISTORY = 1_000
+
+_PROBLEM_HEAD = b"content-type: application/problem+json\r\n"
+_RETRY_AFTER = b"retry-after: 5\r\n"
+
+
+class Publication(Struct):
+    """The body of `POST /publish`."""
+
+    data: Any
+    channel: str = DEFAULT
+    event: str | None = None
+    id: str | None = None
+
+
+_decode_publication = msgspec.json.Decoder(Publication).decode
+
+
+def encode_sse(event: Event) -> bytes:
+    """An event of the hub as a server-sent event."""
+    if event.data is None:
+        return b"id: %b\n\n" % event.id.encode()
+    return sse.encode_event(event.data, event=event.event, id=event.id or None)
+
+
+class HubRoutes:
+    """The three handlers."""
+
+    __slots__ = ("_authenticate", "_hub", "_settings", "_streams")
+
+    def __init__(
+        self, hub: Hub, streams: OpenStreams, settings: Settings, *, authenticate: Authenticate | None = None
+    ) -> None:
+        self._hub = hub
+        self._streams = streams
+        self._settings = settings
+        self._authenticate = authenticate
+
+    @staticmethod
+    def match(path: str) -> str | None:
+        """The client id in a path of `client_stream`; None for other paths."""
+        client_id = path.removeprefix(CLIENT_PATH)
+        return client_id if client_id and client_id != path and "/" not in client_id else None
+
+    async def events(self, request: Request) -> Response | None:
+        """Stream channels: ``?channel=`` (repeated, or separated by commas), ``?client_id= ?name= ?history=``."""
+        query = _query(request)
+        channels = [part for value in query.get("channel", ()) for part in value.split(",")] or [DEFAULT]
+        principal = await self._principal(request)
+        try:
+            history = _count(query)
+            client_id, name = _last(query, "client_id"), _last(query, "name")
+            self._hub.check_subscribe(
+                channels, client_id=client_id, name=name, principal=principal, address=request.peer
+            )
+        except (InvalidName, Forbidden, TooMany) as exc:
+            return _refusal(exc)
+        sink = self._open(request, principal)
+        if isinstance(sink, Response):
+            return sink
+        try:
+            await self._hub.subscribe(
+                channels,
+                sink,
+                encode=encode_sse,
+                last_event_id=_last_event_id(request, query),
+                history=history,
+                client_id=client_id,
+                name=name,
+                principal=principal,
+                address=request.peer,
+            )
+            await sink.wait_closed()
+        finally:
+            sink.close()
+        return None
+
+    async def client_stream(self, request: Request) -> Response | None:
+        """Stream what is sent to one client: progress and results of its streamed calls."""
+        client_id = self.match(request.path)
+        if client_id is None:
+            return problem(404, "The path is /mcp/sse/ and a client id.")
+        principal = await self._principal(request)
+        try:
+            self._hub.check_receive(client_id, principal=principal, address=request.peer)
+        except (InvalidName, Forbidden, TooMany) as exc:
+            return _refusal(exc)
+        sink = self._open(request, principal)
+        if isinstance(sink, Response):
+            return sink
+        try:
+            sink.write(sse.encode_event(encode({"client_id": client_id}), event="connected"))
+            await self._hub.receive(
+                client_id,
+                sink,
+                encode=encode_sse,
+                last_event_id=_last_event_id(request, _query(request)),
+                principal=principal,
+                address=request.peer,
+            )
+            await sink.wait_closed()
+        finally:
+            sink.close()
+        return None
+
+    async def publish(self, request: Request) -> Response:
+        """Publish the event in a JSON body: ``{"channel"?, "data", "event"?, "id"?}``."""
+        if not is_json(request.headers.get(b"content-type")):
+            return problem(415, "Send the event as content-type application/json.")
+        try:
+            check_text(request.body, self._settings.max_depth)
+            given = _decode_publication(request.body)
+        except ProtocolError as exc:
+            return problem(400, exc.message)
+        except msgspec.DecodeError as exc:
+            return problem(400, f"The body is not an event: {exc}.")
+        try:
+            self._hub.check_publish(given.channel, await self._principal(request))
+            published = await self._hub.publish(given.channel, given.data, event=given.event, id=given.id)
+        except (InvalidName, Forbidden, TooLarge) as exc:
+            return _refusal(exc)
+        return Response(encode({"id": published.id, "subscribers": published.subscribers}), 200, JSON_HEAD)
+
+    def _open(self, request: Request, principal: Principal | None) -> Sink | Response:
+        if not accepted(request.headers.get(b"accept")).stream:
+            return problem(406, "This is a stream of content-type text/event-stream.")
+        owner = principal_id(principal)
+        if self._streams.full(owner):
+            return problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
+        sink = request.open(200, STREAM_HEAD)
+        self._streams.add(sink, owner)
+        return sink
+
+    async def _principal(self, request: Request) -> Principal | None:
+        return await self._authenticate(request) if self._authenticate is not None else None
+
+
+def problem(status: int, detail: str, head: bytes = b"") -> Response:
+    """An error as problem details."""
+    return Response(encode({"status": status, "detail": detail}), status, _PROBLEM_HEAD + head)
+
+
+_STATUS: dict[type[Exception], tuple[int, bytes]] = {
+    InvalidName: (400, b""),
+    Forbidden: (403, b""),
+    TooLarge: (413, b""),
+    TooMany: (503, _RETRY_AFTER),
+}
+
+
+def _refusal(exc: Exception) -> Response:
+    status, head = _STATUS[type(exc)]
+    return problem(status, str(exc), head)
+
+
+def _query(request: Request) -> dict[str, list[str]]:
+    return parse_qs(request.query.decode("latin-1"), keep_blank_values=True) if request.query else {}
+
+
+def _last(query: dict[str, list[str]], name: str) -> str:
+    return query[name][-1] if name in query else ""
+
+
+def _last_event_id(request: Request, query: dict[str, list[str]]) -> str:
+    """The header, which an `EventSource` sends when it reconnects; before that only the query can name one."""
+    header = request.headers.get(b"last-event-id")
+    return header.decode("utf-8", "replace").strip() if header else _last(query, "last_event_id")
+
+
+def _count(query: dict[str, list[str]]) -> int:
+    text = _last(query, "history") or "0"
+    if not text.isascii() or not text.isdigit() or len(text) > 4 or int(text) > MAX_HISTORY:
+        raise InvalidName(f"The history is a number up to {MAX_HISTORY}, not {text[:20]!r}.")
+    return int(text)

@@ -1,0 +1,125 @@
+"""A call's stream, cut after any event and resumed, and cut again: every event once, in order, whatever the cuts.
+
+The tool reports steps as fast as it can or between turns of the loop; the client goes away after so many events and
+comes back with the last id it saw. Digest §4.3.
+"""
+
+import asyncio
+import json
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from millstream import Context, Server, Settings
+from millstream.app.asgi import prepare
+from wire import Wire, over_asgi, pairs, request
+
+
+class Event(NamedTuple):
+    """One event of a stream."""
+
+    id: str
+    data: str
+
+
+def events_of(stream: bytes) -> list[Event]:
+    """The whole events that have an id."""
+    events: list[Event] = []
+    for block in stream.decode().split("\n\n")[:-1]:
+        values = dict(
+            line.split(": ", 1) if ": " in line else (line.rstrip(":"), "")
+            for line in block.split("\n")
+            if line and line[0] != ":"
+        )
+        if "id" in values:
+            events.append(Event(values["id"], values.get("data", "")))
+    return events
+
+
+def make_server() -> Server:
+    """A tool that reports its steps."""
+    mcp = Server("counter", settings=Settings(key="a secret of the tests that is long enough"))
+
+    @mcp.tool
+    async def count(steps: int, turns: int, ctx: Context) -> int:
+        """Report every step, with some turns of the loop in between."""
+        for step in range(steps):
+            await ctx.progress(step + 1)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        return steps
+
+    return mcp
+
+
+async def listen(wire: Wire, session: dict[str, str], steps: int, turns: int, cuts: list[int]) -> list[Event]:
+    """Call; leave after so many events; resume; leave again; at last stay to the end."""
+    body = json.dumps(request("tools/call", {
+        "name": "count", "arguments": {"steps": steps, "turns": turns}, "_meta": {"progressToken": "t"},
+    })).encode()  # fmt: skip
+    heard: list[Event] = []
+    waiting = list(cuts)
+
+    def leave(stream: bytes) -> bool:
+        return bool(waiting) and len(events_of(stream)) >= waiting[0]
+
+    method, fields, content = "POST", session, body
+    while True:
+        reply = await over_asgi(wire.server, method, "/mcp", pairs(fields), content, leave=leave)
+        assert reply.status == 200, reply
+        heard += events_of(reply.body)
+        if any('"result"' in event.data for event in heard):
+            return heard
+        waiting.pop(0)
+        method, content = "GET", b""
+        fields = {**session, "accept": "text/event-stream", "last-event-id": heard[-1].id}
+
+
+@pytest.mark.parametrize("revision", ["2025-03-26", "2025-06-18", "2025-11-25"])
+@given(steps=st.integers(1, 8), turns=st.integers(0, 4), cuts=st.lists(st.integers(1, 4), max_size=6))
+@settings(max_examples=60, deadline=None)
+@example(steps=4, turns=0, cuts=[1, 1, 1, 1, 1])
+@example(steps=4, turns=3, cuts=[1, 1, 1, 1, 1])
+def test_resume_after_a_cut_at_any_event_loses_and_repeats_nothing(
+    revision: str, steps: int, turns: int, cuts: list[int]
+) -> None:
+    """Point 5 of the proof; priming events only where the revision has them."""
+
+    async def run() -> list[Event]:
+        server = make_server()
+        async with server.running() as runtime:
+            prepare(server, runtime)
+            wire = Wire(server, runtime, None)
+            heard = await listen(wire, await wire.initialize(revision), steps, turns, cuts)
+            await wire.until(lambda: not runtime.dispatcher.calls and not len(runtime.streams))
+            return heard
+
+    heard = asyncio.run(run())
+    messages: list[Any] = [json.loads(event.data) for event in heard if event.data]
+    assert [message["params"]["progress"] for message in messages[:-1]] == list(range(1, steps + 1))
+    assert messages[-1]["result"]["content"][0]["text"] == str(steps)
+    assert len({event.id for event in heard}) == len(heard)
+    assert (heard[0].data == "") == (revision == "2025-11-25")
+    assert all(event.data for event in heard[1:])
+
+
+@given(steps=st.integers(1, 6))
+@settings(max_examples=12, deadline=None)
+def test_the_rest_of_a_finished_call_can_be_read_from_every_event(steps: int) -> None:
+    """However often it is asked for: each event with its id and data, and nothing after the last."""
+
+    async def run() -> None:
+        server = make_server()
+        async with server.running() as runtime:
+            prepare(server, runtime)
+            wire = Wire(server, runtime, None)
+            session = await wire.initialize()
+            heard = await listen(wire, session, steps, 0, [])
+            for place, event in enumerate(heard):
+                fields = {**session, "accept": "text/event-stream", "last-event-id": event.id}
+                reply = await wire.ask("GET", "/mcp", fields)
+                assert events_of(reply.body) == heard[place + 1 :]
+
+    asyncio.run(run())

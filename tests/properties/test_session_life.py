@@ -1,0 +1,182 @@
+"""The life of sessions as a state machine: any order of handshakes, calls, cancels and ends keeps to the rules.
+
+The model knows which sessions are open and which calls wait; after each step the server agrees. Digest §4.3 and §10.6.
+"""
+
+import asyncio
+import json
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
+
+from bad_input.shop import make_shop
+from millstream.app.asgi import prepare
+from wire import POST, Reply, Wire, over_asgi, pairs, request
+
+REVISIONS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
+
+
+class SessionLife(RuleBasedStateMachine):
+    """Sessions over plain ASGI, in a loop that runs only inside a step."""
+
+    sessions = Bundle("sessions")
+    waiting = Bundle("waiting")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.server = make_shop()
+        self.server.tool(name="wait")(self._wait)
+        self.wire: Wire = self.runner.run(self._start())
+        self.ended: set[str] = set()
+        self.running: dict[tuple[str, int], asyncio.Task[Reply]] = {}
+        self.next_id = 1000
+
+    async def _start(self) -> Wire:
+        runtime = await self.server.start(supervised=True)
+        prepare(self.server, runtime)
+        return Wire(self.server, runtime, None)
+
+    @staticmethod
+    async def _wait() -> str:
+        """Wait until cancelled."""
+        await asyncio.Event().wait()
+        return "never"
+
+    def post(self, headers: dict[str, str], message: dict[str, Any]) -> Reply:
+        """One message of a session."""
+        reply: Reply = self.runner.run(self.wire.post(message, headers))
+        return reply
+
+    def expect(self, headers: dict[str, str], reply: Reply, status: int = 200) -> bool:
+        """404 where the session has ended, else `status`; whether it lives."""
+        gone = headers["mcp-session-id"] in self.ended
+        assert reply.status == (404 if gone else status), reply
+        return not gone
+
+    @rule(target=sessions, revision=st.sampled_from(REVISIONS))
+    def initialize(self, revision: str) -> dict[str, str]:
+        """A session, which is served at its own revision."""
+        headers: dict[str, str] = self.runner.run(self.wire.initialize(revision))
+        return headers
+
+    @rule(headers=sessions)
+    def initialize_again(self, headers: dict[str, str]) -> None:
+        """400: this session is initialized already, or unknown."""
+        reply = self.post(headers, request("initialize", {"protocolVersion": "2025-11-25"}))
+        assert reply.status in (400, 404)
+        assert b"mcp-session-id" not in reply.headers
+
+    @rule(headers=sessions)
+    def ping(self, headers: dict[str, str]) -> None:
+        """An empty result."""
+        reply = self.post(headers, request("ping"))
+        if self.expect(headers, reply):
+            assert reply.message["result"] == {}
+
+    @rule(headers=sessions, a=st.integers(-9, 9), b=st.integers(-9, 9))
+    def call(self, headers: dict[str, str], a: int, b: int) -> None:
+        """The sum, with structured content where the revision has it."""
+        reply = self.post(headers, request("tools/call", {"name": "add", "arguments": {"a": a, "b": b}}))
+        if self.expect(headers, reply):
+            result = reply.message["result"]
+            assert result["content"][0]["text"] == str(a + b)
+            assert ("structuredContent" in result) == (headers["mcp-protocol-version"] >= "2025-06-18")
+
+    @rule(target=waiting, headers=sessions)
+    def begin(self, headers: dict[str, str]) -> tuple[str, int]:
+        """A call that waits."""
+        self.next_id += 1
+        number = self.next_id
+        key = (headers["mcp-session-id"], number)
+
+        async def start() -> asyncio.Task[Reply]:
+            body = json.dumps(request("tools/call", {"name": "wait"}, number)).encode()
+            asking = over_asgi(self.server, "POST", "/mcp", pairs(headers), body)
+            task = asyncio.create_task(asking)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            return task
+
+        task = self.runner.run(start())
+        if task.done():
+            self.expect(headers, task.result(), 404)
+        else:
+            self.running[key] = task
+        return key
+
+    @rule(headers=sessions, key=waiting)
+    def begin_with_an_id_in_flight(self, headers: dict[str, str], key: tuple[str, int]) -> None:
+        """Refused in the same session while the first runs, and harmless to it; another session may use the id."""
+        if headers["mcp-session-id"] != key[0] or key not in self.running:
+            return
+        reply = self.post(headers, request("ping", id=key[1]))
+        assert reply.error == (200, -32600, key[1])
+        assert not self.running[key].done()
+
+    @rule(headers=sessions, key=waiting)
+    def cancel(self, headers: dict[str, str], key: tuple[str, int]) -> None:
+        """Ends the call of this session and of no other; the cancelled one is not answered."""
+        message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": key[1]}}
+        own = headers["mcp-session-id"] == key[0]
+        if self.expect(headers, self.post(headers, message), 202) and own and key in self.running:
+            self._unanswered(self.running.pop(key))
+
+    @rule(headers=consumes(sessions))
+    def delete(self, headers: dict[str, str]) -> None:
+        """Ends the session and its calls, once."""
+        session = headers["mcp-session-id"]
+        reply = self.runner.run(self.wire.ask("DELETE", "/mcp", headers))
+        self.expect(headers, reply, 204)
+        self.ended.add(session)
+        for key in [key for key in self.running if key[0] == session]:
+            self._unanswered(self.running.pop(key))
+        assert self.post(headers, request("ping")).error == (404, -32001, "none")
+
+    @rule(headers=sessions, level=st.sampled_from(["debug", "error"]))
+    def set_level(self, headers: dict[str, str], level: str) -> None:
+        """A record is written, and the session is still its id."""
+        self.expect(headers, self.post(headers, request("logging/setLevel", {"level": level})))
+
+    @rule(headers=sessions, method=st.sampled_from(["resources/subscribe", "resources/unsubscribe"]))
+    def subscribe(self, headers: dict[str, str], method: str) -> None:
+        """To a resource, and away from it, in any order."""
+        self.expect(headers, self.post(headers, request(method, {"uri": "shop://sign"})))
+
+    @rule()
+    def script(self) -> None:
+        """Somebody without a session disturbs nobody."""
+        assert self.post(POST, request("ping")).message["result"] == {}
+
+    def _unanswered(self, task: asyncio.Task[Reply]) -> None:
+        async def end() -> Reply:
+            return await asyncio.wait_for(task, 5)
+
+        reply = self.runner.run(end())
+        assert reply.status == 200
+        assert reply.body == b""
+
+    @invariant()
+    def only_what_waits_is_running(self) -> None:
+        """No call is lost and none is left behind."""
+        assert len(self.wire.runtime.dispatcher.calls) == len(self.running)
+        assert all(not task.done() for task in self.running.values())
+
+    def teardown(self) -> None:
+        """End what still waits."""
+
+        async def end() -> None:
+            for task in self.running.values():
+                task.cancel()
+            await asyncio.gather(*self.running.values(), return_exceptions=True)
+            await self.server.stop()
+
+        self.runner.run(end())
+        self.runner.close()
+
+
+def test_any_order_of_steps_keeps_the_rules_of_sessions() -> None:
+    """A machine of steps that clients take, right ones and wrong ones."""
+    run_state_machine_as_test(SessionLife, settings=settings(max_examples=40, stateful_step_count=30, deadline=None))

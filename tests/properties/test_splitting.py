@@ -1,0 +1,37 @@
+"""stdio lines: feeding in any pieces gives what feeding the whole gives."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millstream.transports.stdio import LineSplitter
+from strategies import bytewise, cuts
+
+LIMIT = 12
+streams = st.lists(
+    st.sampled_from([b"\n", b"\r\n", b"\r", b" ", b"{}", b"\xc3\xa9", b"\xff", b"x" * 11, b"x" * 12, b"x" * 13]),
+    max_size=12,
+).map(b"".join)
+
+
+def lines_of(pieces: list[bytes]) -> list[bytes | None]:
+    """What a splitter gives for pieces, in order."""
+    splitter = LineSplitter(LIMIT)
+    return [line for piece in pieces for line in splitter.feed(piece)]
+
+
+@given(streams.flatmap(lambda data: st.tuples(st.just(data), cuts(data))))
+def test_any_cut_of_the_input_gives_the_same_lines(case: tuple[bytes, list[bytes]]) -> None:
+    """Partial lines and split UTF-8 are buffered; a long line is reported once, wherever it is cut."""
+    data, pieces = case
+    whole = lines_of([data])
+    assert lines_of(pieces) == whole
+    assert lines_of(list(bytewise(data))) == whole
+
+
+@given(streams)
+def test_the_lines_are_those_of_the_text_and_long_ones_are_reported_in_their_place(data: bytes) -> None:
+    """Against the simplest reading of the rule: `bytes.split`."""
+    *complete, rest = data.split(b"\n")
+    expected = [None if len(line) > LIMIT else line.strip(b" \t\r") for line in complete]
+    expected += [None] if len(rest) > LIMIT else []
+    assert lines_of([data]) == [line for line in expected if line != b""]

@@ -1,0 +1,46 @@
+"""schemathesis, with every check it has on by default, finds nothing against the document that we serve.
+
+It sends what fits the schemas and what does not, and compares each reply with what the document promises. The run has
+a seed and a bounded number of cases; `schemathesis run http://127.0.0.1:8000/openapi.json` does more of the same.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from processes import free_port, millstream, serving, uvicorn
+
+pytestmark = pytest.mark.server
+
+SECONDS = 120
+CASES = 15
+
+
+def run(port: int, folder: Path, *options: str) -> str:
+    """Run it against a server; gives its report, fails with it when something was found."""
+    command = [str(Path(sys.executable).parent / "schemathesis"), "run", f"http://127.0.0.1:{port}/openapi.json"]
+    bounds = ["--phases", "examples,coverage,fuzzing", "--max-examples", str(CASES), "--seed", "1"]
+    done = subprocess.run(
+        [*command, *bounds, *options], capture_output=True, text=True, cwd=folder, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_tool_of_every_kind_keeps_what_the_document_says(tmp_path: Path) -> None:
+    """The issue: schemathesis passes; limits, formats, recursive types, refusals and questions included."""
+    port = free_port()
+    command = uvicorn("rest_world:app", port, "--lifespan", "off", "--app-dir", "tests")
+    with serving(command, port, tmp_path / "log"):
+        report = run(port, tmp_path)
+    assert "12 selected / 12 total" in report
+    assert "No issues found" in report
+
+
+def test_the_started_example_keeps_what_its_document_says(tmp_path: Path) -> None:
+    """The same through the lane, against `examples/hub.py`; its one slow tool apart."""
+    port = free_port()
+    with serving(millstream("examples/hub.py", port), port, tmp_path / "log"):
+        assert "No issues found" in run(port, tmp_path, "--exclude-operation-id", "long_task")

@@ -1,0 +1,140 @@
+"""Seeds 000, 003 and 004: their message flows, against the examples that were made for them."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from processes import free_port, millstream, serving, uvicorn
+from seeds.programs import SECONDS
+
+pytestmark = pytest.mark.server
+
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "method": "initialize",
+    "params": {"protocolVersion": "2024-11-05", "capabilities": {}},
+    "id": 1,
+}
+GREET = {
+    "jsonrpc": "2.0",
+    "method": "tools/call",
+    "params": {"name": "greet", "arguments": {"name": "Azure OpenAI"}},
+    "id": 2,
+}
+"""Seed 003, message flow, as it stands: no `clientInfo`."""
+
+
+@pytest.fixture(scope="module")
+def greeter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """`examples/greet.py`, the Hello server of seed 003; its port."""
+    port = free_port()
+    with serving(millstream("examples/greet.py", port), port, tmp_path_factory.mktemp("greet") / "log"):
+        yield port
+
+
+@pytest.fixture(scope="module")
+def two_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """`examples/echo_math.py`, the FastAPI application of seed 004; its port."""
+    port = free_port()
+    with serving(uvicorn("examples.echo_math:app", port), port, tmp_path_factory.mktemp("two") / "log"):
+        yield port
+
+
+class Conversation:
+    """One client of the HTTP+SSE transport: a stream to read, a path to write to."""
+
+    def __init__(self, session: aiohttp.ClientSession, base: str, stream: aiohttp.ClientResponse) -> None:
+        self._session = session
+        self._base = base
+        self._stream = stream
+        self.path = ""
+
+    async def event(self) -> tuple[str, str]:
+        """The next event: its name and data."""
+        name, data = "message", ""
+        async with asyncio.timeout(SECONDS):
+            while line := (await self._stream.content.readline()).decode().removesuffix("\n").removesuffix("\r"):
+                key, _, value = line.partition(":")
+                name, data = (
+                    (value.strip(), data) if key == "event" else (name, value.strip() if key == "data" else data)
+                )
+        return name, data
+
+    async def ask(self, message: dict[str, Any]) -> Any:
+        """Post a message; the answer comes on the stream."""
+        async with self._session.post(self._base + self.path, json=message) as accepted:
+            assert accepted.status == 202
+        while True:
+            name, data = await self.event()
+            if name == "message" and data:
+                return json.loads(data)
+
+
+@asynccontextmanager
+async def conversation(port: int) -> AsyncIterator[Conversation]:
+    """Open the stream as seed 003 does, and take the path of the `endpoint` event, as seed 000 tells."""
+    base = f"http://localhost:{port}"
+    headers = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
+    async with aiohttp.ClientSession() as session, session.get(f"{base}/sse", headers=headers) as stream:
+        assert stream.status == 200
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        assert stream.headers["cache-control"].startswith("no-cache")
+        client = Conversation(session, base, stream)
+        name, client.path = await client.event()
+        assert name == "endpoint"
+        assert client.path.startswith("/messages/?session_id=")
+        yield client
+
+
+async def test_the_hello_server_greets_over_sse(greeter: int) -> None:
+    """Seed 003: initialize without `clientInfo`, then a call; the answer is the one that it prints."""
+    async with conversation(greeter) as client:
+        opened = await client.ask(INITIALIZE)
+        assert opened["id"] == 1
+        assert opened["result"]["protocolVersion"] == "2024-11-05"
+        assert {"tools", "resources", "prompts"} <= set(opened["result"]["capabilities"])
+        assert set(opened["result"]["serverInfo"]) == {"name", "version"}
+        called = await client.ask(GREET)
+        assert called["id"] == 2
+        assert called["result"]["content"] == [{"type": "text", "text": "Hello Hello, Azure OpenAI!"}]
+
+
+async def test_the_time_is_told_over_sse(hub: int) -> None:
+    """Seed 000: the session id comes from the server; the tool is `get_current_time`."""
+    async with conversation(hub) as client:
+        await client.ask(INITIALIZE)
+        listed = await client.ask({"jsonrpc": "2.0", "method": "tools/list", "id": 2})
+        assert "get_current_time" in {tool["name"] for tool in listed["result"]["tools"]}
+        called = await client.ask(
+            {"jsonrpc": "2.0", "method": "tools/call", "params": {"name": "get_current_time"}, "id": 3}
+        )
+        assert called["result"]["content"][0]["text"].endswith("+00:00")
+
+
+async def test_two_streams_have_two_sessions(hub: int) -> None:
+    """Seed 000: every client gets an id of its own, and its own answers."""
+    async with conversation(hub) as one, conversation(hub) as two:
+        assert one.path != two.path
+        await asyncio.gather(one.ask(INITIALIZE), two.ask(INITIALIZE))
+        first, second = await asyncio.gather(one.ask({**GREET, "id": "one"}), two.ask({**GREET, "id": "two"}))
+        assert (first["id"], second["id"]) == ("one", "two")
+
+
+@pytest.mark.parametrize(
+    ("path", "tool", "arguments", "answer"),
+    [("/echo/mcp/", "echo", {"message": "hi"}, "Echo: hi"), ("/math/mcp/", "add_two", {"n": 3}, "5")],
+)
+async def test_two_servers_are_mounted_in_one_application(
+    two_servers: int, path: str, tool: str, arguments: dict[str, Any], answer: str
+) -> None:
+    """Seed 004: `/echo` and `/math`, at the address with the slash that its client configuration has."""
+    base = f"http://localhost:{two_servers}"
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+    async with aiohttp.ClientSession() as session, session.post(base + path, json=call) as reply:
+        assert reply.status == 200
+        assert (await reply.json())["result"]["content"][0]["text"] == answer

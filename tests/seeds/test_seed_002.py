@@ -1,0 +1,82 @@
+"""Seed 002: its commands as they stand, and the calls of its Python client, against the started example."""
+
+import re
+from typing import Any
+
+import pytest
+import requests
+
+from seeds import snippets_002 as seed
+from seeds.programs import SECONDS, shell, shell_json, shell_program
+
+pytestmark = pytest.mark.server
+
+
+@pytest.mark.parametrize("command", [seed.INITIALIZE, seed.INITIALIZE_SHORT], ids=["long", "short"])
+async def test_initialize_needs_no_parameters(hub: int, command: str) -> None:
+    """Usage 1: answered as the revision without a version header, and without a session."""
+    reply = await shell_json(command, hub)
+    assert reply["id"] == "1"
+    assert reply["result"]["serverInfo"]["name"] == "hub"
+    assert reply["result"]["capabilities"]["tools"] is not None
+
+
+async def test_tools_are_listed_without_a_handshake(hub: int) -> None:
+    """Usage 1: both tools with their optional `stream`."""
+    reply = await shell_json(seed.LIST, hub)
+    tools = {tool["name"]: tool["inputSchema"] for tool in reply["result"]["tools"]}
+    for name in ("add_numbers", "multiply_numbers"):
+        assert set(tools[name]["properties"]) >= {"a", "b", "stream"}
+        assert set(tools[name]["required"]) == {"a", "b"}
+
+
+async def test_a_tool_is_called_without_a_handshake(hub: int) -> None:
+    """Usage 1: ten and five."""
+    reply = await shell_json(seed.CALL, hub)
+    assert reply["id"] == "3"
+    assert "15" in reply["result"]["content"][0]["text"]
+    assert not reply["result"].get("isError")
+
+
+async def test_a_streamed_call_says_where_to_listen_and_can_be_heard_there(hub: int) -> None:
+    """Usage 2: without a client id the reply names one and its URL; what was sent to it waits there."""
+    reply = await shell(seed.CALL_STREAMED, hub)
+    found = re.search(r"/mcp/sse/([\w.~-]+)", reply)
+    assert found, reply
+    async with shell_program(seed.LISTEN.replace("{client_id}", found[1]), hub) as stream:
+        await stream.until(lambda line: line.startswith("data:") and "15" in line)
+    assert any("progress" in line for line in stream.lines)
+
+
+async def test_a_client_that_listens_first_hears_its_own_calls(hub: int) -> None:
+    """Usage 2: `/mcp/sse/{client_id}`, with the id given in the query of the call."""
+    async with shell_program(seed.LISTEN.replace("{client_id}", "seed-002"), hub) as stream:
+        call = seed.CALL_STREAMED.replace("/mcp ", "/mcp?client_id=seed-002 ")
+        await stream.until(lambda line: line.startswith("data:") and "15" in line, lambda: shell(call, hub))
+
+
+async def test_health_answers_json(hub: int) -> None:
+    """Testing: `curl …/health`."""
+    assert (await shell_json(seed.HEALTH, hub))["status"] == "ok"
+
+
+@pytest.mark.parametrize("path", ["/docs", "/health"])
+def test_the_pages_it_names_are_there(hub: int, path: str) -> None:
+    """Installation: the four addresses of the server."""
+    assert requests.get(f"http://localhost:{hub}{path}", timeout=SECONDS).status_code == 200
+
+
+def test_what_its_python_client_sends_is_answered(hub: int) -> None:
+    """Usage 3: initialize, list, call, and call with streaming, over one `requests` session."""
+    answers: list[Any] = []
+    with requests.Session() as session:
+        for number, (method, params) in enumerate(seed.CLIENT_CALLS, 1):
+            body: dict[str, Any] = {"jsonrpc": "2.0", "method": method, "id": str(number)}
+            if params is not None:
+                body["params"] = params
+            reply = session.post(f"http://localhost:{hub}/mcp", json=body, timeout=SECONDS)
+            assert reply.status_code == 200
+            assert reply.headers["content-type"].startswith("application/json")
+            answers.append(reply.json())
+    assert [answer["id"] for answer in answers] == ["1", "2", "3", "4"]
+    assert all("result" in answer for answer in answers)
