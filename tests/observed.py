@@ -15,16 +15,10 @@ from millstream.telemetry.spans import Spans
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-class ObservedCall(Call, kw_only=True):
-    """A call as its transport hands it over."""
-
-    transport: str = "http"
-
-
 def a_call(**given: Any) -> Call:
     """A call with the given parts."""
-    values = {"revision": NEWEST, "id": 1, "method": "ping", "client": Client({}, "inspector", "1.2"), **given}
-    return ObservedCall(**values)
+    client = Client({}, "inspector", "1.2")
+    return Call(**{"revision": NEWEST, "id": 1, "method": "ping", "client": client, "transport": "http", **given})
 
 
 def recording() -> tuple[Tracing, InMemorySpanExporter]:

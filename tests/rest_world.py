@@ -1,5 +1,6 @@
 """A server with a tool of every kind, and the ASGI application of its REST routes and pages alone."""
 
+from asyncio import Event
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -104,6 +105,12 @@ def unusual(mcp: Server) -> None:
     async def region(name: Annotated[str, Field(header="Region")]) -> str:
         """Its argument is also a header over MCP."""
         return name
+
+    @mcp.tool(timeout=0.01)
+    async def sleep() -> str:
+        """Never ends by itself."""
+        await Event().wait()
+        return "awake"
 
     @mcp.tool(requires={"sampling": {}})
     async def needs_model() -> str:

@@ -22,9 +22,15 @@ from transcripts.teller import build
 FOLDER = Path(__file__).resolve().parent / "transcripts"
 ROOT = FOLDER.parent.parent
 SETTINGS = {"http-sessionless": {"sessions": False}, "http-json": {"json_only": True}}
-WAYS = {"messages": ("memory", "stdio"), "sse": ("lane", "asgi")}
+WAYS = {"messages": ("memory", "stdio")}
 FILES = {file: file.read_text("utf-8") for file in sorted(FOLDER.glob("*/*.txt"))}
-CASES = [(file, way) for file in FILES for way in WAYS.get(file.stem, ("lane", "asgi"))]
+CASES = [
+    pytest.param(
+        file, way, id=f"{file.parent.name}-{file.stem}-{way}", marks=[pytest.mark.server] if way == "stdio" else []
+    )
+    for file in FILES
+    for way in WAYS.get(file.stem, ("lane", "asgi"))
+]
 
 
 @asynccontextmanager
@@ -73,7 +79,7 @@ def keep(file: Path, played: str) -> None:
     file.write_text(played, "utf-8")
 
 
-@pytest.mark.parametrize(("file", "way"), CASES, ids=[f"{file.parent.name}-{file.stem}-{way}" for file, way in CASES])
+@pytest.mark.parametrize(("file", "way"), CASES)
 async def test_both_sides_speak_as_the_transcript_says(file: Path, way: str, request: pytest.FixtureRequest) -> None:
     """STYLE 30: what a specification author reads is what happens."""
     script = FILES[file]

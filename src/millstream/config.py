@@ -69,6 +69,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     discover_ttl_ms: int = 3_600_000
     drain_timeout: float = 30.0
     log_level: str = "info"
+    access_log: bool = False
+    """One line on standard error for each message."""
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **given: object) -> "Settings":

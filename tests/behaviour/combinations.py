@@ -128,4 +128,10 @@ def every(*needs: str, since: str = "", until: str = NEWEST, over: tuple[str, ..
     """
     found = chosen(*needs, since=since, until=until, over=over)
     assert found, needs
-    return pytest.mark.parametrize("combination", found, ids=str)
+    return pytest.mark.parametrize("combination", [marked(each, each.transport) for each in found])
+
+
+def marked(value: Any, transport: str) -> Any:
+    """A parameter; one that starts a process carries the mark of those."""
+    marks = [pytest.mark.server] if transport == "stdio" else []
+    return pytest.param(value, id=str(value), marks=marks)

@@ -1,10 +1,13 @@
 """Hearing about changes: subscriptions and list_changed, by the stream that each era has for them."""
 
+import asyncio
+
 import pytest
 
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 
+WAIT = 5.0
 UPDATED = "notifications/resources/updated"
 SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
 KINDS = ("tools", "prompts", "resources")
@@ -131,6 +134,28 @@ async def test_a_server_that_stops_ends_a_subscription_with_its_result(
     reply = await client.finish(sent)
     assert reply.result["_meta"][SUBSCRIPTION] == sent
     assert reply.result["resultType"] == "complete"
+
+
+@every("requests of its own", "our process")
+async def test_a_runtime_that_is_closed_ends_a_subscription_with_its_result(
+    connect: Connect, combination: Combination
+) -> None:
+    """Digest 7: what an ASGI server's shutdown does, which knows no drain."""
+    client = await connect(combination)
+    sent = await client.watch()
+    await client.server.stop()
+    assert (await client.finish(sent)).result["_meta"][SUBSCRIPTION] == sent
+
+
+@every("requests of its own", "streamable http")
+async def test_a_subscription_that_could_not_be_read_is_refused(connect: Connect, combination: Combination) -> None:
+    """Issue: 406 where a reply could not be read; a subscription is a stream in every case."""
+    client = await connect(combination)
+    params = client.params({"notifications": {"toolsListChanged": True}})
+    message = {"jsonrpc": "2.0", "id": 1, "method": "subscriptions/listen", "params": params}
+    async with asyncio.timeout(WAIT):
+        reply = await client.streamable.post(message, {"accept": "application/json"})
+    assert reply.status == 406
 
 
 @every("requests of its own", "explicit cancel")

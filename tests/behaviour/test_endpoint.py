@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from behaviour.combinations import Combination
+from behaviour.combinations import Combination, marked
 from behaviour.conftest import Connect
 from behaviour.exchanges import Http, serve_http
 from behaviour.judge import judge_of
@@ -16,6 +16,8 @@ from behaviour.opening import server_for
 JSON = {"content-type": "application/json", "accept": ACCEPT}
 NEW = {"mcp-protocol-version": "2026-07-28"}
 EVENTS = {"accept": "text/event-stream"}
+META = "io.modelcontextprotocol/"
+ENVELOPE = {f"{META}protocolVersion": "2026-07-28", f"{META}clientCapabilities": {}}
 
 
 @pytest.fixture(params=["lane", "asgi"])
@@ -138,6 +140,24 @@ async def test_a_bad_body_is_400_with_its_code(http: Http, headers: dict[str, st
     judge_of("2026-07-28").check_message(message)
 
 
+@pytest.mark.parametrize("method", ["tools/call", "initialize", "server/discover", "no/such"])
+@pytest.mark.parametrize("headers", [{}, NEW], ids=["handshake", "per-request"])
+async def test_a_request_without_an_id_is_not_taken_in_silence(
+    http: Http, headers: dict[str, str], method: str
+) -> None:
+    """DESIGN 3: on `/mcp` a request needs an id; issue: never a silent 202."""
+    body = {"jsonrpc": "2.0", "method": method, "params": {"name": "text", "_meta": ENVELOPE if headers else {}}}
+    reply = await http.fetch("POST", "/mcp", {**JSON, **headers, "mcp-method": method}, json.dumps(body).encode())
+    assert reply.status == 400
+    assert json.loads(await reply.body())["error"]["code"] == -32600
+
+
+async def test_a_notification_that_nobody_knows_is_taken_and_ignored(http: Http) -> None:
+    """JSON-RPC 2.0, section 4.1: there is nobody to tell."""
+    body = b'{"jsonrpc":"2.0","method":"notifications/no_such"}'
+    assert (await http.fetch("POST", "/mcp", JSON, body)).status == 202
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -156,13 +176,18 @@ async def test_media_types_are_looked_at_first(http: Http, headers: dict[str, st
     assert (await http.fetch("POST", "/mcp", headers, ping())).status == status
 
 
+async def test_a_reply_is_an_event_where_nothing_else_is_read(http: Http) -> None:
+    """Digest 17.7: a client that accepts event streams only is answered by one."""
+    reply = await http.fetch("POST", "/mcp", {**JSON, "accept": "text/event-stream"}, ping())
+    (event,) = [event async for event in reply.events()]
+    assert (reply.status, json.loads(event.data)["result"]) == (200, {})
+
+
 async def test_a_body_over_the_limit_is_413(http: Http) -> None:
     """Issue: bodies up to 4 MiB."""
     assert (await http.fetch("POST", "/mcp", JSON, b" " * (4 * 1024 * 1024 + 1))).status == 413
 
 
-META = "io.modelcontextprotocol/"
-ENVELOPE = {f"{META}protocolVersion": "2026-07-28", f"{META}clientCapabilities": {}}
 ROUTED = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "text"}
 LADDER: list[tuple[str, dict[str, Any], dict[str, str], int, int]] = [
     ("no version in the envelope", {f"{META}clientCapabilities": {}}, ROUTED, 400, -32602),
@@ -199,7 +224,7 @@ async def test_the_first_rung_that_breaks_names_the_error(
     judge_of("2026-07-28").check_message(message, "tools/call")
 
 
-@pytest.mark.parametrize("transport", ["memory", "stdio", "sse"])
+@pytest.mark.parametrize("transport", [marked(each, each) for each in ("memory", "stdio", "sse")])
 async def test_a_bad_line_is_answered_and_the_connection_lives_on(connect: Connect, transport: str) -> None:
     """Issue: over stdio too, a parse error is answered and the process lives on."""
     client = await connect(Combination("2024-11-05", transport))

@@ -83,6 +83,23 @@ async def test_a_stream_cut_while_the_call_runs_goes_on_with_what_comes(
 
 
 @every("resumption")
+async def test_a_stream_that_is_taken_up_leaves_the_older_connection(
+    connect: Connect, combination: Combination
+) -> None:
+    """Digest 4.3, one message, one stream: what comes after a resume goes to the new connection only."""
+    client = await connect(combination)
+    key = f"taken up {combination}"
+    older = await client.streamable.post(request("waits", key=key))
+    before = await some(older, 2 if combination.revision == "2025-11-25" else 1)
+    newer = await resumed(client, before[-1].id)
+    assert newer.status == 200
+    await client.call("open_gate", key=key)
+    (response,) = meaning(await some(newer))
+    assert response["result"]["content"][0]["text"] == "waited"
+    assert meaning(await some(older)) == []
+
+
+@every("resumption")
 async def test_behind_the_last_event_there_is_nothing(connect: Connect, combination: Combination) -> None:
     """Our choice: a stream that is over ends at once."""
     client = await connect(combination)

@@ -159,9 +159,8 @@ VALUES: dict[bytes, list[bytes]] = {
 }
 """Headers that decide something, with values that do."""
 
-field_values = st.binary(max_size=40).map(
-    lambda raw: bytes(byte for byte in raw if byte >= 0x20 and byte != 0x7F or byte == 9)
-)
+PRINTABLE = {9, *range(0x20, 0x7F), *range(0x80, 0x100)}
+field_values = st.binary(max_size=40).map(lambda raw: bytes(byte for byte in raw if byte in PRINTABLE))
 """What a parser lets through: no control characters but a tab."""
 
 

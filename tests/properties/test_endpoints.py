@@ -45,8 +45,8 @@ class World:
             (request("tools/call", ADD), self.session),
             (enveloped("tools/call", ADD), routing("tools/call", "add")),
         ]
-        for message, given in good:
-            reply = self.ask("POST", "/mcp", pairs(given), json.dumps(message).encode())
+        for message, fields in good:
+            reply = self.ask("POST", "/mcp", pairs(fields), json.dumps(message).encode())
             assert reply.message["result"]["content"][0]["text"] == "3"
         self.run(self.wire.until(lambda: not self.wire.runtime.dispatcher.calls and not len(self.wire.runtime.streams)))
 
@@ -113,7 +113,7 @@ def test_any_message_in_a_session_gets_an_answer_and_the_session_lives(
 @given(message=requests())
 @settings(max_examples=200, deadline=None)
 def test_any_message_with_headers_that_fit_it_gets_an_answer(world: World, message: dict[str, Any]) -> None:
-    """The per-request era with the headers that a client would make of the body: deep steps of the ladder are reached."""
+    """The per-request era with the headers that a client would make of the body: deep steps are reached."""
     params = message.get("params")
     params = params if isinstance(params, dict) else {}
     meta = params.get("_meta")

@@ -1,5 +1,6 @@
 """Sealed text opens only as it was sealed: no changed bit, other owner, other kind or other key gets through."""
 
+import msgspec
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -90,7 +91,6 @@ def test_two_calls_have_one_binding_only_when_they_are_the_same_call(
     first: tuple[str, str, str, dict], second: tuple[str, str, str, dict]
 ) -> None:  # type: ignore[type-arg]
     """A state belongs to principal, method, name and arguments, however those are cut and ordered."""
-    import msgspec
 
     def bound(call: tuple[str, str, str, dict]) -> bytes:  # type: ignore[type-arg]
         principal, method, name, arguments = call

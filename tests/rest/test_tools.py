@@ -128,6 +128,13 @@ async def test_a_tool_that_refuses_is_409_with_its_own_text() -> None:
     assert body["detail"] == "Not today: rain"
 
 
+async def test_the_timeout_of_a_tool_holds() -> None:
+    """The same limits as for any call."""
+    response, body = await call("sleep", {})
+    check(response, body, 409, "tool-error")
+    assert "did not finish" in body["detail"]
+
+
 @pytest.mark.parametrize("name", ["ask", "needs_model"])
 async def test_a_tool_that_asks_is_409_and_says_to_use_mcp(name: str) -> None:
     """A REST call has nobody to ask."""

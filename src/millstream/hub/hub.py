@@ -327,7 +327,7 @@ class Hub:
         self._audience.enter(subscription)
         outlet = subscription.outlet
         outlet.on_close(subscription.ended)
-        replay = Replay(self._journal, subscription)
+        replay = Replay(self._journal, subscription, self._delivery.catch_up)
         if last_event_id:
             await replay.resume(last_event_id)
         elif subscription.mailbox:

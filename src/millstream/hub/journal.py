@@ -22,6 +22,7 @@ from millstream.stores.base import Entry, Gap, Position, Store
 
 JOURNAL: Final = "hub:journal"
 _CHANNEL: Final = "hub:channel:"
+_OPENING: Final = "$opening"
 _JOURNAL_TTL: Final = 30 * 86400.0
 _PAGE: Final = 500
 _RECENT: Final = 2_000
@@ -59,6 +60,11 @@ class Journal:
             self._recent_floor = max(self._recent_floor, events[0].offset)
         while more:
             _, more = await self.read_on()
+        if not self.offset:
+            # An empty stream has no position to resume from; the first entry gives one to those who come first.
+            await self.append(Record(_OPENING, b"", None, None, self._clock()))
+            await self.read_on()
+            self._recent_floor = self.offset
 
     def place(self) -> Event:
         """Where this worker stands, for a subscriber to resume from though nothing happened yet."""
@@ -115,7 +121,7 @@ class Journal:
         Raises:
             Gap: some are gone.
         """
-        if not after:  # the journal was empty then; a store has no position for that
+        if not after:  # the store began a new epoch, and had nothing when the place was told
             raise Gap(self.epoch, None)
         entries = await self._store.log.read(JOURNAL, Position(self.epoch, after), _PAGE)
         return [self._event(entry) for entry in entries if entry.position.offset <= self.offset]

@@ -5,7 +5,7 @@ and in order. Where it cannot, the subscriber gets a `gap` event and then whatev
 without an id gets what its mailbox took in since it left.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from millstream.hub.channels import CLIENT, is_pattern
 from millstream.hub.event import Event, gap, parse_position
@@ -20,10 +20,13 @@ _PAGE = 100
 class Replay:
     """The catching up of one subscriber."""
 
-    __slots__ = ("_at", "_epoch", "_journal", "_subscription", "_told")
+    __slots__ = ("_at", "_catch_up", "_epoch", "_journal", "_subscription", "_told")
 
-    def __init__(self, journal: Journal, subscription: Subscription) -> None:
+    def __init__(
+        self, journal: Journal, subscription: Subscription, catch_up: Callable[[], Awaitable[None]]
+    ) -> None:
         self._journal = journal
+        self._catch_up = catch_up
         self._subscription = subscription
         self._at = journal.offset
         """Everything up to here is written, or not wanted."""
@@ -37,6 +40,8 @@ class Replay:
         offset = parse_position(id, journal.epoch)
         if offset is None:
             offset = await journal.find(id)
+        if offset is not None:
+            await self._reach(offset)
         if offset is None or offset > journal.offset:
             # From before a restart, never published, or out of the journal.
             await self._start_over("unknown", after=0)
@@ -46,6 +51,7 @@ class Replay:
 
     async def mailbox(self, client_id: str, seen: int) -> None:
         """Write what came for a client behind `seen`."""
+        await self._reach(seen)
         kept, dropped = await self._journal.history(CLIENT + client_id)
         if dropped and kept and kept[0].offset > seen:
             self._tell_gap("trimmed")
@@ -56,6 +62,11 @@ class Replay:
         """Write the last `count` events of what the subscription wants."""
         await self._write(self._merge(await self._kept(), after=0)[-count:])
         await self._follow()
+
+    async def _reach(self, offset: int) -> None:
+        """Another worker may have been ahead of this one; what it delivered must not come again as news."""
+        if offset > self._journal.offset:
+            await self._catch_up()
 
     async def _follow(self) -> None:
         """Write what comes behind `_at` until there is no more; nothing else runs between that and the return."""

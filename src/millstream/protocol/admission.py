@@ -46,7 +46,7 @@ class Admitted(Struct, frozen=True, gc=False):
 
 
 class _ParamsMeta(Struct, gc=False, rename={"meta": "_meta"}):
-    meta: RequestMeta
+    meta: RequestMeta = msgspec.field(default_factory=RequestMeta)
 
 
 class _ParamsName(Struct, gc=False):
@@ -139,10 +139,6 @@ def admit_per_request(
     needed = requires(message.method, name)
     if needed:
         require_capabilities(client.capabilities, needed)
-    if meta.log_level is not UNSET and meta.log_level not in metadata.LOG_LEVELS:
-        raise ProtocolError(
-            INVALID_PARAMS, f"Unknown log level {meta.log_level!r}: use one of {', '.join(metadata.LOG_LEVELS)}"
-        )
     return Admitted(revision, meta, client, name)
 
 
@@ -178,6 +174,9 @@ def _read_meta(message: Message) -> RequestMeta:
     ]
     if missing:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: _meta lacks {' and '.join(missing)}", status=400)
+    if meta.log_level is not UNSET and meta.log_level not in metadata.LOG_LEVELS:
+        levels = ", ".join(metadata.LOG_LEVELS)
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: unknown log level, use one of {levels}", status=400)
     return meta
 
 

@@ -177,7 +177,7 @@ FIRST = R2024_11_05
 
 def names_per_request_era(version: str) -> bool:
     """Whether a version string, known or not, names a revision without a handshake (dates sort as text)."""
-    return version >= NEWEST.date
+    return version >= NEWEST.date and version.replace("-", "").isdecimal() and version.isascii()
 
 
 def negotiate(requested: str) -> Revision:

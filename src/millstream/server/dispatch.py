@@ -48,6 +48,7 @@ class Dispatcher:
     __slots__ = (
         "_handlers",
         "_heads",
+        "begin",
         "by_id",
         "calls",
         "gate",
@@ -75,6 +76,8 @@ class Dispatcher:
         self.gate = gate
         self.observe: Observe | None = None
         """Told of every call when it is over."""
+        self.begin: Callable[[Call], None] | None = None
+        """Told of every call when it starts, where there are traces."""
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
         # Calls in flight
@@ -102,6 +105,9 @@ class Dispatcher:
         call.services = self.services
         observe = self.observe
         started = perf_counter() if observe is not None else 0.0
+        if self.begin is not None:
+            self.begin(call)
+        answer = b""
         try:
             if self.gate is not None:
                 self._pass_gate(call)
@@ -121,8 +127,8 @@ class Dispatcher:
             self.calls.discard(call)
             if scope:
                 del self.by_id[(scope, call.id)]
-        if observe is not None:
-            observe(call, perf_counter() - started, answer)
+            if observe is not None:
+                observe(call, perf_counter() - started, answer)
         if call.mirror is not None:
             await call.mirror(answer)
         return answer

@@ -36,14 +36,14 @@ class _Meta(
     version: Literal[NEWEST.date]  # type: ignore[name-defined]  # dates belong in revisions.py only
     capabilities: dict[str, Any]
     client: Implementation | UnsetType = UNSET
-    log_level: Literal["", *LOG_LEVELS] = ""  # type: ignore[valid-type]  # one list of levels
-    token: int | str | None = None
+    log_level: Literal[*LOG_LEVELS] | UnsetType = UNSET  # type: ignore[valid-type]  # one list of levels
+    token: int | str | UnsetType = UNSET
 
 
 class _HandshakeMeta(Struct, frozen=True, gc=False, rename={"version": VERSION_KEY, "token": "progressToken"}):
     version: Raw | UnsetType = UNSET
     """Present in the other era only."""
-    token: int | str | None = None
+    token: int | str | UnsetType = UNSET
 
 
 class _HandshakeParams(Struct, gc=False, rename={"meta": "_meta"}):

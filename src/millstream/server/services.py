@@ -4,6 +4,7 @@ Made by the composition root for one event loop and handed down; nothing here de
 """
 
 import asyncio
+import contextvars
 import secrets
 import time
 from collections.abc import Callable
@@ -48,7 +49,7 @@ class Threads:
             self._executor = ThreadPoolExecutor(self.size, thread_name_prefix="millstream")
         loop = asyncio.get_running_loop()
         self._free -= 1
-        future = self._executor.submit(function, *args)
+        future = self._executor.submit(contextvars.copy_context().run, function, *args)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._release))
         return await asyncio.wrap_future(future)
 

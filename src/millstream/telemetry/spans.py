@@ -18,7 +18,7 @@ _KEYS = ("traceparent", "tracestate")
 _propagator = TraceContextTextMapPropagator()
 
 
-class OpenSpan(Struct, gc=False):
+class OpenSpan(Struct):
     """A span that is current in its task until `Spans.end`."""
 
     span: trace.Span

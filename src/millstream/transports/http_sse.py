@@ -16,7 +16,7 @@ from millstream.server.dispatch import Dispatcher
 from millstream.server.services import principal_id
 from millstream.transports.connection import Connection, Write
 from millstream.transports.http_sessions import refusal
-from millstream.transports.media import accepted, is_json
+from millstream.transports.media import accepted, carries_json
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.streamable import Authenticate
 
@@ -70,7 +70,7 @@ class HttpSse:
 
     async def post(self, request: Request) -> Response:
         """Take one message; the answer goes to the stream."""
-        if not is_json(request.headers.get(b"content-type")):
+        if not carries_json(request.headers):
             return _WRONG_TYPE
         values = parse_qs(request.query.decode("latin-1")).get("session_id")
         if not values:

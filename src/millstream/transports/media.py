@@ -1,5 +1,7 @@
 """`Accept` and `Content-Type`, as far as this server has a choice (RFC 9110 §8.3, §12.5.1)."""
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 
@@ -44,5 +46,10 @@ def _zero(parameter: bytes) -> bool:
 
 
 def is_json(content_type: bytes | None) -> bool:
-    """Whether a body is declared as JSON; parameters are ignored."""
+    """Whether a content type is that of JSON; parameters are ignored."""
     return content_type is not None and content_type.partition(b";")[0].strip().lower() == b"application/json"
+
+
+def carries_json(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a body is declared as plain JSON; compressed ones are refused, like every other type."""
+    return is_json(headers.get(b"content-type")) and headers.get(b"content-encoding", b"identity") == b"identity"

@@ -21,7 +21,7 @@ from millstream.protocol.errors import (
     PARSE_ERROR,
     ProtocolError,
 )
-from millstream.protocol.jsonrpc import RequestId, check_text, error_message, require_json
+from millstream.protocol.jsonrpc import RequestId, check_text, encode, error_message, require_json
 from millstream.protocol.metadata import Client
 from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import NEWEST, NEWEST_HANDSHAKE
@@ -31,7 +31,7 @@ from millstream.server.signature import argument_error, recover
 from millstream.server.tools import Tool
 from millstream.transports import openapi
 from millstream.transports.http_sessions import refusal
-from millstream.transports.media import is_json
+from millstream.transports.media import carries_json
 from millstream.transports.problems import (
     BUSY,
     INTERNAL,
@@ -163,7 +163,7 @@ class RestRoutes:
             line=_SILENT,
             principal=principal,
             headers=request.headers,
-            params=body if envelope.params is UNSET else msgspec.json.encode(envelope.params),
+            params=body if envelope.params is UNSET else encode(envelope.params),
         )
         request.cancel_on_disconnect = True
         answer = await self._dispatcher.call(call)
@@ -189,7 +189,7 @@ class RestRoutes:
             return problem(NEEDS_ANSWERS, f"The tool needs {', '.join(tool.requires)} of its client.", root_path=root)
         try:
             check_text(request.body, self._max_depth)
-            arguments = _arguments(tool, request.body or b"{}")
+            _check_arguments(tool, request.body or b"{}")
         except ProtocolError as exc:
             kind = MALFORMED if exc.code == PARSE_ERROR else INVALID_ARGUMENTS
             return problem(kind, exc.message, root_path=root)
@@ -201,9 +201,10 @@ class RestRoutes:
             client=_NOBODY,
             line=_SILENT,
             principal=principal,
-            headers=request.headers,
+            # Parameter headers repeat arguments for MCP's routers; where there are headers, they are asked for.
+            headers=None if tool.plan.headers else request.headers,
+            params=encode({"name": name, "arguments": Raw(request.body or b"{}")}),
         )
-        call.target, call.arguments = tool, arguments
         request.cancel_on_disconnect = True
         return _rest_reply(call, await self._dispatcher.call(call), root)
 
@@ -235,21 +236,17 @@ class RestRoutes:
         return await self.authenticate(request) if self.authenticate is not None else None
 
 
-def _plain(request: Request) -> bool:
-    """The body is sent without a content coding."""
-    return request.headers.get(b"content-encoding", b"identity").lower() == b"identity"
-
-
 def _rest_type(request: Request) -> bool:
-    content_type = request.headers.get(b"content-type")
-    return _plain(request) and (is_json(content_type) or (content_type is None and not request.body))
+    """JSON without a content coding, or nothing at all."""
+    headers = request.headers
+    return is_json(headers) or (not request.body and headers.keys().isdisjoint((b"content-type", b"content-encoding")))
 
 
 def _dialect_type(request: Request) -> bool:
     """JSON, or what `curl -d` claims its JSON to be; a form that a page submits cross-site is never a call."""
-    content_type = request.headers.get(b"content-type", b"")
-    if content_type.partition(b";")[0].strip().lower() == _FORM:
-        return _plain(request) and request.headers.keys().isdisjoint(_BROWSER)
+    headers = request.headers
+    if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == _FORM:
+        return headers.keys().isdisjoint(_BROWSER) and headers.get(b"content-encoding", b"identity") == b"identity"
     return _rest_type(request)
 
 
@@ -271,20 +268,18 @@ def _read_envelope(body: bytes, method: str) -> _Envelope:
     return envelope
 
 
-def _arguments(tool: Tool, raw: bytes) -> object:
-    """The decoded arguments.
+def _check_arguments(tool: Tool, raw: bytes) -> None:
+    """Tell arguments that do not fit apart from a tool that says no: both are tool errors further on.
 
     Raises:
         ProtocolError: PARSE_ERROR, or INVALID_PARAMS with a text that says what to fix.
     """
     try:
-        return tool.plan.decoder.decode(raw)
+        tool.plan.decoder.decode(raw)
     except (msgspec.DecodeError, RecursionError) as exc:
         require_json(raw)
-        arguments = recover(tool.plan, raw)
-        if arguments is not None:
-            return arguments
-        raise ProtocolError(INVALID_PARAMS, argument_error(exc, tool.plan, raw)) from exc
+        if recover(tool.plan, raw) is None:
+            raise ProtocolError(INVALID_PARAMS, argument_error(exc, tool.plan, raw)) from exc
 
 
 def _rest_reply(call: Call, answer: bytes, root: str) -> Response:

@@ -15,8 +15,8 @@ from millstream.protocol.json_schema import Schema, is_array, is_object
 MAX_DEPTH = 8
 MAX_LENGTH = 200
 FORMATS = {
-    "date": "2000-01-31",
-    "date-time": "2000-01-31T12:00:00Z",
+    "date": "1999-12-31",
+    "date-time": "1999-12-31T12:00:00Z",
     "time": "12:00:00Z",
     "uuid": "123e4567-e89b-42d3-a456-426614174000",
     "email": "ann@example.com",

@@ -118,6 +118,11 @@ class _Output(asyncio.Protocol):
             transport.set_write_buffer_limits(0)
             await self._room.wait()
 
+    def close(self) -> None:
+        """Stop writing."""
+        if self._transport is not None:
+            self._transport.close()
+
     def pause_writing(self) -> None:
         self._room.clear()
 
@@ -137,9 +142,10 @@ async def serve_stdio(dispatcher: Dispatcher, *, stdin: int = 0, stdout: int = 1
     output = _Output(private, max_buffered=settings.stream_buffer)
     connection = Connection(dispatcher, output.write, output.drain, transport="stdio")
     splitter = LineSplitter(settings.max_body)
+    stop_reading: Callable[[], None] | None = None
     try:
         await output.open()
-        read = await _open_reader(stdin)
+        read, stop_reading = await _open_reader(stdin)
         while data := await read(_CHUNK):
             for line in splitter.feed(data):
                 if line is None:
@@ -154,15 +160,21 @@ async def serve_stdio(dispatcher: Dispatcher, *, stdin: int = 0, stdout: int = 1
                 await output.finish()
     finally:
         await connection.close()
+        output.close()
+        if stop_reading is not None:
+            stop_reading()
         os.dup2(private, stdout)
         os.close(private)
 
 
-async def _open_reader(fd: int) -> Callable[[int], Awaitable[bytes]]:
+async def _open_reader(fd: int) -> tuple[Callable[[int], Awaitable[bytes]], Callable[[], None]]:
+    """How to read, and how to stop."""
     stream = os.fdopen(fd, "rb", buffering=0, closefd=False)
     reader = asyncio.StreamReader(limit=_CHUNK)
     try:
-        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), stream)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), stream
+        )
     except (ValueError, NotImplementedError):
-        return lambda size: asyncio.to_thread(stream.read, size)
-    return reader.read
+        return lambda size: asyncio.to_thread(stream.read, size), lambda: None
+    return reader.read, transport.close

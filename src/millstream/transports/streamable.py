@@ -26,7 +26,7 @@ from millstream.server.inbox import progress_token, take_notification
 from millstream.server.sessions import Session
 from millstream.transports.batch import is_batch, serve_batch
 from millstream.transports.http_sessions import HttpSessions, missing_session, refusal
-from millstream.transports.media import REMEMBERED, accepted, is_json
+from millstream.transports.media import REMEMBERED, accepted, carries_json
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.post_line import PostLine
 
@@ -64,8 +64,8 @@ class Streamable:
     ) -> None:
         settings = dispatcher.services.settings
         self._dispatcher = dispatcher
-        self._fast = dispatcher.registry.fast if not settings.tool_timeout else {}
-        self._prepares = not settings.tool_timeout
+        self._fast = dispatcher.registry.fast if not settings.tool_timeout and dispatcher.begin is None else {}
+        self._prepares = not settings.tool_timeout and dispatcher.begin is None
         self._json_only = settings.json_only
         self._max_calls = settings.max_calls
         self._max_depth = settings.max_depth
@@ -140,7 +140,7 @@ class Streamable:
             session=session,
             headers=headers,
             name=params.name,
-            token=params.meta.token,
+            token=None if params.meta.token is UNSET else params.meta.token,
             target=tool,
             arguments=arguments,
         )
@@ -167,8 +167,8 @@ class Streamable:
             transport="http",
             headers=headers,
             name=params.name,
-            token=meta.token,
-            log_level=meta.log_level,
+            token=None if meta.token is UNSET else meta.token,
+            log_level=meta.log_level or "",
         )
         call.target = fast.tool
         call.arguments = params.arguments
@@ -201,9 +201,7 @@ class Streamable:
 
     def _check_media(self, request: Request) -> Response | None:
         headers = request.headers
-        if not is_json(headers.get(b"content-type")):
-            return _WRONG_TYPE
-        if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
+        if not carries_json(headers):
             return _WRONG_TYPE
         readable = accepted(headers.get(b"accept"))
         if not (readable.json or readable.stream):

@@ -1,0 +1,181 @@
+// Server-sent events over fetch: a parser, and a feed that comes back by itself and continues where it was.
+//
+// `EventSource` hides what this needs: ids that come without an event, the status of a refusal, and comments, by whose
+// absence a dead connection is noticed.
+
+const SILENCE_MS = 45_000; // The server sends a comment every 15 seconds.
+const WAITS_MS = [500, 1_000, 2_000, 4_000, 8_000, 15_000];
+
+/** Turns text into events, wherever it is cut (HTML standard, 9.2.6). */
+export class Parser {
+  lastEventId = "";
+  retryMs = null;
+  #rest = "";
+  #data = [];
+  #type = "";
+  #id = "";
+
+  constructor(lastEventId = "") {
+    this.lastEventId = this.#id = lastEventId;
+  }
+
+  /** The events that this text completes: `{type, data, id}`. */
+  feed(text) {
+    const events = [];
+    const lines = (this.#rest + text).split(/\r\n|\n|\r(?!$)/);
+    this.#rest = lines.pop();
+    for (const line of lines) {
+      if (line === "") this.#dispatch(events);
+      else this.#field(line);
+    }
+    return events;
+  }
+
+  #dispatch(events) {
+    this.lastEventId = this.#id;
+    if (this.#data.length) events.push({ type: this.#type || "message", data: this.#data.join("\n"), id: this.#id });
+    this.#data = [];
+    this.#type = "";
+  }
+
+  #field(line) {
+    const [, name, value] = /^([^:]*)(?:: ?(.*))?$/s.exec(line);
+    if (name === "data") this.#data.push(value ?? "");
+    else if (name === "event") this.#type = value ?? "";
+    else if (name === "id" && !value?.includes("\0")) this.#id = value ?? "";
+    else if (name === "retry" && /^\d+$/.test(value ?? "")) this.retryMs = Number(value);
+  }
+}
+
+/** The events of a reply, until it ends. `alive` is called for every piece, comments too. */
+export async function* events(response, parser = new Parser(), alive = () => {}) {
+  const reader = response.body.getReader();
+  const decoder = new TextDecoder();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      alive();
+      yield* parser.feed(decoder.decode(value, { stream: true }));
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+/** Why a request was refused, in the server's words where it gave some. */
+export async function refusal(response) {
+  let words = "";
+  try {
+    const body = await response.json();
+    words = body.detail ?? body.error?.message ?? "";
+  } catch {
+    // A status without words.
+  }
+  return words || `The server answered ${response.status} ${response.statusText}`.trim() + ".";
+}
+
+/** A stream that is opened again whenever it ends, and misses nothing that the server still has. */
+export class Feed {
+  #url;
+  #onEvent;
+  #onState;
+  #parser;
+  #stop = null;
+  #wake = () => {};
+
+  /**
+   * @param url where the stream is
+   * @param onEvent called with each event
+   * @param onState called with `{state, reason}`: connecting, open, waiting, offline
+   */
+  constructor(url, onEvent, onState = () => {}) {
+    this.#url = url;
+    this.#onEvent = onEvent;
+    this.#onState = onState;
+    this.#parser = new Parser();
+  }
+
+  start() {
+    if (this.#stop) return;
+    this.#stop = new AbortController();
+    const options = { signal: this.#stop.signal };
+    addEventListener("online", () => this.#wake(), options);
+    addEventListener("offline", () => this.#onState({ state: "offline", reason: "This device is offline." }), options);
+    this.#run(this.#stop.signal);
+  }
+
+  stop() {
+    this.#stop?.abort();
+    this.#stop = null;
+    this.#wake();
+  }
+
+  async #run(stopped) {
+    for (let failures = 0; !stopped.aborted; failures += 1) {
+      const seen = { open: false, retryAfterMs: 0 };
+      let reason = "The server ended the stream.";
+      this.#onState({ state: "connecting", reason: "" });
+      try {
+        await this.#listen(stopped, seen);
+      } catch (error) {
+        reason = error.name === "TypeError" ? "The server cannot be reached." : error.message;
+      }
+      if (stopped.aborted) return;
+      if (seen.open) failures = 0;
+      const wait = this.#parser.retryMs ?? WAITS_MS[Math.min(failures, WAITS_MS.length - 1)];
+      // Spread, so that a thousand pages do not return in one moment.
+      await this.#pause(Math.max(seen.retryAfterMs, wait) * (0.75 + Math.random() / 2), reason);
+    }
+  }
+
+  async #listen(stopped, seen) {
+    const url = new URL(this.#url, document.baseURI);
+    if (this.#parser.lastEventId) url.searchParams.set("last_event_id", this.#parser.lastEventId);
+    this.#parser = new Parser(this.#parser.lastEventId);
+    const silent = new AbortController();
+    let timer = 0;
+    const alive = () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => silent.abort(new Error("The server fell silent.")), SILENCE_MS);
+    };
+    const gone = () => silent.abort(new Error("This device is offline."));
+    addEventListener("offline", gone, { signal: stopped });
+    alive();
+    try {
+      const signal = AbortSignal.any([stopped, silent.signal]);
+      const response = await fetch(url, { headers: { accept: "text/event-stream" }, cache: "no-store", signal });
+      if (!response.ok) {
+        seen.retryAfterMs = 1_000 * (Number(response.headers.get("retry-after")) || 0);
+        throw new Error(await refusal(response));
+      }
+      seen.open = true;
+      this.#onState({ state: "open", reason: "" });
+      for await (const event of events(response, this.#parser, alive)) this.#onEvent(event);
+    } finally {
+      clearTimeout(timer);
+      removeEventListener("offline", gone);
+    }
+  }
+
+  async #pause(ms, reason) {
+    if (navigator.onLine) this.#onState({ state: "waiting", reason });
+    else this.#onState({ state: "offline", reason: "This device is offline." });
+    let timer = 0;
+    await new Promise((resolve) => {
+      this.#wake = resolve;
+      if (navigator.onLine) timer = setTimeout(resolve, ms);
+    });
+    clearTimeout(timer);
+  }
+}
+
+const WORDS = { connecting: "Connecting…", open: "Live", waiting: "Reconnecting…", offline: "Offline" };
+
+/** Show the state of a feed in a badge, and its reason beside it. */
+export function showState(badge, note, { state, reason }) {
+  badge.textContent = WORDS[state];
+  badge.className = `badge state ${{ open: "good", connecting: "", waiting: "warn", offline: "bad" }[state]}`;
+  note.textContent = reason ? `${reason} ${state === "waiting" ? "Trying again." : "It continues when you are back."}` : "";
+  note.hidden = !reason;
+}

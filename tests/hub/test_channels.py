@@ -1,0 +1,110 @@
+"""Names of channels and what patterns reach."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millstream.hub import InvalidName
+from millstream.hub.channels import check_channel, check_client_id, check_name, check_pattern, is_pattern, matches
+
+REACHED = [
+    ("orders", "orders"),
+    ("orders.*", "orders.new"),
+    ("*.new", "orders.new"),
+    ("orders.*.paid", "orders.7.paid"),
+    ("orders.>", "orders.new"),
+    ("orders.>", "orders.7.paid"),
+    (">", "orders.7.paid"),
+    ("*", "orders"),
+    ("$presence.*", "$presence.chat"),
+    ("$presence.>", "$presence.chat.1"),
+    ("a*", "a*"),
+]
+NOT_REACHED = [
+    ("orders", "orders.new"),
+    ("orders.*", "orders"),
+    ("orders.*", "orders.7.paid"),
+    ("orders.>", "orders"),
+    ("orders.>", "others.7"),
+    ("*", "orders.new"),
+    (">", "$presence.chat"),
+    ("*.chat", "$presence.chat"),
+    ("*.>", "$client.7"),
+    ("a*", "ab"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "channel"), REACHED)
+def test_a_pattern_reaches_what_nats_says(pattern: str, channel: str) -> None:
+    """NATS subjects: `*` is one segment, `>` one or more at the end."""
+    assert matches(pattern, channel)
+
+
+@pytest.mark.parametrize(("pattern", "channel"), NOT_REACHED)
+def test_a_pattern_reaches_nothing_else_and_no_channel_of_the_hub_by_a_leading_wildcard(
+    pattern: str, channel: str
+) -> None:
+    """NATS subjects; for `$` the rule of MQTT (4.7.2), or everybody could read every mailbox."""
+    assert not matches(pattern, channel)
+
+
+@pytest.mark.parametrize("name", ["broadcast", "a.b.c", "Größe", "1", "$presence.x", "a*", "x" * 200])
+def test_a_channel_may_be_any_visible_text(name: str) -> None:
+    """Our choice: 1 to 200 characters."""
+    check_channel(name)
+    check_pattern(name)
+    assert not is_pattern(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "x" * 201, "a b", "a\nb", "a\0", "a..b", ".a", "a.", "a\u2028b", "\ud800", "a\u00a0b"]
+)
+def test_a_name_with_blanks_control_characters_or_empty_segments_is_refused(name: str) -> None:
+    """Issue: a channel with control characters is a clear error."""
+    with pytest.raises(InvalidName):
+        check_channel(name)
+    with pytest.raises(InvalidName):
+        check_pattern(name)
+
+
+@pytest.mark.parametrize("name", ["a.*", "*", ">", "a.>"])
+def test_a_pattern_is_no_channel(name: str) -> None:
+    """NATS: wildcards only subscribe."""
+    check_pattern(name)
+    assert is_pattern(name)
+    with pytest.raises(InvalidName):
+        check_channel(name)
+
+
+def test_the_rest_stands_at_the_end() -> None:
+    """NATS: `>` is the last token."""
+    with pytest.raises(InvalidName):
+        check_pattern("a.>.b")
+
+
+@pytest.mark.parametrize("client_id", ["", "a b", "a\n", "*", "a.>", "x" * 129, "a..b"])
+def test_a_client_id_ends_a_channel_name_so_the_same_rules_hold(client_id: str) -> None:
+    """Issue: a client id with control characters is a clear error."""
+    with pytest.raises(InvalidName):
+        check_client_id(client_id)
+
+
+def test_a_name_of_a_person_may_have_blanks_but_no_line_ends() -> None:
+    """Our choice: it is shown, never parsed."""
+    check_name("")
+    check_name("Zoë van Dijk 👩‍🚀")
+    for name in ("a\nb", "a\0", "x" * 81):
+        with pytest.raises(InvalidName):
+            check_name(name)
+
+
+@given(st.text(), st.text())
+def test_any_text_is_a_name_or_refused_and_a_name_matches_itself(name: str, other: str) -> None:
+    """Our choice: nothing but `InvalidName` comes out of names."""
+    try:
+        check_pattern(name)
+        check_pattern(other)
+    except InvalidName:
+        return
+    assert matches(name, name)
+    assert isinstance(matches(name, other), bool)

@@ -1,0 +1,238 @@
+"""Publishing and hearing: order, one encoding, slow subscribers, caps, authorization."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from hub_parts import Outlet, encode_line, listen, running, turns
+from millstream.hub import Event, Forbidden, InvalidName, TooLarge, TooMany
+from millstream.stores.memory import MemoryStore
+
+
+async def test_text_is_sent_as_it_is_and_anything_else_as_json() -> None:
+    """Interface of `Hub.publish`."""
+    async with running() as hub:
+        outlet = await listen(hub)
+        await hub.publish("broadcast", "héllo\nthere")
+        await hub.publish("broadcast", {"a": [1, None]}, event="named")
+        await hub.publish("broadcast", None)
+        assert outlet.data == ["héllo\nthere", '{"a":[1,null]}', "null"]
+        assert [event for event, data, _ in outlet.events() if data is not None] == [None, "named", None]
+
+
+async def test_a_publication_tells_its_id_and_how_many_hear_it_here() -> None:
+    """Interface of `Published`."""
+    async with running() as hub:
+        one, _ = await listen(hub, "a"), await listen(hub, "a.>", "a")
+        published = await hub.publish("a", "1")
+        assert (published.id, published.subscribers) == (one.last_id, 2)
+        assert (await hub.publish("b", "2")).subscribers == 0
+        assert (await hub.publish("a", "3", id="order-7")).id == "order-7" == one.last_id
+
+
+async def test_overlapping_channels_hear_an_event_once() -> None:
+    """Issue: every broadcast exactly once."""
+    async with running() as hub:
+        outlet = await listen(hub, "a.b", "a.*", "a.>", ">", "a.b")
+        await hub.publish("a.b", "once")
+        assert outlet.data == ["once"]
+
+
+async def test_subscribers_hear_what_they_asked_for_in_the_order_of_publication() -> None:
+    """NATS wildcards, and one order over all channels."""
+    async with running() as hub:
+        some, every, client = await listen(hub, "a.*", "b"), await listen(hub, ">"), await listen(hub, "$presence.*")
+        for number, channel in enumerate(["a.1", "b", "c", "a.2.x", "$presence.a", "a.3"]):
+            await hub.publish(channel, str(number))
+        assert some.data == ["0", "1", "5"]
+        assert every.data == ["0", "1", "2", "3", "5"]
+        assert client.data == ["4"]
+
+
+async def test_who_leaves_hears_nothing_more_and_who_comes_hears_what_follows() -> None:
+    """Plans are remembered for each channel; they follow the audience."""
+    async with running() as hub:
+        first = await listen(hub)
+        wild = await listen(hub, "*")
+        await hub.publish("broadcast", "1")
+        second = await listen(hub)
+        first.close()
+        wild.close()
+        await hub.publish("broadcast", "2")
+        assert (first.data, wild.data, second.data) == (["1"], ["1"], ["2"])
+        assert hub.stats().subscribers == 1
+
+
+async def test_an_event_is_encoded_once_for_each_kind_and_all_of_a_kind_get_the_same_bytes() -> None:
+    """Issue: encode once, write the same bytes to all."""
+    encoded: list[Event] = []
+
+    def encode(event: Event) -> bytes:
+        encoded.append(event)
+        return encode_line(event)
+
+    async with running() as hub:
+        outlets = [Outlet() for _ in range(5)]
+        for outlet in outlets:
+            await hub.subscribe(["broadcast"], outlet, encode=encode)
+        other = await listen(hub)
+        encoded.clear()
+        await hub.publish("broadcast", "x")
+        assert len(encoded) == 1
+        assert len({id(outlet.chunks[-1]) for outlet in outlets}) == 1
+        assert outlets[0].chunks[-1] == other.chunks[-1]
+
+
+async def test_a_slow_subscriber_is_ended_by_name_and_can_resume_while_the_others_feel_nothing() -> None:
+    """Issue: a slow one is cut with a named reason."""
+    async with running(max_buffered=1000) as hub:
+        good, slow = await listen(hub), Outlet(takes=False)
+        await hub.subscribe(["broadcast"], slow, encode=encode_line)
+        for number in range(20):
+            await hub.publish("broadcast", f"{number} {'x' * 90}")
+        assert len(good.data) == 20
+        assert slow.closed
+        assert slow.events()[-1][:2] == ("cut", '{"reason":"slow"}')
+        assert hub.stats().cut == {"slow": 1}
+        again = await listen(hub, last_event_id=slow.last_id)
+        assert slow.data + again.data == good.data
+        assert again.gaps == []
+
+
+async def test_caps_are_total_for_each_address_and_for_each_channel() -> None:
+    """Issue: caps, and MAX_CONNECTIONS."""
+    async with running(max_connections=4, max_connections_per_address=2, max_subscribers_per_channel=3) as hub:
+        first = await listen(hub, "a", address="1")
+        await listen(hub, "a", address="1")
+        with pytest.raises(TooMany, match="address: 2"):
+            await listen(hub, "b", address="1")
+        await listen(hub, "a", address="2")
+        with pytest.raises(TooMany, match="channel: 3"):
+            await listen(hub, "b", "a", address="2")
+        await listen(hub, "b", address="2")
+        with pytest.raises(TooMany, match="connections: 4"):
+            await listen(hub, "c", address="3")
+        first.close()
+        await listen(hub, "a", address="1")
+        assert hub.stats().channels == {"a": 3, "b": 1}
+
+
+async def test_the_hook_decides_on_channels_and_on_what_a_pattern_reaches() -> None:
+    """Issue: per-channel authorization. A pattern must not reach what its holder may not hear by name."""
+
+    def authorize(principal: Any, action: str, channel: str) -> bool:
+        return not channel.startswith("secret") and (action, channel) != ("publish", "news")
+
+    async with running(authorize=authorize) as hub:
+        with pytest.raises(Forbidden, match="subscribe to the channel 'secret'"):
+            await listen(hub, "news", "secret")
+        with pytest.raises(Forbidden, match="publish to channel 'news'"):
+            hub.check_publish("news")
+        hub.check_publish("chat")
+        every = await listen(hub, ">")
+        start = every.last_id
+        await hub.publish("secret", "s")
+        await hub.publish("news", "n")
+        assert every.data == ["n"]
+        assert (await listen(hub, ">", last_event_id=start)).data == ["n"]
+        assert (await listen(hub, ">", history=9)).data == ["n"]
+
+
+@pytest.mark.parametrize("channel", ["$client.me", "$client", "$client.*", "$client.>"])
+async def test_nobody_listens_to_a_client_by_its_channel(channel: str) -> None:
+    """Our choice: only `receive` opens a mailbox."""
+    async with running() as hub:
+        with pytest.raises(Forbidden):
+            await listen(hub, channel)
+
+
+async def test_a_peer_publishes_to_no_channel_of_the_hub() -> None:
+    """Our choice: joins and leaves cannot be made up."""
+    async with running() as hub:
+        for channel in ("$presence.chat", "$client.me"):
+            with pytest.raises(Forbidden):
+                hub.check_publish(channel)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"event": "a\r\nb"}, "event name"),
+        ({"event": ""}, "event name"),
+        ({"event": "gap"}, "belongs to the hub"),
+        ({"id": "a\nb"}, "event id"),
+        ({"id": "a\0"}, "event id"),
+        ({"id": "here.12"}, "made by the hub"),
+        ({"channel": "a.*"}, "wildcard"),
+    ],
+)
+async def test_what_would_break_a_stream_is_refused_and_nobody_hears_it(bad: dict[str, str], message: str) -> None:
+    """Issue: an event with CR/LF in id or name; and an id that a resume would take for a place."""
+    async with running(MemoryStore(epoch="here")) as hub:
+        outlet = await listen(hub)
+        with pytest.raises(InvalidName, match=message):
+            await hub.publish(**{"channel": "broadcast", "data": "x", **bad})
+        assert outlet.data == []
+
+
+async def test_an_event_larger_than_a_subscriber_may_buffer_is_refused() -> None:
+    """One of those would cut every subscriber."""
+    async with running(max_event=10) as hub:
+        await hub.publish("broadcast", "x" * 10)
+        with pytest.raises(TooLarge):
+            await hub.publish("broadcast", "x" * 11)
+
+
+async def test_too_many_channels_or_none_are_refused() -> None:
+    """Each costs a look-up; a subscription needs one."""
+    async with running(max_channels_per_subscriber=2) as hub:
+        for channels in ([], ["a", "b", "c"]):
+            with pytest.raises(InvalidName):
+                await hub.subscribe(channels, Outlet(), encode=encode_line)
+
+
+async def test_publishing_in_a_loop_gives_the_event_loop_its_turns() -> None:
+    """Otherwise sockets take nothing meanwhile and every subscriber looks slow."""
+    async with running() as hub:
+        turned = False
+
+        async def other() -> None:
+            nonlocal turned
+            turned = True
+
+        task = asyncio.create_task(other())
+        for _ in range(100):
+            await hub.publish("broadcast", "x")
+        assert turned
+        await task
+
+
+async def test_closing_the_hub_ends_its_subscribers_and_may_be_repeated() -> None:
+    """The runtime closes it when the server stops."""
+    async with running() as hub:
+        outlet = await listen(hub, client_id="me")
+        await hub.close()
+        assert outlet.closed
+        await turns()
+        assert hub.stats().subscribers == 0
+
+
+async def test_an_outlet_that_is_closed_already_is_not_subscribed() -> None:
+    """The peer may leave while its request is looked at."""
+    async with running() as hub:
+        outlet = Outlet()
+        outlet.close()
+        await hub.subscribe(["broadcast"], outlet, encode=encode_line, client_id="me")
+        assert hub.stats().subscribers == 0
+        assert await hub.presence("broadcast") == []
+
+
+async def test_the_counters_tell_what_happened() -> None:
+    """Interface of `HubStats`."""
+    async with running() as hub:
+        await listen(hub)
+        await listen(hub)
+        await hub.publish("broadcast", "x")
+        stats = hub.stats()
+        assert (stats.subscribers, stats.published, stats.delivered, stats.gaps) == (2, 1, 2, 0)

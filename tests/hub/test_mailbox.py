@@ -1,0 +1,217 @@
+"""Messages to one client: kept while it is away, given in order on its return, none twice."""
+
+import asyncio
+import random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, receive, running, turns
+from millstream.hub import Hub, HubLimits, InvalidName
+from millstream.stores.memory import MemoryStore
+
+
+async def test_messages_wait_for_a_client_that_is_away_and_come_in_order() -> None:
+    """Issue: a mailbox keeps messages for a client that is offline."""
+    async with running() as hub:
+        for number in range(3):
+            assert (await hub.send("me", f"{number}", event="progress")).subscribers == 0
+        await hub.send("you", "other")
+        outlet = await receive(hub, "me")
+        assert (await hub.send("me", "3")).subscribers == 1
+        assert outlet.data == ["0", "1", "2", "3"]
+        assert outlet.events()[0][0] == "progress"
+
+
+async def test_nothing_comes_twice_however_often_a_client_returns() -> None:
+    """Issue: none twice."""
+    async with running() as hub:
+        await hub.send("me", "1")
+        outlet = await receive(hub, "me")
+        await hub.send("me", "2")
+        assert outlet.data == ["1", "2"]
+        outlet.close()
+        assert (await receive(hub, "me")).data == []
+        await hub.send("me", "3")
+        assert (await receive(hub, "me")).data == []
+
+
+async def test_what_a_broken_connection_swallowed_is_had_again_with_an_id() -> None:
+    """The client knows better than the server what it got."""
+    async with running() as hub:
+        outlet = await receive(hub, "me")
+        await hub.send("me", "1")
+        last = outlet.last_id
+        await hub.send("me", "2")
+        outlet.close()
+        await hub.send("me", "3")
+        again = await receive(hub, "me", last_event_id=last)
+        assert (again.data, again.gaps) == (["2", "3"], [])
+
+
+async def test_two_connections_of_a_client_both_hear_it() -> None:
+    """A page may be open twice."""
+    async with running() as hub:
+        one, two = await receive(hub, "me"), await receive(hub, "me")
+        await hub.send("me", "1")
+        one.close()
+        await hub.send("me", "2")
+        assert (one.data, two.data) == (["1"], ["1", "2"])
+        assert (await receive(hub, "me")).data == []
+
+
+async def test_a_mailbox_is_bounded_by_count_and_tells_that_some_are_gone() -> None:
+    """Issue: bounded by count."""
+    async with running(mailbox=3) as hub:
+        for number in range(5):
+            await hub.send("me", str(number))
+        outlet = await receive(hub, "me")
+        assert outlet.gaps == ["trimmed"]
+        assert outlet.data[-3:] == ["2", "3", "4"]
+
+
+async def test_a_mailbox_is_bounded_by_age() -> None:
+    """Issue: bounded by age."""
+    clock = Clock()
+    async with running(clock=clock, mailbox_age=60.0, history_age=10.0) as hub:
+        await hub.send("me", "old")
+        clock.now += 40
+        await hub.send("me", "new")
+        clock.now += 30
+        assert (await receive(hub, "me")).data == ["new"]
+
+
+async def test_others_hear_nothing_of_it() -> None:
+    """A mailbox is for one client; no wildcard reaches it."""
+    async with running() as hub:
+        every = await listen(hub, ">")
+        other = await receive(hub, "you")
+        await hub.send("me", "1")
+        assert every.data == other.data == []
+        assert (await listen(hub, ">", history=10)).data == []
+
+
+@pytest.mark.parametrize("client_id", ["", "a b", "a\nb", "*", ">"])
+async def test_a_client_id_that_cannot_be_one_is_refused_both_ways(client_id: str) -> None:
+    """Issue: a client id with control characters."""
+    async with running() as hub:
+        with pytest.raises(InvalidName):
+            await hub.send(client_id, "x")
+        with pytest.raises(InvalidName):
+            await receive(hub, client_id)
+
+
+async def test_a_worker_that_ends_leaves_the_place_for_the_next() -> None:
+    """Any worker serves any client."""
+    store = MemoryStore()
+    async with running(store) as one:
+        outlet = await receive(one, "me")
+        await one.send("me", "1")
+        assert outlet.data == ["1"]
+    async with running(store) as two:
+        await two.send("me", "2")
+        assert (await receive(two, "me")).data == ["2"]
+
+
+async def test_a_worker_that_dies_has_left_the_place_of_its_last_refresh() -> None:
+    """`refresh` writes it down for those who are connected."""
+    store = MemoryStore()
+    async with running(store) as one, running(store) as two:
+        await receive(one, "me")
+        await one.send("me", "1")
+        await one.refresh()
+        await one.send("me", "2")
+        assert (await receive(two, "me")).data == ["2"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_client_that_changes_workers_gets_each_message_once_in_order(seed: int) -> None:
+    """Design §5: no affinity is needed. Calls of the store interleave in every way that a seed makes."""
+    dice = random.Random(seed)
+    memory = MemoryStore()
+    stores = [DistantStore(lambda: dice.randrange(4), memory) for _ in range(2)]
+    async with running(stores[0]) as one, running(stores[1]) as two:
+        hubs = [one, two]
+        got: list[str] = []
+
+        async def write() -> None:
+            for number in range(40):
+                await dice.choice(hubs).send("me", str(number))
+                await turns(dice.randrange(10))
+
+        writer = asyncio.create_task(write())
+        while True:
+            finished = writer.done()
+            outlet = Outlet()
+            await dice.choice(hubs).receive("me", outlet, encode=encode_line)
+            await turns(dice.randrange(40))
+            outlet.close()
+            await turns(60)  # its place is written down behind it
+            assert outlet.gaps == []
+            got += outlet.data
+            if finished:
+                break
+        assert got == list(map(str, range(40)))
+
+
+class Mailbox(RuleBasedStateMachine):
+    """One client that comes and goes without ids, and messages at any time."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.runner = asyncio.Runner()
+        self.store = MemoryStore(clock=Clock())
+        self.hub = self.open()
+        self.outlet: Outlet | None = None
+        self.sent: list[str] = []
+        self.got: list[str] = []
+
+    def open(self) -> Hub:
+        hub = Hub(self.store, HubLimits(), clock=Clock())
+        self.runner.run(hub.open())
+        return hub
+
+    @rule(times=st.integers(1, 5))
+    def send(self, times: int) -> None:
+        for _ in range(times):
+            self.sent.append(str(len(self.sent)))
+            self.runner.run(self.hub.send("me", self.sent[-1]))
+
+    @rule()
+    def publish(self) -> None:
+        self.runner.run(self.hub.publish("broadcast", "x"))
+
+    @rule()
+    def come(self) -> None:
+        if self.outlet is None:
+            self.outlet = self.runner.run(receive(self.hub, "me"))
+
+    @rule()
+    def go(self) -> None:
+        if self.outlet is not None:
+            self.outlet.close()
+            self.got += self.outlet.data
+            self.outlet = None
+
+    @rule()
+    def restart(self) -> None:
+        self.go()
+        self.runner.run(self.hub.close())
+        self.hub = self.open()
+
+    def teardown(self) -> None:
+        if hasattr(self, "runner"):
+            self.come()
+            self.go()
+            self.runner.run(self.hub.close())
+            self.runner.close()
+            assert self.got == self.sent
+
+
+def test_a_client_that_comes_and_goes_gets_everything_once() -> None:
+    """Issue: delivered in order on its return, none twice."""
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Mailbox, settings=settings(max_examples=60, stateful_step_count=25, deadline=None)
+    )

@@ -1,0 +1,143 @@
+"""Who is on a channel, on all workers; joins and leaves as events."""
+
+import asyncio
+import json
+
+from hub_parts import Clock, DistantStore, listen, running, turns
+from millstream.hub import Hub, HubLimits, Member
+from millstream.stores.memory import MemoryStore
+
+
+async def names(hub: Hub, channel: str = "chat") -> list[str]:
+    """The ids on a channel."""
+    return [member.client_id for member in await hub.presence(channel)]
+
+
+async def test_a_client_with_an_id_is_present_until_it_leaves() -> None:
+    """Issue: presence, join and leave events."""
+    clock = Clock()
+    async with running(clock=clock) as hub:
+        watcher = await listen(hub, "$presence.chat")
+        ann = await listen(hub, "chat", client_id="ann", name="Ann B.")
+        clock.now += 5
+        bob = await listen(hub, "chat", "news", client_id="bob")
+        await listen(hub, "chat")
+        assert await hub.presence("chat") == [Member("ann", "Ann B.", 1000.0), Member("bob", "", 1005.0)]
+        assert await names(hub, "news") == ["bob"]
+        ann.close()
+        await watcher.until(3)
+        assert await names(hub) == ["bob"]
+        bob.close()
+        await watcher.until(4)
+        assert [(event, json.loads(data or "")["client_id"]) for event, data, _ in watcher.events() if data] == [
+            ("join", "ann"),
+            ("join", "bob"),
+            ("leave", "ann"),
+            ("leave", "bob"),
+        ]
+
+
+async def test_a_client_that_is_there_twice_joins_once_and_leaves_with_its_last_connection() -> None:
+    """A page may be open twice."""
+    async with running() as hub:
+        watcher = await listen(hub, "$presence.chat")
+        one = await listen(hub, "chat", client_id="ann")
+        two = await listen(hub, "chat", client_id="ann")
+        one.close()
+        await turns()
+        assert await names(hub) == ["ann"]
+        assert len(watcher.data) == 1
+        two.close()
+        await watcher.until(2)
+        assert await names(hub) == []
+
+
+async def test_patterns_and_channels_of_the_hub_have_no_members() -> None:
+    """Who watches the presence is not shown there."""
+    async with running() as hub:
+        await listen(hub, "$presence.chat", "chat.*", client_id="ann")
+        assert await names(hub, "$presence.chat") == []
+        assert await names(hub, "chat.1") == []
+        assert hub.stats().published == 0
+
+
+async def test_names_of_channels_do_not_run_into_each_other() -> None:
+    """A key is found by its beginning."""
+    async with running() as hub:
+        await listen(hub, "chat", client_id="ann")
+        await listen(hub, "chat.1", client_id="bob")
+        assert await names(hub, "chat") == ["ann"]
+        assert await names(hub, "chat.1") == ["bob"]
+
+
+async def test_a_client_on_two_workers_joins_once_and_leaves_once() -> None:
+    """Presence is one for all workers."""
+    store = MemoryStore()
+    async with running(store) as one, running(store) as two:
+        watcher = await listen(one, "$presence.chat")
+        first = await listen(one, "chat", client_id="ann")
+        second = await listen(two, "chat", client_id="ann")
+        assert await names(one) == await names(two) == ["ann"]
+        first.close()
+        await turns()
+        assert await names(one) == ["ann"]
+        second.close()
+        await watcher.until(2)
+        assert [event for event, data, _ in watcher.events() if data] == ["join", "leave"]
+
+
+async def test_members_of_a_worker_that_died_expire_and_one_of_the_others_tells_it() -> None:
+    """Presence is keys with TTL."""
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    dead = Hub(store, HubLimits(), clock=clock)
+    await dead.open()
+    await listen(dead, "chat", client_id="ann")
+    for task in dead._tasks:
+        task.cancel()
+    await dead._delivery.close()
+    ttl = HubLimits().presence_ttl
+    async with running(store, clock=clock) as one, running(store, clock=clock) as two:
+        watcher = await listen(one, "$presence.chat")
+        await listen(two, "chat", client_id="bob")
+        clock.now += ttl - 1
+        for hub in (one, two):
+            await hub.refresh()
+        assert await names(one) == ["ann", "bob"]
+        clock.now += 2
+        assert await names(one) == ["bob"]
+        for hub in (one, two):
+            await hub.refresh()
+        assert [event for event, data, _ in watcher.events() if data] == ["join", "leave"]
+        assert json.loads(watcher.data[-1])["client_id"] == "ann"
+        clock.now += ttl - 1
+        assert await names(one) == ["bob"], "its worker vouched for it again"
+
+
+async def test_a_worker_that_ends_takes_its_members_with_it() -> None:
+    """A clean shutdown leaves nothing to expire."""
+    store = MemoryStore()
+    async with running(store) as one:
+        async with running(store) as two:
+            await listen(two, "chat", client_id="ann")
+            assert await names(one) == ["ann"]
+        assert await names(one) == []
+
+
+async def test_clients_that_come_and_go_at_once_on_distant_workers_leave_nobody_behind() -> None:
+    """Compare-and-set: of all workers one sees the first arrival and the last departure."""
+    memory = MemoryStore()
+    stores = [DistantStore(lambda: 2, memory) for _ in range(2)]
+    async with running(stores[0]) as one, running(stores[1]) as two:
+        watcher = await listen(one, "$presence.chat")
+
+        async def visit(hub: Hub) -> None:
+            for _ in range(5):
+                (await listen(hub, "chat", client_id="ann")).close()
+
+        await asyncio.gather(*map(visit, [one, two, one, two]))
+        await turns(400)
+        assert await names(one) == []
+        told = [event for event, data, _ in watcher.events() if data]
+        assert told
+        assert told == ["join", "leave"] * (len(told) // 2)

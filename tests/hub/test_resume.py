@@ -1,0 +1,384 @@
+"""Resuming by id: what was missed comes once and in order, or a gap is told."""
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, running, turns
+from millstream.hub import Hub, HubLimits
+from millstream.hub.channels import matches
+from millstream.stores.memory import MemoryStore
+
+
+async def publish(hub: Hub, *data: str, channel: str = "broadcast") -> None:
+    """Several events."""
+    for each in data:
+        await hub.publish(channel, each)
+
+
+async def test_a_stream_can_be_resumed_before_its_first_event() -> None:
+    """Our choice: the first thing a subscriber gets is the id of the present place."""
+    async with running() as hub:
+        for expected in (["1"], ["2"]):
+            outlet = await listen(hub)
+            assert outlet.data == []
+            outlet.close()
+            await publish(hub, *expected)
+            assert (await listen(hub, last_event_id=outlet.last_id)).data == expected
+
+
+async def test_one_id_resumes_all_channels_and_patterns_at_once() -> None:
+    """The journal orders all channels, so that an `EventSource`, which keeps one id, misses none."""
+    async with running() as hub:
+        outlet = await listen(hub, "a", "b.*")
+        await publish(hub, "1", channel="a")
+        await publish(hub, "2", channel="b.x")
+        outlet.close()
+        for number, channel in enumerate(["b.y", "c", "a", "b.x", "a"]):
+            await publish(hub, str(number), channel=channel)
+        again = await listen(hub, "a", "b.*", last_event_id=outlet.last_id)
+        assert again.data == ["0", "2", "3", "4"]
+        assert again.gaps == []
+
+
+async def test_the_publishers_own_id_resumes_too() -> None:
+    """Interface of `publish`: subscribers see the id; an `EventSource` sends it back."""
+    async with running() as hub:
+        outlet = await listen(hub)
+        await hub.publish("broadcast", "1", id="order 1")
+        assert outlet.last_id == "order 1"
+        await hub.publish("broadcast", "2", id="order 2")
+        assert (await listen(hub, last_event_id="order 1")).data == ["2"]
+
+
+@pytest.mark.parametrize("count", [10, 3000])
+async def test_an_own_id_is_found_as_far_back_as_the_journal_goes(count: int) -> None:
+    """The newest events are in memory, the others in the store."""
+    async with running() as hub:
+        await hub.publish("broadcast", "first", id="x")
+        await publish(hub, *map(str, range(count)))
+        again = await listen(hub, last_event_id="x")
+        assert again.data == list(map(str, range(count)))
+        assert again.gaps == []
+
+
+@pytest.mark.parametrize("last", ["nonsense", "other.5", "here.999999", "here.", ".", "here." + "9" * 40, "é"])
+async def test_an_id_that_is_not_known_is_a_gap_and_then_what_is_left(last: str) -> None:
+    """Issue: an explicit gap event when history is gone."""
+    async with running(MemoryStore(epoch="here")) as hub:
+        await publish(hub, "1", "2")
+        await publish(hub, "no", channel="other")
+        outlet = await listen(hub, last_event_id=last)
+        assert outlet.gaps == ["unknown"]
+        assert outlet.data == ["1", "2"]
+        await publish(hub, "3")
+        assert outlet.data == ["1", "2", "3"]
+
+
+async def test_a_restart_that_loses_the_store_is_a_gap_for_every_kind_of_subscription() -> None:
+    """Design §5: an epoch change is a gap and is told."""
+    async with running() as hub:
+        last = (await listen(hub)).last_id
+    async with running() as hub:
+        await publish(hub, "new")
+        for channels in (["broadcast"], [">"]):
+            outlet = await listen(hub, *channels, last_event_id=last)
+            assert (outlet.gaps, outlet.data) == (["unknown"], ["new"])
+
+
+async def test_a_restart_that_keeps_the_store_is_no_gap() -> None:
+    """A store that outlives the worker keeps the journal."""
+    store = MemoryStore()
+    async with running(store) as hub:
+        await publish(hub, "1")
+        last = (await listen(hub)).last_id
+        await publish(hub, "2")
+    async with running(store) as hub:
+        await publish(hub, "3")
+        outlet = await listen(hub, last_event_id=last)
+        assert (outlet.gaps, outlet.data) == ([], ["2", "3"])
+
+
+async def test_history_is_bounded_by_count() -> None:
+    """Issue: history by count. What the journal dropped is a gap, and what is left follows it."""
+    async with running(journal=5, history=3) as hub:
+        await publish(hub, *map(str, range(10)))
+        assert [event.data for event in await hub.history("broadcast")] == [b"7", b"8", b"9"]
+        assert (await listen(hub, history=50)).data[-3:] == ["7", "8", "9"]
+
+
+async def test_history_is_bounded_by_age() -> None:
+    """Issue: history by age. Who was away for longer is told."""
+    clock = Clock()
+    async with running(clock=clock, history_age=60.0) as hub:
+        last = (await listen(hub)).last_id
+        await publish(hub, "old")
+        clock.now += 40
+        await publish(hub, "middle")
+        clock.now += 40
+        await publish(hub, "new")
+        outlet = await listen(hub, last_event_id=last)
+        assert (outlet.gaps, outlet.data) == (["expired"], ["middle", "new"])
+        assert (await listen(hub, history=10)).data == ["middle", "new"]
+        assert [event.data for event in await hub.history("broadcast")] == [b"middle", b"new"]
+
+
+async def test_the_newest_events_come_first_to_who_asks_for_history() -> None:
+    """Issue: a chat page shows its history after reload; with an id it goes on from there."""
+    async with running() as hub:
+        await publish(hub, "1", "2", "3")
+        await publish(hub, "x", channel="b")
+        outlet = await listen(hub, history=2)
+        assert outlet.data == ["2", "3"]
+        assert (await listen(hub, ">", history=2)).data == ["3", "x"]
+        assert (await listen(hub, history=2, last_event_id=outlet.last_id)).data == []
+
+
+async def test_a_busy_channel_does_not_push_out_the_history_of_a_quiet_one() -> None:
+    """The journal is bounded for all channels together, each history for itself."""
+    async with running(MemoryStore(), journal=10) as hub:
+        await publish(hub, "q1", channel="quiet")
+        last = (await listen(hub, "quiet")).last_id
+        await publish(hub, "q2", channel="quiet")
+        await flood(hub)
+        await publish(hub, "q3", channel="quiet")
+        outlet = await listen(hub, "quiet", last_event_id=last)
+        assert (outlet.gaps, outlet.data) == ([], ["q2", "q3"])
+        assert (await listen(hub, "quiet.*", last_event_id=last)).gaps == ["trimmed"]
+
+
+async def test_what_neither_journal_nor_history_hold_is_a_gap() -> None:
+    """Issue: an explicit gap event when history is gone."""
+    async with running(MemoryStore(), journal=10, history=2) as hub:
+        last = (await listen(hub, "quiet")).last_id
+        await publish(hub, "q1", "q2", "q3", channel="quiet")
+        await flood(hub)
+        outlet = await listen(hub, "quiet", last_event_id=last)
+        assert (outlet.gaps, outlet.data) == (["trimmed"], ["q2", "q3"])
+
+
+async def flood(hub: Hub) -> None:
+    """More than a worker remembers."""
+    await publish(hub, *["x" * 1000] * 4200, channel="busy")
+
+
+async def test_a_quiet_subscriber_is_told_the_place_so_that_it_does_not_fall_behind_the_journal() -> None:
+    """`refresh` writes an id alone; a client keeps it without dispatching an event."""
+    async with running() as hub:
+        outlet = await listen(hub, "quiet")
+        await publish(hub, "x", channel="busy")
+        before = outlet.last_id
+        await hub.refresh()
+        assert outlet.data == []
+        assert outlet.last_id != before
+        assert (await listen(hub, "quiet", last_event_id=outlet.last_id)).gaps == []
+
+
+async def test_a_worker_that_lost_the_thread_tells_its_subscribers_and_goes_on() -> None:
+    """What is gone is never skipped in silence, though the store forgot it before this worker read it."""
+    store = MemoryStore()
+    async with running(store) as hub, running(store, journal=3) as other:
+        hub._delivery._unsubscribe()  # type: ignore[misc]  # the bus loses every message
+        outlet = await listen(hub)
+        await publish(other, "1")
+        await hub.refresh()
+        await publish(other, *map(str, range(2, 9)))
+        await hub.refresh()
+        assert outlet.data == ["1", "6", "7", "8"]
+        assert outlet.gaps == ["lost"]
+        assert hub.stats().gaps == 1
+
+
+async def test_a_lost_bus_message_is_made_up_for_by_the_next() -> None:
+    """The bus only says that there is more; the journal is what is read."""
+    store = MemoryStore()
+    async with running(store) as hub, running(store) as other:
+        outlet = await listen(hub)
+        await other._journal.append((await published(other, "1")))
+        await publish(other, "3")
+        assert await outlet.until(3) == ["1", "1", "3"]
+
+
+async def published(hub: Hub, data: str) -> Any:
+    """Publish, and give the record that was kept."""
+    from millstream.hub.event import Record
+
+    await hub.publish("broadcast", data)
+    return Record("broadcast", data.encode(), None, None, 1000.0)
+
+
+async def test_a_reader_that_catches_up_slowly_hears_what_is_published_meanwhile_in_its_place() -> None:
+    """Live events do not overtake those of the past."""
+    async with running() as hub:
+        last = (await listen(hub)).last_id
+        await publish(hub, *map(str, range(450)))
+        outlet = Outlet()
+        task = asyncio.create_task(hub.subscribe(["broadcast"], outlet, encode=encode_line, last_event_id=last))
+        for number in range(450, 600):
+            await publish(hub, str(number))
+            await asyncio.sleep(0)
+        await task
+        await publish(hub, "600")
+        assert outlet.data == list(map(str, range(601)))
+
+
+async def test_who_leaves_while_catching_up_is_forgotten() -> None:
+    """The outlet may close between two pages."""
+    async with running() as hub:
+        last = (await listen(hub)).last_id
+        await publish(hub, *map(str, range(450)))
+        outlet = Outlet()
+        task = asyncio.create_task(hub.subscribe(["broadcast"], outlet, encode=encode_line, last_event_id=last))
+        await turns(1)
+        outlet.close()
+        await task
+        assert hub.stats().subscribers == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_workers_on_a_distant_store_give_every_subscriber_the_same_order_across_reconnects(seed: int) -> None:
+    """Design §5: any worker serves any stream. Calls of the store interleave in every way that a seed makes."""
+    dice = random.Random(seed)
+    memory = MemoryStore()
+    stores = [DistantStore(lambda: dice.randrange(4), memory) for _ in range(2)]
+    async with running(stores[0]) as one, running(stores[1]) as two:
+        hubs = [one, two]
+        reference = await listen(one, ">")
+        done = asyncio.Event()
+        heard: dict[int, list[str]] = {}
+
+        async def read(reader: int, *channels: str) -> None:
+            heard[reader] = []
+            last = reference_start
+            while True:
+                finished = done.is_set()
+                outlet = Outlet()
+                await dice.choice(hubs).subscribe(channels, outlet, encode=encode_line, last_event_id=last)
+                await turns(dice.randrange(30))
+                outlet.close()
+                assert outlet.gaps == []
+                heard[reader] += outlet.data
+                last = outlet.last_id
+                if finished:
+                    return
+
+        async def write(writer: int) -> None:
+            for number in range(30):
+                await dice.choice(hubs).publish(dice.choice("ab"), f"{writer}.{number}")
+
+        reference_start = reference.last_id
+        async with asyncio.TaskGroup() as group:
+            readers = [group.create_task(read(0, ">")), group.create_task(read(1, "a", "b"))]
+            readers += [group.create_task(read(2, "a"))]
+            async with asyncio.TaskGroup() as writers:
+                for writer in range(3):
+                    writers.create_task(write(writer))
+            done.set()
+        await one.refresh()
+        assert len(reference.data) == 90
+        assert heard[0] == heard[1] == reference.data
+        assert heard[2] == [each for each in reference.data if each in set(heard[2])]
+
+
+class Reconnects(RuleBasedStateMachine):
+    """Publications on three channels and one client that is cut at any time and resumes with its last id."""
+
+    PATTERNS = (("a",), ("a", "b"), ("*",), (">",), ("b", "c.*"), ("c.>", "a"))
+    limits = HubLimits()
+
+    @initialize(channels=st.sampled_from(PATTERNS))
+    def begin(self, channels: tuple[str, ...]) -> None:
+        self.runner = asyncio.Runner()
+        self.store = MemoryStore(clock=Clock())
+        self.hub = self.open()
+        self.channels = channels
+        self.outlet: Outlet | None = None
+        self.expected: list[str] = []
+        self.got: list[str] = []
+        self.last = ""
+        self.gaps = 0
+        self.count = 0
+        self.connect()
+
+    def open(self) -> Hub:
+        hub = Hub(self.store, self.limits, clock=Clock())
+        self.runner.run(hub.open())
+        return hub
+
+    @rule(channel=st.sampled_from(["a", "b", "c.x", "c.y.z"]), times=st.integers(1, 6), named=st.booleans())
+    def publish(self, channel: str, times: int, named: bool) -> None:
+        for _ in range(times):
+            self.count += 1
+            data = str(self.count)
+            self.runner.run(self.hub.publish(channel, data, id=f"own {data}" if named else None))
+            if any(matches(pattern, channel) for pattern in self.channels):
+                self.expected.append(data)
+
+    @rule()
+    def connect(self) -> None:
+        if self.outlet is None:
+            self.outlet = Outlet()
+            self.runner.run(self.hub.subscribe(self.channels, self.outlet, encode=encode_line, last_event_id=self.last))
+
+    @rule(keep=st.integers(0, 200))
+    def cut(self, keep: int) -> None:
+        """The connection breaks; the client got the first `keep` of the lines at most."""
+        if self.outlet is None:
+            return
+        self.outlet.close()
+        lines = b"".join(self.outlet.chunks).splitlines(keepends=True)[: max(keep, 1)]
+        seen = Outlet()
+        seen.chunks = lines
+        self.got += seen.data
+        self.gaps += len(seen.gaps)
+        self.last = seen.last_id or self.last
+        self.outlet = None
+
+    @rule()
+    def refresh(self) -> None:
+        self.runner.run(self.hub.refresh())
+
+    @rule()
+    def restart(self) -> None:
+        """Another worker takes over; the store stays."""
+        self.cut(200)
+        self.runner.run(self.hub.close())
+        self.hub = self.open()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "runner"):
+            return
+        self.connect()
+        self.cut(10_000)
+        self.runner.run(self.hub.close())
+        self.runner.close()
+        self.check()
+
+    def check(self) -> None:
+        assert self.gaps == 0
+        assert self.got == self.expected
+
+
+class ReconnectsWithLittleRoom(Reconnects):
+    """The same where journal and histories hold little, so that some events are gone."""
+
+    limits = HubLimits(journal=6, history=3)
+
+    def check(self) -> None:
+        numbers = list(map(int, self.got))
+        assert numbers == sorted(set(numbers)), "in order, none twice"
+        assert set(self.got) <= set(self.expected)
+        assert self.gaps or self.got == self.expected, "nothing is lost in silence"
+
+
+@pytest.mark.parametrize("machine", [Reconnects, ReconnectsWithLittleRoom])
+def test_resuming_after_any_cut_loses_nothing_and_repeats_nothing(machine: type[RuleBasedStateMachine]) -> None:
+    """Issue: resume across reconnects, an explicit gap event when history is gone."""
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        machine, settings=settings(max_examples=60, stateful_step_count=25, deadline=None)
+    )

@@ -1,0 +1,166 @@
+"""Budgets that are counts (design §9): Python-level calls and frames of one `tools/call` of 2026-07-28.
+
+A call is a `call` event of `sys.setprofile` whose code stands in `src/millstream`: a function that is entered, or a
+coroutine that goes on. The user's function, the libraries and C code are not ours. Everything is measured on the
+second call and later, when caches are filled. Imported modules are counted by `test_structure.py`.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+import millstream
+from millstream import Server, Settings
+from millstream.app.asgi import prepare
+from millstream.transports.lane import load_lane
+from wire import encode_request, enveloped, over_asgi, pairs, routing
+
+OURS = str(Path(millstream.__file__).parent)
+BODY = json.dumps(enveloped("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}})).encode()
+HEADERS = pairs(routing("tools/call", "add"))
+
+
+class Count:
+    """The calls of our functions, by name, while it is entered."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def __enter__(self) -> Self:
+        sys.setprofile(self._note)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        sys.setprofile(None)
+
+    def _note(self, frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(OURS):
+            self.names.append(frame.f_code.co_qualname)
+
+
+def our_frames() -> list[str]:
+    """Our functions on the stack of the caller's caller, innermost first."""
+    names: list[str] = []
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(OURS):
+            names.append(frame.f_code.co_qualname)
+        frame = frame.f_back  # type: ignore[assignment]
+    return names
+
+
+def make_server() -> tuple[Server, list[list[str]]]:
+    """A server with one tool, which notes how deep it was called."""
+    mcp = Server("budget", settings=Settings())
+    stacks: list[list[str]] = []
+
+    @mcp.tool
+    async def add(a: int, b: int) -> int:
+        """Add two numbers."""
+        stacks.append(frames())
+        return a + b
+
+    def frames() -> list[str]:
+        return our_frames()
+
+    return mcp, stacks
+
+
+class Transport(asyncio.Transport):
+    """A socket that keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self.written: list[bytes] = []
+        self.reply = asyncio.Event()
+
+    def write(self, data: Any) -> None:
+        self.written.append(data)
+        self.reply.set()
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        return None
+
+
+async def measure(ask: Callable[[], Any]) -> list[str]:
+    """The calls of the third request."""
+    for _ in range(2):
+        await ask()
+    count = Count()
+    with count:
+        await ask()
+    return count.names
+
+
+async def through_asgi(server: Server) -> list[str]:
+    """One call as ASGI messages."""
+
+    async def ask() -> None:
+        reply = await over_asgi(server, "POST", "/mcp", HEADERS, BODY)
+        assert reply.message["result"]["structuredContent"] == 5
+
+    return await measure(ask)
+
+
+async def through_lane(server: Server) -> list[str]:
+    """One call as bytes to the protocol class, in one piece, as a socket brings it."""
+    protocol_class: Any = load_lane().protocol
+    config = uvicorn.Config(server, http=protocol_class, log_config=None)
+    config.load()
+    state = ServerState()
+    state.default_headers = config.encoded_headers
+    protocol = protocol_class(config=config, server_state=state, app_state={}, _loop=asyncio.get_running_loop())
+    transport = Transport()
+    protocol.connection_made(transport)
+    data = encode_request("POST", "/mcp", HEADERS, BODY)
+
+    async def ask() -> None:
+        transport.written.clear()
+        transport.reply.clear()
+        protocol.data_received(data)
+        await transport.reply.wait()
+        await asyncio.sleep(0)
+        assert b"".join(transport.written).endswith(b'"structuredContent":5}}')
+
+    names = await measure(ask)
+    protocol.connection_lost(None)
+    return names
+
+
+@pytest.mark.parametrize(("way", "calls", "most"), [("asgi", through_asgi, 18), ("lane", through_lane, 35)])
+async def test_one_call_costs_no_more_of_our_python_calls_than_the_budget(
+    way: str, calls: Callable[[Server], Any], most: int
+) -> None:
+    """18 through ASGI, 35 in the lane, parser callbacks included."""
+    server, _ = make_server()
+    async with server.running() as runtime:
+        prepare(server, runtime)
+        names = await calls(server)
+    assert len(names) <= most, f"{way}: {len(names)} calls: {names}"
+
+
+@pytest.mark.parametrize("calls", [through_asgi, through_lane])
+async def test_there_are_no_more_than_seven_frames_from_the_application_to_the_function(
+    calls: Callable[[Server], Any],
+) -> None:
+    """STYLE 9: the way of a call is short enough to be read in one traceback."""
+    server, stacks = make_server()
+    async with server.running() as runtime:
+        prepare(server, runtime)
+        await calls(server)
+    assert len(stacks) == 3
+    assert all(len(stack) <= 7 for stack in stacks[1:]), stacks[-1]

@@ -1,0 +1,361 @@
+"""The hub's three paths over real sockets, through the lane and through plain ASGI."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from http_peer import Peer, Running, ToyApp, request, serve
+from millstream.config import Settings
+from millstream.hub import Hub, HubLimits
+from millstream.protocol.principal import Principal
+from millstream.protocol.sse import COMMENT, Decoder, Event
+from millstream.stores.memory import MemoryStore
+from millstream.transports.events import HubRoutes
+from millstream.transports.open_streams import OpenStreams
+
+WAIT = 5.0
+JSON = b"Content-Type: application/json\r\n"
+
+
+class World:
+    """A server with the three paths."""
+
+    def __init__(self, server: Running, hub: Hub, streams: OpenStreams) -> None:
+        self.server = server
+        self.hub = hub
+        self.streams = streams
+
+    async def stream(self, path: str = "/events", extra: bytes = b"") -> "Stream":
+        """Open a stream."""
+        peer = await self.server.connect()
+        await peer.send(request("GET", path, extra=extra))
+        status, headers = await peer.head()
+        assert status == 200, await peer.rest()
+        assert headers[b"content-type"] == b"text/event-stream"
+        stream = Stream(peer)
+        await stream.place()
+        return stream
+
+    async def ask(
+        self, method: str, path: str, body: bytes = b"", extra: bytes = b""
+    ) -> tuple[int, dict[bytes, bytes], Any]:
+        """A request with a JSON reply."""
+        peer = await self.server.connect()
+        await peer.send(request(method, path, body, extra))
+        status, headers, reply = await peer.reply()
+        peer.close()
+        return status, headers, json.loads(reply)
+
+    async def publish(self, body: object) -> tuple[int, dict[bytes, bytes], Any]:
+        """`POST /publish`."""
+        return await self.ask("POST", "/publish", json.dumps(body).encode(), JSON)
+
+    async def subscribers(self, count: int) -> None:
+        """Wait until there are so many."""
+        async with asyncio.timeout(WAIT):
+            while self.hub.stats().subscribers != count:
+                await asyncio.sleep(0)
+
+
+class Stream:
+    """An open stream and what came of it."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.decoder = Decoder()
+        self.events: list[Event] = []
+        self.raw = b""
+
+    @property
+    def last_id(self) -> str:
+        """What an `EventSource` sends when it reconnects."""
+        return self.decoder.last_event_id
+
+    async def read(self) -> None:
+        """One more chunk."""
+        chunk = await self.peer.chunk()
+        assert chunk, "the stream is over"
+        self.raw += chunk
+        self.events += self.decoder.feed(chunk)
+
+    async def place(self) -> None:
+        """Wait until the server has said where the stream stands."""
+        while not self.last_id:
+            await self.read()
+
+    async def until(self, count: int) -> list[str]:
+        """Wait for so many events; their data."""
+        while len(self.events) < count:
+            await self.read()
+        return [event.data for event in self.events]
+
+    async def close(self) -> None:
+        """Leave."""
+        self.peer.close()
+
+
+async def by_header(request: Any) -> Principal | None:
+    """Who a request claims to be."""
+    name = request.headers.get(b"x-user")
+    return Principal(name.decode()) if name else None
+
+
+@asynccontextmanager
+async def world(lane: bool, *, authorize: Any = None, max_streams: int = 1000, **limits: Any) -> AsyncIterator[World]:
+    store = MemoryStore(epoch="here")
+    hub = Hub(store, HubLimits(**limits), authorize=authorize)
+    settings = Settings()
+    streams = OpenStreams(max_streams=max_streams, max_per_owner=max_streams)
+    routes = HubRoutes(hub, streams, settings, authenticate=by_header)
+    table = {
+        ("GET", "/events"): routes.events,
+        ("POST", "/publish"): routes.publish,
+        **{("GET", f"/mcp/sse/{name}"): routes.client_stream for name in ("me", "you", "a b", "")},
+    }
+    await hub.open()
+    async with serve(ToyApp(table, settings, lane=lane), lane=lane) as server:
+        yield World(server, hub, streams)
+    await hub.close()
+
+
+@pytest.fixture(params=[True, False], ids=["lane", "asgi"])
+def lane(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+async def test_every_subscriber_hears_every_publication_once_in_order_as_a_plain_message(lane: bool) -> None:
+    """Issue: `EventSource.onmessage` sees what is published."""
+    async with world(lane) as here:
+        streams = [await here.stream() for _ in range(50)]
+        for number in range(20):
+            status, _, reply = await here.publish({"data": {"n": number}})
+            assert (status, reply["subscribers"]) == (200, 50)
+        expected = [f'{{"n":{number}}}' for number in range(20)]
+        for stream in streams:
+            assert await stream.until(20) == expected
+            assert {event.event for event in stream.events} == {"message"}
+            assert b"event:" not in stream.raw
+        assert stream.last_id == reply["id"]
+
+
+@pytest.mark.parametrize("how", ["header", "query"])
+async def test_a_reconnect_with_the_last_event_id_misses_nothing(lane: bool, how: str) -> None:
+    """HTML standard §9.2.3; the query serves a page that is loaded anew."""
+    async with world(lane) as here:
+        stream = await here.stream()
+        await here.publish({"data": "1"})
+        await stream.until(1)
+        await stream.close()
+        await here.publish({"data": "2"})
+        await here.publish({"data": "3\nlines"})
+        if how == "header":
+            again = await here.stream(extra=b"Last-Event-ID: %b\r\n" % stream.last_id.encode())
+        else:
+            again = await here.stream(f"/events?last_event_id={stream.last_id}")
+        await here.publish({"data": "4"})
+        assert await again.until(3) == ["2", "3\nlines", "4"]
+
+
+async def test_an_id_from_before_a_restart_is_answered_with_a_gap(lane: bool) -> None:
+    """Design §5: a gap is told."""
+    async with world(lane) as here:
+        await here.publish({"data": "1"})
+        stream = await here.stream(extra=b"Last-Event-ID: before.7\r\n")
+        assert await stream.until(2) == ['{"reason":"unknown"}', "1"]
+        assert [event.event for event in stream.events] == ["gap", "message"]
+
+
+async def test_channels_are_repeated_or_separated_by_commas_and_may_have_wildcards(lane: bool) -> None:
+    """Interface of `GET /events`."""
+    async with world(lane) as here:
+        some = await here.stream("/events?channel=a,b&channel=c.*")
+        every = await here.stream("/events?channel=%3E")
+        for number, channel in enumerate(["a", "d", "c.x", "b", "broadcast"]):
+            await here.publish({"channel": channel, "data": number, "event": "n", "id": f"own-{number}"})
+        assert await every.until(5) == list("01234")
+        assert await some.until(3) == list("023")
+        assert (some.events[0].event, some.last_id) == ("n", "own-3")
+        assert (await here.ask("POST", "/publish", b'{"channel":"a","data":1}', JSON))[2]["subscribers"] == 2
+
+
+async def test_history_and_presence_are_asked_for_in_the_query(lane: bool) -> None:
+    """Issue: presence with names, and history after reload."""
+    async with world(lane) as here:
+        for text in "abc":
+            await here.publish({"data": text})
+        watcher = await here.stream("/events?channel=$presence.broadcast")
+        stream = await here.stream("/events?history=2&client_id=ann&name=Ann%20%C3%89")
+        assert await stream.until(2) == ["b", "c"]
+        assert json.loads((await watcher.until(1))[0])["name"] == "Ann É"
+        await stream.close()
+        await watcher.until(2)
+        assert [event.event for event in watcher.events] == ["join", "leave"]
+        assert await here.hub.presence("broadcast") == []
+
+
+async def test_a_client_hears_its_own_messages_and_what_came_while_it_was_away(lane: bool) -> None:
+    """Issue: `GET /mcp/sse/{client_id}`, and the mailbox behind it."""
+    async with world(lane) as here:
+        await here.hub.send("me", {"progress": 1}, event="progress")
+        await here.hub.send("you", "not mine")
+        stream = await here.stream("/mcp/sse/me")
+        await here.hub.send("me", "result")
+        assert await stream.until(3) == ['{"client_id":"me"}', '{"progress":1}', "result"]
+        assert [event.event for event in stream.events] == ["connected", "progress", "message"]
+        await stream.close()
+        await here.subscribers(0)
+        await here.hub.send("me", "later")
+        again = await here.stream("/mcp/sse/me", b"Last-Event-ID: %b\r\n" % stream.last_id.encode())
+        assert (await again.until(2))[1:] == ["later"]
+
+
+async def test_streams_are_kept_alive_counted_and_ended_with_the_server(lane: bool) -> None:
+    """Design §5: every open stream gets a comment; shutdown ends streams properly."""
+    async with world(lane) as here:
+        streams = [await here.stream(), await here.stream("/mcp/sse/me")]
+        assert len(here.streams) == 2
+        here.streams.beat()
+        for stream in streams:
+            while COMMENT not in stream.raw:
+                await stream.read()
+        here.streams.close()
+        for stream in streams:
+            assert await stream.peer.chunk() == b""
+        assert (here.hub.stats().subscribers, len(here.streams)) == (0, 0)
+
+
+async def test_a_reader_that_stalls_is_cut_and_the_others_hear_everything(lane: bool) -> None:
+    """Issue: a slow one is cut with a named reason; nothing is lost for anybody else."""
+    async with world(lane, max_buffered=64 * 1024) as here:
+        good = await here.stream()
+        stalled = await here.server.connect(small_buffer=True)
+        await stalled.send(request("GET", "/events"))
+        await stalled.head()
+        await here.subscribers(2)
+        published = 0
+        async with asyncio.timeout(WAIT):
+            while not here.hub.stats().cut:
+                await here.hub.publish("broadcast", "x" * 16_000)
+                published += 1
+                await good.until(published)
+        assert here.hub.stats().cut == {"slow": 1}
+        await here.hub.publish("broadcast", "after")
+        assert (await good.until(published + 1))[-1] == "after"
+        await here.subscribers(1)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "extra", "status", "text"),
+    [
+        ("GET", "/events?channel=secret", b"", b"", 403, "secret"),
+        ("GET", "/events?channel=$client.me", b"", b"", 403, "$client.me"),
+        ("GET", "/events?channel=a%0Ab", b"", b"", 400, "control"),
+        ("GET", "/events?channel=", b"", b"", 400, "characters"),
+        ("GET", "/events?channel=a..b", b"", b"", 400, "segment"),
+        ("GET", "/events?client_id=a%00", b"", b"", 400, "client id"),
+        ("GET", "/events?client_id=a&name=%0D%0A", b"", b"", 400, "name"),
+        ("GET", "/events?history=-1", b"", b"", 400, "history"),
+        ("GET", "/events?history=99999", b"", b"", 400, "history"),
+        ("GET", "/events", b"", b"Accept: application/json\r\n", 406, "event-stream"),
+        ("GET", "/mcp/sse/me", b"", b"Accept: text/html\r\n", 406, "event-stream"),
+        ("POST", "/publish", b'{"channel":"secret","data":1}', JSON, 403, "publish"),
+        ("POST", "/publish", b'{"channel":"$presence.a","data":1}', JSON, 403, "publish"),
+        ("POST", "/publish", b'{"channel":"a.*","data":1}', JSON, 400, "wildcard"),
+        ("POST", "/publish", b'{"channel":"a\\u0007","data":1}', JSON, 400, "control"),
+        ("POST", "/publish", b'{"data":1,"event":"a\\r\\nb"}', JSON, 400, "event name"),
+        ("POST", "/publish", b'{"data":1,"event":"cut"}', JSON, 400, "hub"),
+        ("POST", "/publish", b'{"data":1,"id":"a\\nid: b"}', JSON, 400, "event id"),
+        ("POST", "/publish", b'{"data":1,"id":"here.3"}', JSON, 400, "made by the hub"),
+        ("POST", "/publish", b'{"channel":"a"}', JSON, 400, "data"),
+        ("POST", "/publish", b"[1]", JSON, 400, "body"),
+        ("POST", "/publish", b"{", JSON, 400, "body"),
+        ("POST", "/publish", b'{"data":"\xff"}', JSON, 400, ""),
+        ("POST", "/publish", b'{"data":' + b"[" * 100 + b"]" * 100 + b"}", JSON, 400, ""),
+        ("POST", "/publish", b'{"data":1}', b"Content-Type: text/plain\r\n", 415, "application/json"),
+        ("POST", "/publish", b'{"data":1}', b"", 415, "application/json"),
+        ("POST", "/publish", b'{"data":"' + b"x" * 2000 + b'"}', JSON, 413, "1000"),
+    ],
+)
+async def test_bad_input_is_a_clear_error_and_nothing_is_lost_for_anybody_else(
+    lane: bool, method: str, path: str, body: bytes, extra: bytes, status: int, text: str
+) -> None:
+    """Issue, "Bad input"; the errors are problem details (RFC 9457)."""
+
+    def authorize(principal: Any, action: str, channel: str) -> bool:
+        return channel != "secret"
+
+    async with world(lane, authorize=authorize, max_event=1000) as here:
+        other = await here.stream()
+        got, headers, problem = await here.ask(method, path, body, extra)
+        assert (got, problem["status"]) == (status, status)
+        assert text in problem["detail"]
+        assert headers[b"content-type"] == b"application/problem+json"
+        await here.publish({"data": "still here"})
+        assert await other.until(1) == ["still here"]
+
+
+async def test_too_many_connections_are_told_when_to_come_back(lane: bool) -> None:
+    """Issue: 503 with `Retry-After`."""
+    async with world(lane, max_connections=2) as here:
+        first = await here.stream()
+        await here.stream("/mcp/sse/me")
+        for path in ("/events", "/mcp/sse/you"):
+            status, headers, problem = await here.ask("GET", path)
+            assert (status, headers[b"retry-after"]) == (503, b"5")
+            assert "connections: 2" in problem["detail"]
+        await first.close()
+        await here.subscribers(1)
+        await here.stream()
+
+
+async def test_hub_streams_count_among_all_streams(lane: bool) -> None:
+    """One cap for the streams of a server, whoever opens them."""
+    async with world(lane, max_streams=1) as here:
+        await here.stream()
+        status, headers, _ = await here.ask("GET", "/events")
+        assert (status, headers[b"retry-after"]) == (503, b"5")
+        assert here.hub.stats().subscribers == 1
+
+
+async def test_the_principal_is_asked_about(lane: bool) -> None:
+    """Issue: per-channel authorization; a mailbox is its owner's."""
+
+    def authorize(principal: Principal | None, action: str, channel: str) -> bool:
+        return principal is not None and (not channel.startswith("$client.") or channel == f"$client.{principal.id}")
+
+    async with world(lane, authorize=authorize) as here:
+        assert (await here.ask("GET", "/events"))[0] == 403
+        assert (await here.ask("GET", "/mcp/sse/you", extra=b"X-User: me\r\n"))[0] == 403
+        assert (await here.ask("POST", "/publish", b'{"data":1}', JSON))[0] == 403
+        stream = await here.stream(extra=b"X-User: me\r\n")
+        await here.stream("/mcp/sse/me", b"X-User: me\r\n")
+        assert (await here.ask("POST", "/publish", b'{"data":1}', JSON + b"X-User: me\r\n"))[0] == 200
+        assert await stream.until(1) == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("path", "client_id"),
+    [
+        ("/mcp/sse/me", "me"),
+        ("/mcp/sse/a.b", "a.b"),
+        ("/mcp/sse/", None),
+        ("/mcp/sse", None),
+        ("/mcp/sse/a/b", None),
+        ("/events", None),
+        ("", None),
+    ],
+)
+def test_a_path_names_one_client_or_none(path: str, client_id: str | None) -> None:
+    """What the route table asks."""
+    assert HubRoutes.match(path) == client_id
+
+
+async def test_a_client_id_with_blanks_is_a_clear_error() -> None:
+    """Issue: a client id with control characters. Such a path is never in the lane."""
+    async with world(False) as here:
+        assert (await here.ask("GET", "/mcp/sse/a%20b"))[0] == 400
+        assert (await here.ask("GET", "/mcp/sse/"))[0] == 404
