@@ -1,10 +1,12 @@
 """The main demonstration: every feature of a server in one file.
 
-``make run`` starts it on 127.0.0.1:8000. Tools that calculate, report progress, ask the person and ask the client's
-model; resources, a template and a live one; a prompt with completion.
+``make run`` starts it on 127.0.0.1:8000. Tools that broadcast, calculate, report progress, ask the person and ask the
+client's model; resources, a template and a live one; a prompt with completion; and beside MCP the hub, REST, the
+pages and metrics.
 """
 
 import asyncio
+import math
 import platform
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +16,12 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from millstream import Context, Field, Server, ToolError
 
-mcp = Server("hub", version="1.0.0", instructions="Calculate, tell the time, order a parcel, summarize a text.")
+mcp = Server(
+    "hub",
+    version="1.0.0",
+    instructions="Send messages, calculate, tell the time, order a parcel, summarize a text.",
+    serve="all",
+)
 Number = int | float
 
 
@@ -26,7 +33,25 @@ async def add_numbers(a: Number, b: Number, ctx: Context, stream: bool = False) 
         await ctx.progress(1, 3, f"First number: {a}")
         await ctx.progress(2, 3, f"Second number: {b}")
         await ctx.progress(3, 3, "Adding")
-    return a + b
+    return finite(a + b)
+
+
+# endregion
+
+
+def finite(number: Number) -> Number:
+    """JSON has no infinity."""
+    if not math.isfinite(number):
+        raise ToolError("The result is too large for a number. Use smaller ones.")
+    return number
+
+
+# region: broadcast
+@mcp.tool
+async def send_sse_message(message: str, name: str = "", channel: str = "broadcast") -> str:
+    """Send a message to everybody who listens to a channel: plain text, or with a name as JSON."""
+    sent = await mcp.hub.publish(channel, {"name": name, "message": message} if name else message)
+    return f"Message sent to {sent.subscribers} listeners."
 
 
 # endregion
@@ -39,7 +64,7 @@ async def multiply_numbers(a: Number, b: Number, ctx: Context, stream: bool = Fa
         await ctx.progress(1, 3, f"First number: {a}")
         await ctx.progress(2, 3, f"Second number: {b}")
         await ctx.progress(3, 3, "Multiplying")
-    return a * b
+    return finite(a * b)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What the tests of the hub share: outlets that keep what is written, a clock to turn, a store that makes callers wait."""
+"""What the tests of the hub share: outlets that keep what is written, a clock to turn, a store that is far away."""
 
 import asyncio
 import json

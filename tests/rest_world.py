@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from millstream import Context, Field, Image, Server, ToolError, ToolResult
 from millstream.http import Handler, Request, Response, Sink
+from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.transports.asgi import AsgiAdapter
 from millstream.transports.hosts import HostPolicy
 from millstream.transports.rest import TOOLS_PATH, RestRoutes
@@ -131,6 +132,11 @@ def broken(mcp: Server) -> None:
         """Does not keep its promise."""
         answer: Any = "many"
         return answer
+
+    @mcp.tool
+    async def object_() -> str:
+        """Refuses with an error of the protocol."""
+        raise ProtocolError(INVALID_PARAMS, "Not these arguments together")
 
 
 def table(rest: RestRoutes) -> Callable[[str, str], Handler | None]:

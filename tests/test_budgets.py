@@ -21,7 +21,7 @@ import millstream
 from millstream import Server, Settings
 from millstream.app.asgi import prepare
 from millstream.transports.lane import load_lane
-from wire import encode_request, enveloped, over_asgi, pairs, routing
+from wire import KeptTransport, encode_request, enveloped, over_asgi, pairs, routing
 
 OURS = str(Path(millstream.__file__).parent)
 BODY = json.dumps(enveloped("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}})).encode()
@@ -74,28 +74,6 @@ def make_server() -> tuple[Server, list[list[str]]]:
     return mcp, stacks
 
 
-class Transport(asyncio.Transport):
-    """A socket that keeps what is written."""
-
-    def __init__(self) -> None:
-        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
-        self.written: list[bytes] = []
-        self.reply = asyncio.Event()
-
-    def write(self, data: Any) -> None:
-        self.written.append(data)
-        self.reply.set()
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def is_closing(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        return None
-
-
 async def measure(ask: Callable[[], Any]) -> list[str]:
     """The calls of the third request."""
     for _ in range(2):
@@ -124,15 +102,15 @@ async def through_lane(server: Server) -> list[str]:
     state = ServerState()
     state.default_headers = config.encoded_headers
     protocol = protocol_class(config=config, server_state=state, app_state={}, _loop=asyncio.get_running_loop())
-    transport = Transport()
+    transport = KeptTransport()
     protocol.connection_made(transport)
     data = encode_request("POST", "/mcp", HEADERS, BODY)
 
     async def ask() -> None:
         transport.written.clear()
-        transport.reply.clear()
+        transport.wrote.clear()
         protocol.data_received(data)
-        await transport.reply.wait()
+        await transport.wrote.wait()
         await asyncio.sleep(0)
         assert b"".join(transport.written).endswith(b'"structuredContent":5}}')
 

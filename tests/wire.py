@@ -115,6 +115,47 @@ async def wired(server: Server, way: str) -> AsyncIterator[Wire]:
             yield Wire(server, runtime, running)
 
 
+class KeptTransport(asyncio.Transport):
+    """A socket without a network: what is written is kept, and each write is told."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self.written: list[bytes] = []
+        self.wrote = asyncio.Event()
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.written.append(bytes(data))
+        self.wrote.set()
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def is_reading(self) -> bool:
+        return not self.closed
+
+    def pause_reading(self) -> None:
+        return None
+
+    def resume_reading(self) -> None:
+        return None
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = True
+
+
 def request(method: str, params: Json | None = None, id: int | str = 1) -> Json:
     """A request of the handshake era."""
     message: Json = {"jsonrpc": "2.0", "id": id, "method": method}

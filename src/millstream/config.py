@@ -67,6 +67,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a multi-round request may be continued."""
     list_ttl_ms: int = 60_000
     discover_ttl_ms: int = 3_600_000
+    hub_history: int = 1_000
+    """Events of each channel that a new or returning subscriber can be given."""
+    hub_history_age: float = 3600.0
+    hub_mailbox: int = 1_000
+    """Messages kept for a client that is away."""
+    hub_mailbox_age: float = 24 * 3600.0
     drain_timeout: float = 30.0
     log_level: str = "info"
     access_log: bool = False

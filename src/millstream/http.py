@@ -7,6 +7,7 @@ lane) build the one and carry out the other. Nothing here knows MCP, a socket or
 
 from collections.abc import Awaitable, Callable
 from typing import Protocol
+from urllib.parse import parse_qs
 
 from msgspec import Struct
 
@@ -80,6 +81,11 @@ class Request(Struct, eq=False):
     """Set by the handler: the adapter cancels the handler when the peer goes away before the reply is complete."""
     cancel: Callable[[], object] | None = None
     """Stop the handler; set by the adapter once the handler waits for something."""
+
+
+def client_id_of(query: bytes) -> str:
+    """The `client_id` in a query string, or an empty string."""
+    return parse_qs(query.decode("latin-1")).get("client_id", [""])[0] if query else ""
 
 
 Handler = Callable[[Request], Awaitable[Response | None]]

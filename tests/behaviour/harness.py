@@ -124,7 +124,7 @@ class Client:
             self._broken = exc
             for _, future in self._waiting.values():
                 if not future.done():
-                    future.set_exception(exc)
+                    future.set_exception(AssertionError(str(exc)))
         self._news.set()
 
     def _method(self, message: Json, request: Json | None) -> str | None:

@@ -92,6 +92,7 @@ class Judge:
         assert message.get("jsonrpc") == "2.0", message
         if "method" in message:
             self.check("JSONRPCRequest" if "id" in message else "JSONRPCNotification", message)
+            assert message["method"] in MESSAGES, f"no server sends this: {message}"
             self.check(MESSAGES[message["method"]], message)
         elif "error" in message:
             self._check_error(message)

@@ -109,6 +109,8 @@ class StdioLink:
         data = os.read(self._process.stdout.fileno(), 1 << 20)
         if not data:
             asyncio.get_running_loop().remove_reader(self._process.stdout.fileno())
+            log = self._process.log.read_text("utf-8")[-2000:]
+            self._take({"jsonrpc": "2.0", "method": "(the process ended)", "params": {"log": log}}, None, 0)
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._take(json.loads(line), None, 0)

@@ -140,7 +140,7 @@ async def test_a_bad_body_is_400_with_its_code(http: Http, headers: dict[str, st
     judge_of("2026-07-28").check_message(message)
 
 
-@pytest.mark.parametrize("method", ["tools/call", "initialize", "server/discover", "no/such"])
+@pytest.mark.parametrize("method", ["tools/call", "initialize", "server/discover"])
 @pytest.mark.parametrize("headers", [{}, NEW], ids=["handshake", "per-request"])
 async def test_a_request_without_an_id_is_not_taken_in_silence(
     http: Http, headers: dict[str, str], method: str

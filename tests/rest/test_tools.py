@@ -9,7 +9,7 @@ from millstream.http import Response
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.principal import Principal, Refusal
 from millstream.transports.problems import KINDS
-from millstream.transports.rest import RestRoutes
+from millstream.transports.rest import RestRoutes, SilentLine
 from millstream.web.pages import asset
 from rest_world import broken, post, routes, world
 
@@ -126,6 +126,22 @@ async def test_a_tool_that_refuses_is_409_with_its_own_text() -> None:
     response, body = await call("refuse", {"reason": "rain"})
     check(response, body, 409, "tool-error")
     assert body["detail"] == "Not today: rain"
+
+
+async def test_an_error_that_a_tool_raises_as_the_protocol_has_it_is_409_too() -> None:
+    """The arguments fit the schema; what is wrong with them only the tool knows."""
+    response, body = await call("object_", {})
+    check(response, body, 409, "tool-error")
+    assert body["detail"] == "Not these arguments together"
+
+
+async def test_the_way_back_of_a_rest_call_is_silent() -> None:
+    """It takes everything, so that a tool never waits, and cannot pause or ask."""
+    line = SilentLine()
+    await line.send(b"{}")
+    assert line.push(b"{}")
+    assert not await line.interrupt(None)
+    assert not line.asks
 
 
 async def test_the_timeout_of_a_tool_holds() -> None:

@@ -61,7 +61,9 @@ def prepare(server: "Server", runtime: Runtime) -> None:
     """Build the HTTP side of a running server."""
     routes = runtime.serve_http()
     settings = server.settings
-    policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=server.loopback_bind)
+    policy = HostPolicy(
+        settings.allowed_hosts, settings.allowed_origins, loopback_bind=server.loopback_bind is not False
+    )
     server.use_http(
         AsgiAdapter(routes.find, settings=settings, policy=policy),
         Lane(routes.find_hot, settings=settings, policy=policy),

@@ -1,7 +1,6 @@
 """Serving HTTP with uvicorn and the lane."""
 
 import contextlib
-import ipaddress
 import logging
 import socket
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from millstream.transports.hosts import is_loopback
 from millstream.transports.lane import GUARD_ONLY, load_lane
 
 if TYPE_CHECKING:
@@ -80,11 +80,3 @@ def serve(
     )
     with contextlib.suppress(KeyboardInterrupt):
         _Uvicorn(config, server, started).run(sockets=[listener] if listener is not None else None)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a bind address is reachable from this machine only."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"

@@ -3,7 +3,6 @@
 On a terminal a panel, otherwise one log record with the same facts. Written to standard error like every log.
 """
 
-import ipaddress
 import logging
 import shlex
 import sys
@@ -16,6 +15,7 @@ from msgspec import Struct
 from millstream.app.server import Server
 from millstream.config import Settings
 from millstream.server.tools import Tool
+from millstream.transports.hosts import is_loopback
 from millstream.transports.lane import load_lane
 
 logger = logging.getLogger("millstream")
@@ -104,14 +104,6 @@ def example(schema: dict[str, Any]) -> Any:
     if kind in ("integer", "number"):
         return schema.get("minimum", EXAMPLES[kind])
     return EXAMPLES.get(kind, "hello")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs of this machine reach the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def show(told: Facts, *, stream: TextIO | None = None) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from millstream.app.parts import part_routes
 from millstream.http import TEXT_HEAD, Handler, Request, Response
 from millstream.protocol.jsonrpc import encode
 from millstream.transports.http_sessions import HttpSessions
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class Routes:
     """The paths of one running server."""
 
-    __slots__ = ("_by_path", "_hot", "_runtime")
+    __slots__ = ("_by_path", "_hot", "_prefixes", "_runtime", "_streams")
 
     def __init__(self, runtime: "Runtime") -> None:
         self._runtime = runtime
@@ -38,23 +39,36 @@ class Routes:
             "/livez": {"GET": self._live},
             "/readyz": {"GET": self._ready},
         }
+        self._streams = {path, path.rstrip("/") + "/", "/sse", "/events", "/dashboard/events"}
+        """A HEAD of these would open a stream."""
+        exact, self._prefixes = part_routes(runtime)
+        self._by_path.update(exact)
         self._hot = {
             (method.encode(), each.encode()): handler
-            for each in (path, path.rstrip("/") + "/", "/sse", MESSAGES_PATH)
-            for method, handler in self._by_path[each].items()
+            for each, handlers in self._by_path.items()
+            for method, handler in handlers.items()
         }
 
     def find(self, method: str, path: str) -> Handler | None:
         """The handler of a path below the mount point; None for 404."""
-        handlers = self._by_path.get(path)
+        handlers = self._by_path.get(path) or self._below(path)
         if handlers is None:
             return None
-        handler = handlers.get(method) or (handlers.get("GET") if method == "HEAD" and path in _HEADS else None)
+        handler = handlers.get(method)
+        if handler is None and method == "HEAD" and path not in self._streams:
+            handler = handlers.get("GET")
         return handler if handler is not None else _not_allowed(handlers)
+
+    def _below(self, path: str) -> Mapping[str, Handler] | None:
+        return next((handlers for prefix, handlers in self._prefixes if path.startswith(prefix)), None)
 
     def find_hot(self, method: bytes, path: bytes) -> Handler | None:
         """The handler of a path that the lane serves itself."""
-        return self._hot.get((method, path))
+        found = self._hot.get((method, path))
+        if found is None and self._prefixes:
+            below = self._below(path.decode("latin-1"))
+            return None if below is None else below.get(method.decode("latin-1"))
+        return found
 
     async def _health(self, request: Request) -> Response:
         return Response(encode(facts(self._runtime)), 503 if self._runtime.draining else 200)
@@ -79,10 +93,9 @@ def facts(runtime: "Runtime") -> dict[str, Any]:
         "streams": len(runtime.streams),
         "questions": len(runtime.services.questions),
         "store": runtime.server.store.partition(":")[0],
+        "serves": ["mcp", *sorted(runtime.parts)],
+        **({} if runtime.hub is None else {"subscribers": runtime.hub.stats().subscribers}),
     }
-
-
-_HEADS = frozenset({"/health", "/livez", "/readyz"})
 
 
 def _not_allowed(handlers: Mapping[str, Handler]) -> Handler:

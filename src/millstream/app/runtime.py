@@ -11,7 +11,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from millstream.app.parts import make_observer, open_hub
 from millstream.app.routes import Routes
+from millstream.app.streamed import Streamed
+from millstream.http import TEXT_HEAD, Handler, Request, Response
 from millstream.server.changes import Changes
 from millstream.server.context import nudge_progress
 from millstream.server.dispatch import Dispatcher
@@ -23,10 +26,13 @@ from millstream.transports.post_line import PostLine
 
 if TYPE_CHECKING:
     from millstream.app.server import Server
+    from millstream.hub import Hub
+    from millstream.server.observation import Observer
 
 IDLE_SECONDS = 60.0
 _TICK = 1.0
 _RECORDS_SECONDS = 60.0
+_LOCAL_ONLY = b"This answers only on a server bound to this machine: it has no authentication yet.\n"
 
 
 class Runtime:
@@ -45,6 +51,9 @@ class Runtime:
         self._busy = self.started
         self._stack = contextlib.AsyncExitStack()
         self._sweeper: asyncio.Task[None] | None = None
+        self.parts = server.parts
+        self.hub: Hub | None = None
+        self.observer: Observer | None = None
         self.services: Services
         self.dispatcher: Dispatcher
         self.streams: OpenStreams
@@ -58,7 +67,7 @@ class Runtime:
             store = open_store(server.store)
             await store.open()
             self._stack.push_async_callback(store.close)
-            self.services = Services(settings, store, Changes(), hub=None)
+            self.services = Services(settings, store, Changes())
             self._stack.callback(self.services.threads.close)
             await self.services.records.load()
             self.streams = OpenStreams(
@@ -70,9 +79,33 @@ class Runtime:
             install(self.dispatcher)
             if server.lifespan is not None:
                 self.services.lifespan = await self._stack.enter_async_context(server.lifespan(server))
+            await self._open_parts()
             self._sweeper = self.loop.create_task(self._sweep())
             self._stack = self._stack.pop_all()
         return self
+
+    async def _open_parts(self) -> None:
+        """The hub and whoever observes, where they are served."""
+        self.hub = self.services.hub = await open_hub(self)
+        if self.hub is not None:
+            self._stack.push_async_callback(self.hub.close)
+            self.services.streamed = Streamed(self.hub, self.server.settings.path).attach
+        self.observer = observer = make_observer(self)
+        if observer is not None:
+            self.dispatcher.observe, self.dispatcher.begin = observer, observer.begin
+            self._stack.callback(observer.close)
+            sampling = self.loop.create_task(observer.run())
+            self._stack.callback(sampling.cancel)
+
+    def local_only(self, handler: Handler) -> Handler:
+        """A handler that answers only programs of this machine, until there is authentication."""
+
+        async def guarded(request: Request) -> Response | None:
+            if self.server.reachable_from_outside(request.peer):
+                return Response(_LOCAL_ONLY, 403, TEXT_HEAD)
+            return await handler(request)
+
+        return guarded
 
     def serve_http(self) -> Routes:
         """The HTTP side, made when it is first needed: stdio does without."""
@@ -95,7 +128,8 @@ class Runtime:
         self.draining = True
         self._end_subscriptions()
         deadline = self.clock() + seconds
-        while self.dispatcher.calls and self.clock() < deadline:  # noqa: ASYNC110  a call tells nobody that it ends
+        owed = set(self.dispatcher.calls)
+        while not owed.isdisjoint(self.dispatcher.calls) and self.clock() < deadline:  # noqa: ASYNC110  a call tells nobody that it ends
             await asyncio.sleep(0.05)
         self.streams.close()
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from msgspec import to_builtins
 
 from millstream.app.info import Info
+from millstream.app.parts import chosen, no_hub
 from millstream.app.runtime import Runtime
 from millstream.config import Settings
 from millstream.server.changes import Change
@@ -16,6 +17,11 @@ from millstream.server.prompts import Prompt
 from millstream.server.registry import Registry
 from millstream.server.resources import Resource, Template
 from millstream.server.tools import Tool
+from millstream.transports.hosts import is_loopback
+
+if TYPE_CHECKING:
+    from millstream.hub import Hub
+    from millstream.hub.subscriber import Authorize
 
 F = TypeVar("F", bound=Callable[..., Any])
 Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
@@ -32,6 +38,8 @@ class Server:
         info: title, description, icons and website.
         store: where streams and session records live: ``memory://``.
         lifespan: ``async with`` context around the time the server runs; its value is ``ctx.lifespan``.
+        serve: what runs beside MCP: hub, rest, web, metrics, or all.
+        authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` says who may use a channel of the hub.
         settings: everything operational; by default from ``MILLSTREAM_…`` variables.
 
     Example:
@@ -47,6 +55,8 @@ class Server:
         info: Info | None = None,
         store: str = "memory://",
         lifespan: Lifespan | None = None,
+        serve: str | Collection[str] = (),
+        authorize_channel: "Authorize | None" = None,
         settings: Settings | None = None,
     ) -> None:
         # Configuration
@@ -57,6 +67,8 @@ class Server:
         self.auth: None = None
         self.store = store
         self.lifespan = lifespan
+        self.parts = chosen(serve)
+        self.authorize_channel = authorize_channel
         self.settings = settings if settings is not None else Settings.load()
         self.registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
         self.registry.changed = self._changed
@@ -66,8 +78,8 @@ class Server:
         self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[Runtime]] = {}
         self._current: Runtime | None = None
         self._asgi: Any = None
-        self.loopback_bind = True
-        """Only this machine can reach the server: loopback Origins of any port are fine."""
+        self.loopback_bind: bool | None = None
+        """Only this machine can reach the server; None while nobody has said what it is bound to."""
         self.__millstream_lane__: Any = None
 
     def describe(self) -> dict[str, Any]:
@@ -242,6 +254,22 @@ class Server:
         """Note the HTTP side of the running server: the ASGI adapter, and the lane for uvicorn's protocol class."""
         self._asgi = adapter
         self.__millstream_lane__ = lane
+
+    @property
+    def hub(self) -> "Hub":
+        """The hub of the running server.
+
+        Raises:
+            LocalError: it does not run, or serves no hub.
+        """
+        runtime = self._current
+        if runtime is None or runtime.hub is None:
+            raise no_hub()
+        return runtime.hub
+
+    def reachable_from_outside(self, peer: str) -> bool:
+        """Whether more than this machine can reach the server: by its bind, else by who has reached it."""
+        return not (self.loopback_bind if self.loopback_bind is not None else is_loopback(peer))
 
     async def drain(self) -> None:
         """Stop taking work and let calls finish, up to the grace time of the settings."""

@@ -13,6 +13,8 @@ import typer
 import millstream
 from millstream.app import Server
 from millstream.app.listening import serve_with_panel
+from millstream.app.parts import chosen
+from millstream.app.user_errors import CommandError
 from millstream.cli.load import load
 from millstream.cli.stdio import serve_stdio
 from millstream.telemetry import logs
@@ -73,6 +75,9 @@ def run(
         bool, typer.Option("--json", help="HTTP: answer calls with JSON only, never an event stream.")
     ] = False,
     path: Annotated[str, typer.Option(help="HTTP: where MCP is served.", show_default="/mcp")] = "",
+    serve: Annotated[
+        str, typer.Option(help="HTTP: what runs beside MCP: hub, rest, web, metrics (with commas), or all.")
+    ] = "",
     log_level: Annotated[LogLevel | None, typer.Option(help="How much is logged.", show_default="info")] = None,
 ) -> None:
     """Serve the MCP server in a file or module.
@@ -92,11 +97,20 @@ def run(
     if transport is Transport.stdio:
         serve_stdio(target, log_level or "")
     else:
-        serve_http(target, host, port, sessions=not no_sessions, json_only=json, path=path, log_level=log_level or "")
+        serve_http(
+            target,
+            host,
+            port,
+            serve=serve,
+            sessions=not no_sessions,
+            json_only=json,
+            path=path,
+            log_level=log_level or "",
+        )
 
 
 def serve_http(
-    target: str, host: str, port: int, *, sessions: bool, json_only: bool, path: str, log_level: str
+    target: str, host: str, port: int, *, serve: str, sessions: bool, json_only: bool, path: str, log_level: str
 ) -> None:
     """Load the server, put the options over its settings, and serve it until it is stopped.
 
@@ -104,6 +118,11 @@ def serve_http(
         CommandError: the server cannot be found, or the address cannot be used.
     """
     server = load(target)
+    if serve:
+        try:
+            server.parts = chosen(serve)
+        except ValueError as exc:
+            raise CommandError(str(exc), fix="Use --serve all, or some of them: --serve hub,rest") from exc
     override(server, sessions=sessions, json_only=json_only, path=path, log_level=log_level)
     logs.configure(server.settings.log_level)
     serve_with_panel(server, host, port)

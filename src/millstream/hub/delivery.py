@@ -79,6 +79,7 @@ class Delivery:
                     self._write(gap("lost"), None)
                     continue
                 for event in events:
+                    self._journal.advance(event)
                     self._write(event, event.channel)
 
     def tell_place(self) -> None:

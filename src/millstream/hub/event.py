@@ -91,7 +91,12 @@ def parse_position(id: str, epoch: str) -> int | None:
 
 
 def gap(reason: str) -> Event:
-    """What follows is not all: events are gone, or the id to resume from is not known."""
+    """What follows is not all.
+
+    The reasons: ``trimmed`` (more came than is kept), ``expired`` (it was too long ago), ``lost`` (this worker missed
+    some), ``epoch`` (the store began anew) and ``unknown``: the id to resume from is not known any more, so what is
+    left is given from its beginning, and may repeat what the client has.
+    """
     return Event("", _encode_json({"reason": reason}), GAP)
 
 

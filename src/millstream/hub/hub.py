@@ -342,12 +342,20 @@ class Hub:
         if subscription.mailbox:
             self._mailboxes.arrived(subscription.mailbox)
         if subscription.member is not None:
+            await self._show(subscription, subscription.member)
+        return subscription
+
+    async def _show(self, subscription: Subscription, member: Member) -> None:
+        try:
             for channel in _shown_on(subscription):
-                await self._presence.join(channel, subscription.member)
+                await self._presence.join(channel, member)
+        except LocalError:
+            _logger.exception("The presence of a subscriber could not be told.")
+        finally:
+            # Only now, so that the departure is not told before the arrival.
             subscription.present = True
             if subscription.outlet.closed:
                 self._depart(subscription)
-        return subscription
 
     def _leave(self, subscription: Subscription) -> None:
         """The outlet of a subscriber is closed."""

@@ -55,16 +55,20 @@ class Journal:
     async def open(self) -> None:
         """Go to the end of the journal."""
         self._restart(self._store.epoch, None)
-        events, more = await self.read_on()
-        if events:
-            self._recent_floor = max(self._recent_floor, events[0].offset)
-        while more:
-            _, more = await self.read_on()
+        await self._skip_to_end()
         if not self.offset:
             # An empty stream has no position to resume from; the first entry gives one to those who come first.
             await self.append(Record(_OPENING, b"", None, None, self._clock()))
-            await self.read_on()
-            self._recent_floor = self.offset
+            await self._skip_to_end()
+
+    async def _skip_to_end(self) -> None:
+        more = True
+        while more:
+            events, more = await self.read_on()
+            if events and not self.offset:
+                self._recent_floor = events[0].offset
+            for event in events:
+                self.advance(event)
 
     def place(self) -> Event:
         """Where this worker stands, for a subscriber to resume from though nothing happened yet."""
@@ -85,7 +89,7 @@ class Journal:
         return position.offset
 
     async def read_on(self) -> tuple[list[Event], bool]:
-        """The next events in order, and whether there may be more.
+        """The next events in order, and whether there may be more. The caller goes through them with `advance`.
 
         Raises:
             Gap: this worker missed some. The next call goes on with the oldest that is left.
@@ -96,12 +100,21 @@ class Journal:
             self._skip(gap)
             raise
         events = [self._event(entry) for entry in entries if entry.position.offset > self.offset]
-        for event in events:
-            self._remember(event)
-        if entries:
+        if entries and not events:
             self._after = entries[-1].position
-            self.offset = max(self.offset, self._after.offset)
         return events, len(entries) == _PAGE
+
+    def advance(self, event: Event) -> None:
+        """Stand behind an event that `read_on` gave, and remember it."""
+        self._after = Position(self.epoch, event.offset)
+        self.offset = event.offset
+        recent = self._recent
+        recent.append(event)
+        self._recent_bytes += len(event.data or b"")
+        while len(recent) > _RECENT or self._recent_bytes > _RECENT_BYTES:
+            oldest = recent.popleft()
+            self._recent_bytes -= len(oldest.data or b"")
+            self._recent_floor = oldest.offset
 
     def recent(self, after: int) -> list[Event] | None:
         """What this worker has read behind an offset; None when that is longer ago than it remembers."""
@@ -147,6 +160,10 @@ class Journal:
         kept.sort(key=_offset)
         return kept, len(entries) >= count or len(kept) < len(events)
 
+    async def has_history(self, channel: str) -> bool:
+        """Whether anything is kept of a channel."""
+        return bool(await self._store.log.read(_CHANNEL + channel, None, 1))
+
     async def find(self, id: str) -> int | None:
         """The offset of the newest event that its publisher gave this id."""
         for event in reversed(self._recent):
@@ -170,15 +187,6 @@ class Journal:
 
     def _event(self, entry: Entry) -> Event:
         return unpack(entry.data, entry.position.epoch, entry.position.offset)
-
-    def _remember(self, event: Event) -> None:
-        recent = self._recent
-        recent.append(event)
-        self._recent_bytes += len(event.data or b"")
-        while len(recent) > _RECENT or self._recent_bytes > _RECENT_BYTES:
-            oldest = recent.popleft()
-            self._recent_bytes -= len(oldest.data or b"")
-            self._recent_floor = oldest.offset
 
     async def _walk(self) -> AsyncIterator[Entry]:
         """The journal from its oldest entry on, each once, though the oldest go meanwhile."""

@@ -9,7 +9,7 @@ class HubLimits(Struct, frozen=True, kw_only=True):
     max_connections: int = 20_000
     max_connections_per_address: int = 0
     max_subscribers_per_channel: int = 0
-    max_channels_per_subscriber: int = 64
+    max_channels_per_subscriber: int = 16
     max_event: int = 256 * 1024
     """The largest data of one event."""
     max_buffered: int = 512 * 1024

@@ -6,6 +6,7 @@ next connection to any worker, once it has left. What was written to a connectio
 resuming with an id, which knows better than this what the client got.
 """
 
+from millstream.hub.channels import CLIENT
 from millstream.hub.event import parse_position, position_id
 from millstream.hub.journal import Journal
 from millstream.hub.limits import HubLimits
@@ -62,5 +63,7 @@ class Mailboxes:
             await self._put(client_id, self._journal.offset)
 
     async def _put(self, client_id: str, offset: int) -> None:
+        if not await self._journal.has_history(CLIENT + client_id):
+            return  # nothing was ever sent to it: whoever makes up client ids leaves nothing behind
         place = position_id(self._journal.epoch, offset).encode()
         await self._kv.put(_SEEN + client_id, place, self._limits.mailbox_age)

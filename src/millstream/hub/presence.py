@@ -65,8 +65,10 @@ class Presence:
             await self._announce(channel, "join", member)
 
     async def leave(self, channel: str, member: Member) -> None:
-        """A connection that joined is gone."""
-        here = self._here[channel, member.client_id]
+        """A connection that joined, or was about to, is gone."""
+        here = self._here.get((channel, member.client_id), [])
+        if member not in here:
+            return
         here.remove(member)
         if here:
             return

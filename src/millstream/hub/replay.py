@@ -13,8 +13,8 @@ from millstream.hub.journal import Journal
 from millstream.hub.subscriber import Subscription
 from millstream.stores.base import Gap
 
-_PAGE = 100
-"""Events written between two looks at whether the outlet has room."""
+_CHUNK = 64 * 1024
+"""Bytes written between two looks at whether the outlet has room."""
 
 
 class Replay:
@@ -22,9 +22,7 @@ class Replay:
 
     __slots__ = ("_at", "_catch_up", "_epoch", "_journal", "_subscription", "_told")
 
-    def __init__(
-        self, journal: Journal, subscription: Subscription, catch_up: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, journal: Journal, subscription: Subscription, catch_up: Callable[[], Awaitable[None]]) -> None:
         self._journal = journal
         self._catch_up = catch_up
         self._subscription = subscription
@@ -40,6 +38,8 @@ class Replay:
         offset = parse_position(id, journal.epoch)
         if offset is None:
             offset = await journal.find(id)
+        if offset is None:
+            offset = max((event.offset for event in await self._kept() if event.id == id), default=None)
         if offset is not None:
             await self._reach(offset)
         if offset is None or offset > journal.offset:
@@ -136,12 +136,21 @@ class Replay:
         return [found[offset] for offset in sorted(found)]
 
     async def _write(self, events: Sequence[Event]) -> None:
-        """Write in pages, as the outlet has room."""
+        """Write in chunks, as the outlet has room."""
         outlet, encode = self._subscription.outlet, self._subscription.encode
-        for start in range(0, len(events), _PAGE):
-            if outlet.closed:
-                return
-            outlet.write(b"".join(map(encode, events[start : start + _PAGE])))
+        chunk, size = list[bytes](), 0
+        for event in events:
+            data = encode(event)
+            chunk.append(data)
+            size += len(data)
+            if size >= _CHUNK:
+                outlet.write(b"".join(chunk))
+                await outlet.drain()
+                if outlet.closed:
+                    return
+                chunk, size = [], 0
+        if chunk:
+            outlet.write(b"".join(chunk))
             await outlet.drain()
 
     def _wants(self, event: Event) -> bool:

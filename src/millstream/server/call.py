@@ -77,6 +77,8 @@ class Call(Struct, eq=False, kw_only=True):
     """Whose stream that is, where the transport was told."""
     outcome: str = ""
     """How it ended, for observers: empty for success, ``tool_error``, or the JSON-RPC error code."""
+    incident: str = ""
+    """Identifier under which the log has the details of an unexpected failure."""
     # Progress of the work
     services: Any = None
     """`Services` of the running server; set by the dispatcher."""

@@ -199,7 +199,7 @@ class Dispatcher:
         )
 
     def _unexpected(self, call: Call, exc: Exception) -> bytes:
-        incident = secrets.token_hex(8)
+        incident = call.incident = secrets.token_hex(8)
         logger.error(
             "%s %s failed [incident %s]", call.method, call.name, incident, exc_info=exc, extra={"incident": incident}
         )

@@ -77,14 +77,17 @@ class Services:
         "records",
         "settings",
         "store",
+        "streamed",
         "threads",
     )
 
-    def __init__(self, settings: Settings, store: Store, changes: Changes, *, hub: Publisher | None = None) -> None:
+    def __init__(self, settings: Settings, store: Store, changes: Changes) -> None:
         # Configuration
         self.settings = settings
         self.store = store
-        self.hub = hub
+        self.hub: Publisher | None = None
+        self.streamed: Callable[[Any], None] | None = None
+        """Attaches the stream of a client to a call, where the hub is served."""
         self.clock: Callable[[], float] = time.time
         self.key_warning: str | None = None
         # Shared state

@@ -217,3 +217,11 @@ def _origin_refused(origin: bytes) -> Response:
 
 def _text(status: int, message: str) -> Response:
     return Response(body=message.encode(), status=status, head=TEXT_HEAD)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a bind or peer address is of this machine only."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

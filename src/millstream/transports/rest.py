@@ -8,12 +8,10 @@ Neither can be asked a question or follow progress: notifications are dropped, a
 so. The dialect answers in the shape of the handshake era, the one that such scripts were written against.
 """
 
-import re
-
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from millstream.http import JSON_HEAD, Request, Response
+from millstream.http import JSON_HEAD, Request, Response, client_id_of
 from millstream.protocol.errors import (
     INVALID_PARAMS,
     INVALID_REQUEST,
@@ -31,7 +29,6 @@ from millstream.server.signature import argument_error, recover
 from millstream.server.tools import Tool
 from millstream.transports import openapi
 from millstream.transports.http_sessions import refusal
-from millstream.transports.media import carries_json
 from millstream.transports.problems import (
     BUSY,
     INTERNAL,
@@ -54,7 +51,6 @@ _NOBODY = Client()
 _OPENAPI_HEAD = JSON_HEAD + b"cache-control: no-cache\r\n"
 _DIALECT_TYPE = refusal(415, INVALID_REQUEST, "Unsupported media type: send content-type application/json")
 _DIALECT_BUSY = refusal(503, -32000, "Too many calls are running: try again later", head=b"retry-after: 1\r\n")
-_INCIDENT = re.compile(r"Internal error\. .* under incident ([0-9a-f]{16})\.")
 _PLACEHOLDER = b'"id":0,'
 
 
@@ -142,7 +138,7 @@ class RestRoutes:
         return await self._dialect(request, "tools/call")
 
     async def _dialect(self, request: Request, method: str) -> Response:
-        if not _dialect_type(request):
+        if not _is_call(request):
             return _DIALECT_TYPE
         if self._busy():
             return _DIALECT_BUSY
@@ -163,6 +159,8 @@ class RestRoutes:
             line=_SILENT,
             principal=principal,
             headers=request.headers,
+            transport="rest",
+            client_id=client_id_of(request.query),
             params=body if envelope.params is UNSET else encode(envelope.params),
         )
         request.cancel_on_disconnect = True
@@ -176,7 +174,7 @@ class RestRoutes:
         root, name = request.root_path, request.path.removeprefix(TOOLS_PATH)
         if self._busy():
             return problem(BUSY, "Too many calls are running. Try again later.", root_path=root)
-        if not _rest_type(request):
+        if not _is_json(request):
             return problem(WRONG_TYPE, "Send the arguments with content-type application/json.", root_path=root)
         try:
             principal = await self._principal(request)
@@ -203,6 +201,8 @@ class RestRoutes:
             principal=principal,
             # Parameter headers repeat arguments for MCP's routers; where there are headers, they are asked for.
             headers=None if tool.plan.headers else request.headers,
+            transport="rest",
+            client_id=client_id_of(request.query),
             params=encode({"name": name, "arguments": Raw(request.body or b"{}")}),
         )
         request.cancel_on_disconnect = True
@@ -236,18 +236,23 @@ class RestRoutes:
         return await self.authenticate(request) if self.authenticate is not None else None
 
 
-def _rest_type(request: Request) -> bool:
-    """JSON without a content coding, or nothing at all."""
+def _media_type(request: Request) -> bytes:
+    """The declared type without parameters; empty when none is, ``?`` for a body with a content coding."""
     headers = request.headers
-    return is_json(headers) or (not request.body and headers.keys().isdisjoint((b"content-type", b"content-encoding")))
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        return b"?"
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
-def _dialect_type(request: Request) -> bool:
+def _is_json(request: Request) -> bool:
+    """JSON, or nothing at all."""
+    declared = _media_type(request)
+    return declared == b"application/json" or (not declared and not request.body)
+
+
+def _is_call(request: Request) -> bool:
     """JSON, or what `curl -d` claims its JSON to be; a form that a page submits cross-site is never a call."""
-    headers = request.headers
-    if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == _FORM:
-        return headers.keys().isdisjoint(_BROWSER) and headers.get(b"content-encoding", b"identity") == b"identity"
-    return _rest_type(request)
+    return _is_json(request) or (_media_type(request) == _FORM and request.headers.keys().isdisjoint(_BROWSER))
 
 
 def _read_envelope(body: bytes, method: str) -> _Envelope:
@@ -290,14 +295,14 @@ def _rest_reply(call: Call, answer: bytes, root: str) -> Response:
     result = found.result
     if result.is_error:
         text = "\n".join(block.text for block in _decode_content(result.content) if block.text)
-        return _failed(text, root) or problem(TOOL_ERROR, text or TOOL_ERROR.meaning, root_path=root)
+        return _failed(call, text, root) or problem(TOOL_ERROR, text or TOOL_ERROR.meaning, root_path=root)
     return Response(bytes(result.structured) or b'{"content":%b}' % bytes(result.content))
 
 
 def _rest_error(call: Call, error: _Error, root: str) -> Response:
     if error.code == MISSING_CLIENT_CAPABILITY:
         return problem(NEEDS_ANSWERS, NEEDS_ANSWERS.meaning, root_path=root)
-    failed = _failed(error.message, root)
+    failed = _failed(call, error.message, root)
     if failed is not None:
         return failed
     if call.status >= 400:
@@ -305,7 +310,6 @@ def _rest_error(call: Call, error: _Error, root: str) -> Response:
     return problem(TOOL_ERROR, error.message, root_path=root)
 
 
-def _failed(text: str, root: str) -> Response | None:
+def _failed(call: Call, text: str, root: str) -> Response | None:
     """The problem of our own failure, of which the caller sees the incident only."""
-    found = _INCIDENT.fullmatch(text)
-    return problem(INTERNAL, text, root_path=root, incident=found[1]) if found else None
+    return problem(INTERNAL, text, root_path=root, incident=call.incident) if call.incident else None

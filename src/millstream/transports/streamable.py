@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 from msgspec import UNSET
 
-from millstream.http import JSON_HEAD, STREAM_HEAD, Request, Response
+from millstream.http import JSON_HEAD, STREAM_HEAD, Request, Response, client_id_of
 from millstream.protocol import sse
 from millstream.protocol.admission import admit_per_request, check_handshake_header, is_per_request
 from millstream.protocol.depth import too_deep
@@ -262,6 +262,7 @@ class Streamable:
             headers=request.headers,
             name=admitted.name,
             params=message.params,
+            client_id=client_id_of(request.query),
             token=meta.progress_token if meta.progress_token is not msgspec.UNSET else None,
             log_level=meta.log_level or "",
         )
@@ -305,6 +306,7 @@ class Streamable:
             principal=principal,
             headers=request.headers,
             params=message.params,
+            client_id=client_id_of(request.query),
             token=progress_token(message.params),
         )
 

@@ -48,6 +48,8 @@ class ToolHandlers:
     async def call(self, call: Call) -> bytes:
         """Run a tool. Calls that a transport has prepared do not come here."""
         tool = self._open(call)
+        if self._services.streamed is not None:
+            self._services.streamed(call)
         timeout = self._timeout if tool.timeout is None else tool.timeout
         if timeout:
             value = await run_with_timeout(tool.run, call, call.arguments, timeout)

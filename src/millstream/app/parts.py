@@ -1,0 +1,135 @@
+"""What can run beside MCP (``Server(serve=…)``): the hub, REST, the pages, metrics; and what each needs.
+
+A server that serves none of them imports none of them.
+"""
+
+import os
+import sys
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from millstream.config import Settings
+from millstream.http import Handler
+from millstream.protocol.errors import LocalError
+
+if TYPE_CHECKING:
+    from millstream.app.runtime import Runtime
+    from millstream.hub import Hub
+    from millstream.server.observation import Observer
+
+PARTS = ("hub", "rest", "web", "metrics")
+_NEEDS = {"web": ("hub", "rest", "metrics")}
+"""The pages show what the others do."""
+
+
+def chosen(serve: str | Collection[str]) -> frozenset[str]:
+    """The parts that a ``serve`` value names, with what they need.
+
+    Raises:
+        ValueError: an unknown part.
+    """
+    names = serve.replace(",", " ").split() if isinstance(serve, str) else list(serve)
+    if "all" in names:
+        return frozenset(PARTS)
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise ValueError(f"Unknown part {unknown[0]!r} in serve: use {', '.join(PARTS)} or all")
+    return frozenset(names).union(*(_NEEDS.get(name, ()) for name in names))
+
+
+def hub_limits(settings: Settings) -> Any:
+    """The bounds of the hub. ``MAX_CONNECTIONS`` without a prefix is understood too."""
+    from millstream.hub import HubLimits  # noqa: PLC0415  only where a hub is served
+
+    most = settings.max_connections
+    plain = os.environ.get("MAX_CONNECTIONS", "")
+    if plain.isdecimal():
+        most = int(plain)
+    return HubLimits(
+        max_connections=most,
+        max_connections_per_address=settings.max_connections_per_address,
+        max_buffered=settings.stream_buffer // 2,
+        history=settings.hub_history,
+        history_age=settings.hub_history_age,
+        mailbox=settings.hub_mailbox,
+        mailbox_age=settings.hub_mailbox_age,
+    )
+
+
+async def open_hub(runtime: "Runtime") -> "Hub | None":
+    """The hub of a running server, if it serves one."""
+    if "hub" not in runtime.parts:
+        return None
+    from millstream.hub import Hub  # noqa: PLC0415  only where a hub is served
+
+    server = runtime.server
+    hub = Hub(runtime.services.store, hub_limits(server.settings), authorize=server.authorize_channel)
+    await hub.open()
+    return hub
+
+
+def make_observer(runtime: "Runtime") -> "Observer | None":
+    """Metrics, message log and traces, if any of them is on."""
+    from millstream.server.tracing import load_spans  # noqa: PLC0415  after the user's lifespan, which may set it up
+
+    settings, server = runtime.server.settings, runtime.server
+    spans = load_spans(server.version)
+    if not (settings.access_log or spans is not None or "metrics" in runtime.parts):
+        return None
+    from millstream.server.observation import Observer  # noqa: PLC0415  only where somebody looks
+    from millstream.server.tracing import Tracing  # noqa: PLC0415
+    from millstream.telemetry.messages import MessageLog  # noqa: PLC0415
+
+    log = MessageLog(sys.stderr) if settings.access_log else None
+    observer = Observer(server.registry.tools, log=log, tracing=Tracing(spans) if spans is not None else None)
+    hub = runtime.hub
+    if hub is not None:
+        read = observer.registry.read
+        read("counter", "hub_events_published_total", "Events published here.", lambda: {(): hub.stats().published})
+        read("counter", "hub_events_delivered_total", "Events written.", lambda: {(): hub.stats().delivered})
+        read(
+            "counter",
+            "hub_events_dropped_total",
+            "Subscribers that were cut.",
+            lambda: {(reason,): count for reason, count in hub.stats().cut.items()},
+            ("reason",),
+        )
+        read("gauge", "hub_streams_active", "Subscribers now.", lambda: {(): hub.stats().subscribers})
+    return observer
+
+
+def part_routes(runtime: "Runtime") -> tuple[dict[str, dict[str, Handler]], list[tuple[str, Mapping[str, Handler]]]]:
+    """(handlers by path, handlers by path prefix) of the parts that are served."""
+    exact: dict[str, dict[str, Handler]] = {}
+    prefixes: list[tuple[str, Mapping[str, Handler]]] = []
+    parts = runtime.parts
+    if runtime.hub is not None:
+        from millstream.transports.events import HubRoutes  # noqa: PLC0415
+
+        hub = HubRoutes(runtime.hub, runtime.streams, runtime.server.settings)
+        exact["/events"] = {"GET": hub.events}
+        exact["/publish"] = {"POST": runtime.local_only(hub.publish)}
+        prefixes.append(("/mcp/sse/", {"GET": hub.client_stream}))
+    if "rest" in parts:
+        from millstream.transports.rest import RestRoutes  # noqa: PLC0415
+        from millstream.web import pages  # noqa: PLC0415
+
+        rest = RestRoutes(runtime.dispatcher)
+        exact["/mcp/tools/list"] = {"POST": rest.list_tools}
+        exact["/mcp/tools/call"] = {"POST": rest.call_tool}
+        exact["/openapi.json"] = {"GET": rest.describe}
+        prefixes.append(("/tools/", {"POST": rest.run_tool}))
+        shown = set(pages.page_names()) if "web" in parts else {"docs"}
+        for path, handler in pages.pages().items():
+            if path.count("/") > 1 or path[1:] in shown:
+                exact[path] = {"GET": runtime.local_only(handler) if path != "/docs" else handler}
+    if "metrics" in parts and runtime.observer is not None:
+        from millstream.transports.metrics_http import MetricsHttp  # noqa: PLC0415
+
+        exact["/metrics"] = {"GET": runtime.local_only(MetricsHttp(runtime.observer.registry).get)}
+    return exact, prefixes
+
+
+def no_hub() -> LocalError:
+    """The error of who asks for a hub that is not there."""
+    return LocalError("This server has no running hub: pass serve=('hub',) to Server, and use it while it runs.")

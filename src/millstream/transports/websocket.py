@@ -1,0 +1,218 @@
+"""WebSocket, as an ASGI handler of one path: JSON-RPC where the subprotocol ``mcp`` is offered, else the dialect.
+
+Host, Origin and credentials are judged before the socket is accepted; nothing in the query is a credential. Every
+message is one text frame. Close codes: 1001 the server stops (what was asked is answered first), 1003 a binary frame,
+1009 a message over the limit, 1011 our failure, 1013 ``slow`` the peer does not read. Malformed frames, pings and the
+closing handshake belong to the HTTP server (RFC 6455; see `websocket_uvicorn` for what ours does beyond uvicorn's).
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from millstream.config import Settings
+from millstream.http import TEXT_HEAD, Request, Response, Sink
+from millstream.hub import Hub
+from millstream.protocol.errors import ProtocolError
+from millstream.server.dispatch import Dispatcher
+from millstream.server.services import principal_id
+from millstream.transports.asgi import Receive, Scope
+from millstream.transports.asgi_sink import Send, header_list
+from millstream.transports.connection import Connection
+from millstream.transports.hosts import HostPolicy
+from millstream.transports.open_streams import OpenStreams
+from millstream.transports.streamable import Authenticate
+from millstream.transports.websocket_dialect import Dialect, Peer
+from millstream.transports.websocket_outbox import GOING_AWAY, INTERNAL, TOO_BIG, UNSUPPORTED_DATA, Outbox
+
+SUBPROTOCOL = "mcp"
+MAX_MESSAGE = 1024 * 1024
+
+_BUSY = Response(b"Too many open connections. Try again later.\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
+
+
+class WebSocketRoute:
+    """The handler. One for each running server."""
+
+    __slots__ = (
+        "_dispatcher", "_hub", "_policy", "_settings", "_sockets", "_stopping", "_streams", "authenticate",
+        "max_message", "may_publish",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        hub: Hub | None,
+        policy: HostPolicy,
+        settings: Settings,
+        streams: OpenStreams,
+        *,
+        authenticate: Authenticate | None = None,
+        max_message: int = MAX_MESSAGE,
+        may_publish: bool = True,
+    ) -> None:
+        # Configuration
+        self._dispatcher = dispatcher
+        self._hub = hub
+        self._policy = policy
+        self._settings = settings
+        self._streams = streams
+        self.authenticate = authenticate
+        self.max_message = max_message
+        self.may_publish = may_publish
+        """Whether the dialect takes ``publish``."""
+        # Process
+        self._sockets: dict[Outbox, asyncio.Task[Any] | None] = {}
+        self._stopping = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one socket to its end."""
+        await receive()
+        peer = await self._admit(scope)
+        if isinstance(peer, Response):
+            await _refuse(peer, scope, send)
+            return
+        outbox = Outbox(send, limit=self._settings.stream_buffer, grace=self._settings.write_timeout)
+        self._sockets[outbox] = asyncio.current_task()
+        self._streams.add(_Standing(outbox), principal_id(peer.principal))
+        outbox.on_close(lambda: None)
+        try:
+            speaks = SUBPROTOCOL in scope.get("subprotocols", ())
+            with contextlib.suppress(OSError):
+                await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if speaks else None})
+                await self._serve(peer, outbox, receive, speaks=speaks)
+        finally:
+            outbox.lost()
+            del self._sockets[outbox]
+
+    async def close(self) -> None:
+        """Close every socket after what waits for it was sent, and wait for that; take no more."""
+        self._stopping = True
+        tasks = [task for task in self._sockets.values() if task is not None]
+        for outbox in list(self._sockets):
+            outbox.close(GOING_AWAY, "The server stops")
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _admit(self, scope: Scope) -> Peer | Response:
+        """Who it is, or why not. A socket can do what a POST can, so the rules of one hold."""
+        raw_headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
+        headers = dict(raw_headers)
+        refusal = self._policy.check("POST", headers, raw_headers)
+        if refusal is not None:
+            return refusal
+        client = scope.get("client")
+        address = client[0] if client else ""
+        principal = None
+        if self.authenticate is not None:
+            root, scheme = scope.get("root_path", ""), scope.get("scheme", "ws")
+            request = Request(
+                "GET", scope["path"], raw_headers, headers, _no_stream, peer=address, root_path=root, scheme=scheme
+            )
+            try:
+                principal = await self.authenticate(request)
+            except ProtocolError as exc:
+                return Response(exc.message.encode() + b"\n", exc.status if exc.status >= 400 else 403, TEXT_HEAD)
+        if self._stopping or self._streams.full(principal_id(principal)):
+            return _BUSY
+        return Peer(address, headers, principal, self.may_publish)
+
+    async def _serve(self, peer: Peer, outbox: Outbox, receive: Receive, *, speaks: bool) -> None:
+        connection = Connection(
+            self._dispatcher,
+            outbox.write,
+            outbox.drain,
+            principal=peer.principal,
+            headers=peer.headers,
+            transport="websocket",
+        )
+        dialect = None if speaks else Dialect(self._dispatcher, self._hub, connection, outbox, peer)
+
+        async def take(data: bytes) -> None:
+            connection.receive(data)
+
+        reader = asyncio.create_task(self._read(receive, outbox, take if dialect is None else dialect.take))
+        try:
+            await outbox.run()
+        finally:
+            if not reader.done():
+                reader.cancel()
+            await asyncio.wait((reader,))
+            await connection.close()
+            if dialect is not None:
+                await dialect.close()
+        if not reader.cancelled():
+            reader.result()
+
+    async def _read(self, receive: Receive, outbox: Outbox, take: Callable[[bytes], Awaitable[None]]) -> None:
+        """Take messages until the peer is gone. While it does not read what it asked for, nothing more is taken."""
+        code, reason = INTERNAL, "Internal error"
+        try:
+            while True:
+                message = await receive()
+                if message["type"] != "websocket.receive":
+                    outbox.lost()
+                    return
+                text = message.get("text")
+                if text is None:
+                    code, reason = UNSUPPORTED_DATA, "Messages are text"
+                    return
+                data = text.encode()
+                if len(data) > self.max_message:
+                    code, reason = TOO_BIG, f"A message takes {self.max_message} bytes"
+                    return
+                await take(data)
+                await outbox.drain()
+        finally:
+            outbox.close(code, reason)
+
+
+class _Standing:
+    """A socket among the open streams: counted and closed with them. Its signs of life are pings of the protocol."""
+
+    __slots__ = ("_outbox",)
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+
+    @property
+    def closed(self) -> bool:
+        return self._outbox.closed
+
+    @closed.setter
+    def closed(self, value: bool) -> None:
+        raise AttributeError("Close it instead.")
+
+    @property
+    def buffered(self) -> int:
+        return self._outbox.behind
+
+    def write(self, data: bytes) -> None:
+        """Nothing: a comment has no form here."""
+
+    async def drain(self) -> None:
+        await self._outbox.drain()
+
+    def close(self) -> None:
+        self._outbox.close(GOING_AWAY, "The server stops")
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        self._outbox.on_close(callback)
+
+    async def wait_closed(self) -> None:
+        await self._outbox.wait_closed()
+
+
+async def _refuse(response: Response, scope: Scope, send: Send) -> None:
+    """Refuse the handshake: by the response where the server can send one, else by its own 403."""
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    headers = header_list(response.head)
+    await send({"type": "websocket.http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": response.body, "more_body": False})
+
+
+def _no_stream(status: int, head: bytes) -> Sink:
+    raise RuntimeError("A handshake has no stream.")

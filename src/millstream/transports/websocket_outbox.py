@@ -1,0 +1,185 @@
+"""What goes out on one WebSocket: a bounded queue of whole text messages, and the one writer that empties it.
+
+ASGI shows no socket, so a slow peer is known by this: `send` is held up, and messages wait behind it. What waits
+without being held up only means that the loop has not come round yet, and is never a reason to cut.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from functools import lru_cache
+
+from millstream.transports.asgi_sink import Send
+from millstream.transports.ending import Ending
+
+NORMAL = 1000
+GOING_AWAY = 1001
+UNSUPPORTED_DATA = 1003
+TOO_BIG = 1009
+INTERNAL = 1011
+TRY_AGAIN_LATER = 1013
+SLOW = "slow"
+
+_HIGH_WATER = 64 * 1024
+_SHARED = 256 * 1024
+"""Chunks up to this size are kept for the next outlet, which is very often given the same one."""
+
+
+class Outbox:
+    """The messages that wait for one peer. `run` sends them until the outbox is closed."""
+
+    __slots__ = (
+        "_deadline", "_ending", "_farewell", "_grace", "_held", "_limit", "_news", "_queue", "_room", "_send",
+        "_waiting", "closed",
+    )  # fmt: skip
+
+    def __init__(self, send: Send, *, limit: int, grace: float) -> None:
+        # Configuration
+        self._send = send
+        self._limit = limit
+        self._grace = grace
+        # Connection
+        self._queue: deque[bytes] = deque()
+        self._waiting = 0
+        self._held = False
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._ending = Ending()
+        self._deadline = asyncio.timeout(None)
+        self._farewell: tuple[int, str] | None = None
+        self.closed = False
+
+    @property
+    def behind(self) -> int:
+        """Bytes that wait behind a message which the peer does not take."""
+        return self._waiting if self._held else 0
+
+    def write(self, message: bytes) -> bool:
+        """Queue one message; False when the socket is closed, or is cut now because the peer reads too slowly."""
+        if self.closed:
+            return False
+        if self._held and self._waiting > self._limit:
+            self.cut()
+            return False
+        self._queue.append(message)
+        self._waiting += len(message)
+        if self._waiting > _HIGH_WATER:
+            self._room.clear()
+        self._news.set()
+        return True
+
+    async def drain(self) -> None:
+        """Wait until there is room, or the socket is closed."""
+        await self._room.wait()
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call back once at the end, at once when it is past."""
+        self._ending.add(callback)
+
+    async def wait_closed(self) -> None:
+        """Wait for the end."""
+        await self._ending.wait()
+
+    def close(self, code: int, reason: str = "") -> None:
+        """End it: what waits still goes out, then the close frame, all within the grace time. Idempotent."""
+        self._end((code, reason))
+
+    def cut(self) -> None:
+        """The peer reads too slowly: what waits is dropped, and the close frame says why."""
+        self._queue.clear()
+        self.close(TRY_AGAIN_LATER, SLOW)
+
+    def lost(self) -> None:
+        """The peer is gone."""
+        self._queue.clear()
+        self._end(None)
+
+    def _end(self, farewell: tuple[int, str] | None) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._farewell = farewell
+        self._news.set()
+        self._room.set()
+        self._deadline.reschedule(asyncio.get_running_loop().time() + self._grace)
+        self._ending.tell()
+
+    async def run(self) -> None:
+        """Send until the outbox is closed and empty, or the peer is gone, or does not take the rest in time."""
+        try:
+            async with self._deadline:
+                while not self.closed or self._queue:
+                    await self._news.wait()
+                    self._news.clear()
+                    await self._flush()
+                if self._farewell is not None:
+                    code, reason = self._farewell
+                    await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        except (OSError, RuntimeError):
+            # Servers of ASGI 2.4 raise OSError when the peer is gone (TimeoutError, our own deadline, is one too), and
+            # uvicorn RuntimeError when it has closed the connection itself, after a ping without an answer.
+            pass
+        finally:
+            self.lost()
+
+    async def _flush(self) -> None:
+        queue, send = self._queue, self._send
+        while queue:
+            message = queue.popleft()
+            self._waiting -= len(message)
+            self._held = True
+            await send({"type": "websocket.send", "text": message.decode()})
+            self._held = False
+        self._waiting = 0
+        if not self.closed:
+            self._room.set()
+
+
+class Feed:
+    """One subscription on a socket, as the hub sees it: an outlet for lines of JSON, each of them one message."""
+
+    __slots__ = ("_ending", "_outbox", "closed")
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._ending = Ending()
+        self.closed = False
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that wait because the peer does not read."""
+        return self._outbox.behind
+
+    def write(self, data: bytes) -> None:
+        """Queue the messages of a chunk."""
+        if not self.closed:
+            for message in _messages(data) if len(data) <= _SHARED else data.splitlines():
+                self._outbox.write(message)
+
+    async def drain(self) -> None:
+        """Wait until there is room, or the socket is closed."""
+        await self._outbox.drain()
+
+    def close(self) -> None:
+        """The hub ends it, and the socket with it: because the peer is slow, or because the hub itself ends."""
+        self.end()
+        if self._outbox.behind:
+            self._outbox.cut()
+        else:
+            self._outbox.close(GOING_AWAY)
+
+    def end(self) -> None:
+        """The subscription is over; the socket stays."""
+        self.closed = True
+        self._ending.tell()
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call back once at the end, at once when it is past."""
+        self._ending.add(callback)
+
+
+@lru_cache(maxsize=1)
+def _messages(chunk: bytes) -> list[bytes]:
+    """The lines of a chunk; every feed of one event gets the same objects."""
+    return chunk.splitlines()

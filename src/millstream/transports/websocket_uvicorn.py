@@ -1,0 +1,57 @@
+"""uvicorn's WebSocket protocol with the bounds that it lacks. Give uvicorn the name `CLASS_NAME` as its ``ws``.
+
+uvicorn bounds the size of a message but not the number of its fragments, writes a pong for every ping whether the peer
+reads or not, and closes a connection whose peer takes nothing by waiting for it to take the rest. Here such a peer is
+dropped.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode, Frame
+
+CLASS_NAME = "millstream.transports.websocket_uvicorn:WebSocketProtocol"
+MAX_FRAGMENTS = 256
+MAX_UNREAD = 1024 * 1024
+"""Bytes that the socket has not taken when a ping asks for one more answer."""
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """One connection."""
+
+    transport: asyncio.Transport
+
+    def handle_cont(self, event: Frame) -> None:
+        """A further fragment; one too many ends the connection."""
+        if self.close_sent:
+            return
+        if len(self.frames) >= MAX_FRAGMENTS:
+            self.frames = []
+            self.conn.fail(CloseCode.POLICY_VIOLATION, "too many fragments")
+            self.handle_parser_exception()
+            return
+        super().handle_cont(event)
+
+    def handle_ping(self) -> None:
+        """A ping; the pong is written already where the peer reads what it is sent."""
+        super().handle_ping()
+        if self.transport.get_write_buffer_size() > MAX_UNREAD:
+            self.transport.abort()
+
+    def keepalive_timeout(self) -> None:
+        """A ping without its pong: nobody is there to take what is still unsent."""
+        super().keepalive_timeout()
+        self.drop_unread()
+
+    async def run_asgi(self) -> None:
+        """Run the application. When it is over it has given the peer its time to read."""
+        await super().run_asgi()
+        if not self.writable.is_set():
+            self.drop_unread()
+
+    def drop_unread(self) -> None:
+        """Do not wait for a peer that does not read."""
+        transport: Any = self.transport
+        if transport.get_write_buffer_size():
+            transport.abort()

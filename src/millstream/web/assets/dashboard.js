@@ -1,0 +1,246 @@
+// The dashboard: one event stream brings the server's facts once, a snapshot each second, and the log.
+
+import { LineChart, spark } from "./charts.js";
+import { $, count, duration, either, element, figure, write } from "./dom.js";
+import { add } from "./logview.js";
+import { Feed, showState } from "./sse.js";
+
+const SECONDS = 60;
+const MIB = 1_048_576;
+
+const callsChart = new LineChart($("calls-chart"), {
+  name: "Calls per second", unit: "/s", seconds: SECONDS, atLeast: 4,
+  series: [{ name: "All", color: "--accent", fill: true }, { name: "Chosen", color: "--text", dash: "dashed" }],
+});
+const latencyChart = new LineChart($("latency-chart"), {
+  name: "Latency", unit: "ms", seconds: SECONDS, atLeast: 0.5,
+  series: [
+    { name: "p50", color: "--accent", fill: true },
+    { name: "p95", color: "--text", dash: "dashed" },
+    { name: "p99", color: "--text-soft", dash: "dotted" },
+  ],
+});
+const lagChart = new LineChart($("lag-chart"), {
+  name: "Event loop lag", unit: "ms", seconds: SECONDS, atLeast: 2,
+  series: [{ name: "Lag", color: "--accent", fill: true }, { name: "Worst of a minute", color: "--text-soft", dash: "dotted" }],
+});
+const cpuChart = new LineChart($("cpu-chart"), {
+  name: "CPU, of one core", unit: "%", seconds: SECONDS, atLeast: 10,
+  series: [{ name: "CPU", color: "--accent", fill: true }],
+});
+const memoryChart = new LineChart($("memory-chart"), {
+  name: "Resident memory", unit: "MiB", seconds: SECONDS, atLeast: 32,
+  series: [{ name: "Resident", color: "--accent", fill: true }],
+});
+
+const history = { all: [], lag: [], cpu: [], memory: [], rows: new Map() };
+let instance = "";
+let before = null;
+let chosen = null;
+let picked = false;
+
+function keep(samples, t, ...values) {
+  samples.push({ t, values });
+  while (samples.length && samples[0].t < t - SECONDS - 2) samples.shift();
+}
+
+/** The server's own count of the seconds before this page was opened. */
+function prefill(snapshot) {
+  const seconds = snapshot.per_second;
+  const start = Math.max(0, seconds.length - Math.floor(snapshot.uptime_seconds));
+  seconds.slice(start).forEach((calls, index, all) => {
+    history.all.push({ t: snapshot.uptime_seconds - (all.length - index), values: [calls] });
+  });
+}
+
+const key = (row) => (row.method === "tools/call" ? row.name : row.method);
+
+/** Calls of each second, from how the counts grew since the snapshot before. */
+function remember(snapshot, rows) {
+  const t = snapshot.uptime_seconds;
+  const passed = before ? t - before.t : 0;
+  if (before === null) prefill(snapshot);
+  if (passed > 0) keep(history.all, t, (snapshot.calls - before.calls) / passed);
+  const counts = new Map();
+  for (const row of rows) {
+    const name = key(row);
+    counts.set(name, row.calls);
+    if (!history.rows.has(name)) history.rows.set(name, []);
+    const grown = row.calls - (before?.counts.get(name) ?? (before ? 0 : row.calls));
+    keep(history.rows.get(name), t, passed > 0 ? grown / passed : null, row.p50_ms, row.p95_ms, row.p99_ms);
+  }
+  keep(history.lag, t, snapshot.loop_lag_ms.last, snapshot.loop_lag_ms.worst);
+  keep(history.cpu, t, snapshot.process.cpu_percent);
+  const memory = snapshot.process.resident_bytes;
+  keep(history.memory, t, memory === null ? null : memory / MIB);
+  before = { t, calls: snapshot.calls, counts };
+}
+
+function drawCharts() {
+  const row = history.rows.get(chosen) ?? [];
+  const own = new Map(row.map((sample) => [sample.t, sample.values[0]]));
+  callsChart.rename(1, chosen ?? "No tool yet");
+  callsChart.show(history.all.map(({ t, values }) => ({ t, values: [values[0], own.get(t) ?? null] })));
+  latencyChart.show(row.map(({ t, values }) => ({ t, values: values.slice(1) })));
+  $("latency-of").textContent = chosen ? `of ${chosen}` : "";
+  lagChart.show(history.lag);
+  cpuChart.show(history.cpu);
+  memoryChart.show(history.memory);
+}
+
+// Tiles
+
+function drawTiles(snapshot) {
+  write($("rate"), figure(history.all.at(-1)?.values[0] ?? 0));
+  write($("calls"), count(snapshot.calls));
+  write($("errors"), count(snapshot.errors));
+  const share = snapshot.calls ? (100 * snapshot.errors) / snapshot.calls : 0;
+  write($("error-share"), `${figure(share)} % of all calls`);
+  const sum = (rows) => rows.reduce((total, row) => total + row.count, 0);
+  write($("session-count"), count(sum(snapshot.sessions)));
+  write($("connection-count"), count(sum(snapshot.connections)));
+  write($("subscriber-count"), count(snapshot.hub?.subscribers ?? 0));
+  write($("uptime"), duration(snapshot.uptime_seconds));
+}
+
+// Tables
+
+const lines = new Map();
+
+function choose(name) {
+  chosen = name;
+  for (const [each, line] of lines) line.button.setAttribute("aria-pressed", String(each === name));
+  drawCharts();
+}
+
+function newLine(row) {
+  const name = key(row);
+  const button = element("button", { type: "button", className: "quiet name", "aria-pressed": String(name === chosen) }, name);
+  button.addEventListener("click", () => {
+    picked = true;
+    choose(name);
+  });
+  const canvas = element("canvas", { className: "spark", "aria-hidden": "true" });
+  const cells = Array.from({ length: 6 }, () => element("td", { className: "number" }));
+  const node = element("tr", {}, element("th", { scope: "row" }, button), element("td", {}, canvas), ...cells);
+  return { button, canvas, cells, node };
+}
+
+function drawRows(rows) {
+  for (const row of rows) {
+    const name = key(row);
+    if (!lines.has(name)) {
+      lines.set(name, newLine(row));
+      $("tools").replaceChildren(...rows.map(key).filter((each) => lines.has(each)).map((each) => lines.get(each).node));
+    }
+    const line = lines.get(name);
+    const rates = history.rows.get(name).map((sample) => sample.values[0]).filter((rate) => rate !== null);
+    const texts = [figure(rates.at(-1) ?? 0), figure(row.p50_ms), figure(row.p95_ms), figure(row.p99_ms), count(row.calls), count(row.errors)];
+    texts.forEach((text, index) => write(line.cells[index], text));
+    line.cells[5].classList.toggle("error", row.errors > 0);
+    spark(line.canvas, rates);
+  }
+  const there = rows.length > 0;
+  $("tools").closest(".scroll").hidden = !there;
+  $("no-tools").hidden = there;
+}
+
+function fill(table, empty, rows) {
+  const cells = (row) => row.map((value, index) => element("td", { className: index === row.length - 1 ? "number" : "" }, String(value)));
+  const body = table.tBodies[0];
+  const text = JSON.stringify(rows);
+  if (body.dataset.rows !== text) {
+    body.dataset.rows = text;
+    body.replaceChildren(...rows.map((row) => element("tr", {}, ...cells(row))));
+  }
+  either(table, empty, rows.length > 0);
+}
+
+function drawPeers(snapshot) {
+  const row = (each) => [each.transport, each.revision || "–", count(each.count)];
+  fill($("connections"), $("no-connections"), snapshot.connections.map(row));
+  fill($("sessions"), $("no-sessions"), snapshot.sessions.map(row));
+  const hub = snapshot.hub;
+  const channels = Object.entries(hub?.channels ?? {}).sort((one, other) => other[1] - one[1]).slice(0, 12);
+  fill($("channels"), $("no-channels"), channels.map(([name, subscribers]) => [name, count(subscribers)]));
+  $("hub").hidden = !hub;
+  if (!hub) return;
+  const cut = hub.cut ?? {};
+  const slow = cut.slow ?? 0;
+  write($("published"), count(hub.published));
+  write($("delivered"), count(hub.delivered));
+  write($("cut-slow"), count(slow));
+  write($("cut-other"), count(Object.values(cut).reduce((sum, each) => sum + each, 0) - slow));
+  $("cut-slow").classList.toggle("error", slow > 0);
+}
+
+// The server: what never changes, and what its snapshot says
+
+const fixed = {};
+
+function facts(values) {
+  const nodes = Object.entries(values).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  return nodes.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value))));
+}
+
+function storeHealth(store) {
+  if (store === null || store === undefined) return {};
+  if (typeof store === "string") return { Store: store };
+  return Object.fromEntries(Object.entries(store).map(([name, value]) => [name === "kind" ? "Store" : `Store ${name.replaceAll("_", " ")}`, value]));
+}
+
+function drawServer(snapshot) {
+  const figures = snapshot.process;
+  const descriptors = figures.open_descriptors;
+  const live = {
+    ...storeHealth(snapshot.store),
+    "CPU time": `${figure(figures.cpu_seconds)} s`,
+    "Open files": descriptors === null ? null : `${count(descriptors)} of ${figures.max_descriptors === null ? "any number" : count(figures.max_descriptors)}`,
+    "Tasks of the loop": count(figures.tasks),
+    "Garbage collections": count(figures.collections),
+  };
+  const all = { ...fixed, ...live };
+  const text = JSON.stringify(all);
+  if ($("server").dataset.facts === text) return;
+  $("server").dataset.facts = text;
+  $("server").replaceChildren(...facts(all));
+}
+
+function takeServer(info) {
+  if (instance && instance !== info.instance) {
+    Object.assign(history, { all: [], lag: [], cpu: [], memory: [], rows: new Map() });
+    before = null;
+  }
+  instance = info.instance;
+  $("name").textContent = document.title = info.title || info.name;
+  $("version").textContent = info.version;
+  $("version").hidden = !info.version;
+  $("started").textContent = `since ${new Date(info.started * 1_000).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" })}`;
+  Object.assign(fixed, info.facts);
+}
+
+function takeSnapshot(snapshot) {
+  const rows = [...snapshot.tools, ...snapshot.methods];
+  remember(snapshot, rows);
+  if (!picked && snapshot.tools.length) {
+    const busiest = snapshot.tools.reduce((most, row) => (row.calls > most.calls ? row : most));
+    chosen = chosen ?? key(busiest);
+  }
+  write($("window"), Math.round(snapshot.window_seconds));
+  drawTiles(snapshot);
+  drawRows(rows);
+  drawPeers(snapshot);
+  drawServer(snapshot);
+  drawCharts();
+}
+
+const take = { server: takeServer, snapshot: takeSnapshot, log: add };
+const feed = new Feed(
+  "dashboard/events",
+  (event) => take[event.type]?.(JSON.parse(event.data)),
+  (state) => {
+    showState($("state"), $("note"), state);
+    $("main").classList.toggle("stale", state.state !== "open" && before !== null);
+  },
+);
+feed.start();

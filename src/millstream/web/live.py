@@ -1,0 +1,181 @@
+"""What the pages hear and ask while they are open: the stream of the dashboard, and who is in the chat.
+
+The dashboard's stream brings the server's facts once, a snapshot each second, and log lines as they are written. A
+snapshot is taken and encoded once for all who watch, and not at all while nobody does. Nothing here knows what a
+snapshot holds.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qs
+
+from millstream.http import JSON_HEAD, STREAM_HEAD, Request, Response, Sink
+from millstream.protocol import sse
+from millstream.protocol.jsonrpc import encode
+from millstream.telemetry.logs import JsonLines
+from millstream.transports.open_streams import OpenStreams
+
+INTERVAL = 1.0
+LOG_LINES = 500
+MAX_BUFFERED = 256 * 1024
+"""A watcher further behind than this is cut; its page comes back and continues."""
+
+_BUSY = Response(
+    encode({"status": 503, "detail": "Too many open streams. Close another page or try again later."}),
+    503,
+    b"content-type: application/problem+json\r\nretry-after: 5\r\n",
+)
+
+
+class LogTail(logging.Handler):
+    """The newest log lines, as the structured log writes them; older ones are dropped. Any thread may log."""
+
+    def __init__(self, size: int = LOG_LINES) -> None:
+        super().__init__()
+        self.setFormatter(JsonLines())
+        self._lines: deque[bytes] = deque(maxlen=size)
+        self.written = 0
+        """How many lines there ever were. The number of a line counts from 1."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record).encode()
+        except Exception:  # as every handler of the logging module: a bad record must not break who logs
+            self.handleError(record)
+            return
+        # `Handler.handle` holds the lock: the two stay in step.
+        self._lines.append(line)
+        self.written += 1
+
+    def after(self, number: int) -> tuple[list[bytes], int]:
+        """The lines behind a number that are still held, and the number of the last one."""
+        self.acquire()
+        try:
+            lines, last = list(self._lines), self.written
+        finally:
+            self.release()
+        return lines[max(0, len(lines) - max(0, last - number)) :], last
+
+
+class DashboardFeed:
+    """The handler of `GET /dashboard/events`, and what is told there."""
+
+    __slots__ = ("_behind", "_info", "_instance", "_latest", "_log", "_snapshot", "_streams", "_watched", "_watchers")
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Mapping[str, Any]],
+        log: LogTail,
+        streams: OpenStreams,
+        *,
+        info: Mapping[str, Any],
+    ) -> None:
+        """Nothing is told before `run`.
+
+        Args:
+            snapshot: the figures now (`Observer.snapshot`).
+            log: the newest lines; it is a handler of the root logger while the server runs.
+            streams: the server's open streams.
+            info: ``name``, ``title``, ``version``, ``started`` (seconds since 1970) and ``facts``, a mapping from
+                what a person reads to its value.
+        """
+        # Configuration
+        self._snapshot = snapshot
+        self._log = log
+        self._streams = streams
+        self._instance = secrets.token_hex(4)
+        """Log lines count from 1 in each process: an id of another one is void."""
+        self._info = sse.encode_event(encode({**info, "instance": self._instance}), event="server")
+        # Process
+        self._watchers: list[Sink] = []
+        self._watched = asyncio.Event()
+        self._behind = 0
+        """The number of the last line that the watchers were told."""
+        self._latest = b""
+
+    def __len__(self) -> int:
+        return len(self._watchers)
+
+    async def run(self) -> None:
+        """Tell the watchers, each second, until cancelled. The runtime owns the task."""
+        while True:
+            await self._watched.wait()
+            self.tell()
+            await asyncio.sleep(INTERVAL)
+
+    def tell(self) -> None:
+        """One snapshot and the new lines to everyone who watches."""
+        lines, last = self._log.after(self._behind)
+        self._behind = last
+        self._latest = sse.encode_event(encode(self._snapshot()), event="snapshot")
+        chunk = self._log_event(lines, last) + self._latest
+        for sink in tuple(self._watchers):
+            if sink.buffered > MAX_BUFFERED:
+                sink.close()
+            else:
+                sink.write(chunk)
+
+    async def events(self, request: Request) -> Response | None:
+        """`GET` of the stream. ``Last-Event-ID``, or ``?last_event_id=``, spares lines that were already told."""
+        if self._streams.full(""):
+            return _BUSY
+        sink = request.open(200, STREAM_HEAD)
+        self._streams.add(sink, "")
+        try:
+            self._welcome(sink, _last_event_id(request))
+            await sink.wait_closed()
+        finally:
+            sink.close()
+        return None
+
+    def _welcome(self, sink: Sink, last_event_id: str) -> None:
+        instance, _, number = last_event_id.partition("-")
+        told = int(number) if instance == self._instance and number.isdecimal() and len(number) < 16 else 0
+        if not self._watchers:
+            # Nobody was told anything for a while: what was said last is old.
+            self._latest = b""
+            self._behind = self._log.written
+        lines, last = self._log.after(told)
+        # What is behind `_behind` comes with the next snapshot, to this watcher too.
+        lines = lines[: max(0, len(lines) - (last - self._behind))]
+        sink.write(self._info + self._log_event(lines, self._behind) + self._latest)
+        self._watchers.append(sink)
+        self._watched.set()
+        sink.on_close(lambda: self._leave(sink))
+
+    def _leave(self, sink: Sink) -> None:
+        self._watchers.remove(sink)
+        if not self._watchers:
+            self._watched.clear()
+
+    def _log_event(self, lines: Sequence[bytes], last: int) -> bytes:
+        if not lines:
+            return b""
+        return sse.encode_event(b"[%b]" % b",".join(lines), event="log", id=f"{self._instance}-{last}")
+
+
+class ChatMembers:
+    """The handler of `GET /chat/members`: who is on the channel of the chat now."""
+
+    __slots__ = ("_channel", "_presence")
+
+    def __init__(self, presence: Callable[[str], Awaitable[Sequence[Any]]], *, channel: str = "chat") -> None:
+        """`presence` is that of the hub."""
+        self._presence = presence
+        self._channel = channel
+
+    async def get(self, request: Request) -> Response:
+        """A JSON array of ``{client_id, name, since}``, in the order of arrival."""
+        return Response(encode(await self._presence(self._channel)), 200, JSON_HEAD + b"cache-control: no-store\r\n")
+
+
+def _last_event_id(request: Request) -> str:
+    header = request.headers.get(b"last-event-id")
+    if header:
+        return header.decode("latin-1").strip()
+    query = parse_qs(request.query.decode("latin-1")) if request.query else {}
+    return query.get("last_event_id", [""])[-1]

@@ -1,0 +1,97 @@
+"""A two-way connection (stdio, HTTP+SSE, in-memory) answers whatever comes: one answer a request, none for the rest.
+
+Messages go through the in-memory pipe; a ping behind each message shows that the connection lives and when to look.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bad_input.shop import make_shop
+from millstream.app.runtime import Runtime
+from millstream.transports.memory import MemoryPipe
+from properties.messages import bodies, encoded, messages
+from wire import request
+
+PING = b'{"jsonrpc":"2.0","id":"the ping behind","method":"ping"}'
+
+
+class Running:
+    """A server in its loop."""
+
+    def __init__(self, runner: asyncio.Runner, runtime: Runtime) -> None:
+        self._runner = runner
+        self._runtime = runtime
+
+    def say(self, body: bytes, revision: str) -> list[Any]:
+        """Everything that a fresh connection says to a message after its handshake, without the pong."""
+        return self._runner.run(self._say(body, revision))
+
+    async def _say(self, body: bytes, revision: str) -> list[Any]:
+        pipe = MemoryPipe(self._runtime.dispatcher)
+        heard: list[Any] = []
+        async with asyncio.timeout(5):
+            if revision:
+                pipe.send(json.dumps(request("initialize", {"protocolVersion": revision, "capabilities": {}})).encode())
+                await pipe.receive()
+            pipe.send(body)
+            for _ in range(30):
+                await asyncio.sleep(0)
+            pipe.send(PING)
+            while not (heard and isinstance(heard[-1], dict) and heard[-1].get("id") == "the ping behind"):
+                heard.append(json.loads(await pipe.receive()))
+        await pipe.close()
+        return heard[:-1]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    """One server for the file."""
+    server = make_shop()
+    with asyncio.Runner() as runner:
+        runtime = runner.run(server.start(supervised=True))
+        yield Running(runner, runtime)
+        runner.run(server.stop())
+
+
+def is_request(value: Any) -> bool:
+    """A message that must be answered with its id."""
+    if not isinstance(value, dict) or value.get("jsonrpc") != "2.0" or not value.get("method"):
+        return False
+    good_id = isinstance(value.get("id"), int | str) and not isinstance(value.get("id"), bool)
+    return good_id and isinstance(value["method"], str) and isinstance(value.get("params", {}), dict)
+
+
+@given(value=messages, revision=st.sampled_from(["", "2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]))
+@settings(max_examples=300, deadline=None)
+def test_a_request_gets_one_answer_with_its_id_and_the_connection_lives(
+    running: Running, value: Any, revision: str
+) -> None:
+    """Never two, never none; what is no request gets an error without an id, or nothing."""
+    if isinstance(value, dict) and value.get("method") == "subscriptions/listen":
+        return
+    heard = [message for message in running.say(json.dumps(value).encode(), revision) if "method" not in message]
+    if is_request(value):
+        assert [answer["id"] for answer in heard] == [value["id"]]
+        assert ("result" in heard[0]) != ("error" in heard[0])
+    elif isinstance(value, dict):
+        assert all("error" in answer and "id" not in answer for answer in heard)
+        assert len(heard) <= 1
+
+
+@given(body=st.one_of(bodies, encoded(messages)), revision=st.sampled_from(["", "2025-03-26", "2025-11-25"]))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_get_at_most_one_answer_and_the_connection_lives(
+    running: Running, body: bytes, revision: str
+) -> None:
+    """Point 5 of the proof: nothing raised, nothing lost."""
+    answers = [
+        message for message in running.say(body, revision) if isinstance(message, list) or "method" not in message
+    ]
+    assert len(answers) <= 1
+    assert b"Internal error" not in json.dumps(answers).encode()

@@ -1,0 +1,149 @@
+"""The lane as a parser: any bytes on a connection give replies without a 500, and pieces give what the whole gives.
+
+The protocol class is fed by hand, with a transport that keeps what is written; handlers run in a real loop.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from uvicorn.server import ServerState
+
+from bad_input.shop import make_shop
+from millstream.app.asgi import prepare
+from millstream.transports.lane import load_lane
+from properties.messages import bodies, headers
+from strategies import bytewise, cuts
+from wire import POST, KeptTransport, encode_request, enveloped, pairs, request, routing
+
+STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
+DATE = re.compile(rb"date: [^\r]*\r\n")
+ADD = {"name": "add", "arguments": {"a": 1, "b": 2}}
+CHUNKED = (
+    b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b'28\r\n{"jsonrpc":"2.0","id":1,"method":"ping"}\r\n0\r\n\r\n'
+)
+GOOD = [
+    encode_request("POST", "/mcp", pairs(POST), json.dumps(request("ping")).encode()),
+    encode_request("POST", "/mcp", pairs(POST), json.dumps(request("tools/call", ADD)).encode()),
+    encode_request(
+        "POST", "/mcp/", pairs(routing("tools/call", "add")), json.dumps(enveloped("tools/call", ADD)).encode()
+    ),
+    encode_request("GET", "/health?x", [(b"host", b"localhost")], b""),
+    encode_request("DELETE", "/mcp", [(b"host", b"[::1]:1")], b""),
+    encode_request("POST", "/mcp", pairs(POST), b"{"),
+    CHUNKED,
+]
+"""Requests whose replies do not depend on the time."""
+
+
+class LaneOfAShop:
+    """A server whose connections are made by hand."""
+
+    def __init__(self, runner: asyncio.Runner) -> None:
+        self._runner = runner
+        self.server = make_shop()
+        self.runtime = runner.run(self.server.start(supervised=True))
+        prepare(self.server, self.runtime)
+        self._class: Any = load_lane().protocol
+        self._config = uvicorn.Config(self.server, http=self._class, log_config=None, lifespan="off")
+        self._config.load()
+        self._state = ServerState()
+        self._state.default_headers = self._config.encoded_headers
+
+    def feed(self, pieces: list[bytes]) -> bytes:
+        """What a connection answers to pieces that come one after the other."""
+        return self._runner.run(self._feed(pieces))
+
+    async def _feed(self, pieces: list[bytes]) -> bytes:
+        loop = asyncio.get_running_loop()
+        connection = self._class(config=self._config, server_state=self._state, app_state={}, _loop=loop)
+        transport = KeptTransport()
+        connection.connection_made(transport)
+        for piece in pieces:
+            if piece and not transport.closed:
+                connection.data_received(piece)
+            await asyncio.sleep(0)
+        await self._until(lambda: all(call.method == "subscriptions/listen" for call in self.runtime.dispatcher.calls))
+        connection.connection_lost(None)
+        await self._until(lambda: not self._state.tasks and not self.runtime.dispatcher.calls)
+        return b"".join(transport.written)
+
+    @staticmethod
+    async def _until(fact: Callable[[], bool]) -> None:
+        """Give the loop turns, until something is so and for a few more."""
+        async with asyncio.timeout(5):
+            for _ in iter(fact, True):
+                await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture(scope="module")
+def lane() -> Iterator[LaneOfAShop]:
+    """One server for the file."""
+    with asyncio.Runner() as runner:
+        lane = LaneOfAShop(runner)
+        yield lane
+        runner.run(lane.server.stop())
+
+
+@given(
+    st.lists(st.sampled_from(GOOD), min_size=1, max_size=4)
+    .map(b"".join)
+    .flatmap(lambda data: st.tuples(st.just(data), cuts(data)))
+)
+@settings(max_examples=100, deadline=None)
+def test_requests_in_pieces_get_the_replies_of_requests_in_one_piece(
+    lane: LaneOfAShop, case: tuple[bytes, list[bytes]]
+) -> None:
+    """Point 5 of the proof, and the order of pipelined replies."""
+    data, pieces = case
+    whole = lane.feed([data])
+    assert STATUS.findall(whole)
+    health = re.compile(rb'"uptime_seconds":[0-9.e-]+|content-length: \d+')
+
+    def steady(reply: bytes) -> bytes:
+        return health.sub(b"", DATE.sub(b"", reply))
+
+    assert steady(lane.feed(pieces)) == steady(whole)
+
+
+@pytest.mark.parametrize("request_bytes", GOOD, ids=range(len(GOOD)))
+def test_a_request_byte_by_byte_gets_its_reply(lane: LaneOfAShop, request_bytes: bytes) -> None:
+    """The smallest pieces there are."""
+    assert STATUS.findall(lane.feed(list(bytewise(request_bytes)))) == STATUS.findall(lane.feed([request_bytes]))
+
+
+@st.composite
+def nearly_http(draw: st.DrawFn) -> bytes:
+    """A request with wounds, and sometimes a good one in front."""
+    method = draw(st.sampled_from(["POST", "GET", "DELETE", "OPTIONS", "PUT", "X"]))
+    path = draw(st.sampled_from(["/mcp", "/sse", "/messages/", "/health", "/x", "*", "//mcp"]))
+    data = encode_request(method, path, draw(headers), draw(bodies))
+    if draw(st.booleans()):
+        place = draw(st.integers(0, len(data)))
+        data = data[:place] + draw(st.binary(max_size=4)) + data[place + draw(st.integers(0, 4)) :]
+    return draw(st.sampled_from([b"", GOOD[0]])) + data
+
+
+@given(
+    st.one_of(nearly_http(), nearly_http(), st.binary(max_size=80)).flatmap(
+        lambda data: st.tuples(st.just(data), cuts(data))
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_on_a_connection_give_replies_without_a_server_error(
+    lane: LaneOfAShop, case: tuple[bytes, list[bytes]]
+) -> None:
+    """Nothing escapes a callback of the parser; the next connection is served."""
+    _, pieces = case
+    statuses = {int(status) for status in STATUS.findall(lane.feed(pieces))}
+    assert not {status for status in statuses if status >= 500 and status != 501}
+    assert STATUS.findall(lane.feed([GOOD[0]])) == [b"200"]
