@@ -5,7 +5,7 @@ through the real encoder, ladder and dispatcher; only the network is left out.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -156,7 +156,7 @@ async def connect(
     elicit: Elicit | None = None,
     sample: Sample | None = None,
     roots: list[str] | None = None,
-) -> AsyncIterator[TestClient]:
+) -> AsyncGenerator[TestClient, None]:
     """Run a server in memory and connect to it.
 
     Args:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from bad_input.shop import make_shop
+from millstream.protocol.errors import LocalError
 from wire import HOST, LATEST_HANDSHAKE, POST, Wire, request, wired
 
 FORGED = "A" * 80
@@ -280,3 +281,10 @@ async def test_a_body_over_the_limit_is_413_and_one_at_the_limit_is_served(way: 
         assert (await wire.post(body.ljust(500), headers)).status == 200
         assert (await wire.post(body.ljust(501), headers)).status == 413
         await alive(wire, headers)
+
+
+async def test_a_key_that_is_too_short_stops_the_start_and_not_the_first_client() -> None:
+    """A setting is the operator's mistake: told at start-up, instead of a 500 for everybody's `initialize`."""
+    with pytest.raises((ValueError, LocalError), match="secret"):
+        async with make_shop(key="short").running():
+            pass

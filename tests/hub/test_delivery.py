@@ -128,8 +128,8 @@ async def test_the_hook_decides_on_channels_and_on_what_a_pattern_reaches() -> N
         with pytest.raises(Forbidden, match="subscribe to the channel 'secret'"):
             await listen(hub, "news", "secret")
         with pytest.raises(Forbidden, match="publish to channel 'news'"):
-            hub.check_publish("news")
-        hub.check_publish("chat")
+            hub.admission.publish("news")
+        hub.admission.publish("chat")
         every = await listen(hub, ">")
         start = every.last_id
         await hub.publish("secret", "s")
@@ -152,7 +152,7 @@ async def test_a_peer_publishes_to_no_channel_of_the_hub() -> None:
     async with running() as hub:
         for channel in ("$presence.chat", "$client.me"):
             with pytest.raises(Forbidden):
-                hub.check_publish(channel)
+                hub.admission.publish(channel)
 
 
 @pytest.mark.parametrize(

@@ -118,10 +118,13 @@ async def test_a_worker_that_ends_takes_its_members_with_it() -> None:
     """A clean shutdown leaves nothing to expire."""
     store = MemoryStore()
     async with running(store) as one:
+        watcher = await listen(one, "$presence.chat")
         async with running(store) as two:
             await listen(two, "chat", client_id="ann")
             assert await names(one) == ["ann"]
         assert await names(one) == []
+        await watcher.until(2)
+        assert [event for event, data, _ in watcher.events() if data] == ["join", "leave"]
 
 
 async def test_clients_that_come_and_go_at_once_on_distant_workers_leave_nobody_behind() -> None:

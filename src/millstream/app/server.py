@@ -2,7 +2,7 @@
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -242,7 +242,7 @@ class Server:
             runtime.closing = runtime.loop.create_task(self.stop())
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[Runtime]:
+    async def running(self) -> AsyncGenerator[Runtime, None]:
         """The server runs inside the ``async with`` block, in this event loop."""
         runtime = await self.start(supervised=True)
         try:

@@ -110,8 +110,10 @@ class Audience:
         return next((each for each in self._entered if each.outlet is outlet), None)
 
     def _make_plan(self, channel: str) -> Plan:
-        hearers = dict(self._exact.get(channel, ()))
-        hearers.update((each, None) for each in self._wild if each not in hearers and each.wants(channel))
+        hearers = self._exact.get(channel, {}).copy()
+        for each in self._wild:
+            if each not in hearers and each.wants(channel):
+                hearers[each] = None
         return _grouped(hearers)
 
     def _forget_plans(self, subscription: Subscription) -> None:

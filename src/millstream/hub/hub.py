@@ -14,28 +14,13 @@ from typing import Any
 
 from msgspec import Struct
 
+from millstream.hub.admission import Admission
 from millstream.hub.audience import Audience
-from millstream.hub.channels import (
-    CLIENT,
-    PRESENCE,
-    check_channel,
-    check_client_id,
-    check_name,
-    check_pattern,
-    is_pattern,
-)
+from millstream.hub.channels import CLIENT, PRESENCE, check_channel, check_client_id, is_pattern
 from millstream.hub.delivery import Delivery
-from millstream.hub.event import (
-    Event,
-    Published,
-    Record,
-    check_event_id,
-    check_event_name,
-    encode_data,
-    position_id,
-)
+from millstream.hub.event import Event, Published, Record, check_event_id, check_event_name, encode_data, position_id
 from millstream.hub.journal import Journal
-from millstream.hub.limits import Forbidden, HubLimits, InvalidName, TooLarge
+from millstream.hub.limits import HubLimits, TooLarge
 from millstream.hub.mailbox import Mailboxes
 from millstream.hub.presence import Member, Presence
 from millstream.hub.replay import Replay
@@ -46,7 +31,6 @@ from millstream.stores.base import Store
 
 _TURN = 32
 """Publications after which the loop gets a turn, so that sockets can take what was written."""
-
 
 _logger = logging.getLogger("millstream.hub")
 
@@ -89,6 +73,8 @@ class Hub:
         # process
         self._journal = Journal(store, limits, clock)
         self._audience = Audience(limits)
+        self.admission = Admission(self._audience, limits, authorize)
+        """For transports: whether a peer may publish or subscribe, before they answer."""
         self._delivery = Delivery(store.bus, self._journal, self._audience, max_buffered=limits.max_buffered)
         self._mailboxes = Mailboxes(store.kv, self._journal, limits)
         self._presence = Presence(store.kv, limits, clock, secrets.token_hex(8), self._announce)
@@ -115,7 +101,7 @@ class Hub:
             subscription.close()
         self._departed.clear()
         await self._mailboxes.save()
-        await self._presence.withdraw_all()
+        await self._presence.leave_all()
 
     # Publishing
 
@@ -159,17 +145,6 @@ class Hub:
         check_client_id(client_id)
         return await self.publish(CLIENT + client_id, data, event=event, id=id)
 
-    def check_publish(self, channel: str, principal: Principal | None = None) -> None:
-        """Whether a principal may publish; for those who publish on behalf of a peer.
-
-        Raises:
-            InvalidName: the channel cannot be one.
-            Forbidden: it belongs to the hub, or the hook refuses.
-        """
-        check_channel(channel)
-        if channel.startswith("$") or not self._allows(principal, "publish", channel):
-            raise Forbidden("publish", channel)
-
     # Subscribing
 
     async def subscribe(
@@ -202,7 +177,9 @@ class Hub:
         Raises:
             InvalidName, Forbidden, TooMany: nothing was written.
         """
-        wanted = self.check_subscribe(channels, client_id=client_id, name=name, principal=principal, address=address)
+        wanted = self.admission.subscribe(
+            channels, client_id=client_id, name=name, principal=principal, address=address
+        )
         member = Member(client_id, name, self._clock()) if client_id else None
         subscription = Subscription(
             wanted,
@@ -231,52 +208,11 @@ class Hub:
         Without a last event id these are the messages that no connection of the client was written; with one, those
         behind it. Arguments and errors as `subscribe`.
         """
-        channel = self.check_receive(client_id, principal=principal, address=address)
+        channel = self.admission.receive(client_id, principal=principal, address=address)
         subscription = Subscription(
             (channel,), outlet, encode, self._leave, mailbox=client_id, principal=principal, address=address
         )
         return await self._start(subscription, last_event_id, 0)
-
-    def check_subscribe(
-        self,
-        channels: Sequence[str],
-        *,
-        client_id: str = "",
-        name: str = "",
-        principal: Principal | None = None,
-        address: str = "",
-    ) -> tuple[str, ...]:
-        """The channels of a subscription without repetition, if it is possible now.
-
-        Raises:
-            InvalidName, Forbidden, TooMany: it is not.
-        """
-        wanted = tuple(dict.fromkeys(channels))
-        most = self.limits.max_channels_per_subscriber
-        if not 1 <= len(wanted) <= most:
-            raise InvalidName(f"A subscription has 1 to {most} channels, not {len(wanted)}.")
-        for channel in wanted:
-            check_pattern(channel)
-            if channel.startswith(CLIENT) or channel == "$client" or not self._allows(principal, "subscribe", channel):
-                raise Forbidden("subscribe", channel)
-        if client_id:
-            check_client_id(client_id)
-        check_name(name)
-        self._audience.check_room(wanted, address)
-        return wanted
-
-    def check_receive(self, client_id: str, *, principal: Principal | None = None, address: str = "") -> str:
-        """The channel of a client, if somebody may listen to it now.
-
-        Raises:
-            InvalidName, Forbidden, TooMany: it is not so.
-        """
-        check_client_id(client_id)
-        channel = CLIENT + client_id
-        if not self._allows(principal, "subscribe", channel):
-            raise Forbidden("subscribe", channel)
-        self._audience.check_room((channel,), address)
-        return channel
 
     async def presence(self, channel: str) -> list[Member]:
         """The clients on a channel, on all workers, in the order of arrival.
@@ -319,9 +255,6 @@ class Hub:
 
     # Inside
 
-    def _allows(self, principal: Principal | None, action: str, channel: str) -> bool:
-        return self._authorize is None or self._authorize(principal, action, channel)
-
     async def _start(self, subscription: Subscription, last_event_id: str, history: int) -> Subscription:
         """Bring a subscriber up to date; from then on it hears what is published."""
         self._audience.enter(subscription)
@@ -337,10 +270,10 @@ class Hub:
         # Nothing may wait between the end of the replay and here: an event would slip through.
         if outlet.closed:
             return subscription
-        subscription.write(self._journal.place())
         self._audience.join(subscription)
         if subscription.mailbox:
             self._mailboxes.arrived(subscription.mailbox)
+        subscription.write(self._journal.place())
         if subscription.member is not None:
             await self._show(subscription, subscription.member)
         return subscription

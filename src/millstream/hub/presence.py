@@ -103,11 +103,12 @@ class Presence:
             if max(entry.workers.values()) <= now and await self._kv.compare_and_set(key, value, None, self._ttl):
                 await self._announce(_channel_of(key), "leave", entry.member)
 
-    async def withdraw_all(self) -> None:
-        """This worker ends: nobody is here any more. The others tell it, once they find out."""
-        for channel, client_id in list(self._here):
-            await self._withdraw(channel, client_id)
-        self._here.clear()
+    async def leave_all(self) -> None:
+        """This worker ends: nobody is here any more."""
+        here, self._here = self._here, {}
+        for (channel, client_id), connections in here.items():
+            if await self._withdraw(channel, client_id):
+                await self._announce(channel, "leave", connections[0])
 
     async def _vouch(self, channel: str, member: Member) -> bool:
         """Enter this worker; True when nobody had told that the client is here."""

@@ -4,7 +4,7 @@ Digest §2.2 (envelope keys), §5 (capabilities), §10.5 (progress tokens).
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -80,12 +80,14 @@ def declares(capabilities: Mapping[str, Any], required: Mapping[str, Any]) -> bo
     An elicitation capability without modes means form mode (digest §5).
     """
     for name, inner in required.items():
-        have = capabilities.get(name)
+        have: Any = capabilities.get(name)
         if not isinstance(have, Mapping):
             return False
         if name == "elicitation" and "form" in inner and "url" not in have:
             continue
-        if isinstance(inner, Mapping) and not declares(have, inner):
+        if isinstance(inner, Mapping) and not declares(
+            cast("Mapping[str, Any]", have), cast("Mapping[str, Any]", inner)
+        ):
             return False
     return True
 

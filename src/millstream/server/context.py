@@ -1,7 +1,7 @@
 """`Context`: the call as a tool, resource or prompt function sees it, the same on every revision and transport."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import msgspec
 
@@ -266,8 +266,10 @@ class Context:
 
 
 async def _value(function: Callable[[], Any]) -> Any:
-    value = function()
-    return await value if isinstance(value, Awaitable) else value
+    value: Any = function()
+    if isinstance(value, Awaitable):
+        value = await cast("Awaitable[Any]", value)
+    return value
 
 
 def call_binding(call: Call) -> bytes:

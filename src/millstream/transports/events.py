@@ -77,7 +77,7 @@ class HubRoutes:
         try:
             history = _count(query)
             client_id, name = _last(query, "client_id"), _last(query, "name")
-            self._hub.check_subscribe(
+            self._hub.admission.subscribe(
                 channels, client_id=client_id, name=name, principal=principal, address=request.peer
             )
         except (InvalidName, Forbidden, TooMany) as exc:
@@ -109,7 +109,7 @@ class HubRoutes:
             return problem(404, "The path is /mcp/sse/ and a client id.")
         principal = await self._principal(request)
         try:
-            self._hub.check_receive(client_id, principal=principal, address=request.peer)
+            self._hub.admission.receive(client_id, principal=principal, address=request.peer)
         except (InvalidName, Forbidden, TooMany) as exc:
             return _refusal(exc)
         sink = self._open(request, principal)
@@ -142,7 +142,7 @@ class HubRoutes:
         except msgspec.DecodeError as exc:
             return problem(400, f"The body is not an event: {exc}.")
         try:
-            self._hub.check_publish(given.channel, await self._principal(request))
+            self._hub.admission.publish(given.channel, await self._principal(request))
             published = await self._hub.publish(given.channel, given.data, event=given.event, id=given.id)
         except (InvalidName, Forbidden, TooLarge) as exc:
             return _refusal(exc)

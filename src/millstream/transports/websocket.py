@@ -7,7 +7,6 @@ closing handshake belong to the HTTP server (RFC 6455; see `websocket_uvicorn` f
 """
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -76,12 +75,13 @@ class WebSocketRoute:
         outbox = Outbox(send, limit=self._settings.stream_buffer, grace=self._settings.write_timeout)
         self._sockets[outbox] = asyncio.current_task()
         self._streams.add(_Standing(outbox), principal_id(peer.principal))
-        outbox.on_close(lambda: None)
+        speaks = SUBPROTOCOL in scope.get("subprotocols", ())
         try:
-            speaks = SUBPROTOCOL in scope.get("subprotocols", ())
-            with contextlib.suppress(OSError):
+            try:
                 await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if speaks else None})
-                await self._serve(peer, outbox, receive, speaks=speaks)
+            except OSError:
+                return  # It is gone already.
+            await self._serve(peer, outbox, receive, speaks=speaks)
         finally:
             outbox.lost()
             del self._sockets[outbox]
@@ -171,18 +171,12 @@ class WebSocketRoute:
 class _Standing:
     """A socket among the open streams: counted and closed with them. Its signs of life are pings of the protocol."""
 
-    __slots__ = ("_outbox",)
+    __slots__ = ("_outbox", "closed")
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-
-    @property
-    def closed(self) -> bool:
-        return self._outbox.closed
-
-    @closed.setter
-    def closed(self, value: bool) -> None:
-        raise AttributeError("Close it instead.")
+        self.closed = False
+        outbox.on_close(self._ended)
 
     @property
     def buffered(self) -> int:
@@ -202,6 +196,9 @@ class _Standing:
 
     async def wait_closed(self) -> None:
         await self._outbox.wait_closed()
+
+    def _ended(self) -> None:
+        self.closed = True
 
 
 async def _refuse(response: Response, scope: Scope, send: Send) -> None:

@@ -249,7 +249,7 @@ class Dialect:
         hub = self._need_hub()
         if not self._peer.may_publish:
             raise Forbidden("publish", message.channel)
-        hub.check_publish(message.channel, self._peer.principal)
+        hub.admission.publish(message.channel, self._peer.principal)
         done = await hub.publish(message.channel, message.data, event=message.event, id=message.event_id)
         self._reply(id, "published", channel=message.channel, event_id=done.id, subscribers=done.subscribers)
 

@@ -46,7 +46,7 @@ class Outbox:
         self._room = asyncio.Event()
         self._room.set()
         self._ending = Ending()
-        self._deadline = asyncio.timeout(None)
+        self._deadline: asyncio.Timeout | None = None
         self._farewell: tuple[int, str] | None = None
         self.closed = False
 
@@ -102,13 +102,14 @@ class Outbox:
         self._farewell = farewell
         self._news.set()
         self._room.set()
-        self._deadline.reschedule(asyncio.get_running_loop().time() + self._grace)
+        if self._deadline is not None:
+            self._deadline.reschedule(asyncio.get_running_loop().time() + self._grace)
         self._ending.tell()
 
     async def run(self) -> None:
         """Send until the outbox is closed and empty, or the peer is gone, or does not take the rest in time."""
         try:
-            async with self._deadline:
+            async with asyncio.timeout(self._grace if self.closed else None) as self._deadline:
                 while not self.closed or self._queue:
                     await self._news.wait()
                     self._news.clear()
@@ -121,6 +122,7 @@ class Outbox:
             # uvicorn RuntimeError when it has closed the connection itself, after a ping without an answer.
             pass
         finally:
+            self._deadline = None
             self.lost()
 
     async def _flush(self) -> None:

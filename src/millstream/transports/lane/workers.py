@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from types import coroutine
-from typing import Any
+from typing import Any, cast
 
 Run = Callable[[Any], Coroutine[Any, Any, None]]
 
@@ -56,7 +56,7 @@ class Worker:
         self.run: Run | None = run
         self.call = call
         self._cancelled = False
-        self.task: asyncio.Task[None] = asyncio.Task(self._work(), loop=loop)
+        self.task: asyncio.Task[None] = asyncio.Task(cast("Coroutine[Any, Any, None]", self._work()), loop=loop)
 
     @coroutine
     def _work(self) -> Generator[Any, None, None]:

@@ -1,0 +1,247 @@
+// The chat: messages go out by the tool `send_sse_message` and come in by the event stream of the channel, one's own
+// too. Who is here comes from the channel's presence. A reload asks for the history, a reconnect for what was missed.
+
+import { $, either, element } from "./dom.js";
+import { Feed, refusal, showState } from "./sse.js";
+
+const CHANNEL = "chat";
+const HISTORY = 200;
+const NAME = "millstream.name";
+const CLIENT = "millstream.client";
+const JOINED_AGAIN_MS = 15_000;
+
+/** One id for each tab, the same after a reload. */
+function clientId() {
+  const id = sessionStorage.getItem(CLIENT) ?? Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  sessionStorage.setItem(CLIENT, id);
+  return id;
+}
+
+const me = { id: clientId(), name: "" };
+const members = new Map();
+const drawn = new Set();
+let early = null;
+
+// Messages
+
+/** What was said, by whom and when. Other programs send plain text to the channel, too. */
+function read(data) {
+  try {
+    const value = JSON.parse(data);
+    if (value && typeof value === "object" && "message" in value) {
+      const time = typeof value.time === "number" ? value.time * 1_000 : value.time;
+      return { name: String(value.name || ""), text: String(value.message), at: time ? new Date(time) : null };
+    }
+  } catch {
+    // Plain text.
+  }
+  return { name: "", text: data, at: null };
+}
+
+function atEnd() {
+  const box = $("scroll");
+  return box.scrollHeight - box.scrollTop - box.clientHeight < 80;
+}
+
+function toEnd() {
+  $("scroll").scrollTop = $("scroll").scrollHeight;
+  $("newer").hidden = true;
+}
+
+function append(node) {
+  const follows = atEnd();
+  $("messages").append(node);
+  $("quiet").hidden = true;
+  if (follows || node.classList.contains("own")) toEnd();
+  else $("newer").hidden = false;
+}
+
+function showMessage(event) {
+  if (event.id && drawn.has(event.id)) return;
+  drawn.add(event.id);
+  const { name, text, at } = read(event.data);
+  const own = name !== "" && name === me.name;
+  const who = name || "Somebody";
+  const last = $("messages").lastElementChild;
+  const first = !last?.classList.contains("message") || last.dataset.name !== who;
+  const node = element("li", { className: `message${own ? " own" : ""}${first ? " first" : ""}` });
+  node.dataset.name = who;
+  const header = element("header", { className: first ? "" : "visually-hidden" }, element("strong", {}, own ? "You" : who));
+  if (at) header.append(element("time", { dateTime: at.toISOString(), title: at.toLocaleString() }, at.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit" })));
+  node.append(header, element("p", { className: "bubble" }, text));
+  append(node);
+}
+
+function showEvent(text, kind = "") {
+  append(element("li", { className: `event ${kind}` }, text));
+}
+
+/** Someone who leaves and is back in a moment, as with a reload, is no news. */
+function showPresence(type, member) {
+  const last = $("messages").lastElementChild;
+  const same = last?.dataset.client === member.client_id;
+  if (same && type === "join" && last.dataset.presence === "leave" && Date.now() - last.dataset.at < JOINED_AGAIN_MS) {
+    last.remove();
+    return;
+  }
+  if (member.client_id === me.id || (same && last.dataset.presence === type)) return;
+  const node = element("li", { className: "event" }, `${member.name || "Somebody"} ${type === "join" ? "joined" : "left"}`);
+  Object.assign(node.dataset, { client: member.client_id, presence: type, at: Date.now() });
+  append(node);
+}
+
+// People
+
+function drawMembers() {
+  const people = [...members.values()].sort((one, other) => one.since - other.since);
+  $("members").replaceChildren(
+    ...people.map((member) => {
+      const own = member.client_id === me.id;
+      const name = member.name || "Somebody";
+      const initial = element("span", { className: "initial", "aria-hidden": "true" }, [...name][0].toUpperCase());
+      return element("li", { className: own ? "own" : "" }, initial, element("span", {}, own ? `${name} (you)` : name));
+    }),
+  );
+  $("people-count").textContent = people.length;
+}
+
+function applyPresence({ type, member }) {
+  if (type === "join") members.set(member.client_id, member);
+  else members.delete(member.client_id);
+}
+
+function hearPresence(event) {
+  if (drawn.has(event.id)) return;
+  drawn.add(event.id);
+  const change = { type: event.type, member: JSON.parse(event.data) };
+  early?.push(change);
+  applyPresence(change);
+  drawMembers();
+  showPresence(change.type, change.member);
+}
+
+/** The list as it is now; what is heard while it is under way counts after it. */
+async function fetchMembers() {
+  early = [];
+  try {
+    const response = await fetch("chat/members", { cache: "no-store" });
+    if (!response.ok) throw new Error(await refusal(response));
+    const list = await response.json();
+    members.clear();
+    for (const member of list) members.set(member.client_id, member);
+    early.forEach(applyPresence);
+  } catch {
+    // The stream goes on telling who comes and goes; its next reconnect asks again.
+  }
+  early = null;
+  drawMembers();
+}
+
+// The stream
+
+const take = {
+  message: showMessage,
+  join: hearPresence,
+  leave: hearPresence,
+  gap: () => showEvent("Some messages are older than the server remembers; they are missing here.", "gap"),
+  cut: () => {},
+};
+let feed = null;
+
+function listen() {
+  const query = new URLSearchParams({ channel: `${CHANNEL},$presence.${CHANNEL}`, client_id: me.id, name: me.name, history: HISTORY });
+  feed = new Feed(
+    `events?${query}`,
+    (event) => take[event.type]?.(event),
+    (state) => {
+      showState($("state"), $("note"), state);
+      if (state.state === "open") fetchMembers();
+    },
+  );
+  feed.start();
+}
+
+// Sending
+
+/** Call the tool. What goes wrong is told in the server's words. */
+async function send(text) {
+  const response = await fetch("mcp/tools/call", {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ name: "send_sse_message", arguments: { message: text, name: me.name, channel: CHANNEL } }),
+  });
+  if (!response.ok) throw new Error(await refusal(response));
+  const { error, result } = await response.json();
+  if (error) throw new Error(error.message);
+  if (result?.isError) throw new Error(result.content?.[0]?.text ?? "The tool could not send the message.");
+}
+
+async function submit() {
+  const field = $("text");
+  const text = field.value.trim();
+  if (!text || $("send").disabled) return;
+  $("send").disabled = true;
+  $("failure").hidden = true;
+  try {
+    await send(text);
+    if (field.value.trim() === text) field.value = "";
+  } catch (error) {
+    const reason = error.name === "TypeError" ? "The server cannot be reached." : error.message;
+    $("failure").textContent = `Not sent. ${reason} Your message is still here.`;
+    $("failure").hidden = false;
+  }
+  $("send").disabled = false;
+  field.focus();
+}
+
+// Coming in and going out
+
+function enter(name) {
+  me.name = name;
+  localStorage.setItem(NAME, name);
+  $("me").textContent = name;
+  $("join").hidden = true;
+  $("talk").hidden = $("people").hidden = $("state").hidden = false;
+  listen();
+  $("text").focus();
+}
+
+function leave() {
+  feed?.stop();
+  feed = null;
+  members.clear();
+  drawn.clear();
+  $("messages").replaceChildren();
+  either($("quiet"), $("newer"), true);
+  $("talk").hidden = $("people").hidden = $("state").hidden = true;
+  $("join").hidden = false;
+  $("name").value = me.name;
+  $("name").select();
+}
+
+$("join").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const name = $("name").value.trim();
+  if (name) enter(name);
+});
+$("leave").addEventListener("click", leave);
+$("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+$("text").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  submit();
+});
+$("newer").addEventListener("click", toEnd);
+$("scroll").addEventListener("scroll", () => {
+  if (atEnd()) $("newer").hidden = true;
+});
+
+const known = localStorage.getItem(NAME);
+if (known) enter(known);
+else {
+  $("join").hidden = false;
+  $("name").focus();
+}

@@ -1,0 +1,245 @@
+"""What the hub does when its store fails, forgets or begins anew."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, receive, running, turns
+from millstream.hub import Event
+from millstream.hub.event import Record
+from millstream.protocol.errors import LocalError
+from millstream.stores.base import Gap
+from millstream.stores.memory import MemoryStore
+
+
+class Unreliable:
+    """One part of a store, whose methods fail while `down`."""
+
+    def __init__(self, part: Any) -> None:
+        self._part = part
+        self.down = False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.down:
+            raise LocalError("The store cannot be reached.")
+        return getattr(self._part, name)
+
+
+def unreliable(part: str, store: MemoryStore) -> tuple[Any, Unreliable]:
+    """A store of which one part can go down."""
+    distant: Any = DistantStore(lambda: 0, store)
+    broken = Unreliable(getattr(distant, part))
+    setattr(distant, part, broken)
+    return distant, broken
+
+
+async def test_a_publication_that_the_store_did_not_take_is_an_error_of_the_publisher() -> None:
+    """Nothing is told as published that is not kept."""
+    store, log = unreliable("log", MemoryStore())
+    async with running(store) as hub:
+        outlet = await listen(hub)
+        log.down = True
+        with pytest.raises(LocalError):
+            await hub.publish("broadcast", "1")
+        log.down = False
+        await hub.publish("broadcast", "2")
+        assert outlet.data == ["2"]
+
+
+async def test_reading_goes_on_when_the_store_is_back(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task of the hub outlives its store."""
+    monkeypatch.setattr("millstream.hub.delivery._PAUSE", 0)
+    memory = MemoryStore()
+    store, log = unreliable("log", memory)
+    async with running(store) as hub, running(memory) as other:
+        outlet = await listen(hub)
+        log.down = True
+        with caplog.at_level(logging.CRITICAL, "millstream.hub"):
+            await other.publish("broadcast", "1")
+            await turns()
+            log.down = False
+            assert await outlet.until(1) == ["1"]
+
+
+async def test_a_subscriber_is_served_though_its_presence_cannot_be_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Presence is less than delivery."""
+    store, kv = unreliable("kv", MemoryStore())
+    async with running(store) as hub:
+        kv.down = True
+        with caplog.at_level(logging.CRITICAL, "millstream.hub"):
+            outlet = await listen(hub, client_id="ann")
+            await hub.publish("broadcast", "1")
+            assert outlet.data == ["1"]
+            outlet.close()
+            await turns()
+        kv.down = False
+        assert await hub.presence("broadcast") == []
+
+
+async def test_the_periodic_work_outlives_the_store(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again after the same time."""
+    store, kv = unreliable("kv", MemoryStore())
+    tries = 0
+    tried = asyncio.Event()
+    async with running(store, presence_ttl=0.003) as hub:
+        refresh = hub._presence.refresh
+
+        async def counted() -> None:
+            nonlocal tries
+            tries += 1
+            if tries == 3:
+                tried.set()
+            await refresh()
+
+        monkeypatch.setattr(type(hub._presence), "refresh", lambda _: counted())
+        kv.down = True
+        with caplog.at_level(logging.CRITICAL, "millstream.hub"):
+            await asyncio.wait_for(tried.wait(), 5)
+            kv.down = False
+
+
+async def test_a_store_that_forgets_the_journal_is_a_gap_for_those_who_listen_and_those_who_come() -> None:
+    """A full store forgets streams; their readers get `Gap`."""
+    store = MemoryStore()
+    async with running(store) as hub:
+        outlet = await listen(hub)
+        await hub.publish("broadcast", "1")
+        last = outlet.last_id
+        await store.log.trim("hub:journal")
+        await hub.refresh()
+        await hub.publish("broadcast", "2")
+        assert (outlet.gaps, outlet.data) == (["lost"], ["1", "2"])
+        await hub.publish("broadcast", "3")
+        await store.log.trim("hub:journal")
+        await hub.publish("broadcast", "4")
+        assert (outlet.gaps, outlet.data) == (["lost", "lost"], ["1", "2", "3", "4"])
+        again = await listen(hub, last_event_id=last)
+        assert again.data == ["2", "3", "4"], "the history of the channel is still there"
+
+
+async def test_a_store_that_begins_a_new_epoch_is_a_gap_and_delivery_goes_on() -> None:
+    """Design §5: an epoch change is told, also when it happens while the server runs."""
+    store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))
+    async with running(store) as hub:
+        outlet = await listen(hub)
+        await hub.publish("broadcast", "1")
+        last = outlet.last_id
+        anew = MemoryStore(epoch="two")
+        await anew.log.append("hub:journal", b"", ttl=1.0, max_entries=1)  # offsets need not begin where others did
+        await anew.log.trim("hub:journal")
+        store.epoch, store.log = "two", anew.log
+        await hub.publish("broadcast", "2")
+        await hub.publish("broadcast", "3")
+        assert (outlet.gaps, outlet.data) == (["lost"], ["1", "2", "3"])
+        assert outlet.last_id.startswith("two.")
+        again = await listen(hub, last_event_id=last)
+        assert (again.gaps, again.data) == (["unknown"], ["2", "3"])
+
+
+async def test_an_epoch_that_changes_while_somebody_catches_up_is_told() -> None:
+    """Places of two epochs are not compared."""
+    store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))
+    async with running(store) as hub:
+        last = (await listen(hub)).last_id
+        for _ in range(3):
+            await hub.publish("broadcast", "x" * 60_000)
+        outlet = Outlet()
+        task = asyncio.create_task(hub.subscribe(["broadcast"], outlet, encode=encode_line, last_event_id=last))
+        await turns(1)
+        store.epoch, store.log = "two", MemoryStore(epoch="two").log
+        await hub.publish("broadcast", "new")
+        await task
+        assert outlet.gaps == ["epoch"]
+        assert outlet.data[-1] == "new"
+
+
+async def test_the_journal_can_be_walked_while_its_oldest_entries_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking for a publisher's id takes several reads."""
+    monkeypatch.setattr("millstream.hub.journal._PAGE", 2)
+    monkeypatch.setattr("millstream.hub.journal._RECENT", 1)
+    store = MemoryStore()
+    async with running(store, journal=6) as hub:
+        for number in range(6):
+            await hub.publish("broadcast", str(number), id=f"own {number}")
+        read, reads = store.log.read, 0
+
+        async def reading(stream: str, after: Any, limit: int = 1000) -> Any:
+            nonlocal reads
+            reads += 1
+            if reads == 2:
+                raise Gap(store.epoch, None)
+            return await read(stream, after, limit)
+
+        hub._journal._store = Reading(store, reading)  # type: ignore[assignment]
+        assert await hub._journal.find("own 4") is not None
+        assert reads > 3
+
+
+class Reading:
+    """A store whose log is read by a function of the test."""
+
+    def __init__(self, store: MemoryStore, read: Any) -> None:
+        self.log = self
+        self.read = read
+        self.epoch = store.epoch
+
+
+async def test_a_kind_of_outlet_that_has_no_word_for_something_is_written_nothing() -> None:
+    """Interface of `Encode`."""
+
+    def only_data(event: Event) -> bytes:
+        return event.data or b""
+
+    async with running() as hub:
+        outlet = Outlet()
+        await hub.subscribe(["broadcast"], outlet, encode=only_data)
+        await hub.refresh()
+        assert outlet.chunks == []
+        await hub.publish("broadcast", "x")
+        assert outlet.chunks == [b"x"]
+
+
+async def test_more_channels_than_plans_are_remembered_are_served_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are a memo with a bound."""
+    monkeypatch.setattr("millstream.hub.audience._PLANS", 2)
+    async with running() as hub:
+        outlet = await listen(hub, "*")
+        for number in range(5):
+            await hub.publish(f"c{number}", str(number))
+        assert outlet.data == list("01234")
+
+
+async def test_ids_that_clients_make_up_leave_nothing_in_the_store() -> None:
+    """Otherwise opening streams would fill it."""
+    store = MemoryStore(clock=Clock())
+    async with running(store) as hub:
+        for number in range(50):
+            (await receive(hub, f"made-up-{number}")).close()
+        await turns()
+        await hub.refresh()
+        assert await store.kv.keys("") == []
+
+
+async def test_without_room_for_history_there_is_none() -> None:
+    """A limit of 0 keeps nothing but the journal."""
+    async with running(history=0, mailbox=0) as hub:
+        last = (await listen(hub)).last_id
+        await hub.publish("broadcast", "1")
+        await hub.send("me", "1")
+        assert await hub.history("broadcast") == []
+        assert (await listen(hub, last_event_id=last)).data == ["1"]
+
+
+async def test_an_event_in_the_journal_that_nobody_announced_is_delivered_with_the_next_refresh() -> None:
+    """A publisher may be cancelled between the two."""
+    async with running() as hub:
+        outlet = await listen(hub)
+        await hub._journal.append(Record("broadcast", b"1", None, None, 1000.0))
+        await hub.refresh()
+        assert outlet.data == ["1"]

@@ -1,0 +1,217 @@
+"""A server behind a WebSocket, on a real socket by either way, and its clients: `websockets`, or bytes."""
+
+import asyncio
+import base64
+import json
+import os
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from http_peer import Peer, Running, serve
+from millstream import Context, Server, Settings
+from millstream.app.runtime import Runtime
+from millstream.hub import Hub, HubLimits
+from millstream.stores.memory import MemoryStore
+from millstream.transports.hosts import HostPolicy
+from millstream.transports.lane import Lane
+from millstream.transports.websocket import MAX_MESSAGE, WebSocketRoute
+from millstream.transports.websocket_uvicorn import CLASS_NAME
+
+WAIT = 5.0
+WAYS = ("lane", "plain")
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+UPGRADE = b"Host: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+
+
+def make_server(**settings: Any) -> Server:
+    """The tools of the tests."""
+    server = Server("socket", version="1", settings=Settings(key="the key of the socket tests", **settings))
+
+    @server.tool
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    @server.tool
+    def text(size: int) -> str:
+        return "x" * size
+
+    @server.tool
+    async def name(ctx: Context) -> str:
+        return str((await ctx.elicit("Your name?", {"type": "object", "properties": {"name": {"type": "string"}}})))
+
+    @server.tool
+    async def steps(ctx: Context) -> str:
+        for n in range(3):
+            await ctx.progress(n, 3)
+        return "done"
+
+    @server.tool
+    async def forever(ctx: Context) -> str:
+        await asyncio.Event().wait()
+        return "never"
+
+    @server.tool
+    def fails() -> str:
+        raise ValueError("the secret")
+
+    return server
+
+
+class World:
+    """What runs, and how to reach it."""
+
+    def __init__(self, server: Server, runtime: Runtime, hub: Hub, route: WebSocketRoute) -> None:
+        self.server = server
+        self.runtime = runtime
+        self.hub = hub
+        self.route = route
+        self.running: Running
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """The ASGI application: one path."""
+        assert scope["type"] == "websocket"
+        await self.route(scope, receive, send)
+
+    @asynccontextmanager
+    async def client(self, *protocols: Any, path: str = "/ws", **options: Any) -> AsyncIterator[ClientConnection]:
+        """A client, with the subprotocols that it offers."""
+        uri = f"ws://127.0.0.1:{self.running.port}{path}"
+        options = {"compression": None, "proxy": None, "open_timeout": WAIT, "close_timeout": 1, **options}
+        async with connect(uri, subprotocols=list(protocols) or None, **options) as socket:
+            yield socket
+
+    async def handshake(self, extra: bytes = b"", head: bytes = UPGRADE, *, small_buffer: bool = False) -> Peer:
+        """Send an opening handshake; the reply is the caller's to read."""
+        peer = await self.running.connect(small_buffer=small_buffer)
+        key = base64.b64encode(os.urandom(16))
+        await peer.send(b"GET /ws HTTP/1.1\r\n%bSec-WebSocket-Key: %b\r\n%b\r\n" % (head, key, extra))
+        return peer
+
+    async def raw(self, *, small_buffer: bool = False) -> "RawSocket":
+        """An open socket that speaks frames; without the subprotocol."""
+        peer = await self.handshake(small_buffer=small_buffer)
+        status, _ = await peer.head()
+        assert status == 101
+        socket = RawSocket(peer)
+        assert json.loads((await socket.frame())[1])["type"] == "connected"
+        return socket
+
+    async def until(self, fact: Callable[[], bool]) -> None:
+        """Give the loop turns until something is so."""
+        async with asyncio.timeout(WAIT):
+            while not fact():
+                await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def world(way: str = "lane", *, limits: HubLimits | None = None, authenticate: Any = None,
+                authorize: Any = None, config: Any = None, **settings: Any) -> AsyncIterator[World]:  # fmt: skip
+    """A running server. Settings of the server, and `config` of uvicorn, as given."""
+    server = make_server(**settings)
+    hub = Hub(MemoryStore(), limits or HubLimits(), authorize=authorize)
+    await hub.open()
+    try:
+        async with server.running() as runtime:
+            policy = HostPolicy(server.settings.allowed_hosts, server.settings.allowed_origins, loopback_bind=True)
+            route = WebSocketRoute(
+                runtime.dispatcher, hub, policy, server.settings, runtime.streams, authenticate=authenticate
+            )
+            app = World(server, runtime, hub, route)
+            if way == "lane":
+                lane = Lane(lambda method, path: None, settings=server.settings, policy=policy)
+                app.__millstream_lane__ = lane  # type: ignore[attr-defined]
+            options: dict[str, Any] = {
+                "ws": CLASS_NAME if way == "lane" else "websockets-sansio",
+                "ws_max_size": MAX_MESSAGE,
+                "ws_per_message_deflate": False,
+                **(config or {}),
+            }
+            async with serve(app, lane=way == "lane", **options) as running:
+                app.running = running
+                yield app
+    finally:
+        await hub.close()
+
+
+class RawSocket:
+    """The client's side of RFC 6455, with nothing it would not do."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+
+    async def send(self, *frames: bytes) -> None:
+        """Send frames in one write."""
+        await self.peer.send(b"".join(frames))
+
+    async def frame(self) -> tuple[int, bytes]:
+        """(opcode, payload) of the next frame."""
+        async with asyncio.timeout(WAIT):
+            first, second = await self.peer.reader.readexactly(2)
+            assert first & 0x70 == 0, "no extension was negotiated"
+            assert second & 0x80 == 0, "a server does not mask"
+            size = second & 0x7F
+            if size == 126:
+                (size,) = struct.unpack("!H", await self.peer.reader.readexactly(2))
+            elif size == 127:
+                (size,) = struct.unpack("!Q", await self.peer.reader.readexactly(8))
+            return first & 0x0F, await self.peer.reader.readexactly(size)
+
+    async def message(self) -> Any:
+        """The JSON of the next frame, which is one of text."""
+        opcode, payload = await self.frame()
+        assert opcode == TEXT, (opcode, payload)
+        return json.loads(payload)
+
+    async def closing(self) -> tuple[int, str]:
+        """Code and reason of the close frame, whatever comes before it; 1005 without a code, 1006 without a frame."""
+        try:
+            while True:
+                opcode, payload = await self.frame()
+                if opcode == CLOSE:
+                    return (int.from_bytes(payload[:2]), payload[2:].decode()) if payload else (1005, "")
+        except (asyncio.IncompleteReadError, ConnectionResetError):
+            return 1006, ""
+
+
+def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, mask: bool = True,
+          length: bytes | None = None) -> bytes:  # fmt: skip
+    """One frame, right or wrong."""
+    if length is None:
+        size = len(payload)
+        length = bytes((size,)) if size < 126 else b"\x7e" + struct.pack("!H", size)
+        length = b"\x7f" + struct.pack("!Q", size) if size > 0xFFFF else length
+    key = b"\x11\x22\x33\x44" if mask else b""
+    head = bytes((fin << 7 | rsv << 4 | opcode, length[0] | (mask << 7))) + length[1:]
+    masked = bytes(byte ^ key[n % 4] for n, byte in enumerate(payload)) if mask else payload
+    return head + key + masked
+
+
+async def tell(socket: ClientConnection, message: Any) -> None:
+    """Send one message."""
+    await socket.send(message if isinstance(message, str | bytes) else json.dumps(message))
+
+
+async def hear(socket: ClientConnection) -> Any:
+    """The next message."""
+    return json.loads(await asyncio.wait_for(socket.recv(), WAIT))
+
+
+async def ask(socket: ClientConnection, message: Any) -> Any:
+    """Send one message and take the next one."""
+    await tell(socket, message)
+    return await hear(socket)
+
+
+async def end_of(socket: ClientConnection) -> tuple[int | None, str | None]:
+    """Wait for the close frame: code and reason."""
+    try:
+        async with asyncio.timeout(WAIT):
+            while True:
+                await socket.recv()
+    except ConnectionClosed:
+        return socket.close_code, socket.close_reason
