@@ -34,12 +34,13 @@ format: $(VENV)/.test ## rewrite the sources in the one format
 
 test: $(VENV)/.test .venv-mcp1/.ready $(NODE_TOOLS) ## every test (ARGS= goes to pytest)
 	@scripts/apt curl
+	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(BIN)/python -m pytest $(ARGS)
 
 unit: $(VENV)/.test ## the tests that need no Node, server process or other package
 	$(BIN)/python -m pytest -m "not server" --ignore tests/conformance --ignore tests/interop $(ARGS)
 
-bench: $(VENV)/.setup .bench/.ready ## measure us beside our peers (ARGS="--only call --rounds 5 --json FILE")
+bench: $(VENV)/.setup .bench/.ready .bench/subscribers ## measure us beside our peers (ARGS="--only call --rounds 5 --json FILE")
 	scripts/apt wrk
 	$(BIN)/python -m benches $(ARGS)
 
@@ -80,6 +81,11 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock
 	cp benches/package.json benches/package-lock.json .bench/
 	scripts/npm .bench/venv/bin/python --prefix .bench ci
 	@touch $@
+
+.bench/subscribers: $(wildcard benches/load/*)
+	@mkdir -p $(@D)
+	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
+	cc -std=c11 -O2 -Wall -Wextra -o $@ $(filter %.c,$^)
 
 %/node_modules/.package-lock.json: %/package-lock.json | $(VENV)/.test
 	@echo "Installing the Node packages of $* ..."

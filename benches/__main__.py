@@ -12,9 +12,10 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from benches.cases import CASES
-from benches.measure import Bench
-from benches.processes import ROOT
+from benches.broadcast import PROGRAM
+from benches.cases import BROADCASTS, CASES
+from benches.measure import ENDURING, Bench
+from benches.processes import ROOT, raise_file_limit
 from benches.report import tables, verdicts
 from benches.targets import PYTHON
 
@@ -24,21 +25,31 @@ MARK = "<!-- figures: written by `make bench ARGS=--write` -->\n"
 
 def main() -> int:
     """Measure, print, and write what was asked for."""
-    names = [*CASES, "start"]
+    names = [*CASES, *BROADCASTS, *ENDURING, "start"]
+    groups = {name.partition("-")[0] for name in BROADCASTS}
     parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, choices=range(1, 51), metavar="1-50")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one measurement, at most 60")
-    parser.add_argument("--only", action="append", choices=names, help="a case; may be given several times")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=[*names, *groups],
+        metavar="CASE",
+        help=", ".join([*CASES, *sorted(groups), *ENDURING, "start"]),
+    )
+    parser.add_argument("--duration", type=float, default=60.0, help="seconds of the mixed load")
     parser.add_argument("--json", type=Path, help="write every round's figures to this file")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
     options = parser.parse_args()
     missing = [name for name in ("wrk", "taskset") if shutil.which(name) is None]
-    if missing or not Path(PYTHON).exists():
+    if missing or not Path(PYTHON).exists() or not PROGRAM.exists():
         sys.exit(f"Not ready ({', '.join(missing) or 'no peers'}): start this with `make bench`.")
+    chosen = [name for name in names if not options.only or {name, name.partition("-")[0]} & set(options.only)]
+    raise_file_limit()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(min(options.seconds, 60.0), Path(folder), lambda line: print(line, file=sys.stderr, flush=True))
+        bench = Bench(min(options.seconds, 60.0), Path(folder), say, duration=options.duration)
         try:
-            bench.run(options.only or names, options.rounds)
+            bench.run(chosen, options.rounds)
         finally:
             bench.close()
     text = f"{describe(options)}\n\n{tables(bench.results)}"
@@ -50,6 +61,11 @@ def main() -> int:
         before, _, _ = PAGE.read_text("utf-8").partition(MARK)
         PAGE.write_text(f"{before}{MARK}\n{text}", "utf-8")
     return 0 if all(verdict.kept for verdict in verdicts(bench.results)) else 1
+
+
+def say(line: str) -> None:
+    """Tell how far we are."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def describe(options: argparse.Namespace) -> str:

@@ -4,7 +4,7 @@ A budget compares our figure with one target's: the median over the rounds of th
 bounds are about one figure of ours. Cases without budgets are there to be looked at.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,19 @@ class Case:
     budgets: dict[str, float]
     kind: str = ""
     """Request kind of `wire.KINDS`; without one the load goes over stdio."""
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """Events to many subscribers of several servers, ours first; `budgets` as in `Case`."""
+
+    title: str
+    subscribers: int
+    targets: tuple[str, ...]
+    budgets: dict[str, float] = field(default_factory=dict)
+    most_kib: float | None = None
+    """The most memory that one subscriber of ours may take."""
+    websocket: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,20 @@ CASES = {
         ("ours-stdio", "mcp-stdio", "typescript-stdio", "fastmcp-stdio", "bare-stdio"),
         {"mcp-stdio": 14},
     ),
+}
+SIZES = (100, 1_000, 5_000, 10_000)
+BROADCASTS = {
+    f"broadcast-{size}": Broadcast(
+        f"broadcast to {size:,} event streams",
+        size,
+        ("ours-hub", "bare-sse", "fastapi"),
+        {"bare-sse": 0.8, "fastapi": 5} if size == 5_000 else {},
+        8 if size >= 5_000 else None,
+    )
+    for size in SIZES
+} | {
+    f"websocket-{size}": Broadcast(f"broadcast to {size:,} WebSockets", size, ("ours-hub", "fastapi"), websocket=True)
+    for size in SIZES
 }
 BOUNDS = (
     Bound("memory of an idle server", "idle", 45, "MiB"),

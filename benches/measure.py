@@ -9,13 +9,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benches import http_load, processes, startup, stdio_load
-from benches.cases import CASES, Case
+from benches import broadcast, endurance, http_load, processes, startup, stdio_load
+from benches.cases import BROADCASTS, CASES, Case
 from benches.processes import BenchError, Running
 from benches.targets import TARGETS
 from benches.wire import KINDS
 
 STARTED = ("ours", "mcp", "typescript", "fastmcp")
+ALONE = ("ours-hub",)
+ENDURING = ("stalled", "mixed")
+"""Cases that measure us alone."""
 
 
 @dataclass
@@ -38,8 +41,9 @@ Results = dict[str, dict[str, Figures]]
 class Bench:
     """One run of the benchmark; `close` ends every server it started."""
 
-    def __init__(self, seconds: float, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, seconds: float, folder: Path, say: Callable[[str], None], *, duration: float = 60.0) -> None:
         self._seconds = seconds
+        self._duration = duration
         self._folder = folder
         self._say = say
         self._servers: dict[str, Running] = {}
@@ -48,9 +52,9 @@ class Bench:
     def run(self, names: list[str], rounds: int) -> None:
         """Measure the named cases so many times, one case after the other, targets in turn."""
         for name in names:
-            targets = STARTED if name == "start" else CASES[name].targets
+            targets = _targets(name)
             figures = self.results[name] = {target: Figures() for target in targets}
-            for number in range(1, rounds + 1):
+            for number in range(1, (1 if name == "mixed" else rounds) + 1):
                 for target in targets:
                     self._round(name, target, figures[target], number)
             for target, server in self._servers.items():
@@ -66,7 +70,7 @@ class Bench:
         if figures.error:
             return
         try:
-            entry = self._start(target) if name == "start" else self._load(CASES[name], target)
+            entry = self._measure(name, target)
         except BenchError as exc:
             figures.error = str(exc)
             self._say(f"{name} {target}: {exc}")
@@ -75,8 +79,17 @@ class Bench:
         shown = "  ".join(f"{key} {value:,.1f}" for key, value in entry.items() if value is not None)
         self._say(f"{name} {number} {target}: {shown}")
 
-    def _start(self, target: str) -> dict[str, Any]:
-        return asdict(startup.measure(target, self._folder / f"start-{target}.log"))
+    def _measure(self, name: str, target: str) -> dict[str, Any]:
+        log = self._folder / f"{name}-{target}.log"
+        if name == "start":
+            return asdict(startup.measure(target, log))
+        if name == "mixed":
+            return asdict(endurance.mixed(target, self._duration, log))
+        if name == "stalled":
+            return asdict(endurance.stalled(target, self._seconds, log))
+        if name in BROADCASTS:
+            return asdict(broadcast.drive(BROADCASTS[name], target, self._seconds, log))
+        return self._load(CASES[name], target)
 
     def _load(self, case: Case, target: str) -> dict[str, Any]:
         if case.kind:
@@ -91,3 +104,11 @@ class Bench:
             command, environment = TARGETS[target].command(port), dict(TARGETS[target].environment)
             self._servers[target] = processes.start(command, environment, port, self._folder / f"{target}.log")
         return self._servers[target]
+
+
+def _targets(name: str) -> tuple[str, ...]:
+    if name == "start":
+        return STARTED
+    if name in ENDURING:
+        return ALONE
+    return (CASES | BROADCASTS)[name].targets

@@ -5,13 +5,14 @@ The server has core 0 for itself, the load generator core 1. A server counts as 
 
 import http.client
 import os
+import resource
 import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benches.wire import COMMON, FIRST_CALL, INITIALIZE, INITIALIZED
+from benches.wire import COMMON, FIRST_CALL, INITIALIZE, INITIALIZED, First
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVER_CORE = "0"
@@ -51,7 +52,7 @@ class Running:
 
     def request(self, body: bytes, head: str = COMMON) -> http.client.HTTPResponse:
         """One POST on a connection of its own; the body of the answer has been read."""
-        return _post(self.port, body, head)
+        return _post(self.port, First("/mcp", head, body))
 
     def open_sessions(self, count: int) -> list[str]:
         """Ids of initialized sessions, made once."""
@@ -74,7 +75,9 @@ class Running:
             self.process.wait(5)
 
 
-def start(command: list[str], environment: dict[str, str], port: int, log: Path) -> Running:
+def start(
+    command: list[str], environment: dict[str, str], port: int, log: Path, *, first: First = FIRST_CALL
+) -> Running:
     """Start a server on its core and wait for its first answer."""
     begun = time.perf_counter()
     with log.open("wb") as sink:
@@ -88,15 +91,14 @@ def start(command: list[str], environment: dict[str, str], port: int, log: Path)
         )
     while process.poll() is None and time.perf_counter() - begun < START_SECONDS:
         try:
-            head, body = FIRST_CALL
-            status = _post(port, body, head).status
+            status = _post(port, first).status
         except OSError:
             time.sleep(0.002)
         else:
             server = Running(process, port, log, time.perf_counter() - begun)
             if status != 200:
                 server.stop()
-                raise BenchError(f"answers a call with status {status}")
+                raise BenchError(f"answers {first.path} with status {status}")
             server.idle = server.memory()
             return server
     if process.poll() is None:
@@ -115,11 +117,17 @@ def pinned(core: str, command: list[str]) -> list[str]:
     return ["taskset", "--cpu-list", core, *command]
 
 
-def _post(port: int, body: bytes, head: str) -> http.client.HTTPResponse:
+def raise_file_limit() -> None:
+    """As many open files as we may have, for this process and those it starts: a connection is one at each end."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _post(port: int, request: First) -> http.client.HTTPResponse:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        headers = dict(line.split(": ", 1) for line in head.strip().split("\r\n"))
-        connection.request("POST", "/mcp", body, headers)
+        headers = dict(line.split(": ", 1) for line in request.head.strip().split("\r\n"))
+        connection.request("POST", request.path, request.body, headers)
         response = connection.getresponse()
         response.read()
         return response

@@ -3,14 +3,17 @@
 A figure is the median of the rounds; a ratio is the median of the rounds' ratios, never the ratio of medians.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-from benches.cases import BOUNDS, CASES
+from benches.cases import BOUNDS, BROADCASTS, CASES
+from benches.endurance import CALLS, EVENTS, MIXED, MOST_CHANGE, MOST_SLOPE
 from benches.measure import Figures, Results
 from benches.targets import TARGETS
 
 COLUMNS = {"p50": ".2f", "p99": ".2f", "cpu_us": ".1f", "busy": ".0f"}
+BROADCAST_COLUMNS = COLUMNS | {"load": ".0f", "kib": ".1f"}
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,9 @@ class Verdict:
 
 def tables(results: Results) -> str:
     """The whole report."""
-    parts = [_load_table(name, results[name]) for name in results if name != "start"]
-    if "start" in results:
-        parts.append(_start_table(results["start"]))
+    parts = [_load_table(name, results[name]) for name in results if name in CASES]
+    parts += [_broadcast_table(name, results[name]) for name in results if name in BROADCASTS]
+    parts += [make(results[name]) for name, make in _OWN_TABLES.items() if name in results]
     rows = [
         f"| {one.title} | {one.budget} | {one.measured} | {one.by_cpu} | {'yes' if one.kept else '**no**'} |"
         for one in verdicts(results)
@@ -43,20 +46,31 @@ def tables(results: Results) -> str:
 def verdicts(results: Results) -> list[Verdict]:
     """Every budget that this run measured."""
     found: list[Verdict] = []
-    for name, case in CASES.items():
+    for name, case in (CASES | BROADCASTS).items():
         for target, least in case.budgets.items() if name in results else ():
             own, other = results[name][case.targets[0]], results[name][target]
             ratio, by_cpu = _ratio(own, other), _ratio(other, own, "cpu_us")
             title = f"{case.title} / {TARGETS[target].name}"
             kept = ratio is not None and ratio >= least
             found.append(Verdict(title, _times(least), _times(ratio), _times(by_cpu), kept))
+    for name, broadcast in BROADCASTS.items():
+        most = broadcast.most_kib
+        if name in results and most is not None:
+            values = results[name][broadcast.targets[0]].values("kib")
+            found.append(_at_most(f"memory of a subscriber, {broadcast.title}", values, most, "KiB", ".1f"))
+    for name, figure, title, most, unit in _ENDURANCE:
+        if name in results:
+            found.append(_at_most(title, results[name]["ours-hub"].values(figure), most, unit, ".2f"))
     for bound in BOUNDS if "start" in results else ():
         values = results["start"]["ours"].values(bound.figure)
-        unit = f" {bound.unit}".rstrip()
-        measured = f"{median(values):.0f}{unit}" if values else "no figure"
-        kept = bool(values) and median(values) <= bound.most
-        found.append(Verdict(bound.title, f"{bound.most:.0f}{unit}", measured, "", kept))
+        found.append(_at_most(bound.title, values, bound.most, bound.unit, ".0f"))
     return found
+
+
+def _at_most(title: str, values: list[float], most: float, unit: str, form: str) -> Verdict:
+    unit = f" {unit}".rstrip()
+    measured = f"{median(values):{form}}{unit}" if values else "no figure"
+    return Verdict(title, f"{most:{form}}{unit}", measured, "", bool(values) and median(values) <= most)
 
 
 def _load_table(name: str, figures: dict[str, Figures]) -> str:
@@ -76,6 +90,44 @@ def _load_table(name: str, figures: dict[str, Figures]) -> str:
     return "\n".join(head)
 
 
+def _broadcast_table(name: str, figures: dict[str, Figures]) -> str:
+    head = [f"**{BROADCASTS[name].title.capitalize()}**", ""]
+    head += [
+        "| server | deliveries/s | ours is | last p50 ms | last p99 ms | CPU µs | core % | load's core % | KiB each |"
+    ]
+    head += ["|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    own = figures[BROADCASTS[name].targets[0]]
+    for target, found in figures.items():
+        label = TARGETS[target].name
+        if found.error:
+            head.append(f"| {label} | {found.error} | | | | | | | |")
+            continue
+        cells = [_middle(found, "rate", ",.0f"), "" if found is own else _times(_ratio(own, found))]
+        cells += [_middle(found, name, form) for name, form in BROADCAST_COLUMNS.items()]
+        head.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(head)
+
+
+def _figure_table(title: str, found: Figures, names: dict[str, str]) -> str:
+    rows = [f"**{title}**", "", f"| {' | '.join(names.values())} |", f"|{'--:|' * len(names)}"]
+    cells = [found.error] if found.error else [_middle(found, name, ",.2f") for name in names]
+    return "\n".join([*rows, f"| {' | '.join(cells)} |"])
+
+
+def _mixed_table(figures: dict[str, Figures]) -> str:
+    title = f"{CALLS} calls/s and {EVENTS} broadcasts/s with {MIXED:,} event streams"
+    names = {
+        "calls": "calls", "call_p50": "call p50 ms", "call_p99": "call p99 ms", "deliveries": "deliveries",
+        "p50": "last p50 ms", "p99": "last p99 ms", "slope": "MiB in 10 min", "busy": "core %",
+    }  # fmt: skip
+    return _figure_table(title, figures["ours-hub"], names)
+
+
+def _stalled_table(figures: dict[str, Figures]) -> str:
+    names = {"p99": "last p99 ms", "p99_stalled": "with the stalled one", "ratio": "ratio", "cut": "cut as slow"}
+    return _figure_table(f"One stalled reader among {MIXED:,}", figures["ours-hub"], names)
+
+
 def _start_table(figures: dict[str, Figures]) -> str:
     rows = ["**Starting**", "", "| server | import ms | modules | HTTP answers after ms | stdio after ms | MiB idle |"]
     rows.append("|---|--:|--:|--:|--:|--:|")
@@ -85,6 +137,17 @@ def _start_table(figures: dict[str, Figures]) -> str:
         cells = [found.error, "", "", "", ""] if found.error else [_middle(found, name, ",.0f") for name in names]
         rows.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+_OWN_TABLES: dict[str, Callable[[dict[str, Figures]], str]] = {
+    "stalled": _stalled_table,
+    "mixed": _mixed_table,
+    "start": _start_table,
+}
+_ENDURANCE = (
+    ("stalled", "ratio", "p99 of the others beside a stalled reader / without", MOST_CHANGE, "×"),
+    ("mixed", "slope", "growth of memory under mixed load in 10 min", MOST_SLOPE, "MiB"),
+)
 
 
 def _ratio(ours: Figures, theirs: Figures, name: str = "rate") -> float | None:

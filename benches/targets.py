@@ -31,6 +31,10 @@ def _ours(*options: str) -> Callable[[int], list[str]]:
     return lambda port: [*RUN, "--port", str(port), "--log-level", "warning", *options]
 
 
+def _ours_hub(port: int) -> list[str]:
+    return [*RUN[:-1], str(ROOT / "examples" / "hub.py"), "--port", str(port), "--log-level", "warning"]
+
+
 def _ours_asgi(port: int) -> list[str]:
     options = ["--no-access-log", "--log-level", "warning", "--loop", "uvloop", "--http", "httptools"]
     return [sys.executable, "-m", "uvicorn", "benches.servers.ours:mcp", "--port", str(port), *options]
@@ -54,11 +58,13 @@ def node() -> str:
 MANY = (("BENCH_TOOLS", "100"),)
 STREAM = (("BENCH_REPLIES", "stream"),)
 NODE = (("BENCH_NODE", str(PEERS)), ("NODE_ENV", "production"))
+CAPS = (("MILLSTREAM_MAX_STREAMS", "20000"), ("MILLSTREAM_MAX_STREAMS_PER_PRINCIPAL", "20000"))
 TARGETS = {
     "ours": Target("millstream", _ours()),
     "ours-sessionless": Target("millstream", _ours("--no-sessions")),
     "ours-asgi": Target("millstream, plain uvicorn", _ours_asgi),
     "ours-100": Target("millstream", _ours(), MANY),
+    "ours-hub": Target("millstream", _ours_hub, CAPS),
     "ours-stdio": Target("millstream", lambda _: [*RUN, "--transport", "stdio"]),
     "mcp": Target("mcp 2.3.0", _python("sdk_python.py", "http")),
     "mcp-sessionless": Target("mcp 2.3.0", _python("sdk_python.py", "stateless")),
@@ -75,5 +81,7 @@ TARGETS = {
     "fastmcp-stdio": Target("fastmcp 4.1", _python("sdk_fastmcp.py", "stdio")),
     "bare-loop": Target("bare uvloop + httptools", _python("bare_loop.py")),
     "bare-asgi": Target("bare ASGI function", _python("bare_asgi.py")),
+    "fastapi": Target("FastAPI + sse-starlette", _python("fastapi_sse.py")),
+    "bare-sse": Target("bare uvloop", _python("bare_sse.py")),
     "bare-stdio": Target("bare stdio loop", _python("bare_stdio.py")),
 }

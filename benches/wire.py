@@ -53,8 +53,17 @@ INITIALIZE = (
 INITIALIZED = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
 
 
-FIRST_CALL = (KINDS["call-2026"].head, KINDS["call-2026"].body.replace("@", "1").encode())
-"""Head and body of a call that every server answers without any preparation."""
+@dataclass(frozen=True)
+class First:
+    """A request that a server answers without any preparation, by which it is known to have started."""
+
+    path: str
+    head: str
+    body: bytes
+
+
+FIRST_CALL = First("/mcp", KINDS["call-2026"].head, KINDS["call-2026"].body.replace("@", "1").encode())
+FIRST_EVENT = First("/publish", "content-type: application/json\r\n", b'{"data":"first"}')
 
 
 def call_lines(first: int, count: int) -> list[bytes]:

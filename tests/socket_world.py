@@ -8,6 +8,7 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -27,22 +28,26 @@ WAYS = ("lane", "plain")
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 UPGRADE = b"Host: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
 
+GATES: WeakKeyDictionary[Server, asyncio.Event] = WeakKeyDictionary()
+
 
 def make_server(**settings: Any) -> Server:
-    """The tools of the tests."""
-    server = Server("socket", version="1", settings=Settings(key="the key of the socket tests", **settings))
+    """The tools of the tests; `waits` until the gate of the server is set."""
+    server = Server("socket", version="1", settings=Settings(key="the one key of all the socket tests", **settings))
+
+    GATES[server] = asyncio.Event()
 
     @server.tool
-    def add(a: int, b: int) -> int:
+    async def add(a: int, b: int) -> int:
         return a + b
 
     @server.tool
-    def text(size: int) -> str:
+    async def text(size: int) -> str:
         return "x" * size
 
     @server.tool
     async def name(ctx: Context) -> str:
-        return str((await ctx.elicit("Your name?", {"type": "object", "properties": {"name": {"type": "string"}}})))
+        return str(await ctx.elicit("Your name?", {"type": "object", "properties": {"name": {"type": "string"}}}))
 
     @server.tool
     async def steps(ctx: Context) -> str:
@@ -54,6 +59,11 @@ def make_server(**settings: Any) -> Server:
     async def forever(ctx: Context) -> str:
         await asyncio.Event().wait()
         return "never"
+
+    @server.tool
+    async def waits(ctx: Context) -> str:
+        await GATES[server].wait()
+        return "through"
 
     @server.tool
     def fails() -> str:
@@ -92,6 +102,12 @@ class World:
         await peer.send(b"GET /ws HTTP/1.1\r\n%bSec-WebSocket-Key: %b\r\n%b\r\n" % (head, key, extra))
         return peer
 
+    @staticmethod
+    async def opened(peer: Peer) -> tuple[int, dict[bytes, bytes]]:
+        """Status and headers of the reply to a handshake, the names in lower case."""
+        status, headers = await peer.head()
+        return status, {name.lower(): value for name, value in headers.items()}
+
     async def raw(self, *, small_buffer: bool = False) -> "RawSocket":
         """An open socket that speaks frames; without the subprotocol."""
         peer = await self.handshake(small_buffer=small_buffer)
@@ -104,7 +120,7 @@ class World:
     async def until(self, fact: Callable[[], bool]) -> None:
         """Give the loop turns until something is so."""
         async with asyncio.timeout(WAIT):
-            while not fact():
+            for _ in iter(fact, True):
                 await asyncio.sleep(0)
 
 
@@ -181,14 +197,17 @@ class RawSocket:
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, mask: bool = True,
           length: bytes | None = None) -> bytes:  # fmt: skip
     """One frame, right or wrong."""
-    if length is None:
-        size = len(payload)
-        length = bytes((size,)) if size < 126 else b"\x7e" + struct.pack("!H", size)
-        length = b"\x7f" + struct.pack("!Q", size) if size > 0xFFFF else length
+    size = len(payload)
+    if length is None and size < 126:
+        length = bytes((size,))
+    elif length is None:
+        length = b"\x7e" + struct.pack("!H", size) if size < 65536 else b"\x7f" + struct.pack("!Q", size)
     key = b"\x11\x22\x33\x44" if mask else b""
     head = bytes((fin << 7 | rsv << 4 | opcode, length[0] | (mask << 7))) + length[1:]
-    masked = bytes(byte ^ key[n % 4] for n, byte in enumerate(payload)) if mask else payload
-    return head + key + masked
+    if mask:
+        pad = (key * (size // 4 + 1))[:size]
+        payload = (int.from_bytes(payload) ^ int.from_bytes(pad)).to_bytes(size)
+    return head + key + payload
 
 
 async def tell(socket: ClientConnection, message: Any) -> None:

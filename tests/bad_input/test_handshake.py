@@ -29,14 +29,14 @@ async def test_an_unknown_session_id_is_404_so_the_client_can_start_again(
     headers = {**POST, "accept": "text/event-stream, application/json", "mcp-session-id": session}
     body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}' if method == "POST" else b""
     reply = await wire.ask(method, "/mcp", headers, body)
-    assert reply.error == (404, -32001, "none")
+    assert reply.error == (404, -32001, 1 if method == "POST" else "none")
 
 
 async def test_a_deleted_session_is_404_and_another_one_lives(wire: Wire) -> None:
     """Digest §4.3: terminated is as unknown."""
     gone, other = await wire.initialize(), await wire.initialize()
     assert (await wire.ask("DELETE", "/mcp", gone)).status == 204
-    assert (await wire.post(request("ping"), gone)).error == (404, -32001, "none")
+    assert (await wire.post(request("ping"), gone)).error == (404, -32001, request("ping")["id"])
     assert (await wire.ask("DELETE", "/mcp", gone)).status == 404
     await alive(wire, other)
 
@@ -44,7 +44,7 @@ async def test_a_deleted_session_is_404_and_another_one_lives(wire: Wire) -> Non
 async def test_a_version_without_a_session_is_400(wire: Wire) -> None:
     """Design §3, the one rule of leniency: a version header says that the client knows sessions."""
     reply = await wire.post(request("tools/list"), {**POST, "mcp-protocol-version": LATEST_HANDSHAKE})
-    assert reply.error == (400, -32600, "none")
+    assert reply.error == (400, -32600, request("tools/list")["id"])
 
 
 @pytest.mark.parametrize("version", ["1999-01-01", "2.0", "", "2025-11-25, 2025-06-18", "é"])

@@ -216,7 +216,9 @@ async def test_answers_and_batches_are_refused_and_notifications_ignored(wire: W
     assert (await wire.post({"jsonrpc": "2.0", "id": 7, "result": {}}, headers)).error[:2] == (400, -32600)
     assert (await wire.post([ADD], headers)).error == (400, -32600, "none")
     assert (await wire.post([request("ping")], headers)).error == (400, -32600, "none")
-    for method in ("notifications/cancelled", "notifications/initialized", "tools/list"):
+    orphan = {"jsonrpc": "2.0", "method": "tools/list", "params": {"_meta": envelope()}}
+    assert (await wire.post(orphan, headers)).error == (400, -32600, "none")
+    for method in ("notifications/cancelled", "notifications/initialized"):
         message = {"jsonrpc": "2.0", "method": method, "params": {"_meta": envelope(), "requestId": 7}}
         reply = await wire.post(message, routing(method))
         assert (reply.status, reply.body) == (202, b"")

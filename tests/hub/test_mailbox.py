@@ -65,11 +65,16 @@ async def test_two_connections_of_a_client_both_hear_it() -> None:
 async def test_a_mailbox_is_bounded_by_count_and_tells_that_some_are_gone() -> None:
     """Issue: bounded by count."""
     async with running(mailbox=3) as hub:
-        for number in range(5):
+        for number in range(3):
+            await hub.send("me", str(number))
+        outlet = await receive(hub, "me")
+        assert (outlet.gaps, outlet.data) == ([], ["0", "1", "2"])
+        outlet.close()
+        for number in range(3, 8):
             await hub.send("me", str(number))
         outlet = await receive(hub, "me")
         assert outlet.gaps == ["trimmed"]
-        assert outlet.data[-3:] == ["2", "3", "4"]
+        assert outlet.data == ["5", "6", "7"]
 
 
 async def test_a_mailbox_is_bounded_by_age() -> None:
@@ -80,7 +85,14 @@ async def test_a_mailbox_is_bounded_by_age() -> None:
         clock.now += 40
         await hub.send("me", "new")
         clock.now += 30
-        assert (await receive(hub, "me")).data == ["new"]
+        outlet = await receive(hub, "me")
+        assert (outlet.gaps, outlet.data) == (["trimmed"], ["new"])
+        outlet.close()
+        clock.now += 20
+        await hub.send("me", "newer")
+        clock.now += 20
+        outlet = await receive(hub, "me")
+        assert (outlet.gaps, outlet.data) == ([], ["newer"]), "what is too old now was given before"
 
 
 async def test_others_hear_nothing_of_it() -> None:

@@ -144,3 +144,23 @@ async def test_clients_that_come_and_go_at_once_on_distant_workers_leave_nobody_
         told = [event for event, data, _ in watcher.events() if data]
         assert told
         assert told == ["join", "leave"] * (len(told) // 2)
+
+
+async def test_a_worker_that_stalled_is_given_up_once_and_its_members_come_back_with_it() -> None:
+    """Joins and leaves alternate, whoever tells them."""
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    async with running(store, clock=clock) as stalled, running(store, clock=clock) as other:
+        watcher = await listen(other, "$presence.chat")
+        ann, bob = [await listen(stalled, "chat", client_id=name) for name in ("ann", "bob")]
+        clock.now += HubLimits().presence_ttl + 1
+        await other.refresh()
+        bob.close()
+        await turns()
+        await stalled.refresh()
+        assert await names(other) == ["ann"]
+        ann.close()
+        await watcher.until(6)
+        told = [(event, json.loads(data)["client_id"]) for event, data, _ in watcher.events() if data]
+        assert [event for event, who in told if who == "ann"] == ["join", "leave", "join", "leave"]
+        assert [event for event, who in told if who == "bob"] == ["join", "leave"]

@@ -177,7 +177,7 @@ async def test_the_journal_can_be_walked_while_its_oldest_entries_go(monkeypatch
             return await read(stream, after, limit)
 
         hub._journal._store = Reading(store, reading)  # type: ignore[assignment]
-        assert await hub._journal.find("own 4") is not None
+        assert await hub._journal.find("own 4", lambda _: True) is not None
         assert reads > 3
 
 
@@ -243,3 +243,39 @@ async def test_an_event_in_the_journal_that_nobody_announced_is_delivered_with_t
         await hub._journal.append(Record("broadcast", b"1", None, None, 1000.0))
         await hub.refresh()
         assert outlet.data == ["1"]
+
+
+async def test_a_worker_can_join_while_the_journal_loses_its_oldest_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads to the end in pages; the store may cut in between."""
+    monkeypatch.setattr("millstream.hub.journal._PAGE", 2)
+    memory = MemoryStore()
+    async with running(memory, journal=6) as hub:
+        for number in range(6):
+            await hub.publish("broadcast", str(number))
+        store: Any = DistantStore(lambda: 0, memory)
+        distant, reads = store.log, 0
+
+        class Cutting:
+            async def read(self, stream: str, after: Any, limit: int = 1000) -> Any:
+                nonlocal reads
+                reads += 1
+                if reads == 2:
+                    raise Gap(memory.epoch, (await distant.read(stream, None, 1))[0].position)
+                return await distant.read(stream, after, limit)
+
+            append = distant.append
+
+        store.log = Cutting()
+        async with running(store, journal=6) as other:
+            outlet = await listen(other)
+            await hub.publish("broadcast", "6")
+            assert await outlet.until(1) == ["6"]
+
+
+async def test_a_place_from_before_the_first_event_of_an_epoch_is_a_gap_once_that_is_long_ago() -> None:
+    """A store has no position 0 to read from."""
+    async with running(MemoryStore(epoch="here")) as hub:
+        for _ in range(4200):
+            await hub.publish("broadcast", "x" * 1000)
+        outlet = await listen(hub, last_event_id="here.0")
+        assert outlet.gaps == ["trimmed"]

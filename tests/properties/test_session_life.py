@@ -133,7 +133,7 @@ class SessionLife(RuleBasedStateMachine):
         self.ended.add(session)
         for key in [key for key in self.running if key[0] == session]:
             self._unanswered(self.running.pop(key))
-        assert self.post(headers, request("ping")).error == (404, -32001, "none")
+        assert self.post(headers, request("ping")).error == (404, -32001, request("ping")["id"])
 
     @rule(headers=sessions, level=st.sampled_from(["debug", "error"]))
     def set_level(self, headers: dict[str, str], level: str) -> None:

@@ -8,13 +8,14 @@ been idle.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from millstream.app.parts import make_observer, open_hub
 from millstream.app.routes import Routes
 from millstream.app.streamed import Streamed
 from millstream.http import TEXT_HEAD, Handler, Request, Response
+from millstream.server.call import Call
 from millstream.server.changes import Changes
 from millstream.server.context import nudge_progress
 from millstream.server.dispatch import Dispatcher
@@ -120,6 +121,7 @@ class Runtime:
             await asyncio.gather(self._sweeper, return_exceptions=True)
             self._sweeper = None
         self._end_subscriptions()
+        await self._wait_for((call for call in self.dispatcher.calls if call.method == "subscriptions/listen"), 1.0)
         self.streams.close()
         await self._stack.aclose()
 
@@ -127,11 +129,13 @@ class Runtime:
         """Stop taking work: subscriptions end with their result, calls finish within the time, streams close."""
         self.draining = True
         self._end_subscriptions()
-        deadline = self.clock() + seconds
-        owed = set(self.dispatcher.calls)
-        while not owed.isdisjoint(self.dispatcher.calls) and self.clock() < deadline:  # noqa: ASYNC110  a call tells nobody that it ends
-            await asyncio.sleep(0.05)
+        await self._wait_for(self.dispatcher.calls, seconds)
         self.streams.close()
+
+    async def _wait_for(self, calls: Iterable[Call], seconds: float) -> None:
+        owed, deadline = set(calls), self.clock() + seconds
+        while not owed.isdisjoint(self.dispatcher.calls) and self.clock() < deadline:  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.01)
 
     def _end_subscriptions(self) -> None:
         for end in list(self.services.endings):

@@ -130,11 +130,17 @@ class Server:
         """
 
         def register(function: F) -> F:
-            self.registry.completers[(reference, argument)] = function
-            self.registry.offer("completions")
+            self._complete(reference, argument, function)
             return function
 
         return register
+
+    def _complete(self, reference: str, argument: str, function: Callable[..., Any]) -> None:
+        self.registry.completers[(reference, argument)] = function
+        self.registry.offer("completions")
+        for parent, prefix in self._mounted_on:
+            kind = "prompts" if reference in self.registry.prompts else "templates"
+            parent._complete(prefixed(kind, reference, prefix), argument, function)
 
     @staticmethod
     def _decorate(function: Any, register: Callable[[Any], None]) -> Any:
@@ -181,7 +187,7 @@ class Server:
                 self._take(kind, key, item, prefix)
         for (reference, argument), completer in other.registry.completers.items():
             kind = "prompts" if reference in other.registry.prompts else "templates"
-            self.registry.completers[(prefixed(kind, reference, prefix), argument)] = completer
+            self._complete(prefixed(kind, reference, prefix), argument, completer)
 
     def _forward(self, kind: str, key: str, item: Any) -> None:
         for parent, prefix in self._mounted_on:

@@ -64,7 +64,10 @@ class Journal:
     async def _skip_to_end(self) -> None:
         more = True
         while more:
-            events, more = await self.read_on()
+            try:
+                events, more = await self.read_on()
+            except Gap:  # the oldest went while this worker was reading
+                continue
             if events and not self.offset:
                 self._recent_floor = events[0].offset
             for event in events:
@@ -84,8 +87,9 @@ class Journal:
         position = await log.append(JOURNAL, data, ttl=_JOURNAL_TTL, max_entries=limits.journal)
         count, age = self._bounds(record.channel)
         if count:
+            # One more than is given out: where it is there, so many were dropped.
             data = position.offset.to_bytes(8, "big") + data
-            await log.append(_CHANNEL + record.channel, data, ttl=age, max_entries=count)
+            await log.append(_CHANNEL + record.channel, data, ttl=age, max_entries=count + 1)
         return position.offset
 
     async def read_on(self) -> tuple[list[Event], bool]:
@@ -99,6 +103,9 @@ class Journal:
         except Gap as gap:
             self._skip(gap)
             raise
+        if entries and entries[0].position.epoch != self.epoch:
+            self._restart(entries[0].position.epoch, entries[0].position)
+            raise Gap(self.epoch, entries[0].position)
         events = [self._event(entry) for entry in entries if entry.position.offset > self.offset]
         if entries and not events:
             self._after = entries[-1].position
@@ -143,36 +150,39 @@ class Journal:
         """Everything in the journal that this worker has read, from the oldest on."""
         return [self._event(entry) async for entry in self._walk() if entry.position.offset <= self.offset]
 
-    async def history(self, channel: str) -> tuple[list[Event], bool]:
-        """What is kept of a channel, oldest first, and whether older ones were dropped for want of room."""
+    async def history(self, channel: str) -> tuple[list[Event], int]:
+        """What is kept of a channel, oldest first, and the offset of the newest event that is known to be dropped."""
         count, age = self._bounds(channel)
         if not count:
-            return [], True
-        entries = await self._store.log.read(_CHANNEL + channel, None, count)
+            return [], self.offset
+        entries = await self._store.log.read(_CHANNEL + channel, None, count + 1)
         events = [
             unpack(memoryview(entry.data)[8:], self.epoch, int.from_bytes(entry.data[:8], "big"))
             for entry in entries
             if entry.position.epoch == self.epoch
         ]
-        oldest = self._clock() - age
-        kept = [event for event in events if event.at >= oldest]
         # Of several workers, one may be first in the journal and second here.
-        kept.sort(key=_offset)
-        return kept, len(entries) >= count or len(kept) < len(events)
+        events.sort(key=_offset)
+        oldest = self._clock() - age
+        kept = [event for event in events[-count:] if event.at >= oldest]
+        dropped = len(events) - len(kept)
+        return kept, events[dropped - 1].offset if dropped else 0
 
     async def has_history(self, channel: str) -> bool:
         """Whether anything is kept of a channel."""
         return bool(await self._store.log.read(_CHANNEL + channel, None, 1))
 
-    async def find(self, id: str) -> int | None:
-        """The offset of the newest event that its publisher gave this id."""
+    async def find(self, id: str, wants: Callable[[Event], bool]) -> int | None:
+        """The offset of the newest wanted event to which its publisher gave this id."""
         for event in reversed(self._recent):
-            if event.id == id:
+            if event.id == id and wants(event):
                 return event.offset
         needle, found = id.encode(), None
         async for entry in self._walk():
-            if needle in entry.data and self._event(entry).id == id:
-                found = entry.position.offset
+            if needle in entry.data:
+                event = self._event(entry)
+                if event.id == id and wants(event):
+                    found = event.offset
         return found
 
     def too_old(self, event: Event) -> bool:

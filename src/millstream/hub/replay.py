@@ -20,7 +20,7 @@ _CHUNK = 64 * 1024
 class Replay:
     """The catching up of one subscriber."""
 
-    __slots__ = ("_at", "_catch_up", "_epoch", "_journal", "_subscription", "_told")
+    __slots__ = ("_at", "_catch_up", "_dropped", "_epoch", "_journal", "_subscription", "_told")
 
     def __init__(self, journal: Journal, subscription: Subscription, catch_up: Callable[[], Awaitable[None]]) -> None:
         self._journal = journal
@@ -29,6 +29,8 @@ class Replay:
         self._at = journal.offset
         """Everything up to here is written, or not wanted."""
         self._epoch = journal.epoch
+        self._dropped: dict[str, int] = {}
+        """The newest event of each channel that its history has no room for."""
         self._told = False
         """One gap event is enough."""
 
@@ -37,7 +39,7 @@ class Replay:
         journal = self._journal
         offset = parse_position(id, journal.epoch)
         if offset is None:
-            offset = await journal.find(id)
+            offset = await journal.find(id, self._wants)
         if offset is None:
             offset = max((event.offset for event in await self._kept() if event.id == id), default=None)
         if offset is not None:
@@ -52,15 +54,18 @@ class Replay:
     async def mailbox(self, client_id: str, seen: int) -> None:
         """Write what came for a client behind `seen`."""
         await self._reach(seen)
-        kept, dropped = await self._journal.history(CLIENT + client_id)
-        if dropped and kept and kept[0].offset > seen:
+        end = self._journal.offset
+        channel = CLIENT + client_id
+        kept = await self._history(channel)
+        if self._dropped[channel] > seen:
             self._tell_gap("trimmed")
-        await self._write(self._merge(kept, after=seen))
+        await self._write(self._merge(kept, seen, end))
         await self._follow()
 
     async def newest(self, count: int) -> None:
         """Write the last `count` events of what the subscription wants."""
-        await self._write(self._merge(await self._kept(), after=0)[-count:])
+        end = self._journal.offset
+        await self._write(self._merge(await self._kept(), 0, end)[-count:])
         await self._follow()
 
     async def _reach(self, offset: int) -> None:
@@ -74,45 +79,58 @@ class Replay:
         while not outlet.closed:
             if journal.epoch != self._epoch:
                 await self._start_over("epoch", after=0)
+                continue
             events = journal.recent(self._at)
-            if events is None:
-                try:
-                    events = await journal.page(self._at)
-                except Gap:
-                    await self._bridge()
-                    continue
-                self._at = events[-1].offset if events else journal.offset
-            else:
+            if events is not None:
                 self._at = journal.offset
                 if not any(map(self._wants, events)):
                     return
+            elif events := await self._page():
+                self._at = events[-1].offset
+            else:
+                if journal.epoch == self._epoch:
+                    await self._bridge()
+                continue
             wanted = [event for event in events if self._wants(event)]
             fresh = [event for event in wanted if not journal.too_old(event)]
             if len(fresh) < len(wanted):
                 self._tell_gap("expired")
             await self._write(fresh)
 
+    async def _page(self) -> list[Event]:
+        """What the store has behind `_at`; nothing when some of it is gone, or it began a new epoch."""
+        await self._catch_up()
+        try:
+            return await self._journal.page(self._at) if self._journal.epoch == self._epoch else []
+        except Gap:
+            return []
+
     async def _bridge(self) -> None:
         """The journal begins behind `_at`: go by the histories, if they all go back so far."""
-        after, kept = self._at, list[Event]()
+        after, end = self._at, self._journal.offset
+        kept: list[Event] = []
         for channel in self._subscription.channels:
-            events, _ = ([], True) if is_pattern(channel) else await self._journal.history(channel)
+            events = [] if is_pattern(channel) else await self._history(channel)
             if not events or events[0].offset > after:
                 await self._start_over("trimmed", after=after)
                 return
             kept += events
-        await self._write(self._merge(kept, after=after))
+        await self._write(self._merge(kept, after, end))
 
     async def _start_over(self, reason: str, *, after: int) -> None:
         """Say that events are gone, then write those behind `after` that are not."""
-        self._epoch = self._journal.epoch
+        self._epoch, end = self._journal.epoch, self._journal.offset
         self._tell_gap(reason)
-        await self._write(self._merge(await self._kept(), after=after))
+        await self._write(self._merge(await self._kept(), after, end))
 
     def _tell_gap(self, reason: str) -> None:
         if not self._told:
             self._told = True
             self._subscription.write(gap(reason))
+
+    async def _history(self, channel: str) -> list[Event]:
+        events, self._dropped[channel] = await self._journal.history(channel)
+        return events
 
     async def _kept(self) -> list[Event]:
         """The histories of the channels, and for wildcards what is in the journal."""
@@ -120,38 +138,38 @@ class Replay:
         kept: list[Event] = []
         for channel in subscription.channels:
             if not is_pattern(channel):
-                kept += (await journal.history(channel))[0]
+                kept += await self._history(channel)
         if subscription.wild:
             kept += [event for event in await journal.held() if self._wants(event) and not journal.too_old(event)]
         return kept
 
-    def _merge(self, kept: Sequence[Event], *, after: int) -> list[Event]:
-        """Add what was delivered to others while `kept` was read, and stand behind all of it."""
-        journal = self._journal
-        found = {event.offset: event for event in kept if after < event.offset <= journal.offset}
-        for event in journal.remembered(after):
-            if self._wants(event) and not journal.too_old(event):
+    def _merge(self, kept: Sequence[Event], after: int, end: int) -> list[Event]:
+        """The events between two places, and stand behind them.
+
+        A worker's own memory is asked too: it may have delivered an event that its publisher has not yet put into
+        the history.
+        """
+        found = {event.offset: event for event in kept}
+        for event in self._journal.remembered(after):
+            dropped = self._dropped.get(event.channel, 0)
+            if event.offset > dropped and self._wants(event) and not self._journal.too_old(event):
                 found[event.offset] = event
-        self._at = journal.offset
-        return [found[offset] for offset in sorted(found)]
+        self._at = end
+        return [found[offset] for offset in sorted(found) if after < offset <= end]
 
     async def _write(self, events: Sequence[Event]) -> None:
-        """Write in chunks, as the outlet has room."""
+        """Write one by one, as the outlet has room."""
         outlet, encode = self._subscription.outlet, self._subscription.encode
-        chunk, size = list[bytes](), 0
+        since = 0
         for event in events:
             data = encode(event)
-            chunk.append(data)
-            size += len(data)
-            if size >= _CHUNK:
-                outlet.write(b"".join(chunk))
+            outlet.write(data)
+            since += len(data)
+            if since >= _CHUNK:
+                since = 0
                 await outlet.drain()
                 if outlet.closed:
                     return
-                chunk, size = [], 0
-        if chunk:
-            outlet.write(b"".join(chunk))
-            await outlet.drain()
 
     def _wants(self, event: Event) -> bool:
         return self._subscription.wants(event.channel)

@@ -15,7 +15,7 @@ from millstream.protocol.principal import Principal
 class Outlet(Protocol):
     """What a subscriber writes to. An `http.Sink` is one.
 
-    `write` takes whole chunks in order, never blocks and never raises; after the end it does nothing.
+    `write` takes the bytes of one event, never blocks and never raises; after the end it does nothing.
     """
 
     closed: bool

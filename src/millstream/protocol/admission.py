@@ -25,12 +25,14 @@ from millstream.protocol.errors import (
 from millstream.protocol.jsonrpc import Message
 from millstream.protocol.metadata import Client, RequestMeta, declares
 from millstream.protocol.param_headers import decode_name
-from millstream.protocol.revisions import BY_DATE, PER_REQUEST, Revision, names_per_request_era
+from millstream.protocol.revisions import ALL, BY_DATE, PER_REQUEST, Revision, names_per_request_era
 
 Headers = Mapping[bytes, bytes]
 
 _NAMED: Mapping[str, str] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """Methods that need `Mcp-Name`, and the member of `params` it repeats."""
+
+_REQUESTS = frozenset(method for revision in ALL for method in revision.requests)
 
 _ROUTING = (b"mcp-protocol-version", b"mcp-method", b"mcp-name")
 
@@ -81,6 +83,16 @@ def is_per_request(message: Message, headers: Headers | None = None) -> bool:
             )
         return False
     return enveloped or by_header
+
+
+def check_notification(message: Message) -> None:
+    """Refuse a request that came without an id: its caller would wait for an answer that nobody owes.
+
+    Raises:
+        ProtocolError: INVALID_REQUEST.
+    """
+    if message.method in _REQUESTS:
+        raise ProtocolError(INVALID_REQUEST, f'Invalid request: {message.method} needs an "id"', status=400)
 
 
 def _envelope_marks(params: bytes) -> tuple[bool, bool]:
@@ -189,6 +201,14 @@ def _read_name(message: Message) -> str:
     except msgspec.DecodeError as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}", status=400) from exc
     return names.name if member == "name" else names.uri
+
+
+def target_name(method: str, params: bytes) -> str:
+    """What a named method names, for a gate; empty where the parameters do not say (their handler refuses them)."""
+    try:
+        return _read_name(Message(None, method, params or b"{}"))
+    except ProtocolError:
+        return ""
 
 
 def check_routing(

@@ -102,8 +102,16 @@ def require_json(body: bytes) -> None:
         raise _unreadable(exc) from exc
 
 
+def _is_two(raw: bytes) -> bool:
+    try:
+        return bool(_decode_text(raw) == "2.0")
+    except msgspec.MsgspecError:
+        return False
+
+
 def _message(envelope: _Envelope) -> Message:
-    if bytes(envelope.jsonrpc) != b'"2.0"':
+    # Almost always these very bytes; an escaped spelling is the same string.
+    if bytes(envelope.jsonrpc) != b'"2.0"' and not _is_two(bytes(envelope.jsonrpc)):
         raise _invalid('"jsonrpc" must be "2.0"')
     request_id: RequestId | None = None
     raw_id = bytes(envelope.id)

@@ -27,7 +27,7 @@ from millstream.protocol.jsonrpc import Message, request_message
 from millstream.protocol.metadata import declares
 from millstream.protocol.rounds import InputRequired, Replay, digest
 from millstream.server.call import Call
-from millstream.server.questions import ElicitUrl, Question, capability_of, method_of, params_of, read_answer
+from millstream.server.questions import ElicitUrl, Question, Sample, capability_of, method_of, params_of, read_answer
 
 
 class _PeerError(msgspec.Struct):
@@ -117,11 +117,15 @@ async def ask_by_request(call: Call, question: Question, open_questions: OpenQue
     )
     if not known:
         raise ToolError(f"This needs {method}, which protocol revision {revision.date} does not have.")
+    if isinstance(question, Sample) and (question.tools or question.tool_choice) and not revision.sampling_tools:
+        raise ToolError(f"This needs sampling with tools, which protocol revision {revision.date} does not have.")
     params = params_of(question, revision, elicitation_id=elicitation_id)
     if not call.open_line().asks:
         if isinstance(question, ElicitUrl) and revision.url_error:
             raise ProtocolError(URL_ELICITATION_REQUIRED, question.message, {"elicitations": [params]})
-        raise ToolError(f"This needs {method}, which only works in a session: initialize first, and send its id.")
+        if call.session is None:
+            raise ToolError(f"This needs {method}, which needs a session: initialize, and send the session's id.")
+        raise ToolError(f"This needs {method}, which needs a reply that can be a stream: accept text/event-stream.")
     if not declares(call.client.capabilities, capability_of(question)):
         raise ToolError(f"This needs {method}: the client did not declare {_names(capability_of(question))}.")
     return read_answer(question, await open_questions.ask(call, method, params))

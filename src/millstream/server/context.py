@@ -1,7 +1,7 @@
 """`Context`: the call as a tool, resource or prompt function sees it, the same on every revision and transport."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, overload
 
 import msgspec
 
@@ -268,7 +268,7 @@ class Context:
 async def _value(function: Callable[[], Any]) -> Any:
     value: Any = function()
     if isinstance(value, Awaitable):
-        value = await cast("Awaitable[Any]", value)
+        value = await value  # pyright: ignore[reportUnknownVariableType]  # whatever the user's function gives
     return value
 
 

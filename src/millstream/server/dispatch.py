@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from millstream.protocol import projection
-from millstream.protocol.admission import method_not_found
+from millstream.protocol.admission import method_not_found, target_name
 from millstream.protocol.errors import (
     INTERNAL_ERROR,
     INVALID_REQUEST,
@@ -40,6 +40,9 @@ Handler = Callable[[Call], Awaitable[bytes]]
 
 Observe = Callable[[Call, float, bytes], None]
 """``observe(call, seconds, answer)``."""
+
+
+_IN_FLIGHT = "Invalid request: a request with this id is in flight"
 
 
 class Dispatcher:
@@ -99,8 +102,8 @@ class Dispatcher:
         Returns:
             The whole JSON-RPC response; empty when the caller cancelled, and must not be answered.
         """
-        if scope and not self._enter(call, scope):
-            return error_message(call.id, INVALID_REQUEST, "Invalid request: a request with this id is in flight")
+        if scope and not self._begin_in(call, scope):
+            return b"" if call.cancelled else error_message(call.id, INVALID_REQUEST, _IN_FLIGHT)
         self.calls.add(call)
         call.services = self.services
         observe = self.observe
@@ -133,12 +136,16 @@ class Dispatcher:
             await call.mirror(answer)
         return answer
 
-    def _enter(self, call: Call, scope: str) -> bool:
-        """Note a call by its id; False when the id is in flight."""
-        key = (scope, call.id)
-        if key in self.by_id:
+    def enter(self, call: Call, scope: str) -> bool:
+        """Note a call by its id before it runs, so that whatever follows it can name it; False when it is in flight."""
+        return self.by_id.setdefault((scope, call.id), call) is call
+
+    def _begin_in(self, call: Call, scope: str) -> bool:
+        if not self.enter(call, scope):
             return False
-        self.by_id[key] = call
+        if call.cancelled:
+            del self.by_id[(scope, call.id)]
+            return False
         if call.carrier is None:
             call.stop = _canceller()
         return True
@@ -157,7 +164,7 @@ class Dispatcher:
 
     def _pass_gate(self, call: Call) -> None:
         assert self.gate is not None  # noqa: S101  asked only where there is one
-        refusal = self.gate(call.principal, call.method, call.name)
+        refusal = self.gate(call.principal, call.method, call.name or target_name(call.method, call.params))
         if refusal is not None:
             raise ProtocolError(refusal.code, refusal.message, refusal.data, status=refusal.status)
 

@@ -93,13 +93,18 @@ class Registry:
         tool = self.tools.get(name) if method == "tools/call" else None
         return tool.requires if tool is not None else {}
 
-    def capabilities(self, revision: Revision) -> dict[str, Any]:
-        """Server capabilities as a revision announces them."""
+    def capabilities(self, revision: Revision, *, streams: bool = True) -> dict[str, Any]:
+        """Server capabilities as a revision announces them.
+
+        Args:
+            revision: the revision.
+            streams: the client can hear what it did not ask for; without, changes are not promised.
+        """
         offered: dict[str, Any] = {}
         for name in ("tools", "prompts", "resources"):
             if self.offers(name):
-                offered[name] = {"listChanged": True}
-        if "resources" in offered:
+                offered[name] = {"listChanged": True} if streams else {}
+        if "resources" in offered and streams:
             offered["resources"]["subscribe"] = True
         if self.offers("completions"):
             offered["completions"] = {}

@@ -100,6 +100,8 @@ class Services:
         self.lifespan: Any = None
         """What the user's lifespan yielded."""
         self._ring: KeyRing | None = None
+        if settings.key:
+            load_secrets(settings.key)  # a key that cannot be one stops the start, not the first request
 
     @property
     def ring(self) -> KeyRing:

@@ -79,10 +79,15 @@ class AsgiAdapter:
         handler = self.route(request.method, path)
         if handler is None:
             await exchange.reply(_NOT_FOUND)
-        elif int(headers.get(b"content-length", 0)) > self.max_body:
+        elif _too_long(headers.get(b"content-length", b""), self.max_body):
             await exchange.reply(_TOO_LARGE)
         else:
             await exchange.serve(handler)
+
+
+def _too_long(length: bytes, limit: int) -> bool:
+    """Whether a body declares more than `limit` bytes; what is no number is measured as it comes."""
+    return length.isdigit() and (len(length) > 18 or int(length) > limit)
 
 
 class _Exchange:

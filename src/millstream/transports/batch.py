@@ -60,10 +60,7 @@ async def serve_batch(
         ProtocolError: the revision has no batches, or the batch as a whole is refused.
     """
     messages = read_batch(request.body, streamable.services.settings.max_batch)
-    found = await streamable.session_of(request, principal)
-    if isinstance(found, Response):
-        return found
-    session, revision = found
+    session, revision = await streamable.session_of(request, principal)
     if not revision.batches:
         raise refuse_batch(f"revision {revision.date} has no batches")
     scope = "" if session is None else session.id

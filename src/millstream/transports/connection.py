@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import UNSET
 
-from millstream.protocol.admission import admit_per_request, is_per_request
+from millstream.protocol.admission import admit_per_request, check_notification, is_per_request
 from millstream.protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, ProtocolError
 from millstream.protocol.jsonrpc import Message, check_text, error_message, read, result_message
 from millstream.protocol.metadata import Client
@@ -92,7 +92,9 @@ class Connection:
             message = read(data)
             coroutine = self._open(message)
         except ProtocolError as exc:
-            self._write(error_message(message.id if message is not None else None, exc.code, exc.message, exc.data))
+            self._write(
+                error_message(message.id if message is not None else None, exc.code, exc.message, exc.data)
+            )
             return
         if coroutine is not None:
             self._start(self._answer(coroutine))
@@ -115,17 +117,18 @@ class Connection:
             dispatcher.answer(message, self.id)
             return None
         if message.id is None:
+            check_notification(message)
             if message.method == "notifications/initialized":
                 self._watch()
             take_notification(dispatcher, message, self.id)
             return None
         if len(dispatcher.calls) >= dispatcher.services.settings.max_calls:
             raise ProtocolError(INTERNAL_ERROR, "Too many calls are running: try again later")
-        if is_per_request(message):
-            return dispatcher.call(self._per_request(message), self.id)
-        if message.method == "initialize":
+        if message.method == "initialize" and not is_per_request(message):
             return self._initialize(message)
-        return dispatcher.call(self._handshake(message), self.id)
+        call = self._per_request(message) if is_per_request(message) else self._handshake(message)
+        dispatcher.enter(call, self.id)
+        return dispatcher.call(call, self.id)
 
     def _per_request(self, message: Message) -> Call:
         registry = self._dispatcher.registry

@@ -7,7 +7,7 @@ that the id does not say.
 import secrets
 
 from millstream.http import Request, Response
-from millstream.protocol.errors import INVALID_REQUEST
+from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream.protocol.jsonrpc import error_message
 from millstream.protocol.metadata import Client
 from millstream.protocol.principal import Principal
@@ -80,22 +80,24 @@ class HttpSessions:
             return None
         return known[0]
 
-    async def find(self, request: Request, principal: Principal | None) -> Session | Response:
-        """The session that a request names, or the reply that refuses it.
+    async def find(self, request: Request, principal: Principal | None) -> Session:
+        """The session that a request names.
 
-        Every way of not having it (never made, expired, ended, another principal's) looks the same from outside.
+        Raises:
+            ProtocolError: there is none. Every way of not having it (never made, expired, ended, another principal's)
+                looks the same from outside.
         """
         value = request.headers[b"mcp-session-id"]
         known = self._remembered.get(value)
         if known is None or known[2] <= self._services.clock():
             known = self._open(value)
         if known is None or known[1] != hash_principal(principal):
-            return _unknown()
+            raise unknown_session()
         session = known[0]
         if session.id in self._services.records.known:
             record = await self._services.records.get(session)
             if record.ended:
-                return _unknown()
+                raise unknown_session()
             if record.capabilities is not None:
                 client = Client(record.capabilities, session.client.name, session.client.version)
                 session = Session(session.id, session.revision, client, current=session.current)
@@ -127,10 +129,13 @@ class HttpSessions:
         return True
 
 
-def _unknown() -> Response:
-    return refusal(404, _SESSION_NOT_FOUND, "Session not found: initialize again, without Mcp-Session-Id")
+def unknown_session() -> ProtocolError:
+    """The refusal for a session that is not there (any more)."""
+    text = "Session not found: initialize again, without Mcp-Session-Id"
+    return ProtocolError(_SESSION_NOT_FOUND, text, status=404)
 
 
-def missing_session() -> Response:
+def missing_session() -> ProtocolError:
     """The refusal for a request that needs a session and names none."""
-    return refusal(400, INVALID_REQUEST, "Bad request: Mcp-Session-Id is missing. Send the id that initialize returned")
+    text = "Bad request: Mcp-Session-Id is missing. Send the id that initialize returned"
+    return ProtocolError(INVALID_REQUEST, text, status=400)

@@ -1,19 +1,31 @@
 """The event streams that are open now: counted against their caps, kept alive by comments, closed at the end."""
 
+from typing import Protocol
+
 from millstream.http import Sink
 from millstream.protocol.sse import COMMENT
+
+
+class Leaving(Protocol):
+    """What can be told that its stream is read elsewhere."""
+
+    def leave(self) -> None:
+        """Write nothing more."""
+        ...
 
 
 class OpenStreams:
     """All open streams of one running server."""
 
-    __slots__ = ("_by_owner", "_max", "_max_per_owner", "_sinks")
+    __slots__ = ("_by_owner", "_max", "_max_per_owner", "_sinks", "lines")
 
     def __init__(self, *, max_streams: int, max_per_owner: int) -> None:
         self._max = max_streams
         self._max_per_owner = max_per_owner
         self._sinks: set[Sink] = set()
         self._by_owner: dict[str, int] = {}
+        self.lines: dict[str, Leaving] = {}
+        """Log name -> the line of a call that runs here: it leaves when the stream is taken up elsewhere."""
 
     def __len__(self) -> int:
         return len(self._sinks)

@@ -104,10 +104,17 @@ class PostLine:
             await self._open()
         if self._lock is not None:
             await self._send_logged(END, message)
+            self._forget()
         elif self._sink is not None and message:
             self._sink.write(sse.encode_message(message))
         if self._sink is not None:
             self._sink.close()
+
+    def leave(self) -> None:
+        """Somebody reads the stream on another connection: this one gets nothing more."""
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.close()
 
     async def _open(self) -> None:
         self._opened = True
@@ -115,6 +122,7 @@ class PostLine:
         sink = self._sink = self.request.open(200, STREAM_HEAD)
         self._streams.add(sink)
         if self._lock is not None:
+            self._streams.lines[self._log_name()] = self
             position = await self._append(MESSAGE, b"")
             if self._call.revision.priming:
                 sink.write(sse.prime(event_id(self._stream, position), None))
@@ -127,10 +135,17 @@ class PostLine:
             if message and sink is not None and not sink.closed:
                 sink.write(sse.encode_message(message, event_id(self._stream, position)))
 
+    def _log_name(self) -> str:
+        assert self._call.session is not None  # noqa: S101  only streams of a session are logged
+        return log_name(self._call.session.id, self._stream)
+
+    def _forget(self) -> None:
+        assert self._streams is not None  # noqa: S101  callers have looked
+        self._streams.lines.pop(self._log_name(), None)
+
     async def _append(self, mark: bytes, message: bytes) -> Position:
         settings, store = self._services.settings, self._services.store
-        assert self._call.session is not None  # noqa: S101  only streams of a session are logged
-        name = log_name(self._call.session.id, self._stream)
+        name = self._log_name()
         position = await store.log.append(name, mark + message, ttl=settings.log_ttl, max_entries=settings.log_messages)
         await store.bus.publish(name, position.offset.to_bytes(8, "big") + mark + message)
         return position

@@ -11,7 +11,12 @@ from msgspec import UNSET
 
 from millstream.http import JSON_HEAD, STREAM_HEAD, Request, Response, client_id_of
 from millstream.protocol import sse
-from millstream.protocol.admission import admit_per_request, check_handshake_header, is_per_request
+from millstream.protocol.admission import (
+    admit_per_request,
+    check_handshake_header,
+    check_notification,
+    is_per_request,
+)
 from millstream.protocol.depth import too_deep
 from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream.protocol.jsonrpc import Message, check_text, error_message, read, result_message
@@ -25,7 +30,7 @@ from millstream.server.handshake import initialize_result, read_initialize
 from millstream.server.inbox import progress_token, take_notification
 from millstream.server.sessions import Session
 from millstream.transports.batch import is_batch, serve_batch
-from millstream.transports.http_sessions import HttpSessions, missing_session, refusal
+from millstream.transports.http_sessions import HttpSessions, missing_session, refusal, unknown_session
 from millstream.transports.media import REMEMBERED, accepted, carries_json
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.post_line import PostLine
@@ -34,10 +39,13 @@ Authenticate = Callable[[Request], Awaitable[Principal | None]]
 
 _ACCEPTED = Response(b"", 202, b"")
 _UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable: accept application/json, text/event-stream or both")
+_UNREADABLE_STREAM = refusal(406, INVALID_REQUEST, "Not acceptable: a subscription is answered as text/event-stream")
 _WRONG_TYPE = refusal(415, INVALID_REQUEST, "Unsupported media type: send content-type application/json")
 _BUSY = refusal(503, -32000, "Too many calls are running: try again later", head=b"retry-after: 1\r\n")
 _EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
 _NOBODY = Client()
+_STREAM_BOUND = frozenset({"resources/subscribe", "resources/unsubscribe"})
+"""What an older store epoch has taken with it: the client initializes and subscribes again."""
 _VERSION = NEWEST.date.encode()
 _BY_HEADER: Mapping[bytes | None, Revision] = {
     None: ASSUMED,
@@ -240,7 +248,10 @@ class Streamable:
 
     async def _per_request(self, request: Request, message: Message, principal: Principal | None) -> Response | None:
         if message.id is None:
+            check_notification(message)
             return _ACCEPTED
+        if message.method == "subscriptions/listen" and not accepted(request.headers.get(b"accept")).stream:
+            return _UNREADABLE_STREAM
         registry = self._dispatcher.registry
         admitted = admit_per_request(
             message,
@@ -274,11 +285,11 @@ class Streamable:
     async def _handshake(self, request: Request, message: Message, principal: Principal | None) -> Response | None:
         if message.method == "initialize" and message.id is not None:
             return await self._initialize(request, message, principal)
-        found = await self.session_of(request, principal)
-        if isinstance(found, Response):
-            return found
-        session, revision = found
+        session, revision = await self.session_of(request, principal)
+        if session is not None and not session.current and message.method in _STREAM_BOUND:
+            raise unknown_session()
         if message.id is None:
+            check_notification(message)
             take_notification(self._dispatcher, message, session.id if session is not None else "")
             return _ACCEPTED
         call = self.handshake_call(request, message, session, revision, principal)
@@ -310,23 +321,19 @@ class Streamable:
             token=progress_token(message.params),
         )
 
-    async def session_of(
-        self, request: Request, principal: Principal | None
-    ) -> tuple[Session | None, Revision] | Response:
-        """Session and revision of a handshake-era request, or the reply that refuses it.
+    async def session_of(self, request: Request, principal: Principal | None) -> tuple[Session | None, Revision]:
+        """Session and revision of a handshake-era request.
 
         Raises:
-            ProtocolError: an unsupported version header.
+            ProtocolError: a session or version that is unknown or missing.
         """
         headers = request.headers
         if self.sessions is not None and b"mcp-session-id" in headers:
             session = await self.sessions.find(request, principal)
-            if isinstance(session, Response):
-                return session
             return session, check_handshake_header(headers, session.revision) or session.revision
         revision = check_handshake_header(headers, None)
         if revision is not None and self.sessions is not None:
-            return missing_session()
+            raise missing_session()
         return None, revision or ASSUMED
 
     async def _initialize(self, request: Request, message: Message, principal: Principal | None) -> Response:
@@ -337,7 +344,7 @@ class Streamable:
         assert message.id is not None  # noqa: S101  the caller has looked
         result = initialize_result(
             opening.revision,
-            dispatcher.registry.capabilities(opening.revision),
+            dispatcher.registry.capabilities(opening.revision, streams=self.sessions is not None),
             dispatcher.info,
             dispatcher.instructions,
         )
@@ -353,7 +360,5 @@ class Streamable:
                 INVALID_REQUEST, "Invalid request: a response needs the session of its request", status=400
             )
         session = await self.sessions.find(request, principal)
-        if isinstance(session, Response):
-            return session
         self._dispatcher.answer(message, session.id)
         return _ACCEPTED

@@ -19,11 +19,12 @@ from millstream.server.sessions import Session
 from millstream.stores.base import Gap, Position
 from millstream.transports.http_sessions import missing_session, refusal
 from millstream.transports.media import accepted
-from millstream.transports.post_line import END, log_name, parse_event_id
+from millstream.transports.post_line import END, event_id, log_name, parse_event_id
 from millstream.transports.streamable import Streamable
 
 _NOT_ALLOWED = Response(b"Method not allowed: POST to this path.\n", 405, TEXT_HEAD + b"allow: POST\r\n")
 _UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable: a GET is answered as text/event-stream")
+_EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
 _UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID: open a new stream without it")
 _TOO_MANY = refusal(503, -32000, "Too many open streams: close some, or try again later", head=b"retry-after: 5\r\n")
 _NAMING = frozenset({b"mcp-session-id", b"mcp-protocol-version", b"last-event-id"})
@@ -55,10 +56,10 @@ class StreamableGet:
             return _UNREADABLE
         if headers.keys().isdisjoint(_NAMING) and self._first is not None:
             return await self._first(request)
-        found = await self._find(request)
-        if isinstance(found, Response):
-            return found
-        session, owner = found
+        try:
+            session, owner = await self._find(request)
+        except ProtocolError as exc:
+            return refusal(exc.status, exc.code, exc.message)
         if not session.current:
             return refusal(404, -32001, "Session not found: its streams are gone, initialize again")
         if self._streamable.streams.full(owner):
@@ -74,10 +75,10 @@ class StreamableGet:
         sessions = self._streamable.sessions
         if sessions is None or names_per_request_era(header_version(request.headers)):
             return _NOT_ALLOWED
-        found = await self._find(request)
-        if isinstance(found, Response):
-            return found
-        session, owner = found
+        try:
+            session, owner = await self._find(request)
+        except ProtocolError as exc:
+            return refusal(exc.status, exc.code, exc.message)
         if not await sessions.end(session, owner):
             return refusal(503, -32000, "Too many ended sessions: try again later", head=b"retry-after: 60\r\n")
         for call in [call for (scope, _), call in self._dispatcher.by_id.items() if scope == session.id]:
@@ -87,19 +88,18 @@ class StreamableGet:
             sink.close()
         return Response(b"", 204, b"")
 
-    async def _find(self, request: Request) -> tuple[Session, str] | Response:
-        """The session that a request names and the owner its streams count for, or the reply that refuses it."""
+    async def _find(self, request: Request) -> tuple[Session, str]:
+        """The session that a request names, and the owner its streams count for.
+
+        Raises:
+            ProtocolError: a session or version that is unknown or missing.
+        """
         streamable = self._streamable
         if streamable.sessions is None or b"mcp-session-id" not in request.headers:
-            return missing_session()
+            raise missing_session()
         principal = await streamable.authenticate(request) if streamable.authenticate is not None else None
         session = await streamable.sessions.find(request, principal)
-        if isinstance(session, Response):
-            return session
-        try:
-            check_handshake_header(request.headers, session.revision)
-        except ProtocolError as exc:
-            return refusal(exc.status, exc.code, exc.message)
+        check_handshake_header(request.headers, session.revision)
         return session, principal_id(principal)
 
     # The stand-alone stream
@@ -161,6 +161,20 @@ class StreamableGet:
             return None
         return await self._follow(request, log_name(session.id, stream), stream, position, owner)
 
+    async def _ended(self, name: str, position: Position) -> bool:
+        """Whether the entry at a position is the last one of its stream."""
+        at = await self._services.store.log.read(name, Position(position.epoch, position.offset - 1))
+        return bool(at) and at[0].data[:1] == END
+
+    def _take_over(self, name: str) -> None:
+        """Whoever else carries the stream stops: each message goes to one connection."""
+        reader = self._readers.pop(name, None)
+        if reader is not None:
+            reader.close()
+        line = self._streamable.streams.lines.get(name)
+        if line is not None:
+            line.leave()
+
     async def _follow(
         self, request: Request, name: str, stream: str, position: Position, owner: str
     ) -> Response | None:
@@ -179,11 +193,11 @@ class StreamableGet:
         try:
             try:
                 entries = await store.log.read(name, position)
+                if not entries and await self._ended(name, position):
+                    return _EMPTY_STREAM
             except Gap:
                 return _UNKNOWN_EVENT
-            older = self._readers.pop(name, None)
-            if older is not None:
-                older.close()
+            self._take_over(name)
             sink = self._readers[name] = request.open(200, STREAM_HEAD)
             self._streamable.streams.add(sink, owner)
             reader = _Reader(sink, stream, position)
@@ -220,6 +234,6 @@ class _Reader:
         self.position = Position(self.position.epoch, offset)
         message = data[1:]
         if message:
-            self.sink.write(sse.encode_message(message, f"{self.position.epoch}.{self._stream}.{offset}"))
+            self.sink.write(sse.encode_message(message, event_id(self._stream, self.position)))
         if data[:1] == END:
             self.sink.close()

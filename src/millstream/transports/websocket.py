@@ -29,6 +29,7 @@ SUBPROTOCOL = "mcp"
 MAX_MESSAGE = 1024 * 1024
 
 _BUSY = Response(b"Too many open connections. Try again later.\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
+_NOT_A_PAGE = Response(b"This is a WebSocket. Connect with ws: or wss:.\n", 426, TEXT_HEAD + b"upgrade: websocket\r\n")
 
 
 class WebSocketRoute:
@@ -86,14 +87,19 @@ class WebSocketRoute:
             outbox.lost()
             del self._sockets[outbox]
 
-    async def close(self) -> None:
-        """Close every socket after what waits for it was sent, and wait for that; take no more."""
+    @staticmethod
+    async def plain(request: Request) -> Response:
+        """`GET` of the path without the handshake: say what it is (RFC 9110 §15.5.22)."""
+        return _NOT_A_PAGE
+
+    async def close(self, seconds: float) -> None:
+        """Take no more, and close every socket after what waits for it was sent; wait for that up to a time."""
         self._stopping = True
         tasks = [task for task in self._sockets.values() if task is not None]
         for outbox in list(self._sockets):
             outbox.close(GOING_AWAY, "The server stops")
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=seconds)
 
     async def _admit(self, scope: Scope) -> Peer | Response:
         """Who it is, or why not. A socket can do what a POST can, so the rules of one hold."""
@@ -121,7 +127,7 @@ class WebSocketRoute:
     async def _serve(self, peer: Peer, outbox: Outbox, receive: Receive, *, speaks: bool) -> None:
         connection = Connection(
             self._dispatcher,
-            outbox.write,
+            outbox.carry,
             outbox.drain,
             principal=peer.principal,
             headers=peer.headers,
@@ -163,6 +169,8 @@ class WebSocketRoute:
                     code, reason = TOO_BIG, f"A message takes {self.max_message} bytes"
                     return
                 await take(data)
+                # A packet may hold thousands of calls: let them answer, and see whether the answers are taken.
+                await asyncio.sleep(0)
                 await outbox.drain()
         finally:
             outbox.close(code, reason)

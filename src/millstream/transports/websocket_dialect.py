@@ -127,7 +127,7 @@ class Dialect:
         self._feeds: dict[str, Feed] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         outbox.on_close(self._end_feeds)
-        outbox.write(encode({"type": "connected", "client_id": connection.id, "server": dispatcher.info}))
+        outbox.answer(encode({"type": "connected", "client_id": connection.id, "server": dispatcher.info}))
 
     async def take(self, data: bytes) -> None:
         """Take one message. Calls run beside each other, all else in the order of arrival."""
@@ -171,14 +171,15 @@ class Dialect:
         await verb(self, decode(data), head.id)
 
     def _reply(self, id: Raw, kind: str, **members: Any) -> None:
-        self._outbox.write(encode({"type": kind, **_echo(id), **members}))
+        self._outbox.answer(encode({"type": kind, **_echo(id), **members}))
 
     def _fail(self, id: Raw, code: int, message: str) -> None:
         self._reply(id, "error", error={"code": code, "message": message})
 
     # Tools
 
-    async def _start_call(self, message: _CallMessage, id: Raw) -> None:
+    async def start_call(self, message: _CallMessage, id: Raw) -> None:
+        """Call a tool; the answer comes when it is done."""
         dispatcher = self._dispatcher
         if len(dispatcher.calls) >= dispatcher.services.settings.max_calls:
             raise ProtocolError(INTERNAL_ERROR, "Too many calls are running: try again later")
@@ -205,7 +206,6 @@ class Dialect:
             self._reply(id, "mcp_result", tool=message.tool, result=answer.result)
         elif answer.error:
             self._reply(id, "error", tool=message.tool, error=answer.error)
-        await self._outbox.drain()
 
     # Channels
 
@@ -214,7 +214,8 @@ class Dialect:
             raise ProtocolError(METHOD_NOT_FOUND, "This server has no channels. Serve the hub to have them.")
         return self._hub
 
-    async def _subscribe(self, message: _Subscribe, id: Raw) -> None:
+    async def subscribe(self, message: _Subscribe, id: Raw) -> None:
+        """Listen to a channel, from now on or from an id on."""
         hub, channel = self._need_hub(), message.channel
         if channel in self._feeds:
             raise ProtocolError(INVALID_REQUEST, f"This socket has subscribed to {channel!r} already.")
@@ -238,14 +239,16 @@ class Dialect:
             raise
         self._reply(id, "subscribed", channel=channel)
 
-    async def _unsubscribe(self, message: _Unsubscribe, id: Raw) -> None:
+    async def unsubscribe(self, message: _Unsubscribe, id: Raw) -> None:
+        """Listen no more."""
         feed = self._feeds.pop(message.channel, None)
         if feed is None:
             raise ProtocolError(INVALID_PARAMS, f"This socket has not subscribed to {message.channel[:80]!r}.")
         feed.end()
         self._reply(id, "unsubscribed", channel=message.channel)
 
-    async def _publish(self, message: _Publish, id: Raw) -> None:
+    async def publish(self, message: _Publish, id: Raw) -> None:
+        """Publish to a channel."""
         hub = self._need_hub()
         if not self._peer.may_publish:
             raise Forbidden("publish", message.channel)
@@ -253,7 +256,8 @@ class Dialect:
         done = await hub.publish(message.channel, message.data, event=message.event, id=message.event_id)
         self._reply(id, "published", channel=message.channel, event_id=done.id, subscribers=done.subscribers)
 
-    async def _ping(self, message: _Ping, id: Raw) -> None:
+    async def ping(self, message: _Ping, id: Raw) -> None:
+        """Answer."""
         self._reply(id, "pong")
 
     def _end_feeds(self) -> None:
@@ -264,11 +268,11 @@ class Dialect:
 
 
 _VERBS: dict[str, tuple[Callable[[bytes], Any], Callable[[Dialect, Any, Raw], Awaitable[None]]]] = {
-    "mcp_call": (msgspec.json.Decoder(_CallMessage).decode, Dialect._start_call),
-    "subscribe": (msgspec.json.Decoder(_Subscribe).decode, Dialect._subscribe),
-    "unsubscribe": (msgspec.json.Decoder(_Unsubscribe).decode, Dialect._unsubscribe),
-    "publish": (msgspec.json.Decoder(_Publish).decode, Dialect._publish),
-    "ping": (msgspec.json.Decoder(_Ping).decode, Dialect._ping),
+    "mcp_call": (msgspec.json.Decoder(_CallMessage).decode, Dialect.start_call),
+    "subscribe": (msgspec.json.Decoder(_Subscribe).decode, Dialect.subscribe),
+    "unsubscribe": (msgspec.json.Decoder(_Unsubscribe).decode, Dialect.unsubscribe),
+    "publish": (msgspec.json.Decoder(_Publish).decode, Dialect.publish),
+    "ping": (msgspec.json.Decoder(_Ping).decode, Dialect.ping),
 }
 
 

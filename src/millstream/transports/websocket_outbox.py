@@ -1,7 +1,9 @@
 """What goes out on one WebSocket: a bounded queue of whole text messages, and the one writer that empties it.
 
 ASGI shows no socket, so a slow peer is known by this: `send` is held up, and messages wait behind it. What waits
-without being held up only means that the loop has not come round yet, and is never a reason to cut.
+without being held up only means that the loop has not come round yet. Of what is held up, events and notifications
+are counted, and too many of them end the socket. Answers are not: whoever asks for much over a thin line is not slow,
+and the reader takes nothing new from a peer that leaves its answers (`drain`).
 """
 
 import asyncio
@@ -20,6 +22,7 @@ INTERNAL = 1011
 TRY_AGAIN_LATER = 1013
 SLOW = "slow"
 
+_NOTIFICATION = b'{"jsonrpc":"2.0","method"'
 _HIGH_WATER = 64 * 1024
 _SHARED = 256 * 1024
 """Chunks up to this size are kept for the next outlet, which is very often given the same one."""
@@ -30,7 +33,7 @@ class Outbox:
 
     __slots__ = (
         "_deadline", "_ending", "_farewell", "_grace", "_held", "_limit", "_news", "_queue", "_room", "_send",
-        "_waiting", "closed",
+        "_unasked", "_waiting", "closed",
     )  # fmt: skip
 
     def __init__(self, send: Send, *, limit: int, grace: float) -> None:
@@ -39,8 +42,10 @@ class Outbox:
         self._limit = limit
         self._grace = grace
         # Connection
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[tuple[bytes, int]] = deque()
+        """Messages, and the bytes of each that count as unasked."""
         self._waiting = 0
+        self._unasked = 0
         self._held = False
         self._news = asyncio.Event()
         self._room = asyncio.Event()
@@ -52,17 +57,28 @@ class Outbox:
 
     @property
     def behind(self) -> int:
-        """Bytes that wait behind a message which the peer does not take."""
-        return self._waiting if self._held else 0
+        """Bytes of unasked messages that wait behind one which the peer does not take."""
+        return self._unasked if self._held else 0
 
     def write(self, message: bytes) -> bool:
-        """Queue one message; False when the socket is closed, or is cut now because the peer reads too slowly."""
+        """Queue an unasked message; False when the socket is closed, or is cut now because the peer is too slow."""
+        if self._held and self._unasked > self._limit:
+            self.cut()
+        self._unasked += len(message)
+        return self._put(message, len(message))
+
+    def answer(self, message: bytes) -> bool:
+        """Queue a message that the peer waits for; False when the socket is closed."""
+        return self._put(message, 0)
+
+    def carry(self, message: bytes) -> bool:
+        """Queue a JSON-RPC message: a notification is unasked."""
+        return self.write(message) if message.startswith(_NOTIFICATION) else self.answer(message)
+
+    def _put(self, message: bytes, unasked: int) -> bool:
         if self.closed:
             return False
-        if self._held and self._waiting > self._limit:
-            self.cut()
-            return False
-        self._queue.append(message)
+        self._queue.append((message, unasked))
         self._waiting += len(message)
         if self._waiting > _HIGH_WATER:
             self._room.clear()
@@ -128,14 +144,14 @@ class Outbox:
     async def _flush(self) -> None:
         queue, send = self._queue, self._send
         while queue:
-            message = queue.popleft()
+            message, unasked = queue.popleft()
             self._waiting -= len(message)
+            self._unasked -= unasked
             self._held = True
             await send({"type": "websocket.send", "text": message.decode()})
             self._held = False
-        self._waiting = 0
-        if not self.closed:
-            self._room.set()
+            if self._waiting <= _HIGH_WATER:
+                self._room.set()
 
 
 class Feed:

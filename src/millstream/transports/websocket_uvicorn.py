@@ -1,8 +1,8 @@
 """uvicorn's WebSocket protocol with the bounds that it lacks. Give uvicorn the name `CLASS_NAME` as its ``ws``.
 
 uvicorn bounds the size of a message but not the number of its fragments, writes a pong for every ping whether the peer
-reads or not, and closes a connection whose peer takes nothing by waiting for it to take the rest. Here such a peer is
-dropped.
+reads or not, closes a connection whose peer takes nothing by waiting for it to take the rest, and leaves one open whose
+handshake `websockets` cannot read. Here all four come to an end.
 """
 
 import asyncio
@@ -16,11 +16,20 @@ MAX_FRAGMENTS = 256
 MAX_UNREAD = 1024 * 1024
 """Bytes that the socket has not taken when a ping asks for one more answer."""
 
+_UNREADABLE = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """One connection."""
 
     transport: asyncio.Transport
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the peer; the first are its handshake, which has bounds of its own (length of a line, no body)."""
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self.transport.write(_UNREADABLE)
+            self.transport.close()
 
     def handle_cont(self, event: Frame) -> None:
         """A further fragment; one too many ends the connection."""

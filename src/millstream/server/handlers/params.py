@@ -16,7 +16,8 @@ class Rounds(Struct, rename="camel", gc=False):
     """What every multi-round method may carry."""
 
     input_responses: Raw | UnsetType = UNSET
-    request_state: str = ""
+    request_state: Any = ""
+    """Checked where the era has it; in another it is an unknown member of any type."""
 
 
 class Page(Struct, gc=False):
@@ -43,6 +44,8 @@ def take_rounds(call: Call, params: Rounds) -> None:
         return
     if params.input_responses is not UNSET:
         call.responses = read_responses(bytes(params.input_responses))
+    if not isinstance(params.request_state, str):
+        raise ProtocolError(INVALID_PARAMS, "Invalid params: requestState must be a string")
     call.state = params.request_state
 
 

@@ -199,7 +199,6 @@ async function submit() {
 function enter(name) {
   me.name = name;
   localStorage.setItem(NAME, name);
-  $("me").textContent = name;
   $("join").hidden = true;
   $("talk").hidden = $("people").hidden = $("state").hidden = false;
   listen();

@@ -13,7 +13,7 @@ const callsChart = new LineChart($("calls-chart"), {
   series: [{ name: "All", color: "--accent", fill: true }, { name: "Chosen", color: "--text", dash: "dashed" }],
 });
 const latencyChart = new LineChart($("latency-chart"), {
-  name: "Latency", unit: "ms", seconds: SECONDS, atLeast: 0.5,
+  name: "Latency", unit: "ms", seconds: SECONDS, atLeast: 0.1,
   series: [
     { name: "p50", color: "--accent", fill: true },
     { name: "p95", color: "--text", dash: "dashed" },
@@ -22,7 +22,7 @@ const latencyChart = new LineChart($("latency-chart"), {
 });
 const lagChart = new LineChart($("lag-chart"), {
   name: "Event loop lag", unit: "ms", seconds: SECONDS, atLeast: 2,
-  series: [{ name: "Lag", color: "--accent", fill: true }, { name: "Worst of a minute", color: "--text-soft", dash: "dotted" }],
+  series: [{ name: "Lag", color: "--accent", fill: true }, { name: "Worst, 60 s", color: "--text-soft", dash: "dotted" }],
 });
 const cpuChart = new LineChart($("cpu-chart"), {
   name: "CPU, of one core", unit: "%", seconds: SECONDS, atLeast: 10,
@@ -122,7 +122,7 @@ function newLine(row) {
   });
   const canvas = element("canvas", { className: "spark", "aria-hidden": "true" });
   const cells = Array.from({ length: 6 }, () => element("td", { className: "number" }));
-  const node = element("tr", {}, element("th", { scope: "row" }, button), element("td", {}, canvas), ...cells);
+  const node = element("tr", {}, element("th", { scope: "row" }, button), element("td", { className: "sketch" }, canvas), ...cells);
   return { button, canvas, cells, node };
 }
 
@@ -137,7 +137,7 @@ function drawRows(rows) {
     const rates = history.rows.get(name).map((sample) => sample.values[0]).filter((rate) => rate !== null);
     const texts = [figure(rates.at(-1) ?? 0), figure(row.p50_ms), figure(row.p95_ms), figure(row.p99_ms), count(row.calls), count(row.errors)];
     texts.forEach((text, index) => write(line.cells[index], text));
-    line.cells[5].classList.toggle("error", row.errors > 0);
+    line.cells[5].classList.toggle("raised", row.errors > 0);
     spark(line.canvas, rates);
   }
   const there = rows.length > 0;
@@ -171,7 +171,7 @@ function drawPeers(snapshot) {
   write($("delivered"), count(hub.delivered));
   write($("cut-slow"), count(slow));
   write($("cut-other"), count(Object.values(cut).reduce((sum, each) => sum + each, 0) - slow));
-  $("cut-slow").classList.toggle("error", slow > 0);
+  $("cut-slow").classList.toggle("raised", slow > 0);
 }
 
 // The server: what never changes, and what its snapshot says

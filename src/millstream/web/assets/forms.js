@@ -22,10 +22,15 @@ export function present(schema, root) {
   if (parts) {
     const left = parts.filter((part) => resolve(part, root).type !== "null");
     if (left.length === 1) return { ...found, ...present(left[0], root), anyOf: undefined, oneOf: undefined };
+    // `int | float` is a number to whoever types it.
+    if (left.every((part) => ["integer", "number"].includes(resolve(part, root).type))) {
+      return { ...found, type: "number", anyOf: undefined, oneOf: undefined };
+    }
   }
   if (Array.isArray(found.type)) {
     const types = found.type.filter((type) => type !== "null");
-    return { ...found, type: types.length === 1 ? types[0] : types };
+    const numbers = types.every((type) => type === "integer" || type === "number");
+    return { ...found, type: numbers ? "number" : types.length === 1 ? types[0] : types };
   }
   return found;
 }

@@ -1,0 +1,320 @@
+// The inspector: a client of this server in the page. It lists what there is, makes a form of each thing, runs it, and
+// shows every message.
+
+import { nodes, contents } from "./content.js";
+import { $, element, figure, pretty } from "./dom.js";
+import { collect, complain, fields } from "./forms.js";
+import { Client, REVISIONS, RpcError } from "./mcp.js";
+import { ask } from "./questions.js";
+import { record } from "./traffic.js";
+import { complete, expand, variables } from "./templates.js";
+
+const LEVELS = ["", "debug", "info", "notice", "warning", "error"];
+const KINDS = {
+  tools: { title: "Tools", needs: "tools", load: (client) => client.list("tools/list", "tools"), show: showTool, none: "Register a function with @mcp.tool." },
+  resources: { title: "Resources", needs: "resources", load: loadResources, show: showResource, none: "Register a function with @mcp.resource." },
+  prompts: { title: "Prompts", needs: "prompts", load: (client) => client.list("prompts/list", "prompts"), show: showPrompt, none: "Register a function with @mcp.prompt." },
+  request: { title: "Request", load: async () => [{ name: "Any request", description: "A method and its parameters as JSON" }], show: showRequest, none: "" },
+};
+const CHANGED = { "notifications/tools/list_changed": "tools", "notifications/prompts/list_changed": "prompts", "notifications/resources/list_changed": "resources" };
+
+let client = null;
+let kind = "tools";
+const offered = {};
+const chosen = {};
+let running = null;
+
+// Connecting
+
+function state(text, look = "") {
+  $("state").textContent = text;
+  $("state").className = `badge state ${look}`;
+}
+
+function facts(server) {
+  const { name = "", title, version = "" } = server.serverInfo ?? {};
+  const values = {
+    Name: [title || name, version].filter(Boolean).join(" "),
+    Revision: client.revision,
+    Session: client.handshake ? (client.session ? `${client.session.slice(0, 12)}…` : "none") : "not needed",
+    Offers: Object.keys(server.capabilities ?? {}).join(", ") || "nothing",
+  };
+  $("about").replaceChildren(...Object.entries(values).map(([term, value]) => element("div", {}, element("dt", {}, term), element("dd", {}, value))));
+  $("instructions").textContent = server.instructions ?? "";
+  $("instructions").hidden = !server.instructions;
+}
+
+function say(error) {
+  const code = error instanceof RpcError ? ` (${error.code})` : "";
+  return error.name === "TypeError" ? "The server cannot be reached." : `${error.message}${code}`;
+}
+
+async function connect() {
+  client?.close();
+  running?.abort();
+  state("Connecting…");
+  $("failure").hidden = true;
+  const mine = new Client("mcp", $("revision").value, { traffic: record, ask, notified });
+  mine.logLevel = $("level").value;
+  client = mine;
+  try {
+    facts(await mine.open());
+    if (client !== mine) return;
+    await applyLevel();
+    await Promise.all(Object.keys(KINDS).map(load));
+    if (client !== mine) return;
+    drawKinds();
+    open(kind);
+    state("Connected", "good");
+  } catch (error) {
+    if (client !== mine) return;
+    state("Not connected", "bad");
+    $("failure").textContent = `No connection. ${say(error)}`;
+    $("failure").hidden = false;
+  }
+}
+
+async function applyLevel() {
+  client.logLevel = $("level").value;
+  if (client.handshake && client.logLevel && client.server?.capabilities?.logging) await client.request("logging/setLevel", { level: client.logLevel });
+}
+
+async function notified(method) {
+  const name = CHANGED[method];
+  if (!name) return;
+  await load(name);
+  drawKinds();
+  if (name === kind) drawItems();
+}
+
+// Lists
+
+async function load(name) {
+  const { needs, load: fetchAll } = KINDS[name];
+  offered[name] = needs && !client.server.capabilities?.[needs] ? [] : await fetchAll(client);
+}
+
+async function loadResources() {
+  const [plain, templates] = await Promise.all([client.list("resources/list", "resources"), client.list("resources/templates/list", "resourceTemplates")]);
+  return [...plain, ...templates];
+}
+
+function drawKinds() {
+  $("kinds").replaceChildren(
+    ...Object.entries(KINDS).map(([name, each]) => {
+      const count = name === "request" ? "" : ` ${offered[name]?.length ?? 0}`;
+      const button = element("button", { type: "button", "aria-pressed": String(name === kind) }, each.title, element("span", { className: "soft small" }, count));
+      button.dataset.kind = name;
+      button.addEventListener("click", () => open(name));
+      return button;
+    }),
+  );
+}
+
+function open(name) {
+  kind = name;
+  for (const button of $("kinds").children) button.setAttribute("aria-pressed", String(button.dataset.kind === name));
+  $("filter").value = "";
+  $("filter-field").hidden = (offered[name]?.length ?? 0) < 8;
+  drawItems();
+  const items = offered[name] ?? [];
+  const again = items.find((item) => item.name === chosen[name]) ?? items[0];
+  if (again) show(again);
+  else $("detail").replaceChildren(element("p", { className: "empty" }, element("strong", {}, `No ${name}`), KINDS[name].none));
+}
+
+function drawItems() {
+  const words = $("filter").value.toLowerCase().split(/\s+/);
+  const items = (offered[kind] ?? []).filter((item) => words.every((word) => `${item.name} ${item.title ?? ""} ${item.description ?? ""}`.toLowerCase().includes(word)));
+  $("items").replaceChildren(
+    ...items.map((item) => {
+      const about = item.description ?? item.uri ?? item.uriTemplate ?? "";
+      const button = element("button", { type: "button", "aria-current": String(item.name === chosen[kind]) }, element("strong", {}, item.title ?? item.name), about ? element("span", {}, about) : "");
+      button.addEventListener("click", () => {
+        show(item);
+        $("detail").focus({ preventScroll: matchMedia("(min-width: 52.01rem)").matches });
+      });
+      return element("li", {}, button);
+    }),
+  );
+  $("no-items").hidden = items.length > 0;
+  $("no-items").replaceChildren(element("strong", {}, offered[kind]?.length ? "Nothing fits" : `No ${kind}`), offered[kind]?.length ? "Try fewer words." : KINDS[kind].none);
+}
+
+function show(item) {
+  running?.abort();
+  chosen[kind] = item.name;
+  drawItems();
+  $("detail").replaceChildren(...KINDS[kind].show(item));
+}
+
+// Running
+
+/** A card with a form: `read` gives the parameters or null, `run(parameters, options)` does it, `draw(result)` shows it. */
+function bench({ heading, about, badges = [], tools = [], parts, read, run, draw, verb, extra = [] }) {
+  const button = element("button", { className: "primary", type: "submit" }, verb);
+  const cancel = element("button", { type: "button", hidden: true }, "Cancel");
+  const form = element("form", { "aria-label": heading }, ...parts, element("div", { className: "row" }, button, cancel));
+  const output = element("section", { className: "card stack tight", "aria-label": "Result", hidden: true });
+  const live = element("div", { className: "stack", role: "status" }, output);
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const params = read();
+    if (params === null) return;
+    const stop = (running = new AbortController());
+    cancel.onclick = () => stop.abort(new Error("Cancelled."));
+    cancel.hidden = false;
+    button.disabled = true;
+    await perform({ output, draw }, (options) => run(params, { ...options, signal: stop.signal }));
+    button.disabled = false;
+    cancel.hidden = true;
+  });
+  const title = element("div", { className: "row" }, element("h2", {}, heading), ...badges, ...tools);
+  const header = element("header", { className: "stack tight" }, title, about ? element("p", { className: "description soft" }, about) : "");
+  return [element("article", { className: "card stack", "aria-label": heading }, header, form, ...extra), live];
+}
+
+async function perform({ output, draw }, run) {
+  const bar = element("progress", { "aria-label": "Progress" });
+  const step = element("p", { className: "soft small" }, "Running…");
+  output.replaceChildren(bar, step);
+  output.hidden = false;
+  const started = performance.now();
+  const progress = ({ progress: value, total, message }) => {
+    if (total) Object.assign(bar, { max: total, value });
+    step.textContent = [message, total ? `${figure(value)} of ${figure(total)}` : figure(value)].filter(Boolean).join(", ");
+  };
+  const took = () => element("span", { className: "soft small" }, `${figure(performance.now() - started)} ms`);
+  const summary = (text, look) => element("div", { className: "row" }, element("span", { className: `badge ${look}` }, text), took());
+  try {
+    const result = await run({ progress });
+    const failed = result.isError === true;
+    const raw = element("details", {}, element("summary", {}, "Raw result"), element("pre", { tabIndex: 0, "aria-label": "Raw result" }, pretty(result)));
+    output.replaceChildren(summary(failed ? "Tool error" : "Done", failed ? "bad" : "good"), element("div", { className: "content" }, ...draw(result)), raw);
+  } catch (error) {
+    const data = error instanceof RpcError && error.data !== undefined ? [element("pre", { tabIndex: 0, "aria-label": "Data of the error" }, pretty(error.data))] : [];
+    output.replaceChildren(summary("Failed", "bad"), element("p", { className: "notice bad" }, say(error)), ...data);
+  }
+}
+
+const readUri = (uri) => {
+  open("resources");
+  show({ name: uri, uri, description: "A resource that a result links to." });
+};
+const drawContent = (list) => (list.length ? list.flatMap((each) => nodes(each, readUri)) : [element("p", { className: "soft" }, "The result is empty.")]);
+
+// Tools
+
+const HINTS = { readOnlyHint: "reads only", destructiveHint: "may destroy", idempotentHint: "idempotent", openWorldHint: "open world" };
+
+/** A form, or the same as JSON; the one that is shown counts. */
+function editor(list) {
+  const json = element("textarea", { id: "raw", spellcheck: false });
+  const error = element("span", { className: "error", id: "raw-error", hidden: true });
+  json.setAttribute("aria-describedby", error.id);
+  const whole = { control: json, error };
+  const raw = element("div", { className: "field wide", hidden: list.length > 0 }, element("label", { htmlFor: "raw" }, "Arguments as JSON"), json, error);
+  const names = ["Form", "JSON"];
+  const buttons = names.map((name) => element("button", { type: "button", "aria-pressed": String((name === "JSON") === !raw.hidden) }, name));
+  const tools = list.length ? [element("div", { className: "switch", role: "group", "aria-label": "Edit as" }, ...buttons)] : [];
+  buttons.forEach((button, index) =>
+    button.addEventListener("click", () => {
+      if (index === 1 && raw.hidden) json.value = pretty(collect(list) ?? {});
+      raw.hidden = index === 0;
+      for (const each of list) each.node.hidden = index === 1;
+      for (const each of list) each.control.disabled = index === 1;
+      buttons.forEach((each) => each.setAttribute("aria-pressed", String(each === button)));
+    }),
+  );
+  const read = () => {
+    if (raw.hidden) return collect(list);
+    try {
+      complain(whole, "");
+      return JSON.parse(json.value.trim() || "{}");
+    } catch (problem) {
+      complain(whole, `This is not JSON: ${problem.message}`);
+      json.focus();
+      return null;
+    }
+  };
+  return { tools, parts: [...list.map((each) => each.node), raw], read };
+}
+
+function showTool(tool) {
+  const list = fields(tool.inputSchema, tool.inputSchema, "argument");
+  const closed = !list.length && tool.inputSchema.additionalProperties === false;
+  const edit = closed ? { parts: [], read: () => ({}) } : editor(list);
+  const badges = Object.entries(HINTS).filter(([name]) => tool.annotations?.[name] === true).map(([, text]) => element("span", { className: "badge" }, text));
+  const schemas = element("details", {}, element("summary", {}, "Schemas"), element("pre", { tabIndex: 0, "aria-label": "Schema of the arguments" }, pretty(tool.inputSchema)));
+  if (tool.outputSchema) schemas.append(element("pre", { tabIndex: 0, "aria-label": "Schema of the result" }, pretty(tool.outputSchema)));
+  return bench({
+    heading: tool.title ?? tool.name, about: tool.description, badges, ...edit, verb: "Run",
+    run: (values, options) => client.request("tools/call", { name: tool.name, arguments: values }, { ...options, schema: tool.inputSchema }),
+    draw: (result) => drawContent(result.content ?? []),
+    extra: [schemas],
+  });
+}
+
+// Resources and prompts
+
+/** A field for a variable or argument whose values the server completes. */
+function completed(name, { description, required }, ref, list) {
+  const [each] = fields({ properties: { [name]: { type: "string", description, minLength: required ? 1 : 0 } }, required: required ? [name] : [] }, {}, `argument-${list.length}`);
+  list.push(each);
+  if (client.server.capabilities?.completions) complete(each, ref, list, (params, signal) => client.request("completion/complete", params, { signal }));
+  return each.node;
+}
+
+function showResource(resource) {
+  const list = [];
+  const ref = { type: "ref/resource", uri: resource.uriTemplate };
+  const parts = resource.uriTemplate ? variables(resource.uriTemplate).map((name) => completed(name, { required: true }, ref, list)) : [];
+  const badges = resource.mimeType ? [element("span", { className: "badge" }, resource.mimeType)] : [];
+  return bench({
+    heading: resource.title ?? resource.name, about: [resource.uri ?? resource.uriTemplate, resource.description].filter(Boolean).join("\n"), badges, parts, verb: "Read",
+    read: () => {
+      const values = collect(list);
+      return values && { uri: resource.uri ?? expand(resource.uriTemplate, values) };
+    },
+    run: (params, options) => client.request("resources/read", params, options),
+    draw: (result) => contents(result.contents ?? []),
+  });
+}
+
+function showPrompt(prompt) {
+  const list = [];
+  const ref = { type: "ref/prompt", name: prompt.name };
+  const parts = (prompt.arguments ?? []).map((argument) => completed(argument.name, argument, ref, list));
+  const said = (message) => element("div", { className: `content said ${message.role}` }, element("p", { className: "soft small" }, message.role), ...[message.content].flat().flatMap((each) => nodes(each, readUri)));
+  return bench({
+    heading: prompt.title ?? prompt.name, about: prompt.description, parts, verb: "Get", read: () => collect(list),
+    run: (values, options) => client.request("prompts/get", { name: prompt.name, arguments: values }, options),
+    draw: (result) => (result.messages ?? []).map(said),
+  });
+}
+
+function showRequest() {
+  const schema = { properties: { method: { type: "string", minLength: 1, default: "tools/list" }, params: { type: "object", default: {} } }, required: ["method"] };
+  const list = fields(schema, schema, "argument");
+  return bench({
+    heading: "Any request", about: "What the revision asks for beside it (metadata, headers, the session) is added.", parts: list.map((each) => each.node), verb: "Send",
+    read: () => collect(list),
+    run: ({ method, params = {} }, options) => client.request(method, params, options),
+    draw: (result) => [element("pre", { tabIndex: 0, "aria-label": "Result" }, pretty(result))],
+  });
+}
+
+// The page
+
+$("revision").append(...REVISIONS.map((date) => element("option", { value: date }, date)));
+$("level").append(...LEVELS.map((level) => element("option", { value: level }, level || "none")));
+$("connection").addEventListener("submit", (event) => {
+  event.preventDefault();
+  connect();
+});
+$("revision").addEventListener("change", connect);
+$("level").addEventListener("change", () => applyLevel().catch((error) => state(say(error), "bad")));
+$("filter").addEventListener("input", drawItems);
+addEventListener("pagehide", () => client?.close());
+drawKinds();
+connect();

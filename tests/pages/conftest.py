@@ -1,0 +1,82 @@
+"""A browser, the hub of the examples, and pages that must not complain.
+
+The browser is Debian's Chromium, driven by Playwright. Every page that a test opens is watched: an error in the
+console, an exception, or something that the Content-Security-Policy refused fails the test when it is over.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+
+from pages_world import OpenPage
+from processes import free_port, millstream, serving
+
+WAIT_MS = 5_000
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+LOST = re.compile(r"Failed to load resource: net::ERR_|status of 50[23]")
+"""What Chromium itself says of a connection that a test cuts."""
+
+WATCH = """
+document.addEventListener("securitypolicyviolation", (event) => violated(`${event.violatedDirective} ${event.blockedURI}`));
+"""
+
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for all tests; each page gets a context of its own."""
+    program = shutil.which("chromium")
+    assert program is not None, "These tests need Debian's chromium: apt-get install chromium."
+    expect.set_options(timeout=WAIT_MS)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `examples/hub.py` with everything that runs beside MCP."""
+    port = free_port()
+    log: Path = tmp_path_factory.mktemp("hub") / "log"
+    with serving(millstream("examples/hub.py", port, "--serve", "all"), port, log):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[OpenPage]:
+    """``open_page(url, name="", lossy=False, **options of the context)``: a page of a browser without a past."""
+    opened: list[tuple[Page, list[str], bool]] = []
+
+    def open_one(url: str, *, name: str = "", lossy: bool = False, width: int = 1280, **options: Any) -> Page:
+        context = browser.new_context(viewport=ViewportSize(width=width, height=860), locale="en-GB", **options)
+        context.set_default_timeout(WAIT_MS)
+        said: list[str] = []
+        context.expose_binding("violated", lambda _, text: said.append(text))
+        context.add_init_script(WATCH)
+        if name:
+            context.add_init_script(f"localStorage.setItem('millstream.name', {name!r})")
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text) if message.type in {"error", "warning"} else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        opened.append((page, said, lossy))
+        page.goto(url)
+        return page
+
+    yield open_one
+    for page, said, lossy in opened:
+        page.context.close()
+        assert [text for text in said if not (lossy and LOST.search(text))] == []

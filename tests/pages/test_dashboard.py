@@ -1,0 +1,132 @@
+"""The dashboard: figures that move and match `/metrics`, charts, the log, and a server that goes and comes."""
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from pages_world import OpenPage, call, counted
+from processes import free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+INKED = """canvas => {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return data.some((value) => value !== 0);
+}"""
+TOLD = re.compile(r"^.+, now: .+ [\d.]+ ")
+PROGRAM = """
+import logging
+from millstream import Server
+
+mcp = Server("loud")
+logger = logging.getLogger("mill")
+
+@mcp.tool
+def note(text: str, level: str = "info") -> str:
+    \"\"\"Write to the log.\"\"\"
+    logger.log(getattr(logging, level.upper()), text)
+    return "Written."
+"""
+
+
+def live(page: Page) -> None:
+    """Wait until the page is connected and drew something."""
+    expect(page.locator("#state")).to_have_text("Live")
+    expect(page.locator("#uptime")).not_to_have_text("–")
+
+
+def row(page: Page, name: str) -> Locator:
+    """The line of a tool."""
+    return page.get_by_role("row").filter(has=page.get_by_role("button", name=name, exact=True))
+
+
+def test_the_numbers_move_and_match_the_metrics(hub: str, open_page: OpenPage) -> None:
+    """The issue: the dashboard's numbers move and match `/metrics`."""
+    page = open_page(f"{hub}/dashboard")
+    live(page)
+    for _ in range(2):
+        for number in range(7):
+            call(hub, "add_numbers", {"a": number, "b": 1})
+        expect(page.locator("#calls")).to_have_text(f"{counted(hub):,}")
+        expect(row(page, "add_numbers").get_by_role("cell").nth(5)).to_have_text(f"{counted(hub, 'add_numbers'):,}")
+    for cell in (2, 3, 4):
+        expect(row(page, "add_numbers").get_by_role("cell").nth(cell)).not_to_have_text("–")
+
+
+def test_a_chosen_tool_is_drawn_in_the_charts(hub: str, open_page: OpenPage) -> None:
+    """The issue: calls per second and latency percentiles per tool as live charts, usable by keyboard."""
+    call(hub, "greet", {})
+    page = open_page(f"{hub}/dashboard")
+    live(page)
+    call(hub, "greet", {})
+    page.get_by_role("button", name="greet", exact=True).press("Enter")
+    expect(page.get_by_role("button", name="greet", exact=True)).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#latency-of")).to_have_text("of greet")
+    charts = page.locator("canvas.chart")
+    assert charts.count() == 5
+    for chart in charts.all():
+        expect(chart).to_have_attribute("aria-label", TOLD)
+        assert chart.evaluate(INKED)
+    latency = page.get_by_role("img", name="Latency, now")
+    latency.press("ArrowLeft")
+    expect(page.get_by_role("img", name="seconds ago")).to_have_count(1)
+
+
+
+def test_a_server_that_nobody_called_says_so(tmp_path: Path, open_page: OpenPage) -> None:
+    """The issue: empty states are designed, too."""
+    port = free_port()
+    with serving(millstream("examples/hub.py", port, "--serve", "all"), port, tmp_path / "log"):
+        page = open_page(f"http://127.0.0.1:{port}/dashboard")
+        live(page)
+        for text in ("No calls yet", "No sessions", "No subscribers"):
+            expect(page.get_by_text(text)).to_be_visible()
+        page.context.close()
+
+
+def test_the_log_can_be_filtered_and_paused(tmp_path: Path, open_page: OpenPage) -> None:
+    """The issue: the stream of logs with filter and pause."""
+    port = free_port()
+    program = tmp_path / "loud.py"
+    program.write_text(PROGRAM, "utf-8")
+    with serving(millstream(str(program), port, "--serve", "all"), port, tmp_path / "log"):
+        address = f"http://127.0.0.1:{port}"
+        page = open_page(f"{address}/dashboard")
+        live(page)
+        lines = page.locator("#log > li")
+        call(address, "note", {"text": "the first <b>line</b>"})
+        call(address, "note", {"text": "a bad second", "level": "error"})
+        expect(lines.filter(has_text="the first <b>line</b>")).to_have_count(1)
+        expect(lines.filter(has_text="a bad second")).to_have_count(1)
+        page.get_by_label("Filter the log").fill("FIRST")
+        expect(lines).to_have_count(1)
+        page.get_by_label("Filter the log").fill("")
+        page.get_by_label("Least level").select_option(label="Error and above")
+        expect(lines).to_have_count(1)
+        page.get_by_label("Least level").select_option(label="All levels")
+        page.get_by_role("button", name="Pause").click()
+        call(address, "note", {"text": "while it is paused"})
+        expect(page.locator("#log-count")).to_contain_text("paused: 1 new")
+        expect(lines.filter(has_text="while it is paused")).to_have_count(0)
+        page.get_by_role("button", name="Pause").click()
+        expect(lines.filter(has_text="while it is paused")).to_have_count(1)
+        page.context.close()
+
+
+def test_a_restarted_server_is_found_again(tmp_path: Path, open_page: OpenPage) -> None:
+    """The issue: error states are designed, too; our choice: the page needs no reload."""
+    port = free_port()
+    command = millstream("examples/hub.py", port, "--serve", "all")
+    with serving(command, port, tmp_path / "first"):
+        page = open_page(f"http://127.0.0.1:{port}/dashboard", lossy=True)
+        live(page)
+    expect(page.locator("#state")).to_have_text("Reconnecting…")
+    expect(page.get_by_role("alert")).to_be_visible()
+    with serving(command, port, tmp_path / "second"):
+        live(page)
+        expect(page.get_by_role("alert")).to_be_hidden()
+        call(f"http://127.0.0.1:{port}", "greet", {})
+        expect(page.locator("#calls")).to_have_text("1")
+        page.context.close()

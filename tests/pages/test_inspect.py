@@ -1,0 +1,207 @@
+"""The inspector: every revision, tools, questions, resources, prompts, progress, errors, and the messages themselves."""
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from pages_world import OpenPage
+
+pytestmark = pytest.mark.server
+
+REVISIONS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"]
+BOTH_ERAS = ["2025-11-25", "2026-07-28"]
+
+
+def inspect(hub: str, open_page: OpenPage, revision: str = "2026-07-28", *, lossy: bool = False) -> Page:
+    """The page, connected at a revision."""
+    page: Page = open_page(f"{hub}/inspect", lossy=lossy)
+    connected(page)
+    if revision != "2026-07-28":
+        page.get_by_label("Revision").select_option(revision)
+    expect(page.locator("#about")).to_contain_text(f"Revision{revision}")
+    connected(page)
+    return page
+
+
+def connected(page: Page) -> None:
+    """Wait until the lists are there."""
+    expect(page.locator("#state")).to_have_text("Connected")
+    expect(page.locator("#kinds")).to_contain_text(re.compile("Tools [1-9]"))
+
+
+def choose(page: Page, kind: str, name: str) -> None:
+    """Open an item of one kind."""
+    page.locator("#kinds").get_by_role("button", name=kind).click()
+    page.locator("#items").get_by_role("button", name=name).click()
+    expect(page.locator("#detail").get_by_role("heading", name=name)).to_be_visible()
+
+
+def result(page: Page) -> Locator:
+    """Where the result of the chosen item is shown."""
+    return page.get_by_role("region", name="Result")
+
+
+def run(page: Page, verb: str = "Run") -> None:
+    """Press the button of the form."""
+    page.locator("#detail").get_by_role("button", name=verb, exact=True).click()
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_a_tool_runs_at_every_revision(hub: str, open_page: OpenPage, revision: str) -> None:
+    """The issue: choose the revision, list and run tools."""
+    page = inspect(hub, open_page, revision)
+    choose(page, "Tools", "add_numbers")
+    page.get_by_role("spinbutton", name="a", exact=True).fill("19")
+    page.get_by_role("spinbutton", name="b", exact=True).fill("23")
+    run(page)
+    expect(result(page)).to_contain_text("Done")
+    expect(result(page).get_by_label("Text")).to_have_text("42")
+
+
+@pytest.mark.parametrize("revision", BOTH_ERAS)
+def test_an_elicitation_is_answered(hub: str, open_page: OpenPage, revision: str) -> None:
+    """The issue: answers an elicitation at 2025-11-25 and at 2026-07-28."""
+    page = inspect(hub, open_page, revision)
+    choose(page, "Tools", "order_parcel")
+    page.get_by_role("textbox", name="item").fill("a lamp")
+    run(page)
+    question = page.get_by_role("dialog")
+    expect(question.get_by_role("heading")).to_contain_text("a lamp")
+    question.get_by_label("street").fill("Mill Lane 1")
+    question.get_by_label("city").fill("York")
+    question.get_by_label("speed").select_option("express")
+    question.get_by_role("button", name="Accept").click()
+    expect(question).to_be_hidden()
+    expect(result(page)).to_contain_text("a lamp to Mill Lane 1, York (express)")
+
+
+@pytest.mark.parametrize("revision", BOTH_ERAS)
+def test_a_question_is_declined_by_button_and_cancelled_by_key(hub: str, open_page: OpenPage, revision: str) -> None:
+    """The specification: accept, decline and cancel are different answers."""
+    page = inspect(hub, open_page, revision)
+    choose(page, "Tools", "order_parcel")
+    page.get_by_role("textbox", name="item").fill("a lamp")
+    run(page)
+    page.get_by_role("dialog").get_by_role("button", name="Decline").click()
+    expect(result(page)).to_contain_text("Tool error")
+    run(page)
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(result(page)).to_contain_text("Tool error")
+
+
+@pytest.mark.parametrize("revision", BOTH_ERAS)
+def test_a_sampling_is_answered_by_the_person(hub: str, open_page: OpenPage, revision: str) -> None:
+    """Our choice: who inspects a server plays the model, too."""
+    page = inspect(hub, open_page, revision)
+    choose(page, "Tools", "summarize")
+    page.get_by_role("textbox", name="text").fill("A long text.")
+    run(page)
+    expect(page.get_by_role("dialog")).to_contain_text("A long text.")
+    page.get_by_label("Reply of the model").fill("It is long.")
+    page.get_by_role("button", name="Accept").click()
+    expect(result(page).get_by_label("Text")).to_have_text("It is long.")
+
+
+@pytest.mark.parametrize("revision", BOTH_ERAS)
+def test_progress_is_shown_and_a_call_can_be_cancelled(hub: str, open_page: OpenPage, revision: str) -> None:
+    """The issue: progress."""
+    page = inspect(hub, open_page, revision)
+    choose(page, "Tools", "long_task")
+    page.get_by_label("steps").fill("1000")
+    page.get_by_label("seconds").fill("60")
+    run(page)
+    expect(result(page)).to_contain_text("of 1,000")
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(result(page)).to_contain_text("Cancelled.")
+
+
+def test_arguments_can_be_written_as_json(hub: str, open_page: OpenPage) -> None:
+    """The issue: a raw JSON editor beside the form."""
+    page = inspect(hub, open_page)
+    choose(page, "Tools", "greet")
+    page.get_by_role("textbox", name="name").fill("Ada")
+    page.get_by_role("button", name="JSON").click()
+    editor = page.get_by_label("Arguments as JSON")
+    assert json.loads(editor.input_value()) == {"name": "Ada"}
+    editor.fill("{")
+    run(page)
+    expect(page.get_by_text("This is not JSON")).to_be_visible()
+    expect(editor).to_be_focused()
+    editor.fill('{"name": "Grace"}')
+    run(page)
+    expect(result(page)).to_contain_text("Hello, Grace!")
+
+
+@pytest.mark.parametrize("revision", BOTH_ERAS)
+def test_resources_are_read(hub: str, open_page: OpenPage, revision: str) -> None:
+    """The issue: read resources, templates among them."""
+    page = inspect(hub, open_page, revision)
+    choose(page, "Resources", "about")
+    run(page, "Read")
+    expect(result(page)).to_contain_text("# hub")
+    choose(page, "Resources", "time_in")
+    page.get_by_role("textbox", name="area").fill("Europe")
+    page.get_by_role("textbox", name="city").fill("Berlin")
+    run(page, "Read")
+    expect(result(page)).to_contain_text("time://Europe/Berlin")
+    expect(result(page)).to_contain_text("Done")
+
+
+@pytest.mark.parametrize("revision", BOTH_ERAS)
+def test_prompts_are_got_with_completed_arguments(hub: str, open_page: OpenPage, revision: str) -> None:
+    """The issue: get prompts, complete arguments."""
+    page = inspect(hub, open_page, revision)
+    choose(page, "Prompts", "translate")
+    page.get_by_role("textbox", name="text").fill("Good morning")
+    language = page.get_by_label("language")
+    language.fill("G")
+    expect(page.locator("datalist option[value=German]")).to_have_count(1)
+    expect(page.locator("datalist option[value=French]")).to_have_count(0)
+    language.fill("German")
+    run(page, "Get")
+    expect(result(page)).to_contain_text("Translate into German")
+
+
+@pytest.mark.parametrize("revision", BOTH_ERAS)
+def test_every_message_can_be_looked_at(hub: str, open_page: OpenPage, revision: str) -> None:
+    """The issue: watch raw messages, in both directions."""
+    page = inspect(hub, open_page, revision)
+    page.get_by_role("button", name="Clear").click()
+    choose(page, "Tools", "greet")
+    run(page)
+    expect(result(page)).to_contain_text("Done")
+    messages = page.locator("#traffic > li")
+    expect(messages.filter(has_text="sent tools/call greet")).to_have_count(1)
+    expect(messages.filter(has_text="received result of tools/call")).to_have_count(1)
+    messages.first.locator("summary").click()
+    shown = json.loads(messages.first.get_by_label("Message").inner_text())
+    assert shown["jsonrpc"] == "2.0"
+    assert shown["params"]["name"] == "greet"
+
+
+@pytest.mark.parametrize("revision", BOTH_ERAS)
+def test_an_error_of_the_server_is_told_with_its_code(hub: str, open_page: OpenPage, revision: str) -> None:
+    """Our choice: an inspector shows what is wrong, not that something is."""
+    page = inspect(hub, open_page, revision)
+    choose(page, "Request", "Any request")
+    page.get_by_label("method").fill("tools/call")
+    page.get_by_label("params").fill('{"name": "no_such_tool"}')
+    run(page, "Send")
+    expect(result(page)).to_contain_text("Failed")
+    expect(result(page)).to_contain_text("(-32602)")
+
+
+def test_a_lost_network_is_told_and_survived(hub: str, open_page: OpenPage) -> None:
+    """Our choice: what went wrong is told in words, and the page goes on."""
+    page = inspect(hub, open_page, "2025-11-25", lossy=True)
+    page.context.set_offline(True)
+    choose(page, "Tools", "greet")
+    run(page)
+    expect(result(page)).to_contain_text("The server cannot be reached.")
+    page.context.set_offline(False)
+    run(page)
+    expect(result(page)).to_contain_text("Hello, world!")

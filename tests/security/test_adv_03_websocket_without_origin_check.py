@@ -1,0 +1,130 @@
+"""Advisory 3: a WebSocket without Host and Origin check (CVE-2026-59950): any page could drive the local server."""
+
+import json
+from typing import Any
+
+import pytest
+
+from millstream.http import Request
+from millstream.protocol.principal import Principal
+from millstream.transports.hosts import HostPolicy
+from socket_world import TEXT, UPGRADE, WAYS, RawSocket, World, frame, hear, world
+
+EVIL = [
+    b"https://evil.example",
+    b"http://evil.example:80",
+    b"null",
+    b"http://127.0.0.1.evil.example",
+    b"http://localhost.evil.example",
+    b"http://evil.example#http://127.0.0.1",
+    b"http://127.0.0.1@evil.example",
+    b"file://",
+    b"chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+    b"",
+    b"http://127.0.0.1, http://127.0.0.1",
+]
+FINE = [b"http://127.0.0.1:3000", b"http://localhost", b"https://[::1]:8443", b"HTTP://LOCALHOST:5"]
+
+
+async def refusal(app: World, extra: bytes, head: bytes = UPGRADE) -> tuple[int, bytes]:
+    """Status and text of a handshake that is refused; nothing was accepted, opened or counted."""
+    peer = await app.handshake(extra, head)
+    status, headers = await app.opened(peer)
+    body = await peer.reader.readexactly(int(headers[b"content-length"]))
+    assert await peer.rest() == b""
+    assert len(app.runtime.streams) == 0
+    assert app.hub.stats().subscribers == 0
+    return status, body
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("origin", EVIL)
+async def test_a_foreign_page_is_refused_before_the_socket_opens(origin: bytes, way: str) -> None:
+    """RFC 6455 §10.2: 403, and the text names the setting that would allow it."""
+    async with world(way) as app:
+        status, body = await refusal(app, b"Origin: %b\r\n" % origin)
+        assert status == 403
+        assert b"allowed_origins" in body
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("origin", FINE)
+async def test_a_page_of_this_machine_may_connect_to_a_loopback_bind(origin: bytes, way: str) -> None:
+    """DESIGN §5, hosts: loopback Origins of any port on a loopback bind."""
+    async with world(way) as app:
+        peer = await app.handshake(b"Origin: %b\r\n" % origin)
+        assert (await app.opened(peer))[0] == 101
+        assert (await RawSocket(peer).message())["type"] == "connected"
+
+
+async def test_on_a_public_bind_a_page_of_the_visitor_s_machine_is_foreign() -> None:
+    """The rule for loopback is one of the bind; listed Origins, and the server's own, still pass."""
+    async with world(allowed_hosts=("api.example",), allowed_origins=("https://app.example",)) as app:
+        settings = app.server.settings
+        app.route._policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=False)
+        head = UPGRADE.replace(b"127.0.0.1", b"api.example")
+        for origin, expected in [
+            (b"http://localhost:3000", 403),
+            (b"http://app.example", 403),
+            (b"https://app.example", 101),
+            (b"http://api.example", 101),
+        ]:
+            peer = await app.handshake(b"Origin: %b\r\n" % origin, head)
+            assert (await app.opened(peer))[0] == expected, origin
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("host", [b"evil.example", b"evil.example:80", b"127.0.0.1.evil.example", b"localhost.evil.co"])
+async def test_a_name_that_was_rebound_is_refused(host: bytes, way: str) -> None:
+    """DNS rebinding: the page's own name resolves to this machine, and its Origin agrees with the Host."""
+    async with world(way) as app:
+        head = UPGRADE.replace(b"127.0.0.1", host)
+        status, body = await refusal(app, b"Origin: http://%b\r\n" % host, head)
+        assert status == 421
+        assert b"allowed_hosts" in body
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_two_origins_are_one_too_many(way: str) -> None:
+    """Which of them a proxy has checked is anybody's guess."""
+    async with world(way) as app:
+        status, _ = await refusal(app, b"Origin: http://127.0.0.1\r\nOrigin: https://evil.example\r\n")
+        assert status == 400
+
+
+async def test_a_cross_site_request_without_an_origin_is_refused_too() -> None:
+    """A browser that says so in ``Sec-Fetch-Site`` is believed: a socket can do what a POST can."""
+    async with world() as app:
+        status, _ = await refusal(app, b"Sec-Fetch-Site: cross-site\r\n")
+        assert status == 403
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_subprotocol_changes_nothing(way: str) -> None:
+    """Both dialects stand behind the same door."""
+    async with world(way) as app:
+        status, _ = await refusal(app, b"Origin: https://evil.example\r\nSec-WebSocket-Protocol: mcp\r\n")
+        assert status == 403
+
+
+async def test_frames_sent_along_with_a_refused_handshake_do_nothing() -> None:
+    """What comes behind the handshake is never read as messages."""
+    async with world() as app:
+        call = frame(TEXT, json.dumps({"type": "publish", "data": "evil"}).encode())
+        peer = await app.handshake(b"Origin: https://evil.example\r\n")
+        await peer.send(call)
+        assert (await app.opened(peer))[0] == 403
+        assert app.hub.stats().published == 0
+
+
+async def test_no_part_of_the_address_is_a_credential() -> None:
+    """FACTS §1 row 3: addresses stand in logs and histories; the query is not even shown to who authenticates."""
+    seen: list[Any] = []
+
+    async def authenticate(request: Request) -> Principal | None:
+        seen.append((request.query, request.path, request.headers.get(b"cookie")))
+        return None
+
+    async with world(authenticate=authenticate) as app, app.client(path="/ws?token=s3cret") as socket:
+        await hear(socket)
+        assert seen == [(b"", "/ws", None)]

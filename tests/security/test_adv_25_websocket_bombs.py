@@ -1,0 +1,190 @@
+"""Advisory 25: WebSocket bombs: inflation, fragments, lengths, pings, smuggled bodies, and readers that do not read."""
+
+import asyncio
+import contextlib
+import json
+import struct
+import zlib
+
+import pytest
+
+from millstream.hub import HubLimits
+from millstream.transports.websocket_uvicorn import MAX_FRAGMENTS, MAX_UNREAD
+from socket_world import PING, TEXT, WAYS, RawSocket, World, frame, world
+
+ASK = b'{"type":"ping"}'
+
+
+async def still_serves(app: World) -> None:
+    """Somebody else is answered."""
+    other = await app.raw()
+    await other.send(frame(TEXT, ASK))
+    assert await other.message() == {"type": "pong"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_compressed_bomb_is_a_protocol_error(way: str) -> None:
+    """CVE-2026-77528, CVE-2026-116579, undici CVE-2026-1526: nothing is inflated, for nothing was negotiated."""
+    packer = zlib.compressobj(wbits=-15)
+    bomb = packer.compress(bytes(64 * 2**20)) + packer.flush(zlib.Z_SYNC_FLUSH)
+    async with world(way) as app:
+        peer = await app.handshake(b"Sec-WebSocket-Extensions: permessage-deflate\r\n")
+        assert b"sec-websocket-extensions" not in (await app.opened(peer))[1]
+        socket = RawSocket(peer)
+        await socket.message()
+        await socket.send(frame(TEXT, bomb[:-4], rsv=4))
+        assert (await socket.closing())[0] == 1002
+        await still_serves(app)
+
+
+@pytest.mark.parametrize("payload", [b"", b"x"])
+async def test_a_message_of_too_many_fragments_is_ended(payload: bytes) -> None:
+    """CVE-2026-12151: empty fragments cost their sender six bytes and would never reach a limit of size."""
+    async with world() as app:
+        socket = await app.raw()
+        await socket.send(frame(TEXT, payload, fin=False), *[frame(0, payload, fin=False)] * 100_000)
+        assert await socket.closing() == (1008, "too many fragments")
+        await still_serves(app)
+
+
+async def test_as_many_fragments_as_are_allowed_are_a_message() -> None:
+    """The last one allowed."""
+    async with world() as app:
+        socket = await app.raw()
+        rest = [frame(0, fin=False)] * (MAX_FRAGMENTS - 2)
+        await socket.send(frame(TEXT, ASK, fin=False), *rest, frame(0))
+        assert await socket.message() == {"type": "pong"}
+        await socket.send(frame(TEXT, ASK, fin=False), *rest, frame(0, fin=False), frame(0))
+        assert (await socket.closing())[0] == 1008
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("size", [2**20 + 1, 2**31, 2**62])
+async def test_a_length_alone_is_enough_to_refuse(size: int, way: str) -> None:
+    """The limit comes before the buffer: not one byte of the payload was sent."""
+    async with world(way) as app:
+        socket = await app.raw()
+        await socket.send(frame(TEXT, length=b"\x7f" + struct.pack("!Q", size)))
+        assert (await socket.closing())[0] == 1009
+        await still_serves(app)
+
+
+async def test_fragments_add_up() -> None:
+    """The limit is of the message, not of a frame."""
+    async with world() as app:
+        socket = await app.raw()
+        part = b" " * 2**18
+        await socket.send(frame(TEXT, part, fin=False), *[frame(0, part, fin=False)] * 3, frame(0, b" "))
+        assert (await socket.closing())[0] == 1009
+
+
+async def test_who_pings_and_never_reads_is_dropped() -> None:
+    """Each ping obliges the server to a pong; what is not taken is bounded."""
+    async with world() as app:
+        socket = await app.raw(small_buffer=True)
+        pings = frame(PING, b"x" * 125) * 2000
+        async with asyncio.timeout(5):
+            with contextlib.suppress(ConnectionError):
+                while app.running.state.connections:
+                    sizes = [each.transport.get_write_buffer_size() for each in app.running.state.connections]  # type: ignore[union-attr]
+                    assert max(sizes) < 2 * MAX_UNREAD
+                    await socket.send(pings)
+                    await asyncio.sleep(0)
+        await app.until(lambda: not app.running.state.connections and len(app.runtime.streams) == 0)
+        await still_serves(app)
+
+
+async def test_who_asks_and_never_reads_is_not_served_on() -> None:
+    """Answers that are not taken stop the reading: a packet of small questions is no lever for large answers."""
+    async with world() as app:
+        socket = await app.raw(small_buffer=True)
+        call = frame(TEXT, b'{"type":"mcp_call","tool":"text","arguments":{"size":1000000}}')
+        done: list[int] = []
+        app.runtime.dispatcher.observe = lambda call, seconds, answer: done.append(len(answer))
+        await socket.send(call * 500)
+        await app.until(lambda: bool(done))
+        for _ in range(2000):
+            await asyncio.sleep(0)
+        assert len(done) < 50
+        await still_serves(app)
+
+
+@pytest.mark.parametrize("body", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
+async def test_an_upgrade_with_a_body_is_refused(body: bytes) -> None:
+    """CVE-2026-69243: a second request hidden in the body of an upgrade reaches nobody."""
+    async with world() as app:
+        peer = await app.handshake(body)
+        await peer.send(b"0\r\n\r\nGET /secret HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        status, _ = await app.opened(peer)
+        assert status == 400
+        assert b"101" not in await peer.rest()
+
+
+async def test_a_handshake_that_cannot_be_read_is_answered_and_closed() -> None:
+    """A header line that HTTP takes and `websockets` does not would otherwise hold its connection for ever."""
+    async with world() as app:
+        peer = await app.handshake(b"Cookie: %b\r\n" % (b"a" * 9000))
+        assert (await app.opened(peer))[0] == 400
+        assert await peer.rest() == b""
+        await app.until(lambda: not app.running.state.connections)
+
+
+async def test_who_leaves_a_ping_unanswered_and_takes_nothing_is_dropped() -> None:
+    """The deadline of a pong ends the connection, not only the writing to it."""
+    config = {"ws_ping_interval": 0.05, "ws_ping_timeout": 0.05}
+    async with world(config=config) as app:
+        peer = await app.handshake(small_buffer=True)
+        assert (await app.opened(peer))[0] == 101
+        call = {"type": "mcp_call", "tool": "text", "arguments": {"size": 10_000_000}}
+        with contextlib.suppress(ConnectionError):
+            await RawSocket(peer).send(frame(TEXT, json.dumps(call).encode()))
+        await app.until(lambda: not app.running.state.connections and len(app.runtime.streams) == 0)
+
+
+@pytest.mark.parametrize("extra", [b"", b"Sec-WebSocket-Protocol: mcp\r\n"])
+async def test_deep_json_is_a_parse_error(extra: bytes) -> None:
+    """Nesting costs stack; it is counted before anything is decoded."""
+    async with world() as app:
+        peer = await app.handshake(extra)
+        assert (await app.opened(peer))[0] == 101
+        socket = RawSocket(peer)
+        if not extra:
+            await socket.message()
+        for text in (b"[" * 500_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000):
+            await socket.send(frame(TEXT, text))
+            assert (await socket.message())["error"]["code"] == -32700
+
+
+async def test_a_socket_has_so_many_channels_and_no_more() -> None:
+    """A subscription costs memory that lasts."""
+    async with world(limits=HubLimits(max_channels_per_subscriber=64)) as app:
+        socket = await app.raw()
+        await socket.send(*(frame(TEXT, b'{"type":"subscribe","channel":"c%d"}' % n) for n in range(100)))
+        await socket.send(frame(TEXT, ASK))
+        kinds: list[str] = []
+        while (message := await socket.message())["type"] != "pong":
+            kinds.append(message["type"])
+        assert (kinds.count("subscribed"), kinds.count("error")) == (64, 36)
+        assert app.hub.stats().subscribers == 64
+
+
+async def test_subscribing_and_unsubscribing_for_ever_leaves_nothing() -> None:
+    """What a socket had is forgotten while it is still open."""
+    async with world() as app:
+        socket = await app.raw()
+        pair = frame(TEXT, b'{"type":"subscribe"}') + frame(TEXT, b'{"type":"unsubscribe"}')
+        await socket.send(pair * 300, frame(TEXT, ASK))
+        while (await socket.message())["type"] != "pong":
+            pass
+        assert app.hub.stats().subscribers == 0
+        (outbox,) = app.route._sockets
+        assert len(outbox._ending._callbacks) < 10
+
+
+async def test_a_flood_of_wrong_messages_is_answered_at_the_pace_of_its_reader() -> None:
+    """An error is an answer: who does not read it gets no more of them."""
+    async with world() as app:
+        socket = await app.raw()
+        await socket.send(frame(TEXT, b"{") * 3000, frame(TEXT, json.dumps({"type": "ping"}).encode()))
+        kinds = [(await socket.message())["type"] for _ in range(3001)]
+        assert kinds == ["error"] * 3000 + ["pong"]

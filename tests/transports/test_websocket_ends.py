@@ -1,0 +1,299 @@
+"""How a WebSocket ends: a slow reader is cut, a stopping server answers first, a failure says no more than its code."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import MutableMapping
+from typing import Any
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from millstream.hub import HubLimits
+from millstream.protocol.sse import COMMENT
+from millstream.transports.websocket_outbox import GOING_AWAY, SLOW, TRY_AGAIN_LATER, Feed, Outbox
+from socket_world import GATES, TEXT, WAIT, WAYS, World, ask, end_of, frame, hear, tell, world
+
+EVENT = "x" * 200_000
+
+
+class HeldSend:
+    """An ASGI `send` of a peer that reads when it is let."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.reads = asyncio.Event()
+        self.gone = False
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        """Take a message, once the peer reads."""
+        await self.reads.wait()
+        if self.gone:
+            raise OSError("gone")
+        self.sent.append(message.get("text") or (message["code"], message["reason"]))
+
+
+@contextlib.asynccontextmanager
+async def held_outbox(limit: int = 1000, grace: float = WAIT) -> Any:
+    """An outbox whose first message is held up by its peer."""
+    send = HeldSend()
+    outbox = Outbox(send, limit=limit, grace=grace)
+    writer = asyncio.create_task(outbox.run())
+    outbox.write(b"held")
+    for _ in iter(lambda: outbox._held, True):
+        await asyncio.sleep(0)
+    yield outbox, send, writer
+    send.reads.set()
+    outbox.lost()
+    await asyncio.wait_for(writer, WAIT)
+
+
+async def slow_reader(app: World) -> Any:
+    """A subscriber that takes nothing after its subscription."""
+    socket = await app.raw(small_buffer=True)
+    await socket.send(frame(TEXT, b'{"type":"subscribe"}'))
+    assert [(await socket.message())["type"] for _ in range(2)] == ["position", "subscribed"]
+    return socket
+
+
+async def publish_until_cut(app: World, listener: Any) -> None:
+    """Publish, with one listener that takes everything in order, until the other is cut."""
+    for n in range(200):
+        await app.hub.publish("broadcast", EVENT, id=f"n{n}")
+        while (message := await hear(listener))["type"] != "event":
+            pass
+        assert message["id"] == f"n{n}"
+        if app.hub.stats().cut:
+            return
+    raise AssertionError("nobody was cut")
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_slow_reader_is_cut_by_name_and_the_others_go_on(way: str) -> None:
+    """Issue 3, item 1: it hears 1013 ``slow`` once it reads again, and can resume."""
+    async with world(way, limits=HubLimits(max_buffered=400_000)) as app, app.client(max_size=None) as listener:
+        await tell(listener, {"type": "subscribe"})
+        slow = await slow_reader(app)
+        await publish_until_cut(app, listener)
+        assert app.hub.stats().cut == {"slow": 1}
+        assert len(app.runtime.streams) == 1
+        assert await slow.closing() == (TRY_AGAIN_LATER, SLOW)
+        assert (await app.hub.publish("broadcast", "more")).subscribers == 1
+        assert (await hear(listener))["data"] == "more"
+
+
+async def test_a_reader_that_never_reads_again_is_dropped() -> None:
+    """Our protocol class: what was written does not wait for ever for a peer that takes nothing."""
+    limits = HubLimits(max_buffered=400_000)
+    async with world(limits=limits, write_timeout=0.05) as app, app.client(max_size=None) as listener:
+        await tell(listener, {"type": "subscribe"})
+        await slow_reader(app)
+        await publish_until_cut(app, listener)
+        await app.until(lambda: len(app.running.state.connections) == 1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_who_asks_much_before_reading_is_answered_in_full(way: str) -> None:
+    """While the answers are not taken, no more is read: that bounds the memory, and cuts nobody who comes to read."""
+    async with world(way) as app:
+        socket = await app.raw(small_buffer=True)
+        call = b'{"type":"mcp_call","tool":"text","arguments":{"size":300000},"id":%d}'
+        done: list[int] = []
+        app.runtime.dispatcher.observe = lambda call, seconds, answer: done.append(len(answer))
+        await socket.send(*(frame(TEXT, call % n) for n in range(60)))
+        await app.until(lambda: bool(done))
+        answers = [await socket.message() for _ in range(60)]
+        assert sorted(answer["id"] for answer in answers) == list(range(60))
+        assert {len(answer["result"]["content"][0]["text"]) for answer in answers} == {300_000}
+
+
+async def test_what_waits_for_the_loop_alone_is_never_slow() -> None:
+    """Many large answers in one turn of the loop are no reason to cut a peer that reads."""
+    send = HeldSend()
+    send.reads.set()
+    outbox = Outbox(send, limit=10, grace=WAIT)
+    assert all(outbox.write(b"x" * 1000) for _ in range(50))
+    assert (outbox.behind, Feed(outbox).buffered) == (0, 0)
+    outbox.close(1000)
+    await asyncio.wait_for(outbox.run(), WAIT)
+    assert send.sent == ["x" * 1000] * 50 + [(1000, "")]
+
+
+async def test_what_waits_behind_a_held_message_is_bounded() -> None:
+    """Over the limit the peer is cut: what waits is dropped, the held message goes first, then the reason."""
+    async with held_outbox(limit=1000) as (outbox, send, writer):
+        ended: list[str] = []
+        outbox.on_close(lambda: ended.append("outbox"))
+        accepted = [outbox.write(b"x" * 400) for _ in range(4)]
+        assert accepted == [True, True, True, False]
+        assert outbox.closed
+        assert ended == ["outbox"]
+        assert not outbox.write(b"late")
+        send.reads.set()
+        await asyncio.wait_for(writer, WAIT)
+        assert send.sent == ["held", (TRY_AGAIN_LATER, SLOW)]
+
+
+async def test_answers_and_questions_are_not_counted_against_their_reader() -> None:
+    """Who asks for much over a thin line is not slow; notifications, which nobody asked for, count."""
+    async with held_outbox(limit=1000) as (outbox, _, _):
+        for message in (b'{"jsonrpc":"2.0","id":1,"result":{}}', b'{"jsonrpc":"2.0","id":1,"method":"ping"}', b"[]"):
+            assert all(outbox.carry(message + b" " * 400) for _ in range(10))
+        assert outbox.behind == 0
+        change = b'{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}' + b" " * 400
+        assert [outbox.carry(change) for _ in range(4)] == [True, True, True, False]
+
+
+async def test_drain_waits_until_the_peer_takes_more() -> None:
+    """Senders that can wait do."""
+    async with held_outbox(limit=2**20) as (outbox, send, _):
+        outbox.write(b"x" * 100_000)
+        waiting = asyncio.create_task(outbox.drain())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        send.reads.set()
+        await asyncio.wait_for(waiting, WAIT)
+        assert send.sent == ["held", "x" * 100_000]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_peer_that_goes_while_it_is_written_to_ends_the_outbox(fails: bool) -> None:
+    """ASGI 2.4: `send` raises OSError; a peer that takes nothing runs into the grace time."""
+    async with held_outbox(grace=0.01) as (outbox, send, writer):
+        if fails:
+            send.gone = True
+            send.reads.set()
+        else:
+            outbox.close(1000)
+        await asyncio.wait_for(writer, WAIT)
+        assert outbox.closed
+        await asyncio.wait_for(outbox.wait_closed(), WAIT)
+        assert send.sent == []
+
+
+async def test_the_hub_ends_a_feed_that_is_behind_as_slow_and_another_as_going_away() -> None:
+    """`Feed.close` is the hub's; both ends close the socket."""
+    async with held_outbox() as (outbox, send, writer):
+        feed = Feed(outbox)
+        feed.write(b'{"a":1}\n{"b":2}\n')
+        assert feed.buffered == 14
+        feed.close()
+        feed.write(b"late\n")
+        send.reads.set()
+        await asyncio.wait_for(writer, WAIT)
+        assert send.sent[-1] == (TRY_AGAIN_LATER, SLOW)
+    async with held_outbox() as (outbox, send, writer):
+        Feed(outbox).close()
+        send.reads.set()
+        await asyncio.wait_for(writer, WAIT)
+        assert send.sent == ["held", (GOING_AWAY, "")]
+
+
+async def test_one_event_is_the_same_bytes_for_every_socket() -> None:
+    """DESIGN §5: encoded once, and split into messages once."""
+    outboxes = [Outbox(HeldSend(), limit=1000, grace=WAIT) for _ in range(3)]
+    chunk = b'{"a":1}\n{"b":2}\n'
+    for outbox in outboxes:
+        Feed(outbox).write(chunk)
+    first, *rest = [list(outbox._queue) for outbox in outboxes]
+    assert first == [(b'{"a":1}', 7), (b'{"b":2}', 7)]
+    assert all(a[0] is b[0] for other in rest for a, b in zip(first, other, strict=True))
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_stopping_server_answers_before_it_closes(way: str) -> None:
+    """Issue 3 and DESIGN §5: what was asked is answered, then 1001."""
+    async with world(way) as app, app.client() as busy, app.client("mcp") as idle:  # type: ignore[arg-type]
+        await hear(busy)
+        await tell(busy, {"type": "mcp_call", "tool": "waits", "id": 1})
+        await app.until(lambda: len(app.runtime.dispatcher.calls) == 1)
+        draining = asyncio.create_task(app.runtime.drain(WAIT))
+        await asyncio.sleep(0)
+        GATES[app.server].set()
+        await asyncio.wait_for(draining, WAIT)
+        await asyncio.wait_for(app.route.close(WAIT), WAIT)
+        assert (await hear(busy))["result"]["content"][0]["text"] == "through"
+        assert await end_of(busy) == (GOING_AWAY, "The server stops")
+        assert await end_of(idle) == (GOING_AWAY, "The server stops")
+        with pytest.raises(InvalidStatus) as refused:
+            async with app.client():
+                pass
+        assert refused.value.response.status_code == 503
+
+
+async def test_the_beat_of_the_streams_is_no_message_of_a_socket() -> None:
+    """Pings of the protocol keep a socket alive; the comment of event streams has no form there."""
+    async with world() as app, app.client() as socket:
+        await hear(socket)
+        app.runtime.streams.beat()
+        assert COMMENT
+        assert (await ask(socket, {"type": "ping"}))["type"] == "pong"
+
+
+async def test_a_failure_of_ours_closes_with_1011_and_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that fails is our fault; the log has it."""
+
+    async def broken(*args: Any, **options: Any) -> Any:
+        raise ConnectionError("the secret address of the store")
+
+    async with world() as app, app.client() as socket:
+        monkeypatch.setattr(app.hub, "publish", broken)
+        await hear(socket)
+        await tell(socket, {"type": "publish", "data": 1})
+        assert await end_of(socket) == (1011, "Internal error")
+
+
+# Other ASGI servers
+
+
+async def in_process(app: World, *given: Any, extensions: Any = None, **headers: str) -> list[Any]:
+    """Run the route on messages of a server that bounds nothing itself; what it sends."""
+    inbox: asyncio.Queue[Any] = asyncio.Queue()
+    for message in ({"type": "websocket.connect"}, *given):
+        inbox.put_nowait(message)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    fields = [(name.encode(), value.encode()) for name, value in {"host": "127.0.0.1", **headers}.items()]
+    scope = {"type": "websocket", "path": "/ws", "headers": fields, "subprotocols": [], "extensions": extensions}
+    await asyncio.wait_for(app.route(scope, inbox.get, send), WAIT)
+    return sent
+
+
+async def test_a_server_without_the_response_extension_refuses_by_closing() -> None:
+    """ASGI: `websocket.close` before the accept is a 403."""
+    async with world() as app:
+        assert await in_process(app, origin="https://evil.example") == [{"type": "websocket.close", "code": 1008}]
+        start, body = await in_process(app, origin="https://evil.example", extensions={"websocket.http.response": {}})
+        assert (start["type"], start["status"]) == ("websocket.http.response.start", 403)
+        assert b"evil.example" in body["body"]
+
+
+async def test_a_message_over_the_limit_is_1009_under_any_server() -> None:
+    """The server's own limit is a setting of the server, which may be higher."""
+    async with world() as app:
+        large = {"type": "websocket.receive", "text": " " * (2**20 + 1)}
+        accepted, hello, close = await in_process(app, large)
+        assert (accepted["type"], json.loads(hello["text"])["type"]) == ("websocket.accept", "connected")
+        assert (close["type"], close["code"]) == ("websocket.close", 1009)
+
+
+async def test_a_peer_that_is_gone_before_the_accept_leaves_nothing() -> None:
+    """ASGI 2.4: `send` raises OSError."""
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        raise OSError("gone")
+
+    async with world() as app:
+        scope = {"type": "websocket", "path": "/ws", "headers": [(b"host", b"127.0.0.1")]}
+        await asyncio.wait_for(app.route(scope, receive, send), WAIT)
+        assert len(app.runtime.streams) == 0
+        assert not app.route._sockets
