@@ -5,6 +5,7 @@ answer. Nothing here asserts a time; `make bench` measures.
 """
 
 import json
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,14 +71,46 @@ def test_a_reader_that_stalls_is_cut_as_slow_and_the_others_get_everything(progr
     assert (found["slow"], found["deliveries"]) == (1, 8000)
 
 
-def test_a_server_that_loses_an_event_is_found_out(program: Path, tmp_path: Path) -> None:
-    """The judge itself: a stream in which a number is missing and one comes twice fails the program."""
-    chosen = free_port()
-    command = [*millstream("", 0)[:1], "-m", "broken_stream", str(chosen)]
-    with serving(command, chosen, tmp_path / "log"):
-        found = subprocess.run(
-            [str(program), "--port", str(chosen), "--subscribers", "1", "--events", "4"],
-            capture_output=True, text=True, timeout=SECONDS, check=False,
-        )  # fmt: skip
-    counted = json.loads(found.stdout)
-    assert (found.returncode, counted["missing"], counted["duplicated"]) == (1, 1, 1)
+@pytest.mark.parametrize(
+    ("written", "fault"),
+    [
+        ({1: [1], 2: [], 3: [3]}, "missing"),
+        ({1: [1], 2: [2, 2]}, "duplicated"),
+        ({1: [1], 2: [2], 3: [1, 3]}, "duplicated"),
+        ({1: []}, "lost"),
+    ],
+    ids=["one left out", "one twice", "one again later", "a stream that ends"],
+)
+def test_the_load_program_finds_out_a_server_that_errs(
+    program: Path, written: dict[int, list[int]], fault: str
+) -> None:
+    """The judge is judged: this server writes, for the n-th publication, the events that the table says."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = [str(program), "--port", str(listener.getsockname()[1]), "--subscribers", "1", "--events", "4"]
+        listener.settimeout(5)
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            stream, _ = listener.accept()
+            publisher, _ = listener.accept()
+            with stream, publisher:
+                serve_wrongly(stream, publisher, written)
+            output, _ = process.communicate(timeout=5)
+    assert process.returncode == 1
+    assert json.loads(output)[fault] > 0
+
+
+def serve_wrongly(stream: socket.socket, publisher: socket.socket, written: dict[int, list[int]]) -> None:
+    """One subscriber, one publisher, until the publisher leaves or the table ends."""
+    stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+    events: dict[int, bytes] = {}
+    with publisher.makefile("rb") as requests:
+        while requests.readline():
+            size = 0
+            while (line := requests.readline().lower()) != b"\r\n":
+                size = int(line.partition(b":")[2]) if line.startswith(b"content-length:") else size
+            data = json.loads(requests.read(size))["data"]
+            number = int(data[1:11])
+            events[number] = b"data: %b\n\n" % data.encode()
+            stream.sendall(b"".join(events[each] for each in written.get(number, [number])))
+            if number and number == max(written):
+                return
+            publisher.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")

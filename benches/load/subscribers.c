@@ -42,8 +42,12 @@ static double begin_calls(double begun, double at, double until) {
     return due > at ? due : at + 1;
 }
 
+static unsigned long faults(void) {
+    return total.duplicated + total.missing + total.wrong + total.lost + total.failed;
+}
+
 /* Publish for some seconds or so many events, never more than the window ahead of the slowest; with a rate, by the
-   clock. Returns the seconds until everybody had everything, or -1 when nothing moved for too long. */
+   clock. Returns the seconds until everybody had everything, or -1 when something was not right or nothing moved for too long. */
 static double run(double seconds, unsigned int events, int window, double rate) {
     unsigned int first = total.sent;
     unsigned long seen = 0;
@@ -65,7 +69,7 @@ static double run(double seconds, unsigned int events, int window, double rate) 
         if (rate > 0 || options.calls > 0) alarm_at(wake);
         turn(100);
         if (seen != total.deliveries + total.answered) seen = total.deliveries + total.answered, moved = now();
-        if (total.lost || total.failed || now() - moved > 20) return -1;
+        if (faults() || now() - moved > 20) return -1;
     }
 }
 
@@ -169,8 +173,7 @@ int main(int argc, char **argv) {
     used = cpu() - used;
     milestone("done");
     if (options.stalled) drain_stalled(3);
-    int right = spent >= 0 && total.complete == total.sent && total.answered == total.calls
-                && !(total.duplicated | total.missing | total.wrong | total.lost | total.failed);
+    int right = spent >= 0 && total.complete == total.sent && total.answered == total.calls && !faults();
     report(spent, options.lockstep, first, used, connected);
     return right ? 0 : 1;
 }

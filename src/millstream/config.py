@@ -26,6 +26,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Secret for session ids and sealed state; several, separated by commas: the first seals, all open."""
     page_size: int = 1000
     max_body: int = 4 * 1024 * 1024
+    max_message: int = 1024 * 1024
+    """The largest WebSocket message."""
     max_depth: int = 64
     max_batch: int = 50
     header_timeout: float = 10.0
@@ -67,6 +69,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a multi-round request may be continued."""
     list_ttl_ms: int = 60_000
     discover_ttl_ms: int = 3_600_000
+    hub_journal: int = 10_000
+    """Events of all channels together that a returning subscriber can be given again."""
     hub_history: int = 1_000
     """Events of each channel that a new or returning subscriber can be given."""
     hub_history_age: float = 3600.0

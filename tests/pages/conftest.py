@@ -34,7 +34,6 @@ document.addEventListener("securitypolicyviolation", (event) => violated(`${even
 """
 
 
-
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """One browser for all tests; each page gets a context of its own."""

@@ -74,7 +74,6 @@ def test_a_chosen_tool_is_drawn_in_the_charts(hub: str, open_page: OpenPage) -> 
     expect(page.get_by_role("img", name="seconds ago")).to_have_count(1)
 
 
-
 def test_a_server_that_nobody_called_says_so(tmp_path: Path, open_page: OpenPage) -> None:
     """The issue: empty states are designed, too."""
     port = free_port()

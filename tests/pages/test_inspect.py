@@ -124,7 +124,7 @@ def test_arguments_can_be_written_as_json(hub: str, open_page: OpenPage) -> None
     page = inspect(hub, open_page)
     choose(page, "Tools", "greet")
     page.get_by_role("textbox", name="name").fill("Ada")
-    page.get_by_role("button", name="JSON").click()
+    page.get_by_role("button", name="JSON", exact=True).click()
     editor = page.get_by_label("Arguments as JSON")
     assert json.loads(editor.input_value()) == {"name": "Ada"}
     editor.fill("{")
@@ -144,8 +144,8 @@ def test_resources_are_read(hub: str, open_page: OpenPage, revision: str) -> Non
     run(page, "Read")
     expect(result(page)).to_contain_text("# hub")
     choose(page, "Resources", "time_in")
-    page.get_by_role("textbox", name="area").fill("Europe")
-    page.get_by_role("textbox", name="city").fill("Berlin")
+    page.get_by_role("combobox", name="area").fill("Europe")
+    page.get_by_role("combobox", name="city").fill("Berlin")
     run(page, "Read")
     expect(result(page)).to_contain_text("time://Europe/Berlin")
     expect(result(page)).to_contain_text("Done")
@@ -156,7 +156,7 @@ def test_prompts_are_got_with_completed_arguments(hub: str, open_page: OpenPage,
     """The issue: get prompts, complete arguments."""
     page = inspect(hub, open_page, revision)
     choose(page, "Prompts", "translate")
-    page.get_by_role("textbox", name="text").fill("Good morning")
+    page.get_by_role("combobox", name="text").fill("Good morning")
     language = page.get_by_label("language")
     language.fill("G")
     expect(page.locator("datalist option[value=German]")).to_have_count(1)

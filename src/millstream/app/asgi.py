@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.app.runtime import Runtime
 from millstream.transports.asgi import AsgiAdapter
-from millstream.transports.hosts import HostPolicy
 from millstream.transports.lane import ATTRIBUTE, Lane
 
 if TYPE_CHECKING:
@@ -22,8 +21,7 @@ async def serve(server: "Server", scope: MutableMapping[str, Any], receive: Any,
     elif scope["type"] == "http":
         await _first(server, scope, receive, send)
     elif scope["type"] == "websocket":
-        await receive()
-        await send({"type": "websocket.close", "code": 1000, "reason": "No WebSocket here."})
+        await _websocket(server, scope, receive, send)
     else:
         raise ValueError(f"Unknown ASGI scope type {scope['type']!r}")
 
@@ -59,15 +57,22 @@ async def _lifespan(server: "Server", receive: Any, send: Any) -> None:
 
 def prepare(server: "Server", runtime: Runtime) -> None:
     """Build the HTTP side of a running server."""
-    routes = runtime.serve_http()
-    settings = server.settings
-    policy = HostPolicy(
-        settings.allowed_hosts, settings.allowed_origins, loopback_bind=server.loopback_bind is not False
-    )
+    routes, settings, policy = runtime.serve_http(), server.settings, runtime.policy
     server.use_http(
         AsgiAdapter(routes.find, settings=settings, policy=policy),
         Lane(routes.find_hot, settings=settings, policy=policy),
     )
+
+
+async def _websocket(server: "Server", scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    runtime = await server.start()
+    prepare(server, runtime)
+    path, root = scope["path"], scope.get("root_path", "")
+    if runtime.websocket is not None and path.removeprefix(root) == "/ws":
+        await runtime.websocket(scope, receive, send)
+        return
+    await receive()
+    await send({"type": "websocket.close", "code": 1000, "reason": "No WebSocket here."})
 
 
 assert ATTRIBUTE == "__millstream_lane__"  # noqa: S101  `Server.use_http` sets it by this name

@@ -14,6 +14,9 @@ from millstream.transports.lane import GUARD_ONLY, load_lane
 if TYPE_CHECKING:
     from millstream.app.server import Server
 
+WEBSOCKET = "millstream.transports.websocket_uvicorn:WebSocketProtocol"
+"""By name, so that a server without a hub does not load it."""
+
 logger = logging.getLogger("millstream")
 
 
@@ -70,7 +73,11 @@ def serve(
         host=host,
         port=port,
         http=protocol or "httptools",
-        ws="none",
+        ws=WEBSOCKET if "hub" in server.parts else "none",
+        ws_max_size=server.settings.max_message,
+        ws_per_message_deflate=False,
+        ws_ping_interval=server.settings.heartbeat,
+        ws_ping_timeout=20.0,
         access_log=False,
         server_header=False,
         log_config=None,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from millstream.app.runtime import Runtime
     from millstream.hub import Hub
     from millstream.server.observation import Observer
+    from millstream.transports.websocket import WebSocketRoute
 
 PARTS = ("hub", "rest", "web", "metrics")
 _NEEDS = {"web": ("hub", "rest", "metrics")}
@@ -47,12 +48,32 @@ def hub_limits(settings: Settings) -> Any:
         most = int(plain)
     return HubLimits(
         max_connections=most,
+        max_event=min(256 * 1024, settings.stream_buffer // 4),
+        journal=settings.hub_journal,
         max_connections_per_address=settings.max_connections_per_address,
         max_buffered=settings.stream_buffer // 2,
         history=settings.hub_history,
         history_age=settings.hub_history_age,
         mailbox=settings.hub_mailbox,
         mailbox_age=settings.hub_mailbox_age,
+    )
+
+
+def make_websocket(runtime: "Runtime") -> "WebSocketRoute | None":
+    """The handler of ``/ws``, where the hub is served."""
+    if runtime.hub is None:
+        return None
+    from millstream.transports.websocket import WebSocketRoute  # noqa: PLC0415  only where a hub is served
+
+    server = runtime.server
+    return WebSocketRoute(
+        runtime.dispatcher,
+        runtime.hub,
+        runtime.policy,
+        server.settings,
+        runtime.streams,
+        max_message=server.settings.max_message,
+        may_publish=server.loopback_bind is not False,
     )
 
 
@@ -110,6 +131,8 @@ def part_routes(runtime: "Runtime") -> tuple[dict[str, dict[str, Handler]], list
         exact["/events"] = {"GET": hub.events}
         exact["/publish"] = {"POST": runtime.local_only(hub.publish)}
         prefixes.append(("/mcp/sse/", {"GET": hub.client_stream}))
+        if runtime.websocket is not None:
+            exact["/ws"] = {"GET": runtime.websocket.plain}
     if "rest" in parts:
         from millstream.transports.rest import RestRoutes  # noqa: PLC0415
         from millstream.web import pages  # noqa: PLC0415

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from millstream.app.parts import make_observer, open_hub
+from millstream.app.parts import make_observer, make_websocket, open_hub
 from millstream.app.routes import Routes
 from millstream.app.streamed import Streamed
 from millstream.http import TEXT_HEAD, Handler, Request, Response
@@ -22,6 +22,7 @@ from millstream.server.dispatch import Dispatcher
 from millstream.server.handlers import install
 from millstream.server.services import Services
 from millstream.stores import open_store
+from millstream.transports.hosts import HostPolicy
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.post_line import PostLine
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from millstream.app.server import Server
     from millstream.hub import Hub
     from millstream.server.observation import Observer
+    from millstream.transports.websocket import WebSocketRoute
 
 IDLE_SECONDS = 60.0
 _TICK = 1.0
@@ -55,6 +57,8 @@ class Runtime:
         self.parts = server.parts
         self.hub: Hub | None = None
         self.observer: Observer | None = None
+        self.websocket: WebSocketRoute | None = None
+        self.policy: HostPolicy
         self.services: Services
         self.dispatcher: Dispatcher
         self.streams: OpenStreams
@@ -111,6 +115,9 @@ class Runtime:
     def serve_http(self) -> Routes:
         """The HTTP side, made when it is first needed: stdio does without."""
         if self.routes is None:
+            settings, loopback = self.server.settings, self.server.loopback_bind is not False
+            self.policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=loopback)
+            self.websocket = make_websocket(self)
             self.routes = Routes(self)
         return self.routes
 
@@ -123,14 +130,19 @@ class Runtime:
         self._end_subscriptions()
         await self._wait_for((call for call in self.dispatcher.calls if call.method == "subscriptions/listen"), 1.0)
         self.streams.close()
+        if self.websocket is not None:
+            await self.websocket.close(1.0)
         await self._stack.aclose()
 
     async def drain(self, seconds: float) -> None:
         """Stop taking work: subscriptions end with their result, calls finish within the time, streams close."""
         self.draining = True
         self._end_subscriptions()
+        deadline = self.clock() + seconds
         await self._wait_for(self.dispatcher.calls, seconds)
         self.streams.close()
+        if self.websocket is not None:
+            await self.websocket.close(max(1.0, deadline - self.clock()))
 
     async def _wait_for(self, calls: Iterable[Call], seconds: float) -> None:
         owed, deadline = set(calls), self.clock() + seconds

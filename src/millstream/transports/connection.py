@@ -92,9 +92,7 @@ class Connection:
             message = read(data)
             coroutine = self._open(message)
         except ProtocolError as exc:
-            self._write(
-                error_message(message.id if message is not None else None, exc.code, exc.message, exc.data)
-            )
+            self._write(error_message(message.id if message is not None else None, exc.code, exc.message, exc.data))
             return
         if coroutine is not None:
             self._start(self._answer(coroutine))

@@ -1,0 +1,140 @@
+"""What makes the pages usable for everybody: names, landmarks, contrast, focus, phone width, and the policy."""
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from millstream.web.pages import asset
+from pages_world import OpenPage, call
+
+pytestmark = pytest.mark.server
+
+PAGES = ["dashboard", "chat", "inspect", "docs"]
+READY = {"dashboard": "#uptime:not(:text-is('–'))", "chat": "#state:text-is('Live')",
+         "inspect": "#state:text-is('Connected')", "docs": "#list:not([aria-busy])"}  # fmt: skip
+
+NAMELESS = """() => [...document.querySelectorAll("input, select, textarea, button, a[href], canvas[role], dialog")]
+  .filter((node) => node.checkVisibility())
+  .filter((node) => !(node.getAttribute("aria-label")
+    || (node.getAttribute("aria-labelledby") ?? "").split(" ").some((id) => document.getElementById(id)?.textContent)
+    || [...(node.labels ?? [])].some((label) => label.textContent.trim())
+    || (["BUTTON", "A"].includes(node.tagName) && node.textContent.trim())))
+  .map((node) => node.outerHTML)"""
+
+# A row of one scrolled inside a box of its own is not too wide; the page itself must not scroll sideways.
+SIDEWAYS = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+TWICE = """() => [...document.querySelectorAll("[id]")].map((node) => node.id)
+  .filter((id, index, all) => all.indexOf(id) !== index)"""
+
+DANGLING = """() => [...document.querySelectorAll("[aria-labelledby], [aria-describedby], label[for]")]
+  .flatMap((node) => ["aria-labelledby", "aria-describedby", "for"]
+    .flatMap((name) => (node.getAttribute(name) ?? "").split(" ").filter(Boolean)))
+  .filter((id) => !document.getElementById(id))"""
+
+
+def opened(hub: str, open_page: OpenPage, name: str, **options: object) -> Page:
+    """A page with something on it."""
+    call(hub, "add_numbers", {"a": 1, "b": 2})
+    page: Page = open_page(f"{hub}/{name}", name="Ada", **options)
+    page.locator(READY[name]).wait_for()
+    return page
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_everything_has_a_name(hub: str, open_page: OpenPage, name: str) -> None:
+    """WCAG 2.2, 4.1.2 and 1.3.1: each control has a name, each reference a target, each id one owner."""
+    page = opened(hub, open_page, name)
+    assert page.evaluate(NAMELESS) == []
+    assert page.evaluate(TWICE) == []
+    assert page.evaluate(DANGLING) == []
+    assert page.locator("html").get_attribute("lang") == "en"
+    for role, count in (("banner", 1), ("main", 1), ("heading", None)):
+        found = page.get_by_role(role, **({"level": 1} if role == "heading" else {})).count()  # type: ignore[arg-type]
+        assert found == (count or 1), role
+    assert page.get_by_role("navigation", name="Pages").count() == 1
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_keyboard_comes_first_to_a_link_past_the_navigation(hub: str, open_page: OpenPage, name: str) -> None:
+    """WCAG 2.2, 2.4.1 and 2.4.7: a way past what repeats, and a focus that is seen."""
+    page = opened(hub, open_page, name)
+    page.evaluate("document.activeElement.blur()")
+    page.locator("h1").click()
+    page.evaluate("document.querySelector('.skip').focus()")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Tab")
+    skip = page.locator(".skip")
+    expect(skip).to_be_focused()
+    assert skip.evaluate("node => getComputedStyle(node).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == (skip.get_attribute("href") or "")[1:]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_phone_needs_no_scrolling_sideways(hub: str, open_page: OpenPage, name: str) -> None:
+    """The issue: phone width."""
+    page = opened(hub, open_page, name, width=360)
+    assert page.evaluate(SIDEWAYS) <= 0
+
+
+# Contrast of the variables, computed as WCAG 2.2 defines it
+
+Color = tuple[float, float, float]
+
+
+def variables(dark: bool) -> dict[str, str]:
+    """The colour variables of one scheme."""
+    text = asset("/assets/base.css").body.decode()
+    light, _, rest = text.partition("@media (prefers-color-scheme: dark)")
+    found = dict(re.findall(r"--([\w-]+): (#[0-9a-f]+);", light))
+    return found | dict(re.findall(r"--([\w-]+): (#[0-9a-f]+);", rest.partition("/* Ground */")[0])) if dark else found
+
+
+def over(text: str, ground: Color) -> Color:
+    """A colour as it looks on a ground, through its transparency."""
+    red, green, blue, alpha = (int((text[1:] + "ff")[at : at + 2], 16) / 255 for at in (0, 2, 4, 6))
+    return tuple(alpha * own + (1 - alpha) * below for own, below in zip((red, green, blue), ground, strict=True))  # type: ignore[return-value]
+
+
+def luminance(color: Color) -> float:
+    """Relative luminance."""
+    red, green, blue = (each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in color)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: Color, other: Color) -> float:
+    """The ratio of two colours."""
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_text_stands_out_from_its_ground(dark: bool) -> None:
+    """WCAG 2.2, 1.4.3 (text, 4.5) and 1.4.11 (borders of fields, 3)."""
+    named = variables(dark)
+    opaque = {name: over(named[name], (1.0, 1.0, 1.0)) for name in ("ground", "surface", "sunken")}
+    tinted = {name: over(named[name], opaque["surface"]) for name in ("accent-soft", "bad-soft")}
+    pairs = [
+        *((ink, ground) for ink in ("text", "text-soft", "accent", "bad") for ground in opaque),
+        *((ink, ground) for ink in ("good", "warn") for ground in ("surface", "sunken")),
+        ("accent", "accent-soft"), ("text", "accent-soft"), ("text", "bad-soft"), ("bad", "bad-soft"),
+        ("text-soft", "bad-soft"),
+    ]  # fmt: skip
+    grounds = opaque | tinted
+    low = {(ink, ground): contrast(over(named[ink], grounds[ground]), grounds[ground]) for ink, ground in pairs}
+    accent = over(named["accent"], opaque["surface"])
+    low["accent-text", "accent"] = contrast(over(named["accent-text"], accent), accent)
+    assert {pair: round(ratio, 2) for pair, ratio in low.items() if ratio < 4.5} == {}
+    assert contrast(over(named["line-strong"], opaque["surface"]), opaque["surface"]) >= 3
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_policy_travels_with_the_page(hub: str, open_page: OpenPage, name: str) -> None:
+    """The issue: a strict Content-Security-Policy. That pages stay within it, each test of a page checks."""
+    page = opened(hub, open_page, name)
+    reply = page.request.get(page.url)
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    assert "unsafe" not in reply.headers["content-security-policy"]
+    assert page.evaluate("() => [...document.querySelectorAll('[style], style, script:not([src])')].length") == 0

@@ -1,0 +1,227 @@
+"""The stream of the dashboard: one snapshot for all, log lines once each, and the list of the chat's members."""
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any
+
+from millstream.http import Request, Response
+from millstream.protocol.sse import Decoder, Event
+from millstream.transports.open_streams import OpenStreams
+from millstream.web.live import MAX_BUFFERED, ChatMembers, DashboardFeed, LogTail
+
+INFO = {"name": "mill", "version": "1", "started": 1.0, "facts": {"Python": "3"}}
+
+
+class Screen:
+    """A sink that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.buffered = 0
+        self.chunks: list[bytes] = []
+        self._callbacks: list[Callable[[], None]] = []
+        self._over = asyncio.Event()
+
+    def write(self, data: bytes) -> None:
+        """Keep a chunk."""
+        if not self.closed:
+            self.chunks.append(data)
+
+    async def drain(self) -> None:
+        """There is always room."""
+
+    def close(self) -> None:
+        """The end, from either side."""
+        if not self.closed:
+            self.closed = True
+            self._over.set()
+            for callback in self._callbacks:
+                callback()
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Keep a callback, or call it when it is too late."""
+        self._callbacks.append(callback)
+        if self.closed:
+            callback()
+
+    async def wait_closed(self) -> None:
+        """Until the end."""
+        await self._over.wait()
+
+    @property
+    def events(self) -> list[Event]:
+        """What a page would get."""
+        return Decoder().feed(b"".join(self.chunks))
+
+    def lines(self) -> list[str]:
+        """The messages of all log lines."""
+        return [line["message"] for event in self.events if event.event == "log" for line in json.loads(event.data)]
+
+
+class World:
+    """A feed with everything around it."""
+
+    def __init__(self, *, size: int = 5, max_streams: int = 10) -> None:
+        self.taken = count(1)
+        self.log = LogTail(size)
+        self.logger = logging.Logger("mill")  # noqa: LOG001  of its own, so that no other handler hears it
+        self.logger.addHandler(self.log)
+        self.streams = OpenStreams(max_streams=max_streams, max_per_owner=max_streams)
+        self.feed = DashboardFeed(lambda: {"number": next(self.taken)}, self.log, self.streams, info=INFO)
+
+    @asynccontextmanager
+    async def watching(self, last_event_id: str = "", *, query: bool = False) -> AsyncIterator[Screen]:
+        """Somebody who watches."""
+        screen = Screen()
+        given: dict[str, Any] = {"query": f"last_event_id={last_event_id}".encode()} if query else {}
+        headers = {b"last-event-id": last_event_id.encode()} if last_event_id and not query else {}
+        request = Request("GET", "/dashboard/events", [], headers, lambda status, head: screen, **given)
+        handler = asyncio.ensure_future(self.feed.events(request))
+        await asyncio.sleep(0)
+        try:
+            yield screen
+        finally:
+            screen.close()
+            await asyncio.wait_for(handler, 5)
+
+
+async def test_a_watcher_hears_of_the_server_then_the_log_then_each_snapshot() -> None:
+    """The issue: everything updates by SSE."""
+    world = World()
+    world.logger.warning("Before.")
+    async with world.watching() as screen:
+        world.feed.tell()
+        world.logger.warning("After.")
+        world.feed.tell()
+        assert [event.event for event in screen.events] == ["server", "log", "snapshot", "log", "snapshot"]
+        server = json.loads(screen.events[0].data)
+        assert server["name"] == "mill"
+        assert server["instance"]
+        assert screen.lines() == ["Before.", "After."]
+        assert json.loads(screen.events[-1].data) == {"number": 2}
+
+
+async def test_a_snapshot_is_made_once_for_all_and_not_at_all_for_nobody() -> None:
+    """The issue: a snapshot each second only while somebody watches, encoded once."""
+    world = World()
+    runner = asyncio.ensure_future(world.feed.run())
+    await asyncio.sleep(0)
+    assert next(world.taken) == 1
+    async with world.watching() as one, world.watching() as other:
+        await asyncio.sleep(0)
+        world.feed.tell()
+        assert one.chunks[-1] is other.chunks[-1]
+        assert len(world.feed) == 2
+    assert len(world.feed) == 0
+    runner.cancel()
+    await asyncio.gather(runner, return_exceptions=True)
+
+
+async def test_who_comes_back_hears_no_line_twice() -> None:
+    """WHATWG HTML 9.2: `Last-Event-ID`; here also in the query, for a page that opens a new stream."""
+    world = World()
+    world.logger.warning("one")
+    async with world.watching() as screen:
+        world.logger.warning("two")
+        world.feed.tell()
+        told = screen.events[-1].id
+    world.logger.warning("three")
+    for query in (False, True):
+        async with world.watching(told, query=query) as screen:
+            world.logger.warning("four")
+            world.feed.tell()
+            assert screen.lines() == (["three", "four"] if not query else ["three", "four", "four"])
+
+
+async def test_two_watchers_hear_the_same_lines_whenever_they_come() -> None:
+    """A line that was logged between two snapshots comes once to who was there and once to who came since."""
+    world = World()
+    async with world.watching() as early:
+        world.logger.warning("one")
+        async with world.watching() as late:
+            world.logger.warning("two")
+            world.feed.tell()
+            assert early.lines() == late.lines() == ["one", "two"]
+
+
+async def test_an_id_of_another_process_or_none_at_all_gives_every_line() -> None:
+    """A restarted server counts its lines anew; hostile ids are ids of nobody."""
+    world = World()
+    world.logger.warning("one")
+    for last_event_id in ("0badcafe-7", "-", "x", "9" * 5000, world.feed._instance + "-x"):
+        async with world.watching(last_event_id) as screen:
+            assert screen.lines() == ["one"]
+
+
+async def test_a_watcher_that_does_not_read_is_cut_and_others_are_not() -> None:
+    """Style §22: what happens when a buffer is full."""
+    world = World()
+    async with world.watching() as slow, world.watching() as quick:
+        slow.buffered = MAX_BUFFERED + 1
+        world.feed.tell()
+        assert slow.closed
+        assert quick.events[-1].event == "snapshot"
+        assert len(world.feed) == 1
+
+
+async def test_too_many_streams_are_refused_with_a_time_to_come_back() -> None:
+    """The issue: too many connections are 503 with `Retry-After`."""
+    world = World(max_streams=1)
+    async with world.watching():
+        request = Request("GET", "/dashboard/events", [], {}, lambda status, head: Screen())
+        response = await world.feed.events(request)
+    assert isinstance(response, Response)
+    assert response.status == 503
+    assert b"retry-after" in response.head
+
+
+async def test_the_tail_keeps_the_newest_lines_of_all_threads() -> None:
+    """The issue: a bounded ring. Old lines go; their numbers are not given again."""
+    world = World(size=3)
+    threads = [threading.Thread(target=world.logger.warning, args=(f"line {number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    lines, last = world.log.after(0)
+    assert (len(lines), last) == (3, 8)
+    assert world.log.after(7) == (lines[-1:], 8)
+    assert world.log.after(8) == ([], 8)
+    assert world.log.after(99) == ([], 8)
+
+
+async def test_secrets_do_not_reach_the_page() -> None:
+    """The issue: logs with secrets redacted and control characters escaped."""
+    world = World()
+    world.logger.warning("token=abcdef\nforged", extra={"password": "hunter2"})
+    async with world.watching() as screen:
+        text = b"".join(screen.chunks).decode()
+    assert "abcdef" not in text
+    assert "hunter2" not in text
+    assert "\nforged" not in text
+
+
+async def test_a_record_that_cannot_be_written_breaks_nobody(monkeypatch: Any) -> None:
+    """As every handler of the logging module."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    world = World()
+    world.logger.warning("%d", "no number")
+    assert world.log.after(0) == ([], 0)
+
+
+async def test_the_members_of_the_chat_are_listed() -> None:
+    """The issue: presence, in the order of arrival."""
+    asked: list[str] = []
+
+    async def presence(channel: str) -> list[dict[str, str]]:
+        asked.append(channel)
+        return [{"client_id": "1", "name": "Ada"}]
+
+    response = await ChatMembers(presence).get(Request("GET", "/chat/members", [], {}, lambda status, head: Screen()))
+    assert json.loads(response.body) == [{"client_id": "1", "name": "Ada"}]
+    assert asked == ["chat"]
