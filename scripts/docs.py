@@ -1,7 +1,7 @@
 """Put the examples into the documents, and check what the documents point to.
 
 A block of code follows a line such as ``<!-- examples/greet.py#server -->``, which names a file and a region in it
-(``# region: server`` to ``# endregion``). ``make docs`` writes the blocks anew; the tests fail where they differ.
+(``# region: server`` to ``# endregion``, or after ``//``). ``make docs`` writes the blocks anew; the tests fail where they differ.
 """
 
 import re
@@ -45,7 +45,9 @@ def region(source: str) -> str:
     """
     path, _, name = source.partition("#")
     text = (ROOT / path).read_text("utf-8")
-    found = re.search(rf"^ *# region: {re.escape(name)}\n(.*?)^ *# endregion$", text, re.MULTILINE | re.DOTALL)
+    found = re.search(
+        rf"^ *(?:#|//) region: {re.escape(name)}\n(.*?)^ *(?:#|//) endregion$", text, re.MULTILINE | re.DOTALL
+    )
     if found is None:
         raise ValueError(f"{path} has no region {name}")
     return textwrap.dedent(found[1]).strip("\n") + "\n"

@@ -1,8 +1,9 @@
 """HTTP without a server: what a transport handler gets and gives.
 
-A handler is ``async (Request) -> Response | None``. It returns a `Response` for a plain reply, or opens a `Sink`
-with ``request.open(...)``, writes to it and returns ``None`` when the stream is over. The adapters (ASGI and the
-lane) build the one and carry out the other. Nothing here knows MCP, a socket or an event loop.
+A handler is ``async (Request) -> Response | Sink | None``. It returns a `Response` for a plain reply, or opens a
+`Sink` with ``request.open(...)``. It writes to that and returns ``None`` when the stream is over; or it returns the
+open sink, which others write to until it closes: a stream that only listens needs no waiting task. The adapters (ASGI
+and the lane) build the one and carry out the other. Nothing here knows MCP, a socket or an event loop.
 """
 
 from collections.abc import Awaitable, Callable
@@ -88,4 +89,4 @@ def client_id_of(query: bytes) -> str:
     return parse_qs(query.decode("latin-1")).get("client_id", [""])[0] if query else ""
 
 
-Handler = Callable[[Request], Awaitable[Response | None]]
+Handler = Callable[[Request], Awaitable[Response | Sink | None]]

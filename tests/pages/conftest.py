@@ -30,7 +30,9 @@ LOST = re.compile(r"Failed to load resource: net::ERR_|status of 50[23]")
 """What Chromium itself says of a connection that a test cuts."""
 
 WATCH = """
-document.addEventListener("securitypolicyviolation", (event) => violated(`${event.violatedDirective} ${event.blockedURI}`));
+document.addEventListener("securitypolicyviolation", (event) => {
+  violated(`${event.violatedDirective} ${event.blockedURI}`);
+});
 """
 
 

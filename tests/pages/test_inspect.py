@@ -1,4 +1,4 @@
-"""The inspector: every revision, tools, questions, resources, prompts, progress, errors, and the messages themselves."""
+"""The inspector: every revision, tools, questions, resources, prompts, progress, errors, and every message."""
 
 import json
 import re
@@ -12,6 +12,7 @@ pytestmark = pytest.mark.server
 
 REVISIONS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"]
 BOTH_ERAS = ["2025-11-25", "2026-07-28"]
+ACCEPTED = {"2025-11-25": "result of resources/subscribe", "2026-07-28": "notifications/subscriptions/acknowledged"}
 
 
 def inspect(hub: str, open_page: OpenPage, revision: str = "2026-07-28", *, lossy: bool = False) -> Page:
@@ -205,3 +206,43 @@ def test_a_lost_network_is_told_and_survived(hub: str, open_page: OpenPage) -> N
     page.context.set_offline(False)
     run(page)
     expect(result(page)).to_contain_text("Hello, world!")
+
+
+@pytest.mark.parametrize("revision", BOTH_ERAS)
+def test_a_watched_resource_is_read_again_when_it_changes(hub: str, open_page: OpenPage, revision: str) -> None:
+    """The specification: subscriptions in the one era, `subscriptions/listen` in the other."""
+    page = inspect(hub, open_page, revision)
+    choose(page, "Resources", "order_status")
+    page.get_by_label("number").fill("0")
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="Watch").click()
+    expect(page.locator("#traffic").get_by_text(ACCEPTED[revision])).to_have_count(1)
+    other = inspect(hub, open_page)
+    choose(other, "Tools", "order_parcel")
+    other.get_by_role("textbox", name="item").fill("a lamp")
+    run(other)
+    other.get_by_label("street").fill("Mill Lane 1")
+    other.get_by_label("city").fill("York")
+    other.get_by_role("button", name="Accept").click()
+    number = json.loads(result(other).get_by_label("Text").inner_text())["order"]
+    page.get_by_role("button", name="Watch").click()
+    expect(page.get_by_role("button", name="Watch")).to_have_attribute("aria-pressed", "false")
+    page.get_by_label("number").fill(str(int(number) + 1))
+    page.get_by_role("button", name="Watch").click()
+    expect(page.locator("#traffic").get_by_text(ACCEPTED[revision])).to_have_count(2)
+    run(other)
+    other.get_by_label("street").fill("Weir Road 2")
+    other.get_by_label("city").fill("Hull")
+    other.get_by_role("button", name="Accept").click()
+    expect(result(page)).to_contain_text("a lamp to Weir Road 2, Hull")
+
+
+def test_the_focus_comes_back_when_a_question_is_answered(hub: str, open_page: OpenPage) -> None:
+    """WCAG 2.2, 2.4.3: whoever uses the keyboard goes on where they were."""
+    page = inspect(hub, open_page)
+    choose(page, "Tools", "order_parcel")
+    page.get_by_role("textbox", name="item").fill("a lamp")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog").get_by_label("street")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("textbox", name="item")).to_be_focused()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from millstream.app.parts import make_observer, make_websocket, open_hub
 from millstream.app.routes import Routes
 from millstream.app.streamed import Streamed
-from millstream.http import TEXT_HEAD, Handler, Request, Response
+from millstream.http import TEXT_HEAD, Handler, Request, Response, Sink
 from millstream.server.call import Call
 from millstream.server.changes import Changes
 from millstream.server.context import nudge_progress
@@ -105,7 +105,7 @@ class Runtime:
     def local_only(self, handler: Handler) -> Handler:
         """A handler that answers only programs of this machine, until there is authentication."""
 
-        async def guarded(request: Request) -> Response | None:
+        async def guarded(request: Request) -> Response | Sink | None:
             if self.server.reachable_from_outside(request.peer):
                 return Response(_LOCAL_ONLY, 403, TEXT_HEAD)
             return await handler(request)

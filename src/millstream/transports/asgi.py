@@ -13,6 +13,7 @@ from typing import Any, cast
 from millstream.config import Settings
 from millstream.http import TEXT_HEAD, Handler, Request, Response, Sink
 from millstream.transports.asgi_sink import AsgiSink, Send, header_list, header_lists
+from millstream.transports.compression import FROM_BYTES, compressed
 from millstream.transports.ending import failure
 from millstream.transports.hosts import EXEMPT, HostPolicy
 
@@ -31,12 +32,13 @@ _TOO_SLOW = Response(body=b"The body came too slowly.\n", status=408, head=_CLOS
 class AsgiAdapter:
     """An ASGI 3 application for scopes of type ``http``."""
 
-    __slots__ = ("body_timeout", "max_body", "policy", "route", "stream_buffer")
+    __slots__ = ("body_timeout", "digits", "max_body", "policy", "route", "stream_buffer")
 
     def __init__(self, route: Route, *, settings: Settings, policy: HostPolicy) -> None:
         self.route = route
         self.policy = policy
         self.max_body = settings.max_body
+        self.digits = len(str(settings.max_body))
         self.body_timeout = settings.body_timeout
         self.stream_buffer = settings.stream_buffer
 
@@ -79,7 +81,7 @@ class AsgiAdapter:
         handler = self.route(request.method, path)
         if handler is None:
             await exchange.reply(_NOT_FOUND)
-        elif _too_long(headers.get(b"content-length", b""), self.max_body):
+        elif len(length := headers.get(b"content-length", b"")) >= self.digits and _too_long(length, self.max_body):
             await exchange.reply(_TOO_LARGE)
         else:
             await exchange.serve(handler)
@@ -140,18 +142,31 @@ class _Exchange:
             step = handler(request).__await__()
             pending = next(step)
         except StopIteration as done:
-            response: Response | None = done.value
+            response: Response | Sink | None = done.value
         except Exception as exc:
             response = self.failed(exc)
         else:
             response = await self.wait(step, pending)
-        if self.sink is not None:
-            await self.sink.finish()
+        await self.end(response)
+
+    async def end(self, response: Response | Sink | None) -> None:
+        """Send what the handler gave: a reply, or the rest of a stream."""
+        sink = self.sink
+        if sink is not None:
+            if response is sink and not sink.closed:
+                self.over = False
+                step = sink.wait_closed().__await__()
+                await self.wait(step, next(step))
+            await sink.finish()
         elif not self.gone:
-            await self.reply(response or self.failed(RuntimeError("The handler gave neither a reply nor a stream.")))
+            if not isinstance(response, Response):
+                response = self.failed(RuntimeError("The handler gave neither a reply nor a stream."))
+            await self.reply(response)
 
     async def reply(self, response: Response) -> None:
         """Send a complete reply."""
+        if len(response.body) >= FROM_BYTES and b"accept-encoding" in self.request.headers:
+            response = compressed(response, self.request.headers)
         head = response.head + self.cors
         headers = header_lists.get(head) or header_list(head)
         body = response.body
@@ -184,13 +199,13 @@ class _Exchange:
         if refusal is not None:
             await self.reply(refusal)
 
-    async def wait(self, step: Generator[Any, Any, Any], pending: Any) -> Response | None:
+    async def wait(self, step: Generator[Any, Any, Any], pending: Any) -> Response | Sink | None:
         """Let a suspended handler run on, with a watcher for the peer's disconnect beside it."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self.request.cancel = task.cancel
         watcher = asyncio.create_task(self.watch(task))
         try:
-            response: Response | None = await _Resumed(step, pending)
+            response: Response | Sink | None = await _Resumed(step, pending)
             return response
         except asyncio.CancelledError:
             if self.sink is not None:

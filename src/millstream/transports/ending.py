@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from secrets import token_hex
 
 from millstream.http import TEXT_HEAD, Response
@@ -13,12 +13,12 @@ _logger = logging.getLogger("millstream.http")
 class Ending:
     """The end of one stream, told once to everyone who asked."""
 
-    __slots__ = ("_callbacks", "_waiter", "over")
+    __slots__ = ("_callbacks", "_waiters", "over")
 
     def __init__(self) -> None:
         self.over = False
         self._callbacks: list[Callable[[], None]] = []
-        self._waiter: asyncio.Event | None = None
+        self._waiters: Sequence[asyncio.Future[None]] = ()
 
     def add(self, callback: Callable[[], None]) -> None:
         """Call back at the end; at once when it is past."""
@@ -32,8 +32,9 @@ class Ending:
         if self.over:
             return
         self.over = True
-        if self._waiter is not None:
-            self._waiter.set()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             try:
@@ -45,9 +46,9 @@ class Ending:
         """Wait until the end has been told."""
         if self.over:
             return
-        if self._waiter is None:
-            self._waiter = asyncio.Event()
-        await self._waiter.wait()
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters = (*self._waiters, waiter)
+        await waiter
 
 
 def failure(exc: BaseException, method: str, path: str) -> Response:

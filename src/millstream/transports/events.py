@@ -69,7 +69,7 @@ class HubRoutes:
         client_id = path.removeprefix(CLIENT_PATH)
         return client_id if client_id and client_id != path and "/" not in client_id else None
 
-    async def events(self, request: Request) -> Response | None:
+    async def events(self, request: Request) -> Response | Sink:
         """Stream channels: ``?channel=`` (repeated, or separated by commas), ``?client_id= ?name= ?history=``."""
         query = _query(request)
         channels = [part for value in query.get("channel", ()) for part in value.split(",")] or [DEFAULT]
@@ -97,12 +97,12 @@ class HubRoutes:
                 principal=principal,
                 address=request.peer,
             )
-            await sink.wait_closed()
-        finally:
+        except BaseException:
             sink.close()
-        return None
+            raise
+        return sink
 
-    async def client_stream(self, request: Request) -> Response | None:
+    async def client_stream(self, request: Request) -> Response | Sink:
         """Stream what is sent to one client: progress and results of its streamed calls."""
         client_id = self.match(request.path)
         if client_id is None:
@@ -125,10 +125,10 @@ class HubRoutes:
                 principal=principal,
                 address=request.peer,
             )
-            await sink.wait_closed()
-        finally:
+        except BaseException:
             sink.close()
-        return None
+            raise
+        return sink
 
     async def publish(self, request: Request) -> Response:
         """Publish the event in a JSON body: ``{"channel"?, "data", "event"?, "id"?}``."""

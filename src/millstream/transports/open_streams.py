@@ -1,5 +1,6 @@
 """The event streams that are open now: counted against their caps, kept alive by comments, closed at the end."""
 
+from functools import partial
 from typing import Protocol
 
 from millstream.http import Sink
@@ -39,7 +40,7 @@ class OpenStreams:
         self._sinks.add(sink)
         if owner is not None:
             self._by_owner[owner] = self._by_owner.get(owner, 0) + 1
-        sink.on_close(lambda: self._forget(sink, owner))
+        sink.on_close(partial(self._forget, sink, owner))
 
     def _forget(self, sink: Sink, owner: str | None) -> None:
         self._sinks.discard(sink)

@@ -47,7 +47,7 @@ class StreamableGet:
         self._by_session: dict[str, Sink] = {}
         self._readers: dict[str, Sink] = {}
 
-    async def get(self, request: Request) -> Response | None:
+    async def get(self, request: Request) -> Response | Sink | None:
         """Open the stand-alone stream, or resume a broken one."""
         headers = request.headers
         if self._streamable.sessions is None or names_per_request_era(header_version(headers)):

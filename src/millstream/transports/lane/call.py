@@ -45,6 +45,8 @@ class LaneCall(Struct, eq=False):
     # reply
     cors: bytes = b""
     sink: LaneSink | None = None
+    left_open: bool = False
+    """The handler is done, its stream is not."""
 
     def open(self, status: int, head: bytes) -> Sink:
         """Start a streamed reply (`Request.open`)."""
@@ -84,6 +86,6 @@ class LaneCall(Struct, eq=False):
         self.disconnected = True
         if self.sink is not None:
             self.sink.lost()
-        if self.request.cancel_on_disconnect and self.task is not None:
+        if self.task is not None and self.request.cancel_on_disconnect:
             self.cancelled = True
             self.task.cancel()

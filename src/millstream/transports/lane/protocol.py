@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from millstream.http import Request, Response
+from millstream.transports.compression import FROM_BYTES, compressed
 from millstream.transports.hosts import EXEMPT
 from millstream.transports.lane import Lane
 from millstream.transports.lane.call import LaneCall
@@ -188,12 +189,12 @@ class LaneProtocol(GuardedProtocol):
 
     def _suspended(self, call: LaneCall, task: asyncio.Task[None]) -> None:
         """The call did not finish at once: from now on it can be cancelled, and the server waits for it."""
-        if not call.response_complete:
+        if not (call.response_complete or call.left_open):
             call.task = task
             call.request.cancel = task.cancel
             self.tasks.add(task)
 
-    async def run(self, call: LaneCall) -> None:
+    async def run(self, call: LaneCall) -> None:  # noqa: C901  the hot path, inline
         """Run one call and write its reply, all in the call's own task."""
         request, state = call.request, self.server_state
         try:
@@ -206,14 +207,17 @@ class LaneProtocol(GuardedProtocol):
         except Exception as exc:
             response = call.failed(exc)
         finally:
-            call.response_complete = True
             if call.task is not None:
                 self.tasks.discard(call.task)
                 request.cancel = call.task = None
         if call.sink is not None:
-            call.sink.close()
+            if self._left_open(call, response):
+                return
         elif not call.disconnected:
-            response = response or call.failed(RuntimeError("The handler gave neither a reply nor a stream."))
+            if not isinstance(response, Response):
+                response = call.failed(RuntimeError("The handler gave neither a reply nor a stream."))
+            if len(response.body) >= FROM_BYTES and b"accept-encoding" in request.headers:
+                response = compressed(response, request.headers)
             heads = self.guard.heads
             status, body = response.status, response.body
             head = heads.known.get(status) if heads.source is state.default_headers else None
@@ -228,16 +232,41 @@ class LaneProtocol(GuardedProtocol):
                     b"" if request.method == "HEAD" else body,
                 )
             )
+        if self.lane is not None and self.lane.access is not None:
+            self.lane.access(request, response if isinstance(response, Response) else None)
+        # `_complete`, inline.
+        call.response_complete = True
         self.front = None
         call.request = None  # whose `open` is the call's: without the cycle nothing waits for the collector
         self.since = self.guard.clock
         state.total_requests += 1
-        if self.lane is not None and self.lane.access is not None:
-            self.lane.access(request, response)
         if not call.keep_alive:
             self.transport.close()
         elif self.waiting or self.flow.read_paused or self.final is not None or self.continue_due:
             self.proceed()
+
+    def _left_open(self, call: LaneCall, response: object) -> bool:
+        """End the stream of a call, unless its handler gave it back open: the connection goes on when it closes."""
+        sink = call.sink
+        if sink is None or sink.closed or response is not sink:
+            if sink is not None:
+                sink.close()
+            return False
+        call.left_open = True
+        call.request = None
+        sink.on_close(partial(self._complete, call))
+        return True
+
+    def _complete(self, call: LaneCall) -> None:
+        """A stream that its handler left open is over: go on with the connection."""
+        call.response_complete = True
+        self.front = None
+        self.since = self.guard.clock
+        self.server_state.total_requests += 1
+        if call.keep_alive:
+            self.proceed()
+        else:
+            self.transport.close()
 
     def proceed(self) -> None:
         """Go on; a body that waits for permission gets it when nothing is in front of it."""

@@ -155,7 +155,11 @@ function listen() {
     (event) => take[event.type]?.(event),
     (state) => {
       showState($("state"), $("note"), state);
-      if (state.state === "open") fetchMembers();
+      $("scroll").ariaBusy = "true";
+      if (state.state !== "open") return;
+      fetchMembers();
+      // History is not read out; what is said from now on is.
+      setTimeout(() => ($("scroll").ariaBusy = "false"), 1_000);
     },
   );
   feed.start();

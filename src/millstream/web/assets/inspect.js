@@ -1,10 +1,11 @@
 // The inspector: a client of this server in the page. It lists what there is, makes a form of each thing, runs it, and
 // shows every message.
 
-import { nodes, contents } from "./content.js";
-import { $, element, figure, pretty } from "./dom.js";
+import { bench, cease, say } from "./bench.js";
+import { contents, nodes } from "./content.js";
+import { $, element, pretty } from "./dom.js";
 import { collect, complain, fields } from "./forms.js";
-import { Client, REVISIONS, RpcError } from "./mcp.js";
+import { Client, REVISIONS } from "./mcp.js";
 import { ask } from "./questions.js";
 import { record } from "./traffic.js";
 import { complete, expand, variables } from "./templates.js";
@@ -22,7 +23,7 @@ let client = null;
 let kind = "tools";
 const offered = {};
 const chosen = {};
-let running = null;
+const watched = new Map(); // uri -> what to do when it changed
 
 // Connecting
 
@@ -44,14 +45,9 @@ function facts(server) {
   $("instructions").hidden = !server.instructions;
 }
 
-function say(error) {
-  const code = error instanceof RpcError ? ` (${error.code})` : "";
-  return error.name === "TypeError" ? "The server cannot be reached." : `${error.message}${code}`;
-}
-
 async function connect() {
   client?.close();
-  running?.abort();
+  cease();
   state("Connecting…");
   $("failure").hidden = true;
   const mine = new Client("mcp", $("revision").value, { traffic: record, ask, notified });
@@ -79,7 +75,8 @@ async function applyLevel() {
   if (client.handshake && client.logLevel && client.server?.capabilities?.logging) await client.request("logging/setLevel", { level: client.logLevel });
 }
 
-async function notified(method) {
+async function notified(method, params) {
+  if (method === "notifications/resources/updated") watched.get(params.uri)?.();
   const name = CHANGED[method];
   if (!name) return;
   await load(name);
@@ -142,59 +139,10 @@ function drawItems() {
 }
 
 function show(item) {
-  running?.abort();
+  cease();
   chosen[kind] = item.name;
   drawItems();
   $("detail").replaceChildren(...KINDS[kind].show(item));
-}
-
-// Running
-
-/** A card with a form: `read` gives the parameters or null, `run(parameters, options)` does it, `draw(result)` shows it. */
-function bench({ heading, about, badges = [], tools = [], parts, read, run, draw, verb, extra = [] }) {
-  const button = element("button", { className: "primary", type: "submit" }, verb);
-  const cancel = element("button", { type: "button", hidden: true }, "Cancel");
-  const form = element("form", { "aria-label": heading }, ...parts, element("div", { className: "row" }, button, cancel));
-  const output = element("section", { className: "card stack tight", "aria-label": "Result", hidden: true });
-  const live = element("div", { className: "stack", role: "status" }, output);
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    const params = read();
-    if (params === null) return;
-    const stop = (running = new AbortController());
-    cancel.onclick = () => stop.abort(new Error("Cancelled."));
-    cancel.hidden = false;
-    button.disabled = true;
-    await perform({ output, draw }, (options) => run(params, { ...options, signal: stop.signal }));
-    button.disabled = false;
-    cancel.hidden = true;
-  });
-  const title = element("div", { className: "row" }, element("h2", {}, heading), ...badges, ...tools);
-  const header = element("header", { className: "stack tight" }, title, about ? element("p", { className: "description soft" }, about) : "");
-  return [element("article", { className: "card stack", "aria-label": heading }, header, form, ...extra), live];
-}
-
-async function perform({ output, draw }, run) {
-  const bar = element("progress", { "aria-label": "Progress" });
-  const step = element("p", { className: "soft small" }, "Running…");
-  output.replaceChildren(bar, step);
-  output.hidden = false;
-  const started = performance.now();
-  const progress = ({ progress: value, total, message }) => {
-    if (total) Object.assign(bar, { max: total, value });
-    step.textContent = [message, total ? `${figure(value)} of ${figure(total)}` : figure(value)].filter(Boolean).join(", ");
-  };
-  const took = () => element("span", { className: "soft small" }, `${figure(performance.now() - started)} ms`);
-  const summary = (text, look) => element("div", { className: "row" }, element("span", { className: `badge ${look}` }, text), took());
-  try {
-    const result = await run({ progress });
-    const failed = result.isError === true;
-    const raw = element("details", {}, element("summary", {}, "Raw result"), element("pre", { tabIndex: 0, "aria-label": "Raw result" }, pretty(result)));
-    output.replaceChildren(summary(failed ? "Tool error" : "Done", failed ? "bad" : "good"), element("div", { className: "content" }, ...draw(result)), raw);
-  } catch (error) {
-    const data = error instanceof RpcError && error.data !== undefined ? [element("pre", { tabIndex: 0, "aria-label": "Data of the error" }, pretty(error.data))] : [];
-    output.replaceChildren(summary("Failed", "bad"), element("p", { className: "notice bad" }, say(error)), ...data);
-  }
 }
 
 const readUri = (uri) => {
@@ -257,6 +205,13 @@ function showTool(tool) {
 
 // Resources and prompts
 
+/** Hear of every change of a resource until the signal says otherwise. */
+async function watch({ uri }, signal, changed) {
+  watched.set(uri, changed);
+  signal.addEventListener("abort", () => watched.delete(uri));
+  await client.watch(uri, signal);
+}
+
 /** A field for a variable or argument whose values the server completes. */
 function completed(name, { description, required }, ref, list) {
   const [each] = fields({ properties: { [name]: { type: "string", description, minLength: required ? 1 : 0 } }, required: required ? [name] : [] }, {}, `argument-${list.length}`);
@@ -277,6 +232,7 @@ function showResource(resource) {
       return values && { uri: resource.uri ?? expand(resource.uriTemplate, values) };
     },
     run: (params, options) => client.request("resources/read", params, options),
+    watch: client.server.capabilities?.resources?.subscribe ? watch : null,
     draw: (result) => contents(result.contents ?? []),
   });
 }

@@ -99,7 +99,7 @@ export class Client {
     if (!this.session) return;
     const headers = this.#headers({ method: "" });
     this.session = "";
-    await fetch(this.#url, { method: "DELETE", headers }).catch(() => {});
+    await fetch(this.#url, { method: "DELETE", headers, keepalive: true }).catch(() => {});
   }
 
   /** All pages of a list. */
@@ -134,6 +134,16 @@ export class Client {
       }
     }
     throw new Error(`The server asked in more than ${MAX_ROUNDS} rounds.`);
+  }
+
+  /** Hear of the changes of a resource until the signal says otherwise; they come as notifications. */
+  async watch(uri, signal) {
+    if (!this.handshake) {
+      await this.request("subscriptions/listen", { notifications: { resourceSubscriptions: [uri] } }, { signal });
+      return;
+    }
+    await this.request("resources/subscribe", { uri });
+    signal.addEventListener("abort", () => this.request("resources/unsubscribe", { uri }).catch(() => {}));
   }
 
   // One request

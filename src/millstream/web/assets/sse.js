@@ -176,6 +176,7 @@ const WORDS = { connecting: "Connecting…", open: "Live", waiting: "Reconnectin
 export function showState(badge, note, { state, reason }) {
   badge.textContent = WORDS[state];
   badge.className = `badge state ${{ open: "good", connecting: "", waiting: "warn", offline: "bad" }[state]}`;
-  note.textContent = reason ? `${reason} ${state === "waiting" ? "Trying again." : "It continues when you are back."}` : "";
-  note.hidden = !reason;
+  if (reason) note.textContent = `${reason} ${state === "waiting" ? "Trying again." : "It continues when you are back."}`;
+  // What was wrong stays there until it is right again.
+  if (reason || state === "open") note.hidden = !reason;
 }

@@ -1,0 +1,68 @@
+"""Chat rooms on the hub: tools that talk and listen, who is there, and a rule about who may use which channel.
+
+Run it with ``millstream run examples/rooms.py``; `rooms.js` beside it is what a page does.
+"""
+
+# region: server
+from millstream import Principal, Server
+
+
+def may_use(principal: Principal | None, action: str, channel: str) -> bool:
+    """Anybody may listen, and talk in rooms; announcements come from the program."""
+    return action == "subscribe" or channel.startswith("room.")
+
+
+mcp = Server("rooms", serve="hub", authorize_channel=may_use)
+# endregion
+
+
+# region: say
+@mcp.tool
+async def say(room: str, text: str, name: str = "somebody") -> str:
+    """Say something in a room."""
+    sent = await mcp.hub.publish(f"room.{room}", {"name": name, "text": text})
+    return f"{sent.subscribers} heard it."
+
+
+# endregion
+
+
+# region: whisper
+@mcp.tool
+async def whisper(client_id: str, text: str) -> str:
+    """Say something to one client; it is kept while the client is away."""
+    await mcp.hub.send(client_id, {"text": text})
+    return "Sent."
+
+
+# endregion
+
+
+# region: who
+@mcp.tool
+async def who(room: str) -> list[str]:
+    """The names of those in a room."""
+    return [member.name or member.client_id for member in await mcp.hub.presence(f"room.{room}")]
+
+
+@mcp.tool
+async def recent(room: str, count: int = 10) -> list[str]:
+    """What was said last in a room."""
+    return [(event.data or b"").decode() for event in await mcp.hub.history(f"room.{room}", count)]
+
+
+# endregion
+
+
+# region: announce
+@mcp.tool
+async def announce(text: str) -> str:
+    """Tell every listener of announcements."""
+    await mcp.hub.publish("announcements", text, event="announcement")
+    return "Announced."
+
+
+# endregion
+
+if __name__ == "__main__":
+    mcp.run()

@@ -1,0 +1,175 @@
+"""Take the pictures of the pages that the README shows: docs/images/PAGE-SCHEME-WIDTH.png.
+
+Run it after a page changed, with the environment of the tests and Debian's chromium:
+``.venv/bin/python scripts/screenshots.py``. It starts examples/hub.py, gives it something to do, and opens each page
+in both colour schemes, at the width of a desk and of a phone.
+"""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "docs" / "images"
+PORT = 8765
+ADDRESS = f"http://127.0.0.1:{PORT}"
+SIZES = {"desk": ViewportSize(width=1280, height=860), "phone": ViewportSize(width=360, height=740)}
+TALK = [
+    ("Grace", "Morning! Is the new build on staging?"),
+    ("Ada", "Since half past eight. Streams resume now: pull your cable and see."),
+    ("Grace", "Offline, online, and not one line missing.\nI'll put it in the notes."),
+    ("Ada", "And the dashboard shows who was slow."),
+    ("Mary", "Joining late – the history was there when I came."),
+]
+SECONDS_OF_LOAD = 64
+"""The charts show a minute."""
+
+
+def call(tool: str, arguments: dict[str, Any]) -> None:
+    """Call a tool of the hub."""
+    body = json.dumps({"name": tool, "arguments": arguments}).encode()
+    request = Request(f"{ADDRESS}/mcp/tools/call", body, {"content-type": "application/json"})  # noqa: S310  loopback
+    urlopen(request, timeout=5).close()  # noqa: S310
+
+
+@contextmanager
+def serving() -> Iterator[None]:
+    """The hub, until the block ends."""
+    command = [sys.executable, "-m", "millstream.cli", "run", "examples/hub.py", "--port", str(PORT), "--serve", "all"]
+    start = "from millstream.cli import main; main()"
+    command = [sys.executable, "-c", start, *command[3:]]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            try:
+                urlopen(f"{ADDRESS}/livez", timeout=1).close()  # noqa: S310
+                break
+            except URLError:
+                time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """Calls that come and go, as on a day at work."""
+    over = Event()
+    chance = random.Random(7)  # noqa: S311  no secret
+
+    def work() -> None:
+        while not over.is_set():
+            for _ in range(chance.randint(2, 14)):
+                kind = chance.random()
+                if kind < 0.5:
+                    call("add_numbers", {"a": 1, "b": 2})
+                elif kind < 0.75:
+                    call("greet", {"name": "Ada"})
+                else:
+                    call("get_current_time", {"timezone": "UTC" if kind < 0.98 else "Mars/Base"})
+            if chance.random() < 0.2:
+                call("long_task", {"steps": 4, "seconds": 0.02})
+            over.wait(chance.random() * 0.15)
+
+    worker = Thread(target=work)
+    worker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        worker.join(10)
+
+
+def dashboard(page: Page, open_other: Callable[[str], Page]) -> None:
+    """A minute of work."""
+    page.goto(f"{ADDRESS}/dashboard")
+    page.locator("#state:text-is('Live')").wait_for()
+    page.wait_for_timeout(4_000)
+    page.get_by_role("button", name="add_numbers").click()
+    page.evaluate("document.activeElement.blur()")
+    page.wait_for_timeout(200)
+
+
+def chat(page: Page, open_other: Callable[[str], Page]) -> None:
+    """Three people who talk."""
+    for name in ("Grace", "Mary"):
+        open_other(name).goto(f"{ADDRESS}/chat")
+    page.goto(f"{ADDRESS}/chat")
+    page.locator("#members").get_by_text("Mary").wait_for()
+    page.get_by_text(TALK[-1][1]).wait_for()
+
+
+def inspect(page: Page, open_other: Callable[[str], Page]) -> None:
+    """A tool that asks."""
+    page.goto(f"{ADDRESS}/inspect")
+    page.locator("#state:text-is('Connected')").wait_for()
+    page.locator("#items").get_by_role("button", name="order_parcel").click()
+    page.get_by_role("textbox", name="item").fill("A lamp")
+    page.locator("#detail").get_by_role("button", name="Run").click()
+    page.get_by_label("street").fill("Mill Lane 1")
+    page.get_by_label("city").fill("York")
+    if page.viewport_size == SIZES["desk"]:
+        page.get_by_role("button", name="Accept").click()
+        page.get_by_text("Raw result").wait_for()
+        page.locator("#traffic > li").nth(-1).locator("summary").click()
+        page.locator("#traffic pre").scroll_into_view_if_needed()
+
+
+def take(browser: Browser, name: str, scheme: Any, size: str, act: Callable[..., None]) -> None:
+    """One picture."""
+    contexts: list[BrowserContext] = []
+
+    def open_one(person: str) -> Page:
+        context = browser.new_context(
+            viewport=SIZES[size], color_scheme=scheme, locale="en-GB", reduced_motion="reduce"
+        )
+        context.add_init_script(f"localStorage.setItem('millstream.name', {person!r})")
+        contexts.append(context)
+        return context.new_page()
+
+    page = open_one("Ada")
+    act(page, open_one)
+    path = FOLDER / f"{name}-{scheme}-{size}.png"
+    page.screenshot(path=path, full_page=False)
+    print(f"{path.relative_to(ROOT)}: {path.stat().st_size // 1024} KiB")
+    for context in contexts:
+        context.close()
+
+
+def main() -> None:
+    """All twelve."""
+    program = shutil.which("chromium")
+    if program is None:
+        sys.exit("This needs Debian's chromium: apt-get install chromium.")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with serving(), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        for name, text in TALK:
+            call("send_sse_message", {"message": text, "name": name, "channel": "chat"})
+        for act in (chat, inspect):
+            for scheme in ("light", "dark"):
+                for size in SIZES:
+                    take(browser, act.__name__, scheme, size, act)
+        with busy():
+            time.sleep(SECONDS_OF_LOAD)
+            for scheme in ("light", "dark"):
+                for size in SIZES:
+                    take(browser, "dashboard", scheme, size, dashboard)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

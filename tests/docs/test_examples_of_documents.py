@@ -1,0 +1,39 @@
+"""The examples that only the documents use."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from millstream.testing import connect
+
+from examples.rooms import may_use, mcp
+from processes import ROOT, free_port, millstream, serving
+from seeds.programs import running
+
+
+async def test_a_room_remembers_what_was_said() -> None:
+    """docs/how-to/live-chat.md: the tools of the rooms."""
+    async with connect(mcp) as client:
+        assert (await client.call("say", room="den", text="hello", name="Ada")).text == "0 heard it."
+        assert (await client.call("announce", text="closing")).text == "Announced."
+        assert (await client.call("whisper", client_id="ada", text="psst")).text == "Sent."
+        assert (await client.call("recent", room="den")).structured == ['{"name":"Ada","text":"hello"}']
+        assert (await client.call("who", room="den")).structured == []
+
+
+def test_only_the_program_announces() -> None:
+    """docs/how-to/live-chat.md: the hook is asked about peers."""
+    assert may_use(None, "subscribe", "announcements")
+    assert may_use(None, "publish", "room.den")
+    assert not may_use(None, "publish", "announcements")
+
+
+@pytest.mark.server
+async def test_prometheus_is_sent_where_the_metrics_are(tmp_path: Path) -> None:
+    """docs/how-to/watch-with-prometheus.md: the path answers, and the port is the usual one."""
+    (job,) = yaml.safe_load((ROOT / "examples" / "prometheus.yml").read_text("utf-8"))["scrape_configs"]
+    assert job["static_configs"] == [{"targets": ["127.0.0.1:8000"]}]
+    port = free_port()
+    with serving(millstream("examples/hub.py", port), port, tmp_path / "log"):
+        async with running("curl", "-s", f"http://127.0.0.1:{port}{job['metrics_path']}") as program:
+            assert (await program.line()).startswith("# HELP ")
