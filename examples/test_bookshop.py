@@ -5,9 +5,9 @@ Run it with ``pytest examples/test_bookshop.py``.
 
 # region: test
 import pytest
-from millstream.testing import connect
 
 from examples.bookshop import mcp
+from millstream.testing import connect
 
 
 @pytest.mark.parametrize("revision", ["2025-06-18", "2026-07-28"])

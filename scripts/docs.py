@@ -1,7 +1,8 @@
 """Put the examples into the documents, and check what the documents point to.
 
 A block of code follows a line such as ``<!-- examples/greet.py#server -->``, which names a file and a region in it
-(``# region: server`` to ``# endregion``, or after ``//``). ``make docs`` writes the blocks anew; the tests fail where they differ.
+(``# region: server`` to ``# endregion``, or the same after ``//``). ``make docs`` writes the blocks anew; the tests
+fail where they differ.
 """
 
 import re

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from millstream import Server
-from millstream.cli import main
-from millstream.app.user_errors import CommandError
 from millstream.app.listening import listen, run_program
+from millstream.app.user_errors import CommandError
+from millstream.cli import main
 from millstream.cli.run import override
 from millstream.cli.stdio import plain_stdio
 from processes import ROOT, free_port, millstream, serving

@@ -7,6 +7,7 @@ The commands of a page are run in their order against one server: the one that t
 import asyncio
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ def shown(page: Path) -> list[Shown]:
     """The commands of a page."""
     found: list[Shown] = []
     here = list(blocks(page.read_text("utf-8")))
-    for block, behind in zip(here, [*here[1:], None], strict=True):
+    for block, behind in zip_longest(here, here[1:]):
         commands = [line for line in block.body.splitlines() if line.startswith("curl ")]
         if block.language != "sh" or not commands:
             continue

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from millstream.testing import connect
 
 from examples.rooms import may_use, mcp
+from millstream.testing import connect
 from processes import ROOT, free_port, millstream, serving
 from seeds.programs import running
 

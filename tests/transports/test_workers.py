@@ -1,6 +1,7 @@
 """Workers of the lane: one task after another's call, with nothing shared between calls."""
 
 import asyncio
+import contextlib
 import sys
 from contextvars import ContextVar
 from typing import Any
@@ -17,7 +18,7 @@ secret: ContextVar[str] = ContextVar("secret", default="")
 async def wait_idle(workers: Workers) -> Worker:
     """The one worker, once it waits."""
     async with asyncio.timeout(5):
-        while not workers.idle:
+        while not workers.idle:  # noqa: ASYNC110  a worker tells nobody that it waits
             await asyncio.sleep(0)
     return workers.idle[0]
 
@@ -42,7 +43,7 @@ async def test_a_woken_worker_runs_its_call_at_once_and_in_its_own_task() -> Non
     workers, seen = Workers(), []
 
     async def run(call: Any) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(5):  # noqa: ASYNC100  that it can be entered is the point
             seen.append((call, asyncio.current_task()))
 
     task = Worker(workers, asyncio.get_running_loop(), run, 1).task
@@ -73,10 +74,8 @@ async def test_a_cancelled_worker_is_not_used_again() -> None:
 
     async def run(call: Any) -> None:
         started.set()
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            pass
 
     task = Worker(workers, asyncio.get_running_loop(), run, None).task
     await started.wait()

@@ -5,8 +5,11 @@ A server that serves none of them imports none of them.
 
 import os
 import sys
+import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
+
+from msgspec import to_builtins
 
 from millstream.config import Settings
 from millstream.http import Handler
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from millstream.hub import Hub
     from millstream.server.observation import Observer
     from millstream.transports.websocket import WebSocketRoute
+    from millstream.web.live import DashboardFeed
 
 PARTS = ("hub", "rest", "web", "metrics")
 _NEEDS = {"web": ("hub", "rest", "metrics")}
@@ -146,11 +150,36 @@ def part_routes(runtime: "Runtime") -> tuple[dict[str, dict[str, Handler]], list
         for path, handler in pages.pages().items():
             if path.count("/") > 1 or path[1:] in shown:
                 exact[path] = {"GET": runtime.local_only(handler) if path != "/docs" else handler}
+    if runtime.feed is not None and runtime.hub is not None:
+        from millstream.web.live import ChatMembers  # noqa: PLC0415
+
+        exact["/dashboard/events"] = {"GET": runtime.local_only(runtime.feed.events)}
+        exact["/chat/members"] = {"GET": runtime.local_only(ChatMembers(runtime.hub.presence).get)}
     if "metrics" in parts and runtime.observer is not None:
         from millstream.transports.metrics_http import MetricsHttp  # noqa: PLC0415
 
         exact["/metrics"] = {"GET": runtime.local_only(MetricsHttp(runtime.observer.registry).get)}
     return exact, prefixes
+
+
+def make_feed(runtime: "Runtime") -> "DashboardFeed | None":
+    """What the dashboard hears, where the pages are served."""
+    observer, hub, server = runtime.observer, runtime.hub, runtime.server
+    if "web" not in runtime.parts or observer is None or hub is None:
+        return None
+    from millstream.web.live import DashboardFeed, LogTail  # noqa: PLC0415  only where the pages are served
+
+    store = {"kind": server.store.partition(":")[0], "up": True}
+    info = {
+        "name": server.name,
+        "title": server.info.title or server.name,
+        "version": server.version,
+        "started": time.time(),
+        "facts": {"Serves": ", ".join(["mcp", *sorted(runtime.parts)]), "Endpoint": server.settings.path},
+    }
+    return DashboardFeed(
+        lambda: observer.snapshot(hub=to_builtins(hub.stats()), store=store), LogTail(), runtime.streams, info=info
+    )
 
 
 def no_hub() -> LocalError:

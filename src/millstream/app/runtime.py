@@ -7,11 +7,12 @@ been idle.
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from millstream.app.parts import make_observer, make_websocket, open_hub
+from millstream.app.parts import make_feed, make_observer, make_websocket, open_hub
 from millstream.app.routes import Routes
 from millstream.app.streamed import Streamed
 from millstream.http import TEXT_HEAD, Handler, Request, Response, Sink
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from millstream.hub import Hub
     from millstream.server.observation import Observer
     from millstream.transports.websocket import WebSocketRoute
+    from millstream.web.live import DashboardFeed
 
 IDLE_SECONDS = 60.0
 _TICK = 1.0
@@ -58,6 +60,7 @@ class Runtime:
         self.hub: Hub | None = None
         self.observer: Observer | None = None
         self.websocket: WebSocketRoute | None = None
+        self.feed: DashboardFeed | None = None
         self.policy: HostPolicy
         self.services: Services
         self.dispatcher: Dispatcher
@@ -99,8 +102,13 @@ class Runtime:
         if observer is not None:
             self.dispatcher.observe, self.dispatcher.begin = observer, observer.begin
             self._stack.callback(observer.close)
-            sampling = self.loop.create_task(observer.run())
-            self._stack.callback(sampling.cancel)
+            self.streams.counted = lambda change, kind: observer.connections.add(kind, change)
+            self._stack.callback(self.loop.create_task(observer.run()).cancel)
+        self.feed = feed = make_feed(self)
+        if feed is not None:
+            logging.getLogger().addHandler(feed.log)
+            self._stack.callback(logging.getLogger().removeHandler, feed.log)
+            self._stack.callback(self.loop.create_task(feed.run()).cancel)
 
     def local_only(self, handler: Handler) -> Handler:
         """A handler that answers only programs of this machine, until there is authentication."""

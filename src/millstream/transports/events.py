@@ -155,7 +155,7 @@ class HubRoutes:
         if self._streams.full(owner):
             return problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
         sink = request.open(200, STREAM_HEAD)
-        self._streams.add(sink, owner)
+        self._streams.add(sink, owner, ("events", ""))
         return sink
 
     async def _principal(self, request: Request) -> Principal | None:

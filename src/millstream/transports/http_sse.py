@@ -53,7 +53,7 @@ class HttpSse:
         if self._streams.full(owner):
             return _TOO_MANY
         sink = request.open(200, STREAM_HEAD)
-        self._streams.add(sink, owner)
+        self._streams.add(sink, owner, ("sse", ""))
         session_id = secrets.token_hex(16)
         connection = Connection(
             self._dispatcher, _writer(sink), sink.drain, principal=principal, headers=request.headers, transport="sse"

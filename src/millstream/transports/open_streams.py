@@ -1,5 +1,6 @@
 """The event streams that are open now: counted against their caps, kept alive by comments, closed at the end."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -18,13 +19,15 @@ class Leaving(Protocol):
 class OpenStreams:
     """All open streams of one running server."""
 
-    __slots__ = ("_by_owner", "_max", "_max_per_owner", "_sinks", "lines")
+    __slots__ = ("_by_owner", "_max", "_max_per_owner", "_sinks", "counted", "lines")
 
     def __init__(self, *, max_streams: int, max_per_owner: int) -> None:
         self._max = max_streams
         self._max_per_owner = max_per_owner
         self._sinks: set[Sink] = set()
         self._by_owner: dict[str, int] = {}
+        self.counted: Callable[[int, tuple[str, str]], None] | None = None
+        """Told of every stream that opens (1) and closes (-1), where somebody counts."""
         self.lines: dict[str, Leaving] = {}
         """Log name -> the line of a call that runs here: it leaves when the stream is taken up elsewhere."""
 
@@ -35,15 +38,25 @@ class OpenStreams:
         """Whether a principal may open no further stream."""
         return len(self._sinks) >= self._max or self._by_owner.get(owner, 0) >= self._max_per_owner
 
-    def add(self, sink: Sink, owner: str | None = None) -> None:
-        """Watch over a stream until it closes. With an owner it counts against the owner's cap."""
+    def add(self, sink: Sink, owner: str | None = None, kind: tuple[str, str] = ("http", "")) -> None:
+        """Watch over a stream until it closes.
+
+        Args:
+            sink: the stream.
+            owner: whose cap it counts against; none for the stream of a call.
+            kind: transport and revision, for `counted`.
+        """
         self._sinks.add(sink)
+        if self.counted is not None:
+            self.counted(1, kind)
         if owner is not None:
             self._by_owner[owner] = self._by_owner.get(owner, 0) + 1
-        sink.on_close(partial(self._forget, sink, owner))
+        sink.on_close(partial(self._forget, sink, owner, kind))
 
-    def _forget(self, sink: Sink, owner: str | None) -> None:
+    def _forget(self, sink: Sink, owner: str | None, kind: tuple[str, str]) -> None:
         self._sinks.discard(sink)
+        if self.counted is not None:
+            self.counted(-1, kind)
         if owner is not None:
             left = self._by_owner.get(owner, 1) - 1
             if left:

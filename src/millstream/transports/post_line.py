@@ -120,7 +120,7 @@ class PostLine:
         self._opened = True
         assert self._streams is not None  # noqa: S101  callers have looked
         sink = self._sink = self.request.open(200, STREAM_HEAD)
-        self._streams.add(sink)
+        self._streams.add(sink, None, ("http", self._call.revision.date))
         if self._lock is not None:
             self._streams.lines[self._log_name()] = self
             position = await self._append(MESSAGE, b"")

@@ -109,7 +109,7 @@ class StreamableGet:
         if older is not None:
             older.close()
         sink = self._by_session[session.id] = request.open(200, STREAM_HEAD)
-        self._streamable.streams.add(sink, owner)
+        self._streamable.streams.add(sink, owner, ("http", session.revision.date))
         counter = 0
 
         def mark() -> str:

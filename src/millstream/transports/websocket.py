@@ -75,7 +75,7 @@ class WebSocketRoute:
             return
         outbox = Outbox(send, limit=self._settings.stream_buffer, grace=self._settings.write_timeout)
         self._sockets[outbox] = asyncio.current_task()
-        self._streams.add(_Standing(outbox), principal_id(peer.principal))
+        self._streams.add(_Standing(outbox), principal_id(peer.principal), ("websocket", ""))
         speaks = SUBPROTOCOL in scope.get("subprotocols", ())
         try:
             try:

@@ -64,7 +64,7 @@ class LogTail(logging.Handler):
 class DashboardFeed:
     """The handler of `GET /dashboard/events`, and what is told there."""
 
-    __slots__ = ("_behind", "_info", "_instance", "_latest", "_log", "_snapshot", "_streams", "_watched", "_watchers")
+    __slots__ = ("_behind", "_info", "_instance", "_latest", "_snapshot", "_streams", "_watched", "_watchers", "log")
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class DashboardFeed:
         """
         # Configuration
         self._snapshot = snapshot
-        self._log = log
+        self.log = log
         self._streams = streams
         self._instance = secrets.token_hex(4)
         """Log lines count from 1 in each process: an id of another one is void."""
@@ -109,7 +109,7 @@ class DashboardFeed:
 
     def tell(self) -> None:
         """One snapshot and the new lines to everyone who watches."""
-        lines, last = self._log.after(self._behind)
+        lines, last = self.log.after(self._behind)
         self._behind = last
         self._latest = sse.encode_event(encode(self._snapshot()), event="snapshot")
         chunk = self._log_event(lines, last) + self._latest
@@ -138,8 +138,8 @@ class DashboardFeed:
         if not self._watchers:
             # Nobody was told anything for a while: what was said last is old.
             self._latest = b""
-            self._behind = self._log.written
-        lines, last = self._log.after(told)
+            self._behind = self.log.written
+        lines, last = self.log.after(told)
         # What is behind `_behind` comes with the next snapshot, to this watcher too.
         lines = lines[: max(0, len(lines) - (last - self._behind))]
         sink.write(self._info + self._log_event(lines, self._behind) + self._latest)
