@@ -59,12 +59,15 @@ MANY = (("BENCH_TOOLS", "100"),)
 STREAM = (("BENCH_REPLIES", "stream"),)
 NODE = (("BENCH_NODE", str(PEERS)), ("NODE_ENV", "production"))
 CAPS = (("MILLSTREAM_MAX_STREAMS", "20000"), ("MILLSTREAM_MAX_STREAMS_PER_PRINCIPAL", "20000"))
+FORGETFUL = tuple((f"MILLSTREAM_{name}_TTL", "30") for name in ("SESSION", "RECORD", "LOG", "STATE"))
+"""What has to be forgotten some day is forgotten during a soak."""
 TARGETS = {
     "ours": Target("millstream", _ours()),
     "ours-sessionless": Target("millstream", _ours("--no-sessions")),
     "ours-asgi": Target("millstream, plain uvicorn", _ours_asgi),
     "ours-100": Target("millstream", _ours(), MANY),
     "ours-hub": Target("millstream", _ours_hub, CAPS),
+    "ours-soak": Target("millstream", _ours_hub, FORGETFUL),
     "ours-stdio": Target("millstream", lambda _: [*RUN, "--transport", "stdio"]),
     "mcp": Target("mcp 2.3.0", _python("sdk_python.py", "http")),
     "mcp-sessionless": Target("mcp 2.3.0", _python("sdk_python.py", "stateless")),

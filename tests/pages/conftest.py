@@ -36,9 +36,12 @@ document.addEventListener("securitypolicyviolation", (event) => {
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for all tests; each page gets a context of its own."""
+    """One browser for a file of tests; each page gets a context of its own.
+
+    Not for the session: Playwright runs an event loop in this thread as long as it lives, and other tests need one.
+    """
     program = shutil.which("chromium")
     assert program is not None, "These tests need Debian's chromium: apt-get install chromium."
     expect.set_options(timeout=WAIT_MS)

@@ -56,12 +56,12 @@ async def _lifespan(server: "Server", receive: Any, send: Any) -> None:
 
 
 def prepare(server: "Server", runtime: Runtime) -> None:
-    """Build the HTTP side of a running server."""
-    routes, settings, policy = runtime.serve_http(), server.settings, runtime.policy
-    server.use_http(
-        AsgiAdapter(routes.find, settings=settings, policy=policy),
-        Lane(routes.find_hot, settings=settings, policy=policy),
-    )
+    """Build the HTTP side of a running server, once."""
+    if runtime.routes is None:
+        routes, settings = runtime.serve_http(), server.settings
+        runtime.adapter = AsgiAdapter(routes.find, settings=settings, policy=runtime.policy)
+        server.__millstream_lane__ = Lane(routes.find_hot, settings=settings, policy=runtime.policy)
+    server.use(runtime)
 
 
 async def _websocket(server: "Server", scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:

@@ -10,12 +10,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from millstream.app.parts import make_feed, make_observer, make_websocket, open_hub
 from millstream.app.routes import Routes
 from millstream.app.streamed import Streamed
 from millstream.http import TEXT_HEAD, Handler, Request, Response, Sink
+from millstream.protocol.errors import LocalError
 from millstream.server.call import Call
 from millstream.server.changes import Changes
 from millstream.server.context import nudge_progress
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from millstream.server.observation import Observer
     from millstream.transports.websocket import WebSocketRoute
     from millstream.web.live import DashboardFeed
+
+logger = logging.getLogger("millstream")
 
 IDLE_SECONDS = 60.0
 _TICK = 1.0
@@ -54,6 +57,7 @@ class Runtime:
         self.draining = False
         self.started = self.clock()
         self._busy = self.started
+        self._requests = 0
         self._stack = contextlib.AsyncExitStack()
         self._sweeper: asyncio.Task[None] | None = None
         self.parts = server.parts
@@ -66,6 +70,8 @@ class Runtime:
         self.dispatcher: Dispatcher
         self.streams: OpenStreams
         self.routes: Routes | None = None
+        self.adapter: Any = None
+        """The ASGI adapter, once HTTP is served."""
         self.closing: asyncio.Task[None] | None = None
 
     async def open(self) -> "Runtime":
@@ -176,10 +182,16 @@ class Runtime:
                 await self._report_progress()
             if now - records >= _RECORDS_SECONDS:
                 records = now
-                await self.services.records.load()
+                await self._reload_records()
             if self._idle(now):
                 self.loop.call_soon(self.server.retire, self)
                 return
+
+    async def _reload_records(self) -> None:
+        try:
+            await self.services.records.load()
+        except LocalError:
+            logger.exception("The store does not answer; trying again in %d seconds", _RECORDS_SECONDS)
 
     async def _look_at_calls(self, now: float) -> None:
         settings = self.services.settings
@@ -201,10 +213,7 @@ class Runtime:
                 await nudge_progress(call)
 
     def _idle(self, now: float) -> bool:
-        if self.supervised or self.dispatcher.calls or len(self.streams):
-            self._busy = now
+        requests = 0 if self.adapter is None else self.adapter.requests
+        if self.supervised or self.dispatcher.calls or len(self.streams) or requests != self._requests:
+            self._busy, self._requests = now, requests
         return now - self._busy >= IDLE_SECONDS
-
-    def touch(self) -> None:
-        """Note that there was work."""
-        self._busy = self.clock()

@@ -77,7 +77,6 @@ class Server:
         self._runtimes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Runtime] = weakref.WeakKeyDictionary()
         self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[Runtime]] = {}
         self._current: Runtime | None = None
-        self._asgi: Any = None
         self.loopback_bind: bool | None = None
         """Only this machine can reach the server; None while nobody has said what it is bound to."""
         self.__millstream_lane__: Any = None
@@ -231,8 +230,11 @@ class Server:
                 task.add_done_callback(lambda _: self._opening.pop(loop, None))
             runtime = self._runtimes[loop] = await asyncio.shield(task)
         runtime.supervised = runtime.supervised or supervised
-        self._current = runtime
         return runtime
+
+    def use(self, runtime: Runtime) -> None:
+        """Let a runtime whose HTTP side is built answer the requests of its loop."""
+        self._current = runtime
 
     async def stop(self) -> None:
         """Close the runtime of this event loop, if there is one."""
@@ -256,11 +258,6 @@ class Server:
         finally:
             await self.stop()
 
-    def use_http(self, adapter: Any, lane: Any) -> None:
-        """Note the HTTP side of the running server: the ASGI adapter, and the lane for uvicorn's protocol class."""
-        self._asgi = adapter
-        self.__millstream_lane__ = lane
-
     @property
     def hub(self) -> "Hub":
         """The hub of the running server.
@@ -268,10 +265,17 @@ class Server:
         Raises:
             LocalError: it does not run, or serves no hub.
         """
-        runtime = self._current
+        runtime = self._running()
         if runtime is None or runtime.hub is None:
             raise no_hub()
         return runtime.hub
+
+    def _running(self) -> Runtime | None:
+        """The runtime of this loop, or the one that runs when this is no loop's thread."""
+        loop = _running_loop()
+        if loop is not None:
+            return self._runtimes.get(loop)
+        return self._current or next(iter(self._runtimes.values()), None)
 
     def reachable_from_outside(self, peer: str) -> bool:
         """Whether more than this machine can reach the server: by its bind, else by who has reached it."""
@@ -279,7 +283,7 @@ class Server:
 
     async def drain(self) -> None:
         """Stop taking work and let calls finish, up to the grace time of the settings."""
-        runtime = self._current
+        runtime = self._running()
         if runtime is not None:
             await runtime.drain(self.settings.drain_timeout)
 
@@ -289,7 +293,7 @@ class Server:
         if scope["type"] != "http" or runtime is None or runtime.loop is not asyncio.get_running_loop():
             await self._rarely(scope, receive, send)
         else:
-            await self._asgi(scope, receive, send)
+            await runtime.adapter(scope, receive, send)
 
     async def _rarely(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         from millstream.app import asgi  # noqa: PLC0415  a stdio server does without

@@ -32,18 +32,21 @@ _TOO_SLOW = Response(body=b"The body came too slowly.\n", status=408, head=_CLOS
 class AsgiAdapter:
     """An ASGI 3 application for scopes of type ``http``."""
 
-    __slots__ = ("body_timeout", "digits", "max_body", "policy", "route", "stream_buffer")
+    __slots__ = ("body_timeout", "digits", "max_body", "policy", "requests", "route", "stream_buffer")
 
     def __init__(self, route: Route, *, settings: Settings, policy: HostPolicy) -> None:
         self.route = route
         self.policy = policy
         self.max_body = settings.max_body
+        self.requests = 0
+        """How many there were: a server that nobody shuts down closes when there are no more."""
         self.digits = len(str(settings.max_body))
         self.body_timeout = settings.body_timeout
         self.stream_buffer = settings.stream_buffer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        self.requests += 1
         path: str = scope["path"]
         root: str = scope.get("root_path", "")
         # Servers and Starlette since 0.33 leave root_path in front of path; older mounts take it off.

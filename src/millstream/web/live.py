@@ -124,7 +124,7 @@ class DashboardFeed:
         if self._streams.full(""):
             return _BUSY
         sink = request.open(200, STREAM_HEAD)
-        self._streams.add(sink, "")
+        self._streams.add(sink, "", ("dashboard", ""))
         try:
             self._welcome(sink, _last_event_id(request))
             await sink.wait_closed()

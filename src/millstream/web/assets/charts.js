@@ -226,17 +226,18 @@ export class LineChart {
   }
 }
 
-/** A line without axes, beside a number that says more. */
-export function spark(canvas, values, variable = "--accent") {
+/** A line without axes, beside a number that says more: the newest values of this many at the right. */
+export function spark(canvas, values, length, variable = "--accent") {
   const { pen, width, height } = prepare(canvas);
   if (values.length < 2 || !width) return;
   const top = Math.max(...values) || 1;
+  const before = Math.max(0, length - values.length);
   pen.strokeStyle = getComputedStyle(canvas).getPropertyValue(variable).trim();
   pen.lineWidth = 1.5;
   pen.lineJoin = "round";
   pen.beginPath();
   values.forEach((value, index) => {
-    const point = [1 + (index / (values.length - 1)) * (width - 2), height - 2 - (value / top) * (height - 4)];
+    const point = [1 + ((before + index) / (before + values.length - 1)) * (width - 2), height - 2 - (value / top) * (height - 4)];
     if (index) pen.lineTo(...point);
     else pen.moveTo(...point);
   });

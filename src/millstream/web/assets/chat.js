@@ -76,8 +76,9 @@ function showEvent(text, kind = "") {
   append(element("li", { className: `event ${kind}` }, text));
 }
 
-/** Someone who leaves and is back in a moment, as with a reload, is no news. */
+/** Who came and went is told while it happens, not as history; a reload, which leaves and joins, is no news. */
 function showPresence(type, member) {
+  if ($("scroll").ariaBusy === "true") return;
   const last = $("messages").lastElementChild;
   const same = last?.dataset.client === member.client_id;
   if (same && type === "join" && last.dataset.presence === "leave" && Date.now() - last.dataset.at < JOINED_AGAIN_MS) {

@@ -138,7 +138,7 @@ function drawRows(rows) {
     const texts = [figure(rates.at(-1) ?? 0), figure(row.p50_ms), figure(row.p95_ms), figure(row.p99_ms), count(row.calls), count(row.errors)];
     texts.forEach((text, index) => write(line.cells[index], text));
     line.cells[5].classList.toggle("raised", row.errors > 0);
-    spark(line.canvas, rates);
+    spark(line.canvas, rates, SECONDS);
   }
   const there = rows.length > 0;
   $("tools").closest(".scroll").hidden = !there;
@@ -177,10 +177,11 @@ function drawPeers(snapshot) {
 // The server: what never changes, and what its snapshot says
 
 const fixed = {};
+const WORDS = { true: "yes", false: "no" };
 
 function facts(values) {
   const nodes = Object.entries(values).filter(([, value]) => value !== null && value !== undefined && value !== "");
-  return nodes.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value))));
+  return nodes.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, WORDS[value] ?? String(value))));
 }
 
 function storeHealth(store) {
