@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv --quiet pip
 NODE_TOOLS := tests/conformance/node_modules/.package-lock.json requirements/pyright/node_modules/.package-lock.json
 
-.PHONY: help setup run check format test unit bench soak docs lock clean
+.PHONY: help setup run check format test unit bench docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -43,9 +43,6 @@ unit: $(VENV)/.test ## the tests that need no Node, server process or other pack
 bench: $(VENV)/.setup .bench/.ready .bench/subscribers ## measure us beside our peers (ARGS="--only call --rounds 5 --json FILE")
 	scripts/apt wrk
 	$(BIN)/python -m benches $(ARGS)
-
-soak: $(VENV)/.setup .bench/subscribers ## mixed load for so many minutes (ARGS=60), then what is left of it
-	$(BIN)/python -m benches.soak $(or $(ARGS),10)
 
 docs: $(VENV)/.test ## put the examples into the documents and check their links
 	$(BIN)/python scripts/docs.py

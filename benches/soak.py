@@ -178,7 +178,7 @@ def main() -> int:
     parser.add_argument("minutes", type=float)
     minutes: float = parser.parse_args().minutes
     if not PROGRAM.exists():
-        sys.exit("Not ready: start this with `make soak`.")
+        sys.exit("Not ready: compile the load program with `make .bench/subscribers`.")
     raise_file_limit()
     with tempfile.TemporaryDirectory() as folder, started("ours-soak", Path(folder) / "log") as server:
         load(server, 1, 0, ["--events", str(FILL)], lambda: None)

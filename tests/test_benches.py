@@ -8,7 +8,8 @@ import json
 import pytest
 
 from benches import report
-from benches.cases import CASES
+from benches.cases import BROADCASTS, CASES
+from benches.endurance import slope
 from benches.measure import Figures
 from benches.targets import TARGETS
 from benches.wire import KINDS, Kind, call_lines
@@ -38,6 +39,40 @@ def test_every_case_names_known_targets_and_compares_with_its_own() -> None:
         assert case.targets[0].startswith("ours")
         assert set(case.budgets) <= set(case.targets[1:])
         assert not case.kind or case.kind in KINDS
+
+
+def test_every_broadcast_names_known_targets_and_its_peers_run_in_the_same_case() -> None:
+    """DESIGN 9: peers run beside us in one go, and budgets are about servers that the case measures."""
+    for case in BROADCASTS.values():
+        assert set(case.targets) <= set(TARGETS)
+        assert case.targets[0].startswith("ours")
+        assert set(case.budgets) <= set(case.targets[1:])
+    assert {case.subscribers for case in BROADCASTS.values() if not case.websocket} == {100, 1_000, 5_000, 10_000}
+
+
+def test_a_broadcast_is_judged_by_its_ratios_and_by_the_memory_of_a_subscriber() -> None:
+    """DESIGN 9: at 5,000 subscribers, 80 % of a bare loop, five times the peer, 8 KiB each."""
+    rounds = {"ours-hub": (130_000, 8.5), "bare-sse": (150_000, 0.5), "fastapi": (30_000, 50.0)}
+    results = {
+        "broadcast-5000": {
+            name: Figures([{"rate": rate, "cpu_us": 1e6 / rate, "kib": kib}]) for name, (rate, kib) in rounds.items()
+        }
+    }
+    assert [verdict.kept for verdict in report.verdicts(results)] == [True, False, False]
+
+
+def test_endurance_without_a_figure_keeps_no_budget() -> None:
+    """A stalled reader that was not cut, or a run that broke off, must not look like a success."""
+    failed = {"ours-hub": Figures(error="the stalled reader was not cut as slow")}
+    results = {"stalled": failed, "mixed": failed}
+    assert [(verdict.measured, verdict.kept) for verdict in report.verdicts(results)] == [("no figure", False)] * 2
+    assert "the stalled reader was not cut" in report.tables(results)
+
+
+def test_the_slope_of_memory_is_that_of_the_line_through_all_samples() -> None:
+    """One high sample at the end is not a leak; what rises steadily is."""
+    assert slope([(float(second), 40.0 + second / 100) for second in range(60)]) == pytest.approx(0.01)
+    assert slope([(0.0, 40.0)]) == 0.0
 
 
 def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:

@@ -53,6 +53,12 @@ def test_every_event_reaches_every_stream_once_and_in_order(program: Path, port:
     assert (found["events"], found["deliveries"]) == (50, 5000)
 
 
+def test_every_event_reaches_every_websocket_once_and_in_order(program: Path, port: int) -> None:
+    """The same on `/ws`, where each subscriber asks for the channel."""
+    found = load(program, port, "--ws", "--subscribers", "100", "--events", "50", "--window", "8")
+    assert (found["events"], found["deliveries"]) == (50, 5000)
+
+
 def test_events_longer_than_a_read_arrive_whole(program: Path, port: int) -> None:
     """An event is one event, whatever the sockets make of it."""
     found = load(program, port, "--subscribers", "10", "--events", "20", "--size", "200000")

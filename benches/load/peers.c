@@ -271,7 +271,8 @@ void turn(int wait_ms) {
             greet(peer);
         } else if (peer->state != ENDED) {
             take(peer);
-            if (peer->kind == STALLED && peer->state > HEAD && !peer->drained) watch(peer, EPOLL_CTL_DEL, 0);
+            int listens = peer->state == LINES || peer->state == FRAMES;
+            if (peer->kind == STALLED && listens && !peer->drained) watch(peer, EPOLL_CTL_DEL, 0);
         }
     }
 }
