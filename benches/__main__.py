@@ -71,7 +71,8 @@ def say(line: str) -> None:
 def describe(options: argparse.Namespace) -> str:
     """The command and the machine, which stand beside every figure."""
     chosen = "".join(f" --only {name}" for name in options.only or ())
-    command = f'make bench ARGS="--rounds {options.rounds} --seconds {options.seconds:g}{chosen}"'
+    lasting = "" if options.duration == 60 else f" --duration {options.duration:g}"
+    command = f'make bench ARGS="--rounds {options.rounds} --seconds {options.seconds:g}{lasting}{chosen}"'
     return f"`{command}` on {processor()}, {platform.system()} {platform.release()}, Python {platform.python_version()}"
 
 

@@ -69,6 +69,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a multi-round request may be continued."""
     list_ttl_ms: int = 60_000
     discover_ttl_ms: int = 3_600_000
+    gzip_streams: bool = False
+    """Event streams of the hub as gzip, one member an event, where the client takes it; proxies may hold them back."""
     hub_journal: int = 10_000
     """Events of all channels together that a returning subscriber can be given again."""
     hub_history: int = 1_000

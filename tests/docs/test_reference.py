@@ -1,14 +1,19 @@
 """The reference pages name everything there is."""
 
 import inspect
+import re
 from typing import Any
 
 import pytest
 from typer.main import get_command
 
-from millstream import Context
+from millstream import Context, Server
+from millstream.app.routes import Routes
 from millstream.cli.run import app
 from millstream.config import Settings
+from millstream.hub import Hub
+from millstream.transports.problems import KINDS
+from millstream.transports.websocket_dialect import Dialect
 from scripts.docs import ROOT
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -52,3 +57,67 @@ def test_every_member_of_the_context_is_listed(name: str) -> None:
     """What is not listed is not found."""
     text = (REFERENCE / "context.md").read_text("utf-8")
     assert f"ctx.{name}" in text or (name in ("debug", "info", "warning", "error") and f"/{name}" in text)
+
+
+@pytest.mark.parametrize("parts", ["", "hub", "rest", "metrics", "all"])
+async def test_every_route_is_listed_with_its_methods_and_what_it_is_on_by(parts: str) -> None:
+    """Who runs a server must know what it answers."""
+    listed = {path: cells for path, cells in rows("routes.md").items() if path.startswith("/")}
+    async with Server("listed", serve=parts).running() as runtime:
+        routes = runtime.serve_http()
+        for path, (_, methods, on_by, _) in listed.items():
+            served = on_by == "always" or on_by.split("`")[1] in runtime.parts
+            for method in ("GET", "POST", "DELETE"):
+                wanted = f"`{method}`" in methods or (method == "GET" and methods == "WebSocket")
+                found = routes.find(method, path.replace("{file}", "base.css"))
+                assert (found is not None and found.__name__ != "refuse") == (served and wanted), (method, path)
+        assert served_paths(routes) <= {re.sub(r"\{.*", "", path).rstrip("/") for path in listed}
+
+
+def served_paths(routes: Routes) -> set[str]:
+    """Paths and beginnings of paths, without a last slash; the files of the pages as one."""
+    paths = {path.decode() for _, path in routes._hot} | {prefix for prefix, _ in routes._prefixes}
+    return {re.sub("^/assets/.*", "/assets", path).rstrip("/") for path in paths}
+
+
+async def test_every_metric_is_listed_with_its_kind_and_labels() -> None:
+    """Names are what dashboards and alerts are made of."""
+    listed = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, (_, kind, labels, _) in metric_rows().items()}
+    async with Server("listed", serve="all", settings=Settings(access_log=True)).running() as runtime:
+        assert runtime.observer is not None
+        metrics = runtime.observer.registry._metrics
+        assert listed == {name: (each.kind, set(each.family.labels)) for name, each in metrics.items()}
+
+
+def metric_rows() -> dict[str, list[str]]:
+    """Rows of the page, an empty cell kept."""
+    text = (REFERENCE / "metrics.md").read_text("utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return {line.split("`")[1]: [cell.strip() for cell in line.split("|")[1:-1]] for line in lines}
+
+
+def test_every_problem_is_listed_with_its_status() -> None:
+    """Callers of REST go by them."""
+    listed = rows("rest.md")
+    assert {kind.slug: listed[kind.slug][1] for kind in KINDS} == {kind.slug: str(kind.status) for kind in KINDS}
+
+
+def test_every_verb_of_the_websocket_dialect_is_listed() -> None:
+    """The page is all that a client's author has."""
+    text = (REFERENCE / "websocket.md").read_text("utf-8")
+    verbs = set(inspect.getmodule(Dialect)._VERBS)  # type: ignore[union-attr] # it has one
+    assert set(re.findall(r'^\| `\{"type":"(\w+)".*? \| `\{"type":"', text, re.MULTILINE)) == verbs
+
+
+@pytest.mark.parametrize("name", ["publish", "send", "presence", "history", "stats"])
+def test_the_methods_of_the_hub_are_listed(name: str) -> None:
+    """Those that a program calls; subscribing is the transports' business."""
+    assert hasattr(Hub, name)
+    assert f"mcp.hub.{name}(" in (REFERENCE / "hub.md").read_text("utf-8")
+
+
+def test_every_security_test_of_an_advisory_is_listed() -> None:
+    """The table says what is tested, and nothing else."""
+    text = (ROOT / "docs" / "security" / "advisories.md").read_text("utf-8")
+    files = {path.name for path in (ROOT / "tests" / "security").glob("test_adv_*.py")}
+    assert set(re.findall(r"`(test_adv_\w+\.py)`", text)) == files

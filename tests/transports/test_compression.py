@@ -5,7 +5,9 @@ import gzip
 import pytest
 
 from millstream.http import JSON_HEAD, STREAM_HEAD, Response
+from millstream.hub import Event
 from millstream.transports.compression import compressed
+from millstream.transports.events import encode_sse_gzip
 
 LARGE = b'{"text":"' + b"again and again " * 1000 + b'"}'
 
@@ -29,3 +31,9 @@ def test_a_client_that_does_not_take_gzip_gets_the_reply_as_it_is(accepted: byte
 def test_what_is_no_text_is_left_alone(head: bytes) -> None:
     """Pictures are compressed already."""
     assert compressed(Response(LARGE, 200, head), {b"accept-encoding": b"gzip"}).body == LARGE
+
+
+def test_events_compressed_one_by_one_are_one_stream_when_put_together() -> None:
+    """RFC 1952 2.2: members follow each other; every subscriber gets the same bytes."""
+    events = [encode_sse_gzip(Event("broadcast", data, None, id=f"e.{n}")) for n, data in enumerate((b"a", b"b c"))]
+    assert gzip.decompress(b"".join(events)) == b"id: e.0\ndata: a\n\nid: e.1\ndata: b c\n\n"

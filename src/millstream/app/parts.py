@@ -77,7 +77,7 @@ def make_websocket(runtime: "Runtime") -> "WebSocketRoute | None":
         server.settings,
         runtime.streams,
         max_message=server.settings.max_message,
-        may_publish=server.loopback_bind is not False,
+        may_publish=lambda address: not server.reachable_from_outside(address),
     )
 
 
@@ -148,8 +148,9 @@ def part_routes(runtime: "Runtime") -> tuple[dict[str, dict[str, Handler]], list
         prefixes.append(("/tools/", {"POST": rest.run_tool}))
         shown = set(pages.page_names()) if "web" in parts else {"docs"}
         for path, handler in pages.pages().items():
-            if path.count("/") > 1 or path[1:] in shown:
-                exact[path] = {"GET": runtime.local_only(handler) if path != "/docs" else handler}
+            is_page = path.count("/") == 1
+            if not is_page or path[1:] in shown:
+                exact[path] = {"GET": runtime.local_only(handler) if is_page and path != "/docs" else handler}
     if runtime.feed is not None and runtime.hub is not None:
         from millstream.web.live import ChatMembers  # noqa: PLC0415
 

@@ -51,12 +51,13 @@ class Routes:
 
     def find(self, method: str, path: str) -> Handler | None:
         """The handler of a path below the mount point; None for 404."""
-        handlers = self._by_path.get(path) or self._below(path)
+        exact = self._by_path.get(path)
+        handlers = exact or self._below(path)
         if handlers is None:
             return None
         handler = handlers.get(method)
-        if handler is None and method == "HEAD" and path not in self._streams:
-            handler = handlers.get("GET")
+        if handler is None and method == "HEAD" and exact is not None and path not in self._streams:
+            handler = exact.get("GET")
         return handler if handler is not None else _not_allowed(handlers)
 
     def _below(self, path: str) -> Mapping[str, Handler] | None:

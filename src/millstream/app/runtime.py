@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.app.parts import make_feed, make_observer, make_websocket, open_hub
 from millstream.app.routes import Routes
-from millstream.app.streamed import Streamed
 from millstream.http import TEXT_HEAD, Handler, Request, Response, Sink
 from millstream.protocol.errors import LocalError
 from millstream.server.call import Call
@@ -103,7 +102,9 @@ class Runtime:
         self.hub = self.services.hub = await open_hub(self)
         if self.hub is not None:
             self._stack.push_async_callback(self.hub.close)
-            self.services.streamed = Streamed(self.hub, self.server.settings.path).attach
+            from millstream.app.streamed import Streamed  # noqa: PLC0415  only where a hub is served
+
+            self.services.streamed = Streamed(self.hub).attach
         self.observer = observer = make_observer(self)
         if observer is not None:
             self.dispatcher.observe, self.dispatcher.begin = observer, observer.begin

@@ -5,16 +5,23 @@ The caller names its client id by the header ``X-Client-Id``, the query ``?clien
 where to listen. The client's mailbox keeps what comes before it listens.
 """
 
+import logging
 import secrets
 from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct, field
 
+from millstream.hub.channels import check_client_id
+from millstream.hub.limits import InvalidName, TooLarge
+from millstream.protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError
+from millstream.protocol.jsonrpc import RequestId, error_message
 from millstream.server.call import Call
 
 if TYPE_CHECKING:
     from millstream.hub import Hub
+
+logger = logging.getLogger("millstream.hub")
 
 HEADER = b"x-client-id"
 
@@ -33,25 +40,27 @@ _decode = msgspec.json.Decoder(_Params).decode
 class Streamed:
     """Attaches the stream of a client to the calls that ask for it."""
 
-    __slots__ = ("_hub", "_path")
+    __slots__ = ("_hub",)
 
-    def __init__(self, hub: "Hub", path: str) -> None:
+    def __init__(self, hub: "Hub") -> None:
         self._hub = hub
-        self._path = path.rstrip("/")
 
     def attach(self, call: Call) -> None:
-        """Mirror a call to its client's stream, if its arguments say ``stream: true``."""
+        """Mirror a call to its client's stream, if its arguments say ``stream: true``.
+
+        Raises:
+            ProtocolError: INVALID_PARAMS for a client id that cannot be one.
+        """
         if getattr(call.arguments, "stream", False) is not True:
             return
         client_id = self._named(call) or secrets.token_hex(16)
-        hub = self._hub
-
-        async def mirror(message: bytes) -> None:
-            if message:
-                await hub.send(client_id, message.decode())
-
-        call.mirror = mirror
-        call.meta = {**(call.meta or {}), "clientId": client_id, "streamUrl": f"/mcp/sse/{client_id}"}
+        try:
+            check_client_id(client_id)
+        except InvalidName as exc:
+            raise ProtocolError(INVALID_PARAMS, f"Invalid client id: {exc}") from exc
+        call.mirror = _Mirror(self._hub, client_id, call.id).send
+        call.stream_url = f"{call.root_path}/mcp/sse/{client_id}"
+        call.meta = {**(call.meta or {}), "clientId": client_id, "streamUrl": call.stream_url}
 
     @staticmethod
     def _named(call: Call) -> str:
@@ -62,3 +71,25 @@ class Streamed:
         except msgspec.DecodeError:
             meta = ""
         return header or call.client_id or (argument if isinstance(argument, str) else "") or meta
+
+
+class _Mirror:
+    """Sends what a call says to a client's stream, as far as the hub takes it: the caller's own reply comes first."""
+
+    __slots__ = ("_client_id", "_hub", "_request_id")
+
+    def __init__(self, hub: "Hub", client_id: str, request_id: RequestId) -> None:
+        self._hub = hub
+        self._client_id = client_id
+        self._request_id = request_id
+
+    async def send(self, message: bytes) -> None:
+        if not message:
+            return
+        try:
+            await self._hub.send(self._client_id, message.decode())
+        except TooLarge as exc:
+            note = error_message(self._request_id, INTERNAL_ERROR, f"The result is in the reply only: {exc}")
+            await self._hub.send(self._client_id, note.decode())
+        except LocalError:
+            logger.exception("The stream of %s did not get a message", self._client_id)

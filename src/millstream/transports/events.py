@@ -20,6 +20,7 @@ from millstream.protocol.errors import ProtocolError
 from millstream.protocol.jsonrpc import check_text, encode
 from millstream.protocol.principal import Principal
 from millstream.server.services import principal_id
+from millstream.transports.compression import GZIP_HEAD, accepts_gzip, gzip_member
 from millstream.transports.media import accepted, is_json
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.streamable import Authenticate
@@ -48,6 +49,14 @@ def encode_sse(event: Event) -> bytes:
     if event.data is None:
         return b"id: %b\n\n" % event.id.encode()
     return sse.encode_event(event.data, event=event.event, id=event.id or None)
+
+
+def encode_sse_gzip(event: Event) -> bytes:
+    """`encode_sse` as one gzip member: made once for all who take gzip."""
+    return gzip_member(encode_sse(event))
+
+
+_GZIP_COMMENT = gzip_member(sse.COMMENT)
 
 
 class HubRoutes:
@@ -89,7 +98,7 @@ class HubRoutes:
             await self._hub.subscribe(
                 channels,
                 sink,
-                encode=encode_sse,
+                encode=encode_sse_gzip if self._gzip(request) else encode_sse,
                 last_event_id=_last_event_id(request, query),
                 history=history,
                 client_id=client_id,
@@ -116,11 +125,12 @@ class HubRoutes:
         if isinstance(sink, Response):
             return sink
         try:
-            sink.write(sse.encode_event(encode({"client_id": client_id}), event="connected"))
+            first = sse.encode_event(encode({"client_id": client_id}), event="connected")
+            sink.write(gzip_member(first) if self._gzip(request) else first)
             await self._hub.receive(
                 client_id,
                 sink,
-                encode=encode_sse,
+                encode=encode_sse_gzip if self._gzip(request) else encode_sse,
                 last_event_id=_last_event_id(request, _query(request)),
                 principal=principal,
                 address=request.peer,
@@ -154,9 +164,16 @@ class HubRoutes:
         owner = principal_id(principal)
         if self._streams.full(owner):
             return problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
-        sink = request.open(200, STREAM_HEAD)
-        self._streams.add(sink, owner, ("events", ""))
+        if self._gzip(request):
+            sink = request.open(200, STREAM_HEAD + GZIP_HEAD)
+            self._streams.add(sink, owner, ("events", ""), comment=_GZIP_COMMENT)
+        else:
+            sink = request.open(200, STREAM_HEAD)
+            self._streams.add(sink, owner, ("events", ""))
         return sink
+
+    def _gzip(self, request: Request) -> bool:
+        return self._settings.gzip_streams and accepts_gzip(request.headers.get(b"accept-encoding", b""))
 
     async def _principal(self, request: Request) -> Principal | None:
         return await self._authenticate(request) if self._authenticate is not None else None

@@ -24,7 +24,8 @@ class OpenStreams:
     def __init__(self, *, max_streams: int, max_per_owner: int) -> None:
         self._max = max_streams
         self._max_per_owner = max_per_owner
-        self._sinks: set[Sink] = set()
+        self._sinks: dict[Sink, bytes] = {}
+        """Stream -> the comment that keeps it alive, in its own coding."""
         self._by_owner: dict[str, int] = {}
         self.counted: Callable[[int, tuple[str, str]], None] | None = None
         """Told of every stream that opens (1) and closes (-1), where somebody counts."""
@@ -38,15 +39,23 @@ class OpenStreams:
         """Whether a principal may open no further stream."""
         return len(self._sinks) >= self._max or self._by_owner.get(owner, 0) >= self._max_per_owner
 
-    def add(self, sink: Sink, owner: str | None = None, kind: tuple[str, str] = ("http", "")) -> None:
+    def add(
+        self,
+        sink: Sink,
+        owner: str | None = None,
+        kind: tuple[str, str] = ("http", ""),
+        *,
+        comment: bytes = COMMENT,
+    ) -> None:
         """Watch over a stream until it closes.
 
         Args:
             sink: the stream.
             owner: whose cap it counts against; none for the stream of a call.
             kind: transport and revision, for `counted`.
+            comment: what keeps the stream alive.
         """
-        self._sinks.add(sink)
+        self._sinks[sink] = comment
         if self.counted is not None:
             self.counted(1, kind)
         if owner is not None:
@@ -54,7 +63,7 @@ class OpenStreams:
         sink.on_close(partial(self._forget, sink, owner, kind))
 
     def _forget(self, sink: Sink, owner: str | None, kind: tuple[str, str]) -> None:
-        self._sinks.discard(sink)
+        self._sinks.pop(sink, None)
         if self.counted is not None:
             self.counted(-1, kind)
         if owner is not None:
@@ -66,8 +75,8 @@ class OpenStreams:
 
     def beat(self) -> None:
         """One comment to every stream, so that proxies and clients know it is alive."""
-        for sink in list(self._sinks):
-            sink.write(COMMENT)
+        for sink, comment in list(self._sinks.items()):
+            sink.write(comment)
 
     def close(self) -> None:
         """End every stream."""

@@ -161,6 +161,7 @@ class RestRoutes:
             headers=request.headers,
             transport="rest",
             client_id=client_id_of(request.query),
+            root_path=request.root_path,
             params=body if envelope.params is UNSET else encode(envelope.params),
         )
         request.cancel_on_disconnect = True
@@ -203,6 +204,7 @@ class RestRoutes:
             headers=None if tool.plan.headers else request.headers,
             transport="rest",
             client_id=client_id_of(request.query),
+            root_path=request.root_path,
             params=encode({"name": name, "arguments": Raw(request.body or b"{}")}),
         )
         request.cancel_on_disconnect = True
@@ -296,7 +298,11 @@ def _rest_reply(call: Call, answer: bytes, root: str) -> Response:
     if result.is_error:
         text = "\n".join(block.text for block in _decode_content(result.content) if block.text)
         return _failed(call, text, root) or problem(TOOL_ERROR, text or TOOL_ERROR.meaning, root_path=root)
-    return Response(bytes(result.structured) or b'{"content":%b}' % bytes(result.content))
+    body = bytes(result.structured) or b'{"content":%b}' % bytes(result.content)
+    if not call.stream_url:
+        return Response(body)
+    # RFC 8288: the body is the result alone, so a header says where to listen.
+    return Response(body, 200, JSON_HEAD + b'link: <%b>; rel="monitor"\r\n' % call.stream_url.encode())
 
 
 def _rest_error(call: Call, error: _Error, root: str) -> Response:

@@ -274,6 +274,7 @@ class Streamable:
             name=admitted.name,
             params=message.params,
             client_id=client_id_of(request.query),
+            root_path=request.root_path,
             token=meta.progress_token if meta.progress_token is not msgspec.UNSET else None,
             log_level=meta.log_level or "",
         )
@@ -318,6 +319,7 @@ class Streamable:
             headers=request.headers,
             params=message.params,
             client_id=client_id_of(request.query),
+            root_path=request.root_path,
             token=progress_token(message.params),
         )
 

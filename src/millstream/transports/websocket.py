@@ -50,7 +50,7 @@ class WebSocketRoute:
         *,
         authenticate: Authenticate | None = None,
         max_message: int = MAX_MESSAGE,
-        may_publish: bool = True,
+        may_publish: Callable[[str], bool] = lambda address: True,
     ) -> None:
         # Configuration
         self._dispatcher = dispatcher
@@ -61,7 +61,7 @@ class WebSocketRoute:
         self.authenticate = authenticate
         self.max_message = max_message
         self.may_publish = may_publish
-        """Whether the dialect takes ``publish``."""
+        """Whether the dialect takes ``publish`` from an address."""
         # Process
         self._sockets: dict[Outbox, asyncio.Task[Any] | None] = {}
         self._stopping = False
@@ -122,7 +122,7 @@ class WebSocketRoute:
                 return Response(exc.message.encode() + b"\n", exc.status if exc.status >= 400 else 403, TEXT_HEAD)
         if self._stopping or self._streams.full(principal_id(principal)):
             return _BUSY
-        return Peer(address, headers, principal, self.may_publish)
+        return Peer(address, headers, principal, self.may_publish(address))
 
     async def _serve(self, peer: Peer, outbox: Outbox, receive: Receive, *, speaks: bool) -> None:
         connection = Connection(

@@ -1,0 +1,110 @@
+"""``stream: true``: progress and result of a call on the stream of a client, whoever calls and by whatever way."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from millstream import Context, Server
+
+SECONDS = 5.0
+LARGE = 400_000
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    """A server with one tool that reports its progress and one whose result is no event of the hub."""
+    mcp = Server("streamed", serve=("hub", "rest"))
+
+    @mcp.tool
+    async def add(a: int, b: int, ctx: Context, stream: bool = False) -> int:
+        await ctx.progress(1)
+        return a + b
+
+    @mcp.tool(thread=False)
+    def large(stream: bool = False) -> str:
+        return "x" * LARGE
+
+    yield mcp
+    await mcp.stop()
+
+
+def client(app: Any) -> httpx2.AsyncClient:
+    """A client in this process, on this machine."""
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1", timeout=SECONDS)
+
+
+def call(name: str, **arguments: Any) -> dict[str, Any]:
+    """A body of the dialect."""
+    return {"id": 1, "params": {"name": name, "arguments": {**arguments, "stream": True}}}
+
+
+async def kept(server: Server, client_id: str) -> list[Any]:
+    """What the mailbox of a client holds."""
+    return [json.loads(event.data or b"") for event in await server.hub.history(f"$client.{client_id}")]
+
+
+@pytest.mark.parametrize("where", ["header", "query", "meta"])
+async def test_the_caller_names_its_stream(server: Server, where: str) -> None:
+    """docs/how-to/stream-to-a-client.md: the ways to say who is calling; the reply says it again."""
+    body = call("add", a=1, b=2)
+    if where == "meta":
+        body["params"]["_meta"] = {"clientId": "ada"}
+    async with client(server) as http:
+        reply = await http.post(
+            "/mcp/tools/call" + ("?client_id=ada" if where == "query" else ""),
+            json=body,
+            headers={"x-client-id": "ada"} if where == "header" else {},
+        )
+    assert reply.json()["result"]["_meta"] == {"clientId": "ada", "streamUrl": "/mcp/sse/ada"}
+    progress, result = await kept(server, "ada")
+    assert progress["method"] == "notifications/progress"
+    assert result == reply.json()
+
+
+@pytest.mark.parametrize("path", ["/mcp/tools/call", "/tools/add"])
+@pytest.mark.parametrize("client_id", ["a b", "*", "x" * 200, "a..b"])
+async def test_a_client_id_that_cannot_be_one_is_refused(server: Server, path: str, client_id: str) -> None:
+    """The issue: a client id with control characters is a clear error in the dialect that asked, never a 500."""
+    body = call("add", a=1, b=2) if path == "/mcp/tools/call" else {"a": 1, "b": 2, "stream": True}
+    async with client(server) as http:
+        reply = await http.post(path, json=body, headers={"x-client-id": client_id})
+    assert reply.status_code < 500
+    assert "client id" in reply.text
+
+
+async def test_a_result_too_large_for_the_hub_still_reaches_its_caller(server: Server) -> None:
+    """The issue: nothing lost for anybody; the stream may do without it, the reply may not."""
+    async with client(server) as http:
+        reply = await http.post("/mcp/tools/call", json=call("large"), headers={"x-client-id": "ada"})
+    assert reply.status_code == 200
+    assert len(reply.json()["result"]["content"][0]["text"]) == LARGE
+
+
+async def test_asking_only_for_the_head_of_a_stream_empties_no_mailbox(server: Server) -> None:
+    """RFC 9110 §9.3.2: HEAD is safe; it must not count as having been told what came."""
+    async with client(server) as http:
+        await http.post("/mcp/tools/call", json=call("add", a=1, b=2), headers={"x-client-id": "ada"})
+        async with asyncio.timeout(SECONDS):
+            reply = await http.head("/mcp/sse/ada")
+    assert reply.status_code == 405
+
+
+async def test_the_address_of_the_stream_includes_the_mount_point(server: Server) -> None:
+    """DESIGN 6: every URL that the server hands out includes the root path."""
+    async with client(Starlette(routes=[Mount("/shop", server)])) as http:
+        reply = await http.post("/shop/mcp/tools/call", json=call("add", a=1, b=2), headers={"x-client-id": "ada"})
+    assert reply.json()["result"]["_meta"]["streamUrl"] == "/shop/mcp/sse/ada"
+
+
+async def test_a_plain_rest_caller_without_an_id_is_told_where_to_listen(server: Server) -> None:
+    """The issue: without any the reply says which id and URL to listen on; here the body is the result alone."""
+    async with client(server) as http:
+        reply = await http.post("/tools/add", json={"a": 1, "b": 2, "stream": True})
+    assert reply.json() == 3
+    assert any("/mcp/sse/" in value for value in reply.headers.values())
