@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "images"
 PORT = 8765
 ADDRESS = f"http://127.0.0.1:{PORT}"
-SIZES = {"desk": ViewportSize(width=1440, height=900), "phone": ViewportSize(width=360, height=740)}
+SIZES = {"desk": ViewportSize(width=1360, height=850), "phone": ViewportSize(width=360, height=740)}
 TALK = [
     ("Grace", "Morning! Is the new build on staging?"),
     ("Ada", "Since half past eight. Streams resume now: pull your cable and see."),
@@ -93,10 +93,9 @@ def busy() -> Iterator[None]:
 
 
 def dashboard(page: Page, open_other: Callable[[str], Page]) -> None:
-    """A minute of work."""
+    """Work, once there was a minute of it."""
     page.goto(f"{ADDRESS}/dashboard")
     page.locator("#state:text-is('Live')").wait_for()
-    page.wait_for_timeout(MINUTE_MS)
 
 
 def chat(page: Page, open_other: Callable[[str], Page]) -> None:
@@ -124,23 +123,26 @@ def inspect(page: Page, open_other: Callable[[str], Page]) -> None:
         page.locator("#traffic pre").scroll_into_view_if_needed()
 
 
-def take(browser: Browser, name: str, scheme: Any, size: str, act: Callable[..., None]) -> None:
-    """One picture."""
+def take(browser: Browser, act: Callable[..., None], looks: list[tuple[Any, str]], settle_ms: int = 0) -> None:
+    """A picture for each look (scheme and size), all of one time."""
     contexts: list[BrowserContext] = []
+    pages: list[tuple[str, Page]] = []
+    for scheme, size in looks:
 
-    def open_one(person: str) -> Page:
-        context = browser.new_context(
-            viewport=SIZES[size], color_scheme=scheme, locale="en-GB", reduced_motion="reduce"
-        )
-        context.add_init_script(f"localStorage.setItem('millstream.name', {person!r})")
-        contexts.append(context)
-        return context.new_page()
+        def open_one(person: str, scheme: Any = scheme, size: str = size) -> Page:
+            context = browser.new_context(viewport=SIZES[size], color_scheme=scheme, locale="en-GB")
+            context.add_init_script(f"localStorage.setItem('millstream.name', {person!r})")
+            contexts.append(context)
+            return context.new_page()
 
-    page = open_one("Ada")
-    act(page, open_one)
-    path = FOLDER / f"{name}-{scheme}-{size}.png"
-    page.screenshot(path=path, full_page=False)
-    print(f"{path.relative_to(ROOT)}: {path.stat().st_size // 1024} KiB")
+        page = open_one("Ada")
+        act(page, open_one)
+        pages.append((f"{act.__name__}-{scheme}-{size}.png", page))
+    page.wait_for_timeout(settle_ms)
+    for name, page in pages:
+        path = FOLDER / name
+        page.screenshot(path=path)
+        print(f"{path.relative_to(ROOT)}: {path.stat().st_size // 1024} KiB")
     for context in contexts:
         context.close()
 
@@ -155,14 +157,12 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         for name, text in TALK:
             call("send_sse_message", {"message": text, "name": name, "channel": "chat"})
+        looks = [(scheme, size) for scheme in ("light", "dark") for size in SIZES]
         for act in (chat, inspect):
-            for scheme in ("light", "dark"):
-                for size in SIZES:
-                    take(browser, act.__name__, scheme, size, act)
+            for look in looks:
+                take(browser, act, [look], settle_ms=300)
         with busy():
-            for scheme in ("light", "dark"):
-                for size in SIZES:
-                    take(browser, "dashboard", scheme, size, dashboard)
+            take(browser, dashboard, looks, settle_ms=MINUTE_MS)
         browser.close()
 
 

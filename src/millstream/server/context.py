@@ -1,6 +1,7 @@
 """`Context`: the call as a tool, resource or prompt function sees it, the same on every revision and transport."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 import msgspec
@@ -266,10 +267,8 @@ class Context:
 
 
 async def _value(function: Callable[[], Any]) -> Any:
-    value: Any = function()
-    if isinstance(value, Awaitable):
-        value = await value  # pyright: ignore[reportUnknownVariableType]  # whatever the user's function gives
-    return value
+    value = function()
+    return await value if inspect.isawaitable(value) else value
 
 
 def call_binding(call: Call) -> bytes:

@@ -43,13 +43,15 @@ function atEnd() {
   return box.scrollHeight - box.scrollTop - box.clientHeight < 80;
 }
 
+let follows = true;
+
 function toEnd() {
+  follows = true;
   $("scroll").scrollTop = $("scroll").scrollHeight;
   $("newer").hidden = true;
 }
 
 function append(node) {
-  const follows = atEnd();
   $("messages").append(node);
   $("quiet").hidden = true;
   if (follows || node.classList.contains("own")) toEnd();
@@ -240,8 +242,11 @@ $("text").addEventListener("keydown", (event) => {
 });
 $("newer").addEventListener("click", toEnd);
 $("scroll").addEventListener("scroll", () => {
-  if (atEnd()) $("newer").hidden = true;
+  follows = atEnd();
+  if (follows) $("newer").hidden = true;
 });
+// Where the room for messages shrinks, the newest stays in sight.
+new ResizeObserver(() => follows && toEnd()).observe($("scroll"));
 
 const known = localStorage.getItem(NAME);
 if (known) enter(known);
