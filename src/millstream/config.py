@@ -56,8 +56,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_subscriptions: int = 1_000
     """Resource URIs one session or one listen stream may watch."""
     max_questions: int = 1_000
+    """Questions to clients that may wait for an answer at a time."""
+    max_questions_per_principal: int = 1_000
     max_deletes: int = 10_000
     """Session tombstones one principal may hold at a time."""
+    stream_age: float = 24 * 3600.0
+    """An open stream ends after so long, however lively; the client opens another."""
     stream_buffer: int = 1024 * 1024
     """Bytes a slow reader may fall behind before its stream is cut."""
     session_ttl: float = 24 * 3600.0
@@ -80,6 +84,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Messages kept for a client that is away."""
     hub_mailbox_age: float = 24 * 3600.0
     drain_timeout: float = 30.0
+    lane: bool = True
+    """`millstream run` serves by its own HTTP protocol class; False leaves plain ASGI, without the guard."""
     log_level: str = "info"
     access_log: bool = False
     """One line on standard error for each message."""

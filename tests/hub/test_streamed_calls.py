@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import httpx2
 import pytest
@@ -11,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from millstream import Context, Server
+from millstream.transports.events import HubRoutes
 
 SECONDS = 5.0
 LARGE = 400_000
@@ -108,3 +110,16 @@ async def test_a_plain_rest_caller_without_an_id_is_told_where_to_listen(server:
         reply = await http.post("/tools/add", json={"a": 1, "b": 2, "stream": True})
     assert reply.json() == 3
     assert any("/mcp/sse/" in value for value in reply.headers.values())
+
+
+@pytest.mark.parametrize("client_id", ["q?x=1", "a/b", "50%", "x#y", "ä"])
+async def test_the_address_of_a_stream_leads_to_that_client(server: Server, client_id: str) -> None:
+    """RFC 3986 §2.4: an id in a path is percent-encoded; `/mcp/sse/q?x=1` would be the stream of another client."""
+    async with client(server) as http:
+        reply = await http.post("/mcp/tools/call", params={"client_id": client_id}, json=call("add", a=1, b=2))
+    if "result" in reply.json():
+        address = urlsplit(reply.json()["result"]["_meta"]["streamUrl"])
+        assert address.path.isascii()
+        assert HubRoutes.match(unquote(address.path)) == client_id
+    else:
+        assert "client id" in reply.text

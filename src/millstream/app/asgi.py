@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.app.runtime import Runtime
 from millstream.transports.asgi import AsgiAdapter
-from millstream.transports.lane import ATTRIBUTE, Lane
+from millstream.transports.lane import ATTRIBUTE, GUARD_ONLY, Lane
 
 if TYPE_CHECKING:
     from millstream.app.server import Server
@@ -58,6 +58,10 @@ async def _lifespan(server: "Server", receive: Any, send: Any) -> None:
 def prepare(server: "Server", runtime: Runtime) -> None:
     """Build the HTTP side of a running server, once."""
     if runtime.routes is None:
+        if server.loopback_bind is None:
+            logger.warning(
+                "%s is served through plain ASGI. Not enforced here: %s.", server.name, "; ".join(GUARD_ONLY)
+            )
         routes, settings = runtime.serve_http(), server.settings
         runtime.adapter = AsgiAdapter(routes.find, settings=settings, policy=runtime.policy)
         server.__millstream_lane__ = Lane(routes.find_hot, settings=settings, policy=runtime.policy)

@@ -64,7 +64,7 @@ def serve(
     """
     server.loopback_bind = is_loopback(host)
     loaded = load_lane()
-    protocol = loaded.protocol if lane else None
+    protocol = loaded.protocol if lane and server.settings.lane else None
     if protocol is None:
         why = loaded.reason or "it was switched off"
         logger.warning("Serving through plain ASGI (%s). Not enforced: %s.", why, "; ".join(GUARD_ONLY))

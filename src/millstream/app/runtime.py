@@ -84,7 +84,9 @@ class Runtime:
             self._stack.callback(self.services.threads.close)
             await self.services.records.load()
             self.streams = OpenStreams(
-                max_streams=settings.max_streams, max_per_owner=settings.max_streams_per_principal
+                max_streams=settings.max_streams,
+                max_per_owner=settings.max_streams_per_principal,
+                max_age=settings.stream_age,
             )
             self.dispatcher = Dispatcher(
                 server.registry, self.services, info=server.describe(), instructions=server.instructions

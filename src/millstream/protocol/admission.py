@@ -220,8 +220,8 @@ def check_routing(
         ProtocolError: HEADER_MISMATCH for one that is missing, repeated, malformed or different.
     """
     names = [key for key, _ in raw_headers]
-    for header in _ROUTING:
-        if names.count(header) > 1:
+    for header in names:
+        if (header in _ROUTING or header.startswith(b"mcp-param-")) and names.count(header) > 1:
             raise _mismatch(header, "is sent more than once")
     _compare(b"mcp-protocol-version", header_version(headers), version, headers)
     _compare(b"mcp-method", headers.get(b"mcp-method", b"").decode("latin-1").strip(" \t"), method, headers)

@@ -7,6 +7,7 @@ message of the same session. Per-request era: the function stops with `InputRequ
 import asyncio
 import contextlib
 import secrets
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,12 +42,14 @@ _decode_error = msgspec.json.Decoder(_PeerError).decode
 class OpenQuestions:
     """Requests to handshake clients that wait for an answer. Bounded; each ends with its call at the latest."""
 
-    __slots__ = ("_open", "_timeout", "max_open", "worker")
+    __slots__ = ("_by_owner", "_open", "_timeout", "max_open", "max_per_owner", "worker")
 
-    def __init__(self, *, max_open: int, timeout: float) -> None:
+    def __init__(self, *, max_open: int, max_per_owner: int, timeout: float) -> None:
+        self._by_owner: Counter[str] = Counter()
         self._open: dict[str, tuple[str, asyncio.Future[bytes]]] = {}
         self._timeout = timeout
         self.max_open = max_open
+        self.max_per_owner = max_per_owner
         self.worker = secrets.token_hex(4)
         """Part of every question's id: the worker on which the call waits."""
 
@@ -62,12 +65,14 @@ class OpenQuestions:
         Raises:
             ToolError: the client answered with an error, took too long, or too many questions are open.
         """
-        if len(self._open) >= self.max_open:
+        owner = call.principal.id if call.principal is not None else ""
+        if len(self._open) >= self.max_open or self._by_owner[owner] >= self.max_per_owner:
             raise ToolError("Too many questions are open. Try again later.")
         question_id = f"{self.worker}-{secrets.token_hex(16)}"
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         scope = call.session.id if call.session is not None else ""
         self._open[question_id] = (scope, future)
+        self._by_owner[owner] += 1
         try:
             await call.open_line().send(request_message(question_id, method, params))
             async with asyncio.timeout(self._timeout):
@@ -76,6 +81,9 @@ class OpenQuestions:
             raise ToolError(f"The client did not answer {method} in {self._timeout:g} seconds.") from None
         finally:
             del self._open[question_id]
+            self._by_owner[owner] -= 1
+            if not self._by_owner[owner]:
+                del self._by_owner[owner]
 
     def answer(self, message: Message, scope: str) -> bool:
         """Give an answer to whoever waits; False when nobody of this session asked that."""

@@ -92,7 +92,11 @@ class Services:
         self.key_warning: str | None = None
         # Shared state
         self.records = Records(store.kv, settings.record_ttl)
-        self.questions = OpenQuestions(max_open=settings.max_questions, timeout=settings.ask_timeout)
+        self.questions = OpenQuestions(
+            max_open=settings.max_questions,
+            max_per_owner=settings.max_questions_per_principal,
+            timeout=settings.ask_timeout,
+        )
         self.changes = changes
         self.threads = Threads(settings.max_threads)
         self.endings: set[Callable[[], None]] = set()

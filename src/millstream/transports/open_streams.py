@@ -1,7 +1,9 @@
 """The event streams that are open now: counted against their caps, kept alive by comments, closed at the end."""
 
+import math
 from collections.abc import Callable
 from functools import partial
+from time import monotonic
 from typing import Protocol
 
 from millstream.http import Sink
@@ -19,13 +21,17 @@ class Leaving(Protocol):
 class OpenStreams:
     """All open streams of one running server."""
 
-    __slots__ = ("_by_owner", "_max", "_max_per_owner", "_sinks", "counted", "lines")
+    __slots__ = ("_by_owner", "_clock", "_max", "_max_age", "_max_per_owner", "_sinks", "counted", "lines")
 
-    def __init__(self, *, max_streams: int, max_per_owner: int) -> None:
+    def __init__(
+        self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._max_age = max_age
+        self._clock = clock
         self._max = max_streams
         self._max_per_owner = max_per_owner
-        self._sinks: dict[Sink, bytes] = {}
-        """Stream -> the comment that keeps it alive, in its own coding."""
+        self._sinks: dict[Sink, tuple[bytes, float]] = {}
+        """Stream -> the comment that keeps it alive, in its own coding, and when it was opened."""
         self._by_owner: dict[str, int] = {}
         self.counted: Callable[[int, tuple[str, str]], None] | None = None
         """Told of every stream that opens (1) and closes (-1), where somebody counts."""
@@ -55,7 +61,7 @@ class OpenStreams:
             kind: transport and revision, for `counted`.
             comment: what keeps the stream alive.
         """
-        self._sinks[sink] = comment
+        self._sinks[sink] = (comment, self._clock())
         if self.counted is not None:
             self.counted(1, kind)
         if owner is not None:
@@ -74,9 +80,13 @@ class OpenStreams:
                 self._by_owner.pop(owner, None)
 
     def beat(self) -> None:
-        """One comment to every stream, so that proxies and clients know it is alive."""
-        for sink, comment in list(self._sinks.items()):
-            sink.write(comment)
+        """One comment to every stream, so that proxies and clients know it is alive; those too old end."""
+        oldest = self._clock() - self._max_age
+        for sink, (comment, opened) in list(self._sinks.items()):
+            if opened < oldest:
+                sink.close()
+            else:
+                sink.write(comment)
 
     def close(self) -> None:
         """End every stream."""
