@@ -8,6 +8,7 @@ pages and metrics.
 import asyncio
 import math
 import platform
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -50,7 +51,7 @@ def finite(number: Number) -> Number:
 @mcp.tool
 async def send_sse_message(message: str, name: str = "", channel: str = "broadcast") -> str:
     """Send a message to everybody who listens to a channel: plain text, or with a name as JSON."""
-    sent = await mcp.hub.publish(channel, {"name": name, "message": message} if name else message)
+    sent = await mcp.hub.publish(channel, {"name": name, "message": message, "time": time.time()} if name else message)
     return f"Message sent to {sent.subscribers} listeners."
 
 

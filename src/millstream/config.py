@@ -51,8 +51,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a question waits for the person's answer."""
     max_calls: int = 10_000
     max_threads: int = 40
-    max_streams: int = 10_000
-    max_streams_per_principal: int = 10_000
+    max_streams: int = 20_000
+    max_streams_per_principal: int = 20_000
     max_subscriptions: int = 1_000
     """Resource URIs one session or one listen stream may watch."""
     max_questions: int = 1_000
@@ -77,6 +77,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Event streams of the hub as gzip, one member an event, where the client takes it; proxies may hold them back."""
     hub_journal: int = 10_000
     """Events of all channels together that a returning subscriber can be given again."""
+    hub_subscribers_per_channel: int = 0
+    """0 means no cap besides `max_connections`."""
     hub_history: int = 1_000
     """Events of each channel that a new or returning subscriber can be given."""
     hub_history_age: float = 3600.0

@@ -35,6 +35,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     version: str
     url: str
     sse_url: str
+    pages: list[str]
+    """What to open in a browser."""
     counts: dict[str, int]
     protections: list[str]
     curl: str
@@ -52,11 +54,19 @@ def facts(server: Server, *, host: str, port: int) -> Facts:
         version=server.version,
         url=origin + server.settings.path,
         sse_url=origin + "/sse" if server.settings.sessions else "",
+        pages=[f"{origin}/{page}" for page in pages_of(server)],
         counts={kind: len(getattr(registry, kind)) for kind in kinds},
         protections=protections(server.settings, guarded=load_lane().protocol is not None),
         curl=curl(origin + server.settings.path, registry.tools),
         warning="" if is_loopback(host) or server.auth is not None else NO_AUTH,
     )
+
+
+def pages_of(server: Server) -> list[str]:
+    """The pages that the server serves."""
+    if "web" in server.parts:
+        return ["dashboard", "chat", "inspect", "docs"]
+    return ["docs"] if "rest" in server.parts else []
 
 
 def protections(settings: Settings, *, guarded: bool) -> list[str]:

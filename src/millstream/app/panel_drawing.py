@@ -18,6 +18,11 @@ def draw(told: Facts, console: Console) -> None:
     table.add_row("MCP", Text(told.url, style="bold cyan"))
     if told.sse_url:
         table.add_row("HTTP+SSE", Text(told.sse_url, style="cyan"))
+    if told.pages:
+        first, *more = told.pages
+        table.add_row(
+            "pages", Text(" · ".join([first, *("/" + page.rsplit("/", 1)[1] for page in more)]), style="cyan")
+        )
     table.add_row("has", has)
     table.add_row("guard", " · ".join(told.protections))
     if told.warning:

@@ -9,11 +9,12 @@ import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from msgspec import to_builtins
-
 from millstream.config import Settings
 from millstream.http import Handler
 from millstream.protocol.errors import LocalError
+from millstream.protocol.revisions import ALL
+from millstream.server.services import SESSION_OVER, Note
+from millstream.server.sessions import Session
 
 if TYPE_CHECKING:
     from millstream.app.runtime import Runtime
@@ -54,6 +55,7 @@ def hub_limits(settings: Settings) -> Any:
         max_connections=most,
         max_event=min(256 * 1024, settings.stream_buffer // 4),
         journal=settings.hub_journal,
+        max_subscribers_per_channel=settings.hub_subscribers_per_channel,
         max_connections_per_address=settings.max_connections_per_address,
         max_buffered=settings.stream_buffer // 2,
         history=settings.hub_history,
@@ -123,6 +125,28 @@ def make_observer(runtime: "Runtime") -> "Observer | None":
     return observer
 
 
+_METHODS = frozenset(
+    {"initialize", "response", *(name for each in ALL for name in (*each.requests, *each.notifications))}
+)
+
+
+def make_note(observer: "Observer") -> Note:
+    """How messages that become no call reach the observer; what no revision knows has one name."""
+    from millstream.telemetry.messages import Message  # noqa: PLC0415  only where somebody looks
+
+    def note(method: str, transport: str, session: Session | None = None, status: str = "") -> None:
+        if method == SESSION_OVER:
+            if session is not None:
+                observer.session_ended(session.id)
+            return
+        message = Message(time.time(), method if method in _METHODS else "_other", status=status, transport=transport)
+        if session is not None:
+            message.session, message.revision = session.id, session.revision.date
+        observer.message(message)
+
+    return note
+
+
 def part_routes(runtime: "Runtime") -> tuple[dict[str, dict[str, Handler]], list[tuple[str, Mapping[str, Handler]]]]:
     """(handlers by path, handlers by path prefix) of the parts that are served."""
     exact: dict[str, dict[str, Handler]] = {}
@@ -178,9 +202,7 @@ def make_feed(runtime: "Runtime") -> "DashboardFeed | None":
         "started": time.time(),
         "facts": {"Serves": ", ".join(["mcp", *sorted(runtime.parts)]), "Endpoint": server.settings.path},
     }
-    return DashboardFeed(
-        lambda: observer.snapshot(hub=to_builtins(hub.stats()), store=store), LogTail(), runtime.streams, info=info
-    )
+    return DashboardFeed(lambda: observer.snapshot(hub=hub.stats(), store=store), LogTail(), runtime.streams, info=info)
 
 
 def no_hub() -> LocalError:

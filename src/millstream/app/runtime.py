@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from millstream.app.parts import make_feed, make_observer, make_websocket, open_hub
+from millstream.app.parts import make_feed, make_note, make_observer, make_websocket, open_hub
 from millstream.app.routes import Routes
 from millstream.http import TEXT_HEAD, Handler, Request, Response, Sink
 from millstream.protocol.errors import LocalError
@@ -110,6 +110,7 @@ class Runtime:
         self.observer = observer = make_observer(self)
         if observer is not None:
             self.dispatcher.observe, self.dispatcher.begin = observer, observer.begin
+            self.services.note = make_note(observer)
             self._stack.callback(observer.close)
             self.streams.counted = lambda change, kind: observer.connections.add(kind, change)
             self._stack.callback(self.loop.create_task(observer.run()).cancel)

@@ -8,6 +8,7 @@ where to listen. The client's mailbox keeps what comes before it listens.
 import logging
 import secrets
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct, field
@@ -59,12 +60,12 @@ class Streamed:
         except InvalidName as exc:
             raise ProtocolError(INVALID_PARAMS, f"Invalid client id: {exc}") from exc
         call.mirror = _Mirror(self._hub, client_id, call.id).send
-        call.stream_url = f"{call.root_path}/mcp/sse/{client_id}"
+        call.stream_url = f"{call.root_path}/mcp/sse/{quote(client_id, safe='')}"
         call.meta = {**(call.meta or {}), "clientId": client_id, "streamUrl": call.stream_url}
 
     @staticmethod
     def _named(call: Call) -> str:
-        header = (call.headers or {}).get(HEADER, b"").decode("latin-1").strip()
+        header = (call.headers or {}).get(HEADER, b"").decode("utf-8", "replace").strip()
         argument = getattr(call.arguments, "client_id", "")
         try:
             meta = _decode(call.params or b"{}").meta.client_id

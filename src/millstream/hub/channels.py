@@ -45,12 +45,14 @@ def check_pattern(name: str) -> None:
 
 
 def check_client_id(client_id: str) -> None:
-    """The id of a client, which is the end of the name of its channel.
+    """The id of a client, which is the end of the name of its channel and one segment of a path.
 
     Raises:
         InvalidName: it could not be, or is longer than 128 characters.
     """
     _check_text("client id", client_id, MAX_CLIENT_ID)
+    if "/" in client_id:
+        raise InvalidName("A client id has no slash: it is one segment of a path.")
     check_channel(CLIENT + client_id)
 
 

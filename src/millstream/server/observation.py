@@ -114,8 +114,8 @@ class Observer:
 
     def __call__(self, call: Call, seconds: float, answer: bytes) -> None:
         """Take note of a call that is over (`Dispatcher.observe`)."""
-        outcome = call.outcome or ("cancelled" if call.cancelled else "")
         method = call.method
+        outcome = call.outcome or ("cancelled" if call.cancelled and method != "subscriptions/listen" else "")
         labels = (method, call.name if method == "tools/call" else "", outcome, call.revision.date)
         series = self._by_call.get(labels)
         if series is None:

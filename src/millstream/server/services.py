@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 from millstream.config import Settings
 from millstream.protocol.errors import ToolError
@@ -18,7 +18,7 @@ from millstream.protocol.seal import NONCE_BYTES, KeyRing
 from millstream.server.asking import OpenQuestions
 from millstream.server.changes import Changes
 from millstream.server.keys import load_secrets, state_directory
-from millstream.server.sessions import Records
+from millstream.server.sessions import Records, Session
 from millstream.stores.base import Store
 
 
@@ -62,6 +62,18 @@ class Threads:
             self._executor = None
 
 
+SESSION_OVER = "$session over"
+"""What `Note` is told, in place of a method, when a session has ended."""
+
+
+class Note(Protocol):
+    """What observers are told of a message that is no call: a handshake, a notification, an answer, a refusal."""
+
+    def __call__(self, method: str, transport: str, session: Session | None = None, status: str = "") -> None:
+        """`status` is empty for success, else the JSON-RPC error code."""
+        ...
+
+
 class Services:
     """The shared parts of one running server."""
 
@@ -73,6 +85,7 @@ class Services:
         "hub",
         "key_warning",
         "lifespan",
+        "note",
         "questions",
         "records",
         "settings",
@@ -86,6 +99,8 @@ class Services:
         self.settings = settings
         self.store = store
         self.hub: Publisher | None = None
+        self.note: Note | None = None
+        """Told of every message that becomes no call, where somebody observes."""
         self.streamed: Callable[[Any], None] | None = None
         """Attaches the stream of a client to a call, where the hub is served."""
         self.clock: Callable[[], float] = time.time

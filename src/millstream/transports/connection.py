@@ -22,6 +22,7 @@ from millstream.server.changes import Change
 from millstream.server.dispatch import Dispatcher
 from millstream.server.handshake import initialize_result, read_initialize
 from millstream.server.inbox import progress_token, take_notification
+from millstream.server.services import SESSION_OVER
 from millstream.server.sessions import Record, Session
 from millstream.transports.batch import is_batch, read_batch, refuse_batch
 
@@ -113,12 +114,14 @@ class Connection:
         dispatcher = self._dispatcher
         if message.is_answer:
             dispatcher.answer(message, self.id)
+            self._note("response")
             return None
         if message.id is None:
             check_notification(message)
             if message.method == "notifications/initialized":
                 self._watch()
             take_notification(dispatcher, message, self.id)
+            self._note(message.method)
             return None
         if len(dispatcher.calls) >= dispatcher.services.settings.max_calls:
             raise ProtocolError(INTERNAL_ERROR, "Too many calls are running: try again later")
@@ -176,6 +179,7 @@ class Connection:
             opening = read_initialize(message.params)
         except ProtocolError as exc:
             return error_message(message.id, exc.code, exc.message, exc.data)
+        self._note("initialize")
         self.session = Session(self.id, opening.revision, opening.client, record=Record())
         dispatcher = self._dispatcher
         offered = dispatcher.registry.capabilities(opening.revision)
@@ -207,6 +211,11 @@ class Connection:
             return error_message(message.id, exc.code, exc.message, exc.data)
         return b"" if work is None else await work
 
+    def _note(self, method: str, status: str = "") -> None:
+        note = self._dispatcher.services.note
+        if note is not None:
+            note(method, self._transport, self.session, status)
+
     # Changes
 
     def _watch(self) -> None:
@@ -230,6 +239,8 @@ class Connection:
         if self._stop_watching is not None:
             self._stop_watching()
             self._stop_watching = None
+        if self.session is not None:
+            self._note(SESSION_OVER)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

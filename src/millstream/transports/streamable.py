@@ -204,6 +204,7 @@ class Streamable:
                 return await self._per_request(request, message, principal)
             return await self._handshake(request, message, principal)
         except ProtocolError as exc:
+            self._note("" if message is None else message.method, status=str(exc.code))
             request_id = message.id if message is not None else None
             return self._reply(request, error_message(request_id, exc.code, exc.message, exc.data), exc.status)
 
@@ -249,6 +250,7 @@ class Streamable:
     async def _per_request(self, request: Request, message: Message, principal: Principal | None) -> Response | None:
         if message.id is None:
             check_notification(message)
+            self._note(message.method)
             return _ACCEPTED
         if message.method == "subscriptions/listen" and not accepted(request.headers.get(b"accept")).stream:
             return _UNREADABLE_STREAM
@@ -292,6 +294,7 @@ class Streamable:
         if message.id is None:
             check_notification(message)
             take_notification(self._dispatcher, message, session.id if session is not None else "")
+            self._note(message.method, session)
             return _ACCEPTED
         call = self.handshake_call(request, message, session, revision, principal)
         return await self._run(request, call, session.id if session is not None else "")
@@ -350,6 +353,7 @@ class Streamable:
             dispatcher.info,
             dispatcher.instructions,
         )
+        self._note("initialize")
         head = b""
         if self.sessions is not None and not opening.sessionless:
             head = b"mcp-session-id: %b\r\n" % (await self.sessions.mint(opening, principal)).encode()
@@ -363,4 +367,9 @@ class Streamable:
             )
         session = await self.sessions.find(request, principal)
         self._dispatcher.answer(message, session.id)
+        self._note("response", session)
         return _ACCEPTED
+
+    def _note(self, method: str, session: Session | None = None, status: str = "") -> None:
+        if self.services.note is not None:
+            self.services.note(method, "http", session, status)

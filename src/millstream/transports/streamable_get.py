@@ -14,7 +14,7 @@ from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream.protocol.revisions import names_per_request_era
 from millstream.server.changes import Change, encode_change
 from millstream.server.dispatch import Dispatcher
-from millstream.server.services import principal_id
+from millstream.server.services import SESSION_OVER, principal_id
 from millstream.server.sessions import Session
 from millstream.stores.base import Gap, Position
 from millstream.transports.http_sessions import missing_session, refusal
@@ -81,6 +81,8 @@ class StreamableGet:
             return refusal(exc.status, exc.code, exc.message)
         if not await sessions.end(session, owner):
             return refusal(503, -32000, "Too many ended sessions: try again later", head=b"retry-after: 60\r\n")
+        if self._services.note is not None:
+            self._services.note(SESSION_OVER, "http", session)
         for call in [call for (scope, _), call in self._dispatcher.by_id.items() if scope == session.id]:
             call.cancel()
         sink = self._by_session.get(session.id)

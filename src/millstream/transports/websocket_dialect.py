@@ -196,6 +196,7 @@ class Dialect:
             client=_NOBODY,
             line=_SILENT,
             transport="websocket",
+            client_id=self._connection.id,
             principal=self._peer.principal,
             headers=self._peer.headers,
             params=encode({"name": message.tool, "arguments": message.arguments}),

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Raw
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
+from millstream.protocol.jsonrpc import encode
 from millstream.protocol.metadata import declares
 from millstream.protocol.param_headers import check
 from millstream.server.call import Call
@@ -75,6 +76,8 @@ class ToolHandlers:
         raw = bytes(params.arguments) or b"{}"
         if raw == b"null":
             raw = b"{}"
+        if self._services.streamed is not None and b'"client_id"' in raw:
+            raw = _take_client_id(tool, call, raw)
         if tool.plan.headers and call.revision.routing_headers and call.headers is not None:
             check(tool.plan.headers, call.headers, _object(raw))
         call.arguments = self._arguments(tool, raw, call)
@@ -92,6 +95,18 @@ class ToolHandlers:
         if call.revision.argument_errors_in_result:
             raise ToolError(text)
         raise ProtocolError(INVALID_PARAMS, text)
+
+
+def _take_client_id(tool: Tool, call: Call, raw: bytes) -> bytes:
+    """Arguments without the client id that a streamed call may carry, where the tool has no such parameter."""
+    parameters = tool.plan.parameters
+    if "stream" not in parameters or "client_id" in parameters:
+        return raw
+    arguments = _object(raw)
+    client_id = arguments.pop("client_id", None)
+    if isinstance(client_id, str) and not call.client_id:
+        call.client_id = client_id
+    return encode(arguments)
 
 
 def _object(raw: bytes) -> dict[str, Any]:

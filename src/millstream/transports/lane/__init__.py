@@ -23,7 +23,7 @@ ATTRIBUTE = "__millstream_lane__"
 GUARD_ONLY = (
     "time limits for headers and stalled writes",
     "caps on header count and size, on URLs and on pipelined requests",
-    "exactly one Host on every path",
+    "exactly one Host (health probes apart)",
     "caps on connections",
 )
 """What plain ASGI cannot do; the start-up line lists it."""
