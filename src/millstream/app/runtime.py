@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from millstream.app.parts import make_feed, make_note, make_observer, make_websocket, open_hub
 from millstream.app.routes import Routes
 from millstream.http import TEXT_HEAD, Handler, Request, Response, Sink
-from millstream.protocol.errors import LocalError
 from millstream.server.call import Call
 from millstream.server.changes import Changes
 from millstream.server.context import nudge_progress
@@ -59,6 +59,7 @@ class Runtime:
         self._requests = 0
         self._stack = contextlib.AsyncExitStack()
         self._sweeper: asyncio.Task[None] | None = None
+        self._pending: dict[object, asyncio.Task[None]] = {}
         self.parts = server.parts
         self.hub: Hub | None = None
         self.observer: Observer | None = None
@@ -143,7 +144,10 @@ class Runtime:
         """End every stream and task, then the lifespan and the store."""
         if self._sweeper is not None:
             self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+            pending = list(self._pending.values())
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(self._sweeper, *pending, return_exceptions=True)
             self._sweeper = None
         self._end_subscriptions()
         await self._wait_for((call for call in self.dispatcher.calls if call.method == "subscriptions/listen"), 1.0)
@@ -179,25 +183,32 @@ class Runtime:
         while True:
             await asyncio.sleep(_TICK)
             now = self.clock()
-            await self._look_at_calls(now)
+            self._look_at_calls(now)
             if now - beat >= settings.heartbeat:
                 beat = now
                 self.streams.beat()
-                await self._report_progress()
+                self._report_progress()
             if now - records >= _RECORDS_SECONDS:
                 records = now
-                await self._reload_records()
+                self._beside("records", self.services.records.load())
             if self._idle(now):
                 self.loop.call_soon(self.server.retire, self)
                 return
 
-    async def _reload_records(self) -> None:
-        try:
-            await self.services.records.load()
-        except LocalError:
-            logger.exception("The store does not answer; trying again in %d seconds", _RECORDS_SECONDS)
+    def _beside(self, key: object, work: Coroutine[Any, Any, None]) -> None:
+        """Run what may wait for a peer or a store beside the sweep; one piece of work for each key at a time."""
+        if key in self._pending:
+            work.close()
+            return
+        task = self._pending[key] = self.loop.create_task(work)
+        task.add_done_callback(partial(self._settle, key))
 
-    async def _look_at_calls(self, now: float) -> None:
+    def _settle(self, key: object, task: asyncio.Task[None]) -> None:
+        del self._pending[key]
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("A periodic task failed; it is tried again", exc_info=task.exception())
+
+    def _look_at_calls(self, now: float) -> None:
         settings = self.services.settings
         for call in list(self.dispatcher.calls):
             if not call.started:
@@ -208,13 +219,13 @@ class Runtime:
                 line = call.open_line()
                 if isinstance(line, PostLine):
                     call.stop = call.stop or line.request.cancel
-                    await line.keep_alive()
+                    self._beside(call, line.keep_alive())
 
-    async def _report_progress(self) -> None:
+    def _report_progress(self) -> None:
         """Where a caller wants progress and the tool is silent, tell it that the call is alive."""
         for call in list(self.dispatcher.calls):
             if call.token is not None and call.line is not None:
-                await nudge_progress(call)
+                self._beside(call, nudge_progress(call))
 
     def _idle(self, now: float) -> bool:
         requests = 0 if self.adapter is None else self.adapter.requests
