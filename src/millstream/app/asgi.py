@@ -64,7 +64,7 @@ def prepare(server: "Server", runtime: Runtime) -> None:
             )
         routes, settings = runtime.serve_http(), server.settings
         runtime.adapter = AsgiAdapter(routes.find, settings=settings, policy=runtime.policy)
-        server.__millstream_lane__ = Lane(routes.find_hot, settings=settings, policy=runtime.policy)
+        server.__millstream_lane__ = Lane(routes.find_hot, settings=settings, policy=runtime.policy, hot=routes.hot)
     server.use(runtime)
 
 

@@ -63,6 +63,13 @@ class Routes:
     def _below(self, path: str) -> Mapping[str, Handler] | None:
         return next((handlers for prefix, handlers in self._prefixes if path.startswith(prefix)), None)
 
+    @property
+    def hot(self) -> dict[tuple[bytes, bytes], tuple[Handler, str, str]]:
+        """What the lane finds by itself: method and path -> handler, and both as text."""
+        return {
+            (method, path): (handler, method.decode(), path.decode()) for (method, path), handler in self._hot.items()
+        }
+
     def find_hot(self, method: bytes, path: bytes) -> Handler | None:
         """The handler of a path that the lane serves itself."""
         found = self._hot.get((method, path))

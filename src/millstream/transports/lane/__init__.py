@@ -6,7 +6,7 @@ uvicorn until then: a program that serves stdio never loads an HTTP server.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ class Lane:
     lane with the request and the `Response`, or `None` for a stream or a peer that had gone.
     """
 
-    __slots__ = ("access", "lookup", "policy", "settings")
+    __slots__ = ("access", "hot", "lookup", "policy", "settings")
 
     def __init__(
         self,
@@ -46,8 +46,11 @@ class Lane:
         settings: Settings,
         policy: HostPolicy,
         access: Callable[[Request, Response | None], None] | None = None,
+        hot: Mapping[tuple[bytes, bytes], tuple[Handler, str, str]] | None = None,
     ) -> None:
         self.lookup = lookup
+        self.hot = hot or {}
+        """(method, target) without a query -> handler, and both as text: found without a Python call."""
         self.settings = settings
         self.policy = policy
         self.access = access

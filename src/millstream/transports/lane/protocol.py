@@ -86,12 +86,15 @@ class LaneProtocol(GuardedProtocol):
         headers, short, limits = self.headers, self.short, self.limits
         if short is None:
             return super().on_headers_complete()
-        path, _, query = self.url.partition(b"?")
         parser = self.parser
-        method = parser.get_method()
-        handler = None if b"%" in path else short.lookup(method, path)
-        if handler is None:
-            return super().on_headers_complete()
+        method, query = parser.get_method(), b""
+        found = short.hot.get((method, self.url))
+        if found is None:
+            path, _, query = self.url.partition(b"?")
+            handler = None if b"%" in path else short.lookup(method, path)
+            if handler is None:
+                return super().on_headers_complete()
+            found = (handler, method.decode("ascii"), path.decode("ascii"))
         if (
             self.refused
             or self.waiting
@@ -101,10 +104,10 @@ class LaneProtocol(GuardedProtocol):
             return None
         fields = dict(headers)
         chunked = parser.get_http_version() != "1.0"
-        call = LaneCall(self, handler, chunked, chunked and parser.should_keep_alive())
+        call = LaneCall(self, found[0], chunked, chunked and parser.should_keep_alive())
         call.request = Request(
-            method.decode("ascii"),
-            path.decode("ascii"),
+            found[1],
+            found[2],
             headers,
             fields,
             call.open,
