@@ -63,7 +63,12 @@ def prepare(server: "Server", runtime: Runtime) -> None:
                 "%s is served through plain ASGI. Not enforced here: %s.", server.name, "; ".join(GUARD_ONLY)
             )
         routes, settings = runtime.serve_http(), server.settings
-        runtime.adapter = AsgiAdapter(routes.find, settings=settings, policy=runtime.policy)
+        runtime.adapter = AsgiAdapter(
+            routes.find,
+            settings=settings,
+            policy=runtime.policy,
+            hot={(method, path): handler for handler, method, path in routes.hot.values()},
+        )
         server.__millstream_lane__ = Lane(routes.find_hot, settings=settings, policy=runtime.policy, hot=routes.hot)
     server.use(runtime)
 

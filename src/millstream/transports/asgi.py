@@ -7,7 +7,7 @@ watcher for the peer's disconnect. Routing, WebSocket and lifespan belong to `ap
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, MutableMapping
 from typing import Any, cast
 
 from millstream.config import Settings
@@ -32,10 +32,19 @@ _TOO_SLOW = Response(body=b"The body came too slowly.\n", status=408, head=_CLOS
 class AsgiAdapter:
     """An ASGI 3 application for scopes of type ``http``."""
 
-    __slots__ = ("body_timeout", "digits", "max_body", "policy", "requests", "route", "stream_buffer")
+    __slots__ = ("body_timeout", "digits", "hot", "max_body", "policy", "requests", "route", "stream_buffer")
 
-    def __init__(self, route: Route, *, settings: Settings, policy: HostPolicy) -> None:
+    def __init__(
+        self,
+        route: Route,
+        *,
+        settings: Settings,
+        policy: HostPolicy,
+        hot: Mapping[tuple[str, str], Handler] | None = None,
+    ) -> None:
         self.route = route
+        self.hot = hot or {}
+        """(method, path) -> handler: found without a Python call."""
         self.policy = policy
         self.max_body = settings.max_body
         self.requests = 0
@@ -44,8 +53,8 @@ class AsgiAdapter:
         self.body_timeout = settings.body_timeout
         self.stream_buffer = settings.stream_buffer
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        """Serve one request. No coroutine of its own: it gives the one that does the work."""
         self.requests += 1
         path: str = scope["path"]
         root: str = scope.get("root_path", "")
@@ -79,15 +88,13 @@ class AsgiAdapter:
         ) and path not in EXEMPT:
             refusal = exchange.screen()
             if refusal is not None:
-                await exchange.reply(refusal)
-                return
-        handler = self.route(request.method, path)
+                return exchange.reply(refusal)
+        handler = self.hot.get((request.method, path)) or self.route(request.method, path)
         if handler is None:
-            await exchange.reply(_NOT_FOUND)
-        elif len(length := headers.get(b"content-length", b"")) >= self.digits and _too_long(length, self.max_body):
-            await exchange.reply(_TOO_LARGE)
-        else:
-            await exchange.serve(handler)
+            return exchange.reply(_NOT_FOUND)
+        if len(length := headers.get(b"content-length", b"")) >= self.digits and _too_long(length, self.max_body):
+            return exchange.reply(_TOO_LARGE)
+        return exchange.serve(handler)
 
 
 def _too_long(length: bytes, limit: int) -> bool:
