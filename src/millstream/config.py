@@ -3,93 +3,116 @@
 ``Settings.load()`` reads ``MILLSTREAM_<FIELD>`` (upper case). Values given in code win over the environment.
 """
 
+import difflib
 import os
+import re
 from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
+
+PREFIX = "MILLSTREAM_"
+_OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
+"""Kubernetes sets these, and ``…_PORT`` with an address, for every service whose name begins like ours."""
+
+# The descriptions are what a message about a wrong value says that it must be.
+Switch = Annotated[bool, Meta(description="true or false")]
+Size = Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]
+Cap = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
+"""A size whose 0 means that there is no bound, or nothing to keep."""
+Seconds = Annotated[float, Meta(ge=0, le=1e9, description="a number of seconds, 0 or more")]
+UrlPath = Annotated[str, Meta(pattern="^/", description="a path that starts with /")]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error", "critical"],
+    Meta(description="debug, info, warning, error or critical"),
+]
+
+
+class VariableError(ValueError):
+    """An environment variable that cannot be used: whoever set it has to correct it, not who wrote the program."""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Operational settings. Times are seconds, sizes are bytes."""
 
-    sessions: bool = True
+    sessions: Switch = True
     """Handshake clients get a session id; False serves every request by itself."""
-    json_only: bool = False
+    json_only: Switch = False
     """Never answer a call with an event stream (subscriptions/listen excepted)."""
-    path: str = "/mcp"
+    path: UrlPath = "/mcp"
     allowed_hosts: tuple[str, ...] = ()
     """Host names besides loopback names and IP literals; ``*`` allows any."""
     allowed_origins: tuple[str, ...] = ()
     """Origins besides loopback ones on a loopback bind; ``*`` allows any."""
     key: str = ""
     """Secret for session ids and sealed state; several, separated by commas: the first seals, all open."""
-    page_size: int = 1000
-    max_body: int = 4 * 1024 * 1024
-    max_message: int = 1024 * 1024
+    page_size: Size = 1000
+    max_body: Size = 4 * 1024 * 1024
+    max_message: Size = 1024 * 1024
     """The largest WebSocket message."""
-    max_depth: int = 64
-    max_batch: int = 50
-    header_timeout: float = 10.0
-    body_timeout: float = 30.0
-    write_timeout: float = 30.0
-    keep_alive: float = 75.0
-    max_header_count: int = 100
-    max_header_bytes: int = 64 * 1024
-    max_url: int = 8 * 1024
-    max_connections: int = 20_000
-    max_connections_per_address: int = 0
+    max_depth: Size = 64
+    max_batch: Size = 50
+    header_timeout: Seconds = 10.0
+    body_timeout: Seconds = 30.0
+    write_timeout: Seconds = 30.0
+    keep_alive: Seconds = 75.0
+    max_header_count: Size = 100
+    max_header_bytes: Size = 64 * 1024
+    max_url: Size = 8 * 1024
+    max_connections: Size = 20_000
+    max_connections_per_address: Cap = 0
     """0 means no cap besides `max_connections`: behind a proxy all clients share one address."""
-    tool_timeout: float = 0.0
+    tool_timeout: Seconds = 0.0
     """0 means no timeout unless the tool has its own."""
-    call_cap: float = 3600.0
+    call_cap: Seconds = 3600.0
     """A call that heartbeats keep alive still ends here."""
-    silence: float = 5.0
+    silence: Seconds = 5.0
     """A call that is silent for so long is answered as an event stream, if the caller accepts one."""
-    heartbeat: float = 15.0
-    ask_timeout: float = 600.0
+    heartbeat: Seconds = 15.0
+    ask_timeout: Seconds = 600.0
     """How long a question waits for the person's answer."""
-    max_calls: int = 10_000
-    max_threads: int = 40
-    max_streams: int = 20_000
-    max_streams_per_principal: int = 20_000
-    max_subscriptions: int = 1_000
+    max_calls: Size = 10_000
+    max_threads: Size = 40
+    max_streams: Size = 20_000
+    max_streams_per_principal: Size = 20_000
+    max_subscriptions: Size = 1_000
     """Resource URIs one session or one listen stream may watch."""
-    max_questions: int = 1_000
+    max_questions: Size = 1_000
     """Questions to clients that may wait for an answer at a time."""
-    max_questions_per_principal: int = 1_000
-    max_deletes: int = 10_000
+    max_questions_per_principal: Size = 1_000
+    max_deletes: Size = 10_000
     """Session tombstones one principal may hold at a time."""
-    stream_age: float = 24 * 3600.0
+    stream_age: Seconds = 24 * 3600.0
     """An open stream ends after so long, however lively; the client opens another."""
-    stream_buffer: int = 1024 * 1024
+    stream_buffer: Size = 1024 * 1024
     """Bytes a slow reader may fall behind before its stream is cut."""
-    session_ttl: float = 24 * 3600.0
-    record_ttl: float = 24 * 3600.0
-    log_ttl: float = 300.0
+    session_ttl: Seconds = 24 * 3600.0
+    record_ttl: Seconds = 24 * 3600.0
+    log_ttl: Seconds = 300.0
     """How long messages of a broken call stream can be resumed."""
-    log_messages: int = 1_000
-    state_ttl: float = 600.0
+    log_messages: Size = 1_000
+    state_ttl: Seconds = 600.0
     """How long a multi-round request may be continued."""
-    list_ttl_ms: int = 60_000
-    discover_ttl_ms: int = 3_600_000
-    gzip_streams: bool = False
+    list_ttl_ms: Cap = 60_000
+    discover_ttl_ms: Cap = 3_600_000
+    gzip_streams: Switch = False
     """Event streams of the hub as gzip, one member an event, where the client takes it; proxies may hold them back."""
-    hub_journal: int = 10_000
+    hub_journal: Size = 10_000
     """Events of all channels together that a returning subscriber can be given again."""
-    hub_subscribers_per_channel: int = 0
+    hub_subscribers_per_channel: Cap = 0
     """0 means no cap besides `max_connections`."""
-    hub_history: int = 1_000
+    hub_history: Size = 1_000
     """Events of each channel that a new or returning subscriber can be given."""
-    hub_history_age: float = 3600.0
-    hub_mailbox: int = 1_000
+    hub_history_age: Seconds = 3600.0
+    hub_mailbox: Size = 1_000
     """Messages kept for a client that is away."""
-    hub_mailbox_age: float = 24 * 3600.0
-    drain_timeout: float = 30.0
-    lane: bool = True
+    hub_mailbox_age: Seconds = 24 * 3600.0
+    drain_timeout: Seconds = 30.0
+    lane: Switch = True
     """`millstream run` serves by its own HTTP protocol class; False leaves plain ASGI, without the guard."""
-    log_level: str = "info"
-    access_log: bool = False
+    log_level: LogLevel = "info"
+    access_log: Switch = False
     """One line on standard error for each message."""
 
     @classmethod
@@ -97,18 +120,49 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Settings from ``MILLSTREAM_…`` variables, then from keywords.
 
         Raises:
-            ValueError: a variable or keyword has an unknown name or a value of the wrong type.
+            VariableError: a variable has an unknown name, or a value of the wrong type or out of range.
+            ValueError: a keyword has.
         """
-        values: dict[str, object] = {}
+        types = {field.name: field.type for field in msgspec.structs.fields(cls)}
         source = os.environ if environ is None else environ
-        for name in cls.__struct_fields__:
-            text = source.get(f"MILLSTREAM_{name.upper()}")
-            if text is not None:
-                values[name] = tuple(part.strip() for part in text.split(",")) if name.startswith("allowed_") else text
-        values.update(given)
-        try:
-            return msgspec.convert(values, cls, strict=False)
-        except msgspec.ValidationError as exc:
-            raise ValueError(
-                f"Invalid setting: {exc}. See `millstream run --help` and docs/reference/settings.md."
-            ) from exc
+        values: dict[str, Any] = {}
+        for variable, text in source.items():
+            if variable.startswith(PREFIX) and not _is_foreign(variable, text):
+                name = variable.removeprefix(PREFIX).lower()
+                if variable != PREFIX + name.upper() or name not in types:
+                    raise VariableError(f"{variable} is no setting.{_nearest(name, types)}")
+                values[name] = _read_variable(variable, text, types[name])
+        for name, value in given.items():
+            if name not in types:
+                raise ValueError(f"There is no setting {name!r}, see docs/reference/settings.md.")
+            values[name] = _convert(name, value, types[name])
+        return cls(**values)
+
+
+def _read_variable(variable: str, text: str, kind: Any) -> Any:
+    value: object = text
+    if kind == tuple[str, ...]:
+        value = tuple(part.strip() for part in text.split(","))
+    elif kind == LogLevel:
+        value = text.lower()
+    try:
+        return _convert(variable, value, kind)
+    except ValueError as exc:
+        raise VariableError(str(exc)) from None
+
+
+def _convert(name: str, value: object, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError as exc:
+        expected = next((f"It must be {meta.description}." for meta in getattr(kind, "__metadata__", ())), f"{exc}.")
+        raise ValueError(f"{name} cannot be {value!r}. {expected}") from exc
+
+
+def _is_foreign(variable: str, text: str) -> bool:
+    return bool(_OF_KUBERNETES.search(variable)) or (variable.endswith("_PORT") and "://" in text)
+
+
+def _nearest(name: str, names: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    return f" Did you mean {PREFIX}{near[0].upper()}?" if near else ""

@@ -75,6 +75,12 @@ async def test_initialize_without_a_usable_version_is_invalid_params(wire: Wire,
     assert b"mcp-session-id" not in reply.headers
 
 
+async def test_capabilities_with_a_number_beyond_64_bits_open_a_session(wire: Wire) -> None:
+    """JSON has such numbers. Fixed defect: they were 500, since the session's record could not hold them."""
+    headers = await wire.initialize(capabilities={"experimental": {"x": {"n": 10**30}}})
+    await alive(wire, headers)
+
+
 async def test_initialize_under_a_header_of_the_per_request_era_is_a_mismatch(wire: Wire) -> None:
     """Digest §2.3, step 5."""
     params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
@@ -88,12 +94,12 @@ async def test_an_answer_without_a_session_is_400(wire: Wire) -> None:
     assert reply.error[:2] == (400, -32600)
 
 
-async def test_an_answer_to_no_question_is_taken_and_ignored(wire: Wire) -> None:
-    """Digest §4.3: an answer is not a request; whoever asked may be gone."""
+async def test_an_answer_that_nobody_waits_for_is_400_and_never_a_silent_202(wire: Wire) -> None:
+    """Digest §4.3: what is not accepted gets a 4xx, without the id, which is of the server's own requests."""
     headers = await wire.initialize()
     for answer in ({"id": 7, "result": {}}, {"id": "x", "error": {"code": -1, "message": "no"}}):
         reply = await wire.post({"jsonrpc": "2.0", **answer}, headers)
-        assert (reply.status, reply.body) == (202, b"")
+        assert reply.error == (400, -32600, "none")
     await alive(wire, headers)
 
 

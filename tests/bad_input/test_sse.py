@@ -123,3 +123,10 @@ async def test_an_enveloped_request_that_is_wrong_is_answered_on_the_stream(stre
     _, message = await stream.ask(request("ping", {"_meta": envelope()}, 7))
     assert (message["error"]["code"], message["id"]) == (-32601, 7)
     await alive(stream)
+
+
+async def test_a_request_that_describes_itself_is_served_on_the_old_stream_too(stream: Stream) -> None:
+    """Our choice, in docs/reference/features.md: the era is told by the message, not by what carries it."""
+    answer = (await stream.ask(request("tools/list", {"_meta": envelope()}, 5)))[1]
+    assert answer["result"]["resultType"] == "complete"
+    await alive(stream)

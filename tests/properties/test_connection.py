@@ -63,6 +63,8 @@ def is_request(value: Any) -> bool:
     """A message that must be answered with its id."""
     if not isinstance(value, dict) or value.get("jsonrpc") != "2.0" or not value.get("method"):
         return False
+    if "result" in value or "error" in value:
+        return False
     good_id = isinstance(value.get("id"), int | str) and not isinstance(value.get("id"), bool)
     return good_id and isinstance(value["method"], str) and isinstance(value.get("params", {}), dict)
 

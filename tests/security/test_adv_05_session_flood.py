@@ -4,14 +4,18 @@ Counts of what the server holds; `tests/test_memory.py` weighs the process. A se
 """
 
 import asyncio
+import contextlib
 import gc
+import itertools
 
 import pytest
 
 from bad_input.shop import make_shop
+from millstream.stores.base import StoreFull
 from wire import POST, Wire, request, wired
 
 FLOOD = 2_000
+SIGN = {"uri": "shop://sign"}
 
 
 def held(wire: Wire) -> dict[str, int]:
@@ -69,3 +73,50 @@ async def test_tombstones_are_capped_and_a_full_cap_is_503() -> None:
         assert statuses == [204] * 20 + [503] * 5
         assert len(wire.runtime.services.records.known) == 20
         assert (await wire.post(request("ping"), sessions[-1])).status == 200
+
+
+def declaring(size: int) -> dict[str, object]:
+    """Capabilities that the session id cannot hold."""
+    return {"sampling": {}, "experimental": {"x": {"y": "y" * size}}}
+
+
+async def test_large_undeclared_capabilities_are_left_out_and_keep_nobody_out() -> None:
+    """Fixed defect: 32 handshakes of 2 MB filled the store, and sessions were broken for a day."""
+    async with wired(make_shop(), "asgi") as wire:
+        large: dict[str, str] = {}
+        for _ in range(40):
+            large = await wire.initialize(capabilities=declaring(2_000_000))
+        assert (await wire.post(request("ping"), large)).status == 200
+        assert held(wire)["records"] == 0
+        small = await wire.initialize(capabilities=declaring(100))
+        assert held(wire)["records"] == 1
+        for headers in (large, small):
+            for method, params in (("logging/setLevel", {"level": "error"}), ("resources/subscribe", SIGN)):
+                assert (await wire.post(request(method, params), headers)).message["result"] == {}
+            assert (await wire.ask("DELETE", "/mcp", headers)).status == 204
+
+
+async def test_small_capabilities_fill_no_more_than_their_share() -> None:
+    """Our choice: a quarter of the store; the rest is for those who do something in their session."""
+    async with wired(make_shop(), "asgi") as wire:
+        headers: dict[str, str] = {}
+        for _ in range(16 * 1024 // 4 + 300):
+            headers = await wire.initialize(capabilities=declaring(4_000))
+        assert held(wire)["records"] <= 16 * 1024 * 1024 // 4_000
+        assert (await wire.post(request("resources/subscribe", SIGN), headers)).message["result"] == {}
+
+
+async def test_a_full_store_is_told_and_sessions_still_begin_and_end() -> None:
+    """Issue: never a 500. What a session accumulates is refused; a handshake and a DELETE find their room."""
+    async with wired(make_shop(), "asgi") as wire:
+        early = await wire.initialize()
+        kv = wire.runtime.services.store.kv
+        with contextlib.suppress(StoreFull):
+            for n in itertools.count():
+                await kv.put(f"{n}", bytes(1_000_000 if n < 62 else 100), 60.0)
+        late = await wire.initialize(capabilities=declaring(100))
+        refused = await wire.post(request("resources/subscribe", SIGN), late)
+        assert refused.error[:2] == (200, -32000)
+        for headers in (early, late):
+            assert (await wire.ask("DELETE", "/mcp", headers)).status == 204
+            assert (await wire.post(request("ping"), headers)).status == 404

@@ -274,3 +274,46 @@ def test_a_resource_without_a_value_is_our_error() -> None:
     """Digest §9.2: never empty contents for a missing resource."""
     with pytest.raises(LocalError, match="a:b returned nothing"):
         encode_contents(None, "a:b")
+
+
+@pytest.mark.parametrize("annotation", [list, list[Any], list[object], tuple, tuple[Any, ...], list[Any] | None])
+def test_a_list_of_anything_promises_nothing_because_it_may_hold_content(annotation: Any) -> None:
+    """A fixed defect: an `Image` in the result of ``-> list`` was base64 inside a text block."""
+    output = output_of(annotation)
+    assert output is None
+    blocks = members(encode_result(["see", Image(PNG, "image/png")], output))["content"]
+    assert [block["type"] for block in blocks] == ["text", "image"]
+    assert members(encode_result([1, 2], output))["structuredContent"] == [1, 2]
+
+
+def test_lists_whose_items_cannot_be_content_keep_their_promise() -> None:
+    """Only a list that says nothing about its items loses its schema."""
+    assert output_of(list[int]) is not None
+    assert output_of(list[dict[str, Any]]) is not None
+    assert output_of(dict[str, Any]) is not None
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize(
+    "value",
+    [Model.model_construct(count="many"), Model.model_construct(), Model(count=1).model_copy(update={"count": "many"})],
+)
+def test_a_model_that_was_made_without_validation_does_not_break_the_promise(value: Model) -> None:
+    """A fixed defect: `model_construct` and changed fields went out as they were."""
+    with pytest.raises(LocalError, match="count"):
+        encode_result(value, output_of(Model))
+
+
+def test_validators_of_a_model_do_not_see_their_own_result() -> None:
+    """Our choice: a validator may turn text into a list, and need not accept the list."""
+
+    class Tagged(pydantic.BaseModel):
+        tags: list[str]
+
+        @pydantic.field_validator("tags", mode="before")
+        @classmethod
+        def split(cls, value: str) -> list[str]:
+            return value.split(",")
+
+    made = Tagged.model_validate({"tags": "a,b"})
+    assert members(encode_result(made, output_of(Tagged)))["structuredContent"] == {"tags": ["a", "b"]}

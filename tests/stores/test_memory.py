@@ -8,7 +8,7 @@ import pytest
 from millstream.protocol.errors import LocalError
 from millstream.stores import open_store
 from millstream.stores.base import Gap, Position, StoreFull
-from millstream.stores.memory import ITEM_BYTES, SWEEP, MemoryStore
+from millstream.stores.memory import ITEM_BYTES, MARK_BYTES, SWEEP, MemoryStore
 
 
 class Clock:
@@ -162,7 +162,7 @@ async def test_full_of_values_refuses_and_keeps_what_it_has(clock: Clock) -> Non
     """Our choice: a record that is dropped in silence would bring a deleted session back to life."""
     store = MemoryStore(clock=clock, max_value_bytes=10_000)
     await store.kv.put("key", b"old", 10.0)
-    await store.kv.put("rest", bytes(9_000), 10.0)
+    await store.kv.put("rest", bytes(8_400), 10.0)
     with pytest.raises(StoreFull):
         await store.kv.put("key", bytes(1_000), 10.0)
     with pytest.raises(StoreFull):
@@ -174,15 +174,32 @@ async def test_full_of_values_refuses_and_keeps_what_it_has(clock: Clock) -> Non
     assert await store.kv.get("key") == bytes(1_000)
 
 
+async def test_a_mark_finds_room_where_larger_values_do_not(clock: Clock) -> None:
+    """Our choice: what sessions accumulate must not keep a tombstone out, or a deleted session would live on."""
+    store = MemoryStore(clock=clock, max_value_bytes=10_000)
+    await store.kv.put("record", bytes(8_900), 10.0)
+    with pytest.raises(StoreFull):
+        await store.kv.put("new", bytes(MARK_BYTES + 300), 10.0)
+    await store.kv.put("tombstone", bytes(MARK_BYTES), 10.0)
+    with pytest.raises(StoreFull):
+        await store.kv.put("small", bytes(MARK_BYTES + 1), 10.0)
+    await store.kv.put("second", bytes(MARK_BYTES), 10.0)
+    await store.kv.put("third", bytes(MARK_BYTES), 10.0)
+    await store.kv.put("fourth", bytes(MARK_BYTES), 10.0)
+    with pytest.raises(StoreFull):
+        await store.kv.put("fifth", bytes(MARK_BYTES), 10.0)
+    assert store.kv.size <= 10_000
+
+
 async def test_what_has_expired_never_makes_the_store_full(clock: Clock) -> None:
     """Our choice: a full store looks through everything before it refuses."""
     store = MemoryStore(clock=clock, max_value_bytes=100_000)
     for n in range(400):
         await store.kv.put(f"{n}", b"", 10.0)
     with pytest.raises(StoreFull):
-        await store.kv.put("large", bytes(99_000), 10.0)
+        await store.kv.put("large", bytes(93_000), 10.0)
     clock.now += 10.0
-    await store.kv.put("large", bytes(99_000), 10.0)
+    await store.kv.put("large", bytes(93_000), 10.0)
     assert await store.kv.keys("") == ["large"]
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 WEBSOCKET = "millstream.transports.websocket_uvicorn:WebSocketProtocol"
 """By name, so that a server without a hub does not load it."""
 
+AFTER_DRAIN = 1
+"""Seconds that uvicorn waits for connections once `_Uvicorn.shutdown` has drained them: the grace time counts once."""
+
 logger = logging.getLogger("millstream")
 
 
@@ -83,7 +86,7 @@ def serve(
         log_config=None,
         lifespan="on",
         timeout_keep_alive=int(server.settings.keep_alive),
-        timeout_graceful_shutdown=max(1, int(server.settings.drain_timeout)),
+        timeout_graceful_shutdown=AFTER_DRAIN,
     )
     with contextlib.suppress(KeyboardInterrupt):
         _Uvicorn(config, server, started).run(sockets=[listener] if listener is not None else None)

@@ -6,7 +6,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING
 
-from millstream.transports.stdio import serve_stdio
+from millstream.transports.stdio import off_stdout, serve_stdio
 
 if TYPE_CHECKING:
     from millstream.app.server import Server
@@ -40,5 +40,6 @@ def _is_piped() -> bool:
 
 
 async def _stdio(server: "Server") -> None:
-    async with server.running() as runtime:
-        await serve_stdio(runtime.dispatcher)
+    with off_stdout() as private:  # also while the user's lifespan starts and ends
+        async with server.running() as runtime:
+            await serve_stdio(runtime.dispatcher, stdout=private)

@@ -78,7 +78,9 @@ class Runtime:
         """Open everything; what was opened is closed again when a step fails."""
         server, settings = self.server, self.server.settings
         async with self._stack:
-            store = open_store(server.store)
+            store = server.stores.get(self.loop)
+            if store is None:
+                store = server.stores[self.loop] = open_store(server.store)
             await store.open()
             self._stack.push_async_callback(store.close)
             self.services = Services(settings, store, Changes())

@@ -17,6 +17,7 @@ from millstream.server.prompts import Prompt
 from millstream.server.registry import Registry
 from millstream.server.resources import Resource, Template
 from millstream.server.tools import Tool
+from millstream.stores.base import Store
 from millstream.transports.hosts import is_loopback
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Server:
         self._runtimes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Runtime] = weakref.WeakKeyDictionary()
         self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[Runtime]] = {}
         self._current: Runtime | None = None
+        self.stores: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Store] = weakref.WeakKeyDictionary()
+        """The store of each loop: it outlives a runtime that closes when idle, and with it what sessions have."""
         self.loopback_bind: bool | None = None
         """Only this machine can reach the server; None while nobody has said what it is bound to."""
         self.__millstream_lane__: Any = None
@@ -137,8 +140,8 @@ class Server:
     def _complete(self, reference: str, argument: str, function: Callable[..., Any]) -> None:
         self.registry.completers[(reference, argument)] = function
         self.registry.offer("completions")
+        kind = "templates" if "{" in reference else "prompts"
         for parent, prefix in self._mounted_on:
-            kind = "prompts" if reference in self.registry.prompts else "templates"
             parent._complete(prefixed(kind, reference, prefix), argument, function)
 
     @staticmethod
@@ -150,14 +153,25 @@ class Server:
         return decorate if function is None else decorate(function)
 
     def _add(self, kind: str, item: Tool | Prompt) -> None:
-        self.registry.add(kind, item.name, item)
-        self._forward(kind, item.name, item)
+        self._check_free(kind, item.name)
+        self._put(kind, item.name, item)
 
     def _add_resource(self, uri: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
         kind, make = ("templates", Template) if "{" in uri else ("resources", Resource)
         item = make(uri, function, **options)
-        self.registry.add(kind, uri, item)
-        self._forward(kind, uri, item)
+        self._check_free(kind, uri)
+        self._put(kind, uri, item)
+
+    def _check_free(self, kind: str, key: str) -> None:
+        """Here and wherever this is mounted, so that a refused registration leaves nothing behind."""
+        self.registry.check_free(kind, key)
+        for parent, prefix in self._mounted_on:
+            parent._check_free(kind, prefixed(kind, key, prefix))
+
+    def _put(self, kind: str, key: str, item: Any) -> None:
+        self.registry.add(kind, key, item)
+        for parent, prefix in self._mounted_on:
+            parent._take(kind, key, item, prefix)
 
     def remove_tool(self, name: str) -> None:
         """Take a tool away. Raises KeyError when there is none."""
@@ -179,24 +193,36 @@ class Server:
     # Composition
 
     def mount(self, other: "Server", *, prefix: str = "") -> None:
-        """Offer what another server has as part of this one: tool ``buy`` as ``prefix_buy``, now and later."""
+        """Offer what another server has as part of this one: tool ``buy`` as ``prefix_buy``, now and later.
+
+        ``ctx.lifespan`` of a mounted function is what this server's lifespan yielded.
+
+        Raises:
+            ValueError: the other is this server or has it mounted, has a lifespan, or has a name that is taken here.
+        """
+        if self._is_part_of(other):
+            raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}: it would be a part of itself")
+        if other.lifespan is not None:
+            raise ValueError(
+                f"{other.name!r} has a lifespan, which does not run where it is mounted. Make it without one, and "
+                f"do the same in the lifespan of {self.name!r}: its value is ctx.lifespan for mounted functions too"
+            )
+        items = [(kind, key, item) for kind in _KINDS for key, item in getattr(other.registry, kind).items()]
+        for kind, key, _ in items:
+            self._check_free(kind, prefixed(kind, key, prefix))
         other._mounted_on.append((self, prefix))
-        for kind in _KINDS:
-            for key, item in getattr(other.registry, kind).items():
-                self._take(kind, key, item, prefix)
+        for kind, key, item in items:
+            self._take(kind, key, item, prefix)
         for (reference, argument), completer in other.registry.completers.items():
-            kind = "prompts" if reference in other.registry.prompts else "templates"
+            kind = "templates" if "{" in reference else "prompts"
             self._complete(prefixed(kind, reference, prefix), argument, completer)
 
-    def _forward(self, kind: str, key: str, item: Any) -> None:
-        for parent, prefix in self._mounted_on:
-            parent._take(kind, key, item, prefix)
+    def _is_part_of(self, other: "Server") -> bool:
+        return self is other or any(parent._is_part_of(other) for parent, _ in self._mounted_on)
 
     def _take(self, kind: str, key: str, item: Any, prefix: str) -> None:
         name = prefixed(kind, key, prefix)
-        own = item.named(name) if prefix else item
-        self.registry.add(kind, name, own)
-        self._forward(kind, name, own)
+        self._put(kind, name, item.named(name) if prefix else item)
 
     # Changes
 
@@ -220,16 +246,29 @@ class Server:
     # Running
 
     async def start(self, *, supervised: bool = False) -> Runtime:
-        """The runtime of this event loop, opened when there is none yet (single flight; a failure is tried again)."""
+        """The runtime of this event loop, opened when there is none yet (single flight; a failure is tried again).
+
+        Raises:
+            ValueError: something registered cannot work.
+        """
         loop = asyncio.get_running_loop()
         runtime = self._runtimes.get(loop)
         if runtime is None:
             task = self._opening.get(loop)
             if task is None:
-                task = self._opening[loop] = loop.create_task(Runtime(self, supervised=supervised).open())
+                task = self._opening[loop] = loop.create_task(self._open(supervised=supervised))
                 task.add_done_callback(lambda _: self._opening.pop(loop, None))
             runtime = self._runtimes[loop] = await asyncio.shield(task)
         runtime.supervised = runtime.supervised or supervised
+        return runtime
+
+    async def _open(self, *, supervised: bool) -> Runtime:
+        runtime = await Runtime(self, supervised=supervised).open()
+        try:
+            self.registry.check_completers()  # now, since the lifespan may register too
+        except ValueError:
+            await runtime.close()
+            raise
         return runtime
 
     def use(self, runtime: Runtime) -> None:

@@ -16,6 +16,8 @@ from types import ModuleType
 
 from millstream.app import Server
 from millstream.app.user_errors import CommandError
+from millstream.config import VariableError
+from millstream.server.keys import load_secrets
 
 CUSTOMARY_NAMES = ("mcp", "server", "app")
 
@@ -24,14 +26,20 @@ def load(target: str) -> Server:
     """The server named by ``FILE[:OBJECT]`` or ``module[:object]``.
 
     Raises:
-        CommandError: there is no such file, module or object, it cannot be imported, or it is not clear which
-            server is meant.
+        CommandError: there is no such file, module or object, it cannot be imported, it is not clear which
+            server is meant, or an environment variable cannot be used.
     """
     source, name = split_target(target)
     path = Path(source)
     is_path = path.suffix == ".py" or path.name != source or path.is_file()
     module = load_file(path) if is_path else load_module(source)
-    return pick(vars(module), name, source)
+    server = pick(vars(module), name, source)
+    if server.settings.key.strip():
+        try:
+            load_secrets(server.settings.key)
+        except ValueError as exc:
+            raise CommandError(str(exc)) from exc
+    return server
 
 
 def split_target(target: str) -> tuple[str, str]:
@@ -117,6 +125,12 @@ def _nearest_file(path: Path) -> str:
 
 
 def _import_failure(source: str, exc: BaseException) -> CommandError:
+    if isinstance(exc, VariableError):
+        return CommandError(
+            str(exc),
+            why="It is an environment variable, read when the server is made.",
+            fix="Correct it or unset it; docs/reference/settings.md has all of them.",
+        )
     detail = user_traceback(exc)
     if isinstance(exc, ModuleNotFoundError) and exc.name:
         return CommandError(

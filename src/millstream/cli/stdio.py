@@ -4,10 +4,14 @@ A desktop client starts this command and waits for the first answer, so the plai
 250 ms). Whatever is not plain (help, a wrong option, HTTP) is left to `millstream.cli.run`.
 """
 
+import asyncio
 from collections.abc import Sequence
 
+from millstream.app import Server
 from millstream.cli.load import load
 from millstream.telemetry import logs
+from millstream.transports import stdio as transport
+from millstream.transports.stdio import off_stdout
 
 OPTIONS = ("--transport", "--log-level")
 
@@ -31,7 +35,16 @@ def plain_stdio(arguments: Sequence[str]) -> tuple[str, str] | None:
 
 
 def serve_stdio(target: str, log_level: str) -> None:
-    """Load a server and let it talk over standard input and output until its peer closes them."""
-    server = load(target)
-    logs.configure(log_level or server.settings.log_level)
-    server.run(transport="stdio")
+    """Load a server and let it talk over standard input and output until its peer closes them.
+
+    What the user's file prints while it is imported, and its lifespan while it starts, goes to stderr.
+    """
+    with off_stdout() as private:
+        server = load(target)
+        logs.configure(log_level or server.settings.log_level)
+        asyncio.run(_serve(server, private))
+
+
+async def _serve(server: Server, stdout: int) -> None:
+    async with server.running() as runtime:
+        await transport.serve_stdio(runtime.dispatcher, stdout=stdout)

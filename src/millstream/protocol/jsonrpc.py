@@ -130,6 +130,8 @@ def _message(envelope: _Envelope) -> Message:
         raise _invalid('"method" must be a string') from None
     if not method:
         raise _invalid('"method" must not be empty')
+    if envelope.result or envelope.error:
+        raise _invalid('a message has a "method", or exactly one of "result" and "error"')
     params = bytes(envelope.params)
     if params and params[:1] != b"{":
         raise _invalid('"params" must be an object')

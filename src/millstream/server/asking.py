@@ -97,6 +97,12 @@ class OpenQuestions:
             future.set_result(message.result)
         return True
 
+    def end(self, scope: str) -> None:
+        """The client of a session or connection is gone for good: whoever waits for its answers is told."""
+        for asked, future in list(self._open.values()):
+            if asked == scope and not future.done():
+                future.set_exception(ToolError("The client has gone away and cannot answer."))
+
 
 def _peer_error(raw: bytes) -> Exception:
     try:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Any, TypeVar, overload
 
 import msgspec
@@ -93,12 +94,17 @@ class Context:
     # Towards the caller
 
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Report progress, where the caller asked for it. Values that do not increase are not sent."""
+        """Report progress, where the caller asked for it.
+
+        Values that do not increase, or that JSON cannot say (infinity, NaN), are not sent.
+        """
         call = self._call
         if call.token is None and call.mirror is None:
             return
-        if call.reported is not None and progress <= call.reported:
+        if not isfinite(progress) or (call.reported is not None and progress <= call.reported):
             return
+        if total is not None and not isfinite(total):
+            total = None
         call.reported = progress
         await send_progress(call, max(progress, call.progress + OWN_STEP) if call.nudged else progress, total, message)
 
@@ -112,6 +118,8 @@ class Context:
         Raises:
             ValueError: an unknown level.
         """
+        if level not in LOG_LEVELS:
+            raise ValueError(f"Unknown log level {level!r}: use one of {', '.join(LOG_LEVELS)}.")
         severity = LOG_LEVELS.index(level)
         if severity < await self._least_level():
             return

@@ -7,9 +7,9 @@ revision has for it. It does not know how the call arrived or how the answer tra
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from millstream.protocol import projection
 from millstream.protocol.admission import method_not_found, target_name
@@ -169,25 +169,39 @@ class Dispatcher:
             raise ProtocolError(refusal.code, refusal.message, refusal.data, status=refusal.status)
 
     def _failure(self, call: Call, exc: BaseException) -> bytes:
+        """The answer for what a handler raised, whatever it was: one call ends neither the server nor unanswered.
+
+        Raises:
+            BaseException: what ends the task of the call itself.
+        """
+        if isinstance(exc, BaseExceptionGroup):
+            exc = _meant(cast("BaseExceptionGroup[BaseException]", exc))
         if isinstance(exc, ProtocolError):
             return self._refuse(call, exc)
         if isinstance(exc, InputRequired):
             return self._input_required(call, exc)
         if isinstance(exc, ToolError | Declined | Cancelled):
             return self._tool_error(call, str(exc) or type(exc).__name__)
-        if isinstance(exc, asyncio.CancelledError) and call.cancelled:
-            task = asyncio.current_task()
+        if isinstance(exc, asyncio.CancelledError):
+            return self._stopped(call, exc)
+        if isinstance(exc, KeyboardInterrupt | GeneratorExit):
+            raise exc
+        return self._unexpected(call, exc)
+
+    def _stopped(self, call: Call, exc: asyncio.CancelledError) -> bytes:
+        task = asyncio.current_task()
+        if call.cancelled:
             if task is not None:
                 task.uncancel()
             if call.expired:
                 return self._tool_error(call, "The call took too long.")
             call.outcome = "cancelled"
             return b""
-        if isinstance(exc, asyncio.CancelledError):
+        if task is None or task.cancelling():
             call.cancelled = True
-        if isinstance(exc, Exception):
-            return self._unexpected(call, exc)
-        raise exc
+            raise exc
+        # Nobody cancelled this call: its function waited for something that was.
+        return self._unexpected(call, exc)
 
     def _refuse(self, call: Call, exc: ProtocolError) -> bytes:
         error = projection.error(exc, call.revision)
@@ -205,7 +219,7 @@ class Dispatcher:
             encode(text),
         )
 
-    def _unexpected(self, call: Call, exc: Exception) -> bytes:
+    def _unexpected(self, call: Call, exc: BaseException) -> bytes:
         incident = call.incident = secrets.token_hex(8)
         logger.error(
             "%s %s failed [incident %s]", call.method, call.name, incident, exc_info=exc, extra={"incident": incident}
@@ -234,6 +248,28 @@ class Dispatcher:
             members,
             encode({SERVER_KEY: projection.implementation(self.info, call.revision)}),
         )
+
+
+def _meant(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a failed `asyncio.TaskGroup` of user code stands for: its one failure, or the questions of all its tasks."""
+    requests: dict[str, Any] = {}
+    failures: list[BaseException] = []
+    for leaf in _leaves(group):
+        if isinstance(leaf, InputRequired):
+            requests.update(leaf.requests)
+        else:
+            failures.append(leaf)
+    if not failures:
+        return InputRequired(requests)
+    return failures[0] if len(failures) == 1 else group
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        for each in cast("BaseExceptionGroup[BaseException]", exc).exceptions:
+            yield from _leaves(each)
+    else:
+        yield exc
 
 
 def _canceller() -> Callable[[], object] | None:

@@ -57,6 +57,9 @@ class _HandshakeCall(Struct, gc=False):
     id: int | str
     method: Literal["tools/call"]
     params: _HandshakeParams
+    result: UnsetType = UNSET
+    """Never there: a message with it is no request. So is `error`."""
+    error: UnsetType = UNSET
 
 
 decode_handshake_call = msgspec.json.Decoder(_HandshakeCall).decode
@@ -98,6 +101,8 @@ class FastCall:
                 ("id", int | str),
                 ("method", Literal["tools/call"]),
                 ("params", params),
+                ("result", UnsetType, UNSET),
+                ("error", UnsetType, UNSET),
             ],
             gc=False,
         )

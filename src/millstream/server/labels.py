@@ -21,7 +21,14 @@ class Labels(TypedDict, total=False):
 
 
 def described(head: Mapping[str, Any], docstring: str, labels: Labels, **more: Any) -> dict[str, Any]:
-    """A description in the newest shape, without the members that were not given."""
+    """A description in the newest shape, without the members that were not given.
+
+    Raises:
+        TypeError: an option that no decorator of this kind has.
+    """
+    unknown = sorted(labels.keys() - Labels.__optional_keys__)
+    if unknown:
+        raise TypeError(f"{head['name']}: there is no option {unknown[0]!r} here; check its spelling")
     description = labels.get("description")
     annotations, icons, meta = labels.get("annotations"), labels.get("icons"), labels.get("meta")
     members: dict[str, Any] = {

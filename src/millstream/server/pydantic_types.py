@@ -52,6 +52,21 @@ def enc_hook(value: Any) -> Any:
     return value.model_dump(mode="json", by_alias=True)
 
 
+def check_model(model: Any, value: Any) -> None:
+    """Make sure that a model's fields are of their types: `model_construct` and assignments look at nothing.
+
+    The value is not validated again, since validators need not accept what they made.
+
+    Raises:
+        ValueError: naming a field.
+    """
+    fields: dict[str, Any] = model.model_fields
+    missing = [name for name in fields if name not in value.__dict__]
+    if missing:
+        raise ValueError(f"{missing[0]}: Field required")
+    value.model_dump(mode="json", by_alias=True, warnings="error")
+
+
 def schema_hook(annotation: Any) -> Schema:
     """The JSON Schema of a model, without the titles that pydantic derives from names.
 

@@ -27,6 +27,9 @@ _KINDS: Mapping[str, tuple[str, str]] = {
     "prompts": ("prompts", "prompts"),
 }
 """Kind -> (member of the list result, kind of the change notification)."""
+_NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource", "prompts": "prompt"}
+_COMPLETED = frozenset(("prompts", "templates"))
+"""The kinds whose arguments clients complete."""
 
 
 class Registry:
@@ -51,7 +54,12 @@ class Registry:
         self.changed: Callable[[str], None] = lambda kind: None
 
     def add(self, kind: str, key: str, item: Any) -> None:
-        """Register or replace an item of a kind (tools, resources, templates, prompts)."""
+        """Register an item of a kind (tools, resources, templates, prompts).
+
+        Raises:
+            ValueError: there is one of that name already.
+        """
+        self.check_free(kind, key)
         getattr(self, kind)[key] = item
         if kind == "tools":
             fast = FastCall.of(item)
@@ -61,13 +69,28 @@ class Registry:
                 self.fast[key.encode()] = fast
         self._touch(kind)
 
+    def check_free(self, kind: str, key: str) -> None:
+        """Make sure that a name can be given.
+
+        Raises:
+            ValueError: it is taken.
+        """
+        if key in getattr(self, kind):
+            noun = _NOUNS[kind]
+            raise ValueError(
+                f"There is a {noun} {key!r} already. Give this one another name, or call "
+                f"remove_{'resource' if kind == 'templates' else noun}({key!r}) first"
+            )
+
     def remove(self, kind: str, key: str) -> None:
-        """Take an item away.
+        """Take an item away, and what completes its arguments.
 
         Raises:
             KeyError: there is none of that name.
         """
         del getattr(self, kind)[key]
+        if kind in _COMPLETED:
+            self.completers = {at: completer for at, completer in self.completers.items() if at[0] != key}
         if kind == "tools":
             self.fast.pop(key.encode(), None)
         self._touch(kind)
@@ -75,7 +98,7 @@ class Registry:
     def _touch(self, kind: str) -> None:
         change = _KINDS[kind][1]
         self._offered.add(change)
-        if kind in {"prompts", "templates"}:
+        if kind in _COMPLETED:
             self._offered.add("completions")
         self._pages = {page: made for page, made in self._pages.items() if page[0] != kind}
         self.changed(change)
@@ -147,6 +170,16 @@ class Registry:
         except (ValueError, binascii.Error):
             pass
         raise ProtocolError(INVALID_PARAMS, "Invalid cursor: list again from the start")
+
+    def check_completers(self) -> None:
+        """Make sure that every completer completes something.
+
+        Raises:
+            ValueError: naming the completer whose prompt or template there is not.
+        """
+        for reference, argument in self.completers:
+            if reference not in self.prompts and reference not in self.templates:
+                raise ValueError(f"complete({reference!r}, {argument!r}): there is no such prompt or resource template")
 
     def complete_from(self, reference: str, argument: str) -> Completer | None:
         """The completer of a prompt or template argument, if there is one."""

@@ -1,6 +1,7 @@
 """Resources and resource templates: descriptions for clients, and how their functions are read."""
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
@@ -10,6 +11,9 @@ from millstream.server.labels import Labels, described
 from millstream.server.signature import plan
 from millstream.server.sync_context import SyncContext
 from millstream.server.tools import runner
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\{")
+"""RFC 3986 §3.1; the scheme of a template may be a variable."""
 
 
 class _Readable:
@@ -21,6 +25,7 @@ class _Readable:
         self,
         function: Callable[..., Any],
         address: Mapping[str, str],
+        /,
         *,
         name: str | None = None,
         mime_type: str | None = None,
@@ -28,6 +33,9 @@ class _Readable:
         thread: bool = True,
         **labels: Unpack[Labels],
     ) -> None:
+        for uri in address.values():
+            if not _SCHEME.match(uri):
+                raise ValueError(f"resource {uri!r}: a URI begins with a scheme, as in 'shop://{uri.lstrip('/:')}'")
         self.plan = plan(function, kind="resource", contexts=(Context, SyncContext), name=name)
         self.mime_type = mime_type
         self.run = runner(self.plan, thread=thread)

@@ -10,7 +10,8 @@ readers without structured content (digest §9.1).
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeGuard, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -18,7 +19,7 @@ from msgspec import UNSET, Struct, UnsetType
 from millstream.protocol.content import BLOCKS, Content, EmbeddedResource, Image, Message, ResourceContents, Text
 from millstream.protocol.errors import LocalError
 from millstream.protocol.json_schema import Schema, check_schema, schema_of
-from millstream.server.pydantic_types import dec_hook, enc_hook, is_model, schema_hook
+from millstream.server.pydantic_types import check_model, dec_hook, enc_hook, is_model, schema_hook
 
 ENCODER = msgspec.json.Encoder(enc_hook=enc_hook)
 encode = ENCODER.encode
@@ -59,6 +60,8 @@ class Output(Struct, frozen=True):
     decoder: msgspec.json.Decoder[Any] | None = None
     trusted: type | None = None
     """Values of exactly this class are not read back: the class checks itself, or reading has effects."""
+    model: bool = False
+    """They are of a pydantic model, which can be made or changed without a check."""
     first_bytes: bytes = b""
 
     def check(self, value: Any, data: bytes) -> None:
@@ -67,10 +70,13 @@ class Output(Struct, frozen=True):
         Raises:
             LocalError: naming the field.
         """
-        if self.decoder is not None and type(value) is not self.trusted:
+        if self.decoder is not None:
             try:
-                self.decoder.decode(data)
-            except msgspec.ValidationError as error:
+                if type(value) is not self.trusted:
+                    self.decoder.decode(data)
+                elif self.model:
+                    check_model(self.trusted, value)
+            except (msgspec.ValidationError, ValueError) as error:
                 raise LocalError(f"the result does not fit the output schema: {error}") from error
         elif self.first_bytes and data[0] not in self.first_bytes:
             kind = self.schema["type"]
@@ -78,8 +84,11 @@ class Output(Struct, frozen=True):
 
 
 def output_of(annotation: Any) -> Output | None:
-    """The promise that a return annotation makes; `None` for text, bytes, content, `Any` and unsupported types."""
-    if _is_content(annotation):
+    """The promise that a return annotation makes.
+
+    `None` for text, bytes, content, `Any`, lists of anything (which may hold content) and unsupported types.
+    """
+    if _is_content(annotation) or _may_hold_content(annotation):
         return None
     try:
         schema = schema_of(annotation, hook=schema_hook)
@@ -87,8 +96,9 @@ def output_of(annotation: Any) -> Output | None:
         return None
     if not _is_structured(schema):
         return None
-    trusted = annotation if is_model(annotation) or hasattr(annotation, "__post_init__") else None
-    return Output(schema, msgspec.json.Decoder(annotation, dec_hook=dec_hook), trusted)
+    model = is_model(annotation)
+    trusted = annotation if model or hasattr(annotation, "__post_init__") else None
+    return Output(schema, msgspec.json.Decoder(annotation, dec_hook=dec_hook), trusted, model=model)
 
 
 def output_from_schema(schema: Schema) -> Output:
@@ -109,6 +119,16 @@ def _is_content(annotation: Any) -> bool:
     if annotation in (bytes, ToolResult, *BLOCKS):
         return True
     return get_origin(annotation) is not dict and any(_is_content(part) for part in get_args(annotation))
+
+
+def _may_hold_content(annotation: Any) -> bool:
+    """A list or tuple that says nothing about its items, alone or as an alternative."""
+    if annotation in (list, tuple):
+        return True
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (list, tuple):
+        return any(part in (Any, object) for part in parts)
+    return origin in (Union, UnionType, Annotated) and any(_may_hold_content(part) for part in parts)
 
 
 def _is_structured(schema: Schema) -> bool:

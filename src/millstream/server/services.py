@@ -4,12 +4,16 @@ Made by the composition root for one event loop and handed down; nothing here de
 """
 
 import asyncio
+import contextlib
 import contextvars
+import logging
 import secrets
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, Protocol, TypeVar
 
 from millstream.config import Settings
 from millstream.protocol.errors import ToolError
@@ -21,6 +25,10 @@ from millstream.server.keys import load_secrets, state_directory
 from millstream.server.sessions import Records, Session
 from millstream.stores.base import Store
 
+T = TypeVar("T")
+
+logger = logging.getLogger("millstream")
+
 
 def principal_id(principal: Any) -> str:
     """The part of a principal that things are bound to; empty for an anonymous caller."""
@@ -30,12 +38,14 @@ def principal_id(principal: Any) -> str:
 class Threads:
     """Worker threads for `def` functions. A slot frees when its function ends, not when its caller goes away."""
 
-    __slots__ = ("_executor", "_free", "size")
+    __slots__ = ("_free", "_jobs", "_started", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._free = size
-        self._executor: ThreadPoolExecutor | None = None
+        self._started = 0
+        self._jobs: _Jobs = SimpleQueue()
+        """Never longer than there are threads: a call without a slot is refused."""
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run in a worker thread.
@@ -45,21 +55,68 @@ class Threads:
         """
         if self._free <= 0:
             raise ToolError(f"All {self.size} worker threads are busy. Try again later.")
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self.size, thread_name_prefix="millstream")
         loop = asyncio.get_running_loop()
         self._free -= 1
-        future = self._executor.submit(contextvars.copy_context().run, function, *args)
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._release))
+        if self._started < self.size - self._free:
+            self._started += 1
+            # A daemon, because the process must be able to end while a function does not.
+            threading.Thread(target=_work, args=(self._jobs,), name=f"millstream_{self._started}", daemon=True).start()
+        future: Future[Any] = Future()
+        future.add_done_callback(lambda _: self._release_in(loop))
+        context = contextvars.copy_context()
+        self._jobs.put((future, lambda: context.run(run_carried, function, *args)))
         return await asyncio.wrap_future(future)
+
+    def _release_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for a slot
+            loop.call_soon_threadsafe(self._release)
 
     def _release(self) -> None:
         self._free += 1
 
     def close(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            self._executor = None
+        """Threads end when their function does; nobody waits for that."""
+        busy = self.size - self._free
+        if busy:
+            logger.warning("%d worker threads still run a function; the server stops without waiting for them", busy)
+        for _ in range(self._started):
+            self._jobs.put(None)
+        self._started = 0
+        self._jobs = SimpleQueue()
+
+
+_Jobs = SimpleQueue[tuple["Future[Any]", Callable[[], Any]] | None]
+"""What worker threads do; None ends one."""
+
+
+def _work(jobs: _Jobs) -> None:
+    while (job := jobs.get()) is not None:
+        future, run = job
+        if future.set_running_or_notify_cancel():
+            _settle(future, run)
+        del job, future, run  # while it waits, a thread keeps nothing of its last call
+
+
+def _settle(future: "Future[Any]", run: Callable[[], Any]) -> None:
+    try:
+        result = run()
+    except BaseException as exc:  # whatever it is, it belongs to the call that waits
+        future.set_exception(exc)
+        del future  # which holds the exception, whose traceback holds this frame
+    else:
+        future.set_result(result)
+
+
+def run_carried(function: Callable[..., T], *args: Any) -> T:
+    """Call a function in a worker thread, so that whatever it raises can travel back.
+
+    Raises:
+        RuntimeError: it raised StopIteration, which a future does not carry: whoever waits would wait for ever.
+    """
+    try:
+        return function(*args)
+    except StopIteration as exc:
+        raise RuntimeError("the function raised StopIteration") from exc
 
 
 SESSION_OVER = "$session over"

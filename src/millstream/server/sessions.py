@@ -6,17 +6,21 @@ the store, written when it happens. Sessions of stdio, HTTP+SSE and in-memory co
 themselves and end with the connection.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream.protocol.metadata import Client
 from millstream.protocol.revisions import Revision
-from millstream.stores.base import KeyValue
+from millstream.stores.base import KeyValue, StoreFull
 
 _PREFIX = "session:"
+MAX_RECORD = 128 * 1024
+"""Bytes of one record: a thousand URIs of usual length."""
 
 
 class Record(Struct, omit_defaults=True):
@@ -33,10 +37,17 @@ class Record(Struct, omit_defaults=True):
 class Session:
     """One handshake session as one request sees it. `record` is set for sessions bound to a connection."""
 
-    __slots__ = ("client", "current", "id", "record", "revision")
+    __slots__ = ("client", "current", "expires_at", "id", "record", "revision")
 
     def __init__(
-        self, id: str, revision: Revision, client: Client, *, record: Record | None = None, current: bool = True
+        self,
+        id: str,
+        revision: Revision,
+        client: Client,
+        *,
+        record: Record | None = None,
+        current: bool = True,
+        expires_at: float = math.inf,
     ) -> None:
         self.id = id
         """At least 128 random bits, never shown to other principals."""
@@ -45,10 +56,16 @@ class Session:
         self.record = record
         self.current = current
         """False when its streams belong to an older store epoch and cannot be resumed."""
+        self.expires_at = expires_at
+        """Unix time; a session of a connection ends with it instead."""
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Record).decode
+FULL = -32000
+"""In the body of a 503; clients act on the status."""
+
+# JSON, as what clients declare came: msgpack has no integers beyond 64 bits.
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Record).decode
 
 OnSubscriptions = Callable[[list[str]], None]
 
@@ -85,15 +102,36 @@ class Records:
         return _decode(raw)
 
     async def put(self, session: Session, record: Record) -> None:
-        """Write a record; it lives as long as the session may."""
+        """Write what a session has accumulated.
+
+        Raises:
+            ProtocolError: it is too large, or the store is full.
+        """
         if session.record is not None:
             session.record = record
-        else:
-            await self._store.put(_PREFIX + session.id, _encode(record), self._ttl)
-            self.known.add(session.id)
+        elif not record.ended:  # what a call still does in an ended session is nobody's
+            await self._write(session, record, self._ttl)
         watcher = self._watchers.get(session.id)
         if watcher is not None:
             watcher(record.subscriptions)
+
+    async def bury(self, session: Session, ttl: float) -> None:
+        """Write the tombstone of a session, which replaces its record for the rest of its life.
+
+        Raises:
+            ProtocolError: the store is full.
+        """
+        await self._write(session, Record(ended=True), ttl)
+
+    async def _write(self, session: Session, record: Record, ttl: float) -> None:
+        data = _encode(record)
+        if len(data) > MAX_RECORD:
+            raise ProtocolError(INVALID_REQUEST, f"A session keeps at most {MAX_RECORD} bytes: unsubscribe from some")
+        try:
+            await self._store.put(_PREFIX + session.id, data, ttl)
+        except StoreFull as exc:
+            raise ProtocolError(FULL, "Too much is kept for other sessions: try again later", status=503) from exc
+        self.known.add(session.id)
 
     def watch(self, session_id: str, watcher: OnSubscriptions) -> None:
         """Tell the open stream of a session which resources it watches, whenever that changes."""

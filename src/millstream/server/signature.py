@@ -86,9 +86,11 @@ def plan(
 
     Raises:
         TypeError: for a signature that cannot be served, naming the parameter and what works.
-        ValueError: for a schema that cannot be served.
+        ValueError: for a schema that cannot be served, or an empty name.
     """
     target = _target(function)
+    if name is not None and not name.strip():
+        raise ValueError(f"{_name(function, target)}: the name given for this {kind} is empty")
     name = name or _name(function, target)
     text, descriptions = describe(target)
     signature = inspect.signature(function)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar, overload
 
 from millstream.protocol.content import Message
@@ -11,25 +12,63 @@ from millstream.protocol.metadata import Client
 from millstream.protocol.principal import Principal, Publisher
 from millstream.server.context import Context
 from millstream.server.questions import Question, Root, SampleResult
+from millstream.server.services import run_carried
 from millstream.server.sessions import Session
 
 T = TypeVar("T")
+
+_GONE = "The caller gave up."
+
+
+class Waits:
+    """What the thread of one call waits for in the event loop."""
+
+    __slots__ = ("_context", "_loop", "_over", "_pending")
+
+    def __init__(self, context: Context, loop: asyncio.AbstractEventLoop) -> None:
+        self._context = context
+        self._loop = loop
+        self._over = False
+        self._pending: set[Future[Any]] = set()
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run in the loop what the thread needs.
+
+        Raises:
+            Cancelled: the call is over.
+        """
+        if self._gone():
+            work.close()
+            raise Cancelled(_GONE)
+        pending = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._pending.add(pending)
+        if self._gone():  # since the look above: `abandon` may not have seen this one
+            pending.cancel()
+        try:
+            return pending.result()
+        except CancelledError:
+            raise Cancelled(_GONE) from None
+        finally:
+            self._pending.discard(pending)
+
+    def abandon(self) -> None:
+        """The call is over, says the loop: end what its function still waits for, so that the thread frees."""
+        self._over = True
+        for pending in list(self._pending):
+            pending.cancel()
+
+    def _gone(self) -> bool:
+        return self._over or self._context.cancelled
 
 
 class SyncContext:
     """The current call, for a `def` function. Add a parameter annotated ``SyncContext`` and it is passed in."""
 
-    __slots__ = ("_context", "_loop")
+    __slots__ = ("_context", "_wait")
 
-    def __init__(self, context: Context, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, context: Context, waits: Waits) -> None:
         self._context = context
-        self._loop = loop
-
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._context.cancelled:
-            work.close()
-            raise Cancelled("The caller gave up.")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        self._wait = waits.wait
 
     @property
     def request_id(self) -> RequestId:
@@ -65,6 +104,11 @@ class SyncContext:
     def state(self) -> dict[str, Any]:
         """A place for values of this call."""
         return self._context.state
+
+    @property
+    def lifespan(self) -> Any:
+        """What the server's lifespan yielded."""
+        return self._context.lifespan
 
     @property
     def cancelled(self) -> bool:
@@ -128,7 +172,7 @@ class SyncContext:
         """Run a side effect once across the rounds of one call; `function` runs in another worker thread."""
 
         async def run() -> Any:
-            return await asyncio.to_thread(function)
+            return await asyncio.to_thread(run_carried, function)
 
         value: T = self._wait(self._context.once(key, run, store=store))
         return value

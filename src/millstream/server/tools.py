@@ -20,7 +20,7 @@ from millstream.server.context import Context, send_progress
 from millstream.server.labels import Labels, described
 from millstream.server.results import ToolResult, as_text, encode, encode_result
 from millstream.server.signature import Plan, plan
-from millstream.server.sync_context import SyncContext
+from millstream.server.sync_context import SyncContext, Waits
 
 Run = Callable[[Any, Call], Awaitable[Any]]
 """``run(arguments, call)``."""
@@ -172,9 +172,15 @@ def _in_thread(plan: Plan) -> Run:
     call_function, wants_context = plan.call, plan.context_parameter is not None
 
     async def run(arguments: Any, call: Call) -> Any:
-        context = SyncContext(Context(call), asyncio.get_running_loop())
+        context = Context(call)
+        waits = Waits(context, asyncio.get_running_loop())
         work = _drain if plan.is_generator else _plainly
-        return await call.services.threads.run(work, call_function, arguments, context, wants_context)
+        try:
+            return await call.services.threads.run(
+                work, call_function, arguments, SyncContext(context, waits), wants_context
+            )
+        finally:
+            waits.abandon()
 
     return run
 

@@ -2,8 +2,9 @@
 
 No method suspends and there is no timer: what has expired is absent at once, and its memory is given back a few items
 at a time by later calls. Values and log are bounded in bytes, keys and overheads included. A full key-value part
-refuses (`StoreFull`), since a forgotten tombstone would bring a session back to life; a full log forgets the stream
-appended to longest ago, whose readers get `Gap`. For one thread.
+refuses (`StoreFull`), since a forgotten tombstone would bring a session back to life; what is as small as a tombstone
+has room of its own, so what sessions accumulate cannot keep one out. A full log forgets the stream appended to longest
+ago, whose readers get `Gap`. For one thread.
 """
 
 import secrets
@@ -23,6 +24,10 @@ STREAM_BYTES: Final = 600
 SWEEP: Final = 16
 """Deadlines looked at in one call: enough to outrun what one call adds, too few to be felt."""
 SLACK: Final = 64
+MARK_BYTES: Final = 16
+"""A value up to this size, such as a tombstone, may use the room that is kept back from larger ones."""
+KEPT_BACK: Final = 16
+"""One part in so many."""
 
 _DROPPED: Final = Entry(Position("", 0), b"")
 
@@ -133,9 +138,12 @@ class MemoryKeyValue:
 
     def _store(self, key: str, value: bytes, ttl: float, now: float) -> None:
         self._present(key, now)  # an expired value must not be counted
-        if self.size + self._growth(key, value) > self._max_bytes:
+        room = self._max_bytes
+        if len(value) > MARK_BYTES:
+            room -= room // KEPT_BACK
+        if self.size + self._growth(key, value) > room:
             self._sweep(now, sys.maxsize)
-            if self.size + self._growth(key, value) > self._max_bytes:
+            if self.size + self._growth(key, value) > room:
                 raise StoreFull(f"The in-memory store holds its {self._max_bytes} bytes and takes no further value.")
         self.size += self._growth(key, value)
         self._values[key] = value

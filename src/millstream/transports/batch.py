@@ -63,6 +63,7 @@ async def serve_batch(
     session, revision = await streamable.session_of(request, principal)
     if not revision.batches:
         raise refuse_batch(f"revision {revision.date} has no batches")
+    streamable.check_readable(request)
     scope = "" if session is None else session.id
 
     async def answer(message: Message | ProtocolError) -> bytes:
@@ -81,4 +82,4 @@ async def serve_batch(
 
     answers = await asyncio.gather(*(answer(message) for message in messages))
     body = b",".join(each for each in answers if each)
-    return Response(b"[%b]" % body) if body else Response(b"", 202, b"")
+    return streamable.reply(request, b"[%b]" % body) if body else Response(b"", 202, b"")

@@ -123,10 +123,13 @@ class Connection:
             take_notification(dispatcher, message, self.id)
             self._note(message.method)
             return None
-        if len(dispatcher.calls) >= dispatcher.services.settings.max_calls:
+        services = dispatcher.services
+        if len(dispatcher.calls) - len(services.endings) >= services.settings.max_calls:
             raise ProtocolError(INTERNAL_ERROR, "Too many calls are running: try again later")
         if message.method == "initialize" and not is_per_request(message):
-            return self._initialize(message)
+            # At once, not as a task: what follows in the same read belongs to the session already.
+            self._write(self._initialize(message))
+            return None
         call = self._per_request(message) if is_per_request(message) else self._handshake(message)
         dispatcher.enter(call, self.id)
         return dispatcher.call(call, self.id)
@@ -171,7 +174,7 @@ class Connection:
     def _revision(self) -> Revision:
         return ASSUMED if self.session is None else self.session.revision
 
-    async def _initialize(self, message: Message) -> bytes:
+    def _initialize(self, message: Message) -> bytes:
         assert message.id is not None  # noqa: S101  only requests are answered
         if self.session is not None:
             return error_message(message.id, INVALID_REQUEST, "Invalid request: this connection is initialized already")

@@ -4,10 +4,12 @@ A session is its sealed id. Verified ids are remembered for a while in a small t
 that the id does not say.
 """
 
+import contextlib
 import secrets
 
 from millstream.http import Request, Response
 from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
+from millstream.protocol.jsonrpc import encode as encode_json
 from millstream.protocol.jsonrpc import error_message
 from millstream.protocol.metadata import Client
 from millstream.protocol.principal import Principal
@@ -25,6 +27,10 @@ from millstream.server.session_token import (
 from millstream.server.sessions import Record, Session
 
 _REMEMBERED = 256
+_MAX_CAPABILITIES = 4 * 1024
+"""Bytes of JSON that are kept of what a client declares beyond the capabilities of the specification."""
+_CAPABILITIES_SHARE = 16 * 1024 * 1024
+"""Bytes that all sessions together may keep of it in the life of a record."""
 _SESSION_NOT_FOUND = -32001
 """What clients are used to in the body of the 404; they act on the status."""
 
@@ -37,7 +43,7 @@ def refusal(status: int, code: int, message: str, *, head: bytes = b"") -> Respo
 class HttpSessions:
     """Sessions by their sealed ids."""
 
-    __slots__ = ("_ended", "_remembered", "_services")
+    __slots__ = ("_ended", "_kept", "_remembered", "_services")
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -45,9 +51,15 @@ class HttpSessions:
         """Header value -> session, principal hash, expiry."""
         self._ended: dict[str, tuple[float, int]] = {}
         """Principal -> when it first ended a session in this period, and how many since."""
+        self._kept: tuple[float, int] = (0.0, 0)
+        """When this period of keeping capabilities began, and the bytes kept since."""
 
     async def mint(self, opening: Opening, principal: Principal | None) -> str:
-        """A new session id for a handshake. Writes to the store only what the id cannot hold."""
+        """A new session id for a handshake. Writes to the store only what the id cannot hold.
+
+        Capabilities that are unknown, and too large or too many to keep, are left out of the session: it begins with
+        those that the id holds, so no flood of handshakes keeps anybody from opening one.
+        """
         services = self._services
         now = int(services.clock())
         capabilities = dict(opening.client.capabilities)
@@ -63,10 +75,21 @@ class HttpSessions:
             expires_at=now + int(services.settings.session_ttl),
             epoch=services.store.epoch,
         )
-        if not exact:
+        if not exact and self._affords(len(encode_json(capabilities)), now):
             session = Session(token.id, opening.revision, opening.client)
-            await services.records.put(session, Record(capabilities=capabilities))
+            with contextlib.suppress(ProtocolError):
+                await services.records.put(session, Record(capabilities=capabilities))
         return encode(token, services.ring, services.nonce())
+
+    def _affords(self, size: int, now: float) -> bool:
+        """Whether capabilities of this size are kept; they count from then on."""
+        since, kept = self._kept
+        if now - since > self._services.settings.record_ttl:
+            since, kept = now, 0
+        if size > _MAX_CAPABILITIES or kept + size > _CAPABILITIES_SHARE:
+            return False
+        self._kept = (since, kept + size)
+        return True
 
     def remembered(self, value: bytes | None) -> Session | None:
         """The session of an anonymous caller, when it is known from before and has no record; else ask `find`."""
@@ -100,7 +123,9 @@ class HttpSessions:
                 raise unknown_session()
             if record.capabilities is not None:
                 client = Client(record.capabilities, session.client.name, session.client.version)
-                session = Session(session.id, session.revision, client, current=session.current)
+                session = Session(
+                    session.id, session.revision, client, current=session.current, expires_at=session.expires_at
+                )
         return session
 
     def _open(self, value: bytes) -> tuple[Session, bytes, int] | None:
@@ -110,22 +135,27 @@ class HttpSessions:
         if token is None or revision is None:
             return None
         client = Client(capabilities_of(token.capabilities), token.client_name, token.client_version)
-        session = Session(token.id, revision, client, current=token.epoch == services.store.epoch)
+        current = token.epoch == services.store.epoch
+        session = Session(token.id, revision, client, current=current, expires_at=token.expires_at)
         if len(self._remembered) >= _REMEMBERED:
             self._remembered.clear()
         known = self._remembered[value] = (session, token.principal_hash, token.expires_at)
         return known
 
     async def end(self, session: Session, owner: str) -> bool:
-        """Write the tombstone of a session; False when the principal holds too many."""
+        """Write the tombstone of a session; False when the principal holds too many.
+
+        Raises:
+            ProtocolError: the store is full.
+        """
         now = self._services.clock()
         since, count = self._ended.get(owner, (now, 0))
         if now - since > self._services.settings.session_ttl:
             since, count = now, 0
         if count >= self._services.settings.max_deletes:
             return False
+        await self._services.records.bury(session, max(1.0, session.expires_at - now))
         self._ended[owner] = (since, count + 1)
-        await self._services.records.put(session, Record(ended=True))
         return True
 
 

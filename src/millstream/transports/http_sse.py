@@ -1,7 +1,8 @@
 """HTTP+SSE, the transport of 2024-11-05: a stream for everything the server says, a path for what the client says.
 
 `GET /sse` opens the stream; its first event names the path for POSTs, with an unguessable id. Closing the stream ends
-the session. Any handshake revision may be negotiated on it (digest §4.2).
+the session. Any handshake revision may be negotiated on it (digest §4.2); a request that describes itself is
+served too.
 """
 
 import secrets
@@ -17,7 +18,7 @@ from millstream.server.services import principal_id
 from millstream.transports.connection import Connection, Write
 from millstream.transports.http_sessions import refusal
 from millstream.transports.media import accepted, carries_json
-from millstream.transports.open_streams import OpenStreams
+from millstream.transports.open_streams import TOO_MANY_STREAMS, OpenStreams
 from millstream.transports.streamable import Authenticate
 
 MESSAGES_PATH = "/messages/"
@@ -27,7 +28,6 @@ _UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable: a GET is answered a
 _WRONG_TYPE = refusal(415, INVALID_REQUEST, "Unsupported media type: send content-type application/json")
 _NO_ID = refusal(400, INVALID_REQUEST, "Bad request: session_id is missing. POST to the path of the endpoint event")
 _UNKNOWN = refusal(404, -32001, "Session not found: open a new stream")
-_TOO_MANY = refusal(503, -32000, "Too many open streams: close some, or try again later", head=b"retry-after: 5\r\n")
 
 
 class HttpSse:
@@ -51,7 +51,7 @@ class HttpSse:
         principal = await self._principal(request)
         owner = principal_id(principal)
         if self._streams.full(owner):
-            return _TOO_MANY
+            return TOO_MANY_STREAMS
         sink = request.open(200, STREAM_HEAD)
         self._streams.add(sink, owner, ("sse", ""))
         session_id = secrets.token_hex(16)

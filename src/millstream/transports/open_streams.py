@@ -8,6 +8,11 @@ from typing import Protocol
 
 from millstream.http import Sink
 from millstream.protocol.sse import COMMENT
+from millstream.transports.http_sessions import refusal
+
+TOO_MANY_STREAMS = refusal(
+    503, -32000, "Too many open streams: close some, or try again later", head=b"retry-after: 5\r\n"
+)
 
 
 class Leaving(Protocol):
@@ -21,7 +26,7 @@ class Leaving(Protocol):
 class OpenStreams:
     """All open streams of one running server."""
 
-    __slots__ = ("_by_owner", "_clock", "_max", "_max_age", "_max_per_owner", "_sinks", "counted", "lines")
+    __slots__ = ("_by_owner", "_clock", "_max", "_max_age", "_max_per_owner", "_owned", "_sinks", "counted", "lines")
 
     def __init__(
         self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf, clock: Callable[[], float] = monotonic
@@ -33,6 +38,8 @@ class OpenStreams:
         self._sinks: dict[Sink, tuple[bytes, float]] = {}
         """Stream -> the comment that keeps it alive, in its own coding, and when it was opened."""
         self._by_owner: dict[str, int] = {}
+        self._owned = 0
+        """Streams that count: all but those of calls, which have a cap of their own."""
         self.counted: Callable[[int, tuple[str, str]], None] | None = None
         """Told of every stream that opens (1) and closes (-1), where somebody counts."""
         self.lines: dict[str, Leaving] = {}
@@ -43,7 +50,7 @@ class OpenStreams:
 
     def full(self, owner: str) -> bool:
         """Whether a principal may open no further stream."""
-        return len(self._sinks) >= self._max or self._by_owner.get(owner, 0) >= self._max_per_owner
+        return self._owned >= self._max or self._by_owner.get(owner, 0) >= self._max_per_owner
 
     def add(
         self,
@@ -65,6 +72,7 @@ class OpenStreams:
         if self.counted is not None:
             self.counted(1, kind)
         if owner is not None:
+            self._owned += 1
             self._by_owner[owner] = self._by_owner.get(owner, 0) + 1
         sink.on_close(partial(self._forget, sink, owner, kind))
 
@@ -73,6 +81,7 @@ class OpenStreams:
         if self.counted is not None:
             self.counted(-1, kind)
         if owner is not None:
+            self._owned -= 1
             left = self._by_owner.get(owner, 1) - 1
             if left:
                 self._by_owner[owner] = left

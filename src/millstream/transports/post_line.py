@@ -9,15 +9,18 @@ import secrets
 
 from millstream.http import STREAM_HEAD, Request, Sink
 from millstream.protocol import sse
+from millstream.protocol.errors import INTERNAL_ERROR
+from millstream.protocol.jsonrpc import error_message
 from millstream.server.call import Call
-from millstream.server.services import Services
-from millstream.stores.base import Position
+from millstream.server.services import Services, principal_id
+from millstream.stores.base import Position, StoreFull
 from millstream.transports.open_streams import OpenStreams
 
 MESSAGE, END = b"m", b"e"
 """First byte of a logged entry: one more message, or the last one (which may be empty)."""
 
 _HIGH_WATER = 64 * 1024
+_NOT_KEPT = "The result is too large to be read again on another connection"
 
 
 class PostLine:
@@ -120,12 +123,16 @@ class PostLine:
         self._opened = True
         assert self._streams is not None  # noqa: S101  callers have looked
         sink = self._sink = self.request.open(200, STREAM_HEAD)
-        self._streams.add(sink, None, ("http", self._call.revision.date))
+        self._streams.add(sink, self._owner(), ("http", self._call.revision.date))
         if self._lock is not None:
             self._streams.lines[self._log_name()] = self
             position = await self._append(MESSAGE, b"")
             if self._call.revision.priming:
                 sink.write(sse.prime(event_id(self._stream, position), None))
+
+    def _owner(self) -> str | None:
+        """Whose cap the stream counts against: a call has one of its own, a subscription is a stream like others."""
+        return principal_id(self._call.principal) if self._call.method == "subscriptions/listen" else None
 
     async def _send_logged(self, mark: bytes, message: bytes) -> None:
         assert self._lock is not None  # noqa: S101  callers have looked
@@ -146,7 +153,13 @@ class PostLine:
     async def _append(self, mark: bytes, message: bytes) -> Position:
         settings, store = self._services.settings, self._services.store
         name = self._log_name()
-        position = await store.log.append(name, mark + message, ttl=settings.log_ttl, max_entries=settings.log_messages)
+        try:
+            position = await store.log.append(
+                name, mark + message, ttl=settings.log_ttl, max_entries=settings.log_messages
+            )
+        except StoreFull:  # too large to keep: it goes out once, and who resumes is told so
+            kept = mark + (error_message(self._call.id, INTERNAL_ERROR, _NOT_KEPT) if mark == END else b"")
+            position = await store.log.append(name, kept, ttl=settings.log_ttl, max_entries=settings.log_messages)
         await store.bus.publish(name, position.offset.to_bytes(8, "big") + mark + message)
         return position
 

@@ -8,7 +8,8 @@ terminals or sockets, and threads for plain files (and on Windows).
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Generator
 
 from millstream.protocol.errors import PARSE_ERROR
 from millstream.protocol.jsonrpc import error_message
@@ -134,12 +135,36 @@ class _Output(asyncio.Protocol):
         self._room.set()
 
 
+@contextlib.contextmanager
+def off_stdout(stdout: int = 1) -> Generator[int, None, None]:
+    """Point a descriptor to stderr for the length of the block; gives a private copy of what it was."""
+    private = os.dup(stdout)
+    os.dup2(2, stdout)
+    _flush()
+    try:
+        yield private
+    finally:
+        _flush()
+        os.dup2(private, stdout)
+        os.close(private)
+
+
+def _flush() -> None:
+    """What was printed goes where the descriptor points now: it must not follow it back to the protocol."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads; closed
+            sys.stdout.flush()
+
+
 async def serve_stdio(dispatcher: Dispatcher, *, stdin: int = 0, stdout: int = 1) -> None:
     """Serve one client until stdin ends. What was asked before the end is still answered."""
     settings = dispatcher.services.settings
-    private = os.dup(stdout)
-    os.dup2(2, stdout)
-    output = _Output(private, max_buffered=settings.stream_buffer)
+    with off_stdout(stdout) as private:
+        await _serve(dispatcher, stdin, _Output(private, max_buffered=settings.stream_buffer))
+
+
+async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output) -> None:
+    settings = dispatcher.services.settings
     connection = Connection(dispatcher, output.write, output.drain, transport="stdio")
     splitter = LineSplitter(settings.max_body)
     stop_reading: Callable[[], None] | None = None
@@ -152,6 +177,8 @@ async def serve_stdio(dispatcher: Dispatcher, *, stdin: int = 0, stdout: int = 1
                     output.write(error_message(None, PARSE_ERROR, _TOO_LONG.format(settings.max_body)))
                 else:
                     connection.receive(line)
+        connection.asks = False
+        dispatcher.services.questions.end(connection.id)
         for end in list(dispatcher.services.endings):
             end()
         with contextlib.suppress(TimeoutError):
@@ -163,8 +190,6 @@ async def serve_stdio(dispatcher: Dispatcher, *, stdin: int = 0, stdout: int = 1
         output.close()
         if stop_reading is not None:
             stop_reading()
-        os.dup2(private, stdout)
-        os.close(private)
 
 
 async def _open_reader(fd: int) -> tuple[Callable[[int], Awaitable[bytes]], Callable[[], None]]:

@@ -28,11 +28,12 @@ from millstream.server.dispatch import Dispatcher
 from millstream.server.fast import FastCall, decode_handshake_call
 from millstream.server.handshake import initialize_result, read_initialize
 from millstream.server.inbox import progress_token, take_notification
+from millstream.server.services import principal_id
 from millstream.server.sessions import Session
 from millstream.transports.batch import is_batch, serve_batch
 from millstream.transports.http_sessions import HttpSessions, missing_session, refusal, unknown_session
 from millstream.transports.media import REMEMBERED, accepted, carries_json
-from millstream.transports.open_streams import OpenStreams
+from millstream.transports.open_streams import TOO_MANY_STREAMS, OpenStreams
 from millstream.transports.post_line import PostLine
 
 Authenticate = Callable[[Request], Awaitable[Principal | None]]
@@ -40,10 +41,12 @@ Authenticate = Callable[[Request], Awaitable[Principal | None]]
 _ACCEPTED = Response(b"", 202, b"")
 _UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable: accept application/json, text/event-stream or both")
 _UNREADABLE_STREAM = refusal(406, INVALID_REQUEST, "Not acceptable: a subscription is answered as text/event-stream")
+_JSON_ONLY = "Not acceptable: this server answers as application/json"
 _WRONG_TYPE = refusal(415, INVALID_REQUEST, "Unsupported media type: send content-type application/json")
 _BUSY = refusal(503, -32000, "Too many calls are running: try again later", head=b"retry-after: 1\r\n")
 _EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
 _NOBODY = Client()
+_LISTEN = "subscriptions/listen"
 _STREAM_BOUND = frozenset({"resources/subscribe", "resources/unsubscribe"})
 """What an older store epoch has taken with it: the client initializes and subscribes again."""
 _VERSION = NEWEST.date.encode()
@@ -111,7 +114,7 @@ class Streamable:
             and len(headers) == len(request.raw_headers)
             and body.isascii()
             and (body.count(b"{") + body.count(b"[") <= self._max_depth or not too_deep(body, self._max_depth))
-            and len(self._dispatcher.calls) < self._max_calls
+            and (len(self._dispatcher.calls) < self._max_calls or not self._busy())
             and (REMEMBERED.get(headers.get(b"accept")) or accepted(headers.get(b"accept"))).json
             and b"content-encoding" not in headers
         )
@@ -200,13 +203,15 @@ class Streamable:
             message = read(request.body)
             if message.is_answer:
                 return await self._answer(request, message, principal)
+            if message.is_request and message.method != _LISTEN:
+                self.check_readable(request)
             if is_per_request(message, request.headers):
                 return await self._per_request(request, message, principal)
             return await self._handshake(request, message, principal)
         except ProtocolError as exc:
             self._note("" if message is None else message.method, status=str(exc.code))
-            request_id = message.id if message is not None else None
-            return self._reply(request, error_message(request_id, exc.code, exc.message, exc.data), exc.status)
+            request_id = message.id if message is not None and message.is_request else None
+            return self.reply(request, error_message(request_id, exc.code, exc.message, exc.data), exc.status)
 
     def _check_media(self, request: Request) -> Response | None:
         headers = request.headers
@@ -215,11 +220,24 @@ class Streamable:
         readable = accepted(headers.get(b"accept"))
         if not (readable.json or readable.stream):
             return _UNREADABLE
-        return _BUSY if len(self._dispatcher.calls) >= self._max_calls else None
+        return _BUSY if self._busy() else None
+
+    def _busy(self) -> bool:
+        """As many calls run as may; open subscriptions have a cap of their own."""
+        return len(self._dispatcher.calls) - len(self.services.endings) >= self._max_calls
+
+    def check_readable(self, request: Request) -> None:
+        """Refuse a client that reads streams only, where none are made.
+
+        Raises:
+            ProtocolError: HTTP 406.
+        """
+        if self._json_only and not accepted(request.headers.get(b"accept")).json:
+            raise ProtocolError(INVALID_REQUEST, _JSON_ONLY, status=406)
 
     def _line(self, request: Request, call: Call) -> PostLine:
         readable = accepted(request.headers.get(b"accept"))
-        can_stream = readable.stream and (not self._json_only or call.method == "subscriptions/listen")
+        can_stream = readable.stream and (not self._json_only or call.method == _LISTEN)
         return PostLine(request, call, self.services, self.streams, can_stream=can_stream)
 
     async def _finish(self, call: Call, body: bytes) -> Response | None:
@@ -232,7 +250,7 @@ class Streamable:
             return _EMPTY_STREAM
         return Response(body, call.status)
 
-    def _reply(self, request: Request, body: bytes, status: int = 200, head: bytes = b"") -> Response:
+    def reply(self, request: Request, body: bytes, status: int = 200, head: bytes = b"") -> Response:
         """A single message, as an event where the client reads nothing else."""
         if status == 200 and not accepted(request.headers.get(b"accept")).json:
             return Response(sse.encode_message(body), status, STREAM_HEAD + head)
@@ -240,7 +258,7 @@ class Streamable:
 
     async def _run(self, request: Request, call: Call, scope: str) -> Response | None:
         body = await self._dispatcher.call(call, scope)
-        if body and not accepted(request.headers.get(b"accept")).json:
+        if body and call.status == 200 and not accepted(request.headers.get(b"accept")).json:
             await call.open_line().finish(body)  # type: ignore[attr-defined]  # lines of this transport are PostLines
             return None
         return await self._finish(call, body)
@@ -252,8 +270,11 @@ class Streamable:
             check_notification(message)
             self._note(message.method)
             return _ACCEPTED
-        if message.method == "subscriptions/listen" and not accepted(request.headers.get(b"accept")).stream:
-            return _UNREADABLE_STREAM
+        if message.method == _LISTEN:
+            if not accepted(request.headers.get(b"accept")).stream:
+                return _UNREADABLE_STREAM
+            if self.streams.full(principal_id(principal)):
+                return TOO_MANY_STREAMS
         registry = self._dispatcher.registry
         admitted = admit_per_request(
             message,
@@ -357,7 +378,7 @@ class Streamable:
         head = b""
         if self.sessions is not None and not opening.sessionless:
             head = b"mcp-session-id: %b\r\n" % (await self.sessions.mint(opening, principal)).encode()
-        return self._reply(request, result_message(message.id, result), head=head)
+        return self.reply(request, result_message(message.id, result), head=head)
 
     async def _answer(self, request: Request, message: Message, principal: Principal | None) -> Response:
         """A client's answer to a question of a call."""
@@ -366,7 +387,10 @@ class Streamable:
                 INVALID_REQUEST, "Invalid request: a response needs the session of its request", status=400
             )
         session = await self.sessions.find(request, principal)
-        self._dispatcher.answer(message, session.id)
+        if not self._dispatcher.answer(message, session.id):
+            raise ProtocolError(
+                INVALID_REQUEST, "Invalid request: nobody in this session waits for this response", status=400
+            )
         self._note("response", session)
         return _ACCEPTED
 

@@ -15,10 +15,11 @@ from millstream.protocol.revisions import names_per_request_era
 from millstream.server.changes import Change, encode_change
 from millstream.server.dispatch import Dispatcher
 from millstream.server.services import SESSION_OVER, principal_id
-from millstream.server.sessions import Session
+from millstream.server.sessions import FULL, Session
 from millstream.stores.base import Gap, Position
 from millstream.transports.http_sessions import missing_session, refusal
 from millstream.transports.media import accepted
+from millstream.transports.open_streams import TOO_MANY_STREAMS
 from millstream.transports.post_line import END, event_id, log_name, parse_event_id
 from millstream.transports.streamable import Streamable
 
@@ -26,7 +27,7 @@ _NOT_ALLOWED = Response(b"Method not allowed: POST to this path.\n", 405, TEXT_H
 _UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable: a GET is answered as text/event-stream")
 _EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
 _UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID: open a new stream without it")
-_TOO_MANY = refusal(503, -32000, "Too many open streams: close some, or try again later", head=b"retry-after: 5\r\n")
+_LATER = b"retry-after: 60\r\n"
 _NAMING = frozenset({b"mcp-session-id", b"mcp-protocol-version", b"last-event-id"})
 """A GET with none of these is a client of the first revision."""
 _STAND_ALONE = "main"
@@ -63,7 +64,7 @@ class StreamableGet:
         if not session.current:
             return refusal(404, -32001, "Session not found: its streams are gone, initialize again")
         if self._streamable.streams.full(owner):
-            return _TOO_MANY
+            return TOO_MANY_STREAMS
         last = headers.get(b"last-event-id")
         if last is not None:
             return await self._resume(request, session, owner, last.decode("latin-1").strip())
@@ -77,10 +78,10 @@ class StreamableGet:
             return _NOT_ALLOWED
         try:
             session, owner = await self._find(request)
+            if not await sessions.end(session, owner):
+                return refusal(503, FULL, "Too many ended sessions: try again later", head=_LATER)
         except ProtocolError as exc:
-            return refusal(exc.status, exc.code, exc.message)
-        if not await sessions.end(session, owner):
-            return refusal(503, -32000, "Too many ended sessions: try again later", head=b"retry-after: 60\r\n")
+            return refusal(exc.status, exc.code, exc.message, head=_LATER if exc.status == 503 else b"")
         if self._services.note is not None:
             self._services.note(SESSION_OVER, "http", session)
         for call in [call for (scope, _), call in self._dispatcher.by_id.items() if scope == session.id]:

@@ -58,7 +58,7 @@ class ListenHandlers:
         owner = principal_id(call.principal)
         mine = self._open.get(owner, 0)
         if mine >= settings.max_streams_per_principal or sum(self._open.values()) >= settings.max_streams:
-            raise ProtocolError(INVALID_REQUEST, "Too many open subscriptions: close some, or try again later")
+            raise ProtocolError(-32000, "Too many open subscriptions: close some, or try again later", status=503)
         self._open[owner] = mine + 1
         try:
             return await self._serve(call, wanted)

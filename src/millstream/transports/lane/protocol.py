@@ -204,11 +204,14 @@ class LaneProtocol(GuardedProtocol):
             response = await call.handler(request)
         except asyncio.CancelledError:
             if not call.cancelled:
-                self.transport.abort()
+                self._give_up(call)
                 raise
             response = None
         except Exception as exc:
             response = call.failed(exc)
+        except BaseException:
+            self._give_up(call)
+            raise
         finally:
             if call.task is not None:
                 self.tasks.discard(call.task)
@@ -247,6 +250,11 @@ class LaneProtocol(GuardedProtocol):
             self.transport.close()
         elif self.waiting or self.flow.read_paused or self.final is not None or self.continue_due:
             self.proceed()
+
+    def _give_up(self, call: LaneCall) -> None:
+        """The task of a call ends by force: neither the peer nor the server waits for a reply that never comes."""
+        call.response_complete = True
+        self.transport.abort()
 
     def _left_open(self, call: LaneCall, response: object) -> bool:
         """End the stream of a call, unless its handler gave it back open: the connection goes on when it closes."""

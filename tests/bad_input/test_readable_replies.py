@@ -1,0 +1,64 @@
+"""A reply is in a form that the client reads, or the request is refused before anything runs."""
+
+from typing import Any
+
+import pytest
+
+from bad_input.shop import make_shop
+from wire import POST, Wire, enveloped, request, routing, wired
+
+STREAM_ONLY = "text/event-stream"
+ADD: dict[str, Any] = {"name": "add", "arguments": {"a": 1, "b": 2}}
+
+
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+@pytest.mark.parametrize("method", ["tools/call", "tools/list"])
+@pytest.mark.parametrize("era", ["per request", "handshake"])
+async def test_a_client_that_reads_only_streams_is_406_where_none_are_made(way: str, method: str, era: str) -> None:
+    """Digest §2.3, row 1. Fixed defect: it was 500."""
+    async with wired(make_shop(json_only=True), way) as wire:
+        params = ADD if method == "tools/call" else {}
+        if era == "handshake":
+            headers, message = await wire.initialize(), request(method, params, 7)
+        else:
+            name = "add" if method == "tools/call" else ""
+            headers, message = routing(method, name), enveloped(method, params, 7)
+        assert (await wire.post(message, {**headers, "accept": STREAM_ONLY})).error == (406, -32600, 7)
+        assert (await wire.post(message, headers)).status == 200
+
+
+async def test_a_subscription_is_a_stream_also_where_other_replies_are_not() -> None:
+    """DESIGN §3: `json_only` is about replies, and a subscription has none until it ends."""
+    async with wired(make_shop(json_only=True), "asgi") as wire:
+        headers = {**routing("subscriptions/listen"), "accept": STREAM_ONLY}
+        reply = await wire.post(enveloped("subscriptions/listen", {"notifications": {}}), headers)
+        assert reply.status == 200
+        assert reply.messages[0]["method"] == "notifications/subscriptions/acknowledged"
+
+
+async def test_a_batch_is_answered_as_an_event_where_the_client_reads_nothing_else(wire: Wire) -> None:
+    """Digest §4.3. Fixed defect: it was JSON."""
+    headers = {**await wire.initialize("2025-03-26"), "accept": STREAM_ONLY}
+    reply = await wire.post([request("ping", id="a"), request("tools/call", ADD, 2)], headers)
+    assert (reply.status, reply.headers[b"content-type"]) == (200, b"text/event-stream")
+    assert reply.body.startswith(b"data: [{") or b"\ndata: [{" in reply.body
+    assert reply.body.count(b'"jsonrpc"') == 2
+
+
+async def test_a_batch_of_a_client_that_reads_only_streams_is_406_where_none_are_made() -> None:
+    """The same for the array: nothing of it runs."""
+    async with wired(make_shop(json_only=True), "asgi") as wire:
+        headers = {**await wire.initialize("2025-03-26"), "accept": STREAM_ONLY}
+        assert (await wire.post([request("ping")], headers)).error == (406, -32600, "none")
+
+
+@pytest.mark.parametrize("extra", [{"result": {}}, {"error": {"code": 1, "message": "m"}}, {"result": None}])
+async def test_a_message_that_asks_and_answers_at_once_is_no_message(wire: Wire, extra: dict[str, Any]) -> None:
+    """JSON-RPC 2.0 §4, §5: a request has no result. Fixed defect: it was served, in both eras."""
+    modern = await wire.post({**enveloped("tools/call", ADD), **extra}, routing("tools/call", "add"))
+    assert modern.error[:2] == (400, -32600)
+    session = await wire.initialize()
+    for headers in (POST, session):
+        assert (await wire.post({**request("tools/call", ADD), **extra}, headers)).error[:2] == (400, -32600)
+    note = {"jsonrpc": "2.0", "method": "notifications/initialized", **extra}
+    assert (await wire.post(note, session)).error[:2] == (400, -32600)

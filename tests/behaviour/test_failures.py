@@ -1,0 +1,320 @@
+"""Whatever a function of the user raises, its call is answered, and the server goes on.
+
+In memory, through ASGI and through the lane, with a server whose functions fail in every way we know.
+"""
+
+import asyncio
+import json
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from millstream import Context, Declined, Server, Settings, SyncContext, ToolError
+from millstream.server.services import Threads
+from millstream.transports.memory import MemoryPipe
+from wire import LATEST_HANDSHAKE, POST, WAIT, Json, Wire, enveloped, request, routing, wired
+
+FORM = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+WORDS = ["art", "book"]
+
+
+def first(word: str) -> str:
+    return next(known for known in WORDS if word in known)
+
+
+def first_of_many() -> Any:
+    yield "one"
+    yield next(iter([]))
+
+
+def first_resource() -> str:
+    return next(iter([]))
+
+
+def first_prompt(word: str = "") -> str:
+    return next(iter([]))
+
+
+def first_completion(value: str, arguments: dict[str, str]) -> list[str]:
+    return [next(iter([]))]
+
+
+async def waits_for_a_cancelled_task() -> str:
+    task = asyncio.get_running_loop().create_task(asyncio.sleep(60))
+    task.cancel()
+    await task
+    return "never"
+
+
+def exits() -> str:
+    sys.exit(1)
+
+
+async def exits_in_the_loop() -> str:
+    sys.exit(1)
+
+
+async def refused_in_a_group(kind: str) -> str:
+    async def fail() -> None:
+        raise {"tool": ToolError("fix the city"), "declined": Declined("no, thanks")}[kind]
+
+    async with asyncio.TaskGroup() as outer, asyncio.TaskGroup() as group:
+        outer.create_task(asyncio.sleep(0))
+        group.create_task(fail())
+    return "never"
+
+
+async def asks_and_fails(ctx: Context) -> str:
+    async def fail() -> None:
+        raise ToolError("fix the city")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(ctx.elicit("Which?", FORM))
+        group.create_task(fail())
+    return "never"
+
+
+async def fails_twice() -> str:
+    async def fail(error: Exception) -> None:
+        raise error
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fail(ToolError("secret one")))
+        group.create_task(fail(ValueError("secret two")))
+    return "never"
+
+
+async def asks_in_a_group(ctx: Context) -> int:
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(ctx.elicit("First?", FORM))
+        second = group.create_task(ctx.elicit("Second?", FORM))
+    return int(first.result()["x"]) + int(second.result()["x"])
+
+
+TOOLS = (
+    first, first_of_many, waits_for_a_cancelled_task, exits, exits_in_the_loop, refused_in_a_group, asks_and_fails,
+    fails_twice, asks_in_a_group,
+)  # fmt: skip
+
+
+def make_server(**settings: Any) -> Server:
+    """Functions that fail."""
+    mcp = Server("failing", settings=Settings(key="k" * 40, **settings))
+    for tool in TOOLS:
+        mcp.tool(tool)
+    mcp.resource("first://word")(first_resource)
+    mcp.prompt(first_prompt)
+    mcp.complete("first_prompt", argument="word")(first_completion)
+    return mcp
+
+
+async def until(fact: Callable[[], bool]) -> None:
+    """Give the loop turns until something is so, which a thread brings about."""
+    async with asyncio.timeout(WAIT):
+        while not fact():  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0)
+
+
+@pytest.fixture(params=["asgi", "lane"])
+async def wire(request: pytest.FixtureRequest) -> AsyncIterator[Wire]:
+    """The server over HTTP."""
+    async with wired(make_server(), request.param) as found:
+        yield found
+
+
+async def call(wire: Wire, name: str, capabilities: Json | None = None, **params: Any) -> Json:
+    """`tools/call` of the newest revision."""
+    message = enveloped("tools/call", {"name": name, "arguments": {}, **params}, **(capabilities or {}))
+    async with asyncio.timeout(WAIT):
+        reply = await wire.post(message, {**POST, **routing("tools/call", name)})
+    assert reply.status == 200
+    found: Json = reply.message["result"]
+    return found
+
+
+def opaque(result: Json) -> bool:
+    """An error that gives nothing away but its incident."""
+    return result.get("isError") is True and "incident" in result["content"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("first", {"word": "zz"}),
+        ("first_of_many", {}),
+        ("waits_for_a_cancelled_task", {}),
+        ("exits", {}),
+        ("exits_in_the_loop", {}),
+        ("fails_twice", {}),
+    ],
+)
+async def test_whatever_a_tool_raises_its_call_is_answered_and_the_next_one_too(
+    wire: Wire, name: str, arguments: Json, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Issue 2: a tool that raises is an opaque error, never a hang; fixed: StopIteration, SystemExit, cancellation."""
+    for _ in range(2):
+        result = await call(wire, name, arguments=arguments)
+        assert opaque(result), result
+        assert "secret" not in str(result)
+    assert "StopIteration interacts badly" not in caplog.text
+    assert not wire.runtime.dispatcher.calls
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("resources/read", {"uri": "first://word"}),
+        ("prompts/get", {"name": "first_prompt"}),
+        (
+            "completion/complete",
+            {"ref": {"type": "ref/prompt", "name": "first_prompt"}, "argument": {"name": "word", "value": ""}},
+        ),
+    ],
+)
+async def test_a_resource_prompt_or_completion_that_finds_nothing_by_next_is_answered(
+    wire: Wire, method: str, params: Json
+) -> None:
+    """Fixed: a future does not carry StopIteration, so the caller waited for ever."""
+    name = str(params.get("uri") or params.get("name") or "")
+    async with asyncio.timeout(WAIT):
+        reply = await wire.post(enveloped(method, params), {**POST, **routing(method, name)})
+    assert reply.message["error"]["code"] == -32603
+
+
+async def test_a_batch_is_answered_whole_when_one_of_its_tools_waits_for_a_cancelled_task() -> None:
+    """Fixed: the whole batch was dropped."""
+    async with wired(make_server(), "lane") as wire:
+        headers = await wire.initialize("2025-03-26")
+        bad = request("tools/call", {"name": "waits_for_a_cancelled_task"}, 1)
+        async with asyncio.timeout(WAIT):
+            reply = await wire.post([bad, request("ping", None, 2)], headers)
+    answers = {each["id"]: each["result"] for each in reply.message}
+    assert answers[1]["isError"] is True
+    assert answers[2] == {}
+
+
+async def test_over_a_connection_such_a_tool_is_answered_too() -> None:
+    """Fixed: stdio never answered it; the memory pipe is the same connection."""
+    async with make_server().running() as runtime:
+        pipe = MemoryPipe(runtime.dispatcher)
+        for name in ("waits_for_a_cancelled_task", "exits", "asks_in_a_group"):
+            message = enveloped("tools/call", {"name": name, "arguments": {}}, elicitation={})
+            pipe.send(json.dumps(message).encode())
+            async with asyncio.timeout(WAIT):
+                assert "result" in json.loads(await pipe.receive())
+        await pipe.close()
+
+
+@pytest.mark.parametrize(("kind", "text"), [("tool", "fix the city"), ("declined", "no, thanks")])
+async def test_the_only_failure_of_a_task_group_is_told_as_if_there_were_no_group(
+    wire: Wire, kind: str, text: str
+) -> None:
+    """Design 3: `ToolError` is text for the model; where in the function it was raised does not matter."""
+    result = await call(wire, "refused_in_a_group", arguments={"kind": kind})
+    assert result["isError"] is True
+    assert result["content"][0]["text"] == text
+
+
+async def test_questions_of_a_task_group_travel_in_one_round(wire: Wire) -> None:
+    """Design 3: write once, ask on every revision; fixed: the group reached the transport, which never answered."""
+    asked = await call(wire, "asks_in_a_group", {"elicitation": {}})
+    assert asked["resultType"] == "input_required"
+    messages = {key: each["params"]["message"] for key, each in asked["inputRequests"].items()}
+    assert sorted(messages.values()) == ["First?", "Second?"]
+    answers = {key: {"action": "accept", "content": {"x": len(text)}} for key, text in messages.items()}
+    done = await call(
+        wire, "asks_in_a_group", {"elicitation": {}}, inputResponses=answers, requestState=asked["requestState"]
+    )
+    assert done["structuredContent"] == len("First?") + len("Second?")
+
+
+async def test_a_failure_beside_a_question_wins_over_it(wire: Wire) -> None:
+    """Our choice: a call that has failed already asks nobody."""
+    result = await call(wire, "asks_and_fails", {"elicitation": {}})
+    assert result["content"][0]["text"] == "fix the city"
+
+
+@pytest.mark.parametrize("way", ["cancelled", "timeout"])
+async def test_a_thread_that_waits_for_an_answer_frees_when_its_call_is_over(way: str) -> None:
+    """Design 4: cancel sets `ctx.cancelled` at once; fixed: thread and question stayed until the question timed out."""
+    mcp = make_server(max_threads=1)
+    ended = threading.Semaphore(0)
+
+    @mcp.tool(timeout=0.5 if way == "timeout" else None)
+    def asks(ctx: SyncContext) -> str:
+        try:
+            ctx.elicit("Which?", FORM)
+        finally:
+            ended.release()
+        return "never"
+
+    async with mcp.running() as runtime:
+        pipe = MemoryPipe(runtime.dispatcher)
+        opening = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {"elicitation": {}}}
+        client = {"clientInfo": {"name": "t", "version": "1"}}
+        pipe.send(json.dumps(request("initialize", {**opening, **client}, "init")).encode())
+        await pipe.receive()
+        for number in range(2):
+            pipe.send(json.dumps(request("tools/call", {"name": "asks"}, number)).encode())
+            async with asyncio.timeout(WAIT):
+                assert json.loads(await pipe.receive())["method"] == "elicitation/create"
+                if way == "timeout":
+                    assert "did not finish" in str(json.loads(await pipe.receive()))
+                else:
+                    gone = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": number}}
+                    pipe.send(json.dumps(gone).encode())
+                assert await asyncio.to_thread(ended.acquire, timeout=WAIT)
+            await until(lambda: runtime.services.threads._free == 1 and not len(runtime.services.questions))
+        await pipe.close()
+
+
+async def test_a_slot_frees_with_its_function_and_not_with_its_caller() -> None:
+    """Design 4: a function in a thread cannot be stopped, so its slot is taken until it ends."""
+    threads, begun, gate = Threads(1), threading.Event(), threading.Event()
+
+    def works() -> None:
+        begun.set()
+        gate.wait(WAIT)
+
+    waiting = asyncio.get_running_loop().create_task(threads.run(works))
+    assert await asyncio.to_thread(begun.wait, WAIT)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    with pytest.raises(ToolError, match="busy"):
+        await threads.run(int)
+    gate.set()
+    await until(lambda: threads._free == 1)
+    assert await threads.run(int) == 0
+    threads.close()
+
+
+def test_a_function_that_outlives_its_server_ends_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Fixed: its callback met a closed loop; that it still runs is said when the server stops."""
+    begun, gate = threading.Event(), threading.Event()
+    workers: list[threading.Thread] = []
+
+    def works() -> None:
+        workers.append(threading.current_thread())
+        begun.set()
+        gate.wait(WAIT)
+
+    async def main() -> None:
+        threads = Threads(2)
+        task = asyncio.get_running_loop().create_task(threads.run(works))
+        assert await asyncio.to_thread(begun.wait, WAIT)
+        threads.close()
+        task.cancel()
+
+    asyncio.run(main())
+    assert "1 worker threads still run a function" in caplog.text
+    gate.set()
+    (worker,) = workers
+    worker.join(WAIT)
+    assert not worker.is_alive()
+    assert worker.daemon
+    assert "Event loop is closed" not in caplog.text

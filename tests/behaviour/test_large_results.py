@@ -1,0 +1,50 @@
+"""A result that the event log cannot hold is sent all the same."""
+
+import re
+
+import pytest
+
+from bad_input.shop import make_shop
+from millstream import Context, Server
+from millstream.stores.memory import MemoryLog
+from wire import Wire, request, wired
+
+ROOM = 20_000
+
+
+def make_server() -> Server:
+    """A server with a result larger than the log."""
+    mcp = make_shop()
+
+    @mcp.tool
+    async def large(ctx: Context) -> str:
+        """Becomes a stream first."""
+        await ctx.progress(1)
+        return "x" * ROOM
+
+    return mcp
+
+
+def narrow(wire: Wire) -> None:
+    """Leave the log less room than the result needs."""
+    store = wire.runtime.services.store
+    store.log = MemoryLog(wire.runtime.clock, ROOM, store.epoch)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+async def test_a_result_larger_than_the_event_log_arrives_and_a_resume_is_told_so(way: str) -> None:
+    """Fixed defect: the stream was cut, or the reply was 500."""
+    async with wired(make_server(), way) as wire:
+        narrow(wire)
+        headers = await wire.initialize()
+        call = {"name": "large", "_meta": {"progressToken": 1}}
+        reply = await wire.post(request("tools/call", call, 5), headers)
+        assert reply.status == 200
+        assert reply.messages[-1]["result"]["content"][0]["text"] == "x" * ROOM
+        first = re.findall(rb"^id: ?(\S+)", reply.body, re.MULTILINE)[0].decode()
+        resumed = await wire.ask("GET", "/mcp", {**headers, "accept": "text/event-stream", "last-event-id": first})
+        assert [message.get("method", message.get("id")) for message in resumed.messages] == [
+            "notifications/progress",
+            5,
+        ]
+        assert resumed.messages[-1]["error"]["code"] == -32603

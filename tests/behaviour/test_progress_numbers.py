@@ -1,0 +1,32 @@
+"""Progress that JSON has no number for."""
+
+import math
+
+from bad_input.shop import make_shop
+from millstream import Context
+from wire import enveloped, routing, wired
+
+
+async def test_progress_that_is_no_finite_number_is_not_sent() -> None:
+    """Fixed defect: NaN and infinity went out as null, which the schema of every revision forbids."""
+    mcp = make_shop()
+
+    @mcp.tool
+    async def counts(ctx: Context) -> str:
+        """Reports well and badly."""
+        await ctx.progress(math.nan, 3)
+        await ctx.progress(1, math.inf)
+        await ctx.progress(math.inf)
+        await ctx.progress(2, 3)
+        return "counted"
+
+    async with wired(mcp, "asgi") as wire:
+        call = enveloped("tools/call", {"name": "counts"})
+        call["params"]["_meta"]["progressToken"] = "t"
+        reply = await wire.post(call, routing("tools/call", "counts"))
+        *reports, answer = reply.messages
+        assert [report["params"] for report in reports] == [
+            {"progressToken": "t", "progress": 1},
+            {"progressToken": "t", "progress": 2, "total": 3},
+        ]
+        assert answer["result"]["content"][0]["text"] == "counted"

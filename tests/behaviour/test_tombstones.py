@@ -1,0 +1,69 @@
+"""A deleted session stays deleted for the rest of its life."""
+
+from collections.abc import Callable
+
+from bad_input.shop import make_shop
+from millstream import Server
+from millstream.server.sessions import Records
+from millstream.stores.memory import MemoryKeyValue
+from wire import Wire, request, wired
+
+
+class Clock:
+    """A time that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def rule_time(wire: Wire, clock: Callable[[], float]) -> None:
+    """Let sessions and values age by a clock of ours."""
+    services = wire.runtime.services
+    services.clock = clock
+    services.store.kv = MemoryKeyValue(clock, 1_000_000)  # type: ignore[misc]
+    services.records = Records(services.store.kv, services.settings.record_ttl)
+
+
+async def delete(wire: Wire, headers: dict[str, str]) -> int:
+    """The status of a DELETE."""
+    return (await wire.ask("DELETE", "/mcp", headers)).status
+
+
+async def test_a_tombstone_outlives_other_records_up_to_the_end_of_its_session() -> None:
+    """Fixed defect: with a record_ttl shorter than session_ttl a deleted session came back to life."""
+    clock = Clock()
+    async with wired(make_shop(session_ttl=1_000.0, record_ttl=10.0), "asgi") as wire:
+        rule_time(wire, clock)
+        headers = await wire.initialize()
+        clock.now += 500.0
+        assert (await wire.post(request("ping"), headers)).status == 200
+        assert await delete(wire, headers) == 204
+        for _ in range(2):
+            clock.now += 249.0
+            await wire.runtime.services.records.load()
+            assert (await wire.post(request("ping"), headers)).status == 404
+        clock.now += 3.0
+        assert await wire.runtime.services.store.kv.keys("") == []
+
+
+async def retire(server: Server, wire: Wire) -> None:
+    """Close the runtime as an idle one is closed."""
+    server.retire(wire.runtime)
+    assert wire.runtime.closing is not None
+    await wire.runtime.closing
+
+
+async def test_what_sessions_accumulated_outlives_an_idle_close_of_a_mounted_server() -> None:
+    """Fixed defect: the next request found a new store, in which a deleted session was alive."""
+    server = make_shop()
+    async with wired(server, "asgi") as wire:
+        gone, kept = await wire.initialize(capabilities={"experimental": {"z": {}}}), await wire.initialize()
+        assert await delete(wire, gone) == 204
+        epoch = wire.runtime.services.store.epoch
+        await retire(server, wire)
+        assert (await wire.post(request("ping"), gone)).status == 404
+        assert (await wire.post(request("ping"), kept)).status == 200
+        assert (await server.start()).services.store.epoch == epoch

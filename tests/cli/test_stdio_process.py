@@ -1,0 +1,148 @@
+"""A stdio server as a process: what reaches standard output, and how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from processes import free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+SECONDS = 5.0
+NOISY = """
+import os
+import time
+from contextlib import asynccontextmanager
+
+from millstream import Server
+
+print("noise of the import")
+os.write(1, b"noise past Python\\n")
+
+
+@asynccontextmanager
+async def lifespan(server):
+    print("noise of the lifespan")
+    yield None
+    print("noise of the end")
+
+
+mcp = Server("noisy", lifespan=lifespan)
+
+
+@mcp.tool
+def speaks() -> str:
+    print("noise of a tool")
+    return "said"
+
+
+@mcp.tool
+def blocks() -> str:
+    time.sleep(60)
+    return "never"
+
+
+@mcp.tool
+async def leaves() -> str:
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    mcp.run(transport="stdio")
+"""
+
+
+def call(name: str, number: int) -> bytes:
+    message = {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": {"name": name}}
+    return json.dumps(message).encode() + b"\n"
+
+
+@pytest.fixture
+def noisy(tmp_path: Path) -> Path:
+    """A file that prints whenever it can."""
+    file = tmp_path / "noisy.py"
+    file.write_text(NOISY)
+    return file
+
+
+def run(file: Path, given: bytes, **settings: str) -> subprocess.CompletedProcess[bytes]:
+    """`millstream run FILE --transport stdio`, to its end."""
+    command = [sys.executable, "-c", "from millstream.cli import main; main()"]
+    return subprocess.run(
+        [*command, "run", str(file), "--transport", "stdio"],
+        input=given, capture_output=True, timeout=SECONDS, check=False, env={**os.environ, **settings},
+    )  # fmt: skip
+
+
+def replies(output: bytes) -> dict[int, Any]:
+    return {reply["id"]: reply["result"] for reply in map(json.loads, output.splitlines())}
+
+
+def test_nothing_that_a_file_prints_at_import_or_in_its_lifespan_reaches_stdout(noisy: Path) -> None:
+    """Issue 2: nothing else ever on stdout; fixed: prints at import came before the protocol."""
+    done = run(noisy, call("speaks", 1))
+    assert replies(done.stdout)[1]["content"][0]["text"] == "said"
+    for noise in ("of the import", "past Python", "of the lifespan", "of a tool", "of the end"):
+        assert noise.encode() in done.stderr, noise
+    assert done.returncode == 0
+
+
+def test_a_program_that_prints_keeps_its_stdout_clean_from_the_start_of_serving(tmp_path: Path) -> None:
+    """What Python still has in its buffer goes to stderr before the protocol starts, and again when it ends."""
+    file = tmp_path / "noisy.py"
+    file.write_text(NOISY.replace('os.write(1, b"noise past Python\\n")', ""))
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, str(file)],
+        input=call("speaks", 1), capture_output=True, timeout=SECONDS, check=False, env=buffered,
+    )  # fmt: skip
+    first = done.stdout.splitlines()[0]
+    assert json.loads(first)["id"] == 1
+    assert b"noise of the import" in done.stderr
+    assert b"noise of a tool" in done.stderr
+
+
+def test_a_tool_that_calls_exit_does_not_end_the_server(noisy: Path) -> None:
+    """Fixed: the process ended with status 1 and answered nobody."""
+    done = run(noisy, call("leaves", 1) + call("speaks", 2))
+    found = replies(done.stdout)
+    assert found[1]["isError"] is True
+    assert found[2]["content"][0]["text"] == "said"
+    assert done.returncode == 0
+
+
+def test_the_end_of_the_input_does_not_wait_for_a_thread_that_never_ends(noisy: Path) -> None:
+    """Fixed: the interpreter joined its worker threads; the grace time is all that a call gets."""
+    done = run(noisy, call("blocks", 1), MILLSTREAM_DRAIN_TIMEOUT="1")
+    assert done.stdout == b""
+    assert b"1 worker threads still run" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == 0
+
+
+def test_a_web_server_that_is_told_to_stop_does_not_wait_for_such_a_thread_either(
+    noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM: the grace time once, then the end."""
+    monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "1")
+    port, log = free_port(), tmp_path / "log"
+    with serving(millstream(str(noisy), port), port, log) as process:
+        body = call("blocks", 1).decode().strip()
+        url = f"http://127.0.0.1:{port}/mcp"
+        ask = f"u.urlopen(u.Request({url!r}, {body!r}.encode(), {{'content-type': 'application/json'}}))"
+        client_command = [sys.executable, "-c", f"import urllib.request as u; {ask}"]
+        with subprocess.Popen(client_command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as client:
+            look = f"json.loads(u.urlopen('http://127.0.0.1:{port}/health').read())['calls']"
+            counting = [sys.executable, "-c", f"import json, urllib.request as u\nwhile {look} == 0: pass"]
+            subprocess.run(counting, timeout=SECONDS, check=True)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(SECONDS) in (0, -signal.SIGTERM)
+            client.wait(SECONDS)
+    assert "1 worker threads still run" in log.read_text()
+    assert "exception calling callback" not in log.read_text()

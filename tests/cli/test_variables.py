@@ -1,0 +1,51 @@
+"""Environment variables that cannot be used: the command names them, and does not blame the person's file."""
+
+from pathlib import Path
+
+import pytest
+
+import millstream.cli.run  # noqa: F401  `folder` puts back sys.modules, and what `main` imports is not to be imported twice
+from millstream.app.user_errors import CommandError
+from millstream.cli import main
+from millstream.cli.load import load
+
+SHOP = 'from millstream import Server\nmcp = Server("shop")\n'
+
+
+@pytest.mark.parametrize("target", ["shop.py", "shop"])
+@pytest.mark.parametrize(
+    ("variable", "text", "what"),
+    [
+        ("MILLSTREAM_HEARTBEAT", "abc", "MILLSTREAM_HEARTBEAT cannot be 'abc'."),
+        ("MILLSTREAM_HEARTBEET", "3", "MILLSTREAM_HEARTBEET is no setting."),
+        ("MILLSTREAM_LOG_LEVEL", "foo", "MILLSTREAM_LOG_LEVEL cannot be 'foo'."),
+        ("MILLSTREAM_KEY", "short", "MILLSTREAM_KEY has a secret of fewer than 32 characters."),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named_without_a_traceback(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, target: str, variable: str, text: str, what: str
+) -> None:
+    """A fixed defect: "shop.py cannot be imported. Correct the line above", or a traceback of libraries."""
+    (folder / "shop.py").write_text(SHOP)
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(CommandError) as caught:
+        load(target)
+    assert caught.value.what.startswith(what)
+    assert not caught.value.detail
+    assert "shop" not in f"{caught.value.what}{caught.value.why}{caught.value.fix}"
+
+
+@pytest.mark.parametrize("transport", ["http", "stdio"])
+def test_the_command_ends_with_1_and_a_message(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], transport: str
+) -> None:
+    """docs/reference/cli.md: 1 is for what cannot be done as asked."""
+    (folder / "shop.py").write_text(SHOP)
+    monkeypatch.setenv("MILLSTREAM_PATH", "noslash")
+    monkeypatch.setattr("sys.argv", ["millstream", "run", "shop.py", "--transport", transport])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    shown = capsys.readouterr().err
+    assert "MILLSTREAM_PATH cannot be 'noslash'. It must be a path that starts with /." in shown
+    assert "Traceback" not in shown

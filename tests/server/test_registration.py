@@ -1,0 +1,109 @@
+"""What a server refuses to register, at once and with the reason."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from millstream import Server, Settings
+
+
+@pytest.fixture
+def mcp() -> Server:
+    return Server("shop", settings=Settings())
+
+
+def nothing() -> str:
+    """Do nothing."""
+    return ""
+
+
+REGISTER: dict[str, Callable[[Server, dict[str, Any]], Any]] = {
+    "tool": lambda mcp, options: mcp.tool(**options)(nothing),
+    "prompt": lambda mcp, options: mcp.prompt(**options)(nothing),
+    "resource": lambda mcp, options: mcp.resource("shop://one", **options)(nothing),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [("tool", "timout"), ("tool", "read_only"), ("resource", "mimetype"), ("prompt", "titel"), ("prompt", "timeout")],
+)
+def test_a_misspelled_option_of_a_decorator_is_a_type_error(mcp: Server, kind: str, option: str) -> None:
+    """A fixed defect: ``@mcp.tool(timout=3)`` registered a tool without a timeout."""
+    with pytest.raises(TypeError, match=f"nothing: there is no option '{option}'"):
+        REGISTER[kind](mcp, {option: 3})
+    assert not mcp.registry.tools
+    assert not mcp.registry.prompts
+
+
+@pytest.mark.parametrize("kind", REGISTER)
+def test_a_second_registration_of_a_name_is_refused_until_the_first_is_removed(mcp: Server, kind: str) -> None:
+    """A fixed defect: the second one replaced the first without a word."""
+    REGISTER[kind](mcp, {})
+    with pytest.raises(ValueError, match=f"There is a {kind} '.*' already"):
+        REGISTER[kind](mcp, {})
+    getattr(mcp, f"remove_{kind}")("shop://one" if kind == "resource" else "nothing")
+    REGISTER[kind](mcp, {})
+
+
+@pytest.mark.parametrize("kind", REGISTER)
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_refused(mcp: Server, kind: str, name: str) -> None:
+    """A name is how clients ask for it; the function's own name is for when none is given."""
+    with pytest.raises(ValueError, match=f"nothing: the name given for this {kind} is empty"):
+        REGISTER[kind](mcp, {"name": name})
+
+
+@pytest.mark.parametrize("uri", ["nocolon", "", "/books/1", "1book://x", ":x", "books/{isbn}"])
+def test_a_uri_without_a_scheme_is_refused(mcp: Server, uri: str) -> None:
+    """RFC 3986 §3: a URI begins with its scheme; the schemas have `format: uri`."""
+
+    def read(isbn: str) -> str:
+        return isbn
+
+    with pytest.raises(ValueError, match="a URI begins with a scheme, as in 'shop://"):
+        mcp.resource(uri)(read if "{" in uri else nothing)
+
+
+def test_a_template_may_begin_with_a_variable(mcp: Server) -> None:
+    """RFC 6570: what it expands to is a URI, the template itself is none."""
+
+    def read(address: str) -> str:
+        return address
+
+    mcp.resource("{+address}")(read)
+
+
+@pytest.mark.parametrize("reference", ["revue", "book://{isbn}"])
+async def test_a_completer_of_nothing_stops_the_start(mcp: Server, reference: str) -> None:
+    """A fixed defect: a misspelled reference was never asked. Not when it is registered: its prompt may come later."""
+
+    @mcp.complete(reference, argument="isbn")
+    def complete(value: str, arguments: dict[str, str]) -> list[str]:
+        return []
+
+    @mcp.prompt
+    def review(isbn: str) -> str:
+        return isbn
+
+    with pytest.raises(ValueError, match=f"{re.escape(repr(reference))}, 'isbn'.: there is no such prompt"):
+        await mcp.start()
+
+
+async def test_a_removed_prompt_takes_its_completers_along(mcp: Server) -> None:
+    """A server that closes when idle starts again with what it has then."""
+
+    @mcp.prompt
+    def review(isbn: str) -> str:
+        return isbn
+
+    @mcp.complete("review", argument="isbn")
+    def complete(value: str, arguments: dict[str, str]) -> list[str]:
+        return []
+
+    mcp.remove_prompt("review")
+    assert not mcp.registry.completers
+    async with mcp.running():
+        pass

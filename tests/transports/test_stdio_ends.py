@@ -1,0 +1,86 @@
+"""What stdio does with calls that ask when the client has closed its end: no answer can come any more."""
+
+import asyncio
+import json
+import os
+from typing import Any
+
+from millstream import Context, Server, Settings
+from millstream.transports.stdio import serve_stdio
+from wire import LATEST_HANDSHAKE, WAIT, request
+
+FORM = {"type": "object", "properties": {"x": {"type": "integer"}}}
+
+
+class Client:
+    """The other end of two pipes."""
+
+    def __init__(self, dispatcher: Any) -> None:
+        stdin, self._in = os.pipe()
+        self._out, stdout = os.pipe()
+        self._descriptors = [stdin, stdout, self._out]
+        self.serving = asyncio.get_running_loop().create_task(serve_stdio(dispatcher, stdin=stdin, stdout=stdout))
+
+    def send(self, *messages: Any) -> None:
+        """Lines to the server."""
+        os.write(self._in, b"".join(json.dumps(message).encode() + b"\n" for message in messages))
+
+    def leave(self) -> None:
+        """End the input."""
+        os.close(self._in)
+
+    async def rest(self) -> list[Any]:
+        """What the server says until it ends by itself."""
+        async with asyncio.timeout(WAIT):
+            await self.serving
+        data = os.read(self._out, 65_536)
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        return [json.loads(line) for line in data.splitlines()]
+
+
+def opening() -> Any:
+    """`initialize` of a client that answers questions."""
+    info = {"name": "t", "version": "1"}
+    params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {"elicitation": {}}, "clientInfo": info}
+    return request("initialize", params, 0)
+
+
+async def test_a_call_that_asks_after_the_end_of_the_input_fails_at_once() -> None:
+    """Fixed: it waited for an answer until the grace time was over, and nobody was told."""
+    mcp, gone = Server("asks", settings=Settings(drain_timeout=30)), asyncio.Event()
+
+    @mcp.tool
+    async def asks(ctx: Context) -> str:
+        await gone.wait()
+        await ctx.elicit("Which?", FORM)
+        return "never"
+
+    async with mcp.running() as runtime:
+        runtime.services.endings.add(gone.set)
+        client = Client(runtime.dispatcher)
+        client.send(opening(), request("tools/call", {"name": "asks"}, 1))
+        client.leave()
+        said = {each.get("id"): each for each in await client.rest()}
+        runtime.services.endings.discard(gone.set)
+    assert said[1]["result"]["isError"] is True
+
+
+async def test_a_question_that_is_open_at_the_end_of_the_input_fails_at_once() -> None:
+    """Fixed: the process stayed for the whole grace time."""
+    mcp, asking = Server("asks", settings=Settings(drain_timeout=30)), asyncio.Event()
+
+    @mcp.tool
+    async def asks(ctx: Context) -> str:
+        asking.set()
+        await ctx.elicit("Which?", FORM)
+        return "never"
+
+    async with mcp.running() as runtime:
+        client = Client(runtime.dispatcher)
+        client.send(opening(), request("tools/call", {"name": "asks"}, 1))
+        async with asyncio.timeout(WAIT):
+            await asking.wait()
+        client.leave()
+        said = {each.get("id"): each for each in await client.rest()}
+    assert "gone away" in said[1]["result"]["content"][0]["text"]
