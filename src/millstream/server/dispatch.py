@@ -150,6 +150,11 @@ class Dispatcher:
             call.stop = _canceller()
         return True
 
+    @property
+    def running(self) -> int:
+        """Calls that work; open subscriptions count as streams."""
+        return len(self.calls) - len(self.services.endings)
+
     def cancel(self, scope: str, request_id: RequestId) -> bool:
         """Cancel a call of a session or connection; unknown ones are ignored (digest §10.6)."""
         call = self.by_id.get((scope, request_id))

@@ -124,7 +124,7 @@ class Connection:
             self._note(message.method)
             return None
         services = dispatcher.services
-        if len(dispatcher.calls) - len(services.endings) >= services.settings.max_calls:
+        if dispatcher.running >= services.settings.max_calls:
             raise ProtocolError(INTERNAL_ERROR, "Too many calls are running: try again later")
         if message.method == "initialize" and not is_per_request(message):
             # At once, not as a task: what follows in the same read belongs to the session already.

@@ -232,7 +232,7 @@ class RestRoutes:
         return found
 
     def _busy(self) -> bool:
-        return len(self._dispatcher.calls) >= self._busy_at
+        return self._dispatcher.running >= self._busy_at
 
     async def _principal(self, request: Request) -> Principal | None:
         return await self.authenticate(request) if self.authenticate is not None else None

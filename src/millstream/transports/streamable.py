@@ -224,7 +224,7 @@ class Streamable:
 
     def _busy(self) -> bool:
         """As many calls run as may; open subscriptions have a cap of their own."""
-        return len(self._dispatcher.calls) - len(self.services.endings) >= self._max_calls
+        return self._dispatcher.running >= self._max_calls
 
     def check_readable(self, request: Request) -> None:
         """Refuse a client that reads streams only, where none are made.
