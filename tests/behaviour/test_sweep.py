@@ -9,6 +9,8 @@ from unittest.mock import patch
 
 import pytest
 
+from millstream import Context, Server
+from millstream.transports.memory import MemoryPipe
 from processes import free_port, millstream, serving
 
 SERVER = Path(__file__).with_name("slow_peers.py")
@@ -50,3 +52,59 @@ async def test_a_peer_that_never_reads_does_not_keep_others_from_their_heartbeat
             each.transport.abort()
             with suppress(OSError):
                 await each.wait_closed()
+
+
+async def test_only_a_call_that_was_silent_for_a_whole_heartbeat_reports_progress_on_its_own() -> None:
+    """A fixed defect: a heartbeat between two reports of a lively tool put a step of its own between them."""
+    mcp, told, go_on = Server("lively"), asyncio.Event(), asyncio.Event()
+
+    @mcp.tool
+    async def works(ctx: Context) -> str:
+        await ctx.progress(1)
+        told.set()
+        await go_on.wait()
+        await ctx.progress(2)
+        return "done"
+
+    async with mcp.running() as runtime, asyncio.timeout(5):
+        pipe = MemoryPipe(runtime.dispatcher)
+        params = {"name": "works", "arguments": {}, "_meta": META}
+        pipe.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode())
+        await told.wait()
+        runtime._report_progress()
+        await asyncio.sleep(0)
+        go_on.set()
+        steps = [json.loads(await pipe.receive())["params"]["progress"] for _ in range(2)]
+        assert steps == [1, 2]
+        await pipe.close()
+
+
+async def test_a_call_that_stays_silent_reports_small_steps_that_only_grow() -> None:
+    """Design §5: values increase and stay below what the tool reports next."""
+    mcp, told, go_on = Server("silent"), asyncio.Event(), asyncio.Event()
+
+    @mcp.tool
+    async def works(ctx: Context) -> str:
+        await ctx.progress(1, 3)
+        told.set()
+        await go_on.wait()
+        await ctx.progress(2, 3)
+        return "done"
+
+    async with mcp.running() as runtime, asyncio.timeout(5):
+        pipe = MemoryPipe(runtime.dispatcher)
+        params = {"name": "works", "arguments": {}, "_meta": META}
+        pipe.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode())
+        await told.wait()
+        first = json.loads(await pipe.receive())["params"]["progress"]
+        steps = [first]
+        for _ in range(3):
+            runtime._report_progress()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        steps += [json.loads(await pipe.receive())["params"]["progress"] for _ in range(2)]
+        go_on.set()
+        steps.append(json.loads(await pipe.receive())["params"]["progress"])
+        assert steps == sorted(set(steps))
+        assert (steps[0], steps[-1]) == (1, 2)
+        await pipe.close()

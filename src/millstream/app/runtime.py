@@ -224,10 +224,11 @@ class Runtime:
                     self._beside(call, line.keep_alive())
 
     def _report_progress(self) -> None:
-        """Where a caller wants progress and the tool is silent, tell it that the call is alive."""
+        """Where a caller wants progress and the tool was silent since the last beat, tell it that the call is alive."""
         for call in list(self.dispatcher.calls):
-            if call.token is not None and call.line is not None:
+            if call.token is not None and call.line is not None and call.reported == call.reported_before:
                 self._beside(call, nudge_progress(call))
+            call.reported_before = call.reported
 
     def _idle(self, now: float) -> bool:
         requests = 0 if self.adapter is None else self.adapter.requests

@@ -4,6 +4,7 @@ A `Call` is made by a transport, run by the dispatcher, and seen by user code th
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from math import nan
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -98,6 +99,8 @@ class Call(Struct, eq=False, kw_only=True):
     total: float | None = None
     reported: float | None = None
     """The last progress that user code reported."""
+    reported_before: float | None = nan
+    """What `reported` was at the last heartbeat; not a number before the first."""
     nudged: bool = False
     """The server reported progress on its own."""
     replay: Any = None
