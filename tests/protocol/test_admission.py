@@ -1,0 +1,135 @@
+"""The ladder from envelope and headers to an admitted request, as a pure function."""
+
+import json
+from typing import Any
+
+import pytest
+
+from millstream.protocol.admission import (
+    admit_per_request,
+    check_handshake_header,
+    check_notification,
+    is_per_request,
+    target_name,
+)
+from millstream.protocol.errors import ProtocolError
+from millstream.protocol.jsonrpc import Message
+from millstream.protocol.metadata import declares
+from millstream.protocol.revisions import ALL, NEWEST
+
+META = {
+    "io.modelcontextprotocol/protocolVersion": NEWEST.date,
+    "io.modelcontextprotocol/clientCapabilities": {"sampling": {}},
+}
+HEADERS = {b"mcp-protocol-version": NEWEST.date.encode(), b"mcp-method": b"tools/call", b"mcp-name": b"add"}
+
+
+def request(meta: Any = META, method: str = "tools/call", **params: Any) -> Message:
+    return Message(1, method, json.dumps({"name": "add", **params, "_meta": meta}).encode())
+
+
+def admit(message: Message, headers: dict[bytes, bytes] | None = None, **more: Any) -> Any:
+    given = {"offers": lambda capability: capability != "prompts", "requires": lambda method, name: {}, **more}
+    raw = list((headers or {}).items()) + more.get("twice", [])
+    given.pop("twice", None)
+    return admit_per_request(message, headers=headers, raw_headers=raw, **given)
+
+
+def refusal(*args: Any, **more: Any) -> tuple[int, int]:
+    with pytest.raises(ProtocolError) as raised:
+        admit(*args, **more)
+    return raised.value.status, raised.value.code
+
+
+def test_a_whole_request_is_admitted_with_and_without_headers() -> None:
+    """Digest §2.3: stdio passes no headers."""
+    admitted = admit(request(), HEADERS)
+    assert (admitted.revision, admitted.name, admitted.client.capabilities) == (NEWEST, "add", {"sampling": {}})
+    assert admit(request()).name == "add"
+    named = admit(request({**META, "io.modelcontextprotocol/clientInfo": {"name": "c", "version": "1"}}))
+    assert (named.client.name, named.client.version) == ("c", "1")
+    listing = Message(1, "tools/list", json.dumps({"_meta": META}).encode())
+    assert admit(listing).name == ""
+    assert admit(listing, {**HEADERS, b"mcp-method": b"tools/list"}).name == ""
+
+
+@pytest.mark.parametrize(
+    ("meta", "code"),
+    [
+        ({}, -32602),
+        ({key: META[key] for key in list(META)[:1]}, -32602),
+        ({**META, "io.modelcontextprotocol/clientCapabilities": []}, -32602),
+        ({**META, "io.modelcontextprotocol/logLevel": "loud"}, -32602),
+        ({**META, "progressToken": None}, -32602),
+        ({**META, "io.modelcontextprotocol/protocolVersion": "2999-01-01"}, -32022),
+        ({**META, "io.modelcontextprotocol/protocolVersion": "2025-11-25"}, -32022),
+    ],
+)
+def test_the_envelope_is_checked_first(meta: Any, code: int) -> None:
+    """Digest §2.3, steps a and c."""
+    assert refusal(request(meta)) == (400, code)
+
+
+def test_headers_are_checked_before_the_version() -> None:
+    """Digest §2.3: b before c."""
+    unknown = request({**META, "io.modelcontextprotocol/protocolVersion": "v999"})
+    assert refusal(unknown, HEADERS) == (400, -32020)
+    for name, value in HEADERS.items():
+        assert refusal(request(), {key: HEADERS[key] for key in HEADERS if key != name}) == (400, -32020)
+        assert refusal(request(), {**HEADERS, name: b"other"}) == (400, -32020)
+        assert refusal(request(), HEADERS, twice=[(name, value)]) == (400, -32020)
+    assert refusal(request(), {**HEADERS, b"mcp-param-a": b"1"}, twice=[(b"mcp-param-a", b"1")]) == (400, -32020)
+    assert admit(request(), {**HEADERS, b"mcp-name": b" =?base64?YWRk?= "}).name == "add"
+
+
+def test_methods_and_capabilities_come_last() -> None:
+    """Digest §2.3, steps d and e."""
+    assert refusal(request(method="ping")) == (404, -32601)
+    assert refusal(request(method="prompts/get")) == (404, -32601)
+    assert refusal(request(), requires=lambda method, name: {"elicitation": {}}) == (400, -32021)
+    assert refusal(request(name=7)) == (400, -32602)
+    assert admit(request(), requires=lambda method, name: {"sampling": {}}).name == "add"
+
+
+def test_the_eras_are_told_apart_by_the_body_first() -> None:
+    """Digest §2.3, step 5."""
+    assert is_per_request(request())
+    assert not is_per_request(request({}))
+    assert is_per_request(request({}), {b"mcp-protocol-version": NEWEST.date.encode()})
+    assert not is_per_request(Message(1, "tools/list", b'{"_meta":7}'))
+    assert not is_per_request(Message(1, "tools/list", b""))
+    assert is_per_request(request(method="initialize"))
+    assert not is_per_request(Message(1, "initialize", b"{}"), {})
+    with pytest.raises(ProtocolError):
+        is_per_request(Message(1, "initialize", b"{}"), {b"mcp-protocol-version": NEWEST.date.encode()})
+
+
+def test_a_handshake_header_names_a_known_version_or_none() -> None:
+    """Digest §4.3."""
+    l3, l4 = ALL[2], ALL[3]
+    assert check_handshake_header({}, None) is None
+    assert check_handshake_header({}, l4) is l4
+    assert check_handshake_header({b"mcp-protocol-version": b" 2025-06-18 "}, None) is l3
+    assert check_handshake_header({b"mcp-protocol-version": b"2025-06-18"}, l4) is l4, "the negotiated one counts"
+    for bad in (b"2.0", NEWEST.date.encode()):
+        with pytest.raises(ProtocolError):
+            check_handshake_header({b"mcp-protocol-version": bad}, l4)
+
+
+def test_a_request_without_an_id_is_refused_and_what_it_names_is_told() -> None:
+    """A caller would wait for an answer that nobody owes."""
+    check_notification(Message(None, "notifications/cancelled", b""))
+    with pytest.raises(ProtocolError):
+        check_notification(Message(None, "tools/list", b""))
+    assert target_name("tools/call", b'{"name":"a"}') == "a"
+    assert target_name("resources/read", b'{"uri":"u:v"}') == "u:v"
+    assert target_name("tools/call", b'{"name":7}') == target_name("tools/list", b"") == ""
+
+
+def test_capabilities_are_covered_name_by_name() -> None:
+    """Digest §5: an elicitation capability without modes means forms."""
+    assert declares({"elicitation": {}}, {"elicitation": {"form": {}}})
+    assert not declares({"elicitation": {"url": {}}}, {"elicitation": {"form": {}}})
+    assert not declares({"sampling": {}}, {"sampling": {"tools": {}}})
+    assert not declares({"sampling": 7}, {"sampling": {}})
+    assert declares({"sampling": {"tools": {}}}, {"sampling": {"tools": {}}})

@@ -1,0 +1,111 @@
+"""Envelopes: bytes to `Message` and back."""
+
+import json
+
+import pytest
+
+from millstream.protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
+from millstream.protocol.jsonrpc import (
+    Message,
+    check_text,
+    error_message,
+    notification_message,
+    read,
+    request_message,
+    require_json,
+    result_message,
+    split_batch,
+)
+
+
+def code_of(body: bytes) -> int:
+    with pytest.raises(ProtocolError) as raised:
+        read(body)
+    return raised.value.code
+
+
+def test_a_request_keeps_the_type_of_its_id_and_its_params_raw() -> None:
+    """Digest 17.12: identifiers are echoed with their type."""
+    assert read(b'{"jsonrpc":"2.0","id":0,"method":"a","params":{"x": 1}}') == Message(0, "a", b'{"x": 1}')
+    assert read(b'{"jsonrpc":"2.0","id":"0","method":"a"}') == Message("0", "a", b"")
+    assert read(b'{"jsonrpc":"2.\\u0030","id":1,"method":"a"}').is_request
+
+
+def test_the_last_of_duplicate_keys_wins_and_unknown_keys_are_ignored() -> None:
+    """The issue: a duplicate envelope key."""
+    assert read(b'{"jsonrpc":"2.0","id":1,"id":2,"Method":"x","method":"a","method":"b"}') == Message(2, "b", b"")
+
+
+def test_notifications_and_answers_are_told_apart() -> None:
+    """JSON-RPC 2.0 §4.1, §5."""
+    notification = read(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+    assert not notification.is_request
+    assert not notification.is_answer
+    assert read(b'{"jsonrpc":"2.0","id":1,"result":{}}') == Message(1, "", b"", b"{}")
+    assert read(b'{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":"x"}}').is_answer
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id":1,"method":"a"}',
+        b'{"jsonrpc":2.0,"id":1,"method":"a"}',
+        b'{"jsonrpc":"2.0","id":null,"method":"a"}',
+        b'{"jsonrpc":"2.0","id":null,"result":{}}',
+        b'{"jsonrpc":"2.0","id":1.5,"method":"a"}',
+        b'{"jsonrpc":"2.0","id":true,"method":"a"}',
+        b'{"jsonrpc":"2.0","id":{},"method":"a"}',
+        b'{"jsonrpc":"2.0","id":1,"method":7}',
+        b'{"jsonrpc":"2.0","id":1,"method":""}',
+        b'{"jsonrpc":"2.0","id":1,"method":"a","params":[]}',
+        b'{"jsonrpc":"2.0","id":1,"method":"a","result":{}}',
+        b'{"jsonrpc":"2.0","id":1}',
+        b'{"jsonrpc":"2.0","id":1,"result":{},"error":{}}',
+        b'{"jsonrpc":"2.0","result":{}}',
+        b"[]",
+        b'"text"',
+        b"7",
+    ],
+)
+def test_what_is_json_but_no_message_is_an_invalid_request(body: bytes) -> None:
+    """The issue: what bad input gets."""
+    assert code_of(body) == INVALID_REQUEST
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"id":NaN}', b"\xef\xbb\xbf{}", b"{} {}", b'"unclosed', b"nul", b"[" * 9999]
+)
+def test_what_is_not_json_is_a_parse_error(body: bytes) -> None:
+    """The issue: not JSON, and NaN is not JSON."""
+    assert code_of(body) == PARSE_ERROR
+
+
+def test_text_is_checked_where_no_decoder_looks() -> None:
+    """Members that are skipped are not decoded."""
+    check_text(b'{"a":"\xc3\xa9"}', 64)
+    for body in (b'{"a":"\xff"}', b"[" * 65 + b"]" * 65):
+        with pytest.raises(ProtocolError) as raised:
+            check_text(body, 64)
+        assert raised.value.code == PARSE_ERROR
+    with pytest.raises(ProtocolError):
+        require_json(b"[1,")
+
+
+def test_a_batch_is_split_into_raw_elements() -> None:
+    """Digest §1: 2025-03-26 has batches."""
+    assert split_batch(b'[ {"a":1} ,7]', 2) == [b'{"a":1}', b"7"]
+    for body, code in ((b"[]", INVALID_REQUEST), (b"[1,2,3]", INVALID_REQUEST), (b"[1", PARSE_ERROR)):
+        with pytest.raises(ProtocolError) as raised:
+            split_batch(body, 2)
+        assert raised.value.code == code
+
+
+def test_messages_are_compact_json() -> None:
+    """Digest 17.14: no raw newline can be in a data line."""
+    assert result_message("a\n", b"{}") == b'{"jsonrpc":"2.0","id":"a\\n","result":{}}'
+    assert json.loads(error_message(None, -1, "x")) == {"jsonrpc": "2.0", "error": {"code": -1, "message": "x"}}
+    assert json.loads(error_message(1, -1, "x", {"a": 1}))["error"]["data"] == {"a": 1}
+    assert notification_message("n") == b'{"jsonrpc":"2.0","method":"n"}'
+    assert notification_message("n", {"a": 1}) == b'{"jsonrpc":"2.0","method":"n","params":{"a":1}}'
+    assert request_message(1, "m", None) == b'{"jsonrpc":"2.0","id":1,"method":"m"}'
+    assert request_message(1, "m", {}) == b'{"jsonrpc":"2.0","id":1,"method":"m","params":{}}'

@@ -1,0 +1,94 @@
+"""Newest shapes down to older revisions: pure functions of values."""
+
+import json
+
+import pytest
+
+from millstream.protocol import projection
+from millstream.protocol.content import Audio, EmbeddedResource, Image, ResourceLink, Text
+from millstream.protocol.errors import INVALID_PARAMS, MISSING_CLIENT_CAPABILITY, RESOURCE_NOT_FOUND, ProtocolError
+from millstream.protocol.revisions import ALL
+
+L1, L2, L3, L4, M = ALL
+TOOL = {
+    "name": "t", "title": "T", "inputSchema": {"type": "object"}, "outputSchema": {"type": "integer"},
+    "annotations": {"readOnlyHint": True}, "icons": [{"src": "https://x/i.png"}], "_meta": {"a": 1},
+}  # fmt: skip
+
+
+def test_a_tool_loses_what_its_revision_has_not() -> None:
+    """Digest §16, rows 35 to 38."""
+    assert projection.tool(TOOL, M) == TOOL
+    assert projection.tool(TOOL, L4)["outputSchema"]["properties"] == {"result": {"type": "integer"}}
+    assert "icons" not in projection.tool(TOOL, L3)
+    assert projection.tool(TOOL, L2) == {key: TOOL[key] for key in ("name", "inputSchema", "annotations")}
+    assert projection.tool(TOOL, L1) == {key: TOOL[key] for key in ("name", "inputSchema")}
+    assert projection.tool({"name": "u", "outputSchema": {"type": "object"}}, L4)["outputSchema"] == {"type": "object"}
+
+
+def test_a_named_thing_keeps_what_every_revision_has() -> None:
+    """Digest §16, row 37; lastModified came with 2025-06-18."""
+    item = {
+        "uri": "a:b",
+        "annotations": {"priority": 1, "lastModified": "x"},
+        "arguments": [{"name": "a", "title": "A"}],
+    }
+    assert projection.named(item, L2) == {"uri": "a:b", "annotations": {"priority": 1}, "arguments": [{"name": "a"}]}
+    assert projection.named(item, L3) == item
+    assert projection.tool({"name": "plain"}, L4) == {"name": "plain"}
+    assert projection.tool_result(b'"content":[]', L1) == b'"content":[]'
+
+
+def test_the_server_tells_about_itself_what_the_revision_has() -> None:
+    """Digest §16, row 38."""
+    info = {"name": "n", "version": "1", "title": "T", "description": "d", "websiteUrl": "u", "icons": []}
+    assert projection.implementation(info, L1) == {"name": "n", "version": "1"}
+    assert projection.implementation(info, L3) == {"name": "n", "version": "1", "title": "T"}
+    assert projection.implementation(info, M) == info
+    assert projection.capabilities({"completions": {}, "tools": {}}, L1) == {"tools": {}}
+    assert "completions" in projection.capabilities({"completions": {}}, L2)
+
+
+def test_content_that_a_revision_lacks_becomes_text_or_a_resource() -> None:
+    """Digest §16, downgrade rule (b)."""
+    link = ResourceLink(uri="a:b", name="n", description="d")
+    shown = projection.blocks([link, Audio(b"x", "audio/wav"), Image(b"y", "image/png"), Text("t")], L1)
+    assert shown[0] == Text("n: a:b\nd")
+    assert isinstance(shown[1], EmbeddedResource)
+    assert projection.blocks([link], L3) == [link]
+    assert projection.block(ResourceLink(uri="a:b", name="n", title="T"), L2) == Text("T: a:b")
+
+
+@pytest.mark.parametrize(
+    ("members", "revision", "expected"),
+    [
+        (b'"content":[],"structuredContent":3', L4, {"content": [], "structuredContent": {"result": 3}}),
+        (b'"content":[],"structuredContent":{"a":1}', L4, {"content": [], "structuredContent": {"a": 1}}),
+        (b'"content":[],"structuredContent":3', L1, {"content": []}),
+        (
+            b'"content":[],"structuredContent":3,"isError":true',
+            M,
+            {"content": [], "structuredContent": 3, "isError": True},
+        ),
+    ],
+)
+def test_structured_content_is_wrapped_or_dropped(members: bytes, revision: object, expected: object) -> None:
+    """Digest §16, row 35."""
+    assert json.loads(b"{%b}" % projection.tool_result(members, revision)) == expected  # type: ignore[arg-type]
+
+
+def test_prompt_messages_are_converted_too() -> None:
+    """Digest §16, row 34."""
+    members = b'"messages":[{"role":"user","content":{"type":"resource_link","uri":"a:b","name":"n"}}]'
+    told = json.loads(b"{%b}" % projection.prompt_messages(members, L1))
+    assert told["messages"][0]["content"] == {"type": "text", "text": "n: a:b"}
+
+
+def test_errors_have_the_code_of_their_revision() -> None:
+    """Digest §16, row 42, and downgrade rule (d)."""
+    missing = ProtocolError(RESOURCE_NOT_FOUND, "x", {"uri": "a:b"})
+    assert projection.error(missing, M).code == INVALID_PARAMS
+    assert projection.error(missing, L4).code == RESOURCE_NOT_FOUND
+    capability = ProtocolError(MISSING_CLIENT_CAPABILITY, "x", status=400)
+    assert projection.error(capability, L4).code == INVALID_PARAMS
+    assert projection.error(capability, M) is capability

@@ -1,0 +1,68 @@
+"""The one table of differences, against the switch table of digest §16."""
+
+import pytest
+
+from millstream.protocol import revisions
+from millstream.protocol.revisions import ALL, BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, negotiate
+
+L1, L2, L3, L4, M = ALL
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("handshake", (True, True, True, True, False)),
+        ("batches", (False, True, False, False, False)),
+        ("tool_annotations", (False, True, True, True, True)),
+        ("named_titles", (False, False, True, True, True)),
+        ("icons", (False, False, False, True, True)),
+        ("structured", ("none", "none", "object", "object", "any")),
+        ("progress_message", (False, True, True, True, True)),
+        ("completions_capability", (False, True, True, True, True)),
+        ("completion_context", (False, False, True, True, True)),
+        ("rich_forms", (False, False, False, True, True)),
+        ("sampling_tools", (False, False, False, True, True)),
+        ("url_error", (False, False, False, True, False)),
+        ("elicitation_ids", (False, False, False, True, False)),
+        ("priming", (False, False, False, True, False)),
+        ("event_ids", (False, True, True, True, False)),
+        ("argument_errors_in_result", (False, False, False, True, True)),
+        ("missing_resource_code", (-32002, -32002, -32002, -32002, -32602)),
+        ("method_not_found_status", (200, 200, 200, 200, 404)),
+        ("result_type", (False, False, False, False, True)),
+        ("disconnect_cancels", (False, False, False, False, True)),
+        ("log_level_per_request", (False, False, False, False, True)),
+        ("routing_headers", (False, False, False, False, True)),
+    ],
+)
+def test_each_revision_has_what_the_switch_table_says(field: str, values: tuple[object, ...]) -> None:
+    """Digest §16."""
+    assert tuple(getattr(revision, field) for revision in ALL) == values
+
+
+def test_methods_are_the_version_gate() -> None:
+    """Digest §3.1."""
+    assert {"ping", "initialize", "logging/setLevel", "resources/subscribe"} <= L4.requests.keys()
+    assert M.requests.keys().isdisjoint({"ping", "initialize", "logging/setLevel", "resources/subscribe"})
+    assert M.requests.keys() - L4.requests.keys() == {"server/discover", "subscriptions/listen"}
+    assert [("elicitation/create" in each.asks) for each in ALL] == [False, False, True, True, True]
+    assert sorted(L1.content) == ["image", "resource", "text"]
+    assert ALL[1].content - ALL[0].content == {"audio"}
+    assert ALL[2].content - ALL[1].content == {"resource_link"}
+
+
+def test_initialize_is_never_answered_with_a_revision_that_has_none() -> None:
+    """Digest §2.1."""
+    assert negotiate("2025-06-18") is L3
+    for unknown in (NEWEST.date, "1999-01-01", ""):
+        assert negotiate(unknown) is NEWEST_HANDSHAKE
+    assert set(HANDSHAKE) | set(PER_REQUEST) == set(BY_DATE)
+
+
+@pytest.mark.parametrize(
+    ("version", "is_one"),
+    [("2026-07-28", True), ("2027-01-01", True), ("2025-11-25", False), ("é", False), ("v9", False), ("", False)],
+)
+def test_a_version_string_names_the_per_request_era_by_its_date(version: str, *, is_one: bool) -> None:
+    """Digest §0: string order is a sound test, for what is a date."""
+    assert revisions.names_per_request_era(version) is is_one

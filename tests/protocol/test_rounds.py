@@ -1,0 +1,93 @@
+"""Multi-round requests: which answers count, and the sealed state."""
+
+import msgspec
+import pytest
+
+from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream.protocol.rounds import MAX_ROUNDS, InputRequired, Replay, State, binding, digest, open_state
+from millstream.protocol.seal import KeyRing
+
+RING = KeyRing([b"k" * 32])
+NONCE = b"n" * 12
+BOUND = binding("p", "tools/call", "t", b'{"a":1,"b":2}')
+
+
+def code_of(token: str, bound: bytes = BOUND, now: int = 0) -> int:
+    with pytest.raises(ProtocolError) as raised:
+        open_state(token, RING, bound, now)
+    return raised.value.code
+
+
+def sealed(replay: Replay) -> str:
+    return replay.seal(RING, bound=BOUND, expires_at=10, nonce=NONCE)
+
+
+def test_a_state_comes_back_with_what_was_settled_and_asked() -> None:
+    """Digest §6."""
+    replay = Replay(None, {})
+    replay.settle("q1", "mark", b"1")
+    replay.pend("q2", "other")
+    state = open_state(sealed(replay), RING, BOUND, 10)
+    assert (state.rounds, state.entries["q1"].value, state.asked) == (1, b"1", {"q2": "other"})
+
+
+def test_a_state_is_bound_to_its_call_and_time() -> None:
+    """Digest §6: principal, method, name, arguments and expiry."""
+    token = sealed(Replay(None, {}))
+    assert code_of(token, now=11) == INVALID_PARAMS
+    assert code_of(token + "x") == INVALID_PARAMS
+    for other in (("q", "tools/call", "t"), ("p", "prompts/get", "t"), ("p", "tools/call", "u")):
+        assert code_of(token, binding(*other, b'{"a":1,"b":2}')) == INVALID_PARAMS
+    assert code_of(token, binding("p", "tools/call", "t", b'{"a":1}')) == INVALID_PARAMS
+    assert binding("p", "tools/call", "t", b'{"b":2, "a":1}') == BOUND, "the order of members is no difference"
+    assert binding("p", "m", "n", b"") == binding("p", "m", "n", b"{}")
+
+
+def test_a_sealed_text_that_is_no_state_is_refused() -> None:
+    """Another version of the format."""
+    assert code_of(RING.seal(b"request-state", b"\xc1", NONCE, BOUND)) == INVALID_PARAMS
+    assert code_of(RING.seal(b"request-state", msgspec.msgpack.encode([1]), NONCE, BOUND)) == INVALID_PARAMS
+
+
+def test_answers_of_this_round_count_with_or_without_a_state() -> None:
+    """Design §3."""
+    replay = Replay(None, {"a": msgspec.Raw(b"1")})
+    assert replay.response("a", "a", "m") == b"1"
+    assert replay.response("b", "b", "m") is None
+    asked = Replay(State(10, 1, {}, {"a": "old"}), {"a": msgspec.Raw(b"1")})
+    assert asked.response("a", "a", "new") is None, "the question has changed since"
+
+
+def test_a_changed_question_drops_its_answer_and_the_later_ones() -> None:
+    """Design §3."""
+    replay = Replay(None, {})
+    for slot in ("q1", "q2", "q3"):
+        replay.settle(slot, "m", b"1")
+    assert replay.settled("q1", "m") == b"1"
+    assert replay.settled("q2", "changed") is None
+    assert replay.settled("q3", "m") is None
+    assert replay.settled("q1", "m") == b"1"
+
+
+def test_questions_without_a_key_are_numbered_and_marked() -> None:
+    """Design §3: ordinal plus a hash of kind, message and schema."""
+    replay = Replay(None, {})
+    first, second = replay.slot(None), replay.slot(None)
+    assert (first, second, replay.slot("own")) == ("q1", "q2", "own")
+    mark = digest("elicitation/create", {"message": "x"})
+    assert replay.wire_key("q1", None, mark) == f"q1-{mark[:8]}"
+    assert replay.wire_key("own", "own", mark) == "own"
+    assert mark != digest("elicitation/create", {"message": "y"})
+
+
+def test_there_is_an_end_to_the_rounds() -> None:
+    """Design §3: at most 8 rounds."""
+    with pytest.raises(ProtocolError):
+        sealed(Replay(State(10, MAX_ROUNDS, {}, {}), {}))
+
+
+def test_the_questions_of_a_round_stop_the_function() -> None:
+    """Not an `Exception`: user code that catches those lets it pass."""
+    stop = InputRequired({"q1": {"method": "roots/list", "params": {}}})
+    assert stop.requests["q1"]["method"] == "roots/list"
+    assert not isinstance(stop, Exception)
