@@ -164,3 +164,28 @@ async def test_a_worker_that_stalled_is_given_up_once_and_its_members_come_back_
         told = [(event, json.loads(data)["client_id"]) for event, data, _ in watcher.events() if data]
         assert [event for event, who in told if who == "ann"] == ["join", "leave", "join", "leave"]
         assert [event for event, who in told if who == "bob"] == ["join", "leave"]
+
+
+async def test_arrivals_and_departures_push_no_message_out_of_what_a_page_asks_for() -> None:
+    """Fixed defect: after a hundred reloads the newest 50 events of a chat were joins and leaves only."""
+    async with running() as hub:
+        for number in range(5):
+            await hub.publish("chat", str(number))
+        for _ in range(30):
+            (await listen(hub, "chat", client_id="ann")).close()
+            await turns()
+        for channel in ("$presence.chat", "$presence.*"):
+            page = await listen(hub, "chat", channel, history=50)
+            assert page.data == ["0", "1", "2", "3", "4"]
+        assert await hub.history("$presence.chat") == []
+
+
+async def test_who_watches_arrivals_still_resumes_where_it_was() -> None:
+    """They are in the journal, though in no history."""
+    async with running() as hub:
+        watcher = await listen(hub, "$presence.chat")
+        last = watcher.last_id
+        watcher.close()
+        await listen(hub, "chat", client_id="ann")
+        again = await listen(hub, "$presence.chat", last_event_id=last)
+        assert (again.gaps, len(again.data)) == ([], 1)

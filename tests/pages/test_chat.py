@@ -1,5 +1,7 @@
 """The chat in two browsers: messages, presence, history, and a cut that loses nothing."""
 
+import json
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -115,3 +117,14 @@ def test_messages_of_other_programs_are_text_whatever_they_hold(hub: str, open_p
     call(hub, "send_sse_message", {"message": hostile, "channel": "chat"})
     expect(page.locator(".bubble").get_by_text(hostile, exact=True)).to_be_visible()
     assert page.locator(".bubble img").count() == 0
+
+
+@pytest.mark.parametrize("time", ['"x"', "1e300", "{}", "[1]", "true"])
+def test_a_message_with_a_time_that_is_none_hides_nothing_behind_it(hub: str, open_page: OpenPage, time: str) -> None:
+    """A fixed defect: one such message, which any program can publish, ended everybody's chat there."""
+    mark = f"odd {time}:"
+    for text in (f"{mark} before", f'{{"message":{json.dumps(mark + " itself")},"time":{time}}}', f"{mark} after"):
+        call(hub, "send_sse_message", {"message": text, "channel": "chat"})
+    page = open_page(f"{hub}/chat", name="Ada")
+    expect(page.locator(".bubble").get_by_text(f"{mark} after", exact=True)).to_be_visible()
+    assert heard(page, mark) == [f"{mark} before", f"{mark} itself", f"{mark} after"]

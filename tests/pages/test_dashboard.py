@@ -55,6 +55,14 @@ def test_the_numbers_move_and_match_the_metrics(hub: str, open_page: OpenPage) -
         expect(row(page, "add_numbers").get_by_role("cell").nth(cell)).not_to_have_text("–")
 
 
+def test_the_store_is_told_by_what_it_holds_of_what_it_may(hub: str, open_page: OpenPage) -> None:
+    """A fixed defect: the page said "up: yes", whatever happened."""
+    page = open_page(f"{hub}/dashboard")
+    live(page)
+    expect(page.locator("#server")).to_contain_text(re.compile(r"Storememory.*Stored values[\d.]+ of 64\.0 MiB"))
+    expect(page.locator("#server")).to_contain_text(re.compile(r"Stored events[\d.]+ of 64\.0 MiB"))
+
+
 def test_a_chosen_tool_is_drawn_in_the_charts(hub: str, open_page: OpenPage) -> None:
     """The issue: calls per second and latency percentiles per tool as live charts, usable by keyboard."""
     call(hub, "greet", {})

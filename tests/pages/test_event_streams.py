@@ -21,7 +21,7 @@ EVENTS = [
 PARSE = """async (pieces) => {
   const { Parser } = await import(new URL("assets/sse.js", document.baseURI));
   const parser = new Parser();
-  return { events: pieces.flatMap((piece) => parser.feed(piece)), id: parser.lastEventId, retry: parser.retryMs };
+  return { events: pieces.flatMap((piece) => [...parser.feed(piece)]), id: parser.lastEventId, retry: parser.retryMs };
 }"""
 
 
@@ -32,3 +32,51 @@ def test_events_are_the_same_wherever_the_stream_is_cut(hub: str, open_page: Ope
     for cut in cuts:
         pieces = [STREAM[start:end] for start, end in pairwise(cut)]
         assert page.evaluate(PARSE, pieces) == {"events": EVENTS, "id": "2", "retry": 50}
+
+
+FEED = """async () => {
+  const { Feed } = await import(new URL("assets/sse.js", document.baseURI));
+  const asked = [];
+  const heard = [];
+  window.fetch = async (url) => {
+    asked.push(url.searchParams.get("last_event_id"));
+    const text = "retry: 1\\n\\nid: 1\\ndata: one\\n\\nid: 2\\ndata: bad\\n\\nid: 3\\ndata: three\\n\\n";
+    return new Response(text, { headers: { "content-type": "text/event-stream" } });
+  };
+  console.error = (error) => heard.push(`told: ${error.message}`);
+  await new Promise((resolve) => {
+    const feed = new Feed("events", ({ data }) => {
+      if (asked.length > 1) {
+        feed.stop();
+        resolve();
+        return;
+      }
+      if (data === "bad") throw new RangeError("Invalid time value");
+      heard.push(data);
+    });
+    feed.start();
+  });
+  return { heard, asked };
+}"""
+
+
+def test_an_event_that_cannot_be_shown_does_not_take_those_behind_it_along(hub: str, open_page: OpenPage) -> None:
+    """A fixed defect: the feed ended at it and came back behind everything that had arrived together with it."""
+    page = open_page(f"{hub}/docs")
+    heard = ["one", "told: Invalid time value", "three"]
+    assert page.evaluate(FEED) == {"heard": heard, "asked": [None, "3"]}
+
+
+TAKEN = """async () => {
+  const { Parser } = await import(new URL("assets/sse.js", document.baseURI));
+  const parser = new Parser();
+  const ids = [];
+  const chunk = "id: 1\\ndata: one\\n\\nid: 2\\ndata: two\\n\\nid: 3\\n\\n";
+  for (const event of parser.feed(chunk)) ids.push(parser.lastEventId);
+  return [...ids, parser.lastEventId];
+}"""
+
+
+def test_the_last_id_is_that_of_the_event_taken_and_not_of_the_chunk_it_came_in(hub: str, open_page: OpenPage) -> None:
+    """A fixed defect: who stops in the middle of a chunk resumes there."""
+    assert open_page(f"{hub}/docs").evaluate(TAKEN) == ["1", "2", "3"]

@@ -44,7 +44,7 @@ async def test_a_streamed_call_says_where_to_listen_and_can_be_heard_there(hub: 
     found = re.search(r"/mcp/sse/([\w.~-]+)", reply)
     assert found, reply
     async with shell_program(seed.LISTEN.replace("{client_id}", found[1]), hub) as stream:
-        await stream.until(lambda line: line.startswith("data:") and "15" in line)
+        await stream.until(lambda line: line.startswith("data:") and '"text":"15"' in line)
     assert any("progress" in line for line in stream.lines)
 
 
@@ -52,7 +52,7 @@ async def test_a_client_that_listens_first_hears_its_own_calls(hub: int) -> None
     """Usage 2: `/mcp/sse/{client_id}`, with the id given in the query of the call."""
     async with shell_program(seed.LISTEN.replace("{client_id}", "seed-002"), hub) as stream:
         call = seed.CALL_STREAMED.replace("/mcp ", "/mcp?client_id=seed-002 ")
-        await stream.until(lambda line: line.startswith("data:") and "15" in line, lambda: shell(call, hub))
+        await stream.until(lambda line: line.startswith("data:") and '"text":"15"' in line, lambda: shell(call, hub))
 
 
 async def test_health_answers_json(hub: int) -> None:

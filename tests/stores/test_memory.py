@@ -233,6 +233,55 @@ async def test_a_stream_that_fills_the_log_alone_loses_its_oldest_entries(clock:
     assert store.log.size <= 10_000
 
 
+async def test_a_full_log_takes_room_from_its_largest_stream_entry_by_entry(clock: Clock) -> None:
+    """Fixed defect: a large stream was forgotten whole, and small ones before it."""
+    store = MemoryStore(clock=clock, max_log_bytes=20_000)
+    small = await append(store, "small", b"quiet")
+    for _ in range(100):
+        await append(store, "large", bytes(1_000))
+        await append(store, "copy", bytes(100), max_entries=5)
+    assert [entry.position for entry in await store.log.read("small", None)] == [small]
+    assert len(await store.log.read("copy", None)) == 5
+    assert len(await store.log.read("large", None)) == 13
+    assert store.log.size <= 20_000
+
+
+async def test_what_was_written_to_one_stream_can_be_read_after_its_copy_was_written_to_another(clock: Clock) -> None:
+    """Fixed defect: the copy threw out the stream that its writer was about to read."""
+    store = MemoryStore(clock=clock, max_log_bytes=20_000)
+    for n in range(50):
+        await append(store, f"other{n}", bytes(500))
+    for n in range(50):
+        await append(store, "first", b"%d" % n + bytes(8_000))
+        await append(store, f"copy{n % 3}", bytes(8_000))
+        assert (await store.log.read("first", None))[-1].data == b"%d" % n + bytes(8_000)
+        assert store.log.size <= 20_000
+
+
+async def test_of_two_entries_that_do_not_fit_together_the_newer_one_stays(clock: Clock) -> None:
+    """The bound holds, and what was appended last can be read."""
+    store = MemoryStore(clock=clock, max_log_bytes=20_000)
+    await append(store, "first", bytes(12_000))
+    await append(store, "second", bytes(12_000))
+    assert await store.log.read("first", None) == []
+    assert len(await store.log.read("second", None)) == 1
+    assert store.log.size <= 20_000
+
+
+async def test_room_is_made_in_the_same_way_whatever_the_order_of_sizes(clock: Clock) -> None:
+    """The bound holds and the count is exact for a thousand appends of mixed sizes, ends and trims among them."""
+    store = MemoryStore(clock=clock, max_log_bytes=30_000)
+    for n in range(1_000):
+        await append(store, f"s{n * 7 % 13}", bytes(n * 37 % 3_000), max_entries=1 + n % 9, ttl=50.0)
+        if n % 11 == 0:
+            await store.log.trim(f"s{n % 13}")
+        clock.now += n % 5
+        assert store.log.size <= 30_000
+    for n in range(13):
+        await store.log.trim(f"s{n}")
+    assert store.log.size == 0
+
+
 async def test_an_entry_larger_than_the_log_is_refused_and_nothing_is_forgotten_for_it() -> None:
     """The contract of `StoreFull`: nothing was changed."""
     store = MemoryStore(max_log_bytes=10_000)

@@ -76,8 +76,9 @@ def test_no_peer_can_make_labels() -> None:
     assert counts(observer.registry, DURATION) == {
         ("tools/call", OTHER, "-32602", NEWEST.date): 5000,
         (OTHER, "-32601", FIRST.date): 5000,
-        ("initialize", "-32602", OTHER): 5000,
     }
+    refused = f'{{mcp_method_name="initialize",error_type="-32602",mcp_protocol_version="{OTHER}"}} 5000\n'
+    assert f"mcp_server_messages_total{refused}" in observer.registry.render().decode()
     tools.add("tool-1")
     observer(a_call(method="tools/call", name="tool-1"), 0.1, b"")
     assert counts(observer.registry, DURATION)["tools/call", "tool-1", NEWEST.date] == 1
@@ -176,6 +177,23 @@ def test_sessions_are_counted_by_what_is_heard_of_them() -> None:
 
 def rows(snapshot: dict[str, Any], part: str) -> dict[str, dict[str, Any]]:
     return {row["name"] or row["method"]: row for row in snapshot[part]}
+
+
+def test_a_message_that_is_no_call_is_counted_without_a_duration_that_nobody_took() -> None:
+    """A fixed defect: `initialize` entered the latencies as 0.0 s."""
+    observer = Observer(())
+    date = NEWEST_HANDSHAKE.date
+    observer.message(Message(0.0, "initialize", revision=date, transport="http"))
+    observer.message(Message(0.0, "response", transport="http"))
+    for name in ("one", "two"):
+        observer.message(Message(0.0, name, status="-32700", revision="never", transport="http"))
+    text = observer.registry.render().decode()
+    assert counts(observer.registry, DURATION) == {}
+    total = "mcp_server_messages_total"
+    assert f'{total}{{mcp_method_name="initialize",mcp_protocol_version="{date}"}} 1\n' in text
+    assert f'{total}{{mcp_method_name="response"}} 1\n' in text
+    assert f'{total}{{mcp_method_name="{OTHER}",error_type="-32700",mcp_protocol_version="{OTHER}"}} 2\n' in text
+    assert observer.snapshot()["methods"] == []
 
 
 def test_a_snapshot_agrees_with_the_metrics() -> None:

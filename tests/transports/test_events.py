@@ -275,6 +275,10 @@ async def test_a_reader_that_stalls_is_cut_and_the_others_hear_everything(lane: 
         ("POST /publish", b"{", JSON, 400, "body"),
         ("POST /publish", b'{"data":"\xff"}', JSON, 400, ""),
         ("POST /publish", b'{"data":' + b"[" * 100 + b"]" * 100 + b"}", JSON, 400, ""),
+        ("POST /publish", b"", JSON, 400, "empty"),
+        ("POST /publish", b'{"data":"\\ud800"}', JSON, 400, "surrogate"),
+        ("POST /publish", b'{"data":1,"chanel":"ops"}', JSON, 400, "unknown field `chanel`"),
+        ("POST /publish", b'{"data":1}', JSON + b"Content-Encoding: gzip\r\n", 415, "coding"),
         ("POST /publish", b'{"data":1}', b"Content-Type: text/plain\r\n", 415, "application/json"),
         ("POST /publish", b'{"data":1}', b"", 415, "application/json"),
         ("POST /publish", b'{"data":"' + b"x" * 2000 + b'"}', JSON, 413, "1000"),
@@ -296,6 +300,16 @@ async def test_bad_input_is_a_clear_error_and_nothing_is_lost_for_anybody_else(
         assert headers[b"content-type"] == b"application/problem+json"
         await here.publish({"data": "still here"})
         assert await other.until(1) == ["still here"]
+
+
+async def test_a_misspelled_channel_is_refused_so_that_nobody_hears_what_was_not_for_them(lane: bool) -> None:
+    """A fixed defect: without its channel the event went to everybody on `broadcast`."""
+    async with world(lane) as here:
+        everybody = await here.stream()
+        status, _, refusal = await here.publish({"data": "for the operators", "chanel": "ops"})
+        assert (status, refusal["detail"]) == (400, "The body is not an event: Object contains unknown field `chanel`.")
+        await here.publish({"data": "for all"})
+        assert await everybody.until(1) == ["for all"]
 
 
 async def test_too_many_connections_are_told_when_to_come_back(lane: bool) -> None:

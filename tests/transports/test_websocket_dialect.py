@@ -58,6 +58,7 @@ BAD = [
     ('{"type":"publish","data":1,"event":"a\\r\\nb","id":1}', -32602),
     ('{"type":"publish","data":1,"event":"gap","id":1}', -32602),
     ('{"type":"publish","data":1,"event_id":"a\\nb","id":1}', -32602),
+    ('{"type":"publish","data":1,"chanel":"ops","id":1}', -32602),
     ('{"type":"ping","id":' + "[" * 100 + "]" * 100 + "}", -32700),
     ("[" * 100_000, -32700),
 ]
@@ -74,6 +75,16 @@ async def test_a_wrong_message_is_a_clear_error_and_the_socket_stays(text: str, 
         assert answer["error"]["message"]
         assert answer.get("id") == (1 if '"id":1' in text else None)
         assert (await ask(socket, {"type": "ping"}))["type"] == "pong"
+
+
+async def test_a_misspelled_channel_is_named_so_that_nobody_hears_what_was_not_for_them() -> None:
+    """A fixed defect: without its channel the event went to everybody on `broadcast`."""
+    async with world() as app, app.client() as socket:
+        await hear(socket)
+        answer = await ask(socket, {"type": "publish", "data": 1, "chanel": "ops", "id": 1})
+        assert "`chanel`" in answer["error"]["message"]
+        right = {"type": "publish", "data": 1, "channel": "a", "event": "e", "event_id": "x", "id": 1}
+        assert (await ask(socket, right))["type"] == "published"
 
 
 async def test_wrong_arguments_are_told_in_the_result() -> None:

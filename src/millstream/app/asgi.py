@@ -5,13 +5,17 @@ from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from millstream.app.runtime import Runtime
-from millstream.transports.asgi import AsgiAdapter
+from millstream.http import TEXT_HEAD, Handler, Request, Response, Sink
+from millstream.transports.asgi import AsgiAdapter, Route
+from millstream.transports.hosts import EXEMPT, HostPolicy
 from millstream.transports.lane import ATTRIBUTE, GUARD_ONLY, Lane
 
 if TYPE_CHECKING:
     from millstream.app.server import Server
 
 logger = logging.getLogger("millstream")
+
+_NO_WEBSOCKET = Response(b"There is no WebSocket at this path.\n", 404, TEXT_HEAD)
 
 
 async def serve(server: "Server", scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
@@ -64,13 +68,30 @@ def prepare(server: "Server", runtime: Runtime) -> None:
             )
         routes, settings = runtime.serve_http(), server.settings
         runtime.adapter = AsgiAdapter(
-            routes.find,
+            _with_preflights(routes.find, runtime.policy),
             settings=settings,
             policy=runtime.policy,
             hot={(method, path): handler for handler, method, path in routes.hot.values()},
         )
         server.__millstream_lane__ = Lane(routes.find_hot, settings=settings, policy=runtime.policy, hot=routes.hot)
     server.use(runtime)
+
+
+def _with_preflights(find: Route, policy: HostPolicy) -> Route:
+    """Routes that answer preflights of the probes, too: the adapters screen all paths but these."""
+
+    def found(method: str, path: str) -> Handler | None:
+        handler = find(method, path)
+        if method != "OPTIONS" or path not in EXEMPT or handler is None:
+            return handler
+        refuse = handler
+
+        async def answer(request: Request) -> Response | Sink | None:
+            return policy.preflight_of_probe(request) or await refuse(request)
+
+        return answer
+
+    return found
 
 
 async def _websocket(server: "Server", scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
@@ -80,8 +101,10 @@ async def _websocket(server: "Server", scope: MutableMapping[str, Any], receive:
     if runtime.websocket is not None and path.removeprefix(root) == "/ws":
         await runtime.websocket(scope, receive, send)
         return
+    from millstream.transports.websocket import refuse_handshake  # noqa: PLC0415  only where a socket is asked for
+
     await receive()
-    await send({"type": "websocket.close", "code": 1000, "reason": "No WebSocket here."})
+    await refuse_handshake(_NO_WEBSOCKET, scope, send)
 
 
 assert ATTRIBUTE == "__millstream_lane__"  # noqa: S101  `Server.use_http` sets it by this name

@@ -15,6 +15,8 @@ from millstream.protocol.errors import LocalError
 from millstream.protocol.revisions import ALL
 from millstream.server.services import SESSION_OVER, Note
 from millstream.server.sessions import Session
+from millstream.stores.base import Store
+from millstream.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from millstream.app.runtime import Runtime
@@ -142,6 +144,7 @@ def make_note(observer: "Observer") -> Note:
         message = Message(time.time(), method if method in _METHODS else "_other", status=status, transport=transport)
         if session is not None:
             message.session, message.revision = session.id, session.revision.date
+            message.client, message.client_version = session.client.name, session.client.version
         observer.message(message)
 
     return note
@@ -194,7 +197,6 @@ def make_feed(runtime: "Runtime") -> "DashboardFeed | None":
         return None
     from millstream.web.live import DashboardFeed, LogTail  # noqa: PLC0415  only where the pages are served
 
-    store = {"kind": server.store.partition(":")[0], "up": True}
     info = {
         "name": server.name,
         "title": server.info.title or server.name,
@@ -202,7 +204,23 @@ def make_feed(runtime: "Runtime") -> "DashboardFeed | None":
         "started": time.time(),
         "facts": {"Serves": ", ".join(["mcp", *sorted(runtime.parts)]), "Endpoint": server.settings.path},
     }
-    return DashboardFeed(lambda: observer.snapshot(hub=hub.stats(), store=store), LogTail(), runtime.streams, info=info)
+    kind, store = server.store.partition(":")[0], runtime.services.store
+    return DashboardFeed(
+        lambda: observer.snapshot(hub=hub.stats(), store=store_figures(kind, store)),
+        LogTail(),
+        runtime.streams,
+        info=info,
+    )
+
+
+def store_figures(kind: str, store: Store) -> dict[str, Any]:
+    """How full the store is. Only the one in memory has a bound that its server can fill, and knows what it holds."""
+    figures: dict[str, Any] = {"kind": kind}
+    if isinstance(store, MemoryStore):
+        for name, part in (("values", store.kv), ("log", store.log)):
+            # The bound is nobody else's to change, only to show.
+            figures[name] = {"bytes": part.size, "max_bytes": part._max_bytes}  # pyright: ignore[reportPrivateUsage]
+    return figures
 
 
 def no_hub() -> LocalError:

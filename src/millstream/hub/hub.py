@@ -20,8 +20,9 @@ from millstream.hub.channels import CLIENT, PRESENCE, check_channel, check_clien
 from millstream.hub.delivery import Delivery
 from millstream.hub.event import Event, Published, Record, check_event_id, check_event_name, encode_data, position_id
 from millstream.hub.journal import Journal
-from millstream.hub.limits import HubLimits, TooLarge
+from millstream.hub.limits import Forbidden, HubLimits, TooLarge
 from millstream.hub.mailbox import Mailboxes
+from millstream.hub.permission import Permission
 from millstream.hub.presence import Member, Presence
 from millstream.hub.replay import Replay
 from millstream.hub.subscriber import Authorize, Encode, Outlet, Subscription
@@ -69,11 +70,11 @@ class Hub:
         # configuration
         self.limits = limits
         self._clock = clock
-        self._authorize = authorize
+        self._authorize = Permission(authorize) if authorize is not None else None
         # process
         self._journal = Journal(store, limits, clock)
         self._audience = Audience(limits)
-        self.admission = Admission(self._audience, limits, authorize)
+        self.admission = Admission(self._audience, limits, self._authorize)
         """For transports: whether a peer may publish or subscribe, before they answer."""
         self._delivery = Delivery(store.bus, self._journal, self._audience, max_buffered=limits.max_buffered)
         self._mailboxes = Mailboxes(store.kv, self._journal, limits)
@@ -119,22 +120,14 @@ class Hub:
 
         Raises:
             InvalidName: the channel, event name or id cannot be one.
+            Forbidden: the channel belongs to the hub.
             TooLarge: the data exceed `HubLimits.max_event`.
             TypeError: the data have no JSON form.
         """
         check_channel(channel)
-        check_event_name(event)
-        check_event_id(id, self._journal.epoch)
-        encoded = encode_data(data)
-        if len(encoded) > self.limits.max_event:
-            raise TooLarge(f"An event takes {self.limits.max_event} bytes, not {len(encoded)}.")
-        subscribers = sum(len(outlets) for _, outlets in self._audience.plan(channel))
-        offset = await self._journal.append(Record(channel, encoded, event, id, self._clock()))
-        await self._delivery.announce(offset)
-        self._published += 1
-        if not self._published % _TURN:
-            await asyncio.sleep(0)
-        return Published(id or position_id(self._journal.epoch, offset), subscribers)
+        if channel.startswith("$"):
+            raise Forbidden("publish", channel)
+        return await self._publish(channel, data, event, id)
 
     async def send(self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None) -> Published:
         """Publish to one client. While it is offline its mailbox keeps the message.
@@ -143,7 +136,7 @@ class Hub:
             InvalidName, TooLarge, TypeError: as `publish`.
         """
         check_client_id(client_id)
-        return await self.publish(CLIENT + client_id, data, event=event, id=id)
+        return await self._publish(CLIENT + client_id, data, event, id)
 
     # Subscribing
 
@@ -255,6 +248,21 @@ class Hub:
 
     # Inside
 
+    async def _publish(self, channel: str, data: Any, event: str | None, id: str | None) -> Published:
+        """`publish`, to the channels of the hub too."""
+        check_event_name(event)
+        check_event_id(id, self._journal.epoch)
+        encoded = encode_data(data)
+        if len(encoded) > self.limits.max_event:
+            raise TooLarge(f"An event takes {self.limits.max_event} bytes, not {len(encoded)}.")
+        subscribers = sum(len(outlets) for _, outlets in self._audience.plan(channel))
+        offset = await self._journal.append(Record(channel, encoded, event, id, self._clock()))
+        await self._delivery.announce(offset)
+        self._published += 1
+        if not self._published % _TURN:
+            await asyncio.sleep(0)
+        return Published(id or position_id(self._journal.epoch, offset), subscribers)
+
     async def _start(self, subscription: Subscription, last_event_id: str, history: int) -> Subscription:
         """Bring a subscriber up to date; from then on it hears what is published."""
         self._audience.enter(subscription)
@@ -328,7 +336,7 @@ class Hub:
                 _logger.exception("The hub could not refresh its records.")
 
     async def _announce(self, channel: str, event: str, member: Member) -> None:
-        await self.publish(PRESENCE + channel, member, event=event)
+        await self._publish(PRESENCE + channel, member, event, None)
 
 
 def _shown_on(subscription: Subscription) -> list[str]:

@@ -1,6 +1,12 @@
-"""What bounds the hub, and the errors that name the bound."""
+"""What bounds the hub, and the errors that name the bound.
+
+What is wrong with a publication is a `ToolError` too: a tool that passes on what its caller gave need not catch it, and
+the caller reads what was wrong.
+"""
 
 from msgspec import Struct
+
+from millstream.protocol.errors import ToolError
 
 
 class HubLimits(Struct, frozen=True, kw_only=True):
@@ -26,15 +32,15 @@ class HubLimits(Struct, frozen=True, kw_only=True):
     """A member of a worker that died is gone after this time."""
 
 
-class InvalidName(ValueError):
+class InvalidName(ToolError, ValueError):
     """A channel, client id, event name or event id that cannot be one."""
 
 
-class TooLarge(ValueError):
+class TooLarge(ToolError, ValueError):
     """The data of an event exceeds `HubLimits.max_event`."""
 
 
-class Forbidden(Exception):
+class Forbidden(ToolError):
     """The authorization hook, or the hub itself, refuses a channel."""
 
     def __init__(self, action: str, channel: str) -> None:

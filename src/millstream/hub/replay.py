@@ -7,7 +7,7 @@ without an id gets what its mailbox took in since it left.
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from millstream.hub.channels import CLIENT, is_pattern
+from millstream.hub.channels import CLIENT, PRESENCE, is_pattern
 from millstream.hub.event import Event, gap, parse_position
 from millstream.hub.journal import Journal
 from millstream.hub.subscriber import Subscription
@@ -63,9 +63,10 @@ class Replay:
         await self._follow()
 
     async def newest(self, count: int) -> None:
-        """Write the last `count` events of what the subscription wants."""
+        """Write the last `count` events of what the subscription wants; arrivals and departures are not counted."""
         end = self._journal.offset
-        await self._write(self._merge(await self._kept(), 0, end)[-count:])
+        events = self._merge(await self._kept(), 0, end)
+        await self._write([event for event in events if not event.channel.startswith(PRESENCE)][-count:])
         await self._follow()
 
     async def _reach(self, offset: int) -> None:

@@ -49,6 +49,8 @@ Subscribers with the same function (the same object) share the bytes, so it must
 Authorize = Callable[[Principal | None, str, str], bool]
 """``authorize(principal, action, channel)`` with the action ``publish`` or ``subscribe``; must not block.
 
+Of ``$presence.X`` it is asked about ``X``. One that raises refuses.
+
 For a subscription with wildcards it is asked about the pattern, then about each channel that the pattern reaches,
 the first time that something is published there.
 """

@@ -15,21 +15,36 @@ from millstream.server.call import Call
 from millstream.server.tracing import Tracing
 from millstream.telemetry.active import ActiveSessions
 from millstream.telemetry.messages import Message, MessageLog
-from millstream.telemetry.metrics import DURATIONS, FINE, OTHER, Gauge, Histogram, Labels, Registry, Series, quantile
+from millstream.telemetry.metrics import (
+    DURATIONS,
+    FINE,
+    OTHER,
+    Counter,
+    Gauge,
+    Histogram,
+    Labels,
+    Registry,
+    Series,
+    quantile,
+)
 from millstream.telemetry.process import LoopLag, ProcessFigures
 from millstream.telemetry.recent import Growth, PerSecond
 
 HISTORY_SECONDS = 60
 
-_METHODS = frozenset(method for revision in ALL for method in (*revision.requests, *revision.notifications))
+_METHODS = frozenset(
+    ("response", *(method for revision in ALL for method in (*revision.requests, *revision.notifications)))
+)
+"""What has a label of its own; ``response`` is the answer of a client to what it was asked."""
 
 
 class Observer:
     """Metrics, access log and spans of one running server."""
 
     __slots__ = (
-        "_by_call", "_clock", "_durations", "_growth", "_lag", "_log", "_per_second", "_process", "_session_durations",
-        "_sessions", "_started", "_tools", "_tracing", "_wall", "begin", "connections", "registry",
+        "_by_call", "_clock", "_durations", "_growth", "_lag", "_log", "_messages", "_per_second", "_process",
+        "_session_durations", "_sessions", "_started", "_tools", "_tracing", "_wall", "begin", "connections",
+        "registry",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +88,11 @@ class Observer:
             ("mcp_method_name", "gen_ai_tool_name", "error_type", "mcp_protocol_version"),
             bounds=DURATIONS,
             finer=FINE,
+        )
+        self._messages: Counter = registry.counter(
+            "mcp_server_messages_total",
+            "Messages that became no call: handshakes, notifications, answers, and what was refused before.",
+            ("mcp_method_name", "error_type", "mcp_protocol_version"),
         )
         self._session_durations: Histogram = registry.histogram(
             "mcp_server_session_duration_seconds",
@@ -130,8 +150,9 @@ class Observer:
             self._record(call, outcome, seconds, len(answer))
 
     def message(self, message: Message) -> None:
-        """Take note of a message that was no call of the dispatcher."""
-        self._series((message.method, "", message.status, message.revision)).observe(message.seconds)
+        """Take note of a message that was no call of the dispatcher: counted, for nobody took its time."""
+        method, _, status, revision = self._clean((message.method, "", message.status, message.revision))
+        self._messages.add((method, status, revision))
         now = self._clock()
         if message.session:
             self._sessions.heard(message.session, now, message.transport, message.revision)
@@ -166,14 +187,18 @@ class Observer:
             )
         )
 
-    def _series(self, labels: Labels) -> Series:
+    def _clean(self, labels: Labels) -> Labels:
+        """Labels of which a peer can name no new one."""
         method, tool, outcome, revision = labels
-        clean = (
+        return (
             method if method in _METHODS else OTHER,
             tool if method != "tools/call" or tool in self._tools else OTHER,
             outcome,
             revision if not revision or revision in BY_DATE else OTHER,
         )
+
+    def _series(self, labels: Labels) -> Series:
+        clean = self._clean(labels)
         series = self._durations.of(clean)
         if clean == labels and labels in self._durations.series:
             self._by_call[labels] = series

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, cast, overload
 
 from millstream.protocol.content import Message
 from millstream.protocol.errors import Cancelled
@@ -61,6 +61,44 @@ class Waits:
         return self._over or self._context.cancelled
 
 
+class _Hub(Publisher, Protocol):
+    """The part of the hub that tools use; the hub itself is a layer above."""
+
+    async def send(self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any: ...
+
+    async def presence(self, channel: str) -> list[Any]: ...
+
+    async def history(self, channel: str, count: int = 50) -> list[Any]: ...
+
+
+class SyncHub:
+    """The hub, blocking; arguments, results and errors are those of its own methods."""
+
+    __slots__ = ("_hub", "_wait")
+
+    def __init__(self, hub: _Hub, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._hub = hub
+        self._wait = wait
+
+    def publish(self, channel: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any:
+        """Publish to a channel."""
+        return self._wait(self._hub.publish(channel, data, event=event, id=id))
+
+    def send(self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any:
+        """Publish to one client."""
+        return self._wait(self._hub.send(client_id, data, event=event, id=id))
+
+    def presence(self, channel: str) -> list[Any]:
+        """Who is on a channel."""
+        members: list[Any] = self._wait(self._hub.presence(channel))
+        return members
+
+    def history(self, channel: str, count: int = 50) -> list[Any]:
+        """The newest events of a channel, oldest first."""
+        events: list[Any] = self._wait(self._hub.history(channel, count))
+        return events
+
+
 class SyncContext:
     """The current call, for a `def` function. Add a parameter annotated ``SyncContext`` and it is passed in."""
 
@@ -116,9 +154,13 @@ class SyncContext:
         return self._context.cancelled
 
     @property
-    def hub(self) -> Publisher:
-        """The hub of this server."""
-        return self._context.hub
+    def hub(self) -> "SyncHub":
+        """The hub of this server, with methods that block.
+
+        Raises:
+            LocalError: the server serves no hub.
+        """
+        return SyncHub(cast("_Hub", self._context.hub), self._wait)
 
     def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         """Report progress, where the caller asked for it."""

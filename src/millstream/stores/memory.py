@@ -3,8 +3,8 @@
 No method suspends and there is no timer: what has expired is absent at once, and its memory is given back a few items
 at a time by later calls. Values and log are bounded in bytes, keys and overheads included. A full key-value part
 refuses (`StoreFull`), since a forgotten tombstone would bring a session back to life; what is as small as a tombstone
-has room of its own, so what sessions accumulate cannot keep one out. A full log forgets the stream appended to longest
-ago, whose readers get `Gap`. For one thread.
+has room of its own, so what sessions accumulate cannot keep one out. A full log drops the oldest entries of its largest
+streams, whose readers get `Gap`. For one thread.
 """
 
 import secrets
@@ -167,15 +167,21 @@ class MemoryKeyValue:
 class _Stream:
     """The entries of one stream. Dropped ones stay as a placeholder until they are cut off together."""
 
-    __slots__ = ("entries", "floor", "head", "size")
+    __slots__ = ("entries", "floor", "head", "name", "rank", "size")
 
-    def __init__(self, floor: int, size: int) -> None:
+    def __init__(self, name: str, floor: int, size: int) -> None:
+        self.name = name
         self.entries: list[Entry] = []
         self.head = 0
         """Index of the oldest entry held."""
         self.floor = floor
         """A reader at this offset has missed nothing; one below it may have."""
         self.size = size
+        self.rank = 0
+        """The length of `size` in bits, when last looked at."""
+
+    def __len__(self) -> int:
+        return len(self.entries) - self.head
 
     def drop_oldest(self) -> int:
         """Drop one entry; returns the bytes that it took."""
@@ -197,9 +203,13 @@ class MemoryLog:
 
     One counter numbers the entries of all streams. So a stream that was forgotten and begins again starts above every
     position handed out before, and an old reader is found out without a trace of the old stream being kept.
+
+    A full log takes room from a stream that is the largest to within a factor of two, the one appended to longest ago
+    where several are: small streams do not feel large ones. They are kept by the length of their size in bits, so the
+    choice costs the same however many there are.
     """
 
-    __slots__ = ("_clock", "_deadlines", "_epoch", "_last", "_max_bytes", "_streams", "size")
+    __slots__ = ("_clock", "_deadlines", "_epoch", "_last", "_latest", "_max_bytes", "_ranks", "_streams", "size")
 
     def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str) -> None:
         # configuration
@@ -208,7 +218,12 @@ class MemoryLog:
         self._epoch = epoch
         # process
         self._last = 0
-        self._streams: OrderedDict[str, _Stream] = OrderedDict()  # the one appended to longest ago first
+        self._streams: dict[str, _Stream] = {}
+        # By rank, and in each the one appended to longest ago first. Until room is made, one may have twice the bound.
+        self._ranks = [OrderedDict[str, _Stream]() for _ in range(max_bytes.bit_length() + 2)]
+        self._latest = ("", "")
+        """The two streams appended to last, the newer one behind. Their newest entries stay: who writes an event to
+        one stream and a copy to another must still find the first when it reads."""
         self._deadlines = _Deadlines()
         self.size = 0
         """Bytes held, as they are counted against the bound."""
@@ -224,12 +239,15 @@ class MemoryLog:
         held.entries.append(Entry(position, data))
         held.size += cost
         self.size += cost
-        self._streams.move_to_end(stream)
         self._deadlines.set(stream, now + ttl)
-        while len(held.entries) - held.head > max_entries:
+        while len(held) > max_entries:
             self.size -= held.drop_oldest()
-        if self.size > self._max_bytes:
-            self._make_room(held)
+        self._unrank(held)
+        self._rank(held)
+        if self._latest[1] != stream:
+            self._latest = (self._latest[1], stream)
+        while self.size > self._max_bytes:
+            self._make_room()
         return position
 
     async def read(self, stream: str, after: Position | None, limit: int = 1000) -> Sequence[Entry]:
@@ -260,23 +278,48 @@ class MemoryLog:
 
     def _begin(self, stream: str) -> _Stream:
         size = len(stream) + STREAM_BYTES
-        held = self._streams[stream] = _Stream(self._last, size)
+        held = self._streams[stream] = _Stream(stream, self._last, size)
+        self._rank(held)
         self.size += size
         return held
 
     def _forget(self, stream: str) -> None:
         self._deadlines.forget(stream)
-        self.size -= self._streams.pop(stream).size
+        held = self._streams.pop(stream)
+        self._unrank(held)
+        self.size -= held.size
         if not self._streams:
             self._streams.clear()
 
-    def _make_room(self, newest: _Stream) -> None:
-        """Forget whole streams, or entries of `newest` when it is the only one; its newest entry always fits."""
-        while self.size > self._max_bytes:
-            if len(self._streams) > 1:
-                self._forget(next(iter(self._streams)))
-            else:
-                self.size -= newest.drop_oldest()
+    def _rank(self, held: _Stream) -> None:
+        """Put a stream behind the others of its size."""
+        held.rank = held.size.bit_length()
+        self._ranks[held.rank][held.name] = held
+
+    def _unrank(self, held: _Stream) -> None:
+        rank = self._ranks[held.rank]
+        del rank[held.name]
+        if not rank:
+            rank.clear()
+
+    def _make_room(self) -> None:
+        """Drop the oldest entry of a largest stream; the stream is forgotten with its only one."""
+        held = self._largest()
+        if len(held) == 1:
+            self._forget(held.name)
+        else:
+            self.size -= held.drop_oldest()
+            if held.size.bit_length() != held.rank:
+                self._unrank(held)
+                self._rank(held)
+
+    def _largest(self) -> _Stream:
+        for rank in reversed(self._ranks):
+            for held in rank.values():  # at most two are passed over
+                if len(held) > 1 or held.name not in self._latest:
+                    return held
+        # Two entries are all that is left, and together too large: the newer one stays.
+        return self._streams[self._latest[0]]
 
 
 def _offset(entry: Entry) -> int:

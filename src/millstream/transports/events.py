@@ -21,7 +21,7 @@ from millstream.protocol.jsonrpc import check_text, encode
 from millstream.protocol.principal import Principal
 from millstream.server.services import principal_id
 from millstream.transports.compression import GZIP_HEAD, accepts_gzip, gzip_member
-from millstream.transports.media import accepted, is_json
+from millstream.transports.media import accepted, carries_json
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.streamable import Authenticate
 
@@ -32,8 +32,8 @@ _PROBLEM_HEAD = b"content-type: application/problem+json\r\n"
 _RETRY_AFTER = b"retry-after: 5\r\n"
 
 
-class Publication(Struct):
-    """The body of `POST /publish`."""
+class Publication(Struct, forbid_unknown_fields=True):
+    """The body of `POST /publish`. A misspelled ``channel`` would reach everybody: unknown members are refused."""
 
     data: Any
     channel: str = DEFAULT
@@ -142,15 +142,20 @@ class HubRoutes:
 
     async def publish(self, request: Request) -> Response:
         """Publish the event in a JSON body: ``{"channel"?, "data", "event"?, "id"?}``."""
-        if not is_json(request.headers.get(b"content-type")):
-            return problem(415, "Send the event as content-type application/json.")
+        if not carries_json(request.headers):
+            return problem(415, "Send the event as content-type application/json, without a content coding.")
+        if not request.body.strip():
+            return problem(400, 'The body is empty. Send an event: {"data": …}.')
         try:
             check_text(request.body, self._settings.max_depth)
             given = _decode_publication(request.body)
         except ProtocolError as exc:
             return problem(400, exc.message)
-        except msgspec.DecodeError as exc:
+        except msgspec.ValidationError as exc:
             return problem(400, f"The body is not an event: {exc}.")
+        except msgspec.DecodeError:
+            # The decoder's own words are wrong for half a surrogate pair: it says that the data were truncated.
+            return problem(400, "The body is not JSON, or a text in it has half of a surrogate pair.")
         try:
             self._hub.admission.publish(given.channel, await self._principal(request))
             published = await self._hub.publish(given.channel, given.data, event=given.event, id=given.id)

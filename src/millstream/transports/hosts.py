@@ -27,7 +27,7 @@ _TOKENS = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
 _ALLOW_HEADERS = (
     b"authorization, content-type, accept, mcp-protocol-version, mcp-method, mcp-name, mcp-session-id, last-event-id"
 )
-_EXPOSED = b"access-control-expose-headers: mcp-session-id, www-authenticate, retry-after\r\nvary: origin\r\n"
+_EXPOSED = b"access-control-expose-headers: mcp-session-id, www-authenticate, retry-after, link\r\nvary: origin\r\n"
 _PREFLIGHT = (
     b"access-control-allow-methods: POST, GET, DELETE, OPTIONS\r\naccess-control-max-age: 600\r\n"
     b"vary: access-control-request-headers\r\n"
@@ -160,6 +160,15 @@ class HostPolicy:
         allowed = wanted if _TOKENS.fullmatch(wanted) else _ALLOW_HEADERS
         head = _PREFLIGHT + b"access-control-allow-headers: " + allowed + b"\r\n"
         return Response(status=204, head=head)
+
+    def preflight_of_probe(self, request: Request) -> Response | None:
+        """The same for a path of `EXEMPT`, where nothing was checked yet; `None` too for an Origin not allowed."""
+        if self.check(request.method, request.headers, request.raw_headers) is not None:
+            return None
+        reply = self.preflight(request)
+        if reply is not None:
+            reply.head += self.cors_head(request.headers[b"origin"])
+        return reply
 
     def _check_host(self, host: bytes) -> Response | None:
         authority = parse_authority(host)

@@ -71,7 +71,7 @@ class WebSocketRoute:
         await receive()
         peer = await self._admit(scope)
         if isinstance(peer, Response):
-            await _refuse(peer, scope, send)
+            await refuse_handshake(peer, scope, send)
             return
         outbox = Outbox(send, limit=self._settings.stream_buffer, grace=self._settings.write_timeout)
         self._sockets[outbox] = asyncio.current_task()
@@ -209,7 +209,7 @@ class _Standing:
         self.closed = True
 
 
-async def _refuse(response: Response, scope: Scope, send: Send) -> None:
+async def refuse_handshake(response: Response, scope: Scope, send: Send) -> None:
     """Refuse the handshake: by the response where the server can send one, else by its own 403."""
     if "websocket.http.response" not in (scope.get("extensions") or {}):
         await send({"type": "websocket.close", "code": 1008})

@@ -63,11 +63,15 @@ class _Unsubscribe(Struct, gc=False):
     channel: str = DEFAULT
 
 
-class _Publish(Struct):
+class _Publish(Struct, forbid_unknown_fields=True):
+    """A misspelled ``channel`` would publish to everybody: members that nobody knows are refused."""
+
+    type: str
     data: Any
     channel: str = DEFAULT
     event: str | None = None
     event_id: str | None = None
+    id: Raw = Raw(b"")
 
 
 class _Ping(Struct, gc=False):

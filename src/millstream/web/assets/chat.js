@@ -24,13 +24,18 @@ let early = null;
 
 // Messages
 
+/** When it was said, if that is a time: any program may publish anything here. */
+function moment(time) {
+  const at = typeof time === "number" ? new Date(time * 1_000) : typeof time === "string" ? new Date(time) : null;
+  return at && Number.isFinite(at.getTime()) ? at : null;
+}
+
 /** What was said, by whom and when. Other programs send plain text to the channel, too. */
 function read(data) {
   try {
     const value = JSON.parse(data);
     if (value && typeof value === "object" && "message" in value) {
-      const time = typeof value.time === "number" ? value.time * 1_000 : value.time;
-      return { name: String(value.name || ""), text: String(value.message), at: time ? new Date(time) : null };
+      return { name: String(value.name || ""), text: String(value.message), at: moment(value.time) };
     }
   } catch {
     // Plain text.

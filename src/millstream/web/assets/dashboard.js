@@ -184,10 +184,11 @@ function facts(values) {
   return nodes.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, WORDS[value] ?? String(value))));
 }
 
+const filled = (part) => part && `${figure(part.bytes / MIB)} of ${figure(part.max_bytes / MIB)} MiB`;
+
+/** How full the store is. */
 function storeHealth(store) {
-  if (store === null || store === undefined) return {};
-  if (typeof store === "string") return { Store: store };
-  return Object.fromEntries(Object.entries(store).map(([name, value]) => [name === "kind" ? "Store" : `Store ${name.replaceAll("_", " ")}`, value]));
+  return store ? { Store: store.kind, "Stored values": filled(store.values), "Stored events": filled(store.log) } : {};
 }
 
 function drawServer(snapshot) {

@@ -19,23 +19,22 @@ export class Parser {
     this.lastEventId = this.#id = lastEventId;
   }
 
-  /** The events that this text completes: `{type, data, id}`. */
-  feed(text) {
-    const events = [];
+  /** The events that this text completes: `{type, data, id}`. `lastEventId` moves as they are taken. */
+  *feed(text) {
     const lines = (this.#rest + text).split(/\r\n|\n|\r(?!$)/);
     this.#rest = lines.pop();
     for (const line of lines) {
-      if (line === "") this.#dispatch(events);
+      if (line === "") yield* this.#dispatch();
       else this.#field(line);
     }
-    return events;
   }
 
-  #dispatch(events) {
-    this.lastEventId = this.#id;
-    if (this.#data.length) events.push({ type: this.#type || "message", data: this.#data.join("\n"), id: this.#id });
+  *#dispatch() {
+    const [type, data] = [this.#type || "message", this.#data];
     this.#data = [];
     this.#type = "";
+    this.lastEventId = this.#id;
+    if (data.length) yield { type, data: data.join("\n"), id: this.#id };
   }
 
   #field(line) {
@@ -151,10 +150,19 @@ export class Feed {
       }
       seen.open = true;
       this.#onState({ state: "open", reason: "" });
-      for await (const event of events(response, this.#parser, alive)) this.#onEvent(event);
+      for await (const event of events(response, this.#parser, alive)) this.#take(event);
     } finally {
       clearTimeout(timer);
       removeEventListener("offline", gone);
+    }
+  }
+
+  /** Hand one event on. One that cannot be shown is told in the console and ends nothing: those behind it still come. */
+  #take(event) {
+    try {
+      this.#onEvent(event);
+    } catch (error) {
+      console.error(error);
     }
   }
 

@@ -1,0 +1,72 @@
+"""`ctx.hub` in tools: the same in `async def` and `def` functions, and its errors are for who called the tool."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from millstream import Context, Server, SyncContext
+from wire import Wire, request, wired
+
+
+def make_server() -> Server:
+    """Tools that give their arguments to the hub."""
+    mcp = Server("rooms", serve="hub")
+
+    @mcp.tool
+    async def say(ctx: Context, channel: str, text: str) -> str:
+        return str((await ctx.hub.publish(channel, text)).subscribers)
+
+    @mcp.tool
+    def shout(ctx: SyncContext, channel: str, text: str) -> dict[str, Any]:
+        published = ctx.hub.publish(channel, text.upper(), event="shout")
+        ctx.hub.send("ann", "a message")
+        held = ctx.hub.history(channel, count=5)
+        return {"id": published.id, "held": [event.data.decode() for event in held], "here": ctx.hub.presence(channel)}
+
+    return mcp
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    """The server, in this process."""
+    async with wired(make_server(), "asgi") as wire:
+        yield wire
+
+
+async def call(wire: Wire, name: str, **arguments: Any) -> Any:
+    """The result of a tool."""
+    headers = await wire.initialize()
+    reply = await wire.post(request("tools/call", {"name": name, "arguments": arguments}, 5), headers)
+    assert reply.status == 200
+    return reply.message["result"]
+
+
+async def test_a_def_tool_publishes_before_it_goes_on(wire: Wire) -> None:
+    """Fixed defect: `ctx.hub.publish` of a `def` tool gave a coroutine that nobody awaited, and said nothing."""
+    result = (await call(wire, "shout", channel="chat", text="hello"))["structuredContent"]
+    assert result["held"] == ["HELLO"]
+    assert result["here"] == []
+    assert result["id"]
+    hub = wire.runtime.hub
+    assert hub is not None
+    assert [event.data for event in await hub.history("$client.ann")] == [b"a message"]
+
+
+@pytest.mark.parametrize("name", ["say", "shout"])
+@pytest.mark.parametrize(
+    ("channel", "text", "message"),
+    [
+        ("a b", "x", "channel"),
+        ("$client.victim", "x", "You may not publish to channel '$client.victim'."),
+        ("chat", "x" * 300_000, "An event takes 262144 bytes, not 300000."),
+    ],
+    ids=["name", "forbidden", "large"],
+)
+async def test_what_the_hub_refuses_is_told_to_who_called_the_tool(
+    wire: Wire, name: str, channel: str, text: str, message: str
+) -> None:
+    """Issue: each bad input is a clear error. Fixed defect: it was an internal error with an incident."""
+    result = await call(wire, name, channel=channel, text=text)
+    assert result["isError"] is True
+    assert message in result["content"][0]["text"]

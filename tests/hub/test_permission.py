@@ -1,0 +1,64 @@
+"""The authorization hook: what it is asked about, and what becomes of one that fails."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from hub_parts import listen, running
+from millstream.hub import Forbidden
+
+
+def no_secrets(principal: Any, action: str, channel: str) -> bool:
+    """A hook as programs write it: it knows nothing of the hub's own channels."""
+    return not channel.startswith("secret")
+
+
+async def test_who_may_not_hear_a_channel_may_not_hear_who_comes_and_goes_there() -> None:
+    """Fixed defect: the hook was asked about `$presence.secret.a`, a text that no hook expects."""
+    async with running(authorize=no_secrets) as hub:
+        for channel in ("secret.a", "$presence.secret.a", "$presence.secret.*"):
+            with pytest.raises(Forbidden):
+                await listen(hub, channel)
+        every = await listen(hub, "$presence.>")
+        await listen(hub, "open.a", client_id="ann")
+        with pytest.raises(Forbidden):
+            await listen(hub, "open.a", "secret.a", client_id="bob")
+        assert len(every.data) == 1
+
+
+async def test_a_pattern_of_presence_does_not_reach_a_channel_that_the_hook_refuses() -> None:
+    """The hook is asked again about each channel that a pattern reaches, without the hub's prefix."""
+
+    def authorize(principal: Any, action: str, channel: str) -> bool:
+        asked.append(channel)
+        return channel != "secret" or len(asked) == 2  # the member itself may enter
+
+    asked: list[str] = []
+    async with running(authorize=authorize) as hub:
+        every = await listen(hub, "$presence.*")
+        await listen(hub, "secret", client_id="ann")
+        assert asked == ["*", "secret", "secret"]
+        assert every.data == []
+
+
+async def test_a_hook_that_raises_refuses_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Fixed defect: it broke sockets, and one listener's question failed everybody's publications."""
+
+    def authorize(principal: Any, action: str, channel: str) -> bool:
+        if channel.startswith("boom"):
+            raise KeyError(channel)
+        return True
+
+    async with running(authorize=authorize) as hub:
+        with caplog.at_level(logging.ERROR, "millstream.hub"):
+            every, some = await listen(hub, ">"), await listen(hub, "news")
+            with pytest.raises(Forbidden):
+                await listen(hub, "boom.x")
+            with pytest.raises(Forbidden):
+                hub.admission.publish("boom.x")
+            for number in range(3):
+                await hub.publish(f"boom.{number}", "unheard")
+            await hub.publish("news", "heard")
+        assert (every.data, some.data) == (["heard"], ["heard"])
+        assert len(caplog.records) == 1
