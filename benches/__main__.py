@@ -73,7 +73,8 @@ def describe(options: argparse.Namespace) -> str:
     chosen = "".join(f" --only {name}" for name in options.only or ())
     lasting = "" if options.duration == 60 else f" --duration {options.duration:g}"
     command = f'make bench ARGS="--rounds {options.rounds} --seconds {options.seconds:g}{lasting}{chosen}"'
-    return f"`{command}` on {processor()}, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+    release = ".".join(platform.release().split(".")[:2])
+    return f"`{command}` on {processor()}, {platform.system()} {release}, Python {platform.python_version()}"
 
 
 def processor() -> str:
