@@ -74,38 +74,45 @@ def _at_most(title: str, values: list[float], most: float, unit: str, form: str)
 
 
 def _load_table(name: str, figures: dict[str, Figures]) -> str:
-    head = [f"**{CASES[name].title}**", ""]
-    head += ["| server | calls/s | ours is | p50 ms | p99 ms | CPU µs a call | core % | MiB idle | MiB after |"]
-    head += ["|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
-    own = figures[CASES[name].targets[0]]
-    for target, found in figures.items():
-        label = TARGETS[target].name
-        if found.error:
-            head.append(f"| {label} | {found.error} | | | | | | | |")
-            continue
-        cells = [_middle(found, "rate", ",.0f"), "" if found is own else _times(_ratio(own, found))]
-        cells += [_middle(found, name, form) for name, form in COLUMNS.items()]
-        cells += [f"{found.idle:.0f}" if found.idle else "", f"{found.after:.0f}" if found.after else ""]
-        head.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(head)
+    case = CASES[name]
+    return _table(
+        case.title,
+        "calls/s | ours is | p50 ms | p99 ms | CPU µs a call | core % | MiB idle | MiB after",
+        figures,
+        figures[case.targets[0]],
+        lambda found: [
+            *(_middle(found, figure, form) for figure, form in COLUMNS.items()),
+            f"{found.idle:.0f}" if found.idle else "",
+            f"{found.after:.0f}" if found.after else "",
+        ],
+    )
 
 
 def _broadcast_table(name: str, figures: dict[str, Figures]) -> str:
-    head = [f"**{BROADCASTS[name].title.capitalize()}**", ""]
-    head += [
-        "| server | deliveries/s | ours is | last p50 ms | last p99 ms | CPU µs | core % | load's core % | KiB each |"
-    ]
-    head += ["|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
-    own = figures[BROADCASTS[name].targets[0]]
+    case = BROADCASTS[name]
+    return _table(
+        case.title.capitalize(),
+        "deliveries/s | ours is | last p50 ms | last p99 ms | CPU µs | core % | load's core % | KiB each",
+        figures,
+        figures[case.targets[0]],
+        lambda found: [_middle(found, figure, form) for figure, form in BROADCAST_COLUMNS.items()],
+    )
+
+
+def _table(
+    title: str, columns: str, figures: dict[str, Figures], own: Figures, cells: Callable[[Figures], list[str]]
+) -> str:
+    """A row for each target: its rate, ours over it, and the other cells; or its error."""
+    head = [f"**{title}**", "", f"| server | {columns} |", "|---" + "|--:" * 8 + "|"]
+    rows: list[str] = []
     for target, found in figures.items():
-        label = TARGETS[target].name
         if found.error:
-            head.append(f"| {label} | {found.error} | | | | | | | |")
-            continue
-        cells = [_middle(found, "rate", ",.0f"), "" if found is own else _times(_ratio(own, found))]
-        cells += [_middle(found, name, form) for name, form in BROADCAST_COLUMNS.items()]
-        head.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(head)
+            row = [found.error, *[""] * 7]
+        else:
+            ratio = "" if found is own else _times(_ratio(own, found))
+            row = [_middle(found, "rate", ",.0f"), ratio, *cells(found)]
+        rows.append(f"| {TARGETS[target].name} | {' | '.join(row)} |")
+    return "\n".join(head + rows)
 
 
 def _figure_table(title: str, found: Figures, names: dict[str, str]) -> str:

@@ -20,7 +20,7 @@ from millstream.hub import Hub, HubLimits
 from millstream.stores.memory import MemoryStore
 from millstream.transports.hosts import HostPolicy
 from millstream.transports.lane import Lane
-from millstream.transports.websocket import MAX_MESSAGE, WebSocketRoute
+from millstream.transports.websocket import WebSocketRoute
 from millstream.transports.websocket_uvicorn import CLASS_NAME
 
 WAIT = 5.0
@@ -143,7 +143,7 @@ async def world(way: str = "lane", *, limits: HubLimits | None = None, authentic
                 app.__millstream_lane__ = lane  # type: ignore[attr-defined]
             options: dict[str, Any] = {
                 "ws": CLASS_NAME if way == "lane" else "websockets-sansio",
-                "ws_max_size": MAX_MESSAGE,
+                "ws_max_size": server.settings.max_message,
                 "ws_per_message_deflate": False,
                 **(config or {}),
             }

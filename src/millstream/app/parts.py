@@ -80,7 +80,6 @@ def make_websocket(runtime: "Runtime") -> "WebSocketRoute | None":
         runtime.policy,
         server.settings,
         runtime.streams,
-        max_message=server.settings.max_message,
         may_publish=lambda address: not server.reachable_from_outside(address),
     )
 

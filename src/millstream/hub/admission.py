@@ -12,6 +12,18 @@ from millstream.hub.subscriber import Authorize
 from millstream.protocol.principal import Principal
 
 
+def check_target(channel: str) -> None:
+    """Whether anybody but the hub publishes to a channel.
+
+    Raises:
+        InvalidName: the channel cannot be one.
+        Forbidden: it belongs to the hub.
+    """
+    check_channel(channel)
+    if channel.startswith("$"):
+        raise Forbidden("publish", channel)
+
+
 class Admission:
     """The checks of one hub. None of them changes anything."""
 
@@ -29,9 +41,7 @@ class Admission:
             InvalidName: the channel cannot be one.
             Forbidden: it belongs to the hub, or the hook refuses.
         """
-        check_channel(channel)
-        if channel.startswith("$"):
-            raise Forbidden("publish", channel)
+        check_target(channel)
         self._allow(principal, "publish", channel)
 
     def subscribe(

@@ -14,13 +14,13 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream.hub.admission import Admission
+from millstream.hub.admission import Admission, check_target
 from millstream.hub.audience import Audience
 from millstream.hub.channels import CLIENT, PRESENCE, check_channel, check_client_id, is_pattern
 from millstream.hub.delivery import Delivery
 from millstream.hub.event import Event, Published, Record, check_event_id, check_event_name, encode_data, position_id
 from millstream.hub.journal import Journal
-from millstream.hub.limits import Forbidden, HubLimits, TooLarge
+from millstream.hub.limits import HubLimits, TooLarge
 from millstream.hub.mailbox import Mailboxes
 from millstream.hub.permission import Permission
 from millstream.hub.presence import Member, Presence
@@ -124,9 +124,7 @@ class Hub:
             TooLarge: the data exceed `HubLimits.max_event`.
             TypeError: the data have no JSON form.
         """
-        check_channel(channel)
-        if channel.startswith("$"):
-            raise Forbidden("publish", channel)
+        check_target(channel)
         return await self._publish(channel, data, event, id)
 
     async def send(self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None) -> Published:

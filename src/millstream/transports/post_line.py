@@ -51,7 +51,7 @@ class PostLine:
         self._last_id = ""
         session = call.session
         logged = session is not None and can_stream and call.revision.event_ids
-        self._stream = f"{secrets.token_hex(16)}" if logged else ""
+        self._stream = secrets.token_hex(16) if logged else ""
         self._lock = asyncio.Lock() if logged else None
         self.asks = can_stream and session is not None
         """Answers come back as other requests of the session."""

@@ -80,7 +80,7 @@ class _Output(asyncio.Protocol):
             self._transport, _ = await self._loop.connect_write_pipe(
                 lambda: self, os.fdopen(self._fd, "wb", buffering=0, closefd=False)
             )
-        except (ValueError, NotImplementedError, OSError):
+        except (ValueError, NotImplementedError, OSError):  # a file, or a loop without pipes (on Windows)
             self._transport = None
 
     def write(self, message: bytes) -> bool:
@@ -200,6 +200,6 @@ async def _open_reader(fd: int) -> tuple[Callable[[int], Awaitable[bytes]], Call
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), stream
         )
-    except (ValueError, NotImplementedError):
+    except (ValueError, NotImplementedError):  # a file, or a loop without pipes (on Windows): a thread reads
         return lambda size: asyncio.to_thread(stream.read, size), lambda: None
     return reader.read, transport.close

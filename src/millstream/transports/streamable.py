@@ -44,7 +44,7 @@ _UNREADABLE_STREAM = refusal(406, INVALID_REQUEST, "Not acceptable: a subscripti
 _JSON_ONLY = "Not acceptable: this server answers as application/json"
 _WRONG_TYPE = refusal(415, INVALID_REQUEST, "Unsupported media type: send content-type application/json")
 _BUSY = refusal(503, -32000, "Too many calls are running: try again later", head=b"retry-after: 1\r\n")
-_EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
+EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
 _NOBODY = Client()
 _LISTEN = "subscriptions/listen"
 _STREAM_BOUND = frozenset({"resources/subscribe", "resources/unsubscribe"})
@@ -75,8 +75,8 @@ class Streamable:
     ) -> None:
         settings = dispatcher.services.settings
         self._dispatcher = dispatcher
-        self._fast = dispatcher.registry.fast if not settings.tool_timeout and dispatcher.begin is None else {}
         self._prepares = not settings.tool_timeout and dispatcher.begin is None
+        self._fast = dispatcher.registry.fast if self._prepares else {}
         self._json_only = settings.json_only
         self._max_calls = settings.max_calls
         self._max_depth = settings.max_depth
@@ -247,7 +247,7 @@ class Streamable:
             await line.finish(body)
             return None
         if not body:
-            return _EMPTY_STREAM
+            return EMPTY_STREAM
         return Response(body, call.status)
 
     def reply(self, request: Request, body: bytes, status: int = 200, head: bytes = b"") -> Response:

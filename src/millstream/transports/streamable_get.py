@@ -21,11 +21,10 @@ from millstream.transports.http_sessions import missing_session, refusal
 from millstream.transports.media import accepted
 from millstream.transports.open_streams import TOO_MANY_STREAMS
 from millstream.transports.post_line import END, event_id, log_name, parse_event_id
-from millstream.transports.streamable import Streamable
+from millstream.transports.streamable import EMPTY_STREAM, Streamable
 
 _NOT_ALLOWED = Response(b"Method not allowed: POST to this path.\n", 405, TEXT_HEAD + b"allow: POST\r\n")
 _UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable: a GET is answered as text/event-stream")
-_EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
 _UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID: open a new stream without it")
 _LATER = b"retry-after: 60\r\n"
 _NAMING = frozenset({b"mcp-session-id", b"mcp-protocol-version", b"last-event-id"})
@@ -197,7 +196,7 @@ class StreamableGet:
             try:
                 entries = await store.log.read(name, position)
                 if not entries and await self._ended(name, position):
-                    return _EMPTY_STREAM
+                    return EMPTY_STREAM
             except Gap:
                 return _UNKNOWN_EVENT
             self._take_over(name)

@@ -26,7 +26,6 @@ from millstream.transports.websocket_dialect import Dialect, Peer
 from millstream.transports.websocket_outbox import GOING_AWAY, INTERNAL, TOO_BIG, UNSUPPORTED_DATA, Outbox
 
 SUBPROTOCOL = "mcp"
-MAX_MESSAGE = 1024 * 1024
 
 _BUSY = Response(b"Too many open connections. Try again later.\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
 _NOT_A_PAGE = Response(b"This is a WebSocket. Connect with ws: or wss:.\n", 426, TEXT_HEAD + b"upgrade: websocket\r\n")
@@ -37,7 +36,7 @@ class WebSocketRoute:
 
     __slots__ = (
         "_dispatcher", "_hub", "_policy", "_settings", "_sockets", "_stopping", "_streams", "authenticate",
-        "max_message", "may_publish",
+        "may_publish",
     )  # fmt: skip
 
     def __init__(
@@ -49,7 +48,6 @@ class WebSocketRoute:
         streams: OpenStreams,
         *,
         authenticate: Authenticate | None = None,
-        max_message: int = MAX_MESSAGE,
         may_publish: Callable[[str], bool] = lambda address: True,
     ) -> None:
         # Configuration
@@ -59,7 +57,6 @@ class WebSocketRoute:
         self._settings = settings
         self._streams = streams
         self.authenticate = authenticate
-        self.max_message = max_message
         self.may_publish = may_publish
         """Whether the dialect takes ``publish`` from an address."""
         # Process
@@ -165,8 +162,8 @@ class WebSocketRoute:
                     code, reason = UNSUPPORTED_DATA, "Messages are text"
                     return
                 data = text.encode()
-                if len(data) > self.max_message:
-                    code, reason = TOO_BIG, f"A message takes {self.max_message} bytes"
+                if len(data) > self._settings.max_message:
+                    code, reason = TOO_BIG, f"A message takes {self._settings.max_message} bytes"
                     return
                 await take(data)
                 # A packet may hold thousands of calls: let them answer, and see whether the answers are taken.
