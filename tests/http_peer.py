@@ -30,7 +30,10 @@ class ToyApp:
         wire = {(method.encode(), path.encode()): handler for (method, path), handler in routes.items()}
         if lane:
             self.__millstream_lane__ = Lane(
-                lambda method, path: wire.get((method, path)), settings=settings, policy=policy
+                lambda method, path: wire.get((method, path)),
+                settings=settings,
+                policy=policy,
+                hot={key: (handler, key[0].decode(), key[1].decode()) for key, handler in wire.items()},
             )
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -8,7 +8,7 @@ from datetime import date
 from typing import Annotated, Any, Literal
 
 from millstream import Context, Field, Image, Server, ToolError, ToolResult
-from millstream.http import Handler, Request, Response, Sink
+from millstream.http import Handler, Request, Response
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.transports.asgi import AsgiAdapter
 from millstream.transports.hosts import HostPolicy
@@ -181,10 +181,6 @@ class RestApp:
 app = RestApp(world())
 
 
-def no_stream(status: int, head: bytes) -> Sink:
-    raise AssertionError("REST replies are never streams")
-
-
 @asynccontextmanager
 async def routes(server: Server) -> AsyncIterator[RestRoutes]:
     """The routes of a running server."""
@@ -196,4 +192,4 @@ def post(path: str, body: bytes, root: str = "", **headers: str) -> Request:
     """A POST of JSON, unless `content_type` says otherwise (empty: no header)."""
     named = {"content_type": "application/json", **headers}
     lines = [(key.replace("_", "-").encode(), value.encode()) for key, value in named.items() if value]
-    return Request("POST", path, lines, dict(lines), no_stream, body, root_path=root)
+    return Request("POST", path, lines, dict(lines), body, root_path=root)

@@ -6,7 +6,7 @@ open sink, which others write to until it closes: a stream that only listens nee
 and the lane) build the one and carry out the other. Nothing here knows MCP, a socket or an event loop.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
 from urllib.parse import parse_qs
 
@@ -61,17 +61,18 @@ class Sink(Protocol):
 
 
 class Request(Struct, eq=False):
-    """One HTTP request with its whole body. A Struct because one is made for every request, without a Python call."""
+    """One HTTP request with its whole body. A Struct because one is made for every request, without a Python call.
+
+    The adapters' own kinds of request know how to open a stream.
+    """
 
     method: str
     path: str
     """Decoded path below the mount point (`root_path` taken off)."""
-    raw_headers: list[tuple[bytes, bytes]]
+    raw_headers: Collection[tuple[bytes, bytes]]
     """(lower-case name, value) in order of arrival."""
     headers: dict[bytes, bytes]
     """The last value of each name; shorter than `raw_headers` when a name was repeated."""
-    open: Callable[[int, bytes], Sink]
-    """``open(status, head) -> Sink``: start a streamed reply."""
     body: bytes = b""
     query: bytes = b""
     peer: str = ""
@@ -82,6 +83,14 @@ class Request(Struct, eq=False):
     """Set by the handler: the adapter cancels the handler when the peer goes away before the reply is complete."""
     cancel: Callable[[], object] | None = None
     """Stop the handler; set by the adapter once the handler waits for something."""
+
+    def open(self, status: int, head: bytes) -> Sink:
+        """Start a streamed reply with a status and finished header lines.
+
+        Raises:
+            RuntimeError: it has been answered already, or cannot be by a stream.
+        """
+        raise RuntimeError(f"{self.method} {self.path} cannot be answered by a stream.")
 
 
 def client_id_of(query: bytes) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bad_input.shop import make_shop
-from millstream.http import Request, Response, Sink
+from millstream.http import Request, Response
 from millstream.protocol.principal import Principal
 from millstream.transports.streamable import Streamable
 from wire import Reply, Wire, enveloped, pairs, routing, wired
@@ -86,11 +86,6 @@ async def test_a_state_is_over_after_its_time() -> None:
         assert "again" in reply.message["error"]["message"]
 
 
-def no_stream(status: int, head: bytes) -> Sink:
-    """A call that only asks is answered by a single message."""
-    raise AssertionError((status, head))
-
-
 async def test_a_state_of_one_person_is_no_state_for_another() -> None:
     """Bound to the principal; nobody counts as a person of their own."""
     async with wired(make_shop(), "asgi") as wire:
@@ -104,7 +99,7 @@ async def test_a_state_of_one_person_is_no_state_for_another() -> None:
         async def post(user: str, message: dict[str, Any]) -> Any:
             fields = pairs({**HEADERS, "x-user": user} if user else HEADERS)
             given = json.dumps(message).encode()
-            reply = await streamable.post(Request("POST", "/mcp", fields, dict(fields), no_stream, given))
+            reply = await streamable.post(Request("POST", "/mcp", fields, dict(fields), given))
             assert isinstance(reply, Response)
             return json.loads(reply.body)
 

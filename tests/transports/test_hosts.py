@@ -2,7 +2,7 @@
 
 import pytest
 
-from millstream.http import Request, Sink
+from millstream.http import Request
 from millstream.transports.hosts import HostPolicy, parse_authority
 
 LOCAL = HostPolicy()
@@ -190,11 +190,8 @@ def test_cors_headers_name_the_origin_and_what_may_be_read() -> None:
 
 
 def _options(*fields: tuple[bytes, bytes], method: str = "OPTIONS") -> Request:
-    def no_stream(status: int, head: bytes) -> Sink:
-        raise AssertionError
-
     raw = [(b"host", b"localhost"), *fields]
-    return Request(method, "/mcp", raw, dict(raw), no_stream)
+    return Request(method, "/mcp", raw, dict(raw))
 
 
 def test_a_preflight_reflects_the_headers_it_asks_for() -> None:

@@ -77,8 +77,11 @@ class App(ToyApp):
     def __init__(self) -> None:
         routes = {("POST", f"/{kind}/{way}"): handler for way in ("lane", "asgi") for kind, handler in _KINDS.items()}
         super().__init__(routes, Settings(max_body=100, max_url=200), lane=True)
-        hot = self.__millstream_lane__.lookup
-        self.__millstream_lane__.lookup = lambda method, path: hot(method, path) if path.endswith(b"lane") else None
+        lane = self.__millstream_lane__
+        find = lane.lookup
+        lane.lookup = lambda method, path: find(method, path) if path.endswith(b"lane") else None
+        lane.hot = {key: found for key, found in lane.hot.items() if key[1].endswith(b"lane")}
+        lane.by_line = {line: found for line, found in lane.by_line.items() if found[2].endswith("lane")}
 
 
 _KINDS: dict[str, Any] = {"echo": _echo, "slow": _slow, "stream": _stream}

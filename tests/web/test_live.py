@@ -65,6 +65,16 @@ class Screen:
         return [line["message"] for event in self.events if event.event == "log" for line in json.loads(event.data)]
 
 
+class Asked(Request, eq=False, kw_only=True):
+    """A request whose stream is a screen."""
+
+    screen: Screen
+
+    def open(self, status: int, head: bytes) -> Screen:
+        """Look at it."""
+        return self.screen
+
+
 class World:
     """A feed with everything around it."""
 
@@ -82,7 +92,7 @@ class World:
         screen = Screen()
         given: dict[str, Any] = {"query": f"last_event_id={last_event_id}".encode()} if query else {}
         headers = {b"last-event-id": last_event_id.encode()} if last_event_id and not query else {}
-        request = Request("GET", "/dashboard/events", [], headers, lambda status, head: screen, **given)
+        request = Asked("GET", "/dashboard/events", [], headers, **given, screen=screen)
         handler = asyncio.ensure_future(self.feed.events(request))
         await asyncio.sleep(0)
         try:
@@ -177,7 +187,7 @@ async def test_too_many_streams_are_refused_with_a_time_to_come_back() -> None:
     """The issue: too many connections are 503 with `Retry-After`."""
     world = World(max_streams=1)
     async with world.watching():
-        request = Request("GET", "/dashboard/events", [], {}, lambda status, head: Screen())
+        request = Asked("GET", "/dashboard/events", [], {}, screen=Screen())
         response = await world.feed.events(request)
     assert isinstance(response, Response)
     assert response.status == 503
@@ -226,6 +236,6 @@ async def test_the_members_of_the_chat_are_listed() -> None:
         asked.append(channel)
         return [{"client_id": "1", "name": "Ada"}]
 
-    response = await ChatMembers(presence).get(Request("GET", "/chat/members", [], {}, lambda status, head: Screen()))
+    response = await ChatMembers(presence).get(Request("GET", "/chat/members", [], {}))
     assert json.loads(response.body) == [{"client_id": "1", "name": "Ada"}]
     assert asked == ["chat"]

@@ -74,7 +74,7 @@ def check_text(body: bytes, max_depth: int) -> None:
             str(body, "utf-8")
         except UnicodeDecodeError as exc:
             raise ProtocolError(PARSE_ERROR, "Parse error: the body is not UTF-8", status=400) from exc
-    if body.count(b"{") + body.count(b"[") > max_depth and too_deep(body, max_depth):
+    if too_deep(body, max_depth):
         raise ProtocolError(PARSE_ERROR, f"Parse error: nested deeper than {max_depth}", status=400)
 
 

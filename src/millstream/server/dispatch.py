@@ -102,7 +102,11 @@ class Dispatcher:
         Returns:
             The whole JSON-RPC response; empty when the caller cancelled, and must not be answered.
         """
-        if scope and not self._begin_in(call, scope):
+        if (
+            scope
+            and (self.by_id.setdefault((scope, call.id), call) is not call or call.cancelled or call.carrier is None)
+            and not self._begin_in(call, scope)
+        ):
             return b"" if call.cancelled else error_message(call.id, INVALID_REQUEST, _IN_FLIGHT)
         self.calls.add(call)
         call.services = self.services

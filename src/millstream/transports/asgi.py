@@ -62,34 +62,33 @@ class AsgiAdapter:
         if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
             path = path[len(root) :] or "/"
         client = scope.get("client")
-        exchange = _Exchange()
-        exchange.adapter = self
-        exchange.receive = receive
-        exchange.send = send
         raw_headers = scope["headers"]
         headers = dict(raw_headers)
-        exchange.request = request = Request(
-            scope["method"],
+        method = scope["method"]
+        exchange = _Exchange(
+            method,
             path,
             raw_headers,
             headers,
-            exchange.open,
             b"",
             scope.get("query_string", b""),
             client[0] if client else "",
             root,
             scope.get("scheme", "http"),
+            adapter=self,
+            receive=receive,
+            send=send,
         )
         if (
             headers.get(b"host") not in self.policy.good
             or b"origin" in headers
             or b"sec-fetch-site" in headers
-            or len(headers) != len(request.raw_headers)
+            or len(headers) != len(raw_headers)
         ) and path not in EXEMPT:
             refusal = exchange.screen()
             if refusal is not None:
                 return exchange.reply(refusal)
-        handler = self.hot.get((request.method, path)) or self.route(request.method, path)
+        handler = self.hot.get((method, path)) or self.route(method, path)
         if handler is None:
             return exchange.reply(_NOT_FOUND)
         if len(length := headers.get(b"content-length", b"")) >= self.digits and _too_long(length, self.max_body):
@@ -102,66 +101,55 @@ def _too_long(length: bytes, limit: int) -> bool:
     return length.isdigit() and (len(length) > 18 or int(length) > limit)
 
 
-class _Exchange:
-    """One request and its reply. Defaults are class attributes: a plain call sets only what it needs."""
+class _Exchange(Request, eq=False, kw_only=True):
+    """One request and its reply."""
 
     # request
     adapter: AsgiAdapter
     receive: Receive
     send: Send
-    request: Request
-    cors = b""
+    cors: bytes = b""
     # reply
     sink: AsgiSink | None = None
+    # the body
+    arrived: bool = False
+    limit: asyncio.Timeout | None = None
+    """The time that the body has, once it has to be waited for."""
     # the peer's disconnect
-    gone = False
-    cancelled = False
-    over = False
+    gone: bool = False
+    cancelled: bool = False
+    over: bool = False
 
     def screen(self) -> Response | None:
         """The slow half of the Host and Origin check, and CORS."""
-        request = self.request
         policy = self.adapter.policy
-        refusal = policy.check(request.method, request.headers, request.raw_headers)
-        origin = request.headers.get(b"origin")
+        refusal = policy.check(self.method, self.headers, self.raw_headers)
+        origin = self.headers.get(b"origin")
         if refusal is not None or origin is None:
             return refusal
         self.cors = policy.cors_head(origin)
-        return policy.preflight(request)
+        return policy.preflight(self)
 
     async def serve(self, handler: Handler) -> None:
         """Read the body, run the handler, send what it gives; without a task unless something has to wait."""
-        request = self.request
-        step: Generator[Any, Any, Any] = self.receive().__await__()
+        step = self.work(handler)
         try:
-            pending = next(step)
-        except StopIteration as done:
-            message: Message = done.value
-            request.body = message.get("body", b"")
-            if (
-                message["type"] != "http.request"
-                or message.get("more_body", False)
-                or len(request.body) > self.adapter.max_body
-            ):
-                await self.read(message)
-        else:
-            await self.read(_Resumed(step, pending))
-        if self.over:
-            return
-        try:
-            step = handler(request).__await__()
-            pending = next(step)
+            pending = step.send(None)
         except StopIteration as done:
             response: Response | Sink | None = done.value
         except Exception as exc:
+            if not self.arrived:
+                raise
             response = self.failed(exc)
         else:
-            response = await self.wait(step, pending)
+            response = await (self.wait(step, pending) if self.arrived else self.arrive(step, pending))
+        if not self.arrived:
+            return
         if (
             type(response) is Response
             and self.sink is None
             and not (self.gone or self.cors)
-            and request.method == "POST"
+            and self.method == "POST"
             and response.status == 200
             and len(response.body) < FROM_BYTES
         ):
@@ -172,7 +160,6 @@ class _Exchange:
             await self.send({"type": "http.response.body", "body": body})
         else:
             await self.end(response)
-        del self.request  # whose `open` is ours: without the cycle nothing waits for the collector
 
     async def end(self, response: Response | Sink | None) -> None:
         """Send what the handler gave: a reply, or the rest of a stream."""
@@ -180,8 +167,8 @@ class _Exchange:
         if sink is not None:
             if response is sink and not sink.closed:
                 self.over = False
-                step = sink.wait_closed().__await__()
-                await self.wait(step, next(step))
+                step = _coroutine(sink.wait_closed())
+                await self.wait(step, step.send(None))
             await sink.finish()
         elif not self.gone:
             if not isinstance(response, Response):
@@ -190,44 +177,73 @@ class _Exchange:
 
     async def reply(self, response: Response) -> None:
         """Send a complete reply."""
-        if len(response.body) >= FROM_BYTES and b"accept-encoding" in self.request.headers:
-            response = compressed(response, self.request.headers)
+        if len(response.body) >= FROM_BYTES and b"accept-encoding" in self.headers:
+            response = compressed(response, self.headers)
         head = response.head + self.cors
         headers = header_lists.get(head) or header_list(head)
         body = response.body
         if response.status not in (204, 304):
             headers = [*headers, (b"content-length", b"%d" % len(body))]
-        if self.request.method == "HEAD":
+        if self.method == "HEAD":
             body = b""
         await self.send({"type": "http.response.start", "status": response.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def read(self, first: Message | Awaitable[Message]) -> None:
-        """Read a body that did not come in one message, within its time and size; else `over` is set."""
-        parts = bytearray()
-        refusal: Response | None = None
+    async def work(self, handler: Handler) -> Response | Sink | None:
+        """Read the body and run the handler. Without `arrived` at its end there is nobody to be answered any more."""
+        message = await self.receive()
+        self.body = message.get("body", b"")
+        if (
+            message["type"] != "http.request"
+            or message.get("more_body", False)
+            or len(self.body) > self.adapter.max_body
+        ) and not await self.read(message):
+            return None
+        self.arrived = True
+        if self.limit is None:
+            return await handler(self)
+        self.limit.reschedule(None)
+        step = _coroutine(handler(self))
         try:
-            async with asyncio.timeout(self.adapter.body_timeout):
-                message = await first if isinstance(first, Awaitable) else first
-                while message["type"] == "http.request":
-                    parts += message.get("body", b"")
-                    if len(parts) > self.adapter.max_body:
-                        refusal = _TOO_LARGE
-                        break
-                    if not message.get("more_body", False):
-                        self.request.body = bytes(parts)
-                        return
-                    message = await self.receive()
-        except TimeoutError:
-            refusal = _TOO_SLOW
-        self.over = True
-        if refusal is not None:
-            await self.reply(refusal)
+            pending = step.send(None)
+        except StopIteration as done:
+            response: Response | Sink | None = done.value
+            return response
+        except Exception as exc:
+            return self.failed(exc)
+        return await self.wait(step, pending)
 
-    async def wait(self, step: Generator[Any, Any, Any], pending: Any) -> Response | Sink | None:
+    async def read(self, message: Message) -> bool:
+        """Read a body that did not come in one message, within its size; False when it never comes."""
+        parts = bytearray()
+        while message["type"] == "http.request":
+            parts += message.get("body", b"")
+            if len(parts) > self.adapter.max_body:
+                await self.reply(_TOO_LARGE)
+                return False
+            if not message.get("more_body", False):
+                self.body = bytes(parts)
+                return True
+            message = await self.receive()
+        return False
+
+    async def arrive(self, step: Coroutine[Any, Any, Any], pending: Any) -> Response | Sink | None:
+        """Let `work` go on while the body is on its way, which has its time."""
+        self.limit = asyncio.timeout(self.adapter.body_timeout)
+        try:
+            async with self.limit:
+                response: Response | Sink | None = await _Resumed(step, pending)
+                return response
+        except TimeoutError:
+            if not self.limit.expired():
+                raise
+            await self.reply(_TOO_SLOW)
+            return None
+
+    async def wait(self, step: Coroutine[Any, Any, Any], pending: Any) -> Response | Sink | None:
         """Let a suspended handler run on, with a watcher for the peer's disconnect beside it."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self.request.cancel = task.cancel
+        self.cancel = task.cancel
         watcher = asyncio.create_task(self.watch(task))
         try:
             response: Response | Sink | None = await _Resumed(step, pending)
@@ -256,7 +272,7 @@ class _Exchange:
         self.gone = True
         if self.sink is not None:
             self.sink.cut()
-        if self.request.cancel_on_disconnect:
+        if self.cancel_on_disconnect:
             self.cancelled = True
             task.cancel()
 
@@ -273,7 +289,12 @@ class _Exchange:
         """The reply for a handler that failed; a stream that has begun is cut instead."""
         if self.sink is not None:
             self.sink.cut()
-        return failure(exc, self.request.method, self.request.path)
+        return failure(exc, self.method, self.path)
+
+
+async def _coroutine(awaitable: Awaitable[Any]) -> Any:
+    """What can be run by hand, of any awaitable."""
+    return await awaitable
 
 
 class _Resumed:
@@ -281,7 +302,7 @@ class _Resumed:
 
     __slots__ = ("_pending", "_step")
 
-    def __init__(self, step: Generator[Any, Any, Any], pending: Any) -> None:
+    def __init__(self, step: Coroutine[Any, Any, Any], pending: Any) -> None:
         self._step = step
         self._pending = pending
 

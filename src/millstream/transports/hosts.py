@@ -7,7 +7,7 @@ a handler: headers in, a refusal or `None` out.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
@@ -107,7 +107,7 @@ class HostPolicy:
         self.good: set[bytes] = set()
 
     def check(
-        self, method: str, headers: Mapping[bytes, bytes], raw_headers: Sequence[tuple[bytes, bytes]]
+        self, method: str, headers: Mapping[bytes, bytes], raw_headers: Collection[tuple[bytes, bytes]]
     ) -> Response | None:
         """The refusal for these headers, or `None` when Host and Origin are fine."""
         host = headers.get(b"host")

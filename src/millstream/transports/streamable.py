@@ -88,36 +88,34 @@ class Streamable:
 
     async def post(self, request: Request) -> Response | None:
         """One POST of any revision."""
-        headers = request.headers
-        if headers.get(b"mcp-protocol-version") == _VERSION and headers.get(b"mcp-method") == b"tools/call":
-            fast = self._fast.get(headers.get(b"mcp-name", b""))
-            call = None if fast is None else self._fast_call(request, fast)
-        elif b"mcp-method" not in headers and self.authenticate is None and self._prepares:
-            call = self._fast_handshake_call(request)
-        else:
-            call = None
+        headers, body = request.headers, request.body
+        call = None
+        if (
+            # Nothing about the request needs a closer look before it is decoded.
+            headers.get(b"content-type") == b"application/json"
+            and len(headers) == len(request.raw_headers)
+            and body.isascii()
+            and not too_deep(body, self._max_depth)
+            and (len(self._dispatcher.calls) < self._max_calls or not self._busy())
+            and (REMEMBERED.get(headers.get(b"accept")) or accepted(headers.get(b"accept"))).json
+            and b"content-encoding" not in headers
+        ):
+            if b"mcp-method" not in headers:
+                if self._prepares and self.authenticate is None:
+                    call = self._fast_handshake_call(request)
+            elif headers[b"mcp-method"] == b"tools/call" and headers.get(b"mcp-protocol-version") == _VERSION:
+                fast = self._fast.get(headers.get(b"mcp-name", b""))
+                if fast is not None:
+                    call = self._fast_call(request, fast)
         if call is None:
             return await self._exact(request)
         if self.authenticate is not None:
             call.principal = await self.authenticate(request)
         session = call.session
-        body = await self._dispatcher.call(call, "" if session is None else session.id)
-        if call.line is None and body:
-            return Response(body, call.status)
-        return await self._finish(call, body)
-
-    def _usual(self, request: Request) -> bool:
-        """Nothing about the request needs a closer look before it is decoded."""
-        headers, body = request.headers, request.body
-        return (
-            headers.get(b"content-type") == b"application/json"
-            and len(headers) == len(request.raw_headers)
-            and body.isascii()
-            and (body.count(b"{") + body.count(b"[") <= self._max_depth or not too_deep(body, self._max_depth))
-            and (len(self._dispatcher.calls) < self._max_calls or not self._busy())
-            and (REMEMBERED.get(headers.get(b"accept")) or accepted(headers.get(b"accept"))).json
-            and b"content-encoding" not in headers
-        )
+        answer = await self._dispatcher.call(call, "" if session is None else session.id)
+        if call.line is None and answer:
+            return Response(answer, call.status)
+        return await self._finish(call, answer)
 
     def _fast_handshake_call(self, request: Request) -> Call | None:
         """A tool call of a handshake revision in two typed passes; None when anything is unusual."""
@@ -129,7 +127,7 @@ class Streamable:
             revision = None if session is None else session.revision
             if headers.get(b"mcp-protocol-version") not in _BY_HEADER:
                 return None
-        if revision is None or not self._usual(request):
+        if revision is None:
             return None
         try:
             envelope = decode_handshake_call(request.body)
@@ -145,7 +143,7 @@ class Streamable:
             id=envelope.id,
             method="tools/call",
             client=_NOBODY if session is None else session.client,
-            connect=lambda call: self._line(request, call),
+            connect=self._line,
             carrier=request,
             transport="http",
             session=session,
@@ -158,11 +156,8 @@ class Streamable:
 
     def _fast_call(self, request: Request, fast: FastCall) -> Call | None:
         """One typed pass over the whole body; None when anything is unusual."""
-        headers, body = request.headers, request.body
-        if not self._usual(request):
-            return None
         try:
-            envelope = fast.decode(body)
+            envelope = fast.decode(request.body)
         except (msgspec.DecodeError, RecursionError):
             return None
         params = envelope.params
@@ -173,10 +168,10 @@ class Streamable:
             id=envelope.id,
             method="tools/call",
             client=Client(meta.capabilities, about.name, about.version) if about else Client(meta.capabilities),
-            connect=lambda call: self._line(request, call),
+            connect=self._line,
             carrier=request,
             transport="http",
-            headers=headers,
+            headers=request.headers,
             name=params.name,
             token=None if meta.token is UNSET else meta.token,
             log_level=meta.log_level or "",
@@ -235,7 +230,8 @@ class Streamable:
         if self._json_only and not accepted(request.headers.get(b"accept")).json:
             raise ProtocolError(INVALID_REQUEST, _JSON_ONLY, status=406)
 
-    def _line(self, request: Request, call: Call) -> PostLine:
+    def _line(self, call: Call) -> PostLine:
+        request = call.carrier
         readable = accepted(request.headers.get(b"accept"))
         can_stream = readable.stream and (not self._json_only or call.method == _LISTEN)
         return PostLine(request, call, self.services, self.streams, can_stream=can_stream)
@@ -289,7 +285,7 @@ class Streamable:
             id=message.id,
             method=message.method,
             client=admitted.client,
-            connect=lambda call: self._line(request, call),
+            connect=self._line,
             carrier=request,
             transport="http",
             principal=principal,
@@ -335,7 +331,7 @@ class Streamable:
             id=message.id,
             method=message.method,
             client=session.client if session is not None else _NOBODY,
-            connect=lambda call: self._line(request, call),
+            connect=self._line,
             carrier=request,
             transport="http",
             session=session,

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from millstream.config import Settings
-from millstream.http import TEXT_HEAD, Request, Response, Sink
+from millstream.http import TEXT_HEAD, Request, Response
 from millstream.hub import Hub
 from millstream.protocol.errors import ProtocolError
 from millstream.server.dispatch import Dispatcher
@@ -110,9 +110,7 @@ class WebSocketRoute:
         principal = None
         if self.authenticate is not None:
             root, scheme = scope.get("root_path", ""), scope.get("scheme", "ws")
-            request = Request(
-                "GET", scope["path"], raw_headers, headers, _no_stream, peer=address, root_path=root, scheme=scheme
-            )
+            request = Request("GET", scope["path"], raw_headers, headers, peer=address, root_path=root, scheme=scheme)
             try:
                 principal = await self.authenticate(request)
             except ProtocolError as exc:
@@ -214,7 +212,3 @@ async def refuse_handshake(response: Response, scope: Scope, send: Send) -> None
     headers = header_list(response.head)
     await send({"type": "websocket.http.response.start", "status": response.status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": response.body, "more_body": False})
-
-
-def _no_stream(status: int, head: bytes) -> Sink:
-    raise RuntimeError("A handshake has no stream.")

@@ -37,7 +37,7 @@ class Lane:
     lane with the request and the `Response`, or `None` for a stream or a peer that had gone.
     """
 
-    __slots__ = ("access", "hot", "lookup", "policy", "settings")
+    __slots__ = ("access", "by_line", "hot", "lookup", "policy", "settings")
 
     def __init__(
         self,
@@ -51,6 +51,8 @@ class Lane:
         self.lookup = lookup
         self.hot = hot or {}
         """(method, target) without a query -> handler, and both as text: found without a Python call."""
+        self.by_line = {b"%b %b HTTP/1.1" % key: found for key, found in self.hot.items()}
+        """The same by the whole first line."""
         self.settings = settings
         self.policy = policy
         self.access = access
@@ -66,8 +68,8 @@ class Loaded(NamedTuple):
 def load_lane() -> Loaded:
     """Import the protocol class and see that the uvicorn beside us still is the one it extends."""
     try:
+        reason: str = import_module("millstream.transports.lane.fit").misfit()
         module = import_module("millstream.transports.lane.protocol")
     except (ImportError, AttributeError) as exc:
         return Loaded(None, f"the HTTP protocol class cannot be loaded: {exc}")
-    reason: str = module.misfit()
     return Loaded(None, reason) if reason else Loaded(module.LaneProtocol)

@@ -1,13 +1,12 @@
-"""One request in the lane: what the server's own request cycle is on the ASGI path."""
+"""One request in the lane and its reply: what the server's own request cycle is on the ASGI path."""
 
 import asyncio
-from typing import Any, Protocol
+from typing import Protocol
 
-from msgspec import Struct
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from millstream.config import Settings
-from millstream.http import Handler, Response, Sink
+from millstream.http import Handler, Request, Response, Sink
 from millstream.transports.ending import failure
 from millstream.transports.lane.guard import Guard
 from millstream.transports.lane.reply import CLOSE
@@ -26,20 +25,19 @@ class Connection(Protocol):
     limits: Settings
 
 
-class LaneCall(Struct, eq=False):
-    """A call and its reply. A Struct because one is made for every request, without a Python call."""
+class LaneCall(Request, eq=False, kw_only=True):
+    """A request and its reply."""
 
     connection: Connection
     handler: Handler
-    chunked: bool
-    keep_alive: bool
+    chunked: bool = True
+    """The peer understands chunks: HTTP/1.1."""
+    keep_alive: bool = True
     # what uvicorn looks at, with `keep_alive`
     response_complete: bool = False
     disconnected: bool = False
     message_event: asyncio.Event = _NOBODY_WAITS
     # request
-    request: Any = None
-    """The `Request`; it is made after its call, whose `open` it holds."""
     task: asyncio.Task[None] | None = None
     cancelled: bool = False
     # reply
@@ -49,7 +47,7 @@ class LaneCall(Struct, eq=False):
     """The handler is done, its stream is not."""
 
     def open(self, status: int, head: bytes) -> Sink:
-        """Start a streamed reply (`Request.open`)."""
+        """Start a streamed reply."""
         if self.sink is not None or self.response_complete:
             raise RuntimeError("This request already has its reply.")
         connection = self.connection
@@ -58,7 +56,7 @@ class LaneCall(Struct, eq=False):
             connection.flow,
             limit=connection.limits.stream_buffer,
             chunked=self.chunked,
-            mute=self.request.method == "HEAD",
+            mute=self.method == "HEAD",
         )
         if self.disconnected:
             sink.lost()
@@ -79,13 +77,13 @@ class LaneCall(Struct, eq=False):
         """The reply for a handler that failed; a stream that has begun is cut instead."""
         if self.sink is not None:
             self.sink.cut()
-        return failure(exc, self.request.method, self.request.path)
+        return failure(exc, self.method, self.path)
 
     def lost(self) -> None:
         """The peer has gone: end the stream, and the call if it asked for that."""
         self.disconnected = True
         if self.sink is not None:
             self.sink.lost()
-        if self.task is not None and self.request.cancel_on_disconnect:
+        if self.task is not None and self.cancel_on_disconnect:
             self.cancelled = True
             self.task.cancel()

@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 from millstream.config import Settings
 from millstream.http import Response
 from millstream.transports.lane.reply import BODY_TIMEOUT, HEADER_TIMEOUT, Heads
+from millstream.transports.lane.usual import UsualLines
 from millstream.transports.lane.workers import Workers
 
 IDLE, HEADERS, BODY = range(3)
@@ -72,6 +73,7 @@ class Guard:
         "_timer",
         "clock",
         "heads",
+        "lines",
         "workers",
     )
 
@@ -88,6 +90,7 @@ class Guard:
         self._counts: Counter[str] = Counter()
         self.clock = loop.time()
         self.heads = Heads(state)
+        self.lines = UsualLines()
         self.workers = Workers()
 
     def admit(self, connection: Guarded) -> bool:

@@ -342,7 +342,7 @@ class GuardedProtocol(HttpToolsProtocol):
                 return
             else:
                 self.front = None
-        reply = self.guard.heads.closing(response)
+        reply = self.guard.heads.reply(response, keep_alive=False)
         if self.busy:
             self.final = reply
         else:

@@ -6,7 +6,6 @@ to save are Python calls.
 """
 
 import asyncio
-import inspect
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -14,33 +13,19 @@ from typing import Any, cast
 
 from uvicorn.config import Config
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from millstream.http import Request, Response
+from millstream.http import JSON_HEAD, Request, Response
 from millstream.transports.compression import FROM_BYTES, compressed
 from millstream.transports.hosts import EXEMPT
 from millstream.transports.lane import Lane
 from millstream.transports.lane.call import LaneCall
 from millstream.transports.lane.guard import BODY, IDLE
 from millstream.transports.lane.guarded import GuardedProtocol
-from millstream.transports.lane.reply import BODY_TOO_LARGE, CLOSE
+from millstream.transports.lane.reply import BODY_TOO_LARGE
 from millstream.transports.lane.workers import Worker
 
 _UNUSUAL = frozenset({b"origin", b"sec-fetch-site", b"expect", b"upgrade", b"x-forwarded-for", b"x-forwarded-proto"})
-_EXPECTED: dict[type, tuple[str, ...]] = {
-    HttpToolsProtocol: (
-        "_should_upgrade", "_start_asgi_task", "_unsupported_upgrade_warning", "connection_lost", "connection_made",
-        "data_received", "eof_received", "handle_websocket_upgrade", "on_body", "on_header", "on_headers_complete",
-        "on_message_begin", "on_message_complete", "on_response_complete", "on_url", "pause_writing", "resume_writing",
-        "shutdown",
-    ),
-    RequestResponseCycle: ("receive", "run_asgi", "send"),
-    FlowControl: ("drain", "pause_reading", "pause_writing", "resume_reading", "resume_writing"),
-}  # fmt: skip
-_BODILESS = frozenset({204, 304})
-
 _EAGER = sys.version_info >= (3, 12)
 _eager_task = partial(cast("Callable[..., asyncio.Task[None]]", asyncio.Task), eager_start=True)
 
@@ -48,7 +33,7 @@ _eager_task = partial(cast("Callable[..., asyncio.Task[None]]", asyncio.Task), e
 class LaneProtocol(GuardedProtocol):
     """One HTTP/1 connection: guarded, and short where it can be."""
 
-    __slots__ = ("body", "building", "continue_due", "short")
+    __slots__ = ("body", "building", "continue_due", "missing", "short")
 
     def __init__(
         self,
@@ -66,6 +51,8 @@ class LaneProtocol(GuardedProtocol):
         """The call whose body is being read."""
         self.body: bytes | bytearray = b""
         self.continue_due = False
+        self.missing = 0
+        """Bytes still to come of the body of a request that the parser has not seen."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the call being answered."""
@@ -78,6 +65,56 @@ class LaneProtocol(GuardedProtocol):
         super().shutdown()
         if isinstance(self.front, LaneCall) and self.front.sink is not None:
             self.front.sink.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Read a request with a usual head at once, and leave everything else to the parser."""
+        short = self.short
+        if short is None or self.phase or self.front is not None or self.refused:
+            if self.missing:
+                self._go_on(data)
+            else:
+                self._parse(data)
+            return
+        head, end, body = data.partition(b"\r\n\r\n")
+        lines = head.split(b"\r\n")
+        found = short.by_line.get(lines.pop(0))
+        if found is None or not end or self.flow.write_paused:
+            self._parse(data)
+            return
+        try:
+            fields = dict(map(self.guard.lines.__getitem__, lines))
+            size = int(fields[b"content-length"])
+        except KeyError:
+            self._parse(data)
+            return
+        limits = self.limits
+        if (
+            fields.get(b"host") not in short.policy.good
+            or len(fields) != len(lines)
+            or size > limits.max_body
+            or len(lines) > limits.max_header_count
+            or len(head) > limits.max_header_bytes
+        ):
+            self._parse(data)
+            return
+        call = LaneCall(
+            found[1],
+            found[2],
+            fields.items(),
+            fields,
+            body,
+            b"",
+            self.peer,
+            self.root_path,
+            self.scheme or "http",
+            connection=self,
+            handler=found[0],
+        )
+        self.cycle = call
+        if size == len(body):
+            self._begin(call)
+        else:
+            self._await(call, body, size)
 
     # Parser callbacks.
 
@@ -104,18 +141,20 @@ class LaneProtocol(GuardedProtocol):
             return None
         fields = dict(headers)
         chunked = parser.get_http_version() != "1.0"
-        call = LaneCall(self, found[0], chunked, chunked and parser.should_keep_alive())
-        call.request = Request(
+        call = LaneCall(
             found[1],
             found[2],
             headers,
             fields,
-            call.open,
             b"",
             query,
             self.peer,
             self.root_path,
             self.scheme or "http",
+            connection=self,
+            handler=found[0],
+            chunked=chunked,
+            keep_alive=chunked and parser.should_keep_alive(),
         )
         if int(fields.get(b"content-length", 0)) > limits.max_body:
             return self.refuse(BODY_TOO_LARGE)
@@ -158,28 +197,56 @@ class LaneProtocol(GuardedProtocol):
         self.continue_due = False
         self.phase = IDLE
         self.seen = 0
-        call.request.body = bytes(self.body)
+        call.body = bytes(self.body)
         self.body = b""
         if self.front is None and not self.flow.write_paused:
-            self.front = call
-            idle = self.guard.workers.idle
-            if idle:
-                # `Worker.wake`, inline.
-                worker = idle.pop()
-                worker.run, worker.call, task = self.run, call, worker.task
-                try:
-                    worker.context.run(worker.wakeup, worker)
-                except RuntimeError:
-                    worker.wake_soon()
-            else:
-                task = self._spawn(call)
-            if not call.response_complete:
-                self._suspended(call, task)
+            self._begin(call)
         else:
             self.waiting.append(partial(self._start, call))
             self.flow.pause_reading()
 
+    _parse = GuardedProtocol.data_received
+
+    # A body that comes later than its usual head: the parser has seen neither.
+
+    def _await(self, call: LaneCall, body: bytes, size: int) -> None:
+        call.body = b""
+        self.building = call
+        self.phase = BODY
+        self.since = self.guard.clock
+        self.received = 0
+        self.missing = size
+        self._go_on(body)
+
+    def _go_on(self, data: bytes) -> None:
+        if self.refused or not data:
+            return
+        body = data[: self.missing]
+        self.missing -= len(body)
+        self.on_body(body)
+        if not self.missing:
+            self.on_message_complete()
+            if len(data) > len(body):
+                self.data_received(data[len(body) :])
+
     # Calls.
+
+    def _begin(self, call: LaneCall) -> None:
+        """Run a call at once, by a worker where one is idle."""
+        self.front = call
+        idle = self.guard.workers.idle
+        if idle:
+            # `Worker.wake`, inline.
+            worker = idle.pop()
+            worker.run, worker.call, task = self.run, call, worker.task
+            try:
+                worker.context.run(worker.wakeup, worker)
+            except RuntimeError:
+                worker.wake_soon()
+        else:
+            task = self._spawn(call)
+        if not call.response_complete:
+            self._suspended(call, task)
 
     def _spawn(self, call: LaneCall) -> asyncio.Task[None]:
         if _EAGER:
@@ -194,14 +261,13 @@ class LaneProtocol(GuardedProtocol):
         """The call did not finish at once: from now on it can be cancelled, and the server waits for it."""
         if not (call.response_complete or call.left_open):
             call.task = task
-            call.request.cancel = task.cancel
+            call.cancel = task.cancel
             self.tasks.add(task)
 
     async def run(self, call: LaneCall) -> None:  # noqa: C901, PLR0912  the hot path, inline
         """Run one call and write its reply, all in the call's own task."""
-        request, state = call.request, self.server_state
         try:
-            response = await call.handler(request)
+            response = await call.handler(call)
         except asyncio.CancelledError:
             if not call.cancelled:
                 self._give_up(call)
@@ -215,37 +281,37 @@ class LaneProtocol(GuardedProtocol):
         finally:
             if call.task is not None:
                 self.tasks.discard(call.task)
-                request.cancel = call.task = None
+                call.cancel = call.task = None
         if call.sink is not None:
             if self._left_open(call, response):
                 return
         elif not call.disconnected:
             if not isinstance(response, Response):
                 response = call.failed(RuntimeError("The handler gave neither a reply nor a stream."))
-            if len(response.body) >= FROM_BYTES and b"accept-encoding" in request.headers:
-                response = compressed(response, request.headers)
-            heads = self.guard.heads
-            status, body = response.status, response.body
-            head = heads.known.get(status) if heads.source is state.default_headers else None
-            self.transport.write(
-                b"%b%b%b%b%b\r\n%b"
-                % (
-                    head or heads.make(status),
-                    response.head,
-                    call.cors,
-                    b"" if status in _BODILESS else b"content-length: %d\r\n" % len(body),
-                    b"" if call.keep_alive else CLOSE,
-                    b"" if request.method == "HEAD" else body,
+            if len(response.body) >= FROM_BYTES and b"accept-encoding" in call.headers:
+                response = compressed(response, call.headers)
+            heads, body = self.guard.heads, response.body
+            if (
+                response.head is JSON_HEAD
+                and response.status == 200
+                and heads.source is self.server_state.default_headers
+                and call.keep_alive
+                and not call.cors
+                and call.method == "POST"
+            ):
+                # `Heads.reply` of the usual reply, inline.
+                self.transport.write(b"%b%d\r\n\r\n%b" % (heads.usual, len(body), body))
+            else:
+                self.transport.write(
+                    heads.reply(response, call.cors, keep_alive=call.keep_alive, bodiless=call.method == "HEAD")
                 )
-            )
         if self.lane is not None and self.lane.access is not None:
-            self.lane.access(request, response if isinstance(response, Response) else None)
+            self.lane.access(call, response if isinstance(response, Response) else None)
         # `_complete`, inline.
         call.response_complete = True
         self.front = None
-        call.request = None  # whose `open` is the call's: without the cycle nothing waits for the collector
         self.since = self.guard.clock
-        state.total_requests += 1
+        self.server_state.total_requests += 1
         if not call.keep_alive:
             self.transport.close()
         elif self.waiting or self.flow.read_paused or self.final is not None or self.continue_due:
@@ -264,7 +330,6 @@ class LaneProtocol(GuardedProtocol):
                 sink.close()
             return False
         call.left_open = True
-        call.request = None
         sink.on_close(partial(self._complete, call))
         return True
 
@@ -288,19 +353,18 @@ class LaneProtocol(GuardedProtocol):
 
     def _screen(self, lane: Lane, call: LaneCall) -> bool:
         """The slow half of the Host and Origin check, CORS and ``Expect``. False: this is one for ASGI after all."""
-        request = call.request
-        fields = request.headers
+        fields = call.headers
         if b"upgrade" in fields:
             return False
         if self.proxy is not None and self.peer in self.proxy.trusted_hosts:
-            _forwarded(self.proxy, request)
+            _forwarded(self.proxy, call)
         reply = None
-        if request.path not in EXEMPT:
-            reply = lane.policy.check(request.method, fields, request.raw_headers)
+        if call.path not in EXEMPT:
+            reply = lane.policy.check(call.method, fields, call.raw_headers)
         origin = fields.get(b"origin")
         if reply is None and origin is not None:
             call.cors = lane.policy.cors_head(origin)
-            reply = lane.policy.preflight(request)
+            reply = lane.policy.preflight(call)
         if reply is not None:
             call.handler = partial(_give, reply)
         if fields.get(b"expect", b"").strip().lower() == b"100-continue" and call.chunked:
@@ -322,15 +386,3 @@ def _forwarded(proxy: ProxyHeadersMiddleware, request: Request) -> None:
     chain = b", ".join(value for name, value in request.raw_headers if name == b"x-forwarded-for")
     if chain:
         request.peer = proxy.trusted_hosts.get_trusted_client_address(chain.decode("latin-1"))[0] or request.peer
-
-
-def misfit() -> str:
-    """Why uvicorn's class is not the one this module extends; empty when it is."""
-    expected = ["self", "config", "server_state", "app_state", "_loop"]
-    if list(inspect.signature(HttpToolsProtocol.__init__).parameters) != expected:
-        return "HttpToolsProtocol takes other arguments"
-    for owner, names in _EXPECTED.items():
-        missing = [name for name in names if not callable(getattr(owner, name, None))]
-        if missing:
-            return f"{owner.__name__} has no {', '.join(missing)}"
-    return ""

@@ -4,10 +4,11 @@ from http import HTTPStatus
 
 from uvicorn.server import ServerState
 
-from millstream.http import TEXT_HEAD, Response
+from millstream.http import JSON_HEAD, TEXT_HEAD, Response
 
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 CLOSE = b"connection: close\r\n"
+_BODILESS = frozenset({204, 304})
 
 
 class Heads:
@@ -16,35 +17,39 @@ class Heads:
     uvicorn makes a new list of default headers every second; the list's identity says when to start again.
     """
 
-    __slots__ = ("_lines", "_state", "known", "source")
+    __slots__ = ("_known", "_lines", "_state", "source", "usual")
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
         self._lines = b""
         self.source: list[tuple[bytes, bytes]] | None = None
-        self.known: dict[int, bytes] = {}
-        """Heads by status; valid while ``source is state.default_headers``."""
+        self._known: dict[int, bytes] = {}
+        self.usual = b""
+        """The head of a 200 with JSON, up to its length; valid while ``source is state.default_headers``."""
 
     def make(self, status: int) -> bytes:
         """The head for a status, up to the reply's own lines."""
         if self.source is not self._state.default_headers:
             self.source = self._state.default_headers
             self._lines = b"".join(b"%b: %b\r\n" % pair for pair in self.source)
-            self.known.clear()
-        head = self.known.get(status)
+            self._known.clear()
+            self.usual = self.make(200) + JSON_HEAD + b"content-length: "
+        head = self._known.get(status)
         if head is None:
             head = b"HTTP/1.1 %d %b\r\n%b" % (status, _PHRASES.get(status, b""), self._lines)
-            self.known[status] = head
+            self._known[status] = head
         return head
 
-    def closing(self, response: Response) -> bytes:
-        """A whole reply that ends the connection."""
-        return b"%b%b%bcontent-length: %d\r\n\r\n%b" % (
+    def reply(self, response: Response, cors: bytes = b"", *, keep_alive: bool, bodiless: bool = False) -> bytes:
+        """A whole reply; `bodiless` is one to HEAD."""
+        body = response.body
+        return b"%b%b%b%b%b\r\n%b" % (
             self.make(response.status),
             response.head,
-            CLOSE,
-            len(response.body),
-            response.body,
+            cors,
+            b"" if response.status in _BODILESS else b"content-length: %d\r\n" % len(body),
+            b"" if keep_alive else CLOSE,
+            b"" if bodiless else body,
         )
 
 

@@ -1,0 +1,29 @@
+"""Whether the uvicorn beside us is the one that the protocol class extends. Its class is no public interface."""
+
+import inspect
+
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+_EXPECTED: dict[type, tuple[str, ...]] = {
+    HttpToolsProtocol: (
+        "_should_upgrade", "_start_asgi_task", "_unsupported_upgrade_warning", "connection_lost", "connection_made",
+        "data_received", "eof_received", "handle_websocket_upgrade", "on_body", "on_header", "on_headers_complete",
+        "on_message_begin", "on_message_complete", "on_response_complete", "on_url", "pause_writing", "resume_writing",
+        "shutdown",
+    ),
+    RequestResponseCycle: ("receive", "run_asgi", "send"),
+    FlowControl: ("drain", "pause_reading", "pause_writing", "resume_reading", "resume_writing"),
+}  # fmt: skip
+
+
+def misfit() -> str:
+    """Why uvicorn's class is not the one `LaneProtocol` extends; empty when it is."""
+    expected = ["self", "config", "server_state", "app_state", "_loop"]
+    if list(inspect.signature(HttpToolsProtocol.__init__).parameters) != expected:
+        return "HttpToolsProtocol takes other arguments"
+    for owner, names in _EXPECTED.items():
+        missing = [name for name in names if not callable(getattr(owner, name, None))]
+        if missing:
+            return f"{owner.__name__} has no {', '.join(missing)}"
+    return ""

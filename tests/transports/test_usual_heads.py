@@ -1,0 +1,262 @@
+"""Reading a usual head without the parser changes nothing: the same requests, the same replies, the same ends.
+
+Every connection here is made twice, once with the short reading and once without, and fed the same pieces.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import uvicorn
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from uvicorn.server import ServerState
+
+from http_peer import ToyApp
+from millstream.config import Settings
+from millstream.http import Request, Response
+from millstream.transports.lane import load_lane
+from millstream.transports.lane.usual import UsualLines
+from strategies import bytewise, cuts
+from wire import KeptTransport
+
+FIRST = b"POST /echo HTTP/1.1"
+USUAL = [b"Host: 127.0.0.1:8000", b"content-type: application/json", b"Accept: application/json, text/event-stream"]
+
+
+class Side:
+    """A server with or without the short reading. Its connections share what was remembered."""
+
+    def __init__(self, *, usual: bool) -> None:
+        self.heard: list[object] = []
+        limits = Settings(max_body=60, max_header_count=9, max_header_bytes=600)
+        app = ToyApp({("POST", "/echo"): self._echo, ("POST", "/slow"): self._slow}, limits, lane=True)
+        self.lane = app.__millstream_lane__
+        if not usual:
+            self.lane.by_line = {}
+        self._class: Any = load_lane().protocol
+        self._config = uvicorn.Config(app, http=self._class, log_config=None, access_log=False)
+        self._config.load()
+        self._state = ServerState()
+        self._state.default_headers = [(b"server", b"toy")]
+
+    async def _echo(self, request: Request) -> Response:
+        self.heard.append(
+            (request.method, request.path, request.query, list(request.raw_headers), request.headers, request.body,
+             request.peer, request.scheme)
+        )  # fmt: skip
+        return Response(request.body)
+
+    async def _slow(self, request: Request) -> Response:
+        await asyncio.sleep(0)
+        return await self._echo(request)
+
+    async def talk(self, pieces: list[bytes]) -> tuple[bytes, bool, list[object]]:
+        """What was answered, whether the connection was ended, and what the handler got."""
+        self.heard = []
+        connection = self._class(config=self._config, server_state=self._state, app_state={})
+        transport = KeptTransport()
+        connection.connection_made(transport)
+        for piece in pieces:
+            if not transport.closed and piece:
+                connection.data_received(piece)
+            for _ in range(4):
+                await asyncio.sleep(0)
+        for _ in range(12):
+            await asyncio.sleep(0)
+        reading = connection.phase, connection.busy
+        connection.connection_lost(None)
+        return b"".join(transport.written), transport.closed, [*self.heard, reading]
+
+    @property
+    def lines(self) -> UsualLines:
+        """What the server has kept."""
+        lines: UsualLines = self._state.__dict__["millstream_guard"].lines
+        return lines
+
+
+SHORT, EXACT = Side(usual=True), Side(usual=False)
+
+
+def compare(pieces: list[bytes]) -> tuple[bytes, bool, list[object]]:
+    """Both ways of one conversation."""
+
+    async def both() -> list[tuple[bytes, bool, list[object]]]:
+        return [await side.talk(pieces) for side in (SHORT, EXACT)]
+
+    short, exact = asyncio.run(both())
+    assert short == exact
+    return short
+
+
+def message(lines: list[bytes], body: bytes, first: bytes = FIRST) -> bytes:
+    """A request as it stands on the wire."""
+    return b"\r\n".join([first, *lines, b"", body])
+
+
+def sized(body: bytes) -> bytes:
+    """Its length as a header line."""
+    return b"Content-Length: %d" % len(body)
+
+
+FIRSTS = st.sampled_from([
+    *[FIRST] * 6, b"POST /slow HTTP/1.1", b"POST /echo HTTP/1.0", b"post /echo HTTP/1.1", b"POST /echo?x HTTP/1.1",
+    b"POST  /echo HTTP/1.1", b"GET /echo HTTP/1.1", b"POST http://a/echo HTTP/1.1", b" POST /echo HTTP/1.1",
+    b"POST /echo HTTP/1.1 ", b"\r\nPOST /echo HTTP/1.1",
+])  # fmt: skip
+NAMES = [
+    b"accept", b"Accept", b"ACCEPT", b"MCP-Protocol-Version", b"mcp-session-id", b"Mcp-Name", b"User-Agent", b"x-other",
+    b"cookie", b"Host", b"origin", b"expect", b"connection", b"Connection", b"proxy-connection", b"upgrade",
+    b"transfer-encoding", b"accept ", b" accept", b"", b"acc\x00ept", b"content-length", b"Content-Length",
+    b"X-Forwarded-For", b"authorization",
+]  # fmt: skip
+COLONS = [b": ", b":", b" : ", b":  "]
+VALUES = [
+    b"a", b"b c", b"", b" ", b" a", b"a ", b"a\t", b"\ta", b"a\x00b", b"a\x7fb", b"a\x0bb", b"\xc3\xa9", b"a\nb",
+    b"a\rb", b"a\r\n b", b"close", b"keep-alive", b"Keep-Alive", b"keep-alive, upgrade", b"chunked", b"100-continue",
+    b"127.0.0.1", b"evil.example", b"3", b"+3", b"03", b"3_0", b"3,3", b"\xb2", b"9" * 18, b"x" * 550, b"61",
+]  # fmt: skip
+LINES = st.one_of(
+    st.sampled_from(USUAL),
+    st.builds(
+        lambda *parts: b"".join(parts),
+        st.sampled_from(NAMES),
+        st.sampled_from(COLONS),
+        st.sampled_from(VALUES) | st.binary(max_size=4),
+    ),
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """A request that is usual, or nearly, or not at all."""
+    body = draw(st.binary(max_size=8) | st.just(b"x" * 61))
+    lines = [*USUAL, sized(body)] if draw(st.booleans()) else [*draw(st.lists(LINES, max_size=9)), sized(body)]
+    for line in draw(st.lists(LINES, max_size=2)):
+        lines.insert(draw(st.integers(0, len(lines))), line)
+    body += draw(st.sampled_from([b""] * 5 + [b"y", b"\r\n"]))
+    return message(lines, body[draw(st.sampled_from([0] * 8 + [1])) :], draw(FIRSTS))
+
+
+@given(st.lists(requests(), min_size=1, max_size=3).map(b"".join).flatmap(cuts) | st.lists(requests(), max_size=3))
+@settings(max_examples=300, deadline=None)
+@example([message([*USUAL, b"content-length: 3"], b"abc")] * 3)
+@example([message([*USUAL, b"content-length: 3"], b""), b"ab", b"c" + message([*USUAL, sized(b"d")], b"d")])
+def test_any_requests_are_read_as_the_parser_reads_them(pieces: list[bytes]) -> None:
+    """Docs: decisions, usual heads. What is not provably the same goes to the parser."""
+    compare(pieces)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=[name.decode() or "empty" for name in NAMES])
+def test_any_line_in_a_usual_head_is_read_as_the_parser_reads_it(name: bytes) -> None:
+    """Each name in each spelling with each value, in place of the usual line of that name."""
+    for line in (name + colon + value for colon in COLONS for value in VALUES):
+        lines = [usual for usual in [*USUAL, b"content-length: 3"] if not usual.lower().startswith(name.lower() + b":")]
+        compare([message([*lines[:2], line, *lines[2:]], b"abc"), message([*USUAL, b"content-length: 1"], b"x")])
+
+
+@pytest.mark.parametrize("cut", [list, bytewise], ids=["whole", "bytewise"])
+def test_a_usual_request_is_answered_however_it_arrives(cut: Callable[[Any], Any]) -> None:
+    """STYLE 29: whole and byte by byte."""
+    data = message([*USUAL, b"content-length: 2"], b"{}")
+    written, _, heard = compare(list(cut(data) if cut is bytewise else [data]))
+    assert written.endswith(b"\r\n\r\n{}")
+    assert len(heard) == 2
+
+
+def test_a_usual_head_whose_body_comes_later_is_answered_then() -> None:
+    """Many clients write head and body separately."""
+    head = message([*USUAL, b"content-length: 4"], b"")
+    written, _, heard = compare([head, b"ab", b"cd", head + b"efgh"])
+    assert written.count(b"HTTP/1.1 200") == 2
+    assert len(heard) == 3
+
+
+def test_a_head_that_has_not_ended_is_not_taken_for_a_whole_one() -> None:
+    """What looks like the end of a number may be its middle."""
+    written, _, heard = compare([message([*USUAL, b"content-length: 0"], b"").removesuffix(b"\r\n\r\n"), b"1\r\n\r\nx"])
+    assert written.endswith(b"\r\n\r\nx")
+    assert len(heard) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"content-length: 3",
+        b"transfer-encoding: chunked",
+        b"Transfer-Encoding:chunked",
+        b"host: evil.example",
+        b"host: 127.0.0.1:8000",
+    ],
+)
+def test_a_line_that_would_make_two_readings_possible_is_left_to_the_parser(line: bytes) -> None:
+    """Request smuggling (RFC 9112 §11.2): there is one reading of a message, the strict parser's."""
+    for place in range(len(USUAL) + 2):
+        lines = [*USUAL, b"content-length: 5"]
+        lines.insert(place, line)
+        written, _, _ = compare([message(lines, b"hello"), message([*USUAL, b"content-length: 1"], b"x")])
+        assert not written.endswith(b"\r\n\r\nhello")
+
+
+def test_a_usual_head_has_the_limits_of_every_head() -> None:
+    """Count and size of the headers, size of the body, one good Host."""
+    names = [
+        b"accept-encoding",
+        b"accept-language",
+        b"cache-control",
+        b"mcp-method",
+        b"mcp-name",
+        b"pragma",
+        b"user-agent",
+    ]
+    many = [*USUAL, *(name + b": a" for name in names), b"content-length: 1"]
+    assert b" 431 " in compare([message(many, b"x")])[0]
+    assert b" 431 " in compare([message([*USUAL, b"user-agent: " + b"a" * 600, b"content-length: 1"], b"x")])[0]
+    assert b" 413 " in compare([message([*USUAL, b"content-length: 61"], b"x" * 61)])[0]
+    assert b" 413 " in compare([message([*USUAL, b"content-length: 99999999999999"], b"x")])[0]
+    assert b" 400 " in compare([message([*USUAL[1:], b"content-length: 1"], b"x")])[0]
+    assert b" 421 " in compare([message([b"host: evil.example", *USUAL[1:], b"content-length: 1"], b"x")])[0]
+
+
+def test_lines_are_kept_up_to_a_number_and_secrets_are_not() -> None:
+    """Bounded: a flood of different lines takes no more memory, and harms nobody."""
+    lines = UsualLines()
+    for number in range(5000):
+        assert lines[b"mcp-name: %d" % number] == (b"mcp-name", b"%d" % number)
+    assert len(lines) <= 1024
+    assert lines[b"Authorization: Bearer x"] == (b"authorization", b"Bearer x")
+    assert lines[b"user-agent: " + b"a" * 600] == (b"user-agent", b"a" * 600)
+    assert not {line for line in lines if line.startswith((b"Auth", b"user"))}
+
+
+class CountingParser:
+    """A parser that tells how often it was fed."""
+
+    def __init__(self, parser: Any) -> None:
+        self._parser = parser
+        self.fed = 0
+
+    def feed_data(self, data: bytes) -> None:
+        """Count and parse."""
+        self.fed += 1
+        self._parser.feed_data(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+
+@pytest.mark.parametrize(("side", "fed"), [(SHORT, 0), (EXACT, 2)], ids=["short", "exact"])
+async def test_the_usual_request_does_not_meet_the_parser(side: Side, fed: int) -> None:
+    """Otherwise everything above would compare the parser with itself."""
+    connection = side._class(config=side._config, server_state=side._state, app_state={})
+    connection.connection_made(KeptTransport())
+    data = message([*USUAL, b"content-length: 1"], b"x")
+    connection.data_received(data)  # it makes the Host known
+    await asyncio.sleep(0)
+    connection.parser = parser = CountingParser(connection.parser)
+    for _ in range(2):
+        connection.data_received(data)
+        await asyncio.sleep(0)
+    connection.connection_lost(None)
+    assert parser.fed == fed
