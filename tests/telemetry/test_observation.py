@@ -297,6 +297,6 @@ async def test_every_call_of_a_running_server_is_observed() -> None:
     assert [(line["target"], line["status"]) for line in lines] == [
         ("add", "ok"),
         ("add", "tool_error"),
-        ("", "-32602"),
+        (r"x\n", "-32602"),
     ]
     assert all(line["bytes"] > 0 and line["session"] for line in lines)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from millstream.config import Settings
 from millstream.http import Handler
 from millstream.protocol.errors import LocalError
-from millstream.protocol.revisions import ALL
+from millstream.protocol.principal import Principal
+from millstream.server.handshake import Opening
 from millstream.server.services import SESSION_OVER, Note
 from millstream.server.sessions import Session
 from millstream.stores.base import Store
@@ -126,24 +127,39 @@ def make_observer(runtime: "Runtime") -> "Observer | None":
     return observer
 
 
-_METHODS = frozenset(
-    {"initialize", "response", *(name for each in ALL for name in (*each.requests, *each.notifications))}
-)
+_MAX_NAME = 1024
 
 
 def make_note(observer: "Observer") -> Note:
-    """How messages that become no call reach the observer; what no revision knows has one name."""
+    """How messages that become no call reach the observer."""
     from millstream.telemetry.messages import Message  # noqa: PLC0415  only where somebody looks
+    from millstream.telemetry.metrics import OTHER  # noqa: PLC0415
 
-    def note(method: str, transport: str, session: Session | None = None, status: str = "") -> None:
+    def note(
+        method: str,
+        transport: str,
+        session: Session | None = None,
+        status: str = "",
+        *,
+        target: str = "",
+        principal: Principal | None = None,
+        opening: Opening | None = None,
+    ) -> None:
         if method == SESSION_OVER:
             if session is not None:
                 observer.session_ended(session.id)
             return
-        message = Message(time.time(), method if method in _METHODS else "_other", status=status, transport=transport)
+        # Neither was checked yet, and lines wait for their batch.
+        method, target = method[:_MAX_NAME] or OTHER, target[:_MAX_NAME]
+        message = Message(time.time(), method, target, status, transport=transport)
+        about = session or opening
+        if about is not None:
+            message.client, message.client_version = about.client.name, about.client.version
+            message.revision = about.revision.date
         if session is not None:
-            message.session, message.revision = session.id, session.revision.date
-            message.client, message.client_version = session.client.name, session.client.version
+            message.session = session.id
+        if principal is not None:
+            message.principal = principal.id
         observer.message(message)
 
     return note
@@ -157,7 +173,7 @@ def part_routes(runtime: "Runtime") -> tuple[dict[str, dict[str, Handler]], list
     if runtime.hub is not None:
         from millstream.transports.events import HubRoutes  # noqa: PLC0415
 
-        hub = HubRoutes(runtime.hub, runtime.streams, runtime.server.settings)
+        hub = HubRoutes(runtime.hub, runtime.streams, runtime.server.settings, note=runtime.services.note)
         exact["/events"] = {"GET": hub.events}
         exact["/publish"] = {"POST": runtime.local_only(hub.publish)}
         prefixes.append(("/mcp/sse/", {"GET": hub.client_stream}))

@@ -33,8 +33,11 @@ from millstream.telemetry.recent import Growth, PerSecond
 HISTORY_SECONDS = 60
 
 _METHODS = frozenset(
-    ("response", *(method for revision in ALL for method in (*revision.requests, *revision.notifications)))
-)
+    (
+        "response", "hub/publish", "hub/subscribe", "hub/unsubscribe",
+        *(method for revision in ALL for method in (*revision.requests, *revision.notifications)),
+    )
+)  # fmt: skip
 """What has a label of its own; ``response`` is the answer of a client to what it was asked."""
 
 

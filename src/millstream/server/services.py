@@ -17,10 +17,11 @@ from typing import Any, Protocol, TypeVar
 
 from millstream.config import Settings
 from millstream.protocol.errors import ToolError
-from millstream.protocol.principal import Publisher
+from millstream.protocol.principal import Principal, Publisher
 from millstream.protocol.seal import NONCE_BYTES, KeyRing
 from millstream.server.asking import OpenQuestions
 from millstream.server.changes import Changes
+from millstream.server.handshake import Opening
 from millstream.server.keys import load_secrets, state_directory
 from millstream.server.sessions import Records, Session
 from millstream.stores.base import Store
@@ -124,11 +125,39 @@ SESSION_OVER = "$session over"
 
 
 class Note(Protocol):
-    """What observers are told of a message that is no call: a handshake, a notification, an answer, a refusal."""
+    """What observers are told of a message that is no call: a handshake, a notification, an answer, a refusal, and
+    what is said to the hub. The dispatcher's observer is told of calls.
+    """
 
-    def __call__(self, method: str, transport: str, session: Session | None = None, status: str = "") -> None:
-        """`status` is empty for success, else the JSON-RPC error code."""
+    def __call__(
+        self,
+        method: str,
+        transport: str,
+        session: Session | None = None,
+        status: str = "",
+        *,
+        target: str = "",
+        principal: Principal | None = None,
+        opening: Opening | None = None,
+    ) -> None:
+        """Take note of one message.
+
+        Args:
+            method: of the specification, ``response`` for an answer, ``hub/publish`` and the like; empty when it could
+                not be read.
+            transport: what carried it.
+            session: of the message, with client and revision.
+            status: empty for success, else what went wrong: the JSON-RPC code, HTTP status or kind of problem of the
+                answer. One of few: it is a label.
+            target: the tool or channel it is about.
+            principal: who sent it.
+            opening: what `initialize` settled.
+        """
         ...
+
+
+def unobserved(*_: object, **__: object) -> None:
+    """The `Note` of a server that nobody observes."""
 
 
 class Services:
@@ -156,8 +185,8 @@ class Services:
         self.settings = settings
         self.store = store
         self.hub: Publisher | None = None
-        self.note: Note | None = None
-        """Told of every message that becomes no call, where somebody observes."""
+        self.note: Note = unobserved
+        """Told of every message that becomes no call."""
         self.streamed: Callable[[Any], None] | None = None
         """Attaches the stream of a client to a call, where the hub is served."""
         self.clock: Callable[[], float] = time.time

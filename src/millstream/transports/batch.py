@@ -65,15 +65,18 @@ async def serve_batch(
         raise refuse_batch(f"revision {revision.date} has no batches")
     streamable.check_readable(request)
     scope = "" if session is None else session.id
+    note = streamable.services.note
 
     async def answer(message: Message | ProtocolError) -> bytes:
         if isinstance(message, ProtocolError):
+            note("", "http", session, str(message.code), principal=principal)
             return error_message(None, message.code, message.message)
-        if message.is_answer:
-            dispatcher.answer(message, scope)
-            return b""
-        if message.id is None:
-            take_notification(dispatcher, message, scope)
+        if message.is_answer or message.id is None:
+            note(message.method or "response", "http", session, principal=principal)
+            if message.is_answer:
+                dispatcher.answer(message, scope)
+            else:
+                take_notification(dispatcher, message, scope)
             return b""
         call = streamable.handshake_call(request, message, session, revision, principal)
         call.carrier = None  # it is the batch as a whole; a cancel is for one of its calls

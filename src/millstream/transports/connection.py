@@ -93,6 +93,7 @@ class Connection:
             message = read(data)
             coroutine = self._open(message)
         except ProtocolError as exc:
+            self._note("" if message is None else message.method or "response", str(exc.code))
             self._write(error_message(message.id if message is not None else None, exc.code, exc.message, exc.data))
             return
         if coroutine is not None:
@@ -176,14 +177,15 @@ class Connection:
 
     def _initialize(self, message: Message) -> bytes:
         assert message.id is not None  # noqa: S101  only requests are answered
-        if self.session is not None:
-            return error_message(message.id, INVALID_REQUEST, "Invalid request: this connection is initialized already")
         try:
+            if self.session is not None:
+                raise ProtocolError(INVALID_REQUEST, "Invalid request: this connection is initialized already")
             opening = read_initialize(message.params)
         except ProtocolError as exc:
+            self._note("initialize", str(exc.code))
             return error_message(message.id, exc.code, exc.message, exc.data)
-        self._note("initialize")
         self.session = Session(self.id, opening.revision, opening.client, record=Record())
+        self._note("initialize")
         dispatcher = self._dispatcher
         offered = dispatcher.registry.capabilities(opening.revision)
         return result_message(
@@ -197,6 +199,7 @@ class Connection:
                 raise refuse_batch(f"revision {self._revision().date} has no batches")
             messages = read_batch(data, self._dispatcher.services.settings.max_batch)
         except ProtocolError as exc:
+            self._note("", str(exc.code))
             self._write(error_message(None, exc.code, exc.message, exc.data))
             return
         answers = await asyncio.gather(*(self._one(message) for message in messages))
@@ -207,17 +210,18 @@ class Connection:
 
     async def _one(self, message: Message | ProtocolError) -> bytes:
         if isinstance(message, ProtocolError):
+            self._note("", str(message.code))
             return error_message(None, message.code, message.message)
         try:
             work = self._open(message)
         except ProtocolError as exc:
+            self._note(message.method, str(exc.code))
             return error_message(message.id, exc.code, exc.message, exc.data)
         return b"" if work is None else await work
 
     def _note(self, method: str, status: str = "") -> None:
-        note = self._dispatcher.services.note
-        if note is not None:
-            note(method, self._transport, self.session, status)
+        services = self._dispatcher.services
+        services.note(method, self._transport, self.session, status, principal=self._principal)
 
     # Changes
 

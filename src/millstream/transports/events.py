@@ -16,10 +16,10 @@ from millstream.http import JSON_HEAD, STREAM_HEAD, Request, Response, Sink
 from millstream.hub import Event, Forbidden, Hub, InvalidName, TooLarge, TooMany
 from millstream.hub.channels import DEFAULT
 from millstream.protocol import sse
-from millstream.protocol.errors import ProtocolError
+from millstream.protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
 from millstream.protocol.jsonrpc import check_text, encode
 from millstream.protocol.principal import Principal
-from millstream.server.services import principal_id
+from millstream.server.services import Note, principal_id, unobserved
 from millstream.transports.compression import GZIP_HEAD, accepts_gzip, gzip_member
 from millstream.transports.media import accepted, carries_json
 from millstream.transports.open_streams import OpenStreams
@@ -62,12 +62,19 @@ _GZIP_COMMENT = gzip_member(sse.COMMENT)
 class HubRoutes:
     """The three handlers."""
 
-    __slots__ = ("_authenticate", "_hub", "_settings", "_streams")
+    __slots__ = ("_authenticate", "_hub", "_note", "_settings", "_streams")
 
     def __init__(
-        self, hub: Hub, streams: OpenStreams, settings: Settings, *, authenticate: Authenticate | None = None
+        self,
+        hub: Hub,
+        streams: OpenStreams,
+        settings: Settings,
+        *,
+        note: Note = unobserved,
+        authenticate: Authenticate | None = None,
     ) -> None:
         self._hub = hub
+        self._note = note
         self._streams = streams
         self._settings = settings
         self._authenticate = authenticate
@@ -142,26 +149,37 @@ class HubRoutes:
 
     async def publish(self, request: Request) -> Response:
         """Publish the event in a JSON body: ``{"channel"?, "data", "event"?, "id"?}``."""
-        if not carries_json(request.headers):
-            return problem(415, "Send the event as content-type application/json, without a content coding.")
-        if not request.body.strip():
-            return problem(400, 'The body is empty. Send an event: {"data": …}.')
+        channel, principal = "", None
         try:
-            check_text(request.body, self._settings.max_depth)
-            given = _decode_publication(request.body)
+            given = self._read_publication(request)
+            channel, principal = given.channel, await self._principal(request)
+            self._hub.admission.publish(channel, principal)
+            published = await self._hub.publish(channel, given.data, event=given.event, id=given.id)
+            reply = Response(encode({"id": published.id, "subscribers": published.subscribers}), 200, JSON_HEAD)
         except ProtocolError as exc:
-            return problem(400, exc.message)
-        except msgspec.ValidationError as exc:
-            return problem(400, f"The body is not an event: {exc}.")
-        except msgspec.DecodeError:
-            # The decoder's own words are wrong for half a surrogate pair: it says that the data were truncated.
-            return problem(400, "The body is not JSON, or a text in it has half of a surrogate pair.")
-        try:
-            self._hub.admission.publish(given.channel, await self._principal(request))
-            published = await self._hub.publish(given.channel, given.data, event=given.event, id=given.id)
+            reply = problem(max(exc.status, 400), exc.message)
         except (InvalidName, Forbidden, TooLarge) as exc:
-            return _refusal(exc)
-        return Response(encode({"id": published.id, "subscribers": published.subscribers}), 200, JSON_HEAD)
+            reply = _refusal(exc)
+        status = "" if reply.status == 200 else str(reply.status)
+        self._note("hub/publish", "http", status=status, target=channel, principal=principal)
+        return reply
+
+    def _read_publication(self, request: Request) -> Publication:
+        """Raises: ProtocolError: the body is no event; `status` says why."""
+        if not carries_json(request.headers):
+            text = "Send the event as content-type application/json, without a content coding."
+            raise ProtocolError(INVALID_REQUEST, text, status=415)
+        if not request.body.strip():
+            raise ProtocolError(INVALID_REQUEST, 'The body is empty. Send an event: {"data": …}.')
+        check_text(request.body, self._settings.max_depth)
+        try:
+            return _decode_publication(request.body)
+        except msgspec.ValidationError as exc:
+            raise ProtocolError(INVALID_REQUEST, f"The body is not an event: {exc}.") from exc
+        except msgspec.DecodeError as exc:
+            # The decoder's own words are wrong for half a surrogate pair: it says that the data were truncated.
+            text = "The body is not JSON, or a text in it has half of a surrogate pair."
+            raise ProtocolError(PARSE_ERROR, text) from exc
 
     def _open(self, request: Request, principal: Principal | None) -> Sink | Response:
         if not accepted(request.headers.get(b"accept")).stream:

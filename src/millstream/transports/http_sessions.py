@@ -54,8 +54,8 @@ class HttpSessions:
         self._kept: tuple[float, int] = (0.0, 0)
         """When this period of keeping capabilities began, and the bytes kept since."""
 
-    async def mint(self, opening: Opening, principal: Principal | None) -> str:
-        """A new session id for a handshake. Writes to the store only what the id cannot hold.
+    async def mint(self, opening: Opening, principal: Principal | None) -> tuple[Session, str]:
+        """A new session for a handshake, and its sealed id. Writes to the store only what the id cannot hold.
 
         Capabilities that are unknown, and too large or too many to keep, are left out of the session: it begins with
         those that the id holds, so no flood of handshakes keeps anybody from opening one.
@@ -75,11 +75,11 @@ class HttpSessions:
             expires_at=now + int(services.settings.session_ttl),
             epoch=services.store.epoch,
         )
+        session = Session(token.id, opening.revision, opening.client, expires_at=token.expires_at)
         if not exact and self._affords(len(encode_json(capabilities)), now):
-            session = Session(token.id, opening.revision, opening.client)
             with contextlib.suppress(ProtocolError):
                 await services.records.put(session, Record(capabilities=capabilities))
-        return encode(token, services.ring, services.nonce())
+        return session, encode(token, services.ring, services.nonce())
 
     def _affords(self, size: int, now: float) -> bool:
         """Whether capabilities of this size are kept; they count from then on."""

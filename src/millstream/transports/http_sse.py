@@ -70,6 +70,12 @@ class HttpSse:
 
     async def post(self, request: Request) -> Response:
         """Take one message; the answer goes to the stream."""
+        reply = await self._take(request)
+        if reply is not _ACCEPTED:
+            self._dispatcher.services.note("", "sse", status=str(reply.status))
+        return reply
+
+    async def _take(self, request: Request) -> Response:
         if not carries_json(request.headers):
             return _WRONG_TYPE
         values = parse_qs(request.query.decode("latin-1")).get("session_id")

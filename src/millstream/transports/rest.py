@@ -39,6 +39,7 @@ from millstream.transports.problems import (
     TOOL_ERROR,
     UNKNOWN_TOOL,
     WRONG_TYPE,
+    Kind,
     problem,
 )
 from millstream.transports.streamable import Authenticate
@@ -112,13 +113,15 @@ _SILENT = SilentLine()
 class RestRoutes:
     """The handlers: `list_tools` and `call_tool` of the dialect, `run_tool` and `describe` of plain REST."""
 
-    __slots__ = ("_busy_at", "_described", "_described_from", "_dispatcher", "_max_depth", "_registry", "authenticate")
+    __slots__ = ("_busy_at", "_described", "_described_from", "_dispatcher", "_max_depth", "_note", "_registry",
+                 "authenticate")  # fmt: skip
 
     def __init__(self, dispatcher: Dispatcher, *, authenticate: Authenticate | None = None) -> None:
         # Configuration
         settings = dispatcher.services.settings
         self._dispatcher = dispatcher
         self._registry = dispatcher.registry
+        self._note = dispatcher.services.note
         self._busy_at = settings.max_calls
         self._max_depth = settings.max_depth
         self.authenticate = authenticate
@@ -138,10 +141,12 @@ class RestRoutes:
         return await self._dialect(request, "tools/call")
 
     async def _dialect(self, request: Request, method: str) -> Response:
-        if not _is_call(request):
-            return _DIALECT_TYPE
-        if self._busy():
-            return _DIALECT_BUSY
+        refused = None if _is_call(request) else _DIALECT_TYPE
+        if refused is None and self._busy():
+            refused = _DIALECT_BUSY
+        if refused is not None:
+            self._note(method, "rest", status=str(refused.status))
+            return refused
         request_id: RequestId | None = None
         try:
             principal = await self._principal(request)
@@ -150,6 +155,7 @@ class RestRoutes:
             envelope = _read_envelope(body, method)
             request_id = envelope.id
         except ProtocolError as exc:
+            self._note(method, "rest", status=str(exc.code))
             return Response(error_message(None, exc.code, exc.message, exc.data), max(exc.status, 400))
         call = Call(
             revision=NEWEST_HANDSHAKE,
@@ -173,25 +179,30 @@ class RestRoutes:
     async def run_tool(self, request: Request) -> Response:
         """`POST /tools/{name}`: the body is the arguments, the reply is the structured result."""
         root, name = request.root_path, request.path.removeprefix(TOOLS_PATH)
+
+        def refuse(kind: Kind, detail: str, status: int = 0) -> Response:
+            self._note("tools/call", "rest", status=kind.slug, target=name, principal=principal)
+            return problem(kind, detail, root_path=root, status=status)
+
+        principal: Principal | None = None
         if self._busy():
-            return problem(BUSY, "Too many calls are running. Try again later.", root_path=root)
+            return refuse(BUSY, "Too many calls are running. Try again later.")
         if not _is_json(request):
-            return problem(WRONG_TYPE, "Send the arguments with content-type application/json.", root_path=root)
+            return refuse(WRONG_TYPE, "Send the arguments with content-type application/json.")
         try:
             principal = await self._principal(request)
         except ProtocolError as exc:
-            return problem(REFUSED, exc.message, root_path=root, status=exc.status if exc.status >= 400 else 0)
+            return refuse(REFUSED, exc.message, exc.status if exc.status >= 400 else 0)
         tool = self._registry.tools.get(name)
         if tool is None:
-            return problem(UNKNOWN_TOOL, f"There is no tool {name[:128]!r}.", root_path=root)
+            return refuse(UNKNOWN_TOOL, f"There is no tool {name[:128]!r}.")
         if tool.requires:
-            return problem(NEEDS_ANSWERS, f"The tool needs {', '.join(tool.requires)} of its client.", root_path=root)
+            return refuse(NEEDS_ANSWERS, f"The tool needs {', '.join(tool.requires)} of its client.")
         try:
             check_text(request.body, self._max_depth)
             _check_arguments(tool, request.body or b"{}")
         except ProtocolError as exc:
-            kind = MALFORMED if exc.code == PARSE_ERROR else INVALID_ARGUMENTS
-            return problem(kind, exc.message, root_path=root)
+            return refuse(MALFORMED if exc.code == PARSE_ERROR else INVALID_ARGUMENTS, exc.message)
         call = Call(
             revision=NEWEST,
             id=0,

@@ -188,6 +188,7 @@ class Streamable:
         """The ladder: media types, JSON, envelope, era."""
         refused = self._check_media(request)
         if refused is not None:
+            self.services.note("", "http", status=str(refused.status))
             return refused
         message: Message | None = None
         try:
@@ -204,7 +205,8 @@ class Streamable:
                 return await self._per_request(request, message, principal)
             return await self._handshake(request, message, principal)
         except ProtocolError as exc:
-            self._note("" if message is None else message.method, status=str(exc.code))
+            method = "" if message is None else message.method or "response"
+            self.services.note(method, "http", status=str(exc.code))
             request_id = message.id if message is not None and message.is_request else None
             return self.reply(request, error_message(request_id, exc.code, exc.message, exc.data), exc.status)
 
@@ -264,7 +266,7 @@ class Streamable:
     async def _per_request(self, request: Request, message: Message, principal: Principal | None) -> Response | None:
         if message.id is None:
             check_notification(message)
-            self._note(message.method)
+            self.services.note(message.method, "http", principal=principal)
             return _ACCEPTED
         if message.method == _LISTEN:
             if not accepted(request.headers.get(b"accept")).stream:
@@ -311,7 +313,7 @@ class Streamable:
         if message.id is None:
             check_notification(message)
             take_notification(self._dispatcher, message, session.id if session is not None else "")
-            self._note(message.method, session)
+            self.services.note(message.method, "http", session, principal=principal)
             return _ACCEPTED
         call = self.handshake_call(request, message, session, revision, principal)
         return await self._run(request, call, session.id if session is not None else "")
@@ -370,10 +372,11 @@ class Streamable:
             dispatcher.info,
             dispatcher.instructions,
         )
-        self._note("initialize")
-        head = b""
+        head, session = b"", None
         if self.sessions is not None and not opening.sessionless:
-            head = b"mcp-session-id: %b\r\n" % (await self.sessions.mint(opening, principal)).encode()
+            session, sealed = await self.sessions.mint(opening, principal)
+            head = b"mcp-session-id: %b\r\n" % sealed.encode()
+        self.services.note("initialize", "http", session, principal=principal, opening=opening)
         return self.reply(request, result_message(message.id, result), head=head)
 
     async def _answer(self, request: Request, message: Message, principal: Principal | None) -> Response:
@@ -387,9 +390,5 @@ class Streamable:
             raise ProtocolError(
                 INVALID_REQUEST, "Invalid request: nobody in this session waits for this response", status=400
             )
-        self._note("response", session)
+        self.services.note("response", "http", session, principal=principal)
         return _ACCEPTED
-
-    def _note(self, method: str, session: Session | None = None, status: str = "") -> None:
-        if self.services.note is not None:
-            self.services.note(method, "http", session, status)

@@ -81,8 +81,7 @@ class StreamableGet:
                 return refusal(503, FULL, "Too many ended sessions: try again later", head=_LATER)
         except ProtocolError as exc:
             return refusal(exc.status, exc.code, exc.message, head=_LATER if exc.status == 503 else b"")
-        if self._services.note is not None:
-            self._services.note(SESSION_OVER, "http", session)
+        self._services.note(SESSION_OVER, "http", session)
         for call in [call for (scope, _), call in self._dispatcher.by_id.items() if scope == session.id]:
             call.cancel()
         sink = self._by_session.get(session.id)

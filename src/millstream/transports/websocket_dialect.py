@@ -46,6 +46,8 @@ class _Head(Struct, gc=False):
     type: str = ""
     id: Raw = Raw(b"")
     jsonrpc: Raw = Raw(b"")
+    channel: Any = DEFAULT
+    tool: Any = ""
 
 
 class _CallMessage(Struct, gc=False):
@@ -135,7 +137,7 @@ class Dialect:
 
     async def take(self, data: bytes) -> None:
         """Take one message. Calls run beside each other, all else in the order of arrival."""
-        head = _Head()
+        head, code = _Head(), 0
         try:
             check_text(data, self._dispatcher.services.settings.max_depth)
             require_json(data)
@@ -148,15 +150,17 @@ class Dialect:
                 return
             await self._obey(head, data)
         except ProtocolError as exc:
-            self._fail(head.id, exc.code, exc.message)
+            code = self._fail(head.id, exc.code, exc.message)
         except msgspec.ValidationError as exc:
-            self._fail(head.id, INVALID_PARAMS if head.type else INVALID_REQUEST, f"Invalid message: {exc}")
+            code = self._fail(head.id, INVALID_PARAMS if head.type else INVALID_REQUEST, f"Invalid message: {exc}")
         except (InvalidName, TooLarge) as exc:
-            self._fail(head.id, INVALID_PARAMS, str(exc))
+            code = self._fail(head.id, INVALID_PARAMS, str(exc))
         except Forbidden as exc:
-            self._fail(head.id, FORBIDDEN, str(exc))
+            code = self._fail(head.id, FORBIDDEN, str(exc))
         except TooMany as exc:
-            self._fail(head.id, TOO_MANY, str(exc))
+            code = self._fail(head.id, TOO_MANY, str(exc))
+        if code or head.type != "mcp_call":  # the dispatcher has its calls noted
+            self._note(head, code)
 
     async def close(self) -> None:
         """The socket is closed: stop what runs for it."""
@@ -177,8 +181,20 @@ class Dialect:
     def _reply(self, id: Raw, kind: str, **members: Any) -> None:
         self._outbox.answer(encode({"type": kind, **_echo(id), **members}))
 
-    def _fail(self, id: Raw, code: int, message: str) -> None:
+    def _fail(self, id: Raw, code: int, message: str) -> int:
         self._reply(id, "error", error={"code": code, "message": message})
+        return code
+
+    def _note(self, head: _Head, code: int) -> None:
+        method, about = _OBSERVED.get(head.type, ("", ""))
+        target = getattr(head, about, "")
+        self._dispatcher.services.note(
+            method,
+            "websocket",
+            status=str(code) if code else "",
+            target=target if isinstance(target, str) else "",
+            principal=self._peer.principal,
+        )
 
     # Tools
 
@@ -279,6 +295,15 @@ _VERBS: dict[str, tuple[Callable[[bytes], Any], Callable[[Dialect, Any, Raw], Aw
     "publish": (msgspec.json.Decoder(_Publish).decode, Dialect.publish),
     "ping": (msgspec.json.Decoder(_Ping).decode, Dialect.ping),
 }
+
+_OBSERVED = {
+    "mcp_call": ("tools/call", "tool"),
+    "subscribe": ("hub/subscribe", "channel"),
+    "unsubscribe": ("hub/unsubscribe", "channel"),
+    "publish": ("hub/publish", "channel"),
+    "ping": ("ping", ""),
+}
+"""What observers call them, and which member says what they are about."""
 
 
 def _echo(id: Raw) -> dict[str, Raw]:

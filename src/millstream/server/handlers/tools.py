@@ -67,9 +67,9 @@ class ToolHandlers:
         """
         params = read(_call_decoder, call)
         tool = self._registry.tools.get(params.name)
+        call.name = params.name if tool is not None else params.name[:128]
         if tool is None:
-            raise ProtocolError(INVALID_PARAMS, f"Unknown tool: {params.name[:128]!r}")
-        call.name = params.name
+            raise ProtocolError(INVALID_PARAMS, f"Unknown tool: {call.name!r}")
         if tool.requires and call.revision.handshake and not declares(call.client.capabilities, tool.requires):
             raise ToolError(f"This tool needs a client that declares: {', '.join(tool.requires)}.")
         take_rounds(call, params)

@@ -1,0 +1,238 @@
+"""One line and one count for each message, whatever carried it and whatever became of it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from millstream import Server, Settings
+from millstream.app.runtime import Runtime
+from millstream.protocol.revisions import NEWEST_HANDSHAKE
+from millstream.transports.memory import MemoryPipe
+
+DATE = NEWEST_HANDSHAKE.date
+JSON = {"content-type": "application/json"}
+INITIALIZE = {
+    "jsonrpc": "2.0", "id": 1, "method": "initialize",
+    "params": {"protocolVersion": DATE, "capabilities": {}, "clientInfo": {"name": "probe", "version": "7"}},
+}  # fmt: skip
+
+
+class World:
+    """A server that serves everything and logs every message, without a socket."""
+
+    def __init__(self, server: Server, runtime: Runtime, capture: pytest.CaptureFixture[str]) -> None:
+        self.server = server
+        self.runtime = runtime
+        self._capture = capture
+
+    async def post(self, path: str, body: Any, **headers: str) -> dict[bytes, bytes]:
+        """POST a body; gives the headers of the reply."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        inbox: asyncio.Queue[Any] = asyncio.Queue()
+        inbox.put_nowait({"type": "http.request", "body": data})
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        named = {"host": "127.0.0.1", **JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        path, _, query = path.partition("?")
+        scope = {
+            "type": "http", "path": path, "method": "POST", "query_string": query.encode(), "client": ("127.0.0.1", 1),
+            "headers": [(name.encode(), value.encode()) for name, value in named.items()],
+        }  # fmt: skip
+        await asyncio.wait_for(self.server(scope, inbox.get, send), 5)
+        return dict(sent[0]["headers"])
+
+    async def socket(self, *messages: str) -> None:
+        """Send messages of the dialect, each when the one before is answered."""
+        inbox: asyncio.Queue[Any] = asyncio.Queue()
+        inbox.put_nowait({"type": "websocket.connect"})
+        outbox: asyncio.Queue[Any] = asyncio.Queue()
+        scope = {
+            "type": "websocket", "path": "/ws", "headers": [(b"host", b"127.0.0.1")], "client": ("127.0.0.1", 1),
+        }  # fmt: skip
+        task = asyncio.create_task(self.server(scope, inbox.get, outbox.put))
+        async with asyncio.timeout(5):
+            assert (await outbox.get())["type"] == "websocket.accept"
+            await outbox.get()
+            for message in messages:
+                inbox.put_nowait({"type": "websocket.receive", "text": message})
+                await outbox.get()
+            inbox.put_nowait({"type": "websocket.disconnect", "code": 1000})
+            await task
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines since the last look."""
+        assert self.runtime.observer is not None
+        self.runtime.observer.close()
+        shown = [json.loads(line) for line in self._capture.readouterr().err.splitlines() if line.startswith("{")]
+        return [line for line in shown if line["logger"] == "millstream.access"]
+
+    def brief(self) -> list[tuple[str, str, str, str]]:
+        """Method, target, status and transport of each line."""
+        return [(line["method"], line["target"], line["status"], line["transport"]) for line in self.lines()]
+
+    def metrics(self) -> str:
+        """What a scrape would get."""
+        assert self.runtime.observer is not None
+        return self.runtime.observer.registry.render().decode()
+
+
+@pytest.fixture
+def capture(capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
+    return capsys
+
+
+@asynccontextmanager
+async def world(capture: pytest.CaptureFixture[str], **settings: Any) -> AsyncIterator[World]:
+    server = Server("seen", serve="all", settings=Settings(access_log=True, **settings))
+
+    @server.tool
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    @server.tool(requires={"sampling": {}})
+    async def asks() -> str:
+        return ""
+
+    async with server.running() as runtime:
+        yield World(server, runtime, capture)
+
+
+async def test_the_line_of_initialize_has_session_client_and_revision(capture: pytest.CaptureFixture[str]) -> None:
+    """A fixed defect: over HTTP it had none of them, and nobody could tell which client a session is of."""
+    async with world(capture) as seen:
+        sealed = (await seen.post("/mcp", INITIALIZE))[b"mcp-session-id"]
+        await seen.post(
+            "/mcp", {"jsonrpc": "2.0", "method": "notifications/initialized"}, mcp_session_id=sealed.decode()
+        )
+        pipe = MemoryPipe(seen.runtime.dispatcher)
+        pipe.send(json.dumps(INITIALIZE).encode())
+        first, second, third = seen.lines()
+        for line in (first, second, third):
+            assert (line["client"], line["revision"], line["status"]) == ("probe/7", DATE, "ok")
+        assert first["session"] == second["session"] != ""
+        assert third["session"] not in ("", first["session"])
+        await pipe.close()
+
+
+async def test_a_refused_initialize_is_told_with_its_code(capture: pytest.CaptureFixture[str]) -> None:
+    """A fixed defect: on connections it was not told at all."""
+    wrong = {**INITIALIZE, "params": {}}
+    async with world(capture) as seen:
+        await seen.post("/mcp", wrong)
+        pipe = MemoryPipe(seen.runtime.dispatcher)
+        pipe.send(json.dumps(wrong).encode())
+        assert seen.brief() == [("initialize", "", "-32602", "http"), ("initialize", "", "-32602", "memory")]
+        await pipe.close()
+
+
+REFUSED = [
+    ("/tools/nothing", b"{}", {}, ("tools/call", "nothing", "unknown-tool", "rest")),
+    ("/tools/add", b'{"a":"x"}', {}, ("tools/call", "add", "invalid-arguments", "rest")),
+    ("/tools/add", b"{", {}, ("tools/call", "add", "malformed-body", "rest")),
+    ("/tools/add", b"{}", {"content_type": "text/plain"}, ("tools/call", "add", "unsupported-type", "rest")),
+    ("/tools/asks", b"{}", {}, ("tools/call", "asks", "needs-answers", "rest")),
+    ("/mcp/tools/call", b"{", {}, ("tools/call", "", "-32700", "rest")),
+    ("/mcp/tools/list", b'{"method":"x"}', {}, ("tools/list", "", "-32600", "rest")),
+    ("/mcp/tools/list", b"{}", {"content_type": "text/plain"}, ("tools/list", "", "415", "rest")),
+    ("/publish", b"{", {}, ("hub/publish", "", "400", "http")),
+    ("/publish", b'{"data":1}', {"content_type": "text/plain"}, ("hub/publish", "", "415", "http")),
+    ("/publish", b'{"data":1,"channel":"a b"}', {}, ("hub/publish", "a b", "400", "http")),
+    ("/publish", b'{"data":1,"channel":"$client.x"}', {}, ("hub/publish", "$client.x", "403", "http")),
+    ("/publish", b'{"data":1,"channel":"news"}', {}, ("hub/publish", "news", "ok", "http")),
+    ("/messages/?session_id=x", b"{}", {}, ("_other", "", "404", "sse")),
+    ("/mcp", b"{}", {"content_type": "text/plain"}, ("_other", "", "415", "http")),
+    ("/mcp", b"{", {}, ("_other", "", "-32700", "http")),
+    ("/mcp", b'{"jsonrpc":"2.0","id":1,"result":{}}', {}, ("response", "", "-32600", "http")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "line"), REFUSED, ids=[f"{each[0]}-{each[3][2]}" for each in REFUSED]
+)
+async def test_what_is_refused_before_it_is_a_call_is_told_with_what_went_wrong(
+    capture: pytest.CaptureFixture[str], path: str, body: bytes, headers: dict[str, str], line: tuple[str, ...]
+) -> None:
+    """A fixed defect: a refusal of REST, `/publish`, `/messages/` or of a media type left no trace."""
+    async with world(capture) as seen:
+        await seen.post(path, body, **headers)
+        assert seen.brief() == [line]
+
+
+async def test_a_full_server_tells_which_calls_it_refused(capture: pytest.CaptureFixture[str]) -> None:
+    """An operator looks for them first."""
+    async with world(capture, max_calls=1) as seen:
+        seen.runtime.dispatcher.calls.add(object())  # type: ignore[arg-type]  # something that runs
+        for path in ("/tools/add", "/mcp/tools/call", "/mcp"):
+            await seen.post(path, b"{}")
+        seen.runtime.dispatcher.calls.clear()
+        assert [(line["method"], line["status"]) for line in seen.lines()] == [
+            ("tools/call", "busy"), ("tools/call", "503"), ("_other", "503"),
+        ]  # fmt: skip
+
+
+async def test_every_message_of_the_dialect_is_told_once(capture: pytest.CaptureFixture[str]) -> None:
+    """A fixed defect: its verbs and its errors were not; its calls are the dispatcher's to tell."""
+    subscribe, unsubscribe = '{"type":"subscribe","channel":"news"}', '{"type":"unsubscribe","channel":"news"}'
+    messages = [
+        ('{"type":"subscribe","channel":"$client.x"}', ("hub/subscribe", "$client.x", "-32003")),
+        ('{"type":"unsubscribe"}', ("hub/unsubscribe", "broadcast", "-32602")),
+        ('{"type":"publish","data":1,"channel":7}', ("hub/publish", "", "-32602")),
+        ('{"type":"publish","data":1}', ("hub/publish", "broadcast", "ok")),
+        ('{"type":"ping"}', ("ping", "", "ok")),
+        ('{"type":"nonsense"}', ("_other", "", "-32601")),
+        ("{", ("_other", "", "-32700")),
+        ('{"jsonrpc":"1.0"}', ("_other", "", "-32600")),
+        ('{"type":"mcp_call","tool":"add","arguments":{"a":1,"b":2}}', ("tools/call", "add", "ok")),
+        ('{"type":"mcp_call","tool":"add","arguments":7}', ("tools/call", "add", "tool_error")),
+        ('{"type":"mcp_call"}', ("tools/call", "", "-32602")),
+    ]
+    async with world(capture) as seen:
+        await seen.socket(subscribe, unsubscribe)
+        assert seen.brief() == [(f"hub/{verb}", "news", "ok", "websocket") for verb in ("subscribe", "unsubscribe")]
+        for message, line in messages:
+            await seen.socket(message)
+            assert seen.brief() == [(*line, "websocket")], message
+
+
+async def test_every_message_of_a_batch_is_told(capture: pytest.CaptureFixture[str]) -> None:
+    """A fixed defect: only its calls were."""
+    batch = b'[{"jsonrpc":"2.0","method":"notifications/cancelled"},{"jsonrpc":"2.0","id":1,"result":{}},7]'
+    told = [("notifications/cancelled", "ok"), ("response", "ok"), ("_other", "-32600")]
+    async with world(capture) as seen:
+        await seen.post("/mcp", batch)
+        assert [(line["method"], line["status"]) for line in seen.lines()] == told
+        pipe = MemoryPipe(seen.runtime.dispatcher)
+        pipe.send(batch)
+        await asyncio.wait_for(pipe.receive(), 5)
+        assert [(line["method"], line["status"]) for line in seen.lines()] == told
+        await pipe.close()
+
+
+async def test_what_took_no_measured_time_enters_no_histogram(capture: pytest.CaptureFixture[str]) -> None:
+    """A fixed defect: zeros of messages that became no call made quantiles look better than they are."""
+    async with world(capture) as seen:
+        await seen.post("/mcp", INITIALIZE)
+        await seen.post("/mcp", b"{")
+        await seen.post("/tools/nothing", b"{}")
+        await seen.post("/publish", b'{"data":1}')
+        await seen.socket('{"type":"ping"}')
+        shown = seen.metrics()
+        assert "mcp_server_operation_duration_seconds_count" not in shown
+        assert 'mcp_server_messages_total{mcp_method_name="hub/publish"} 1' in shown
+        assert 'mcp_server_messages_total{mcp_method_name="tools/call",error_type="unknown-tool"} 1' in shown
+        assert f'mcp_server_messages_total{{mcp_method_name="initialize",mcp_protocol_version="{DATE}"}} 1' in shown
+
+
+async def test_a_name_that_was_never_checked_is_cut(capture: pytest.CaptureFixture[str]) -> None:
+    """Lines wait for their batch: hundreds of names as long as a body would fill the memory."""
+    async with world(capture) as seen:
+        await seen.post("/publish", {"data": 1, "channel": "x" * 100_000})
+        await seen.post("/mcp/tools/call", {"params": {"name": "y" * 100_000}})
+        assert all(len(line["target"]) < 300 for line in seen.lines())
