@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
-from guard_peer import Start, guarded, held, refused
+from guard_peer import Start, echo, guarded, held, refused
 from http_peer import HEAD, WAIT, request, serve
 from millstream.config import Settings
 from millstream.http import STREAM_HEAD, Request, Response
@@ -134,6 +134,7 @@ async def test_connections_above_the_cap_are_503_and_told_when_to_come_back(star
         await peer.send(request(body=b"x"))
         assert (await peer.reply())[0] == 200
     third = await server.connect()
+    await third.send(request(body=b"x"))
     status, headers, _ = await third.reply()
     assert (status, headers[b"retry-after"], headers[b"connection"]) == (503, b"1", b"close")
     assert await third.rest() == b""
@@ -152,6 +153,7 @@ async def test_connections_of_one_address_have_a_cap_of_their_own(start: Start) 
     await first.send(request(body=b"x"))
     await first.reply()
     second = await server.connect()
+    await second.send(request(body=b"x"))
     await refused(second, 503)
     first.close()
     second.close()
@@ -161,11 +163,53 @@ async def test_connections_of_one_address_have_a_cap_of_their_own(start: Start) 
     assert (await third.reply())[0] == 200
 
 
+@pytest.mark.parametrize("cap", [{"max_connections": 1}, {"max_connections_per_address": 1}])
+@pytest.mark.parametrize("head_only", [False, True])
+async def test_a_probe_is_answered_above_the_cap_and_nothing_else(
+    start: Start, cap: dict[str, int], head_only: bool
+) -> None:
+    """A fixed defect: a full and healthy server was taken for dead, and killed, by who probed it."""
+    server = await start({("HEAD", "/livez"): echo}, **cap)
+    full = await server.connect()
+    await full.send(request(body=b"x"))
+    assert (await full.reply())[0] == 200
+    probe = await server.connect()
+    await probe.send(request("HEAD" if head_only else "GET", "/livez?x") + request(body=b"behind it"))
+    status, headers, _ = await probe.reply(head_only=head_only)
+    assert (status, headers[b"connection"]) == (200, b"close")
+    assert await probe.rest() == b""
+    for method, path in (("POST", "/echo"), ("POST", "/asgi"), ("GET", "/liv%65z"), ("POST", "/livez"), ("GET", "/")):
+        other = await server.connect()
+        await other.send(request(method, path))
+        await refused(other, 503)
+    upgrade = await server.connect()
+    await upgrade.send(b"GET /ws HTTP/1.1\r\n" + HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    await refused(upgrade, 503)
+    await full.send(request(body=b"still served"))
+    assert (await full.reply())[2] == b"still served"
+
+
+async def test_places_for_probes_are_few_and_left_soon(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who takes one without asking anything keeps probes out for a moment only."""
+    monkeypatch.setattr("millstream.transports.lane.guard._SPARES", 1)
+    server = await start(max_connections=1, header_timeout=0.1)
+    full = await server.connect()
+    await full.send(request(body=b"x"))
+    await full.reply()
+    idle = await server.connect()
+    await refused(await server.connect(), 503)
+    assert await idle.rest() == b""
+    probe = await server.connect()
+    await probe.send(request("GET", "/livez"))
+    assert (await probe.reply())[0] == 200
+
+
 async def test_a_crowd_above_the_cap_is_dropped_without_an_answer(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refusals are polite only as far as they cost little."""
     monkeypatch.setattr("millstream.transports.lane.guard._LINGERING", 0)
+    monkeypatch.setattr("millstream.transports.lane.guard._SPARES", 0)
     server = await start(max_connections=1)
     first = await server.connect()
     await first.send(request(body=b"x"))
@@ -204,7 +248,9 @@ async def test_a_websocket_is_handed_over_and_still_counts(start: Start) -> None
             assert await asyncio.wait_for(socket.recv(), WAIT) == "one"
             guard = vars(server.state)["millstream_guard"]
             guard._sweep()
-            await refused(await server.connect(), 503)
+            other = await server.connect()
+            await other.send(request(body=b"x"))
+            await refused(other, 503)
             await socket.send("two")
             assert await asyncio.wait_for(socket.recv(), WAIT) == "two"
         await server.left(0)

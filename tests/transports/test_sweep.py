@@ -49,7 +49,7 @@ class Connection:
         self.busy = busy
         self.fresh = fresh
         self.held = False
-        self.refused = False
+        self.refused = self.spare = False
         self.since = self.unsent_since = 0.0
         self.unsent = 0
         self.buffer = 0
@@ -194,15 +194,38 @@ def test_addresses_are_counted_only_where_they_have_a_cap(loop: Loop) -> None:
     capped = Guard(state, Settings(max_connections_per_address=1), cast("Any", loop))
     first, second = Connection(), Connection()
     assert capped.admit(first)
-    assert not capped.admit(second)
+    assert capped.admit(second)
+    assert (first.spare, second.spare) == (False, True)
     capped.release(second)
     capped.release(first)
-    assert capped.admit(Connection())
+    third = Connection()
+    assert capped.admit(third)
+    assert not third.spare
     free = Guard(state, Settings(), cast("Any", loop))
     assert free.admit(first)
     assert free.admit(second)
+    assert not second.spare
     assert not free._counts
     unnamed = Connection()
     unnamed.peer = ""
     assert capped.admit(unnamed)
     assert capped.admit(unnamed)
+    assert not unnamed.spare
+
+
+def test_a_few_above_a_cap_may_probe_for_a_moment_and_the_rest_is_refused(loop: Loop) -> None:
+    """Above the cap nobody may wait long: the next probe wants the place."""
+    guard = Guard(ServerState(), Settings(max_connections_per_address=1), cast("Any", loop))
+    assert guard.admit(Connection())
+    spares = [Connection(fresh=True) for _ in range(16)]
+    assert all(guard.admit(each) and each.spare for each in spares)
+    assert not guard.admit(Connection())
+    spares[0].refuse(Response())
+    assert guard.admit(Connection())
+    assert not guard.admit(Connection())
+    guard.release(spares[1])
+    assert guard.admit(Connection())
+    slow = spares[2]
+    slow.phase = HEADERS
+    loop.turn(3)
+    assert (slow.fate, spares[3].fate) == ("408", "closed")

@@ -22,6 +22,8 @@ IDLE, HEADERS, BODY = range(3)
 
 _LINGER = 2.0
 """How long a refused peer may read its refusal."""
+_SPARES = 16
+"""Connections above the cap that may ask how the server is: whoever probes a full server must not take it for dead."""
 _LINGERING = 256
 """Connections above the cap that may read their refusal at a time; more are dropped without one."""
 
@@ -39,6 +41,8 @@ class Guarded(Protocol):
     unsent_since: float
     """Since when the write buffer has not become smaller."""
     refused: bool
+    spare: bool
+    """Above the cap, and there only to ask how the server is."""
 
     @property
     def busy(self) -> bool:
@@ -69,6 +73,7 @@ class Guard:
         "_interval",
         "_limits",
         "_loop",
+        "_spares",
         "_state",
         "_timer",
         "clock",
@@ -87,6 +92,7 @@ class Guard:
         self._state = state
         self._timer: asyncio.TimerHandle | None = None
         self._connections: set[Guarded] = set()
+        self._spares: set[Guarded] = set()
         self._counts: Counter[str] = Counter()
         self.clock = loop.time()
         self.heads = Heads(state)
@@ -94,18 +100,27 @@ class Guard:
         self.workers = Workers()
 
     def admit(self, connection: Guarded) -> bool:
-        """Watch a new connection (already in the server's set); False when there are too many."""
+        """Watch a new connection (already in the server's set); False when there are too many.
+
+        A few above the cap are `spare`: they have little time and get one answer, a refusal unless they probe.
+        """
         if self._timer is None:
             self.clock = self._loop.time()
             self._timer = self._loop.call_later(self._interval, self._sweep)
         connection.since = connection.unsent_since = self.clock
         self._connections.add(connection)
         limits, peer = self._limits, connection.peer
+        connection.spare = len(self._state.connections) > limits.max_connections
         if limits.max_connections_per_address and peer:
             self._counts[peer] += 1
-            if self._counts[peer] > limits.max_connections_per_address:
-                return False
-        return len(self._state.connections) <= limits.max_connections
+            connection.spare |= self._counts[peer] > limits.max_connections_per_address
+        if not connection.spare:
+            return True
+        self._spares = {each for each in self._spares if not each.refused}
+        if len(self._spares) >= _SPARES:
+            return False
+        self._spares.add(connection)
+        return True
 
     @property
     def overrun(self) -> bool:
@@ -115,6 +130,7 @@ class Guard:
     def release(self, connection: Guarded) -> None:
         """Stop watching a connection that is over, or that another protocol goes on with."""
         self._connections.discard(connection)
+        self._spares.discard(connection)
         if connection.peer in self._counts:
             self._counts[connection.peer] -= 1
 
@@ -145,16 +161,17 @@ class Guard:
         if connection.held:
             connection.since = now
         waited = now - connection.since
+        for_headers = min(_LINGER, limits.header_timeout) if connection.spare else limits.header_timeout
         if connection.refused:
             if waited > _LINGER and not connection.busy:
                 connection.transport.abort()
         elif connection.phase == HEADERS:
-            if waited > limits.header_timeout:
+            if waited > for_headers:
                 connection.refuse(HEADER_TIMEOUT)
         elif connection.phase == BODY:
             if waited > limits.body_timeout:
                 connection.refuse(BODY_TIMEOUT)
-        elif not connection.busy and waited > (limits.header_timeout if connection.fresh else limits.keep_alive):
+        elif not connection.busy and waited > (for_headers if connection.fresh else limits.keep_alive):
             connection.transport.close()
 
 

@@ -64,8 +64,8 @@ class GuardedProtocol(HttpToolsProtocol):
     """One HTTP/1 connection, guarded."""
 
     # uvicorn's own attributes stay in its dict; more than thirty there would no longer be shared between connections.
-    __slots__ = ("final", "front", "guard", "lane", "limits", "peer", "phase", "proxy", "received",
-                 "refused", "seen", "since", "size", "traced", "unsent", "unsent_since", "waiting")  # fmt: skip
+    __slots__ = ("final", "front", "guard", "lane", "limits", "peer", "phase", "proxy", "received", "refused",
+                 "seen", "since", "size", "spare", "traced", "unsent", "unsent_since", "waiting")  # fmt: skip
 
     app: Any
     parser: HttpRequestParser
@@ -99,6 +99,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self.waiting: deque[Callable[[], None]] = cast("Any", self.pipeline)
         """uvicorn's deque, in use for both kinds of call: oldest first, each entry starts its call."""
         self.refused = False
+        self.spare = False
+        """Above the cap on connections: it gets one answer, which is a refusal unless it probes."""
         self.final: bytes | None = None
         # request
         self.url = b""
@@ -231,6 +233,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self.waiting.append(partial(self._start_cycle, *entry))
         else:
             self.front = cycle
+        if self.spare:
+            cycle.keep_alive = False
         if self.parser.should_upgrade():
             # An upgrade that nobody speaks: what comes behind it is not parsed.
             cycle.keep_alive = False
@@ -280,6 +284,8 @@ class GuardedProtocol(HttpToolsProtocol):
         url, fields = self.url, dict(self.headers)
         hosts = [value for name, value in self.headers if name == b"host"]
         size = int(fields.get(b"content-length", 0))
+        if self.spare and not self._probes():
+            return TOO_MANY_CONNECTIONS
         if (len(hosts) != 1 or parse_authority(hosts[0]) is None) and url.partition(b"?")[0] not in _PROBES:
             return BAD_HOST
         if size > self.limits.max_body:
@@ -291,6 +297,10 @@ class GuardedProtocol(HttpToolsProtocol):
         if size or b"transfer-encoding" in fields:
             return UPGRADE_WITH_BODY
         return BAD_REQUEST if self.busy else None
+
+    def _probes(self) -> bool:
+        """Whether the request asks how the server is."""
+        return self.url.partition(b"?")[0] in _PROBES and self.parser.get_method() in (b"GET", b"HEAD")
 
     def _upgrade(self) -> None:
         if self.refused:

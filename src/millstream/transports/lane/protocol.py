@@ -54,6 +54,12 @@ class LaneProtocol(GuardedProtocol):
         self.missing = 0
         """Bytes still to come of the body of a request that the parser has not seen."""
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """What a spare connection asks is looked at by the guard, on the long way."""
+        super().connection_made(transport)
+        if self.spare:
+            self.short = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the call being answered."""
         super().connection_lost(exc)
