@@ -249,3 +249,24 @@ async def test_the_counters_tell_what_happened() -> None:
         await hub.publish("broadcast", "x")
         stats = hub.stats()
         assert (stats.subscribers, stats.published, stats.delivered, stats.gaps) == (2, 1, 2, 0)
+
+
+async def test_subscribers_are_counted_by_what_carries_them() -> None:
+    """FACTS 5: `hub_streams_active` by transport."""
+    async with running() as hub:
+        events, socket = Outlet(), Outlet()
+        await hub.subscribe(("a",), events, encode=encode_line, transport="events")
+        await hub.receive("ann", socket, encode=encode_line, transport="websocket")
+        assert hub.stats().transports == {"events": 1, "websocket": 1}
+        events.close()
+        assert hub.stats().transports == {"websocket": 1}
+
+
+async def test_what_subscribers_have_not_taken_is_told() -> None:
+    """FACTS 5: `hub_send_queue_bytes`."""
+    async with running() as hub:
+        idle, busy = Outlet(takes=False), Outlet()
+        for outlet in (idle, busy):
+            await hub.subscribe(("a",), outlet, encode=encode_line)
+        await hub.publish("a", "x")
+        assert hub.queued_bytes() == idle.buffered > 0

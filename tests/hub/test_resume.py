@@ -300,3 +300,16 @@ async def test_workers_on_a_distant_store_give_every_subscriber_the_same_order_a
         assert len(reference.data) == 90
         assert heard[0] == heard[1] == reference.data
         assert heard[2] == [each for each in reference.data if each in set(heard[2])]
+
+
+async def test_who_comes_back_is_counted_by_whether_all_could_be_told() -> None:
+    """FACTS 5: `hub_replay_total`."""
+    async with running() as hub:
+        outlet = await listen(hub)
+        assert hub.stats().replays == {"full": 0, "gap": 0}
+        await listen(hub, last_event_id=outlet.last_id)
+        assert hub.stats().replays == {"full": 1, "gap": 0}
+        await listen(hub, last_event_id="nobody published this")
+        assert hub.stats().replays == {"full": 1, "gap": 1}
+        await hub.receive("ann", Outlet(), encode=encode_line)
+        assert hub.stats().replays == {"full": 2, "gap": 1}

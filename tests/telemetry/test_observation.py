@@ -199,16 +199,14 @@ def test_a_message_that_is_no_call_is_counted_without_a_duration_that_nobody_too
 def test_a_snapshot_agrees_with_the_metrics() -> None:
     """Issue 3: the dashboard's numbers match `/metrics`."""
     clock = Clock()
-    observer = Observer({"add", "slow"}, clock=clock)
+    connections = {("sse", FIRST.date): 1, ("ws", NEWEST.date): 0}
+    observer = Observer({"add", "slow"}, connections=connections, clock=clock)
     for _ in range(10):
         observer(a_call(method="tools/call", name="add"), 0.0004, b"")
         clock.now += 0.5
     observer(a_call(method="tools/call", name="add", outcome="tool_error", revision=FIRST), 0.0004, b"")
     observer(a_call(method="tools/call", name="slow"), 12.0, b"")
     observer(a_call(method="tools/list"), 0.02, b"")
-    observer.connections.add(("sse", FIRST.date))
-    observer.connections.add(("ws", NEWEST.date), 2)
-    observer.connections.add(("ws", NEWEST.date), -2)
     shown = observer.snapshot(hub={"streams": 3}, store={"ok": True})
     assert (shown["calls"], shown["errors"], shown["uptime_seconds"], shown["window_seconds"]) == (13, 1, 5.0, 5.0)
     assert sum(counts(observer.registry, DURATION).values()) == shown["calls"]

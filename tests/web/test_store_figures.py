@@ -1,19 +1,22 @@
 """The store as the dashboard shows it: measured, not asserted."""
 
 from millstream.app.parts import store_figures
+from millstream.stores.health import StoreHealth
 from millstream.stores.memory import MemoryStore
 
 
 async def test_the_store_in_memory_tells_what_it_holds_and_how_much_it_may() -> None:
     """A fixed defect: its health was a constant."""
     store = MemoryStore(max_value_bytes=10_000, max_log_bytes=20_000)
-    assert store_figures("memory", store) == {
+    health = StoreHealth("memory", store)
+    assert store_figures(health, store) == {
         "kind": "memory",
+        "up": True,
         "values": {"bytes": 0, "max_bytes": 10_000},
         "log": {"bytes": 0, "max_bytes": 20_000},
     }
     await store.kv.put("key", b"x" * 1000, 60)
     await store.log.append("stream", b"x" * 2000, ttl=60, max_entries=10)
-    figures = store_figures("memory", store)
+    figures = store_figures(health, store)
     assert figures["values"]["bytes"] == store.kv.size > 1000
     assert figures["log"]["bytes"] == store.log.size > 2000

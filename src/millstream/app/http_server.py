@@ -29,6 +29,7 @@ class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, server: "Server", started: Callable[[], None] | None) -> None:
         super().__init__(config)
         self._server = server
+        server.connections = self.server_state.connections
         self._on_started = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -17,6 +17,7 @@ from millstream.server.handshake import Opening
 from millstream.server.services import SESSION_OVER, Note
 from millstream.server.sessions import Session
 from millstream.stores.base import Store
+from millstream.stores.health import StoreHealth
 from millstream.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -110,10 +111,15 @@ def make_observer(runtime: "Runtime") -> "Observer | None":
     from millstream.telemetry.messages import MessageLog  # noqa: PLC0415
 
     log = MessageLog(sys.stderr) if settings.access_log else None
-    observer = Observer(server.registry.tools, log=log, tracing=Tracing(spans) if spans is not None else None)
-    hub = runtime.hub
+    observer = Observer(
+        server.registry.tools,
+        log=log,
+        tracing=Tracing(spans) if spans is not None else None,
+        connections=runtime.streams.by_kind,
+    )
+    read, health, hub = observer.registry.read, runtime.store_health, runtime.hub
+    read("gauge", "hub_backend_up", "The store answers.", lambda: {(health.kind,): int(health.up)}, ("kind",))
     if hub is not None:
-        read = observer.registry.read
         read("counter", "hub_events_published_total", "Events published here.", lambda: {(): hub.stats().published})
         read("counter", "hub_events_delivered_total", "Events written.", lambda: {(): hub.stats().delivered})
         read(
@@ -123,7 +129,21 @@ def make_observer(runtime: "Runtime") -> "Observer | None":
             lambda: {(reason,): count for reason, count in hub.stats().cut.items()},
             ("reason",),
         )
-        read("gauge", "hub_streams_active", "Subscribers now.", lambda: {(): hub.stats().subscribers})
+        read(
+            "counter",
+            "hub_replay_total",
+            "Subscribers that came back: all was told again, or there was a gap.",
+            lambda: {(outcome,): count for outcome, count in hub.stats().replays.items()},
+            ("outcome",),
+        )
+        read(
+            "gauge",
+            "hub_streams_active",
+            "Subscribers now.",
+            lambda: {(transport,): count for transport, count in hub.stats().transports.items()},
+            ("transport",),
+        )
+        read("gauge", "hub_send_queue_bytes", "Bytes not yet taken.", lambda: {(): hub.queued_bytes()})
     return observer
 
 
@@ -201,7 +221,9 @@ def part_routes(runtime: "Runtime") -> tuple[dict[str, dict[str, Handler]], list
     if "metrics" in parts and runtime.observer is not None:
         from millstream.transports.metrics_http import MetricsHttp  # noqa: PLC0415
 
-        exact["/metrics"] = {"GET": runtime.local_only(MetricsHttp(runtime.observer.registry).get)}
+        exact["/metrics"] = {
+            "GET": runtime.local_only(MetricsHttp(runtime.observer.registry, measure=runtime.store_health.look).get)
+        }
     return exact, prefixes
 
 
@@ -219,18 +241,21 @@ def make_feed(runtime: "Runtime") -> "DashboardFeed | None":
         "started": time.time(),
         "facts": {"Serves": ", ".join(["mcp", *sorted(runtime.parts)]), "Endpoint": server.settings.path},
     }
-    kind, store = server.store.partition(":")[0], runtime.services.store
+    health, store = runtime.store_health, runtime.services.store
     return DashboardFeed(
-        lambda: observer.snapshot(hub=hub.stats(), store=store_figures(kind, store)),
+        lambda: observer.snapshot(hub=hub.stats(), store=store_figures(health, store)),
         LogTail(),
         runtime.streams,
         info=info,
+        measure=health.look,
     )
 
 
-def store_figures(kind: str, store: Store) -> dict[str, Any]:
-    """How full the store is. Only the one in memory has a bound that its server can fill, and knows what it holds."""
-    figures: dict[str, Any] = {"kind": kind}
+def store_figures(health: StoreHealth, store: Store) -> dict[str, Any]:
+    """Whether the store answers, and how full it is. Only the one in memory has a bound that its server can fill, and
+    knows what it holds.
+    """
+    figures: dict[str, Any] = {"kind": health.kind, "up": health.up}
     if isinstance(store, MemoryStore):
         for name, part in (("values", store.kv), ("log", store.log)):
             # The bound is nobody else's to change, only to show.

@@ -1,11 +1,11 @@
 """Which handler serves which path, for both HTTP adapters."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from millstream.app.parts import part_routes
+from millstream.app.probes import Probes
 from millstream.http import TEXT_HEAD, Handler, Request, Response
-from millstream.protocol.jsonrpc import encode
 from millstream.transports.http_sessions import HttpSessions
 from millstream.transports.http_sse import MESSAGES_PATH, HttpSse
 from millstream.transports.streamable import Streamable
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 class Routes:
     """The paths of one running server."""
 
-    __slots__ = ("_by_path", "_hot", "_prefixes", "_runtime", "_streams")
+    __slots__ = ("_by_path", "_hot", "_prefixes", "_streams")
 
     def __init__(self, runtime: "Runtime") -> None:
-        self._runtime = runtime
         settings = runtime.services.settings
         sessions = HttpSessions(runtime.services) if settings.sessions else None
         streamable = Streamable(runtime.dispatcher, runtime.streams, sessions)
         legacy = HttpSse(runtime.dispatcher, runtime.streams)
         standing = StreamableGet(streamable, runtime.dispatcher, first=legacy.get)
+        probes = Probes(runtime)
         path = settings.path
         mcp: dict[str, Handler] = {"POST": streamable.post, "GET": standing.get, "DELETE": standing.delete}
         self._by_path: dict[str, Mapping[str, Handler]] = {
@@ -35,9 +35,9 @@ class Routes:
             "/sse": {"GET": legacy.get},
             MESSAGES_PATH: {"POST": legacy.post},
             MESSAGES_PATH.rstrip("/"): {"POST": legacy.post},
-            "/health": {"GET": self._health},
-            "/livez": {"GET": self._live},
-            "/readyz": {"GET": self._ready},
+            "/health": {"GET": probes.health},
+            "/livez": {"GET": probes.live},
+            "/readyz": {"GET": probes.ready},
         }
         self._streams = {path, path.rstrip("/") + "/", "/sse", "/events", "/dashboard/events"}
         """A HEAD of these would open a stream."""
@@ -77,33 +77,6 @@ class Routes:
             below = self._below(path.decode("latin-1"))
             return None if below is None else below.get(method.decode("latin-1"))
         return found
-
-    async def _health(self, request: Request) -> Response:
-        return Response(encode(facts(self._runtime)), 503 if self._runtime.draining else 200)
-
-    async def _live(self, request: Request) -> Response:
-        return Response(b"ok\n", 200, TEXT_HEAD)
-
-    async def _ready(self, request: Request) -> Response:
-        if self._runtime.draining:
-            return Response(b"draining\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
-        return Response(b"ok\n", 200, TEXT_HEAD)
-
-
-def facts(runtime: "Runtime") -> dict[str, Any]:
-    """What `/health` tells an operator."""
-    return {
-        "status": "draining" if runtime.draining else "ok",
-        "name": runtime.server.name,
-        "version": runtime.server.version,
-        "uptime_seconds": round(runtime.clock() - runtime.started, 3),
-        "calls": len(runtime.dispatcher.calls),
-        "streams": len(runtime.streams),
-        "questions": len(runtime.services.questions),
-        "store": runtime.server.store.partition(":")[0],
-        "serves": ["mcp", *sorted(runtime.parts)],
-        **({} if runtime.hub is None else {"subscribers": runtime.hub.stats().subscribers}),
-    }
 
 
 def _not_allowed(handlers: Mapping[str, Handler]) -> Handler:

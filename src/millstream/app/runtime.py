@@ -23,6 +23,7 @@ from millstream.server.dispatch import Dispatcher
 from millstream.server.handlers import install
 from millstream.server.services import Services
 from millstream.stores import open_store
+from millstream.stores.health import StoreHealth
 from millstream.transports.hosts import HostPolicy
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.post_line import PostLine
@@ -56,6 +57,8 @@ class Runtime:
         self.draining = False
         self.started = self.clock()
         self._busy = self.started
+        self.lag = 0.0
+        """Seconds by which the last tick of the sweep came too late: what every call waits for besides its own work."""
         self._requests = 0
         self._stack = contextlib.AsyncExitStack()
         self._sweeper: asyncio.Task[None] | None = None
@@ -66,6 +69,7 @@ class Runtime:
         self.websocket: WebSocketRoute | None = None
         self.feed: DashboardFeed | None = None
         self.policy: HostPolicy
+        self.store_health: StoreHealth
         self.services: Services
         self.dispatcher: Dispatcher
         self.streams: OpenStreams
@@ -83,6 +87,7 @@ class Runtime:
                 store = server.stores[self.loop] = open_store(server.store)
             await store.open()
             self._stack.push_async_callback(store.close)
+            self.store_health = StoreHealth(server.store.partition(":")[0], store)
             self.services = Services(settings, store, Changes())
             self._stack.callback(self.services.threads.close)
             await self.services.records.load()
@@ -115,7 +120,6 @@ class Runtime:
             self.dispatcher.observe, self.dispatcher.begin = observer, observer.begin
             self.services.note = make_note(observer)
             self._stack.callback(observer.close)
-            self.streams.counted = lambda change, kind: observer.connections.add(kind, change)
             self._stack.callback(self.loop.create_task(observer.run()).cancel)
         self.feed = feed = make_feed(self)
         if feed is not None:
@@ -183,8 +187,10 @@ class Runtime:
         settings = self.services.settings
         beat = records = self.clock()
         while True:
+            asked = self.clock()
             await asyncio.sleep(_TICK)
             now = self.clock()
+            self.lag = max(0.0, now - asked - _TICK)
             self._look_at_calls(now)
             if now - beat >= settings.heartbeat:
                 beat = now

@@ -82,6 +82,8 @@ class Server:
         """The store of each loop: it outlives a runtime that closes when idle, and with it what sessions have."""
         self.loopback_bind: bool | None = None
         """Only this machine can reach the server; None while nobody has said what it is bound to."""
+        self.connections: Collection[object] | None = None
+        """The open connections, where our own HTTP server has them; None under a foreign one."""
         self.__millstream_lane__: Any = None
 
     def describe(self) -> dict[str, Any]:

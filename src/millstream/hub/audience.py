@@ -18,13 +18,14 @@ _PLANS = 4096
 class Audience:
     """All subscribers of one worker. They are counted from `enter` on, and hear from `join` on."""
 
-    __slots__ = ("_by_address", "_by_channel", "_entered", "_exact", "_limits", "_plans", "_wild")
+    __slots__ = ("_by_address", "_by_channel", "_by_transport", "_entered", "_exact", "_limits", "_plans", "_wild")
 
     def __init__(self, limits: HubLimits) -> None:
         self._limits = limits
         self._entered: dict[Subscription, None] = {}
         self._by_address: dict[str, int] = {}
         self._by_channel: dict[str, int] = {}
+        self._by_transport: dict[str, int] = {}
         self._exact: dict[str, dict[Subscription, None]] = {}
         self._wild: dict[Subscription, None] = {}
         self._plans: dict[str, Plan] = {}
@@ -39,6 +40,14 @@ class Audience:
     def counts(self) -> dict[str, int]:
         """Subscribers of each channel and pattern."""
         return dict(self._by_channel)
+
+    def transports(self) -> dict[str, int]:
+        """Subscribers by what carries them."""
+        return dict(self._by_transport)
+
+    def queued(self) -> int:
+        """Bytes written to all of them and not yet taken, by a walk over all."""
+        return sum(each.outlet.buffered for each in self._entered)
 
     def check_room(self, channels: Sequence[str], address: str) -> None:
         """Whether one more may enter.
@@ -59,6 +68,7 @@ class Audience:
     def enter(self, subscription: Subscription) -> None:
         """Count a subscriber."""
         self._entered[subscription] = None
+        _count(self._by_transport, subscription.transport, 1)
         if subscription.address:
             _count(self._by_address, subscription.address, 1)
         for channel in subscription.channels:
@@ -79,6 +89,7 @@ class Audience:
         if subscription not in self._entered:
             return False
         del self._entered[subscription]
+        _count(self._by_transport, subscription.transport, -1)
         if subscription.address:
             _count(self._by_address, subscription.address, -1)
         for channel in subscription.channels:

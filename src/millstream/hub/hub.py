@@ -48,6 +48,10 @@ class HubStats(Struct, frozen=True):
     """Subscribers that the hub ended, by reason."""
     gaps: int
     """How often this worker itself lost the thread of the journal."""
+    transports: dict[str, int]
+    """Subscribers by what carries them."""
+    replays: dict[str, int]
+    """Subscribers that came back, by an event id or to a mailbox: ``full`` for all that they missed, or ``gap``."""
 
 
 class Hub:
@@ -83,6 +87,7 @@ class Hub:
         self._departures = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._published = 0
+        self._replays = {"full": 0, "gap": 0}
 
     async def open(self) -> None:
         """Find the end of the journal and listen. The store is open."""
@@ -150,6 +155,7 @@ class Hub:
         name: str = "",
         principal: Principal | None = None,
         address: str = "",
+        transport: str = "",
     ) -> Subscription:
         """Write to an outlet what is published from now on, until one of the two is closed.
 
@@ -164,6 +170,7 @@ class Hub:
             name: the client's name there.
             principal: who is asked about in the authorization hook.
             address: counted against the cap for each address.
+            transport: what carries it, for `HubStats.transports`.
 
         Raises:
             InvalidName, Forbidden, TooMany: nothing was written.
@@ -181,6 +188,7 @@ class Hub:
             principal=principal,
             address=address,
             authorize=self._authorize,
+            transport=transport,
         )
         return await self._start(subscription, last_event_id, history)
 
@@ -193,6 +201,7 @@ class Hub:
         last_event_id: str = "",
         principal: Principal | None = None,
         address: str = "",
+        transport: str = "",
     ) -> Subscription:
         """Write to an outlet what is sent to one client: first what came while it was away, then what comes.
 
@@ -201,7 +210,14 @@ class Hub:
         """
         channel = self.admission.receive(client_id, principal=principal, address=address)
         subscription = Subscription(
-            (channel,), outlet, encode, self._leave, mailbox=client_id, principal=principal, address=address
+            (channel,),
+            outlet,
+            encode,
+            self._leave,
+            mailbox=client_id,
+            principal=principal,
+            address=address,
+            transport=transport,
         )
         return await self._start(subscription, last_event_id, 0)
 
@@ -233,7 +249,13 @@ class Hub:
             self._delivery.delivered,
             dict(self._delivery.cut),
             self._delivery.gaps,
+            self._audience.transports(),
+            dict(self._replays),
         )
+
+    def queued_bytes(self) -> int:
+        """What subscribers have not taken yet: a walk over all of them."""
+        return self._audience.queued()
 
     async def refresh(self) -> None:
         """What the hub does every third of `HubLimits.presence_ttl`: presence, cursors, and the id of the present
@@ -273,6 +295,8 @@ class Hub:
             await replay.mailbox(subscription.mailbox, await self._mailboxes.seen(subscription.mailbox))
         elif history:
             await replay.newest(history)
+        if last_event_id or subscription.mailbox:
+            self._replays["full" if replay.complete else "gap"] += 1
         # Nothing may wait between the end of the replay and here: an event would slip through.
         if outlet.closed:
             return subscription

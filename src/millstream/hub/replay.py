@@ -34,6 +34,11 @@ class Replay:
         self._told = False
         """One gap event is enough."""
 
+    @property
+    def complete(self) -> bool:
+        """The subscriber was not told of a gap."""
+        return not self._told
+
     async def resume(self, id: str) -> None:
         """Go on behind the event with this id."""
         journal = self._journal

@@ -61,7 +61,7 @@ class Subscription:
 
     __slots__ = (
         "_leave", "address", "authorize", "channels", "encode", "joined", "mailbox", "member", "outlet", "present",
-        "principal", "wild",
+        "principal", "transport", "wild",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +76,7 @@ class Subscription:
         principal: Principal | None = None,
         address: str = "",
         authorize: Authorize | None = None,
+        transport: str = "",
     ) -> None:
         self.channels = channels
         self.outlet = outlet
@@ -87,6 +88,8 @@ class Subscription:
         self.principal = principal
         self.address = address
         self.authorize = authorize
+        self.transport = transport
+        """What carries it, for those who count."""
         self.wild = any(map(is_pattern, channels))
         self.joined = False
         """It has caught up and hears what is published."""

@@ -8,6 +8,7 @@ everything else is ``_other``. What never becomes a call (`initialize`, notifica
 
 import time
 from collections.abc import Callable, Container, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from millstream.protocol.revisions import ALL, BY_DATE
@@ -20,7 +21,6 @@ from millstream.telemetry.metrics import (
     FINE,
     OTHER,
     Counter,
-    Gauge,
     Histogram,
     Labels,
     Registry,
@@ -45,9 +45,8 @@ class Observer:
     """Metrics, access log and spans of one running server."""
 
     __slots__ = (
-        "_by_call", "_clock", "_durations", "_growth", "_lag", "_log", "_messages", "_per_second", "_process",
-        "_session_durations", "_sessions", "_started", "_tools", "_tracing", "_wall", "begin", "connections",
-        "registry",
+        "_by_call", "_clock", "_connections", "_durations", "_growth", "_lag", "_log", "_messages", "_per_second",
+        "_process", "_session_durations", "_sessions", "_started", "_tools", "_tracing", "_wall", "begin", "registry",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +54,7 @@ class Observer:
         tools: Container[str],
         registry: Registry | None = None,
         *,
+        connections: Mapping[Labels, float] = MappingProxyType({}),
         log: MessageLog | None = None,
         tracing: Tracing | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -65,6 +65,7 @@ class Observer:
         Args:
             tools: names of the registered tools, as they are at each moment.
             registry: where the metrics go.
+            connections: how many connections and streams are open at each moment, by transport and revision.
             log: the access log, or None.
             tracing: spans, or None.
             clock: seconds that only grow.
@@ -72,6 +73,7 @@ class Observer:
         """
         # Configuration
         self.registry = registry = registry if registry is not None else Registry()
+        self._connections = connections
         self._tools = tools
         self._log = log
         self._tracing = tracing
@@ -110,12 +112,13 @@ class Observer:
             lambda: self._sessions.count(clock()),
             ("transport", "mcp_protocol_version"),
         )
-        self.connections: Gauge = registry.gauge(
+        registry.read(
+            "gauge",
             "mcp_server_connections_active",
             "Open connections and event streams.",
+            lambda: connections,
             ("transport", "mcp_protocol_version"),
         )
-        """Transports add 1 when a connection or stream opens, and -1 when it closes."""
         if log is not None:
             registry.read(
                 "counter",
@@ -161,6 +164,10 @@ class Observer:
             self._sessions.heard(message.session, now, message.transport, message.revision)
         if self._log is not None:
             self._log.add(message)
+
+    def sessions(self) -> int:
+        """How many were heard of in the last five minutes."""
+        return int(sum(self._sessions.count(self._clock()).values()))
 
     def session_ended(self, session_id: str) -> None:
         """Take note that a session was ended by its client or with its connection."""
@@ -235,7 +242,7 @@ class Observer:
             "tools": [row for row in rows if row["method"] == "tools/call"],
             "methods": [row for row in rows if row["method"] != "tools/call"],
             "sessions": _rows(self._sessions.count(now)),
-            "connections": _rows(self.connections.values),
+            "connections": _rows(self._connections),
             "loop_lag_ms": {"last": round(self._lag.last * 1000, 3), "worst": round(self._lag.worst * 1000, 3)},
             "process": self._process.now(),
             "hub": hub,

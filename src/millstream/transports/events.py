@@ -112,6 +112,7 @@ class HubRoutes:
                 name=name,
                 principal=principal,
                 address=request.peer,
+                transport="events",
             )
         except BaseException:
             sink.close()
@@ -141,6 +142,7 @@ class HubRoutes:
                 last_event_id=_last_event_id(request, _query(request)),
                 principal=principal,
                 address=request.peer,
+                transport="events",
             )
         except BaseException:
             sink.close()

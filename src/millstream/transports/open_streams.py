@@ -1,6 +1,7 @@
 """The event streams that are open now: counted against their caps, kept alive by comments, closed at the end."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -26,7 +27,7 @@ class Leaving(Protocol):
 class OpenStreams:
     """All open streams of one running server."""
 
-    __slots__ = ("_by_owner", "_clock", "_max", "_max_age", "_max_per_owner", "_owned", "_sinks", "counted", "lines")
+    __slots__ = ("_by_owner", "_clock", "_max", "_max_age", "_max_per_owner", "_owned", "_sinks", "by_kind", "lines")
 
     def __init__(
         self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf, clock: Callable[[], float] = monotonic
@@ -40,13 +41,20 @@ class OpenStreams:
         self._by_owner: dict[str, int] = {}
         self._owned = 0
         """Streams that count: all but those of calls, which have a cap of their own."""
-        self.counted: Callable[[int, tuple[str, str]], None] | None = None
-        """Told of every stream that opens (1) and closes (-1), where somebody counts."""
+        self.by_kind: Counter[tuple[str, ...]] = Counter()
+        """How many there are of each kind: transport and revision."""
         self.lines: dict[str, Leaving] = {}
         """Log name -> the line of a call that runs here: it leaves when the stream is taken up elsewhere."""
 
     def __len__(self) -> int:
         return len(self._sinks)
+
+    def by_transport(self) -> dict[str, int]:
+        """How many there are, by transport."""
+        found: Counter[str] = Counter()
+        for kind, count in self.by_kind.items():
+            found[kind[0]] += count
+        return dict(found)
 
     def full(self, owner: str) -> bool:
         """Whether a principal may open no further stream."""
@@ -65,12 +73,11 @@ class OpenStreams:
         Args:
             sink: the stream.
             owner: whose cap it counts against; none for the stream of a call.
-            kind: transport and revision, for `counted`.
+            kind: transport and revision, for `by_kind`.
             comment: what keeps the stream alive.
         """
         self._sinks[sink] = (comment, self._clock())
-        if self.counted is not None:
-            self.counted(1, kind)
+        self.by_kind[kind] += 1
         if owner is not None:
             self._owned += 1
             self._by_owner[owner] = self._by_owner.get(owner, 0) + 1
@@ -78,8 +85,7 @@ class OpenStreams:
 
     def _forget(self, sink: Sink, owner: str | None, kind: tuple[str, str]) -> None:
         self._sinks.pop(sink, None)
-        if self.counted is not None:
-            self.counted(-1, kind)
+        self.by_kind[kind] -= 1
         if owner is not None:
             self._owned -= 1
             left = self._by_owner.get(owner, 1) - 1

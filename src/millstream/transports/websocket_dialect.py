@@ -254,6 +254,7 @@ class Dialect:
                 name=message.name,
                 principal=self._peer.principal,
                 address=self._peer.address,
+                transport="websocket",
             )
         except (InvalidName, Forbidden, TooMany):
             del self._feeds[channel]

@@ -64,7 +64,8 @@ class LogTail(logging.Handler):
 class DashboardFeed:
     """The handler of `GET /dashboard/events`, and what is told there."""
 
-    __slots__ = ("_behind", "_info", "_instance", "_latest", "_snapshot", "_streams", "_watched", "_watchers", "log")
+    __slots__ = ("_behind", "_info", "_instance", "_latest", "_measure", "_snapshot", "_streams", "_watched",
+                 "_watchers", "log")  # fmt: skip
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class DashboardFeed:
         streams: OpenStreams,
         *,
         info: Mapping[str, Any],
+        measure: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         """Nothing is told before `run`.
 
@@ -82,9 +84,11 @@ class DashboardFeed:
             streams: the server's open streams.
             info: ``name``, ``title``, ``version``, ``started`` (seconds since 1970) and ``facts``, a mapping from
                 what a person reads to its value.
+            measure: awaited before each snapshot, for what is known only by asking.
         """
         # Configuration
         self._snapshot = snapshot
+        self._measure = measure
         self.log = log
         self._streams = streams
         self._instance = secrets.token_hex(4)
@@ -104,6 +108,8 @@ class DashboardFeed:
         """Tell the watchers, each second, until cancelled. The runtime owns the task."""
         while True:
             await self._watched.wait()
+            if self._measure is not None:
+                await self._measure()
             self.tell()
             await asyncio.sleep(INTERVAL)
 

@@ -186,9 +186,9 @@ function facts(values) {
 
 const filled = (part) => part && `${figure(part.bytes / MIB)} of ${figure(part.max_bytes / MIB)} MiB`;
 
-/** How full the store is. */
+/** Whether the store answers, and how full it is. */
 function storeHealth(store) {
-  return store ? { Store: store.kind, "Stored values": filled(store.values), "Stored events": filled(store.log) } : {};
+  return store ? { Store: store.kind, "Store answers": store.up, "Stored values": filled(store.values), "Stored events": filled(store.log) } : {};
 }
 
 function drawServer(snapshot) {

@@ -1,0 +1,159 @@
+"""What `/health`, `/livez` and `/readyz` tell, and what they keep to themselves."""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from app_peer import ask
+from millstream import Server, Settings
+from millstream.app.http_server import _Uvicorn
+from millstream.app.runtime import Runtime
+from millstream.protocol.errors import LocalError
+from millstream.protocol.revisions import ALL
+
+ROUTES = Path(__file__).resolve().parents[2] / "docs" / "reference" / "routes.md"
+
+
+async def facts(server: Server) -> dict[str, Any]:
+    """The body of `/health`."""
+    reply = await ask(server, "GET", "/health")
+    assert reply.headers[b"cache-control"] == b"no-store"
+    told: dict[str, Any] = json.loads(reply.body)
+    return told
+
+
+class Refusing:
+    """Values that cannot be read."""
+
+    async def get(self, key: str) -> bytes | None:
+        """As a store's."""
+        raise LocalError("no route to the host 10.1.2.3")
+
+
+def fail(runtime: Runtime) -> None:
+    """Let the store refuse, and let the next look see it."""
+    store: Any = SimpleNamespace(kv=Refusing())
+    runtime.store_health._store = store
+    runtime.store_health._looked = -1.0
+
+
+async def test_health_tells_an_operator_what_there_is_and_how_much_there_may_be() -> None:
+    """Issue 1: what an operator looks for. Names are stable: alerts are made of them."""
+    settings = Settings(max_calls=5, max_streams=6, max_questions=7, max_connections=8)
+    server = Server("shop", version="2", serve="all", settings=settings)
+    async with server.running() as runtime:
+        runtime.lag = 0.0125
+        told = await facts(server)
+        assert told.pop("uptime_seconds") >= 0
+        assert told.pop("memory_bytes") > 1_000_000
+        assert told == {
+            "status": "ok",
+            "name": "shop",
+            "version": "2",
+            "revisions": [revision.date for revision in ALL],
+            "serves": ["mcp", "hub", "metrics", "rest", "web"],
+            "streams": 0,
+            "streams_by_transport": {},
+            "calls": 0,
+            "questions": 0,
+            "subscribers": 0,
+            "sessions": 0,
+            "session_records": 0,
+            "limits": {"connections": 8, "streams": 6, "calls": 5, "questions": 7, "subscribers": 8},
+            "store": {"kind": "memory", "up": True},
+            "loop_lag_ms": 12.5,
+        }
+
+
+async def test_open_streams_are_told_by_transport() -> None:
+    """Issue 3: connections by transport."""
+    server = Server("shop", serve="hub")
+    inbox: asyncio.Queue[Any] = asyncio.Queue()
+    inbox.put_nowait({"type": "http.request"})
+    outbox: asyncio.Queue[Any] = asyncio.Queue()
+    scope = {"type": "http", "method": "GET", "path": "/events", "headers": [(b"host", b"127.0.0.1")]}
+    async with server.running():
+        listening = asyncio.create_task(server(scope, inbox.get, outbox.put))
+        await asyncio.wait_for(outbox.get(), 5)
+        told = await facts(server)
+        assert (told["streams"], told["streams_by_transport"], told["subscribers"]) == (1, {"events": 1}, 1)
+        inbox.put_nowait({"type": "http.disconnect"})
+        await asyncio.wait_for(listening, 5)
+        assert (await facts(server))["streams_by_transport"] == {"events": 0}
+
+
+async def test_connections_are_told_where_our_own_server_holds_them() -> None:
+    """Under a foreign one nobody knows; the figure is absent then, not wrong."""
+    import uvicorn  # noqa: PLC0415  only this test needs it
+
+    server = Server("shop")
+    async with server.running():
+        assert "connections" not in await facts(server)
+        running = _Uvicorn(uvicorn.Config(server), server, None)
+        running.server_state.connections.add(object())  # type: ignore[arg-type]  # one of them
+        assert (await facts(server))["connections"] == 1
+
+
+async def test_a_store_that_does_not_answer_degrades_health_and_ends_readiness() -> None:
+    """FACTS 5. `/livez` stays: starting the server again would not mend its store. The reason is in the log alone."""
+    server = Server("shop", serve="metrics")
+    server.loopback_bind = True
+    async with server.running() as runtime:
+        assert (await ask(server, "GET", "/readyz")).status == 200
+        assert b'hub_backend_up{kind="memory"} 1\n' in (await ask(server, "GET", "/metrics")).body
+        fail(runtime)
+        ready, health, live = [await ask(server, "GET", path) for path in ("/readyz", "/health", "/livez")]
+        assert (ready.status, health.status, live.status) == (503, 200, 200)
+        told = json.loads(health.body)
+        assert (told["status"], told["store"]) == ("degraded", {"kind": "memory", "up": False})
+        assert b"10.1.2.3" not in ready.body + health.body
+        assert b'hub_backend_up{kind="memory"} 0\n' in (await ask(server, "GET", "/metrics")).body
+
+
+async def test_the_dashboard_is_told_what_was_measured_of_the_store() -> None:
+    """A fixed defect: it could only say yes."""
+    server = Server("shop", serve="web")
+    async with server.running() as runtime:
+        feed = runtime.feed
+        assert feed is not None
+        fail(runtime)
+        assert feed._measure is not None
+        await feed._measure()
+        assert feed._snapshot()["store"]["up"] is False
+
+
+async def test_a_server_that_drains_says_so() -> None:
+    """Load balancers stop sending; the process may end soon."""
+    server = Server("shop")
+    async with server.running() as runtime:
+        await ask(server, "GET", "/livez")
+        runtime.draining = True
+        health, ready, live = [await ask(server, "GET", path) for path in ("/health", "/readyz", "/livez")]
+        assert (health.status, ready.status, live.status) == (503, 503, 200)
+        assert json.loads(health.body)["status"] == "draining"
+
+
+async def test_the_lag_of_the_loop_is_measured_by_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a tick came too late is what every call waits for besides its own work."""
+    monkeypatch.setattr("millstream.app.runtime._TICK", 0.0)
+    async with Server("shop").running() as runtime:
+        now = iter(range(0, 1_000_000, 3))
+        runtime.clock = lambda: float(next(now))
+        async with asyncio.timeout(5):
+            while runtime.lag != 3.0:  # noqa: ASYNC110  the sweep tells nobody
+                await asyncio.sleep(0)
+
+
+async def test_every_fact_is_listed() -> None:
+    """Who makes an alert of one must find what it means."""
+    table = ROUTES.read_text("utf-8").partition("## What `/health` tells")[2].partition("\n## ")[0]
+    listed = set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
+    server = Server("shop", serve="all")
+    server.connections = set()
+    async with server.running():
+        assert set(await facts(server)) == listed
