@@ -1,8 +1,13 @@
 """Settings from environment variables: what is read, and that nothing wrong is read in silence."""
 
+import re
+from typing import Any
+
+import msgspec
 import pytest
 
 from millstream.config import Settings, VariableError
+from millstream.hub import HubLimits
 
 
 def refusal(**variables: str) -> str:
@@ -90,6 +95,56 @@ def test_a_wrong_keyword_is_refused_too(given: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(given))) as caught:
         Settings.load({}, **given)
     assert not isinstance(caught.value, VariableError)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"max_calls": 0}, "max_calls cannot be 0. It must be a whole number, 1 or more."),
+        ({"max_calls": "7"}, "max_calls cannot be '7'. It must be a whole number, 1 or more."),
+        ({"heartbeat": float("nan")}, "heartbeat cannot be nan. It must be a number of seconds, 0 or more."),
+        ({"path": "noslash"}, "path cannot be 'noslash'. It must be a path that starts with /."),
+        ({"sessions": 1}, "sessions cannot be 1. It must be true or false."),
+        ({"allowed_hosts": "a.example"}, "allowed_hosts cannot be 'a.example'."),
+    ],
+)
+def test_settings_made_in_code_are_checked_like_those_of_the_environment(given: Any, expected: str) -> None:
+    """A fixed defect: `Settings(max_calls=0)` made a server that refuses every call."""
+    with pytest.raises(ValueError, match=re.escape(expected)) as caught:
+        Settings(**given)
+    assert not isinstance(caught.value, VariableError)
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        msgspec.structs.replace(Settings(), **given)
+
+
+def test_a_value_that_means_the_same_is_held_as_what_it_stands_for() -> None:
+    """Lists and whole numbers are what people write."""
+    settings = Settings(allowed_hosts=["a.example"], heartbeat=2)  # type: ignore[arg-type]  # on purpose
+    assert settings == Settings(allowed_hosts=("a.example",), heartbeat=2.0)
+    assert (type(settings.allowed_hosts), type(settings.heartbeat)) == (tuple, float)
+
+
+@pytest.mark.parametrize("text", ["abc", "", "-1", "1.5"])
+def test_a_cap_on_connections_that_is_no_number_is_refused_by_its_name(text: str) -> None:
+    """A fixed defect: it was ignored, and the server ran without the cap that somebody relied on."""
+    with pytest.raises(VariableError) as caught:
+        Settings.load({"MAX_CONNECTIONS": text})
+    assert str(caught.value) == f"MAX_CONNECTIONS cannot be {text!r}. It must be a whole number, 0 or more."
+
+
+def test_max_connections_without_a_prefix_caps_the_hub_and_the_name_with_it_wins() -> None:
+    """Seed 001 sets it; what is said more exactly counts."""
+    assert Settings.load({"MAX_CONNECTIONS": "1000"}) == Settings(hub_connections=1000)
+    both = {"MILLSTREAM_HUB_CONNECTIONS": "5", "MAX_CONNECTIONS": "1000"}
+    assert Settings.load(both).hub_connections == 5
+    assert Settings.load(both, hub_connections=6).hub_connections == 6
+
+
+def test_the_limits_of_the_hub_follow_the_settings_and_have_their_defaults() -> None:
+    """A default that is written in two places is two defaults some day."""
+    assert HubLimits.of(Settings()) == HubLimits()
+    assert HubLimits.of(Settings(max_connections=9)).max_connections == 9
+    assert HubLimits.of(Settings(max_connections=9, hub_connections=3)).max_connections == 3
 
 
 def test_every_default_is_a_value_that_a_variable_could_have() -> None:

@@ -7,12 +7,15 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 PREFIX = "MILLSTREAM_"
+_OTHER_NAMES = {"MAX_CONNECTIONS": "hub_connections"}
+"""Variables without the prefix that are understood, too; one with it wins."""
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 """Kubernetes sets these, and ``…_PORT`` with an address, for every service whose name begins like ours."""
 
@@ -100,6 +103,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Event streams of the hub as gzip, one member an event, where the client takes it; proxies may hold them back."""
     hub_journal: Size = 10_000
     """Events of all channels together that a returning subscriber can be given again."""
+    hub_connections: Cap = 0
+    """Subscribers of the hub; 0 means no cap besides `max_connections`. ``MAX_CONNECTIONS`` sets it, too."""
     hub_subscribers_per_channel: Cap = 0
     """0 means no cap besides `max_connections`."""
     hub_history: Size = 1_000
@@ -115,6 +120,18 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     access_log: Switch = False
     """One line on standard error for each message."""
 
+    def __post_init__(self) -> None:
+        """Hold what the types say, however the value came: a list for a tuple and 1 for 1.0 are what they stand for.
+
+        Raises:
+            ValueError: a value is of the wrong type or out of range.
+        """
+        for name, kind in _types().items():
+            value = getattr(self, name)
+            held = _convert(name, value, kind, strict=True)
+            if held is not value:
+                msgspec.structs.force_setattr(self, name, held)
+
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **given: object) -> "Settings":
         """Settings from ``MILLSTREAM_…`` variables, then from keywords.
@@ -123,9 +140,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             VariableError: a variable has an unknown name, or a value of the wrong type or out of range.
             ValueError: a keyword has.
         """
-        types = {field.name: field.type for field in msgspec.structs.fields(cls)}
+        types = _types()
         source = os.environ if environ is None else environ
         values: dict[str, Any] = {}
+        for variable, name in _OTHER_NAMES.items():
+            if variable in source:
+                values[name] = _read_variable(variable, source[variable], types[name])
         for variable, text in source.items():
             if variable.startswith(PREFIX) and not _is_foreign(variable, text):
                 name = variable.removeprefix(PREFIX).lower()
@@ -137,6 +157,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise ValueError(f"There is no setting {name!r}, see docs/reference/settings.md.")
             values[name] = _convert(name, value, types[name])
         return cls(**values)
+
+
+@cache
+def _types() -> dict[str, Any]:
+    return {field.name: field.type for field in msgspec.structs.fields(Settings)}
 
 
 def _read_variable(variable: str, text: str, kind: Any) -> Any:
@@ -151,9 +176,9 @@ def _read_variable(variable: str, text: str, kind: Any) -> Any:
         raise VariableError(str(exc)) from None
 
 
-def _convert(name: str, value: object, kind: Any) -> Any:
+def _convert(name: str, value: object, kind: Any, *, strict: bool = False) -> Any:
     try:
-        return msgspec.convert(value, kind, strict=False)
+        return msgspec.convert(value, kind, strict=strict)
     except msgspec.ValidationError as exc:
         expected = next((f"It must be {meta.description}." for meta in getattr(kind, "__metadata__", ())), f"{exc}.")
         raise ValueError(f"{name} cannot be {value!r}. {expected}") from exc

@@ -17,6 +17,7 @@ SHOP = 'from millstream import Server\nmcp = Server("shop")\n'
     ("variable", "text", "what"),
     [
         ("MILLSTREAM_HEARTBEAT", "abc", "MILLSTREAM_HEARTBEAT cannot be 'abc'."),
+        ("MAX_CONNECTIONS", "abc", "MAX_CONNECTIONS cannot be 'abc'."),
         ("MILLSTREAM_HEARTBEET", "3", "MILLSTREAM_HEARTBEET is no setting."),
         ("MILLSTREAM_LOG_LEVEL", "foo", "MILLSTREAM_LOG_LEVEL cannot be 'foo'."),
         ("MILLSTREAM_KEY", "short", "MILLSTREAM_KEY has a secret of fewer than 32 characters."),

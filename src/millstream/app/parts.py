@@ -3,13 +3,11 @@
 A server that serves none of them imports none of them.
 """
 
-import os
 import sys
 import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from millstream.config import Settings
 from millstream.http import Handler
 from millstream.protocol.errors import LocalError
 from millstream.protocol.principal import Principal
@@ -47,28 +45,6 @@ def chosen(serve: str | Collection[str]) -> frozenset[str]:
     return frozenset(names).union(*(_NEEDS.get(name, ()) for name in names))
 
 
-def hub_limits(settings: Settings) -> Any:
-    """The bounds of the hub. ``MAX_CONNECTIONS`` without a prefix is understood too."""
-    from millstream.hub import HubLimits  # noqa: PLC0415  only where a hub is served
-
-    most = settings.max_connections
-    plain = os.environ.get("MAX_CONNECTIONS", "")
-    if plain.isdecimal():
-        most = int(plain)
-    return HubLimits(
-        max_connections=most,
-        max_event=min(256 * 1024, settings.stream_buffer // 4),
-        journal=settings.hub_journal,
-        max_subscribers_per_channel=settings.hub_subscribers_per_channel,
-        max_connections_per_address=settings.max_connections_per_address,
-        max_buffered=settings.stream_buffer // 2,
-        history=settings.hub_history,
-        history_age=settings.hub_history_age,
-        mailbox=settings.hub_mailbox,
-        mailbox_age=settings.hub_mailbox_age,
-    )
-
-
 def make_websocket(runtime: "Runtime") -> "WebSocketRoute | None":
     """The handler of ``/ws``, where the hub is served."""
     if runtime.hub is None:
@@ -90,10 +66,10 @@ async def open_hub(runtime: "Runtime") -> "Hub | None":
     """The hub of a running server, if it serves one."""
     if "hub" not in runtime.parts:
         return None
-    from millstream.hub import Hub  # noqa: PLC0415  only where a hub is served
+    from millstream.hub import Hub, HubLimits  # noqa: PLC0415  only where a hub is served
 
     server = runtime.server
-    hub = Hub(runtime.services.store, hub_limits(server.settings), authorize=server.authorize_channel)
+    hub = Hub(runtime.services.store, HubLimits.of(server.settings), authorize=server.authorize_channel)
     await hub.open()
     return hub
 

@@ -6,30 +6,49 @@ the caller reads what was wrong.
 
 from msgspec import Struct
 
+from millstream.config import Settings
 from millstream.protocol.errors import ToolError
+
+_DEFAULTS = Settings()
 
 
 class HubLimits(Struct, frozen=True, kw_only=True):
-    """Counts, sizes in bytes, times in seconds. A cap of 0 means none."""
+    """Counts, sizes in bytes, times in seconds. A cap of 0 means none. What has a setting has its default."""
 
-    max_connections: int = 20_000
-    max_connections_per_address: int = 0
-    max_subscribers_per_channel: int = 0
+    max_connections: int = _DEFAULTS.max_connections
+    max_connections_per_address: int = _DEFAULTS.max_connections_per_address
+    max_subscribers_per_channel: int = _DEFAULTS.hub_subscribers_per_channel
     max_channels_per_subscriber: int = 16
     max_event: int = 256 * 1024
     """The largest data of one event."""
     max_buffered: int = 512 * 1024
     """A subscriber further behind than this is cut. Keep it below what the outlet itself allows."""
-    journal: int = 10_000
+    journal: int = _DEFAULTS.hub_journal
     """Events of all channels together that a reconnecting subscriber can be given again."""
-    history: int = 1_000
+    history: int = _DEFAULTS.hub_history
     """Events kept of each channel."""
-    history_age: float = 3600.0
-    mailbox: int = 1_000
+    history_age: float = _DEFAULTS.hub_history_age
+    mailbox: int = _DEFAULTS.hub_mailbox
     """Messages kept for each client."""
-    mailbox_age: float = 24 * 3600.0
+    mailbox_age: float = _DEFAULTS.hub_mailbox_age
     presence_ttl: float = 30.0
     """A member of a worker that died is gone after this time."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> "HubLimits":
+        """The bounds of a server with these settings."""
+        return cls(
+            max_connections=settings.hub_connections or settings.max_connections,
+            max_connections_per_address=settings.max_connections_per_address,
+            max_subscribers_per_channel=settings.hub_subscribers_per_channel,
+            max_event=min(cls().max_event, settings.stream_buffer // 4),
+            max_buffered=settings.stream_buffer // 2,
+            journal=settings.hub_journal,
+            history=settings.hub_history,
+            history_age=settings.hub_history_age,
+            mailbox=settings.hub_mailbox,
+            mailbox_age=settings.hub_mailbox_age,
+        )
 
 
 class InvalidName(ToolError, ValueError):
