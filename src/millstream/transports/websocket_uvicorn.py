@@ -3,11 +3,16 @@
 uvicorn bounds the size of a message but not the number of its fragments, writes a pong for every ping whether the peer
 reads or not, closes a connection whose peer takes nothing by waiting for it to take the rest, and leaves one open whose
 handshake `websockets` cannot read. Here all four come to an end.
+
+It also writes an error to the log for what is a peer's doing and has its answer: a handshake that the application
+refuses, and text that is no UTF-8. Here neither can fill the log.
 """
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame
 
@@ -41,6 +46,30 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
             return
         super().handle_cont(event)
+
+    def send_receive_event_to_app(self) -> None:
+        """A whole message; text that is no UTF-8 ends the connection (RFC 6455 §8.1)."""
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            data = b"".join(self.frames)
+            self.frames = [data]
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                self.frames = []
+                self.conn.fail(CloseCode.INVALID_DATA, "not UTF-8")
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
+
+    def send(self, message: ASGISendEvent) -> Coroutine[Any, Any, None]:
+        """What the application says. No coroutine of its own: it gives the one that does the work."""
+        refuses = message["type"] == "websocket.http.response.body"
+        return self.refuse_handshake(message) if refuses else super().send(message)
+
+    async def refuse_handshake(self, message: ASGISendEvent) -> None:
+        """The body of a refusal; with its end the handshake is complete, though no socket is open."""
+        await super().send(message)
+        self.handshake_complete = self.close_sent
 
     def handle_ping(self) -> None:
         """A ping; the pong is written already where the peer reads what it is sent."""

@@ -1,0 +1,84 @@
+"""A peer cannot fill the log with errors: what it does wrong has its answer on the wire."""
+
+import asyncio
+import logging
+
+import pytest
+
+from millstream.http import Request
+from millstream.protocol.errors import ProtocolError
+from millstream.protocol.principal import Principal
+from socket_world import BINARY, CLOSE, TEXT, UPGRADE, frame, world
+
+WRONG = {
+    "text that is no UTF-8": (frame(TEXT, b"\xff"), 1007),
+    "half a character at the end": (frame(TEXT, b"a", fin=False) + frame(0, b"\xf0\x9f"), 1007),
+    "no mask": (frame(TEXT, b"{}", mask=False), 1002),
+    "a binary message": (frame(BINARY, b"{}"), 1003),
+    "a close with one byte": (frame(CLOSE, b"\x03"), 1002),
+    "too long": (frame(TEXT, b" " * (2**20 + 1)), 1009),
+}
+REFUSED = {
+    "another origin": (b"Origin: https://evil.example\r\n", UPGRADE, 403),
+    "another host": (b"", UPGRADE.replace(b"127.0.0.1", b"evil.example"), 421),
+    "no such credentials": (b"Authorization: Bearer bad\r\n", UPGRADE, 401),
+    "another version": (b"", UPGRADE.replace(b"13", b"7"), 400),
+}
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What an operator would be woken for."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def authenticate(request: Request) -> Principal | None:
+    if request.headers.get(b"authorization") == b"Bearer bad":
+        raise ProtocolError(-32001, "Who are you?", status=401)
+    return None
+
+
+@pytest.mark.parametrize(("frames", "code"), WRONG.values(), ids=WRONG.keys())
+async def test_a_wrong_frame_is_no_error_of_the_server(
+    frames: bytes, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fixed defect: each frame that was no UTF-8 wrote an error with its traceback."""
+    async with world() as app:
+        socket = await app.raw()
+        await socket.send(frames)
+        assert (await socket.closing())[0] == code
+        socket.peer.close()
+        await app.until(lambda: not app.running.state.connections)
+        assert errors(caplog) == []
+
+
+@pytest.mark.parametrize(("extra", "head", "status"), REFUSED.values(), ids=REFUSED.keys())
+async def test_a_refused_handshake_is_no_error_of_the_server(
+    extra: bytes, head: bytes, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fixed defect: each wrote "ASGI callable returned without completing handshake"."""
+    async with world(authenticate=authenticate) as app:
+        peer = await app.handshake(extra, head)
+        assert (await app.opened(peer))[0] == status
+        await peer.rest()
+        await app.until(lambda: not app.running.state.connections)
+        assert errors(caplog) == []
+
+
+async def test_a_peer_that_leaves_within_its_handshake_is_no_error_of_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Anybody can connect and leave."""
+    entered = asyncio.Event()
+
+    async def slowly(request: Request) -> Principal | None:
+        entered.set()
+        await app.until(lambda: not app.running.state.connections)
+        return None
+
+    async with world(authenticate=slowly) as app:
+        peer = await app.handshake()
+        await asyncio.wait_for(entered.wait(), 5)
+        peer.close()
+        await app.until(lambda: not app.running.state.connections)
+        await app.until(lambda: not app.running.state.tasks)
+        assert errors(caplog) == []
