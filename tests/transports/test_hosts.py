@@ -229,17 +229,6 @@ def test_other_options_requests_are_no_preflight() -> None:
     assert LOCAL.preflight(_options(comes, asks, method="POST")) is None
 
 
-def test_a_preflight_of_a_probe_is_checked_and_has_the_cors_headers_itself() -> None:
-    """Issue 3: preflights on every route. The adapters screen all paths but the probes."""
-    asks = (b"access-control-request-method", b"GET")
-    reply = LOCAL.preflight_of_probe(_options((b"origin", b"http://localhost:3000"), asks))
-    assert reply is not None
-    assert reply.status == 204
-    assert b"access-control-allow-origin: http://localhost:3000\r\n" in reply.head
-    assert LOCAL.preflight_of_probe(_options((b"origin", b"https://evil.example"), asks)) is None
-    assert LOCAL.preflight_of_probe(_options(asks)) is None
-
-
 def test_an_authority_says_what_it_is() -> None:
     """Name in lower case, port as written, address if it is one."""
     parsed = parse_authority(b"LocalHost:80")

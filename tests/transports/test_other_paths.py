@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from http_peer import request, serve
 from millstream import Server
+from millstream.app.asgi import prepare
 
 ORIGIN = "http://localhost:3000"
 ASKS = {"origin": ORIGIN, "access-control-request-method": "GET"}
@@ -43,6 +45,39 @@ async def test_other_options_requests_of_a_probe_are_still_405() -> None:
         start, _ = await answers("http", "/health", **headers)
         assert start["status"] == 405
         assert b"access-control-allow-origin" not in dict(start["headers"])
+
+
+@pytest.mark.parametrize("path", ["/health", "/livez", "/readyz"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+@pytest.mark.parametrize(
+    ("head", "allowed"),
+    [
+        (b"Origin: http://localhost:3000\r\n", True),
+        (b"Origin: https://evil.example\r\n", False),
+        (b"Origin: http://localhost:3000\r\nOrigin: http://localhost:3000\r\n", False),
+        (b"", False),
+    ],
+    ids=["allowed", "not allowed", "two", "none"],
+)
+async def test_a_probe_has_the_same_cors_headers_whatever_serves_it(
+    path: str, method: str, head: bytes, allowed: bool
+) -> None:
+    """A fixed defect: through the lane any page could read `/health`, through plain ASGI none could."""
+    found: list[tuple[int, dict[bytes, bytes]]] = []
+    for lane in (True, False):
+        server = Server("paths")
+        async with server.running() as runtime:
+            prepare(server, runtime)
+            async with serve(server, lane=lane) as running:
+                peer = await running.connect()
+                extra = head + b"Access-Control-Request-Method: GET\r\n" if method == "OPTIONS" else head
+                await peer.send(request(method, path, extra=extra))
+                status, headers, _ = await peer.reply(head_only=method == "HEAD")
+                found.append((status, {name: value for name, value in headers.items() if b"allow-" in name}))
+    assert found[0] == found[1]
+    status, headers = found[0]
+    assert headers.get(b"access-control-allow-origin") == (ORIGIN.encode() if allowed else None)
+    assert status == (405 if method == "OPTIONS" and not allowed else 204 if method == "OPTIONS" else 200)
 
 
 async def test_a_handshake_at_a_path_without_a_websocket_is_404_where_the_server_can_say_so() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import MutableMapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from millstream.app.runtime import Runtime
@@ -68,7 +69,7 @@ def prepare(server: "Server", runtime: Runtime) -> None:
             )
         routes, settings = runtime.serve_http(), server.settings
         runtime.adapter = AsgiAdapter(
-            _with_preflights(routes.find, runtime.policy),
+            _with_cors_of_probes(routes.find, runtime.policy),
             settings=settings,
             policy=runtime.policy,
             hot={(method, path): handler for handler, method, path in routes.hot.values()},
@@ -77,21 +78,24 @@ def prepare(server: "Server", runtime: Runtime) -> None:
     server.use(runtime)
 
 
-def _with_preflights(find: Route, policy: HostPolicy) -> Route:
-    """Routes that answer preflights of the probes, too: the adapters screen all paths but these."""
+def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:
+    """Routes that give pages of allowed Origins the probes, too: the adapters screen all paths but these."""
 
     def found(method: str, path: str) -> Handler | None:
         handler = find(method, path)
-        if method != "OPTIONS" or path not in EXEMPT or handler is None:
-            return handler
-        refuse = handler
-
-        async def answer(request: Request) -> Response | Sink | None:
-            return policy.preflight_of_probe(request) or await refuse(request)
-
-        return answer
+        return handler if handler is None or path not in EXEMPT else partial(_probe, handler, policy)
 
     return found
+
+
+async def _probe(handler: Handler, policy: HostPolicy, request: Request) -> Response | Sink | None:
+    origin = request.headers.get(b"origin")
+    if origin is None or policy.check(request.method, request.headers, request.raw_headers) is not None:
+        return await handler(request)
+    reply = policy.preflight(request) or await handler(request)
+    if isinstance(reply, Response):
+        reply = Response(reply.body, reply.status, reply.head + policy.cors_head(origin))
+    return reply
 
 
 async def _websocket(server: "Server", scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from millstream.app.parts import part_routes
 from millstream.app.probes import Probes
 from millstream.http import TEXT_HEAD, Handler, Request, Response
+from millstream.transports.hosts import EXEMPT
 from millstream.transports.http_sessions import HttpSessions
 from millstream.transports.http_sse import MESSAGES_PATH, HttpSse
 from millstream.transports.streamable import Streamable
@@ -47,7 +48,9 @@ class Routes:
             (method.encode(), each.encode()): handler
             for each, handlers in self._by_path.items()
             for method, handler in handlers.items()
+            if each not in EXEMPT
         }
+        """What the lane serves. Probes go the long way, where Host and Origin are not checked but CORS is kept."""
 
     def find(self, method: str, path: str) -> Handler | None:
         """The handler of a path below the mount point; None for 404."""

@@ -161,15 +161,6 @@ class HostPolicy:
         head = _PREFLIGHT + b"access-control-allow-headers: " + allowed + b"\r\n"
         return Response(status=204, head=head)
 
-    def preflight_of_probe(self, request: Request) -> Response | None:
-        """The same for a path of `EXEMPT`, where nothing was checked yet; `None` too for an Origin not allowed."""
-        if self.check(request.method, request.headers, request.raw_headers) is not None:
-            return None
-        reply = self.preflight(request)
-        if reply is not None:
-            reply.head += self.cors_head(request.headers[b"origin"])
-        return reply
-
     def _check_host(self, host: bytes) -> Response | None:
         authority = parse_authority(host)
         if authority is None:
