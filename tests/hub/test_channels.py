@@ -57,7 +57,7 @@ def test_a_channel_may_be_any_visible_text(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "x" * 201, "a b", "a\nb", "a\0", "a..b", ".a", "a.", "a\u2028b", "\ud800", "a\u00a0b"]
+    "name", ["", "x" * 201, "a b", "a\nb", "a\0", "a..b", ".a", "a.", "a\u2028b", "\ud800", "a\u00a0b", "a\ufffd"]
 )
 def test_a_name_with_blanks_control_characters_or_empty_segments_is_refused(name: str) -> None:
     """Issue: a channel with control characters is a clear error."""
@@ -93,7 +93,7 @@ def test_a_name_of_a_person_may_have_blanks_but_no_line_ends() -> None:
     """Our choice: it is shown, never parsed."""
     check_name("")
     check_name("Zoë van Dijk 👩‍🚀")
-    for name in ("a\nb", "a\0", "x" * 81):
+    for name in ("a\nb", "a\0", "x" * 81, "\ufffd"):
         with pytest.raises(InvalidName):
             check_name(name)
 

@@ -373,3 +373,12 @@ async def test_a_client_id_with_blanks_is_a_clear_error() -> None:
     async with world(False) as here:
         assert (await here.ask("GET", "/mcp/sse/a%20b"))[0] == 400
         assert (await here.ask("GET", "/mcp/sse/"))[0] == 404
+
+
+@pytest.mark.parametrize("query", ["channel=%ff", "client_id=a%ff", "client_id=a&name=%c3"])
+async def test_a_name_that_is_no_utf_8_is_refused(lane: bool, query: str) -> None:
+    """A fixed defect: everybody who sent one shared the channel or mailbox of U+FFFD."""
+    async with world(lane) as here:
+        status, headers, body = await here.ask("GET", f"/events?{query}")
+        assert (status, headers[b"content-type"]) == (400, b"application/problem+json")
+        assert "UTF-8" in body["detail"]

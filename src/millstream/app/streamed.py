@@ -50,28 +50,34 @@ class Streamed:
         """Mirror a call to its client's stream, if its arguments say ``stream: true``.
 
         Raises:
-            ProtocolError: INVALID_PARAMS for a client id that cannot be one.
+            ProtocolError: INVALID_PARAMS for a client id that cannot be one; it says where the id stands.
         """
         if getattr(call.arguments, "stream", False) is not True:
             return
-        client_id = self._named(call) or secrets.token_hex(16)
+        place, client_id = self._named(call)
         try:
             check_client_id(client_id)
         except InvalidName as exc:
-            raise ProtocolError(INVALID_PARAMS, f"Invalid client id: {exc}") from exc
+            raise ProtocolError(INVALID_PARAMS, f"Invalid client id in {place}: {exc}", status=400) from exc
         call.mirror = _Mirror(self._hub, client_id, call.id).send
         call.stream_url = f"{call.root_path}/mcp/sse/{quote(client_id, safe='')}"
         call.meta = {**(call.meta or {}), "clientId": client_id, "streamUrl": call.stream_url}
 
     @staticmethod
-    def _named(call: Call) -> str:
+    def _named(call: Call) -> tuple[str, str]:
+        """Where the caller's client id stands, and the id; one is made for who gives none."""
         header = (call.headers or {}).get(HEADER, b"").decode("utf-8", "replace").strip()
         argument = getattr(call.arguments, "client_id", "")
         try:
             meta = _decode(call.params or b"{}").meta.client_id
         except msgspec.DecodeError:
             meta = ""
-        return header or call.client_id or (argument if isinstance(argument, str) else "") or meta
+        given = (
+            ("X-Client-Id", header),
+            ("client_id", call.client_id or (argument if isinstance(argument, str) else "")),
+            ("_meta.clientId", meta),
+        )
+        return next((each for each in given if each[1]), ("", secrets.token_hex(16)))
 
 
 class _Mirror:

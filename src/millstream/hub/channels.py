@@ -17,6 +17,8 @@ MAX_CLIENT_ID = 128
 MAX_CLIENT_NAME = 80
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_UNREADABLE = "\ufffd"
+"""What stands for bytes that were no UTF-8, in queries, paths and headers: a name that has it is not the one meant."""
 
 
 def check_channel(name: str) -> None:
@@ -62,6 +64,7 @@ def check_name(name: str) -> None:
     Raises:
         InvalidName: it is longer than 80 characters or has control characters.
     """
+    _check_readable("client's name", name)
     if len(name) > MAX_CLIENT_NAME or _CONTROLS.search(name):
         raise InvalidName(f"A client's name has up to {MAX_CLIENT_NAME} characters, none of them control characters.")
 
@@ -90,8 +93,14 @@ def _same(wanted: str, given: str) -> bool:
     return wanted in ("*", given)
 
 
+def _check_readable(what: str, text: str) -> None:
+    if _UNREADABLE in text:
+        raise InvalidName(f"A {what} is UTF-8: {text!r} has something else in it.")
+
+
 def _check_text(what: str, text: str, limit: int) -> None:
     if not 1 <= len(text) <= limit:
         raise InvalidName(f"A {what} has 1 to {limit} characters, not {len(text)}.")
+    _check_readable(what, text)
     if not text.isprintable() or " " in text:
         raise InvalidName(f"A {what} has no blanks and no control characters: {text!r}.")
