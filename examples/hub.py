@@ -11,6 +11,7 @@ import platform
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from itertools import count
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -77,10 +78,16 @@ class ServerInfo:
     """The revision of this very request."""
 
 
+@cache
+def server_info(revision: str) -> ServerInfo:
+    """Made once for each revision: nothing of it changes while the server runs."""
+    return ServerInfo(mcp.name, mcp.version, platform.python_version(), revision)
+
+
 @mcp.tool
 async def get_server_info(ctx: Context) -> ServerInfo:
     """What this server is and which protocol revision the call arrived in."""
-    return ServerInfo(mcp.name, mcp.version, platform.python_version(), ctx.revision)
+    return server_info(ctx.revision)
 
 
 @mcp.tool

@@ -67,6 +67,7 @@ async def test_the_hub_tells_about_itself_and_the_time(connect: Any, revision: s
     async with connect(hub.mcp, revision) as client:
         info = json.loads(await client.text("get_server_info"))
         assert (info["name"], info["revision"]) == ("hub", revision)
+        assert hub.server_info(revision) is hub.server_info(revision)
         assert (await client.text("get_current_time", timezone="Asia/Kolkata")).endswith("+05:30")
         for unknown in ("Mars/Base", "Europe", "../etc/passwd", ""):
             refused = await client.call("get_current_time", timezone=unknown)

@@ -88,6 +88,21 @@ async def test_the_document_is_made_once_until_the_tools_change() -> None:
         assert "/tools/later" not in document["paths"]
 
 
+async def test_who_has_the_document_is_told_so_until_the_tools_change() -> None:
+    """RFC 9110 §13.1.2. It may be large, and tools that watch it ask often."""
+    server = world()
+    async with routes(server) as rest:
+        whole = await rest.describe(post("/openapi.json", b""))
+        (tag,) = re.findall(rb'etag: ("\w+")\r\n', whole.head)
+        for known in (tag, b"W/" + tag, b'"other", ' + tag):
+            reply = await rest.describe(post("/openapi.json", b"", if_none_match=known.decode()))
+            assert (reply.status, reply.body) == (304, b"")
+            assert tag in reply.head
+        assert (await rest.describe(post("/openapi.json", b"", if_none_match='"other"'))).status == 200
+        server.remove_tool("add")
+        assert (await rest.describe(post("/openapi.json", b"", if_none_match=tag.decode()))).status == 200
+
+
 async def test_every_example_fits_its_schema() -> None:
     """An example that is refused is worse than none."""
     document = await described()

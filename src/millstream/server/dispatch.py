@@ -27,6 +27,7 @@ from millstream.protocol.metadata import SERVER_KEY
 from millstream.protocol.principal import Gate
 from millstream.protocol.revisions import ALL, Revision
 from millstream.protocol.rounds import InputRequired
+from millstream.server.announcement import Announcement
 from millstream.server.call import Call
 from millstream.server.context import call_binding
 from millstream.server.registry import Registry
@@ -51,6 +52,7 @@ class Dispatcher:
     __slots__ = (
         "_handlers",
         "_heads",
+        "announcement",
         "begin",
         "by_id",
         "calls",
@@ -76,6 +78,10 @@ class Dispatcher:
         self.services = services
         self.info = info
         self.instructions = instructions
+        self.announcement = Announcement(
+            registry, info, instructions, discover_ttl_ms=services.settings.discover_ttl_ms
+        )
+        """What `initialize` and `server/discover` say."""
         self.gate = gate
         self.observe: Observe | None = None
         """Told of every call when it is over."""

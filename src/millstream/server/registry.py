@@ -111,6 +111,11 @@ class Registry:
         """Whether the server offers a capability: one that it had something for at any time."""
         return capability in self._offered
 
+    @property
+    def offered(self) -> int:
+        """How many capabilities there are; they only become more."""
+        return len(self._offered)
+
     def requires(self, method: str, name: str) -> Mapping[str, Any]:
         """The client capabilities that a method of a name cannot do without."""
         tool = self.tools.get(name) if method == "tools/call" else None

@@ -20,7 +20,7 @@ from millstream.protocol.revisions import ASSUMED, Revision
 from millstream.server.call import Call
 from millstream.server.changes import Change
 from millstream.server.dispatch import Dispatcher
-from millstream.server.handshake import initialize_result, read_initialize
+from millstream.server.handshake import read_initialize
 from millstream.server.inbox import progress_token, take_notification
 from millstream.server.services import SESSION_OVER
 from millstream.server.sessions import Record, Session
@@ -186,11 +186,7 @@ class Connection:
             return error_message(message.id, exc.code, exc.message, exc.data)
         self.session = Session(self.id, opening.revision, opening.client, record=Record())
         self._note("initialize")
-        dispatcher = self._dispatcher
-        offered = dispatcher.registry.capabilities(opening.revision)
-        return result_message(
-            message.id, initialize_result(opening.revision, offered, dispatcher.info, dispatcher.instructions)
-        )
+        return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision))
 
     async def _batch(self, data: bytes) -> None:
         """Answer a batch of 2025-03-26 by an array."""

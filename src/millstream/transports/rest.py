@@ -8,6 +8,8 @@ Neither can be asked a question or follow progress: notifications are dropped, a
 so. The dialect answers in the shape of the handshake era, the one that such scripts were written against.
 """
 
+import hashlib
+
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
@@ -49,7 +51,6 @@ TOOLS_PATH = openapi.TOOLS_PATH
 _FORM = b"application/x-www-form-urlencoded"
 _BROWSER = (b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest", b"sec-fetch-user")
 _NOBODY = Client()
-_OPENAPI_HEAD = JSON_HEAD + b"cache-control: no-cache\r\n"
 _DIALECT_TYPE = refusal(415, INVALID_REQUEST, "Unsupported media type: send content-type application/json")
 _DIALECT_BUSY = refusal(503, -32000, "Too many calls are running: try again later", head=b"retry-after: 1\r\n")
 _PLACEHOLDER = b'"id":0,'
@@ -82,6 +83,20 @@ class _Error(Struct, gc=False):
 class _Answer(Struct, gc=False):
     result: _Result | UnsetType = UNSET
     error: _Error | UnsetType = UNSET
+
+
+class _Described(Struct, frozen=True):
+    """The OpenAPI document, ready to be sent; and what is sent to those who have it (RFC 9110 §13.1.2)."""
+
+    tag: bytes
+    whole: Response
+    unchanged: Response
+
+    @classmethod
+    def of(cls, body: bytes) -> "_Described":
+        tag = b'"%b"' % hashlib.sha256(body).hexdigest()[:16].encode()
+        head = b"etag: %b\r\ncache-control: no-cache\r\n" % tag
+        return cls(tag, Response(body, 200, JSON_HEAD + head), Response(b"", 304, head))
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
@@ -126,7 +141,7 @@ class RestRoutes:
         self._max_depth = settings.max_depth
         self.authenticate = authenticate
         # Prepared
-        self._described: dict[str, Response] = {}
+        self._described: dict[str, _Described] = {}
         self._described_from = b""
         """The list of tools that the documents were made from; the registry gives the same object until it changes."""
 
@@ -222,7 +237,7 @@ class RestRoutes:
         return _rest_reply(call, await self._dispatcher.call(call), root)
 
     async def describe(self, request: Request) -> Response:
-        """`GET /openapi.json`."""
+        """`GET /openapi.json`, made when somebody first asks, and again when the tools have changed."""
         root = request.root_path
         page = self._registry.page("tools", NEWEST, None)
         if page is not self._described_from:
@@ -230,17 +245,15 @@ class RestRoutes:
             self._described_from = page
         found = self._described.get(root)
         if found is None:
-            found = self._described[root] = Response(
-                openapi.document(
-                    self._registry.tools.values(),
-                    self._dispatcher.info,
-                    instructions=self._dispatcher.instructions,
-                    root_path=root,
-                ),
-                200,
-                _OPENAPI_HEAD,
+            body = openapi.document(
+                self._registry.tools.values(),
+                self._dispatcher.info,
+                instructions=self._dispatcher.instructions,
+                root_path=root,
             )
-        return found
+            found = self._described[root] = _Described.of(body)
+        known = request.headers.get(b"if-none-match", b"")
+        return found.unchanged if found.tag in known else found.whole
 
     def _busy(self) -> bool:
         return self._dispatcher.running >= self._busy_at

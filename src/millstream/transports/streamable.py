@@ -26,7 +26,7 @@ from millstream.protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
 from millstream.server.call import Call
 from millstream.server.dispatch import Dispatcher
 from millstream.server.fast import FastCall, decode_handshake_call
-from millstream.server.handshake import initialize_result, read_initialize
+from millstream.server.handshake import read_initialize
 from millstream.server.inbox import progress_token, take_notification
 from millstream.server.services import principal_id
 from millstream.server.sessions import Session
@@ -364,14 +364,8 @@ class Streamable:
         if self.sessions is not None and b"mcp-session-id" in request.headers:
             raise ProtocolError(INVALID_REQUEST, "Invalid request: this session is initialized already", status=400)
         opening = read_initialize(message.params)
-        dispatcher = self._dispatcher
         assert message.id is not None  # noqa: S101  the caller has looked
-        result = initialize_result(
-            opening.revision,
-            dispatcher.registry.capabilities(opening.revision, streams=self.sessions is not None),
-            dispatcher.info,
-            dispatcher.instructions,
-        )
+        result = self._dispatcher.announcement.initialize(opening.revision, streams=self.sessions is not None)
         head, session = b"", None
         if self.sessions is not None and not opening.sessionless:
             session, sealed = await self.sessions.mint(opening, principal)

@@ -20,6 +20,6 @@ def install(dispatcher: Dispatcher) -> None:
         CompletionHandlers(registry, services),
         SessionHandlers(services),
         ListenHandlers(registry, services),
-        DiscoveryHandlers(registry, services, dispatcher.info, dispatcher.instructions),
+        DiscoveryHandlers(dispatcher.announcement),
     ):
         dispatcher.serve(handlers.table())
