@@ -61,7 +61,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                 return
         super().send_receive_event_to_app()
 
-    def send(self, message: ASGISendEvent) -> Coroutine[Any, Any, None]:
+    def send(  # pyright: ignore[reportIncompatibleMethodOverride]  to pyright a coroutine is of one class only
+        self, message: ASGISendEvent
+    ) -> Coroutine[Any, Any, None]:
         """What the application says. No coroutine of its own: it gives the one that does the work."""
         refuses = message["type"] == "websocket.http.response.body"
         return self.refuse_handshake(message) if refuses else super().send(message)
