@@ -259,7 +259,7 @@ async def test_subscribers_are_counted_by_what_carries_them() -> None:
         await hub.receive("ann", socket, encode=encode_line, transport="websocket")
         assert hub.stats().transports == {"events": 1, "websocket": 1}
         events.close()
-        assert hub.stats().transports == {"websocket": 1}
+        assert hub.stats().transports == {"events": 0, "websocket": 1}
 
 
 async def test_what_subscribers_have_not_taken_is_told() -> None:

@@ -3,6 +3,7 @@
 A plan is what a publication walks: the outlets of a channel, grouped by the function that encodes for them.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from millstream.hub.channels import is_pattern
@@ -25,7 +26,7 @@ class Audience:
         self._entered: dict[Subscription, None] = {}
         self._by_address: dict[str, int] = {}
         self._by_channel: dict[str, int] = {}
-        self._by_transport: dict[str, int] = {}
+        self._by_transport: Counter[str] = Counter()
         self._exact: dict[str, dict[Subscription, None]] = {}
         self._wild: dict[Subscription, None] = {}
         self._plans: dict[str, Plan] = {}
@@ -42,7 +43,7 @@ class Audience:
         return dict(self._by_channel)
 
     def transports(self) -> dict[str, int]:
-        """Subscribers by what carries them."""
+        """Subscribers by what carries them; 0 for what carried some before."""
         return dict(self._by_transport)
 
     def queued(self) -> int:
@@ -68,7 +69,7 @@ class Audience:
     def enter(self, subscription: Subscription) -> None:
         """Count a subscriber."""
         self._entered[subscription] = None
-        _count(self._by_transport, subscription.transport, 1)
+        self._by_transport[subscription.transport] += 1
         if subscription.address:
             _count(self._by_address, subscription.address, 1)
         for channel in subscription.channels:
@@ -89,7 +90,7 @@ class Audience:
         if subscription not in self._entered:
             return False
         del self._entered[subscription]
-        _count(self._by_transport, subscription.transport, -1)
+        self._by_transport[subscription.transport] -= 1
         if subscription.address:
             _count(self._by_address, subscription.address, -1)
         for channel in subscription.channels:

@@ -284,7 +284,7 @@ class GuardedProtocol(HttpToolsProtocol):
         url, fields = self.url, dict(self.headers)
         hosts = [value for name, value in self.headers if name == b"host"]
         size = int(fields.get(b"content-length", 0))
-        if self.spare and not self._probes():
+        if self.spare and (size or b"transfer-encoding" in fields or not self._probes()):
             return TOO_MANY_CONNECTIONS
         if (len(hosts) != 1 or parse_authority(hosts[0]) is None) and url.partition(b"?")[0] not in _PROBES:
             return BAD_HOST
