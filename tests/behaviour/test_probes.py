@@ -43,7 +43,7 @@ def fail(runtime: Runtime) -> None:
 
 
 async def test_health_tells_an_operator_what_there_is_and_how_much_there_may_be() -> None:
-    """Issue 1: what an operator looks for. Names are stable: alerts are made of them."""
+    """What an operator looks for. Names are stable: alerts are made of them."""
     settings = Settings(max_calls=5, max_streams=6, max_questions=7, max_connections=8)
     server = Server("shop", version="2", serve="all", settings=settings)
     async with server.running() as runtime:
@@ -71,7 +71,7 @@ async def test_health_tells_an_operator_what_there_is_and_how_much_there_may_be(
 
 
 async def test_open_streams_are_told_by_transport() -> None:
-    """Issue 3: connections by transport."""
+    """Which transport holds them is the first question when there are many."""
     server = Server("shop", serve="hub")
     inbox: asyncio.Queue[Any] = asyncio.Queue()
     inbox.put_nowait({"type": "http.request"})
