@@ -13,6 +13,7 @@ from millstream import Server, Settings
 from millstream.app.runtime import Runtime
 from millstream.protocol.revisions import NEWEST_HANDSHAKE
 from millstream.transports.memory import MemoryPipe
+from wire import enveloped
 
 DATE = NEWEST_HANDSHAKE.date
 INITIALIZE = {
@@ -119,6 +120,7 @@ async def test_a_refused_initialize_is_told_with_its_code(capture: pytest.Captur
         await pipe.close()
 
 
+LISTEN = json.dumps(enveloped("subscriptions/listen", {})).encode()
 REFUSED = [
     ("/tools/nothing", b"{}", {}, ("tools/call", "nothing", "unknown-tool", "rest")),
     ("/tools/add", b'{"a":"x"}', {}, ("tools/call", "add", "invalid-arguments", "rest")),
@@ -136,6 +138,7 @@ REFUSED = [
     ("/messages/?session_id=x", b"{}", {}, ("_other", "", "404", "sse")),
     ("/mcp", b"{}", {"content_type": "text/plain"}, ("_other", "", "415", "http")),
     ("/mcp", b"{", {}, ("_other", "", "-32700", "http")),
+    ("/mcp", LISTEN, {"accept": "application/json"}, ("subscriptions/listen", "", "406", "http")),
     ("/mcp", b'{"jsonrpc":"2.0","id":1,"result":{}}', {}, ("response", "", "-32600", "http")),
 ]  # fmt: skip
 

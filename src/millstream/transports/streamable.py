@@ -269,10 +269,10 @@ class Streamable:
             self.services.note(message.method, "http", principal=principal)
             return _ACCEPTED
         if message.method == _LISTEN:
-            if not accepted(request.headers.get(b"accept")).stream:
-                return _UNREADABLE_STREAM
-            if self.streams.full(principal_id(principal)):
-                return TOO_MANY_STREAMS
+            refused = self._check_stream(request, principal)
+            if refused is not None:
+                self.services.note(_LISTEN, "http", status=str(refused.status), principal=principal)
+                return refused
         registry = self._dispatcher.registry
         admitted = admit_per_request(
             message,
@@ -301,6 +301,11 @@ class Streamable:
         )
         request.cancel_on_disconnect = True
         return await self._run(request, call, "")
+
+    def _check_stream(self, request: Request, principal: Principal | None) -> Response | None:
+        if not accepted(request.headers.get(b"accept")).stream:
+            return _UNREADABLE_STREAM
+        return TOO_MANY_STREAMS if self.streams.full(principal_id(principal)) else None
 
     # The handshake era
 
