@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from millstream.app.parts import make_feed, make_note, make_observer, make_websocket, open_hub
@@ -52,6 +53,8 @@ class Runtime:
         self.supervised = supervised
         """Somebody will call `close`; otherwise it closes itself when idle."""
         self.loop = asyncio.get_running_loop()
+        self.thread = get_ident()
+        """The thread of the loop: no other loop runs there while this one does."""
         self.clock: Callable[[], float] = time.monotonic
         # Process
         self.draining = False

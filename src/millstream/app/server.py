@@ -4,6 +4,7 @@ import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from msgspec import to_builtins
@@ -331,10 +332,16 @@ class Server:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """ASGI 3: HTTP and lifespan."""
         runtime = self._current
-        if scope["type"] != "http" or runtime is None or runtime.loop is not asyncio.get_running_loop():
-            await self._rarely(scope, receive, send)
+        if (
+            scope["type"] == "http"
+            and runtime is not None
+            # Its loop is the one that runs here. `asyncio.get_running_loop` makes a system call to say so.
+            and runtime.thread == get_ident()
+            and runtime.loop.is_running()
+        ):
+            await runtime.adapter.__call__(scope, receive, send)
         else:
-            await runtime.adapter(scope, receive, send)
+            await self._rarely(scope, receive, send)
 
     async def _rarely(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         from millstream.app import asgi  # noqa: PLC0415  a stdio server does without
