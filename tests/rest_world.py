@@ -16,6 +16,18 @@ from millstream.transports.rest import TOOLS_PATH, RestRoutes
 from millstream.web.pages import pages
 
 PNG = b"\x89PNG\r\n\x1a\n"
+PARCEL = {
+    "type": "object",
+    "properties": {
+        "items": {"type": "array", "items": {"$ref": "#/$defs/item"}, "minItems": 1, "maxItems": 3},
+        "phone": {"type": "string", "pattern": "^[0-9]{3,9}$"},
+        "email": {"type": "string", "minLength": 3},
+    },
+    "required": ["items"],
+    "anyOf": [{"required": ["phone"]}, {"required": ["email"]}],
+    "additionalProperties": False,
+    "$defs": {"item": {"type": "object", "properties": {"isbn": {"type": "string"}}, "required": ["isbn"]}},
+}
 
 
 @dataclass
@@ -84,6 +96,11 @@ def natural(mcp: Server) -> None:
 
 def unusual(mcp: Server) -> None:
     """Tools that refuse, ask, or use more of MCP than REST has."""
+
+    @mcp.tool(input_schema=PARCEL)
+    async def parcel(arguments: dict[str, Any]) -> int:
+        """Count what its hand-written schema let pass."""
+        return len(arguments["items"])
 
     @mcp.tool
     async def refuse(reason: str = "closed") -> str:

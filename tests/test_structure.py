@@ -24,7 +24,7 @@ LAYERS = [
     "gateway", "agent", "web", "app", "testing", "cli",
 ]
 # fmt: on
-OPTIONAL = {"argon2", "keyring", "openai", "opentelemetry", "psutil", "pydantic", "redis"}
+OPTIONAL = {"argon2", "jsonschema_rs", "keyring", "openai", "opentelemetry", "psutil", "pydantic", "redis"}
 NAMELESS = {"utils", "helpers", "common", "core", "misc", "manager", "base", "new", "old", "modern", "legacy2"}
 PROGRAM_FOLDERS = ("src", "tests", "benches", "examples")
 UNTRACKED = {"node_modules", "__pycache__", ".venv", ".venv-mcp1", ".bench", ".git", ".hypothesis", "dist", "results"}
@@ -182,7 +182,7 @@ def test_a_stdio_server_starts_without_an_http_server(program: tuple[str, ...]) 
     """DESIGN 8: stdio is started once per conversation, often on a laptop; it pays only for itself."""
     loaded, printed = loaded_by(*program, given=HANDSHAKE)
     assert b'"serverInfo"' in printed
-    assert not loaded & {"uvicorn", "starlette", "cryptography", "httptools", "websockets", "httpx2"}
+    assert not loaded & {"uvicorn", "starlette", "cryptography", "httptools", "websockets", "httpx2", "jsonschema_rs"}
 
 
 def test_no_file_names_a_machine_path_or_a_package_registry() -> None:

@@ -6,6 +6,12 @@ from typing import Annotated, Any
 from millstream import Context, Field, Server, Settings, ToolError
 
 SECRET = "the vault is behind the painting"
+BY_HAND = {
+    "type": "object",
+    "properties": {"items": {"type": "array", "items": {"$ref": "#/$defs/item"}}},
+    "required": ["items"],
+    "$defs": {"item": {"type": "object", "properties": {"isbn": {"type": "string"}}}},
+}
 
 
 @dataclass
@@ -65,4 +71,19 @@ def make_shop(**settings: Any) -> Server:
         """Greet somebody."""
         return f"Greet {name}."
 
+    promise(mcp)
     return mcp
+
+
+def promise(mcp: Server) -> None:
+    """Tools whose schemas are written by hand."""
+
+    @mcp.tool(input_schema=BY_HAND)
+    def packs(arguments: dict[str, Any]) -> str:
+        """Has a schema written by hand."""
+        return f"{len(arguments['items'])} items"
+
+    @mcp.tool(output_schema=BY_HAND)
+    def promises() -> dict[str, Any]:
+        """Returns what its schema, written by hand, forbids."""
+        return {"items": [{"isbn": 9}]}

@@ -12,12 +12,13 @@ from wire import Wire, enveloped, request, routing
 ERAS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"]
 
 
-async def call(wire: Wire, era: str, name: str) -> tuple[int, dict[str, Any]]:
-    """Status and message of a call without arguments."""
+async def call(wire: Wire, era: str, name: str, arguments: Any = None) -> tuple[int, dict[str, Any]]:
+    """Status and message of a call."""
+    params = {"name": name, **({} if arguments is None else {"arguments": arguments})}
     if era == ERAS[-1]:
-        reply = await wire.post(enveloped("tools/call", {"name": name}, 7), routing("tools/call", name))
+        reply = await wire.post(enveloped("tools/call", params, 7), routing("tools/call", name))
     else:
-        reply = await wire.post(request("tools/call", {"name": name}, 7), await wire.initialize(era))
+        reply = await wire.post(request("tools/call", params, 7), await wire.initialize(era))
     assert reply.message["id"] == 7
     return reply.status, reply.message
 
@@ -60,3 +61,39 @@ async def test_a_result_that_its_schema_forbids_is_an_internal_error_and_the_log
     assert "int" not in message["error"]["message"].replace("Internal", "")
     assert "[0]" in caplog.text or "result" in caplog.text
     assert re.search(r"[0-9a-f]{16}", message["error"]["message"])
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_result_that_a_schema_written_by_hand_forbids_is_an_internal_error_too(
+    wire: Wire, era: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fixed defect: of such a schema only the type of the root was compared."""
+    with caplog.at_level(logging.ERROR, "millstream"):
+        status, message = await call(wire, era, "promises")
+    assert (status, message["error"]["code"]) == (200, -32603)
+    assert "isbn" not in str(message)
+    assert "'items[0].isbn' must be a string, got an integer" in caplog.text
+
+
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (None, "missing 'items'"),
+        ({"items": [{"isbn": 9}]}, "'items[0].isbn' must be a string, got an integer"),
+        ([], "the arguments must be an object, got an array"),
+    ],
+)
+async def test_arguments_that_a_schema_written_by_hand_forbids_end_as_those_of_a_generated_one(
+    wire: Wire, era: str, arguments: Any, text: str
+) -> None:
+    """A fixed defect: they were not checked. Digest §9.1: an error of the protocol first, later text for the model."""
+    status, message = await call(wire, era, "packs", arguments)
+    whole = f"Invalid arguments for tool 'packs': {text}. Expected: {{\"items\": array of object}}"
+    assert status == 200
+    if era >= "2025-11-25":
+        assert message["result"]["isError"] is True
+        assert message["result"]["content"] == [{"type": "text", "text": whole}]
+    else:
+        assert message["error"] == {"code": -32602, "message": whole}
+    assert (await call(wire, era, "packs", {"items": [{}]}))[1]["result"]["content"][0]["text"] == "1 items"

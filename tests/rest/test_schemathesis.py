@@ -35,7 +35,7 @@ def test_a_tool_of_every_kind_keeps_what_the_document_says(tmp_path: Path) -> No
     command = uvicorn("rest_world:app", port, "--lifespan", "off", "--app-dir", "tests")
     with serving(command, port, tmp_path / "log"):
         report = run(port, tmp_path)
-    assert "13 selected / 13 total" in report
+    assert "14 selected / 14 total" in report
     assert "No issues found" in report
 
 

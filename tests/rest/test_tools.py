@@ -43,6 +43,7 @@ def check(response: Response, body: Any, status: int, slug: str) -> None:
         ("greet", {"name": "Ann"}, {"content": [{"type": "text", "text": "Hello, Ann!"}]}),
         ("nothing", {}, {"content": []}),
         ("loose", {"value": [1, None]}, [1, None]),
+        ("parcel", {"items": [{"isbn": "9"}], "email": "a@b"}, 1),
     ],
 )
 async def test_the_reply_is_the_structured_result_or_the_content(name: str, arguments: Any, expected: Any) -> None:
@@ -50,6 +51,14 @@ async def test_the_reply_is_the_structured_result_or_the_content(name: str, argu
     response, body = await call(name, arguments)
     assert (response.status, body) == (200, expected)
     assert response.head == b"content-type: application/json\r\n"
+
+
+async def test_arguments_that_a_schema_written_by_hand_forbids_are_422() -> None:
+    """A fixed defect: they reached the function. The same words as over MCP."""
+    response, body = await call("parcel", {"items": [{"isbn": 9}], "phone": "1"})
+    check(response, body, 422, "invalid-arguments")
+    assert "'items[0].isbn' must be a string, got an integer" in body["detail"]
+    assert '\'phone\' must fit {"pattern":"^[0-9]{3,9}$"}, got "1"' in body["detail"]
 
 
 async def test_an_empty_body_means_no_arguments_and_needs_no_content_type() -> None:

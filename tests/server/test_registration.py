@@ -107,3 +107,12 @@ async def test_a_removed_prompt_takes_its_completers_along(mcp: Server) -> None:
     assert not mcp.registry.completers
     async with mcp.running():
         pass
+
+
+@pytest.mark.parametrize("option", ["input_schema", "output_schema"])
+def test_a_schema_written_by_hand_that_is_none_is_refused_and_the_tool_named(mcp: Server, option: str) -> None:
+    """At once: nobody should meet it in a call."""
+    schema = {"type": "object", "properties": {"age": {"type": "int"}}}
+    with pytest.raises(ValueError, match=f"nothing: {option}: #/properties/age/type: "):
+        REGISTER["tool"](mcp, {option: schema})
+    assert not mcp.registry.tools

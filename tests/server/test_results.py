@@ -171,22 +171,27 @@ def test_instances_that_check_or_count_themselves_are_not_read_back() -> None:
     assert Counted.made == 1
 
 
-def test_hand_written_output_schemas_check_the_type_of_the_root() -> None:
-    """No validator of JSON Schema is aboard; the root decides whether clients can read it at all."""
+def test_a_result_must_fit_an_output_schema_written_by_hand_and_the_error_names_the_field() -> None:
+    """A fixed defect: only the type of the root was compared."""
     output = output_from_schema({"type": "object", "properties": {"a": {"type": "integer"}}})
     assert members(encode_result({"a": 1}, output))["structuredContent"] == {"a": 1}
-    with pytest.raises(LocalError, match="object"):
+    with pytest.raises(LocalError, match="schema: 'a' must be an integer, got a string"):
+        encode_result({"a": "x"}, output)
+    with pytest.raises(LocalError, match="the result must be an object, got an array"):
         encode_result([1], output)
+    with pytest.raises(LocalError, match="'a' must be an integer"):
+        encode_result(ToolResult("done", {"a": None}), output)
+    encode_result(ToolResult("failed", {"a": None}, is_error=True), output)
     several = output_from_schema({"type": ["number", "null"]})
     for value in (1, -1.5, None):
         encode_result(value, several)
-    with pytest.raises(LocalError, match="number"):
+    with pytest.raises(LocalError, match="a number or null"):
         encode_result("1", several)
     assert encode_result([1], output_from_schema({}))
 
 
 @pytest.mark.parametrize(
-    ("schema", "text"), [({"type": "text"}, "unknown type"), ({"$ref": "https://x"}, "never fetched")]
+    ("schema", "text"), [({"type": "text"}, '#/type: "text" is not valid'), ({"$ref": "https://x"}, "never fetched")]
 )
 def test_hand_written_output_schemas_that_cannot_be_served_are_refused(schema: dict[str, Any], text: str) -> None:
     """Digest §1, as for input schemas; but the root of a result may be anything."""

@@ -1,7 +1,8 @@
 """What a model is told when its arguments do not fit: what is wrong, and what was expected.
 
 msgspec stops at the first problem and speaks of Python types; this puts it into JSON's words, and adds every missing
-and unknown name. Runs only for arguments that were refused.
+and unknown name. Runs only for arguments that were refused; what a schema written by hand refuses is told by
+`schema_check`.
 """
 
 import re
@@ -18,7 +19,9 @@ MAX_SHOWN = 80
 WORDS = {
     "int": "an integer", "str": "a string", "float": "a number", "bool": "true or false", "null": "null",
     "array": "an array", "object": "an object", "bytes": "a base64 string",
+    "integer": "an integer", "string": "a string", "number": "a number", "boolean": "true or false",
 }  # fmt: skip
+"""msgspec's names of types, and JSON Schema's."""
 
 PLACE = re.compile(r"(.*?)(?: - at `(.*)`)?", re.DOTALL)
 WRONG_TYPE = re.compile(r"Expected `(.+)`, got `(.+)`")
@@ -39,13 +42,13 @@ def explain(error: Exception, schema: Schema, raw: bytes | msgspec.Raw) -> str:
     missing, unknown = _names(schema, raw)
     problems: list[str] = []
     if missing:
-        problems.append(f"missing {_listed(missing)}")
+        problems.append(f"missing {listed(missing)}")
     if unknown:
-        problems.append(f"unknown {_listed(unknown)}")
+        problems.append(f"unknown {listed(unknown)}")
     first = _problem(str(error), schema)
     if not (problems and first.startswith(("missing '", "unknown '"))):
         problems.append(first)
-    return f"{'; '.join(problems)}. {_expected(schema)}"
+    return f"{'; '.join(problems)}. {expected(schema)}"
 
 
 def _names(schema: Schema, raw: bytes | msgspec.Raw) -> tuple[list[str], list[str]]:
@@ -68,9 +71,9 @@ def _problem(message: str, schema: Schema) -> str:
     name = (path or "$").removeprefix("$").removeprefix(".")
     subject = f"'{name[:MAX_SHOWN]}'" if name else "the arguments"
     if found := WRONG_TYPE.fullmatch(problem):
-        return f"{subject} must be {_words(found[1])}, got {_words(found[2])}"
+        return f"{subject} must be {words(found[1])}, got {words(found[2])}"
     if found := WRONG_VALUE.fullmatch(problem):
-        return f"{subject} must be {_words(found[1])} {found[2]}"
+        return f"{subject} must be {words(found[1])} {found[2]}"
     for pattern, word in ((MISSING, "missing"), (UNKNOWN, "unknown")):
         if found := pattern.fullmatch(problem):
             inside = f" in {subject}" if name else ""
@@ -82,16 +85,19 @@ def _problem(message: str, schema: Schema) -> str:
     return f"{subject}: {problem}"
 
 
-def _words(types: str) -> str:
+def words(types: str) -> str:
+    """Names of types, separated by ``|``, in the words of JSON."""
     return " or ".join(WORDS.get(part, part) for part in types.split(" | "))
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The names in quotes, not too many and none too long."""
     shown = ", ".join(f"'{name[:MAX_SHOWN]}'" for name in names[:MAX_LISTED])
     return shown if len(names) <= MAX_LISTED else f"{shown} and {len(names) - MAX_LISTED} more"
 
 
-def _expected(schema: Schema) -> str:
+def expected(schema: Schema) -> str:
+    """The properties of a schema in a line."""
     properties: dict[str, Any] = schema.get("properties", {})
     if not properties:
         return "Expected: no arguments" if schema.get("additionalProperties") is False else "Expected: an object"

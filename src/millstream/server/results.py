@@ -18,17 +18,14 @@ from msgspec import UNSET, Struct, UnsetType
 
 from millstream.protocol.content import BLOCKS, Content, EmbeddedResource, Image, Message, ResourceContents, Text
 from millstream.protocol.errors import LocalError
-from millstream.protocol.json_schema import Schema, check_schema, schema_of
+from millstream.protocol.json_schema import Schema, schema_of
 from millstream.server.pydantic_types import check_model, dec_hook, enc_hook, is_model, schema_hook
+from millstream.server.schema_check import SchemaCheck
 
 ENCODER = msgspec.json.Encoder(enc_hook=enc_hook)
 encode = ENCODER.encode
 
 STRUCTURED = frozenset(("object", "array", "integer", "number", "boolean", "null"))
-FIRST_BYTES = {
-    "object": b"{", "array": b"[", "string": b'"', "boolean": b"tf", "null": b"n",
-    "number": b"-0123456789", "integer": b"-0123456789",
-}  # fmt: skip
 PICTURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
 CONTENT: tuple[type, ...] = (*BLOCKS, bytes)
 """Classes of values that are content by themselves."""
@@ -52,8 +49,8 @@ class ToolResult(Struct, frozen=True):
 class Output(Struct, frozen=True):
     """What a tool promises to return, and how the promise is checked.
 
-    From an annotation: the JSON that was written is read back as that type. From a schema written by hand: only the
-    type of its root is compared.
+    The JSON that was written is read back: as the type of the annotation, or to be checked against a schema written
+    by hand.
     """
 
     schema: Schema
@@ -62,7 +59,7 @@ class Output(Struct, frozen=True):
     """Values of exactly this class are not read back: the class checks itself, or reading has effects."""
     model: bool = False
     """They are of a pydantic model, which can be made or changed without a check."""
-    first_bytes: bytes = b""
+    by_hand: SchemaCheck | None = None
 
     def check(self, value: Any, data: bytes) -> None:
         """Compare a value and its JSON with the promise.
@@ -78,9 +75,9 @@ class Output(Struct, frozen=True):
                     check_model(self.trusted, value)
             except (msgspec.ValidationError, ValueError) as error:
                 raise LocalError(f"the result does not fit the output schema: {error}") from error
-        elif self.first_bytes and data[0] not in self.first_bytes:
-            kind = self.schema["type"]
-            raise LocalError(f"the result does not fit the output schema: its root is not of type {kind}")
+        elif self.by_hand is not None and not self.by_hand.fits(written := msgspec.json.decode(data)):
+            reasons = self.by_hand.reasons(written, len(data))
+            raise LocalError(f"the result does not fit the output schema: {reasons}")
 
 
 def output_of(annotation: Any) -> Output | None:
@@ -106,13 +103,9 @@ def output_from_schema(schema: Schema) -> Output:
 
     Raises:
         ValueError: for a schema that cannot be served.
+        ImportError: the extra that checks it is not installed.
     """
-    check_schema(schema, object_root=False)
-    kinds = schema.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    if not FIRST_BYTES.keys() >= set(kinds):
-        raise ValueError(f"the root of the output schema has an unknown type: {schema['type']!r}")
-    return Output(schema, first_bytes=b"".join(FIRST_BYTES[kind] for kind in kinds))
+    return Output(schema, by_hand=SchemaCheck(schema, whole="the result", object_root=False))
 
 
 def _is_content(annotation: Any) -> bool:

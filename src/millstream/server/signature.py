@@ -8,7 +8,8 @@ decoder refused.
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -16,9 +17,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from millstream.protocol.json_schema import Schema, check_schema, integral
+from millstream.protocol.json_schema import Schema, integral
 from millstream.protocol.param_headers import ParamHeader, find_annotations
-from millstream.server.argument_errors import explain
+from millstream.server.argument_errors import expected, explain
 from millstream.server.docstrings import describe
 from millstream.server.parameters import (
     Argument,
@@ -31,6 +32,7 @@ from millstream.server.parameters import (
 )
 from millstream.server.pydantic_types import dec_hook
 from millstream.server.results import Output, output_from_schema, output_of
+from millstream.server.schema_check import SchemaCheck
 
 Call = Callable[[Any, Any], Any]
 """``call(arguments, context)``: what the function returns (an awaitable or a generator, if it is one)."""
@@ -49,6 +51,8 @@ class Plan(Struct, frozen=True):
     """A generated Struct; `dict` for a function that takes hand-described arguments whole."""
     decoder: msgspec.json.Decoder[Any]
     input_schema: Schema
+    check: SchemaCheck | None
+    """What the arguments have to fit before they are decoded, where the schema was written by hand."""
     output: Output | None
     headers: tuple[ParamHeader, ...]
     context_parameter: str | None
@@ -82,11 +86,12 @@ def plan(
         kind: what it will be; the arguments of prompts and resources arrive as text.
         contexts: the classes that mark the parameter to give the context to.
         name: for messages; the function's own name otherwise.
-        input_schema, output_schema: written by hand, listed unchanged.
+        input_schema, output_schema: written by hand, listed unchanged; arguments and results have to fit.
 
     Raises:
         TypeError: for a signature that cannot be served, naming the parameter and what works.
         ValueError: for a schema that cannot be served, or an empty name.
+        ImportError: a schema is written by hand, and the extra that checks it is not installed.
     """
     target = _target(function)
     if name is not None and not name.strip():
@@ -99,9 +104,11 @@ def plan(
     values = [parameter for parameter in signature.parameters.values() if parameter.name != context]
     fields = [argument_of(parameter, hints, descriptions, kind, name) for parameter in values]
 
+    check = None
     arguments: type[Any]
     if input_schema is not None:
-        check_schema(input_schema)
+        with _about(f"{name}: input_schema"):
+            check = SchemaCheck(input_schema, whole="the arguments")
         arguments, whole = _hand_described(values, fields, input_schema, name)
     else:
         arguments, whole = struct_of(name, fields, forbid_unknown_fields=kind == "tool"), False
@@ -110,6 +117,8 @@ def plan(
         check_text_arguments(schema, kind, name)
 
     is_async, is_generator = _nature(function, target)
+    with _about(f"{name}: output_schema"):
+        by_hand = output_from_schema(output_schema) if output_schema is not None else None
     return Plan(
         name=name,
         kind=kind,
@@ -118,7 +127,8 @@ def plan(
         arguments=arguments,
         decoder=msgspec.json.Decoder(arguments, dec_hook=dec_hook),
         input_schema=schema,
-        output=output_from_schema(output_schema) if output_schema is not None else _output(hints, kind, is_generator),
+        check=check,
+        output=by_hand or _output(hints, kind, is_generator),
         headers=find_annotations(schema) if kind == "tool" else (),
         context_parameter=context,
         context_type=context_type,
@@ -126,6 +136,15 @@ def plan(
         is_generator=is_generator,
         call=_whole(function, context) if whole else _caller(function, signature, context),
     )
+
+
+@contextmanager
+def _about(what: str) -> Generator[None, None, None]:
+    """Errors of what is inside say what it was about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 # What the function is.
@@ -279,11 +298,41 @@ def argument_error(error: Exception, plan: Plan, raw: bytes | msgspec.Raw = b"")
     return f"Invalid arguments for {plan.kind} {plan.name!r}: {explain(error, plan.input_schema, raw)}"
 
 
-def recover(plan: Plan, raw: bytes | msgspec.Raw) -> Any | None:
-    """Try arguments that the decoder refused once more, with ``2.0`` read as the integer 2, as JSON Schema does.
+def read_arguments(plan: Plan, raw: bytes) -> Any:
+    """Arguments from their JSON: checked against a schema written by hand, if there is one, and decoded.
 
-    Gives `None` when they are still refused.
+    What the decoder refuses is tried once more with ``2.0`` read as the integer 2, as JSON Schema does.
+
+    Raises:
+        ArgumentError: with what a model is told to fix.
     """
+    if plan.check is not None:
+        _check(plan, plan.check, raw)
+    try:
+        return plan.decoder.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        arguments = recover(plan, raw)
+        if arguments is None:
+            raise ArgumentError(argument_error(error, plan, raw)) from error
+        return arguments
+
+
+class ArgumentError(ValueError):
+    """Arguments that do not fit; the text is for a model."""
+
+
+def _check(plan: Plan, check: SchemaCheck, raw: bytes) -> None:
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ArgumentError(argument_error(error, plan)) from error
+    if not check.fits(value):
+        why = f"{check.reasons(value, len(raw))}. {expected(plan.input_schema)}"
+        raise ArgumentError(f"Invalid arguments for {plan.kind} {plan.name!r}: {why}")
+
+
+def recover(plan: Plan, raw: bytes | msgspec.Raw) -> Any | None:
+    """Arguments that the decoder refused, with every whole number as an integer; `None` when they are still refused."""
     try:
         return msgspec.convert(integral(msgspec.json.decode(raw)), plan.arguments, dec_hook=dec_hook)
     except (msgspec.DecodeError, RecursionError):

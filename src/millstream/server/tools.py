@@ -78,6 +78,7 @@ class Tool:
             requires
             or timeout
             or self.plan.headers
+            or self.plan.check
             or "stream" in self.plan.parameters
             or not issubclass(self.plan.arguments, Struct)
         )

@@ -27,7 +27,7 @@ from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import NEWEST, NEWEST_HANDSHAKE
 from millstream.server.call import Call
 from millstream.server.dispatch import Dispatcher
-from millstream.server.signature import argument_error, recover
+from millstream.server.signature import ArgumentError, read_arguments
 from millstream.server.tools import Tool
 from millstream.transports import openapi
 from millstream.transports.http_sessions import refusal
@@ -306,11 +306,10 @@ def _check_arguments(tool: Tool, raw: bytes) -> None:
         ProtocolError: PARSE_ERROR, or INVALID_PARAMS with a text that says what to fix.
     """
     try:
-        tool.plan.decoder.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as exc:
+        read_arguments(tool.plan, raw)
+    except ArgumentError as exc:
         require_json(raw)
-        if recover(tool.plan, raw) is None:
-            raise ProtocolError(INVALID_PARAMS, argument_error(exc, tool.plan, raw)) from exc
+        raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
 
 
 def _rest_reply(call: Call, answer: bytes, root: str) -> Response:

@@ -15,7 +15,7 @@ from millstream.server.dispatch import Handler
 from millstream.server.handlers.params import Rounds, page_decoder, read, take_rounds
 from millstream.server.registry import Registry
 from millstream.server.services import Services
-from millstream.server.signature import argument_error, recover
+from millstream.server.signature import ArgumentError, read_arguments
 from millstream.server.tools import Tool, run_with_timeout
 
 
@@ -86,12 +86,9 @@ class ToolHandlers:
     @staticmethod
     def _arguments(tool: Tool, raw: bytes, call: Call) -> Any:
         try:
-            return tool.plan.decoder.decode(raw)
-        except (msgspec.DecodeError, RecursionError) as exc:
-            arguments = recover(tool.plan, raw)
-            if arguments is not None:
-                return arguments
-            text = argument_error(exc, tool.plan, raw)
+            return read_arguments(tool.plan, raw)
+        except ArgumentError as exc:
+            text = str(exc)
         if call.revision.argument_errors_in_result:
             raise ToolError(text)
         raise ProtocolError(INVALID_PARAMS, text)

@@ -1,0 +1,191 @@
+"""Schemas written by hand: what fits, what a model is told, and that no value can make the check expensive."""
+
+import sys
+from typing import Any
+
+import jsonschema_rs
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millstream.protocol.json_schema import Schema
+from millstream.server.schema_check import MAX_STEPS, SchemaCheck
+
+SHOP: Schema = {
+    "type": "object",
+    "properties": {
+        "age": {"type": "integer", "minimum": 0},
+        "kind": {"enum": ["book", "map"]},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 3}, "uniqueItems": True},
+        "pair": {"type": "array", "prefixItems": [{"type": "string"}], "items": {"type": "null"}},
+        "to": {"$ref": "#/$defs/a~1b%20c"},
+        "size": {"oneOf": [{"type": "integer"}, {"type": "number", "minimum": 5}]},
+        "a/b": {"const": 1},
+        "never": False,
+        "no": {"not": {"type": "string"}},
+        "free": {"type": "object", "additionalProperties": {"type": "boolean"}},
+        "named": {"type": "object", "patternProperties": {"^x-": {"type": "integer"}}, "additionalProperties": False},
+    },
+    "required": ["age"],
+    "additionalProperties": False,
+    "allOf": [{"anyOf": [{"required": ["kind"]}, {"required": ["tags"]}]}],
+    "if": {"properties": {"kind": {"const": "map"}}, "required": ["kind"]},
+    "then": {"required": ["size"]},
+    "$defs": {"a/b c": {"type": "object", "properties": {"street": {"type": "string"}}, "required": ["street"]}},
+}
+GOOD = {"age": 3, "kind": "book"}
+SIZE = (
+    "'size' must fit an alternative of oneOf: ('size' must be an integer, got a number) or "
+    "('size' must fit {\"minimum\":5}, got 1.5)"
+)
+NODE: Schema = {"type": "object", "properties": {"c": {"$ref": "#/$defs/n"}, "v": {"type": "integer"}}}
+BRANCHING: Schema = {
+    "type": "object",
+    "properties": {"n": {"$ref": "#/$defs/n"}},
+    "$defs": {"n": {"anyOf": [{**NODE, "minProperties": 1}, {**NODE, "maxProperties": 9}]}},
+}
+"""Two ways down at every level: a value 60 levels deep is reached on 2⁶⁰ ways."""
+
+
+def reasons(schema: Schema, value: Any) -> str:
+    """What is wrong with a value that must not fit."""
+    check = SchemaCheck(schema, whole="the arguments")
+    assert not check.fits(value)
+    return check.reasons(value, len(msgspec.json.encode(value)))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"age": "x"}, "'age' must be an integer, got a string"),
+        ({"age": -1}, "'age' must fit {\"minimum\":0}, got -1"),
+        ({"kind": "pen"}, '\'kind\' must be one of "book", "map", got "pen"'),
+        ({"tags": ["abcd"]}, '\'tags[0]\' must fit {"maxLength":3}, got "abcd"'),
+        ({"tags": ["a", "a"]}, '\'tags\' must fit {"uniqueItems":true}, got ["a","a"]'),
+        ({"tags": True}, "'tags' must be an array, got true or false"),
+        ({"pair": ["a", None, 1]}, "'pair[2]' must be null, got an integer"),
+        ({"pair": [1]}, "'pair[0]' must be a string, got an integer"),
+        ({"to": {}}, "missing 'street' in 'to'"),
+        ({"to": {"street": None}}, "'to.street' must be a string, got null"),
+        ({"size": 7}, "'size' must fit one alternative of oneOf, not 2"),
+        (
+            {"size": 1.5},
+            SIZE,
+        ),
+        ({"a/b": 2}, "'a/b' must fit {\"const\":1}, got 2"),
+        ({"never": 1}, "'never' does not fit false"),
+        ({"no": "x"}, '\'no\' does not fit {"not":{"type":"string"}}'),
+        ({"free": {"x": 1}}, "'free.x' must be true or false, got an integer"),
+        ({"named": {"y": 1}}, "unknown 'y' in 'named'"),
+        ({"named": {"x-a": "1"}}, '\'named\' does not fit {"patternProperties":{"^x-":{"type":"integer"}}}'),
+        ({"kind": "map"}, "missing 'size'"),
+        ({"one": 1, "two": 2}, "unknown 'one', 'two'"),
+    ],
+)
+def test_a_model_is_told_where_what_was_expected_and_what_came(change: dict[str, Any], text: str) -> None:
+    """A fixed defect: a schema written by hand was listed, and its arguments were not checked against it."""
+    assert reasons(SHOP, GOOD | change) == text
+
+
+def test_several_reasons_come_together_but_only_a_few() -> None:
+    """A model mends several mistakes at once; a thousand would drown it."""
+    text = reasons(SHOP, {"kind": 1, "tags": 2, "to": 3, "free": 4})
+    assert (
+        text == "missing 'age'; 'kind' must be one of \"book\", \"map\", got 1; 'tags' must be an array, got an integer"
+    )
+    assert reasons(SHOP, {"age": 1}) == (
+        "the arguments must fit an alternative of anyOf: (missing 'kind') or (missing 'tags')"
+    )
+    assert reasons(SHOP, [1]) == "the arguments must be an object, got an array"
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "array"}, "root"),
+        ({"type": "object", "properties": {"a": {"type": "text"}}}, "#/properties/a/type"),
+        ({"type": "object", "properties": {"a": {"pattern": "("}}}, "regex"),
+        ({"type": "object", "$ref": "#/$defs/none"}, "does not exist"),
+        ({"type": "object", "$ref": "https://127.0.0.1/x"}, "never fetched"),
+        ({"type": "object", "$id": "http://127.0.0.1/", "properties": {"a": {"$ref": "x"}}}, "never fetched"),
+    ],
+)
+def test_a_schema_that_cannot_be_served_is_refused(schema: Schema, text: str) -> None:
+    """Found at registration; and no reference leaves the document."""
+    with pytest.raises(ValueError, match=text):
+        SchemaCheck(schema, whole="the arguments")
+
+
+def test_a_reference_to_an_anchor_and_a_recursive_one_are_followed() -> None:
+    """2020-12 core §8.2: all of them stay in the document."""
+    anchored: Schema = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#here"}, "b": {"$dynamicRef": "#here"}},
+        "$defs": {"x": {"$anchor": "here", "type": "integer"}},
+    }
+    assert reasons(anchored, {"a": "x"}) == '\'a\' does not fit {"$ref":"#here"}'
+    assert SchemaCheck(anchored, whole="").fits({"a": 1, "b": 2.0})
+    root: Schema = {"type": "object", "properties": {"in": {"$ref": "#"}}, "additionalProperties": False}
+    assert reasons(root, {"in": {"in": {"x": 1}}}) == "unknown 'x' in 'in.in'"
+    inner: Schema = {
+        "type": "object",
+        "properties": {"a": {"$id": "urn:inner", "$ref": "#/$defs/i", "$defs": {"i": {"type": "integer"}}}},
+    }
+    assert reasons(inner, {"a": "x"}).startswith("'a' does not fit ")
+
+
+def test_a_value_that_has_too_many_ways_through_the_schema_is_judged_and_explained_all_the_same() -> None:
+    """A list of all errors would have 2⁶⁰: the library's own never ends here."""
+    value: Any = {"v": "x"}
+    for _ in range(60):
+        value = {"c": value}
+    assert "alternative" in reasons(BRANCHING, {"n": value})
+
+
+def test_a_pattern_that_looks_back_gives_up_instead_of_trying_every_way() -> None:
+    """Backtracking is exponential in the length of the text; here it has a bound."""
+    schema: Schema = {"type": "object", "properties": {"a": {"pattern": r"^(\w+\s?)*(?!x)$"}}}
+    assert reasons(schema, {"a": "a" * 5000 + "!"}).startswith("'a' must fit")
+    assert SchemaCheck(schema, whole="").fits({"a": "one two"})
+
+
+def test_a_large_value_gets_fewer_steps_and_copies_nothing() -> None:
+    """A fixed danger: a list of errors holds the value once for each of them."""
+    value = {f"x{number}": number for number in range(100_000)}
+    text = reasons({"type": "object", "required": [f"k{number}" for number in range(1000)]}, value)
+    assert text.startswith("missing 'k0', 'k1'")
+    assert text.endswith("and 980 more")
+    deep: Schema = {"type": "object", "properties": {"in": {"$ref": "#"}, "a": {"type": "integer"}}}
+    for _ in range(MAX_STEPS):
+        value = {"in": value | {"a": "x"}} if "in" not in value else {"in": value}
+    assert reasons(deep, value) == '\'in\' does not fit {"$ref":"#"}'
+
+
+def test_what_is_repeated_of_a_value_is_short() -> None:
+    """The names and texts are a peer's."""
+    schema: Schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "additionalProperties": {"type": "null"}}
+    assert len(reasons(schema, {"a": "x" * 10_000, "y" * 10_000: 1})) < 400
+    assert len(reasons({"type": "object", "properties": {"a": {"enum": list(range(1000))}}}, {"a": None})) < 400
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*SHOP["properties"], "z"]), inner),
+)
+
+
+@given(JSON)
+def test_whatever_does_not_fit_has_a_reason(value: Any) -> None:
+    """The two halves agree: `reasons` is only ever asked about what the library refuses."""
+    check = SchemaCheck(SHOP, whole="the arguments")
+    assert check.fits(value) == jsonschema_rs.is_valid(SHOP, value)
+    if not check.fits(value):
+        assert check.reasons(value, 100)
+
+
+def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schema that nobody checks would be a promise that is not kept."""
+    monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
+    with pytest.raises(ImportError, match=r"pip install 'millstream\[schema\]'"):
+        SchemaCheck({"type": "object"}, whole="")
