@@ -92,6 +92,40 @@ async def test_a_completer_of_nothing_stops_the_start(mcp: Server, reference: st
         await mcp.start()
 
 
+COMPLETED = {"prompt": "review", "template": "book://{isbn}"}
+
+
+def serve_completed(mcp: Server) -> None:
+    """A prompt and a template with arguments to complete."""
+
+    @mcp.prompt
+    def review(isbn: str, tone: str = "dry") -> str:
+        return isbn
+
+    @mcp.resource("book://{isbn}")
+    def book(isbn: str) -> str:
+        return isbn
+
+
+@pytest.mark.parametrize("kind", COMPLETED)
+async def test_a_completer_of_an_argument_that_is_not_there_is_refused_and_told_which_are(
+    mcp: Server, kind: str
+) -> None:
+    """A fixed defect: it was never asked. At once where the arguments are known, else when the server starts."""
+    known = {"prompt": "'isbn', 'tone'", "template": "'isbn'"}[kind]
+    text = re.escape(f"complete({COMPLETED[kind]!r}, 'ibsn'): there is no such argument; there is {known}")
+    serve_completed(mcp)
+    with pytest.raises(ValueError, match=text):
+        mcp.complete(COMPLETED[kind], argument="ibsn")(lambda value, arguments: [])
+    assert not mcp.registry.completers
+
+    late = Server("late", settings=Settings())
+    late.complete(COMPLETED[kind], argument="ibsn")(lambda value, arguments: [])
+    serve_completed(late)
+    with pytest.raises(ValueError, match=text):
+        await late.start()
+
+
 async def test_a_removed_prompt_takes_its_completers_along(mcp: Server) -> None:
     """A server that closes when idle starts again with what it has then."""
 

@@ -132,6 +132,9 @@ class Server:
         Args:
             reference: name of a prompt, or URI template of a resource.
             argument: the argument or variable to complete.
+
+        Raises:
+            ValueError: the prompt or template has no such argument.
         """
 
         def register(function: F) -> F:
@@ -141,6 +144,7 @@ class Server:
         return register
 
     def _complete(self, reference: str, argument: str, function: Callable[..., Any]) -> None:
+        self.registry.check_argument(reference, argument)
         self.registry.completers[(reference, argument)] = function
         self.registry.offer("completions")
         kind = "templates" if "{" in reference else "prompts"

@@ -180,11 +180,23 @@ class Registry:
         """Make sure that every completer completes something.
 
         Raises:
-            ValueError: naming the completer whose prompt or template there is not.
+            ValueError: naming the completer whose prompt, template or argument there is not.
         """
         for reference, argument in self.completers:
+            self.check_argument(reference, argument)
             if reference not in self.prompts and reference not in self.templates:
                 raise ValueError(f"complete({reference!r}, {argument!r}): there is no such prompt or resource template")
+
+    def check_argument(self, reference: str, argument: str) -> None:
+        """Make sure that a prompt or template has an argument; one that is not there yet may get it.
+
+        Raises:
+            ValueError: naming the arguments that it has.
+        """
+        item = self.prompts.get(reference) or self.templates.get(reference)
+        if item is not None and argument not in item.plan.parameters:
+            known = ", ".join(map(repr, item.plan.parameters)) or "none"
+            raise ValueError(f"complete({reference!r}, {argument!r}): there is no such argument; there is {known}")
 
     def complete_from(self, reference: str, argument: str) -> Completer | None:
         """The completer of a prompt or template argument, if there is one."""
