@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from millstream import Server, Settings
+from millstream import Context, Server, Settings, SyncContext
+from millstream.testing import connect
 
 
 def server(name: str, **options: Any) -> Server:
@@ -30,16 +31,103 @@ def test_a_server_cannot_be_mounted_on_itself_or_on_a_part_of_it() -> None:
     assert list(outer.registry.tools) == ["m_i_buy"]
 
 
-def test_a_server_with_a_lifespan_is_not_mounted_because_it_would_not_run() -> None:
-    """A fixed defect: the mounted functions saw the outer server's lifespan, and theirs never ran."""
+class Places:
+    """Servers whose lifespans note when they open and close, and whose tools, prompts and resources tell theirs."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def place(self, name: str, *, lifespan: bool = True) -> Server:
+        """A server with one function of every kind."""
+        mcp = server(name, lifespan=self.opened if lifespan else None)
+
+        @mcp.tool
+        async def tell(ctx: Context) -> str:
+            return str(ctx.lifespan)
+
+        @mcp.tool
+        def tell_in_thread(ctx: SyncContext) -> str:
+            return str(ctx.lifespan)
+
+        @mcp.prompt
+        async def prompt(ctx: Context) -> str:
+            return str(ctx.lifespan)
+
+        @mcp.resource("place://here")
+        async def here(ctx: Context) -> str:
+            return str(ctx.lifespan)
+
+        return mcp
 
     @asynccontextmanager
-    async def database(_server: Server) -> AsyncGenerator[str, None]:
-        yield "database"
+    async def opened(self, mcp: Server) -> AsyncGenerator[str, None]:
+        """The lifespan; its value is the name of the server that it was given."""
+        if mcp.name == "broken":
+            raise OSError("no database")
+        self.seen.append(f"+{mcp.name}")
+        try:
+            yield mcp.name
+        finally:
+            self.seen.append(f"-{mcp.name}")
 
-    outer = server("outer")
-    with pytest.raises(ValueError, match=r"'inner' has a lifespan, .* in the lifespan of 'outer'"):
-        outer.mount(server("inner", lifespan=database))
+
+async def test_the_lifespan_of_a_mounted_server_runs_inside_the_outer_one_and_its_functions_see_it() -> None:
+    """A fixed gap: such a server was refused. What has no lifespan sees that of the server that it is mounted on."""
+    places = Places()
+    outer, middle, inner = places.place("outer"), places.place("middle"), places.place("inner")
+    plain, last = places.place("plain", lifespan=False), places.place("last")
+    outer.mount(middle, prefix="m")
+    middle.mount(inner, prefix="i")
+    middle.mount(plain, prefix="p")
+    outer.mount(last, prefix="l")
+    outer.mount(last, prefix="again")
+    async with connect(outer) as client:
+        assert places.seen == ["+outer", "+middle", "+inner", "+last"]
+        told = {"": "outer", "m_": "middle", "m_i_": "inner", "m_p_": "middle", "l_": "last", "again_": "last"}
+        for prefix, name in told.items():
+            assert (await client.call(f"{prefix}tell")).text == name
+            assert (await client.call(f"{prefix}tell_in_thread")).text == name
+            assert (await client.prompt(f"{prefix}prompt"))[0]["content"]["text"] == name
+            path = "".join(f"{part}/" for part in prefix.split("_")[:-1])
+            assert (await client.read(f"place://{path}here"))[0]["text"] == name
+    assert places.seen[4:] == ["-last", "-inner", "-middle", "-outer"]
+    async with inner.running():
+        assert places.seen[8:] == ["+inner"]
+
+
+async def test_a_lifespan_that_fails_in_a_mounted_server_stops_the_start_and_closes_what_is_open() -> None:
+    """The same as for a server's own."""
+    places = Places()
+    outer = places.place("outer")
+    outer.mount(places.place("first"), prefix="f")
+    outer.mount(places.place("broken"), prefix="b")
+    with pytest.raises(OSError, match="no database"):
+        await outer.start()
+    assert places.seen == ["+outer", "+first", "-first", "-outer"]
+
+
+async def test_a_server_with_a_lifespan_is_mounted_before_the_start_or_in_a_lifespan() -> None:
+    """Nobody would open it later; without a lifespan a server can be mounted at any time."""
+    places = Places()
+
+    @asynccontextmanager
+    async def mounting(mcp: Server) -> AsyncGenerator[None, None]:
+        mcp.mount(places.place("inner"), prefix="i")
+        yield
+
+    outer, middle = server("outer", lifespan=mounting), server("middle")
+    outer.mount(middle)
+    async with connect(outer) as client:
+        assert (await client.call("i_tell")).text == "inner"
+        middle.mount(places.place("plain", lifespan=False), prefix="p")
+        assert (await client.call("p_tell")).text == "None"
+        with pytest.raises(ValueError, match="'late' has a lifespan, and 'middle' runs already"):
+            middle.mount(places.place("late"), prefix="l")
+        outside = server("outside")
+        outside.mount(places.place("late"))
+        with pytest.raises(ValueError, match="'outside' has a lifespan"):
+            middle.mount(outside, prefix="l")
+    assert places.seen == ["+inner", "-inner"]
 
 
 def test_a_mount_whose_names_are_taken_leaves_nothing_behind() -> None:

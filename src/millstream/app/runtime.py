@@ -66,6 +66,8 @@ class Runtime:
         self._stack = contextlib.AsyncExitStack()
         self._sweeper: asyncio.Task[None] | None = None
         self._pending: dict[object, asyncio.Task[None]] = {}
+        self._lifespans: dict[Server, Any] = {}
+        """What the lifespan of this server, and of each that is mounted on it, yielded."""
         self.parts = server.parts
         self.hub: Hub | None = None
         self.observer: Observer | None = None
@@ -103,12 +105,19 @@ class Runtime:
                 server.registry, self.services, info=server.describe(), instructions=server.instructions
             )
             install(self.dispatcher)
-            if server.lifespan is not None:
-                self.services.lifespan = await self._stack.enter_async_context(server.lifespan(server))
+            self.services.lifespan_of = lambda home: home.nearest(self._lifespans)
+            await self._open_lifespan(server)
             await self._open_parts()
             self._sweeper = self.loop.create_task(self._sweep())
             self._stack = self._stack.pop_all()
         return self
+
+    async def _open_lifespan(self, server: "Server") -> None:
+        """A server's lifespan, then those of what is mounted on it; they close in the opposite order."""
+        if server.lifespan is not None and server not in self._lifespans:
+            self._lifespans[server] = await self._stack.enter_async_context(server.lifespan(server))
+        for part in server.mounted:
+            await self._open_lifespan(part)
 
     async def _open_parts(self) -> None:
         """The hub and whoever observes, where they are served."""

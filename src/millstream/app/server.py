@@ -74,6 +74,7 @@ class Server:
         self.settings = settings if settings is not None else Settings.load()
         self.registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
         self.registry.changed = self._changed
+        self.mounted: list[Server] = []
         self._mounted_on: list[tuple[Server, str]] = []
         # Process
         self._runtimes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Runtime] = weakref.WeakKeyDictionary()
@@ -103,7 +104,7 @@ class Server:
         Keyword options: `name title description input_schema output_schema annotations icons meta timeout thread
         requires`, see `millstream.server.tools.Tool`.
         """
-        return self._decorate(function, lambda each: self._add("tools", Tool(each, **options)))
+        return self._decorate(function, lambda each: self._add("tools", Tool(each, home=self, **options)))
 
     def resource(self, uri: str, **options: Any) -> Callable[[F], F]:
         """Register a function as a resource, or as a template when the URI has ``{variables}``.
@@ -124,7 +125,7 @@ class Server:
     def prompt(self, /, **options: Any) -> Callable[[F], F]: ...
     def prompt(self, function: Any = None, /, **options: Any) -> Any:
         """Register a function as a prompt. Keyword options: `name title description icons meta`."""
-        return self._decorate(function, lambda each: self._add("prompts", Prompt(each, **options)))
+        return self._decorate(function, lambda each: self._add("prompts", Prompt(each, home=self, **options)))
 
     def complete(self, reference: str, argument: str) -> Callable[[F], F]:
         """Register a function that completes an argument: ``f(value, arguments) -> list[str]``, plain or async.
@@ -165,7 +166,7 @@ class Server:
 
     def _add_resource(self, uri: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
         kind, make = ("templates", Template) if "{" in uri else ("resources", Resource)
-        item = make(uri, function, **options)
+        item = make(uri, function, home=self, **options)
         self._check_free(kind, uri)
         self._put(kind, uri, item)
 
@@ -202,21 +203,23 @@ class Server:
     def mount(self, other: "Server", *, prefix: str = "") -> None:
         """Offer what another server has as part of this one: tool ``buy`` as ``prefix_buy``, now and later.
 
-        ``ctx.lifespan`` of a mounted function is what this server's lifespan yielded.
+        Its lifespan runs inside this server's, and ``ctx.lifespan`` of its functions is what that yields; without a
+        lifespan of its own they see this server's.
 
         Raises:
-            ValueError: the other is this server or has it mounted, has a lifespan, or has a name that is taken here.
+            ValueError: the other is this server or has it mounted, has a name that is taken here, or has a lifespan
+                while this server runs already.
         """
         if self._is_part_of(other):
             raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}: it would be a part of itself")
-        if other.lifespan is not None:
+        if self._runs() and other._waits_for_start():
             raise ValueError(
-                f"{other.name!r} has a lifespan, which does not run where it is mounted. Make it without one, and "
-                f"do the same in the lifespan of {self.name!r}: its value is ctx.lifespan for mounted functions too"
+                f"{other.name!r} has a lifespan, and {self.name!r} runs already: mount it before, or in a lifespan"
             )
         items = [(kind, key, item) for kind in _KINDS for key, item in getattr(other.registry, kind).items()]
         for kind, key, _ in items:
             self._check_free(kind, prefixed(kind, key, prefix))
+        self.mounted.append(other)
         other._mounted_on.append((self, prefix))
         for kind, key, item in items:
             self._take(kind, key, item, prefix)
@@ -226,6 +229,21 @@ class Server:
 
     def _is_part_of(self, other: "Server") -> bool:
         return self is other or any(parent._is_part_of(other) for parent, _ in self._mounted_on)
+
+    def _runs(self) -> bool:
+        return bool(self._runtimes) or any(parent._runs() for parent, _ in self._mounted_on)
+
+    def _waits_for_start(self) -> bool:
+        return self.lifespan is not None or any(part._waits_for_start() for part in self.mounted)
+
+    def nearest(self, values: "Mapping[Server, Any]") -> Any:
+        """The value of this server, or of the nearest one with a value that it is mounted on."""
+        around = [self]
+        for server in around:
+            if server in values:
+                return values[server]
+            around += [parent for parent, _ in server._mounted_on]
+        return None
 
     def _take(self, kind: str, key: str, item: Any, prefix: str) -> None:
         name = prefixed(kind, key, prefix)

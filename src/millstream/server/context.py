@@ -29,10 +29,11 @@ OWN_STEP = 1e-6
 class Context:
     """The current call. Add a parameter annotated ``Context`` to a function and it is passed in."""
 
-    __slots__ = ("_call", "_memo", "_services", "state")
+    __slots__ = ("_call", "_home", "_memo", "_services", "state")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, home: object = None) -> None:
         self._call = call
+        self._home = home
         self._services: Services = call.services
         self._memo: dict[str, Any] = {}
         self.state: dict[str, Any] = {}
@@ -77,8 +78,8 @@ class Context:
 
     @property
     def lifespan(self) -> Any:
-        """What the server's lifespan yielded."""
-        return self._services.lifespan
+        """What the lifespan of the function's own server yielded, or of the one that it is mounted on."""
+        return self._services.lifespan_of(self._home)
 
     @property
     def hub(self) -> Publisher:

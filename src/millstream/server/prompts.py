@@ -22,11 +22,12 @@ class Prompt:
         *,
         name: str | None = None,
         thread: bool = True,
+        home: object = None,
         **labels: Unpack[Labels],
     ) -> None:
         self.plan = plan(function, kind="prompt", contexts=(Context, SyncContext), name=name)
         self.name = self.plan.name
-        self.run = runner(self.plan, thread=thread)
+        self.run = runner(self.plan, thread=thread, home=home)
         required = set(self.plan.input_schema.get("required", ()))
         properties = self.plan.input_schema.get("properties", {})
         arguments = [

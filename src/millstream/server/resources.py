@@ -31,6 +31,7 @@ class _Readable:
         mime_type: str | None = None,
         size: int | None = None,
         thread: bool = True,
+        home: object = None,
         **labels: Unpack[Labels],
     ) -> None:
         for uri in address.values():
@@ -38,7 +39,7 @@ class _Readable:
                 raise ValueError(f"resource {uri!r}: a URI begins with a scheme, as in 'shop://{uri.lstrip('/:')}'")
         self.plan = plan(function, kind="resource", contexts=(Context, SyncContext), name=name)
         self.mime_type = mime_type
-        self.run = runner(self.plan, thread=thread)
+        self.run = runner(self.plan, thread=thread, home=home)
         self._described = described(
             {**address, "name": self.plan.name}, self.plan.description, labels, mimeType=mime_type, size=size
         )

@@ -170,7 +170,7 @@ class Services:
         "endings",
         "hub",
         "key_warning",
-        "lifespan",
+        "lifespan_of",
         "note",
         "questions",
         "records",
@@ -202,8 +202,8 @@ class Services:
         self.threads = Threads(settings.max_threads)
         self.endings: set[Callable[[], None]] = set()
         """Called when the server stops: open subscriptions end with their result."""
-        self.lifespan: Any = None
-        """What the user's lifespan yielded."""
+        self.lifespan_of: Callable[[Any], Any] = lambda home: None
+        """What the user's lifespan yielded, as functions of a server see it that may be mounted."""
         self._ring: KeyRing | None = None
         if settings.key:
             load_secrets(settings.key)  # a key that cannot be one stops the start, not the first request

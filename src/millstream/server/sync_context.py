@@ -145,7 +145,7 @@ class SyncContext:
 
     @property
     def lifespan(self) -> Any:
-        """What the server's lifespan yielded."""
+        """What the lifespan of the function's own server yielded, or of the one that it is mounted on."""
         return self._context.lifespan
 
     @property

@@ -59,6 +59,7 @@ class Tool:
         output_schema: dict[str, Any] | None = None,
         timeout: float | None = None,
         thread: bool = True,
+        home: object = None,
         requires: Mapping[str, Any] | None = None,
         **labels: Unpack[Labels],
     ) -> None:
@@ -88,7 +89,7 @@ class Tool:
         """Structured values are no objects: revisions that know only objects get them wrapped."""
         self._simple = str if output is None else _SCALARS.get(output.get("type", "")) if len(output) == 1 else None
         """Values of exactly this class need no check and no other encoder."""
-        self.run = runner(self.plan, thread=thread)
+        self.run = runner(self.plan, thread=thread, home=home)
         self._described = described(
             {"name": self.name}, self.plan.description, labels, inputSchema=self.plan.input_schema, outputSchema=output
         )
@@ -139,8 +140,13 @@ class Tool:
         )
 
 
-def runner(plan: Plan, *, thread: bool) -> Run:
+def runner(plan: Plan, *, thread: bool, home: object) -> Run:
     """The narrowest way to run a planned function in a call.
+
+    Args:
+        plan: of the function.
+        thread: a `def` function runs in a worker thread.
+        home: the server that it was registered on, which may be mounted on the one that runs.
 
     Raises:
         TypeError: the function asks for the wrong kind of context.
@@ -155,25 +161,25 @@ def runner(plan: Plan, *, thread: bool) -> Run:
             "or make it `async def`"
         )
     if threaded:
-        return _in_thread(plan)
+        return _in_thread(plan, home)
     if plan.is_generator:
-        return _streaming(plan)
+        return _streaming(plan, home)
     if plan.is_async:
         if wants_context:
-            return lambda arguments, call: call_function(arguments, Context(call))
+            return lambda arguments, call: call_function(arguments, Context(call, home))
         return call_function  # what it takes for a context it does not use
 
     async def run(arguments: Any, call: Call) -> Any:
-        return call_function(arguments, Context(call) if wants_context else None)
+        return call_function(arguments, Context(call, home) if wants_context else None)
 
     return run
 
 
-def _in_thread(plan: Plan) -> Run:
+def _in_thread(plan: Plan, home: object) -> Run:
     call_function, wants_context = plan.call, plan.context_parameter is not None
 
     async def run(arguments: Any, call: Call) -> Any:
-        context = Context(call)
+        context = Context(call, home)
         waits = Waits(context, asyncio.get_running_loop())
         work = _drain if plan.is_generator else _plainly
         try:
@@ -197,13 +203,13 @@ def _drain(function: Callable[..., Any], arguments: Any, context: SyncContext, w
     return last
 
 
-def _streaming(plan: Plan) -> Run:
+def _streaming(plan: Plan, home: object) -> Run:
     call_function, wants_context = plan.call, plan.context_parameter is not None
 
     async def run(arguments: Any, call: Call) -> Any:
         last: Any = None
         count = 0
-        values = call_function(arguments, Context(call) if wants_context else None)
+        values = call_function(arguments, Context(call, home) if wants_context else None)
         try:
             async for last in values:
                 count += 1
