@@ -60,8 +60,25 @@ async def test_publishing_over_a_socket_is_for_this_machine_as_it_is_over_http(s
     assert '"error"' in said[-1]
 
 
-async def dialect(app: Any, message: str) -> list[str]:
-    """What a socket from outside is sent: the greeting, and the answer to one message."""
+@pytest.mark.parametrize(("peer", "expected"), [(HERE, True), (OUTSIDE, False)])
+async def test_under_a_foreign_server_the_peer_decides_about_pages_of_loopback_origins_too(
+    server: Server, peer: tuple[str, int], expected: bool
+) -> None:
+    """A fixed defect: bound to every address, plain uvicorn served the pages of every visitor's own machine."""
+    fields = {"origin": "http://localhost:3000", "accept": "application/json, text/event-stream"}
+    ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    async with client(server, peer) as http:
+        reply = await http.post("/mcp", json=ping, headers=fields)
+        assert (reply.status_code == 200, "access-control-allow-origin" in reply.headers) == (expected, expected)
+        for path in ("/mcp", "/health"):
+            preflight = await http.options(path, headers={**fields, "access-control-request-method": "POST"})
+            assert (preflight.status_code == 204) == expected
+    said = await dialect(server, '{"type":"ping"}', peer, (b"origin", b"http://localhost:3000"))
+    assert bool(said) == expected
+
+
+async def dialect(app: Any, message: str, peer: tuple[str, int] = OUTSIDE, *fields: tuple[bytes, bytes]) -> list[str]:
+    """What a socket is sent: the greeting, and the answer to one message; nothing where it is refused."""
     incoming = [
         {"type": "websocket.connect"},
         {"type": "websocket.receive", "text": message},
@@ -76,7 +93,7 @@ async def dialect(app: Any, message: str) -> list[str]:
         if event["type"] == "websocket.send":
             said.append(event["text"])
 
-    headers = [(b"host", b"127.0.0.1")]
-    scope = {"type": "websocket", "path": "/ws", "headers": headers, "client": OUTSIDE, "subprotocols": []}
+    headers = [(b"host", b"127.0.0.1"), *fields]
+    scope = {"type": "websocket", "path": "/ws", "headers": headers, "client": peer, "subprotocols": []}
     await app(scope, receive, send)
     return said

@@ -143,6 +143,17 @@ def test_listed_origins_are_good(value: bytes) -> None:
     assert origin(value, policy=PUBLIC) == 200
 
 
+@pytest.mark.parametrize(
+    ("peer", "expected"), [("127.0.0.1", None), ("::1", None), ("10.0.0.5", 403), ("testclient", 403), ("", 403)]
+)
+def test_where_the_bind_is_unknown_the_peer_decides_about_loopback_origins(peer: str, expected: int | None) -> None:
+    """Our choice: who comes from a loopback address is on this machine, and so is its page."""
+    unknown = HostPolicy(loopback_bind=None)
+    fields = {b"host": b"127.0.0.1", b"origin": b"http://localhost:3000"}
+    refusal = unknown.check("POST", fields, list(fields.items()), peer)
+    assert (None if refusal is None else refusal.status) == expected
+
+
 def test_any_origin_may_be_allowed_but_the_opaque_one() -> None:
     """`*`; `null` is what a sandboxed frame of any page sends."""
     anyone = HostPolicy(allowed_origins=["*"], loopback_bind=False)

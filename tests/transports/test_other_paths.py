@@ -25,6 +25,7 @@ async def answers(kind: str, path: str, *, extensions: Any = None, **headers: st
 
     fields = [(name.encode(), value.encode()) for name, value in {"host": "127.0.0.1", **headers}.items()]
     scope = {"type": kind, "path": path, "method": "OPTIONS", "headers": fields, "extensions": extensions}
+    scope["client"] = ("127.0.0.1", 1)
     async with server.running():
         await asyncio.wait_for(server(scope, inbox.get, send), 5)
     return sent

@@ -90,7 +90,7 @@ def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:
 
 async def _probe(handler: Handler, policy: HostPolicy, request: Request) -> Response | Sink | None:
     origin = request.headers.get(b"origin")
-    if origin is None or policy.check(request.method, request.headers, request.raw_headers) is not None:
+    if origin is None or policy.check(request.method, request.headers, request.raw_headers, request.peer) is not None:
         return await handler(request)
     reply = policy.preflight(request) or await handler(request)
     if isinstance(reply, Response):

@@ -152,7 +152,7 @@ class Runtime:
     def serve_http(self) -> Routes:
         """The HTTP side, made when it is first needed: stdio does without."""
         if self.routes is None:
-            settings, loopback = self.server.settings, self.server.loopback_bind is not False
+            settings, loopback = self.server.settings, self.server.loopback_bind
             self.policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=loopback)
             self.websocket = make_websocket(self)
             self.routes = Routes(self)

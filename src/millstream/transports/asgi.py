@@ -123,7 +123,7 @@ class _Exchange(Request, eq=False, kw_only=True):
     def screen(self) -> Response | None:
         """The slow half of the Host and Origin check, and CORS."""
         policy = self.adapter.policy
-        refusal = policy.check(self.method, self.headers, self.raw_headers)
+        refusal = policy.check(self.method, self.headers, self.raw_headers, self.peer)
         origin = self.headers.get(b"origin")
         if refusal is not None or origin is None:
             return refusal

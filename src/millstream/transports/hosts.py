@@ -1,9 +1,9 @@
 """Which Host and Origin may talk to this server: pure checks, the same for every transport.
 
 DNS rebinding needs a name, so an IP literal is always a good Host, loopback names are too, and every other name has to
-be listed (RFC 9110 §7.4 gives the status 421). An Origin is good when it is listed, loopback on a loopback bind, or
-the server's own. The CORS lists are what browser clients of the protocol send and read. Nothing here knows a socket or
-a handler: headers in, a refusal or `None` out.
+be listed (RFC 9110 §7.4 gives the status 421). An Origin is good when it is listed, loopback where only this machine
+is served, or the server's own. The CORS lists are what browser clients of the protocol send and read. Nothing here
+knows a socket or a handler: headers in, a refusal or `None` out.
 """
 
 import re
@@ -93,13 +93,18 @@ class HostPolicy:
     """The Host and Origin rules of one server.
 
     ``check`` is the whole rule. The set `good` holds Host values that passed, so that a hot path can skip ``check`` for
-    a request whose only Host is in it and that has neither Origin nor ``Sec-Fetch-Site``.
+    a request whose only Host is in it and that has neither Origin nor ``Sec-Fetch-Site``. Where nobody knows what the
+    server is bound to (`loopback_bind` is None), a peer on a loopback address is taken for one of this machine.
     """
 
     __slots__ = ("_hosts", "_loopback_bind", "_origins", "good")
 
     def __init__(
-        self, allowed_hosts: Sequence[str] = (), allowed_origins: Sequence[str] = (), *, loopback_bind: bool = True
+        self,
+        allowed_hosts: Sequence[str] = (),
+        allowed_origins: Sequence[str] = (),
+        *,
+        loopback_bind: bool | None = True,
     ) -> None:
         self._hosts = Names(allowed_hosts)
         self._origins = _OriginRules(allowed_origins)
@@ -107,9 +112,9 @@ class HostPolicy:
         self.good: set[bytes] = set()
 
     def check(
-        self, method: str, headers: Mapping[bytes, bytes], raw_headers: Collection[tuple[bytes, bytes]]
+        self, method: str, headers: Mapping[bytes, bytes], raw_headers: Collection[tuple[bytes, bytes]], peer: str = ""
     ) -> Response | None:
-        """The refusal for these headers, or `None` when Host and Origin are fine."""
+        """The refusal for these headers of a peer, or `None` when Host and Origin are fine."""
         host = headers.get(b"host")
         if host is None:
             return _text(400, "The Host header is missing.")
@@ -123,12 +128,12 @@ class HostPolicy:
                 return refusal
         origin = headers.get(b"origin")
         if origin is not None:
-            return None if self.allows_origin(origin, host) else _origin_refused(origin)
+            return None if self.allows_origin(origin, host, peer) else _origin_refused(origin)
         if headers.get(b"sec-fetch-site") == b"cross-site" and method not in _SAFE_METHODS:
             return _text(403, "A cross-site request needs an Origin listed in `allowed_origins`.")
         return None
 
-    def allows_origin(self, origin: bytes, host: bytes) -> bool:
+    def allows_origin(self, origin: bytes, host: bytes, peer: str = "") -> bool:
         """Is this Origin allowed at this (already checked) Host? An opaque ``null`` never is."""
         match = _ORIGIN.fullmatch(origin.strip(b" \t").lower())
         if match is None:
@@ -137,7 +142,8 @@ class HostPolicy:
         authority = parse_authority(rest)
         if authority is None:
             return False
-        if self._loopback_bind and authority.loopback and scheme in (b"http", b"https"):
+        local = is_loopback(peer) if self._loopback_bind is None else self._loopback_bind
+        if local and authority.loopback and scheme in (b"http", b"https"):
             return True
         if self._origins.allow(scheme, authority):
             return True

@@ -102,11 +102,11 @@ class WebSocketRoute:
         """Who it is, or why not. A socket can do what a POST can, so the rules of one hold."""
         raw_headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         headers = dict(raw_headers)
-        refusal = self._policy.check("POST", headers, raw_headers)
-        if refusal is not None:
-            return refusal
         client = scope.get("client")
         address = client[0] if client else ""
+        refusal = self._policy.check("POST", headers, raw_headers, address)
+        if refusal is not None:
+            return refusal
         principal = None
         if self.authenticate is not None:
             root, scheme = scope.get("root_path", ""), scope.get("scheme", "ws")

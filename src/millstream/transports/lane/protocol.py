@@ -366,7 +366,7 @@ class LaneProtocol(GuardedProtocol):
             _forwarded(self.proxy, call)
         reply = None
         if call.path not in EXEMPT:
-            reply = lane.policy.check(call.method, fields, call.raw_headers)
+            reply = lane.policy.check(call.method, fields, call.raw_headers, call.peer)
         origin = fields.get(b"origin")
         if reply is None and origin is not None:
             call.cors = lane.policy.cors_head(origin)
