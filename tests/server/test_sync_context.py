@@ -1,11 +1,97 @@
-"""`SyncContext` has what `Context` has."""
+"""`SyncContext` has what `Context` has, and its side effects run where they were asked for."""
 
+import asyncio
 import inspect
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Event, current_thread
 
-from millstream import Context, SyncContext
+import pytest
+
+from millstream import Cancelled, Context, Server, Settings, SyncContext, ToolError
+from millstream.testing import connect
 
 
 def test_every_method_and_value_of_the_context_is_there_for_def_functions() -> None:
     """docs/reference/context.md, "the same methods". A fixed defect: `lifespan` was missing."""
     public = {name for name, _ in inspect.getmembers(Context) if not name.startswith("_")}
     assert public <= {name for name, _ in inspect.getmembers(SyncContext)}
+
+
+async def test_side_effects_run_in_the_threads_of_their_calls_so_that_a_full_pool_cannot_dead_lock() -> None:
+    """A fixed defect: they waited for a thread of asyncio's own pool, which anybody can fill."""
+    mcp = Server("once", settings=Settings(max_threads=2))
+    together = Barrier(2, timeout=5.0)
+    threads: set[tuple[str, str]] = set()
+
+    @mcp.tool
+    def pay(ctx: SyncContext) -> str:
+        """Two calls fill the pool, and neither effect ends before both have begun."""
+
+        def effect() -> str:
+            together.wait()
+            threads.add((outside, current_thread().name))
+            ctx.progress(1)
+            return "paid"
+
+        outside = current_thread().name
+        return ctx.once("pay", effect)
+
+    with ThreadPoolExecutor(1) as other:
+        asyncio.get_running_loop().set_default_executor(other)
+        async with connect(mcp) as client, asyncio.timeout(5.0):
+            results = await asyncio.gather(client.call("pay"), client.call("pay"))
+    assert [each.text for each in results] == ["paid", "paid"]
+    assert threads == {("millstream_1", "millstream_1"), ("millstream_2", "millstream_2")}
+
+
+@pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
+async def test_what_a_side_effect_raises_is_raised_where_it_was_asked_for(revision: str) -> None:
+    """STYLE 21; and `StopIteration`, which no future carries, ends the call too."""
+    mcp = Server("once", settings=Settings())
+
+    @mcp.tool
+    def pay(ctx: SyncContext, stops: bool) -> str:
+        def effect() -> str:
+            raise StopIteration if stops else ToolError("no money")
+
+        try:
+            return ctx.once("pay", effect)
+        except RuntimeError as exc:
+            return str(exc)
+
+    async with connect(mcp, revision=revision) as client, asyncio.timeout(5.0):
+        assert (await client.call("pay", stops=False)).text == "no money"
+        assert (await client.call("pay", stops=True)).text == "the function raised StopIteration"
+
+
+async def test_a_caller_that_gives_up_during_a_side_effect_is_told_when_it_ends() -> None:
+    """The thread cannot be stopped; what it does next raises `Cancelled`, and its slot is free."""
+    mcp = Server("once", settings=Settings(max_threads=1))
+    begun, go_on = Event(), Event()
+    ended: list[str] = []
+
+    @mcp.tool(timeout=0.05)
+    def pay(ctx: SyncContext) -> str:
+        def effect() -> str:
+            begun.set()
+            assert go_on.wait(5.0)
+            return "paid"
+
+        try:
+            return ctx.once("pay", effect)
+        except Cancelled:
+            ended.append("cancelled")
+            raise
+
+    @mcp.tool
+    def free() -> str:
+        return "free"
+
+    async with connect(mcp) as client, asyncio.timeout(5.0):
+        assert "did not finish" in (await client.call("pay")).text
+        assert begun.is_set()
+        assert "busy" in (await client.call("free")).text
+        go_on.set()
+        while (await client.call("free")).is_error:
+            pass
+    assert ended == ["cancelled"]

@@ -45,7 +45,7 @@ class Threads:
         self.size = size
         self._free = size
         self._started = 0
-        self._jobs: _Jobs = SimpleQueue()
+        self._jobs: Jobs = SimpleQueue()
         """Never longer than there are threads: a call without a slot is refused."""
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -61,7 +61,7 @@ class Threads:
         if self._started < self.size - self._free:
             self._started += 1
             # A daemon, because the process must be able to end while a function does not.
-            threading.Thread(target=_work, args=(self._jobs,), name=f"millstream_{self._started}", daemon=True).start()
+            threading.Thread(target=work, args=(self._jobs,), name=f"millstream_{self._started}", daemon=True).start()
         future: Future[Any] = Future()
         future.add_done_callback(lambda _: self._release_in(loop))
         context = contextvars.copy_context()
@@ -86,11 +86,12 @@ class Threads:
         self._jobs = SimpleQueue()
 
 
-_Jobs = SimpleQueue[tuple["Future[Any]", Callable[[], Any]] | None]
+Jobs = SimpleQueue[tuple["Future[Any]", Callable[[], Any]] | None]
 """What worker threads do; None ends one."""
 
 
-def _work(jobs: _Jobs) -> None:
+def work(jobs: Jobs) -> None:
+    """Do jobs in this thread until there are no more."""
     while (job := jobs.get()) is not None:
         future, run = job
         if future.set_running_or_notify_cancel():

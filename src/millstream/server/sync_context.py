@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar, cast, overload
 
 from millstream.protocol.content import Message
@@ -12,7 +14,7 @@ from millstream.protocol.metadata import Client
 from millstream.protocol.principal import Principal, Publisher
 from millstream.server.context import Context
 from millstream.server.questions import Question, Root, SampleResult
-from millstream.server.services import run_carried
+from millstream.server.services import Jobs, run_carried, work
 from millstream.server.sessions import Session
 
 T = TypeVar("T")
@@ -31,20 +33,23 @@ class Waits:
         self._over = False
         self._pending: set[Future[Any]] = set()
 
-    def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run in the loop what the thread needs.
+    def wait(self, needed: Coroutine[Any, Any, T], jobs: Jobs | None = None) -> T:
+        """Run in the loop what the thread needs, and in the thread what that asks for in turn (`jobs`).
 
         Raises:
             Cancelled: the call is over.
         """
         if self._gone():
-            work.close()
+            needed.close()
             raise Cancelled(_GONE)
-        pending = asyncio.run_coroutine_threadsafe(work, self._loop)
+        pending = asyncio.run_coroutine_threadsafe(needed, self._loop)
         self._pending.add(pending)
         if self._gone():  # since the look above: `abandon` may not have seen this one
             pending.cancel()
         try:
+            if jobs is not None:
+                pending.add_done_callback(lambda _: jobs.put(None))
+                work(jobs)
             return pending.result()
         except CancelledError:
             raise Cancelled(_GONE) from None
@@ -211,12 +216,15 @@ class SyncContext:
         return self._wait(self._context.ask(**questions))
 
     def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T:
-        """Run a side effect once across the rounds of one call; `function` runs in another worker thread."""
+        """Run a side effect once across the rounds of one call. `function` runs in the thread that calls this."""
+        jobs: Jobs = SimpleQueue()
 
         async def run() -> Any:
-            return await asyncio.to_thread(run_carried, function)
+            done: Future[Any] = Future()
+            jobs.put((done, partial(run_carried, function)))
+            return await asyncio.wrap_future(done)
 
-        value: T = self._wait(self._context.once(key, run, store=store))
+        value: T = self._wait(self._context.once(key, run, store=store), jobs)
         return value
 
     def close_stream(self, retry_ms: int | None = None) -> bool:
