@@ -8,7 +8,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv --quiet pip
-NODE_TOOLS := tests/conformance/node_modules/.package-lock.json requirements/pyright/node_modules/.package-lock.json
+NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop requirements/pyright)
 
 .PHONY: help setup run check format test unit bench docs lock clean
 
@@ -52,7 +52,7 @@ lock: $(VENV)/.test ## write every lock file anew
 
 clean: ## remove environments, caches and results
 	rm -rf $(VENV) .venv-mcp1 .bench .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist results
-	rm -rf tests/conformance/node_modules benches/node_modules requirements/pyright/node_modules
+	rm -rf tests/conformance/node_modules tests/interop/node_modules benches/node_modules requirements/pyright/node_modules
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.setup: requirements/run.lock requirements/bootstrap.lock pyproject.toml scripts/venv

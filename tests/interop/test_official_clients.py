@@ -1,4 +1,4 @@
-"""The clients of the official SDKs work against our examples: both Python lines and TypeScript, on every transport.
+"""The clients of the official SDKs work against our examples: both lines of Python and TypeScript, on every transport.
 
 Each client is a program in its own process that prints what it got as JSON; nothing of an SDK is imported here. They
 share two servers, which go through the lane. Point 4 of "How it is proven".
@@ -26,17 +26,19 @@ PATHS = {"http": "/mcp", "sse": "/sse"}
 CLIENTS = {
     "python-1": [str(ROOT / ".venv-mcp1" / "bin" / "python"), str(HERE / "client_one.py")],
     "python-2": [sys.executable, str(HERE / "client_two.py")],
-    "typescript": [str(NODE), str(HERE / "client_ts.mjs"), str(ROOT / "tests" / "conformance")],
+    "typescript-1": [str(NODE), str(HERE / "client_ts.mjs"), str(ROOT / "tests" / "conformance")],
+    "typescript-2": [str(NODE), str(HERE / "client_ts2.mjs"), str(HERE)],
 }
 SECONDS = 60
 """Bound of one client's whole walk; it takes about 3."""
+FIRST, SECOND = ("python-1", "typescript-1"), ("python-2", "typescript-2")
+MODES = ("legacy", "auto", "2026-07-28")
 RUNS = [
-    *[("python-1", transport, "") for transport in ("http", "sse", "stdio")],
-    *[("python-2", transport, mode) for transport in ("http", "stdio") for mode in ("legacy", "auto", "2026-07-28")],
-    ("python-2", "sse", "legacy"),
-    *[("typescript", transport, "") for transport in ("http", "sse", "stdio")],
+    *[(client, transport, "") for client in FIRST for transport in ("http", "sse", "stdio")],
+    *[(client, transport, mode) for client in SECOND for transport in ("http", "stdio") for mode in MODES],
+    *[(client, "sse", "legacy") for client in SECOND],
 ]
-"""Client, transport, and how it negotiates: `sse_client` has no per-request mode."""
+"""Client, transport, and how it negotiates: HTTP+SSE has no per-request mode."""
 
 EXPECTED: dict[str, Any] = {
     "resources": ["hub://about"],
@@ -115,8 +117,10 @@ def test_an_official_client_gets_everything_that_the_examples_offer(
 
     assert {key: report[key] for key in EXPECTED} == EXPECTED
     assert report["revision"] == report["structured"]["revision"] == revision
-    assert report["server"] == ("" if mode == "2026-07-28" else "hub")  # adopted without asking, so without a name
-    assert report["unknown_resource"] == (-32602 if per_request else -32002)
+    adopted = (client, mode) == ("python-2", "2026-07-28")  # without asking, so without a name
+    assert report["server"] == ("" if adopted else "hub")
+    # The 2.x TypeScript client gives the new code for the old one, which is on the wire all the same.
+    assert report["unknown_resource"] == (-32602 if per_request or client == "typescript-2" else -32002)
     assert json.loads(report["order"])["status"] == "flour to 1 Mill Lane, Bath (express)"
     assert report["about"].startswith("# hub")
     assert {"add_numbers", "long_task", "order_parcel", "summarize"} <= set(report["tools"])
@@ -124,8 +128,10 @@ def test_an_official_client_gets_everything_that_the_examples_offer(
         assert report["reconnected"] == "Reconnection test completed."
 
 
-@pytest.mark.parametrize("client", ["python-1", "typescript"])
-def test_a_call_is_resumed_on_another_connection_with_no_step_lost_or_repeated(servers: Servers, client: str) -> None:
+@pytest.mark.parametrize(("client", "mode"), [("python-1", ""), ("typescript-1", ""), ("typescript-2", "legacy")])
+def test_a_call_is_resumed_on_another_connection_with_no_step_lost_or_repeated(
+    servers: Servers, client: str, mode: str
+) -> None:
     """Digest §4.3, resumption: `Last-Event-ID` names the last event that was seen, the third of the stream."""
-    resumed = walk(servers, client, "http", "")["resumed"]
+    resumed = walk(servers, client, "http", mode)["resumed"]
     assert resumed == {"text": "Done in 5 steps.", "progress": [3, 4, 5]}
