@@ -220,6 +220,10 @@ class StreamableLink:
             self._start(self._exchange(message, headers))
             return
         reply = await self.post(message, headers)
+        if isinstance(message, list) and reply.streaming:
+            stream = self.streams["batch"] = Stream(reply, [], asyncio.Event())
+            self._start(self._to_end(stream))
+            return
         body = await reply.body()
         if body and isinstance(message, list):
             self._take(json.loads(body), None, reply.status)
@@ -258,15 +262,14 @@ class StreamableLink:
         exchange = await self.http.fetch("GET", "/mcp", given)
         stream = Stream(exchange, [], asyncio.Event())
         if exchange.streaming:
-
-            async def read() -> None:
-                try:
-                    await self.read(stream)
-                finally:
-                    stream.over.set()
-
-            self._start(read())
+            self._start(self._to_end(stream))
         return stream
+
+    async def _to_end(self, stream: Stream) -> None:
+        try:
+            await self.read(stream)
+        finally:
+            stream.over.set()
 
     async def standing(self) -> None:
         stream = await self.resume()

@@ -10,7 +10,7 @@ import secrets
 from millstream.http import STREAM_HEAD, Request, Sink
 from millstream.protocol import sse
 from millstream.protocol.errors import INTERNAL_ERROR
-from millstream.protocol.jsonrpc import error_message
+from millstream.protocol.jsonrpc import RequestId, error_message
 from millstream.server.call import Call
 from millstream.server.services import Services, principal_id
 from millstream.stores.base import Position, StoreFull
@@ -24,7 +24,7 @@ _NOT_KEPT = "The result is too large to be read again on another connection"
 
 
 class PostLine:
-    """The `Line` of one POST."""
+    """The `Line` of one POST: of its call, or of all calls of a batch."""
 
     __slots__ = (
         "_call",
@@ -66,14 +66,19 @@ class PostLine:
         if self._streams is not None and not self._opened:
             await self._open()
 
-    async def send(self, message: bytes) -> None:
-        """Send one message, as an event; dropped where the client cannot read a stream."""
+    async def send(self, message: bytes, answers: RequestId | None = None) -> None:
+        """Send one message, as an event; dropped where the client cannot read a stream.
+
+        Args:
+            message: the message.
+            answers: the request that it is the response to, where several are answered on one stream.
+        """
         if self._streams is None:
             return
         if not self._opened:
             await self._open()
         if self._lock is not None:
-            await self._send_logged(MESSAGE, message)
+            await self._send_logged(MESSAGE, message, answers)
         elif self._sink is not None:
             self._sink.write(sse.encode_message(message))
         await self._drain()
@@ -106,7 +111,7 @@ class PostLine:
         if not self._opened:
             await self._open()
         if self._lock is not None:
-            await self._send_logged(END, message)
+            await self._send_logged(END, message, self._call.id)
             self._forget()
         elif self._sink is not None and message:
             self._sink.write(sse.encode_message(message))
@@ -126,7 +131,7 @@ class PostLine:
         self._streams.add(sink, self._owner(), ("http", self._call.revision.date))
         if self._lock is not None:
             self._streams.lines[self._log_name()] = self
-            position = await self._append(MESSAGE, b"")
+            position = await self._append(MESSAGE, b"", None)
             if self._call.revision.priming:
                 sink.write(sse.prime(event_id(self._stream, position), None))
 
@@ -134,10 +139,10 @@ class PostLine:
         """Whose cap the stream counts against: a call has one of its own, a subscription is a stream like others."""
         return principal_id(self._call.principal) if self._call.method == "subscriptions/listen" else None
 
-    async def _send_logged(self, mark: bytes, message: bytes) -> None:
+    async def _send_logged(self, mark: bytes, message: bytes, answers: RequestId | None) -> None:
         assert self._lock is not None  # noqa: S101  callers have looked
         async with self._lock:
-            position = await self._append(mark, message)
+            position = await self._append(mark, message, answers)
             sink = self._sink
             if message and sink is not None and not sink.closed:
                 sink.write(sse.encode_message(message, event_id(self._stream, position)))
@@ -150,7 +155,7 @@ class PostLine:
         assert self._streams is not None  # noqa: S101  callers have looked
         self._streams.lines.pop(self._log_name(), None)
 
-    async def _append(self, mark: bytes, message: bytes) -> Position:
+    async def _append(self, mark: bytes, message: bytes, answers: RequestId | None) -> Position:
         settings, store = self._services.settings, self._services.store
         name = self._log_name()
         try:
@@ -158,7 +163,7 @@ class PostLine:
                 name, mark + message, ttl=settings.log_ttl, max_entries=settings.log_messages
             )
         except StoreFull:  # too large to keep: it goes out once, and who resumes is told so
-            kept = mark + (error_message(self._call.id, INTERNAL_ERROR, _NOT_KEPT) if mark == END else b"")
+            kept = mark if answers is None else mark + error_message(answers, INTERNAL_ERROR, _NOT_KEPT)
             position = await store.log.append(name, kept, ttl=settings.log_ttl, max_entries=settings.log_messages)
         await store.bus.publish(name, position.offset.to_bytes(8, "big") + mark + message)
         return position
