@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from benches import report
+from benches import http_load, processes, report
 from benches.cases import BROADCASTS, CASES
 from benches.endurance import slope
 from benches.measure import Figures
@@ -25,6 +25,30 @@ def test_a_request_is_json_whose_id_and_first_number_agree(kind: Kind) -> None:
     request = json.loads(kind.body.replace("@", "1000001"))
     assert request["id"] == 1000001
     assert kind.expect != "sum" or request["params"]["arguments"] == {"a": 1000001, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("examined", "timed", "fine"),
+    [
+        ((1_008, 401_184 + 64 * 200), (5_607, 2_231_586 + 64 * 200), True),
+        ((1_008, 401_184), (5_607, 2_231_586 + 64 * 397), True),
+        ((50_000, 50_000 * 398), (250_000, 250_000 * 398 + 64 * 397), True),
+        ((50_000, 50_000 * 398), (250_000, 250_000 * 402), False),
+        ((50_000, 50_000 * 398), (250_000, 250_000 * 394), False),
+        ((1_008, 1_008 * 398), (5_607, 5_607 * 370), False),
+    ],
+)
+def test_the_size_of_an_answer_is_known_up_to_the_answers_that_were_under_way(
+    examined: tuple[int, int], timed: tuple[int, int], fine: bool
+) -> None:
+    """A fixed defect: 64 half-read streams in a thousand answers looked like answers of another size."""
+    first, second = (
+        http_load.bytes_per_answer(f"Requests/sec: 1\nTOTALS answers={answers} bytes={read}\n")
+        for answers, read in (examined, timed)
+    )
+    assert http_load.agree(first, second) == fine
+    with pytest.raises(processes.BenchError):
+        http_load.bytes_per_answer("TOTALS answers=0 bytes=100\n")
 
 
 def test_lines_for_stdio_have_ids_of_their_own() -> None:

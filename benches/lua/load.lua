@@ -35,6 +35,19 @@ function request()
   return start .. id .. after
 end
 
+local threads = {}
+
+-- Exact, where wrk's own report is rounded to three digits.
+function done(summary)
+  io.write(string.format("TOTALS answers=%d bytes=%d\n", summary.requests, summary.bytes))
+  for _, thread in ipairs(threads) do
+    io.write(string.format("CHECKED right=%d wrong=%d\n", thread:get("right"), thread:get("wrong")))
+    if thread:get("wrong") > 0 then
+      io.write("SAMPLE " .. thread:get("sample"):gsub("[\r\n]+", " ") .. "\n")
+    end
+  end
+end
+
 if expected then
   right, wrong, sample = 0, 0, ""
 
@@ -60,17 +73,7 @@ if expected then
     end
   end
 
-  local threads = {}
   function setup(thread)
     threads[#threads + 1] = thread
-  end
-
-  function done()
-    for _, thread in ipairs(threads) do
-      io.write(string.format("CHECKED right=%d wrong=%d\n", thread:get("right"), thread:get("wrong")))
-      if thread:get("wrong") > 0 then
-        io.write("SAMPLE " .. thread:get("sample"):gsub("[\r\n]+", " ") .. "\n")
-      end
-    end
   end
 end
