@@ -135,6 +135,17 @@ def test_a_reference_to_an_anchor_and_a_recursive_one_are_followed() -> None:
     assert reasons(inner, {"a": "x"}).startswith("'a' does not fit ")
 
 
+def test_keywords_of_older_dialects_are_no_trouble() -> None:
+    """2020-12 does not know them; a reference inside one cannot be asked by itself."""
+    old: Schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+        "dependencies": {"a": {"$ref": "#/$defs/x"}},
+        "$defs": {"x": {"required": ["b"]}},
+    }
+    assert reasons(old, {"a": "x", "b": 1}) == "'a' must be an integer, got a string"
+
+
 def test_a_value_that_has_too_many_ways_through_the_schema_is_judged_and_explained_all_the_same() -> None:
     """A list of all errors would have 2⁶⁰: the library's own never ends here."""
     value: Any = {"v": "x"}

@@ -33,8 +33,14 @@ _ENTERED = frozenset(
      "prefixItems", "properties", "then")
 )  # fmt: skip
 """Keywords whose schemas are asked for reasons."""
-_APPLIED = SINGLE | LISTS | MAPS | {"$ref", "$dynamicRef", "minContains", "maxContains"}
-"""Keywords that say nothing without the schemas they hold or name."""
+_NOT_ENTERED = (SINGLE | LISTS | MAPS | {"$dynamicRef"}) - _ENTERED
+"""The other keywords that say nothing without the schemas they hold or name."""
+_OWN = frozenset(
+    ("const", "dependentRequired", "enum", "exclusiveMaximum", "exclusiveMinimum", "maxItems", "maxLength",
+     "maxProperties", "maximum", "minItems", "minLength", "minProperties", "minimum", "multipleOf", "pattern",
+     "required", "type", "uniqueItems")
+)  # fmt: skip
+"""Keywords that can be asked by themselves (2020-12 validation §6)."""
 _KINDS: dict[type, str] = {
     dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null",
 }  # fmt: skip
@@ -114,7 +120,7 @@ class SchemaCheck:
         """What the keywords of this part alone have against the value, asked one by one: a list copies the value."""
         value, subject, inside = part.value, self._subject(part), f" in '{part.place}'" if part.place else ""
         for keyword, wanted in part.schema.items():
-            if keyword in _APPLIED or self._compile({keyword: wanted}).is_valid(value):
+            if keyword not in _OWN or self._compile({keyword: wanted}).is_valid(value):
                 continue
             match keyword:
                 case "type":
@@ -204,7 +210,7 @@ def _not_entered(schema: Any) -> Any:
     """The keywords that are left as the reason, when those that were asked gave none."""
     if not is_object(schema):
         return schema
-    return {name: wanted for name, wanted in schema.items() if name in _APPLIED - _ENTERED} or schema
+    return {name: wanted for name, wanted in schema.items() if name in _NOT_ENTERED} or schema
 
 
 def _shown(value: Any, most: int = MAX_SHOWN) -> str:
