@@ -3,7 +3,7 @@
 `jsonschema-rs` decides, in time that grows with the value and not with the number of ways through the schema. Its
 list of errors has no such bound, so the reasons are looked for here: from the root down into what does not fit, a
 few steps far. Nothing is ever fetched. The library is an extra, loaded where such a schema is registered
-(docs/decisions/0007).
+(docs/decisions/0008).
 """
 
 from collections.abc import Callable, Iterator
