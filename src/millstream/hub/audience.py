@@ -1,6 +1,7 @@
 """Who hears what: the subscribers by channel, and for each channel a plan, made when it is first needed.
 
-A plan is what a publication walks: the outlets of a channel, grouped by the function that encodes for them.
+A plan is what a publication walks: the outlets of a channel, grouped by the function that encodes for them. An outlet
+that several of its subscriptions put there is in it once.
 """
 
 from collections import Counter
@@ -19,7 +20,9 @@ _PLANS = 4096
 class Audience:
     """All subscribers of one worker. They are counted from `enter` on, and hear from `join` on."""
 
-    __slots__ = ("_by_address", "_by_channel", "_by_transport", "_entered", "_exact", "_limits", "_plans", "_wild")
+    __slots__ = (
+        "_by_address", "_by_channel", "_by_outlet", "_by_transport", "_entered", "_exact", "_limits", "_plans", "_wild",
+    )  # fmt: skip
 
     def __init__(self, limits: HubLimits) -> None:
         self._limits = limits
@@ -27,6 +30,7 @@ class Audience:
         self._by_address: dict[str, int] = {}
         self._by_channel: dict[str, int] = {}
         self._by_transport: Counter[str] = Counter()
+        self._by_outlet: dict[Outlet, tuple[Subscription, ...]] = {}
         self._exact: dict[str, dict[Subscription, None]] = {}
         self._wild: dict[Subscription, None] = {}
         self._plans: dict[str, Plan] = {}
@@ -47,8 +51,8 @@ class Audience:
         return dict(self._by_transport)
 
     def queued(self) -> int:
-        """Bytes written to all of them and not yet taken, by a walk over all."""
-        return sum(each.outlet.buffered for each in self._entered)
+        """Bytes written to all of them and not yet taken, by a walk over their outlets."""
+        return sum(outlet.buffered for outlet in self._by_outlet)
 
     def check_room(self, channels: Sequence[str], address: str) -> None:
         """Whether one more may enter.
@@ -70,6 +74,7 @@ class Audience:
         """Count a subscriber."""
         self._entered[subscription] = None
         self._by_transport[subscription.transport] += 1
+        self._by_outlet[subscription.outlet] = (*self.on(subscription.outlet), subscription)
         if subscription.address:
             _count(self._by_address, subscription.address, 1)
         for channel in subscription.channels:
@@ -91,6 +96,10 @@ class Audience:
             return False
         del self._entered[subscription]
         self._by_transport[subscription.transport] -= 1
+        outlet = subscription.outlet
+        others = tuple(each for each in self._by_outlet.pop(outlet) if each is not subscription)
+        if others:
+            self._by_outlet[outlet] = others
         if subscription.address:
             _count(self._by_address, subscription.address, -1)
         for channel in subscription.channels:
@@ -117,9 +126,9 @@ class Audience:
         """Whom to write to what concerns all that hear, whatever they listen to."""
         return _grouped(each for each in self._entered if each.joined)
 
-    def by_outlet(self, outlet: Outlet) -> Subscription | None:
-        """The subscriber with this outlet, by a walk over all."""
-        return next((each for each in self._entered if each.outlet is outlet), None)
+    def on(self, outlet: Outlet) -> tuple[Subscription, ...]:
+        """The subscribers that share an outlet, in the order of their arrival."""
+        return self._by_outlet.get(outlet, ())
 
     def _make_plan(self, channel: str) -> Plan:
         hearers = self._exact.get(channel, {}).copy()
@@ -137,10 +146,10 @@ class Audience:
 
 
 def _grouped(subscriptions: Iterable[Subscription]) -> Plan:
-    groups: dict[Encode, list[Outlet]] = {}
+    groups: dict[Encode, dict[Outlet, None]] = {}
     for each in subscriptions:
-        groups.setdefault(each.encode, []).append(each.outlet)
-    return list(groups.items())
+        groups.setdefault(each.encode, {})[each.outlet] = None
+    return [(encode, list(outlets)) for encode, outlets in groups.items()]
 
 
 def _count(counts: dict[str, int], name: str, by: int) -> None:

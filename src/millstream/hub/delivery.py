@@ -103,11 +103,11 @@ class Delivery:
             self._end(outlet, SLOW)
 
     def _end(self, outlet: Outlet, reason: str) -> None:
-        subscription = self._audience.by_outlet(outlet)
-        if subscription is not None:
+        sharing = self._audience.on(outlet)
+        if sharing:
             self.cut[reason] = self.cut.get(reason, 0) + 1
-            subscription.write(cut(reason))
-            subscription.close()
+            sharing[0].write(cut(reason))
+            sharing[0].close()
 
     def _hear(self, data: bytes) -> None:
         if int(data) > self._journal.offset:

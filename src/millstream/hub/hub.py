@@ -161,7 +161,7 @@ class Hub:
 
         Args:
             channels: channels and patterns.
-            outlet: where to write.
+            outlet: where to write. What another subscription has written there is not written again.
             encode: how; one function for each kind of outlet.
             last_event_id: first write what was published after this event. Where that is not known any more, a
                 `gap` event and what is left.
@@ -288,7 +288,8 @@ class Hub:
         self._audience.enter(subscription)
         outlet = subscription.outlet
         outlet.on_close(subscription.ended)
-        replay = Replay(self._journal, subscription, self._delivery.catch_up)
+        beside = [each for each in self._audience.on(outlet) if each.joined]
+        replay = Replay(self._journal, subscription, self._delivery.catch_up, beside)
         if last_event_id:
             await replay.resume(last_event_id)
         elif subscription.mailbox:

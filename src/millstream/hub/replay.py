@@ -20,13 +20,21 @@ _CHUNK = 64 * 1024
 class Replay:
     """The catching up of one subscriber."""
 
-    __slots__ = ("_at", "_catch_up", "_dropped", "_epoch", "_journal", "_subscription", "_told")
+    __slots__ = ("_at", "_beside", "_catch_up", "_dropped", "_epoch", "_journal", "_subscription", "_told")
 
-    def __init__(self, journal: Journal, subscription: Subscription, catch_up: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        subscription: Subscription,
+        catch_up: Callable[[], Awaitable[None]],
+        beside: Sequence[Subscription] = (),
+    ) -> None:
         self._journal = journal
         self._catch_up = catch_up
         self._subscription = subscription
-        self._at = journal.offset
+        self._beside = beside
+        """Who hears on the same outlet."""
+        self._at = subscription.since = journal.offset
         """Everything up to here is written, or not wanted."""
         self._epoch = journal.epoch
         self._dropped: dict[str, int] = {}
@@ -53,7 +61,7 @@ class Replay:
             # From before a restart, never published, or out of the journal.
             await self._start_over("unknown", after=0)
         else:
-            self._at = offset
+            self._at = self._subscription.since = offset
         await self._follow()
 
     async def mailbox(self, client_id: str, seen: int) -> None:
@@ -89,7 +97,7 @@ class Replay:
             events = journal.recent(self._at)
             if events is not None:
                 self._at = journal.offset
-                if not any(map(self._wants, events)):
+                if not any(map(self._lacks, events)):
                     return
             elif events := await self._page():
                 self._at = events[-1].offset
@@ -97,7 +105,7 @@ class Replay:
                 if journal.epoch == self._epoch:
                     await self._bridge()
                 continue
-            wanted = [event for event in events if self._wants(event)]
+            wanted = [event for event in events if self._lacks(event)]
             fresh = [event for event in wanted if not journal.too_old(event)]
             if len(fresh) < len(wanted):
                 self._tell_gap("expired")
@@ -127,7 +135,9 @@ class Replay:
         """Say that events are gone, then write those behind `after` that are not."""
         self._epoch, end = self._journal.epoch, self._journal.offset
         self._tell_gap(reason)
-        await self._write(self._merge(await self._kept(), after, end))
+        events = self._merge(await self._kept(), after, end)
+        self._subscription.since = events[0].offset - 1 if events else end
+        await self._write(events)
 
     def _tell_gap(self, reason: str) -> None:
         if not self._told:
@@ -161,7 +171,7 @@ class Replay:
             if event.offset > dropped and self._wants(event) and not self._journal.too_old(event):
                 found[event.offset] = event
         self._at = end
-        return [found[offset] for offset in sorted(found) if after < offset <= end]
+        return [found[offset] for offset in sorted(found) if after < offset <= end and self._lacks(found[offset])]
 
     async def _write(self, events: Sequence[Event]) -> None:
         """Write one by one, as the outlet has room."""
@@ -179,3 +189,9 @@ class Replay:
 
     def _wants(self, event: Event) -> bool:
         return self._subscription.wants(event.channel)
+
+    def _lacks(self, event: Event) -> bool:
+        """Whether it wants an event that nobody else writes to its outlet."""
+        return self._wants(event) and not any(
+            each.since < event.offset and each.wants(event.channel) for each in self._beside
+        )

@@ -15,7 +15,8 @@ from millstream.protocol.principal import Principal
 class Outlet(Protocol):
     """What a subscriber writes to. An `http.Sink` is one.
 
-    `write` takes the bytes of one event, never blocks and never raises; after the end it does nothing.
+    `write` takes the bytes of one event, never blocks and never raises; after the end it does nothing. Several
+    subscriptions may share an outlet; it is then written each event once.
     """
 
     closed: bool
@@ -25,7 +26,7 @@ class Outlet(Protocol):
         """Bytes written but not yet taken by the peer's connection."""
         ...
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes, /) -> object: ...
 
     async def drain(self) -> None:
         """Wait until there is room, or the outlet is closed. Only a subscriber that catches up waits."""
@@ -61,7 +62,7 @@ class Subscription:
 
     __slots__ = (
         "_leave", "address", "authorize", "channels", "encode", "joined", "mailbox", "member", "outlet", "present",
-        "principal", "transport", "wild",
+        "principal", "since", "transport", "wild",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +94,8 @@ class Subscription:
         self.wild = any(map(is_pattern, channels))
         self.joined = False
         """It has caught up and hears what is published."""
+        self.since = 0
+        """Once it has joined: what it wants behind this offset was written to the outlet."""
         self.present = False
         """Others can see it in the presence of its channels."""
         self._leave = leave
@@ -116,5 +119,5 @@ class Subscription:
         self.outlet.close()
 
     def ended(self) -> None:
-        """The outlet is closed."""
+        """The outlet is closed, or carries this subscription no longer."""
         self._leave(self)

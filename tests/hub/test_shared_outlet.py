@@ -1,0 +1,95 @@
+"""Several subscriptions on one outlet, as a WebSocket has them: each event once, whichever of them want it."""
+
+from typing import Any
+
+import pytest
+
+from hub_parts import Outlet, encode_line, running, turns
+from millstream.hub import Hub, Subscription
+from millstream.stores.memory import MemoryStore
+
+
+async def add(hub: Hub, outlet: Outlet, channel: str, **options: Any) -> Subscription:
+    """One more subscription on an outlet."""
+    return await hub.subscribe((channel,), outlet, encode=encode_line, **options)
+
+
+@pytest.mark.parametrize("channels", [("broadcast", ">"), (">", "broadcast"), ("*", ">", "broadcast")])
+async def test_subscriptions_that_overlap_write_an_event_once(channels: tuple[str, ...]) -> None:
+    """Fixed defect: an event came once for each of them."""
+    async with running() as hub:
+        outlet = Outlet()
+        for channel in channels:
+            await add(hub, outlet, channel)
+        assert (await hub.publish("broadcast", "1")).subscribers == 1
+        await hub.publish("other", "2")
+        assert outlet.data == ["1", "2"]
+
+
+async def test_the_place_is_told_an_outlet_once() -> None:
+    """What concerns everybody concerns an outlet once."""
+    async with running() as hub:
+        outlet = Outlet()
+        for channel in ("a", "b", ">"):
+            await add(hub, outlet, channel)
+        before = len(outlet.events())
+        await hub.refresh()
+        assert len(outlet.events()) == before + 1
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_what_one_of_them_leaves_the_other_goes_on_to_write(first: int) -> None:
+    """A subscription ends by itself; its outlet stays."""
+    async with running() as hub:
+        outlet = Outlet()
+        both = [await add(hub, outlet, channel) for channel in ("broadcast", ">")]
+        both.pop(first).ended()
+        await hub.publish("broadcast", "1")
+        both.pop().ended()
+        await hub.publish("broadcast", "2")
+        assert (outlet.data, outlet.closed) == (["1"], False)
+        assert hub.stats().subscribers == 0
+
+
+async def test_resuming_beside_another_gives_what_that_one_did_not_write() -> None:
+    """`since`: behind it the other one has written, before it nobody has."""
+    async with running() as hub:
+        outlet = Outlet()
+        start = (await hub.publish("broadcast", "0")).id
+        await hub.publish("broadcast", "1")
+        await hub.publish("other", "2")
+        await add(hub, outlet, "broadcast")
+        await hub.publish("broadcast", "3")
+        await hub.publish("other", "4")
+        assert outlet.data == ["3"]
+        await add(hub, outlet, ">", last_event_id=start)
+        assert outlet.data == ["3", "1", "2", "4"]
+        await add(hub, outlet, "other", last_event_id=start)
+        await add(hub, outlet, "*", last_event_id="unknown")
+        assert outlet.data == ["3", "1", "2", "4", "0"]
+
+
+async def test_what_the_other_one_could_not_give_any_more_is_not_held_back() -> None:
+    """A wildcard goes by the journal, whose oldest are gone; a channel's own history has them still."""
+    store, outlet = MemoryStore(), Outlet()
+    async with running(store, journal=3) as hub:
+        start = (await hub.publish("quiet", "0")).id
+        for number in range(1, 6):
+            await hub.publish("quiet" if number == 1 else "busy", str(number))
+    async with running(store, journal=3) as hub:  # which remembers nothing itself
+        await add(hub, outlet, ">", last_event_id=start)
+        assert (outlet.gaps, outlet.data) == (["trimmed"], ["3", "4", "5"])
+        await add(hub, outlet, "quiet", last_event_id=start)
+        assert outlet.data == ["3", "4", "5", "1"]
+
+
+async def test_an_outlet_that_is_too_slow_is_cut_once_with_all_that_it_carries() -> None:
+    """Each of its subscriptions leaves."""
+    async with running(max_buffered=1000) as hub:
+        outlet = Outlet(takes=False)
+        for channel in ("broadcast", ">"):
+            await add(hub, outlet, channel)
+        await hub.publish("broadcast", "x" * 2000)
+        await turns()
+        assert hub.stats().cut == {"slow": 1}
+        assert (outlet.closed, hub.stats().subscribers) == (True, 0)
