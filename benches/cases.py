@@ -83,7 +83,13 @@ BROADCASTS = {
     )
     for size in SIZES
 } | {
-    f"websocket-{size}": Broadcast(f"broadcast to {size:,} WebSockets", size, ("ours-hub", "fastapi"), websocket=True)
+    f"websocket-{size}": Broadcast(
+        f"broadcast to {size:,} WebSockets",
+        size,
+        ("ours-hub", "fastapi-websocket"),
+        most_kib=16 if size >= 5_000 else None,
+        websocket=True,
+    )
     for size in SIZES
 }
 BOUNDS = (

@@ -91,7 +91,7 @@ def _load_table(name: str, figures: dict[str, Figures]) -> str:
 def _broadcast_table(name: str, figures: dict[str, Figures]) -> str:
     case = BROADCASTS[name]
     return _table(
-        case.title.capitalize(),
+        case.title[0].upper() + case.title[1:],
         "deliveries/s | ours is | last p50 ms | last p99 ms | CPU µs | core % | load's core % | KiB each",
         figures,
         figures[case.targets[0]],

@@ -85,6 +85,7 @@ TARGETS = {
     "bare-loop": Target("bare uvloop + httptools", _python("bare_loop.py")),
     "bare-asgi": Target("bare ASGI function", _python("bare_asgi.py")),
     "fastapi": Target("FastAPI + sse-starlette", _python("fastapi_sse.py")),
+    "fastapi-websocket": Target("FastAPI, Starlette's WebSockets", _python("fastapi_sse.py")),
     "bare-sse": Target("bare uvloop", _python("bare_sse.py")),
     "bare-stdio": Target("bare stdio loop", _python("bare_stdio.py")),
 }

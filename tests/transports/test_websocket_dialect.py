@@ -168,6 +168,23 @@ async def test_a_socket_comes_back_with_the_last_id_and_misses_nothing() -> None
             assert [(await hear(socket))["type"] for _ in range(2)] == ["position", "subscribed"]
 
 
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_socket_with_subscriptions_that_overlap_hears_each_event_once(way: str) -> None:
+    """Fixed defect: `broadcast` and `>` gave the same id twice."""
+    async with world(way) as app, app.client() as socket:
+        await hear(socket)
+        for channel in ("broadcast", ">"):
+            await tell(socket, {"type": "subscribe", "channel": channel})
+            assert [(await hear(socket))["type"] for _ in range(2)] == ["position", "subscribed"]
+        assert (await app.hub.publish("broadcast", "1")).subscribers == 1
+        await app.hub.publish("other", "2")
+        assert (await ask(socket, {"type": "unsubscribe", "channel": ">"}))["data"] == "1"
+        assert [(await hear(socket)).get("data") for _ in range(2)] == ["2", None]
+        await app.hub.publish("other", "3")
+        await app.hub.publish("broadcast", "4")
+        assert (await hear(socket))["data"] == "4"
+
+
 async def test_a_gap_is_told_before_what_is_left() -> None:
     """Issue 3, item 1."""
     async with world() as app, app.client() as socket:

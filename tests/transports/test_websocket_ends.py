@@ -11,7 +11,7 @@ from websockets.exceptions import InvalidStatus
 
 from millstream.hub import HubLimits
 from millstream.protocol.sse import COMMENT
-from millstream.transports.websocket_outbox import GOING_AWAY, SLOW, TRY_AGAIN_LATER, Feed, Outbox
+from millstream.transports.websocket_outbox import GOING_AWAY, SLOW, TRY_AGAIN_LATER, Outbox
 from socket_world import GATES, TEXT, WAIT, WAYS, World, ask, end_of, frame, hear, tell, world
 
 EVENT = "x" * 200_000
@@ -33,12 +33,17 @@ class HeldSend:
         self.sent.append(message.get("text") or (message["code"], message["reason"]))
 
 
+async def silence() -> None:
+    """The reading from a peer that says nothing."""
+    await asyncio.Event().wait()
+
+
 @contextlib.asynccontextmanager
 async def held_outbox(limit: int = 1000, grace: float = WAIT) -> Any:
     """An outbox whose first message is held up by its peer."""
     send = HeldSend()
     outbox = Outbox(send, limit=limit, grace=grace)
-    writer = asyncio.create_task(outbox.run())
+    writer = asyncio.create_task(outbox.run(silence()))
     outbox.write(b"held")
     for _ in iter(lambda: outbox._held, True):
         await asyncio.sleep(0)
@@ -113,9 +118,9 @@ async def test_what_waits_for_the_loop_alone_is_never_slow() -> None:
     send.reads.set()
     outbox = Outbox(send, limit=10, grace=WAIT)
     assert all(outbox.write(b"x" * 1000) for _ in range(50))
-    assert (outbox.behind, Feed(outbox).buffered) == (0, 0)
-    outbox.close(1000)
-    await asyncio.wait_for(outbox.run(), WAIT)
+    assert outbox.buffered == 0
+    outbox.end(1000)
+    await asyncio.wait_for(outbox.run(silence()), WAIT)
     assert send.sent == ["x" * 1000] * 50 + [(1000, "")]
 
 
@@ -139,7 +144,7 @@ async def test_answers_and_questions_are_not_counted_against_their_reader() -> N
     async with held_outbox(limit=1000) as (outbox, _, _):
         for message in (b'{"jsonrpc":"2.0","id":1,"result":{}}', b'{"jsonrpc":"2.0","id":1,"method":"ping"}', b"[]"):
             assert all(outbox.carry(message + b" " * 400) for _ in range(10))
-        assert outbox.behind == 0
+        assert outbox.buffered == 0
         change = b'{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}' + b" " * 400
         assert [outbox.carry(change) for _ in range(4)] == [True, True, True, False]
 
@@ -164,40 +169,28 @@ async def test_a_peer_that_goes_while_it_is_written_to_ends_the_outbox(fails: bo
             send.gone = True
             send.reads.set()
         else:
-            outbox.close(1000)
+            outbox.end(1000)
         await asyncio.wait_for(writer, WAIT)
         assert outbox.closed
         await asyncio.wait_for(outbox.wait_closed(), WAIT)
         assert send.sent == []
 
 
-async def test_the_hub_ends_a_feed_that_is_behind_as_slow_and_another_as_going_away() -> None:
-    """`Feed.close` is the hub's; both ends close the socket."""
+async def test_the_hub_ends_an_outbox_that_is_behind_as_slow_and_another_as_going_away() -> None:
+    """`close` is the hub's."""
     async with held_outbox() as (outbox, send, writer):
-        feed = Feed(outbox)
-        feed.write(b'{"a":1}\n{"b":2}\n')
-        assert feed.buffered == 14
-        feed.close()
-        feed.write(b"late\n")
+        outbox.write(b'{"a":1}')
+        assert outbox.buffered == 7
+        outbox.close()
+        outbox.write(b"late")
         send.reads.set()
         await asyncio.wait_for(writer, WAIT)
         assert send.sent[-1] == (TRY_AGAIN_LATER, SLOW)
     async with held_outbox() as (outbox, send, writer):
-        Feed(outbox).close()
+        outbox.close()
         send.reads.set()
         await asyncio.wait_for(writer, WAIT)
         assert send.sent == ["held", (GOING_AWAY, "")]
-
-
-async def test_one_event_is_the_same_bytes_for_every_socket() -> None:
-    """DESIGN §5: encoded once, and split into messages once."""
-    outboxes = [Outbox(HeldSend(), limit=1000, grace=WAIT) for _ in range(3)]
-    chunk = b'{"a":1}\n{"b":2}\n'
-    for outbox in outboxes:
-        Feed(outbox).write(chunk)
-    first, *rest = [list(outbox._queue) for outbox in outboxes]
-    assert first == [(b'{"a":1}', 7), (b'{"b":2}', 7)]
-    assert all(a[0] is b[0] for other in rest for a, b in zip(first, other, strict=True))
 
 
 # Stopping

@@ -27,6 +27,11 @@ class Ending:
         else:
             self._callbacks.append(callback)
 
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Do not call back any more."""
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
+
     def tell(self) -> None:
         """The stream is over. Idempotent; a callback that raises does not keep the others from hearing it."""
         if self.over:

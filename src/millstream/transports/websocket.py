@@ -8,6 +8,7 @@ closing handshake belong to the HTTP server (RFC 6455; see `websocket_uvicorn` f
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from millstream.config import Settings
@@ -23,6 +24,7 @@ from millstream.transports.hosts import HostPolicy
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.streamable import Authenticate
 from millstream.transports.websocket_dialect import Dialect, Peer
+from millstream.transports.websocket_direct import EXTENSION, AnyOutbox, DirectOutbox, Wire
 from millstream.transports.websocket_outbox import GOING_AWAY, INTERNAL, TOO_BIG, UNSUPPORTED_DATA, Outbox
 
 SUBPROTOCOL = "mcp"
@@ -60,7 +62,7 @@ class WebSocketRoute:
         self.may_publish = may_publish
         """Whether the dialect takes ``publish`` from an address."""
         # Process
-        self._sockets: dict[Outbox, asyncio.Task[Any] | None] = {}
+        self._sockets: dict[AnyOutbox, asyncio.Task[Any] | None] = {}
         self._stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +72,7 @@ class WebSocketRoute:
         if isinstance(peer, Response):
             await refuse_handshake(peer, scope, send)
             return
-        outbox = Outbox(send, limit=self._settings.stream_buffer, grace=self._settings.write_timeout)
+        outbox = self._outbox(scope, send)
         self._sockets[outbox] = asyncio.current_task()
         self._streams.add(_Standing(outbox), principal_id(peer.principal), ("websocket", ""))
         speaks = SUBPROTOCOL in scope.get("subprotocols", ())
@@ -94,7 +96,7 @@ class WebSocketRoute:
         self._stopping = True
         tasks = [task for task in self._sockets.values() if task is not None]
         for outbox in list(self._sockets):
-            outbox.close(GOING_AWAY, "The server stops")
+            outbox.end(GOING_AWAY, "The server stops")
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
 
@@ -119,7 +121,16 @@ class WebSocketRoute:
             return _BUSY
         return Peer(address, headers, principal, self.may_publish(address))
 
-    async def _serve(self, peer: Peer, outbox: Outbox, receive: Receive, *, speaks: bool) -> None:
+    def _outbox(self, scope: Scope, send: Send) -> AnyOutbox:
+        """What carries the messages out: straight to the transport, where the server is ours and shows it."""
+        limit, grace = self._settings.stream_buffer, self._settings.write_timeout
+        extensions: dict[str, Any] = scope.get("extensions") or {}
+        wire: Wire | None = extensions.pop(EXTENSION, None)
+        if wire is None:
+            return Outbox(send, limit=limit, grace=grace)
+        return DirectOutbox(wire, send, limit=limit, grace=grace)
+
+    async def _serve(self, peer: Peer, outbox: AnyOutbox, receive: Receive, *, speaks: bool) -> None:
         connection = Connection(
             self._dispatcher,
             outbox.carry,
@@ -130,29 +141,21 @@ class WebSocketRoute:
         )
         dialect = None if speaks else Dialect(self._dispatcher, self._hub, connection, outbox, peer)
 
-        async def take(data: bytes) -> None:
-            connection.receive(data)
-
-        reader = asyncio.create_task(self._read(receive, outbox, take if dialect is None else dialect.take))
+        take = dialect.take if dialect is not None else partial(_take, connection)
         try:
-            await outbox.run()
+            await outbox.run(self._read(receive, outbox, take))
         finally:
-            if not reader.done():
-                reader.cancel()
-            await asyncio.wait((reader,))
             await connection.close()
             if dialect is not None:
                 await dialect.close()
-        if not reader.cancelled():
-            reader.result()
 
-    async def _read(self, receive: Receive, outbox: Outbox, take: Callable[[bytes], Awaitable[None]]) -> None:
+    async def _read(self, receive: Receive, outbox: AnyOutbox, take: Callable[[bytes], Awaitable[None]]) -> None:
         """Take messages until the peer is gone. While it does not read what it asked for, nothing more is taken."""
         code, reason = INTERNAL, "Internal error"
         try:
             while True:
                 message = await receive()
-                if message["type"] != "websocket.receive":
+                if outbox.closed or message["type"] != "websocket.receive":
                     outbox.lost()
                     return
                 text = message.get("text")
@@ -168,7 +171,7 @@ class WebSocketRoute:
                 await asyncio.sleep(0)
                 await outbox.drain()
         finally:
-            outbox.close(code, reason)
+            outbox.end(code, reason)
 
 
 class _Standing:
@@ -176,14 +179,14 @@ class _Standing:
 
     __slots__ = ("_outbox", "closed")
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: AnyOutbox) -> None:
         self._outbox = outbox
         self.closed = False
         outbox.on_close(self._ended)
 
     @property
     def buffered(self) -> int:
-        return self._outbox.behind
+        return self._outbox.buffered
 
     def write(self, data: bytes) -> None:
         """Nothing: a comment has no form here."""
@@ -192,7 +195,7 @@ class _Standing:
         await self._outbox.drain()
 
     def close(self) -> None:
-        self._outbox.close(GOING_AWAY, "The server stops")
+        self._outbox.end(GOING_AWAY, "The server stops")
 
     def on_close(self, callback: Callable[[], None]) -> None:
         self._outbox.on_close(callback)
@@ -202,6 +205,10 @@ class _Standing:
 
     def _ended(self) -> None:
         self.closed = True
+
+
+async def _take(connection: Connection, data: bytes) -> None:
+    connection.receive(data)
 
 
 async def refuse_handshake(response: Response, scope: Scope, send: Send) -> None:

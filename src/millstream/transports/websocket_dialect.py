@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from millstream.hub import Event, Forbidden, Hub, InvalidName, TooLarge, TooMany
+from millstream.hub import Event, Forbidden, Hub, InvalidName, Subscription, TooLarge, TooMany
 from millstream.hub.channels import DEFAULT
 from millstream.hub.event import CUT
 from millstream.protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, ProtocolError
@@ -33,7 +33,7 @@ from millstream.server.call import Call
 from millstream.server.dispatch import Dispatcher
 from millstream.transports.connection import Connection
 from millstream.transports.rest import SilentLine
-from millstream.transports.websocket_outbox import Feed, Outbox
+from millstream.transports.websocket_direct import AnyOutbox
 
 FORBIDDEN = -32003
 TOO_MANY = -32000
@@ -97,12 +97,12 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 def encode_event(event: Event) -> bytes:
-    """An event of the hub as a line of JSON. That a subscriber is cut is said by the close frame."""
+    """An event of the hub as one message. That a subscriber is cut is said by the close frame."""
     if event.data is None:
-        return b'{"type":"position","id":%b}\n' % encode(event.id)
+        return b'{"type":"position","id":%b}' % encode(event.id)
     if not event.channel:
-        return b"" if event.event == CUT else b'{"type":%b,%b\n' % (encode(event.event), event.data[1:])
-    return encode(_EventMessage(event.channel, event.data.decode(), event.id, event.event)) + b"\n"
+        return b"" if event.event == CUT else b'{"type":%b,%b' % (encode(event.event), event.data[1:])
+    return encode(_EventMessage(event.channel, event.data.decode(), event.id, event.event))
 
 
 class Peer(Struct, frozen=True):
@@ -118,10 +118,10 @@ class Peer(Struct, frozen=True):
 class Dialect:
     """One socket that speaks it."""
 
-    __slots__ = ("_connection", "_dispatcher", "_feeds", "_hub", "_outbox", "_peer", "_tasks")
+    __slots__ = ("_connection", "_dispatcher", "_hub", "_outbox", "_peer", "_subscriptions", "_tasks")
 
     def __init__(
-        self, dispatcher: Dispatcher, hub: Hub | None, connection: Connection, outbox: Outbox, peer: Peer
+        self, dispatcher: Dispatcher, hub: Hub | None, connection: Connection, outbox: AnyOutbox, peer: Peer
     ) -> None:
         # Configuration
         self._dispatcher = dispatcher
@@ -130,9 +130,8 @@ class Dialect:
         self._connection = connection
         self._outbox = outbox
         self._peer = peer
-        self._feeds: dict[str, Feed] = {}
+        self._subscriptions: dict[str, Subscription] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        outbox.on_close(self._end_feeds)
         outbox.answer(encode({"type": "connected", "client_id": connection.id, "server": dispatcher.info}))
 
     async def take(self, data: bytes) -> None:
@@ -238,35 +237,31 @@ class Dialect:
     async def subscribe(self, message: _Subscribe, id: Raw) -> None:
         """Listen to a channel, from now on or from an id on."""
         hub, channel = self._need_hub(), message.channel
-        if channel in self._feeds:
+        if channel in self._subscriptions:
             raise ProtocolError(INVALID_REQUEST, f"This socket has subscribed to {channel!r} already.")
         most = hub.limits.max_channels_per_subscriber
-        if len(self._feeds) >= most:
+        if len(self._subscriptions) >= most:
             raise TooMany("channels of one socket", most)
-        feed = self._feeds[channel] = Feed(self._outbox)
-        try:
-            await hub.subscribe(
-                (channel,),
-                feed,
-                encode=encode_event,
-                last_event_id=message.last_event_id,
-                client_id=self._connection.id if message.name else "",
-                name=message.name,
-                principal=self._peer.principal,
-                address=self._peer.address,
-                transport="websocket",
-            )
-        except (InvalidName, Forbidden, TooMany):
-            del self._feeds[channel]
-            raise
+        self._subscriptions[channel] = await hub.subscribe(
+            (channel,),
+            self._outbox,
+            encode=encode_event,
+            last_event_id=message.last_event_id,
+            client_id=self._connection.id if message.name else "",
+            name=message.name,
+            principal=self._peer.principal,
+            address=self._peer.address,
+            transport="websocket",
+        )
         self._reply(id, "subscribed", channel=channel)
 
     async def unsubscribe(self, message: _Unsubscribe, id: Raw) -> None:
         """Listen no more."""
-        feed = self._feeds.pop(message.channel, None)
-        if feed is None:
+        subscription = self._subscriptions.pop(message.channel, None)
+        if subscription is None:
             raise ProtocolError(INVALID_PARAMS, f"This socket has not subscribed to {message.channel[:80]!r}.")
-        feed.end()
+        self._outbox.forget(subscription.ended)
+        subscription.ended()
         self._reply(id, "unsubscribed", channel=message.channel)
 
     async def publish(self, message: _Publish, id: Raw) -> None:
@@ -281,12 +276,6 @@ class Dialect:
     async def ping(self, message: _Ping, id: Raw) -> None:
         """Answer."""
         self._reply(id, "pong")
-
-    def _end_feeds(self) -> None:
-        feeds = list(self._feeds.values())
-        self._feeds.clear()
-        for feed in feeds:
-            feed.end()
 
 
 _VERBS: dict[str, tuple[Callable[[bytes], Any], Callable[[Dialect, Any, Raw], Awaitable[None]]]] = {

@@ -1,15 +1,16 @@
-"""What goes out on one WebSocket: a bounded queue of whole text messages, and the one writer that empties it.
+"""What goes out on one WebSocket over ASGI: a bounded queue of whole text messages, and the writer that empties it.
 
 ASGI shows no socket, so a slow peer is known by this: `send` is held up, and messages wait behind it. What waits
 without being held up only means that the loop has not come round yet. Of what is held up, events and notifications
 are counted, and too many of them end the socket. Answers are not: whoever asks for much over a thin line is not slow,
-and the reader takes nothing new from a peer that leaves its answers (`drain`).
+and the reader takes nothing new from a peer that leaves its answers (`drain`). Our own server shows its socket, and
+needs no queue: `websocket_direct`.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from millstream.transports.asgi_sink import Send
 from millstream.transports.ending import Ending
@@ -22,10 +23,8 @@ INTERNAL = 1011
 TRY_AGAIN_LATER = 1013
 SLOW = "slow"
 
-_NOTIFICATION = b'{"jsonrpc":"2.0","method"'
+NOTIFICATION = b'{"jsonrpc":"2.0","method"'
 _HIGH_WATER = 64 * 1024
-_SHARED = 256 * 1024
-"""Chunks up to this size are kept for the next outlet, which is very often given the same one."""
 
 
 class Outbox:
@@ -56,7 +55,7 @@ class Outbox:
         self.closed = False
 
     @property
-    def behind(self) -> int:
+    def buffered(self) -> int:
         """Bytes of unasked messages that wait behind one which the peer does not take."""
         return self._unasked if self._held else 0
 
@@ -73,7 +72,7 @@ class Outbox:
 
     def carry(self, message: bytes) -> bool:
         """Queue a JSON-RPC message: a notification is unasked."""
-        return self.write(message) if message.startswith(_NOTIFICATION) else self.answer(message)
+        return self.write(message) if message.startswith(NOTIFICATION) else self.answer(message)
 
     def _put(self, message: bytes, unasked: int) -> bool:
         if self.closed:
@@ -97,14 +96,25 @@ class Outbox:
         """Wait for the end."""
         await self._ending.wait()
 
-    def close(self, code: int, reason: str = "") -> None:
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Do not call back any more."""
+        self._ending.forget(callback)
+
+    def end(self, code: int, reason: str = "") -> None:
         """End it: what waits still goes out, then the close frame, all within the grace time. Idempotent."""
         self._end((code, reason))
+
+    def close(self) -> None:
+        """The hub ends it: because the peer is slow, or because the hub itself ends."""
+        if self.buffered:
+            self.cut()
+        else:
+            self.end(GOING_AWAY)
 
     def cut(self) -> None:
         """The peer reads too slowly: what waits is dropped, and the close frame says why."""
         self._queue.clear()
-        self.close(TRY_AGAIN_LATER, SLOW)
+        self.end(TRY_AGAIN_LATER, SLOW)
 
     def lost(self) -> None:
         """The peer is gone."""
@@ -122,8 +132,19 @@ class Outbox:
             self._deadline.reschedule(asyncio.get_running_loop().time() + self._grace)
         self._ending.tell()
 
-    async def run(self) -> None:
-        """Send until the outbox is closed and empty, or the peer is gone, or does not take the rest in time."""
+    async def run(self, reading: Coroutine[Any, Any, None]) -> None:
+        """Read and send until it is closed and empty, or the peer is gone, or does not take the rest in time."""
+        reader = asyncio.create_task(reading)
+        try:
+            await self._run()
+        finally:
+            if not reader.done():
+                reader.cancel()
+            await asyncio.wait((reader,))
+        if not reader.cancelled():
+            reader.result()
+
+    async def _run(self) -> None:
         try:
             async with asyncio.timeout(self._grace if self.closed else None) as self._deadline:
                 while not self.closed or self._queue:
@@ -152,52 +173,3 @@ class Outbox:
             self._held = False
             if self._waiting <= _HIGH_WATER:
                 self._room.set()
-
-
-class Feed:
-    """One subscription on a socket, as the hub sees it: an outlet for lines of JSON, each of them one message."""
-
-    __slots__ = ("_ending", "_outbox", "closed")
-
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
-        self._ending = Ending()
-        self.closed = False
-
-    @property
-    def buffered(self) -> int:
-        """Bytes that wait because the peer does not read."""
-        return self._outbox.behind
-
-    def write(self, data: bytes) -> None:
-        """Queue the messages of a chunk."""
-        if not self.closed:
-            for message in _messages(data) if len(data) <= _SHARED else data.splitlines():
-                self._outbox.write(message)
-
-    async def drain(self) -> None:
-        """Wait until there is room, or the socket is closed."""
-        await self._outbox.drain()
-
-    def close(self) -> None:
-        """The hub ends it, and the socket with it: because the peer is slow, or because the hub itself ends."""
-        self.end()
-        if self._outbox.behind:
-            self._outbox.cut()
-        else:
-            self._outbox.close(GOING_AWAY)
-
-    def end(self) -> None:
-        """The subscription is over; the socket stays."""
-        self.closed = True
-        self._ending.tell()
-
-    def on_close(self, callback: Callable[[], None]) -> None:
-        """Call back once at the end, at once when it is past."""
-        self._ending.add(callback)
-
-
-@lru_cache(maxsize=1)
-def _messages(chunk: bytes) -> list[bytes]:
-    """The lines of a chunk; every feed of one event gets the same objects."""
-    return chunk.splitlines()

@@ -1,0 +1,47 @@
+"""The event and the queue of a connection do what those of asyncio do."""
+
+import asyncio
+
+from millstream.transports.waiting import Gate, Inbox
+
+WAIT = 5.0
+
+
+async def test_a_gate_holds_until_it_is_set_and_whoever_it_let_through_is_not_held_again() -> None:
+    """As `asyncio.Event`."""
+    gate = Gate()
+    waiting = [asyncio.create_task(gate.wait()) for _ in range(3)]
+    await asyncio.sleep(0)
+    gate.stir()
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    waiting.pop().cancel()
+    gate.set()
+    assert gate.is_set()
+    assert await asyncio.wait_for(asyncio.gather(*waiting), WAIT) == [True, True]
+    assert await gate.wait()
+    gate.clear()
+    assert not gate.is_set()
+
+
+async def test_those_who_wait_for_something_else_are_woken_to_look() -> None:
+    """`stir` opens nothing."""
+    gate = Gate()
+    waiting = asyncio.create_task(gate.stirred())
+    await asyncio.sleep(0)
+    gate.stir()
+    await asyncio.wait_for(waiting, WAIT)
+    assert not gate.is_set()
+
+
+async def test_an_inbox_gives_everything_in_order_and_is_then_empty() -> None:
+    """As `asyncio.Queue`."""
+    inbox: Inbox[int] = Inbox()
+    reading = asyncio.create_task(inbox.get())
+    await asyncio.sleep(0)
+    for number in range(3):
+        inbox.put_nowait(number)
+    assert await asyncio.wait_for(reading, WAIT) == 0
+    assert not inbox.empty()
+    assert [await inbox.get() for _ in range(2)] == [1, 2]
+    assert inbox.empty()

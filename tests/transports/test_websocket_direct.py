@@ -1,0 +1,184 @@
+"""Messages straight to the transport of our own server: the same bytes for all, no task, nothing behind the close."""
+
+import asyncio
+import json
+from collections.abc import MutableMapping
+from typing import Any
+
+import pytest
+from websockets.frames import Frame, Opcode
+
+from millstream.hub import HubLimits
+from millstream.transports.waiting import Gate
+from millstream.transports.websocket_direct import DirectOutbox, text_frame
+from millstream.transports.websocket_outbox import SLOW, TRY_AGAIN_LATER
+from millstream.transports.websocket_uvicorn import WebSocketProtocol
+from socket_world import CLOSE, PING, PONG, TEXT, WAIT, WAYS, World, frame, hear, tell, world
+
+SUBSCRIBE = b'{"type":"subscribe"}'
+
+
+class Taken:
+    """A transport that keeps what it is given, and a wire to it."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.size = 0
+        self.transport: Any = self
+        self.outbox: DirectOutbox | None = None
+        self.room = Gate()
+        self.room.set()
+
+    def write(self, data: bytes) -> None:
+        """Keep it."""
+        self.written.append(data)
+
+    def get_write_buffer_size(self) -> int:
+        """What the test says."""
+        return self.size
+
+    def hang_up(self) -> None:
+        """Nobody listens."""
+
+
+async def unsent(message: MutableMapping[str, Any]) -> None:
+    """An ASGI `send` that nothing may come to."""
+    raise AssertionError(message)
+
+
+def protocol_of(app: World) -> WebSocketProtocol:
+    """The server's side of the only connection."""
+    (found,) = app.running.state.connections
+    assert isinstance(found, WebSocketProtocol)
+    return found
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536, 200_000])
+def test_a_message_is_framed_as_the_library_does_it(size: int) -> None:
+    """RFC 6455 §5.2."""
+    message = b"x" * size
+    assert text_frame(message) == Frame(Opcode.TEXT, message).serialize(mask=False)
+
+
+async def test_one_event_is_framed_once_for_every_socket() -> None:
+    """DESIGN §5: encoded once, and the same bytes for all."""
+    wires = [Taken() for _ in range(3)]
+    outboxes = [DirectOutbox(wire, unsent, limit=1000, grace=WAIT) for wire in wires]
+    for message in (b'{"a":1}', b'{"b":2}'):
+        assert all(outbox.write(message) for outbox in outboxes)
+    first, *rest = [wire.written for wire in wires]
+    assert first == [text_frame(b'{"a":1}'), text_frame(b'{"b":2}')]
+    assert all(a is b for other in rest for a, b in zip(first, other, strict=True))
+
+
+async def test_a_broadcast_wakes_no_task_and_a_socket_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fixed defect: each socket had a writer, a reader and a queue, and every event went through all of them."""
+    sent: list[str] = []
+    send = WebSocketProtocol.send
+
+    async def noted(self: WebSocketProtocol, message: Any) -> None:
+        sent.append(message["type"])
+        await send(self, message)
+
+    monkeypatch.setattr(WebSocketProtocol, "send", noted)
+    async with world() as app:
+        before = len(asyncio.all_tasks())
+        socket = await app.raw()
+        await socket.send(frame(TEXT, SUBSCRIBE))
+        assert [(await socket.message())["type"] for _ in range(2)] == ["position", "subscribed"]
+        assert len(asyncio.all_tasks()) == before + 1
+        for n in range(10):
+            await app.hub.publish("broadcast", str(n))
+        assert [(await socket.message())["data"] for _ in range(10)] == [str(n) for n in range(10)]
+        assert sent == ["websocket.accept"]
+
+
+async def test_where_compression_was_negotiated_events_are_read_all_the_same() -> None:
+    """RFC 7692 §6: a message without RSV1 is not compressed. Whoever runs uvicorn themselves may have it on."""
+    async with world(config={"ws_per_message_deflate": True}) as app, app.client(compression="deflate") as socket:
+        assert socket.protocol.extensions
+        await hear(socket)
+        await tell(socket, {"type": "subscribe"})
+        assert [(await hear(socket))["type"] for _ in range(2)] == ["position", "subscribed"]
+        for size in (10, 1000, 100_000):
+            await app.hub.publish("broadcast", "x" * size)
+            assert (await hear(socket))["data"] == "x" * size
+
+
+async def test_nothing_is_written_behind_a_close_frame() -> None:
+    """RFC 6455 §5.5.1: no data frame after it, whoever closes and however soon the next event is there."""
+    async with world() as app:
+        socket = await app.raw()
+        await socket.send(frame(TEXT, SUBSCRIBE))
+        assert [(await socket.message())["type"] for _ in range(2)] == ["position", "subscribed"]
+        protocol = protocol_of(app)
+        protocol.data_received(frame(CLOSE, b"\x03\xe8"))
+        assert (await app.hub.publish("broadcast", "late")).subscribers == 0
+        assert await socket.closing() == (1000, "")
+        assert await socket.peer.rest() == b""
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_large_answers_that_wait_do_not_make_their_reader_slow(way: str) -> None:
+    """Who asks for much over a thin line is not slow, and still gets its events."""
+    async with world(way, limits=HubLimits(max_buffered=100_000)) as app:
+        socket = await app.raw(small_buffer=True)
+        await socket.send(frame(TEXT, SUBSCRIBE))
+        assert [(await socket.message())["type"] for _ in range(2)] == ["position", "subscribed"]
+        done: list[int] = []
+        app.runtime.dispatcher.observe = lambda call, seconds, answer: done.append(len(answer))
+        call = b'{"type":"mcp_call","tool":"text","arguments":{"size":3000000}}'
+        await socket.send(frame(TEXT, call), frame(TEXT, call))
+        await app.until(lambda: bool(done))
+        for n in range(3):
+            await app.hub.publish("broadcast", str(n))
+        kinds = [(await socket.message())["type"] for _ in range(5)]
+        assert (kinds.count("mcp_result"), kinds.count("event")) == (2, 3)
+        assert app.hub.stats().cut == {}
+
+
+async def test_notifications_beyond_the_limit_cut_the_socket_by_name() -> None:
+    """JSON-RPC has no hub behind it to look: the outbox does."""
+    wire = Taken()
+    outbox = DirectOutbox(wire, unsent, limit=1000, grace=WAIT)
+    change = b'{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}'
+    assert outbox.carry(change)
+    wire.size = 1001
+    assert outbox.carry(b'{"jsonrpc":"2.0","id":1,"result":{}}')
+    assert not outbox.carry(change)
+    assert outbox.closed
+    assert outbox._farewell == (TRY_AGAIN_LATER, SLOW)
+
+
+async def held(app: World) -> tuple[Any, WebSocketProtocol]:
+    """A peer that has asked for a large answer and reads none of it, and the server's side."""
+    socket = await app.raw(small_buffer=True)
+    protocol = protocol_of(app)
+    await socket.send(frame(TEXT, b'{"type":"mcp_call","tool":"text","arguments":{"size":8000000}}'))
+    await app.until(lambda: not protocol.room.is_set())
+    return socket, protocol
+
+
+async def test_who_reads_a_large_answer_slowly_is_not_taken_for_dead() -> None:
+    """Our choice: the ping is behind the answer, and its deadline begins anew while the answer is being read."""
+    async with world(config={"ws_ping_interval": 1000.0, "ws_ping_timeout": 1000.0}) as app:
+        socket, protocol = await held(app)
+        protocol.send_keepalive_ping()
+        unread = protocol.unread
+        await socket.peer.reader.readexactly(2_000_000)
+        await app.until(lambda: protocol.transport.get_write_buffer_size() < unread)
+        protocol.keepalive_timeout()
+        assert not protocol.transport.is_closing()
+        protocol.unread = protocol.transport.get_write_buffer_size()
+        protocol.keepalive_timeout()
+        assert protocol.transport.is_closing()
+
+
+async def test_a_ping_behind_a_large_answer_is_answered() -> None:
+    """Fixed defect: more than a MiB unread made any ping an attack; only pongs that pile up are one."""
+    async with world() as app:
+        socket, _ = await held(app)
+        await socket.send(frame(PING, b"p"))
+        opcode, payload = await socket.frame()
+        assert (opcode, json.loads(payload)["type"]) == (TEXT, "mcp_result")
+        assert await socket.frame() == (PONG, b"p")
