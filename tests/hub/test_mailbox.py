@@ -86,7 +86,7 @@ async def test_a_mailbox_is_bounded_by_age() -> None:
         await hub.send("me", "new")
         clock.now += 30
         outlet = await receive(hub, "me")
-        assert (outlet.gaps, outlet.data) == (["trimmed"], ["new"])
+        assert (outlet.gaps, outlet.data) == (["expired"], ["new"])
         outlet.close()
         clock.now += 20
         await hub.send("me", "newer")

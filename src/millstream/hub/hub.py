@@ -275,8 +275,10 @@ class Hub:
         encoded = encode_data(data)
         if len(encoded) > self.limits.max_event:
             raise TooLarge(f"An event takes {self.limits.max_event} bytes, not {len(encoded)}.")
-        subscribers = sum(len(outlets) for _, outlets in self._audience.plan(channel))
-        offset = await self._journal.append(Record(channel, encoded, event, id, self._clock()))
+        subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
+        offset = await self._journal.append(Record(channel, encoded, event, id, now))
+        if not subscribers and channel.startswith(CLIENT):
+            await self._mailboxes.owe(channel.removeprefix(CLIENT), offset, now)
         await self._delivery.announce(offset)
         self._published += 1
         if not self._published % _TURN:
@@ -293,7 +295,10 @@ class Hub:
         if last_event_id:
             await replay.resume(last_event_id)
         elif subscription.mailbox:
-            await replay.mailbox(subscription.mailbox, await self._mailboxes.seen(subscription.mailbox))
+            client_id = subscription.mailbox
+            await replay.mailbox(
+                client_id, await self._mailboxes.seen(client_id), await self._mailboxes.owed(client_id)
+            )
         elif history:
             await replay.newest(history)
         if last_event_id or subscription.mailbox:

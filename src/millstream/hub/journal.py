@@ -187,7 +187,11 @@ class Journal:
 
     def too_old(self, event: Event) -> bool:
         """Whether an event of the journal is past the age of its channel's history."""
-        return event.at < self._clock() - self._bounds(event.channel)[1]
+        return self.past(event.channel, event.at)
+
+    def past(self, channel: str, at: float) -> bool:
+        """Whether what was published then on a channel is past the age of its history."""
+        return at < self._clock() - self._bounds(channel)[1]
 
     def _bounds(self, channel: str) -> tuple[int, float]:
         limits = self._limits

@@ -4,19 +4,43 @@ The messages are the history of the client's channel (`journal`). Here is only t
 written to one of its connections: the present end while it is connected to this worker, and in the store, for its
 next connection to any worker, once it has left. What was written to a connection that broke is had again by
 resuming with an id, which knows better than this what the client got.
+
+Messages may be gone before the client comes, all of them even, and then nothing in the log tells of them. So the
+oldest message that was sent while it was away is noted beside, for longer than messages are kept: the debt. A client
+to whom that message cannot be given gets a `gap`.
 """
+
+from contextlib import suppress
+
+import msgspec
+from msgspec import Struct
 
 from millstream.hub.channels import CLIENT
 from millstream.hub.event import parse_position, position_id
 from millstream.hub.journal import Journal
 from millstream.hub.limits import HubLimits
-from millstream.stores.base import KeyValue
+from millstream.stores.base import KeyValue, StoreFull
 
 _SEEN = "hub:seen:"
+_DEBT = "hub:debt:"
+_KEEP = 4
+"""Lifetimes of a message for which the debt is kept."""
+
+
+class Debt(Struct, frozen=True, array_like=True):
+    """The oldest message that a client was not written, as far as is known."""
+
+    place: str
+    at: float
+    """When it was sent, in the clock of its sender."""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Debt).decode
 
 
 class Mailboxes:
-    """The cursors of the clients."""
+    """The cursors of the clients, and what they are owed."""
 
     __slots__ = ("_journal", "_kv", "_limits", "_online", "_unsaved")
 
@@ -37,6 +61,21 @@ class Mailboxes:
             return unsaved
         saved = await self._kv.get(_SEEN + client_id)
         return (parse_position(saved.decode(), self._journal.epoch) or 0) if saved is not None else 0
+
+    async def owe(self, client_id: str, offset: int, at: float) -> None:
+        """A message was sent, and the client is not connected to this worker. An older debt stands."""
+        debt = _encode(Debt(position_id(self._journal.epoch, offset), at))
+        # A store without room for it keeps the messages all the same.
+        with suppress(StoreFull):
+            await self._kv.compare_and_set(_DEBT + client_id, None, debt, self._limits.mailbox_age * _KEEP)
+
+    async def owed(self, client_id: str) -> tuple[int, float]:
+        """Offset and time of the oldest message that the client was not written; 0 when there is none."""
+        saved = await self._kv.get(_DEBT + client_id)
+        if saved is None:
+            return 0, 0.0
+        debt = _decode(saved)
+        return parse_position(debt.place, self._journal.epoch) or 0, debt.at
 
     def arrived(self, client_id: str) -> None:
         """A connection of the client has caught up."""
@@ -63,6 +102,10 @@ class Mailboxes:
             await self._put(client_id, self._journal.offset)
 
     async def _put(self, client_id: str, offset: int) -> None:
+        debt = await self._kv.get(_DEBT + client_id)
+        if debt is not None and (parse_position(_decode(debt).place, self._journal.epoch) or 0) <= offset:
+            # Unless another worker has changed it meanwhile.
+            await self._kv.compare_and_set(_DEBT + client_id, debt, None, self._limits.mailbox_age)
         if not await self._journal.has_history(CLIENT + client_id):
             return  # nothing was ever sent to it: whoever makes up client ids leaves nothing behind
         place = position_id(self._journal.epoch, offset).encode()

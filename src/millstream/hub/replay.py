@@ -64,15 +64,20 @@ class Replay:
             self._at = self._subscription.since = offset
         await self._follow()
 
-    async def mailbox(self, client_id: str, seen: int) -> None:
-        """Write what came for a client behind `seen`."""
-        await self._reach(seen)
+    async def mailbox(self, client_id: str, seen: int, owed: tuple[int, float]) -> None:
+        """Write what came for a client behind `seen`; `owed` are place and time of the oldest message of it."""
+        oldest, at = owed
+        await self._reach(max(seen, oldest))
         end = self._journal.offset
         channel = CLIENT + client_id
         kept = await self._history(channel)
-        if self._dropped[channel] > seen:
+        dropped = self._dropped[channel] > seen
+        events = self._merge(kept, seen, end)
+        if oldest > seen and (not events or events[0].offset > oldest):
+            self._tell_gap("expired" if self._journal.past(channel, at) else "trimmed")
+        elif dropped:
             self._tell_gap("trimmed")
-        await self._write(self._merge(kept, seen, end))
+        await self._write(events)
         await self._follow()
 
     async def newest(self, count: int) -> None:

@@ -1,0 +1,125 @@
+"""A mailbox that is gone, whole or in part, is told by a `gap`, whether the client returns with an id or without."""
+
+from contextlib import suppress
+
+import pytest
+
+from hub_parts import Clock, receive, running, turns
+from millstream.stores.base import StoreFull
+from millstream.stores.memory import MemoryStore
+
+SMALL = 20_000
+"""Bytes of a log that a few events fill."""
+
+
+@pytest.mark.parametrize("was_here", [False, True])
+@pytest.mark.parametrize("with_id", [False, True])
+async def test_a_mailbox_that_expired_whole_is_told(was_here: bool, with_id: bool) -> None:
+    """Fixed defect: without an id there was `connected`, and silence."""
+    clock = Clock()
+    async with running(clock=clock, mailbox_age=60.0) as hub:
+        last_id = ""
+        if was_here or with_id:
+            outlet = await receive(hub, "me")
+            await hub.send("me", "read")
+            last_id = outlet.last_id if with_id else ""
+            outlet.close()
+            await turns()
+        for number in range(3):
+            await hub.send("me", str(number))
+        clock.now += 100
+        outlet = await receive(hub, "me", last_event_id=last_id)
+        assert (outlet.gaps, outlet.data) == (["expired"], [])
+
+
+@pytest.mark.parametrize("with_id", [False, True])
+async def test_a_mailbox_that_lost_messages_to_a_full_store_is_told(with_id: bool) -> None:
+    """Fixed defect: the oldest went because of bytes, and nothing said so."""
+    clock = Clock()
+    store = MemoryStore(clock=clock, max_log_bytes=SMALL)
+    async with running(store, clock=clock) as hub:
+        outlet = await receive(hub, "me")
+        await hub.send("me", "read")
+        last_id = outlet.last_id if with_id else ""
+        outlet.close()
+        await turns()
+        for number in range(40):
+            await hub.send("me", f"{number}".ljust(500))
+    async with running(store, clock=clock) as hub:  # which remembers nothing itself
+        outlet = await receive(hub, "me", last_event_id=last_id)
+        assert outlet.gaps == ["trimmed"]
+        left = [int(data) for data in outlet.data]
+        assert left == list(range(left[0], 40))
+        assert left[0] > 0
+
+
+async def test_a_mailbox_that_a_full_store_forgot_is_told() -> None:
+    """The whole stream went, and so long ago that the journal has nothing of it either."""
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    async with running(store, clock=clock) as hub:
+        await hub.send("me", "1")
+    for stream in ("hub:channel:$client.me", "hub:journal"):
+        await store.log.trim(stream)
+    async with running(store, clock=clock) as hub:
+        outlet = await receive(hub, "me")
+        assert (outlet.gaps, outlet.data) == (["trimmed"], [])
+
+
+async def test_it_is_told_once_and_nothing_is_said_of_what_the_client_had() -> None:
+    """A gap of messages that were given would send the client to load everything anew."""
+    clock = Clock()
+    async with running(clock=clock, mailbox_age=60.0) as hub:
+        await hub.send("me", "lost")
+        clock.now += 100
+        outlet = await receive(hub, "me")
+        assert outlet.gaps == ["expired"]
+        await hub.send("me", "live")
+        outlet.close()
+        await turns()
+        clock.now += 100
+        outlet = await receive(hub, "me")
+        assert (outlet.gaps, outlet.data) == ([], [])
+        outlet.close()
+        await turns()
+        await hub.send("me", "waits")
+        clock.now += 30
+        outlet = await receive(hub, "me")
+        assert (outlet.gaps, outlet.data) == ([], ["waits"])
+
+
+async def test_nothing_is_owed_to_who_was_written_it() -> None:
+    """On this worker at once, for another worker at the next refresh."""
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    async with running(store, clock=clock, mailbox_age=60.0) as one, running(store, clock=clock) as two:
+        await receive(one, "me")
+        await one.send("me", "1")
+        assert await store.kv.keys("hub:debt:") == []
+        await two.send("me", "2")
+        assert len(await store.kv.keys("hub:debt:")) == 1
+        await one.refresh()
+        assert await store.kv.keys("hub:debt:") == []
+
+
+async def test_a_message_that_this_worker_has_not_read_yet_is_not_missing() -> None:
+    """Another worker took it; the gap would come before the message itself."""
+    store = MemoryStore()
+    async with running(store) as one, running(store) as two:
+        await one.send("me", "1")
+        outlet = await receive(two, "me")
+        assert (outlet.gaps, outlet.data) == ([], ["1"])
+
+
+async def test_a_store_without_room_for_the_debt_keeps_the_message() -> None:
+    """Values refuse where the log drops; a message is the log's."""
+    clock = Clock()
+    store = MemoryStore(clock=clock, max_value_bytes=1000)
+    async with running(store, clock=clock) as hub:
+        with suppress(StoreFull):
+            for number in range(100):
+                await store.kv.put(f"{number}", b"x" * 100, 1000.0)
+        await hub.send("me", "1")
+        assert await store.kv.keys("hub:debt:") == []
+        assert (await receive(hub, "me")).data == ["1"]
+        await store.kv.delete("0")
