@@ -53,3 +53,18 @@ async def test_who_returns_to_a_full_store_is_told_of_the_gap_and_gets_what_is_l
         assert again.gaps == ["trimmed"]
         assert heard == list(range(heard[0], 200))
         assert 0 < heard[0] < 195
+
+
+async def test_calls_and_publications_however_large_take_no_mailbox_with_them() -> None:
+    """Fixed defect: one call's resumable stream could drive out a mailbox."""
+    clock = Clock()
+    store = full(clock)
+    async with running(store, clock=clock) as hub:
+        for number in range(5):
+            await hub.send("bob", f"{number} " + "x" * 10_000)
+        for number in range(100):
+            await store.log.append(f"call:{number}:a", bytes(9_000), ttl=100.0, max_entries=10)
+            await hub.publish("busy", "x" * 9_000)
+    async with running(store, clock=clock) as hub:  # one that remembers nothing of its own
+        outlet = await receive(hub, "bob")
+        assert ([data.split()[0] for data in outlet.data], outlet.gaps) == (list("01234"), [])

@@ -59,7 +59,7 @@ async def test_a_mailbox_that_a_full_store_forgot_is_told() -> None:
     store = MemoryStore(clock=clock)
     async with running(store, clock=clock) as hub:
         await hub.send("me", "1")
-    for stream in ("hub:channel:$client.me", "hub:journal"):
+    for stream in ("mailbox:me", "hub:journal"):
         await store.log.trim(stream)
     async with running(store, clock=clock) as hub:
         outlet = await receive(hub, "me")

@@ -183,6 +183,15 @@ async def test_the_newest_entries_are_kept_and_a_dropped_one_is_a_gap_not_a_sile
     assert data_of(await store.log.read("stream", gap.value.oldest)) == held[1:]
 
 
+async def test_what_one_kind_of_stream_takes_is_not_taken_from_another(store: Store) -> None:
+    """The contract of `EventLog.append`: a kind that is full drops its own."""
+    piece = bytes(2**20)
+    kept = await append(store, "mailbox:ada", *[piece] * 40)
+    for n in range(40):
+        await append(store, f"call:{n}:a", piece)
+    assert [entry.position for entry in await store.log.read("mailbox:ada", None)] == kept
+
+
 async def test_a_trimmed_stream_that_begins_again_never_reuses_a_position(store: Store) -> None:
     """The contract of `Position`: an old reader gets a gap, not the new entries as if nothing had been lost."""
     old = await append(store, "stream", b"a", b"b", b"c")

@@ -8,7 +8,9 @@ import pytest
 from millstream.protocol.errors import LocalError
 from millstream.stores import open_store
 from millstream.stores.base import Gap, Position, StoreFull
-from millstream.stores.memory import ITEM_BYTES, MARK_BYTES, SWEEP, MemoryStore
+from millstream.stores.deadlines import SWEEP
+from millstream.stores.memory import MARK_BYTES, MemoryStore
+from millstream.stores.memory_log import ITEM_BYTES
 
 
 class Clock:
@@ -219,6 +221,25 @@ async def test_a_full_log_forgets_the_stream_appended_to_longest_ago(clock: Cloc
     assert await store.log.read("next", None) == []
     assert len(await store.log.read("busy", busy)) == 1
     assert store.log.size <= 10_000
+
+
+async def test_a_full_kind_takes_no_room_from_another(clock: Clock) -> None:
+    """Fixed defect: the stream of a call drove out mailboxes. Each kind has the whole bound."""
+    store = MemoryStore(clock=clock, max_log_bytes=10_000)
+    await append(store, "mailbox:ada", bytes(8_000))
+    for n in range(20):
+        await append(store, f"call:{n}:a", bytes(3_000))
+    assert len(await store.log.read("mailbox:ada", None)) == 1
+    assert store.log.kinds["call"].size <= 10_000 < store.log.size
+
+
+async def test_a_kind_that_is_not_used_any_more_gives_its_room_back(clock: Clock) -> None:
+    """Calls for others sweep, whatever their kind."""
+    store = MemoryStore(clock=clock)
+    await append(store, "call:1:a", bytes(3_000), ttl=10.0)
+    clock.now += 10.0
+    await append(store, "hub:journal", b"", ttl=10.0)
+    assert store.log.kinds["call"].size == 0
 
 
 async def test_a_stream_that_fills_the_log_alone_loses_its_oldest_entries(clock: Clock) -> None:

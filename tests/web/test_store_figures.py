@@ -13,10 +13,11 @@ async def test_the_store_in_memory_tells_what_it_holds_and_how_much_it_may() -> 
         "kind": "memory",
         "up": True,
         "values": {"bytes": 0, "max_bytes": 10_000},
-        "log": {"bytes": 0, "max_bytes": 20_000},
+        "log": {},
     }
     await store.kv.put("key", b"x" * 1000, 60)
-    await store.log.append("stream", b"x" * 2000, ttl=60, max_entries=10)
+    await store.log.append("hub:journal", b"x" * 2000, ttl=60, max_entries=10)
     figures = store_figures(health, store)
     assert figures["values"]["bytes"] == store.kv.size > 1000
-    assert figures["log"]["bytes"] == store.log.size > 2000
+    assert figures["log"]["hub"]["bytes"] == store.log.size > 2000
+    assert figures["log"]["hub"]["max_bytes"] == 20_000

@@ -233,9 +233,10 @@ def store_figures(health: StoreHealth, store: Store) -> dict[str, Any]:
     """
     figures: dict[str, Any] = {"kind": health.kind, "up": health.up}
     if isinstance(store, MemoryStore):
-        for name, part in (("values", store.kv), ("log", store.log)):
-            # The bound is nobody else's to change, only to show.
-            figures[name] = {"bytes": part.size, "max_bytes": part._max_bytes}  # pyright: ignore[reportPrivateUsage]
+        figures["values"] = {"bytes": store.kv.size, "max_bytes": store.kv.max_bytes}
+        figures["log"] = {
+            name: {"bytes": part.size, "max_bytes": store.log.max_bytes} for name, part in store.log.kinds.items()
+        }
     return figures
 
 

@@ -22,6 +22,8 @@ from millstream.stores.base import Entry, Gap, Position, Store
 
 JOURNAL: Final = "hub:journal"
 _CHANNEL: Final = "hub:channel:"
+_MAILBOX: Final = "mailbox:"
+"""Another kind of stream: what is published takes no room from it."""
 _OPENING: Final = "$opening"
 _JOURNAL_TTL: Final = 30 * 86400.0
 _PAGE: Final = 500
@@ -89,7 +91,7 @@ class Journal:
         if count:
             # One more than is given out: where it is there, so many were dropped.
             data = position.offset.to_bytes(8, "big") + data
-            await log.append(_CHANNEL + record.channel, data, ttl=age, max_entries=count + 1)
+            await log.append(_history(record.channel), data, ttl=age, max_entries=count + 1)
         return position.offset
 
     async def read_on(self) -> tuple[list[Event], bool]:
@@ -155,7 +157,7 @@ class Journal:
         count, age = self._bounds(channel)
         if not count:
             return [], self.offset
-        entries = await self._store.log.read(_CHANNEL + channel, None, count + 1)
+        entries = await self._store.log.read(_history(channel), None, count + 1)
         events = [
             unpack(memoryview(entry.data)[8:], self.epoch, int.from_bytes(entry.data[:8], "big"))
             for entry in entries
@@ -170,7 +172,7 @@ class Journal:
 
     async def has_history(self, channel: str) -> bool:
         """Whether anything is kept of a channel."""
-        return bool(await self._store.log.read(_CHANNEL + channel, None, 1))
+        return bool(await self._store.log.read(_history(channel), None, 1))
 
     async def find(self, id: str, wants: Callable[[Event], bool]) -> int | None:
         """The offset of the newest wanted event to which its publisher gave this id."""
@@ -240,6 +242,11 @@ class Journal:
         self._recent.clear()
         self._recent_bytes = 0
         self._recent_floor = oldest.offset if oldest is not None else self.offset
+
+
+def _history(channel: str) -> str:
+    """The stream that keeps a channel."""
+    return _MAILBOX + channel.removeprefix(CLIENT) if channel.startswith(CLIENT) else _CHANNEL + channel
 
 
 def _offset(event: Event) -> int:

@@ -108,8 +108,11 @@ class EventLog(Protocol):
 
         Atomic: a reader sees the entry whole or not at all, and sees it once this has returned. The stream lives on for
         `ttl` seconds (positive, finite); each append starts that time anew for the whole stream. The newest
-        `max_entries` (at least 1) are kept; older ones may go at any time. A store that is full may drop the oldest
-        entries of any stream, or forget one. An entry whose append failed may have been added or not.
+        `max_entries` (at least 1) are kept; older ones may go at any time. An entry whose append failed may have been
+        added or not.
+
+        The kind of a stream is its name in front of the first colon. Each kind has room of its own: a store that is
+        full of one may drop the oldest entries of any stream of that kind, or forget one, and of no other.
 
         Raises:
             StoreFull: the entry alone is larger than the store allows.

@@ -188,7 +188,17 @@ const filled = (part) => part && `${figure(part.bytes / MIB)} of ${figure(part.m
 
 /** Whether the store answers, and how full it is. */
 function storeHealth(store) {
-  return store ? { Store: store.kind, "Store answers": store.up, "Stored values": filled(store.values), "Stored events": filled(store.log) } : {};
+  const log = store?.log ?? {};
+  return store
+    ? {
+        Store: store.kind,
+        "Store answers": store.up,
+        "Stored values": filled(store.values),
+        "Stored events": filled(log.hub),
+        "Stored mailboxes": filled(log.mailbox),
+        "Streams of calls": filled(log.call),
+      }
+    : {};
 }
 
 function drawServer(snapshot) {
