@@ -52,6 +52,29 @@ async def test_a_client_that_is_there_twice_joins_once_and_leaves_with_its_last_
         assert await names(hub) == []
 
 
+async def test_who_leaves_is_told_as_it_arrived_whichever_connection_is_its_last() -> None:
+    """Fixed defect: `leave` had the name and `since` of the last connection, `join` those of the first."""
+    clock, store = Clock(), MemoryStore()
+    async with running(store, clock=clock) as one, running(store, clock=clock) as two:
+        watcher = await listen(two, "$presence.chat")
+        first = await listen(one, "chat", client_id="ann", name="Ann")
+        clock.now += 5
+        second = await listen(one, "chat", client_id="ann", name="Ann Lee")
+        third = await listen(two, "chat", client_id="ann")
+        for each in (first, second, third):
+            each.close()
+            await turns()
+        join, leave = [json.loads(data) for data in watcher.data]
+        assert join == leave == {"client_id": "ann", "name": "Ann", "since": 1000.0}
+        await listen(one, "chat", client_id="bob")
+        clock.now += 5
+        await listen(one, "chat", client_id="bob")
+    async with running(store, clock=clock) as late:
+        again = await listen(late, "$presence.chat", last_event_id=watcher.last_id)
+        (leave,) = [json.loads(data) for data in again.data]
+        assert leave["since"] == 1005.0
+
+
 async def test_patterns_and_channels_of_the_hub_have_no_members() -> None:
     """Who watches the presence is not shown there."""
     async with running() as hub:

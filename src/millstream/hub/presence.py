@@ -73,8 +73,7 @@ class Presence:
         if here:
             return
         del self._here[channel, member.client_id]
-        if await self._withdraw(channel, member.client_id):
-            await self._announce(channel, "leave", member)
+        await self._withdraw(channel, member.client_id)
 
     async def members(self, channel: str) -> list[Member]:
         """Everyone on a channel, in the order of arrival."""
@@ -106,9 +105,8 @@ class Presence:
     async def leave_all(self) -> None:
         """This worker ends: nobody is here any more."""
         here, self._here = self._here, {}
-        for (channel, client_id), connections in here.items():
-            if await self._withdraw(channel, client_id):
-                await self._announce(channel, "leave", connections[0])
+        for channel, client_id in here:
+            await self._withdraw(channel, client_id)
 
     async def _vouch(self, channel: str, member: Member) -> bool:
         """Enter this worker; True when nobody had told that the client is here."""
@@ -122,20 +120,21 @@ class Presence:
             if await self._kv.compare_and_set(key, old, _encode(entry), self._ttl * _KEEP):
                 return old is None
 
-    async def _withdraw(self, channel: str, client_id: str) -> bool:
-        """Take this worker out; True when no other one has the client."""
+    async def _withdraw(self, channel: str, client_id: str) -> None:
+        """Take this worker out; where no other one has the client, tell that it left, as whom its arrival was told."""
         key = _key(channel, client_id)
         while True:
             old = await self._kv.get(key)
             if old is None:
-                return False
+                return
             entry = _decode(old)
             if entry.workers.pop(self._worker, None) is None:
-                return False
-            gone = not entry.workers
-            new = None if gone else _encode(entry)
+                return
+            new = _encode(entry) if entry.workers else None
             if await self._kv.compare_and_set(key, old, new, self._ttl * _KEEP):
-                return gone
+                break
+        if new is None:
+            await self._announce(channel, "leave", entry.member)
 
 
 def _key(channel: str, client_id: str) -> str:
