@@ -119,6 +119,23 @@ def test_messages_of_other_programs_are_text_whatever_they_hold(hub: str, open_p
     assert page.locator(".bubble img").count() == 0
 
 
+def test_somebody_of_the_same_name_is_not_you(hub: str, open_page: OpenPage) -> None:
+    """A fixed defect: what one Ada said stood as "You" on the page of the other. A reload knows its own still."""
+    one, other = open_page(f"{hub}/chat", name="Twin"), open_page(f"{hub}/chat", name="Twin")
+    live(one)
+    live(other)
+    say(one, "twin: first")
+    say(other, "twin: second")
+    for page in (one, other):
+        expect(page.locator(".bubble").get_by_text("twin: second", exact=True)).to_be_visible()
+    one.reload()
+    live(one)
+    expect(one.locator(".bubble").get_by_text("twin: second", exact=True)).to_be_visible()
+    for page, own, twin in ((one, "first", "second"), (other, "second", "first")):
+        expect(page.locator(".message.own", has_text=f"twin: {own}").locator("strong")).to_have_text("You")
+        expect(page.locator(".message:not(.own)", has_text=f"twin: {twin}").locator("strong")).to_have_text("Twin")
+
+
 @pytest.mark.parametrize("time", ['"x"', "1e300", "{}", "[1]", "true"])
 def test_a_message_with_a_time_that_is_none_hides_nothing_behind_it(hub: str, open_page: OpenPage, time: str) -> None:
     """A fixed defect: one such message, which any program can publish, ended everybody's chat there."""

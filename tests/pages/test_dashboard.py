@@ -95,6 +95,19 @@ def test_a_server_that_nobody_called_says_so(tmp_path: Path, open_page: OpenPage
         page.context.close()
 
 
+def test_subscribers_are_counted_and_one_is_no_plural(tmp_path: Path, open_page: OpenPage) -> None:
+    """A fixed defect: "1 subscribers"."""
+    port = free_port()
+    with serving(millstream("examples/hub.py", port, "--serve", "all"), port, tmp_path / "log"):
+        pages = [open_page(f"http://127.0.0.1:{port}/dashboard")]
+        live(pages[0])
+        for text in ("0 subscribers to channels", "1 subscriber to channels", "2 subscribers to channels"):
+            expect(pages[0].locator("#subscriber-count")).to_have_text(text)
+            pages.append(open_page(f"http://127.0.0.1:{port}/chat", name="Ada"))
+        for page in pages:
+            page.context.close()
+
+
 def test_the_log_can_be_filtered_and_paused(tmp_path: Path, open_page: OpenPage) -> None:
     """The issue: the stream of logs with filter and pause."""
     port = free_port()

@@ -8,6 +8,7 @@ const CHANNEL = "chat";
 const HISTORY = 200;
 const NAME = "millstream.name";
 const CLIENT = "millstream.client";
+const OWN = "millstream.own";
 const JOINED_AGAIN_MS = 15_000;
 
 /** One id for each tab, the same after a reload. */
@@ -20,6 +21,9 @@ function clientId() {
 const me = { id: clientId(), name: "" };
 const members = new Map();
 const drawn = new Set();
+/** What this tab has sent and not heard yet, and the ids of what it heard of that: others may have the same name. */
+const sent = [];
+const own = new Set(JSON.parse(sessionStorage.getItem(OWN) ?? "[]"));
 let early = null;
 
 // Messages
@@ -41,6 +45,17 @@ function read(data) {
     // Plain text.
   }
   return { name: "", text: data, at: null };
+}
+
+/** Whether this tab has sent it. */
+function isOwn(id, name, text) {
+  const place = name === me.name ? sent.indexOf(text) : -1;
+  if (place >= 0) {
+    sent.splice(place, 1);
+    own.add(id);
+    sessionStorage.setItem(OWN, JSON.stringify([...own].slice(-HISTORY)));
+  }
+  return own.has(id);
 }
 
 function atEnd() {
@@ -67,13 +82,13 @@ function showMessage(event) {
   if (event.id && drawn.has(event.id)) return;
   drawn.add(event.id);
   const { name, text, at } = read(event.data);
-  const own = name !== "" && name === me.name;
+  const mine = isOwn(event.id, name, text);
   const who = name || "Somebody";
   const last = $("messages").lastElementChild;
-  const first = !last?.classList.contains("message") || last.dataset.name !== who;
-  const node = element("li", { className: `message${own ? " own" : ""}${first ? " first" : ""}` });
+  const first = !last?.classList.contains("message") || last.dataset.name !== who || last.classList.contains("own") !== mine;
+  const node = element("li", { className: `message${mine ? " own" : ""}${first ? " first" : ""}` });
   node.dataset.name = who;
-  const header = element("header", { className: first ? "" : "visually-hidden" }, element("strong", {}, own ? "You" : who));
+  const header = element("header", { className: first ? "" : "visually-hidden" }, element("strong", {}, mine ? "You" : who));
   if (at) header.append(element("time", { dateTime: at.toISOString(), title: at.toLocaleString() }, at.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit" })));
   node.append(header, element("p", { className: "bubble" }, text));
   append(node);
@@ -194,10 +209,12 @@ async function submit() {
   if (!text || $("send").disabled) return;
   $("send").disabled = true;
   $("failure").hidden = true;
+  sent.push(text);
   try {
     await send(text);
     if (field.value.trim() === text) field.value = "";
   } catch (error) {
+    if (sent.includes(text)) sent.splice(sent.indexOf(text), 1);
     const reason = error.name === "TypeError" ? "The server cannot be reached." : error.message;
     $("failure").textContent = `Not sent. ${reason} Your message is still here.`;
     $("failure").hidden = false;

@@ -99,7 +99,8 @@ function drawTiles(snapshot) {
   const sum = (rows) => rows.reduce((total, row) => total + row.count, 0);
   write($("session-count"), count(sum(snapshot.sessions)));
   write($("connection-count"), count(sum(snapshot.connections)));
-  write($("subscriber-count"), count(snapshot.hub?.subscribers ?? 0));
+  const subscribers = snapshot.hub?.subscribers ?? 0;
+  write($("subscriber-count"), `${count(subscribers)} ${subscribers === 1 ? "subscriber" : "subscribers"} to channels`);
   write($("uptime"), duration(snapshot.uptime_seconds));
 }
 
