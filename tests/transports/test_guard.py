@@ -239,17 +239,14 @@ async def test_a_websocket_is_handed_over_and_still_counts(start: Start) -> None
         while (message := await receive())["type"] == "websocket.receive":
             await send({"type": "websocket.send", "text": message["text"]})
 
-    lane = Lane(
-        lambda method, path: None,
-        settings=Settings(max_connections_per_address=1, header_timeout=0.1, keep_alive=0.1),
-        policy=HostPolicy(),
-    )
+    lane = Lane(lambda method, path: None, settings=Settings(max_connections_per_address=1), policy=HostPolicy())
     app.__millstream_lane__ = lane  # type: ignore[attr-defined]
     async with serve(app, lane=True, ws="websockets-sansio") as server:
         async with connect(f"ws://127.0.0.1:{server.port}/ws") as socket:
             await socket.send("one")
             assert await asyncio.wait_for(socket.recv(), WAIT) == "one"
             guard = vars(server.state)["millstream_guard"]
+            assert guard._connections == set()
             guard._sweep()
             other = await server.connect()
             await other.send(request(body=b"x"))
