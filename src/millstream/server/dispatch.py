@@ -108,9 +108,10 @@ class Dispatcher:
         Returns:
             The whole JSON-RPC response; empty when the caller cancelled, and must not be answered.
         """
+        key = (scope, call.id)
         if (
             scope
-            and (self.by_id.setdefault((scope, call.id), call) is not call or call.cancelled or call.carrier is None)
+            and (self.by_id.setdefault(key, call) is not call or call.cancelled or call.carrier is None)
             and not self._begin_in(call, scope)
         ):
             return b"" if call.cancelled else error_message(call.id, INVALID_REQUEST, _IN_FLIGHT)
@@ -139,7 +140,7 @@ class Dispatcher:
         finally:
             self.calls.discard(call)
             if scope:
-                del self.by_id[(scope, call.id)]
+                del self.by_id[key]
             if observe is not None:
                 observe(call, perf_counter() - started, answer)
         if call.mirror is not None:

@@ -94,14 +94,13 @@ class HttpSessions:
     def remembered(self, value: bytes | None) -> Session | None:
         """The session of an anonymous caller, when it is known from before and has no record; else ask `find`."""
         known = self._remembered.get(value)  # type: ignore[arg-type]  # None is no key, and is not found
-        if (
-            known is None
-            or known[1] != b""
-            or known[0].id in self._services.records.known
-            or known[2] <= self._services.clock()
-        ):
+        if known is None:
             return None
-        return known[0]
+        session, principal_hash, expires_at = known
+        services = self._services
+        if principal_hash or session.id in services.records.known or expires_at <= services.clock():
+            return None
+        return session
 
     async def find(self, request: Request, principal: Principal | None) -> Session:
         """The session that a request names.

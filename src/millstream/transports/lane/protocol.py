@@ -238,26 +238,20 @@ class LaneProtocol(GuardedProtocol):
     # Calls.
 
     def _begin(self, call: LaneCall) -> None:
-        """Run a call at once, by a worker where one is idle."""
+        """Run a call at once, in a worker where one is idle."""
         self.front = call
         idle = self.guard.workers.idle
         if idle:
-            # `Worker.wake`, inline.
             worker = idle.pop()
-            worker.run, worker.call, task = self.run, call, worker.task
-            try:
-                worker.context.run(worker.wakeup, worker)
-            except RuntimeError:
-                worker.wake_soon()
+            if not worker.drive(self.run(call)):
+                self._suspended(call, worker.task)
         else:
-            task = self._spawn(call)
-        if not call.response_complete:
-            self._suspended(call, task)
+            self._suspended(call, self._spawn(call))
 
     def _spawn(self, call: LaneCall) -> asyncio.Task[None]:
         if _EAGER:
             return _eager_task(self.run(call), loop=self.loop)
-        return Worker(self.guard.workers, self.loop, self.run, call).task
+        return Worker(self.guard.workers, self.loop, self.run(call)).task
 
     def _start(self, call: LaneCall) -> None:
         self.front = call
