@@ -23,6 +23,7 @@ Receive = Callable[[], Awaitable[Message]]
 Route = Callable[[str, str], Handler | None]
 """``route(method, path)`` gives the handler for a path below the mount point, or `None` for 404."""
 
+_OVER = object()
 _NOT_FOUND = Response(body=b"Not found.\n", status=404, head=TEXT_HEAD)
 _CLOSING = TEXT_HEAD + b"connection: close\r\n"
 _TOO_LARGE = Response(body=b"The body is too large.\n", status=413, head=_CLOSING)
@@ -110,6 +111,8 @@ class _Exchange(Request, eq=False, kw_only=True):
     send: Send
     cors: bytes = b""
     # reply
+    answer: Response | Sink | None = None
+    """What the handler gave."""
     sink: AsgiSink | None = None
     # the body
     arrived: bool = False
@@ -132,19 +135,18 @@ class _Exchange(Request, eq=False, kw_only=True):
 
     async def serve(self, handler: Handler) -> None:
         """Read the body, run the handler, send what it gives; without a task unless something has to wait."""
-        step = self.work(handler)
+        step = self.work(handler).__await__()
         try:
-            pending = step.send(None)
-        except StopIteration as done:
-            response: Response | Sink | None = done.value
+            pending = next(step, _OVER)
+            if pending is not _OVER:
+                await (self.wait(step, pending) if self.arrived else self.arrive(step, pending))
         except Exception as exc:
             if not self.arrived:
                 raise
-            response = self.failed(exc)
-        else:
-            response = await (self.wait(step, pending) if self.arrived else self.arrive(step, pending))
+            self.answer = self.failed(exc)
         if not self.arrived:
             return
+        response = self.answer
         if (
             type(response) is Response
             and self.sink is None
@@ -167,8 +169,8 @@ class _Exchange(Request, eq=False, kw_only=True):
         if sink is not None:
             if response is sink and not sink.closed:
                 self.over = False
-                step = _coroutine(sink.wait_closed())
-                await self.wait(step, step.send(None))
+                step = _coroutine(sink.wait_closed()).__await__()
+                await self.wait(step, next(step))
             await sink.finish()
         elif not self.gone:
             if not isinstance(response, Response):
@@ -189,7 +191,7 @@ class _Exchange(Request, eq=False, kw_only=True):
         await self.send({"type": "http.response.start", "status": response.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def work(self, handler: Handler) -> Response | Sink | None:
+    async def work(self, handler: Handler) -> None:
         """Read the body and run the handler. Without `arrived` at its end there is nobody to be answered any more."""
         message = await self.receive()
         self.body = message.get("body", b"")
@@ -198,20 +200,23 @@ class _Exchange(Request, eq=False, kw_only=True):
             or message.get("more_body", False)
             or len(self.body) > self.adapter.max_body
         ) and not await self.read(message):
-            return None
+            return
         self.arrived = True
         if self.limit is None:
-            return await handler(self)
+            self.answer = await handler(self)
+            return
         self.limit.reschedule(None)
-        step = _coroutine(handler(self))
+        step = self.attend(handler).__await__()
+        pending = next(step, _OVER)
+        if pending is not _OVER:
+            await self.wait(step, pending)
+
+    async def attend(self, handler: Handler) -> None:
+        """Run the handler once the body has come late."""
         try:
-            pending = step.send(None)
-        except StopIteration as done:
-            response: Response | Sink | None = done.value
-            return response
+            self.answer = await handler(self)
         except Exception as exc:
-            return self.failed(exc)
-        return await self.wait(step, pending)
+            self.answer = self.failed(exc)
 
     async def read(self, message: Message) -> bool:
         """Read a body that did not come in one message, within its size; False when it never comes."""
@@ -227,35 +232,29 @@ class _Exchange(Request, eq=False, kw_only=True):
             message = await self.receive()
         return False
 
-    async def arrive(self, step: Coroutine[Any, Any, Any], pending: Any) -> Response | Sink | None:
+    async def arrive(self, step: Generator[Any, Any, None], pending: Any) -> None:
         """Let `work` go on while the body is on its way, which has its time."""
         self.limit = asyncio.timeout(self.adapter.body_timeout)
         try:
             async with self.limit:
-                response: Response | Sink | None = await _Resumed(step, pending)
-                return response
+                await _Resumed(step, pending)
         except TimeoutError:
             if not self.limit.expired():
                 raise
             await self.reply(_TOO_SLOW)
-            return None
 
-    async def wait(self, step: Coroutine[Any, Any, Any], pending: Any) -> Response | Sink | None:
-        """Let a suspended handler run on, with a watcher for the peer's disconnect beside it."""
+    async def wait(self, step: Generator[Any, Any, None], pending: Any) -> None:
+        """Let suspended work go on, with a watcher for the peer's disconnect beside it."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self.cancel = task.cancel
         watcher = asyncio.create_task(self.watch(task))
         try:
-            response: Response | Sink | None = await _Resumed(step, pending)
-            return response
+            await _Resumed(step, pending)
         except asyncio.CancelledError:
             if self.sink is not None:
                 self.sink.cut()
             if not self.cancelled or task.cancelling() > 1:
                 raise
-            return None
-        except Exception as exc:
-            return self.failed(exc)
         finally:
             self.over = True
             if self.cancelled:
@@ -302,7 +301,7 @@ class _Resumed:
 
     __slots__ = ("_pending", "_step")
 
-    def __init__(self, step: Coroutine[Any, Any, Any], pending: Any) -> None:
+    def __init__(self, step: Generator[Any, Any, Any], pending: Any) -> None:
         self._step = step
         self._pending = pending
 
