@@ -31,12 +31,15 @@ static void open_all(void) {
     while (peers[publishing].state != IDLE) turn(50);
 }
 
-/* Begin the calls that are due on callers that are free; a call that waits for one is late, and counted so. */
+/* Begin the calls that are due on callers that are free; a call that waits for one is late, and counted so. They take
+   turns: a server may close a connection that never asks for anything. */
 static double begin_calls(double begun, double at, double until) {
+    static int turns;
     double due = begun + total.calls / options.calls;
-    for (int each = publishing + 1; each < count && due <= at && due < until && total.calls < MOST - 1; each++) {
-        if (peers[each].state != IDLE) continue;
-        call(&peers[each], due);
+    for (int tried = 0; tried < options.callers && due <= at && due < until && total.calls < MOST - 1; tried++) {
+        struct peer *caller = &peers[publishing + 1 + turns++ % options.callers];
+        if (caller->state != IDLE) continue;
+        call(caller, due);
         due = begun + total.calls / options.calls;
     }
     return due > at ? due : at + 1;
