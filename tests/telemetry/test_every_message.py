@@ -155,6 +155,14 @@ async def test_what_is_refused_before_it_is_a_call_is_told_with_what_went_wrong(
         assert seen.brief() == [line]
 
 
+async def test_a_publication_from_outside_is_told_when_it_is_refused(capture: pytest.CaptureFixture[str]) -> None:
+    """A fixed defect: until there is authentication only this machine may publish, and a refusal left no line."""
+    async with world(capture) as seen:
+        seen.server.loopback_bind = False
+        await seen.post("/publish", b'{"data":1}')
+        assert seen.brief() == [("hub/publish", "", "403", "http")]
+
+
 async def test_a_full_server_tells_which_calls_it_refused(capture: pytest.CaptureFixture[str]) -> None:
     """An operator looks for them first."""
     async with world(capture, max_calls=1) as seen:

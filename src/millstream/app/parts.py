@@ -171,7 +171,7 @@ def part_routes(runtime: "Runtime") -> tuple[dict[str, dict[str, Handler]], list
 
         hub = HubRoutes(runtime.hub, runtime.streams, runtime.server.settings, note=runtime.services.note)
         exact["/events"] = {"GET": hub.events}
-        exact["/publish"] = {"POST": runtime.local_only(hub.publish)}
+        exact["/publish"] = {"POST": runtime.local_only(hub.publish, message="hub/publish")}
         prefixes.append(("/mcp/sse/", {"GET": hub.client_stream}))
         if runtime.websocket is not None:
             exact["/ws"] = {"GET": runtime.websocket.plain}

@@ -139,11 +139,16 @@ class Runtime:
             self._stack.callback(logging.getLogger().removeHandler, feed.log)
             self._stack.callback(self.loop.create_task(feed.run()).cancel)
 
-    def local_only(self, handler: Handler) -> Handler:
-        """A handler that answers only programs of this machine, until there is authentication."""
+    def local_only(self, handler: Handler, *, message: str = "") -> Handler:
+        """A handler that answers only programs of this machine, until there is authentication.
+
+        `message` names what a refused request would have been, for those who log messages.
+        """
 
         async def guarded(request: Request) -> Response | Sink | None:
             if self.server.reachable_from_outside(request.peer):
+                if message:
+                    self.services.note(message, "http", status="403")
                 return Response(_LOCAL_ONLY, 403, TEXT_HEAD)
             return await handler(request)
 
