@@ -11,7 +11,7 @@ A worker that was cancelled, or whose context variables a call has changed, is n
 """
 
 import asyncio
-from asyncio.tasks import _enter_task, _leave_task
+from asyncio.tasks import _enter_task, _leave_task  # pyright: ignore[reportPrivateUsage]  documented for event loops
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from types import coroutine
@@ -22,6 +22,7 @@ MAX_IDLE = 256
 
 _OVER = object()
 _NOT_BEGUN = object()
+_NOTHING: Any = ()
 
 
 class Workers:
@@ -113,7 +114,7 @@ class Worker:
                     try:
                         pending = step.throw(exc)
                     except StopIteration:
-                        step, pending = (), _NOT_BEGUN
+                        step, pending = _NOTHING, _NOT_BEGUN
                 else:
                     pending = _NOT_BEGUN
             yield from step
