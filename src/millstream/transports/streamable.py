@@ -95,11 +95,7 @@ class Streamable:
             headers.get(b"content-type") == b"application/json"
             and len(headers) == len(request.raw_headers)
             and body.isascii()
-            and (
-                # `too_deep` for the usual body, inline.
-                len(body) - len(body.replace(b"{", b"").replace(b"[", b"")) <= self._max_depth
-                or not too_deep(body, self._max_depth)
-            )
+            and not too_deep(body, self._max_depth)
             and (len(self._dispatcher.calls) < self._max_calls or not self._busy())
             and (REMEMBERED.get(headers.get(b"accept")) or accepted(headers.get(b"accept"))).json
             and b"content-encoding" not in headers

@@ -1,8 +1,8 @@
-"""The lane: requests for hot endpoints go from the parser to their handler and back, with no ASGI between.
+"""The lane: requests for hot endpoints go straight to their handler and back, with no ASGI between.
 
 An application shows its lane as ``__millstream_lane__``; without one, and where uvicorn is configured with what the
-short cut would bypass, this class is only the guard. The hot path is written inline, because at this speed what is left
-to save are Python calls.
+short cut would bypass, this class is only the guard. A usual head is not even parsed (`usual`). The hot path is written
+inline, because at this speed what is left to save are Python calls.
 """
 
 import asyncio
