@@ -7,8 +7,8 @@ from typing import Any
 
 from http_peer import Peer, Running, ToyApp, serve
 from millstream.config import Settings
-from millstream.http import Handler, Request, Response
-from millstream.transports.lane import Lane
+from millstream.http.lane import Lane
+from millstream.http.message import Handler, Request, Response
 
 Start = Callable[..., Awaitable[Running]]
 

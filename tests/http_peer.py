@@ -12,10 +12,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from millstream.config import Settings
-from millstream.http import Handler
-from millstream.transports.asgi import AsgiAdapter
-from millstream.transports.hosts import HostPolicy
-from millstream.transports.lane import Lane, load_lane
+from millstream.http.asgi.adapter import AsgiAdapter
+from millstream.http.hosts import HostPolicy
+from millstream.http.lane import Lane, load_lane
+from millstream.http.message import Handler
 
 WAIT = 5.0
 HEAD = b"Host: 127.0.0.1\r\n"

@@ -8,8 +8,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from millstream.protocol.metadata import Client
 from millstream.protocol.revisions import NEWEST
-from millstream.server.call import Call
-from millstream.server.tracing import Tracing
+from millstream.server.calls.call import Call
+from millstream.server.observing.tracing import Tracing
 from millstream.telemetry.spans import Spans
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

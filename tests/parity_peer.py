@@ -7,7 +7,7 @@ from typing import Any
 
 from http_peer import WAIT, Running, ToyApp, serve
 from millstream.config import Settings
-from millstream.http import STREAM_HEAD, Handler, Request, Response
+from millstream.http.message import STREAM_HEAD, Handler, Request, Response
 
 Start = Callable[..., Awaitable[Running]]
 

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import msgspec
 import pydantic
 
-from millstream.server.signature import plan
+from millstream.server.functions.plan import plan
 
 
 class Context:

@@ -8,11 +8,11 @@ from datetime import date
 from typing import Annotated, Any, Literal
 
 from millstream import Context, Field, Image, Server, ToolError, ToolResult
-from millstream.http import Handler, Request, Response
+from millstream.http.asgi.adapter import AsgiAdapter
+from millstream.http.hosts import HostPolicy
+from millstream.http.message import Handler, Request, Response
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream.transports.asgi import AsgiAdapter
-from millstream.transports.hosts import HostPolicy
-from millstream.transports.rest import TOOLS_PATH, RestRoutes
+from millstream.transports.rest.routes import TOOLS_PATH, RestRoutes
 from millstream.web.pages import pages
 
 PNG = b"\x89PNG\r\n\x1a\n"

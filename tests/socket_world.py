@@ -16,12 +16,12 @@ from websockets.exceptions import ConnectionClosed
 from http_peer import Peer, Running, serve
 from millstream import Context, Server, Settings
 from millstream.app.runtime import Runtime
+from millstream.http.hosts import HostPolicy
+from millstream.http.lane import Lane
+from millstream.http.websocket.uvicorn import CLASS_NAME
 from millstream.hub import Hub, HubLimits
-from millstream.stores.memory import MemoryStore
-from millstream.transports.hosts import HostPolicy
-from millstream.transports.lane import Lane
-from millstream.transports.websocket import WebSocketRoute
-from millstream.transports.websocket_uvicorn import CLASS_NAME
+from millstream.stores.memory.store import MemoryStore
+from millstream.transports.websocket.route import WebSocketRoute
 
 WAIT = 5.0
 WAYS = ("lane", "plain")

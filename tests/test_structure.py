@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "millstream"
 # fmt: off
 LAYERS = [
-    "protocol", "http", "config", "telemetry", "stores", "server", "limits", "hub", "auth", "transports", "client",
+    "protocol", "config", "http", "telemetry", "stores", "server", "limits", "hub", "auth", "transports", "client",
     "gateway", "agent", "web", "app", "testing", "cli",
 ]
 # fmt: on

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import http_peer
-from millstream.app.asgi import prepare
+from millstream.app.serving.entry import prepare
 from millstream.transports.memory import MemoryPipe
 from transcripts.replay import Channel, HttpChannel, MessageChannel, play
 from transcripts.teller import build

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from http_peer import Peer, Running, serve
 from millstream import Server
-from millstream.app.asgi import prepare
 from millstream.app.runtime import Runtime
+from millstream.app.serving.entry import prepare
 
 WAIT = 5.0
 HOST = {"host": "127.0.0.1"}

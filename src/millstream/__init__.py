@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     )
     from millstream.protocol.errors import Cancelled, Declined, ProtocolError, ToolError
     from millstream.protocol.principal import Principal
-    from millstream.server.context import Context
-    from millstream.server.fields import Field
-    from millstream.server.questions import Elicit, Roots, Sample
-    from millstream.server.results import ToolResult
-    from millstream.server.sync_context import SyncContext
-    from millstream.server.tools import ToolAnnotations
+    from millstream.server.calls.context import Context
+    from millstream.server.calls.sync_context import SyncContext
+    from millstream.server.features.tools import ToolAnnotations
+    from millstream.server.functions.fields import Field
+    from millstream.server.functions.results import ToolResult
+    from millstream.server.questions.questions import Elicit, Roots, Sample
 
 __version__ = "0.1.0"
 
@@ -32,11 +32,11 @@ _HOMES = {
     "Annotations": "protocol.content",
     "Audio": "protocol.content",
     "Cancelled": "protocol.errors",
-    "Context": "server.context",
+    "Context": "server.calls.context",
     "Declined": "protocol.errors",
-    "Elicit": "server.questions",
+    "Elicit": "server.questions.questions",
     "EmbeddedResource": "protocol.content",
-    "Field": "server.fields",
+    "Field": "server.functions.fields",
     "Icon": "protocol.content",
     "Image": "protocol.content",
     "Info": "app.info",
@@ -44,15 +44,15 @@ _HOMES = {
     "Principal": "protocol.principal",
     "ProtocolError": "protocol.errors",
     "ResourceLink": "protocol.content",
-    "Roots": "server.questions",
-    "Sample": "server.questions",
+    "Roots": "server.questions.questions",
+    "Sample": "server.questions.questions",
     "Server": "app.server",
     "Settings": "config",
-    "SyncContext": "server.sync_context",
+    "SyncContext": "server.calls.sync_context",
     "Text": "protocol.content",
-    "ToolAnnotations": "server.tools",
+    "ToolAnnotations": "server.features.tools",
     "ToolError": "protocol.errors",
-    "ToolResult": "server.results",
+    "ToolResult": "server.functions.results",
 }
 """Public name -> module. Loaded at first use, so that a program pays for what it uses."""
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import http_peer
 from millstream import Server
-from millstream.app.asgi import prepare
+from millstream.app.serving.entry import prepare
 
 WAIT = 5.0
 

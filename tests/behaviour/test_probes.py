@@ -11,8 +11,8 @@ import pytest
 
 from app_peer import ask
 from millstream import Server, Settings
-from millstream.app.http_server import _Uvicorn
 from millstream.app.runtime import Runtime
+from millstream.app.serving.uvicorn_server import _Uvicorn
 from millstream.protocol.errors import LocalError
 from millstream.protocol.revisions import ALL
 

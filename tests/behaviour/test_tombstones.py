@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from bad_input.shop import make_shop
 from millstream import Server
-from millstream.server.sessions import Records
-from millstream.stores.memory import MemoryKeyValue
+from millstream.server.calls.sessions import Records
+from millstream.stores.memory.store import MemoryKeyValue
 from wire import Wire, request, wired
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from millstream.app.user_errors import CommandError, report
+from millstream.app.serving.errors import CommandError, report
 from millstream.cli.load import load, split_target
 
 ONE = 'from millstream import Server\nshop = Server("shop")\n'

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from rich.console import Console
 
 from millstream import Server
-from millstream.app import panel, panel_drawing
+from millstream.app.serving import panel, panel_drawing
 
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - shown, not bound
 

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from millstream import Server
-from millstream.app.listening import listen, run_program
-from millstream.app.user_errors import CommandError
+from millstream.app.serving.errors import CommandError
+from millstream.app.serving.listening import listen, run_program
 from millstream.cli import main
-from millstream.cli.run import override
+from millstream.cli.commands.run import override
 from millstream.cli.stdio import plain_stdio
 from processes import ROOT, free_port, millstream, serving
 

@@ -6,7 +6,7 @@ import pytest
 import uvicorn
 
 from millstream import Server, Settings
-from millstream.app import http_server
+from millstream.app.serving import uvicorn_server
 
 
 @pytest.mark.parametrize("drain", [0.5, 30.0])
@@ -18,5 +18,5 @@ def test_the_grace_time_is_given_once(monkeypatch: pytest.MonkeyPatch, drain: fl
         seen.append(self.config)
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
-    http_server.serve(Server("shop", settings=Settings(drain_timeout=drain)))
-    assert [config.timeout_graceful_shutdown for config in seen] == [http_server.AFTER_DRAIN]
+    uvicorn_server.serve(Server("shop", settings=Settings(drain_timeout=drain)))
+    assert [config.timeout_graceful_shutdown for config in seen] == [uvicorn_server.AFTER_DRAIN]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-import millstream.cli.run  # noqa: F401  `folder` puts back sys.modules, and what `main` imports is not to be imported twice
-from millstream.app.user_errors import CommandError
+import millstream.cli.commands.run  # noqa: F401  `folder` puts back sys.modules, and what `main` imports is not to be imported twice
+from millstream.app.serving.errors import CommandError
 from millstream.cli import main
 from millstream.cli.load import load
 

@@ -9,11 +9,11 @@ from typer.main import get_command
 
 from millstream import Context, Server
 from millstream.app.routes import Routes
-from millstream.cli.run import app
+from millstream.cli.commands.run import app
 from millstream.config import Settings
+from millstream.http.problems import KINDS
 from millstream.hub import Hub
-from millstream.transports.problems import KINDS
-from millstream.transports.websocket_dialect import Dialect
+from millstream.transports.websocket.dialect import Dialect
 from scripts.docs import ROOT
 
 REFERENCE = ROOT / "docs" / "reference"

@@ -7,7 +7,7 @@ import pytest
 
 from hub_parts import Outlet, encode_line, listen, receive, running, turns
 from millstream.hub import Event, Forbidden, InvalidName, TooLarge, TooMany
-from millstream.stores.memory import MemoryStore
+from millstream.stores.memory.store import MemoryStore
 
 
 async def test_text_is_sent_as_it_is_and_anything_else_as_json() -> None:

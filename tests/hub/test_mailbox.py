@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, receive, running, turns
 from millstream.hub import Hub, HubLimits, InvalidName
-from millstream.stores.memory import MemoryStore
+from millstream.stores.memory.store import MemoryStore
 
 
 async def test_messages_wait_for_a_client_that_is_away_and_come_in_order() -> None:

@@ -5,7 +5,7 @@ import json
 
 from hub_parts import Clock, DistantStore, listen, running, turns
 from millstream.hub import Hub, HubLimits, Member
-from millstream.stores.memory import MemoryStore
+from millstream.stores.memory.store import MemoryStore
 
 
 async def names(hub: Hub, channel: str = "chat") -> list[str]:

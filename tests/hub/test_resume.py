@@ -8,7 +8,7 @@ import pytest
 from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, running, turns
 from millstream.hub import Hub
 from millstream.hub.event import Record
-from millstream.stores.memory import MemoryStore
+from millstream.stores.memory.store import MemoryStore
 
 PAD = "x" * 1000
 

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from hub_parts import Clock, Outlet, encode_line
 from millstream.hub import Hub, HubLimits
 from millstream.hub.channels import matches
-from millstream.stores.memory import MemoryStore
+from millstream.stores.memory.store import MemoryStore
 
 
 class Reconnects(RuleBasedStateMachine):

@@ -6,7 +6,7 @@ import pytest
 
 from hub_parts import Outlet, encode_line, running, turns
 from millstream.hub import Hub, Subscription
-from millstream.stores.memory import MemoryStore
+from millstream.stores.memory.store import MemoryStore
 
 
 async def add(hub: Hub, outlet: Outlet, channel: str, **options: Any) -> Subscription:

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from millstream import Context, Server
-from millstream.transports.events import HubRoutes
+from millstream.transports.hub_routes import HubRoutes
 
 SECONDS = 5.0
 LARGE = 400_000

@@ -11,7 +11,7 @@ from millstream.hub import Event
 from millstream.hub.event import Record
 from millstream.protocol.errors import LocalError
 from millstream.stores.base import Gap
-from millstream.stores.memory import MemoryStore
+from millstream.stores.memory.store import MemoryStore
 
 
 class Unreliable:

@@ -6,7 +6,7 @@ import pytest
 
 from hub_parts import Clock, receive, running, turns
 from millstream.stores.base import StoreFull
-from millstream.stores.memory import MemoryStore
+from millstream.stores.memory.store import MemoryStore
 
 SMALL = 20_000
 """Bytes of a log that a few events fill."""

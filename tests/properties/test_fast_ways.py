@@ -15,10 +15,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
-from millstream.http import Request, Response
-from millstream.transports.asgi_sink import AsgiSink
-from millstream.transports.http_sessions import HttpSessions
-from millstream.transports.streamable import Streamable
+from millstream.http.asgi.sink import AsgiSink
+from millstream.http.message import Request, Response
+from millstream.transports.streamable.post import Streamable
+from millstream.transports.streamable.sessions import HttpSessions
 from properties.messages import TOOLS, calls, encoded, mostly
 from wire import LATEST_HANDSHAKE, META, PER_REQUEST, POST, enveloped, pairs, request, routing
 

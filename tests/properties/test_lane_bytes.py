@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from bad_input.shop import make_shop
-from millstream.app.asgi import prepare
-from millstream.transports.lane import load_lane
+from millstream.app.serving.entry import prepare
+from millstream.http.lane import load_lane
 from properties.messages import bodies, headers
 from strategies import bytewise, cuts
 from wire import POST, KeptTransport, encode_request, enveloped, pairs, request, routing

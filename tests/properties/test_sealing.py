@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from millstream.protocol.principal import Principal
 from millstream.protocol.rounds import binding
 from millstream.protocol.seal import KeyRing
-from millstream.server.session_token import SessionToken, capability_bits, decode, encode, hash_principal
+from millstream.protocol.session_token import SessionToken, capability_bits, decode, encode, hash_principal
 from strategies import json_values, texts
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
 
 from bad_input.shop import make_shop
-from millstream.app.asgi import prepare
+from millstream.app.serving.entry import prepare
 from wire import POST, Reply, Wire, over_asgi, pairs, request
 
 REVISIONS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]

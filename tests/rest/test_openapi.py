@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from msgspec import UNSET
 
 from millstream.protocol.json_schema import schema_of
-from millstream.transports.schema_examples import example_of
+from millstream.transports.rest.examples import example_of
 from rest_world import post, routes, world
 
 

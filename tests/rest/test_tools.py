@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from millstream.http import Response
+from millstream.http.message import Response
+from millstream.http.problems import KINDS
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.principal import Principal, Refusal
-from millstream.transports.problems import KINDS
-from millstream.transports.rest import RestRoutes, SilentLine
+from millstream.transports.rest.routes import RestRoutes, SilentLine
 from millstream.web.pages import asset
 from rest_world import broken, post, routes, world
 

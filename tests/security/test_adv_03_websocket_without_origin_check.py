@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from millstream.http import Request
+from millstream.http.hosts import HostPolicy
+from millstream.http.message import Request
 from millstream.protocol.principal import Principal
-from millstream.transports.hosts import HostPolicy
 from socket_world import TEXT, UPGRADE, WAYS, RawSocket, World, frame, hear, world
 
 EVIL = [

@@ -13,12 +13,12 @@ import pytest
 from bad_input.shop import make_shop
 from http_peer import Peer, Running, ToyApp, serve
 from millstream.app.runtime import Runtime
-from millstream.http import Request
+from millstream.http.message import Request
 from millstream.protocol.principal import Principal
-from millstream.transports.http_sessions import HttpSessions
 from millstream.transports.http_sse import MESSAGES_PATH, HttpSse
-from millstream.transports.streamable import Streamable
-from millstream.transports.streamable_get import StreamableGet
+from millstream.transports.streamable.get import StreamableGet
+from millstream.transports.streamable.post import Streamable
+from millstream.transports.streamable.sessions import HttpSessions
 from wire import LATEST_HANDSHAKE, POST, Reply, encode_request, pairs, request
 
 PING = json.dumps(request("ping", id=5)).encode()

@@ -8,7 +8,7 @@ import pytest
 
 from http_peer import HEAD, WAIT, Peer, Running, ToyApp, serve
 from millstream.config import Settings
-from millstream.http import Request, Response
+from millstream.http.message import Request, Response
 
 MIB = 1024 * 1024
 

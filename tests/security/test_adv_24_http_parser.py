@@ -10,7 +10,7 @@ import pytest
 
 from http_peer import HEAD, Running, ToyApp, serve
 from millstream.config import Settings
-from millstream.http import Request, Response
+from millstream.http.message import Request, Response
 
 SMUGGLED = b"GET /admin HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 

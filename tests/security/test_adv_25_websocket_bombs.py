@@ -8,8 +8,8 @@ import zlib
 
 import pytest
 
+from millstream.http.websocket.uvicorn import MAX_FRAGMENTS, MAX_UNREAD
 from millstream.hub import HubLimits
-from millstream.transports.websocket_uvicorn import MAX_FRAGMENTS, MAX_UNREAD
 from socket_world import PING, TEXT, WAYS, RawSocket, World, frame, world
 
 ASK = b'{"type":"ping"}'

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from bad_input.shop import make_shop
-from millstream.http import Request, Response
+from millstream.http.message import Request, Response
 from millstream.protocol.principal import Principal
-from millstream.transports.streamable import Streamable
+from millstream.transports.streamable.post import Streamable
 from wire import Reply, Wire, enveloped, pairs, routing, wired
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

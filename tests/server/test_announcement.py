@@ -6,7 +6,7 @@ import pytest
 
 from millstream import Server
 from millstream.protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, Revision
-from millstream.server.announcement import Announcement
+from millstream.server.features.announcement import Announcement
 
 
 def announcement(server: Server) -> Announcement:

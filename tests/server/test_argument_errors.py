@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 from millstream.protocol.json_schema import Schema
-from millstream.server.argument_errors import MAX_LISTED, explain
+from millstream.server.functions.argument_errors import MAX_LISTED, explain
 from strategies import texts
 
 OPEN: Schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from millstream.server.fields import Field
-from millstream.server.signature import Plan, argument_error, plan, recover
+from millstream.server.functions.fields import Field
+from millstream.server.functions.plan import Plan, argument_error, plan, recover
 from planned_types import Address, Colour, Movie, Node, Point
 from strategies import json_values, texts
 

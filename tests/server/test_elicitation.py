@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.json_schema import Schema
-from millstream.server.elicitation import parse_answer, project, requested_schema
-from millstream.server.fields import Field
+from millstream.server.functions.fields import Field
+from millstream.server.questions.forms import parse_answer, project, requested_schema
 
 
 class Colour(enum.Enum):

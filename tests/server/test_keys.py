@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from millstream.protocol.errors import LocalError
-from millstream.server.keys import KEY_FILE, Secrets, load_secrets, state_directory
+from millstream.server.calls.keys import KEY_FILE, Secrets, load_secrets, state_directory
 
 POSIX = os.name == "posix"
 ONE, TWO = "1" * 32, "2" * 40
@@ -17,7 +17,7 @@ ONE, TWO = "1" * 32, "2" * 40
 RACER = """
 import sys
 from pathlib import Path
-from millstream.server.keys import load_secrets
+from millstream.server.calls.keys import load_secrets
 print("ready", flush=True)
 sys.stdin.readline()
 found = load_secrets("", state_dir=Path(sys.argv[1]))

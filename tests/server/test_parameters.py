@@ -7,8 +7,8 @@ import msgspec
 import pydantic
 import pytest
 
-from millstream.server.fields import Field
-from millstream.server.signature import plan
+from millstream.server.functions.fields import Field
+from millstream.server.functions.plan import plan
 from planned_types import CONTEXTS, Address, Colour, Context, Model, Point, run
 
 if TYPE_CHECKING:

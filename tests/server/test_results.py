@@ -11,7 +11,7 @@ from hypothesis import given
 
 from millstream.protocol.content import Audio, EmbeddedResource, Image, Message, ResourceLink, Text
 from millstream.protocol.errors import LocalError
-from millstream.server.results import (
+from millstream.server.functions.results import (
     ToolResult,
     as_text,
     encode_contents,

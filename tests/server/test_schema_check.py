@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millstream.protocol.json_schema import Schema
-from millstream.server.schema_check import MAX_STEPS, SchemaCheck
+from millstream.server.functions.schema_check import MAX_STEPS, SchemaCheck
 
 SHOP: Schema = {
     "type": "object",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from millstream.protocol.errors import LocalError
 from millstream.protocol.principal import Principal
 from millstream.protocol.seal import KeyRing
-from millstream.server.session_token import (
+from millstream.protocol.session_token import (
     KIND,
     MAX_CLIENT_TEXT,
     MAX_SESSION_ID,

@@ -8,7 +8,7 @@ import pytest
 
 from millstream.protocol.errors import LocalError
 from millstream.stores.health import StoreHealth
-from millstream.stores.memory import MemoryStore
+from millstream.stores.memory.store import MemoryStore
 
 
 class Values:

@@ -8,9 +8,9 @@ import pytest
 from millstream.protocol.errors import LocalError
 from millstream.stores import open_store
 from millstream.stores.base import Gap, Position, StoreFull
-from millstream.stores.deadlines import SWEEP
-from millstream.stores.memory import MARK_BYTES, MemoryStore
-from millstream.stores.memory_log import ITEM_BYTES
+from millstream.stores.memory.deadlines import SWEEP
+from millstream.stores.memory.log import ITEM_BYTES
+from millstream.stores.memory.store import MARK_BYTES, MemoryStore
 
 
 class Clock:

@@ -2,9 +2,9 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from millstream.http import Request
+from millstream.http.message import Request
+from millstream.telemetry.endpoint import MetricsHttp
 from millstream.telemetry.metrics import Registry
-from millstream.transports.metrics_http import MetricsHttp
 
 
 async def test_metrics_are_text_of_the_version_that_prometheus_names() -> None:

@@ -10,8 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from millstream import Principal, Server, ToolError
 from millstream.protocol.revisions import FIRST, NEWEST, NEWEST_HANDSHAKE
-from millstream.server.observation import Observer
-from millstream.server.sessions import Session
+from millstream.server.calls.sessions import Session
+from millstream.server.observing.observer import Observer
 from millstream.telemetry import process
 from millstream.telemetry.active import IDLE_SECONDS
 from millstream.telemetry.messages import Message, MessageLog, session_hash

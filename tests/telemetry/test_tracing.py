@@ -9,8 +9,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from millstream.protocol.revisions import FIRST, NEWEST
-from millstream.server.sessions import Session
-from millstream.server.tracing import load_spans
+from millstream.server.calls.sessions import Session
+from millstream.server.observing.tracing import load_spans
 from millstream.telemetry.messages import session_hash
 from millstream.telemetry.spans import Spans
 from observed import TRACE, a_call, recording
@@ -132,8 +132,8 @@ def test_where_opentelemetry_is_missing_there_are_no_spans(monkeypatch: pytest.M
 def test_a_program_that_does_not_trace_loads_no_opentelemetry() -> None:
     """DESIGN 8: no cost when absent, and none when it is only installed."""
     program = (
-        "import sys\nfrom millstream.server.tracing import Tracing, load_spans\n"
-        "import millstream.server.observation\n"
+        "import sys\nfrom millstream.server.observing.tracing import Tracing, load_spans\n"
+        "import millstream.server.observing.observer\n"
         "assert load_spans('1') is None\nassert not [n for n in sys.modules if n.startswith('opentelemetry')]\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=5, check=False)

@@ -8,10 +8,10 @@ import pytest
 
 from http_peer import WAIT
 from millstream.config import Settings
-from millstream.http import STREAM_HEAD, Handler, Request, Response
-from millstream.transports.asgi import AsgiAdapter
-from millstream.transports.asgi_sink import header_list, header_lists
-from millstream.transports.hosts import HostPolicy
+from millstream.http.asgi.adapter import AsgiAdapter
+from millstream.http.asgi.sink import header_list, header_lists
+from millstream.http.hosts import HostPolicy
+from millstream.http.message import STREAM_HEAD, Handler, Request, Response
 
 DISCONNECT = {"type": "http.disconnect"}
 

@@ -4,10 +4,10 @@ import gzip
 
 import pytest
 
-from millstream.http import JSON_HEAD, STREAM_HEAD, Response
+from millstream.http.compression import compressed
+from millstream.http.message import JSON_HEAD, STREAM_HEAD, Response
 from millstream.hub import Event
-from millstream.transports.compression import compressed
-from millstream.transports.events import encode_sse_gzip
+from millstream.transports.hub_routes import encode_sse_gzip
 
 LARGE = b'{"text":"' + b"again and again " * 1000 + b'"}'
 

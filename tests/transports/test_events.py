@@ -13,8 +13,8 @@ from millstream.config import Settings
 from millstream.hub import Hub, HubLimits
 from millstream.protocol.principal import Principal
 from millstream.protocol.sse import COMMENT, Decoder, Event
-from millstream.stores.memory import MemoryStore
-from millstream.transports.events import HubRoutes
+from millstream.stores.memory.store import MemoryStore
+from millstream.transports.hub_routes import HubRoutes
 from millstream.transports.open_streams import OpenStreams
 
 WAIT = 5.0

@@ -10,9 +10,9 @@ from websockets.asyncio.client import connect
 from guard_peer import Start, echo, guarded, held, refused
 from http_peer import HEAD, WAIT, request, serve
 from millstream.config import Settings
-from millstream.http import STREAM_HEAD, Request, Response
-from millstream.transports.hosts import HostPolicy
-from millstream.transports.lane import Lane
+from millstream.http.hosts import HostPolicy
+from millstream.http.lane import Lane
+from millstream.http.message import STREAM_HEAD, Request, Response
 
 PATHS = pytest.mark.parametrize("path", ["/echo", "/asgi"])
 """A hot endpoint, and one that only ASGI knows: the guard is the same."""
@@ -194,7 +194,7 @@ async def test_a_probe_is_answered_above_the_cap_and_nothing_else(
 
 async def test_places_for_probes_are_few_and_left_soon(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who takes one without asking anything keeps probes out for a moment only."""
-    monkeypatch.setattr("millstream.transports.lane.guard._SPARES", 1)
+    monkeypatch.setattr("millstream.http.lane.guard._SPARES", 1)
     server = await start(max_connections=1, header_timeout=0.1)
     full = await server.connect()
     await full.send(request(body=b"x"))
@@ -211,8 +211,8 @@ async def test_a_crowd_above_the_cap_is_dropped_without_an_answer(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refusals are polite only as far as they cost little."""
-    monkeypatch.setattr("millstream.transports.lane.guard._LINGERING", 0)
-    monkeypatch.setattr("millstream.transports.lane.guard._SPARES", 0)
+    monkeypatch.setattr("millstream.http.lane.guard._LINGERING", 0)
+    monkeypatch.setattr("millstream.http.lane.guard._SPARES", 0)
     server = await start(max_connections=1)
     first = await server.connect()
     await first.send(request(body=b"x"))
@@ -222,7 +222,7 @@ async def test_a_crowd_above_the_cap_is_dropped_without_an_answer(
 
 async def test_a_refused_peer_that_does_not_leave_is_dropped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may read its refusal, but not for ever."""
-    monkeypatch.setattr("millstream.transports.lane.guard._LINGER", 0.0)
+    monkeypatch.setattr("millstream.http.lane.guard._LINGER", 0.0)
     server = await start(header_timeout=0.1)
     peer = await server.connect()
     await peer.send(b"garbage\r\n\r\n")

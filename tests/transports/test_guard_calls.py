@@ -11,8 +11,8 @@ import uvicorn
 from guard_peer import GuardApp, Start, echo, guarded, held, refused
 from http_peer import HEAD, WAIT, Running, ToyApp, request, serve
 from millstream.config import Settings
-from millstream.http import STREAM_HEAD, Handler, Request, Response
-from millstream.transports.lane import Lane, load_lane
+from millstream.http.lane import Lane, load_lane
+from millstream.http.message import STREAM_HEAD, Handler, Request, Response
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from uvicorn.server import ServerState
 import millstream
 from http_peer import ToyApp
 from millstream.config import Settings
-from millstream.http import Request, Response
-from millstream.transports.lane import CLASS_NAME, Lane, Loaded, load_lane
-from millstream.transports.lane import protocol as lane_protocol
+from millstream.http.lane import CLASS_NAME, Lane, Loaded, load_lane
+from millstream.http.lane import protocol as lane_protocol
+from millstream.http.message import Request, Response
 
 
 async def _echo(request: Request) -> Response:
@@ -173,8 +173,8 @@ def test_a_constructor_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch
 
 def test_a_missing_server_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where httptools is not installed there is no lane."""
-    monkeypatch.delitem(sys.modules, "millstream.transports.lane.protocol")
-    monkeypatch.setitem(sys.modules, "millstream.transports.lane.guarded", None)
+    monkeypatch.delitem(sys.modules, "millstream.http.lane.protocol")
+    monkeypatch.setitem(sys.modules, "millstream.http.lane.guarded", None)
     loaded = load_lane()
     assert loaded.protocol is None
     assert loaded.reason

@@ -6,7 +6,7 @@ import pytest
 
 from http_peer import WAIT, ToyApp, request, serve
 from millstream.config import Settings
-from millstream.http import Request, Response
+from millstream.http.message import Request, Response
 
 
 class Force(BaseException):

@@ -13,8 +13,8 @@ from uvicorn.server import ServerState
 
 from http_peer import HEAD, ToyApp
 from millstream.config import Settings
-from millstream.http import STREAM_HEAD, Request, Response
-from millstream.transports.lane import load_lane
+from millstream.http.lane import load_lane
+from millstream.http.message import STREAM_HEAD, Request, Response
 from strategies import bytewise, cuts
 
 

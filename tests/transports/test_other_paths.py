@@ -7,7 +7,7 @@ import pytest
 
 from http_peer import request, serve
 from millstream import Server
-from millstream.app.asgi import prepare
+from millstream.app.serving.entry import prepare
 
 ORIGIN = "http://localhost:3000"
 ASKS = {"origin": ORIGIN, "access-control-request-method": "GET"}

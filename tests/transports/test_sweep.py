@@ -7,8 +7,8 @@ import pytest
 from uvicorn.server import ServerState
 
 from millstream.config import Settings
-from millstream.http import Response
-from millstream.transports.lane.guard import BODY, HEADERS, IDLE, Guard
+from millstream.http.lane.guard import BODY, HEADERS, IDLE, Guard
+from millstream.http.message import Response
 
 LIMITS = Settings(header_timeout=10, body_timeout=30, write_timeout=20, keep_alive=75)
 

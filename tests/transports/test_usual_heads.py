@@ -15,9 +15,9 @@ from uvicorn.server import ServerState
 
 from http_peer import ToyApp
 from millstream.config import Settings
-from millstream.http import Request, Response
-from millstream.transports.lane import load_lane
-from millstream.transports.lane.usual import UsualLines
+from millstream.http.lane import load_lane
+from millstream.http.lane.usual import UsualLines
+from millstream.http.message import Request, Response
 from strategies import bytewise, cuts
 from wire import KeptTransport
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from millstream.transports.waiting import Gate, Inbox
+from millstream.http.websocket.waiting import Gate, Inbox
 
 WAIT = 5.0
 

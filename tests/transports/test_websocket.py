@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from millstream.http import Request
+from millstream.http.message import Request
 from millstream.protocol.errors import ProtocolError
 from millstream.protocol.principal import Principal
 from socket_world import WAIT, WAYS, ask, hear, tell, world

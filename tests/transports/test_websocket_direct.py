@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from websockets.frames import Frame, Opcode
 
+from millstream.http.websocket.direct import DirectOutbox, text_frame
+from millstream.http.websocket.queued import SLOW, TRY_AGAIN_LATER
+from millstream.http.websocket.uvicorn import WebSocketProtocol
+from millstream.http.websocket.waiting import Gate
 from millstream.hub import HubLimits
-from millstream.transports.waiting import Gate
-from millstream.transports.websocket_direct import DirectOutbox, text_frame
-from millstream.transports.websocket_outbox import SLOW, TRY_AGAIN_LATER
-from millstream.transports.websocket_uvicorn import WebSocketProtocol
 from socket_world import CLOSE, PING, PONG, TEXT, WAIT, WAYS, World, frame, hear, tell, world
 
 SUBSCRIBE = b'{"type":"subscribe"}'

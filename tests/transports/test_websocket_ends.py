@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from millstream.http.websocket.queued import GOING_AWAY, SLOW, TRY_AGAIN_LATER, Outbox
 from millstream.hub import HubLimits
 from millstream.protocol.sse import COMMENT
-from millstream.transports.websocket_outbox import GOING_AWAY, SLOW, TRY_AGAIN_LATER, Outbox
 from socket_world import GATES, TEXT, WAIT, WAYS, World, ask, end_of, frame, hear, tell, world
 
 EVENT = "x" * 200_000

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from millstream.http import Request
+from millstream.http.message import Request
 from millstream.protocol.errors import ProtocolError
 from millstream.protocol.principal import Principal
 from socket_world import BINARY, CLOSE, TEXT, UPGRADE, frame, world

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from millstream.transports.lane.workers import Worker, Workers
+from millstream.http.lane.workers import Worker, Workers
 
 pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12), reason="3.12 has eager tasks; workers are not used there")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from millstream.http import Request, Response
+from millstream.http.message import Request, Response
 from millstream.protocol.sse import Decoder, Event
 from millstream.transports.open_streams import OpenStreams
 from millstream.web.live import MAX_BUFFERED, ChatMembers, DashboardFeed, LogTail

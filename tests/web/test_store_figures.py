@@ -2,7 +2,7 @@
 
 from millstream.app.parts import store_figures
 from millstream.stores.health import StoreHealth
-from millstream.stores.memory import MemoryStore
+from millstream.stores.memory.store import MemoryStore
 
 
 async def test_the_store_in_memory_tells_what_it_holds_and_how_much_it_may() -> None:

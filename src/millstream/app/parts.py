@@ -8,21 +8,21 @@ import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from millstream.http import Handler
+from millstream.http.message import Handler
 from millstream.protocol.errors import LocalError
+from millstream.protocol.handshake import Opening
 from millstream.protocol.principal import Principal
-from millstream.server.handshake import Opening
-from millstream.server.services import SESSION_OVER, Note
-from millstream.server.sessions import Session
+from millstream.server.calls.services import SESSION_OVER, Note
+from millstream.server.calls.sessions import Session
 from millstream.stores.base import Store
 from millstream.stores.health import StoreHealth
-from millstream.stores.memory import MemoryStore
+from millstream.stores.memory.store import MemoryStore
 
 if TYPE_CHECKING:
     from millstream.app.runtime import Runtime
     from millstream.hub import Hub
-    from millstream.server.observation import Observer
-    from millstream.transports.websocket import WebSocketRoute
+    from millstream.server.observing.observer import Observer
+    from millstream.transports.websocket.route import WebSocketRoute
     from millstream.web.live import DashboardFeed
 
 PARTS = ("hub", "rest", "web", "metrics")
@@ -49,7 +49,7 @@ def make_websocket(runtime: "Runtime") -> "WebSocketRoute | None":
     """The handler of ``/ws``, where the hub is served."""
     if runtime.hub is None:
         return None
-    from millstream.transports.websocket import WebSocketRoute  # noqa: PLC0415  only where a hub is served
+    from millstream.transports.websocket.route import WebSocketRoute  # noqa: PLC0415  only where a hub is served
 
     server = runtime.server
     return WebSocketRoute(
@@ -76,14 +76,14 @@ async def open_hub(runtime: "Runtime") -> "Hub | None":
 
 def make_observer(runtime: "Runtime") -> "Observer | None":
     """Metrics, message log and traces, if any of them is on."""
-    from millstream.server.tracing import load_spans  # noqa: PLC0415  after the user's lifespan, which may set it up
+    from millstream.server.observing.tracing import load_spans  # noqa: PLC0415  after the user's lifespan, which may set it up
 
     settings, server = runtime.server.settings, runtime.server
     spans = load_spans(server.version)
     if not (settings.access_log or spans is not None or "metrics" in runtime.parts):
         return None
-    from millstream.server.observation import Observer  # noqa: PLC0415  only where somebody looks
-    from millstream.server.tracing import Tracing  # noqa: PLC0415
+    from millstream.server.observing.observer import Observer  # noqa: PLC0415  only where somebody looks
+    from millstream.server.observing.tracing import Tracing  # noqa: PLC0415
     from millstream.telemetry.messages import MessageLog  # noqa: PLC0415
 
     log = MessageLog(sys.stderr) if settings.access_log else None
@@ -167,7 +167,7 @@ def part_routes(runtime: "Runtime") -> tuple[dict[str, dict[str, Handler]], list
     prefixes: list[tuple[str, Mapping[str, Handler]]] = []
     parts = runtime.parts
     if runtime.hub is not None:
-        from millstream.transports.events import HubRoutes  # noqa: PLC0415
+        from millstream.transports.hub_routes import HubRoutes  # noqa: PLC0415
 
         hub = HubRoutes(runtime.hub, runtime.streams, runtime.server.settings, note=runtime.services.note)
         exact["/events"] = {"GET": hub.events}
@@ -176,7 +176,7 @@ def part_routes(runtime: "Runtime") -> tuple[dict[str, dict[str, Handler]], list
         if runtime.websocket is not None:
             exact["/ws"] = {"GET": runtime.websocket.plain}
     if "rest" in parts:
-        from millstream.transports.rest import RestRoutes  # noqa: PLC0415
+        from millstream.transports.rest.routes import RestRoutes  # noqa: PLC0415
         from millstream.web import pages  # noqa: PLC0415
 
         rest = RestRoutes(runtime.dispatcher)
@@ -195,7 +195,7 @@ def part_routes(runtime: "Runtime") -> tuple[dict[str, dict[str, Handler]], list
         exact["/dashboard/events"] = {"GET": runtime.local_only(runtime.feed.events)}
         exact["/chat/members"] = {"GET": runtime.local_only(ChatMembers(runtime.hub.presence).get)}
     if "metrics" in parts and runtime.observer is not None:
-        from millstream.transports.metrics_http import MetricsHttp  # noqa: PLC0415
+        from millstream.telemetry.endpoint import MetricsHttp  # noqa: PLC0415
 
         exact["/metrics"] = {
             "GET": runtime.local_only(MetricsHttp(runtime.observer.registry, measure=runtime.store_health.look).get)

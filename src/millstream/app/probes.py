@@ -6,7 +6,7 @@ What does not change while the server runs is computed once.
 
 from typing import TYPE_CHECKING, Any
 
-from millstream.http import JSON_HEAD, TEXT_HEAD, Request, Response
+from millstream.http.message import JSON_HEAD, TEXT_HEAD, Request, Response
 from millstream.protocol.jsonrpc import encode
 from millstream.protocol.revisions import ALL
 from millstream.telemetry.process import resident_bytes

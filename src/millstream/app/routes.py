@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 from millstream.app.parts import part_routes
 from millstream.app.probes import Probes
-from millstream.http import TEXT_HEAD, Handler, Request, Response
-from millstream.transports.hosts import EXEMPT
-from millstream.transports.http_sessions import HttpSessions
+from millstream.http.hosts import EXEMPT
+from millstream.http.message import TEXT_HEAD, Handler, Request, Response
 from millstream.transports.http_sse import MESSAGES_PATH, HttpSse
-from millstream.transports.streamable import Streamable
-from millstream.transports.streamable_get import StreamableGet
+from millstream.transports.streamable.get import StreamableGet
+from millstream.transports.streamable.post import Streamable
+from millstream.transports.streamable.sessions import HttpSessions
 
 if TYPE_CHECKING:
     from millstream.app.runtime import Runtime

@@ -16,24 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.app.parts import make_feed, make_note, make_observer, make_websocket, open_hub
 from millstream.app.routes import Routes
-from millstream.http import TEXT_HEAD, Handler, Request, Response, Sink
-from millstream.server.call import Call
-from millstream.server.changes import Changes
-from millstream.server.context import nudge_progress
+from millstream.http.hosts import HostPolicy
+from millstream.http.message import TEXT_HEAD, Handler, Request, Response, Sink
+from millstream.server.calls.call import Call
+from millstream.server.calls.changes import Changes
+from millstream.server.calls.context import nudge_progress
+from millstream.server.calls.services import Services
 from millstream.server.dispatch import Dispatcher
 from millstream.server.handlers import install
-from millstream.server.services import Services
 from millstream.stores import open_store
 from millstream.stores.health import StoreHealth
-from millstream.transports.hosts import HostPolicy
 from millstream.transports.open_streams import OpenStreams
-from millstream.transports.post_line import PostLine
+from millstream.transports.streamable.line import PostLine
 
 if TYPE_CHECKING:
     from millstream.app.server import Server
     from millstream.hub import Hub
-    from millstream.server.observation import Observer
-    from millstream.transports.websocket import WebSocketRoute
+    from millstream.server.observing.observer import Observer
+    from millstream.transports.websocket.route import WebSocketRoute
     from millstream.web.live import DashboardFeed
 
 logger = logging.getLogger("millstream")

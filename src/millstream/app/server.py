@@ -13,13 +13,13 @@ from millstream.app.info import Info
 from millstream.app.parts import chosen, no_hub
 from millstream.app.runtime import Runtime
 from millstream.config import Settings
-from millstream.server.changes import Change
-from millstream.server.prompts import Prompt
-from millstream.server.registry import Registry
-from millstream.server.resources import Resource, Template
-from millstream.server.tools import Tool
+from millstream.http.hosts import is_loopback
+from millstream.server.calls.changes import Change
+from millstream.server.features.prompts import Prompt
+from millstream.server.features.registry import Registry
+from millstream.server.features.resources import Resource, Template
+from millstream.server.features.tools import Tool
 from millstream.stores.base import Store
-from millstream.transports.hosts import is_loopback
 
 if TYPE_CHECKING:
     from millstream.hub import Hub
@@ -102,7 +102,7 @@ class Server:
         """Register a function as a tool, with or without parentheses. The function itself is returned.
 
         Keyword options: `name title description input_schema output_schema annotations icons meta timeout thread
-        requires`, see `millstream.server.tools.Tool`.
+        requires`, see `millstream.server.features.tools.Tool`.
         """
         return self._decorate(function, lambda each: self._add("tools", Tool(each, home=self, **options)))
 
@@ -366,9 +366,9 @@ class Server:
             await self._rarely(scope, receive, send)
 
     async def _rarely(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        from millstream.app import asgi  # noqa: PLC0415  a stdio server does without
+        from millstream.app.serving import entry  # noqa: PLC0415  a stdio server does without
 
-        await asgi.serve(self, scope, receive, send)
+        await entry.serve(self, scope, receive, send)
 
     def run(self, transport: str | None = None, *, host: str = "127.0.0.1", port: int = 8000) -> None:
         """Serve until stopped.
@@ -378,7 +378,7 @@ class Server:
             host: address to listen on.
             port: port to listen on.
         """
-        from millstream.app import launch  # noqa: PLC0415  loads an HTTP server only where one is wanted
+        from millstream.app.serving import launch  # noqa: PLC0415  loads an HTTP server only where one is wanted
 
         launch.launch(self, transport, host, port)
 

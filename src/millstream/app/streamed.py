@@ -17,7 +17,7 @@ from millstream.hub.channels import check_client_id
 from millstream.hub.limits import InvalidName, TooLarge
 from millstream.protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError
 from millstream.protocol.jsonrpc import RequestId, error_message
-from millstream.server.call import Call
+from millstream.server.calls.call import Call
 
 if TYPE_CHECKING:
     from millstream.hub import Hub

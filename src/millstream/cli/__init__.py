@@ -6,7 +6,7 @@ need.
 
 import sys
 
-from millstream.app.user_errors import CommandError, report
+from millstream.app.serving.errors import CommandError, report
 from millstream.cli.stdio import plain_stdio, serve_stdio
 
 
@@ -16,7 +16,7 @@ def main() -> None:
         if stdio := plain_stdio(sys.argv[1:]):
             serve_stdio(*stdio)
         else:
-            from millstream.cli.run import app  # noqa: PLC0415 - not for stdio: see above
+            from millstream.cli.commands.run import app  # noqa: PLC0415 - not for stdio: see above
 
             app()
     except CommandError as exc:

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import ModuleType
 
 from millstream.app import Server
-from millstream.app.user_errors import CommandError
+from millstream.app.serving.errors import CommandError
 from millstream.config import VariableError
-from millstream.server.keys import load_secrets
+from millstream.server.calls.keys import load_secrets
 
 CUSTOMARY_NAMES = ("mcp", "server", "app")
 

@@ -1,7 +1,7 @@
 """``millstream run FILE --transport stdio`` without a command-line library.
 
 A desktop client starts this command and waits for the first answer, so the plain case is read by hand here (design §9:
-250 ms). Whatever is not plain (help, a wrong option, HTTP) is left to `millstream.cli.run`.
+250 ms). Whatever is not plain (help, a wrong option, HTTP) is left to `millstream.cli.commands.run`.
 """
 
 import asyncio

@@ -1,0 +1,1 @@
+"""The server without a transport: functions, calls, features, dispatch."""

@@ -27,11 +27,11 @@ from millstream.protocol.metadata import SERVER_KEY
 from millstream.protocol.principal import Gate
 from millstream.protocol.revisions import ALL, Revision
 from millstream.protocol.rounds import InputRequired
-from millstream.server.announcement import Announcement
-from millstream.server.call import Call
-from millstream.server.context import call_binding
-from millstream.server.registry import Registry
-from millstream.server.services import Services
+from millstream.server.calls.call import Call
+from millstream.server.calls.context import call_binding
+from millstream.server.calls.services import Services
+from millstream.server.features.announcement import Announcement
+from millstream.server.features.registry import Registry
 
 logger = logging.getLogger("millstream")
 

@@ -2,7 +2,7 @@
 
 from millstream.protocol.errors import LocalError
 from millstream.stores.base import Store
-from millstream.stores.memory import MemoryStore
+from millstream.stores.memory.store import MemoryStore
 
 
 def open_store(url: str) -> Store:

@@ -1,0 +1,1 @@
+"""Counters, histograms, logs and health. Knows no MCP method."""

@@ -1,0 +1,1 @@
+"""MCP over something: Streamable HTTP, HTTP+SSE, WebSocket, REST, stdio, memory."""

@@ -13,18 +13,18 @@ from msgspec import UNSET
 
 from millstream.protocol.admission import admit_per_request, check_notification, is_per_request
 from millstream.protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, ProtocolError
+from millstream.protocol.handshake import read_initialize
 from millstream.protocol.jsonrpc import Message, check_text, error_message, read, result_message
 from millstream.protocol.metadata import Client
 from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import ASSUMED, Revision
-from millstream.server.call import Call
-from millstream.server.changes import Change
+from millstream.server.calls.call import Call
+from millstream.server.calls.changes import Change
+from millstream.server.calls.services import SESSION_OVER
+from millstream.server.calls.sessions import Record, Session
 from millstream.server.dispatch import Dispatcher
-from millstream.server.handshake import read_initialize
 from millstream.server.inbox import progress_token, take_notification
-from millstream.server.services import SESSION_OVER
-from millstream.server.sessions import Record, Session
-from millstream.transports.batch import is_batch, read_batch, refuse_batch
+from millstream.transports.batches import is_batch, read_batch, refuse_batch
 
 Write = Callable[[bytes], bool]
 """Take one whole message without waiting; False when the other side is gone or was cut for reading too slowly."""

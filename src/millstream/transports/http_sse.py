@@ -8,18 +8,18 @@ served too.
 import secrets
 from urllib.parse import parse_qs
 
-from millstream.http import STREAM_HEAD, TEXT_HEAD, Request, Response, Sink
+from millstream.http.media import accepted, carries_json
+from millstream.http.message import STREAM_HEAD, TEXT_HEAD, Request, Response, Sink
 from millstream.protocol import sse
 from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream.protocol.jsonrpc import check_text, require_json
 from millstream.protocol.principal import Principal
+from millstream.server.calls.services import principal_id
 from millstream.server.dispatch import Dispatcher
-from millstream.server.services import principal_id
 from millstream.transports.connection import Connection, Write
-from millstream.transports.http_sessions import refusal
-from millstream.transports.media import accepted, carries_json
 from millstream.transports.open_streams import TOO_MANY_STREAMS, OpenStreams
-from millstream.transports.streamable import Authenticate
+from millstream.transports.streamable.post import Authenticate
+from millstream.transports.streamable.sessions import refusal
 
 MESSAGES_PATH = "/messages/"
 

@@ -7,9 +7,9 @@ from functools import partial
 from time import monotonic
 from typing import Protocol
 
-from millstream.http import Sink
+from millstream.http.message import Sink
 from millstream.protocol.sse import COMMENT
-from millstream.transports.http_sessions import refusal
+from millstream.transports.streamable.sessions import refusal
 
 TOO_MANY_STREAMS = refusal(
     503, -32000, "Too many open streams: close some, or try again later", head=b"retry-after: 5\r\n"

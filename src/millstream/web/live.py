@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
-from millstream.http import JSON_HEAD, STREAM_HEAD, Request, Response, Sink
+from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink
 from millstream.protocol import sse
 from millstream.protocol.jsonrpc import encode
 from millstream.telemetry.logs import JsonLines

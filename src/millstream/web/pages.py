@@ -14,7 +14,7 @@ from importlib import resources
 
 from msgspec import Struct
 
-from millstream.http import Handler, Request, Response
+from millstream.http.message import Handler, Request, Response
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "

@@ -9,12 +9,12 @@ from msgspec import Struct
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.jsonrpc import encode
-from millstream.server.call import Call
+from millstream.server.calls.call import Call
+from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
+from millstream.server.features.registry import Registry
+from millstream.server.functions.plan import Plan
 from millstream.server.handlers.params import read
-from millstream.server.registry import Registry
-from millstream.server.services import Services
-from millstream.server.signature import Plan
 
 MAX_VALUES = 100
 

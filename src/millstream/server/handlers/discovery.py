@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from millstream.server.announcement import Announcement
-from millstream.server.call import Call
+from millstream.server.calls.call import Call
 from millstream.server.dispatch import Handler
+from millstream.server.features.announcement import Announcement
 
 
 class DiscoveryHandlers:

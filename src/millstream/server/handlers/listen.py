@@ -10,12 +10,12 @@ from msgspec import Struct
 from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream.protocol.jsonrpc import notification_message
 from millstream.protocol.metadata import SUBSCRIPTION_KEY
-from millstream.server.call import Call
-from millstream.server.changes import UPDATED, Change
+from millstream.server.calls.call import Call
+from millstream.server.calls.changes import UPDATED, Change
+from millstream.server.calls.services import Services, principal_id
 from millstream.server.dispatch import Handler
+from millstream.server.features.registry import Registry
 from millstream.server.handlers.params import read
-from millstream.server.registry import Registry
-from millstream.server.services import Services, principal_id
 
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 

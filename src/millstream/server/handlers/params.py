@@ -6,8 +6,8 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream.server.asking import read_responses
-from millstream.server.call import Call
+from millstream.server.calls.asking import read_responses
+from millstream.server.calls.call import Call
 
 S = TypeVar("S", bound=Struct)
 

@@ -9,13 +9,13 @@ from millstream.protocol import projection
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.jsonrpc import encode
 from millstream.protocol.revisions import NEWEST
-from millstream.server.call import Call
+from millstream.server.calls.call import Call
+from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
+from millstream.server.features.registry import Registry
+from millstream.server.functions.plan import argument_error, bind
+from millstream.server.functions.results import encode_messages
 from millstream.server.handlers.params import Rounds, page_decoder, read, take_rounds
-from millstream.server.registry import Registry
-from millstream.server.results import encode_messages
-from millstream.server.services import Services
-from millstream.server.signature import argument_error, bind
 
 
 class _GetParams(Rounds, gc=False, kw_only=True):

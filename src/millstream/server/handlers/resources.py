@@ -6,15 +6,15 @@ from typing import Any
 import msgspec
 
 from millstream.protocol.errors import INVALID_PARAMS, INVALID_REQUEST, RESOURCE_NOT_FOUND, ProtocolError
-from millstream.server.call import Call
+from millstream.server.calls.call import Call
+from millstream.server.calls.services import Services
+from millstream.server.calls.sessions import Record
 from millstream.server.dispatch import Handler
+from millstream.server.features.registry import Registry
+from millstream.server.features.resources import Resource, Template
+from millstream.server.functions.plan import bind
+from millstream.server.functions.results import encode_contents
 from millstream.server.handlers.params import Rounds, page_decoder, read, take_rounds
-from millstream.server.registry import Registry
-from millstream.server.resources import Resource, Template
-from millstream.server.results import encode_contents
-from millstream.server.services import Services
-from millstream.server.sessions import Record
-from millstream.server.signature import bind
 
 _MAX_URI = 8 * 1024
 

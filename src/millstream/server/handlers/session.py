@@ -6,10 +6,10 @@ import msgspec
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.metadata import LOG_LEVELS
-from millstream.server.call import Call
+from millstream.server.calls.call import Call
+from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
 from millstream.server.handlers.params import read
-from millstream.server.services import Services
 
 
 class _Level(msgspec.Struct, gc=False):

@@ -10,13 +10,13 @@ from millstream.protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
 from millstream.protocol.jsonrpc import encode
 from millstream.protocol.metadata import declares
 from millstream.protocol.param_headers import check
-from millstream.server.call import Call
+from millstream.server.calls.call import Call
+from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
+from millstream.server.features.registry import Registry
+from millstream.server.features.tools import Tool, run_with_timeout
+from millstream.server.functions.plan import ArgumentError, read_arguments
 from millstream.server.handlers.params import Rounds, page_decoder, read, take_rounds
-from millstream.server.registry import Registry
-from millstream.server.services import Services
-from millstream.server.signature import ArgumentError, read_arguments
-from millstream.server.tools import Tool, run_with_timeout
 
 
 class _CallParams(Rounds, gc=False):

@@ -1,0 +1,114 @@
+"""The parts of the ASGI application that run rarely: lifespan, the first request of a loop, other scopes."""
+
+import logging
+from collections.abc import MutableMapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from millstream.app.runtime import Runtime
+from millstream.http.asgi.adapter import AsgiAdapter, Route
+from millstream.http.hosts import EXEMPT, HostPolicy
+from millstream.http.lane import ATTRIBUTE, GUARD_ONLY, Lane
+from millstream.http.message import TEXT_HEAD, Handler, Request, Response, Sink
+
+if TYPE_CHECKING:
+    from millstream.app.server import Server
+
+logger = logging.getLogger("millstream")
+
+_NO_WEBSOCKET = Response(b"There is no WebSocket at this path.\n", 404, TEXT_HEAD)
+
+
+async def serve(server: "Server", scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    """What `Server.__call__` does not do itself."""
+    if scope["type"] == "lifespan":
+        await _lifespan(server, receive, send)
+    elif scope["type"] == "http":
+        await _first(server, scope, receive, send)
+    elif scope["type"] == "websocket":
+        await _websocket(server, scope, receive, send)
+    else:
+        raise ValueError(f"Unknown ASGI scope type {scope['type']!r}")
+
+
+async def _first(server: "Server", scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    """The first request of a loop: open the runtime, then serve. A failure is answered 503 and tried again."""
+    try:
+        runtime = await server.start()
+        prepare(server, runtime)
+    except Exception:
+        logger.exception("%s could not start; the next request tries again", server.name)
+        body = b"The server could not start. Its log says why. Try again.\n"
+        headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), (b"retry-after", b"1")]
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        return
+    await server(scope, receive, send)
+
+
+async def _lifespan(server: "Server", receive: Any, send: Any) -> None:
+    await receive()
+    try:
+        prepare(server, await server.start(supervised=True))
+    except Exception as exc:
+        logger.exception("%s could not start", server.name)
+        await send({"type": "lifespan.startup.failed", "message": str(exc)})
+        return
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await server.stop()
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+def prepare(server: "Server", runtime: Runtime) -> None:
+    """Build the HTTP side of a running server, once."""
+    if runtime.routes is None:
+        if server.loopback_bind is None:
+            logger.warning(
+                "%s is served through plain ASGI. Not enforced here: %s.", server.name, "; ".join(GUARD_ONLY)
+            )
+        routes, settings = runtime.serve_http(), server.settings
+        runtime.adapter = AsgiAdapter(
+            _with_cors_of_probes(routes.find, runtime.policy),
+            settings=settings,
+            policy=runtime.policy,
+            hot={(method, path): handler for handler, method, path in routes.hot.values()},
+        )
+        server.__millstream_lane__ = Lane(routes.find_hot, settings=settings, policy=runtime.policy, hot=routes.hot)
+    server.use(runtime)
+
+
+def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:
+    """Routes that give pages of allowed Origins the probes, too: the adapters screen all paths but these."""
+
+    def found(method: str, path: str) -> Handler | None:
+        handler = find(method, path)
+        return handler if handler is None or path not in EXEMPT else partial(_probe, handler, policy)
+
+    return found
+
+
+async def _probe(handler: Handler, policy: HostPolicy, request: Request) -> Response | Sink | None:
+    origin = request.headers.get(b"origin")
+    if origin is None or policy.check(request.method, request.headers, request.raw_headers, request.peer) is not None:
+        return await handler(request)
+    reply = policy.preflight(request) or await handler(request)
+    if isinstance(reply, Response):
+        reply = Response(reply.body, reply.status, reply.head + policy.cors_head(origin))
+    return reply
+
+
+async def _websocket(server: "Server", scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    runtime = await server.start()
+    prepare(server, runtime)
+    path, root = scope["path"], scope.get("root_path", "")
+    if runtime.websocket is not None and path.removeprefix(root) == "/ws":
+        await runtime.websocket(scope, receive, send)
+        return
+    from millstream.transports.websocket.route import refuse_handshake  # noqa: PLC0415  only where a socket is asked for
+
+    await receive()
+    await refuse_handshake(_NO_WEBSOCKET, scope, send)
+
+
+assert ATTRIBUTE == "__millstream_lane__"  # noqa: S101  `Server.use_http` sets it by this name

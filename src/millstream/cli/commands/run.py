@@ -1,0 +1,142 @@
+"""``millstream run``: serve a file or module over HTTP, or over standard input and output.
+
+The command-line library and the panel are imported here and nowhere else, so that a stdio server, which a desktop
+client starts and waits for, does without them (`millstream.cli.main`).
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+import typer
+
+import millstream
+from millstream.app import Server
+from millstream.app.parts import chosen
+from millstream.app.serving.errors import CommandError
+from millstream.app.serving.listening import serve_with_panel
+from millstream.cli.load import load
+from millstream.cli.stdio import serve_stdio
+from millstream.telemetry import logs
+
+app = typer.Typer(
+    name="millstream",
+    help="Millstream: one server for every MCP client.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+class Transport(StrEnum):
+    http = "http"
+    stdio = "stdio"
+
+
+class LogLevel(StrEnum):
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"millstream {millstream.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Millstream: one server for every MCP client."""
+
+
+@app.command()
+def run(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="FILE[:OBJECT]", help="A Python file or module; OBJECT when it has several servers."),
+    ],
+    *,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any that is free.")] = 8000,
+    transport: Annotated[
+        Transport, typer.Option(help="http serves /mcp and /sse; stdio talks to the parent program.")
+    ] = (Transport.http),
+    no_sessions: Annotated[bool, typer.Option("--no-sessions", help="HTTP: serve every request by itself.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="HTTP: answer calls with JSON only, never an event stream.")
+    ] = False,
+    path: Annotated[str, typer.Option(help="HTTP: where MCP is served.", show_default="/mcp")] = "",
+    serve: Annotated[
+        str, typer.Option(help="HTTP: what runs beside MCP: hub, rest, web, metrics (with commas), or all.")
+    ] = "",
+    log_level: Annotated[LogLevel | None, typer.Option(help="How much is logged.", show_default="info")] = None,
+) -> None:
+    """Serve the MCP server in a file or module.
+
+    The server is the object you name, else the only `Server` there, else `mcp`, `server` or `app`.
+
+    **Examples**
+
+    - `millstream run shop.py`: http://127.0.0.1:8000/mcp
+
+    - `millstream run shop.py:admin --port 9000`: one of several servers
+
+    - `millstream run shop.py --transport stdio`: what a desktop client starts
+
+    Every other setting is an environment variable, such as MILLSTREAM_ALLOWED_HOSTS=mcp.example.com.
+    """
+    if transport is Transport.stdio:
+        serve_stdio(target, log_level or "")
+    else:
+        serve_http(
+            target,
+            host,
+            port,
+            serve=serve,
+            sessions=not no_sessions,
+            json_only=json,
+            path=path,
+            log_level=log_level or "",
+        )
+
+
+def serve_http(
+    target: str, host: str, port: int, *, serve: str, sessions: bool, json_only: bool, path: str, log_level: str
+) -> None:
+    """Load the server, put the options over its settings, and serve it until it is stopped.
+
+    Raises:
+        CommandError: the server cannot be found, or the address cannot be used.
+    """
+    server = load(target)
+    if serve:
+        try:
+            server.parts = chosen(serve)
+        except ValueError as exc:
+            raise CommandError(str(exc), fix="Use --serve all, or some of them: --serve hub,rest") from exc
+    override(server, sessions=sessions, json_only=json_only, path=path, log_level=log_level)
+    logs.configure(server.settings.log_level)
+    serve_with_panel(server, host, port)
+
+
+def override(server: Server, *, sessions: bool, json_only: bool, path: str, log_level: str) -> None:
+    """Put what was said on the command line over the server's own settings."""
+    changes: dict[str, object] = {}
+    if not sessions:
+        changes["sessions"] = False
+    if json_only:
+        changes["json_only"] = True
+    if path:
+        changes["path"] = "/" + path.strip("/")
+    if log_level:
+        changes["log_level"] = log_level
+    server.settings = msgspec.structs.replace(server.settings, **changes)

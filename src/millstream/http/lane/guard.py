@@ -1,0 +1,180 @@
+"""Limits that belong to a server and not to one connection: the sweep for every timeout, and who may connect.
+
+One timer looks at all connections about once a second (more often when a limit is shorter); a connection only stamps
+the guard's coarse clock when its state changes. A connection is judged by what it is waiting for: the rest of its
+headers, the rest of a body, the next request, or the peer's reading.
+"""
+
+import asyncio
+from collections import Counter
+from typing import Protocol
+
+from uvicorn.server import ServerState
+
+from millstream.config import Settings
+from millstream.http.lane.reply import BODY_TIMEOUT, HEADER_TIMEOUT, Heads
+from millstream.http.lane.usual import UsualLines
+from millstream.http.lane.workers import Workers
+from millstream.http.message import Response
+
+IDLE, HEADERS, BODY = range(3)
+"""What a connection reads: nothing yet, the head of a request, the body of one."""
+
+_LINGER = 2.0
+"""How long a refused peer may read its refusal."""
+_SPARES = 16
+"""Connections above the cap that may ask how the server is: whoever probes a full server must not take it for dead."""
+_LINGERING = 256
+"""Connections above the cap that may read their refusal at a time; more are dropped without one."""
+
+
+class Guarded(Protocol):
+    """What the guard sees of a connection."""
+
+    transport: asyncio.Transport
+    peer: str
+    phase: int
+    since: float
+    """When the phase began, by the guard's clock."""
+    unsent: int
+    """Bytes in the write buffer at the last look."""
+    unsent_since: float
+    """Since when the write buffer has not become smaller."""
+    refused: bool
+    spare: bool
+    """Above the cap, and there only to ask how the server is."""
+
+    @property
+    def busy(self) -> bool:
+        """A call runs, so the peer owes nothing."""
+        ...
+
+    @property
+    def fresh(self) -> bool:
+        """No request has come yet."""
+        ...
+
+    @property
+    def held(self) -> bool:
+        """We have stopped reading, so the peer cannot go on."""
+        ...
+
+    def refuse(self, response: Response) -> None:
+        """Answer and close."""
+        ...
+
+
+class Guard:
+    """The guard of one running server."""
+
+    __slots__ = (
+        "_connections",
+        "_counts",
+        "_interval",
+        "_limits",
+        "_loop",
+        "_spares",
+        "_state",
+        "_timer",
+        "clock",
+        "heads",
+        "lines",
+        "workers",
+    )
+
+    def __init__(self, state: ServerState, limits: Settings, loop: asyncio.AbstractEventLoop) -> None:
+        # configuration
+        self._limits = limits
+        shortest = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, limits.keep_alive)
+        self._interval = max(0.02, min(1.0, shortest / 4))
+        # process
+        self._loop = loop
+        self._state = state
+        self._timer: asyncio.TimerHandle | None = None
+        self._connections: set[Guarded] = set()
+        self._spares: set[Guarded] = set()
+        self._counts: Counter[str] = Counter()
+        self.clock = loop.time()
+        self.heads = Heads(state)
+        self.lines = UsualLines()
+        self.workers = Workers()
+
+    def admit(self, connection: Guarded) -> bool:
+        """Watch a new connection (already in the server's set); False when there are too many.
+
+        A few above the cap are `spare`: they have little time and get one answer, a refusal unless they probe.
+        """
+        if self._timer is None:
+            self.clock = self._loop.time()
+            self._timer = self._loop.call_later(self._interval, self._sweep)
+        connection.since = connection.unsent_since = self.clock
+        self._connections.add(connection)
+        limits, peer = self._limits, connection.peer
+        connection.spare = len(self._state.connections) > limits.max_connections
+        if limits.max_connections_per_address and peer:
+            self._counts[peer] += 1
+            connection.spare |= self._counts[peer] > limits.max_connections_per_address
+        if not connection.spare:
+            return True
+        self._spares = {each for each in self._spares if not each.refused}
+        if len(self._spares) >= _SPARES:
+            return False
+        self._spares.add(connection)
+        return True
+
+    @property
+    def overrun(self) -> bool:
+        """Too many even to tell them so."""
+        return len(self._state.connections) > self._limits.max_connections + _LINGERING
+
+    def release(self, connection: Guarded) -> None:
+        """Stop watching a connection that is over, or that another protocol goes on with."""
+        self._connections.discard(connection)
+        self._spares.discard(connection)
+        if connection.peer in self._counts:
+            self._counts[connection.peer] -= 1
+
+    def _sweep(self) -> None:
+        self.clock = now = self._loop.time()
+        there = self._state.connections or self._connections
+        self._timer = self._loop.call_later(self._interval, self._sweep) if there else None
+        for connection in list(self._connections):
+            if self._reads(connection, now):
+                self._judge(connection, now)
+        if self._limits.max_connections_per_address:
+            # WebSockets leave the guard's sight but stay in the server's set: count again who is there.
+            self._counts = Counter(_address(one) for one in self._state.connections)
+
+    def _reads(self, connection: Guarded, now: float) -> bool:
+        """Does the peer take what we write? One that takes nothing for too long is cut off."""
+        unsent = connection.transport.get_write_buffer_size()
+        if unsent == 0 or unsent < connection.unsent:
+            connection.unsent_since = now
+        connection.unsent = unsent
+        if now - connection.unsent_since > self._limits.write_timeout:
+            connection.transport.abort()
+        return unsent == 0
+
+    def _judge(self, connection: Guarded, now: float) -> None:
+        """Has the peer kept us waiting for too long?"""
+        limits = self._limits
+        if connection.held:
+            connection.since = now
+        waited = now - connection.since
+        for_headers = min(_LINGER, limits.header_timeout) if connection.spare else limits.header_timeout
+        if connection.refused:
+            if waited > _LINGER and not connection.busy:
+                connection.transport.abort()
+        elif connection.phase == HEADERS:
+            if waited > for_headers:
+                connection.refuse(HEADER_TIMEOUT)
+        elif connection.phase == BODY:
+            if waited > limits.body_timeout:
+                connection.refuse(BODY_TIMEOUT)
+        elif not connection.busy and waited > (for_headers if connection.fresh else limits.keep_alive):
+            connection.transport.close()
+
+
+def _address(connection: object) -> str:
+    client: tuple[str, int] | None = getattr(connection, "client", None)
+    return client[0] if client else ""

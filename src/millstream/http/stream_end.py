@@ -1,0 +1,63 @@
+"""What the two HTTP adapters share: how a stream ends, and what a failed handler looks like from outside."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from secrets import token_hex
+
+from millstream.http.message import TEXT_HEAD, Response
+
+_logger = logging.getLogger("millstream.http.message")
+
+
+class Ending:
+    """The end of one stream, told once to everyone who asked."""
+
+    __slots__ = ("_callbacks", "_waiters", "over")
+
+    def __init__(self) -> None:
+        self.over = False
+        self._callbacks: list[Callable[[], None]] = []
+        self._waiters: Sequence[asyncio.Future[None]] = ()
+
+    def add(self, callback: Callable[[], None]) -> None:
+        """Call back at the end; at once when it is past."""
+        if self.over:
+            callback()
+        else:
+            self._callbacks.append(callback)
+
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Do not call back any more."""
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
+
+    def tell(self) -> None:
+        """The stream is over. Idempotent; a callback that raises does not keep the others from hearing it."""
+        if self.over:
+            return
+        self.over = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                _logger.exception("A callback at the end of a stream failed.")
+
+    async def wait(self) -> None:
+        """Wait until the end has been told."""
+        if self.over:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters = (*self._waiters, waiter)
+        await waiter
+
+
+def failure(exc: BaseException, method: str, path: str) -> Response:
+    """Log what a handler raised under an identifier and give the reply that shows only the identifier."""
+    identifier = token_hex(8)
+    _logger.error("%s %a failed [%s]", method, path, identifier, exc_info=exc)
+    return Response(body=b"Internal error %b.\n" % identifier.encode(), status=500, head=TEXT_HEAD)

@@ -1,0 +1,1 @@
+"""Sending to many WebSockets, each with a bounded queue."""

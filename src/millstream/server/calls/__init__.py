@@ -1,0 +1,1 @@
+"""One request in flight, and what it shares with the others."""

@@ -1,0 +1,310 @@
+"""`Context`: the call as a tool, resource or prompt function sees it, the same on every revision and transport."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from typing import Any, TypeVar, overload
+
+import msgspec
+
+from millstream.protocol.content import Message
+from millstream.protocol.errors import LocalError
+from millstream.protocol.jsonrpc import RequestId, encode, notification_message
+from millstream.protocol.metadata import LOG_LEVELS, Client
+from millstream.protocol.principal import Principal, Publisher
+from millstream.protocol.rounds import Replay, binding, open_state
+from millstream.server.calls.asking import ask_by_request, ask_by_round
+from millstream.server.calls.call import Call
+from millstream.server.calls.services import Services, principal_id
+from millstream.server.calls.sessions import Session
+from millstream.server.questions.questions import Elicit, ElicitUrl, Question, Root, Roots, Sample, SampleResult
+
+T = TypeVar("T")
+
+_NO_LEVEL = len(LOG_LEVELS)
+OWN_STEP = 1e-6
+"""Progress that a silent call reports on its own."""
+
+
+class Context:
+    """The current call. Add a parameter annotated ``Context`` to a function and it is passed in."""
+
+    __slots__ = ("_call", "_home", "_memo", "_services", "state")
+
+    def __init__(self, call: Call, home: object = None) -> None:
+        self._call = call
+        self._home = home
+        self._services: Services = call.services
+        self._memo: dict[str, Any] = {}
+        self.state: dict[str, Any] = {}
+        """A place for values of this call; middleware and functions share it."""
+
+    # About the caller
+
+    @property
+    def request_id(self) -> RequestId:
+        """The JSON-RPC id of the request."""
+        return self._call.id
+
+    @property
+    def revision(self) -> str:
+        """The date of the protocol revision in use."""
+        return self._call.revision.date
+
+    @property
+    def client(self) -> Client:
+        """Capabilities as declared, and name and version for display."""
+        return self._call.client
+
+    @property
+    def principal(self) -> Principal | None:
+        """The authenticated caller; None without authentication."""
+        return self._call.principal
+
+    @property
+    def session(self) -> Session | None:
+        """The handshake session; None in the per-request era and for sessionless calls."""
+        return self._call.session
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """HTTP headers of the request, lower-case names; empty on other transports."""
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in (self._call.headers or {}).items()}
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller gave up. An `async def` function is cancelled anyway; a thread has to look."""
+        return self._call.cancelled
+
+    @property
+    def lifespan(self) -> Any:
+        """What the lifespan of the function's own server yielded, or of the one that it is mounted on."""
+        return self._services.lifespan_of(self._home)
+
+    @property
+    def hub(self) -> Publisher:
+        """The hub of this server.
+
+        Raises:
+            LocalError: the server serves no hub.
+        """
+        if self._services.hub is None:
+            raise LocalError("This server has no hub: pass serve=('hub',) to Server.")
+        return self._services.hub
+
+    # Towards the caller
+
+    async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        """Report progress, where the caller asked for it.
+
+        Values that do not increase, or that JSON cannot say (infinity, NaN), are not sent.
+        """
+        call = self._call
+        if call.token is None and call.mirror is None:
+            return
+        if not isfinite(progress) or (call.reported is not None and progress <= call.reported):
+            return
+        if total is not None and not isfinite(total):
+            total = None
+        call.reported = progress
+        await send_progress(call, max(progress, call.progress + OWN_STEP) if call.nudged else progress, total, message)
+
+    async def log(self, level: str, data: Any, logger: str | None = None) -> None:
+        """Send a log message, where the caller wants messages of this severity.
+
+        Args:
+            level: debug, info, notice, warning, error, critical, alert or emergency.
+            data: any value that JSON can hold.
+
+        Raises:
+            ValueError: an unknown level.
+        """
+        if level not in LOG_LEVELS:
+            raise ValueError(f"Unknown log level {level!r}: use one of {', '.join(LOG_LEVELS)}.")
+        severity = LOG_LEVELS.index(level)
+        if severity < await self._least_level():
+            return
+        params: dict[str, Any] = {"level": level, "data": data}
+        if logger is not None:
+            params["logger"] = logger
+        await self._call.open_line().send(notification_message("notifications/message", params))
+
+    async def _least_level(self) -> int:
+        call = self._call
+        if call.revision.log_level_per_request:
+            return LOG_LEVELS.index(call.log_level) if call.log_level else _NO_LEVEL
+        if call.session is None:
+            return LOG_LEVELS.index("info")
+        record = await self._services.records.get(call.session)
+        return LOG_LEVELS.index(record.log_level or "info")
+
+    async def debug(self, data: Any) -> None:
+        """`log` at level debug."""
+        await self.log("debug", data)
+
+    async def info(self, data: Any) -> None:
+        """`log` at level info."""
+        await self.log("info", data)
+
+    async def warning(self, data: Any) -> None:
+        """`log` at level warning."""
+        await self.log("warning", data)
+
+    async def error(self, data: Any) -> None:
+        """`log` at level error."""
+        await self.log("error", data)
+
+    async def close_stream(self, retry_ms: int | None = None) -> bool:
+        """Drop the connection but not the call: the client comes back for the rest (2025-11-25, in a session).
+
+        Returns:
+            False where the client could not come back; nothing happens then.
+        """
+        return await self._call.open_line().interrupt(retry_ms)
+
+    # Questions
+
+    @overload
+    async def elicit(self, message: str, answer: type[T], *, key: str | None = None) -> T: ...
+    @overload
+    async def elicit(self, message: str, answer: Mapping[str, Any], *, key: str | None = None) -> dict[str, Any]: ...
+    async def elicit(self, message: str, answer: Any, *, key: str | None = None) -> Any:
+        """Ask the person for a value of a type (dataclass, Struct, TypedDict, pydantic model) or of a flat schema.
+
+        On 2026-07-28 the function stops here and runs again from its start with the answer: do what has effects
+        after the last question, or inside `once`.
+
+        Raises:
+            Declined: the person said no.
+            Cancelled: the person dismissed the question.
+        """
+        return await self._ask_one(Elicit(message, answer), key)
+
+    async def elicit_url(self, message: str, url: str, *, key: str | None = None) -> None:
+        """Ask the person to open a URL; returns when they agreed to. Raises as `elicit` does."""
+        await self._ask_one(ElicitUrl(message, url), key)
+
+    async def sample(
+        self,
+        messages: str | Message | Sequence[Message | str],
+        *,
+        max_tokens: int = 1024,
+        system: str | None = None,
+        temperature: float | None = None,
+        stop_sequences: Sequence[str] | None = None,
+        preferences: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: Mapping[str, Any] | None = None,
+        key: str | None = None,
+    ) -> SampleResult:
+        """Let the client's model continue a conversation."""
+        question = Sample(
+            messages, max_tokens, system, temperature, stop_sequences, preferences, tools, tool_choice
+        )  # fmt: skip
+        result: SampleResult = await self._ask_one(question, key)
+        return result
+
+    async def roots(self, *, key: str | None = None) -> list[Root]:
+        """The folders that the person opened in the client."""
+        roots: list[Root] = await self._ask_one(Roots(), key)
+        return roots
+
+    async def ask(self, **questions: Question) -> dict[str, Any]:
+        """Several questions in one round; the keywords are their keys.
+
+        Example:
+            ``answers = await ctx.ask(where=Elicit("Where to?", Address), folders=Roots())``
+        """
+        if self._call.revision.handshake:
+            return {name: await self._by_request(question) for name, question in questions.items()}
+        replay = self._replay()
+        return ask_by_round(self._call, replay, {name: (name, question) for name, question in questions.items()})
+
+    async def _ask_one(self, question: Question, key: str | None) -> Any:
+        if self._call.revision.handshake:
+            return await self._by_request(question)
+        return ask_by_round(self._call, self._replay(), {"": (key, question)})[""]
+
+    async def _by_request(self, question: Question) -> Any:
+        return await ask_by_request(self._call, question, self._services.questions)
+
+    def _replay(self) -> Replay:
+        call = self._call
+        replay: Replay | None = call.replay
+        if replay is None:
+            state = None
+            if call.state:
+                bound = self._binding()
+                state = open_state(call.state, self._services.ring, bound, int(self._services.clock()))
+            replay = call.replay = Replay(state, call.responses or {})
+        return replay
+
+    def _binding(self) -> bytes:
+        return call_binding(self._call)
+
+    # Side effects
+
+    async def once(self, key: str, function: Callable[[], Any], *, store: bool = False) -> Any:
+        """Run a side effect, plain or async, once across the rounds of one call. JSON must be able to hold its value.
+
+        Args:
+            store: keep the value in the server's store too, so that a round which is sent twice does not repeat it.
+        """
+        slot = f"once:{key}"
+        if self._call.revision.handshake:
+            if slot not in self._memo:
+                self._memo[slot] = await _value(function)
+            return self._memo[slot]
+        replay = self._replay()
+        raw = replay.settled(slot, "once")
+        if raw is None and store:
+            raw = await self._once_stored(slot, function)
+        elif raw is None:
+            raw = encode(await _value(function))
+        replay.settle(slot, "once", raw)
+        return msgspec.json.decode(raw)
+
+    async def _once_stored(self, slot: str, function: Callable[[], Any]) -> bytes:
+        store, ttl = self._services.store.kv, self._services.settings.state_ttl
+        name = f"{slot}:{self._binding().hex()}"
+        raw = await store.get(name)
+        if raw is None:
+            raw = encode(await _value(function))
+            if not await store.compare_and_set(name, None, raw, ttl):
+                raw = await store.get(name) or raw
+        return raw
+
+
+async def _value(function: Callable[[], Any]) -> Any:
+    value = function()
+    return await value if inspect.isawaitable(value) else value
+
+
+def call_binding(call: Call) -> bytes:
+    """What the state of a call is bound to: principal, method, name and arguments."""
+    arguments = encode(call.arguments) if call.arguments is not None else b""
+    return binding(principal_id(call.principal), call.method, call.name, arguments)
+
+
+async def send_progress(call: Call, progress: float, total: float | None, message: str | None) -> None:
+    """One progress notification on the call's line."""
+    call.progress, call.total = progress, total
+    token = call.id if call.token is None else call.token
+    params: dict[str, Any] = {"progressToken": token, "progress": progress}
+    if total is not None:
+        params["total"] = total
+    if message is not None and call.revision.progress_message:
+        params["message"] = message
+    notification = notification_message("notifications/progress", params)
+    if call.token is not None:
+        await call.open_line().send(notification)
+    if call.mirror is not None:
+        await call.mirror(notification)
+
+
+async def nudge_progress(call: Call) -> None:
+    """Tell a caller that wants progress that a silent call is alive: a step smaller than any tool reports."""
+    value = call.progress + OWN_STEP
+    if call.total is None or value < call.total:
+        call.nudged = True
+        await send_progress(call, value, call.total, None)

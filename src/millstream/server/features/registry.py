@@ -1,0 +1,203 @@
+"""What a server offers, in order of registration, and its lists as prepared bytes.
+
+A change clears the prepared lists and tells `changed`, at run time too. Lists are encoded once for each revision and
+page; a cursor names the last item of a page, so any worker can continue any listing.
+"""
+
+import base64
+import binascii
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from millstream.protocol import projection
+from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream.protocol.jsonrpc import encode
+from millstream.protocol.revisions import Revision
+from millstream.server.features.prepared import FastCall
+from millstream.server.features.prompts import Prompt
+from millstream.server.features.resources import Resource, Template
+from millstream.server.features.tools import Tool
+
+Completer = Callable[..., Any]
+
+_KINDS: Mapping[str, tuple[str, str]] = {
+    "tools": ("tools", "tools"),
+    "resources": ("resources", "resources"),
+    "templates": ("resourceTemplates", "resources"),
+    "prompts": ("prompts", "prompts"),
+}
+"""Kind -> (member of the list result, kind of the change notification)."""
+_NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource", "prompts": "prompt"}
+_COMPLETED = frozenset(("prompts", "templates"))
+"""The kinds whose arguments clients complete."""
+
+
+class Registry:
+    """Tools, resources, templates, prompts and completers of one server."""
+
+    def __init__(self, *, page_size: int, list_ttl_ms: int) -> None:
+        # Configuration
+        self._page_size = page_size
+        self._hints = {"ttlMs": list_ttl_ms, "cacheScope": "public"}
+        # What is registered
+        self.tools: dict[str, Tool] = {}
+        self.resources: dict[str, Resource] = {}
+        self.templates: dict[str, Template] = {}
+        self.prompts: dict[str, Prompt] = {}
+        self.completers: dict[tuple[str, str], Completer] = {}
+        """(prompt name or URI template, argument name) -> function."""
+        # Prepared
+        self.fast: dict[bytes, FastCall] = {}
+        """Value of `Mcp-Name` -> one typed pass over a whole 2026-07-28 call of that tool."""
+        self._pages: dict[tuple[str, str, str], bytes] = {}
+        self._offered: set[str] = {"", "logging"}
+        self.changed: Callable[[str], None] = lambda kind: None
+
+    def add(self, kind: str, key: str, item: Any) -> None:
+        """Register an item of a kind (tools, resources, templates, prompts).
+
+        Raises:
+            ValueError: there is one of that name already.
+        """
+        self.check_free(kind, key)
+        getattr(self, kind)[key] = item
+        if kind == "tools":
+            fast = FastCall.of(item)
+            if fast is None:
+                self.fast.pop(key.encode(), None)
+            else:
+                self.fast[key.encode()] = fast
+        self._touch(kind)
+
+    def check_free(self, kind: str, key: str) -> None:
+        """Make sure that a name can be given.
+
+        Raises:
+            ValueError: it is taken.
+        """
+        if key in getattr(self, kind):
+            noun = _NOUNS[kind]
+            raise ValueError(
+                f"There is a {noun} {key!r} already. Give this one another name, or call "
+                f"remove_{'resource' if kind == 'templates' else noun}({key!r}) first"
+            )
+
+    def remove(self, kind: str, key: str) -> None:
+        """Take an item away, and what completes its arguments.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        del getattr(self, kind)[key]
+        if kind in _COMPLETED:
+            self.completers = {at: completer for at, completer in self.completers.items() if at[0] != key}
+        if kind == "tools":
+            self.fast.pop(key.encode(), None)
+        self._touch(kind)
+
+    def _touch(self, kind: str) -> None:
+        change = _KINDS[kind][1]
+        self._offered.add(change)
+        if kind in _COMPLETED:
+            self._offered.add("completions")
+        self._pages = {page: made for page, made in self._pages.items() if page[0] != kind}
+        self.changed(change)
+
+    def offer(self, capability: str) -> None:
+        """Announce a capability from now on."""
+        self._offered.add(capability)
+
+    def offers(self, capability: str) -> bool:
+        """Whether the server offers a capability: one that it had something for at any time."""
+        return capability in self._offered
+
+    @property
+    def offered(self) -> int:
+        """How many capabilities there are; they only become more."""
+        return len(self._offered)
+
+    def requires(self, method: str, name: str) -> Mapping[str, Any]:
+        """The client capabilities that a method of a name cannot do without."""
+        tool = self.tools.get(name) if method == "tools/call" else None
+        return tool.requires if tool is not None else {}
+
+    def capabilities(self, revision: Revision, *, streams: bool = True) -> dict[str, Any]:
+        """Server capabilities as a revision announces them.
+
+        Args:
+            revision: the revision.
+            streams: the client can hear what it did not ask for; without, changes are not promised.
+        """
+        offered: dict[str, Any] = {}
+        for name in ("tools", "prompts", "resources"):
+            if self.offers(name):
+                offered[name] = {"listChanged": True} if streams else {}
+        if "resources" in offered and streams:
+            offered["resources"]["subscribe"] = True
+        if self.offers("completions"):
+            offered["completions"] = {}
+        offered["logging"] = {}
+        return projection.capabilities(offered, revision)
+
+    def page(self, kind: str, revision: Revision, cursor: str | None) -> bytes:
+        """The members of one page of a list.
+
+        Raises:
+            ProtocolError: INVALID_PARAMS for a cursor that is not ours.
+        """
+        key = (kind, revision.date, cursor if cursor is not None else "")
+        made = self._pages.get(key)
+        if made is None or cursor == "":
+            made = self._make_page(kind, revision, cursor)
+            if cursor != "":
+                self._pages[key] = made
+        return made
+
+    def _make_page(self, kind: str, revision: Revision, cursor: str | None) -> bytes:
+        items: dict[str, Any] = getattr(self, kind)
+        names = list(items)
+        start = 0 if cursor is None else self._start(kind, names, cursor)
+        shown = names[start : start + self._page_size]
+        describe = projection.tool if kind == "tools" else projection.named
+        result: dict[str, Any] = {_KINDS[kind][0]: [describe(items[name].describe(), revision) for name in shown]}
+        if start + self._page_size < len(names):
+            result["nextCursor"] = base64.urlsafe_b64encode(f"{kind}:{shown[-1]}".encode()).decode()
+        if revision.result_type:
+            result |= self._hints
+        return encode(result)[1:-1]
+
+    @staticmethod
+    def _start(kind: str, names: Iterable[str], cursor: str) -> int:
+        try:
+            found, _, name = base64.b64decode(cursor, b"-_", validate=True).decode().partition(":")
+            if found == kind:
+                return list(names).index(name) + 1
+        except (ValueError, binascii.Error):
+            pass
+        raise ProtocolError(INVALID_PARAMS, "Invalid cursor: list again from the start")
+
+    def check_completers(self) -> None:
+        """Make sure that every completer completes something.
+
+        Raises:
+            ValueError: naming the completer whose prompt, template or argument there is not.
+        """
+        for reference, argument in self.completers:
+            self.check_argument(reference, argument)
+            if reference not in self.prompts and reference not in self.templates:
+                raise ValueError(f"complete({reference!r}, {argument!r}): there is no such prompt or resource template")
+
+    def check_argument(self, reference: str, argument: str) -> None:
+        """Make sure that a prompt or template has an argument; one that is not there yet may get it.
+
+        Raises:
+            ValueError: naming the arguments that it has.
+        """
+        item = self.prompts.get(reference) or self.templates.get(reference)
+        if item is not None and argument not in item.plan.parameters:
+            known = ", ".join(map(repr, item.plan.parameters)) or "none"
+            raise ValueError(f"complete({reference!r}, {argument!r}): there is no such argument; there is {known}")
+
+    def complete_from(self, reference: str, argument: str) -> Completer | None:
+        """The completer of a prompt or template argument, if there is one."""
+        return self.completers.get((reference, argument))

@@ -1,0 +1,1 @@
+"""A Python function as data: its arguments, schema, results and description."""

@@ -1,0 +1,339 @@
+"""The plan of a function: everything about calling it that can be known when it is registered.
+
+A signature becomes an argument struct, its decoder, the schemas that clients see, and one closure that calls the
+function in the narrowest way. Nothing here runs per call but that closure, and `recover` for arguments that the
+decoder refused.
+"""
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import astuple
+
+from millstream.protocol.json_schema import Schema, integral
+from millstream.protocol.param_headers import ParamHeader, find_annotations
+from millstream.server.functions.argument_errors import expected, explain
+from millstream.server.functions.docstrings import describe
+from millstream.server.functions.parameters import (
+    Argument,
+    Kind,
+    argument_of,
+    check_text_arguments,
+    rewritten,
+    schema_of_arguments,
+    struct_of,
+)
+from millstream.server.functions.pydantic_types import dec_hook
+from millstream.server.functions.results import Output, output_from_schema, output_of
+from millstream.server.functions.schema_check import SchemaCheck
+
+Call = Callable[[Any, Any], Any]
+"""``call(arguments, context)``: what the function returns (an awaitable or a generator, if it is one)."""
+
+
+class Plan(Struct, frozen=True):
+    """How to call one function. Made by `plan`."""
+
+    name: str
+    kind: Kind
+    description: str
+    """The docstring up to its first section."""
+    parameters: tuple[str, ...]
+    """Wire names, in the order of the signature; without the context."""
+    arguments: type[Any]
+    """A generated Struct; `dict` for a function that takes hand-described arguments whole."""
+    decoder: msgspec.json.Decoder[Any]
+    input_schema: Schema
+    check: SchemaCheck | None
+    """What the arguments have to fit before they are decoded, where the schema was written by hand."""
+    output: Output | None
+    headers: tuple[ParamHeader, ...]
+    context_parameter: str | None
+    context_type: type | None
+    """Which of the `contexts` given to `plan` that parameter asks for."""
+    is_async: bool
+    """Calling gives an awaitable."""
+    is_generator: bool
+    """Calling gives an iterator, an asynchronous one when `is_async` is true."""
+    call: Call
+
+    @property
+    def output_schema(self) -> Schema | None:
+        """What the function promises to return, if that is structured."""
+        return None if self.output is None else self.output.schema
+
+
+def plan(
+    function: Callable[..., Any],
+    *,
+    kind: Kind = "tool",
+    contexts: tuple[type, ...] = (),
+    name: str | None = None,
+    input_schema: Schema | None = None,
+    output_schema: Schema | None = None,
+) -> Plan:
+    """Think through a function once.
+
+    Args:
+        function: any callable with a signature.
+        kind: what it will be; the arguments of prompts and resources arrive as text.
+        contexts: the classes that mark the parameter to give the context to.
+        name: for messages; the function's own name otherwise.
+        input_schema, output_schema: written by hand, listed unchanged; arguments and results have to fit.
+
+    Raises:
+        TypeError: for a signature that cannot be served, naming the parameter and what works.
+        ValueError: for a schema that cannot be served, or an empty name.
+        ImportError: a schema is written by hand, and the extra that checks it is not installed.
+    """
+    target = _target(function)
+    if name is not None and not name.strip():
+        raise ValueError(f"{_name(function, target)}: the name given for this {kind} is empty")
+    name = name or _name(function, target)
+    text, descriptions = describe(target)
+    signature = inspect.signature(function)
+    hints = _hints(target)
+    context, context_type = _context(signature, hints, contexts, name)
+    values = [parameter for parameter in signature.parameters.values() if parameter.name != context]
+    fields = [argument_of(parameter, hints, descriptions, kind, name) for parameter in values]
+
+    check = None
+    arguments: type[Any]
+    if input_schema is not None:
+        with _about(f"{name}: input_schema"):
+            check = SchemaCheck(input_schema, whole="the arguments")
+        arguments, whole = _hand_described(values, fields, input_schema, name)
+    else:
+        arguments, whole = struct_of(name, fields, forbid_unknown_fields=kind == "tool"), False
+    schema = input_schema if input_schema is not None else schema_of_arguments(arguments, fields)
+    if kind != "tool":
+        check_text_arguments(schema, kind, name)
+
+    is_async, is_generator = _nature(function, target)
+    with _about(f"{name}: output_schema"):
+        by_hand = output_from_schema(output_schema) if output_schema is not None else None
+    return Plan(
+        name=name,
+        kind=kind,
+        description=text,
+        parameters=tuple(parameter.name for parameter in values),
+        arguments=arguments,
+        decoder=msgspec.json.Decoder(arguments, dec_hook=dec_hook),
+        input_schema=schema,
+        check=check,
+        output=by_hand or _output(hints, kind, is_generator),
+        headers=find_annotations(schema) if kind == "tool" else (),
+        context_parameter=context,
+        context_type=context_type,
+        is_async=is_async,
+        is_generator=is_generator,
+        call=_whole(function, context) if whole else _caller(function, signature, context),
+    )
+
+
+@contextmanager
+def _about(what: str) -> Generator[None, None, None]:
+    """Errors of what is inside say what it was about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+# What the function is.
+
+
+def _target(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that carries annotations and docstring, below partials, decorators and ``__call__``."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    return function if inspect.isroutine(function) or inspect.isclass(function) else type(function).__call__
+
+
+def _name(function: Callable[..., Any], target: Callable[..., Any]) -> str:
+    name: str = target.__name__
+    return name if name != "__call__" else type(function).__name__
+
+
+def _nature(function: Callable[..., Any], target: Callable[..., Any]) -> tuple[bool, bool]:
+    either = (function, target)
+    if any(inspect.isasyncgenfunction(one) for one in either):
+        return True, True
+    return any(inspect.iscoroutinefunction(one) for one in either), inspect.isgeneratorfunction(target)
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """Resolved annotations; one that cannot be resolved stays a string, for whoever needs it to refuse."""
+    if inspect.isclass(target):
+        target = target.__init__
+    try:
+        return typing.get_type_hints(target, include_extras=True)
+    except (NameError, AttributeError):
+        pass
+    found: dict[str, Any] = {}
+    for name, annotation in target.__annotations__.items():
+        holder = type(name, (), {"__annotations__": {name: annotation}, "__module__": target.__module__})
+        try:
+            found |= typing.get_type_hints(holder, target.__globals__, include_extras=True)
+        except (NameError, AttributeError):
+            found[name] = annotation
+    return found
+
+
+def _context(
+    signature: inspect.Signature, hints: dict[str, Any], contexts: tuple[type, ...], name: str
+) -> tuple[str | None, type | None]:
+    """The parameter that takes the context, and which kind of context."""
+    marked = [(parameter, _context_type(hints.get(parameter), contexts)) for parameter in signature.parameters]
+    found = [(parameter, kind) for parameter, kind in marked if kind is not None]
+    if len(found) > 1:
+        raise TypeError(f"{name}: only one parameter can be the context, not {' and '.join(each for each, _ in found)}")
+    return found[0] if found else (None, None)
+
+
+def _context_type(annotation: Any, contexts: tuple[type, ...]) -> type | None:
+    if isinstance(annotation, str):
+        # Imported for type checkers only: the last name has to do.
+        names = {part.strip().split(".")[-1] for part in annotation.split("|")}
+        return next((context for context in contexts if context.__name__ in names), None)
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else (annotation,)
+    classes = [part for part in parts if isinstance(part, type)]
+    return next((context for context in contexts if any(issubclass(part, context) for part in classes)), None)
+
+
+# Arguments and results.
+
+
+def _hand_described(
+    values: list[inspect.Parameter], fields: list[Argument], schema: Schema, name: str
+) -> tuple[type[Any], bool]:
+    """The type of arguments that a hand-written schema describes, and whether the function takes them whole."""
+    properties = schema.get("properties", {})
+    if [value.name for value in values] == ["arguments"] and "arguments" not in properties:
+        return dict[str, Any], True
+    closed = schema.get("additionalProperties") is False and properties.keys() <= {field.name for field in fields}
+    return struct_of(name, fields, forbid_unknown_fields=closed), False
+
+
+def _output(hints: dict[str, Any], kind: Kind, is_generator: bool) -> Output | None:
+    annotation = hints.get("return", Any)
+    if kind != "tool" or annotation in (Any, object, None) or isinstance(annotation, str):
+        return None
+    if is_generator:
+        annotation = (*get_args(annotation), Any)[0]
+    return output_of(rewritten(annotation))
+
+
+# Calling.
+
+
+def _caller(function: Callable[..., Any], signature: inspect.Signature, context: str | None) -> Call:
+    """The narrowest closure that calls `function` with a decoded struct and the context."""
+    names = list(signature.parameters)
+    keyword_only = [name for name in names if signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
+    if keyword_only:
+        return _by_keyword(function, [name for name in names if name not in keyword_only], keyword_only, context)
+    if context is None:
+        return (lambda arguments, _: function(*astuple(arguments))) if names else (lambda _, __: function())
+    at = names.index(context)
+    if len(names) == 1:
+        return lambda _, ctx: function(ctx)
+    if at == 0:
+        return lambda arguments, ctx: function(ctx, *astuple(arguments))
+    if at == len(names) - 1:
+        return lambda arguments, ctx: function(*astuple(arguments), ctx)
+
+    def call(arguments: Any, ctx: Any) -> Any:
+        values = astuple(arguments)
+        return function(*values[:at], ctx, *values[at:])
+
+    return call
+
+
+def _by_keyword(
+    function: Callable[..., Any], positional: list[str], keyword_only: list[str], context: str | None
+) -> Call:
+    def call(arguments: Any, ctx: Any) -> Any:
+        values = [ctx if name == context else getattr(arguments, name) for name in positional]
+        named = {name: ctx if name == context else getattr(arguments, name) for name in keyword_only}
+        return function(*values, **named)
+
+    return call
+
+
+def _whole(function: Callable[..., Any], context: str | None) -> Call:
+    if context is None:
+        return lambda arguments, _: function(arguments=arguments)
+    return lambda arguments, ctx: function(arguments=arguments, **{context: ctx})
+
+
+# Arguments that need more than the decoder.
+
+
+def bind(plan: Plan, values: dict[str, Any]) -> Any:
+    """Arguments of a prompt or a resource from their strings: ``"3"`` is an int where one is asked for.
+
+    Raises:
+        msgspec.ValidationError: for a text that is not what the parameter asks for.
+    """
+    return msgspec.convert(values, plan.arguments, strict=False, dec_hook=dec_hook)
+
+
+def argument_error(error: Exception, plan: Plan, raw: bytes | msgspec.Raw = b"") -> str:
+    """What a model is told to fix: ``Invalid arguments for tool 'add': 'a' must be an integer, got a string. …``.
+
+    Args:
+        error: what `Plan.decoder` or `bind` raised.
+        plan: of the function that was to be called.
+        raw: the arguments, to name every missing and unknown one and not only the first.
+    """
+    return f"Invalid arguments for {plan.kind} {plan.name!r}: {explain(error, plan.input_schema, raw)}"
+
+
+def read_arguments(plan: Plan, raw: bytes) -> Any:
+    """Arguments from their JSON: checked against a schema written by hand, if there is one, and decoded.
+
+    What the decoder refuses is tried once more with ``2.0`` read as the integer 2, as JSON Schema does.
+
+    Raises:
+        ArgumentError: with what a model is told to fix.
+    """
+    if plan.check is not None:
+        _check(plan, plan.check, raw)
+    try:
+        return plan.decoder.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        arguments = recover(plan, raw)
+        if arguments is None:
+            raise ArgumentError(argument_error(error, plan, raw)) from error
+        return arguments
+
+
+class ArgumentError(ValueError):
+    """Arguments that do not fit; the text is for a model."""
+
+
+def _check(plan: Plan, check: SchemaCheck, raw: bytes) -> None:
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ArgumentError(argument_error(error, plan)) from error
+    if not check.fits(value):
+        why = f"{check.reasons(value, len(raw))}. {expected(plan.input_schema)}"
+        raise ArgumentError(f"Invalid arguments for {plan.kind} {plan.name!r}: {why}")
+
+
+def recover(plan: Plan, raw: bytes | msgspec.Raw) -> Any | None:
+    """Arguments that the decoder refused, with every whole number as an integer; `None` when they are still refused."""
+    try:
+        return msgspec.convert(integral(msgspec.json.decode(raw)), plan.arguments, dec_hook=dec_hook)
+    except (msgspec.DecodeError, RecursionError):
+        return None

@@ -1,0 +1,1 @@
+"""Who watches calls: metrics, the message log, traces."""

@@ -1,0 +1,190 @@
+"""What a server can ask a client, written once for every revision: `Elicit`, `ElicitUrl`, `Sample`, `Roots`.
+
+Each question knows the capability it needs, its parameters on the wire of a revision, and how to read the answer.
+How it travels (a request on the line, or an `input_required` result) is the business of `asking`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from millstream.protocol.content import Message, Role, SamplingContent, Text
+from millstream.protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError
+from millstream.protocol.revisions import Revision
+from millstream.server.questions.forms import parse_answer, project, requested_schema
+
+
+class Elicit(Struct, frozen=True):
+    """Ask the person to fill in a form: ``Elicit("Where to?", Address)``.
+
+    `answer` is a dataclass, Struct, TypedDict or pydantic model with flat primitive fields, or a JSON Schema object.
+    The result is a value of that type, or a dict for a schema.
+    """
+
+    message: str
+    answer: Any
+
+
+class ElicitUrl(Struct, frozen=True):
+    """Ask the person to open a URL (for secrets and payments). Accepting means consent to open it, not completion."""
+
+    message: str
+    url: str
+
+
+class Sample(Struct, frozen=True):
+    """Ask the client's model to continue a conversation."""
+
+    messages: str | Message | Sequence[Message | str]
+    max_tokens: int = 1024
+    system: str | None = None
+    temperature: float | None = None
+    stop_sequences: Sequence[str] | None = None
+    preferences: Mapping[str, Any] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    tool_choice: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+class Roots(Struct, frozen=True):
+    """Ask which folders the person opened."""
+
+
+Question = Elicit | ElicitUrl | Sample | Roots
+
+
+class Root(Struct, frozen=True):
+    """One folder or file the client works on."""
+
+    uri: str
+    name: str | None = None
+
+
+class SampleResult(Struct, frozen=True, rename="camel"):
+    """What the client's model said."""
+
+    role: Role
+    content: SamplingContent | list[SamplingContent]
+    model: str
+    stop_reason: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text blocks, joined."""
+        content = self.content if isinstance(self.content, list) else [self.content]
+        return "\n".join(block.text for block in content if isinstance(block, Text))
+
+
+class _ElicitResult(Struct):
+    action: str
+    content: Raw = Raw(b"")
+
+
+class _RootsResult(Struct):
+    roots: list[Root]
+
+
+_METHODS: Mapping[type, str] = {
+    Elicit: "elicitation/create",
+    ElicitUrl: "elicitation/create",
+    Sample: "sampling/createMessage",
+    Roots: "roots/list",
+}
+
+
+def method_of(question: Question) -> str:
+    """The method that carries a question."""
+    return _METHODS[type(question)]
+
+
+def capability_of(question: Question) -> dict[str, Any]:
+    """The client capabilities that a question needs, as a ClientCapabilities object."""
+    if isinstance(question, Elicit):
+        return {"elicitation": {"form": {}}}
+    if isinstance(question, ElicitUrl):
+        return {"elicitation": {"url": {}}}
+    if isinstance(question, Sample):
+        return {"sampling": {"tools": {}} if question.tools or question.tool_choice else {}}
+    return {"roots": {}}
+
+
+def params_of(question: Question, revision: Revision, *, elicitation_id: str = "") -> dict[str, Any]:
+    """Parameters on the wire of a revision.
+
+    Args:
+        elicitation_id: for URL questions of revisions that have such ids.
+    """
+    if isinstance(question, Elicit):
+        schema = project(
+            requested_schema(question.answer), rich_enums=revision.rich_forms, defaults_all=revision.rich_forms
+        )
+        mode = {"mode": "form"} if "url" in revision.elicitation_modes else {}
+        return {**mode, "message": question.message, "requestedSchema": schema}
+    if isinstance(question, ElicitUrl):
+        params = {"mode": "url", "message": question.message, "url": question.url}
+        return {**params, "elicitationId": elicitation_id} if revision.elicitation_ids else params
+    if isinstance(question, Sample):
+        return _sample_params(question, revision)
+    return {}
+
+
+def _sample_params(question: Sample, revision: Revision) -> dict[str, Any]:
+    given = question.messages
+    messages = [given] if isinstance(given, str | Message) else list(given)
+    params: dict[str, Any] = {
+        "messages": [Message("user", each) if isinstance(each, str) else each for each in messages],
+        "maxTokens": question.max_tokens,
+    }
+    optional: dict[str, Any] = {
+        "systemPrompt": question.system,
+        "temperature": question.temperature,
+        "stopSequences": question.stop_sequences,
+        "modelPreferences": question.preferences,
+        "metadata": question.metadata,
+    }
+    if revision.sampling_tools:
+        optional = optional | {"tools": question.tools, "toolChoice": question.tool_choice}
+    params.update({key: value for key, value in optional.items() if value is not None})
+    return params
+
+
+_decode_elicit = msgspec.json.Decoder(_ElicitResult).decode
+_decode_sample = msgspec.json.Decoder(SampleResult).decode
+_decode_roots = msgspec.json.Decoder(_RootsResult).decode
+
+
+def read_answer(question: Question, raw: bytes) -> Any:
+    """The value a question asked for.
+
+    Raises:
+        Declined: the person said no.
+        Cancelled: the person dismissed the question.
+        ProtocolError: INVALID_PARAMS for an answer of the wrong shape.
+    """
+    try:
+        if isinstance(question, Sample):
+            return _decode_sample(raw)
+        if isinstance(question, Roots):
+            return _decode_roots(raw).roots
+        result = _decode_elicit(raw)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {method_of(question)}: {exc}") from exc
+    if result.action == "decline":
+        raise Declined("The person declined to answer.")
+    if result.action == "cancel":
+        raise Cancelled("The person dismissed the question.")
+    if result.action != "accept":
+        raise ProtocolError(INVALID_PARAMS, "Invalid answer: action is accept, decline or cancel")
+    if isinstance(question, ElicitUrl):
+        return None
+    return _parse_form(question, bytes(result.content))
+
+
+def _parse_form(question: Elicit, raw: bytes) -> Any:
+    try:
+        content = msgspec.json.decode(raw or b"null", type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid answer: content must be an object ({exc})") from exc
+    return parse_answer(content, question.answer)

@@ -1,0 +1,234 @@
+"""The event log of the store in this process. Its streams are in lists, bounded in bytes, overheads included.
+
+Each kind of stream has room of its own. A kind that is full drops the oldest entries of its largest streams, whose
+readers get `Gap`.
+"""
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from millstream.stores.base import Entry, Gap, Position, StoreFull
+from millstream.stores.memory.deadlines import SLACK, Deadlines
+
+ITEM_BYTES: Final = 200
+"""What a log entry, or a key with its value and deadline, takes besides its bytes; rounded up."""
+STREAM_BYTES: Final = 600
+
+_DROPPED: Final = Entry(Position("", 0), b"")
+
+
+class _Stream:
+    """The entries of one stream. Dropped ones stay as a placeholder until they are cut off together."""
+
+    __slots__ = ("entries", "floor", "head", "name", "rank", "size")
+
+    def __init__(self, name: str, floor: int, size: int) -> None:
+        self.name = name
+        self.entries: list[Entry] = []
+        self.head = 0
+        """Index of the oldest entry held."""
+        self.floor = floor
+        """A reader at this offset has missed nothing; one below it may have."""
+        self.size = size
+        self.rank = 0
+        """The length of `size` in bits, when last looked at."""
+
+    def __len__(self) -> int:
+        return len(self.entries) - self.head
+
+    def drop_oldest(self) -> int:
+        """Drop one entry; returns the bytes that it took."""
+        entries, head = self.entries, self.head
+        oldest = entries[head]
+        entries[head] = _DROPPED
+        self.floor = oldest.position.offset
+        self.head = head + 1
+        if self.head >= SLACK and self.head * 2 >= len(entries):
+            del entries[: self.head]
+            self.head = 0
+        freed = len(oldest.data) + ITEM_BYTES
+        self.size -= freed
+        return freed
+
+
+class _Kind:
+    """The streams of one kind, in lists.
+
+    One counter numbers the entries of all streams. So a stream that was forgotten and begins again starts above every
+    position handed out before, and an old reader is found out without a trace of the old stream being kept.
+
+    A full log takes room from a stream that is the largest to within a factor of two, the one appended to longest ago
+    where several are: small streams do not feel large ones. They are kept by the length of their size in bits, so the
+    choice costs the same however many there are.
+    """
+
+    __slots__ = ("_clock", "_deadlines", "_epoch", "_last", "_latest", "_max_bytes", "_ranks", "_streams", "size")
+
+    def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str) -> None:
+        # configuration
+        self._clock = clock
+        self._max_bytes = max_bytes
+        self._epoch = epoch
+        # process
+        self._last = 0
+        self._streams: dict[str, _Stream] = {}
+        # By rank, and in each the one appended to longest ago first. Until room is made, one may have twice the bound.
+        self._ranks = [OrderedDict[str, _Stream]() for _ in range(max_bytes.bit_length() + 2)]
+        self._latest = ("", "")
+        """The two streams appended to last, the newer one behind. Their newest entries stay: who writes an event to
+        one stream and a copy to another must still find the first when it reads."""
+        self._deadlines = Deadlines()
+        self.size = 0
+        """Bytes held, as they are counted against the bound."""
+
+    def append(self, stream: str, data: bytes, *, ttl: float, max_entries: int) -> Position:
+        cost = len(data) + ITEM_BYTES
+        if cost + len(stream) + STREAM_BYTES > self._max_bytes:
+            raise StoreFull(f"An entry of {len(data)} bytes exceeds the {self._max_bytes} of the in-memory log.")
+        now = self._clock()
+        held = self._present(stream, now) or self._begin(stream)
+        self._last += 1
+        position = Position(self._epoch, self._last)
+        held.entries.append(Entry(position, data))
+        held.size += cost
+        self.size += cost
+        self._deadlines.set(stream, now + ttl)
+        while len(held) > max_entries:
+            self.size -= held.drop_oldest()
+        self._unrank(held)
+        self._rank(held)
+        if self._latest[1] != stream:
+            self._latest = (self._latest[1], stream)
+        while self.size > self._max_bytes:
+            self._make_room()
+        return position
+
+    def read(self, stream: str, after: Position | None, limit: int) -> Sequence[Entry]:
+        held = self._present(stream, self._clock())
+        if held is None:
+            if after is None:
+                return []
+            raise Gap(self._epoch, None)
+        entries, start = held.entries, held.head
+        if after is not None:
+            if after.epoch != self._epoch or not held.floor <= after.offset <= entries[-1].position.offset:
+                raise Gap(self._epoch, entries[start].position)
+            start = bisect_right(entries, after.offset, start, key=_offset)
+        return entries[start : start + limit]
+
+    def trim(self, stream: str) -> None:
+        if self._present(stream, self._clock()) is not None:
+            self._forget(stream)
+
+    def sweep(self, now: float) -> None:
+        """Forget some of what has expired."""
+        for name in self._deadlines.due(now):
+            self._forget(name)
+
+    def _present(self, stream: str, now: float) -> _Stream | None:
+        self.sweep(now)
+        held = self._streams.get(stream)
+        if held is not None and self._deadlines.passed(stream, now):
+            self._forget(stream)
+            return None
+        return held
+
+    def _begin(self, stream: str) -> _Stream:
+        size = len(stream) + STREAM_BYTES
+        held = self._streams[stream] = _Stream(stream, self._last, size)
+        self._rank(held)
+        self.size += size
+        return held
+
+    def _forget(self, stream: str) -> None:
+        self._deadlines.forget(stream)
+        held = self._streams.pop(stream)
+        self._unrank(held)
+        self.size -= held.size
+        if not self._streams:
+            self._streams.clear()
+
+    def _rank(self, held: _Stream) -> None:
+        """Put a stream behind the others of its size."""
+        held.rank = held.size.bit_length()
+        self._ranks[held.rank][held.name] = held
+
+    def _unrank(self, held: _Stream) -> None:
+        rank = self._ranks[held.rank]
+        del rank[held.name]
+        if not rank:
+            rank.clear()
+
+    def _make_room(self) -> None:
+        """Drop the oldest entry of a largest stream; the stream is forgotten with its only one."""
+        held = self._largest()
+        if len(held) == 1:
+            self._forget(held.name)
+        else:
+            self.size -= held.drop_oldest()
+            if held.size.bit_length() != held.rank:
+                self._unrank(held)
+                self._rank(held)
+
+    def _largest(self) -> _Stream:
+        for rank in reversed(self._ranks):
+            for held in rank.values():  # at most two are passed over
+                if len(held) > 1 or held.name not in self._latest:
+                    return held
+        # Two entries are all that is left, and together too large: the newer one stays.
+        return self._streams[self._latest[0]]
+
+
+class MemoryLog:
+    """`EventLog` in lists, in so much room for each kind of stream."""
+
+    __slots__ = ("_clock", "_epoch", "kinds", "max_bytes")
+
+    def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str) -> None:
+        # configuration
+        self._clock = clock
+        self._epoch = epoch
+        self.max_bytes = max_bytes
+        """The room of one kind."""
+        # process
+        self.kinds: dict[str, _Kind] = {}
+        """Those that have been appended to. Few: this program names its streams, not its peers."""
+
+    @property
+    def size(self) -> int:
+        """Bytes held, of all kinds together."""
+        return sum(kind.size for kind in self.kinds.values())
+
+    async def append(self, stream: str, data: bytes, *, ttl: float, max_entries: int) -> Position:
+        name = _kind(stream)
+        kind = self.kinds.get(name)
+        if kind is None:
+            kind = self.kinds[name] = _Kind(self._clock, self.max_bytes, self._epoch)
+        now = self._clock()
+        for each in self.kinds.values():  # one that is not used any more gives its room back too
+            each.sweep(now)
+        return kind.append(stream, data, ttl=ttl, max_entries=max_entries)
+
+    async def read(self, stream: str, after: Position | None, limit: int = 1000) -> Sequence[Entry]:
+        kind = self.kinds.get(_kind(stream))
+        if kind is not None:
+            return kind.read(stream, after, limit)
+        if after is not None:
+            raise Gap(self._epoch, None)
+        return []
+
+    async def trim(self, stream: str) -> None:
+        kind = self.kinds.get(_kind(stream))
+        if kind is not None:
+            kind.trim(stream)
+
+
+def _kind(stream: str) -> str:
+    name, colon, _ = stream.partition(":")
+    return name if colon else ""
+
+
+def _offset(entry: Entry) -> int:
+    return entry.position.offset

@@ -1,0 +1,175 @@
+"""The store in this process: nothing is shared, nothing survives, nothing waits.
+
+No method suspends and there is no timer: what has expired is absent at once, and its memory is given back a few items
+at a time by later calls. Values and log are bounded in bytes, keys and overheads included. A full key-value part
+refuses (`StoreFull`), since a forgotten tombstone would bring a session back to life; what is as small as a tombstone
+has room of its own, so what sessions accumulate cannot keep one out. The log is in `memory_log`. For one thread.
+"""
+
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+from millstream.stores.base import StoreFull
+from millstream.stores.memory.deadlines import SWEEP, Deadlines
+from millstream.stores.memory.log import ITEM_BYTES, MemoryLog
+
+MARK_BYTES: Final = 16
+"""A value up to this size, such as a tombstone, may use the room that is kept back from larger ones."""
+KEPT_BACK: Final = 16
+"""One part in so many."""
+
+
+class MemoryKeyValue:
+    """`KeyValue` in a dict."""
+
+    __slots__ = ("_clock", "_deadlines", "_values", "max_bytes", "size")
+
+    def __init__(self, clock: Callable[[], float], max_bytes: int) -> None:
+        # configuration
+        self._clock = clock
+        self.max_bytes = max_bytes
+        # process
+        self._values: dict[str, bytes] = {}
+        self._deadlines = Deadlines()
+        self.size = 0
+        """Bytes held, as they are counted against the bound."""
+
+    async def get(self, key: str) -> bytes | None:
+        return self._present(key, self._clock())
+
+    async def put(self, key: str, value: bytes, ttl: float) -> None:
+        self._store(key, value, ttl, self._clock())
+
+    async def compare_and_set(self, key: str, expected: bytes | None, value: bytes | None, ttl: float) -> bool:
+        now = self._clock()
+        present = self._present(key, now)
+        if present != expected:
+            return False
+        if value is not None:
+            self._store(key, value, ttl, now)
+        elif present is not None:
+            self._forget(key)
+        return True
+
+    async def delete(self, key: str) -> bool:
+        if self._present(key, self._clock()) is None:
+            return False
+        self._forget(key)
+        return True
+
+    async def keys(self, prefix: str) -> list[str]:
+        now = self._clock()
+        passed = self._deadlines.passed
+        return [key for key in self._values if key.startswith(prefix) and not passed(key, now)]
+
+    def _present(self, key: str, now: float) -> bytes | None:
+        self._sweep(now)
+        value = self._values.get(key)
+        if value is not None and self._deadlines.passed(key, now):
+            self._forget(key)
+            return None
+        return value
+
+    def _store(self, key: str, value: bytes, ttl: float, now: float) -> None:
+        self._present(key, now)  # an expired value must not be counted
+        room = self.max_bytes
+        if len(value) > MARK_BYTES:
+            room -= room // KEPT_BACK
+        if self.size + self._growth(key, value) > room:
+            self._sweep(now, sys.maxsize)
+            if self.size + self._growth(key, value) > room:
+                raise StoreFull(f"The in-memory store holds its {self.max_bytes} bytes and takes no further value.")
+        self.size += self._growth(key, value)
+        self._values[key] = value
+        self._deadlines.set(key, now + ttl)
+
+    def _growth(self, key: str, value: bytes) -> int:
+        old = self._values.get(key)
+        return len(value) - len(old) if old is not None else len(value) + len(key) + ITEM_BYTES
+
+    def _sweep(self, now: float, look: int = SWEEP) -> None:
+        for key in self._deadlines.due(now, look):
+            self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        self._deadlines.forget(key)
+        self.size -= len(self._values.pop(key)) + len(key) + ITEM_BYTES
+        if not self._values:
+            self._values.clear()
+
+
+class _Subscription:
+    __slots__ = ("active", "receive")
+
+    def __init__(self, receive: Callable[[bytes], None]) -> None:
+        self.receive = receive
+        self.active = True
+
+
+class MemoryBus:
+    """`Bus` by plain calls: every subscriber has the message when `publish` returns, so there is no queue to bound."""
+
+    __slots__ = ("_topics",)
+
+    def __init__(self) -> None:
+        # Replaced, never changed: a delivery under way keeps walking the tuple it began with.
+        self._topics: dict[str, tuple[_Subscription, ...]] = {}
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        for subscription in self._topics.get(topic, ()):
+            if subscription.active:
+                subscription.receive(data)
+
+    def subscribe(
+        self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        """As `Bus.subscribe`; `interrupted` is never called, for nothing can come between."""
+        subscription = _Subscription(receive)
+        self._topics[topic] = (*self._topics.get(topic, ()), subscription)
+
+        def unsubscribe() -> None:
+            if not subscription.active:
+                return
+            subscription.active = False
+            others = tuple(other for other in self._topics[topic] if other is not subscription)
+            if others:
+                self._topics[topic] = others
+            else:
+                del self._topics[topic]
+
+        return unsubscribe
+
+    def end_all(self) -> None:
+        for subscriptions in self._topics.values():
+            for subscription in subscriptions:
+                subscription.active = False
+        self._topics.clear()
+
+
+class MemoryStore:
+    """The store of one process. Its data live as long as the object, also when it is closed and opened again."""
+
+    __slots__ = ("bus", "epoch", "kv", "log", "shared")
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        epoch: str = "",
+        max_value_bytes: int = 64 * 1024 * 1024,
+        max_log_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        self.epoch = epoch or secrets.token_hex(6)
+        self.shared = False
+        self.kv = MemoryKeyValue(clock, max_value_bytes)
+        self.log = MemoryLog(clock, max_log_bytes, self.epoch)
+        self.bus = MemoryBus()
+
+    async def open(self) -> None:
+        """Nothing to connect to."""
+
+    async def close(self) -> None:
+        self.bus.end_all()

@@ -1,0 +1,243 @@
+"""The hub over HTTP: `GET /events`, `GET /mcp/sse/{client_id}`, `POST /publish`.
+
+Streams are server-sent events. A plain event has no ``event`` field, so that `EventSource.onmessage` sees it; a gap is
+told as ``event: gap``, and a stream that the hub ends closes with ``event: cut``. Between events the place to resume
+from goes out as an id alone, which a client keeps without dispatching anything. Errors are problem details (RFC 9457).
+"""
+
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+from msgspec import Struct
+
+from millstream.config import Settings
+from millstream.http.compression import GZIP_HEAD, accepts_gzip, gzip_member
+from millstream.http.media import accepted, carries_json
+from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink
+from millstream.hub import Event, Forbidden, Hub, InvalidName, TooLarge, TooMany
+from millstream.hub.channels import DEFAULT
+from millstream.protocol import sse
+from millstream.protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
+from millstream.protocol.jsonrpc import check_text, encode
+from millstream.protocol.principal import Principal
+from millstream.server.calls.services import Note, principal_id, unobserved
+from millstream.transports.open_streams import OpenStreams
+from millstream.transports.streamable.post import Authenticate
+
+CLIENT_PATH = "/mcp/sse/"
+MAX_HISTORY = 1_000
+
+_PROBLEM_HEAD = b"content-type: application/problem+json\r\n"
+_RETRY_AFTER = b"retry-after: 5\r\n"
+
+
+class Publication(Struct, forbid_unknown_fields=True):
+    """The body of `POST /publish`. A misspelled ``channel`` would reach everybody: unknown members are refused."""
+
+    data: Any
+    channel: str = DEFAULT
+    event: str | None = None
+    id: str | None = None
+
+
+_decode_publication = msgspec.json.Decoder(Publication).decode
+
+
+def encode_sse(event: Event) -> bytes:
+    """An event of the hub as a server-sent event."""
+    if event.data is None:
+        return b"id: %b\n\n" % event.id.encode()
+    return sse.encode_event(event.data, event=event.event, id=event.id or None)
+
+
+def encode_sse_gzip(event: Event) -> bytes:
+    """`encode_sse` as one gzip member: made once for all who take gzip."""
+    return gzip_member(encode_sse(event))
+
+
+_GZIP_COMMENT = gzip_member(sse.COMMENT)
+
+
+class HubRoutes:
+    """The three handlers."""
+
+    __slots__ = ("_authenticate", "_hub", "_note", "_settings", "_streams")
+
+    def __init__(
+        self,
+        hub: Hub,
+        streams: OpenStreams,
+        settings: Settings,
+        *,
+        note: Note = unobserved,
+        authenticate: Authenticate | None = None,
+    ) -> None:
+        self._hub = hub
+        self._note = note
+        self._streams = streams
+        self._settings = settings
+        self._authenticate = authenticate
+
+    @staticmethod
+    def match(path: str) -> str | None:
+        """The client id in a path of `client_stream`; None for other paths."""
+        client_id = path.removeprefix(CLIENT_PATH)
+        return client_id if client_id and client_id != path and "/" not in client_id else None
+
+    async def events(self, request: Request) -> Response | Sink:
+        """Stream channels: ``?channel=`` (repeated, or separated by commas), ``?client_id= ?name= ?history=``."""
+        query = _query(request)
+        channels = [part for value in query.get("channel", ()) for part in value.split(",")] or [DEFAULT]
+        principal = await self._principal(request)
+        try:
+            history = _count(query)
+            client_id, name = _last(query, "client_id"), _last(query, "name")
+            self._hub.admission.subscribe(
+                channels, client_id=client_id, name=name, principal=principal, address=request.peer
+            )
+        except (InvalidName, Forbidden, TooMany) as exc:
+            return _refusal(exc)
+        sink = self._open(request, principal)
+        if isinstance(sink, Response):
+            return sink
+        try:
+            await self._hub.subscribe(
+                channels,
+                sink,
+                encode=encode_sse_gzip if self._gzip(request) else encode_sse,
+                last_event_id=_last_event_id(request, query),
+                history=history,
+                client_id=client_id,
+                name=name,
+                principal=principal,
+                address=request.peer,
+                transport="events",
+            )
+        except BaseException:
+            sink.close()
+            raise
+        return sink
+
+    async def client_stream(self, request: Request) -> Response | Sink:
+        """Stream what is sent to one client: progress and results of its streamed calls."""
+        client_id = self.match(request.path)
+        if client_id is None:
+            return problem(404, "The path is /mcp/sse/ and a client id.")
+        principal = await self._principal(request)
+        try:
+            self._hub.admission.receive(client_id, principal=principal, address=request.peer)
+        except (InvalidName, Forbidden, TooMany) as exc:
+            return _refusal(exc)
+        sink = self._open(request, principal)
+        if isinstance(sink, Response):
+            return sink
+        try:
+            first = sse.encode_event(encode({"client_id": client_id}), event="connected")
+            sink.write(gzip_member(first) if self._gzip(request) else first)
+            await self._hub.receive(
+                client_id,
+                sink,
+                encode=encode_sse_gzip if self._gzip(request) else encode_sse,
+                last_event_id=_last_event_id(request, _query(request)),
+                principal=principal,
+                address=request.peer,
+                transport="events",
+            )
+        except BaseException:
+            sink.close()
+            raise
+        return sink
+
+    async def publish(self, request: Request) -> Response:
+        """Publish the event in a JSON body: ``{"channel"?, "data", "event"?, "id"?}``."""
+        channel, principal = "", None
+        try:
+            given = self._read_publication(request)
+            channel, principal = given.channel, await self._principal(request)
+            self._hub.admission.publish(channel, principal)
+            published = await self._hub.publish(channel, given.data, event=given.event, id=given.id)
+            reply = Response(encode({"id": published.id, "subscribers": published.subscribers}), 200, JSON_HEAD)
+        except ProtocolError as exc:
+            reply = problem(max(exc.status, 400), exc.message)
+        except (InvalidName, Forbidden, TooLarge) as exc:
+            reply = _refusal(exc)
+        status = "" if reply.status == 200 else str(reply.status)
+        self._note("hub/publish", "http", status=status, target=channel, principal=principal)
+        return reply
+
+    def _read_publication(self, request: Request) -> Publication:
+        """Raises: ProtocolError: the body is no event; `status` says why."""
+        if not carries_json(request.headers):
+            text = "Send the event as content-type application/json, without a content coding."
+            raise ProtocolError(INVALID_REQUEST, text, status=415)
+        if not request.body.strip():
+            raise ProtocolError(INVALID_REQUEST, 'The body is empty. Send an event: {"data": …}.')
+        check_text(request.body, self._settings.max_depth)
+        try:
+            return _decode_publication(request.body)
+        except msgspec.ValidationError as exc:
+            raise ProtocolError(INVALID_REQUEST, f"The body is not an event: {exc}.") from exc
+        except msgspec.DecodeError as exc:
+            # The decoder's own words are wrong for half a surrogate pair: it says that the data were truncated.
+            text = "The body is not JSON, or a text in it has half of a surrogate pair."
+            raise ProtocolError(PARSE_ERROR, text) from exc
+
+    def _open(self, request: Request, principal: Principal | None) -> Sink | Response:
+        if not accepted(request.headers.get(b"accept")).stream:
+            return problem(406, "This is a stream of content-type text/event-stream.")
+        owner = principal_id(principal)
+        if self._streams.full(owner):
+            return problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
+        if self._gzip(request):
+            sink = request.open(200, STREAM_HEAD + GZIP_HEAD)
+            self._streams.add(sink, owner, ("events", ""), comment=_GZIP_COMMENT)
+        else:
+            sink = request.open(200, STREAM_HEAD)
+            self._streams.add(sink, owner, ("events", ""))
+        return sink
+
+    def _gzip(self, request: Request) -> bool:
+        return self._settings.gzip_streams and accepts_gzip(request.headers.get(b"accept-encoding", b""))
+
+    async def _principal(self, request: Request) -> Principal | None:
+        return await self._authenticate(request) if self._authenticate is not None else None
+
+
+def problem(status: int, detail: str, head: bytes = b"") -> Response:
+    """An error as problem details."""
+    return Response(encode({"status": status, "detail": detail}), status, _PROBLEM_HEAD + head)
+
+
+_STATUS: dict[type[Exception], tuple[int, bytes]] = {
+    InvalidName: (400, b""),
+    Forbidden: (403, b""),
+    TooLarge: (413, b""),
+    TooMany: (503, _RETRY_AFTER),
+}
+
+
+def _refusal(exc: Exception) -> Response:
+    status, head = _STATUS[type(exc)]
+    return problem(status, str(exc), head)
+
+
+def _query(request: Request) -> dict[str, list[str]]:
+    return parse_qs(request.query.decode("latin-1"), keep_blank_values=True) if request.query else {}
+
+
+def _last(query: dict[str, list[str]], name: str) -> str:
+    return query[name][-1] if name in query else ""
+
+
+def _last_event_id(request: Request, query: dict[str, list[str]]) -> str:
+    """The header, which an `EventSource` sends when it reconnects; before that only the query can name one."""
+    header = request.headers.get(b"last-event-id")
+    return header.decode("utf-8", "replace").strip() if header else _last(query, "last_event_id")
+
+
+def _count(query: dict[str, list[str]]) -> int:
+    text = _last(query, "history") or "0"
+    if not text.isascii() or not text.isdigit() or len(text) > 4 or int(text) > MAX_HISTORY:
+        raise InvalidName(f"The history is a number up to {MAX_HISTORY}, not {text[:20]!r}.")
+    return int(text)

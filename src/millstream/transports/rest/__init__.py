@@ -1,0 +1,1 @@
+"""Tools as plain REST operations, and their OpenAPI description."""

@@ -1,0 +1,192 @@
+"""The way back of one POST: a single message, or a stream from the first notification on.
+
+A stream of a handshake session is logged as it is sent: its events carry ids, the call outlives the connection, and
+what follows an id can be read on another connection (`resume`). Other streams end with their connection.
+"""
+
+import asyncio
+import secrets
+
+from millstream.http.message import STREAM_HEAD, Request, Sink
+from millstream.protocol import sse
+from millstream.protocol.errors import INTERNAL_ERROR
+from millstream.protocol.jsonrpc import RequestId, error_message
+from millstream.server.calls.call import Call
+from millstream.server.calls.services import Services, principal_id
+from millstream.stores.base import Position, StoreFull
+from millstream.transports.open_streams import OpenStreams
+
+MESSAGE, END = b"m", b"e"
+"""First byte of a logged entry: one more message, or the last one (which may be empty)."""
+
+_HIGH_WATER = 64 * 1024
+_NOT_KEPT = "The result is too large to be read again on another connection"
+
+
+class PostLine:
+    """The `Line` of one POST: of its call, or of all calls of a batch."""
+
+    __slots__ = (
+        "_call",
+        "_last_id",
+        "_lock",
+        "_opened",
+        "_services",
+        "_sink",
+        "_stream",
+        "_streams",
+        "asks",
+        "request",
+    )
+
+    def __init__(
+        self, request: Request, call: Call, services: Services, streams: OpenStreams, *, can_stream: bool
+    ) -> None:
+        self.request = request
+        self._call = call
+        self._services = services
+        self._streams = streams if can_stream else None
+        self._sink: Sink | None = None
+        self._opened = False
+        self._last_id = ""
+        session = call.session
+        logged = session is not None and can_stream and call.revision.event_ids
+        self._stream = secrets.token_hex(16) if logged else ""
+        self._lock = asyncio.Lock() if logged else None
+        self.asks = can_stream and session is not None
+        """Answers come back as other requests of the session."""
+
+    @property
+    def streaming(self) -> bool:
+        """The reply has become a stream."""
+        return self._opened
+
+    async def keep_alive(self) -> None:
+        """The call is silent for long: become a stream, where the client can read one."""
+        if self._streams is not None and not self._opened:
+            await self._open()
+
+    async def send(self, message: bytes, answers: RequestId | None = None) -> None:
+        """Send one message, as an event; dropped where the client cannot read a stream.
+
+        Args:
+            message: the message.
+            answers: the request that it is the response to, where several are answered on one stream.
+        """
+        if self._streams is None:
+            return
+        if not self._opened:
+            await self._open()
+        if self._lock is not None:
+            await self._send_logged(MESSAGE, message, answers)
+        elif self._sink is not None:
+            self._sink.write(sse.encode_message(message))
+        await self._drain()
+
+    def push(self, message: bytes) -> bool:
+        """Send without waiting; for streams that are not logged."""
+        sink = self._sink
+        if sink is None or sink.closed:
+            return False
+        sink.write(sse.encode_message(message))
+        return not sink.closed
+
+    async def interrupt(self, retry_ms: int | None) -> bool:
+        """Close the connection; the client reads the rest with `Last-Event-ID`."""
+        if self._lock is None or not self._call.revision.priming:
+            return False
+        if not self._opened:
+            await self._open()
+        sink = self._sink
+        if sink is None:
+            return False
+        if retry_ms is not None:
+            sink.write(sse.retry(retry_ms))
+        self._sink = None
+        sink.close()
+        return True
+
+    async def finish(self, message: bytes) -> None:
+        """Send the response as the last event (nothing when it is empty) and end the stream."""
+        if not self._opened:
+            await self._open()
+        if self._lock is not None:
+            await self._send_logged(END, message, self._call.id)
+            self._forget()
+        elif self._sink is not None and message:
+            self._sink.write(sse.encode_message(message))
+        if self._sink is not None:
+            self._sink.close()
+
+    def leave(self) -> None:
+        """Somebody reads the stream on another connection: this one gets nothing more."""
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.close()
+
+    async def _open(self) -> None:
+        self._opened = True
+        assert self._streams is not None  # noqa: S101  callers have looked
+        sink = self._sink = self.request.open(200, STREAM_HEAD)
+        self._streams.add(sink, self._owner(), ("http", self._call.revision.date))
+        if self._lock is not None:
+            self._streams.lines[self._log_name()] = self
+            position = await self._append(MESSAGE, b"", None)
+            if self._call.revision.priming:
+                sink.write(sse.prime(event_id(self._stream, position), None))
+
+    def _owner(self) -> str | None:
+        """Whose cap the stream counts against: a call has one of its own, a subscription is a stream like others."""
+        return principal_id(self._call.principal) if self._call.method == "subscriptions/listen" else None
+
+    async def _send_logged(self, mark: bytes, message: bytes, answers: RequestId | None) -> None:
+        assert self._lock is not None  # noqa: S101  callers have looked
+        async with self._lock:
+            position = await self._append(mark, message, answers)
+            sink = self._sink
+            if message and sink is not None and not sink.closed:
+                sink.write(sse.encode_message(message, event_id(self._stream, position)))
+
+    def _log_name(self) -> str:
+        assert self._call.session is not None  # noqa: S101  only streams of a session are logged
+        return log_name(self._call.session.id, self._stream)
+
+    def _forget(self) -> None:
+        assert self._streams is not None  # noqa: S101  callers have looked
+        self._streams.lines.pop(self._log_name(), None)
+
+    async def _append(self, mark: bytes, message: bytes, answers: RequestId | None) -> Position:
+        settings, store = self._services.settings, self._services.store
+        name = self._log_name()
+        try:
+            position = await store.log.append(
+                name, mark + message, ttl=settings.log_ttl, max_entries=settings.log_messages
+            )
+        except StoreFull:  # too large to keep: it goes out once, and who resumes is told so
+            kept = mark if answers is None else mark + error_message(answers, INTERNAL_ERROR, _NOT_KEPT)
+            position = await store.log.append(name, kept, ttl=settings.log_ttl, max_entries=settings.log_messages)
+        await store.bus.publish(name, position.offset.to_bytes(8, "big") + mark + message)
+        return position
+
+    async def _drain(self) -> None:
+        if self._sink is not None and self._sink.buffered > _HIGH_WATER:
+            await self._sink.drain()
+
+
+def log_name(session_id: str, stream: str) -> str:
+    """The log of one call's stream: nobody but its session can name it."""
+    return f"call:{session_id}:{stream}"
+
+
+def event_id(stream: str, position: Position) -> str:
+    """The event id that a client gives back in `Last-Event-ID`."""
+    return f"{position.epoch}.{stream}.{position.offset}"
+
+
+def parse_event_id(text: str) -> tuple[str, Position] | None:
+    """(stream, position) of an event id, or None for what is no id of ours."""
+    epoch, _, rest = text.partition(".")
+    stream, _, offset = rest.partition(".")
+    if not epoch or not stream.isalnum() or not offset.isascii() or not offset.isdigit() or len(offset) > 18:
+        return None
+    return stream, Position(epoch, int(offset))

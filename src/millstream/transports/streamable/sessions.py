@@ -1,0 +1,170 @@
+"""Sessions of Streamable HTTP: minting ids, and finding the session of a request (digest §4.3).
+
+A session is its sealed id. Verified ids are remembered for a while in a small table; it saves work and holds nothing
+that the id does not say.
+"""
+
+import contextlib
+import secrets
+
+from millstream.http.message import Request, Response
+from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
+from millstream.protocol.handshake import Opening
+from millstream.protocol.jsonrpc import encode as encode_json
+from millstream.protocol.jsonrpc import error_message
+from millstream.protocol.metadata import Client
+from millstream.protocol.principal import Principal
+from millstream.protocol.revisions import HANDSHAKE, Revision
+from millstream.protocol.session_token import (
+    SessionToken,
+    capabilities_of,
+    capability_bits,
+    decode,
+    encode,
+    hash_principal,
+)
+from millstream.server.calls.services import Services
+from millstream.server.calls.sessions import Record, Session
+
+_REMEMBERED = 256
+_MAX_CAPABILITIES = 4 * 1024
+"""Bytes of JSON that are kept of what a client declares beyond the capabilities of the specification."""
+_CAPABILITIES_SHARE = 16 * 1024 * 1024
+"""Bytes that all sessions together may keep of it in the life of a record."""
+_SESSION_NOT_FOUND = -32001
+"""What clients are used to in the body of the 404; they act on the status."""
+
+
+def refusal(status: int, code: int, message: str, *, head: bytes = b"") -> Response:
+    """A JSON-RPC error without an id as an HTTP reply."""
+    return Response(error_message(None, code, message), status, b"content-type: application/json\r\n" + head)
+
+
+class HttpSessions:
+    """Sessions by their sealed ids."""
+
+    __slots__ = ("_ended", "_kept", "_remembered", "_services")
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._remembered: dict[bytes, tuple[Session, bytes, int]] = {}
+        """Header value -> session, principal hash, expiry."""
+        self._ended: dict[str, tuple[float, int]] = {}
+        """Principal -> when it first ended a session in this period, and how many since."""
+        self._kept: tuple[float, int] = (0.0, 0)
+        """When this period of keeping capabilities began, and the bytes kept since."""
+
+    async def mint(self, opening: Opening, principal: Principal | None) -> tuple[Session, str]:
+        """A new session for a handshake, and its sealed id. Writes to the store only what the id cannot hold.
+
+        Capabilities that are unknown, and too large or too many to keep, are left out of the session: it begins with
+        those that the id holds, so no flood of handshakes keeps anybody from opening one.
+        """
+        services = self._services
+        now = int(services.clock())
+        capabilities = dict(opening.client.capabilities)
+        bits, exact = capability_bits(capabilities)
+        token = SessionToken(
+            id=secrets.token_hex(16),
+            revision=opening.revision.date,
+            capabilities=bits,
+            client_name=opening.client.name,
+            client_version=opening.client.version,
+            principal_hash=hash_principal(principal),
+            issued_at=now,
+            expires_at=now + int(services.settings.session_ttl),
+            epoch=services.store.epoch,
+        )
+        session = Session(token.id, opening.revision, opening.client, expires_at=token.expires_at)
+        if not exact and self._affords(len(encode_json(capabilities)), now):
+            with contextlib.suppress(ProtocolError):
+                await services.records.put(session, Record(capabilities=capabilities))
+        return session, encode(token, services.ring, services.nonce())
+
+    def _affords(self, size: int, now: float) -> bool:
+        """Whether capabilities of this size are kept; they count from then on."""
+        since, kept = self._kept
+        if now - since > self._services.settings.record_ttl:
+            since, kept = now, 0
+        if size > _MAX_CAPABILITIES or kept + size > _CAPABILITIES_SHARE:
+            return False
+        self._kept = (since, kept + size)
+        return True
+
+    def remembered(self, value: bytes | None) -> Session | None:
+        """The session of an anonymous caller, when it is known from before and has no record; else ask `find`."""
+        known = self._remembered.get(value)  # type: ignore[arg-type]  # None is no key, and is not found
+        if known is None:
+            return None
+        session, principal_hash, expires_at = known
+        services = self._services
+        if principal_hash or session.id in services.records.known or expires_at <= services.clock():
+            return None
+        return session
+
+    async def find(self, request: Request, principal: Principal | None) -> Session:
+        """The session that a request names.
+
+        Raises:
+            ProtocolError: there is none. Every way of not having it (never made, expired, ended, another principal's)
+                looks the same from outside.
+        """
+        value = request.headers[b"mcp-session-id"]
+        known = self._remembered.get(value)
+        if known is None or known[2] <= self._services.clock():
+            known = self._open(value)
+        if known is None or known[1] != hash_principal(principal):
+            raise unknown_session()
+        session = known[0]
+        if session.id in self._services.records.known:
+            record = await self._services.records.get(session)
+            if record.ended:
+                raise unknown_session()
+            if record.capabilities is not None:
+                client = Client(record.capabilities, session.client.name, session.client.version)
+                session = Session(
+                    session.id, session.revision, client, current=session.current, expires_at=session.expires_at
+                )
+        return session
+
+    def _open(self, value: bytes) -> tuple[Session, bytes, int] | None:
+        services = self._services
+        token = decode(value.decode("latin-1"), services.ring, services.clock())
+        revision: Revision | None = HANDSHAKE.get(token.revision) if token is not None else None
+        if token is None or revision is None:
+            return None
+        client = Client(capabilities_of(token.capabilities), token.client_name, token.client_version)
+        current = token.epoch == services.store.epoch
+        session = Session(token.id, revision, client, current=current, expires_at=token.expires_at)
+        if len(self._remembered) >= _REMEMBERED:
+            self._remembered.clear()
+        known = self._remembered[value] = (session, token.principal_hash, token.expires_at)
+        return known
+
+    async def end(self, session: Session, owner: str) -> bool:
+        """Write the tombstone of a session; False when the principal holds too many.
+
+        Raises:
+            ProtocolError: the store is full.
+        """
+        now = self._services.clock()
+        since, count = self._ended.get(owner, (now, 0))
+        if now - since > self._services.settings.session_ttl:
+            since, count = now, 0
+        if count >= self._services.settings.max_deletes:
+            return False
+        await self._services.records.bury(session, max(1.0, session.expires_at - now))
+        self._ended[owner] = (since, count + 1)
+        return True
+
+
+def unknown_session() -> ProtocolError:
+    """The refusal for a session that is not there (any more)."""
+    text = "Session not found: initialize again, without Mcp-Session-Id"
+    return ProtocolError(_SESSION_NOT_FOUND, text, status=404)
+
+
+def missing_session() -> ProtocolError:
+    """The refusal for a request that needs a session and names none."""
+    text = "Bad request: Mcp-Session-Id is missing. Send the id that initialize returned"
+    return ProtocolError(INVALID_REQUEST, text, status=400)

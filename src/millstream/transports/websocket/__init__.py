@@ -1,0 +1,1 @@
+"""MCP and the hub over WebSocket."""
