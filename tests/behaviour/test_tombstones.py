@@ -51,7 +51,7 @@ async def test_a_tombstone_outlives_other_records_up_to_the_end_of_its_session()
 
 async def retire(server: Server, wire: Wire) -> None:
     """Close the runtime as an idle one is closed."""
-    server.retire(wire.runtime)
+    server.close_idle(wire.runtime)
     assert wire.runtime.closing is not None
     await wire.runtime.closing
 

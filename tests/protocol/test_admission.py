@@ -13,7 +13,7 @@ from millstream.protocol.admission import (
     target_name,
 )
 from millstream.protocol.errors import ProtocolError
-from millstream.protocol.jsonrpc import Message
+from millstream.protocol.jsonrpc import Envelope
 from millstream.protocol.metadata import declares
 from millstream.protocol.revisions import ALL, NEWEST
 
@@ -24,11 +24,11 @@ META = {
 HEADERS = {b"mcp-protocol-version": NEWEST.date.encode(), b"mcp-method": b"tools/call", b"mcp-name": b"add"}
 
 
-def request(meta: Any = META, method: str = "tools/call", **params: Any) -> Message:
-    return Message(1, method, json.dumps({"name": "add", **params, "_meta": meta}).encode())
+def request(meta: Any = META, method: str = "tools/call", **params: Any) -> Envelope:
+    return Envelope(1, method, json.dumps({"name": "add", **params, "_meta": meta}).encode())
 
 
-def admit(message: Message, headers: dict[bytes, bytes] | None = None, **more: Any) -> Any:
+def admit(message: Envelope, headers: dict[bytes, bytes] | None = None, **more: Any) -> Any:
     given = {"offers": lambda capability: capability != "prompts", "requires": lambda method, name: {}, **more}
     raw = list((headers or {}).items()) + more.get("twice", [])
     given.pop("twice", None)
@@ -48,7 +48,7 @@ def test_a_whole_request_is_admitted_with_and_without_headers() -> None:
     assert admit(request()).name == "add"
     named = admit(request({**META, "io.modelcontextprotocol/clientInfo": {"name": "c", "version": "1"}}))
     assert (named.client.name, named.client.version) == ("c", "1")
-    listing = Message(1, "tools/list", json.dumps({"_meta": META}).encode())
+    listing = Envelope(1, "tools/list", json.dumps({"_meta": META}).encode())
     assert admit(listing).name == ""
     assert admit(listing, {**HEADERS, b"mcp-method": b"tools/list"}).name == ""
 
@@ -96,12 +96,12 @@ def test_the_eras_are_told_apart_by_the_body_first() -> None:
     assert is_per_request(request())
     assert not is_per_request(request({}))
     assert is_per_request(request({}), {b"mcp-protocol-version": NEWEST.date.encode()})
-    assert not is_per_request(Message(1, "tools/list", b'{"_meta":7}'))
-    assert not is_per_request(Message(1, "tools/list", b""))
+    assert not is_per_request(Envelope(1, "tools/list", b'{"_meta":7}'))
+    assert not is_per_request(Envelope(1, "tools/list", b""))
     assert is_per_request(request(method="initialize"))
-    assert not is_per_request(Message(1, "initialize", b"{}"), {})
+    assert not is_per_request(Envelope(1, "initialize", b"{}"), {})
     with pytest.raises(ProtocolError):
-        is_per_request(Message(1, "initialize", b"{}"), {b"mcp-protocol-version": NEWEST.date.encode()})
+        is_per_request(Envelope(1, "initialize", b"{}"), {b"mcp-protocol-version": NEWEST.date.encode()})
 
 
 def test_a_handshake_header_names_a_known_version_or_none() -> None:
@@ -118,9 +118,9 @@ def test_a_handshake_header_names_a_known_version_or_none() -> None:
 
 def test_a_request_without_an_id_is_refused_and_what_it_names_is_told() -> None:
     """A caller would wait for an answer that nobody owes."""
-    check_notification(Message(None, "notifications/cancelled", b""))
+    check_notification(Envelope(None, "notifications/cancelled", b""))
     with pytest.raises(ProtocolError):
-        check_notification(Message(None, "tools/list", b""))
+        check_notification(Envelope(None, "tools/list", b""))
     assert target_name("tools/call", b'{"name":"a"}') == "a"
     assert target_name("resources/read", b'{"uri":"u:v"}') == "u:v"
     assert target_name("tools/call", b'{"name":7}') == target_name("tools/list", b"") == ""

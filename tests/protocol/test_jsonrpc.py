@@ -1,4 +1,4 @@
-"""Envelopes: bytes to `Message` and back."""
+"""Envelopes: bytes to `Envelope` and back."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from millstream.protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
 from millstream.protocol.jsonrpc import (
-    Message,
+    Envelope,
     check_text,
     error_message,
     notification_message,
@@ -26,14 +26,14 @@ def code_of(body: bytes) -> int:
 
 def test_a_request_keeps_the_type_of_its_id_and_its_params_raw() -> None:
     """Digest 17.12: identifiers are echoed with their type."""
-    assert read(b'{"jsonrpc":"2.0","id":0,"method":"a","params":{"x": 1}}') == Message(0, "a", b'{"x": 1}')
-    assert read(b'{"jsonrpc":"2.0","id":"0","method":"a"}') == Message("0", "a", b"")
+    assert read(b'{"jsonrpc":"2.0","id":0,"method":"a","params":{"x": 1}}') == Envelope(0, "a", b'{"x": 1}')
+    assert read(b'{"jsonrpc":"2.0","id":"0","method":"a"}') == Envelope("0", "a", b"")
     assert read(b'{"jsonrpc":"2.\\u0030","id":1,"method":"a"}').is_request
 
 
 def test_the_last_of_duplicate_keys_wins_and_unknown_keys_are_ignored() -> None:
     """The issue: a duplicate envelope key."""
-    assert read(b'{"jsonrpc":"2.0","id":1,"id":2,"Method":"x","method":"a","method":"b"}') == Message(2, "b", b"")
+    assert read(b'{"jsonrpc":"2.0","id":1,"id":2,"Method":"x","method":"a","method":"b"}') == Envelope(2, "b", b"")
 
 
 def test_notifications_and_answers_are_told_apart() -> None:
@@ -41,7 +41,7 @@ def test_notifications_and_answers_are_told_apart() -> None:
     notification = read(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
     assert not notification.is_request
     assert not notification.is_answer
-    assert read(b'{"jsonrpc":"2.0","id":1,"result":{}}') == Message(1, "", b"", b"{}")
+    assert read(b'{"jsonrpc":"2.0","id":1,"result":{}}') == Envelope(1, "", b"", b"{}")
     assert read(b'{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":"x"}}').is_answer
 
 

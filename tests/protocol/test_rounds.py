@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream.protocol.rounds import MAX_ROUNDS, InputRequired, Replay, State, binding, digest, open_state
+from millstream.protocol.rounds import MAX_ROUNDS, InputRequired, Rounds, State, binding, digest, open_state
 from millstream.protocol.seal import KeyRing
 
 RING = KeyRing([b"k" * 32])
@@ -18,13 +18,13 @@ def code_of(token: str, bound: bytes = BOUND, now: int = 0) -> int:
     return raised.value.code
 
 
-def sealed(replay: Replay) -> str:
+def sealed(replay: Rounds) -> str:
     return replay.seal(RING, bound=BOUND, expires_at=10, nonce=NONCE)
 
 
 def test_a_state_comes_back_with_what_was_settled_and_asked() -> None:
     """Digest §6."""
-    replay = Replay(None, {})
+    replay = Rounds(None, {})
     replay.settle("q1", "mark", b"1")
     replay.pend("q2", "other")
     state = open_state(sealed(replay), RING, BOUND, 10)
@@ -33,7 +33,7 @@ def test_a_state_comes_back_with_what_was_settled_and_asked() -> None:
 
 def test_a_state_is_bound_to_its_call_and_time() -> None:
     """Digest §6: principal, method, name, arguments and expiry."""
-    token = sealed(Replay(None, {}))
+    token = sealed(Rounds(None, {}))
     assert code_of(token, now=11) == INVALID_PARAMS
     assert code_of(token + "x") == INVALID_PARAMS
     for other in (("q", "tools/call", "t"), ("p", "prompts/get", "t"), ("p", "tools/call", "u")):
@@ -51,16 +51,16 @@ def test_a_sealed_text_that_is_no_state_is_refused() -> None:
 
 def test_answers_of_this_round_count_with_or_without_a_state() -> None:
     """Design §3."""
-    replay = Replay(None, {"a": msgspec.Raw(b"1")})
+    replay = Rounds(None, {"a": msgspec.Raw(b"1")})
     assert replay.response("a", "a", "m") == b"1"
     assert replay.response("b", "b", "m") is None
-    asked = Replay(State(10, 1, {}, {"a": "old"}), {"a": msgspec.Raw(b"1")})
+    asked = Rounds(State(10, 1, {}, {"a": "old"}), {"a": msgspec.Raw(b"1")})
     assert asked.response("a", "a", "new") is None, "the question has changed since"
 
 
 def test_a_changed_question_drops_its_answer_and_the_later_ones() -> None:
     """Design §3."""
-    replay = Replay(None, {})
+    replay = Rounds(None, {})
     for slot in ("q1", "q2", "q3"):
         replay.settle(slot, "m", b"1")
     assert replay.settled("q1", "m") == b"1"
@@ -71,7 +71,7 @@ def test_a_changed_question_drops_its_answer_and_the_later_ones() -> None:
 
 def test_questions_without_a_key_are_numbered_and_marked() -> None:
     """Design §3: ordinal plus a hash of kind, message and schema."""
-    replay = Replay(None, {})
+    replay = Rounds(None, {})
     first, second = replay.slot(None), replay.slot(None)
     assert (first, second, replay.slot("own")) == ("q1", "q2", "own")
     mark = digest("elicitation/create", {"message": "x"})
@@ -83,7 +83,7 @@ def test_questions_without_a_key_are_numbered_and_marked() -> None:
 def test_there_is_an_end_to_the_rounds() -> None:
     """Design §3: at most 8 rounds."""
     with pytest.raises(ProtocolError):
-        sealed(Replay(State(10, MAX_ROUNDS, {}, {}), {}))
+        sealed(Rounds(State(10, MAX_ROUNDS, {}, {}), {}))
 
 
 def test_the_questions_of_a_round_stop_the_function() -> None:

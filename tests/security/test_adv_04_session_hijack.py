@@ -16,7 +16,7 @@ from millstream.app.runtime import Runtime
 from millstream.http.message import Request
 from millstream.protocol.principal import Principal
 from millstream.transports.http_sse import MESSAGES_PATH, HttpSse
-from millstream.transports.streamable.get import StreamableGet
+from millstream.transports.streamable.get import SessionStreams
 from millstream.transports.streamable.post import Streamable
 from millstream.transports.streamable.sessions import HttpSessions
 from wire import LATEST_HANDSHAKE, POST, Reply, encode_request, pairs, request
@@ -66,7 +66,7 @@ async def fronted() -> AsyncIterator[Front]:
     async with make_shop().running() as runtime:
         dispatcher, streams = runtime.dispatcher, runtime.streams
         streamable = Streamable(dispatcher, streams, HttpSessions(runtime.services), authenticate=authenticate)
-        standing = StreamableGet(streamable, dispatcher)
+        standing = SessionStreams(streamable, dispatcher)
         legacy = HttpSse(dispatcher, streams, authenticate=authenticate)
         routes: dict[tuple[str, str], Any] = {
             ("POST", "/mcp"): streamable.post, ("GET", "/mcp"): standing.get, ("DELETE", "/mcp"): standing.delete,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millstream.telemetry import messages
-from millstream.telemetry.messages import MAX_PENDING, MAX_TEXT, Message, MessageLog, session_hash
+from millstream.telemetry.messages import MAX_PENDING, MAX_TEXT, AccessRecord, MessageLog, session_hash
 
 AT = 1_784_116_800.25
 
@@ -25,7 +25,7 @@ class Broken(io.StringIO):
         raise BrokenPipeError
 
 
-async def lines_of(*given: Message) -> list[dict[str, Any]]:
+async def lines_of(*given: AccessRecord) -> list[dict[str, Any]]:
     """What the log writes for these messages."""
     stream = io.StringIO()
     log = MessageLog(stream, worker="w1")
@@ -37,7 +37,7 @@ async def lines_of(*given: Message) -> list[dict[str, Any]]:
 
 async def test_a_line_tells_everything_about_a_message_in_a_fixed_order() -> None:
     """FACTS: one access line for each JSON-RPC message."""
-    message = Message(
+    message = AccessRecord(
         AT, "tools/call", "add", "", 0.0123451, "2025-11-25", "inspector", "1.2", "s" * 32, "alice", 99, "http",
     )  # fmt: skip
     (line,) = await lines_of(message)
@@ -61,7 +61,7 @@ async def test_a_line_tells_everything_about_a_message_in_a_fixed_order() -> Non
 
 async def test_a_traced_message_has_its_ids() -> None:
     """FACTS: trace_id and span_id join log and trace."""
-    (line,) = await lines_of(Message(AT, "ping", trace_id="a" * 32, span_id="b" * 16))
+    (line,) = await lines_of(AccessRecord(AT, "ping", trace_id="a" * 32, span_id="b" * 16))
     assert (line["trace_id"], line["span_id"]) == ("a" * 32, "b" * 16)
 
 
@@ -70,17 +70,17 @@ async def test_a_traced_message_has_its_ids() -> None:
 )
 async def test_the_level_tells_whose_fault_it_was(status: str, level: str) -> None:
     """Our choice: errors are ours, warnings the caller's."""
-    (line,) = await lines_of(Message(AT, "tools/call", status=status))
+    (line,) = await lines_of(AccessRecord(AT, "tools/call", status=status))
     assert (line["level"], line["status"]) == (level, status or "ok")
 
 
 async def test_the_id_of_a_session_never_stands_in_the_log() -> None:
     """Who reads logs must not be able to take over a session."""
     first, again, other, none = await lines_of(
-        Message(AT, "ping", session="secret-1"),
-        Message(AT, "ping", session="secret-1"),
-        Message(AT, "ping", session="secret-2"),
-        Message(AT, "ping"),
+        AccessRecord(AT, "ping", session="secret-1"),
+        AccessRecord(AT, "ping", session="secret-1"),
+        AccessRecord(AT, "ping", session="secret-2"),
+        AccessRecord(AT, "ping"),
     )
     assert first["session"] == again["session"] != other["session"]
     assert "secret" not in json.dumps([first, other])
@@ -93,7 +93,7 @@ async def test_no_text_of_a_peer_can_forge_or_break_a_line(text: str) -> None:
     """Log injection: control characters, line separators and bidirectional marks are escaped, everywhere."""
     stream = io.StringIO()
     log = MessageLog(stream)
-    log.add(Message(AT, text, text, text, 0.0, "", text, text, text, text, 0, ""))
+    log.add(AccessRecord(AT, text, text, text, 0.0, "", text, text, text, text, 0, ""))
     log.flush()
     written = stream.getvalue()
     assert written.endswith("}\n")
@@ -106,8 +106,8 @@ async def test_no_text_of_a_peer_can_forge_or_break_a_line(text: str) -> None:
 async def test_secrets_in_targets_are_hidden_and_long_texts_are_cut() -> None:
     """A resource URI may carry a token; a name may be as long as a body."""
     secret, long = await lines_of(
-        Message(AT, "resources/read", "https://shop/?api_key=abcdef123456&x=1"),
-        Message(AT, "tools/call", "n" * 100_000),
+        AccessRecord(AT, "resources/read", "https://shop/?api_key=abcdef123456&x=1"),
+        AccessRecord(AT, "tools/call", "n" * 100_000),
     )
     assert secret["target"] == "https://shop/?api_key=***&x=1"
     assert len(long["target"]) == MAX_TEXT + 1
@@ -115,14 +115,14 @@ async def test_secrets_in_targets_are_hidden_and_long_texts_are_cut() -> None:
 
 async def test_a_secret_that_the_cut_runs_through_is_hidden_first() -> None:
     """Hiding sees the whole text."""
-    (line,) = await lines_of(Message(AT, "resources/read", "x" * (MAX_TEXT - 10) + " bearer abcdefghijkl"))
+    (line,) = await lines_of(AccessRecord(AT, "resources/read", "x" * (MAX_TEXT - 10) + " bearer abcdefghijkl"))
     assert "abc" not in line["target"]
 
 
 async def test_what_is_remembered_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """STYLE 22: names and sessions come from outside."""
     monkeypatch.setattr(messages, "_REMEMBERED", 4)
-    given = [Message(AT, "ping", f"n{number}", session=f"s{number}") for number in range(20)]
+    given = [AccessRecord(AT, "ping", f"n{number}", session=f"s{number}") for number in range(20)]
     lines = await lines_of(*given, *given)
     assert [line["target"] for line in lines] == [message.target for message in given] * 2
     assert [line["session"] for line in lines] == [session_hash(message.session) for message in given] * 2
@@ -141,7 +141,7 @@ async def test_lines_are_written_together_soon() -> None:
 
     log = MessageLog(Stream())
     for _ in range(5):
-        log.add(Message(AT, "ping"))
+        log.add(AccessRecord(AT, "ping"))
     assert writes == []
     await asyncio.wait_for(written.wait(), 5)
     assert [text.count("\n") for text in writes] == [5]
@@ -154,9 +154,9 @@ async def test_what_waits_is_bounded() -> None:
     stream = io.StringIO()
     log = MessageLog(stream)
     for _ in range(MAX_PENDING - 1):
-        log.add(Message(AT, "ping"))
+        log.add(AccessRecord(AT, "ping"))
     assert stream.getvalue() == ""
-    log.add(Message(AT, "ping"))
+    log.add(AccessRecord(AT, "ping"))
     assert stream.getvalue().count("\n") == MAX_PENDING
 
 
@@ -167,7 +167,7 @@ async def test_a_stream_that_fails_loses_lines_and_harms_no_call(closed: bool) -
     log = MessageLog(stream, json=True)
     if closed:
         stream.close()
-    log.add(Message(AT, "ping"))
+    log.add(AccessRecord(AT, "ping"))
     log.flush()
     assert log.lost == 1
 
@@ -180,7 +180,7 @@ async def test_a_terminal_gets_short_lines(monkeypatch: pytest.MonkeyPatch) -> N
             monkeypatch.setenv("NO_COLOR", "1")
         stream = Terminal()
         log = MessageLog(stream)
-        log.add(Message(AT, "tools/call", "add\x1b[2J", "tool_error", 0.001, client="c", transport="http"))
+        log.add(AccessRecord(AT, "tools/call", "add\x1b[2J", "tool_error", 0.001, client="c", transport="http"))
         log.flush()
         text = stream.getvalue()
         assert "\x1b[2J" not in text

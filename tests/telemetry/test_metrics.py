@@ -8,22 +8,22 @@ from hypothesis import strategies as st
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from millstream.telemetry.metrics import DURATIONS, FINE, MAX_SERIES, OTHER, Registry, quantile
+from millstream.telemetry.metrics import DURATIONS, FINE, MAX_SERIES, OTHER, Metrics, quantile
 
 
-def families(registry: Registry) -> dict[str, Metric]:
+def families(registry: Metrics) -> dict[str, Metric]:
     """What a Prometheus server reads."""
     return {family.name: family for family in text_string_to_metric_families(registry.render().decode())}
 
 
-def samples(registry: Registry, name: str) -> dict[tuple[str, tuple[str, ...]], float]:
+def samples(registry: Metrics, name: str) -> dict[tuple[str, tuple[str, ...]], float]:
     """(name, label values) -> value of one family."""
     return {(each.name, tuple(each.labels.values())): each.value for each in families(registry)[name].samples}
 
 
 def test_the_text_is_exactly_the_exposition_format() -> None:
     """Prometheus text format 0.0.4: HELP, TYPE, samples, each line ended by a line feed."""
-    registry = Registry()
+    registry = Metrics()
     registry.counter("events_total", "Events sent.", ("kind",)).add(("new",), 3)
     registry.gauge("depth", "How deep.").set(1.5)
     registry.histogram("took_seconds", "Time taken.", ("tool",), bounds=(0.1, 1.0)).observe(0.1, ("add",))
@@ -46,17 +46,17 @@ def test_the_text_is_exactly_the_exposition_format() -> None:
 
 def test_what_has_no_labels_starts_at_zero_and_what_has_them_is_absent() -> None:
     """Prometheus: a counter that appears at 1 hides its first increase."""
-    registry = Registry()
+    registry = Metrics()
     registry.counter("plain_total", "Plain.")
     registry.counter("labelled_total", "Labelled.", ("a",))
     registry.histogram("labelled", "Labelled.", ("a",))
     assert registry.render() == b"# HELP plain_total Plain.\n# TYPE plain_total counter\nplain_total 0\n"
-    assert Registry().histogram("plain", "Plain.").of().counts == [0] * (len(DURATIONS) + 1)
+    assert Metrics().histogram("plain", "Plain.").of().counts == [0] * (len(DURATIONS) + 1)
 
 
 def test_a_gauge_goes_up_and_down() -> None:
     """What is open now is opened and closed."""
-    registry = Registry()
+    registry = Metrics()
     gauge = registry.gauge("open", "Open.", ("kind",))
     gauge.add(("a",))
     gauge.add(("a",), 2)
@@ -67,7 +67,7 @@ def test_a_gauge_goes_up_and_down() -> None:
 
 def test_read_metrics_are_asked_at_each_rendering() -> None:
     """Figures that somebody else keeps are not copied."""
-    registry = Registry()
+    registry = Metrics()
     values: dict[tuple[str, ...], float] = {}
     registry.read("counter", "sent_total", "Sent.", lambda: values, ("to",))
     assert registry.render() == b""
@@ -81,7 +81,7 @@ def test_read_metrics_are_asked_at_each_rendering() -> None:
 )
 def test_any_label_value_and_help_comes_back_as_it_was(values: list[str], text: str) -> None:
     """Text format: backslash, quote and line feed are escaped in values, backslash and line feed in HELP."""
-    registry = Registry()
+    registry = Metrics()
     gauge = registry.gauge("g", "x" + text + "x", ("v", "w"))
     gauge.set(1, (values[0], "w"))
     gauge.set(2, (values[1], "w"))
@@ -93,14 +93,14 @@ def test_any_label_value_and_help_comes_back_as_it_was(values: list[str], text: 
 
 def test_a_lone_surrogate_in_a_label_does_not_break_the_page() -> None:
     """Our choice: what UTF-8 cannot carry is replaced."""
-    registry = Registry()
+    registry = Metrics()
     registry.gauge("g", "G.", ("v",)).set(1, ("a\ud800b",))
     assert b'g{v="a?b"} 1\n' in registry.render()
 
 
 def test_numbers_that_are_no_numbers_have_their_own_words() -> None:
     """Text format: +Inf, -Inf and NaN."""
-    registry = Registry()
+    registry = Metrics()
     gauge = registry.gauge("g", "G.", ("v",))
     for name, value in (("up", math.inf), ("down", -math.inf), ("none", math.nan)):
         gauge.set(value, (name,))
@@ -113,7 +113,7 @@ def test_numbers_that_are_no_numbers_have_their_own_words() -> None:
 
 def test_a_bucket_counts_what_is_at_most_its_bound() -> None:
     """Text format: `le` is inclusive, buckets are cumulative, the last one is everything."""
-    registry = Registry()
+    registry = Metrics()
     histogram = registry.histogram("h", "H.", bounds=(1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 2.0, 99.0):
         histogram.observe(value)
@@ -129,7 +129,7 @@ def test_a_bucket_counts_what_is_at_most_its_bound() -> None:
 @given(st.lists(st.floats(0, 1000)))
 def test_finer_bounds_change_nothing_of_what_is_rendered(values: list[float]) -> None:
     """The conventions fix the buckets; ours between them serve the dashboard only."""
-    registry = Registry()
+    registry = Metrics()
     plain = registry.histogram("plain", "P.")
     fine = registry.histogram("fine", "P.", finer=FINE)
     for value in values:
@@ -143,7 +143,7 @@ def test_finer_bounds_change_nothing_of_what_is_rendered(values: list[float]) ->
 @given(st.lists(st.floats(0.00001, 60), min_size=1), st.sampled_from([0.5, 0.95, 0.99, 1.0]))
 def test_a_quantile_lies_in_the_bucket_of_the_true_one(values: list[float], q: float) -> None:
     """As exact as the bounds: never in another bucket than the value at that rank."""
-    histogram = Registry().histogram("h", "H.", finer=FINE)
+    histogram = Metrics().histogram("h", "H.", finer=FINE)
     for value in values:
         histogram.observe(value)
     found = histogram.of().quantile(q)
@@ -166,7 +166,7 @@ def test_quantiles_at_the_ends() -> None:
 
 def test_what_peers_name_cannot_fill_memory() -> None:
     """FACTS: bounded series; the rest is counted together under `_other`."""
-    registry = Registry()
+    registry = Metrics()
     counter = registry.counter("c_total", "C.", ("v",))
     gauge = registry.gauge("g", "G.", ("v",))
     histogram = registry.histogram("h", "H.", ("v",))
@@ -183,7 +183,7 @@ def test_what_peers_name_cannot_fill_memory() -> None:
 
 def test_labels_must_be_as_many_as_the_metric_names() -> None:
     """A mistake in our code is told at once, not on the page."""
-    counter = Registry().counter("c_total", "C.", ("a", "b"))
+    counter = Metrics().counter("c_total", "C.", ("a", "b"))
     with pytest.raises(ValueError, match="c_total"):
         counter.add(("x",))
 
@@ -192,14 +192,14 @@ def test_labels_must_be_as_many_as_the_metric_names() -> None:
 def test_a_name_outside_the_format_is_refused(name: str) -> None:
     """Text format: names of metrics and labels."""
     with pytest.raises(ValueError, match="no name"):
-        Registry().counter(name, "")
+        Metrics().counter(name, "")
     with pytest.raises(ValueError, match="no name"):
-        Registry().counter("c", "", (name,))
+        Metrics().counter("c", "", (name,))
 
 
 def test_reserved_or_repeated_names_are_refused() -> None:
     """`le` belongs to histograms, two underscores to Prometheus; a name exists once."""
-    registry = Registry()
+    registry = Metrics()
     registry.counter("c", "")
     with pytest.raises(ValueError, match="already"):
         registry.gauge("c", "")

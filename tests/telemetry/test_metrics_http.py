@@ -4,12 +4,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from millstream.http.message import Request
 from millstream.telemetry.endpoint import MetricsHttp
-from millstream.telemetry.metrics import Registry
+from millstream.telemetry.metrics import Metrics
 
 
 async def test_metrics_are_text_of_the_version_that_prometheus_names() -> None:
     """Prometheus: the content type says how to read it; a cache would show the past."""
-    registry = Registry()
+    registry = Metrics()
     registry.gauge("depth", "How deep.").set(2)
     request = Request(method="GET", path="/metrics", raw_headers=[], headers={})
     reply = await MetricsHttp(registry).get(request)

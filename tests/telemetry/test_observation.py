@@ -14,8 +14,8 @@ from millstream.server.calls.sessions import Session
 from millstream.server.observing.observer import Observer
 from millstream.telemetry import process
 from millstream.telemetry.active import IDLE_SECONDS
-from millstream.telemetry.messages import Message, MessageLog, session_hash
-from millstream.telemetry.metrics import OTHER, Registry
+from millstream.telemetry.messages import AccessRecord, MessageLog, session_hash
+from millstream.telemetry.metrics import OTHER, Metrics
 from millstream.transports.memory import MemoryPipe
 from observed import a_call, recording
 
@@ -28,7 +28,7 @@ class Clock:
         return self.now
 
 
-def counts(registry: Registry, name: str) -> dict[tuple[str, ...], float]:
+def counts(registry: Metrics, name: str) -> dict[tuple[str, ...], float]:
     """Label values -> count of one histogram, without labels that are empty."""
     found: dict[tuple[str, ...], float] = {}
     for family in text_string_to_metric_families(registry.render().decode()):
@@ -72,7 +72,7 @@ def test_no_peer_can_make_labels() -> None:
     for number in range(5000):
         observer(a_call(method="tools/call", name=f"tool-{number}", outcome="-32602"), 0.1, b"")
         observer(a_call(method=f"x/{number}", revision=FIRST, outcome="-32601"), 0.1, b"")
-        observer.message(Message(0.0, "initialize", status="-32602", revision=f"{number}"))
+        observer.message(AccessRecord(0.0, "initialize", status="-32602", revision=f"{number}"))
     assert counts(observer.registry, DURATION) == {
         ("tools/call", OTHER, "-32602", NEWEST.date): 5000,
         (OTHER, "-32601", FIRST.date): 5000,
@@ -95,7 +95,7 @@ async def test_each_call_is_one_line_with_what_is_known_of_it() -> None:
         principal=Principal("alice"), outcome="tool_error",
     )  # fmt: skip
     observer(call, 0.25, b"12345")
-    observer.message(Message(0.0, "notifications/initialized", transport="http", session="s"))
+    observer.message(AccessRecord(0.0, "notifications/initialized", transport="http", session="s"))
     assert stream.getvalue() == ""
     observer.close()
     line, other = map(json.loads, stream.getvalue().splitlines())
@@ -160,7 +160,7 @@ def test_sessions_are_counted_by_what_is_heard_of_them() -> None:
     client = a_call().client
     for name in ("one", "two"):
         observer(a_call(revision=FIRST, session=Session(name, FIRST, client), transport="sse"), 0.1, b"")
-    observer.message(Message(0.0, "initialize", revision=FIRST.date, session="three", transport="sse"))
+    observer.message(AccessRecord(0.0, "initialize", revision=FIRST.date, session="three", transport="sse"))
     labels = f'{{transport="sse",mcp_protocol_version="{FIRST.date}"}}'
     text = observer.registry.render().decode()
     assert f"mcp_server_sessions_active{labels} 3\n" in text
@@ -183,10 +183,10 @@ def test_a_message_that_is_no_call_is_counted_without_a_duration_that_nobody_too
     """A fixed defect: `initialize` entered the latencies as 0.0 s."""
     observer = Observer(())
     date = NEWEST_HANDSHAKE.date
-    observer.message(Message(0.0, "initialize", revision=date, transport="http"))
-    observer.message(Message(0.0, "response", transport="http"))
+    observer.message(AccessRecord(0.0, "initialize", revision=date, transport="http"))
+    observer.message(AccessRecord(0.0, "response", transport="http"))
     for name in ("one", "two"):
-        observer.message(Message(0.0, name, status="-32700", revision="never", transport="http"))
+        observer.message(AccessRecord(0.0, name, status="-32700", revision="never", transport="http"))
     text = observer.registry.render().decode()
     assert counts(observer.registry, DURATION) == {}
     total = "mcp_server_messages_total"

@@ -11,13 +11,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from millstream.telemetry import process
-from millstream.telemetry.metrics import Registry
+from millstream.telemetry.metrics import Metrics
 from millstream.telemetry.process import INTERVAL, LoopLag, ProcessFigures
 
 
 async def test_lag_is_what_the_sleep_took_too_long() -> None:
     """A timer of the loop that fires late is what every call waits for."""
-    registry = Registry()
+    registry = Metrics()
     late = iter([0.0, 0.3, 0.0, 0.004])
     now = 0.0
 
@@ -41,7 +41,7 @@ async def test_lag_is_what_the_sleep_took_too_long() -> None:
 
 async def test_the_sampler_runs_in_the_real_loop_until_it_is_cancelled() -> None:
     """STYLE 22: one task, owned by the runtime."""
-    registry = Registry()
+    registry = Metrics()
     sampled = asyncio.Event()
 
     async def sleep(seconds: float) -> None:
@@ -59,13 +59,13 @@ async def test_cpu_is_told_as_share_of_the_time_since_the_last_look(monkeypatch:
     """A page asks again and again; each answer is about the time between."""
     clock, cpu = iter([0.0, 10.0, 20.0, 20.0]), iter([1.0, 6.0, 6.0, 6.0])
     monkeypatch.setattr(process.time, "process_time", lambda: next(cpu))
-    figures = ProcessFigures(Registry(), clock=lambda: next(clock))
+    figures = ProcessFigures(Metrics(), clock=lambda: next(clock))
     assert [figures.now()["cpu_percent"] for _ in range(3)] == [50.0, 0.0, 0.0]
 
 
 async def test_the_figures_are_those_of_the_system() -> None:
     """Memory and descriptors as the system tells them; tasks of this loop."""
-    figures = ProcessFigures(Registry()).now()
+    figures = ProcessFigures(Metrics()).now()
     assert figures["tasks"] == 1
     assert figures["resident_bytes"] is not None
     assert 2**20 < figures["resident_bytes"] < 2**36
@@ -81,7 +81,7 @@ def test_an_open_file_is_one_more_descriptor() -> None:
 
 async def test_the_page_has_the_customary_names() -> None:
     """FACTS: `process_*`; the names that dashboards for Prometheus know."""
-    registry = Registry()
+    registry = Metrics()
     ProcessFigures(registry)
     names = {family.name: family.type for family in text_string_to_metric_families(registry.render().decode())}
     assert names["process_cpu_seconds"] == "counter"
@@ -117,7 +117,7 @@ def test_where_nothing_lists_descriptors_their_number_is_left_out(monkeypatch: p
         raise FileNotFoundError(folder)
 
     monkeypatch.setattr(process.os, "listdir", absent)
-    registry = Registry()
+    registry = Metrics()
     ProcessFigures(registry)
     assert process.open_descriptors() is None
     assert b"process_open_fds" not in registry.render()

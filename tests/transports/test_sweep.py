@@ -49,7 +49,7 @@ class Connection:
         self.busy = busy
         self.fresh = fresh
         self.held = False
-        self.refused = self.spare = False
+        self.refused = self.over_cap = False
         self.since = self.unsent_since = 0.0
         self.unsent = 0
         self.buffer = 0
@@ -195,22 +195,22 @@ def test_addresses_are_counted_only_where_they_have_a_cap(loop: Loop) -> None:
     first, second = Connection(), Connection()
     assert capped.admit(first)
     assert capped.admit(second)
-    assert (first.spare, second.spare) == (False, True)
+    assert (first.over_cap, second.over_cap) == (False, True)
     capped.release(second)
     capped.release(first)
     third = Connection()
     assert capped.admit(third)
-    assert not third.spare
+    assert not third.over_cap
     free = Guard(state, Settings(), cast("Any", loop))
     assert free.admit(first)
     assert free.admit(second)
-    assert not second.spare
+    assert not second.over_cap
     assert not free._counts
     unnamed = Connection()
     unnamed.peer = ""
     assert capped.admit(unnamed)
     assert capped.admit(unnamed)
-    assert not unnamed.spare
+    assert not unnamed.over_cap
 
 
 def test_a_few_above_a_cap_may_probe_for_a_moment_and_the_rest_is_refused(loop: Loop) -> None:
@@ -218,7 +218,7 @@ def test_a_few_above_a_cap_may_probe_for_a_moment_and_the_rest_is_refused(loop: 
     guard = Guard(ServerState(), Settings(max_connections_per_address=1), cast("Any", loop))
     assert guard.admit(Connection())
     spares = [Connection(fresh=True) for _ in range(16)]
-    assert all(guard.admit(each) and each.spare for each in spares)
+    assert all(guard.admit(each) and each.over_cap for each in spares)
     assert not guard.admit(Connection())
     spares[0].refuse(Response())
     assert guard.admit(Connection())

@@ -2,14 +2,14 @@
 
 import asyncio
 
-from millstream.http.websocket.waiting import Gate, Inbox
+from millstream.http.websocket.waiting import CompactEvent, CompactQueue
 
 WAIT = 5.0
 
 
 async def test_a_gate_holds_until_it_is_set_and_whoever_it_let_through_is_not_held_again() -> None:
     """As `asyncio.Event`."""
-    gate = Gate()
+    gate = CompactEvent()
     waiting = [asyncio.create_task(gate.wait()) for _ in range(3)]
     await asyncio.sleep(0)
     gate.stir()
@@ -26,7 +26,7 @@ async def test_a_gate_holds_until_it_is_set_and_whoever_it_let_through_is_not_he
 
 async def test_those_who_wait_for_something_else_are_woken_to_look() -> None:
     """`stir` opens nothing."""
-    gate = Gate()
+    gate = CompactEvent()
     waiting = asyncio.create_task(gate.stirred())
     await asyncio.sleep(0)
     gate.stir()
@@ -36,7 +36,7 @@ async def test_those_who_wait_for_something_else_are_woken_to_look() -> None:
 
 async def test_an_inbox_gives_everything_in_order_and_is_then_empty() -> None:
     """As `asyncio.Queue`."""
-    inbox: Inbox[int] = Inbox()
+    inbox: CompactQueue[int] = CompactQueue()
     reading = asyncio.create_task(inbox.get())
     await asyncio.sleep(0)
     for number in range(3):

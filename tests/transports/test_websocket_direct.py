@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from websockets.frames import Frame, Opcode
 
-from millstream.http.websocket.direct import DirectOutbox, text_frame
+from millstream.http.websocket.direct import DirectSocket, text_frame
 from millstream.http.websocket.queued import SLOW, TRY_AGAIN_LATER
 from millstream.http.websocket.uvicorn import WebSocketProtocol
-from millstream.http.websocket.waiting import Gate
+from millstream.http.websocket.waiting import CompactEvent
 from millstream.hub import HubLimits
 from socket_world import CLOSE, PING, PONG, TEXT, WAIT, WAYS, World, frame, hear, tell, world
 
@@ -25,8 +25,8 @@ class Taken:
         self.written: list[bytes] = []
         self.size = 0
         self.transport: Any = self
-        self.outbox: DirectOutbox | None = None
-        self.room = Gate()
+        self.outbox: DirectSocket | None = None
+        self.room = CompactEvent()
         self.room.set()
 
     def write(self, data: bytes) -> None:
@@ -63,7 +63,7 @@ def test_a_message_is_framed_as_the_library_does_it(size: int) -> None:
 async def test_one_event_is_framed_once_for_every_socket() -> None:
     """DESIGN §5: encoded once, and the same bytes for all."""
     wires = [Taken() for _ in range(3)]
-    outboxes = [DirectOutbox(wire, unsent, limit=1000, grace=WAIT) for wire in wires]
+    outboxes = [DirectSocket(wire, unsent, limit=1000, grace=WAIT) for wire in wires]
     for message in (b'{"a":1}', b'{"b":2}'):
         assert all(outbox.write(message) for outbox in outboxes)
     first, *rest = [wire.written for wire in wires]
@@ -140,7 +140,7 @@ async def test_large_answers_that_wait_do_not_make_their_reader_slow(way: str) -
 async def test_notifications_beyond_the_limit_cut_the_socket_by_name() -> None:
     """JSON-RPC has no hub behind it to look: the outbox does."""
     wire = Taken()
-    outbox = DirectOutbox(wire, unsent, limit=1000, grace=WAIT)
+    outbox = DirectSocket(wire, unsent, limit=1000, grace=WAIT)
     change = b'{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}'
     assert outbox.carry(change)
     wire.size = 1001

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from millstream.http.websocket.queued import GOING_AWAY, SLOW, TRY_AGAIN_LATER, Outbox
+from millstream.http.websocket.queued import GOING_AWAY, SLOW, TRY_AGAIN_LATER, QueuedSocket
 from millstream.hub import HubLimits
 from millstream.protocol.sse import COMMENT
 from socket_world import GATES, TEXT, WAIT, WAYS, World, ask, end_of, frame, hear, tell, world
@@ -42,7 +42,7 @@ async def silence() -> None:
 async def held_outbox(limit: int = 1000, grace: float = WAIT) -> Any:
     """An outbox whose first message is held up by its peer."""
     send = HeldSend()
-    outbox = Outbox(send, limit=limit, grace=grace)
+    outbox = QueuedSocket(send, limit=limit, grace=grace)
     writer = asyncio.create_task(outbox.run(silence()))
     outbox.write(b"held")
     for _ in iter(lambda: outbox._held, True):
@@ -116,7 +116,7 @@ async def test_what_waits_for_the_loop_alone_is_never_slow() -> None:
     """Many large answers in one turn of the loop are no reason to cut a peer that reads."""
     send = HeldSend()
     send.reads.set()
-    outbox = Outbox(send, limit=10, grace=WAIT)
+    outbox = QueuedSocket(send, limit=10, grace=WAIT)
     assert all(outbox.write(b"x" * 1000) for _ in range(50))
     assert outbox.buffered == 0
     outbox.end(1000)

@@ -12,7 +12,7 @@ from millstream.http.message import Handler
 from millstream.protocol.errors import LocalError
 from millstream.protocol.handshake import Opening
 from millstream.protocol.principal import Principal
-from millstream.server.calls.services import SESSION_OVER, Note
+from millstream.server.calls.services import SESSION_OVER, ObserveMessage
 from millstream.server.calls.sessions import Session
 from millstream.stores.base import Store
 from millstream.stores.health import StoreHealth
@@ -126,9 +126,9 @@ def make_observer(runtime: "Runtime") -> "Observer | None":
 _MAX_NAME = 1024
 
 
-def make_note(observer: "Observer") -> Note:
+def make_note(observer: "Observer") -> ObserveMessage:
     """How messages that become no call reach the observer."""
-    from millstream.telemetry.messages import Message  # noqa: PLC0415  only where somebody looks
+    from millstream.telemetry.messages import AccessRecord  # noqa: PLC0415  only where somebody looks
     from millstream.telemetry.metrics import OTHER  # noqa: PLC0415
 
     def note(
@@ -147,7 +147,7 @@ def make_note(observer: "Observer") -> Note:
             return
         # Neither was checked yet, and lines wait for their batch.
         method, target = method[:_MAX_NAME] or OTHER, target[:_MAX_NAME]
-        message = Message(time.time(), method, target, status, transport=transport)
+        message = AccessRecord(time.time(), method, target, status, transport=transport)
         about = session or opening
         if about is not None:
             message.client, message.client_version = about.client.name, about.client.version

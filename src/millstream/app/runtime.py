@@ -217,7 +217,7 @@ class Runtime:
                 records = now
                 self._beside("records", self.services.records.load())
             if self._idle(now):
-                self.loop.call_soon(self.server.retire, self)
+                self.loop.call_soon(self.server.close_idle, self)
                 return
 
     def _beside(self, key: object, work: Coroutine[Any, Any, None]) -> None:

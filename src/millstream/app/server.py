@@ -296,7 +296,7 @@ class Server:
             raise
         return runtime
 
-    def use(self, runtime: Runtime) -> None:
+    def activate(self, runtime: Runtime) -> None:
         """Let a runtime whose HTTP side is built answer the requests of its loop."""
         self._current = runtime
 
@@ -308,7 +308,7 @@ class Server:
         if runtime is not None:
             await runtime.close()
 
-    def retire(self, runtime: Runtime) -> None:
+    def close_idle(self, runtime: Runtime) -> None:
         """Close a runtime that has been idle; the next request opens another."""
         if self._runtimes.get(runtime.loop) is runtime:
             runtime.closing = runtime.loop.create_task(self.stop())
@@ -363,9 +363,9 @@ class Server:
         ):
             await runtime.adapter.__call__(scope, receive, send)
         else:
-            await self._rarely(scope, receive, send)
+            await self._slow_path(scope, receive, send)
 
-    async def _rarely(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    async def _slow_path(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         from millstream.app.serving import entry  # noqa: PLC0415  a stdio server does without
 
         await entry.serve(self, scope, receive, send)

@@ -59,7 +59,7 @@ class Streamed:
             check_client_id(client_id)
         except InvalidName as exc:
             raise ProtocolError(INVALID_PARAMS, f"Invalid client id in {place}: {exc}", status=400) from exc
-        call.mirror = _Mirror(self._hub, client_id, call.id).send
+        call.tee = _Mirror(self._hub, client_id, call.id).send
         call.stream_url = f"{call.root_path}/mcp/sse/{quote(client_id, safe='')}"
         call.meta = {**(call.meta or {}), "clientId": client_id, "streamUrl": call.stream_url}
 

@@ -10,7 +10,7 @@ from millstream.http.message import TEXT_HEAD, Response
 _logger = logging.getLogger("millstream.http.message")
 
 
-class Ending:
+class CloseSignal:
     """The end of one stream, told once to everyone who asked."""
 
     __slots__ = ("_callbacks", "_waiters", "over")

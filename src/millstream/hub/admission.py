@@ -24,7 +24,7 @@ def check_target(channel: str) -> None:
         raise Forbidden("publish", channel)
 
 
-class Admission:
+class AccessRules:
     """The checks of one hub. None of them changes anything."""
 
     __slots__ = ("_audience", "_authorize", "_limits")

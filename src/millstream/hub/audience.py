@@ -11,7 +11,7 @@ from millstream.hub.channels import is_pattern
 from millstream.hub.limits import HubLimits, TooMany
 from millstream.hub.subscriber import Encode, Outlet, Subscription
 
-Plan = list[tuple[Encode, list[Outlet]]]
+FanOut = list[tuple[Encode, list[Outlet]]]
 
 _PLANS = 4096
 """Plans remembered; one too many forgets them all, for each is quickly made again."""
@@ -33,7 +33,7 @@ class Audience:
         self._by_outlet: dict[Outlet, tuple[Subscription, ...]] = {}
         self._exact: dict[str, dict[Subscription, None]] = {}
         self._wild: dict[Subscription, None] = {}
-        self._plans: dict[str, Plan] = {}
+        self._plans: dict[str, FanOut] = {}
 
     def __len__(self) -> int:
         return len(self._entered)
@@ -113,7 +113,7 @@ class Audience:
         self._forget_plans(subscription)
         return True
 
-    def plan(self, channel: str) -> Plan:
+    def plan(self, channel: str) -> FanOut:
         """Whom a publication on the channel is written to. The caller does not change it."""
         plan = self._plans.get(channel)
         if plan is None:
@@ -122,7 +122,7 @@ class Audience:
             plan = self._plans[channel] = self._make_plan(channel)
         return plan
 
-    def everyone(self) -> Plan:
+    def everyone(self) -> FanOut:
         """Whom to write to what concerns all that hear, whatever they listen to."""
         return _grouped(each for each in self._entered if each.joined)
 
@@ -130,7 +130,7 @@ class Audience:
         """The subscribers that share an outlet, in the order of their arrival."""
         return self._by_outlet.get(outlet, ())
 
-    def _make_plan(self, channel: str) -> Plan:
+    def _make_plan(self, channel: str) -> FanOut:
         hearers = self._exact.get(channel, {}).copy()
         for each in self._wild:
             if each not in hearers and each.wants(channel):
@@ -145,7 +145,7 @@ class Audience:
             self._plans.pop(channel, None)
 
 
-def _grouped(subscriptions: Iterable[Subscription]) -> Plan:
+def _grouped(subscriptions: Iterable[Subscription]) -> FanOut:
     groups: dict[Encode, dict[Outlet, None]] = {}
     for each in subscriptions:
         groups.setdefault(each.encode, {})[each.outlet] = None

@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream.hub.admission import Admission, check_target
+from millstream.hub.admission import AccessRules, check_target
 from millstream.hub.audience import Audience
 from millstream.hub.channels import CLIENT, PRESENCE, check_channel, check_client_id, is_pattern
 from millstream.hub.delivery import Delivery
@@ -22,9 +22,9 @@ from millstream.hub.event import Event, Published, Record, check_event_id, check
 from millstream.hub.journal import Journal
 from millstream.hub.limits import HubLimits, TooLarge
 from millstream.hub.mailbox import Mailboxes
-from millstream.hub.permission import Permission
+from millstream.hub.permission import SafeAuthorize
 from millstream.hub.presence import Member, Presence
-from millstream.hub.replay import Replay
+from millstream.hub.replay import CatchUp
 from millstream.hub.subscriber import Authorize, Encode, Outlet, Subscription
 from millstream.protocol.errors import LocalError
 from millstream.protocol.principal import Principal
@@ -74,11 +74,11 @@ class Hub:
         # configuration
         self.limits = limits
         self._clock = clock
-        self._authorize = Permission(authorize) if authorize is not None else None
+        self._authorize = SafeAuthorize(authorize) if authorize is not None else None
         # process
         self._journal = Journal(store, limits, clock)
         self._audience = Audience(limits)
-        self.admission = Admission(self._audience, limits, self._authorize)
+        self.admission = AccessRules(self._audience, limits, self._authorize)
         """For transports: whether a peer may publish or subscribe, before they answer."""
         self._delivery = Delivery(store.bus, self._journal, self._audience, max_buffered=limits.max_buffered)
         self._mailboxes = Mailboxes(store.kv, self._journal, limits)
@@ -291,7 +291,7 @@ class Hub:
         outlet = subscription.outlet
         outlet.on_close(subscription.ended)
         beside = [each for each in self._audience.on(outlet) if each.joined]
-        replay = Replay(self._journal, subscription, self._delivery.catch_up, beside)
+        replay = CatchUp(self._journal, subscription, self._delivery.catch_up, beside)
         if last_event_id:
             await replay.resume(last_event_id)
         elif subscription.mailbox:

@@ -13,7 +13,7 @@ from millstream.protocol.principal import Principal
 _logger = logging.getLogger("millstream.hub")
 
 
-class Permission:
+class SafeAuthorize:
     """The hook of one hub; itself an `Authorize`."""
 
     __slots__ = ("_authorize", "_logged")

@@ -17,7 +17,7 @@ _CHUNK = 64 * 1024
 """Bytes written between two looks at whether the outlet has room."""
 
 
-class Replay:
+class CatchUp:
     """The catching up of one subscriber."""
 
     __slots__ = ("_at", "_beside", "_catch_up", "_dropped", "_epoch", "_journal", "_subscription", "_told")

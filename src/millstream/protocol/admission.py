@@ -22,7 +22,7 @@ from millstream.protocol.errors import (
     UNSUPPORTED_VERSION,
     ProtocolError,
 )
-from millstream.protocol.jsonrpc import Message
+from millstream.protocol.jsonrpc import Envelope
 from millstream.protocol.metadata import Client, RequestMeta, declares
 from millstream.protocol.param_headers import decode_name
 from millstream.protocol.revisions import ALL, BY_DATE, PER_REQUEST, Revision, names_per_request_era
@@ -65,7 +65,7 @@ def header_version(headers: Headers) -> str:
     return headers.get(b"mcp-protocol-version", b"").decode("latin-1").strip(" \t")
 
 
-def is_per_request(message: Message, headers: Headers | None = None) -> bool:
+def is_per_request(message: Envelope, headers: Headers | None = None) -> bool:
     """Whether a request or notification belongs to the per-request era (digest §2.3 steps 5 and 7).
 
     Raises:
@@ -85,7 +85,7 @@ def is_per_request(message: Message, headers: Headers | None = None) -> bool:
     return enveloped or by_header
 
 
-def check_notification(message: Message) -> None:
+def check_notification(message: Envelope) -> None:
     """Refuse a request that came without an id: its caller would wait for an answer that nobody owes.
 
     Raises:
@@ -110,7 +110,7 @@ def _envelope_marks(params: bytes) -> tuple[bool, bool]:
 
 
 def admit_per_request(
-    message: Message,
+    message: Envelope,
     *,
     offers: Callable[[str], bool],
     requires: Callable[[str, str], Mapping[str, Any]],
@@ -174,7 +174,7 @@ def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, A
         )
 
 
-def _read_meta(message: Message) -> RequestMeta:
+def _read_meta(message: Envelope) -> RequestMeta:
     try:
         meta = _decode_params_meta(message.params or b"{}").meta
     except (msgspec.DecodeError, RecursionError) as exc:
@@ -192,7 +192,7 @@ def _read_meta(message: Message) -> RequestMeta:
     return meta
 
 
-def _read_name(message: Message) -> str:
+def _read_name(message: Envelope) -> str:
     member = _NAMED.get(message.method)
     if member is None:
         return ""
@@ -206,7 +206,7 @@ def _read_name(message: Message) -> str:
 def target_name(method: str, params: bytes) -> str:
     """What a named method names, for a gate; empty where the parameters do not say (their handler refuses them)."""
     try:
-        return _read_name(Message(None, method, params or b"{}"))
+        return _read_name(Envelope(None, method, params or b"{}"))
     except ProtocolError:
         return ""
 

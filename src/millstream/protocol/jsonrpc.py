@@ -1,4 +1,4 @@
-"""JSON-RPC 2.0 messages: bytes to `Message` and back. Sections 1 and 13 of the protocol digest.
+"""JSON-RPC 2.0 messages: bytes to `Envelope` and back. Sections 1 and 13 of the protocol digest.
 
 Reading is in passes: this module opens only the envelope and keeps `params`, `result` and `error` as raw bytes.
 Identifiers keep their type. It does not know methods or revisions.
@@ -29,7 +29,7 @@ class _Envelope(Struct, gc=False):
     error: Raw = _EMPTY
 
 
-class Message(Struct, gc=False, frozen=True):
+class Envelope(Struct, gc=False, frozen=True):
     """One request (`method` and `id`), notification (`method` only) or answer (`id`, and `result` or `error`)."""
 
     id: RequestId | None
@@ -78,7 +78,7 @@ def check_text(body: bytes, max_depth: int) -> None:
         raise ProtocolError(PARSE_ERROR, f"Parse error: nested deeper than {max_depth}", status=400)
 
 
-def read(body: bytes) -> Message:
+def read(body: bytes) -> Envelope:
     """Open one envelope. The last of duplicate keys wins; unknown keys are ignored.
 
     Raises:
@@ -109,7 +109,7 @@ def _is_two(raw: bytes) -> bool:
         return False
 
 
-def _message(envelope: _Envelope) -> Message:
+def _message(envelope: _Envelope) -> Envelope:
     # Almost always these very bytes; an escaped spelling is the same string.
     if bytes(envelope.jsonrpc) != b'"2.0"' and not _is_two(bytes(envelope.jsonrpc)):
         raise _invalid('"jsonrpc" must be "2.0"')
@@ -135,16 +135,16 @@ def _message(envelope: _Envelope) -> Message:
     params = bytes(envelope.params)
     if params and params[:1] != b"{":
         raise _invalid('"params" must be an object')
-    return Message(request_id, method, params)
+    return Envelope(request_id, method, params)
 
 
-def _answer(request_id: RequestId | None, envelope: _Envelope) -> Message:
+def _answer(request_id: RequestId | None, envelope: _Envelope) -> Envelope:
     result, error = bytes(envelope.result), bytes(envelope.error)
     if bool(result) == bool(error):
         raise _invalid('a message has a "method", or exactly one of "result" and "error"')
     if request_id is None and not error:
         raise _invalid('an answer needs the "id" of its request')
-    return Message(request_id, "", b"", result, error)
+    return Envelope(request_id, "", b"", result, error)
 
 
 def split_batch(body: bytes, max_items: int) -> list[bytes]:

@@ -22,7 +22,7 @@ class Refusal(Struct, frozen=True):
     status: int = 200
 
 
-class Gate(Protocol):
+class CallPolicy(Protocol):
     """Scopes and limits: asked once for each request; `None` lets it pass."""
 
     def __call__(self, principal: Principal | None, method: str, name: str) -> Refusal | None: ...

@@ -88,7 +88,7 @@ def open_state(token: str, ring: KeyRing, bound: bytes, now: int) -> State:
     return state
 
 
-class Replay:
+class Rounds:
     """The rounds of one call as its function runs again."""
 
     __slots__ = ("_asked", "_entries", "_ordinal", "_pending", "_responses", "rounds")

@@ -22,9 +22,9 @@ from millstream.protocol.errors import (
     ProtocolError,
     ToolError,
 )
-from millstream.protocol.jsonrpc import Message, RequestId, encode, error_message
+from millstream.protocol.jsonrpc import Envelope, RequestId, encode, error_message
 from millstream.protocol.metadata import SERVER_KEY
-from millstream.protocol.principal import Gate
+from millstream.protocol.principal import CallPolicy
 from millstream.protocol.revisions import ALL, Revision
 from millstream.protocol.rounds import InputRequired
 from millstream.server.calls.call import Call
@@ -71,7 +71,7 @@ class Dispatcher:
         *,
         info: dict[str, Any],
         instructions: str = "",
-        gate: Gate | None = None,
+        gate: CallPolicy | None = None,
     ) -> None:
         # Configuration
         self.registry = registry
@@ -111,7 +111,7 @@ class Dispatcher:
         key = (scope, call.id)
         if (
             scope
-            and (self.by_id.setdefault(key, call) is not call or call.cancelled or call.carrier is None)
+            and (self.by_id.setdefault(key, call) is not call or call.cancelled or call.canceller is None)
             and not self._begin_in(call, scope)
         ):
             return b"" if call.cancelled else error_message(call.id, INVALID_REQUEST, _IN_FLIGHT)
@@ -125,7 +125,7 @@ class Dispatcher:
         try:
             if self.gate is not None:
                 self._pass_gate(call)
-            tool = call.target
+            tool = call.tool
             if tool is not None:
                 members = tool.encode(await tool.run(call.arguments, call), call)
             else:
@@ -143,8 +143,8 @@ class Dispatcher:
                 del self.by_id[key]
             if observe is not None:
                 observe(call, perf_counter() - started, answer)
-        if call.mirror is not None:
-            await call.mirror(answer)
+        if call.tee is not None:
+            await call.tee(answer)
         return answer
 
     def enter(self, call: Call, scope: str) -> bool:
@@ -157,7 +157,7 @@ class Dispatcher:
         if call.cancelled:
             del self.by_id[(scope, call.id)]
             return False
-        if call.carrier is None:
+        if call.canceller is None:
             call.stop = _canceller()
         return True
 
@@ -174,7 +174,7 @@ class Dispatcher:
         call.cancel()
         return True
 
-    def answer(self, message: Message, scope: str) -> bool:
+    def answer(self, message: Envelope, scope: str) -> bool:
         """Give a client's answer to the call that asked."""
         return self.services.questions.answer(message, scope)
 

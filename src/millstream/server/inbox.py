@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from millstream.protocol.jsonrpc import Message, RequestId
+from millstream.protocol.jsonrpc import Envelope, RequestId
 from millstream.protocol.metadata import ProgressToken
 from millstream.server.dispatch import Dispatcher
 
@@ -46,7 +46,7 @@ def cancelled_id(params: bytes) -> RequestId | None:
     return None if request_id is UNSET else request_id
 
 
-def take_notification(dispatcher: Dispatcher, message: Message, scope: str) -> None:
+def take_notification(dispatcher: Dispatcher, message: Envelope, scope: str) -> None:
     """Carry out a notification of a session or connection; unknown ones are ignored, as JSON-RPC wants."""
     if message.method == "notifications/cancelled":
         request_id = cancelled_id(message.params)

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from millstream.http.message import Request, Response
-from millstream.telemetry.metrics import CONTENT_TYPE, Registry
+from millstream.telemetry.metrics import CONTENT_TYPE, Metrics
 
 _HEAD = b"content-type: %b\r\ncache-control: no-store\r\n" % CONTENT_TYPE
 
@@ -13,7 +13,7 @@ class MetricsHttp:
 
     __slots__ = ("_measure", "_registry")
 
-    def __init__(self, registry: Registry, *, measure: Callable[[], Awaitable[object]] | None = None) -> None:
+    def __init__(self, registry: Metrics, *, measure: Callable[[], Awaitable[object]] | None = None) -> None:
         """`measure` is awaited before the metrics are read: for what is known only by asking."""
         self._registry = registry
         self._measure = measure

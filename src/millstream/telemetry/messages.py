@@ -26,7 +26,7 @@ MAX_TEXT = 256
 _REMEMBERED = 4096
 
 
-class Message(Struct, gc=False):
+class AccessRecord(Struct, gc=False):
     """What is known of one message. `status` is empty for success, else what went wrong in one word or number."""
 
     at: float
@@ -113,14 +113,14 @@ class MessageLog:
         # Process
         self.lost = 0
         """Lines that the stream did not take."""
-        self._pending: list[Message] = []
+        self._pending: list[AccessRecord] = []
         self._timer: asyncio.TimerHandle | None = None
         self._texts: dict[str, str] = {}
         self._hashes: dict[str, str] = {}
         self._millisecond = -1
         self._stamp = ""
 
-    def add(self, message: Message) -> None:
+    def add(self, message: AccessRecord) -> None:
         """Log one message soon."""
         pending = self._pending
         pending.append(message)
@@ -143,7 +143,7 @@ class MessageLog:
         except (OSError, ValueError):  # ValueError: the stream is closed
             self.lost += len(pending)
 
-    def _line(self, message: Message) -> _Line:
+    def _line(self, message: AccessRecord) -> _Line:
         known, hashes, status = self._texts, self._hashes, message.status or "ok"
         client = f"{message.client}/{message.client_version}" if message.client_version else message.client
         return _Line(

@@ -195,7 +195,7 @@ class Histogram:
             yield f"{name}_count{_braces(pairs)} {below}"
 
 
-class Registry:
+class Metrics:
     """The metrics of one running server, rendered in the order in which they were made."""
 
     __slots__ = ("_metrics",)

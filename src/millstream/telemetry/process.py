@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from millstream.telemetry.metrics import Labels, Registry
+from millstream.telemetry.metrics import Labels, Metrics
 
 if sys.platform != "win32":
     import resource
@@ -33,7 +33,7 @@ class LoopLag:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: Metrics,
         *,
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
@@ -70,7 +70,7 @@ class ProcessFigures:
 
     __slots__ = ("_clock", "_cpu", "_looked")
 
-    def __init__(self, registry: Registry, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, registry: Metrics, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._looked = clock()
         self._cpu = time.process_time()

@@ -11,7 +11,7 @@ from millstream.http.media import accepted
 from millstream.http.message import Request, Response
 from millstream.protocol.admission import is_per_request
 from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
-from millstream.protocol.jsonrpc import Message, RequestId, error_message, read, split_batch
+from millstream.protocol.jsonrpc import Envelope, RequestId, error_message, read, split_batch
 from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import Revision
 from millstream.server.calls.call import Call
@@ -34,13 +34,13 @@ def refuse_batch(why: str) -> ProtocolError:
     return ProtocolError(INVALID_REQUEST, f"Invalid request: {why}", status=400)
 
 
-def read_batch(body: bytes, max_items: int) -> list[Message | ProtocolError]:
+def read_batch(body: bytes, max_items: int) -> list[Envelope | ProtocolError]:
     """The messages of a batch, or what is wrong with each.
 
     Raises:
         ProtocolError: an empty or oversize batch, or one with a message of another era or an `initialize`.
     """
-    messages: list[Message | ProtocolError] = []
+    messages: list[Envelope | ProtocolError] = []
     for item in split_batch(body, max_items):
         try:
             message = read(item)
@@ -96,7 +96,7 @@ class _Batch:
         self._principal = principal
         self._line: PostLine | None = None
 
-    async def serve(self, messages: list[Message | ProtocolError]) -> Response | None:
+    async def serve(self, messages: list[Envelope | ProtocolError]) -> Response | None:
         """Take every message; answer by an array, unless the line became a stream."""
         answers = [each for each in await asyncio.gather(*map(self._take, messages)) if each[1]]
         line = self._line
@@ -108,7 +108,7 @@ class _Batch:
         array = b",".join(body for _, body in answers)
         return self._streamable.reply(self._request, b"[%b]" % array) if array else Response(b"", 202, b"")
 
-    async def _take(self, message: Message | ProtocolError) -> tuple[RequestId | None, bytes]:
+    async def _take(self, message: Envelope | ProtocolError) -> tuple[RequestId | None, bytes]:
         """The id and the answer of a request that is not answered on the stream."""
         if isinstance(message, ProtocolError):
             self._note("", status=str(message.code))
@@ -121,9 +121,9 @@ class _Batch:
                 take_notification(self._dispatcher, message, self._scope)
             return None, b""
         call = self._streamable.handshake_call(self._request, message, self._session, self._revision, self._principal)
-        call.carrier = None  # it is the batch as a whole; a cancel is for one of its calls
+        call.canceller = None  # it is the batch as a whole; a cancel is for one of its calls
         call.stop = cast("asyncio.Task[Any]", asyncio.current_task()).cancel
-        call.connect = self._connect
+        call.open_reply = self._connect
         body = await self._dispatcher.call(call, self._scope)
         if not body or self._line is None or not self._line.streaming:
             return call.id, body

@@ -14,7 +14,7 @@ from msgspec import UNSET
 from millstream.protocol.admission import admit_per_request, check_notification, is_per_request
 from millstream.protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, ProtocolError
 from millstream.protocol.handshake import read_initialize
-from millstream.protocol.jsonrpc import Message, check_text, error_message, read, result_message
+from millstream.protocol.jsonrpc import Envelope, check_text, error_message, read, result_message
 from millstream.protocol.metadata import Client
 from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import ASSUMED, Revision
@@ -84,7 +84,7 @@ class Connection:
 
     def receive(self, data: bytes) -> None:
         """Take one message as it came. Requests run as tasks of this connection; nothing is raised."""
-        message: Message | None = None
+        message: Envelope | None = None
         try:
             check_text(data, self._dispatcher.services.settings.max_depth)
             if is_batch(data):
@@ -110,7 +110,7 @@ class Connection:
             self._write(answer)
             await self._drain()
 
-    def _open(self, message: Message) -> Coroutine[Any, Any, bytes] | None:
+    def _open(self, message: Envelope) -> Coroutine[Any, Any, bytes] | None:
         """What a message asks for: a coroutine that gives the response, or nothing to wait for."""
         dispatcher = self._dispatcher
         if message.is_answer:
@@ -135,7 +135,7 @@ class Connection:
         dispatcher.enter(call, self.id)
         return dispatcher.call(call, self.id)
 
-    def _per_request(self, message: Message) -> Call:
+    def _per_request(self, message: Envelope) -> Call:
         registry = self._dispatcher.registry
         admitted = admit_per_request(message, offers=registry.offers, requires=registry.requires)
         meta = admitted.meta
@@ -155,7 +155,7 @@ class Connection:
             log_level=meta.log_level or "",
         )
 
-    def _handshake(self, message: Message) -> Call:
+    def _handshake(self, message: Envelope) -> Call:
         session = self.session
         assert message.id is not None  # noqa: S101  only requests become calls
         return Call(
@@ -175,7 +175,7 @@ class Connection:
     def _revision(self) -> Revision:
         return ASSUMED if self.session is None else self.session.revision
 
-    def _initialize(self, message: Message) -> bytes:
+    def _initialize(self, message: Envelope) -> bytes:
         assert message.id is not None  # noqa: S101  only requests are answered
         try:
             if self.session is not None:
@@ -204,7 +204,7 @@ class Connection:
             self._write(b"[%b]" % body)
             await self._drain()
 
-    async def _one(self, message: Message | ProtocolError) -> bytes:
+    async def _one(self, message: Envelope | ProtocolError) -> bytes:
         if isinstance(message, ProtocolError):
             self._note("", str(message.code))
             return error_message(None, message.code, message.message)

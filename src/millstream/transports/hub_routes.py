@@ -21,7 +21,7 @@ from millstream.protocol import sse
 from millstream.protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
 from millstream.protocol.jsonrpc import check_text, encode
 from millstream.protocol.principal import Principal
-from millstream.server.calls.services import Note, principal_id, unobserved
+from millstream.server.calls.services import ObserveMessage, ignore_message, principal_id
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.streamable.post import Authenticate
 
@@ -70,7 +70,7 @@ class HubRoutes:
         streams: OpenStreams,
         settings: Settings,
         *,
-        note: Note = unobserved,
+        note: ObserveMessage = ignore_message,
         authenticate: Authenticate | None = None,
     ) -> None:
         self._hub = hub

@@ -75,7 +75,7 @@ def prepare(server: "Server", runtime: Runtime) -> None:
             hot={(method, path): handler for handler, method, path in routes.hot.values()},
         )
         server.__millstream_lane__ = Lane(routes.find_hot, settings=settings, policy=runtime.policy, hot=routes.hot)
-    server.use(runtime)
+    server.activate(runtime)
 
 
 def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:

@@ -66,7 +66,7 @@ class AsgiAdapter:
         raw_headers = scope["headers"]
         headers = dict(raw_headers)
         method = scope["method"]
-        exchange = _Exchange(
+        exchange = AsgiExchange(
             method,
             path,
             raw_headers,
@@ -102,7 +102,7 @@ def _too_long(length: bytes, limit: int) -> bool:
     return length.isdigit() and (len(length) > 18 or int(length) > limit)
 
 
-class _Exchange(Request, eq=False, kw_only=True):
+class AsgiExchange(Request, eq=False, kw_only=True):
     """One request and its reply."""
 
     # request

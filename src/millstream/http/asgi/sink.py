@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from millstream.http.stream_end import Ending
+from millstream.http.stream_end import CloseSignal
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -42,7 +42,7 @@ class AsgiSink:
         self._send = send
         self._limit = limit
         self._buffer: list[bytes] = []
-        self._ending = Ending()
+        self._ending = CloseSignal()
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()

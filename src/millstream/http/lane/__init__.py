@@ -68,7 +68,7 @@ class Loaded(NamedTuple):
 def load_lane() -> Loaded:
     """Import the protocol class and see that the uvicorn beside us still is the one it extends."""
     try:
-        reason: str = import_module("millstream.http.lane.fit").misfit()
+        reason: str = import_module("millstream.http.lane.fit").incompatibility()
         module = import_module("millstream.http.lane.protocol")
     except (ImportError, AttributeError) as exc:
         return Loaded(None, f"the HTTP protocol class cannot be loaded: {exc}")

@@ -25,7 +25,7 @@ class Connection(Protocol):
     limits: Settings
 
 
-class LaneCall(Request, eq=False, kw_only=True):
+class LaneExchange(Request, eq=False, kw_only=True):
     """A request and its reply."""
 
     connection: Connection

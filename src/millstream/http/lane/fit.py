@@ -17,7 +17,7 @@ _EXPECTED: dict[type, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def misfit() -> str:
+def incompatibility() -> str:
     """Why uvicorn's class is not the one `LaneProtocol` extends; empty when it is."""
     expected = ["self", "config", "server_state", "app_state", "_loop"]
     if list(inspect.signature(HttpToolsProtocol.__init__).parameters) != expected:

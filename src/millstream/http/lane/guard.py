@@ -41,7 +41,7 @@ class Guarded(Protocol):
     unsent_since: float
     """Since when the write buffer has not become smaller."""
     refused: bool
-    spare: bool
+    over_cap: bool
     """Above the cap, and there only to ask how the server is."""
 
     @property
@@ -102,7 +102,7 @@ class Guard:
     def admit(self, connection: Guarded) -> bool:
         """Watch a new connection (already in the server's set); False when there are too many.
 
-        A few above the cap are `spare`: they have little time and get one answer, a refusal unless they probe.
+        A few above the cap are `over_cap`: they have little time and get one answer, a refusal unless they probe.
         """
         if self._timer is None:
             self.clock = self._loop.time()
@@ -110,11 +110,11 @@ class Guard:
         connection.since = connection.unsent_since = self.clock
         self._connections.add(connection)
         limits, peer = self._limits, connection.peer
-        connection.spare = len(self._state.connections) > limits.max_connections
+        connection.over_cap = len(self._state.connections) > limits.max_connections
         if limits.max_connections_per_address and peer:
             self._counts[peer] += 1
-            connection.spare |= self._counts[peer] > limits.max_connections_per_address
-        if not connection.spare:
+            connection.over_cap |= self._counts[peer] > limits.max_connections_per_address
+        if not connection.over_cap:
             return True
         self._spares = {each for each in self._spares if not each.refused}
         if len(self._spares) >= _SPARES:
@@ -161,7 +161,7 @@ class Guard:
         if connection.held:
             connection.since = now
         waited = now - connection.since
-        for_headers = min(_LINGER, limits.header_timeout) if connection.spare else limits.header_timeout
+        for_headers = min(_LINGER, limits.header_timeout) if connection.over_cap else limits.header_timeout
         if connection.refused:
             if waited > _LINGER and not connection.busy:
                 connection.transport.abort()

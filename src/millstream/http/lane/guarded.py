@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol class with a guard around it: what a request may look like, and the order of replies.
 
 Limits are checked while a request is parsed, refusals are answered and the connection closed. Replies keep one order:
-`front` is the call being answered, `waiting` starts those behind it, and a refusal goes out after them, as the last
+`current` is the call being answered, `waiting` starts those behind it, and a refusal goes out after them, as the last
 thing on the connection. The guard's sweep replaces uvicorn's keep-alive timers. Everything else about ASGI is uvicorn's
 own code. `protocol.py` adds the short cut.
 """
@@ -64,8 +64,26 @@ class GuardedProtocol(HttpToolsProtocol):
     """One HTTP/1 connection, guarded."""
 
     # uvicorn's own attributes stay in its dict; more than thirty there would no longer be shared between connections.
-    __slots__ = ("final", "front", "guard", "lane", "limits", "peer", "phase", "proxy", "received", "refused",
-                 "seen", "since", "size", "spare", "traced", "unsent", "unsent_since", "waiting")  # fmt: skip
+    __slots__ = (
+        "current",
+        "farewell",
+        "guard",
+        "lane",
+        "limits",
+        "over_cap",
+        "peer",
+        "phase",
+        "proxy",
+        "received",
+        "refused",
+        "seen",
+        "since",
+        "size",
+        "traced",
+        "unsent",
+        "unsent_since",
+        "waiting",
+    )  # fmt: skip
 
     app: Any
     parser: HttpRequestParser
@@ -95,13 +113,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self.peer = ""
         self.since = self.unsent_since = guard.clock
         self.unsent = 0
-        self.front: Cycle | None = None
+        self.current: Cycle | None = None
         self.waiting: deque[Callable[[], None]] = cast("Any", self.pipeline)
         """uvicorn's deque, in use for both kinds of call: oldest first, each entry starts its call."""
         self.refused = False
-        self.spare = False
+        self.over_cap = False
         """Above the cap on connections: it gets one answer, which is a refusal unless it probes."""
-        self.final: bytes | None = None
+        self.farewell: bytes | None = None
         # request
         self.url = b""
         self.phase = IDLE
@@ -116,7 +134,7 @@ class GuardedProtocol(HttpToolsProtocol):
     @property
     def busy(self) -> bool:
         """A call runs, so the peer owes nothing."""
-        return self.front is not None or bool(self.waiting)
+        return self.current is not None or bool(self.waiting)
 
     @property
     def fresh(self) -> bool:
@@ -145,9 +163,9 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self.guard.release(self)
         self.waiting.clear()
-        if self.front is not None:
-            self.front.disconnected = True
-            self.front.message_event.set()
+        if self.current is not None:
+            self.current.disconnected = True
+            self.current.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Parse a chunk; whatever is wrong with it becomes a refusal."""
@@ -175,7 +193,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """Go on where `pause_writing` stopped."""
         super().resume_writing()
-        if self.front is None:
+        if self.current is None:
             self.proceed()
         elif not self.waiting:
             self.flow.resume_reading()
@@ -232,8 +250,8 @@ class GuardedProtocol(HttpToolsProtocol):
             entry = cast("tuple[RequestResponseCycle, ASGI3Application]", self.waiting.popleft())
             self.waiting.append(partial(self._start_cycle, *entry))
         else:
-            self.front = cycle
-        if self.spare:
+            self.current = cycle
+        if self.over_cap:
             cycle.keep_alive = False
         if self.parser.should_upgrade():
             # An upgrade that nobody speaks: what comes behind it is not parsed.
@@ -284,7 +302,7 @@ class GuardedProtocol(HttpToolsProtocol):
         url, fields = self.url, dict(self.headers)
         hosts = [value for name, value in self.headers if name == b"host"]
         size = int(fields.get(b"content-length", 0))
-        if self.spare and (size or b"transfer-encoding" in fields or not self._probes()):
+        if self.over_cap and (size or b"transfer-encoding" in fields or not self._probes()):
             return TOO_MANY_CONNECTIONS
         if (len(hosts) != 1 or parse_authority(hosts[0]) is None) and url.partition(b"?")[0] not in _PROBES:
             return BAD_HOST
@@ -314,13 +332,13 @@ class GuardedProtocol(HttpToolsProtocol):
     # The order of replies.
 
     def _start_cycle(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self.front = cycle
+        self.current = cycle
         self._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """uvicorn's cycle has written its reply."""
         self.server_state.total_requests += 1
-        self.front = None
+        self.current = None
         self.proceed()
 
     def proceed(self) -> None:
@@ -330,8 +348,8 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if self.waiting:
             self.waiting.popleft()()
-        elif self.final is not None:
-            self._dismiss(self.final)
+        elif self.farewell is not None:
+            self._dismiss(self.farewell)
         if not self.waiting:
             self.flow.resume_reading()
 
@@ -345,22 +363,22 @@ class GuardedProtocol(HttpToolsProtocol):
             # uvicorn started or queued it before its body came.
             newest.disconnected = True
             newest.message_event.set()
-            if newest is not self.front and not newest.response_complete:
+            if newest is not self.current and not newest.response_complete:
                 self.waiting.pop()
             elif newest.response_started:
                 self.transport.close()
                 return
             else:
-                self.front = None
+                self.current = None
         reply = self.guard.heads.reply(response, keep_alive=False)
         if self.busy:
-            self.final = reply
+            self.farewell = reply
         else:
             self._dismiss(reply)
 
     def _dismiss(self, reply: bytes) -> None:
         """Write the last bytes, then read on for a moment: closing on unread input would destroy them."""
-        self.final = None
+        self.farewell = None
         self.since = self.guard.clock
         self.transport.write(reply)
         if self.transport.can_write_eof():

@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 from millstream.http.compression import FROM_BYTES, compressed
 from millstream.http.hosts import EXEMPT
 from millstream.http.lane import Lane
-from millstream.http.lane.call import LaneCall
+from millstream.http.lane.call import LaneExchange
 from millstream.http.lane.guard import BODY, IDLE
 from millstream.http.lane.guarded import GuardedProtocol
 from millstream.http.lane.reply import BODY_TOO_LARGE
@@ -47,7 +47,7 @@ class LaneProtocol(GuardedProtocol):
         bypassed = self.traced or config.limit_concurrency is not None or config.reset_contextvars
         self.short = None if bypassed else self.lane
         # request
-        self.building: LaneCall | None = None
+        self.building: LaneExchange | None = None
         """The call whose body is being read."""
         self.body: bytes | bytearray = b""
         self.continue_due = False
@@ -55,27 +55,27 @@ class LaneProtocol(GuardedProtocol):
         """Bytes still to come of the body of a request that the parser has not seen."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """What a spare connection asks is looked at by the guard, on the long way."""
+        """What a connection over the cap asks is looked at by the guard, on the long way."""
         super().connection_made(transport)
-        if self.spare:
+        if self.over_cap:
             self.short = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the call being answered."""
         super().connection_lost(exc)
-        if isinstance(self.front, LaneCall):
-            self.front.lost()
+        if isinstance(self.current, LaneExchange):
+            self.current.lost()
 
     def shutdown(self) -> None:
         """End the stream being written; a plain call is finished first."""
         super().shutdown()
-        if isinstance(self.front, LaneCall) and self.front.sink is not None:
-            self.front.sink.close()
+        if isinstance(self.current, LaneExchange) and self.current.sink is not None:
+            self.current.sink.close()
 
     def data_received(self, data: bytes) -> None:
         """Read a request with a usual head at once, and leave everything else to the parser."""
         short = self.short
-        if short is None or self.phase or self.front is not None or self.refused:
+        if short is None or self.phase or self.current is not None or self.refused:
             if self.missing:
                 self._go_on(data)
             else:
@@ -103,7 +103,7 @@ class LaneProtocol(GuardedProtocol):
         ):
             self._parse(data)
             return
-        call = LaneCall(
+        call = LaneExchange(
             found[1],
             found[2],
             fields.items(),
@@ -147,7 +147,7 @@ class LaneProtocol(GuardedProtocol):
             return None
         fields = dict(headers)
         chunked = parser.get_http_version() != "1.0"
-        call = LaneCall(
+        call = LaneExchange(
             found[1],
             found[2],
             headers,
@@ -205,7 +205,7 @@ class LaneProtocol(GuardedProtocol):
         self.seen = 0
         call.body = bytes(self.body)
         self.body = b""
-        if self.front is None and not self.flow.write_paused:
+        if self.current is None and not self.flow.write_paused:
             self._begin(call)
         else:
             self.waiting.append(partial(self._start, call))
@@ -215,7 +215,7 @@ class LaneProtocol(GuardedProtocol):
 
     # A body that comes later than its usual head: the parser has seen neither.
 
-    def _await(self, call: LaneCall, body: bytes, size: int) -> None:
+    def _await(self, call: LaneExchange, body: bytes, size: int) -> None:
         call.body = b""
         self.building = call
         self.phase = BODY
@@ -237,9 +237,9 @@ class LaneProtocol(GuardedProtocol):
 
     # Calls.
 
-    def _begin(self, call: LaneCall) -> None:
+    def _begin(self, call: LaneExchange) -> None:
         """Run a call at once, in a worker where one is idle."""
-        self.front = call
+        self.current = call
         idle = self.guard.workers.idle
         if idle:
             worker = idle.pop()
@@ -248,23 +248,23 @@ class LaneProtocol(GuardedProtocol):
         else:
             self._suspended(call, self._spawn(call))
 
-    def _spawn(self, call: LaneCall) -> asyncio.Task[None]:
+    def _spawn(self, call: LaneExchange) -> asyncio.Task[None]:
         if _EAGER:
             return _eager_task(self.run(call), loop=self.loop)
         return Worker(self.guard.workers, self.loop, self.run(call)).task
 
-    def _start(self, call: LaneCall) -> None:
-        self.front = call
+    def _start(self, call: LaneExchange) -> None:
+        self.current = call
         self._suspended(call, self._spawn(call))
 
-    def _suspended(self, call: LaneCall, task: asyncio.Task[None]) -> None:
+    def _suspended(self, call: LaneExchange, task: asyncio.Task[None]) -> None:
         """The call did not finish at once: from now on it can be cancelled, and the server waits for it."""
         if not (call.response_complete or call.left_open):
             call.task = task
             call.cancel = task.cancel
             self.tasks.add(task)
 
-    async def run(self, call: LaneCall) -> None:  # noqa: C901, PLR0912  the hot path, inline
+    async def run(self, call: LaneExchange) -> None:  # noqa: C901, PLR0912  the hot path, inline
         """Run one call and write its reply, all in the call's own task."""
         try:
             response = await call.handler(call)
@@ -309,20 +309,20 @@ class LaneProtocol(GuardedProtocol):
             self.lane.access(call, response if isinstance(response, Response) else None)
         # `_complete`, inline.
         call.response_complete = True
-        self.front = None
+        self.current = None
         self.since = self.guard.clock
         self.server_state.total_requests += 1
         if not call.keep_alive:
             self.transport.close()
-        elif self.waiting or self.flow.read_paused or self.final is not None or self.continue_due:
+        elif self.waiting or self.flow.read_paused or self.farewell is not None or self.continue_due:
             self.proceed()
 
-    def _give_up(self, call: LaneCall) -> None:
+    def _give_up(self, call: LaneExchange) -> None:
         """The task of a call ends by force: neither the peer nor the server waits for a reply that never comes."""
         call.response_complete = True
         self.transport.abort()
 
-    def _left_open(self, call: LaneCall, response: object) -> bool:
+    def _left_open(self, call: LaneExchange, response: object) -> bool:
         """End the stream of a call, unless its handler gave it back open: the connection goes on when it closes."""
         sink = call.sink
         if sink is None or sink.closed or response is not sink:
@@ -333,10 +333,10 @@ class LaneProtocol(GuardedProtocol):
         sink.on_close(partial(self._complete, call))
         return True
 
-    def _complete(self, call: LaneCall) -> None:
+    def _complete(self, call: LaneExchange) -> None:
         """A stream that its handler left open is over: go on with the connection."""
         call.response_complete = True
-        self.front = None
+        self.current = None
         self.since = self.guard.clock
         self.server_state.total_requests += 1
         if call.keep_alive:
@@ -347,11 +347,11 @@ class LaneProtocol(GuardedProtocol):
     def proceed(self) -> None:
         """Go on; a body that waits for permission gets it when nothing is in front of it."""
         super().proceed()
-        if self.continue_due and self.front is None and not self.refused:
+        if self.continue_due and self.current is None and not self.refused:
             self.continue_due = False
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _screen(self, lane: Lane, call: LaneCall) -> bool:
+    def _screen(self, lane: Lane, call: LaneExchange) -> bool:
         """The slow half of the Host and Origin check, CORS and ``Expect``. False: this is one for ASGI after all."""
         fields = call.headers
         if b"upgrade" in fields:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from millstream.http.stream_end import Ending
+from millstream.http.stream_end import CloseSignal
 
 
 class _Frame:
@@ -35,7 +35,7 @@ class LaneSink:
         self._chunked = chunked
         self._mute = mute
         """The reply to HEAD: headers only."""
-        self._ending = Ending()
+        self._ending = CloseSignal()
         self.closed = False
 
     @property

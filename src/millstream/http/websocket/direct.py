@@ -13,9 +13,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from millstream.http.asgi.sink import Send
-from millstream.http.stream_end import Ending
-from millstream.http.websocket.queued import GOING_AWAY, NOTIFICATION, SLOW, TRY_AGAIN_LATER, Outbox
-from millstream.http.websocket.waiting import Gate
+from millstream.http.stream_end import CloseSignal
+from millstream.http.websocket.queued import GOING_AWAY, NOTIFICATION, SLOW, TRY_AGAIN_LATER, QueuedSocket
+from millstream.http.websocket.waiting import CompactEvent
 
 EXTENSION = "millstream.websocket"
 """Where the protocol class stands among the extensions of the scope."""
@@ -25,11 +25,11 @@ class Wire(Protocol):
     """What the protocol class of one connection gives beyond ASGI."""
 
     transport: asyncio.Transport
-    outbox: "DirectOutbox | None"
+    outbox: "DirectSocket | None"
     """Told by `took` when the peer takes bytes again, and by `lost` when no further message may be written."""
 
     @property
-    def room(self) -> Gate:
+    def room(self) -> CompactEvent:
         """Open while the transport has room."""
         ...
 
@@ -51,7 +51,7 @@ class _Frame:
 _last = _Frame()
 
 
-class DirectOutbox:
+class DirectSocket:
     """The messages for one peer. An `Outlet` of the hub, as `websocket_outbox.Outbox` is."""
 
     __slots__ = ("_asked", "_ending", "_farewell", "_grace", "_limit", "_send", "_transport", "_wire", "closed")
@@ -66,7 +66,7 @@ class DirectOutbox:
         self._transport = wire.transport
         self._asked = 0
         """Bytes of answers that the transport may still hold."""
-        self._ending = Ending()
+        self._ending = CloseSignal()
         self._farewell: tuple[int, str] | None = None
         self.closed = False
         wire.outbox = self
@@ -172,7 +172,7 @@ class DirectOutbox:
         self.lost()
 
 
-AnyOutbox = Outbox | DirectOutbox
+AnyOutbox = QueuedSocket | DirectSocket
 
 
 def text_frame(message: bytes) -> bytes:

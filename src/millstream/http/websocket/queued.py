@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from millstream.http.asgi.sink import Send
-from millstream.http.stream_end import Ending
+from millstream.http.stream_end import CloseSignal
 
 NORMAL = 1000
 GOING_AWAY = 1001
@@ -27,7 +27,7 @@ NOTIFICATION = b'{"jsonrpc":"2.0","method"'
 _HIGH_WATER = 64 * 1024
 
 
-class Outbox:
+class QueuedSocket:
     """The messages that wait for one peer. `run` sends them until the outbox is closed."""
 
     __slots__ = (
@@ -49,7 +49,7 @@ class Outbox:
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
-        self._ending = Ending()
+        self._ending = CloseSignal()
         self._deadline: asyncio.Timeout | None = None
         self._farewell: tuple[int, str] | None = None
         self.closed = False

@@ -20,8 +20,8 @@ from uvicorn.server import ServerState
 from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request
 
-from millstream.http.websocket.direct import EXTENSION, DirectOutbox
-from millstream.http.websocket.waiting import Gate, Inbox
+from millstream.http.websocket.direct import EXTENSION, DirectSocket
+from millstream.http.websocket.waiting import CompactEvent, CompactQueue
 
 CLASS_NAME = "millstream.http.websocket.uvicorn:WebSocketProtocol"
 MAX_FRAGMENTS = 256
@@ -48,16 +48,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.outbox: DirectOutbox | None = None
+        self.outbox: DirectSocket | None = None
         self.pongs = 0
         """Bytes of pongs since the transport had no more room."""
         self.unread = 0
         """Bytes in front of the ping, when the peer was last seen to read."""
-        self.room = Gate()
+        self.room = CompactEvent()
         self.room.set()
         # uvicorn's own are an `asyncio.Event` and an `asyncio.Queue`, of which these do what it asks for.
         self.writable = self.room  # type: ignore[assignment]
-        self.queue = Inbox()  # type: ignore[assignment]
+        self.queue = CompactQueue()  # type: ignore[assignment]
 
     def hang_up(self) -> None:
         """The application ends the connection: what it waits for comes no more."""

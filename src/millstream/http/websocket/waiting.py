@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 
-class Gate:
+class CompactEvent:
     """What `asyncio.Event` does, and `stir` for those who wait for something else as well."""
 
     __slots__ = ("_open", "_waiters")
@@ -53,14 +53,14 @@ class Gate:
         return True
 
 
-class Inbox(Generic[Item]):
+class CompactQueue(Generic[Item]):
     """What `asyncio.Queue` does for one reader."""
 
     __slots__ = ("_items", "_news")
 
     def __init__(self) -> None:
         self._items: deque[Item] | None = None
-        self._news = Gate()
+        self._news = CompactEvent()
 
     def empty(self) -> bool:
         """Whether nothing is there."""

@@ -24,9 +24,9 @@ from millstream.protocol.errors import (
     ProtocolError,
     ToolError,
 )
-from millstream.protocol.jsonrpc import Message, request_message
+from millstream.protocol.jsonrpc import Envelope, request_message
 from millstream.protocol.metadata import declares
-from millstream.protocol.rounds import InputRequired, Replay, digest
+from millstream.protocol.rounds import InputRequired, Rounds, digest
 from millstream.server.calls.call import Call
 from millstream.server.questions.questions import (
     ElicitUrl,
@@ -93,7 +93,7 @@ class OpenQuestions:
             if not self._by_owner[owner]:
                 del self._by_owner[owner]
 
-    def answer(self, message: Message, scope: str) -> bool:
+    def answer(self, message: Envelope, scope: str) -> bool:
         """Give an answer to whoever waits; False when nobody of this session asked that."""
         entry = self._open.get(message.id) if isinstance(message.id, str) else None
         if entry is None or entry[0] != scope or entry[1].done():
@@ -158,7 +158,7 @@ def _names(capability: Mapping[str, Any]) -> str:
     return f"{name}.{next(iter(inner))}" if inner else name
 
 
-def ask_by_round(call: Call, replay: Replay, questions: Mapping[str, tuple[str | None, Question]]) -> dict[str, Any]:
+def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str | None, Question]]) -> dict[str, Any]:
     """Answers of a per-request call, from this round or earlier ones.
 
     Args:

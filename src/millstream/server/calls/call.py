@@ -47,8 +47,8 @@ class Call(Struct, eq=False, kw_only=True):
     method: str
     name: str = ""
     params: bytes = b""
-    """Raw JSON of `params`; empty on the path where `target` and `arguments` are decoded already."""
-    target: Any = None
+    """Raw JSON of `params`; empty on the path where `tool` and `arguments` are decoded already."""
+    tool: Any = None
     """The `Tool` of a call that the transport has prepared: decoded, checked, ready to run."""
     arguments: Any = None
     responses: Mapping[str, Any] | None = None
@@ -63,14 +63,14 @@ class Call(Struct, eq=False, kw_only=True):
     principal: Principal | None = None
     headers: Mapping[bytes, bytes] | None = None
     # The way back
-    connect: "Callable[[Call], Line] | None" = None
+    open_reply: "Callable[[Call], Line] | None" = None
     """Opens the line at first use, where the reply may also be a single message."""
     line: Line | None = None
     meta: dict[str, Any] | None = None
     """`_meta` of the result, beside what the revision puts there."""
     status: int = 200
     """HTTP status of the reply, where it is a single message."""
-    mirror: "Callable[[bytes], Awaitable[None]] | None" = None
+    tee: "Callable[[bytes], Awaitable[None]] | None" = None
     """Also takes progress and response: the stream of a client that asked for one (``stream: true``)."""
     transport: str = ""
     """What carried it, for observers: http, sse, stdio, websocket, rest, memory."""
@@ -87,7 +87,7 @@ class Call(Struct, eq=False, kw_only=True):
     # Progress of the work
     services: Any = None
     """`Services` of the running server; set by the dispatcher."""
-    carrier: Any = None
+    canceller: Any = None
     """What carried the request, if it can be cancelled: it has ``cancel``."""
     stop: Callable[[], object] | None = None
     """Cancels the task of the call, where no carrier does."""
@@ -110,14 +110,14 @@ class Call(Struct, eq=False, kw_only=True):
         """The line, opened when it was not yet."""
         line = self.line
         if line is None:
-            assert self.connect is not None  # noqa: S101  a call has a line or can make one
-            line = self.line = self.connect(self)
+            assert self.open_reply is not None  # noqa: S101  a call has a line or can make one
+            line = self.line = self.open_reply(self)
         return line
 
     def cancel(self) -> None:
         """Stop the work because the caller does not want the answer any more."""
         self.cancelled = True
-        stop = self.stop if self.carrier is None else self.carrier.cancel
+        stop = self.stop if self.canceller is None else self.canceller.cancel
         if stop is not None:
             stop()
 

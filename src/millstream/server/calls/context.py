@@ -12,7 +12,7 @@ from millstream.protocol.errors import LocalError
 from millstream.protocol.jsonrpc import RequestId, encode, notification_message
 from millstream.protocol.metadata import LOG_LEVELS, Client
 from millstream.protocol.principal import Principal, Publisher
-from millstream.protocol.rounds import Replay, binding, open_state
+from millstream.protocol.rounds import Rounds, binding, open_state
 from millstream.server.calls.asking import ask_by_request, ask_by_round
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services, principal_id
@@ -100,7 +100,7 @@ class Context:
         Values that do not increase, or that JSON cannot say (infinity, NaN), are not sent.
         """
         call = self._call
-        if call.token is None and call.mirror is None:
+        if call.token is None and call.tee is None:
             return
         if not isfinite(progress) or (call.reported is not None and progress <= call.reported):
             return
@@ -228,15 +228,15 @@ class Context:
     async def _by_request(self, question: Question) -> Any:
         return await ask_by_request(self._call, question, self._services.questions)
 
-    def _replay(self) -> Replay:
+    def _replay(self) -> Rounds:
         call = self._call
-        replay: Replay | None = call.replay
+        replay: Rounds | None = call.replay
         if replay is None:
             state = None
             if call.state:
                 bound = self._binding()
                 state = open_state(call.state, self._services.ring, bound, int(self._services.clock()))
-            replay = call.replay = Replay(state, call.responses or {})
+            replay = call.replay = Rounds(state, call.responses or {})
         return replay
 
     def _binding(self) -> bytes:
@@ -298,8 +298,8 @@ async def send_progress(call: Call, progress: float, total: float | None, messag
     notification = notification_message("notifications/progress", params)
     if call.token is not None:
         await call.open_line().send(notification)
-    if call.mirror is not None:
-        await call.mirror(notification)
+    if call.tee is not None:
+        await call.tee(notification)
 
 
 async def nudge_progress(call: Call) -> None:

@@ -122,10 +122,10 @@ def run_carried(function: Callable[..., T], *args: Any) -> T:
 
 
 SESSION_OVER = "$session over"
-"""What `Note` is told, in place of a method, when a session has ended."""
+"""What `ObserveMessage` gets in place of a method when a session ends."""
 
 
-class Note(Protocol):
+class ObserveMessage(Protocol):
     """What observers are told of a message that is no call: a handshake, a notification, an answer, a refusal, and
     what is said to the hub. The dispatcher's observer is told of calls.
     """
@@ -157,8 +157,8 @@ class Note(Protocol):
         ...
 
 
-def unobserved(*_: object, **__: object) -> None:
-    """The `Note` of a server that nobody observes."""
+def ignore_message(*_: object, **__: object) -> None:
+    """The `ObserveMessage` of a server that nobody observes."""
 
 
 class Services:
@@ -186,7 +186,7 @@ class Services:
         self.settings = settings
         self.store = store
         self.hub: Publisher | None = None
-        self.note: Note = unobserved
+        self.note: ObserveMessage = ignore_message
         """Told of every message that becomes no call."""
         self.streamed: Callable[[Any], None] | None = None
         """Attaches the stream of a client to a call, where the hub is served."""

@@ -66,7 +66,7 @@ decode_handshake_call = msgspec.json.Decoder(_HandshakeCall).decode
 """A whole `tools/call` of the handshake era, the arguments still raw."""
 
 
-class FastCall:
+class PreparedCall:
     """The decoder of one tool's calls."""
 
     __slots__ = ("decode", "tool")
@@ -77,7 +77,7 @@ class FastCall:
         """bytes -> struct with `id` and `params`; raises msgspec.DecodeError for whatever is not the common case."""
 
     @staticmethod
-    def of(tool: Tool) -> "FastCall | None":
+    def of(tool: Tool) -> "PreparedCall | None":
         """The fast path of a tool; None when its calls need checks that one typed pass cannot make."""
         plan = tool.plan
         if not tool.plain:
@@ -106,4 +106,4 @@ class FastCall:
             ],
             gc=False,
         )
-        return FastCall(tool, msgspec.json.Decoder(envelope, dec_hook=dec_hook).decode)
+        return PreparedCall(tool, msgspec.json.Decoder(envelope, dec_hook=dec_hook).decode)

@@ -13,7 +13,7 @@ from millstream.protocol import projection
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.jsonrpc import encode
 from millstream.protocol.revisions import Revision
-from millstream.server.features.prepared import FastCall
+from millstream.server.features.prepared import PreparedCall
 from millstream.server.features.prompts import Prompt
 from millstream.server.features.resources import Resource, Template
 from millstream.server.features.tools import Tool
@@ -47,7 +47,7 @@ class Registry:
         self.completers: dict[tuple[str, str], Completer] = {}
         """(prompt name or URI template, argument name) -> function."""
         # Prepared
-        self.fast: dict[bytes, FastCall] = {}
+        self.fast: dict[bytes, PreparedCall] = {}
         """Value of `Mcp-Name` -> one typed pass over a whole 2026-07-28 call of that tool."""
         self._pages: dict[tuple[str, str, str], bytes] = {}
         self._offered: set[str] = {"", "logging"}
@@ -62,7 +62,7 @@ class Registry:
         self.check_free(kind, key)
         getattr(self, kind)[key] = item
         if kind == "tools":
-            fast = FastCall.of(item)
+            fast = PreparedCall.of(item)
             if fast is None:
                 self.fast.pop(key.encode(), None)
             else:

@@ -34,7 +34,7 @@ from millstream.server.functions.pydantic_types import dec_hook
 from millstream.server.functions.results import Output, output_from_schema, output_of
 from millstream.server.functions.schema_check import SchemaCheck
 
-Call = Callable[[Any, Any], Any]
+Invoker = Callable[[Any, Any], Any]
 """``call(arguments, context)``: what the function returns (an awaitable or a generator, if it is one)."""
 
 
@@ -62,7 +62,7 @@ class Plan(Struct, frozen=True):
     """Calling gives an awaitable."""
     is_generator: bool
     """Calling gives an iterator, an asynchronous one when `is_async` is true."""
-    call: Call
+    call: Invoker
 
     @property
     def output_schema(self) -> Schema | None:
@@ -235,7 +235,7 @@ def _output(hints: dict[str, Any], kind: Kind, is_generator: bool) -> Output | N
 # Calling.
 
 
-def _caller(function: Callable[..., Any], signature: inspect.Signature, context: str | None) -> Call:
+def _caller(function: Callable[..., Any], signature: inspect.Signature, context: str | None) -> Invoker:
     """The narrowest closure that calls `function` with a decoded struct and the context."""
     names = list(signature.parameters)
     keyword_only = [name for name in names if signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
@@ -260,7 +260,7 @@ def _caller(function: Callable[..., Any], signature: inspect.Signature, context:
 
 def _by_keyword(
     function: Callable[..., Any], positional: list[str], keyword_only: list[str], context: str | None
-) -> Call:
+) -> Invoker:
     def call(arguments: Any, ctx: Any) -> Any:
         values = [ctx if name == context else getattr(arguments, name) for name in positional]
         named = {name: ctx if name == context else getattr(arguments, name) for name in keyword_only}
@@ -269,7 +269,7 @@ def _by_keyword(
     return call
 
 
-def _whole(function: Callable[..., Any], context: str | None) -> Call:
+def _whole(function: Callable[..., Any], context: str | None) -> Invoker:
     if context is None:
         return lambda arguments, _: function(arguments=arguments)
     return lambda arguments, ctx: function(arguments=arguments, **{context: ctx})

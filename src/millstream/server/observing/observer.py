@@ -15,7 +15,7 @@ from millstream.protocol.revisions import ALL, BY_DATE
 from millstream.server.calls.call import Call
 from millstream.server.observing.tracing import Tracing
 from millstream.telemetry.active import ActiveSessions
-from millstream.telemetry.messages import Message, MessageLog
+from millstream.telemetry.messages import AccessRecord, MessageLog
 from millstream.telemetry.metrics import (
     DURATIONS,
     FINE,
@@ -23,7 +23,7 @@ from millstream.telemetry.metrics import (
     Counter,
     Histogram,
     Labels,
-    Registry,
+    Metrics,
     Series,
     quantile,
 )
@@ -52,7 +52,7 @@ class Observer:
     def __init__(
         self,
         tools: Container[str],
-        registry: Registry | None = None,
+        registry: Metrics | None = None,
         *,
         connections: Mapping[Labels, float] = MappingProxyType({}),
         log: MessageLog | None = None,
@@ -72,7 +72,7 @@ class Observer:
             wall: seconds since 1970.
         """
         # Configuration
-        self.registry = registry = registry if registry is not None else Registry()
+        self.registry = registry = registry if registry is not None else Metrics()
         self._connections = connections
         self._tools = tools
         self._log = log
@@ -155,7 +155,7 @@ class Observer:
         if self._log is not None or self._tracing is not None:
             self._record(call, outcome, seconds, len(answer))
 
-    def message(self, message: Message) -> None:
+    def message(self, message: AccessRecord) -> None:
         """Take note of a message that was no call of the dispatcher: counted, for nobody took its time."""
         method, _, status, revision = self._clean((message.method, "", message.status, message.revision))
         self._messages.add((method, status, revision))
@@ -179,7 +179,7 @@ class Observer:
             return
         client, session, principal = call.client, call.session, call.principal
         self._log.add(
-            Message(
+            AccessRecord(
                 self._wall(),
                 call.method,
                 call.name,

@@ -33,7 +33,7 @@ _STAND_ALONE = "main"
 """The stream part of event ids on stand-alone streams."""
 
 
-class StreamableGet:
+class SessionStreams:
     """GET and DELETE of the MCP endpoint."""
 
     __slots__ = ("_by_session", "_dispatcher", "_first", "_readers", "_services", "_streamable")

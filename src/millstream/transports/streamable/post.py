@@ -21,7 +21,7 @@ from millstream.protocol.admission import (
 from millstream.protocol.depth import too_deep
 from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream.protocol.handshake import read_initialize
-from millstream.protocol.jsonrpc import Message, check_text, error_message, read, result_message
+from millstream.protocol.jsonrpc import Envelope, check_text, error_message, read, result_message
 from millstream.protocol.metadata import Client
 from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
@@ -29,7 +29,7 @@ from millstream.server.calls.call import Call
 from millstream.server.calls.services import principal_id
 from millstream.server.calls.sessions import Session
 from millstream.server.dispatch import Dispatcher
-from millstream.server.features.prepared import FastCall, decode_handshake_call
+from millstream.server.features.prepared import PreparedCall, decode_handshake_call
 from millstream.server.inbox import progress_token, take_notification
 from millstream.transports.batches import is_batch, serve_batch
 from millstream.transports.open_streams import TOO_MANY_STREAMS, OpenStreams
@@ -143,18 +143,18 @@ class Streamable:
             id=envelope.id,
             method="tools/call",
             client=_NOBODY if session is None else session.client,
-            connect=self._line,
-            carrier=request,
+            open_reply=self._line,
+            canceller=request,
             transport="http",
             session=session,
             headers=headers,
             name=params.name,
             token=None if params.meta.token is UNSET else params.meta.token,
-            target=tool,
+            tool=tool,
             arguments=arguments,
         )
 
-    def _fast_call(self, request: Request, fast: FastCall) -> Call | None:
+    def _fast_call(self, request: Request, fast: PreparedCall) -> Call | None:
         """One typed pass over the whole body; None when anything is unusual."""
         try:
             envelope = fast.decode(request.body)
@@ -168,15 +168,15 @@ class Streamable:
             id=envelope.id,
             method="tools/call",
             client=Client(meta.capabilities, about.name, about.version) if about else Client(meta.capabilities),
-            connect=self._line,
-            carrier=request,
+            open_reply=self._line,
+            canceller=request,
             transport="http",
             headers=request.headers,
             name=params.name,
             token=None if meta.token is UNSET else meta.token,
             log_level=meta.log_level or "",
         )
-        call.target = fast.tool
+        call.tool = fast.tool
         call.arguments = params.arguments
         if params.responses:
             call.responses = params.responses
@@ -190,7 +190,7 @@ class Streamable:
         if refused is not None:
             self.services.note("", "http", status=str(refused.status))
             return refused
-        message: Message | None = None
+        message: Envelope | None = None
         try:
             principal = await self.authenticate(request) if self.authenticate is not None else None
             check_text(request.body, self._max_depth)
@@ -233,7 +233,7 @@ class Streamable:
             raise ProtocolError(INVALID_REQUEST, _JSON_ONLY, status=406)
 
     def _line(self, call: Call) -> PostLine:
-        request = call.carrier
+        request = call.canceller
         readable = accepted(request.headers.get(b"accept"))
         can_stream = readable.stream and (not self._json_only or call.method == _LISTEN)
         return PostLine(request, call, self.services, self.streams, can_stream=can_stream)
@@ -263,7 +263,7 @@ class Streamable:
 
     # The per-request era
 
-    async def _per_request(self, request: Request, message: Message, principal: Principal | None) -> Response | None:
+    async def _per_request(self, request: Request, message: Envelope, principal: Principal | None) -> Response | None:
         if message.id is None:
             check_notification(message)
             self.services.note(message.method, "http", principal=principal)
@@ -287,8 +287,8 @@ class Streamable:
             id=message.id,
             method=message.method,
             client=admitted.client,
-            connect=self._line,
-            carrier=request,
+            open_reply=self._line,
+            canceller=request,
             transport="http",
             principal=principal,
             headers=request.headers,
@@ -309,7 +309,7 @@ class Streamable:
 
     # The handshake era
 
-    async def _handshake(self, request: Request, message: Message, principal: Principal | None) -> Response | None:
+    async def _handshake(self, request: Request, message: Envelope, principal: Principal | None) -> Response | None:
         if message.method == "initialize" and message.id is not None:
             return await self._initialize(request, message, principal)
         session, revision = await self.session_of(request, principal)
@@ -326,7 +326,7 @@ class Streamable:
     def handshake_call(
         self,
         request: Request,
-        message: Message,
+        message: Envelope,
         session: Session | None,
         revision: Revision,
         principal: Principal | None,
@@ -338,8 +338,8 @@ class Streamable:
             id=message.id,
             method=message.method,
             client=session.client if session is not None else _NOBODY,
-            connect=self._line,
-            carrier=request,
+            open_reply=self._line,
+            canceller=request,
             transport="http",
             session=session,
             principal=principal,
@@ -365,7 +365,7 @@ class Streamable:
             raise missing_session()
         return None, revision or ASSUMED
 
-    async def _initialize(self, request: Request, message: Message, principal: Principal | None) -> Response:
+    async def _initialize(self, request: Request, message: Envelope, principal: Principal | None) -> Response:
         if self.sessions is not None and b"mcp-session-id" in request.headers:
             raise ProtocolError(INVALID_REQUEST, "Invalid request: this session is initialized already", status=400)
         opening = read_initialize(message.params)
@@ -378,7 +378,7 @@ class Streamable:
         self.services.note("initialize", "http", session, principal=principal, opening=opening)
         return self.reply(request, result_message(message.id, result), head=head)
 
-    async def _answer(self, request: Request, message: Message, principal: Principal | None) -> Response:
+    async def _answer(self, request: Request, message: Envelope, principal: Principal | None) -> Response:
         """A client's answer to a question of a call."""
         if self.sessions is None or b"mcp-session-id" not in request.headers:
             raise ProtocolError(

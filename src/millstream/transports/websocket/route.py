@@ -16,8 +16,8 @@ from millstream.http.asgi.adapter import Receive, Scope
 from millstream.http.asgi.sink import Send, header_list
 from millstream.http.hosts import HostPolicy
 from millstream.http.message import TEXT_HEAD, Request, Response
-from millstream.http.websocket.direct import EXTENSION, AnyOutbox, DirectOutbox, Wire
-from millstream.http.websocket.queued import GOING_AWAY, INTERNAL, TOO_BIG, UNSUPPORTED_DATA, Outbox
+from millstream.http.websocket.direct import EXTENSION, AnyOutbox, DirectSocket, Wire
+from millstream.http.websocket.queued import GOING_AWAY, INTERNAL, TOO_BIG, UNSUPPORTED_DATA, QueuedSocket
 from millstream.hub import Hub
 from millstream.protocol.errors import ProtocolError
 from millstream.server.calls.services import principal_id
@@ -74,7 +74,7 @@ class WebSocketRoute:
             return
         outbox = self._outbox(scope, send)
         self._sockets[outbox] = asyncio.current_task()
-        self._streams.add(_Standing(outbox), principal_id(peer.principal), ("websocket", ""))
+        self._streams.add(SocketStream(outbox), principal_id(peer.principal), ("websocket", ""))
         speaks = SUBPROTOCOL in scope.get("subprotocols", ())
         try:
             try:
@@ -127,8 +127,8 @@ class WebSocketRoute:
         extensions: dict[str, Any] = scope.get("extensions") or {}
         wire: Wire | None = extensions.pop(EXTENSION, None)
         if wire is None:
-            return Outbox(send, limit=limit, grace=grace)
-        return DirectOutbox(wire, send, limit=limit, grace=grace)
+            return QueuedSocket(send, limit=limit, grace=grace)
+        return DirectSocket(wire, send, limit=limit, grace=grace)
 
     async def _serve(self, peer: Peer, outbox: AnyOutbox, receive: Receive, *, speaks: bool) -> None:
         connection = Connection(
@@ -174,7 +174,7 @@ class WebSocketRoute:
             outbox.end(code, reason)
 
 
-class _Standing:
+class SocketStream:
     """A socket among the open streams: counted and closed with them. Its signs of life are pings of the protocol."""
 
     __slots__ = ("_outbox", "closed")
