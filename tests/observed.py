@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from millstream.protocol.metadata import Client
 from millstream.protocol.revisions import NEWEST
-from millstream.server.calls.call import Call
+from millstream.server.calls.call import Call, Failure
 from millstream.server.observing.tracing import Tracing
 from millstream.telemetry.spans import Spans
 
@@ -16,7 +16,10 @@ TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def a_call(**given: Any) -> Call:
-    """A call with the given parts."""
+    """A call with the given parts; `outcome` and `incident` are those of its failure."""
+    outcome, incident = given.pop("outcome", ""), given.pop("incident", "")
+    if outcome:
+        given["failure"] = Failure(outcome, None, incident)
     client = Client({}, "inspector", "1.2")
     return Call(**{"revision": NEWEST, "id": 1, "method": "ping", "client": client, "transport": "http", **given})
 

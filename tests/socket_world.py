@@ -125,7 +125,7 @@ class World:
 
 
 @asynccontextmanager
-async def world(way: str = "lane", *, limits: HubLimits | None = None, authenticate: Any = None,
+async def world(way: str = "lane", *, limits: HubLimits | None = None, guard: Any = None,
                 authorize: Any = None, config: Any = None, **settings: Any) -> AsyncIterator[World]:  # fmt: skip
     """A running server. Settings of the server, and `config` of uvicorn, as given."""
     server = make_server(**settings)
@@ -134,9 +134,7 @@ async def world(way: str = "lane", *, limits: HubLimits | None = None, authentic
     try:
         async with server.running() as runtime:
             policy = HostPolicy(server.settings.allowed_hosts, server.settings.allowed_origins, loopback_bind=True)
-            route = WebSocketRoute(
-                runtime.dispatcher, hub, policy, server.settings, runtime.streams, authenticate=authenticate
-            )
+            route = WebSocketRoute(runtime.dispatcher, hub, policy, server.settings, runtime.streams, guard=guard)
             app = World(server, runtime, hub, route)
             if way == "lane":
                 lane = Lane(lambda method, path: None, settings=server.settings, policy=policy)

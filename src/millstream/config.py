@@ -76,6 +76,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ask_timeout: Seconds = 600.0
     """How long a question waits for the person's answer."""
     max_calls: Size = 10_000
+    max_calls_per_caller: Cap = 0
+    """Calls of one principal, or of one address where there is none; 0 means half of `max_calls`."""
     max_threads: Size = 40
     max_streams: Size = 20_000
     max_streams_per_principal: Size = 20_000
@@ -83,9 +85,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Resource URIs one session or one listen stream may watch."""
     max_questions: Size = 1_000
     """Questions to clients that may wait for an answer at a time."""
-    max_questions_per_principal: Size = 1_000
+    max_questions_per_principal: Size = 500
+    """Open questions of one principal, or of one address where there is none."""
+    max_rounds: Size = 64
+    """How often a call of 2026-07-28 may stop for questions."""
     max_deletes: Size = 10_000
-    """Session tombstones one principal may hold at a time."""
+    """Session tombstones that one principal may hold at a time, or one address where there is none."""
     stream_age: Seconds = 24 * 3600.0
     """An open stream ends after so long, however lively; the client opens another."""
     stream_buffer: Size = 1024 * 1024

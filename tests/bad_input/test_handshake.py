@@ -94,13 +94,28 @@ async def test_an_answer_without_a_session_is_400(wire: Wire) -> None:
     assert reply.error[:2] == (400, -32600)
 
 
-async def test_an_answer_that_nobody_waits_for_is_400_and_never_a_silent_202(wire: Wire) -> None:
-    """Digest §4.3: what is not accepted gets a 4xx, without the id, which is of the server's own requests."""
+async def test_an_answer_that_nobody_waits_for_any_more_is_taken_and_ignored(wire: Wire) -> None:
+    """A fixed defect: it got 400, and official clients gave up the whole connection. A client cannot know that the
+    server stopped waiting: https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
+    """
     headers = await wire.initialize()
     for answer in ({"id": 7, "result": {}}, {"id": "x", "error": {"code": -1, "message": "no"}}):
         reply = await wire.post({"jsonrpc": "2.0", **answer}, headers)
-        assert reply.error == (400, -32600, "none")
+        assert (reply.status, reply.body) == (202, b"")
     await alive(wire, headers)
+
+
+async def test_an_answer_without_a_session_is_refused(wire: Wire) -> None:
+    """Nobody can have asked."""
+    reply = await wire.post({"jsonrpc": "2.0", "id": 7, "result": {}})
+    assert reply.error == (400, -32600, "none")
+
+
+async def test_a_refused_version_says_the_words_that_clients_look_for(wire: Wire) -> None:
+    """A fixed defect: official SDKs search the text for "Unsupported protocol version"."""
+    reply = await wire.post(request("tools/list"), {**POST, "mcp-protocol-version": "1999-01-01"})
+    assert reply.error[0] == 400
+    assert "Unsupported protocol version" in reply.message["error"]["message"]
 
 
 # Methods and parameters

@@ -47,8 +47,8 @@ async def test_one_subscription_too_many_is_503_with_retry_after_like_any_stream
         headers = {**await wire.initialize(), "accept": "text/event-stream"}
         async with listening(wire, 2):
             refused = await wire.post(enveloped("subscriptions/listen", LISTENING, 9), routing("subscriptions/listen"))
-            assert (refused.status, refused.headers[b"retry-after"]) == (503, b"5")
-            assert refused.message["error"]["code"] == -32000
+            assert (refused.status, refused.headers[b"retry-after"]) == (503, b"1")
+            assert refused.message["error"]["code"] == -31503
             assert (await wire.ask("GET", "/mcp", headers)).status == 503
             assert await add(wire) == 200
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from millstream import Context, Declined, Server, Settings, SyncContext, ToolError
-from millstream.server.calls.services import Threads
+from millstream.server.calls.threads import Threads
 from millstream.transports.memory import MemoryPipe
 from wire import LATEST_HANDSHAKE, POST, WAIT, Json, Wire, enveloped, request, routing, wired
 

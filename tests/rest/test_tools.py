@@ -7,9 +7,10 @@ import pytest
 
 from millstream.http.message import Response
 from millstream.http.problems import KINDS
-from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream.protocol.principal import Principal, Refusal
-from millstream.transports.rest.routes import RestRoutes, SilentLine
+from millstream.protocol.principal import Refusal
+from millstream.transports.authenticate import protect
+from millstream.transports.rest.routes import RestRoutes
+from millstream.transports.silent import SilentLine
 from millstream.web.pages import asset
 from rest_world import broken, post, routes, world
 
@@ -149,6 +150,7 @@ async def test_the_way_back_of_a_rest_call_is_silent() -> None:
     line = SilentLine()
     await line.send(b"{}")
     assert line.push(b"{}")
+    await line.keep_alive()
     assert not await line.interrupt(None)
     assert not line.asks
 
@@ -204,13 +206,13 @@ async def test_a_refusal_of_the_gate_keeps_its_status() -> None:
 async def test_credentials_are_checked_before_anything_is_told_about_the_tool() -> None:
     """An anonymous caller does not learn which tools exist."""
 
-    async def authenticate(request: Any) -> Principal | None:
-        raise ProtocolError(INVALID_PARAMS, "Who are you?", status=401)
+    challenge = Response(b"Who are you?\n", 401, b"www-authenticate: Bearer\r\n")
+
+    async def guard(request: Any) -> Response:
+        return challenge
 
     async with routes(world()) as rest:
-        rest.authenticate = authenticate
-        response = await rest.run_tool(post("/tools/nope", b"{}"))
-    check(response, json.loads(response.body), 401, "refused")
+        assert await protect(rest.run_tool, guard)(post("/tools/nope", b"{}")) is challenge
 
 
 def test_every_kind_of_problem_has_a_place_on_the_docs_page() -> None:

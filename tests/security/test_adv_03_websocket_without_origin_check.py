@@ -125,6 +125,6 @@ async def test_no_part_of_the_address_is_a_credential() -> None:
         seen.append((request.query, request.path, request.headers.get(b"cookie")))
         return None
 
-    async with world(authenticate=authenticate) as app, app.client(path="/ws?token=s3cret") as socket:
+    async with world(guard=authenticate) as app, app.client(path="/ws?token=s3cret") as socket:
         await hear(socket)
         assert seen == [(b"", "/ws", None)]

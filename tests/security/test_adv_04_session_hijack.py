@@ -15,7 +15,9 @@ from http_peer import Peer, Running, ToyApp, serve
 from millstream.app.runtime import Runtime
 from millstream.http.message import Request
 from millstream.protocol.principal import Principal
+from millstream.transports.authenticate import protect
 from millstream.transports.http_sse import MESSAGES_PATH, HttpSse
+from millstream.transports.streamable.exchange import Endpoint
 from millstream.transports.streamable.get import SessionStreams
 from millstream.transports.streamable.post import Streamable
 from millstream.transports.streamable.sessions import HttpSessions
@@ -65,13 +67,15 @@ async def fronted() -> AsyncIterator[Front]:
     """The handlers of the server with credentials in front."""
     async with make_shop().running() as runtime:
         dispatcher, streams = runtime.dispatcher, runtime.streams
-        streamable = Streamable(dispatcher, streams, HttpSessions(runtime.services), authenticate=authenticate)
-        standing = SessionStreams(streamable, dispatcher)
-        legacy = HttpSse(dispatcher, streams, authenticate=authenticate)
-        routes: dict[tuple[str, str], Any] = {
+        endpoint = Endpoint(dispatcher, streams, HttpSessions(runtime.services))
+        streamable = Streamable(endpoint)
+        standing = SessionStreams(endpoint)
+        legacy = HttpSse(dispatcher, streams)
+        handlers: dict[tuple[str, str], Any] = {
             ("POST", "/mcp"): streamable.post, ("GET", "/mcp"): standing.get, ("DELETE", "/mcp"): standing.delete,
             ("GET", "/sse"): legacy.get, ("POST", MESSAGES_PATH): legacy.post,
         }  # fmt: skip
+        routes = {place: protect(handler, authenticate) for place, handler in handlers.items()}
         async with serve(ToyApp(routes, runtime.services.settings, lane=True), lane=True) as running:
             yield Front(runtime, running)
 

@@ -11,6 +11,8 @@ import pytest
 from bad_input.shop import make_shop
 from millstream.http.message import Request, Response
 from millstream.protocol.principal import Principal
+from millstream.transports.authenticate import protect
+from millstream.transports.streamable.exchange import Endpoint
 from millstream.transports.streamable.post import Streamable
 from wire import Reply, Wire, enveloped, pairs, routing, wired
 
@@ -94,12 +96,13 @@ async def test_a_state_of_one_person_is_no_state_for_another() -> None:
             user = request.headers.get(b"x-user")
             return None if user is None else Principal(user.decode())
 
-        streamable = Streamable(wire.runtime.dispatcher, wire.runtime.streams, None, authenticate=authenticate)
+        streamable = Streamable(Endpoint(wire.runtime.dispatcher, wire.runtime.streams, None))
+        handler = protect(streamable.post, authenticate)
 
         async def post(user: str, message: dict[str, Any]) -> Any:
             fields = pairs({**HEADERS, "x-user": user} if user else HEADERS)
             given = json.dumps(message).encode()
-            reply = await streamable.post(Request("POST", "/mcp", fields, dict(fields), given))
+            reply = await handler(Request("POST", "/mcp", fields, dict(fields), given))
             assert isinstance(reply, Response)
             return json.loads(reply.body)
 

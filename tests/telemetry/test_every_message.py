@@ -13,7 +13,8 @@ from millstream import Server, Settings
 from millstream.app.runtime import Runtime
 from millstream.protocol.revisions import NEWEST_HANDSHAKE
 from millstream.transports.memory import MemoryPipe
-from wire import enveloped
+from observed import a_call
+from wire import enveloped, request
 
 DATE = NEWEST_HANDSHAKE.date
 INITIALIZE = {
@@ -120,6 +121,7 @@ async def test_a_refused_initialize_is_told_with_its_code(capture: pytest.Captur
         await pipe.close()
 
 
+PAGE = json.dumps(request("tools/list")).encode()
 LISTEN = json.dumps(enveloped("subscriptions/listen", {})).encode()
 REFUSED = [
     ("/tools/nothing", b"{}", {}, ("tools/call", "nothing", "unknown-tool", "rest")),
@@ -138,7 +140,7 @@ REFUSED = [
     ("/messages/?session_id=x", b"{}", {}, ("_other", "", "404", "sse")),
     ("/mcp", b"{}", {"content_type": "text/plain"}, ("_other", "", "415", "http")),
     ("/mcp", b"{", {}, ("_other", "", "-32700", "http")),
-    ("/mcp", LISTEN, {"accept": "application/json"}, ("subscriptions/listen", "", "406", "http")),
+    ("/mcp", LISTEN, {"accept": "application/json"}, ("subscriptions/listen", "", "-32600", "http")),
     ("/mcp", b'{"jsonrpc":"2.0","id":1,"result":{}}', {}, ("response", "", "-32600", "http")),
 ]  # fmt: skip
 
@@ -166,12 +168,12 @@ async def test_a_publication_from_outside_is_told_when_it_is_refused(capture: py
 async def test_a_full_server_tells_which_calls_it_refused(capture: pytest.CaptureFixture[str]) -> None:
     """An operator looks for them first."""
     async with world(capture, max_calls=1) as seen:
-        seen.runtime.dispatcher.calls.add(object())  # type: ignore[arg-type]  # something that runs
+        seen.runtime.dispatcher.calls.add(a_call())
         for path in ("/tools/add", "/mcp/tools/call", "/mcp"):
-            await seen.post(path, b"{}")
+            await seen.post(path, PAGE if path == "/mcp" else b"{}")
         seen.runtime.dispatcher.calls.clear()
         assert [(line["method"], line["status"]) for line in seen.lines()] == [
-            ("tools/call", "busy"), ("tools/call", "503"), ("_other", "503"),
+            ("tools/call", "busy"), ("tools/call", "-32000"), ("tools/list", "-32000"),
         ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from millstream.hub import Hub, HubLimits
 from millstream.protocol.principal import Principal
 from millstream.protocol.sse import COMMENT, Decoder, Event
 from millstream.stores.memory.store import MemoryStore
+from millstream.transports.authenticate import protect
 from millstream.transports.hub_routes import HubRoutes
 from millstream.transports.open_streams import OpenStreams
 
@@ -110,11 +112,12 @@ async def world(lane: bool, *, authorize: Any = None, max_streams: int = 1000, *
     hub = Hub(store, HubLimits(**limits), authorize=authorize)
     settings = Settings()
     streams = OpenStreams(max_streams=max_streams, max_per_owner=max_streams)
-    routes = HubRoutes(hub, streams, settings, authenticate=by_header)
+    routes = HubRoutes(hub, streams, settings)
+    streamed = protect(routes.client_stream, by_header)
     table = {
-        ("GET", "/events"): routes.events,
-        ("POST", "/publish"): routes.publish,
-        **{("GET", f"/mcp/sse/{name}"): routes.client_stream for name in ("me", "you", "a b", "")},
+        ("GET", "/events"): protect(routes.events, by_header),
+        ("POST", "/publish"): protect(routes.publish, by_header),
+        **{("GET", f"/mcp/sse/{name}"): streamed for name in ("me", "you", "a b", "")},
     }
     await hub.open()
     async with serve(ToyApp(table, settings, lane=lane), lane=lane) as server:
@@ -224,6 +227,7 @@ async def test_streams_are_kept_alive_counted_and_ended_with_the_server(lane: bo
                 await stream.read()
         here.streams.close()
         for stream in streams:
+            assert re.fullmatch(rb"retry: \d{4}\n\n", await stream.peer.chunk())
             assert await stream.peer.chunk() == b""
         assert (here.hub.stats().subscribers, len(here.streams)) == (0, 0)
 

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from millstream.http.message import Request
-from millstream.protocol.errors import ProtocolError
+from millstream.http.message import Request, Response
 from millstream.protocol.principal import Principal
 from socket_world import WAIT, WAYS, ask, hear, tell, world
 from wire import LATEST_HANDSHAKE, enveloped, request
@@ -132,13 +131,13 @@ async def test_text_that_is_no_json_is_a_parse_error_and_the_socket_stays() -> N
 async def test_credentials_are_judged_before_the_socket_is_accepted() -> None:
     """FACTS §1 row 3: authentication before accept, and the query holds no credential."""
 
-    async def authenticate(request: Request) -> Principal | None:
+    async def authenticate(request: Request) -> Principal | Response:
         assert request.query == b""
         if request.headers.get(b"authorization") != b"Bearer good":
-            raise ProtocolError(-32001, "Who are you?", status=401)
+            return Response(b"Who are you?\n", 401, b"www-authenticate: Bearer\r\n")
         return Principal("ada")
 
-    async with world(authenticate=authenticate) as app:
+    async with world(guard=authenticate) as app:
         for path in ("/ws", "/ws?access_token=good", "/ws?authorization=Bearer%20good"):
             with pytest.raises(InvalidStatus) as refused:
                 async with app.client(path=path):

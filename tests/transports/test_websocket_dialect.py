@@ -262,7 +262,7 @@ async def test_too_many_calls_are_refused_in_the_dialect() -> None:
         await tell(socket, {"type": "mcp_call", "tool": "forever"})
         await app.until(lambda: len(app.runtime.dispatcher.calls) == 1)
         answer = await ask(socket, {"type": "mcp_call", "tool": "add", "arguments": {"a": 1, "b": 2}, "id": 5})
-        assert (answer["id"], answer["error"]["code"]) == (5, -32603)
+        assert (answer["id"], answer["error"]["code"]) == (5, -32000)
 
 
 async def test_a_call_that_takes_longer_than_any_may_is_ended() -> None:

@@ -5,8 +5,7 @@ import logging
 
 import pytest
 
-from millstream.http.message import Request
-from millstream.protocol.errors import ProtocolError
+from millstream.http.message import Request, Response
 from millstream.protocol.principal import Principal
 from socket_world import BINARY, CLOSE, TEXT, UPGRADE, frame, world
 
@@ -31,10 +30,9 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def authenticate(request: Request) -> Principal | None:
-    if request.headers.get(b"authorization") == b"Bearer bad":
-        raise ProtocolError(-32001, "Who are you?", status=401)
-    return None
+async def authenticate(request: Request) -> Response | None:
+    bad = request.headers.get(b"authorization") == b"Bearer bad"
+    return Response(b"Who are you?\n", 401, b"www-authenticate: Bearer\r\n") if bad else None
 
 
 @pytest.mark.parametrize(("frames", "code"), WRONG.values(), ids=WRONG.keys())
@@ -56,7 +54,7 @@ async def test_a_refused_handshake_is_no_error_of_the_server(
     extra: bytes, head: bytes, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A fixed defect: each wrote "ASGI callable returned without completing handshake"."""
-    async with world(authenticate=authenticate) as app:
+    async with world(guard=authenticate) as app:
         peer = await app.handshake(extra, head)
         assert (await app.opened(peer))[0] == status
         await peer.rest()
@@ -75,7 +73,7 @@ async def test_a_peer_that_leaves_within_its_handshake_is_no_error_of_the_server
         await app.until(lambda: not app.running.state.connections)
         return None
 
-    async with world(authenticate=slowly) as app:
+    async with world(guard=slowly) as app:
         peer = await app.handshake()
         await asyncio.wait_for(entered.wait(), 5)
         peer.close()

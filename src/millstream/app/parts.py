@@ -12,7 +12,7 @@ from millstream.http.message import Handler
 from millstream.protocol.errors import LocalError
 from millstream.protocol.handshake import Opening
 from millstream.protocol.principal import Principal
-from millstream.server.calls.services import SESSION_OVER, ObserveMessage
+from millstream.server.calls.notes import SESSION_OVER, ObserveMessage
 from millstream.server.calls.sessions import Session
 from millstream.stores.base import Store
 from millstream.stores.health import StoreHealth

@@ -8,6 +8,7 @@ from millstream.app.probes import Probes
 from millstream.http.hosts import EXEMPT
 from millstream.http.message import TEXT_HEAD, Handler, Request, Response
 from millstream.transports.http_sse import MESSAGES_PATH, HttpSse
+from millstream.transports.streamable.exchange import Endpoint
 from millstream.transports.streamable.get import SessionStreams
 from millstream.transports.streamable.post import Streamable
 from millstream.transports.streamable.sessions import HttpSessions
@@ -24,9 +25,10 @@ class Routes:
     def __init__(self, runtime: "Runtime") -> None:
         settings = runtime.services.settings
         sessions = HttpSessions(runtime.services) if settings.sessions else None
-        streamable = Streamable(runtime.dispatcher, runtime.streams, sessions)
+        endpoint = Endpoint(runtime.dispatcher, runtime.streams, sessions)
+        streamable = Streamable(endpoint)
         legacy = HttpSse(runtime.dispatcher, runtime.streams)
-        standing = SessionStreams(streamable, runtime.dispatcher, first=legacy.get)
+        standing = SessionStreams(endpoint, first=legacy.get)
         probes = Probes(runtime)
         path = settings.path
         mcp: dict[str, Handler] = {"POST": streamable.post, "GET": standing.get, "DELETE": standing.delete}

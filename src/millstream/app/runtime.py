@@ -15,10 +15,9 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from millstream.app.parts import make_feed, make_note, make_observer, make_websocket, open_hub
-from millstream.app.routes import Routes
 from millstream.http.hosts import HostPolicy
 from millstream.http.message import TEXT_HEAD, Handler, Request, Response, Sink
-from millstream.server.calls.call import Call
+from millstream.server.calls.call import Call, Progress
 from millstream.server.calls.changes import Changes
 from millstream.server.calls.context import nudge_progress
 from millstream.server.calls.services import Services
@@ -30,6 +29,7 @@ from millstream.transports.open_streams import OpenStreams
 from millstream.transports.streamable.line import PostLine
 
 if TYPE_CHECKING:
+    from millstream.app.routes import Routes
     from millstream.app.server import Server
     from millstream.hub import Hub
     from millstream.server.observing.observer import Observer
@@ -154,9 +154,11 @@ class Runtime:
 
         return guarded
 
-    def serve_http(self) -> Routes:
+    def serve_http(self) -> "Routes":
         """The HTTP side, made when it is first needed: stdio does without."""
         if self.routes is None:
+            from millstream.app.routes import Routes  # noqa: PLC0415  stdio does without
+
             settings, loopback = self.server.settings, self.server.loopback_bind
             self.policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=loopback)
             self.websocket = make_websocket(self)
@@ -243,15 +245,17 @@ class Runtime:
             elif now - call.started >= settings.silence and call.line is None:
                 line = call.open_line()
                 if isinstance(line, PostLine):
-                    call.stop = call.stop or line.request.cancel
                     self._beside(call, line.keep_alive())
 
     def _report_progress(self) -> None:
         """Where a caller wants progress and the tool was silent since the last beat, tell it that the call is alive."""
         for call in list(self.dispatcher.calls):
-            if call.token is not None and call.line is not None and call.reported == call.reported_before:
+            if call.token is None:
+                continue
+            told = call.progress = call.progress or Progress()
+            if call.line is not None and told.reported == told.reported_before:
                 self._beside(call, nudge_progress(call))
-            call.reported_before = call.reported
+            told.reported_before = told.reported
 
     def _idle(self, now: float) -> bool:
         requests = 0 if self.adapter is None else self.adapter.requests

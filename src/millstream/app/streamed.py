@@ -13,6 +13,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct, field
 
+from millstream.http.message import Request
 from millstream.hub.channels import check_client_id
 from millstream.hub.limits import InvalidName, TooLarge
 from millstream.protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError
@@ -60,8 +61,9 @@ class Streamed:
         except InvalidName as exc:
             raise ProtocolError(INVALID_PARAMS, f"Invalid client id in {place}: {exc}", status=400) from exc
         call.tee = _Mirror(self._hub, client_id, call.id).send
-        call.stream_url = f"{call.root_path}/mcp/sse/{quote(client_id, safe='')}"
-        call.meta = {**(call.meta or {}), "clientId": client_id, "streamUrl": call.stream_url}
+        root = call.origin.root_path if isinstance(call.origin, Request) else ""
+        url = f"{root}/mcp/sse/{quote(client_id, safe='')}"
+        call.meta = {**(call.meta or {}), "clientId": client_id, "streamUrl": url}
 
     @staticmethod
     def _named(call: Call) -> tuple[str, str]:

@@ -12,6 +12,8 @@ from urllib.parse import parse_qs
 
 from msgspec import Struct
 
+from millstream.protocol.principal import Principal
+
 JSON_HEAD = b"content-type: application/json\r\n"
 TEXT_HEAD = b"content-type: text/plain; charset=utf-8\r\n"
 STREAM_HEAD = b"content-type: text/event-stream\r\ncache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
@@ -83,6 +85,13 @@ class Request(Struct, eq=False):
     """Set by the handler: the adapter cancels the handler when the peer goes away before the reply is complete."""
     cancel: Callable[[], object] | None = None
     """Stop the handler; set by the adapter once the handler waits for something."""
+    principal: Principal | None = None
+    """Who asks, as the guard in front of the handler found out; None for an anonymous caller."""
+
+    @property
+    def owner(self) -> str:
+        """Whose share of the server's capacity it takes: the principal's, else that of the peer's address."""
+        return self.peer if self.principal is None else self.principal.id
 
     def open(self, status: int, head: bytes) -> Sink:
         """Start a streamed reply with a status and finished header lines.

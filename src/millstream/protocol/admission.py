@@ -129,11 +129,10 @@ def admit_per_request(
     Raises:
         ProtocolError: with the code and HTTP status of the first step that failed.
     """
-    meta = _read_meta(message)
+    meta, capabilities = _read_meta(message)
     name = _read_name(message)
     version = meta.version
     assert version is not UNSET  # noqa: S101  _read_meta checked it
-    assert meta.capabilities is not UNSET  # noqa: S101  _read_meta checked it
     if headers is not None:
         check_routing(message.method, name, version, headers, raw_headers)
     revision = PER_REQUEST.get(version)
@@ -147,7 +146,7 @@ def admit_per_request(
     capability = revision.requests.get(message.method)
     if capability is None or not offers(capability):
         raise method_not_found(message.method, revision)
-    client = Client(meta.capabilities, *_display(meta))
+    client = Client(capabilities, *_display(meta))
     needed = requires(message.method, name)
     if needed:
         require_capabilities(client.capabilities, needed)
@@ -174,9 +173,11 @@ def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, A
         )
 
 
-def _read_meta(message: Envelope) -> RequestMeta:
+def _read_meta(message: Envelope) -> tuple[RequestMeta, dict[str, Any]]:
+    """`_meta`, and the capabilities in it."""
     try:
         meta = _decode_params_meta(message.params or b"{}").meta
+        capabilities = {} if meta.capabilities is UNSET else metadata.read_capabilities(meta.capabilities)
     except (msgspec.DecodeError, RecursionError) as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}", status=400) from exc
     missing = [
@@ -189,7 +190,7 @@ def _read_meta(message: Envelope) -> RequestMeta:
     if meta.log_level is not UNSET and meta.log_level not in metadata.LOG_LEVELS:
         levels = ", ".join(metadata.LOG_LEVELS)
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: unknown log level, use one of {levels}", status=400)
-    return meta
+    return meta, capabilities
 
 
 def _read_name(message: Envelope) -> str:
@@ -257,6 +258,8 @@ def check_handshake_header(headers: Headers, negotiated: Revision | None) -> Rev
     if revision is None or not revision.handshake:
         known = ", ".join(date for date, each in BY_DATE.items() if each.handshake)
         raise ProtocolError(
-            INVALID_REQUEST, f"Unsupported MCP-Protocol-Version {version[:32]!r}: supported are {known}", status=400
+            INVALID_REQUEST,
+            f"Unsupported protocol version {version[:32]!r} in MCP-Protocol-Version: supported are {known}",
+            status=400,
         )
     return negotiated or revision

@@ -1,4 +1,4 @@
-"""Errors by whose fault they are, and the JSON-RPC codes of every revision (digest §13)."""
+"""Errors by whose fault they are, and the JSON-RPC codes of every revision (https://modelcontextprotocol.io/specification)."""
 
 from typing import Any
 
@@ -14,6 +14,10 @@ URL_ELICITATION_REQUIRED = -32042
 HEADER_MISMATCH = -32020
 MISSING_CLIENT_CAPABILITY = -32021
 UNSUPPORTED_VERSION = -32022
+OVERLOADED = -31503
+"""Ours: outside the range that JSON-RPC reserves, as the per-request era wants. Handshake revisions say `-32000`."""
+SERVER_ERROR = -32000
+"""What clients of the handshake era are used to for whatever has no code of its own."""
 
 
 class ProtocolError(Exception):

@@ -1,22 +1,25 @@
-"""`initialize`: what the client said, and what the server answers (digest §2.1)."""
+"""`initialize`: what the client said, and what the server answers."""
 
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from millstream.protocol import projection
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.jsonrpc import encode
-from millstream.protocol.metadata import Client, Implementation
+from millstream.protocol.metadata import Client, Implementation, read_capabilities
 from millstream.protocol.revisions import ASSUMED, Revision, negotiate
 
 
 class _Params(Struct, rename="camel", gc=False):
     protocol_version: str
-    capabilities: dict[str, Any] = {}
+    capabilities: Raw = Raw(b"{}")
     client_info: Implementation = Implementation()
 
+
+MAX_DISPLAYED = 256
+"""Characters of a client's name and version that are kept."""
 
 _decode = msgspec.json.Decoder(_Params).decode
 
@@ -40,10 +43,12 @@ def read_initialize(params: bytes) -> Opening:
         return Opening(ASSUMED, Client(), True)
     try:
         given = _decode(params)
+        capabilities = read_capabilities(given.capabilities)
     except (msgspec.DecodeError, RecursionError) as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
     info = given.client_info
-    return Opening(negotiate(given.protocol_version), Client(given.capabilities, info.name, info.version), False)
+    client = Client(capabilities, info.name[:MAX_DISPLAYED], info.version[:MAX_DISPLAYED])
+    return Opening(negotiate(given.protocol_version), client, False)
 
 
 def initialize_result(

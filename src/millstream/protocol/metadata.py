@@ -1,6 +1,6 @@
 """`_meta` of requests: the per-request envelope of 2026-07-28, progress tokens, and what a client declared.
 
-Digest §2.2 (envelope keys), §5 (capabilities), §10.5 (progress tokens).
+The envelope's keys are those of https://modelcontextprotocol.io/specification/2026-07-28/basic.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,8 @@ class RequestMeta(
     """The members of a request's `_meta` that a server reads."""
 
     version: str | UnsetType = UNSET
-    capabilities: dict[str, Any] | UnsetType = UNSET
+    capabilities: Raw | UnsetType = UNSET
+    """Read by `read_capabilities`."""
     client: Implementation | UnsetType = UNSET
     log_level: str | UnsetType = UNSET
     progress_token: ProgressToken | UnsetType = UNSET
@@ -90,6 +91,41 @@ def declares(capabilities: Mapping[str, Any], required: Mapping[str, Any]) -> bo
         ):
             return False
     return True
+
+
+MAX_CAPABILITIES = 4 * 1024
+"""Bytes of JSON of declared capabilities that are kept as they are. A session, connection or subscription holds them
+for as long as it lives, so what a client may declare must not be what fills a server.
+"""
+
+
+class _Known(Struct, gc=False):
+    """The capabilities that a server asks for, unread. What else stands beside them is skipped."""
+
+    roots: Raw | UnsetType = UNSET
+    sampling: Raw | UnsetType = UNSET
+    elicitation: Raw | UnsetType = UNSET
+    tasks: Raw | UnsetType = UNSET
+
+
+_decode_known = msgspec.json.Decoder(_Known).decode
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def read_capabilities(raw: bytes) -> dict[str, Any]:
+    """Declared client capabilities; of more than `MAX_CAPABILITIES` bytes, only those that a server can ask for.
+
+    Raises:
+        msgspec.DecodeError: it is no object.
+    """
+    if len(raw) <= MAX_CAPABILITIES:
+        return _decode_object(raw)
+    known = msgspec.structs.asdict(_decode_known(raw))
+    return {
+        name: _decode_object(value) if len(value) <= MAX_CAPABILITIES // len(known) else {}
+        for name, value in known.items()
+        if value is not UNSET
+    }
 
 
 decode_meta = msgspec.json.Decoder(RequestMeta).decode

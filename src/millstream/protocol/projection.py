@@ -14,7 +14,9 @@ from millstream.protocol.content import BLOCKS, Audio, Content, EmbeddedResource
 from millstream.protocol.errors import (
     INVALID_PARAMS,
     MISSING_CLIENT_CAPABILITY,
+    OVERLOADED,
     RESOURCE_NOT_FOUND,
+    SERVER_ERROR,
     ProtocolError,
 )
 from millstream.protocol.json_schema import wrap_output
@@ -100,6 +102,8 @@ def error(exc: ProtocolError, revision: Revision) -> ProtocolError:
         return ProtocolError(revision.missing_resource_code, exc.message, exc.data, status=exc.status)
     if exc.code == MISSING_CLIENT_CAPABILITY and revision.handshake:
         return ProtocolError(INVALID_PARAMS, exc.message, exc.data)
+    if exc.code == OVERLOADED and revision.handshake:
+        return ProtocolError(SERVER_ERROR, exc.message, exc.data, status=exc.status)
     return exc
 
 

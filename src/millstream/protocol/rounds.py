@@ -18,7 +18,6 @@ from msgspec import Raw, Struct
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.seal import KeyRing
 
-MAX_ROUNDS = 8
 _KIND = b"request-state"
 
 
@@ -140,13 +139,13 @@ class Rounds:
         """Note a question of this round."""
         self._pending[slot] = mark
 
-    def seal(self, ring: KeyRing, *, bound: bytes, expires_at: int, nonce: bytes) -> str:
+    def seal(self, ring: KeyRing, *, bound: bytes, expires_at: int, nonce: bytes, max_rounds: int) -> str:
         """The state after this round, for the client to echo.
 
         Raises:
             ProtocolError: INVALID_PARAMS after too many rounds.
         """
-        if self.rounds >= MAX_ROUNDS:
-            raise ProtocolError(INVALID_PARAMS, f"Gave up after {MAX_ROUNDS} rounds of questions")
+        if self.rounds >= max_rounds:
+            raise ProtocolError(INVALID_PARAMS, f"Gave up after {max_rounds} rounds of questions")
         state = State(expires_at, self.rounds + 1, self._entries, self._pending)
         return ring.seal(_KIND, _encode_state(state), nonce, bound)

@@ -1,4 +1,5 @@
-"""From an admitted call to the bytes of its answer. One method for every transport: `Dispatcher.call`.
+"""From an admitted call to its answer: `Dispatcher.call` gives the JSON-RPC response, `Dispatcher.outcome` the result
+alone, for transports with an envelope of their own.
 
 It finds the handler by method, splices result and identifier, and turns every failure into the answer that the
 revision has for it. It does not know how the call arrived or how the answer travels.
@@ -7,29 +8,34 @@ revision has for it. It does not know how the call arrived or how the answer tra
 import asyncio
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, cast
+
+from msgspec import Struct
 
 from millstream.protocol import projection
 from millstream.protocol.admission import method_not_found, target_name
 from millstream.protocol.errors import (
     INTERNAL_ERROR,
     INVALID_REQUEST,
+    OVERLOADED,
     Cancelled,
     Declined,
     LocalError,
     ProtocolError,
     ToolError,
 )
-from millstream.protocol.jsonrpc import Envelope, RequestId, encode, error_message
+from millstream.protocol.jsonrpc import encode, error_message
 from millstream.protocol.metadata import SERVER_KEY
 from millstream.protocol.principal import CallPolicy
 from millstream.protocol.revisions import ALL, Revision
 from millstream.protocol.rounds import InputRequired
-from millstream.server.calls.call import Call
+from millstream.server.calls.call import Call, Failure
 from millstream.server.calls.context import call_binding
 from millstream.server.calls.services import Services
+from millstream.server.control import Control
 from millstream.server.features.announcement import Announcement
 from millstream.server.features.registry import Registry
 
@@ -43,6 +49,20 @@ Observe = Callable[[Call, float, bytes], None]
 """``observe(call, seconds, answer)``."""
 
 
+class Outcome(Struct, gc=False):
+    """How a call ended: a result (of a tool that failed, too), or an error. Neither of a call that was cancelled."""
+
+    result: bytes = b""
+    """The JSON object of the result."""
+    error: ProtocolError | None = None
+    is_error: bool = False
+    """The result is that of a tool that failed."""
+    incident: str = ""
+    """Identifier under which the log has the details of an unexpected failure."""
+
+
+_RECOUNT = 0.25
+"""Seconds for which a count of the calls of each caller is good enough to refuse by."""
 _IN_FLIGHT = "Invalid request: a request with this id is in flight"
 
 
@@ -50,15 +70,20 @@ class Dispatcher:
     """Runs calls. One for each running server."""
 
     __slots__ = (
+        "_counted_at",
         "_handlers",
         "_heads",
+        "_max_calls",
+        "_shares",
         "announcement",
         "begin",
         "by_id",
         "calls",
+        "control",
         "gate",
         "info",
         "instructions",
+        "max_calls_each",
         "observe",
         "registry",
         "services",
@@ -89,10 +114,17 @@ class Dispatcher:
         """Told of every call when it starts, where there are traces."""
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
+        self._max_calls = services.settings.max_calls
+        self.max_calls_each = services.settings.max_calls_per_caller or max(1, self._max_calls // 2)
+        """Calls that one caller may have in flight; with fewer in all, nobody needs to be counted."""
         # Calls in flight
         self.calls: set[Call] = set()
-        self.by_id: dict[tuple[str, RequestId], Call] = {}
+        self.control = Control(services.questions)
+        self.by_id = self.control.by_id
         """(scope, request id) -> call, for those that a later message can cancel."""
+        self._shares: Counter[str] = Counter()
+        """Caller -> its calls, counted when it matters."""
+        self._counted_at = -_RECOUNT
 
     def serve(self, handlers: Mapping[str, Handler]) -> None:
         """Add handlers by method."""
@@ -111,7 +143,7 @@ class Dispatcher:
         key = (scope, call.id)
         if (
             scope
-            and (self.by_id.setdefault(key, call) is not call or call.cancelled or call.canceller is None)
+            and (self.by_id.setdefault(key, call) is not call or call.cancelled)
             and not self._begin_in(call, scope)
         ):
             return b"" if call.cancelled else error_message(call.id, INVALID_REQUEST, _IN_FLIGHT)
@@ -132,12 +164,16 @@ class Dispatcher:
                 check_offered(call, self.registry)
                 members = await self._handlers[call.method](call)
             head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
-            if not members:
-                head = head.removesuffix(b",")
-            answer = b'{"jsonrpc":"2.0","id":%b,"result":%b%b}}' % (encode(call.id), head, members)
+            head = head if members else head.removesuffix(b",")
+            answer = (
+                b"%b%b}" % (head, members)
+                if call.bare
+                else b'{"jsonrpc":"2.0","id":%b,"result":%b%b}}' % (encode(call.id), head, members)
+            )
         except BaseException as exc:
             answer = self._failure(call, exc)
         finally:
+            call.over = True
             self.calls.discard(call)
             if scope:
                 del self.by_id[key]
@@ -147,36 +183,59 @@ class Dispatcher:
             await call.tee(answer)
         return answer
 
-    def enter(self, call: Call, scope: str) -> bool:
-        """Note a call by its id before it runs, so that whatever follows it can name it; False when it is in flight."""
-        return self.by_id.setdefault((scope, call.id), call) is call
+    async def outcome(self, call: Call) -> Outcome:
+        """Run one call to its result or error, without an envelope."""
+        call.bare = True
+        result = await self.call(call)
+        failure = call.failure
+        if failure is None:
+            return Outcome(result)
+        return Outcome(result, failure.error, bool(result) and failure.error is None, failure.incident)
 
     def _begin_in(self, call: Call, scope: str) -> bool:
-        if not self.enter(call, scope):
+        if not self.control.enter(call, scope):
             return False
         if call.cancelled:
             del self.by_id[(scope, call.id)]
             return False
-        if call.canceller is None:
-            call.stop = _canceller()
         return True
+
+    # Load
+
+    def admit(self, owner: str) -> None:
+        """Refuse one more call when as many run as may, in all or of one caller.
+
+        Answers, cancellations and notifications are never refused for load: they are what frees it.
+
+        Args:
+            owner: of the call, see `Call.owner`; empty for a caller that has the server to itself.
+
+        Raises:
+            ProtocolError: OVERLOADED, HTTP 503.
+        """
+        if len(self.calls) >= self.max_calls_each and self.full(owner):
+            raise ProtocolError(OVERLOADED, "Too many calls are running: try again later", status=503)
+
+    def full(self, owner: str) -> bool:
+        """Whether a caller may start no further call."""
+        running = self.running
+        if running >= self._max_calls:
+            return True
+        if not owner or running < self.max_calls_each:
+            return False
+        now = monotonic()
+        if now - self._counted_at > _RECOUNT:
+            self._counted_at = now
+            self._shares = Counter(call.owner for call in self.calls if call.method != "subscriptions/listen")
+        if self._shares[owner] >= self.max_calls_each:
+            return True
+        self._shares[owner] += 1
+        return False
 
     @property
     def running(self) -> int:
         """Calls that work; open subscriptions count as streams."""
         return len(self.calls) - len(self.services.endings)
-
-    def cancel(self, scope: str, request_id: RequestId) -> bool:
-        """Cancel a call of a session or connection; unknown ones are ignored (digest §10.6)."""
-        call = self.by_id.get((scope, request_id))
-        if call is None:
-            return False
-        call.cancel()
-        return True
-
-    def answer(self, message: Envelope, scope: str) -> bool:
-        """Give a client's answer to the call that asked."""
-        return self.services.questions.answer(message, scope)
 
     def _pass_gate(self, call: Call) -> None:
         assert self.gate is not None  # noqa: S101  asked only where there is one
@@ -211,7 +270,7 @@ class Dispatcher:
                 task.uncancel()
             if call.expired:
                 return self._tool_error(call, "The call took too long.")
-            call.outcome = "cancelled"
+            call.failure = Failure("cancelled")
             return b""
         if task is None or task.cancelling():
             call.cancelled = True
@@ -219,51 +278,48 @@ class Dispatcher:
         # Nobody cancelled this call: its function waited for something that was.
         return self._unexpected(call, exc)
 
-    def _refuse(self, call: Call, exc: ProtocolError) -> bytes:
+    def _refuse(self, call: Call, exc: ProtocolError, incident: str = "") -> bytes:
         error = projection.error(exc, call.revision)
-        call.status = error.status if call.revision.result_type else 200
-        call.outcome = str(error.code)
-        return error_message(call.id, error.code, error.message, error.data)
+        call.failure = Failure(str(error.code), error, incident)
+        return b"" if call.bare else error_message(call.id, error.code, error.message, error.data)
 
-    def _tool_error(self, call: Call, text: str) -> bytes:
-        call.outcome = "tool_error" if call.method == "tools/call" else str(INTERNAL_ERROR)
+    def _tool_error(self, call: Call, text: str, incident: str = "") -> bytes:
         if call.method != "tools/call":
-            return error_message(call.id, INTERNAL_ERROR, text)
-        return b'{"jsonrpc":"2.0","id":%b,"result":%b"content":[{"type":"text","text":%b}],"isError":true}}' % (
-            encode(call.id),
-            self._heads[call.revision.date],
-            encode(text),
-        )
+            return self._refuse(call, ProtocolError(INTERNAL_ERROR, text), incident)
+        call.failure = Failure("tool_error", None, incident)
+        head = self._heads[call.revision.date]
+        return _enveloped(call, b'%b"content":[{"type":"text","text":%b}],"isError":true}' % (head, encode(text)))
 
     def _unexpected(self, call: Call, exc: BaseException) -> bytes:
-        incident = call.incident = secrets.token_hex(8)
+        incident = secrets.token_hex(8)
         logger.error(
             "%s %s failed [incident %s]", call.method, call.name, incident, exc_info=exc, extra={"incident": incident}
         )
         text = f"Internal error. The server's log has the details under incident {incident}."
         if isinstance(exc, LocalError):
-            call.outcome = str(INTERNAL_ERROR)
-            return error_message(call.id, INTERNAL_ERROR, text)
-        return self._tool_error(call, text)
+            return self._refuse(call, ProtocolError(INTERNAL_ERROR, text), incident)
+        return self._tool_error(call, text, incident)
 
     def _input_required(self, call: Call, exc: InputRequired) -> bytes:
         services = self.services
+        assert call.rounds is not None  # noqa: S101  whoever asks has made them
         try:
-            state = call.replay.seal(
+            state = call.rounds.seal(
                 services.ring,
                 bound=call_binding(call),
                 expires_at=int(services.clock() + services.settings.state_ttl),
                 nonce=services.nonce(),
+                max_rounds=services.settings.max_rounds,
             )
         except ProtocolError as error:
             return self._refuse(call, error)
         result = {"resultType": "input_required", "inputRequests": exc.requests, "requestState": state}
-        members = encode(result)[:-1]
-        return b'{"jsonrpc":"2.0","id":%b,"result":%b,"_meta":%b}}' % (
-            encode(call.id),
-            members,
-            encode({SERVER_KEY: projection.implementation(self.info, call.revision)}),
-        )
+        meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision)})
+        return _enveloped(call, b'%b,"_meta":%b}' % (encode(result)[:-1], meta))
+
+
+def _enveloped(call: Call, result: bytes) -> bytes:
+    return result if call.bare else b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), result)
 
 
 def _meant(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -286,11 +342,6 @@ def _leaves(exc: BaseException) -> Iterator[BaseException]:
             yield from _leaves(each)
     else:
         yield exc
-
-
-def _canceller() -> Callable[[], object] | None:
-    task = asyncio.current_task()
-    return task.cancel if task is not None else None
 
 
 def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None) -> bytes:

@@ -9,28 +9,23 @@ import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
-from msgspec import UNSET
-
+from millstream.protocol import projection
 from millstream.protocol.admission import admit_per_request, check_notification, is_per_request
-from millstream.protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, ProtocolError
+from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream.protocol.handshake import read_initialize
-from millstream.protocol.jsonrpc import Envelope, check_text, error_message, read, result_message
-from millstream.protocol.metadata import Client
+from millstream.protocol.jsonrpc import Envelope, check_text, error_message, notification_message, read, result_message
 from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import ASSUMED, Revision
-from millstream.server.calls.call import Call
+from millstream.server.calls.call import Call, handshake_call, per_request_call
 from millstream.server.calls.changes import Change
-from millstream.server.calls.services import SESSION_OVER
+from millstream.server.calls.notes import SESSION_OVER
 from millstream.server.calls.sessions import Record, Session
 from millstream.server.dispatch import Dispatcher
-from millstream.server.inbox import progress_token, take_notification
 from millstream.transports.batches import is_batch, read_batch, refuse_batch
 
 Write = Callable[[bytes], bool]
 """Take one whole message without waiting; False when the other side is gone or was cut for reading too slowly."""
 Drain = Callable[[], Awaitable[None]]
-
-_NOBODY = Client()
 
 
 class Connection:
@@ -38,7 +33,7 @@ class Connection:
 
     __slots__ = (
         "_dispatcher", "_drain", "_headers", "_principal", "_stop_watching", "_tasks", "_transport", "_write",
-        "asks", "id", "session",
+        "asks", "cancel", "id", "peer", "session",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +43,7 @@ class Connection:
         drain: Drain,
         *,
         principal: Principal | None = None,
+        peer: str = "",
         headers: Mapping[bytes, bytes] | None = None,
         transport: str = "",
     ) -> None:
@@ -56,6 +52,9 @@ class Connection:
         self._write = write
         self._drain = drain
         self._principal = principal
+        self.peer = peer
+        self.cancel: Callable[[], object] | None = None
+        """Nothing: a connection carries many calls, and the task of each is what can be stopped."""
         self._headers = headers
         self._transport = transport
         # Connection
@@ -80,6 +79,9 @@ class Connection:
         """A connection of this kind cannot be left and taken up again."""
         return False
 
+    async def keep_alive(self) -> None:
+        """Nothing to do: the connection is open, whether a call says something or not."""
+
     # What arrives
 
     def receive(self, data: bytes) -> None:
@@ -91,86 +93,79 @@ class Connection:
                 self._start(self._batch(data))
                 return
             message = read(data)
-            coroutine = self._open(message)
+            call = self._open(message)
         except ProtocolError as exc:
             self._note("" if message is None else message.method or "response", str(exc.code))
             self._write(error_message(message.id if message is not None else None, exc.code, exc.message, exc.data))
             return
-        if coroutine is not None:
-            self._start(self._answer(coroutine))
+        if call is not None:
+            self._start(self._answer(call))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, work: Coroutine[Any, Any, bytes]) -> None:
-        answer = await work
-        if answer:
-            self._write(answer)
-            await self._drain()
+    async def _answer(self, call: Call) -> None:
+        answer = await self._run(call)
+        if not answer:
+            return
+        self._write(answer)
+        if call.method == "subscriptions/listen":
+            # The server ended it. Here it says so, too: https://modelcontextprotocol.io/specification/2026-07-28/basic
+            self._write(notification_message("notifications/cancelled", {"requestId": call.id}))
+        await self._drain()
 
-    def _open(self, message: Envelope) -> Coroutine[Any, Any, bytes] | None:
-        """What a message asks for: a coroutine that gives the response, or nothing to wait for."""
+    async def _run(self, call: Call) -> bytes:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  each call of a connection has one
+        call.stop = task.cancel
+        return await self._dispatcher.call(call, self.id)
+
+    def _open(self, message: Envelope) -> Call | None:
+        """The call that a message asks for, or None where nothing is to be waited for."""
         dispatcher = self._dispatcher
         if message.is_answer:
-            dispatcher.answer(message, self.id)
+            dispatcher.control.answer(message, self.id)
             self._note("response")
             return None
         if message.id is None:
             check_notification(message)
             if message.method == "notifications/initialized":
                 self._watch()
-            take_notification(dispatcher, message, self.id)
+            dispatcher.control.notified(message, self.id)
             self._note(message.method)
             return None
-        services = dispatcher.services
-        if dispatcher.running >= services.settings.max_calls:
-            raise ProtocolError(INTERNAL_ERROR, "Too many calls are running: try again later")
-        if message.method == "initialize" and not is_per_request(message):
+        per_request = is_per_request(message)
+        if message.method == "initialize" and not per_request:
             # At once, not as a task: what follows in the same read belongs to the session already.
             self._write(self._initialize(message))
             return None
-        call = self._per_request(message) if is_per_request(message) else self._handshake(message)
-        dispatcher.enter(call, self.id)
-        return dispatcher.call(call, self.id)
+        call = (
+            self._per_request(message)
+            if per_request
+            else handshake_call(message, self.session, self._revision(), **self._way())
+        )
+        try:
+            dispatcher.admit(call.owner)
+        except ProtocolError as exc:
+            raise projection.error(exc, call.revision) from exc
+        dispatcher.control.enter(call, self.id)
+        return call
 
     def _per_request(self, message: Envelope) -> Call:
         registry = self._dispatcher.registry
         admitted = admit_per_request(message, offers=registry.offers, requires=registry.requires)
-        meta = admitted.meta
-        assert message.id is not None  # noqa: S101  only requests become calls
-        return Call(
-            revision=admitted.revision,
-            id=message.id,
-            method=message.method,
-            client=admitted.client,
-            line=self,
-            transport=self._transport,
-            principal=self._principal,
-            headers=self._headers,
-            name=admitted.name,
-            params=message.params,
-            token=None if meta.progress_token is UNSET else meta.progress_token,
-            log_level=meta.log_level or "",
-        )
+        return per_request_call(admitted, message, **self._way())
 
-    def _handshake(self, message: Envelope) -> Call:
-        session = self.session
-        assert message.id is not None  # noqa: S101  only requests become calls
-        return Call(
-            revision=self._revision(),
-            id=message.id,
-            method=message.method,
-            client=_NOBODY if session is None else session.client,
-            line=self,
-            transport=self._transport,
-            session=session,
-            principal=self._principal,
-            headers=self._headers,
-            params=message.params,
-            token=progress_token(message.params),
-        )
+    def _way(self) -> dict[str, object]:
+        return {
+            "line": self,
+            "origin": self,
+            "transport": self._transport,
+            "principal": self._principal,
+            "headers": self._headers,
+        }
 
     def _revision(self) -> Revision:
         return ASSUMED if self.session is None else self.session.revision
@@ -209,11 +204,11 @@ class Connection:
             self._note("", str(message.code))
             return error_message(None, message.code, message.message)
         try:
-            work = self._open(message)
+            call = self._open(message)
         except ProtocolError as exc:
             self._note(message.method, str(exc.code))
             return error_message(message.id, exc.code, exc.message, exc.data)
-        return b"" if work is None else await work
+        return b"" if call is None else await self._run(call)
 
     def _note(self, method: str, status: str = "") -> None:
         services = self._dispatcher.services

@@ -1,7 +1,7 @@
 """HTTP+SSE, the transport of 2024-11-05: a stream for everything the server says, a path for what the client says.
 
 `GET /sse` opens the stream; its first event names the path for POSTs, with an unguessable id. Closing the stream ends
-the session. Any handshake revision may be negotiated on it (digest §4.2); a request that describes itself is
+the session. Any handshake revision may be negotiated on it; a request that describes itself is
 served too.
 """
 
@@ -13,42 +13,35 @@ from millstream.http.message import STREAM_HEAD, TEXT_HEAD, Request, Response, S
 from millstream.protocol import sse
 from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream.protocol.jsonrpc import check_text, require_json
-from millstream.protocol.principal import Principal
 from millstream.server.calls.services import principal_id
 from millstream.server.dispatch import Dispatcher
 from millstream.transports.connection import Connection, Write
-from millstream.transports.open_streams import TOO_MANY_STREAMS, OpenStreams
-from millstream.transports.streamable.post import Authenticate
-from millstream.transports.streamable.sessions import refusal
+from millstream.transports.open_streams import OpenStreams
+from millstream.transports.refusals import NO_STREAM, SESSION_NOT_FOUND, TOO_MANY_STREAMS, WRONG_TYPE, refusal
 
 MESSAGES_PATH = "/messages/"
 
 _ACCEPTED = Response(b"Accepted", 202, TEXT_HEAD)
-_UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable: a GET is answered as text/event-stream")
-_WRONG_TYPE = refusal(415, INVALID_REQUEST, "Unsupported media type: send content-type application/json")
 _NO_ID = refusal(400, INVALID_REQUEST, "Bad request: session_id is missing. POST to the path of the endpoint event")
-_UNKNOWN = refusal(404, -32001, "Session not found: open a new stream")
+_UNKNOWN = refusal(404, SESSION_NOT_FOUND, "Session not found: open a new stream")
 
 
 class HttpSse:
     """The two handlers of the transport."""
 
-    __slots__ = ("_authenticate", "_connections", "_dispatcher", "_streams")
+    __slots__ = ("_connections", "_dispatcher", "_streams")
 
-    def __init__(
-        self, dispatcher: Dispatcher, streams: OpenStreams, *, authenticate: Authenticate | None = None
-    ) -> None:
+    def __init__(self, dispatcher: Dispatcher, streams: OpenStreams) -> None:
         self._dispatcher = dispatcher
         self._streams = streams
-        self._authenticate = authenticate
         self._connections: dict[str, tuple[Connection, str]] = {}
         """Session id -> connection and the principal that opened it."""
 
     async def get(self, request: Request) -> Response | None:
         """Open the stream and serve the session until it closes."""
         if not accepted(request.headers.get(b"accept")).stream:
-            return _UNREADABLE
-        principal = await self._principal(request)
+            return NO_STREAM
+        principal = request.principal
         owner = principal_id(principal)
         if self._streams.full(owner):
             return TOO_MANY_STREAMS
@@ -56,7 +49,13 @@ class HttpSse:
         self._streams.add(sink, owner, ("sse", ""))
         session_id = secrets.token_hex(16)
         connection = Connection(
-            self._dispatcher, _writer(sink), sink.drain, principal=principal, headers=request.headers, transport="sse"
+            self._dispatcher,
+            _writer(sink),
+            sink.drain,
+            principal=principal,
+            peer=request.peer,
+            headers=request.headers,
+            transport="sse",
         )
         self._connections[session_id] = (connection, owner)
         try:
@@ -77,12 +76,12 @@ class HttpSse:
 
     async def _take(self, request: Request) -> Response:
         if not carries_json(request.headers):
-            return _WRONG_TYPE
+            return WRONG_TYPE
         values = parse_qs(request.query.decode("latin-1")).get("session_id")
         if not values:
             return _NO_ID
         found = self._connections.get(values[0])
-        if found is None or found[1] != principal_id(await self._principal(request)):
+        if found is None or found[1] != principal_id(request.principal):
             return _UNKNOWN
         try:
             check_text(request.body, self._dispatcher.services.settings.max_depth)
@@ -91,9 +90,6 @@ class HttpSse:
             return refusal(400, exc.code, exc.message)
         found[0].receive(request.body)
         return _ACCEPTED
-
-    async def _principal(self, request: Request) -> Principal | None:
-        return await self._authenticate(request) if self._authenticate is not None else None
 
 
 def _writer(sink: Sink) -> Write:

@@ -5,6 +5,7 @@ told as ``event: gap``, and a stream that the hub ends closes with ``event: cut`
 from goes out as an id alone, which a client keeps without dispatching anything. Errors are problem details (RFC 9457).
 """
 
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -21,9 +22,9 @@ from millstream.protocol import sse
 from millstream.protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
 from millstream.protocol.jsonrpc import check_text, encode
 from millstream.protocol.principal import Principal
-from millstream.server.calls.services import ObserveMessage, ignore_message, principal_id
+from millstream.server.calls.notes import ObserveMessage, ignore_message
+from millstream.server.calls.services import principal_id
 from millstream.transports.open_streams import OpenStreams
-from millstream.transports.streamable.post import Authenticate
 
 CLIENT_PATH = "/mcp/sse/"
 MAX_HISTORY = 1_000
@@ -56,13 +57,14 @@ def encode_sse_gzip(event: Event) -> bytes:
     return gzip_member(encode_sse(event))
 
 
-_GZIP_COMMENT = gzip_member(sse.COMMENT)
+_gzip = lru_cache(maxsize=64)(gzip_member)
+"""For what every stream gets: comments, and when to come back."""
 
 
 class HubRoutes:
     """The three handlers."""
 
-    __slots__ = ("_authenticate", "_hub", "_note", "_settings", "_streams")
+    __slots__ = ("_hub", "_note", "_settings", "_streams")
 
     def __init__(
         self,
@@ -71,13 +73,11 @@ class HubRoutes:
         settings: Settings,
         *,
         note: ObserveMessage = ignore_message,
-        authenticate: Authenticate | None = None,
     ) -> None:
         self._hub = hub
         self._note = note
         self._streams = streams
         self._settings = settings
-        self._authenticate = authenticate
 
     @staticmethod
     def match(path: str) -> str | None:
@@ -89,7 +89,7 @@ class HubRoutes:
         """Stream channels: ``?channel=`` (repeated, or separated by commas), ``?client_id= ?name= ?history=``."""
         query = _query(request)
         channels = [part for value in query.get("channel", ()) for part in value.split(",")] or [DEFAULT]
-        principal = await self._principal(request)
+        principal = request.principal
         try:
             history = _count(query)
             client_id, name = _last(query, "client_id"), _last(query, "name")
@@ -124,7 +124,7 @@ class HubRoutes:
         client_id = self.match(request.path)
         if client_id is None:
             return problem(404, "The path is /mcp/sse/ and a client id.")
-        principal = await self._principal(request)
+        principal = request.principal
         try:
             self._hub.admission.receive(client_id, principal=principal, address=request.peer)
         except (InvalidName, Forbidden, TooMany) as exc:
@@ -154,7 +154,7 @@ class HubRoutes:
         channel, principal = "", None
         try:
             given = self._read_publication(request)
-            channel, principal = given.channel, await self._principal(request)
+            channel, principal = given.channel, request.principal
             self._hub.admission.publish(channel, principal)
             published = await self._hub.publish(channel, given.data, event=given.event, id=given.id)
             reply = Response(encode({"id": published.id, "subscribers": published.subscribers}), 200, JSON_HEAD)
@@ -191,7 +191,7 @@ class HubRoutes:
             return problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
         if self._gzip(request):
             sink = request.open(200, STREAM_HEAD + GZIP_HEAD)
-            self._streams.add(sink, owner, ("events", ""), comment=_GZIP_COMMENT)
+            self._streams.add(sink, owner, ("events", ""), code=_gzip)
         else:
             sink = request.open(200, STREAM_HEAD)
             self._streams.add(sink, owner, ("events", ""))
@@ -199,9 +199,6 @@ class HubRoutes:
 
     def _gzip(self, request: Request) -> bool:
         return self._settings.gzip_streams and accepts_gzip(request.headers.get(b"accept-encoding", b""))
-
-    async def _principal(self, request: Request) -> Principal | None:
-        return await self._authenticate(request) if self._authenticate is not None else None
 
 
 def problem(status: int, detail: str, head: bytes = b"") -> Response:

@@ -4,16 +4,18 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from random import randint
 from time import monotonic
 from typing import Protocol
 
 from millstream.http.message import Sink
-from millstream.protocol.sse import COMMENT
-from millstream.transports.streamable.sessions import refusal
+from millstream.protocol.sse import COMMENT, retry
 
-TOO_MANY_STREAMS = refusal(
-    503, -32000, "Too many open streams: close some, or try again later", head=b"retry-after: 5\r\n"
-)
+_AWAY_MS = (1_000, 4_000)
+"""How long clients wait before they come back when the server closes their streams: not all at once."""
+
+
+Code = Callable[[bytes], bytes]
 
 
 class Leaving(Protocol):
@@ -36,8 +38,8 @@ class OpenStreams:
         self._clock = clock
         self._max = max_streams
         self._max_per_owner = max_per_owner
-        self._sinks: dict[Sink, tuple[bytes, float]] = {}
-        """Stream -> the comment that keeps it alive, in its own coding, and when it was opened."""
+        self._sinks: dict[Sink, tuple[Code, float]] = {}
+        """Stream -> its coding, and when it was opened."""
         self._by_owner: dict[str, int] = {}
         self._owned = 0
         """Streams that count: all but those of calls, which have a cap of their own."""
@@ -66,7 +68,7 @@ class OpenStreams:
         owner: str | None = None,
         kind: tuple[str, str] = ("http", ""),
         *,
-        comment: bytes = COMMENT,
+        code: "Code" = bytes,
     ) -> None:
         """Watch over a stream until it closes.
 
@@ -74,9 +76,9 @@ class OpenStreams:
             sink: the stream.
             owner: whose cap it counts against; none for the stream of a call.
             kind: transport and revision, for `by_kind`.
-            comment: what keeps the stream alive.
+            code: puts bytes into the coding of the stream.
         """
-        self._sinks[sink] = (comment, self._clock())
+        self._sinks[sink] = (code, self._clock())
         self.by_kind[kind] += 1
         if owner is not None:
             self._owned += 1
@@ -97,13 +99,14 @@ class OpenStreams:
     def beat(self) -> None:
         """One comment to every stream, so that proxies and clients know it is alive; those too old end."""
         oldest = self._clock() - self._max_age
-        for sink, (comment, opened) in list(self._sinks.items()):
+        for sink, (code, opened) in list(self._sinks.items()):
             if opened < oldest:
                 sink.close()
             else:
-                sink.write(comment)
+                sink.write(code(COMMENT))
 
     def close(self) -> None:
-        """End every stream."""
-        for sink in list(self._sinks):
+        """End every stream, and say when to come back."""
+        for sink, (code, _) in list(self._sinks.items()):
+            sink.write(code(retry(randint(*_AWAY_MS))))  # noqa: S311  spreads load, hides nothing
             sink.close()

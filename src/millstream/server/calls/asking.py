@@ -4,10 +4,8 @@ Handshake era: a request on the call's own line; `OpenQuestions` pairs it with t
 message of the same session. Per-request era: the function stops with `InputRequired` and is run again.
 """
 
-import asyncio
 import contextlib
 import secrets
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,19 +13,17 @@ import msgspec
 
 from millstream.protocol.admission import require_capabilities
 from millstream.protocol.errors import (
-    INTERNAL_ERROR,
     INVALID_PARAMS,
-    METHOD_NOT_FOUND,
     URL_ELICITATION_REQUIRED,
     Cancelled,
     Declined,
     ProtocolError,
     ToolError,
 )
-from millstream.protocol.jsonrpc import Envelope, request_message
 from millstream.protocol.metadata import declares
 from millstream.protocol.rounds import InputRequired, Rounds, digest
 from millstream.server.calls.call import Call
+from millstream.server.questions.open import OpenQuestions
 from millstream.server.questions.questions import (
     ElicitUrl,
     Question,
@@ -37,91 +33,6 @@ from millstream.server.questions.questions import (
     params_of,
     read_answer,
 )
-
-
-class _PeerError(msgspec.Struct):
-    code: int = INTERNAL_ERROR
-    message: str = ""
-
-
-_decode_error = msgspec.json.Decoder(_PeerError).decode
-
-
-class OpenQuestions:
-    """Requests to handshake clients that wait for an answer. Bounded; each ends with its call at the latest."""
-
-    __slots__ = ("_by_owner", "_open", "_timeout", "max_open", "max_per_owner", "worker")
-
-    def __init__(self, *, max_open: int, max_per_owner: int, timeout: float) -> None:
-        self._by_owner: Counter[str] = Counter()
-        self._open: dict[str, tuple[str, asyncio.Future[bytes]]] = {}
-        self._timeout = timeout
-        self.max_open = max_open
-        self.max_per_owner = max_per_owner
-        self.worker = secrets.token_hex(4)
-        """Part of every question's id: the worker on which the call waits."""
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    async def ask(self, call: Call, method: str, params: Mapping[str, Any]) -> bytes:
-        """Send a request on the call's line and wait for the result.
-
-        Returns:
-            The raw JSON of the result.
-
-        Raises:
-            ToolError: the client answered with an error, took too long, or too many questions are open.
-        """
-        owner = call.principal.id if call.principal is not None else ""
-        if len(self._open) >= self.max_open or self._by_owner[owner] >= self.max_per_owner:
-            raise ToolError("Too many questions are open. Try again later.")
-        question_id = f"{self.worker}-{secrets.token_hex(16)}"
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        scope = call.session.id if call.session is not None else ""
-        self._open[question_id] = (scope, future)
-        self._by_owner[owner] += 1
-        try:
-            await call.open_line().send(request_message(question_id, method, params))
-            async with asyncio.timeout(self._timeout):
-                return await future
-        except TimeoutError:
-            raise ToolError(f"The client did not answer {method} in {self._timeout:g} seconds.") from None
-        finally:
-            del self._open[question_id]
-            self._by_owner[owner] -= 1
-            if not self._by_owner[owner]:
-                del self._by_owner[owner]
-
-    def answer(self, message: Envelope, scope: str) -> bool:
-        """Give an answer to whoever waits; False when nobody of this session asked that."""
-        entry = self._open.get(message.id) if isinstance(message.id, str) else None
-        if entry is None or entry[0] != scope or entry[1].done():
-            return False
-        future = entry[1]
-        if message.error:
-            future.set_exception(_peer_error(message.error))
-        else:
-            future.set_result(message.result)
-        return True
-
-    def end(self, scope: str) -> None:
-        """The client of a session or connection is gone for good: whoever waits for its answers is told."""
-        for asked, future in list(self._open.values()):
-            if asked == scope and not future.done():
-                future.set_exception(ToolError("The client has gone away and cannot answer."))
-
-
-def _peer_error(raw: bytes) -> Exception:
-    try:
-        error = _decode_error(raw)
-    except msgspec.DecodeError:
-        return ToolError("The client answered with an error.")
-    if error.code == -1:
-        return Declined(error.message or "The person declined.")
-    if error.code == METHOD_NOT_FOUND:
-        return ToolError(f"The client does not support this: {error.message}")
-    return ToolError(f"The client answered with an error: {error.message} ({error.code})")
 
 
 async def ask_by_request(call: Call, question: Question, open_questions: OpenQuestions) -> Any:
@@ -150,7 +61,12 @@ async def ask_by_request(call: Call, question: Question, open_questions: OpenQue
         raise ToolError(f"This needs {method}, which needs a reply that can be a stream: accept text/event-stream.")
     if not declares(call.client.capabilities, capability_of(question)):
         raise ToolError(f"This needs {method}: the client did not declare {_names(capability_of(question))}.")
-    return read_answer(question, await open_questions.ask(call, method, params))
+    scope = "" if call.session is None else call.session.id
+    raw = await open_questions.ask(call.say, method, params, owner=call.owner, scope=scope)
+    try:
+        return read_answer(question, raw)
+    except ProtocolError as exc:  # the client's mistake, but not one in the request that is being answered
+        raise ToolError(exc.message) from exc
 
 
 def _names(capability: Mapping[str, Any]) -> str:

@@ -5,15 +5,23 @@ A `Call` is made by a transport, run by the dispatcher, and seen by user code th
 
 from collections.abc import Awaitable, Callable, Mapping
 from math import nan
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
-from millstream.protocol.jsonrpc import RequestId
+from millstream.protocol.admission import Admitted
+from millstream.protocol.errors import ProtocolError
+from millstream.protocol.jsonrpc import Envelope, RequestId
 from millstream.protocol.metadata import Client, ProgressToken
+from millstream.protocol.notifications import progress_token
 from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import Revision
+from millstream.protocol.rounds import Rounds
+from millstream.server.calls.services import Services
 from millstream.server.calls.sessions import Session
+
+NOBODY = Client()
+"""A client that said nothing about itself."""
 
 
 class Line(Protocol):
@@ -33,6 +41,43 @@ class Line(Protocol):
     async def interrupt(self, retry_ms: int | None) -> bool:
         """Close the connection but not the call, where the client can come back for the rest."""
         ...
+
+    async def keep_alive(self) -> None:
+        """The call has been silent for long: show the caller that it is alive, where nothing else does."""
+        ...
+
+
+class Origin(Protocol):
+    """What brought a request: an HTTP request, or the connection that it came on."""
+
+    peer: str
+    """The address of the other side; empty where there is none."""
+    cancel: Callable[[], object] | None
+    """Stops the work, once something can be stopped; None where only the task of the call can be."""
+
+
+class Failure(Struct, gc=False):
+    """How a call ended that did not succeed."""
+
+    outcome: str
+    """For observers: ``tool_error``, ``cancelled``, or the JSON-RPC error code."""
+    error: ProtocolError | None = None
+    """The error of the answer; None where the answer is a result (of a tool that failed), or none is sent."""
+    incident: str = ""
+    """Identifier under which the log has the details of an unexpected failure."""
+
+
+class Progress(Struct, gc=False):
+    """What the caller has been told of the progress of a call."""
+
+    value: float = 0.0
+    total: float | None = None
+    reported: float | None = None
+    """The last progress that user code reported."""
+    reported_before: float | None = nan
+    """What `reported` was at the last heartbeat; not a number before the first."""
+    nudged: bool = False
+    """The server reported progress on its own."""
 
 
 class Call(Struct, eq=False, kw_only=True):
@@ -55,6 +100,8 @@ class Call(Struct, eq=False, kw_only=True):
     """`inputResponses` of a multi-round request, raw values."""
     state: str = ""
     """`requestState` as the client echoed it."""
+    rounds: Rounds | None = None
+    """The rounds of this call, made when user code first asks."""
     token: ProgressToken | None = None
     log_level: str = ""
     # Who asked
@@ -62,49 +109,41 @@ class Call(Struct, eq=False, kw_only=True):
     session: Session | None = None
     principal: Principal | None = None
     headers: Mapping[bytes, bytes] | None = None
+    origin: Origin | None = None
+    transport: str = ""
+    """What carried it, for observers: http, sse, stdio, websocket, rest, memory."""
+    client_id: str = ""
+    """Whose stream also gets what the call says, where the transport was told."""
     # The way back
     open_reply: "Callable[[Call], Line] | None" = None
     """Opens the line at first use, where the reply may also be a single message."""
     line: Line | None = None
     meta: dict[str, Any] | None = None
     """`_meta` of the result, beside what the revision puts there."""
-    status: int = 200
-    """HTTP status of the reply, where it is a single message."""
     tee: "Callable[[bytes], Awaitable[None]] | None" = None
     """Also takes progress and response: the stream of a client that asked for one (``stream: true``)."""
-    transport: str = ""
-    """What carried it, for observers: http, sse, stdio, websocket, rest, memory."""
-    root_path: str = ""
-    """Where the server is mounted."""
-    stream_url: str = ""
-    """Where a mirrored call can be listened to."""
-    client_id: str = ""
-    """Whose stream that is, where the transport was told."""
-    outcome: str = ""
-    """How it ended, for observers: empty for success, ``tool_error``, or the JSON-RPC error code."""
-    incident: str = ""
-    """Identifier under which the log has the details of an unexpected failure."""
+    bare: bool = False
+    """The transport has its own envelope: the answer is the result alone."""
     # Progress of the work
-    services: Any = None
-    """`Services` of the running server; set by the dispatcher."""
-    canceller: Any = None
-    """What carried the request, if it can be cancelled: it has ``cancel``."""
+    services: Services = cast("Services", None)
+    """Of the running server; set by the dispatcher."""
     stop: Callable[[], object] | None = None
-    """Cancels the task of the call, where no carrier does."""
+    """Cancels the task of the call, where its origin does not."""
     started: float = 0.0
     """When the sweep first saw it."""
     cancelled: bool = False
     expired: bool = False
-    progress: float = 0.0
-    total: float | None = None
-    reported: float | None = None
-    """The last progress that user code reported."""
-    reported_before: float | None = nan
-    """What `reported` was at the last heartbeat; not a number before the first."""
-    nudged: bool = False
-    """The server reported progress on its own."""
-    replay: Any = None
-    """Rounds of this call (`protocol.rounds.Replay`), made when user code first asks."""
+    over: bool = False
+    """It has been answered: whatever user code left running says nothing more."""
+    failure: Failure | None = None
+    progress: Progress | None = None
+
+    @property
+    def owner(self) -> str:
+        """Whose share of the server's capacity the call takes: the principal's, else that of the peer's address."""
+        if self.principal is not None:
+            return self.principal.id
+        return "" if self.origin is None else self.origin.peer
 
     def open_line(self) -> Line:
         """The line, opened when it was not yet."""
@@ -114,10 +153,17 @@ class Call(Struct, eq=False, kw_only=True):
             line = self.line = self.open_reply(self)
         return line
 
+    async def say(self, message: bytes) -> None:
+        """Send a message about the call to its caller; after the answer, nothing more is said."""
+        if not self.over:
+            await self.open_line().send(message)
+
     def cancel(self) -> None:
         """Stop the work because the caller does not want the answer any more."""
         self.cancelled = True
-        stop = self.stop if self.canceller is None else self.canceller.cancel
+        stop = self.stop
+        if stop is None and self.origin is not None:
+            stop = self.origin.cancel
         if stop is not None:
             stop()
 
@@ -125,3 +171,41 @@ class Call(Struct, eq=False, kw_only=True):
         """Stop work that took longer than any call may."""
         self.expired = True
         self.cancel()
+
+
+def per_request_call(admitted: Admitted, message: Envelope, **way: Any) -> Call:
+    """A request of the per-request era as a call.
+
+    Args:
+        admitted: what the ladder found.
+        message: the request.
+        way: what the transport adds: who asked, and the way back.
+    """
+    assert message.id is not None  # noqa: S101  only requests become calls
+    meta = admitted.meta
+    return Call(
+        revision=admitted.revision,
+        id=message.id,
+        method=message.method,
+        name=admitted.name,
+        params=message.params,
+        token=None if meta.progress_token is UNSET else meta.progress_token,
+        log_level=meta.log_level or "",
+        client=admitted.client,
+        **way,
+    )
+
+
+def handshake_call(message: Envelope, session: Session | None, revision: Revision, **way: Any) -> Call:
+    """A request of the handshake era as a call; the arguments are those of `per_request_call`."""
+    assert message.id is not None  # noqa: S101  only requests become calls
+    return Call(
+        revision=revision,
+        id=message.id,
+        method=message.method,
+        params=message.params,
+        token=progress_token(message.params),
+        client=NOBODY if session is None else session.client,
+        session=session,
+        **way,
+    )

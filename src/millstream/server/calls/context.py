@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from math import isfinite
 from typing import Any, TypeVar, overload
 
@@ -14,7 +15,8 @@ from millstream.protocol.metadata import LOG_LEVELS, Client
 from millstream.protocol.principal import Principal, Publisher
 from millstream.protocol.rounds import Rounds, binding, open_state
 from millstream.server.calls.asking import ask_by_request, ask_by_round
-from millstream.server.calls.call import Call
+from millstream.server.calls.call import Call, Progress
+from millstream.server.calls.once import once_stored
 from millstream.server.calls.services import Services, principal_id
 from millstream.server.calls.sessions import Session
 from millstream.server.questions.questions import Elicit, ElicitUrl, Question, Root, Roots, Sample, SampleResult
@@ -100,14 +102,15 @@ class Context:
         Values that do not increase, or that JSON cannot say (infinity, NaN), are not sent.
         """
         call = self._call
-        if call.token is None and call.tee is None:
+        if (call.token is None and call.tee is None) or call.over:
             return
-        if not isfinite(progress) or (call.reported is not None and progress <= call.reported):
+        told = call.progress = call.progress or Progress()
+        if not isfinite(progress) or (told.reported is not None and progress <= told.reported):
             return
         if total is not None and not isfinite(total):
             total = None
-        call.reported = progress
-        await send_progress(call, max(progress, call.progress + OWN_STEP) if call.nudged else progress, total, message)
+        told.reported = progress
+        await send_progress(call, max(progress, told.value + OWN_STEP) if told.nudged else progress, total, message)
 
     async def log(self, level: str, data: Any, logger: str | None = None) -> None:
         """Send a log message, where the caller wants messages of this severity.
@@ -127,7 +130,7 @@ class Context:
         params: dict[str, Any] = {"level": level, "data": data}
         if logger is not None:
             params["logger"] = logger
-        await self._call.open_line().send(notification_message("notifications/message", params))
+        await self._call.say(notification_message("notifications/message", params))
 
     async def _least_level(self) -> int:
         call = self._call
@@ -217,30 +220,28 @@ class Context:
         """
         if self._call.revision.handshake:
             return {name: await self._by_request(question) for name, question in questions.items()}
-        replay = self._replay()
-        return ask_by_round(self._call, replay, {name: (name, question) for name, question in questions.items()})
+        return ask_by_round(
+            self._call, self._rounds(), {name: (name, question) for name, question in questions.items()}
+        )
 
     async def _ask_one(self, question: Question, key: str | None) -> Any:
         if self._call.revision.handshake:
             return await self._by_request(question)
-        return ask_by_round(self._call, self._replay(), {"": (key, question)})[""]
+        return ask_by_round(self._call, self._rounds(), {"": (key, question)})[""]
 
     async def _by_request(self, question: Question) -> Any:
         return await ask_by_request(self._call, question, self._services.questions)
 
-    def _replay(self) -> Rounds:
+    def _rounds(self) -> Rounds:
         call = self._call
-        replay: Rounds | None = call.replay
-        if replay is None:
+        rounds = call.rounds
+        if rounds is None:
             state = None
             if call.state:
-                bound = self._binding()
-                state = open_state(call.state, self._services.ring, bound, int(self._services.clock()))
-            replay = call.replay = Rounds(state, call.responses or {})
-        return replay
-
-    def _binding(self) -> bytes:
-        return call_binding(self._call)
+                now = int(self._services.clock())
+                state = open_state(call.state, self._services.ring, call_binding(call), now)
+            rounds = call.rounds = Rounds(state, call.responses or {})
+        return rounds
 
     # Side effects
 
@@ -248,36 +249,35 @@ class Context:
         """Run a side effect, plain or async, once across the rounds of one call. JSON must be able to hold its value.
 
         Args:
-            store: keep the value in the server's store too, so that a round which is sent twice does not repeat it.
+            store: also hold when a round is sent twice, or to two workers at once: whoever comes second waits for the
+                value of the first. A copy of the first round, which carries no state yet, is another call.
         """
         slot = f"once:{key}"
         if self._call.revision.handshake:
             if slot not in self._memo:
                 self._memo[slot] = await _value(function)
             return self._memo[slot]
-        replay = self._replay()
-        raw = replay.settled(slot, "once")
-        if raw is None and store:
-            raw = await self._once_stored(slot, function)
-        elif raw is None:
-            raw = encode(await _value(function))
-        replay.settle(slot, "once", raw)
-        return msgspec.json.decode(raw)
-
-    async def _once_stored(self, slot: str, function: Callable[[], Any]) -> bytes:
-        store, ttl = self._services.store.kv, self._services.settings.state_ttl
-        name = f"{slot}:{self._binding().hex()}"
-        raw = await store.get(name)
+        rounds = self._rounds()
+        raw = rounds.settled(slot, "once")
         if raw is None:
-            raw = encode(await _value(function))
-            if not await store.compare_and_set(name, None, raw, ttl):
-                raw = await store.get(name) or raw
-        return raw
+
+            async def run() -> bytes:
+                return encode(await _value(function))
+
+            stored = store and self._call.state
+            raw = await once_stored(self._services, f"{slot}:{_state_id(self._call)}", run) if stored else await run()
+        rounds.settle(slot, "once", raw)
+        return msgspec.json.decode(raw)
 
 
 async def _value(function: Callable[[], Any]) -> Any:
     value = function()
     return await value if inspect.isawaitable(value) else value
+
+
+def _state_id(call: Call) -> str:
+    """The round that a call continues: its state is sealed anew for every round of every call."""
+    return sha256(call.state.encode()).hexdigest()
 
 
 def call_binding(call: Call) -> bytes:
@@ -288,7 +288,10 @@ def call_binding(call: Call) -> bytes:
 
 async def send_progress(call: Call, progress: float, total: float | None, message: str | None) -> None:
     """One progress notification on the call's line."""
-    call.progress, call.total = progress, total
+    if call.over:
+        return
+    told = call.progress = call.progress or Progress()
+    told.value, told.total = progress, total
     token = call.id if call.token is None else call.token
     params: dict[str, Any] = {"progressToken": token, "progress": progress}
     if total is not None:
@@ -297,14 +300,15 @@ async def send_progress(call: Call, progress: float, total: float | None, messag
         params["message"] = message
     notification = notification_message("notifications/progress", params)
     if call.token is not None:
-        await call.open_line().send(notification)
+        await call.say(notification)
     if call.tee is not None:
         await call.tee(notification)
 
 
 async def nudge_progress(call: Call) -> None:
     """Tell a caller that wants progress that a silent call is alive: a step smaller than any tool reports."""
-    value = call.progress + OWN_STEP
-    if call.total is None or value < call.total:
-        call.nudged = True
-        await send_progress(call, value, call.total, None)
+    told = call.progress = call.progress or Progress()
+    value = told.value + OWN_STEP
+    if told.total is None or value < told.total:
+        told.nudged = True
+        await send_progress(call, value, told.total, None)

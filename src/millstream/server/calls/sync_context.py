@@ -13,8 +13,8 @@ from millstream.protocol.jsonrpc import RequestId
 from millstream.protocol.metadata import Client
 from millstream.protocol.principal import Principal, Publisher
 from millstream.server.calls.context import Context
-from millstream.server.calls.services import Jobs, run_carried, work
 from millstream.server.calls.sessions import Session
+from millstream.server.calls.threads import Jobs, run_carried, work
 from millstream.server.questions.questions import Question, Root, SampleResult
 
 T = TypeVar("T")

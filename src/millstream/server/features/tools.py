@@ -214,7 +214,8 @@ def _streaming(plan: Plan, home: object) -> Run:
             async for last in values:
                 count += 1
                 if call.token is not None:
-                    await send_progress(call, max(count, call.progress + 1), None, as_text(last))
+                    told = call.progress.value if call.progress is not None else 0.0
+                    await send_progress(call, max(count, told + 1), None, as_text(last))
         finally:
             await values.aclose()
         return last

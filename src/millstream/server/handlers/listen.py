@@ -1,4 +1,4 @@
-"""`subscriptions/listen` (digest §7): the per-request era's stream of changes, open until the client goes."""
+"""`subscriptions/listen`: the per-request era's stream of changes, open until the client goes."""
 
 import asyncio
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
+from millstream.protocol.errors import INVALID_REQUEST, OVERLOADED, ProtocolError
 from millstream.protocol.jsonrpc import notification_message
-from millstream.protocol.metadata import SUBSCRIPTION_KEY
+from millstream.protocol.metadata import SUBSCRIPTION_KEY, Client
 from millstream.server.calls.call import Call
 from millstream.server.calls.changes import UPDATED, Change
 from millstream.server.calls.services import Services, principal_id
@@ -17,6 +17,8 @@ from millstream.server.dispatch import Handler
 from millstream.server.features.registry import Registry
 from millstream.server.handlers.params import read
 
+MAX_URI_BYTES = 128 * 1024
+"""Characters of all URIs of one subscription: as many as a session's record holds."""
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 
 
@@ -55,10 +57,14 @@ class ListenHandlers:
         settings = self._services.settings
         if len(wanted.resource_subscriptions) > settings.max_subscriptions:
             raise ProtocolError(INVALID_REQUEST, f"A subscription names at most {settings.max_subscriptions} resources")
+        if sum(map(len, wanted.resource_subscriptions)) > MAX_URI_BYTES:
+            raise ProtocolError(INVALID_REQUEST, f"The URIs of a subscription have at most {MAX_URI_BYTES} characters")
+        # Nothing of what it was asked with is looked at again, and the stream may be open for a day.
+        call.client, call.params = Client({}, call.client.name, call.client.version), b""
         owner = principal_id(call.principal)
         mine = self._open.get(owner, 0)
         if mine >= settings.max_streams_per_principal or sum(self._open.values()) >= settings.max_streams:
-            raise ProtocolError(-32000, "Too many open subscriptions: close some, or try again later", status=503)
+            raise ProtocolError(OVERLOADED, "Too many open subscriptions: close some, or try again later", status=503)
         self._open[owner] = mine + 1
         try:
             return await self._serve(call, wanted)

@@ -141,7 +141,10 @@ class Observer:
     def __call__(self, call: Call, seconds: float, answer: bytes) -> None:
         """Take note of a call that is over (`Dispatcher.observe`)."""
         method = call.method
-        outcome = call.outcome or ("cancelled" if call.cancelled and method != "subscriptions/listen" else "")
+        failure = call.failure
+        outcome = "" if failure is None else failure.outcome
+        if call.cancelled and not outcome and method != "subscriptions/listen":
+            outcome = "cancelled"
         labels = (method, call.name if method == "tools/call" else "", outcome, call.revision.date)
         series = self._by_call.get(labels)
         if series is None:

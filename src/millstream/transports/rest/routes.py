@@ -9,6 +9,8 @@ so. The dialect answers in the shape of the handshake era, the one that such scr
 """
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -27,6 +29,7 @@ from millstream.http.problems import (
     Kind,
     problem,
 )
+from millstream.protocol import projection
 from millstream.protocol.errors import (
     INVALID_PARAMS,
     INVALID_REQUEST,
@@ -34,26 +37,20 @@ from millstream.protocol.errors import (
     PARSE_ERROR,
     ProtocolError,
 )
-from millstream.protocol.jsonrpc import RequestId, check_text, encode, error_message, require_json
-from millstream.protocol.metadata import Client
-from millstream.protocol.principal import Principal
-from millstream.protocol.revisions import NEWEST, NEWEST_HANDSHAKE
+from millstream.protocol.jsonrpc import RequestId, check_text, encode, require_json
+from millstream.protocol.revisions import NEWEST, NEWEST_HANDSHAKE, Revision
 from millstream.server.calls.call import Call
-from millstream.server.dispatch import Dispatcher
+from millstream.server.dispatch import Dispatcher, Outcome
 from millstream.server.features.tools import Tool
 from millstream.server.functions.plan import ArgumentError, read_arguments
+from millstream.transports import refusals
 from millstream.transports.rest import openapi
-from millstream.transports.streamable.post import Authenticate
-from millstream.transports.streamable.sessions import refusal
+from millstream.transports.silent import silent_call
 
 TOOLS_PATH = openapi.TOOLS_PATH
 
 _FORM = b"application/x-www-form-urlencoded"
 _BROWSER = (b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest", b"sec-fetch-user")
-_NOBODY = Client()
-_DIALECT_TYPE = refusal(415, INVALID_REQUEST, "Unsupported media type: send content-type application/json")
-_DIALECT_BUSY = refusal(503, -32000, "Too many calls are running: try again later", head=b"retry-after: 1\r\n")
-_PLACEHOLDER = b'"id":0,'
 
 
 class _Envelope(Struct, gc=False):
@@ -75,16 +72,6 @@ class _Result(Struct, gc=False):
     is_error: bool = msgspec.field(default=False, name="isError")
 
 
-class _Error(Struct, gc=False):
-    code: int
-    message: str
-
-
-class _Answer(Struct, gc=False):
-    result: _Result | UnsetType = UNSET
-    error: _Error | UnsetType = UNSET
-
-
 class _Described(Struct, frozen=True):
     """The OpenAPI document, ready to be sent; and what is sent to those who have it (RFC 9110 §13.1.2)."""
 
@@ -100,46 +87,22 @@ class _Described(Struct, frozen=True):
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
-_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_result = msgspec.json.Decoder(_Result).decode
 _decode_content = msgspec.json.Decoder(list[_Content]).decode
-
-
-class SilentLine:
-    """A way back on which nothing travels: the reply is all that the caller gets."""
-
-    __slots__ = ()
-    asks = False
-
-    async def send(self, message: bytes) -> None:
-        """Drop it."""
-
-    def push(self, message: bytes) -> bool:
-        """Drop it."""
-        return True
-
-    async def interrupt(self, retry_ms: int | None) -> bool:
-        """There is no way to come back for the rest."""
-        return False
-
-
-_SILENT = SilentLine()
 
 
 class RestRoutes:
     """The handlers: `list_tools` and `call_tool` of the dialect, `run_tool` and `describe` of plain REST."""
 
-    __slots__ = ("_busy_at", "_described", "_described_from", "_dispatcher", "_max_depth", "_note", "_registry",
-                 "authenticate")  # fmt: skip
+    __slots__ = ("_described", "_described_from", "_dispatcher", "_max_depth", "_note", "_registry")  # fmt: skip
 
-    def __init__(self, dispatcher: Dispatcher, *, authenticate: Authenticate | None = None) -> None:
+    def __init__(self, dispatcher: Dispatcher) -> None:
         # Configuration
         settings = dispatcher.services.settings
         self._dispatcher = dispatcher
         self._registry = dispatcher.registry
         self._note = dispatcher.services.note
-        self._busy_at = settings.max_calls
         self._max_depth = settings.max_depth
-        self.authenticate = authenticate
         # Prepared
         self._described: dict[str, _Described] = {}
         self._described_from = b""
@@ -156,38 +119,47 @@ class RestRoutes:
         return await self._dialect(request, "tools/call")
 
     async def _dialect(self, request: Request, method: str) -> Response:
-        refused = None if _is_call(request) else _DIALECT_TYPE
-        if refused is None and self._busy():
-            refused = _DIALECT_BUSY
-        if refused is not None:
-            self._note(method, "rest", status=str(refused.status))
-            return refused
+        if not _is_call(request):
+            self._note(method, "rest", status="415")
+            return refusals.WRONG_TYPE
         request_id: RequestId | None = None
         try:
-            principal = await self._principal(request)
+            self._dispatcher.admit(request.owner)
             check_text(request.body, self._max_depth)
             body = request.body or b"{}"
             envelope = _read_envelope(body, method)
             request_id = envelope.id
         except ProtocolError as exc:
-            self._note(method, "rest", status=str(exc.code))
-            return Response(error_message(None, exc.code, exc.message, exc.data), max(exc.status, 400))
-        call = Call(
-            revision=NEWEST_HANDSHAKE,
-            id=0 if request_id is None else request_id,
-            method=method,
-            client=_NOBODY,
-            line=_SILENT,
-            principal=principal,
-            headers=request.headers,
-            transport="rest",
-            client_id=client_id_of(request.query),
-            root_path=request.root_path,
-            params=body if envelope.params is UNSET else encode(envelope.params),
-        )
+            refusal = projection.error(exc, NEWEST_HANDSHAKE)
+            self._note(method, "rest", status=str(refusal.code))
+            refusal.status = max(refusal.status, 400)
+            return refusals.refused(refusal)
+        params = body if envelope.params is UNSET else encode(envelope.params)
+        call = self._call(request, NEWEST_HANDSHAKE, method, params, request.headers)
+        outcome = await self._dispatcher.outcome(call)
+        mark = b"" if request_id is None else b'"id":%b,' % encode(request_id)
+        error = outcome.error
+        if error is not None:
+            members = {"code": error.code, "message": error.message, "data": error.data}
+            said = encode({name: value for name, value in members.items() if value is not None})
+            return Response(b'{"jsonrpc":"2.0",%b"error":%b}' % (mark, said))
+        return Response(b'{"jsonrpc":"2.0",%b"result":%b}' % (mark, outcome.result))
+
+    @staticmethod
+    def _call(
+        request: Request, revision: Revision, method: str, params: bytes, headers: Mapping[bytes, bytes] | None
+    ) -> Call:
         request.cancel_on_disconnect = True
-        answer = await self._dispatcher.call(call)
-        return Response(answer if request_id is not None else answer.replace(_PLACEHOLDER, b"", 1), call.status)
+        return silent_call(
+            revision,
+            method,
+            params,
+            origin=request,
+            transport="rest",
+            principal=request.principal,
+            headers=headers,
+            client_id=client_id_of(request.query),
+        )
 
     # Plain REST
 
@@ -196,18 +168,13 @@ class RestRoutes:
         root, name = request.root_path, request.path.removeprefix(TOOLS_PATH)
 
         def refuse(kind: Kind, detail: str, status: int = 0) -> Response:
-            self._note("tools/call", "rest", status=kind.slug, target=name, principal=principal)
+            self._note("tools/call", "rest", status=kind.slug, target=name, principal=request.principal)
             return problem(kind, detail, root_path=root, status=status)
 
-        principal: Principal | None = None
-        if self._busy():
+        if self._dispatcher.full(request.owner):
             return refuse(BUSY, "Too many calls are running. Try again later.")
         if not _is_json(request):
             return refuse(WRONG_TYPE, "Send the arguments with content-type application/json.")
-        try:
-            principal = await self._principal(request)
-        except ProtocolError as exc:
-            return refuse(REFUSED, exc.message, exc.status if exc.status >= 400 else 0)
         tool = self._registry.tools.get(name)
         if tool is None:
             return refuse(UNKNOWN_TOOL, f"There is no tool {name[:128]!r}.")
@@ -218,23 +185,10 @@ class RestRoutes:
             _check_arguments(tool, request.body or b"{}")
         except ProtocolError as exc:
             return refuse(MALFORMED if exc.code == PARSE_ERROR else INVALID_ARGUMENTS, exc.message)
-        call = Call(
-            revision=NEWEST,
-            id=0,
-            method="tools/call",
-            name=name,
-            client=_NOBODY,
-            line=_SILENT,
-            principal=principal,
-            # Parameter headers repeat arguments for MCP's routers; where there are headers, they are asked for.
-            headers=None if tool.plan.headers else request.headers,
-            transport="rest",
-            client_id=client_id_of(request.query),
-            root_path=request.root_path,
-            params=encode({"name": name, "arguments": Raw(request.body or b"{}")}),
-        )
-        request.cancel_on_disconnect = True
-        return _rest_reply(call, await self._dispatcher.call(call), root)
+        params = encode({"name": name, "arguments": Raw(request.body or b"{}")})
+        # Parameter headers repeat arguments for MCP's routers; where there are headers, they are asked for.
+        call = self._call(request, NEWEST, "tools/call", params, headers=None if tool.plan.headers else request.headers)
+        return _rest_reply(await self._dispatcher.outcome(call), call.meta or {}, root)
 
     async def describe(self, request: Request) -> Response:
         """`GET /openapi.json`, made when somebody first asks, and again when the tools have changed."""
@@ -254,12 +208,6 @@ class RestRoutes:
             found = self._described[root] = _Described.of(body)
         known = request.headers.get(b"if-none-match", b"")
         return found.unchanged if found.tag in known else found.whole
-
-    def _busy(self) -> bool:
-        return self._dispatcher.running >= self._busy_at
-
-    async def _principal(self, request: Request) -> Principal | None:
-        return await self.authenticate(request) if self.authenticate is not None else None
 
 
 def _media_type(request: Request) -> bytes:
@@ -312,33 +260,28 @@ def _check_arguments(tool: Tool, raw: bytes) -> None:
         raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
 
 
-def _rest_reply(call: Call, answer: bytes, root: str) -> Response:
-    found = _decode_answer(answer)
-    if found.error is not UNSET:
-        return _rest_error(call, found.error, root)
-    assert found.result is not UNSET  # noqa: S101  an answer has one of the two
-    result = found.result
-    if result.is_error:
+def _rest_reply(outcome: Outcome, meta: Mapping[str, Any], root: str) -> Response:
+    if outcome.error is not None:
+        return _rest_error(outcome, outcome.error, root)
+    result = _decode_result(outcome.result)
+    if outcome.is_error or result.is_error:
         text = "\n".join(block.text for block in _decode_content(result.content) if block.text)
-        return _failed(call, text, root) or problem(TOOL_ERROR, text or TOOL_ERROR.meaning, root_path=root)
+        if outcome.incident:
+            return problem(INTERNAL, text, root_path=root, incident=outcome.incident)
+        return problem(TOOL_ERROR, text or TOOL_ERROR.meaning, root_path=root)
     body = bytes(result.structured) or b'{"content":%b}' % bytes(result.content)
-    if not call.stream_url:
+    listen_at = meta.get("streamUrl")
+    if listen_at is None:
         return Response(body)
     # RFC 8288: the body is the result alone, so a header says where to listen.
-    return Response(body, 200, JSON_HEAD + b'link: <%b>; rel="monitor"\r\n' % call.stream_url.encode())
+    return Response(body, 200, JSON_HEAD + b'link: <%b>; rel="monitor"\r\n' % listen_at.encode())
 
 
-def _rest_error(call: Call, error: _Error, root: str) -> Response:
+def _rest_error(outcome: Outcome, error: ProtocolError, root: str) -> Response:
     if error.code == MISSING_CLIENT_CAPABILITY:
         return problem(NEEDS_ANSWERS, NEEDS_ANSWERS.meaning, root_path=root)
-    failed = _failed(call, error.message, root)
-    if failed is not None:
-        return failed
-    if call.status >= 400:
-        return problem(REFUSED, error.message, root_path=root, status=call.status)
+    if outcome.incident:
+        return problem(INTERNAL, error.message, root_path=root, incident=outcome.incident)
+    if error.status >= 400:
+        return problem(REFUSED, error.message, root_path=root, status=error.status)
     return problem(TOOL_ERROR, error.message, root_path=root)
-
-
-def _failed(call: Call, text: str, root: str) -> Response | None:
-    """The problem of our own failure, of which the caller sees the incident only."""
-    return problem(INTERNAL, text, root_path=root, incident=call.incident) if call.incident else None

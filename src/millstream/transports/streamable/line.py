@@ -9,18 +9,14 @@ import secrets
 
 from millstream.http.message import STREAM_HEAD, Request, Sink
 from millstream.protocol import sse
-from millstream.protocol.errors import INTERNAL_ERROR
-from millstream.protocol.jsonrpc import RequestId, error_message
+from millstream.protocol.jsonrpc import RequestId
+from millstream.server.call_log import END, MESSAGE, append, event_id, log_name
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services, principal_id
-from millstream.stores.base import Position, StoreFull
 from millstream.transports.open_streams import OpenStreams
 
-MESSAGE, END = b"m", b"e"
-"""First byte of a logged entry: one more message, or the last one (which may be empty)."""
-
+_LISTEN = "subscriptions/listen"
 _HIGH_WATER = 64 * 1024
-_NOT_KEPT = "The result is too large to be read again on another connection"
 
 
 class PostLine:
@@ -126,23 +122,27 @@ class PostLine:
 
     async def _open(self) -> None:
         self._opened = True
+        services = self._services
         assert self._streams is not None  # noqa: S101  callers have looked
+        if self._call.method == _LISTEN:
+            self.request.body = b""  # not looked at again, and the stream may be open for a day
         sink = self._sink = self.request.open(200, STREAM_HEAD)
         self._streams.add(sink, self._owner(), ("http", self._call.revision.date))
         if self._lock is not None:
             self._streams.lines[self._log_name()] = self
-            position = await self._append(MESSAGE, b"", None)
+            position = await append(services.store, services.settings, self._log_name(), MESSAGE, b"", None)
             if self._call.revision.priming:
                 sink.write(sse.prime(event_id(self._stream, position), None))
 
     def _owner(self) -> str | None:
         """Whose cap the stream counts against: a call has one of its own, a subscription is a stream like others."""
-        return principal_id(self._call.principal) if self._call.method == "subscriptions/listen" else None
+        return principal_id(self._call.principal) if self._call.method == _LISTEN else None
 
     async def _send_logged(self, mark: bytes, message: bytes, answers: RequestId | None) -> None:
         assert self._lock is not None  # noqa: S101  callers have looked
+        services = self._services
         async with self._lock:
-            position = await self._append(mark, message, answers)
+            position = await append(services.store, services.settings, self._log_name(), mark, message, answers)
             sink = self._sink
             if message and sink is not None and not sink.closed:
                 sink.write(sse.encode_message(message, event_id(self._stream, position)))
@@ -155,38 +155,6 @@ class PostLine:
         assert self._streams is not None  # noqa: S101  callers have looked
         self._streams.lines.pop(self._log_name(), None)
 
-    async def _append(self, mark: bytes, message: bytes, answers: RequestId | None) -> Position:
-        settings, store = self._services.settings, self._services.store
-        name = self._log_name()
-        try:
-            position = await store.log.append(
-                name, mark + message, ttl=settings.log_ttl, max_entries=settings.log_messages
-            )
-        except StoreFull:  # too large to keep: it goes out once, and who resumes is told so
-            kept = mark if answers is None else mark + error_message(answers, INTERNAL_ERROR, _NOT_KEPT)
-            position = await store.log.append(name, kept, ttl=settings.log_ttl, max_entries=settings.log_messages)
-        await store.bus.publish(name, position.offset.to_bytes(8, "big") + mark + message)
-        return position
-
     async def _drain(self) -> None:
         if self._sink is not None and self._sink.buffered > _HIGH_WATER:
             await self._sink.drain()
-
-
-def log_name(session_id: str, stream: str) -> str:
-    """The log of one call's stream: nobody but its session can name it."""
-    return f"call:{session_id}:{stream}"
-
-
-def event_id(stream: str, position: Position) -> str:
-    """The event id that a client gives back in `Last-Event-ID`."""
-    return f"{position.epoch}.{stream}.{position.offset}"
-
-
-def parse_event_id(text: str) -> tuple[str, Position] | None:
-    """(stream, position) of an event id, or None for what is no id of ours."""
-    epoch, _, rest = text.partition(".")
-    stream, _, offset = rest.partition(".")
-    if not epoch or not stream.isalnum() or not offset.isascii() or not offset.isdigit() or len(offset) > 18:
-        return None
-    return stream, Position(epoch, int(offset))

@@ -7,11 +7,10 @@ that the id does not say.
 import contextlib
 import secrets
 
-from millstream.http.message import Request, Response
-from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
+from millstream.http.message import Request
+from millstream.protocol.errors import ProtocolError
 from millstream.protocol.handshake import Opening
 from millstream.protocol.jsonrpc import encode as encode_json
-from millstream.protocol.jsonrpc import error_message
 from millstream.protocol.metadata import Client
 from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import HANDSHAKE, Revision
@@ -25,19 +24,11 @@ from millstream.protocol.session_token import (
 )
 from millstream.server.calls.services import Services
 from millstream.server.calls.sessions import Record, Session
+from millstream.transports.refusals import unknown_session
 
 _REMEMBERED = 256
-_MAX_CAPABILITIES = 4 * 1024
-"""Bytes of JSON that are kept of what a client declares beyond the capabilities of the specification."""
 _CAPABILITIES_SHARE = 16 * 1024 * 1024
 """Bytes that all sessions together may keep of it in the life of a record."""
-_SESSION_NOT_FOUND = -32001
-"""What clients are used to in the body of the 404; they act on the status."""
-
-
-def refusal(status: int, code: int, message: str, *, head: bytes = b"") -> Response:
-    """A JSON-RPC error without an id as an HTTP reply."""
-    return Response(error_message(None, code, message), status, b"content-type: application/json\r\n" + head)
 
 
 class HttpSessions:
@@ -86,23 +77,27 @@ class HttpSessions:
         since, kept = self._kept
         if now - since > self._services.settings.record_ttl:
             since, kept = now, 0
-        if size > _MAX_CAPABILITIES or kept + size > _CAPABILITIES_SHARE:
+        if kept + size > _CAPABILITIES_SHARE:
             return False
         self._kept = (since, kept + size)
         return True
 
-    def remembered(self, value: bytes | None) -> Session | None:
-        """The session of an anonymous caller, when it is known from before and has no record; else ask `find`."""
+    def remembered(self, value: bytes | None, principal: Principal | None) -> Session | None:
+        """The session of its caller, when it is known from before and has no record; else ask `find`."""
         known = self._remembered.get(value)  # type: ignore[arg-type]  # None is no key, and is not found
         if known is None:
             return None
         session, principal_hash, expires_at = known
         services = self._services
-        if principal_hash or session.id in services.records.known or expires_at <= services.clock():
+        if (
+            ((principal_hash or principal is not None) and hash_principal(principal) != principal_hash)
+            or session.id in services.records.known
+            or expires_at <= services.clock()
+        ):
             return None
         return session
 
-    async def find(self, request: Request, principal: Principal | None) -> Session:
+    async def find(self, request: Request) -> Session:
         """The session that a request names.
 
         Raises:
@@ -113,7 +108,7 @@ class HttpSessions:
         known = self._remembered.get(value)
         if known is None or known[2] <= self._services.clock():
             known = self._open(value)
-        if known is None or known[1] != hash_principal(principal):
+        if known is None or known[1] != hash_principal(request.principal):
             raise unknown_session()
         session = known[0]
         if session.id in self._services.records.known:
@@ -156,15 +151,3 @@ class HttpSessions:
         await self._services.records.bury(session, max(1.0, session.expires_at - now))
         self._ended[owner] = (since, count + 1)
         return True
-
-
-def unknown_session() -> ProtocolError:
-    """The refusal for a session that is not there (any more)."""
-    text = "Session not found: initialize again, without Mcp-Session-Id"
-    return ProtocolError(_SESSION_NOT_FOUND, text, status=404)
-
-
-def missing_session() -> ProtocolError:
-    """The refusal for a request that needs a session and names none."""
-    text = "Bad request: Mcp-Session-Id is missing. Send the id that initialize returned"
-    return ProtocolError(INVALID_REQUEST, text, status=400)

@@ -25,21 +25,17 @@ from millstream.http.websocket.direct import AnyOutbox
 from millstream.hub import Event, Forbidden, Hub, InvalidName, Subscription, TooLarge, TooMany
 from millstream.hub.channels import DEFAULT
 from millstream.hub.event import CUT
-from millstream.protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, ProtocolError
+from millstream.protocol import projection
+from millstream.protocol.errors import INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, ProtocolError
 from millstream.protocol.jsonrpc import check_text, encode, require_json
-from millstream.protocol.metadata import Client
 from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import NEWEST_HANDSHAKE
-from millstream.server.calls.call import Call
 from millstream.server.dispatch import Dispatcher
 from millstream.transports.connection import Connection
-from millstream.transports.rest.routes import SilentLine
+from millstream.transports.silent import silent_call
 
 FORBIDDEN = -32003
 TOO_MANY = -32000
-
-_NOBODY = Client()
-_SILENT = SilentLine()
 
 
 class _Head(Struct, gc=False):
@@ -80,11 +76,6 @@ class _Ping(Struct, gc=False):
     pass
 
 
-class _Answer(Struct, gc=False):
-    result: Raw = Raw(b"")
-    error: Raw = Raw(b"")
-
-
 class _EventMessage(Struct, gc=False, tag="event", omit_defaults=True):
     channel: str
     data: str
@@ -93,7 +84,6 @@ class _EventMessage(Struct, gc=False, tag="event", omit_defaults=True):
 
 
 _decode_head = msgspec.json.Decoder(_Head).decode
-_decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 def encode_event(event: Event) -> bytes:
@@ -149,7 +139,8 @@ class Dialect:
                 return
             await self._obey(head, data)
         except ProtocolError as exc:
-            code = self._fail(head.id, exc.code, exc.message)
+            error = projection.error(exc, NEWEST_HANDSHAKE)
+            code = self._fail(head.id, error.code, error.message)
         except msgspec.ValidationError as exc:
             code = self._fail(head.id, INVALID_PARAMS if head.type else INVALID_REQUEST, f"Invalid message: {exc}")
         except (InvalidName, TooLarge) as exc:
@@ -180,8 +171,8 @@ class Dialect:
     def _reply(self, id: Raw, kind: str, **members: Any) -> None:
         self._outbox.answer(encode({"type": kind, **_echo(id), **members}))
 
-    def _fail(self, id: Raw, code: int, message: str) -> int:
-        self._reply(id, "error", error={"code": code, "message": message})
+    def _fail(self, id: Raw, code: int, message: str, **about: Any) -> int:
+        self._reply(id, "error", **about, error={"code": code, "message": message})
         return code
 
     def _note(self, head: _Head, code: int) -> None:
@@ -199,33 +190,30 @@ class Dialect:
 
     async def start_call(self, message: _CallMessage, id: Raw) -> None:
         """Call a tool; the answer comes when it is done."""
-        dispatcher = self._dispatcher
-        if len(dispatcher.calls) >= dispatcher.services.settings.max_calls:
-            raise ProtocolError(INTERNAL_ERROR, "Too many calls are running: try again later")
+        principal = self._peer.principal
+        self._dispatcher.admit(self._peer.address if principal is None else principal.id)
         task = asyncio.create_task(self._call(message, id))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _call(self, message: _CallMessage, id: Raw) -> None:
         task = asyncio.current_task()
-        call = Call(
-            revision=NEWEST_HANDSHAKE,
-            id=0,
-            method="tools/call",
-            client=_NOBODY,
-            line=_SILENT,
+        call = silent_call(
+            NEWEST_HANDSHAKE,
+            "tools/call",
+            encode({"name": message.tool, "arguments": message.arguments}),
+            origin=self._connection,
             transport="websocket",
-            client_id=self._connection.id,
             principal=self._peer.principal,
             headers=self._peer.headers,
-            params=encode({"name": message.tool, "arguments": message.arguments}),
+            client_id=self._connection.id,
             stop=None if task is None else task.cancel,
         )
-        answer = _decode_answer(await self._dispatcher.call(call) or b"{}")
-        if answer.result:
-            self._reply(id, "mcp_result", tool=message.tool, result=answer.result)
-        elif answer.error:
-            self._reply(id, "error", tool=message.tool, error=answer.error)
+        outcome = await self._dispatcher.outcome(call)
+        if outcome.error is not None:
+            self._fail(id, outcome.error.code, outcome.error.message, tool=message.tool)
+        elif outcome.result:
+            self._reply(id, "mcp_result", tool=message.tool, result=Raw(outcome.result))
 
     # Channels
 

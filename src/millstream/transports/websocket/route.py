@@ -19,12 +19,11 @@ from millstream.http.message import TEXT_HEAD, Request, Response
 from millstream.http.websocket.direct import EXTENSION, AnyOutbox, DirectSocket, Wire
 from millstream.http.websocket.queued import GOING_AWAY, INTERNAL, TOO_BIG, UNSUPPORTED_DATA, QueuedSocket
 from millstream.hub import Hub
-from millstream.protocol.errors import ProtocolError
 from millstream.server.calls.services import principal_id
 from millstream.server.dispatch import Dispatcher
+from millstream.transports.authenticate import Guard
 from millstream.transports.connection import Connection
 from millstream.transports.open_streams import OpenStreams
-from millstream.transports.streamable.post import Authenticate
 from millstream.transports.websocket.dialect import Dialect, Peer
 
 SUBPROTOCOL = "mcp"
@@ -37,7 +36,7 @@ class WebSocketRoute:
     """The handler. One for each running server."""
 
     __slots__ = (
-        "_dispatcher", "_hub", "_policy", "_settings", "_sockets", "_stopping", "_streams", "authenticate",
+        "_dispatcher", "_guard", "_hub", "_policy", "_settings", "_sockets", "_stopping", "_streams",
         "may_publish",
     )  # fmt: skip
 
@@ -49,7 +48,7 @@ class WebSocketRoute:
         settings: Settings,
         streams: OpenStreams,
         *,
-        authenticate: Authenticate | None = None,
+        guard: Guard | None = None,
         may_publish: Callable[[str], bool] = lambda address: True,
     ) -> None:
         # Configuration
@@ -58,7 +57,7 @@ class WebSocketRoute:
         self._policy = policy
         self._settings = settings
         self._streams = streams
-        self.authenticate = authenticate
+        self._guard = guard
         self.may_publish = may_publish
         """Whether the dialect takes ``publish`` from an address."""
         # Process
@@ -110,13 +109,13 @@ class WebSocketRoute:
         if refusal is not None:
             return refusal
         principal = None
-        if self.authenticate is not None:
+        if self._guard is not None:
             root, scheme = scope.get("root_path", ""), scope.get("scheme", "ws")
             request = Request("GET", scope["path"], raw_headers, headers, peer=address, root_path=root, scheme=scheme)
-            try:
-                principal = await self.authenticate(request)
-            except ProtocolError as exc:
-                return Response(exc.message.encode() + b"\n", exc.status if exc.status >= 400 else 403, TEXT_HEAD)
+            found = await self._guard(request)
+            if isinstance(found, Response):
+                return found
+            principal = found
         if self._stopping or self._streams.full(principal_id(principal)):
             return _BUSY
         return Peer(address, headers, principal, self.may_publish(address))

@@ -1,13 +1,12 @@
-"""What clients send besides requests: notifications and answers, and the metadata of handshake-era requests."""
+"""What clients send besides requests: cancellations, and the progress token of a handshake-era request."""
 
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from millstream.protocol.jsonrpc import Envelope, RequestId
+from millstream.protocol.jsonrpc import RequestId
 from millstream.protocol.metadata import ProgressToken
-from millstream.server.dispatch import Dispatcher
 
 
 class _Cancelled(Struct, rename="camel", gc=False):
@@ -44,11 +43,3 @@ def cancelled_id(params: bytes) -> RequestId | None:
     except msgspec.DecodeError:
         return None
     return None if request_id is UNSET else request_id
-
-
-def take_notification(dispatcher: Dispatcher, message: Envelope, scope: str) -> None:
-    """Carry out a notification of a session or connection; unknown ones are ignored, as JSON-RPC wants."""
-    if message.method == "notifications/cancelled":
-        request_id = cancelled_id(message.params)
-        if request_id is not None:
-            dispatcher.cancel(scope, request_id)

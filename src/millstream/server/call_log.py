@@ -1,0 +1,56 @@
+"""The log of a call's stream: what is kept, under which name, and how clients name a place in it.
+
+A stream of a handshake session is logged as it is sent, so that a client whose connection broke can read the rest on
+another one (https://modelcontextprotocol.io/specification/2025-11-25/basic/transports, resumability).
+"""
+
+from millstream.config import Settings
+from millstream.protocol.errors import INTERNAL_ERROR
+from millstream.protocol.jsonrpc import RequestId, error_message
+from millstream.stores.base import Position, Store, StoreFull
+
+MESSAGE, END = b"m", b"e"
+"""First byte of a logged entry: one more message, or the last one (which may be empty)."""
+
+_NOT_KEPT = "The result is too large to be read again on another connection"
+
+
+async def append(
+    store: Store, settings: Settings, name: str, mark: bytes, message: bytes, answers: RequestId | None
+) -> Position:
+    """Keep a message and tell whoever follows the stream.
+
+    Args:
+        store: of the server.
+        settings: say how long and how much is kept.
+        name: of the log.
+        mark: MESSAGE or END.
+        message: may be empty.
+        answers: the request that it is the response to: where it is too large to be kept, an error for that is.
+    """
+    try:
+        position = await store.log.append(name, mark + message, ttl=settings.log_ttl, max_entries=settings.log_messages)
+    except StoreFull:
+        kept = mark if answers is None else mark + error_message(answers, INTERNAL_ERROR, _NOT_KEPT)
+        position = await store.log.append(name, kept, ttl=settings.log_ttl, max_entries=settings.log_messages)
+    await store.bus.publish(name, position.offset.to_bytes(8, "big") + mark + message)
+    return position
+
+
+def log_name(session_id: str, stream: str) -> str:
+    """The log of one call's stream: nobody but its session can name it."""
+    return f"call:{session_id}:{stream}"
+
+
+def event_id(stream: str, position: Position) -> str:
+    """The event id that a client gives back in `Last-Event-ID`."""
+    return f"{position.epoch}.{stream}.{position.offset}"
+
+
+def parse_event_id(text: str) -> tuple[str, Position] | None:
+    """(stream, position) of an event id, or None for what is no id of ours."""
+    epoch, _, rest = text.partition(".")
+    stream, _, offset = rest.partition(".")
+    if not epoch or not stream.isalnum() or not offset.isascii() or not offset.isdigit() or len(offset) > 18:
+        return None
+    return stream, Position(epoch, int(offset))

@@ -1,0 +1,60 @@
+"""Calls of callers that hear nothing but the answer: REST, and the JSON dialect of the WebSocket."""
+
+from collections.abc import Callable, Mapping
+
+from millstream.protocol.principal import Principal
+from millstream.protocol.revisions import Revision
+from millstream.server.calls.call import NOBODY, Call, Origin
+
+
+class SilentLine:
+    """A way back on which nothing travels."""
+
+    __slots__ = ()
+    asks = False
+
+    async def send(self, message: bytes) -> None:
+        """Drop it."""
+
+    def push(self, message: bytes) -> bool:
+        """Drop it."""
+        return True
+
+    async def interrupt(self, retry_ms: int | None) -> bool:
+        """There is no way to come back for the rest."""
+        return False
+
+    async def keep_alive(self) -> None:
+        """There is nothing to show."""
+
+
+SILENT = SilentLine()
+
+
+def silent_call(
+    revision: Revision,
+    method: str,
+    params: bytes,
+    *,
+    origin: Origin,
+    transport: str,
+    principal: Principal | None,
+    headers: Mapping[bytes, bytes] | None,
+    client_id: str,
+    stop: Callable[[], object] | None = None,
+) -> Call:
+    """A call without a client of its own, to be run by `Dispatcher.outcome`."""
+    return Call(
+        revision=revision,
+        id=0,
+        method=method,
+        params=params,
+        client=NOBODY,
+        line=SILENT,
+        origin=origin,
+        transport=transport,
+        principal=principal,
+        headers=headers,
+        client_id=client_id,
+        stop=stop,
+    )

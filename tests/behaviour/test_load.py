@@ -1,0 +1,147 @@
+"""A server that is full: who is refused, and what never is."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from bad_input.shop import make_shop
+from millstream import Context, Server
+from millstream.http.message import Request
+from wire import POST, Wire, encode_request, enveloped, pairs, request, routing, wired
+
+PEER = Request("DELETE", "/mcp", (), {})
+HELD = {"name": "hold", "arguments": {}}
+
+
+def holding(**settings: Any) -> tuple[Server, asyncio.Event, list[str]]:
+    """A server whose tool `hold` runs until the event is set, and a journal of how its calls ended."""
+    mcp, release, journal = make_shop(**settings), asyncio.Event(), list[str]()
+
+    @mcp.tool
+    async def hold() -> str:
+        """Wait."""
+        try:
+            await release.wait()
+        except asyncio.CancelledError:
+            journal.append("cancelled")
+            raise
+        return "released"
+
+    @mcp.tool
+    async def insist(ctx: Context) -> str:
+        """Ask."""
+        return json.dumps(await ctx.elicit("How many?", {"type": "object", "properties": {"n": {"type": "integer"}}}))
+
+    return mcp, release, journal
+
+
+async def test_a_sessionless_call_ends_with_its_connection() -> None:
+    """A fixed defect: nobody could read its result any more, and it filled the server for as long as it ran."""
+    mcp, _, journal = holding()
+    async with wired(mcp, "lane") as wire:
+        assert wire.running is not None
+        for headers in (POST, {**POST, "accept": "application/json"}, {**POST, "x-odd": "é"}):
+            before = len(journal)
+            peer = await wire.running.connect()
+            await peer.send(
+                encode_request("POST", "/mcp", pairs(headers), json.dumps(request("tools/call", HELD)).encode())
+            )
+            await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
+            peer.close()
+            await wire.until(lambda: not wire.runtime.dispatcher.calls)
+            assert len(journal) == before + 1
+
+
+async def test_a_call_of_a_session_outlives_its_connection() -> None:
+    """https://modelcontextprotocol.io/specification/2025-11-25/basic/transports: a disconnect is no cancellation."""
+    mcp, release, journal = holding()
+    async with wired(mcp, "lane") as wire:
+        headers = await wire.initialize()
+        assert wire.running is not None
+        peer = await wire.running.connect()
+        await peer.send(
+            encode_request("POST", "/mcp", pairs(headers), json.dumps(request("tools/call", HELD)).encode())
+        )
+        await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
+        peer.close()
+        await wire.until(lambda: not wire.running.state.connections or len(wire.running.state.connections) == 1)
+        assert (len(wire.runtime.dispatcher.calls), journal) == (1, [])
+        release.set()
+        await wire.until(lambda: not wire.runtime.dispatcher.calls)
+
+
+async def hold(wire: Wire, count: int, headers: dict[str, str]) -> list[asyncio.Task[Any]]:
+    """Calls in flight."""
+    before = len(wire.runtime.dispatcher.calls)
+    tasks = [asyncio.create_task(wire.post(request("tools/call", HELD, n), headers)) for n in range(count)]
+    await wire.until(lambda: len(wire.runtime.dispatcher.calls) == before + count)
+    return tasks
+
+
+async def test_one_caller_takes_half_of_the_room_at_most() -> None:
+    """A fixed defect: one anonymous peer could take all of it. A caller is a principal, or an address."""
+    mcp, release, _ = holding(max_calls=8)
+    async with wired(mcp, "asgi") as wire:
+        headers = await wire.initialize()
+        tasks = await hold(wire, 4, headers)
+        refused = await wire.post(request("tools/list", id=9), headers)
+        assert (refused.status, refused.headers[b"retry-after"]) == (503, b"1")
+        assert refused.message["error"]["code"] == -32000
+        wire.runtime.dispatcher._counted_at = 0.0
+        for call in wire.runtime.dispatcher.calls:
+            assert call.origin is not None
+            call.origin.peer = "192.0.2.1"
+        wire.runtime.dispatcher._shares.clear()
+        assert (await wire.post(request("tools/list", id=9), headers)).status == 200
+        release.set()
+        await asyncio.gather(*tasks)
+
+
+async def test_the_newest_revision_gets_a_code_outside_the_reserved_range() -> None:
+    """https://modelcontextprotocol.io/specification/2026-07-28/basic: new code does not use -32000."""
+    mcp, release, _ = holding(max_calls=1)
+    async with wired(mcp, "asgi") as wire:
+        headers = await wire.initialize()
+        tasks = await hold(wire, 1, headers)
+        refused = await wire.post(enveloped("tools/list"), routing("tools/list"))
+        assert refused.error == (503, -31503, 1)
+        release.set()
+        await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("way", ["asgi", "lane"])
+async def test_what_frees_a_full_server_is_never_refused(way: str) -> None:
+    """A fixed defect: with every slot waiting for a person, the answer and the cancellation got 503."""
+    mcp, _, _ = holding(max_calls=2)
+    async with wired(mcp, way) as wire:
+        headers = await wire.initialize(capabilities={"elicitation": {}})
+        open_questions = wire.runtime.services.questions._open
+        call = request("tools/call", {"name": "insist"}, "first")
+        if wire.running is None:
+            asking = asyncio.create_task(wire.post(call, headers))
+        else:
+            peer = await wire.running.connect()
+            await peer.send(encode_request("POST", "/mcp", pairs(headers), json.dumps(call).encode()))
+            asking = asyncio.create_task(peer.reply())
+        await wire.until(lambda: len(open_questions) == 1)
+        assert (await wire.post(request("tools/list", id=2), headers)).status == 503
+        (question,) = open_questions
+        answer = {"jsonrpc": "2.0", "id": question, "result": {"action": "accept", "content": {"n": 3}}}
+        assert (await wire.post(answer, headers)).status == 202
+        cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "first"}}
+        assert (await wire.post(cancel, headers)).status == 202
+        await asking
+
+
+async def test_ended_sessions_of_one_address_leave_room_for_those_of_another() -> None:
+    """A fixed defect: all anonymous clients shared one count, and one of them could use it up for a day."""
+    async with wired(make_shop(max_deletes=1), "asgi") as wire:
+        sessions = [await wire.initialize() for _ in range(3)]
+        assert (await wire.ask("DELETE", "/mcp", sessions[0])).status == 204
+        assert (await wire.ask("DELETE", "/mcp", sessions[1])).status == 503
+        elsewhere = replace(PEER, peer="192.0.2.1", headers=dict(pairs(sessions[1])))
+        delete: Any = wire.runtime.serve_http().find("DELETE", "/mcp")
+        assert (await delete(elsewhere)).status == 204

@@ -1,0 +1,79 @@
+"""`ctx.once(store=True)`: an effect happens once although its round arrives twice."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from bad_input.shop import make_shop
+from millstream import Context, Server, ToolError
+from wire import Wire, enveloped, routing, wired
+
+FORM = {"type": "object", "properties": {"n": {"type": "integer"}}}
+ANSWER = {"sure": {"action": "accept", "content": {"n": 1}}}
+
+
+def charging() -> tuple[Server, list[str], asyncio.Event]:
+    """A shop that charges behind a question."""
+    mcp, charged, release = make_shop(), list[str](), asyncio.Event()
+
+    @mcp.tool
+    async def buy(ctx: Context, fails: bool = False) -> str:
+        """Charge once."""
+        await ctx.elicit("Sure?", FORM, key="sure")
+
+        async def charge() -> int:
+            charged.append("card")
+            await release.wait()
+            if fails and len(charged) == 1:
+                raise ToolError("The bank is closed.")
+            return len(charged)
+
+        return str(await ctx.once("charge", charge, store=True))
+
+    return mcp, charged, release
+
+
+async def send(wire: Wire, **params: Any) -> Any:
+    """One round."""
+    message = enveloped("tools/call", {"name": "buy", "arguments": {}, **params}, elicitation={"form": {}})
+    return (await wire.post(message, routing("tools/call", "buy"))).message["result"]
+
+
+@pytest.mark.parametrize("copies", [2, 5])
+async def test_copies_of_a_round_charge_once(copies: int) -> None:
+    """A fixed defect: each copy ran the effect, and all but one threw its value away."""
+    mcp, charged, release = charging()
+    async with wired(mcp, "asgi") as wire:
+        state = (await send(wire))["requestState"]
+        rounds = [asyncio.create_task(send(wire, requestState=state, inputResponses=ANSWER)) for _ in range(copies)]
+        await wire.until(lambda: len(wire.runtime.dispatcher.calls) == copies)
+        await wire.until(lambda: len(charged) == 1)
+        release.set()
+        results = [json.dumps(each["content"]) for each in await asyncio.gather(*rounds)]
+        assert (charged, set(results)) == (["card"], {'[{"type": "text", "text": "1"}]'})
+
+
+async def test_two_clients_with_the_same_arguments_are_charged_each() -> None:
+    """A fixed defect: the second got the receipt of the first."""
+    mcp, charged, release = charging()
+    release.set()
+    async with wired(mcp, "asgi") as wire:
+        for count in (1, 2):
+            state = (await send(wire))["requestState"]
+            result = await send(wire, requestState=state, inputResponses=ANSWER)
+            assert result["content"][0]["text"] == str(count)
+    assert len(charged) == 2
+
+
+async def test_an_effect_that_failed_may_be_tried_again() -> None:
+    """What raised has not happened."""
+    mcp, charged, release = charging()
+    release.set()
+    async with wired(mcp, "asgi") as wire:
+        given = {"arguments": {"fails": True}}
+        state = (await send(wire, **given))["requestState"]
+        assert (await send(wire, requestState=state, inputResponses=ANSWER, **given))["isError"]
+        assert (await send(wire, requestState=state, inputResponses=ANSWER, **given))["content"][0]["text"] == "2"
+    assert len(charged) == 2

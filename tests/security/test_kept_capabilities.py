@@ -1,0 +1,65 @@
+"""What a client declares is kept for as long as its connection, session or subscription: there is a bound to it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from bad_input.shop import make_shop
+from millstream.protocol.metadata import MAX_CAPABILITIES
+from millstream.transports.memory import MemoryPipe
+from wire import enveloped, request, wired
+
+BULK = {f"x{number}": {} for number in range(100_000)}
+WIDE = {**BULK, "roots": {"listChanged": True}, "elicitation": BULK, "sampling": {}}
+
+
+async def opened(wire: Any, message: Any) -> tuple[MemoryPipe, Any]:
+    pipe = MemoryPipe(wire.runtime.dispatcher)
+    pipe.send(json.dumps(message).encode())
+    return pipe, json.loads(await pipe.receive())
+
+
+async def test_a_connection_keeps_of_huge_capabilities_what_a_server_can_ask_for() -> None:
+    """A fixed defect: 4 MB of them held 92 MiB for as long as the connection was open."""
+    info = {"name": "n" * 1_000_000, "version": "v" * 1_000_000}
+    params = {"protocolVersion": "2025-11-25", "capabilities": WIDE, "clientInfo": info}
+    async with wired(make_shop(), "asgi") as wire:
+        pipe, answer = await opened(wire, request("initialize", params))
+        assert "result" in answer
+        client = pipe._connection.session.client  # type: ignore[union-attr]
+        assert client.capabilities == {"roots": {"listChanged": True}, "elicitation": {}, "sampling": {}}
+        assert max(len(client.name), len(client.version)) <= 256
+        await pipe.close()
+
+
+async def test_a_subscription_keeps_nothing_of_what_it_was_asked_with() -> None:
+    """A fixed defect: body, parameters and capabilities stayed for as long as the stream."""
+    params = {"notifications": {"toolsListChanged": True}}
+    async with wired(make_shop(), "asgi") as wire:
+        pipe, answer = await opened(wire, enveloped("subscriptions/listen", params, elicitation=BULK))
+        assert answer["method"] == "notifications/subscriptions/acknowledged"
+        (call,) = wire.runtime.dispatcher.calls
+        assert (call.client.capabilities, call.params) == ({}, b"")
+        await pipe.close()
+
+
+async def test_the_uris_of_a_subscription_are_bounded_in_bytes() -> None:
+    """A fixed defect: a thousand of 4 KB each held 16 MiB."""
+    params = {"notifications": {"resourceSubscriptions": [f"x://{n}/{'u' * 4000}" for n in range(40)]}}
+    async with wired(make_shop(), "asgi") as wire:
+        pipe, answer = await opened(wire, enveloped("subscriptions/listen", params))
+        assert answer["error"]["code"] == -32600
+        await pipe.close()
+
+
+@pytest.mark.parametrize("size", [MAX_CAPABILITIES - 100, MAX_CAPABILITIES + 100])
+async def test_small_capabilities_are_kept_as_they_are(size: int) -> None:
+    """The bound is told by its two sides."""
+    declared = {"experimental": {"x": "y" * size}}
+    params = {"protocolVersion": "2025-11-25", "capabilities": declared}
+    async with wired(make_shop(), "asgi") as wire:
+        pipe, _ = await opened(wire, request("initialize", params))
+        kept = pipe._connection.session.client.capabilities  # type: ignore[union-attr]
+        assert kept == (declared if size < MAX_CAPABILITIES else {})
+        await pipe.close()
