@@ -65,7 +65,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server with the pages and the smallest example's one tool."""
     port = free_port()
-    with serving(millstream("examples/greet.py", port, "--serve", "web"), port, tmp_path_factory.mktemp("plain") / "log"):
+    with serving(
+        millstream("examples/greet.py", port, "--serve", "web"), port, tmp_path_factory.mktemp("plain") / "log"
+    ):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -74,7 +76,9 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
     """``open_page(url, name="", lossy=False, **options of the context)``: a page of a browser without a past."""
     opened: list[tuple[Page, list[str], bool]] = []
 
-    def open_one(url: str, *, name: str = "", lossy: bool = False, width: int = 1280, height: int = 860, **options: Any) -> Page:
+    def open_one(
+        url: str, *, name: str = "", lossy: bool = False, width: int = 1280, height: int = 860, **options: Any
+    ) -> Page:
         context = browser.new_context(viewport=ViewportSize(width=width, height=height), locale="en-GB", **options)
         context.set_default_timeout(WAIT_MS)
         said: list[str] = []
