@@ -1,4 +1,4 @@
-"""What the documents show is what the tests run (STYLE 37).
+"""What the documents show is what the tests run.
 
 A block of code or configuration equals a file or a region of one in `examples/`, all of which are run by tests. A
 shell block holds only commands of the lists below, each of which a test runs, or which is `make`; or ``curl``, which
@@ -59,7 +59,7 @@ NEEDED = {"pytest", "fastapi"}
 
 @pytest.mark.parametrize("page", PAGES)
 def test_code_is_copied_from_the_examples(page: Path) -> None:
-    """STYLE 37: every code block is included from a file in examples/."""
+    """Our choice: every code block is included from a file in examples/, which a test runs."""
     for block in blocks(page.read_text("utf-8")):
         if block.language in COPIED:
             assert block.source.startswith("examples/"), f"name the source of this block:\n{block.body}"

@@ -27,7 +27,7 @@ PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in document
 
 @pytest.mark.parametrize("page", PAGES)
 async def test_commands_print_what_the_page_says(page: Path, tmp_path: Path) -> None:
-    """STYLE 37: every example is run by a test."""
+    """Our choice: a command that nobody runs is wrong sooner or later."""
     port = free_port()
     with serving(millstream(started(page), port), port, tmp_path / "log"):
         for each in calls(page):

@@ -132,7 +132,7 @@ def test_arguments_can_be_written_as_json(hub: str, open_page: OpenPage) -> None
     assert json.loads(editor.input_value()) == {"name": "Ada"}
     editor.fill("{")
     run(page)
-    expect(page.get_by_text("This is not JSON")).to_be_visible()
+    expect(page.get_by_text("This isn't JSON")).to_be_visible()
     expect(editor).to_be_focused()
     editor.fill('{"name": "Grace"}')
     run(page)
@@ -204,7 +204,7 @@ def test_a_lost_network_is_told_and_survived(hub: str, open_page: OpenPage) -> N
     page.context.set_offline(True)
     choose(page, "Tools", "greet")
     run(page)
-    expect(result(page)).to_contain_text("The server cannot be reached.")
+    expect(result(page)).to_contain_text("The server can't be reached.")
     page.context.set_offline(False)
     run(page)
     expect(result(page)).to_contain_text("Hello, world!")
@@ -277,9 +277,9 @@ def test_a_server_that_stops_is_missed_and_found_again(
         choose(page, "Tools", "greet")
         page.get_by_role("textbox", name="name").fill("Ada")
     expect(page.locator("#state")).to_have_text("Not connected")
-    expect(page.get_by_role("alert")).to_contain_text("connects again when the server is back")
+    expect(page.get_by_role("alert")).to_contain_text("reconnects when the server is back")
     run(page)
-    expect(result(page)).to_contain_text("The server cannot be reached.")
+    expect(result(page)).to_contain_text("The server can't be reached.")
     with serving(command, port, tmp_path / "second"):
         connected(page)
         expect(page.get_by_role("alert")).to_be_hidden()
@@ -298,3 +298,18 @@ def test_a_server_that_restarts_between_two_calls_is_found_again(open_page: Open
         expect(page.locator("#server-name")).to_have_text("hub 1.0.0")
         connected(page)
         choose(page, "Tools", "add_numbers")
+
+
+def test_the_inspector_does_what_the_tutorial_says(open_page: OpenPage, tmp_path: Path) -> None:
+    """docs/tutorial.md, step 6: the person is asked for an address, and one book is ordered."""
+    port = free_port()
+    with serving(millstream("examples/bookshop.py", port, "--serve", "web"), port, tmp_path / "log"):
+        page = inspect(f"http://127.0.0.1:{port}", open_page, lossy=True)
+        choose(page, "Tools", "order")
+        page.get_by_role("textbox", name="isbn").fill("9780261103573")
+        run(page)
+        page.get_by_label("street").fill("Hobbit Lane 1")
+        page.get_by_label("city").fill("Oxford")
+        page.get_by_role("button", name="Accept").click()
+        expect(result(page)).to_contain_text("Done")
+        assert json.loads(result(page).get_by_label("Text").inner_text()) == {"ordered": 1}

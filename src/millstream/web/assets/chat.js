@@ -167,7 +167,7 @@ const take = {
   message: showMessage,
   join: hearPresence,
   leave: hearPresence,
-  gap: () => showEvent("Some messages are older than the server remembers; they are missing here.", "gap"),
+  gap: () => showEvent("The server no longer has some older messages, so they're missing here.", "gap"),
   cut: () => {},
 };
 let feed = null;
@@ -213,7 +213,7 @@ async function submit() {
     if (field.value.trim() === text) field.value = "";
   } catch (error) {
     if (sent.includes(text)) sent.splice(sent.indexOf(text), 1);
-    const reason = error.name === "TypeError" ? "The server cannot be reached." : error.message;
+    const reason = error.name === "TypeError" ? "The server can't be reached." : error.message;
     $("failure").textContent = `Not sent. ${reason} Your message is still here.`;
     $("failure").hidden = false;
   }

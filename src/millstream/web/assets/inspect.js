@@ -88,7 +88,7 @@ async function fail(mine, error) {
   opening = null;
   const final = error instanceof RpcError;
   state("Not connected", "bad");
-  $("failure").textContent = `No connection. ${say(error)}${final ? "" : " This page connects again when the server is back."}`;
+  $("failure").textContent = `No connection. ${say(error)}${final ? "" : " This page reconnects when the server is back."}`;
   $("failure").hidden = false;
   mine.gone = true;
   while (!final && client === mine) {
@@ -169,7 +169,7 @@ function drawItems() {
     }),
   );
   $("no-items").hidden = items.length > 0;
-  $("no-items").replaceChildren(element("strong", {}, offered[kind]?.length ? "Nothing fits" : `No ${kind}`), offered[kind]?.length ? "Try fewer words." : KINDS[kind].none);
+  $("no-items").replaceChildren(element("strong", {}, offered[kind]?.length ? "No matches" : `No ${kind}`), offered[kind]?.length ? "Try fewer words." : KINDS[kind].none);
 }
 
 function show(item) {
@@ -214,7 +214,7 @@ function editor(list) {
       complain(whole, "");
       return JSON.parse(json.value.trim() || "{}");
     } catch (problem) {
-      complain(whole, `This is not JSON: ${problem.message}`);
+      complain(whole, `This isn't JSON: ${problem.message}`);
       json.focus();
       return null;
     }
@@ -287,7 +287,7 @@ function showRequest() {
   const schema = { properties: { method: { type: "string", minLength: 1, default: "tools/list" }, params: { type: "object", default: {} } }, required: ["method"] };
   const list = fields(schema, schema, "argument");
   return bench({
-    heading: "Any request", about: "What the revision asks for beside it (metadata, headers, the session) is added.", parts: list.map((each) => each.node), verb: "Send",
+    heading: "Any request", about: "The page adds what the revision also needs: metadata, headers, the session.", parts: list.map((each) => each.node), verb: "Send",
     read: () => collect(list),
     run: ({ method, params = {} }, options) => request(method, params, options),
     draw: (result) => [element("pre", { tabIndex: 0, "aria-label": "Result" }, pretty(result))],
