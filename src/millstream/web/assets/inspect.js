@@ -23,7 +23,7 @@ const CHANGED = { "notifications/tools/list_changed": "tools", "notifications/pr
 let client = null;
 let opening = null; // the attempt to connect that is under way
 let failures = 0;
-let server = {}; // what the last connection said of it
+let server = {}; // what the server said about itself when we last connected
 let kind = "tools";
 const offered = {};
 const chosen = {};
@@ -49,7 +49,7 @@ function facts() {
   $("instructions").hidden = !server.instructions;
 }
 
-/** Connect anew. Resolves with the client, rejects when there is no connection; then the page goes on trying. */
+/** Start a new connection. Resolves with the client. Rejects if there is no connection, but the page keeps trying. */
 function connect() {
   client?.close();
   state("Connecting…");
@@ -73,7 +73,7 @@ async function establish(mine) {
   await Promise.all(Object.keys(KINDS).map(load));
   if (client !== mine) return client;
   drawKinds();
-  // A form that somebody has begun to fill in stays, unless what it is for has changed.
+  // Keep a form that somebody has begun to fill in, unless its tool has changed.
   if (before && before === JSON.stringify(current())) drawItems();
   else open(kind);
   failures = 0;
@@ -82,15 +82,16 @@ async function establish(mine) {
   return mine;
 }
 
-/** Say that there is no connection, and wait for the server. What the server itself refused, it would refuse again. */
+/** Say that there is no connection, and wait for the server. If the server itself refused, it would refuse again. */
 async function fail(mine, error) {
+  if (mine.gone) return;
+  mine.gone = true;
   cease();
   opening = null;
   const final = error instanceof RpcError;
   state("Not connected", "bad");
   $("failure").textContent = `No connection. ${say(error)}${final ? "" : " This page reconnects when the server is back."}`;
   $("failure").hidden = false;
-  mine.gone = true;
   while (!final && client === mine) {
     await wait(WAITS_MS[Math.min(failures, WAITS_MS.length - 1)]);
     failures += 1;
@@ -98,7 +99,7 @@ async function fail(mine, error) {
   }
 }
 
-/** The client, connected: who asks for something while there is no connection tries again at once. */
+/** The connected client. If there is no connection, this tries again at once. */
 const connected = async () => opening ?? (client.gone ? connect() : client);
 const request = async (...message) => (await connected()).request(...message);
 
@@ -301,6 +302,7 @@ $("level").append(...LEVELS.map((level) => element("option", { value: level }, l
 function again(event) {
   event.preventDefault();
   cease();
+  if (event.type === "change") offered[kind] = []; // Draw the form again: a revision has its own abilities.
   connect().catch(() => {});
 }
 $("connection").addEventListener("submit", again);
@@ -308,7 +310,7 @@ $("revision").addEventListener("change", again);
 $("level").addEventListener("change", () => applyLevel().catch((error) => state(say(error), "bad")));
 $("filter").addEventListener("input", drawItems);
 addEventListener("pagehide", () => client.close());
-// The browser kept the page and shows it again.
+// The browser kept this page in its cache and shows it again.
 addEventListener("pageshow", (event) => event.persisted && connect().catch(() => {}));
 drawKinds();
 connect().catch(() => {});

@@ -43,7 +43,7 @@ function argumentHeaders(schema, values, headers = {}) {
   return headers;
 }
 
-/** Ask whether the server is there. Rejects when it cannot be reached. */
+/** Check whether the server is there. Rejects if it can't be reached. */
 export const knock = (signal) => fetch("livez", { cache: "no-store", signal });
 
 export const wait = (ms, signal) =>
@@ -238,7 +238,7 @@ export class Client {
 
   // What the server says unasked, and whether it is still there
 
-  /** Notice when the server goes away: its stream ends, or where it offers none, it no longer answers. */
+  /** Notice when the server goes away: its stream ends, or if it offers none, it no longer answers. */
   async #attend() {
     const signal = this.#closed.signal;
     try {
@@ -252,7 +252,7 @@ export class Client {
     }
   }
 
-  /** The session is not ended: it is lost, or there is nobody to tell. */
+  /** Doesn't end the session: either it's gone already, or there's nobody to tell. */
   #lose(error) {
     if (!this.server || this.#closed.signal.aborted) return;
     this.session = "";
@@ -260,7 +260,7 @@ export class Client {
     this.#on.lost(error);
   }
 
-  /** Read the server's own stream. Returns where it offers none, throws when it is lost. */
+  /** Read the server's own stream. Returns if the server offers none, throws when the stream is lost. */
   async #listen(signal) {
     if (!this.handshake) {
       const notifications = { toolsListChanged: true, promptsListChanged: true, resourcesListChanged: true };
