@@ -270,7 +270,7 @@ export class Client {
         if (error instanceof RpcError) return;
         throw error;
       }
-      throw new Error("The server ended the stream.");
+      throw new Error("The server closed the connection.");
     }
     const parser = new Parser();
     while (this.session) {
