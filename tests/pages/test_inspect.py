@@ -313,3 +313,14 @@ def test_the_inspector_does_what_the_tutorial_says(open_page: OpenPage, tmp_path
         page.get_by_role("button", name="Accept").click()
         expect(result(page)).to_contain_text("Done")
         assert json.loads(result(page).get_by_label("Text").inner_text()) == {"ordered": 1}
+
+
+def test_a_server_whose_endpoint_was_moved_is_inspected(open_page: OpenPage, tmp_path: Path) -> None:
+    """A fixed defect: the page knew only `/mcp`, and with another `--path` it connected to nothing."""
+    port = free_port()
+    command = millstream("examples/greet.py", port, "--serve", "web", "--path", "/api/v2")
+    with serving(command, port, tmp_path / "log"):
+        page = inspect(f"http://127.0.0.1:{port}", open_page, lossy=True)
+        choose(page, "Tools", "greet")
+        run(page)
+        expect(result(page)).to_contain_text("Hello Hello, world!")

@@ -7,6 +7,7 @@ import { $, element, pretty } from "./dom.js";
 import { collect, complain, fields } from "./forms.js";
 import { Client, REVISIONS, RpcError, knock, wait } from "./mcp.js";
 import { ask } from "./questions.js";
+import { events } from "./sse.js";
 import { record } from "./traffic.js";
 import { complete, expand, variables } from "./templates.js";
 
@@ -20,6 +21,7 @@ const KINDS = {
 };
 const CHANGED = { "notifications/tools/list_changed": "tools", "notifications/prompts/list_changed": "prompts", "notifications/resources/list_changed": "resources" };
 
+let endpoint = "mcp";
 let client = null;
 let opening = null; // the attempt to connect that is under way
 let failures = 0;
@@ -49,12 +51,19 @@ function facts() {
   $("instructions").hidden = !server.instructions;
 }
 
+/** Where the server serves MCP. A setting may have moved it, and the dashboard's stream begins with the facts. */
+async function findEndpoint() {
+  const response = await fetch("dashboard/events", { cache: "no-store" });
+  if (response.ok) for await (const event of events(response)) return `.${JSON.parse(event.data).facts.Endpoint}`;
+  return endpoint;
+}
+
 /** Start a new connection. Resolves with the client. Rejects if there is no connection, but the page keeps trying. */
 function connect() {
   client?.close();
   state("Connecting…");
   const lost = (error) => mine === client && fail(mine, error);
-  const mine = new Client("mcp", $("revision").value, { traffic: record, ask, notified, lost });
+  const mine = new Client(endpoint, $("revision").value, { traffic: record, ask, notified, lost });
   mine.logLevel = $("level").value;
   client = mine;
   const attempt = establish(mine);
@@ -309,8 +318,9 @@ $("connection").addEventListener("submit", again);
 $("revision").addEventListener("change", again);
 $("level").addEventListener("change", () => applyLevel().catch((error) => state(say(error), "bad")));
 $("filter").addEventListener("input", drawItems);
-addEventListener("pagehide", () => client.close());
+addEventListener("pagehide", () => client?.close());
 // The browser kept this page in its cache and shows it again.
 addEventListener("pageshow", (event) => event.persisted && connect().catch(() => {}));
 drawKinds();
+endpoint = await findEndpoint().catch(() => endpoint);
 connect().catch(() => {});
