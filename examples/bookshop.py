@@ -19,11 +19,11 @@ class Address:
     city: str
 
 
-# endregion
 BOOKS = {
     "9780261103573": "The Lord of the Rings, J. R. R. Tolkien, 1178 pages",
     "9780141439600": "Middlemarch, George Eliot, 880 pages",
 }
+# endregion
 
 
 # region: search

@@ -1,12 +1,12 @@
-"""How a user tests a server: in memory, at any revision, without a network.
+"""How you test a server: in memory, at any revision, without a network.
 
-Run it with ``pytest examples/test_bookshop.py``.
+Run it with ``pytest examples/test_bookshop.py``; `pytest.ini` beside it is its configuration.
 """
 
 # region: test
 import pytest
+from bookshop import mcp
 
-from examples.bookshop import mcp
 from millstream.testing import connect
 
 

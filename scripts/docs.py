@@ -1,8 +1,8 @@
 """Put the examples into the documents, and check what the documents point to.
 
 A block of code follows a line such as ``<!-- examples/greet.py#server -->``, which names a file and a region in it
-(``# region: server`` to ``# endregion``, or the same after ``//``). ``make docs`` writes the blocks anew; the tests
-fail where they differ.
+(``# region: server`` to ``# endregion``, or the same after ``//``), or a file alone for all of it. ``make docs`` writes
+the blocks anew; the tests fail where they differ.
 """
 
 import re
@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(
-    r"(?:^<!-- (?P<source>[\w./-]+#[\w-]+) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"(?:^<!-- (?P<source>[\w./-]+\.\w+(?:#[\w-]+)?) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 LINK = re.compile(r"\]\((?!https?://)(?P<target>[^)#]+)(?:#[^)]*)?\)")
 
@@ -39,13 +40,15 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def region(source: str) -> str:
-    """The text of ``path#region``, without the marks and the common indentation.
+    """The text of ``path#region``, without the marks and the common indentation, or all of ``path``.
 
     Raises:
         ValueError: the file has no such region.
     """
     path, _, name = source.partition("#")
     text = (ROOT / path).read_text("utf-8")
+    if not name:
+        return text
     found = re.search(
         rf"^ *(?:#|//) region: {re.escape(name)}\n(.*?)^ *(?:#|//) endregion$", text, re.MULTILINE | re.DOTALL
     )

@@ -16,7 +16,8 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwr
 from pages_world import OpenPage
 from processes import free_port, millstream, serving
 
-WAIT_MS = 5_000
+WAIT_MS = 60_000
+"""A net for what hangs, never a measure."""
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -26,8 +27,8 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-LOST = re.compile(r"Failed to load resource: net::ERR_|status of 50[23]")
-"""What Chromium itself says of a connection that a test cuts."""
+LOST = re.compile(r"Failed to load resource: net::ERR_|status of (404|50[23])")
+"""What Chromium itself says of a connection that a test cuts, and of a session that a new server doesn't know."""
 
 WATCH = """
 document.addEventListener("securitypolicyviolation", (event) => {
@@ -60,13 +61,25 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with the pages and the smallest example's one tool."""
+    port = free_port()
+    with serving(
+        millstream("examples/greet.py", port, "--serve", "web"), port, tmp_path_factory.mktemp("plain") / "log"
+    ):
+        yield f"http://127.0.0.1:{port}"
+
+
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[OpenPage]:
     """``open_page(url, name="", lossy=False, **options of the context)``: a page of a browser without a past."""
     opened: list[tuple[Page, list[str], bool]] = []
 
-    def open_one(url: str, *, name: str = "", lossy: bool = False, width: int = 1280, **options: Any) -> Page:
-        context = browser.new_context(viewport=ViewportSize(width=width, height=860), locale="en-GB", **options)
+    def open_one(
+        url: str, *, name: str = "", lossy: bool = False, width: int = 1280, height: int = 860, **options: Any
+    ) -> Page:
+        context = browser.new_context(viewport=ViewportSize(width=width, height=height), locale="en-GB", **options)
         context.set_default_timeout(WAIT_MS)
         said: list[str] = []
         context.expose_binding("violated", lambda _, text: said.append(text))

@@ -33,6 +33,30 @@ DANGLING = """() => [...document.querySelectorAll("[aria-labelledby], [aria-desc
     .flatMap((name) => (node.getAttribute(name) ?? "").split(" ").filter(Boolean)))
   .filter((id) => !document.getElementById(id))"""
 
+# Landmarks, as HTML-AAM makes them: forms and sections are some only with a name, headers only outside of a section.
+LANDMARKS = """() => [...document.querySelectorAll(
+    "header, main, nav, aside, form, section, [role=region], [role=search], [role=form]")]
+  .filter((node) => node.checkVisibility())
+  .filter((node) => node.tagName !== "HEADER" || !node.closest("article, aside, main, nav, section"))
+  .map((node) => {
+    const ids = (node.getAttribute("aria-labelledby") ?? "").split(" ").filter(Boolean);
+    const name = node.getAttribute("aria-label") ?? ids.map((id) => document.getElementById(id).textContent).join(" ");
+    const role = node.getAttribute("role") ?? { SECTION: "region" }[node.tagName] ?? node.tagName.toLowerCase();
+    return ["region", "form"].includes(role) && !name ? null : `${role} ${name.trim().toLowerCase()}`;
+  })
+  .filter((landmark, index, all) => landmark !== null && all.indexOf(landmark) !== index)"""
+
+# What scrolls, and neither takes the focus nor holds anything that does.
+UNREACHABLE = """() => [...document.querySelectorAll("body *")]
+  .filter((node) => node.checkVisibility() && !["SELECT", "TEXTAREA", "INPUT"].includes(node.tagName))
+  .filter((node) => {
+    const { overflowX, overflowY } = getComputedStyle(node);
+    return (node.scrollWidth > node.clientWidth + 12 && ["auto", "scroll"].includes(overflowX))
+      || (node.scrollHeight > node.clientHeight + 12 && ["auto", "scroll"].includes(overflowY));
+  })
+  .filter((node) => node.tabIndex < 0 && ![...node.querySelectorAll("*")].some((child) => child.tabIndex >= 0))
+  .map((node) => node.outerHTML.slice(0, 120))"""
+
 
 def opened(hub: str, open_page: OpenPage, name: str, **options: object) -> Page:
     """A page with something on it."""
@@ -54,6 +78,21 @@ def test_everything_has_a_name(hub: str, open_page: OpenPage, name: str) -> None
         found = page.get_by_role(role, **({"level": 1} if role == "heading" else {})).count()  # type: ignore[arg-type]
         assert found == (count or 1), role
     assert page.get_by_role("navigation", name="Pages").count() == 1
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_two_landmarks_have_the_same_name(hub: str, open_page: OpenPage, name: str) -> None:
+    """A fixed defect (axe: landmark-unique): the table of the dashboard was a region named as the one around it."""
+    assert opened(hub, open_page, name).evaluate(LANDMARKS) == []
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("name", PAGES)
+def test_the_keyboard_reaches_everything_that_scrolls(hub: str, open_page: OpenPage, name: str, width: int) -> None:
+    """A fixed defect (axe: scrollable-region-focusable): the table of problems on a phone could not be scrolled."""
+    page = opened(hub, open_page, name, width=width, height=640)
+    page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
+    assert page.evaluate(UNREACHABLE) == []
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -46,6 +46,21 @@ def test_two_browsers_chat_and_see_each_other(hub: str, open_page: OpenPage) -> 
     expect(ada.locator("#members").get_by_text("Grace", exact=True)).to_be_hidden()
 
 
+def test_the_chat_works_on_a_server_that_has_none_of_the_tools_of_an_example(plain: str, open_page: OpenPage) -> None:
+    """A fixed defect: the page called a tool of `examples/hub.py`, and could send nothing anywhere else."""
+    ada, grace = open_page(f"{plain}/chat", name="Ada"), open_page(f"{plain}/chat", name="Grace")
+    live(ada)
+    live(grace)
+    say(ada, "plain: hello")
+    for page, who in ((ada, "You"), (grace, "Ada")):
+        message = page.locator(".message", has_text="plain: hello")
+        expect(message.locator("strong")).to_have_text(who)
+        expect(message.locator("time")).to_be_visible()
+    ada.reload()
+    live(ada)
+    expect(ada.locator(".message.own", has_text="plain: hello")).to_be_visible()
+
+
 def test_a_name_is_asked_for_once(hub: str, open_page: OpenPage) -> None:
     """The issue: a live chat with names. Later visits know it."""
     page = open_page(f"{hub}/chat")

@@ -34,4 +34,4 @@ def test_tools_are_found_by_words(hub: str, open_page: OpenPage) -> None:
     expect(page.get_by_role("article", name="get_current_time")).to_be_visible()
     expect(page.get_by_role("article", name="add_numbers")).to_be_hidden()
     page.get_by_label("Find a tool").fill("no such words")
-    expect(page.get_by_text("No tool fits")).to_be_visible()
+    expect(page.get_by_text("No tool matches")).to_be_visible()

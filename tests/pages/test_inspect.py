@@ -2,11 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from pages_world import OpenPage
+from processes import free_port, millstream, serving
 
 pytestmark = pytest.mark.server
 
@@ -15,9 +17,9 @@ BOTH_ERAS = ["2025-11-25", "2026-07-28"]
 ACCEPTED = {"2025-11-25": "result of resources/subscribe", "2026-07-28": "notifications/subscriptions/acknowledged"}
 
 
-def inspect(hub: str, open_page: OpenPage, revision: str = "2026-07-28", *, lossy: bool = False) -> Page:
+def inspect(hub: str, open_page: OpenPage, revision: str = "2026-07-28", **options: object) -> Page:
     """The page, connected at a revision."""
-    page: Page = open_page(f"{hub}/inspect", lossy=lossy)
+    page: Page = open_page(f"{hub}/inspect", **options)
     connected(page)
     if revision != "2026-07-28":
         page.get_by_label("Revision").select_option(revision)
@@ -130,7 +132,7 @@ def test_arguments_can_be_written_as_json(hub: str, open_page: OpenPage) -> None
     assert json.loads(editor.input_value()) == {"name": "Ada"}
     editor.fill("{")
     run(page)
-    expect(page.get_by_text("This is not JSON")).to_be_visible()
+    expect(page.get_by_text("This isn't JSON")).to_be_visible()
     expect(editor).to_be_focused()
     editor.fill('{"name": "Grace"}')
     run(page)
@@ -202,7 +204,7 @@ def test_a_lost_network_is_told_and_survived(hub: str, open_page: OpenPage) -> N
     page.context.set_offline(True)
     choose(page, "Tools", "greet")
     run(page)
-    expect(result(page)).to_contain_text("The server cannot be reached.")
+    expect(result(page)).to_contain_text("The server can't be reached.")
     page.context.set_offline(False)
     run(page)
     expect(result(page)).to_contain_text("Hello, world!")
@@ -246,3 +248,79 @@ def test_the_focus_comes_back_when_a_question_is_answered(hub: str, open_page: O
     expect(page.get_by_role("dialog").get_by_label("street")).to_be_focused()
     page.keyboard.press("Escape")
     expect(page.get_by_role("textbox", name="item")).to_be_focused()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (1366, 768), (1440, 900), (390, 844)])
+def test_the_list_of_tools_has_two_fifths_of_the_window(hub: str, open_page: OpenPage, width: int, height: int) -> None:
+    """A fixed defect: what the server says of itself left the list 138, 6 and 0 pixels. It can be seen unscrolled."""
+    page = inspect(hub, open_page, width=width, height=height)
+    box = page.locator("#items").bounding_box()
+    assert box is not None
+    assert min(box["y"] + box["height"], height) - box["y"] >= 0.4 * height
+    page.locator("#items").get_by_role("button", name="greet").click()
+    expect(page.locator("#detail").get_by_role("heading", name="greet")).to_be_in_viewport()
+    run(page)
+    expect(result(page)).to_contain_text("Hello, world!")
+
+
+@pytest.mark.parametrize(
+    ("revision", "option"), [("2025-11-25", "--json"), ("2026-07-28", "--json"), ("2025-11-25", "--no-sessions")]
+)
+def test_a_server_that_stops_is_missed_and_found_again(
+    open_page: OpenPage, tmp_path: Path, revision: str, option: str
+) -> None:
+    """A fixed defect: the page said "Connected" for ever, and did not come back. A form that was begun stays."""
+    port = free_port()
+    command = millstream("examples/hub.py", port, "--serve", "web", option)
+    with serving(command, port, tmp_path / "first"):
+        page = inspect(f"http://127.0.0.1:{port}", open_page, revision, lossy=True)
+        choose(page, "Tools", "greet")
+        page.get_by_role("textbox", name="name").fill("Ada")
+    expect(page.locator("#state")).to_have_text("Not connected")
+    expect(page.get_by_role("alert")).to_contain_text("reconnects when the server is back")
+    run(page)
+    expect(result(page)).to_contain_text("The server can't be reached.")
+    with serving(command, port, tmp_path / "second"):
+        connected(page)
+        expect(page.get_by_role("alert")).to_be_hidden()
+        run(page)
+        expect(result(page)).to_contain_text("Hello, Ada!")
+
+
+def test_a_server_that_restarts_between_two_calls_is_found_again(open_page: OpenPage, tmp_path: Path) -> None:
+    """A fixed defect: the session was gone, and each call failed until the page was loaded anew."""
+    port = free_port()
+    command = millstream("examples/greet.py", port, "--serve", "web")
+    with serving(command, port, tmp_path / "first"):
+        page = inspect(f"http://127.0.0.1:{port}", open_page, "2025-11-25", lossy=True)
+        page.get_by_role("button", name="Clear").click()
+    with serving(millstream("examples/hub.py", port, "--serve", "web"), port, tmp_path / "second"):
+        expect(page.locator("#server-name")).to_have_text("hub 1.0.0")
+        connected(page)
+        choose(page, "Tools", "add_numbers")
+
+
+def test_the_inspector_does_what_the_tutorial_says(open_page: OpenPage, tmp_path: Path) -> None:
+    """docs/tutorial.md, step 6: the person is asked for an address, and one book is ordered."""
+    port = free_port()
+    with serving(millstream("examples/bookshop.py", port, "--serve", "web"), port, tmp_path / "log"):
+        page = inspect(f"http://127.0.0.1:{port}", open_page, lossy=True)
+        choose(page, "Tools", "order")
+        page.get_by_role("textbox", name="isbn").fill("9780261103573")
+        run(page)
+        page.get_by_label("street").fill("Hobbit Lane 1")
+        page.get_by_label("city").fill("Oxford")
+        page.get_by_role("button", name="Accept").click()
+        expect(result(page)).to_contain_text("Done")
+        assert json.loads(result(page).get_by_label("Text").inner_text()) == {"ordered": 1}
+
+
+def test_a_server_whose_endpoint_was_moved_is_inspected(open_page: OpenPage, tmp_path: Path) -> None:
+    """A fixed defect: the page knew only `/mcp`, and with another `--path` it connected to nothing."""
+    port = free_port()
+    command = millstream("examples/greet.py", port, "--serve", "web", "--path", "/api/v2")
+    with serving(command, port, tmp_path / "log"):
+        page = inspect(f"http://127.0.0.1:{port}", open_page, lossy=True)
+        choose(page, "Tools", "greet")
+        run(page)
+        expect(result(page)).to_contain_text("Hello Hello, world!")

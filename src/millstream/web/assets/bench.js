@@ -15,7 +15,7 @@ export function cease() {
 /** An error as a person reads it. */
 export function say(error) {
   const code = error instanceof RpcError ? ` (${error.code})` : "";
-  return error.name === "TypeError" ? "The server cannot be reached." : `${error.message}${code}`;
+  return error.name === "TypeError" ? "The server can't be reached." : `${error.message}${code}`;
 }
 
 /**

@@ -1,5 +1,6 @@
-// The chat: messages go out by the tool `send_sse_message` and come in by the event stream of the channel, one's own
-// too. Who is here comes from the channel's presence. A reload asks for the history, a reconnect for what was missed.
+// The chat: the page publishes messages to a channel of the hub and hears all of them, its own too, on the channel's
+// event stream. It needs no tool, so it works on any server with a hub. The channel's presence says who is here. A
+// reload asks for the history, a reconnect for what was missed.
 
 import { $, either, element } from "./dom.js";
 import { Feed, refusal, showState } from "./sse.js";
@@ -166,7 +167,7 @@ const take = {
   message: showMessage,
   join: hearPresence,
   leave: hearPresence,
-  gap: () => showEvent("Some messages are older than the server remembers; they are missing here.", "gap"),
+  gap: () => showEvent("The server no longer has some older messages, so they're missing here.", "gap"),
   cut: () => {},
 };
 let feed = null;
@@ -190,17 +191,14 @@ function listen() {
 
 // Sending
 
-/** Call the tool. What goes wrong is told in the server's words. */
-async function send(text) {
-  const response = await fetch("mcp/tools/call", {
+/** Publish a message. What goes wrong is told in the server's words. */
+async function send(message) {
+  const response = await fetch("publish", {
     method: "POST",
     headers: { "content-type": "application/json" },
-    body: JSON.stringify({ name: "send_sse_message", arguments: { message: text, name: me.name, channel: CHANNEL } }),
+    body: JSON.stringify({ channel: CHANNEL, data: { name: me.name, message, time: Date.now() / 1_000 } }),
   });
   if (!response.ok) throw new Error(await refusal(response));
-  const { error, result } = await response.json();
-  if (error) throw new Error(error.message);
-  if (result?.isError) throw new Error(result.content?.[0]?.text ?? "The tool could not send the message.");
 }
 
 async function submit() {
@@ -215,7 +213,7 @@ async function submit() {
     if (field.value.trim() === text) field.value = "";
   } catch (error) {
     if (sent.includes(text)) sent.splice(sent.indexOf(text), 1);
-    const reason = error.name === "TypeError" ? "The server cannot be reached." : error.message;
+    const reason = error.name === "TypeError" ? "The server can't be reached." : error.message;
     $("failure").textContent = `Not sent. ${reason} Your message is still here.`;
     $("failure").hidden = false;
   }

@@ -29,7 +29,7 @@ async function run(path, values, output) {
     });
     body = await response.text();
   } catch (error) {
-    show(output, element("p", { className: "notice bad" }, `The server did not answer: ${error.message}`));
+    show(output, element("p", { className: "notice bad" }, `The server didn't answer: ${error.message}`));
     return;
   }
   const took = `${(performance.now() - started).toLocaleString(undefined, { maximumFractionDigits: 1 })} ms`;
@@ -127,7 +127,7 @@ function draw(root) {
       visible += fits;
     }
     none.hidden = visible > 0;
-    none.replaceChildren(element("strong", {}, shown.length ? "No tool fits" : "No tools yet"), shown.length ? "Try fewer words." : "Register a function with @mcp.tool and reload this page.");
+    none.replaceChildren(element("strong", {}, shown.length ? "No tool matches" : "No tools yet"), shown.length ? "Try fewer words." : "Register a function with @mcp.tool and reload this page.");
     $("count").textContent = `${visible} of ${shown.length} tools`;
   };
   $("filter").addEventListener("input", filter);
@@ -141,6 +141,6 @@ try {
   draw(await response.json());
 } catch (error) {
   $("list").removeAttribute("aria-busy");
-  $("failure").textContent = `The list of tools could not be loaded. ${error.message}`;
+  $("failure").textContent = `The list of tools couldn't be loaded. ${error.message}`;
   $("failure").hidden = false;
 }

@@ -169,7 +169,7 @@ export function collect(list) {
       const value = each.read();
       if (value !== undefined) values[each.name] = value;
     } catch (error) {
-      complain(each, `This is not JSON: ${error.message}`);
+      complain(each, `This isn't JSON: ${error.message}`);
       wrong ??= each.control;
     }
   }

@@ -5,21 +5,27 @@ import { bench, cease, say } from "./bench.js";
 import { contents, nodes } from "./content.js";
 import { $, element, pretty } from "./dom.js";
 import { collect, complain, fields } from "./forms.js";
-import { Client, REVISIONS } from "./mcp.js";
+import { Client, REVISIONS, RpcError, knock, wait } from "./mcp.js";
 import { ask } from "./questions.js";
+import { events } from "./sse.js";
 import { record } from "./traffic.js";
 import { complete, expand, variables } from "./templates.js";
 
+const WAITS_MS = [500, 1_000, 2_000, 4_000];
 const LEVELS = ["", "debug", "info", "notice", "warning", "error"];
 const KINDS = {
-  tools: { title: "Tools", needs: "tools", load: (client) => client.list("tools/list", "tools"), show: showTool, none: "Register a function with @mcp.tool." },
+  tools: { title: "Tools", needs: "tools", load: () => client.list("tools/list", "tools"), show: showTool, none: "Register a function with @mcp.tool." },
   resources: { title: "Resources", needs: "resources", load: loadResources, show: showResource, none: "Register a function with @mcp.resource." },
-  prompts: { title: "Prompts", needs: "prompts", load: (client) => client.list("prompts/list", "prompts"), show: showPrompt, none: "Register a function with @mcp.prompt." },
+  prompts: { title: "Prompts", needs: "prompts", load: () => client.list("prompts/list", "prompts"), show: showPrompt, none: "Register a function with @mcp.prompt." },
   request: { title: "Request", load: async () => [{ name: "Any request", description: "A method and its parameters as JSON" }], show: showRequest, none: "" },
 };
 const CHANGED = { "notifications/tools/list_changed": "tools", "notifications/prompts/list_changed": "prompts", "notifications/resources/list_changed": "resources" };
 
+let endpoint = "mcp";
 let client = null;
+let opening = null; // the attempt to connect that is under way
+let failures = 0;
+let server = {}; // what the server said about itself when we last connected
 let kind = "tools";
 const offered = {};
 const chosen = {};
@@ -32,47 +38,83 @@ function state(text, look = "") {
   $("state").className = `badge state ${look}`;
 }
 
-function facts(server) {
+function facts() {
   const { name = "", title, version = "" } = server.serverInfo ?? {};
   const values = {
-    Name: [title || name, version].filter(Boolean).join(" "),
     Revision: client.revision,
     Session: client.handshake ? (client.session ? `${client.session.slice(0, 12)}…` : "none") : "not needed",
     Offers: Object.keys(server.capabilities ?? {}).join(", ") || "nothing",
   };
+  $("server-name").textContent = [title || name, version].filter(Boolean).join(" ");
   $("about").replaceChildren(...Object.entries(values).map(([term, value]) => element("div", {}, element("dt", {}, term), element("dd", {}, value))));
   $("instructions").textContent = server.instructions ?? "";
   $("instructions").hidden = !server.instructions;
 }
 
-async function connect() {
+/** Where the server serves MCP. A setting may have moved it, and the dashboard's stream begins with the facts. */
+async function findEndpoint() {
+  const response = await fetch("dashboard/events", { cache: "no-store" });
+  if (response.ok) for await (const event of events(response)) return `.${JSON.parse(event.data).facts.Endpoint}`;
+  return endpoint;
+}
+
+/** Start a new connection. Resolves with the client. Rejects if there is no connection, but the page keeps trying. */
+function connect() {
   client?.close();
-  cease();
   state("Connecting…");
-  $("failure").hidden = true;
-  const mine = new Client("mcp", $("revision").value, { traffic: record, ask, notified });
+  const lost = (error) => mine === client && fail(mine, error);
+  const mine = new Client(endpoint, $("revision").value, { traffic: record, ask, notified, lost });
   mine.logLevel = $("level").value;
   client = mine;
-  try {
-    facts(await mine.open());
-    if (client !== mine) return;
-    await applyLevel();
-    await Promise.all(Object.keys(KINDS).map(load));
-    if (client !== mine) return;
-    drawKinds();
-    open(kind);
-    state("Connected", "good");
-  } catch (error) {
-    if (client !== mine) return;
-    state("Not connected", "bad");
-    $("failure").textContent = `No connection. ${say(error)}`;
-    $("failure").hidden = false;
+  const attempt = establish(mine);
+  opening = attempt;
+  attempt.catch((error) => client === mine && fail(mine, error)).finally(() => opening === attempt && (opening = null));
+  return attempt;
+}
+
+async function establish(mine) {
+  const found = await mine.open();
+  if (client !== mine) return client;
+  server = found;
+  facts();
+  await applyLevel();
+  const before = JSON.stringify(current());
+  await Promise.all(Object.keys(KINDS).map(load));
+  if (client !== mine) return client;
+  drawKinds();
+  // Keep a form that somebody has begun to fill in, unless its tool has changed.
+  if (before && before === JSON.stringify(current())) drawItems();
+  else open(kind);
+  failures = 0;
+  $("failure").hidden = true;
+  state("Connected", "good");
+  return mine;
+}
+
+/** Say that there is no connection, and wait for the server. If the server itself refused, it would refuse again. */
+async function fail(mine, error) {
+  if (mine.gone) return;
+  mine.gone = true;
+  cease();
+  opening = null;
+  const final = error instanceof RpcError;
+  state("Not connected", "bad");
+  $("failure").textContent = `No connection. ${say(error)}${final ? "" : " This page reconnects when the server is back."}`;
+  $("failure").hidden = false;
+  while (!final && client === mine) {
+    await wait(WAITS_MS[Math.min(failures, WAITS_MS.length - 1)]);
+    failures += 1;
+    if (client === mine && (await knock().catch(() => null)) && client === mine) connect().catch(() => {});
   }
 }
 
+/** The connected client. If there is no connection, this tries again at once. */
+const connected = async () => opening ?? (client.gone ? connect() : client);
+const request = async (...message) => (await connected()).request(...message);
+
 async function applyLevel() {
   client.logLevel = $("level").value;
-  if (client.handshake && client.logLevel && client.server?.capabilities?.logging) await client.request("logging/setLevel", { level: client.logLevel });
+  if (client.handshake && client.logLevel && server.capabilities?.logging) await client.request("logging/setLevel", { level: client.logLevel });
 }
 
 async function notified(method, params) {
@@ -88,8 +130,11 @@ async function notified(method, params) {
 
 async function load(name) {
   const { needs, load: fetchAll } = KINDS[name];
-  offered[name] = needs && !client.server.capabilities?.[needs] ? [] : await fetchAll(client);
+  offered[name] = needs && !server.capabilities?.[needs] ? [] : await fetchAll();
 }
+
+/** The item that is shown. */
+const current = () => offered[kind]?.find((item) => item.name === chosen[kind]);
 
 async function loadResources() {
   const [plain, templates] = await Promise.all([client.list("resources/list", "resources"), client.list("resources/templates/list", "resourceTemplates")]);
@@ -114,8 +159,7 @@ function open(name) {
   $("filter").value = "";
   $("filter-field").hidden = (offered[name]?.length ?? 0) < 8;
   drawItems();
-  const items = offered[name] ?? [];
-  const again = items.find((item) => item.name === chosen[name]) ?? items[0];
+  const again = current() ?? offered[name]?.[0];
   if (again) show(again);
   else $("detail").replaceChildren(element("p", { className: "empty" }, element("strong", {}, `No ${name}`), KINDS[name].none));
 }
@@ -135,7 +179,7 @@ function drawItems() {
     }),
   );
   $("no-items").hidden = items.length > 0;
-  $("no-items").replaceChildren(element("strong", {}, offered[kind]?.length ? "Nothing fits" : `No ${kind}`), offered[kind]?.length ? "Try fewer words." : KINDS[kind].none);
+  $("no-items").replaceChildren(element("strong", {}, offered[kind]?.length ? "No matches" : `No ${kind}`), offered[kind]?.length ? "Try fewer words." : KINDS[kind].none);
 }
 
 function show(item) {
@@ -180,7 +224,7 @@ function editor(list) {
       complain(whole, "");
       return JSON.parse(json.value.trim() || "{}");
     } catch (problem) {
-      complain(whole, `This is not JSON: ${problem.message}`);
+      complain(whole, `This isn't JSON: ${problem.message}`);
       json.focus();
       return null;
     }
@@ -197,7 +241,7 @@ function showTool(tool) {
   if (tool.outputSchema) schemas.append(element("pre", { tabIndex: 0, "aria-label": "Schema of the result" }, pretty(tool.outputSchema)));
   return bench({
     heading: tool.title ?? tool.name, about: tool.description, badges, ...edit, verb: "Run",
-    run: (values, options) => client.request("tools/call", { name: tool.name, arguments: values }, { ...options, schema: tool.inputSchema }),
+    run: (values, options) => request("tools/call", { name: tool.name, arguments: values }, { ...options, schema: tool.inputSchema }),
     draw: (result) => drawContent(result.content ?? []),
     extra: [schemas],
   });
@@ -209,14 +253,14 @@ function showTool(tool) {
 async function watch({ uri }, signal, changed) {
   watched.set(uri, changed);
   signal.addEventListener("abort", () => watched.delete(uri));
-  await client.watch(uri, signal);
+  await (await connected()).watch(uri, signal);
 }
 
 /** A field for a variable or argument whose values the server completes. */
 function completed(name, { description, required }, ref, list) {
   const [each] = fields({ properties: { [name]: { type: "string", description, minLength: required ? 1 : 0 } }, required: required ? [name] : [] }, {}, `argument-${list.length}`);
   list.push(each);
-  if (client.server.capabilities?.completions) complete(each, ref, list, (params, signal) => client.request("completion/complete", params, { signal }));
+  if (server.capabilities?.completions) complete(each, ref, list, (params, signal) => request("completion/complete", params, { signal }));
   return each.node;
 }
 
@@ -231,8 +275,8 @@ function showResource(resource) {
       const values = collect(list);
       return values && { uri: resource.uri ?? expand(resource.uriTemplate, values) };
     },
-    run: (params, options) => client.request("resources/read", params, options),
-    watch: client.server.capabilities?.resources?.subscribe ? watch : null,
+    run: (params, options) => request("resources/read", params, options),
+    watch: server.capabilities?.resources?.subscribe ? watch : null,
     draw: (result) => contents(result.contents ?? []),
   });
 }
@@ -244,7 +288,7 @@ function showPrompt(prompt) {
   const said = (message) => element("div", { className: `content said ${message.role}` }, element("p", { className: "soft small" }, message.role), ...[message.content].flat().flatMap((each) => nodes(each, readUri)));
   return bench({
     heading: prompt.title ?? prompt.name, about: prompt.description, parts, verb: "Get", read: () => collect(list),
-    run: (values, options) => client.request("prompts/get", { name: prompt.name, arguments: values }, options),
+    run: (values, options) => request("prompts/get", { name: prompt.name, arguments: values }, options),
     draw: (result) => (result.messages ?? []).map(said),
   });
 }
@@ -253,9 +297,9 @@ function showRequest() {
   const schema = { properties: { method: { type: "string", minLength: 1, default: "tools/list" }, params: { type: "object", default: {} } }, required: ["method"] };
   const list = fields(schema, schema, "argument");
   return bench({
-    heading: "Any request", about: "What the revision asks for beside it (metadata, headers, the session) is added.", parts: list.map((each) => each.node), verb: "Send",
+    heading: "Any request", about: "The page adds what the revision also needs: metadata, headers, the session.", parts: list.map((each) => each.node), verb: "Send",
     read: () => collect(list),
-    run: ({ method, params = {} }, options) => client.request(method, params, options),
+    run: ({ method, params = {} }, options) => request(method, params, options),
     draw: (result) => [element("pre", { tabIndex: 0, "aria-label": "Result" }, pretty(result))],
   });
 }
@@ -264,13 +308,19 @@ function showRequest() {
 
 $("revision").append(...REVISIONS.map((date) => element("option", { value: date }, date)));
 $("level").append(...LEVELS.map((level) => element("option", { value: level }, level || "none")));
-$("connection").addEventListener("submit", (event) => {
+function again(event) {
   event.preventDefault();
-  connect();
-});
-$("revision").addEventListener("change", connect);
+  cease();
+  if (event.type === "change") offered[kind] = []; // Draw the form again: a revision has its own abilities.
+  connect().catch(() => {});
+}
+$("connection").addEventListener("submit", again);
+$("revision").addEventListener("change", again);
 $("level").addEventListener("change", () => applyLevel().catch((error) => state(say(error), "bad")));
 $("filter").addEventListener("input", drawItems);
 addEventListener("pagehide", () => client?.close());
+// The browser kept this page in its cache and shows it again.
+addEventListener("pageshow", (event) => event.persisted && connect().catch(() => {}));
 drawKinds();
-connect();
+endpoint = await findEndpoint().catch(() => endpoint);
+connect().catch(() => {});

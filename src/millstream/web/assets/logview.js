@@ -43,7 +43,7 @@ function redraw() {
 
 function tell() {
   const list = $("log");
-  $("no-log-title").textContent = lines.length ? "No line fits the filter" : "Nothing logged yet";
+  $("no-log-title").textContent = lines.length ? "No line matches the filter" : "Nothing logged yet";
   either(list, $("no-log"), list.childElementCount > 0);
   const held = paused ? `, paused: ${waiting} new` : "";
   $("log-count").textContent = lines.length ? `${list.childElementCount} of ${lines.length} lines${held}` : "";

@@ -9,8 +9,9 @@ export const REVISIONS = ["2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26"
 const CLIENT = { name: "millstream-inspect", version: "1" };
 const CAPABILITIES = { elicitation: { form: {}, url: {} }, sampling: {}, roots: {} };
 const META = "io.modelcontextprotocol/";
-const MAX_ROUNDS = 8;
+const MAX_ROUNDS = 100;
 const MAX_RESUMES = 20;
+const BEAT_MS = 5_000;
 const NAMED = { "tools/call": "name", "prompts/get": "name", "resources/read": "uri" };
 
 /** An error that the server answered with. */
@@ -42,7 +43,10 @@ function argumentHeaders(schema, values, headers = {}) {
   return headers;
 }
 
-const wait = (ms, signal) =>
+/** Check whether the server is there. Rejects if it can't be reached. */
+export const knock = (signal) => fetch("livez", { cache: "no-store", signal });
+
+export const wait = (ms, signal) =>
   new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, ms);
     signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
@@ -63,7 +67,8 @@ export class Client {
    * @param url the endpoint
    * @param revision one of REVISIONS
    * @param on traffic(out, message, note): each message; ask(method, params, signal): a promise of the answer to a
-   *   question of the server; notified(method, params): a notification
+   *   question of the server; notified(method, params): a notification; lost(error): the open connection is lost, and
+   *   this client with it
    */
   constructor(url, revision, on) {
     this.#url = url;
@@ -89,13 +94,13 @@ export class Client {
       const found = await this.request("server/discover", {});
       this.server = { ...found, serverInfo: found._meta?.[`${META}serverInfo`] ?? {}, protocolVersion: this.#revision };
     }
-    this.#listen().catch(() => {});
+    this.#attend();
     return this.server;
   }
 
   /** End everything that is under way, and the session. */
-  async close() {
-    this.#closed.abort(new Error("Disconnected."));
+  async close(reason = "Disconnected.") {
+    this.#closed.abort(new Error(reason));
     if (!this.session) return;
     const headers = this.#headers({ method: "" });
     this.session = "";
@@ -160,6 +165,9 @@ export class Client {
       const answer = await this.#exchange(message, headers, stop);
       if (answer.error) throw new RpcError(answer.error);
       return answer.result;
+    } catch (error) {
+      if (error instanceof TypeError) this.#lose(error);
+      throw error;
     } finally {
       signal?.removeEventListener("abort", cancel);
       this.#progress.delete(id);
@@ -228,18 +236,46 @@ export class Client {
     if (!response.ok) throw new Error(await this.#refusal(response));
   }
 
-  // What the server says unasked
+  // What the server says unasked, and whether it is still there
 
-  async #listen() {
+  /** Notice when the server goes away: its stream ends, or if it offers none, it no longer answers. */
+  async #attend() {
     const signal = this.#closed.signal;
+    try {
+      await this.#listen(signal);
+      for (;;) {
+        await wait(BEAT_MS, signal);
+        await knock(signal);
+      }
+    } catch (error) {
+      this.#lose(error);
+    }
+  }
+
+  /** Doesn't end the session: either it's gone already, or there's nobody to tell. */
+  #lose(error) {
+    if (!this.server || this.#closed.signal.aborted) return;
+    this.session = "";
+    this.close("The connection to the server was lost.");
+    this.#on.lost(error);
+  }
+
+  /** Read the server's own stream. Returns if the server offers none, throws when the stream is lost. */
+  async #listen(signal) {
     if (!this.handshake) {
       const notifications = { toolsListChanged: true, promptsListChanged: true, resourcesListChanged: true };
-      await this.request("subscriptions/listen", { notifications }, { signal });
-      return;
+      try {
+        await this.request("subscriptions/listen", { notifications }, { signal });
+      } catch (error) {
+        if (error instanceof RpcError) return;
+        throw error;
+      }
+      throw new Error("The server closed the connection.");
     }
     const parser = new Parser();
-    while (!signal.aborted && this.session) {
+    while (this.session) {
       const response = await this.#get(parser.lastEventId, signal);
+      if (response.status === 404) throw new Error("The session is over.");
       if (!response.ok) return;
       await this.#read(response, parser);
       await wait(parser.retryMs ?? 1_000, signal);

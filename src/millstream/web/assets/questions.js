@@ -9,7 +9,7 @@ let turn = Promise.resolve();
 /** Ask the person. Rejects where the kind of question cannot say no in its result. */
 export function ask(method, params, signal) {
   const make = KINDS[method];
-  if (!make) return Promise.reject(new Error(`This client does not know ${method}.`));
+  if (!make) return Promise.reject(new Error(`This client doesn't know ${method}.`));
   const answer = turn.then(() => put(make(params), signal));
   turn = answer.catch(() => {});
   return answer;
@@ -55,7 +55,7 @@ function put(question, signal) {
 }
 
 const refuse = (what) => () => {
-  throw new Error(`The person did not ${what}.`);
+  throw new Error(`The person didn't ${what}.`);
 };
 
 function elicitation(params) {
@@ -73,12 +73,12 @@ function elicitation(params) {
 function link(params, common) {
   const safe = /^https?:\/\//i.test(params.url);
   const body = [
-    element("p", {}, "The server wants to send you to this address. Look at it before you go:"),
+    element("p", {}, "The server wants to send you to this address. Check it before you go:"),
     element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Address" }, params.url),
   ];
   const accept = () => {
     if (!safe) {
-      $("question-error").textContent = "Only addresses of the web are opened.";
+      $("question-error").textContent = "This page only opens web addresses.";
       $("question-error").hidden = false;
       return null;
     }
@@ -105,7 +105,7 @@ function sampling(params) {
 
 function roots() {
   const lines = element("textarea", { id: "question-roots", placeholder: "file:///home/me/project" });
-  const hint = element("span", { className: "hint", id: "question-roots-hint" }, "One file:// address a line; none is an answer, too.");
+  const hint = element("span", { className: "hint", id: "question-roots-hint" }, "Enter one file:// address per line. You can leave this empty.");
   lines.setAttribute("aria-describedby", hint.id);
   const field = element("div", { className: "field" }, element("label", { htmlFor: "question-roots" }, "Roots"), lines, hint);
   const accept = () => ({ roots: lines.value.split(/\s+/).filter(Boolean).map((uri) => ({ uri })) });

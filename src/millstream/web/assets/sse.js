@@ -118,7 +118,7 @@ export class Feed {
       try {
         await this.#listen(stopped, seen);
       } catch (error) {
-        reason = error.name === "TypeError" ? "The server cannot be reached." : error.message;
+        reason = error.name === "TypeError" ? "The server can't be reached." : error.message;
       }
       if (stopped.aborted) return;
       if (seen.open) failures = 0;
@@ -136,7 +136,7 @@ export class Feed {
     let timer = 0;
     const alive = () => {
       clearTimeout(timer);
-      timer = setTimeout(() => silent.abort(new Error("The server fell silent.")), SILENCE_MS);
+      timer = setTimeout(() => silent.abort(new Error("The server stopped responding.")), SILENCE_MS);
     };
     const gone = () => silent.abort(new Error("This device is offline."));
     addEventListener("offline", gone, { signal: stopped });
@@ -184,7 +184,7 @@ const WORDS = { connecting: "Connecting…", open: "Live", waiting: "Reconnectin
 export function showState(badge, note, { state, reason }) {
   badge.textContent = WORDS[state];
   badge.className = `badge state ${{ open: "good", connecting: "", waiting: "warn", offline: "bad" }[state]}`;
-  if (reason) note.textContent = `${reason} ${state === "waiting" ? "Trying again." : "It continues when you are back."}`;
+  if (reason) note.textContent = `${reason} ${state === "waiting" ? "Trying again." : "It continues when you're back online."}`;
   // What was wrong stays there until it is right again.
   if (reason || state === "open") note.hidden = !reason;
 }
