@@ -44,18 +44,30 @@ class Bound:
 CASES = {
     "call": Case(
         "tools/call, 2026-07-28",
-        ("ours", "mcp", "mcp-stream", "typescript", "fastmcp", "bare-loop"),
+        ("ours", "rust", "mcp-go", "go", "mcp", "mcp-stream", "typescript", "fastmcp", "bare-loop"),
         {"mcp": 15, "typescript": 20, "fastmcp": 40, "bare-loop": 0.5},
         "call-2026",
     ),
     "sessionless": Case(
         "tools/call, 2025-11-25 without sessions",
-        ("ours-sessionless", "mcp-sessionless", "mcp-stream-sessionless", "typescript", "fastmcp-sessionless"),
+        (
+            "ours-sessionless",
+            "rust-sessionless",
+            "mcp-go-sessionless",
+            "go",
+            "mcp-sessionless",
+            "mcp-stream-sessionless",
+            "typescript",
+            "fastmcp-sessionless",
+        ),
         {"mcp-sessionless": 28},
         "call-2025",
     ),
     "session": Case(
-        "tools/call, 2025-11-25 in 16 sessions", ("ours", "mcp", "mcp-stream", "fastmcp"), {"mcp": 20}, "call-session"
+        "tools/call, 2025-11-25 in 16 sessions",
+        ("ours", "rust", "mcp-go", "go-session", "mcp", "mcp-stream", "fastmcp"),
+        {"mcp": 20},
+        "call-session",
     ),
     "asgi": Case(
         "tools/call, 2026-07-28, plain ASGI",
@@ -64,11 +76,23 @@ CASES = {
         "call-2026",
     ),
     "list": Case(
-        "tools/list of 100 tools, 2026-07-28", ("ours-100", "mcp-100", "typescript-100", "fastmcp-100"), {}, "list-100"
+        "tools/list of 100 tools, 2026-07-28",
+        ("ours-100", "rust-100", "mcp-go-100", "go-100", "mcp-100", "typescript-100", "fastmcp-100"),
+        {},
+        "list-100",
     ),
     "stdio": Case(
         "stdio, 16 calls in flight, 2025-11-25",
-        ("ours-stdio", "mcp-stdio", "typescript-stdio", "fastmcp-stdio", "bare-stdio"),
+        (
+            "ours-stdio",
+            "rust-stdio",
+            "mcp-go-stdio",
+            "go-stdio",
+            "mcp-stdio",
+            "typescript-stdio",
+            "fastmcp-stdio",
+            "bare-stdio",
+        ),
         {"mcp-stdio": 14},
     ),
 }
@@ -77,7 +101,7 @@ BROADCASTS = {
     f"broadcast-{size}": Broadcast(
         f"broadcast to {size:,} event streams",
         size,
-        ("ours-hub", "bare-sse", "fastapi"),
+        ("ours-hub", "bare-sse", "nchan", "fastapi"),
         {"bare-sse": 0.8, "fastapi": 5} if size == 5_000 else {},
         8 if size >= 5_000 else None,
     )

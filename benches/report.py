@@ -48,6 +48,8 @@ def verdicts(results: Results) -> list[Verdict]:
     found: list[Verdict] = []
     for name, case in (CASES | BROADCASTS).items():
         for target, least in case.budgets.items() if name in results else ():
+            if target not in results[name]:
+                continue
             own, other = results[name][case.targets[0]], results[name][target]
             ratio, by_cpu = _ratio(own, other), _ratio(other, own, "cpu_us")
             title = f"{case.title} / {TARGETS[target].name}"
@@ -77,7 +79,7 @@ def _load_table(name: str, figures: dict[str, Figures]) -> str:
     case = CASES[name]
     return _table(
         case.title,
-        "calls/s | ours is | p50 ms | p99 ms | CPU µs a call | core % | MiB idle | MiB after",
+        "calls/s | ours is | by CPU | p50 ms | p99 ms | CPU µs a call | core % | MiB idle | MiB after",
         figures,
         figures[case.targets[0]],
         lambda found: [
@@ -92,7 +94,7 @@ def _broadcast_table(name: str, figures: dict[str, Figures]) -> str:
     case = BROADCASTS[name]
     return _table(
         case.title[0].upper() + case.title[1:],
-        "deliveries/s | ours is | last p50 ms | last p99 ms | CPU µs | core % | load's core % | KiB each",
+        "deliveries/s | ours is | by CPU | last p50 ms | last p99 ms | CPU µs | core % | load's core % | KiB each",
         figures,
         figures[case.targets[0]],
         lambda found: [_middle(found, figure, form) for figure, form in BROADCAST_COLUMNS.items()],
@@ -102,15 +104,15 @@ def _broadcast_table(name: str, figures: dict[str, Figures]) -> str:
 def _table(
     title: str, columns: str, figures: dict[str, Figures], own: Figures, cells: Callable[[Figures], list[str]]
 ) -> str:
-    """A row for each target: its rate, ours over it, and the other cells; or its error."""
-    head = [f"**{title}**", "", f"| server | {columns} |", "|---" + "|--:" * 8 + "|"]
+    """A row for each target: its rate, ours over it, its processor time over ours, and the other cells; or its error."""
+    head = [f"**{title}**", "", f"| server | {columns} |", "|---" + "|--:" * 9 + "|"]
     rows: list[str] = []
     for target, found in figures.items():
         if found.error:
-            row = [found.error, *[""] * 7]
+            row = [found.error, *[""] * 8]
         else:
-            ratio = "" if found is own else _times(_ratio(own, found))
-            row = [_middle(found, "rate", ",.0f"), ratio, *cells(found)]
+            ratios = ("", "") if found is own else (_times(_ratio(own, found)), _times(_ratio(found, own, "cpu_us")))
+            row = [_middle(found, "rate", ",.0f"), *ratios, *cells(found)]
         rows.append(f"| {TARGETS[target].name} | {' | '.join(row)} |")
     return "\n".join(head + rows)
 
