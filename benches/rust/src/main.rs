@@ -1,12 +1,13 @@
 //! The official Rust SDK as a peer: `bench (http|stateless|stdio) PORT`.
 //!
-//! It gets what makes it fastest: one thread, mimalloc, hyper without a router in front, JSON replies where it has
-//! them (in sessions it always streams), and a tool router that is built once instead of for each request.
+//! It gets what makes it fastest: one thread, mimalloc, hyper without a router in front, and tools that are registered
+//! once instead of for each request. It replies in JSON where it can; in sessions it always streams, here without the
+//! first event and the keep-alives that a stream has otherwise.
 
-use std::{env, error::Error, net::Ipv4Addr, sync::Arc};
+use std::{convert::Infallible, env, error::Error, net::Ipv4Addr, sync::Arc};
 
-use hyper::server::conn::http1;
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
 use rmcp::{
     Json, ServerHandler, ServiceExt,
     handler::server::{router::tool::ToolRouter, wrapper::Parameters},
@@ -69,15 +70,18 @@ async fn serve_http(sessions: bool, port: u16) -> Result<(), Box<dyn Error>> {
     let bench = build();
     let config = StreamableHttpServerConfig::default()
         .with_legacy_session_mode(sessions)
-        .with_json_response(true);
-    let service =
-        StreamableHttpService::new(move || Ok(bench.clone()), Arc::new(LocalSessionManager::default()), config);
+        .with_json_response(true)
+        .with_sse_keep_alive(None);
+    let mut manager = LocalSessionManager::default();
+    manager.session_config.sse_retry = None;
+    let service = StreamableHttpService::new(move || Ok(bench.clone()), Arc::new(manager), config);
+    let service: &'static _ = Box::leak(Box::new(service));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        let service = TowerToHyperService::new(service.clone());
-        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        let reply = service_fn(move |request| async move { Ok::<_, Infallible>(service.handle(request).await) });
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), reply));
     }
 }
 
