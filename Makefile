@@ -92,11 +92,11 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock
 # The bench leaves out what can't be built here, and says so.
 .bench/rust/release/bench: benches/rust/Cargo.toml benches/rust/lock $(wildcard benches/rust/src/*) scripts/cargo
 	@echo "Building the Rust peer ..."
-	-@scripts/cargo build && touch $@
+	-@rm -f $@ && scripts/cargo build && touch $@
 
 .bench/go/official: benches/go/go.mod benches/go/go.sum $(wildcard benches/go/*/*.go)
 	@echo "Building the Go peers ..."
-	-@GOTOOLCHAIN=local go build -C benches/go -o ../../.bench/go/ ./official ./mark3labs && touch $@
+	-@rm -rf $(@D) && GOTOOLCHAIN=local go build -C benches/go -o ../../.bench/go/ ./official ./mark3labs && touch $@
 
 %/node_modules/.package-lock.json: %/package-lock.json | $(VENV)/.test
 	@echo "Installing the Node packages of $* ..."
