@@ -8,6 +8,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv --quiet pip
+RIVALS := $(if $(shell command -v cargo),.bench/rust/release/bench) $(if $(shell command -v go),.bench/go/official)
 NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop requirements/pyright)
 
 .PHONY: help setup run check format test unit bench docs lock clean
@@ -40,8 +41,9 @@ test: $(VENV)/.test .venv-mcp1/.ready $(NODE_TOOLS) ## every test (ARGS= goes to
 unit: $(VENV)/.test ## the tests that need no Node, server process or other package
 	$(BIN)/python -m pytest -m "not server" --ignore tests/conformance --ignore tests/interop $(ARGS)
 
-bench: $(VENV)/.setup .bench/.ready .bench/subscribers ## measure us beside our peers (ARGS="--only call --rounds 5 --json FILE")
+bench: $(VENV)/.setup .bench/.ready .bench/subscribers $(RIVALS) ## measure us beside our peers (ARGS="--only call --rounds 5 --json FILE")
 	scripts/apt wrk
+	-@scripts/apt nginx libnginx-mod-nchan
 	$(BIN)/python -m benches $(ARGS)
 
 docs: $(VENV)/.test ## put the examples into the documents and check their links
@@ -86,6 +88,15 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock
 	@mkdir -p $(@D)
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	cc -std=c11 -O2 -Wall -Wextra -o $@ $(filter %.c,$^)
+
+# The bench leaves out what can't be built here, and says so.
+.bench/rust/release/bench: benches/rust/Cargo.toml benches/rust/lock $(wildcard benches/rust/src/*) scripts/cargo
+	@echo "Building the Rust peer ..."
+	-@rm -f $@ && scripts/cargo build && touch $@
+
+.bench/go/official: benches/go/go.mod benches/go/go.sum $(wildcard benches/go/*/*.go)
+	@echo "Building the Go peers ..."
+	-@rm -rf $(@D) && GOTOOLCHAIN=local go build -C benches/go -o ../../.bench/go/ ./official ./mark3labs && touch $@
 
 %/node_modules/.package-lock.json: %/package-lock.json | $(VENV)/.test
 	@echo "Installing the Node packages of $* ..."

@@ -17,7 +17,7 @@ from benches.cases import BROADCASTS, CASES
 from benches.measure import ENDURING, Bench
 from benches.processes import ROOT, raise_file_limit
 from benches.report import tables, verdicts
-from benches.targets import PYTHON
+from benches.targets import PYTHON, left_out
 
 PAGE = ROOT / "docs" / "performance.md"
 MARK = "<!-- figures: written by `make bench ARGS=--write` -->\n"
@@ -45,6 +45,8 @@ def main() -> int:
     if missing or not Path(PYTHON).exists() or not PROGRAM.exists():
         sys.exit(f"Not ready ({', '.join(missing) or 'no peers'}): start this with `make bench`.")
     chosen = [name for name in names if not options.only or {name, name.partition("-")[0]} & set(options.only)]
+    for line in left_out():
+        say(line)
     raise_file_limit()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(min(options.seconds, 60.0), Path(folder), say, duration=options.duration)

@@ -50,6 +50,7 @@ def drive(case: Broadcast, name: str, seconds: float, log: Path) -> Delivered:
     """
     options = ["--window", str(max(4, AHEAD // case.subscribers)), "--lockstep", str(seconds)]
     options += ["--ws"] if case.websocket else []
+    options += ["--raw"] if name == "nchan" else []
     with started(name, log) as server:
         before, memory, cpu = server.memory(), [0.0], [0.0]
 

@@ -1,7 +1,7 @@
 """What is measured, and the budgets of the design (section 9).
 
-A budget compares our figure with one target's: the median over the rounds of the ratio within each round. Plain
-bounds are about one figure of ours. Cases without budgets are there to be looked at.
+A budget compares our figure with one target's: the median over the rounds of the ratio within each round, of answers a
+second or of processor time. Plain bounds are about one figure of ours. Cases without budgets are there to be looked at.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +16,8 @@ class Case:
     budgets: dict[str, float]
     kind: str = ""
     """Request kind of `wire.KINDS`; without one the load goes over stdio."""
+    cpu_budgets: dict[str, float] = field(default_factory=dict)
+    """Target -> the least ratio of processor times for one answer, theirs / ours."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Broadcast:
     most_kib: float | None = None
     """The most memory that one subscriber of ours may take."""
     websocket: bool = False
+    cpu_budgets: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,33 @@ class Bound:
 CASES = {
     "call": Case(
         "tools/call, 2026-07-28",
-        ("ours", "mcp", "mcp-stream", "typescript", "fastmcp", "bare-loop"),
+        ("ours", "rust", "mcp-go", "go", "mcp", "mcp-stream", "typescript", "fastmcp", "bare-loop"),
         {"mcp": 15, "typescript": 20, "fastmcp": 40, "bare-loop": 0.5},
         "call-2026",
+        {"rust": 1.3},
     ),
     "sessionless": Case(
         "tools/call, 2025-11-25 without sessions",
-        ("ours-sessionless", "mcp-sessionless", "mcp-stream-sessionless", "typescript", "fastmcp-sessionless"),
+        (
+            "ours-sessionless",
+            "rust-sessionless",
+            "mcp-go-sessionless",
+            "go",
+            "mcp-sessionless",
+            "mcp-stream-sessionless",
+            "typescript",
+            "fastmcp-sessionless",
+        ),
         {"mcp-sessionless": 28},
         "call-2025",
+        {"rust-sessionless": 1.3},
     ),
     "session": Case(
-        "tools/call, 2025-11-25 in 16 sessions", ("ours", "mcp", "mcp-stream", "fastmcp"), {"mcp": 20}, "call-session"
+        "tools/call, 2025-11-25 in 16 sessions",
+        ("ours", "rust", "mcp-go", "go-session", "mcp", "mcp-stream", "fastmcp"),
+        {"mcp": 20},
+        "call-session",
+        {"rust": 1.3},
     ),
     "asgi": Case(
         "tools/call, 2026-07-28, plain ASGI",
@@ -64,11 +82,23 @@ CASES = {
         "call-2026",
     ),
     "list": Case(
-        "tools/list of 100 tools, 2026-07-28", ("ours-100", "mcp-100", "typescript-100", "fastmcp-100"), {}, "list-100"
+        "tools/list of 100 tools, 2026-07-28",
+        ("ours-100", "rust-100", "mcp-go-100", "go-100", "mcp-100", "typescript-100", "fastmcp-100"),
+        {},
+        "list-100",
     ),
     "stdio": Case(
         "stdio, 16 calls in flight, 2025-11-25",
-        ("ours-stdio", "mcp-stdio", "typescript-stdio", "fastmcp-stdio", "bare-stdio"),
+        (
+            "ours-stdio",
+            "rust-stdio",
+            "mcp-go-stdio",
+            "go-stdio",
+            "mcp-stdio",
+            "typescript-stdio",
+            "fastmcp-stdio",
+            "bare-stdio",
+        ),
         {"mcp-stdio": 14},
     ),
 }
@@ -77,7 +107,7 @@ BROADCASTS = {
     f"broadcast-{size}": Broadcast(
         f"broadcast to {size:,} event streams",
         size,
-        ("ours-hub", "bare-sse", "fastapi"),
+        ("ours-hub", "bare-sse", "nchan", "fastapi"),
         {"bare-sse": 0.8, "fastapi": 5} if size == 5_000 else {},
         8 if size >= 5_000 else None,
     )

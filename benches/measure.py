@@ -12,7 +12,7 @@ from typing import Any
 from benches import broadcast, endurance, http_load, processes, startup, stdio_load
 from benches.cases import BROADCASTS, CASES, Case
 from benches.processes import BenchError, Running
-from benches.targets import TARGETS
+from benches.targets import TARGETS, present
 from benches.wire import KINDS
 
 STARTED = ("ours", "mcp", "typescript", "fastmcp")
@@ -52,7 +52,7 @@ class Bench:
     def run(self, names: list[str], rounds: int) -> None:
         """Measure the named cases so many times, one case after the other, targets in turn."""
         for name in names:
-            targets = _targets(name)
+            targets = [target for target in _targets(name) if present(target)]
             figures = self.results[name] = {target: Figures() for target in targets}
             for number in range(1, (1 if name == "mixed" else rounds) + 1):
                 for target in targets:
@@ -102,7 +102,8 @@ class Bench:
         if target not in self._servers:
             port = processes.free_port()
             command, environment = TARGETS[target].command(port), dict(TARGETS[target].environment)
-            self._servers[target] = processes.start(command, environment, port, self._folder / f"{target}.log")
+            log, first = self._folder / f"{target}.log", TARGETS[target].first
+            self._servers[target] = processes.start(command, environment, port, log, first=first)
         return self._servers[target]
 
 

@@ -96,7 +96,7 @@ def start(
             time.sleep(0.002)
         else:
             server = Running(process, port, log, time.perf_counter() - begun)
-            if status != 200:
+            if status // 100 != 2:
                 server.stop()
                 raise BenchError(f"answers {first.path} with status {status}")
             server.idle = server.memory()

@@ -3,11 +3,11 @@
 A figure is the median of the rounds; a ratio is the median of the rounds' ratios, never the ratio of medians.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from benches.cases import BOUNDS, BROADCASTS, CASES
+from benches.cases import BOUNDS, BROADCASTS, CASES, Broadcast, Case
 from benches.endurance import CALLS, EVENTS, MIXED, MOST_CHANGE, MOST_SLOPE
 from benches.measure import Figures, Results
 from benches.targets import TARGETS
@@ -24,7 +24,7 @@ class Verdict:
     budget: str
     measured: str
     by_cpu: str
-    """The same ratio of processor times, for runs on a machine that others use too; it decides nothing."""
+    """The same ratio of processor times, for runs on a machine that others use too."""
     kept: bool
 
 
@@ -47,12 +47,8 @@ def verdicts(results: Results) -> list[Verdict]:
     """Every budget that this run measured."""
     found: list[Verdict] = []
     for name, case in (CASES | BROADCASTS).items():
-        for target, least in case.budgets.items() if name in results else ():
-            own, other = results[name][case.targets[0]], results[name][target]
-            ratio, by_cpu = _ratio(own, other), _ratio(other, own, "cpu_us")
-            title = f"{case.title} / {TARGETS[target].name}"
-            kept = ratio is not None and ratio >= least
-            found.append(Verdict(title, _times(least), _times(ratio), _times(by_cpu), kept))
+        if name in results:
+            found += _against(case, results[name])
     for name, broadcast in BROADCASTS.items():
         most = broadcast.most_kib
         if name in results and most is not None:
@@ -67,6 +63,19 @@ def verdicts(results: Results) -> list[Verdict]:
     return found
 
 
+def _against(case: Case | Broadcast, figures: dict[str, Figures]) -> Iterator[Verdict]:
+    """Our ratios to those targets with budgets that this machine has, first by answers a second, then by CPU time."""
+    own = figures[case.targets[0]]
+    for suffix, budgets in (("", case.budgets), (", by CPU time", case.cpu_budgets)):
+        for target, least in budgets.items():
+            if target in figures:
+                ratio, by_cpu = _ratio(own, figures[target]), _ratio(figures[target], own, "cpu_us")
+                decisive = by_cpu if suffix else ratio
+                title = f"{case.title} / {TARGETS[target].name}{suffix}"
+                kept = decisive is not None and decisive >= least
+                yield Verdict(title, _times(least), _times(ratio), _times(by_cpu), kept)
+
+
 def _at_most(title: str, values: list[float], most: float, unit: str, form: str) -> Verdict:
     unit = f" {unit}".rstrip()
     measured = f"{median(values):{form}}{unit}" if values else "no figure"
@@ -77,7 +86,7 @@ def _load_table(name: str, figures: dict[str, Figures]) -> str:
     case = CASES[name]
     return _table(
         case.title,
-        "calls/s | ours is | p50 ms | p99 ms | CPU µs a call | core % | MiB idle | MiB after",
+        "calls/s | ours is | by CPU | p50 ms | p99 ms | CPU µs a call | core % | MiB idle | MiB after",
         figures,
         figures[case.targets[0]],
         lambda found: [
@@ -92,7 +101,7 @@ def _broadcast_table(name: str, figures: dict[str, Figures]) -> str:
     case = BROADCASTS[name]
     return _table(
         case.title[0].upper() + case.title[1:],
-        "deliveries/s | ours is | last p50 ms | last p99 ms | CPU µs | core % | load's core % | KiB each",
+        "deliveries/s | ours is | by CPU | last p50 ms | last p99 ms | CPU µs | core % | load's core % | KiB each",
         figures,
         figures[case.targets[0]],
         lambda found: [_middle(found, figure, form) for figure, form in BROADCAST_COLUMNS.items()],
@@ -102,15 +111,15 @@ def _broadcast_table(name: str, figures: dict[str, Figures]) -> str:
 def _table(
     title: str, columns: str, figures: dict[str, Figures], own: Figures, cells: Callable[[Figures], list[str]]
 ) -> str:
-    """A row for each target: its rate, ours over it, and the other cells; or its error."""
-    head = [f"**{title}**", "", f"| server | {columns} |", "|---" + "|--:" * 8 + "|"]
+    """A row for each target: its rate, ours over it, the same by CPU time, and the other cells; or its error."""
+    head = [f"**{title}**", "", f"| server | {columns} |", "|---" + "|--:" * 9 + "|"]
     rows: list[str] = []
     for target, found in figures.items():
         if found.error:
-            row = [found.error, *[""] * 7]
+            row = [found.error, *[""] * 8]
         else:
-            ratio = "" if found is own else _times(_ratio(own, found))
-            row = [_middle(found, "rate", ",.0f"), ratio, *cells(found)]
+            ratios = ("", "") if found is own else (_times(_ratio(own, found)), _times(_ratio(found, own, "cpu_us")))
+            row = [_middle(found, "rate", ",.0f"), *ratios, *cells(found)]
         rows.append(f"| {TARGETS[target].name} | {' | '.join(row)} |")
     return "\n".join(head + rows)
 

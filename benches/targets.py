@@ -1,7 +1,7 @@
 """The servers under measurement: how each is started in each mode.
 
-Peers run from `.bench/` (a virtual environment and node_modules of their own), ours from the environment that runs
-the benchmark. A mode is what the server is told: sessions or none, HTTP or stdio, our lane or plain ASGI.
+Peers run from `.bench/` (a virtual environment, node_modules and programs of their own), ours from the environment
+that runs the benchmark. A mode is what the server is told: sessions or none, HTTP or stdio, our lane or plain ASGI.
 """
 
 import subprocess
@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from benches.processes import ROOT
+from benches.wire import FIRST_CALL, FIRST_SESSION, First
 
 PEERS = ROOT / ".bench"
 PYTHON = str(PEERS / "venv" / "bin" / "python")
@@ -19,12 +21,23 @@ RUN = [sys.executable, "-c", "from millstream.cli import main; main()", "run", s
 
 
 @dataclass(frozen=True)
+class Program:
+    """What a peer needs besides Python and Node, and why it may not be there."""
+
+    path: Path
+    absence: str
+
+
+@dataclass(frozen=True)
 class Target:
-    """A server in one mode: `command(port)` starts it."""
+    """A server in one mode: `command(port)` starts it, and it has started when it answers `first`."""
 
     name: str
     command: Callable[[int], list[str]]
     environment: tuple[tuple[str, str], ...] = ()
+    program: Program | None = None
+    """Where it's missing, the target is left out."""
+    first: First = FIRST_CALL
 
 
 def _ours(*options: str) -> Callable[[int], list[str]]:
@@ -55,10 +68,38 @@ def node() -> str:
     return subprocess.run([PYTHON, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
 
 
+def _compiled(
+    name: str, program: Program, mode: str, *environment: tuple[str, str], first: First = FIRST_CALL
+) -> Target:
+    return Target(name, lambda port: [str(program.path), mode, str(port)], environment, program, first)
+
+
+def present(name: str) -> bool:
+    """Whether this machine has what the target needs."""
+    program = TARGETS[name].program
+    return program is None or program.path.exists()
+
+
+def left_out() -> list[str]:
+    """A line for each peer whose rows the tables lack on this machine."""
+    lines = {
+        f"{target.name} is left out: {target.program.absence}."
+        for name, target in TARGETS.items()
+        if target.program and not present(name)
+    }
+    return sorted(lines)
+
+
 MANY = (("BENCH_TOOLS", "100"),)
 STREAM = (("BENCH_REPLIES", "stream"),)
 NODE = (("BENCH_NODE", str(PEERS)), ("NODE_ENV", "production"))
 CAPS = (("MILLSTREAM_MAX_STREAMS", "20000"), ("MILLSTREAM_MAX_STREAMS_PER_PRINCIPAL", "20000"))
+RUST = Program(PEERS / "rust" / "release" / "bench", "cargo isn't installed or couldn't build it")
+GO = Program(PEERS / "go" / "official", "Go isn't installed or couldn't build it")
+MCP_GO = Program(PEERS / "go" / "mark3labs", "Go isn't installed or couldn't build it")
+NCHAN = Program(Path("/usr/lib/nginx/modules/ngx_nchan_module.so"), "nginx and its module Nchan aren't installed")
+ONE_CORE = (("GOMAXPROCS", "1"), ("GOGC", "400"))
+"""One thread for goroutines, as the server has one core, and a heap that is collected a quarter as often."""
 FORGETFUL = tuple((f"MILLSTREAM_{name}_TTL", "30") for name in ("SESSION", "RECORD", "LOG", "STATE"))
 """What has to be forgotten some day is forgotten during a soak."""
 TARGETS = {
@@ -82,10 +123,23 @@ TARGETS = {
     "fastmcp-sessionless": Target("fastmcp 4.1", _python("sdk_fastmcp.py", "stateless")),
     "fastmcp-100": Target("fastmcp 4.1", _python("sdk_fastmcp.py", "http"), MANY),
     "fastmcp-stdio": Target("fastmcp 4.1", _python("sdk_fastmcp.py", "stdio")),
+    "rust": _compiled("Rust SDK 3.9", RUST, "http"),
+    "rust-sessionless": _compiled("Rust SDK 3.9", RUST, "stateless"),
+    "rust-100": _compiled("Rust SDK 3.9", RUST, "http", *MANY),
+    "rust-stdio": _compiled("Rust SDK 3.9", RUST, "stdio"),
+    "go": _compiled("Go SDK 1.8", GO, "stateless", *ONE_CORE),
+    "go-session": _compiled("Go SDK 1.8", GO, "http", *ONE_CORE, first=FIRST_SESSION),
+    "go-100": _compiled("Go SDK 1.8", GO, "stateless", *ONE_CORE, *MANY),
+    "go-stdio": _compiled("Go SDK 1.8", GO, "stdio", *ONE_CORE),
+    "mcp-go": _compiled("mcp-go 1.2", MCP_GO, "http", *ONE_CORE),
+    "mcp-go-sessionless": _compiled("mcp-go 1.2", MCP_GO, "stateless", *ONE_CORE),
+    "mcp-go-100": _compiled("mcp-go 1.2", MCP_GO, "http", *ONE_CORE, *MANY),
+    "mcp-go-stdio": _compiled("mcp-go 1.2", MCP_GO, "stdio", *ONE_CORE),
     "bare-loop": Target("bare uvloop + httptools", _python("bare_loop.py")),
     "bare-asgi": Target("bare ASGI function", _python("bare_asgi.py")),
     "fastapi": Target("FastAPI + sse-starlette", _python("fastapi_sse.py")),
     "fastapi-websocket": Target("FastAPI, Starlette's WebSockets", _python("fastapi_sse.py")),
+    "nchan": Target("nginx + Nchan", _python("nchan.py"), program=NCHAN),
     "bare-sse": Target("bare uvloop", _python("bare_sse.py")),
     "bare-stdio": Target("bare stdio loop", _python("bare_stdio.py")),
 }

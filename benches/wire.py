@@ -63,6 +63,8 @@ class First:
 
 
 FIRST_CALL = First("/mcp", KINDS["call-2026"].head, KINDS["call-2026"].body.replace("@", "1").encode())
+FIRST_SESSION = First("/mcp", COMMON, INITIALIZE)
+"""For a server that knows the handshake only."""
 FIRST_EVENT = First("/publish", "content-type: application/json\r\n", b'{"data":"first"}')
 
 

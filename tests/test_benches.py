@@ -4,10 +4,14 @@ No time is measured here.
 """
 
 import json
+import re
+import tomllib
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from benches import http_load, processes, report
+from benches import http_load, processes, report, targets
 from benches.cases import BROADCASTS, CASES
 from benches.endurance import slope
 from benches.measure import Figures
@@ -61,7 +65,7 @@ def test_every_case_names_known_targets_and_compares_with_its_own() -> None:
     for case in CASES.values():
         assert set(case.targets) <= set(TARGETS)
         assert case.targets[0].startswith("ours")
-        assert set(case.budgets) <= set(case.targets[1:])
+        assert set(case.budgets) | set(case.cpu_budgets) <= set(case.targets[1:])
         assert not case.kind or case.kind in KINDS
 
 
@@ -115,3 +119,75 @@ def test_a_server_that_gave_no_figure_keeps_no_budget() -> None:
     assert verdict.measured == "no figure"
     assert not verdict.kept
     assert "did not start" in report.tables(results)
+
+
+def test_a_ratio_by_processor_time_stands_beside_that_by_rate_and_decides_where_the_budget_says_so() -> None:
+    """On a machine that others use too, rates say how much of it each server got; processor times say what it took."""
+    ours, rust = Figures([{"rate": 50.0, "cpu_us": 10.0}]), Figures([{"rate": 100.0, "cpu_us": 15.0}])
+    results = {"call": {"ours": ours, "rust": rust}}
+    (verdict,) = report.verdicts(results)
+    assert (verdict.title, verdict.measured, verdict.by_cpu) == (
+        "tools/call, 2026-07-28 / Rust SDK 3.9, by CPU time", "50%", "150%",
+    )  # fmt: skip
+    assert verdict.kept
+    assert "| Rust SDK 3.9 | 100 | 50% | 150% |" in report.tables(results)
+    rust.rounds[0]["cpu_us"] = 12.0
+    assert not report.verdicts(results)[0].kept
+
+
+def test_every_row_of_a_table_has_a_cell_for_each_column() -> None:
+    """A row that is shorter or longer than its head is not shown as a row."""
+    failed = {name: Figures(error="did not start") for name in ("ours", "rust")}
+    text = report.tables({"call": failed, "broadcast-100": {"ours-hub": failed["ours"], "nchan": figures(1)}})
+    for table in text.split("\n\n"):
+        rows = [line.count("|") for line in table.splitlines() if line.startswith("|")]
+        assert len(set(rows)) <= 1, table
+
+
+def test_a_rival_that_this_machine_cannot_have_is_left_out_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has neither cargo nor Go nor nginx gets every other row, and is told what is missing."""
+    for name, target in targets.TARGETS.items():
+        if target.program is not None:
+            absent = replace(target.program, path=Path("nowhere"))
+            monkeypatch.setitem(targets.TARGETS, name, replace(target, program=absent))
+    lines = targets.left_out()
+    assert [line.partition(" is left out: ")[0] for line in lines] == [
+        "Go SDK 1.8", "Rust SDK 3.9", "mcp-go 1.2", "nginx + Nchan",
+    ]  # fmt: skip
+    assert not targets.present("rust")
+    assert targets.present("ours")
+    # Without its row a rival has no budget either; one that is there and gave no figure keeps none.
+    assert report.verdicts({"call": {"ours": figures(10)}}) == []
+    assert [one.kept for one in report.verdicts({"call": {"ours": figures(10), "rust": Figures(error="x")}})] == [False]
+
+
+def test_the_locks_of_the_rivals_name_versions_and_checksums_but_no_place() -> None:
+    """docs/decisions/0001, for Rust and Go: every package is pinned, and the registry is the builder's business."""
+    folder = processes.ROOT / "benches"
+    wanted = tomllib.loads((folder / "rust" / "Cargo.toml").read_text("utf-8"))["dependencies"]
+    locked = tomllib.loads((folder / "rust" / "lock").read_text("utf-8"))["package"]
+    assert [package["name"] for package in locked if "checksum" not in package] == ["bench"]
+    assert not any("source" in package for package in locked)
+    exact = {(package["name"], f"={package['version']}") for package in locked}
+    assert {(name, entry["version"]) for name, entry in wanted.items()} <= exact
+    modules = re.findall(r"^\t(\S+) (v\S+)", (folder / "go" / "go.mod").read_text("utf-8"), re.MULTILINE)
+    sums = (folder / "go" / "go.sum").read_text("utf-8")
+    assert len(modules) > 2
+    assert [name for name, version in modules if f"{name} {version} h1:" not in sums] == []
+
+
+def test_the_names_of_the_rivals_tell_the_versions_that_are_locked() -> None:
+    """A table that names a version which was not measured is worse than one without."""
+    folder = processes.ROOT / "benches"
+    rmcp = tomllib.loads((folder / "rust" / "Cargo.toml").read_text("utf-8"))["dependencies"]["rmcp"]["version"]
+    assert rmcp.startswith("=" + TARGETS["rust"].name.split()[-1] + ".")
+    modules = (folder / "go" / "go.mod").read_text("utf-8")
+    for name, module in (("go", "modelcontextprotocol/go-sdk"), ("mcp-go", "mark3labs/mcp-go")):
+        assert f"{module} v{TARGETS[name].name.split()[-1]}." in modules
+
+
+def test_a_rival_in_go_has_one_core_and_a_large_heap_in_every_mode() -> None:
+    """Every server has one core; the collector runs a quarter as often as it does by itself."""
+    rivals = [target for target in TARGETS.values() if target.program in {targets.GO, targets.MCP_GO}]
+    assert len(rivals) == 8
+    assert all({("GOMAXPROCS", "1"), ("GOGC", "400")} <= set(target.environment) for target in rivals)

@@ -105,7 +105,26 @@ def test_the_load_program_finds_out_a_server_that_errs(
     assert json.loads(output)[fault] > 0
 
 
-def serve_wrongly(stream: socket.socket, publisher: socket.socket, written: dict[int, list[int]]) -> None:
+@pytest.mark.parametrize(("status", "fine"), [(201, True), (202, True), (400, False)])
+def test_an_event_is_posted_as_it_is_where_the_server_knows_no_json(program: Path, status: int, fine: bool) -> None:
+    """Nchan gives on what it gets, and says 201 or 202; what is refused is no event."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        command = [str(program), "--port", port, "--subscribers", "1", "--events", "4", "--raw"]
+        listener.settimeout(SECONDS)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            stream, _ = listener.accept()
+            publisher, _ = listener.accept()
+            with stream, publisher, suppress(ConnectionError):
+                serve_wrongly(stream, publisher, {1: [1]}, status)
+            output, _ = process.communicate(timeout=SECONDS)
+    assert (process.returncode == 0) == fine
+    assert not fine or json.loads(output)["deliveries"] == 4
+
+
+def serve_wrongly(
+    stream: socket.socket, publisher: socket.socket, written: dict[int, list[int]], status: int = 200
+) -> None:
     """One subscriber, one publisher, until the publisher leaves; without any events in the table the stream ends."""
     stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
     events: dict[int, bytes] = {}
@@ -114,10 +133,11 @@ def serve_wrongly(stream: socket.socket, publisher: socket.socket, written: dict
             size = 0
             while (line := requests.readline().lower()) != b"\r\n":
                 size = int(line.partition(b":")[2]) if line.startswith(b"content-length:") else size
-            data = json.loads(requests.read(size))["data"]
+            body = requests.read(size)
+            data = json.loads(body)["data"] if body.startswith(b"{") else body.decode()
             number = int(data[1:11])
             events[number] = b"data: %b\n\n" % data.encode()
             stream.sendall(b"".join(events[each] for each in written.get(number, [number])))
             if number and not any(written.values()):
                 stream.shutdown(socket.SHUT_RDWR)
-            publisher.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+            publisher.sendall(b"HTTP/1.1 %d .\r\ncontent-length: 2\r\n\r\n{}" % status)

@@ -126,7 +126,8 @@ void publish(unsigned int number, double due) {
     int size = snprintf(payload, sizeof payload, "#%010u ", number);
     memset(payload + size, 'x', options.size - size);
     payload[options.size] = 0;
-    snprintf(body, sizeof body, "{\"%s\":\"%s\"}", options.tool ? "message" : "data", payload);
+    if (options.raw) memcpy(body, payload, options.size + 1);
+    else snprintf(body, sizeof body, "{\"%s\":\"%s\"}", options.tool ? "message" : "data", payload);
     if (number) sent_at[number] = due, left[number] = options.subscribers, total.sent = number;
     if (options.tool) call_tool(&peers[publishing], "send_sse_message", number, body);
     else post(&peers[publishing], "/publish", "", body);
@@ -172,7 +173,8 @@ static void line(struct peer *peer) {
     if (peer->state == HEAD) {
         if (!strncmp(text, "HTTP/1.1 ", 9)) {
             int status = atoi(text + 9);
-            if (status != (peer->kind < PUBLISHER && options.websocket ? 101 : 200)) total.failed++;
+            int right = peer->kind < PUBLISHER && options.websocket ? status == 101 : status / 100 == 2;
+            if (!right) total.failed++;
         } else if (!strncasecmp(text, "content-length:", 15)) {
             peer->need = atoi(text + 15);
         } else if (length == 1 && peer->kind >= PUBLISHER) {

@@ -21,7 +21,7 @@ struct peer {
 };
 
 extern struct options {
-    int port, subscribers, stalled, callers, window, websocket, tool, hold;
+    int port, subscribers, stalled, callers, window, websocket, tool, raw, hold;
     unsigned int size, events;
     double seconds, lockstep, rate, calls;
 } options;

@@ -121,7 +121,7 @@ static void report(double spent, double lockstep, unsigned int first, double use
     printf("}\n");
 }
 
-enum { PORT = 256, SUBSCRIBERS, STALLED_ONES, EVENTS, SECONDS, LOCKSTEP, WINDOW, RATE, SIZE, CALLS, WS, TOOL, HOLD };
+enum { PORT = 256, SUBSCRIBERS, STALLED_ONES, EVENTS, SECONDS, LOCKSTEP, WINDOW, RATE, SIZE, CALLS, WS, TOOL, RAW, HOLD };
 
 static void parse(int argc, char **argv) {
     static const struct option known[] = {
@@ -129,7 +129,7 @@ static void parse(int argc, char **argv) {
         {"events", 1, 0, EVENTS},     {"seconds", 1, 0, SECONDS},         {"lockstep", 1, 0, LOCKSTEP},
         {"window", 1, 0, WINDOW},     {"rate", 1, 0, RATE},               {"size", 1, 0, SIZE},
         {"calls", 1, 0, CALLS},       {"ws", 0, 0, WS},                   {"tool", 0, 0, TOOL},
-        {"hold", 0, 0, HOLD},         {0, 0, 0, 0}};
+        {"raw", 0, 0, RAW},           {"hold", 0, 0, HOLD},             {0, 0, 0, 0}};
     for (int found; (found = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         double value = optarg ? atof(optarg) : 1;
         switch (found) {
@@ -145,6 +145,7 @@ static void parse(int argc, char **argv) {
             case CALLS: options.calls = value; break;
             case WS: options.websocket = 1; break;
             case TOOL: options.tool = 1; break;
+            case RAW: options.raw = 1; break;
             case HOLD: options.hold = 1; break;
             default: exit(2);
         }
@@ -153,7 +154,7 @@ static void parse(int argc, char **argv) {
         || (!options.events && options.seconds <= 0)) {
         fprintf(stderr, "usage: subscribers --port N (--seconds S | --events M) [--subscribers N] [--stalled K] [--ws]\n"
                         "         [--window W] [--rate PER_SECOND] [--lockstep S] [--size BYTES] [--calls PER_SECOND]\n"
-                        "         [--tool] [--hold]\n");
+                        "         [--tool | --raw] [--hold]\n");
         exit(2);
     }
 }
