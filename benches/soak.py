@@ -1,8 +1,9 @@
 """`python -m benches.soak MINUTES`: everything that clients do to a server, well and badly, for as long as you like.
 
-Clients of both eras call tools, cancel, break off and send garbage; subscribers come, resume and go; somebody
-publishes all the time. Reported are the slope of memory and the tasks, file descriptors and streams that are left when
-all clients have gone. Exits 1 when one of them exceeds the bound that is printed beside it.
+Clients of both eras call tools, cancel, break off and send garbage; subscribers come, resume and go; attackers try to
+leave something behind (`attackers.py`); somebody publishes all the time. Reported are the slope of memory and the
+tasks, file descriptors and streams that are left when all clients have gone. Exits 1 when one of them exceeds the bound
+that is printed beside it.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from benches.attackers import attacks
 from benches.broadcast import PROGRAM, load, started
 from benches.endurance import FILL, slope
 from benches.processes import Running, raise_file_limit
@@ -104,7 +106,7 @@ async def subscribes(peer: Peer) -> None:
 
 
 KINDS: tuple[Callable[[Peer], Awaitable[None]], ...] = (
-    calls_newest, calls_in_session, cancels, bad_input, subscribes,
+    calls_newest, calls_in_session, cancels, bad_input, subscribes, attacks,
 )  # fmt: skip
 
 
@@ -146,7 +148,7 @@ async def settle(peer: Peer, before: dict[str, float]) -> dict[str, float]:
 
 
 LEFT = {"tasks": EACH * len(KINDS) * 2, "fds": LEFT_FDS, "calls": 0, "streams": 0, "subscribers": 0}
-"""What may be left. On Python 3.11 as many tasks as ran at a time are kept for the next calls (decision 0003)."""
+"""What may be left."""
 
 
 async def soak(server: Running, seconds: float) -> bool:

@@ -67,6 +67,15 @@ class Peer:
                 async with asyncio.timeout(0.2):
                     await reader.read()
 
+    async def hold(self, data: bytes, seconds: float) -> None:
+        """Send bytes, read whatever comes for some seconds, and go."""
+        async with self._connection() as (reader, writer):
+            writer.write(data)
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                async with asyncio.timeout(seconds):
+                    while await reader.read(65536):
+                        pass
+
     async def listen(self, path: str, last_id: str, seconds: float) -> tuple[list[int], str]:
         """The numbered events of a stream within some seconds, and the last id."""
         head = "accept: text/event-stream\r\n" + (f"last-event-id: {last_id}\r\n" if last_id else "")

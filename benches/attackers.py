@@ -1,0 +1,133 @@
+"""What the soak's attackers do: each tries to leave something behind, or to hold the server up; none may succeed.
+
+Every attack is bounded, goes to loopback only, and is checked by the answer that the server owes to it.
+"""
+
+import asyncio
+import contextlib
+import json
+import random
+from collections.abc import Awaitable, Callable
+
+from benches.soak_peer import Peer, Wrong
+from benches.wire import COMMON, META
+
+MIB = 1024 * 1024
+_SECONDS = 1.0
+"""How long an attacker holds what it has opened."""
+_WIDE = {f"x{number}": {} for number in range(30_000)}
+"""Capabilities of half a MiB."""
+
+
+def _request(method: str, params: dict[str, object], id: int = 1) -> bytes:
+    return json.dumps({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).encode()
+
+
+def _post(path: str, head: str, body: bytes, length: int | None = None) -> bytes:
+    size = len(body) if length is None else length
+    return f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{head}content-length: {size}\r\n\r\n".encode() + body
+
+
+def _newest(method: str, name: str = "") -> str:
+    named = f"mcp-name: {name}\r\n" if name else ""
+    return f"{COMMON}mcp-protocol-version: 2026-07-28\r\nmcp-method: {method}\r\n{named}"
+
+
+async def holds_bodies(peer: Peer) -> None:
+    """Bodies that are cut short, and connections that go with them."""
+    body = b"x" * random.randrange(MIB // 2, 3 * MIB)
+    await peer.hold(_post("/mcp", COMMON, body, 4 * MIB - 1), _SECONDS / 4)
+
+
+async def declares_much(peer: Peer) -> None:
+    """Subscriptions and sessions that are opened with half a MiB of capabilities."""
+    meta = META | {"io.modelcontextprotocol/clientCapabilities": _WIDE}
+    listen = {"_meta": meta, "notifications": {"toolsListChanged": True}}
+    await peer.hold(_post("/mcp", _newest("subscriptions/listen"), _request("subscriptions/listen", listen)), _SECONDS)
+    opening = {"protocolVersion": "2025-11-25", "capabilities": _WIDE, "clientInfo": {"name": "n" * MIB}}
+    await peer.ask("POST", "/mcp", COMMON, _request("initialize", opening))
+
+
+async def sends_unknown_arguments(peer: Peer) -> None:
+    """Large arguments that no tool has, with integers that no float holds."""
+    extra = {f"y{number}": 10**17 + number for number in range(20_000)}
+    params: dict[str, object] = {"name": "add_numbers", "arguments": {"a": 1, "b": 2, **extra}, "_meta": META}
+    status, _ = await peer.ask("POST", "/mcp", _newest("tools/call", "add_numbers"), _request("tools/call", params))
+    if status not in (200, 400):
+        raise Wrong(f"unknown arguments were answered with {status}")
+
+
+async def abandons_calls(peer: Peer) -> None:
+    """Calls without a session, whose callers go at once."""
+    params: dict[str, object] = {"name": "long_task", "arguments": {"steps": 100, "seconds": 600}}
+    for number in range(20):
+        await peer.hold(_post("/mcp", COMMON, _request("tools/call", params, number)), 0.0)
+
+
+async def pipelines(peer: Peer) -> None:
+    """A thousand requests in one segment."""
+    params: dict[str, object] = {"_meta": META}
+    data = _post("/mcp", _newest("tools/list"), _request("tools/list", params)) * 1_000
+    await peer.hold(data, _SECONDS / 2)
+
+
+async def makes_up_clients(peer: Peer) -> None:
+    """Streamed calls of clients that never come for what they asked for; mailboxes and members with new names."""
+    arguments: dict[str, object] = {"steps": 1, "seconds": 0, "stream": True}
+    params: dict[str, object] = {"name": "long_task", "arguments": arguments, "_meta": META}
+    for number in range(10):
+        head = _newest("tools/call", "long_task") + f"x-client-id: made-up-{random.getrandbits(64)}\r\n"
+        await peer.ask("POST", "/mcp", head, _request("tools/call", params, number))
+
+
+async def comes_from_elsewhere(peer: Peer) -> None:
+    """A page of another site that opens streams by an image."""
+    head = "accept: */*\r\nsec-fetch-site: cross-site\r\nsec-fetch-mode: no-cors\r\nsec-fetch-dest: image\r\n"
+    for path in ("/mcp/sse/alice", "/events?client_id=mallory&name=mallory", "/sse"):
+        status, _ = await peer.ask("GET", path, head, b"")
+        if status != 403:
+            raise Wrong(f"a cross-site GET of {path} was answered with {status}")
+
+
+async def makes_up_places(peer: Peer) -> None:
+    """Hosts, ids of events and sessions that never were."""
+    address = ".".join(str(random.randrange(1, 255)) for _ in range(4))
+    await peer.hold(f"GET /livez HTTP/1.1\r\nhost: {address}\r\n\r\n".encode(), 0.05)
+    await peer.listen("/events?channel=*", f"{random.getrandbits(64):x}.{random.randrange(10**9)}", 0.05)
+    await peer.ask("DELETE", "/mcp", f"mcp-session-id: {random.getrandbits(256):x}\r\n", b"")
+
+
+async def comes_and_goes(peer: Peer) -> None:
+    """Members who enter sixteen channels and leave again."""
+    channels = "&".join(f"channel=room-{number}" for number in range(16))
+    await peer.listen(f"/events?{channels}&client_id=churn-{random.getrandbits(32)}&name=churn", "", 0.05)
+
+
+async def breaks_chunks(peer: Peer) -> None:
+    """Chunks that are none, behind an `Expect`."""
+    head = (
+        f"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n{COMMON}expect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    await peer.hold(head.encode() + b"zz\r\n", 0.1)
+
+
+async def counts_too_high(peer: Peer) -> None:
+    """Integers of 400 digits."""
+    params: dict[str, object] = {"name": "add_numbers", "arguments": {"a": 10**400, "b": 1}, "_meta": META}
+    status, answer = await peer.ask(
+        "POST", "/mcp", _newest("tools/call", "add_numbers"), _request("tools/call", params)
+    )
+    if status >= 500 or b"incident" in answer:
+        raise Wrong(f"a number of 400 digits was answered with {status} {answer[:200]!r}")
+
+
+ATTACKS: tuple[Callable[[Peer], Awaitable[None]], ...] = (
+    holds_bodies, declares_much, sends_unknown_arguments, abandons_calls, pipelines, makes_up_clients,
+    comes_from_elsewhere, makes_up_places, comes_and_goes, breaks_chunks, counts_too_high,
+)  # fmt: skip
+
+
+async def attacks(peer: Peer) -> None:
+    """One attack, whichever it is."""
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        await random.choice(ATTACKS)(peer)
