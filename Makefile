@@ -11,7 +11,12 @@ UV := $(BIN)/uv --quiet pip
 RIVALS := $(if $(shell command -v cargo),.bench/rust/release/bench) $(if $(shell command -v go),.bench/go/official)
 NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop requirements/pyright)
 
-.PHONY: help setup run check format test unit bench docs lock clean
+# Every core has a worker, and the tests of one file stay together, because they share servers. In the order of the
+# folders, so that the files that take longest aren't the last to begin.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+RUN ?= make test
+
+.PHONY: help setup run check format test unit busy bench docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -36,10 +41,13 @@ format: $(VENV)/.test ## rewrite the sources in the one format
 test: $(VENV)/.test .venv-mcp1/.ready $(NODE_TOOLS) ## every test (ARGS= goes to pytest)
 	@scripts/apt curl chromium
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 unit: $(VENV)/.test ## the tests that need no Node, server process or other package
-	$(BIN)/python -m pytest -m "not server" --ignore tests/conformance --ignore tests/interop $(ARGS)
+	$(PYTEST) -m "not server" $(ARGS)
+
+busy: $(VENV)/.test ## the tests on a machine that is slow and stands still now and then (RUN="make unit")
+	$(BIN)/python scripts/busy.py $(RUN)
 
 bench: $(VENV)/.setup .bench/.ready .bench/subscribers $(RIVALS) ## measure us beside our peers (ARGS="--only call --rounds 5 --json FILE")
 	scripts/apt wrk

@@ -4,8 +4,7 @@ import asyncio
 from typing import Any, NamedTuple
 
 from millstream import Server
-
-WAIT = 5.0
+from patience import WAIT
 
 
 class Reply(NamedTuple):

@@ -1,8 +1,11 @@
-"""What every test shares: a state folder of the run's own, and `--update` for the golden transcripts."""
+"""What every test shares: a state folder of the run's own, the count of failures, `--update` for the transcripts."""
 
 import os
+from collections.abc import Generator
 
 import pytest
+
+from processes import Shared
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -13,3 +16,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:  # pyright: ignore[reportUnusedFunction]
     """Keys that a server makes go to a folder of this run, in child processes too."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """After a failure, servers that tests share are replaced at their next use."""
+    report = yield
+    Shared.failures += report.failed
+    return report

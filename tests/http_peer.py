@@ -16,8 +16,8 @@ from millstream.http.asgi.adapter import AsgiAdapter
 from millstream.http.hosts import HostPolicy
 from millstream.http.lane import Lane, load_lane
 from millstream.http.message import Handler
+from patience import WAIT
 
-WAIT = 5.0
 HEAD = b"Host: 127.0.0.1\r\n"
 
 

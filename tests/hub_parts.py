@@ -9,8 +9,7 @@ from typing import Any
 from millstream.hub import Event, Hub, HubLimits
 from millstream.stores.base import Bus, Entry, EventLog, KeyValue, Position
 from millstream.stores.memory.store import MemoryStore
-
-WAIT = 5.0
+from patience import WAIT
 
 
 class Clock:

@@ -8,6 +8,8 @@ from urllib.request import Request, urlopen
 
 from playwright.sync_api import Page
 
+from patience import WAIT
+
 OpenPage = Callable[..., Page]
 """``open_page(url, name="", lossy=False, **options of the context)``, a fixture."""
 
@@ -18,13 +20,13 @@ def call(address: str, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Call a tool in the dialect of the seeds."""
     body = json.dumps({"name": tool, "arguments": arguments}).encode()
     request = Request(f"{address}/mcp/tools/call", body, {"content-type": "application/json"})  # noqa: S310  loopback
-    with urlopen(request, timeout=5) as response:  # noqa: S310
+    with urlopen(request, timeout=WAIT) as response:  # noqa: S310
         return dict(json.load(response))
 
 
 def counted(address: str, tool: str = "") -> int:
     """Calls by `/metrics`: all of them, or those of one tool."""
-    with urlopen(f"{address}/metrics", timeout=5) as response:  # noqa: S310
+    with urlopen(f"{address}/metrics", timeout=WAIT) as response:  # noqa: S310
         text = response.read().decode()
     wanted = f'gen_ai_tool_name="{tool}"' if tool else ""
     return sum(int(count) for labels, count in _COUNT.findall(text) if wanted in labels)

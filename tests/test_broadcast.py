@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from processes import ROOT, free_port, millstream, serving
+from patience import WAIT
+from processes import ROOT, Shared, millstream, shared
 
 pytestmark = pytest.mark.server
-SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +30,26 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     """The started example."""
-    chosen = free_port()
-    command = millstream("examples/hub.py", chosen, "--log-level", "warning")
-    with serving(command, chosen, tmp_path_factory.mktemp("server") / "log"):
-        yield chosen
+
+    def command(port: int) -> list[str]:
+        return millstream("examples/hub.py", port, "--log-level", "warning")
+
+    with shared(command, tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def port(shared_hub: Shared) -> int:
+    """The port of the example."""
+    return shared_hub.port()
 
 
 def load(program: Path, port: int, *options: str) -> dict[str, Any]:
     """What the program counted."""
     command = [str(program), "--port", str(port), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -94,13 +102,13 @@ def test_the_load_program_finds_out_a_server_that_errs(
     """The judge is judged: this server writes, for the n-th publication, the events that the table says."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         command = [str(program), "--port", str(listener.getsockname()[1]), "--subscribers", "1", "--events", "4"]
-        listener.settimeout(5)
+        listener.settimeout(WAIT)
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             stream, _ = listener.accept()
             publisher, _ = listener.accept()
             with stream, publisher, suppress(ConnectionError):
                 serve_wrongly(stream, publisher, written)
-            output, _ = process.communicate(timeout=5)
+            output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 1
     assert json.loads(output)[fault] > 0
 

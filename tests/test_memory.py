@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import WAIT
 from processes import ROOT, free_port, millstream, serving
 from wire import LATEST_HANDSHAKE, POST, encode_request, pairs, request
 
@@ -51,7 +52,7 @@ class Process:
 
     def connect(self) -> socket.socket:
         """A connection that vanishes when it is closed."""
-        connection = socket.create_connection(("127.0.0.1", self._port), timeout=5)
+        connection = socket.create_connection(("127.0.0.1", self._port), timeout=WAIT)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         return connection
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import millstream
+from patience import WAIT
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "millstream"
@@ -64,7 +65,9 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 def run_python(*argv: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run the interpreter of the tests in the project's folder; 5 seconds are its bound."""
-    done = subprocess.run([sys.executable, *argv], input=given, capture_output=True, timeout=5, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, *argv], input=given, capture_output=True, timeout=WAIT, cwd=ROOT, check=False
+    )
     assert done.returncode == 0, done.stderr.decode()
     return done
 

@@ -16,6 +16,7 @@ import pytest
 import http_peer
 from millstream.app.serving.entry import prepare
 from millstream.transports.memory import MemoryPipe
+from patience import WAIT
 from transcripts.replay import Channel, HttpChannel, MessageChannel, play
 from transcripts.teller import build
 
@@ -55,7 +56,7 @@ async def stdio() -> AsyncIterator[Callable[[], Channel]]:
     try:
         yield lambda: MessageChannel(lambda message: written.write(message + b"\n"), read.readline)
         written.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             assert await read.read() == b""
             assert await process.wait() == 0
     finally:

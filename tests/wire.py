@@ -14,8 +14,8 @@ from http_peer import Peer, Running, serve
 from millstream import Server
 from millstream.app.runtime import Runtime
 from millstream.app.serving.entry import prepare
+from patience import WAIT
 
-WAIT = 5.0
 HOST = {"host": "127.0.0.1"}
 POST = {**HOST, "content-type": "application/json", "accept": "application/json, text/event-stream"}
 META = "io.modelcontextprotocol/"

@@ -163,7 +163,7 @@ def test_a_process_answers_every_bad_line_and_ends_with_its_input() -> None:
     start = "from millstream.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", start, "run", "examples/greet.py", "--transport", "stdio"],
-        input=given, capture_output=True, timeout=10, cwd=ROOT, check=False,
+        input=given, capture_output=True, timeout=WAIT, cwd=ROOT, check=False,
     )  # fmt: skip
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr

@@ -12,8 +12,7 @@ from typing import Any, Protocol
 import http_peer
 from millstream import Server
 from millstream.app.serving.entry import prepare
-
-WAIT = 5.0
+from patience import WAIT
 
 
 @dataclass

@@ -31,6 +31,7 @@ from millstream import (
     ToolError,
     ToolResult,
 )
+from patience import WAIT
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
 WAV = b"RIFF" + bytes(8)
@@ -74,7 +75,7 @@ def journal(key: str) -> list[str]:
 
 async def awaited(key: str, text: str) -> str:
     """Answers when a text stands in a journal."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         await until(lambda: text in JOURNAL[key])
     return text
 
@@ -199,7 +200,8 @@ async def sleeps() -> str:
 
 
 def blocks_too_long(key: str) -> str:
-    GATES[key].wait(5)
+    note(key, "begun")
+    GATES[key].wait(WAIT)
     return "late"
 
 
@@ -244,7 +246,7 @@ async def waits(key: str, ctx: Context) -> str:
 
 def waits_in_thread(key: str, ctx: SyncContext) -> str:
     note(key, "begun")
-    GATES[key].wait(5)
+    GATES[key].wait(WAIT)
     note(key, "cancelled" if ctx.cancelled else "ended")
     return "waited"
 

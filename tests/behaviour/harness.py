@@ -13,12 +13,12 @@ from behaviour.combinations import Combination
 from behaviour.judge import judge_of
 from behaviour.links import Link, Process, StreamableLink
 from millstream import Server
+from patience import WAIT
 
 Json = dict[str, Any]
 Answer = Callable[[str, Json], Json | None]
 """Method and params of a question -> the result; None leaves it unanswered. Raises `Refuse` for an error."""
 
-WAIT = 5.0
 META = "io.modelcontextprotocol/"
 EVERYTHING: Json = {
     "elicitation": {"form": {}, "url": {}},

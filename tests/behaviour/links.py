@@ -18,6 +18,8 @@ from typing import Any, Protocol
 from behaviour.exchanges import Event, Exchange, Http
 from millstream.app.runtime import Runtime
 from millstream.transports.memory import MemoryPipe
+from patience import WAIT
+from processes import Shared
 
 Json = dict[str, Any]
 Take = Callable[[Json | list[Json], "Json | None", int], None]
@@ -77,6 +79,9 @@ class Process:
                 stdout=subprocess.PIPE, stderr=stderr, bufsize=0, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
             )  # fmt: skip
         self.log = log
+        self.failures = Shared.failures
+        self.clients = 0
+        """Links that are open; the last one reads."""
         self.next_id = 0
         self.initialized: Json | None = None
         assert self.popen.stdin is not None
@@ -88,12 +93,17 @@ class Process:
         """Close its stdin; it ends by itself."""
         self.stdin.close()
         try:
-            return self.popen.wait(5)
+            return self.popen.wait(WAIT)
         except subprocess.TimeoutExpired:
             self.popen.kill()
             raise
         finally:
             self.stdout.close()
+
+    def kill(self) -> None:
+        """End it whatever it does."""
+        self.popen.kill()
+        self.end()
 
 
 class StdioLink:
@@ -103,6 +113,7 @@ class StdioLink:
         self._process = process
         self._take = take
         self._rest = b""
+        process.clients += 1
         asyncio.get_running_loop().add_reader(process.stdout.fileno(), self._readable)
 
     def _readable(self) -> None:
@@ -122,6 +133,7 @@ class StdioLink:
         return None
 
     async def close(self) -> None:
+        self._process.clients -= 1
         asyncio.get_running_loop().remove_reader(self._process.stdout.fileno())
 
 
@@ -140,7 +152,7 @@ class SseLink:
         self.stream = await self._http.fetch("GET", path, {"accept": "text/event-stream"})
         assert self.stream.status == 200
         events = self.stream.events()
-        first = await asyncio.wait_for(anext(events), 5)
+        first = await asyncio.wait_for(anext(events), WAIT)
         assert first.name == "endpoint"
         self.path = first.data
 

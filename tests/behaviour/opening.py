@@ -13,6 +13,7 @@ from behaviour.exchanges import serve_http
 from behaviour.harness import EVERYTHING, Answer, Client, Json
 from behaviour.links import WORLD, MemoryLink, Process, SseLink, StdioLink, StreamableLink
 from millstream import Server
+from processes import Shared
 
 SETTINGS: dict[str, Json] = {"sessionless": {"sessions": False}, "json": {"json_only": True}}
 
@@ -24,18 +25,25 @@ def server_for(transport: str) -> Server:
 
 
 class Processes:
-    """The stdio servers of a test run: one for each revision and set of capabilities."""
+    """The stdio servers of a test run: one for each revision and set of capabilities.
+
+    Each use looks whether the process is well, and gets another one when it isn't: it has ended, it doesn't answer a
+    call, or a test has failed since it started, which may have left threads, questions or subscriptions behind.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._by_key: dict[tuple[str, str], Process] = {}
         self._count = itertools.count()
 
-    def get(self, combination: Combination, capabilities: Json) -> Process:
+    async def get(self, combination: Combination, capabilities: Json) -> Process:
         """The process of a kind of client."""
         key = (combination.revision, json.dumps(capabilities) if combination.handshake else "")
         process = self._by_key.get(key)
-        if process is None or process.popen.poll() is not None:
+        if process is not None and process.clients == 0 and not await well(process, combination, capabilities):
+            process.kill()
+            process = None
+        if process is None:
             process = self._by_key[key] = self.start()
         return process
 
@@ -47,6 +55,21 @@ class Processes:
         """End all."""
         for process in self._by_key.values():
             process.end()
+
+
+async def well(process: Process, combination: Combination, capabilities: Json) -> bool:
+    """Whether a process that has served a test can serve the next one: it says what it's asked, and nothing else."""
+    if process.failures != Shared.failures or process.popen.poll() is not None:
+        return False
+    probe = Client(combination, capabilities, None)
+    probe.process, probe.link = process, StdioLink(process, probe.take)
+    try:
+        answered = (await probe.call("text")).text == "plain"
+    except (AssertionError, TimeoutError, OSError):
+        return False
+    finally:
+        await probe.link.close()
+    return answered and not (probe.notes or probe.stray or probe.asked)
 
 
 @asynccontextmanager
@@ -66,7 +89,7 @@ async def open_client(
     client.server = server or server_for(transport)
     async with AsyncExitStack() as stack:
         if transport == "stdio":
-            client.process = processes.get(combination, declared)
+            client.process = await processes.get(combination, declared)
             client.link = StdioLink(client.process, client.take)
         elif transport == "memory":
             runtime = await stack.enter_async_context(client.server.running())

@@ -8,6 +8,7 @@ from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 from behaviour.harness import Client, Json
 from behaviour.test_resumption import meaning, resumed, some
+from patience import WAIT
 
 
 def call(request_id: Any, tool: str, **arguments: Any) -> Json:
@@ -73,7 +74,7 @@ async def test_a_call_in_a_batch_reports_while_the_others_run(connect: Connect, 
     assert [(note["progressToken"], note["progress"]) for note in progress] == [(1, 1), (1, 2), (1, 3)]
     if combination.http:
         stream = client.streamable.streams["batch"]
-        await asyncio.wait_for(stream.over.wait(), 5)
+        await asyncio.wait_for(stream.over.wait(), WAIT)
         assert all(isinstance(message, dict) for message in meaning(stream.events))
         assert [each["error"]["code"] for each in meaning(stream.events) if "error" in each] == [-32600]
 

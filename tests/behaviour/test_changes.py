@@ -6,8 +6,8 @@ import pytest
 
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
+from patience import WAIT
 
-WAIT = 5.0
 UPDATED = "notifications/resources/updated"
 SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
 KINDS = ("tools", "prompts", "resources")
@@ -130,7 +130,7 @@ async def test_a_server_that_stops_ends_a_subscription_with_its_result(
     """Digest 7: the response with the id of the subscription, then the end."""
     client = await connect(combination)
     sent = await client.watch()
-    await (await client.server.start()).drain(5)
+    await (await client.server.start()).drain(WAIT)
     reply = await client.finish(sent)
     assert reply.result["_meta"][SUBSCRIPTION] == sent
     assert reply.result["resultType"] == "complete"

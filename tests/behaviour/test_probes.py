@@ -15,6 +15,7 @@ from millstream.app.runtime import Runtime
 from millstream.app.serving.uvicorn_server import _Uvicorn
 from millstream.protocol.errors import LocalError
 from millstream.protocol.revisions import ALL
+from patience import WAIT
 
 ROUTES = Path(__file__).resolve().parents[2] / "docs" / "reference" / "routes.md"
 
@@ -79,11 +80,11 @@ async def test_open_streams_are_told_by_transport() -> None:
     scope = {"type": "http", "method": "GET", "path": "/events", "headers": [(b"host", b"127.0.0.1")]}
     async with server.running():
         listening = asyncio.create_task(server(scope, inbox.get, outbox.put))
-        await asyncio.wait_for(outbox.get(), 5)
+        await asyncio.wait_for(outbox.get(), WAIT)
         told = await facts(server)
         assert (told["streams"], told["streams_by_transport"], told["subscribers"]) == (1, {"events": 1}, 1)
         inbox.put_nowait({"type": "http.disconnect"})
-        await asyncio.wait_for(listening, 5)
+        await asyncio.wait_for(listening, WAIT)
         assert (await facts(server))["streams_by_transport"] == {"events": 0}
 
 
@@ -144,7 +145,7 @@ async def test_the_lag_of_the_loop_is_measured_by_the_sweep(monkeypatch: pytest.
     async with Server("shop").running() as runtime:
         now = iter(range(0, 1_000_000, 3))
         runtime.clock = lambda: float(next(now))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             while runtime.lag != 3.0:  # noqa: ASYNC110  the sweep tells nobody
                 await asyncio.sleep(0)
 

@@ -11,6 +11,7 @@ import pytest
 
 from millstream import Context, Server
 from millstream.transports.memory import MemoryPipe
+from patience import WAIT
 from processes import free_port, millstream, serving
 
 SERVER = Path(__file__).with_name("slow_peers.py")
@@ -44,7 +45,7 @@ async def test_a_peer_that_never_reads_does_not_keep_others_from_their_heartbeat
         await asyncio.sleep(0)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(call("silent"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             head = await reader.readuntil(b"\r\n\r\n")
             assert b"text/event-stream" in head
             assert b":\n\n" in await reader.readuntil(b":\n\n")
@@ -66,7 +67,7 @@ async def test_only_a_call_that_was_silent_for_a_whole_heartbeat_reports_progres
         await ctx.progress(2)
         return "done"
 
-    async with mcp.running() as runtime, asyncio.timeout(5):
+    async with mcp.running() as runtime, asyncio.timeout(WAIT):
         pipe = MemoryPipe(runtime.dispatcher)
         params = {"name": "works", "arguments": {}, "_meta": META}
         pipe.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode())
@@ -91,7 +92,7 @@ async def test_a_call_that_stays_silent_reports_small_steps_that_only_grow() -> 
         await ctx.progress(2, 3)
         return "done"
 
-    async with mcp.running() as runtime, asyncio.timeout(5):
+    async with mcp.running() as runtime, asyncio.timeout(WAIT):
         pipe = MemoryPipe(runtime.dispatcher)
         params = {"name": "works", "arguments": {}, "_meta": META}
         pipe.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode())

@@ -19,7 +19,7 @@ OPTIONED: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (do.awaited, {}),
     (do.open_gate, {"thread": False}),
     (do.sleeps, {"timeout": 0.01}),
-    (do.blocks_too_long, {"timeout": 0.1}),  # time enough for its thread to begin: what has not begun frees its slot
+    (do.blocks_too_long, {"timeout": 0.1}),
     (do.needs_sampling, {"requires": {"sampling": {}}}),
 ]
 ICON = Icon(src="https://example.com/icon.png", mime_type="image/png", sizes=["48x48"])

@@ -23,12 +23,12 @@ from millstream.app.serving.listening import listen, run_program
 from millstream.cli import main
 from millstream.cli.commands.run import override
 from millstream.cli.stdio import plain_stdio
+from patience import WAIT
 from processes import ROOT, free_port, millstream, serving
 
 pytestmark = pytest.mark.server
 
 COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream.cli import main; main()"]
-SECONDS = 5.0
 CALL = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "greet", "arguments": {"name": "Ann"}}}
 INITIALIZE = {
     "jsonrpc": "2.0",
@@ -41,7 +41,7 @@ INITIALIZE = {
 def run(*arguments: str, given: str = "", cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """A command that ends by itself."""
     return subprocess.run(
-        [*COMMAND, *arguments], input=given, capture_output=True, text=True, timeout=SECONDS, cwd=cwd, check=False,
+        [*COMMAND, *arguments], input=given, capture_output=True, text=True, timeout=WAIT, cwd=cwd, check=False,
         env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
     )  # fmt: skip
 
@@ -50,7 +50,7 @@ def post(port: int, message: Any, path: str = "/mcp", **headers: str) -> tuple[d
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", json.dumps(message).encode(), {"content-type": "application/json", **headers}
     )
-    with urllib.request.urlopen(request, timeout=SECONDS) as reply:  # noqa: S310 - our own server
+    with urllib.request.urlopen(request, timeout=WAIT) as reply:  # noqa: S310 - our own server
         return dict(reply.headers), json.loads(reply.read())
 
 
@@ -58,7 +58,7 @@ def read_until(source: int, needle: bytes) -> bytes:
     """What a process writes, up to the chunk with `needle` in it."""
     found = b""
     while needle not in found:
-        ready, _, _ = select.select([source], [], [], SECONDS)
+        ready, _, _ = select.select([source], [], [], WAIT)
         assert ready, f"nothing more after {found!r}"
         chunk = os.read(source, 65_536)
         assert chunk, f"ended after {found!r}"
@@ -74,7 +74,7 @@ def started(command: list[str], **streams: Any) -> Iterator[subprocess.Popen[byt
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=SECONDS)
+        process.communicate(timeout=WAIT)
 
 
 def texts(reply: Any) -> list[str]:
@@ -100,7 +100,7 @@ def test_the_command_that_is_shown_works_as_it_is() -> None:
         assert process.stderr is not None
         shown = read_until(process.stderr.fileno(), b'"curl"')
         (curl,) = [line["curl"] for line in map(json.loads, shown.splitlines()) if "curl" in line]
-        done = subprocess.run(shlex.split(curl), capture_output=True, timeout=SECONDS, check=True)
+        done = subprocess.run(shlex.split(curl), capture_output=True, timeout=WAIT, check=True)
     assert texts(json.loads(done.stdout)) == ["2"]
 
 
@@ -126,7 +126,7 @@ def test_a_process_that_is_told_to_stop_ends_in_order(tmp_path: Path) -> None:
     port = free_port()
     with serving(millstream("examples/greet.py", port), port, tmp_path / "log") as process:
         process.terminate()
-        assert process.wait(SECONDS) in (0, -15)
+        assert process.wait(WAIT) in (0, -15)
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
@@ -138,7 +138,7 @@ def test_a_terminal_sees_the_panel() -> None:
         os.close(theirs)
         shown = read_until(ours, b"tools/call").decode()
         process.terminate()
-        printed, _ = process.communicate(timeout=SECONDS)
+        printed, _ = process.communicate(timeout=WAIT)
     os.close(ours)
     assert f"http://127.0.0.1:{port}/mcp" in shown
     assert "╭" in shown
@@ -158,7 +158,7 @@ def test_a_terminal_sees_the_panel() -> None:
 def test_over_stdio_nothing_but_the_protocol_is_on_stdout(command: list[str]) -> None:
     """Issue 2: stdio, in the way clients start it; the process ends when its input does."""
     given = "".join(f"{json.dumps(message)}\n" for message in (INITIALIZE, CALL))
-    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=SECONDS, cwd=ROOT, check=False)
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=WAIT, cwd=ROOT, check=False)
     replies = {reply["id"]: reply for reply in map(json.loads, done.stdout.splitlines())}
     assert replies[1]["result"]["protocolVersion"] == "2025-06-18"
     assert texts(replies[7]) == ["Hello Hello, Ann!"]

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from patience import WAIT
 from processes import free_port, millstream, serving
 
 pytestmark = pytest.mark.server
 
-SECONDS = 5.0
 NOISY = """
 import os
 import time
@@ -76,7 +76,7 @@ def run(file: Path, given: bytes, **settings: str) -> subprocess.CompletedProces
     command = [sys.executable, "-c", "from millstream.cli import main; main()"]
     return subprocess.run(
         [*command, "run", str(file), "--transport", "stdio"],
-        input=given, capture_output=True, timeout=SECONDS, check=False, env={**os.environ, **settings},
+        input=given, capture_output=True, timeout=WAIT, check=False, env={**os.environ, **settings},
     )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def test_a_program_that_prints_keeps_its_stdout_clean_from_the_start_of_serving(
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
         [sys.executable, str(file)],
-        input=call("speaks", 1), capture_output=True, timeout=SECONDS, check=False, env=buffered,
+        input=call("speaks", 1), capture_output=True, timeout=WAIT, check=False, env=buffered,
     )  # fmt: skip
     first = done.stdout.splitlines()[0]
     assert json.loads(first)["id"] == 1
@@ -140,9 +140,9 @@ def test_a_web_server_that_is_told_to_stop_does_not_wait_for_such_a_thread_eithe
         with subprocess.Popen(client_command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as client:
             look = f"json.loads(u.urlopen('http://127.0.0.1:{port}/health').read())['calls']"
             counting = [sys.executable, "-c", f"import json, urllib.request as u\nwhile {look} == 0: pass"]
-            subprocess.run(counting, timeout=SECONDS, check=True)
+            subprocess.run(counting, timeout=WAIT, check=True)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(SECONDS) in (0, -signal.SIGTERM)
-            client.wait(SECONDS)
+            assert process.wait(WAIT) in (0, -signal.SIGTERM)
+            client.wait(WAIT)
     assert "1 worker threads still run" in log.read_text()
     assert "exception calling callback" not in log.read_text()

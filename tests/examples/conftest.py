@@ -11,8 +11,8 @@ import pytest
 from millstream import Server
 from millstream.protocol.revisions import ALL
 from millstream.transports.memory import MemoryPipe
+from patience import WAIT
 
-SECONDS = 5.0
 CAPABILITIES: dict[str, Any] = {"sampling": {}, "elicitation": {}, "roots": {}}
 META = "io.modelcontextprotocol/"
 Answer = Callable[[str, dict[str, Any]], Any]
@@ -78,7 +78,7 @@ class Caller:
         sent = {**params, "_meta": meta} if meta else params
         self._send({"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": sent})
         while True:
-            message = json.loads(await asyncio.wait_for(self._pipe.receive(), SECONDS))
+            message = json.loads(await asyncio.wait_for(self._pipe.receive(), WAIT))
             if "method" not in message:
                 return message
             if "id" in message:

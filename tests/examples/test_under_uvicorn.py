@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from patience import WAIT
 from processes import free_port, serving, uvicorn
 
 pytestmark = pytest.mark.server
-SECONDS = 5.0
 
 
 def call(port: int, mount: str, tool: str, **arguments: Any) -> str:
@@ -18,7 +18,7 @@ def call(port: int, mount: str, tool: str, **arguments: Any) -> str:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{mount}/mcp", json.dumps(message).encode(), {"content-type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=SECONDS) as reply:  # noqa: S310 - our own server
+    with urllib.request.urlopen(request, timeout=WAIT) as reply:  # noqa: S310 - our own server
         return json.loads(reply.read())["result"]["content"][0]["text"]
 
 
@@ -28,7 +28,7 @@ def test_two_servers_in_one_application_need_no_lifespan(tmp_path: Path) -> None
     with serving(uvicorn("examples.echo_math:app", port), port, tmp_path / "log"):
         assert call(port, "/echo", "echo", message="hi") == "Echo: hi"
         assert call(port, "/math", "add_two", n=40) == "42"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/docs", timeout=SECONDS) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/docs", timeout=WAIT) as reply:
             assert reply.status == 200
 
 
@@ -37,7 +37,7 @@ def test_an_event_stream_of_a_mounted_server_names_its_own_address(tmp_path: Pat
     port = free_port()
     with serving(uvicorn("examples.echo_math:app", port), port, tmp_path / "log"):
         request = urllib.request.Request(f"http://127.0.0.1:{port}/echo/sse", headers={"accept": "text/event-stream"})
-        with urllib.request.urlopen(request, timeout=SECONDS) as reply:  # noqa: S310 - our own server
+        with urllib.request.urlopen(request, timeout=WAIT) as reply:  # noqa: S310 - our own server
             assert reply.readline().strip() == b"event: endpoint"
             assert b"/echo/messages/?session_id=" in reply.readline()
 

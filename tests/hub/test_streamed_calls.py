@@ -13,8 +13,8 @@ from starlette.routing import Mount
 
 from millstream import Context, Server
 from millstream.transports.hub_routes import HubRoutes
+from patience import WAIT
 
-SECONDS = 5.0
 LARGE = 400_000
 
 
@@ -38,7 +38,7 @@ async def server() -> AsyncIterator[Server]:
 
 def client(app: Any) -> httpx2.AsyncClient:
     """A client in this process, on this machine."""
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1", timeout=SECONDS)
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1", timeout=WAIT)
 
 
 def call(name: str, **arguments: Any) -> dict[str, Any]:
@@ -97,7 +97,7 @@ async def test_asking_only_for_the_head_of_a_stream_empties_no_mailbox(server: S
     """RFC 9110 §9.3.2: HEAD is safe; it must not count as having been told what came."""
     async with client(server) as http:
         await http.post("/mcp/tools/call", json=call("add", a=1, b=2), headers={"x-client-id": "ada"})
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(WAIT):
             reply = await http.head("/mcp/sse/ada")
     assert reply.status_code == 405
 

@@ -12,6 +12,7 @@ from millstream.hub.event import Record
 from millstream.protocol.errors import LocalError
 from millstream.stores.base import Gap
 from millstream.stores.memory.store import MemoryStore
+from patience import WAIT
 
 
 class Unreliable:
@@ -100,7 +101,7 @@ async def test_the_periodic_work_outlives_the_store(
         monkeypatch.setattr(type(hub._presence), "refresh", lambda _: counted())
         kv.down = True
         with caplog.at_level(logging.CRITICAL, "millstream.hub"):
-            await asyncio.wait_for(tried.wait(), 5)
+            await asyncio.wait_for(tried.wait(), WAIT)
             kv.down = False
 
 

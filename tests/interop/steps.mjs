@@ -4,7 +4,7 @@
 // runs `act` and tells whether an update of the resource arrived.
 
 const ADDRESS = { street: "1 Mill Lane", city: "Bath", speed: "express" };
-const WAIT = 5000;
+const WAIT = 1000 * process.env.WAIT;
 const HEARD = 1000; // a stream for updates may open late: then the next attempt hears
 
 export const CAPABILITIES = { elicitation: { form: {} }, sampling: {}, roots: {} };

@@ -11,10 +11,11 @@ import urllib.request
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from patience import WAIT
+
 ADDRESS = {"street": "1 Mill Lane", "city": "Bath", "speed": "express"}
 MODEL_TEXT = "In short: all is well."
 ROOT_URI = "file:///work"
-WAIT = 5.0
 
 Stop = Callable[[Any, asyncio.Task[Any], int], Awaitable[None]]
 """Cancel a running call: the client, the task that waits for it, the number of the request."""

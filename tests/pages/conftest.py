@@ -6,18 +6,17 @@ console, an exception, or something that the Content-Security-Policy refused fai
 
 import re
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
 from pages_world import OpenPage
-from processes import free_port, millstream, serving
+from patience import WAIT
+from processes import Shared, millstream, shared
 
-WAIT_MS = 60_000
-"""A net for what hangs, never a measure."""
+WAIT_MS = WAIT * 1000
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -38,8 +37,8 @@ document.addEventListener("securitypolicyviolation", (event) => {
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One browser for a file of tests; each page gets a context of its own.
+def launched() -> Iterator[Callable[[], Browser]]:
+    """One browser for a file of tests, and another one should it crash; each page gets a context of its own.
 
     Not for the session: Playwright runs an event loop in this thread as long as it lives, and other tests need one.
     """
@@ -47,28 +46,56 @@ def browser() -> Iterator[Browser]:
     assert program is not None, "These tests need Debian's chromium: apt-get install chromium."
     expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
+        found: list[Browser] = []
+
+        def launch() -> Browser:
+            if not found or not found[-1].is_connected():
+                found.append(playwright.chromium.launch(executable_path=program, args=ARGUMENTS, timeout=WAIT_MS))
+            return found[-1]
+
+        yield launch
+        for each in found:
+            each.close()
+
+
+@pytest.fixture
+def browser(launched: Callable[[], Browser]) -> Browser:
+    """The browser of the file."""
+    return launched()
 
 
 @pytest.fixture(scope="session")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of `examples/hub.py` with everything that runs beside MCP."""
-    port = free_port()
-    log: Path = tmp_path_factory.mktemp("hub") / "log"
-    with serving(millstream("examples/hub.py", port, "--serve", "all"), port, log):
-        yield f"http://127.0.0.1:{port}"
+def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """`examples/hub.py` with everything that runs beside MCP."""
+
+    def command(port: int) -> list[str]:
+        return millstream("examples/hub.py", port, "--serve", "all")
+
+    with shared(command, tmp_path_factory.mktemp("hub")) as server:
+        yield server
+
+
+@pytest.fixture
+def hub(shared_hub: Shared) -> str:
+    """The address of the hub."""
+    return f"http://127.0.0.1:{shared_hub.port()}"
 
 
 @pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server with the pages and the smallest example's one tool."""
-    port = free_port()
-    with serving(
-        millstream("examples/greet.py", port, "--serve", "web"), port, tmp_path_factory.mktemp("plain") / "log"
-    ):
-        yield f"http://127.0.0.1:{port}"
+def shared_plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """A server with the pages and the smallest example's one tool."""
+
+    def command(port: int) -> list[str]:
+        return millstream("examples/greet.py", port, "--serve", "web")
+
+    with shared(command, tmp_path_factory.mktemp("plain")) as server:
+        yield server
+
+
+@pytest.fixture
+def plain(shared_plain: Shared) -> str:
+    """The address of the plain server."""
+    return f"http://127.0.0.1:{shared_plain.port()}"
 
 
 @pytest.fixture

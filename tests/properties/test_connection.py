@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from bad_input.shop import make_shop
 from millstream.app.runtime import Runtime
 from millstream.transports.memory import MemoryPipe
+from patience import WAIT
 from properties.messages import bodies, encoded, messages
 from wire import request
 
@@ -35,7 +36,7 @@ class Running:
     async def _say(self, body: bytes, revision: str) -> list[Any]:
         pipe = MemoryPipe(self._runtime.dispatcher)
         heard: list[Any] = []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             if revision:
                 pipe.send(json.dumps(request("initialize", {"protocolVersion": revision, "capabilities": {}})).encode())
                 await pipe.receive()

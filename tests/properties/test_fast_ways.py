@@ -19,6 +19,7 @@ from millstream.http.asgi.sink import AsgiSink
 from millstream.http.message import Request, Response
 from millstream.transports.streamable.post import Streamable
 from millstream.transports.streamable.sessions import HttpSessions
+from patience import WAIT
 from properties.messages import TOOLS, calls, encoded, mostly
 from wire import LATEST_HANDSHAKE, META, PER_REQUEST, POST, enveloped, pairs, request, routing
 
@@ -53,7 +54,7 @@ class Ways:
                 return AsgiSink(send, status, lines, limit=2**20)  # type: ignore[arg-type]
 
         asked = Asked("POST", "/mcp", fields, dict(fields), body)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             response: Response | None = await handler(asked)
         if response is not None:
             return response.status, response.head, RANDOM.sub(b"?", response.body)

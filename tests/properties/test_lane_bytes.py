@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 from bad_input.shop import make_shop
 from millstream.app.serving.entry import prepare
 from millstream.http.lane import load_lane
+from patience import WAIT
 from properties.messages import bodies, headers
 from strategies import bytewise, cuts
 from wire import POST, KeptTransport, encode_request, enveloped, pairs, request, routing
@@ -78,7 +79,7 @@ class LaneOfAShop:
     @staticmethod
     async def _until(fact: Callable[[], bool]) -> None:
         """Give the loop turns, until something is so and for a few more."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             for _ in iter(fact, True):
                 await asyncio.sleep(0)
         for _ in range(20):

@@ -13,6 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from bad_input.shop import make_shop
 from millstream.app.serving.entry import prepare
+from patience import WAIT
 from wire import POST, Reply, Wire, over_asgi, pairs, request
 
 REVISIONS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
@@ -152,7 +153,7 @@ class SessionLife(RuleBasedStateMachine):
 
     def _unanswered(self, task: asyncio.Task[Reply]) -> None:
         async def end() -> Reply:
-            return await asyncio.wait_for(task, 5)
+            return await asyncio.wait_for(task, WAIT)
 
         reply = self.runner.run(end())
         assert reply.status == 200

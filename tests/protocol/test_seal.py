@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from millstream.protocol.errors import LocalError
 from millstream.protocol.seal import MAX_TOKEN, KeyRing
+from patience import WAIT
 
 OLD, NEW = b"o" * 32, b"n" * 32
 NONCE = bytes(range(12))
@@ -176,4 +177,4 @@ def test_cryptography_is_not_loaded_before_the_first_use() -> None:
         "assert 'cryptography' not in sys.modules; ring.open(b'k', 'A' * 44); assert 'cryptography' in sys.modules"
     )
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=environ)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=WAIT, env=environ)

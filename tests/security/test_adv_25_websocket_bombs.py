@@ -10,6 +10,7 @@ import pytest
 
 from millstream.http.websocket.uvicorn import MAX_FRAGMENTS, MAX_UNREAD
 from millstream.hub import HubLimits
+from patience import WAIT
 from socket_world import PING, TEXT, WAYS, RawSocket, World, frame, world
 
 ASK = b'{"type":"ping"}'
@@ -83,7 +84,7 @@ async def test_who_pings_and_never_reads_is_dropped() -> None:
     async with world() as app:
         socket = await app.raw(small_buffer=True)
         pings = frame(PING, b"x" * 125) * 2000
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             with contextlib.suppress(ConnectionError):
                 while app.running.state.connections:
                     sizes = [each.transport.get_write_buffer_size() for each in app.running.state.connections]  # type: ignore[union-attr]

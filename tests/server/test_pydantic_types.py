@@ -11,6 +11,7 @@ import pytest
 from msgspec import NODEFAULT, Meta
 
 from millstream.server.functions.pydantic_types import as_meta, dec_hook, enc_hook, is_model, schema_hook
+from patience import WAIT
 
 
 class Leaf(pydantic.BaseModel):
@@ -129,4 +130,4 @@ def test_a_program_without_pydantic_plans_functions_without_loading_it() -> None
         "assert plan(f).output_schema\n"
         "assert 'pydantic' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=WAIT)

@@ -9,6 +9,7 @@ import pytest
 
 from millstream import Cancelled, Context, Server, Settings, SyncContext, ToolError
 from millstream.testing import connect
+from patience import WAIT
 
 
 def test_every_method_and_value_of_the_context_is_there_for_def_functions() -> None:
@@ -20,7 +21,7 @@ def test_every_method_and_value_of_the_context_is_there_for_def_functions() -> N
 async def test_side_effects_run_in_the_threads_of_their_calls_so_that_a_full_pool_cannot_dead_lock() -> None:
     """A fixed defect: they waited for a thread of asyncio's own pool, which anybody can fill."""
     mcp = Server("once", settings=Settings(max_threads=2))
-    together = Barrier(2, timeout=5.0)
+    together = Barrier(2, timeout=WAIT)
     threads: set[tuple[str, str]] = set()
 
     @mcp.tool
@@ -38,7 +39,7 @@ async def test_side_effects_run_in_the_threads_of_their_calls_so_that_a_full_poo
 
     with ThreadPoolExecutor(1) as other:
         asyncio.get_running_loop().set_default_executor(other)
-        async with connect(mcp) as client, asyncio.timeout(5.0):
+        async with connect(mcp) as client, asyncio.timeout(WAIT):
             results = await asyncio.gather(client.call("pay"), client.call("pay"))
     assert [each.text for each in results] == ["paid", "paid"]
     assert threads == {("millstream_1", "millstream_1"), ("millstream_2", "millstream_2")}
@@ -59,7 +60,7 @@ async def test_what_a_side_effect_raises_is_raised_where_it_was_asked_for(revisi
         except RuntimeError as exc:
             return str(exc)
 
-    async with connect(mcp, revision=revision) as client, asyncio.timeout(5.0):
+    async with connect(mcp, revision=revision) as client, asyncio.timeout(WAIT):
         assert (await client.call("pay", stops=False)).text == "no money"
         assert (await client.call("pay", stops=True)).text == "the function raised StopIteration"
 
@@ -74,7 +75,7 @@ async def test_a_caller_that_gives_up_during_a_side_effect_is_told_when_it_ends(
     def pay(ctx: SyncContext) -> str:
         def effect() -> str:
             begun.set()
-            assert go_on.wait(5.0)
+            assert go_on.wait(WAIT)
             return "paid"
 
         try:
@@ -87,7 +88,7 @@ async def test_a_caller_that_gives_up_during_a_side_effect_is_told_when_it_ends(
     def free() -> str:
         return "free"
 
-    async with connect(mcp) as client, asyncio.timeout(5.0):
+    async with connect(mcp) as client, asyncio.timeout(WAIT):
         assert "did not finish" in (await client.call("pay")).text
         assert begun.is_set()
         assert "busy" in (await client.call("free")).text

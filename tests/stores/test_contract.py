@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from millstream.stores import open_store
 from millstream.stores.base import Entry, Gap, Position, Store
+from patience import WAIT
 
 TTL = 300.0
 STORES: dict[str, Callable[[], Store]] = {"memory": lambda: open_store("memory://")}
@@ -225,7 +226,7 @@ class Inbox:
 
     async def until(self, last: bytes) -> list[bytes]:
         """All that came, once `last` is among it."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             while last not in self.items:
                 self._arrived.clear()
                 await self._arrived.wait()

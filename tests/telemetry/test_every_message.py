@@ -14,6 +14,7 @@ from millstream.app.runtime import Runtime
 from millstream.protocol.revisions import NEWEST_HANDSHAKE
 from millstream.transports.memory import MemoryPipe
 from observed import a_call
+from patience import WAIT
 from wire import enveloped, request
 
 DATE = NEWEST_HANDSHAKE.date
@@ -46,7 +47,7 @@ class World:
             "type": "websocket", "path": "/ws", "headers": [(b"host", b"127.0.0.1")], "client": ("127.0.0.1", 1),
         }  # fmt: skip
         task = asyncio.create_task(self.server(scope, inbox.get, outbox.put))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             assert (await outbox.get())["type"] == "websocket.accept"
             await outbox.get()
             for message in messages:
@@ -210,7 +211,7 @@ async def test_every_message_of_a_batch_is_told(capture: pytest.CaptureFixture[s
         assert [(line["method"], line["status"]) for line in seen.lines()] == told
         pipe = MemoryPipe(seen.runtime.dispatcher)
         pipe.send(batch)
-        await asyncio.wait_for(pipe.receive(), 5)
+        await asyncio.wait_for(pipe.receive(), WAIT)
         assert [(line["method"], line["status"]) for line in seen.lines()] == told
         await pipe.close()
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from millstream.telemetry import messages
 from millstream.telemetry.messages import MAX_PENDING, MAX_TEXT, AccessRecord, MessageLog, session_hash
+from patience import WAIT
 
 AT = 1_784_116_800.25
 
@@ -143,7 +144,7 @@ async def test_lines_are_written_together_soon() -> None:
     for _ in range(5):
         log.add(AccessRecord(AT, "ping"))
     assert writes == []
-    await asyncio.wait_for(written.wait(), 5)
+    await asyncio.wait_for(written.wait(), WAIT)
     assert [text.count("\n") for text in writes] == [5]
     log.flush()
     assert len(writes) == 1

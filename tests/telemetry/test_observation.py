@@ -18,6 +18,7 @@ from millstream.telemetry.messages import AccessRecord, MessageLog, session_hash
 from millstream.telemetry.metrics import OTHER, Metrics
 from millstream.transports.memory import MemoryPipe
 from observed import a_call, recording
+from patience import WAIT
 
 
 class Clock:
@@ -274,7 +275,7 @@ async def test_every_call_of_a_running_server_is_observed() -> None:
         runtime.dispatcher.observe = observer
         pipe = MemoryPipe(runtime.dispatcher)
         pipe.send(b'{"jsonrpc":"2.0","id":0,"method":"initialize"}')
-        await asyncio.wait_for(pipe.receive(), 5)
+        await asyncio.wait_for(pipe.receive(), WAIT)
         for number, params in enumerate(
             (
                 b'{"name":"add","arguments":{"a":1,"b":2}}',
@@ -284,7 +285,7 @@ async def test_every_call_of_a_running_server_is_observed() -> None:
             1,
         ):
             pipe.send(b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":%b}' % (number, params))
-            await asyncio.wait_for(pipe.receive(), 5)
+            await asyncio.wait_for(pipe.receive(), WAIT)
         observer.close()
     assert {labels[:-1]: count for labels, count in counts(observer.registry, DURATION).items()} == {
         ("tools/call", "add"): 1,

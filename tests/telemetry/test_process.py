@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from millstream.telemetry import process
 from millstream.telemetry.metrics import Metrics
 from millstream.telemetry.process import INTERVAL, LoopLag, ProcessFigures
+from patience import WAIT
 
 
 async def test_lag_is_what_the_sleep_took_too_long() -> None:
@@ -50,7 +51,7 @@ async def test_the_sampler_runs_in_the_real_loop_until_it_is_cancelled() -> None
         sampled.set()
 
     task = asyncio.create_task(LoopLag(registry, sleep=sleep).run())
-    await asyncio.wait_for(sampled.wait(), 5)
+    await asyncio.wait_for(sampled.wait(), WAIT)
     task.cancel()
     assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
 

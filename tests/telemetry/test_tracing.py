@@ -14,6 +14,7 @@ from millstream.server.observing.tracing import load_spans
 from millstream.telemetry.messages import session_hash
 from millstream.telemetry.spans import Spans
 from observed import TRACE, a_call, recording
+from patience import WAIT
 
 
 def attributes_of(outcome: str = "", **given: Any) -> tuple[str, dict[str, Any]]:
@@ -136,5 +137,5 @@ def test_a_program_that_does_not_trace_loads_no_opentelemetry() -> None:
         "import millstream.server.observing.observer\n"
         "assert load_spans('1') is None\nassert not [n for n in sys.modules if n.startswith('opentelemetry')]\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=5, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=WAIT, check=False)
     assert done.returncode == 0, done.stderr.decode()

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import http_peer
+from patience import WAIT
 
-WAIT = 5.0
 READ = re.compile(r"-- (\d) (replies|goes on|is dropped by the client)(?: with (\d+) (?:events?|messages?))?")
 VOLATILE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("date", re.compile(r"^date: (.+)$", re.MULTILINE)),

@@ -18,8 +18,8 @@ from millstream.stores.memory.store import MemoryStore
 from millstream.transports.authenticate import protect
 from millstream.transports.hub_routes import HubRoutes
 from millstream.transports.open_streams import OpenStreams
+from patience import WAIT
 
-WAIT = 5.0
 JSON = b"Content-Type: application/json\r\n"
 
 

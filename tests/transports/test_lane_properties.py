@@ -15,6 +15,7 @@ from http_peer import HEAD, ToyApp
 from millstream.config import Settings
 from millstream.http.lane import load_lane
 from millstream.http.message import STREAM_HEAD, Request, Response
+from patience import WAIT
 from strategies import bytewise, cuts
 
 
@@ -105,7 +106,7 @@ async def talk(pieces: list[bytes]) -> bytes:
         await asyncio.sleep(0)
     protocol.connection_lost(None)
     if protocol.server_state.tasks:
-        await asyncio.wait(protocol.server_state.tasks, timeout=5)
+        await asyncio.wait(protocol.server_state.tasks, timeout=WAIT)
     assert protocol.server_state.tasks == set()
     assert wire.late == b""
     protocol.guard._sweep()

@@ -8,6 +8,7 @@ import pytest
 from http_peer import request, serve
 from millstream import Server
 from millstream.app.serving.entry import prepare
+from patience import WAIT
 
 ORIGIN = "http://localhost:3000"
 ASKS = {"origin": ORIGIN, "access-control-request-method": "GET"}
@@ -27,7 +28,7 @@ async def answers(kind: str, path: str, *, extensions: Any = None, **headers: st
     scope = {"type": kind, "path": path, "method": "OPTIONS", "headers": fields, "extensions": extensions}
     scope["client"] = ("127.0.0.1", 1)
     async with server.running():
-        await asyncio.wait_for(server(scope, inbox.get, send), 5)
+        await asyncio.wait_for(server(scope, inbox.get, send), WAIT)
     return sent
 
 

@@ -3,8 +3,7 @@
 import asyncio
 
 from millstream.http.websocket.waiting import CompactEvent, CompactQueue
-
-WAIT = 5.0
+from patience import WAIT
 
 
 async def test_a_gate_holds_until_it_is_set_and_whoever_it_let_through_is_not_held_again() -> None:

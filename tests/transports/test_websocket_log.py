@@ -7,6 +7,7 @@ import pytest
 
 from millstream.http.message import Request, Response
 from millstream.protocol.principal import Principal
+from patience import WAIT
 from socket_world import BINARY, CLOSE, TEXT, UPGRADE, frame, world
 
 WRONG = {
@@ -75,7 +76,7 @@ async def test_a_peer_that_leaves_within_its_handshake_is_no_error_of_the_server
 
     async with world(guard=slowly) as app:
         peer = await app.handshake()
-        await asyncio.wait_for(entered.wait(), 5)
+        await asyncio.wait_for(entered.wait(), WAIT)
         peer.close()
         await app.until(lambda: not app.running.state.connections)
         await app.until(lambda: not app.running.state.tasks)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from millstream.http.lane.workers import Worker, Workers
+from patience import WAIT
 
 pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12), reason="3.12 has eager tasks; workers are not used there")
 
@@ -32,7 +33,7 @@ async def idle_worker(workers: Workers) -> Worker:
 
 async def until(fact: Callable[[], bool]) -> None:
     """Give the loop turns until something is so."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         while not fact():  # noqa: ASYNC110  a worker tells nobody what it does
             await asyncio.sleep(0)
 
@@ -62,7 +63,7 @@ async def test_a_driven_call_runs_at_once_and_in_its_worker_s_task() -> None:
     worker = await idle_worker(workers)
 
     async def run() -> None:
-        async with asyncio.timeout(5):  # noqa: ASYNC100  that it can be entered is the point
+        async with asyncio.timeout(WAIT):  # noqa: ASYNC100  that it can be entered is the point
             seen.append(asyncio.current_task())
 
     assert await from_callback(lambda: (drive(workers, run()), list(seen))) == (True, [worker.task])
@@ -79,7 +80,7 @@ async def test_a_call_that_waits_goes_on_in_the_same_task(waits: str) -> None:
     news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:
-        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(WAIT), asyncio.TaskGroup() as group:
             tasks.append(asyncio.current_task())
             group.create_task(asyncio.sleep(0))
             await (news if waits == "future" else asyncio.sleep(0))
@@ -124,7 +125,7 @@ async def test_a_call_that_sets_a_context_variable_does_not_show_it_to_the_next(
     for turns in (0, 1):
         worker = await idle_worker(workers)
         await from_callback(lambda turns=turns: drive(workers, run("driven", turns)))  # type: ignore[misc]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             await worker.task
         assert workers.idle == []
     await Worker(workers, asyncio.get_running_loop(), run("first", 0)).task
@@ -143,7 +144,7 @@ async def test_a_cancelled_worker_is_not_used_again() -> None:
 
     assert not await from_callback(lambda: drive(workers, run()))
     worker.task.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         await worker.task
     assert workers.idle == []
 
@@ -175,7 +176,7 @@ async def test_a_call_that_cancels_its_own_task_is_cancelled_where_it_first_wait
             seen.append("cleaned up")
 
     assert not await from_callback(lambda: drive(workers, run()))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         await worker.task
     assert seen == [waits == "future", "cleaned up"]
     assert workers.idle == []
@@ -195,7 +196,7 @@ async def test_a_call_that_cancels_its_own_task_and_ends_takes_the_worker_with_i
             task.uncancel()
 
     assert await from_callback(lambda: drive(workers, run()))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT):
         await worker.task
     assert workers.idle == []
 

@@ -15,6 +15,7 @@ from millstream.http.message import Request, Response
 from millstream.protocol.sse import Decoder, Event
 from millstream.transports.open_streams import OpenStreams
 from millstream.web.live import MAX_BUFFERED, ChatMembers, DashboardFeed, LogTail
+from patience import WAIT
 
 INFO = {"name": "mill", "version": "1", "started": 1.0, "facts": {"Python": "3"}}
 
@@ -99,7 +100,7 @@ class World:
             yield screen
         finally:
             screen.close()
-            await asyncio.wait_for(handler, 5)
+            await asyncio.wait_for(handler, WAIT)
 
 
 async def test_a_watcher_hears_of_the_server_then_the_log_then_each_snapshot() -> None:
@@ -201,7 +202,7 @@ async def test_the_tail_keeps_the_newest_lines_of_all_threads() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(WAIT)
     lines, last = world.log.after(0)
     assert (len(lines), last) == (3, 8)
     assert world.log.after(7) == (lines[-1:], 8)

@@ -1,0 +1,41 @@
+"""`make busy` stops what its command started, lets it go on, and touches nothing else."""
+
+import os
+import subprocess
+import sys
+
+from scripts.busy import KINDS, descendants, run
+
+SEES_ITS_CHILD_STOP_AND_GO_ON = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+stopped = os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
+went_on = os.WIFCONTINUED(os.waitpid(child.pid, os.WCONTINUED)[1])
+child.communicate(b"end")
+sys.exit(7 if stopped and went_on else 1)
+"""
+
+
+def test_what_a_command_started_stands_still_and_goes_on_and_its_status_is_kept() -> None:
+    """Our choice: a server that is silent for some seconds is what the tests must bear."""
+    command = [sys.executable, "-c", SEES_ITS_CHILD_STOP_AND_GO_ON]
+    assert run(command, seed=1, between=(0.0, 0.01), seconds=0.01) == 7
+
+
+def test_only_descendants_of_the_command_are_stopped() -> None:
+    """Our choice: whatever else runs on the machine is somebody else's."""
+    nested = [sys.executable, "-c", "import subprocess, sys; subprocess.run(['cat'], check=True)"]
+    with (
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE) as stranger,
+        subprocess.Popen(nested, stdin=subprocess.PIPE) as command,
+    ):
+        while len(tree := descendants(command.pid)) < 2:
+            pass
+        assert command.pid in tree
+        assert not {stranger.pid, os.getpid()} & set(tree)
+        (grandchild,) = set(tree) - {command.pid}
+        assert KINDS["leaves"](tree) == {grandchild}
+        assert KINDS["parents"](tree) == {command.pid}
+        assert KINDS["all"](tree) == set(tree)
+        command.communicate()
+        stranger.communicate()
