@@ -4,8 +4,13 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from processes import Shared
+from processes import Tests
+
+# How long an example takes says something about the machine and nothing about the code.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,9 +23,14 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:  # pyright: ig
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`make unit` needs no server."""
+    Tests.may_serve = item.get_closest_marker("server") is not None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """After a failure, servers that tests share are replaced at their next use."""
     report = yield
-    Shared.failures += report.failed
+    Tests.failures += report.failed
     return report

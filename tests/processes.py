@@ -49,9 +49,19 @@ def uvicorn(target: str, port: int, *options: str) -> list[str]:
     return [sys.executable, "-m", "uvicorn", target, "--port", str(port), "--log-level", "warning", *options]
 
 
+class Tests:
+    """What conftest.py notes about the tests of this process."""
+
+    failures = 0
+    """How many have failed."""
+    may_serve = True
+    """The one that runs carries the mark `server`, without which it's part of `make unit`."""
+
+
 @contextmanager
 def serving(command: list[str], port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server for the length of the block, its output in the file `log`."""
+    assert Tests.may_serve, "A test that starts a server carries the mark `server`."
     with log.open("wb") as sink:
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
     try:
@@ -73,9 +83,6 @@ class Shared:
     that test left behind is unknown.
     """
 
-    failures = 0
-    """Tests of this process that have failed so far."""
-
     def __init__(self, command: Callable[[int], list[str]], folder: Path) -> None:
         self._command = command
         self._folder = folder
@@ -90,13 +97,13 @@ class Shared:
             self.process.kill()  # one that stands still wouldn't follow SIGTERM
             self.close()
         if self.process is None:
-            self._port, self._failures = free_port(), Shared.failures
+            self._port, self._failures = free_port(), Tests.failures
             serve = serving(self._command(self._port), self._port, self._folder / f"{self._port}.log")
             self.process = self._running.enter_context(serve)
         return self._port
 
     def _well(self, process: subprocess.Popen[bytes]) -> bool:
-        return self._failures == Shared.failures and process.poll() is None and answers(self._port)
+        return self._failures == Tests.failures and process.poll() is None and answers(self._port)
 
     def close(self) -> None:
         """End the server."""

@@ -13,7 +13,7 @@ from behaviour.exchanges import serve_http
 from behaviour.harness import EVERYTHING, Answer, Client, Json
 from behaviour.links import WORLD, MemoryLink, Process, SseLink, StdioLink, StreamableLink
 from millstream import Server
-from processes import Shared
+from processes import Tests
 
 SETTINGS: dict[str, Json] = {"sessionless": {"sessions": False}, "json": {"json_only": True}}
 
@@ -59,7 +59,7 @@ class Processes:
 
 async def well(process: Process, combination: Combination, capabilities: Json) -> bool:
     """Whether a process that has served a test can serve the next one: it says what it's asked, and nothing else."""
-    if process.failures != Shared.failures or process.popen.poll() is not None:
+    if process.failures != Tests.failures or process.popen.poll() is not None:
         return False
     probe = Client(combination, capabilities, None)
     probe.process, probe.link = process, StdioLink(process, probe.take)

@@ -10,9 +10,7 @@ import pytest
 
 from behaviour.combinations import NEWEST, Combination
 from behaviour.opening import Processes, open_client
-from processes import Shared, answers, millstream, shared
-
-pytestmark = pytest.mark.server
+from processes import Tests, answers, millstream, serving, shared
 
 
 def ends(pid: int) -> None:
@@ -28,21 +26,23 @@ def stands_still(pid: int) -> None:
 
 def fails_a_test(pid: int) -> None:
     """The process looks well, but a test has failed beside it."""
-    Shared.failures += 1
+    Tests.failures += 1
 
 
+SERVER = pytest.mark.server
 TROUBLE = pytest.mark.parametrize("trouble", [ends, stands_still, fails_a_test], ids=lambda each: each.__name__)
 
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
     """Processes that no other test shares; the count of failures is put back."""
-    monkeypatch.setattr(Shared, "failures", Shared.failures)
+    monkeypatch.setattr(Tests, "failures", Tests.failures)
     found = Processes(tmp_path)
     yield found
     found.end()
 
 
+@SERVER
 @TROUBLE
 @pytest.mark.parametrize("revision", ["2025-11-25", NEWEST])
 async def test_a_stdio_process_that_a_test_left_unwell_is_replaced_at_its_next_use(
@@ -68,6 +68,7 @@ async def test_a_stdio_process_that_a_test_left_unwell_is_replaced_at_its_next_u
         assert (await client.call("text")).text == "plain"
 
 
+@SERVER
 async def test_a_stdio_process_that_says_what_nobody_asked_is_replaced(own: Processes) -> None:
     """What a test didn't wait for would be told to the next one."""
     combination = Combination(NEWEST, "stdio")
@@ -81,12 +82,13 @@ async def test_a_stdio_process_that_says_what_nobody_asked_is_replaced(own: Proc
         assert other.process is not client.process
 
 
+@SERVER
 @TROUBLE
 def test_a_server_that_a_test_left_unwell_is_replaced_at_its_next_use(
     tmp_path: Path, trouble: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same for servers that tests reach by a port."""
-    monkeypatch.setattr(Shared, "failures", Shared.failures)
+    monkeypatch.setattr(Tests, "failures", Tests.failures)
     with shared(partial(millstream, "examples/greet.py"), tmp_path) as server:
         port = server.port()
         assert server.port() == port
@@ -98,3 +100,11 @@ def test_a_server_that_a_test_left_unwell_is_replaced_at_its_next_use(
         assert replaced != port
         assert answers(replaced)
         assert server.port() == replaced
+
+
+def test_a_test_without_the_mark_starts_no_server(tmp_path: Path) -> None:
+    """`make unit` runs where there is no time for servers and no Node."""
+    with pytest.raises(AssertionError, match="mark"), serving(["false"], 1, tmp_path / "log"):
+        pass
+    with pytest.raises(AssertionError, match="mark"):
+        Processes(tmp_path).start()

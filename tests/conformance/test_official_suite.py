@@ -23,19 +23,23 @@ PAGE = ROOT / "docs" / "reference" / "conformance.md"
 
 
 class Runs:
-    """Both servers and the runs of the suite against them; each run is started once, when first named."""
+    """The runs of the suite, each against a server of its own; each is started once, when first named."""
 
-    def __init__(self, urls: dict[str, str], pool: ThreadPoolExecutor, folder: Path) -> None:
-        self._urls = urls
+    def __init__(self, pool: ThreadPoolExecutor, folder: Path) -> None:
         self._pool = pool
         self._folder = folder
         self._futures: dict[tuple[str, str], Future[Report]] = {}
 
     def start(self, way: str, name: str) -> Future[Report]:
         if (way, name) not in self._futures:
-            output = self._folder / f"{way}-{name}"
-            self._futures[way, name] = self._pool.submit(run_suite, self._urls[way], SELECTIONS[name], output)
+            self._futures[way, name] = self._pool.submit(self._run, way, name)
         return self._futures[way, name]
+
+    def _run(self, way: str, name: str) -> Report:
+        command, target = WAYS[way]
+        port, output = free_port(), self._folder / f"{way}-{name}"
+        with serving(command(target, port), port, output.with_suffix(".log")):
+            return run_suite(f"http://127.0.0.1:{port}/mcp", SELECTIONS[name], output)
 
     def report(self, way: str, name: str) -> Report:
         return self.start(way, name).result()
@@ -43,17 +47,11 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """Servers that are up, and the runs that the collected tests will ask for, already under way."""
-    folder = tmp_path_factory.mktemp("conformance")
-    urls: dict[str, str] = {}
+    """The runs that the collected tests will ask for, already under way."""
     with ExitStack() as stack:
-        for way, (command, target) in WAYS.items():
-            port = free_port()
-            stack.enter_context(serving(command(target, port), port, folder / f"{way}.log"))
-            urls[way] = f"http://127.0.0.1:{port}/mcp"
         pool = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        runs = Runs(urls, pool, folder)
+        runs = Runs(pool, tmp_path_factory.mktemp("conformance"))
         for item in request.session.items:
             if isinstance(item, pytest.Function) and item.path == request.path and hasattr(item, "callspec"):
                 runs.start(item.callspec.params["way"], item.callspec.params["name"])

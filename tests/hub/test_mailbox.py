@@ -225,5 +225,5 @@ class Mailbox(RuleBasedStateMachine):
 def test_a_client_that_comes_and_goes_gets_everything_once() -> None:
     """Issue: delivered in order on its return, none twice."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        Mailbox, settings=settings(max_examples=60, stateful_step_count=25, deadline=None)
+        Mailbox, settings=settings(max_examples=60, stateful_step_count=25)
     )

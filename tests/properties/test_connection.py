@@ -71,7 +71,7 @@ def is_request(value: Any) -> bool:
 
 
 @given(value=messages, revision=st.sampled_from(["", "2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_request_gets_one_answer_with_its_id_and_the_connection_lives(
     running: Running, value: Any, revision: str
 ) -> None:
@@ -88,7 +88,7 @@ def test_a_request_gets_one_answer_with_its_id_and_the_connection_lives(
 
 
 @given(body=st.one_of(bodies, encoded(messages)), revision=st.sampled_from(["", "2025-03-26", "2025-11-25"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes_get_at_most_one_answer_and_the_connection_lives(
     running: Running, body: bytes, revision: str
 ) -> None:

@@ -86,7 +86,7 @@ def asks(body: bytes) -> bool:
 
 
 @given(endpoint=st.sampled_from(ENDPOINTS), fields=headers, body=bodies)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example(endpoint=("POST", "/mcp"), fields=pairs(POST), body=b'{"jsonrpc":"2.0","id":NaN,"method":"ping"}')
 @example(endpoint=("POST", "/mcp"), fields=[*pairs(POST), (b"content-length", b"x")], body=b"{}")
 def test_any_request_to_any_endpoint_gets_an_answer_of_the_protocol(
@@ -99,7 +99,7 @@ def test_any_request_to_any_endpoint_gets_an_answer_of_the_protocol(
 
 
 @given(body=encoded(messages), extra=headers)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_message_in_a_session_gets_an_answer_and_the_session_lives(
     world: World, body: bytes, extra: list[tuple[bytes, bytes]]
 ) -> None:
@@ -111,7 +111,7 @@ def test_any_message_in_a_session_gets_an_answer_and_the_session_lives(
 
 
 @given(message=requests())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_message_with_headers_that_fit_it_gets_an_answer(world: World, message: dict[str, Any]) -> None:
     """The per-request era with the headers that a client would make of the body: deep steps are reached."""
     params = message.get("params")

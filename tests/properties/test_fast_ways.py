@@ -101,7 +101,7 @@ def with_meta(**changes: Any) -> bytes:
         max_size=1,
     ),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @example(body=with_meta(progressToken=None), changes={})
 @example(body=with_meta(**{f"{META}logLevel": ""}), changes={})
 @example(body=with_meta(**{f"{META}clientInfo": {}}), changes={})
@@ -149,7 +149,7 @@ def test_a_call_of_the_per_request_era_is_answered_alike_by_both_ways(
     sessionless=st.booleans(),
     version=mostly(st.just(LATEST_HANDSHAKE), st.sampled_from(["2025-03-26", PER_REQUEST, "x", ""])),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @example(
     body=json.dumps(request("tools/call", {**ADD, "_meta": {"progressToken": None}})).encode(),
     sessionless=False,

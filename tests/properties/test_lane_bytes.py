@@ -99,7 +99,7 @@ sequences = st.lists(st.sampled_from(GOOD), min_size=1, max_size=4)
 
 
 @given(sequences.flatmap(lambda requests: st.tuples(st.just(requests), cuts(b"".join(requests)))))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_requests_in_pieces_get_the_replies_of_requests_in_one_piece(
     lane: LaneOfAShop, case: tuple[list[bytes], list[bytes]]
 ) -> None:
@@ -135,7 +135,7 @@ def nearly_http(draw: st.DrawFn) -> bytes:
         lambda data: st.tuples(st.just(data), cuts(data))
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes_on_a_connection_give_replies_without_a_server_error(
     lane: LaneOfAShop, case: tuple[bytes, list[bytes]]
 ) -> None:

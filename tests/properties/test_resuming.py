@@ -79,7 +79,7 @@ async def listen(wire: Wire, session: dict[str, str], steps: int, turns: int, cu
 
 @pytest.mark.parametrize("revision", ["2025-03-26", "2025-06-18", "2025-11-25"])
 @given(steps=st.integers(1, 8), turns=st.integers(0, 4), cuts=st.lists(st.integers(1, 4), max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example(steps=4, turns=0, cuts=[1, 1, 1, 1, 1])
 @example(steps=4, turns=3, cuts=[1, 1, 1, 1, 1])
 def test_resume_after_a_cut_at_any_event_loses_and_repeats_nothing(
@@ -106,7 +106,7 @@ def test_resume_after_a_cut_at_any_event_loses_and_repeats_nothing(
 
 
 @given(steps=st.integers(1, 6))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_the_rest_of_a_finished_call_can_be_read_from_every_event(steps: int) -> None:
     """However often it is asked for: each event with its id and data, and nothing after the last."""
 

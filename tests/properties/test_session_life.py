@@ -180,4 +180,4 @@ class SessionLife(RuleBasedStateMachine):
 
 def test_any_order_of_steps_keeps_the_rules_of_sessions() -> None:
     """A machine of steps that clients take, right ones and wrong ones."""
-    run_state_machine_as_test(SessionLife, settings=settings(max_examples=40, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(SessionLife, settings=settings(max_examples=40, stateful_step_count=30))

@@ -39,7 +39,7 @@ def loop() -> Iterator[tuple[asyncio.Runner, RestRoutes]]:
         runner.run(stack.aclose())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(path=st.sampled_from(["list", "call"]), body=BODIES)
 def test_the_dialect_answers_json_rpc(loop: tuple[asyncio.Runner, RestRoutes], path: str, body: bytes) -> None:
     """A result or an error, with the id that was sent or none."""
@@ -54,7 +54,7 @@ def test_the_dialect_answers_json_rpc(loop: tuple[asyncio.Runner, RestRoutes], p
         assert reply.get("id") == (json.loads(body).get("id") if body else None)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(name=st.sampled_from(list(world().registry.tools)) | st.text(max_size=12), body=BODIES)
 def test_plain_rest_answers_a_value_or_a_problem(
     loop: tuple[asyncio.Runner, RestRoutes], name: str, body: bytes

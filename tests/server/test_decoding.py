@@ -112,7 +112,7 @@ def calls(draw: st.DrawFn) -> tuple[Plan, dict[str, Any]]:
     return plan(function), arguments
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(calls())
 def test_the_schema_accepts_exactly_what_the_decoder_accepts(call: tuple[Plan, dict[str, Any]]) -> None:
     """What clients are told is what is done."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import re
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Event, current_thread
 
@@ -71,7 +72,7 @@ async def test_a_caller_that_gives_up_during_a_side_effect_is_told_when_it_ends(
     begun, go_on = Event(), Event()
     ended: list[str] = []
 
-    @mcp.tool(timeout=0.05)
+    @mcp.tool(timeout=0.02)
     def pay(ctx: SyncContext) -> str:
         def effect() -> str:
             begun.set()
@@ -89,8 +90,8 @@ async def test_a_caller_that_gives_up_during_a_side_effect_is_told_when_it_ends(
         return "free"
 
     async with connect(mcp) as client, asyncio.timeout(WAIT):
-        assert "did not finish" in (await client.call("pay")).text
-        assert begun.is_set()
+        while not begun.is_set():  # a thread may begin after the timeout
+            assert re.search("did not finish|busy", (await client.call("pay")).text)
         assert "busy" in (await client.call("free")).text
         go_on.set()
         while (await client.call("free")).is_error:

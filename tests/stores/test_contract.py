@@ -381,4 +381,4 @@ class LogMachine(RuleBasedStateMachine):
 def test_resume_after_any_cut_loses_and_repeats_nothing(name: str) -> None:
     """The contract of `EventLog`, as a state machine."""
     machine = type("Machine", (LogMachine,), {"make": staticmethod(STORES[name])})
-    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=30))

@@ -31,15 +31,13 @@ async def start() -> AsyncIterator[Start]:
 @pytest.mark.parametrize("data", [b"P", b"POST /echo HTTP/1.1\r\nHost: a\r\nX-Slow:"])
 async def test_headers_that_do_not_come_are_408(start: Start, data: bytes) -> None:
     """Slowloris: a request line or header section has its time."""
-    peer = await (await start(header_timeout=0.1)).connect()
-    await peer.send(data)
+    peer = await (await start(header_timeout=0.1)).connect(data)
     await refused(peer, 408)
 
 
 async def test_a_silent_connection_is_closed(start: Start) -> None:
     """A connection that never asks costs a socket; empty lines do not count as asking."""
-    peer = await (await start(header_timeout=0.1)).connect()
-    await peer.send(b"\r\n\r\n")
+    peer = await (await start(header_timeout=0.1)).connect(b"\r\n\r\n")
     assert await peer.rest() == b""
 
 
@@ -63,8 +61,7 @@ async def test_a_running_call_has_no_time_limit_of_the_guard(start: Start) -> No
     """The peer owes nothing while we work: other connections are closed meanwhile, this one is not."""
     handler, began, go = held()
     server = await start({("POST", "/held"): handler}, header_timeout=0.1, body_timeout=0.1, keep_alive=0.1)
-    peer = await server.connect()
-    await peer.send(request(path="/held"))
+    peer = await server.connect(request(path="/held"))
     await asyncio.wait_for(began.wait(), WAIT)
     idle = await server.connect()
     assert await idle.rest() == b""
@@ -195,12 +192,15 @@ async def test_a_probe_is_answered_above_the_cap_and_nothing_else(
 async def test_places_for_probes_are_few_and_left_soon(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who takes one without asking anything keeps probes out for a moment only."""
     monkeypatch.setattr("millstream.http.lane.guard._SPARES", 1)
-    server = await start(max_connections=1, header_timeout=0.1)
+    monkeypatch.setattr("millstream.transports.lane.guard._LINGER", WAIT)
+    server = await start(max_connections=1)
     full = await server.connect()
     await full.send(request(body=b"x"))
     await full.reply()
     idle = await server.connect()
     await refused(await server.connect(), 503)
+    monkeypatch.setattr("millstream.transports.lane.guard._LINGER", 0.0)
+    vars(server.state)["millstream_guard"]._sweep()
     assert await idle.rest() == b""
     probe = await server.connect()
     await probe.send(request("GET", "/livez"))
@@ -224,8 +224,7 @@ async def test_a_refused_peer_that_does_not_leave_is_dropped(start: Start, monke
     """It may read its refusal, but not for ever."""
     monkeypatch.setattr("millstream.http.lane.guard._LINGER", 0.0)
     server = await start(header_timeout=0.1)
-    peer = await server.connect()
-    await peer.send(b"garbage\r\n\r\n")
+    peer = await server.connect(b"garbage\r\n\r\n")
     await refused(peer, 400)
     await server.left(0)
 

@@ -140,7 +140,7 @@ def requests(draw: st.DrawFn) -> bytes:
 
 
 @given(st.lists(requests(), min_size=1, max_size=3).map(b"".join).flatmap(cuts) | st.lists(requests(), max_size=3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example([message([*USUAL, b"content-length: 3"], b"abc")] * 3)
 @example([message([*USUAL, b"content-length: 3"], b""), b"ab", b"c" + message([*USUAL, sized(b"d")], b"d")])
 def test_any_requests_are_read_as_the_parser_reads_them(pieces: list[bytes]) -> None:
