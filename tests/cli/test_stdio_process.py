@@ -119,7 +119,7 @@ def test_a_tool_that_calls_exit_does_not_end_the_server(noisy: Path) -> None:
 
 def test_the_end_of_the_input_does_not_wait_for_a_thread_that_never_ends(noisy: Path) -> None:
     """Fixed: the interpreter joined its worker threads; the grace time is all that a call gets."""
-    done = run(noisy, call("blocks", 1), MILLSTREAM_DRAIN_TIMEOUT="1")
+    done = run(noisy, call("blocks", 1), MILLSTREAM_DRAIN_TIMEOUT="0.2")
     assert done.stdout == b""
     assert b"1 worker threads still run" in done.stderr
     assert b"Traceback" not in done.stderr
@@ -130,7 +130,7 @@ def test_a_web_server_that_is_told_to_stop_does_not_wait_for_such_a_thread_eithe
     noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGTERM: the grace time once, then the end."""
-    monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "1")
+    monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.2")
     port, log = free_port(), tmp_path / "log"
     with serving(millstream(str(noisy), port), port, log) as process:
         body = call("blocks", 1).decode().strip()

@@ -199,7 +199,7 @@ async def test_places_for_probes_are_few_and_left_soon(start: Start, monkeypatch
     await full.reply()
     idle = await server.connect()
     await refused(await server.connect(), 503)
-    monkeypatch.setattr("millstream.transports.lane.guard._LINGER", 0.0)
+    monkeypatch.setattr("millstream.transports.lane.guard._LINGER", -1.0)
     vars(server.state)["millstream_guard"]._sweep()
     assert await idle.rest() == b""
     probe = await server.connect()
@@ -250,6 +250,7 @@ async def test_a_websocket_is_handed_over_and_still_counts(start: Start) -> None
             other = await server.connect()
             await other.send(request(body=b"x"))
             await refused(other, 503)
+            other.close()
             await socket.send("two")
             assert await asyncio.wait_for(socket.recv(), WAIT) == "two"
         await server.left(0)
