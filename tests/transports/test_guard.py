@@ -192,14 +192,14 @@ async def test_a_probe_is_answered_above_the_cap_and_nothing_else(
 async def test_places_for_probes_are_few_and_left_soon(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who takes one without asking anything keeps probes out for a moment only."""
     monkeypatch.setattr("millstream.http.lane.guard._SPARES", 1)
-    monkeypatch.setattr("millstream.transports.lane.guard._LINGER", WAIT)
+    monkeypatch.setattr("millstream.http.lane.guard._LINGER", WAIT)
     server = await start(max_connections=1)
     full = await server.connect()
     await full.send(request(body=b"x"))
     await full.reply()
     idle = await server.connect()
     await refused(await server.connect(), 503)
-    monkeypatch.setattr("millstream.transports.lane.guard._LINGER", -1.0)
+    monkeypatch.setattr("millstream.http.lane.guard._LINGER", -1.0)
     vars(server.state)["millstream_guard"]._sweep()
     assert await idle.rest() == b""
     probe = await server.connect()
