@@ -199,8 +199,9 @@ async def test_places_for_probes_are_few_and_left_soon(start: Start, monkeypatch
     await full.reply()
     idle = await server.connect()
     await refused(await server.connect(), 503)
-    monkeypatch.setattr("millstream.http.lane.guard._LINGER", -1.0)
-    vars(server.state)["millstream_guard"]._sweep()
+    with monkeypatch.context() as later:
+        later.setattr("millstream.http.lane.guard._LINGER", -1.0)
+        vars(server.state)["millstream_guard"]._sweep()
     assert await idle.rest() == b""
     probe = await server.connect()
     await probe.send(request("GET", "/livez"))
