@@ -139,7 +139,7 @@ def wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path) -> Non
     deadline = time.monotonic() + WAIT
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection(("127.0.0.1", port), timeout=WAIT).close()
         except OSError:
             time.sleep(0.02)
         else:

@@ -119,7 +119,7 @@ async def main(transport: str, hub: str, everything: str, health: str) -> dict[s
             await session.subscribe_resource(uri)
             await session.call_tool("order_parcel", {"item": "yeast"})
             try:
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(steps.HEARD):
                     return await updated.get() == uri
             except TimeoutError:
                 return False

@@ -16,6 +16,8 @@ from patience import WAIT
 ADDRESS = {"street": "1 Mill Lane", "city": "Bath", "speed": "express"}
 MODEL_TEXT = "In short: all is well."
 ROOT_URI = "file:///work"
+HEARD = 1.0
+"""How long an attempt of `updates` listens; the next one hears what a stream that opened late has missed."""
 
 Stop = Callable[[Any, asyncio.Task[Any], int], Awaitable[None]]
 """Cancel a running call: the client, the task that waits for it, the number of the request."""
