@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import time
 
+from patience import WAIT
 from scripts.busy import KINDS, descendants, run
 
 SEES_ITS_CHILD_STOP_AND_GO_ON = """
@@ -29,8 +31,9 @@ def test_only_descendants_of_the_command_are_stopped() -> None:
         subprocess.Popen(["cat"], stdin=subprocess.PIPE) as stranger,
         subprocess.Popen(nested, stdin=subprocess.PIPE) as command,
     ):
+        deadline = time.monotonic() + WAIT
         while len(tree := descendants(command.pid)) < 2:
-            pass
+            assert time.monotonic() < deadline
         assert command.pid in tree
         assert not {stranger.pid, os.getpid()} & set(tree)
         (grandchild,) = set(tree) - {command.pid}
