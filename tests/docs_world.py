@@ -6,10 +6,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
+from patience import WAIT
 from scripts.docs import blocks
 from seeds.programs import Program
 
-SECONDS = 60.0
 """A net for what hangs, never a measure."""
 
 
@@ -45,7 +45,7 @@ async def expect(program: Program, wanted: Shown, port: int) -> None:
     text = wanted.printed.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
     pattern = re.compile(".*?".join(map(re.escape, text.split("…"))) if text else ".+", re.DOTALL)
     try:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(WAIT):
             while pattern.fullmatch("".join(program.lines).strip()) is None:
                 await program.line()
     except (TimeoutError, AssertionError) as exc:

@@ -119,13 +119,13 @@ def test_an_event_is_posted_as_it_is_where_the_server_knows_no_json(program: Pat
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
         command = [str(program), "--port", port, "--subscribers", "1", "--events", "4", "--raw"]
-        listener.settimeout(SECONDS)
+        listener.settimeout(WAIT)
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             stream, _ = listener.accept()
             publisher, _ = listener.accept()
             with stream, publisher, suppress(ConnectionError):
                 serve_wrongly(stream, publisher, {1: [1]}, status)
-            output, _ = process.communicate(timeout=SECONDS)
+            output, _ = process.communicate(timeout=WAIT)
     assert (process.returncode == 0) == fine
     assert not fine or json.loads(output)["deliveries"] == 4
 

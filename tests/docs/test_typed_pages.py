@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from docs_world import SECONDS, Shown, expect, shown
+from docs_world import Shown, expect, shown
+from patience import WAIT
 from processes import ROOT, free_port, wait_for_port
 from scripts.docs import blocks
 from seeds.programs import running
@@ -49,7 +50,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["venv", "--python", sys.executable, str(environment)],
         ["pip", "install", "--no-deps", "--python", str(environment), "--find-links", str(home), "millstream"],
     ):
-        subprocess.run([*uv, *arguments], check=True, timeout=SECONDS, cwd=home)
+        subprocess.run([*uv, *arguments], check=True, timeout=WAIT, cwd=home)
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"), "utf-8")
     return environment
@@ -77,7 +78,7 @@ class Reader:
     def run(self, *command: str, given: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         """A command that ends by itself."""
         return subprocess.run(
-            command, input=given, capture_output=True, text=True, timeout=SECONDS, cwd=self.folder, check=False,
+            command, input=given, capture_output=True, text=True, timeout=WAIT, cwd=self.folder, check=False,
             env={**self.environment, **environment},
         )  # fmt: skip
 
@@ -95,7 +96,7 @@ class Reader:
             yield
         finally:
             process.terminate()
-            process.wait(SECONDS)
+            process.wait(WAIT)
 
     def speaks_stdio(self, command: Sequence[str]) -> None:
         """A client that starts this command gets an answer."""
