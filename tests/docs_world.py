@@ -10,8 +10,6 @@ from patience import WAIT
 from scripts.docs import blocks
 from seeds.programs import Program
 
-"""A net for what hangs, never a measure."""
-
 
 class Shown(NamedTuple):
     """A command, and what it prints where the page says so."""
