@@ -6,8 +6,15 @@ SHELL := /bin/bash
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
+# Another Python, in an environment of its own: make test-python VERSION=3.14, make bench VERSION=3.14. It counts only on
+# the command line, because some machines have a VERSION of something else in their environment.
+ifeq ($(origin VERSION),command line)
+PYTHON = $$(scripts/python $(VERSION))
+VENV := .venv-$(VERSION)
+endif
 BIN := $(VENV)/bin
 UV := $(BIN)/uv --quiet pip
+PEERS := .bench/$(VENV:.%=%)
 RIVALS := $(if $(shell command -v cargo),.bench/rust/release/bench) $(if $(shell command -v go),.bench/go/official)
 NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop requirements/pyright)
 
@@ -16,10 +23,10 @@ NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tes
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: help setup run check format test unit busy bench docs lock clean
+.PHONY: help setup run check format test unit test-python busy bench docs lock clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: $(VENV)/.setup ## make .venv from the lock, with millstream in it
 
@@ -49,7 +56,12 @@ unit: $(VENV)/.test ## the tests that need no Node, server process or other pack
 busy: $(VENV)/.test ## the tests on a machine that is slow and stands still now and then (RUN="make unit")
 	$(BIN)/python scripts/busy.py $(RUN)
 
-bench: $(VENV)/.setup .bench/.ready .bench/subscribers $(RIVALS) ## measure us beside our peers (ARGS="--only call --rounds 5 --json FILE")
+test-python: $(VENV)/.test tests/conformance/node_modules/.package-lock.json ## the tests on another Python, fetched where it can be (VERSION=3.14)
+	@$(if $(filter .venv,$(VENV)),echo 'Which Python? For example: make test-python VERSION=3.14' >&2; exit 1,$(BIN)/python --version)
+	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
+	$(PYTEST) --ignore tests/interop --ignore tests/pages $(ARGS)
+
+bench: $(VENV)/.setup $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure us beside our peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")
 	scripts/apt wrk
 	-@scripts/apt nginx libnginx-mod-nchan
 	$(BIN)/python -m benches $(ARGS)
@@ -61,13 +73,13 @@ lock: $(VENV)/.test ## write every lock file anew
 	scripts/lock $(BIN)/python
 
 clean: ## remove environments, caches and results
-	rm -rf $(VENV) .venv-mcp1 .bench .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist results
+	rm -rf .venv .venv-* .pythons .bench .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist results
 	rm -rf tests/conformance/node_modules tests/interop/node_modules benches/node_modules requirements/pyright/node_modules
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.setup: requirements/run.lock requirements/bootstrap.lock pyproject.toml scripts/venv
 	@echo "Installing millstream into $(VENV) ..."
-	scripts/venv $(VENV) $(PYTHON)
+	python=$(PYTHON) && scripts/venv $(VENV) "$$python"
 	$(UV) sync --python $(BIN)/python --require-hashes requirements/run.lock
 	$(UV) install --python $(BIN)/python --no-deps --editable .
 	@touch $@
@@ -84,12 +96,12 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock
 	$(UV) sync --python .venv-mcp1/bin/python --require-hashes requirements/mcp1.lock
 	@touch $@
 
-.bench/.ready: $(VENV)/.setup requirements/bench.lock benches/package-lock.json
+$(PEERS)/.ready: $(VENV)/.setup requirements/bench.lock benches/package-lock.json
 	@echo "Installing the peers ..."
-	$(BIN)/python -m venv --clear --without-pip .bench/venv
-	$(UV) sync --python .bench/venv/bin/python --require-hashes requirements/bench.lock
+	$(BIN)/python -m venv --clear --without-pip $(PEERS)
+	$(UV) sync --python $(PEERS)/bin/python --require-hashes requirements/bench.lock
 	cp benches/package.json benches/package-lock.json .bench/
-	scripts/npm .bench/venv/bin/python --prefix .bench ci
+	scripts/npm $(PEERS)/bin/python --prefix .bench ci
 	@touch $@
 
 .bench/subscribers: $(wildcard benches/load/*)

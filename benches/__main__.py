@@ -17,10 +17,10 @@ from benches.cases import BROADCASTS, CASES
 from benches.measure import ENDURING, Bench
 from benches.processes import ROOT, raise_file_limit
 from benches.report import tables, verdicts
-from benches.targets import PYTHON, left_out
+from benches.targets import ENVIRONMENT, PYTHON, left_out
 
 PAGE = ROOT / "docs" / "performance.md"
-MARK = "<!-- figures: written by `make bench ARGS=--write` -->\n"
+MARK = "<!-- figures of Python {}: written by `make bench ARGS=--write` -->\n"
 
 
 def main() -> int:
@@ -60,8 +60,8 @@ def main() -> int:
         every = {case: {name: asdict(found) for name, found in each.items()} for case, each in bench.results.items()}
         options.json.write_text(json.dumps(every, indent=1) + "\n", "utf-8")
     if options.write:
-        before, _, _ = PAGE.read_text("utf-8").partition(MARK)
-        PAGE.write_text(f"{before}{MARK}\n{text}", "utf-8")
+        python = ".".join(platform.python_version_tuple()[:2])
+        PAGE.write_text(placed(PAGE.read_text("utf-8"), python, text), "utf-8")
     return 0 if all(verdict.kept for verdict in verdicts(bench.results)) else 1
 
 
@@ -70,11 +70,21 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def placed(page: str, python: str, text: str) -> str:
+    """The page with this Python's tables in the place of its last ones; those of other Pythons stay."""
+    mark = MARK.format(python)
+    before, _, after = page.partition(mark)
+    start = MARK.partition("{}")[0]
+    _, other, later = after.partition(start)
+    return f"{before.rstrip()}\n\n{mark}\n{text.rstrip()}\n" + (f"\n{other}{later}" if other else "")
+
+
 def describe(options: argparse.Namespace) -> str:
     """The command and the machine, which stand beside every figure."""
     chosen = "".join(f" --only {name}" for name in options.only or ())
     lasting = "" if options.duration == 60 else f" --duration {options.duration:g}"
-    command = f'make bench ARGS="--rounds {options.rounds} --seconds {options.seconds:g}{lasting}{chosen}"'
+    version = "".join(f" VERSION={name}" for name in ENVIRONMENT.split("-")[1:])
+    command = f'make bench{version} ARGS="--rounds {options.rounds} --seconds {options.seconds:g}{lasting}{chosen}"'
     release = ".".join(platform.release().split(".")[:2])
     return f"`{command}` on {processor()}, {platform.system()} {release}, Python {platform.python_version()}"
 

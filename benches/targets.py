@@ -15,7 +15,9 @@ from benches.processes import ROOT
 from benches.wire import FIRST_CALL, FIRST_SESSION, First
 
 PEERS = ROOT / ".bench"
-PYTHON = str(PEERS / "venv" / "bin" / "python")
+ENVIRONMENT = Path(sys.prefix).name.removeprefix(".")
+"""What the Makefile calls the environment of this Python, and that of the peers on the same Python: `venv-3.14`."""
+PYTHON = str(PEERS / ENVIRONMENT / "bin" / "python")
 SERVERS = ROOT / "benches" / "servers"
 RUN = [sys.executable, "-c", "from millstream.cli import main; main()", "run", str(SERVERS / "ours.py")]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benches import __main__ as command
 from benches import http_load, processes, report, targets
 from benches.cases import BROADCASTS, CASES
 from benches.endurance import slope
@@ -191,3 +192,12 @@ def test_a_rival_in_go_has_one_core_and_a_large_heap_in_every_mode() -> None:
     rivals = [target for target in TARGETS.values() if target.program in {targets.GO, targets.MCP_GO}]
     assert len(rivals) == 8
     assert all({("GOMAXPROCS", "1"), ("GOGC", "400")} <= set(target.environment) for target in rivals)
+
+
+def test_the_tables_of_one_python_replace_only_their_own() -> None:
+    """Every supported version keeps its rows on the page, whichever is measured last."""
+    page = "# Performance\n"
+    for python, text in [("3.11", "one"), ("3.14", "two"), ("3.11", "three"), ("3.14", "four")]:
+        page = command.placed(page, python, f"{text}\n")
+    eleven, fourteen = (command.MARK.format(python) for python in ("3.11", "3.14"))
+    assert page == f"# Performance\n\n{eleven}\nthree\n\n{fourteen}\nfour\n"

@@ -28,7 +28,7 @@ LAYERS = [
 OPTIONAL = {"argon2", "jsonschema_rs", "keyring", "openai", "opentelemetry", "psutil", "pydantic", "redis"}
 NAMELESS = {"utils", "helpers", "common", "core", "misc", "manager", "base", "new", "old", "modern", "legacy2"}
 PROGRAM_FOLDERS = ("src", "tests", "benches", "examples")
-UNTRACKED = {"node_modules", "__pycache__", ".venv", ".venv-mcp1", ".bench", ".git", ".hypothesis", "dist", "results"}
+UNTRACKED = {"node_modules", "__pycache__", ".venv", ".pythons", ".bench", ".git", ".hypothesis", "dist", "results"}
 DATE = re.compile(r"20\d\d-\d\d-\d\d")
 HANDSHAKE = (
     b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},'
@@ -194,9 +194,11 @@ def test_no_file_names_a_machine_path_or_a_package_registry() -> None:
     paths = [rf"/{folder}/" for folder in ("work", "farm", "root", "tmp/lab", "tmp/bash_jobs")]
     forbidden = re.compile("|".join(hosts + paths))
     found: list[str] = []
-    for path in ROOT.rglob("*"):
+    skipped = UNTRACKED | {path.name for pattern in (".venv-*", ".*_cache") for path in ROOT.glob(pattern)}
+    tops = [path for path in ROOT.iterdir() if path.name not in skipped]
+    for path in [*tops, *(below for top in tops for below in top.rglob("*"))]:
         inside = path.relative_to(ROOT)
-        if UNTRACKED & set(inside.parts) or any(part.endswith("_cache") for part in inside.parts) or not path.is_file():
+        if skipped & set(inside.parts) or not path.is_file():
             continue
         try:
             text = path.read_text("utf-8")

@@ -1,0 +1,61 @@
+"""`scripts/python`, which finds the Python of another version for `make test-python VERSION=3.14`.
+
+What it fetches from Debian is seen by `make test-python` itself: here nothing is downloaded.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSION = "{}.{}".format(*sys.version_info)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """A folder for PATH that has what the script needs, and neither a Python nor apt."""
+    for tool in ("bash", "dirname", "rm"):
+        (tmp_path / tool).symlink_to(shutil.which(tool) or "")
+    return tmp_path
+
+
+def ask(machine: Path, version: str) -> subprocess.CompletedProcess[str]:
+    """Run the script on such a machine."""
+    environment = {"PATH": str(machine), "PYENV_ROOT": str(machine / "pyenv")}
+    command = [str(machine / "bash"), str(ROOT / "scripts" / "python"), version]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("place", ["python{}", "pyenv/versions/{}.7/bin/python"])
+def test_an_installed_python_is_used(machine: Path, place: str) -> None:
+    """Our choice: PATH and pyenv come before anything is fetched."""
+    python = machine / place.format(VERSION)
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.symlink_to(sys.executable)
+    assert ask(machine, VERSION).stdout == f"{python}\n"
+
+
+def test_a_python_of_another_version_is_not_taken_for_it(machine: Path) -> None:
+    """A wrapper such as pyenv's may stand on PATH under the name of a Python that isn't installed."""
+    (machine / "python3.99").symlink_to(sys.executable)
+    assert ask(machine, "3.99").returncode == 1
+
+
+def test_a_python_that_is_nowhere_is_named_in_one_line(machine: Path) -> None:
+    """The command says what is missing and fails."""
+    found = ask(machine, "3.99")
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr.startswith("Python 3.99 is missing: ")
+    assert found.stderr.count("\n") == 1
+    assert not (ROOT / ".pythons" / "3.99").exists()
+
+
+@pytest.mark.parametrize("version", ["", "3", "latest", "3.14.1", "../3.14"])
+def test_only_a_version_of_two_numbers_names_a_python(machine: Path, version: str) -> None:
+    """The name becomes a folder that the script empties, so nothing else may pass."""
+    found = ask(machine, version)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert "Write two numbers, like 3.14." in found.stderr
