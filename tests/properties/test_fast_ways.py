@@ -1,13 +1,14 @@
 """The short ways of the transport and the exact ladder agree: same status, same head, same body, for any request.
 
-`Streamable.post` may decode a tool call in one typed pass; `_exact` never does. What a pass accepts, the ladder must
-accept with the same meaning, and what it cannot take it must leave to the ladder.
+`Streamable.post` may decode a tool call in one typed pass; `serve_exactly` never does. What a pass accepts, the ladder
+must accept with the same meaning, and what it cannot take it must leave to the ladder.
 """
 
 import asyncio
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from bad_input.shop import make_shop
 from millstream.http.asgi.sink import AsgiSink
 from millstream.http.message import Request, Response
+from millstream.transports.streamable.exact import serve_exactly
+from millstream.transports.streamable.exchange import Endpoint
 from millstream.transports.streamable.post import Streamable
 from millstream.transports.streamable.sessions import HttpSessions
 from patience import WAIT
@@ -38,7 +41,7 @@ class Ways:
     def compare(self, fields: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Ask by both ways."""
         short = self._runner.run(self._ask(self._streamable.post, fields, body))
-        exact = self._runner.run(self._ask(self._streamable._exact, fields, body))
+        exact = self._runner.run(self._ask(partial(serve_exactly, self._streamable._endpoint), fields, body))
         assert short == exact
 
     async def _ask(self, handler: Any, fields: list[tuple[bytes, bytes]], body: bytes) -> tuple[int, bytes, bytes]:
@@ -67,7 +70,7 @@ def ways() -> Iterator[Ways]:
     server = make_shop()
     with asyncio.Runner() as runner:
         runtime = runner.run(server.start(supervised=True))
-        streamable = Streamable(runtime.dispatcher, runtime.streams, HttpSessions(runtime.services))
+        streamable = Streamable(Endpoint(runtime.dispatcher, runtime.streams, HttpSessions(runtime.services)))
         params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
         fields = pairs(POST)
         first = Request("POST", "/mcp", fields, dict(fields), json.dumps(request("initialize", params)).encode())

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream.protocol.rounds import MAX_ROUNDS, InputRequired, Rounds, State, binding, digest, open_state
+from millstream.protocol.rounds import InputRequired, Rounds, State, binding, digest, open_state
 from millstream.protocol.seal import KeyRing
 
 RING = KeyRing([b"k" * 32])
@@ -19,7 +19,7 @@ def code_of(token: str, bound: bytes = BOUND, now: int = 0) -> int:
 
 
 def sealed(replay: Rounds) -> str:
-    return replay.seal(RING, bound=BOUND, expires_at=10, nonce=NONCE)
+    return replay.seal(RING, bound=BOUND, expires_at=10, nonce=NONCE, max_rounds=8)
 
 
 def test_a_state_comes_back_with_what_was_settled_and_asked() -> None:
@@ -83,7 +83,7 @@ def test_questions_without_a_key_are_numbered_and_marked() -> None:
 def test_there_is_an_end_to_the_rounds() -> None:
     """Design §3: at most 8 rounds."""
     with pytest.raises(ProtocolError):
-        sealed(Rounds(State(10, MAX_ROUNDS, {}, {}), {}))
+        sealed(Rounds(State(10, 8, {}, {}), {}))
 
 
 def test_the_questions_of_a_round_stop_the_function() -> None:

@@ -180,7 +180,7 @@ class Dispatcher:
             if observe is not None:
                 observe(call, perf_counter() - started, answer)
         if call.tee is not None:
-            await call.tee(answer)
+            await call.tee(_told(call, answer))
         return answer
 
     async def outcome(self, call: Call) -> Outcome:
@@ -316,6 +316,16 @@ class Dispatcher:
         result = {"resultType": "input_required", "inputRequests": exc.requests, "requestState": state}
         meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision)})
         return _enveloped(call, b'%b,"_meta":%b}' % (encode(result)[:-1], meta))
+
+
+def _told(call: Call, answer: bytes) -> bytes:
+    """The answer of a call as the stream of its client gets it: with an envelope, whatever its caller gets."""
+    if not call.bare:
+        return answer
+    failed = call.failure
+    if failed is not None and failed.error is not None:
+        return error_message(call.id, failed.error.code, failed.error.message, failed.error.data)
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), answer) if answer else b""
 
 
 def _enveloped(call: Call, result: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from millstream.protocol.jsonrpc import RequestId
 from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import Revision
 from millstream.server.calls.call import NOBODY, Call, Origin
@@ -41,12 +42,13 @@ def silent_call(
     principal: Principal | None,
     headers: Mapping[bytes, bytes] | None,
     client_id: str,
+    id: RequestId = 0,
     stop: Callable[[], object] | None = None,
 ) -> Call:
     """A call without a client of its own, to be run by `Dispatcher.outcome`."""
     return Call(
         revision=revision,
-        id=0,
+        id=id,
         method=method,
         params=params,
         client=NOBODY,

@@ -135,7 +135,7 @@ class RestRoutes:
             refusal.status = max(refusal.status, 400)
             return refusals.refused(refusal)
         params = body if envelope.params is UNSET else encode(envelope.params)
-        call = self._call(request, NEWEST_HANDSHAKE, method, params, request.headers)
+        call = self._call(request, NEWEST_HANDSHAKE, method, params, request.headers, request_id or 0)
         outcome = await self._dispatcher.outcome(call)
         mark = b"" if request_id is None else b'"id":%b,' % encode(request_id)
         error = outcome.error
@@ -147,7 +147,12 @@ class RestRoutes:
 
     @staticmethod
     def _call(
-        request: Request, revision: Revision, method: str, params: bytes, headers: Mapping[bytes, bytes] | None
+        request: Request,
+        revision: Revision,
+        method: str,
+        params: bytes,
+        headers: Mapping[bytes, bytes] | None,
+        id: RequestId = 0,
     ) -> Call:
         request.cancel_on_disconnect = True
         return silent_call(
@@ -159,6 +164,7 @@ class RestRoutes:
             principal=request.principal,
             headers=headers,
             client_id=client_id_of(request.query),
+            id=id,
         )
 
     # Plain REST
