@@ -99,7 +99,7 @@ async def calls_of(
             calls[frame.f_code.co_qualname] += 1
 
     def arrive() -> None:
-        """Bytes come from the loop, not from a task: a worker can be woken at once."""
+        """Bytes come from the loop, not from a task."""
         sys.setprofile(profile)
         protocol.data_received(data)
 

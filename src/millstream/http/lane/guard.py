@@ -14,7 +14,6 @@ from uvicorn.server import ServerState
 from millstream.config import Settings
 from millstream.http.lane.reply import BODY_TIMEOUT, HEADER_TIMEOUT, Heads
 from millstream.http.lane.usual import UsualLines
-from millstream.http.lane.workers import Workers
 from millstream.http.message import Response
 
 IDLE, HEADERS, BODY = range(3)
@@ -79,7 +78,6 @@ class Guard:
         "clock",
         "heads",
         "lines",
-        "workers",
     )
 
     def __init__(self, state: ServerState, limits: Settings, loop: asyncio.AbstractEventLoop) -> None:
@@ -97,7 +95,6 @@ class Guard:
         self.clock = loop.time()
         self.heads = Heads(state)
         self.lines = UsualLines()
-        self.workers = Workers()
 
     def admit(self, connection: Guarded) -> bool:
         """Watch a new connection (already in the server's set); False when there are too many.

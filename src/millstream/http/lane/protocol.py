@@ -22,12 +22,13 @@ from millstream.http.lane.call import LaneExchange
 from millstream.http.lane.guard import BODY, IDLE
 from millstream.http.lane.guarded import GuardedProtocol
 from millstream.http.lane.reply import BODY_TOO_LARGE
-from millstream.http.lane.workers import Worker
 from millstream.http.message import JSON_HEAD, Request, Response
 
 _UNUSUAL = frozenset({b"origin", b"sec-fetch-site", b"expect", b"upgrade", b"x-forwarded-for", b"x-forwarded-proto"})
-_EAGER = sys.version_info >= (3, 12)
-_eager_task = partial(cast("Callable[..., asyncio.Task[None]]", asyncio.Task), eager_start=True)
+_new_task = cast("Callable[..., asyncio.Task[None]]", asyncio.Task)
+if sys.version_info >= (3, 12):
+    # It takes its first step at once: a call that waits for nothing costs no turn of the loop.
+    _new_task = partial(_new_task, eager_start=True)
 
 
 class LaneProtocol(GuardedProtocol):
@@ -208,7 +209,7 @@ class LaneProtocol(GuardedProtocol):
         if self.current is None and not self.flow.write_paused:
             self._begin(call)
         else:
-            self.waiting.append(partial(self._start, call))
+            self.waiting.append(partial(self._begin, call))
             self.flow.pause_reading()
 
     _parse = GuardedProtocol.data_received
@@ -238,28 +239,11 @@ class LaneProtocol(GuardedProtocol):
     # Calls.
 
     def _begin(self, call: LaneExchange) -> None:
-        """Run a call at once, in a worker where one is idle."""
+        """Run a call in a task of its own: a task that served two calls would carry one client's cancel to another."""
         self.current = call
-        idle = self.guard.workers.idle
-        if idle:
-            worker = idle.pop()
-            if not worker.drive(self.run(call)):
-                self._suspended(call, worker.task)
-        else:
-            self._suspended(call, self._spawn(call))
-
-    def _spawn(self, call: LaneExchange) -> asyncio.Task[None]:
-        if _EAGER:
-            return _eager_task(self.run(call), loop=self.loop)
-        return Worker(self.guard.workers, self.loop, self.run(call)).task
-
-    def _start(self, call: LaneExchange) -> None:
-        self.current = call
-        self._suspended(call, self._spawn(call))
-
-    def _suspended(self, call: LaneExchange, task: asyncio.Task[None]) -> None:
-        """The call did not finish at once: from now on it can be cancelled, and the server waits for it."""
+        task = _new_task(self.run(call), loop=self.loop)
         if not (call.response_complete or call.left_open):
+            # It can be cancelled now, and the server waits for it.
             call.task = task
             call.cancel = task.cancel
             self.tasks.add(task)
