@@ -16,6 +16,7 @@ from uvicorn.server import ServerState
 from http_peer import ToyApp
 from millstream.config import Settings
 from millstream.http.lane import load_lane
+from millstream.http.lane.states import BODY, IDLE, NAMES, USUAL_BODY
 from millstream.http.lane.usual import UsualLines
 from millstream.http.message import Request, Response
 from strategies import bytewise, cuts
@@ -65,15 +66,10 @@ class Side:
                 await asyncio.sleep(0)
         for _ in range(12):
             await asyncio.sleep(0)
-        reading = connection.phase, connection.busy
+        phase = BODY if connection.phase == USUAL_BODY else max(connection.phase, IDLE)
+        reading = NAMES[phase], connection.busy
         connection.connection_lost(None)
         return b"".join(transport.written), transport.closed, [*self.heard, reading]
-
-    @property
-    def lines(self) -> UsualLines:
-        """What the server has kept."""
-        lines: UsualLines = self._state.__dict__["millstream_guard"].lines
-        return lines
 
 
 SHORT, EXACT = Side(usual=True), Side(usual=False)

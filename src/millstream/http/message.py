@@ -30,6 +30,25 @@ class Response(Struct, gc=False):
     head: bytes = JSON_HEAD
 
 
+def refusal(status: int, text: str, **headers: str) -> Response:
+    """A refusal in plain text, one line.
+
+    Args:
+        status: the HTTP status.
+        text: what happened, and what to do about it.
+        headers: further headers; ``retry_after="1"`` is written as ``retry-after: 1``.
+
+    Raises:
+        ValueError: a header's value would end its line.
+    """
+    head = TEXT_HEAD
+    for name, value in headers.items():
+        if not value.isprintable():
+            raise ValueError(f"A header cannot hold {value!r}.")
+        head += f"{name.replace('_', '-')}: {value}\r\n".encode("latin-1")
+    return Response(f"{text}\n".encode(), status, head)
+
+
 class Sink(Protocol):
     """One open response body. Chunks arrive whole and in order, or the sink is closed.
 
