@@ -1,12 +1,16 @@
 """A task belongs to one call: what a handler does to its task, or ties to it, reaches no other client."""
 
+import ast
 import asyncio
+import sys
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from http_peer import WAIT, Running, ToyApp, request, serve
+import millstream
+from http_peer import WAIT, Peer, Running, ToyApp, request, serve
 from millstream.config import Settings
 from millstream.http.message import Handler, Request, Response
 
@@ -106,3 +110,55 @@ async def test_a_context_variable_that_a_call_sets_is_gone_with_the_call(raises:
             assert await ask(running, "/enter") == (200, b"nobody")
     finally:
         current.reset(token)
+
+
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+@pytest.mark.parametrize("odd", [b"", b"X-Odd:1\r\n", b"Content-Type:application/json\r\n", b"Expect: 100-continue\r\n"])
+@pytest.mark.parametrize("eager", [False, True])
+async def test_user_code_sees_no_error_of_ours(way: str, odd: bytes, eager: bool) -> None:
+    """Fixed: the parser ran inside ``except KeyError``, so `sys.exc_info` and every traceback began with it."""
+    if eager and sys.version_info < (3, 12):
+        pytest.skip("This Python has no eager tasks.")
+
+    async def look(_request: Request) -> Response:
+        seen = sys.exc_info()[0]
+        try:
+            raise ValueError("of the user")
+        except ValueError as exc:
+            return Response(f"{seen} {exc.__context__}".encode())
+
+    if eager:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    lane = way == "lane"
+    async with serve(ToyApp({("POST", "/look"): look}, Settings(), lane=lane), lane=lane) as running:
+        peer = await running.connect()
+        for extra in (b"", odd, odd):
+            await peer.send(request(path="/look", extra=extra, body=b"{}"))
+            status, _, body = await peer.reply() if b"Expect" not in extra else await _after_permission(peer)
+            assert (status, body) == (200, b"None None")
+
+
+async def _after_permission(peer: Peer) -> tuple[int, dict[bytes, bytes], bytes]:
+    """A reply, behind the interim one that a peer may get which asked for it."""
+    found = await peer.head()
+    if found[0] == 100:
+        return await peer.reply()
+    return *found, await peer.reader.readexactly(int(found[1][b"content-length"]))
+
+
+AWAITED_IN_EXCEPT = {"hub/delivery.py": "waits a moment before it reads the journal again"}
+"""Where no code of a user can be reached."""
+
+
+def test_nothing_is_awaited_inside_an_except_block() -> None:
+    """User code that runs there has our error as its context: handlers, middleware around `send`, lifespans, stores."""
+    root = Path(millstream.__file__ or "").parent
+    found = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ExceptHandler)
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Await | ast.AsyncWith | ast.AsyncFor)
+    }
+    assert found == AWAITED_IN_EXCEPT.keys()

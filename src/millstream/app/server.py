@@ -291,10 +291,12 @@ class Server:
         runtime = await Runtime(self, supervised=supervised).open()
         try:
             self.registry.check_completers()  # now, since the lifespan may register too
-        except ValueError:
-            await runtime.close()
-            raise
-        return runtime
+        except ValueError as exc:
+            failure = exc
+        else:
+            return runtime
+        await runtime.close()  # the lifespan's own code ends here, where it sees no error of ours
+        raise failure
 
     def activate(self, runtime: Runtime) -> None:
         """Let a runtime whose HTTP side is built answer the requests of its loop."""

@@ -8,7 +8,7 @@ lifespan belong to the application.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
-from typing import Any, cast
+from typing import Any
 
 from millstream.config import Settings
 from millstream.http.asgi.sink import AsgiSink, Send, header_list, header_lists
@@ -93,9 +93,9 @@ class AsgiAdapter:
             or b"sec-fetch-site" in headers
             or len(headers) != len(raw_headers)
         ) and path not in EXEMPT:
-            refusal = exchange.screen()
-            if refusal is not None:
-                return exchange.reply(refusal)
+            screened, exchange.cors = self.policy.screen(exchange)
+            if screened is not None:
+                return exchange.reply(screened)
         handler = self.hot.get((method, path)) or self.route(method, path)
         if handler is None:
             return exchange.reply(_NOT_FOUND)
@@ -131,20 +131,10 @@ class AsgiExchange(Request, eq=False, kw_only=True):
     gone: bool = False
     over: bool = False
 
-    def screen(self) -> Response | None:
-        """The slow half of the Host and Origin check, and CORS."""
-        policy = self.adapter.policy
-        refusal = policy.check(self.method, self.headers, self.raw_headers, self.peer)
-        origin = self.headers.get(b"origin")
-        if refusal is not None or origin is None:
-            return refusal
-        self.cors = policy.cors_head(origin)
-        return policy.preflight(self)
-
     async def serve(self, handler: Handler) -> None:
         """Read the body, run the handler, send what it gives."""
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        loop = task.get_loop()
+        task: Any = asyncio.current_task()
+        loop = asyncio.get_running_loop()
         # It runs only when something waits: a plain call is over before the loop's next turn.
         waits = loop.call_soon(self.wait, task)
         response: Response | Sink | None = None

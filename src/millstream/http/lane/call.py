@@ -9,7 +9,7 @@ from functools import partial
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from millstream.http.compression import FROM_BYTES, compressed
-from millstream.http.hosts import EXEMPT, HostPolicy
+from millstream.http.hosts import HostPolicy
 from millstream.http.lane.order import OrderedProtocol
 from millstream.http.lane.reply import CLOSE
 from millstream.http.lane.sink import LaneSink
@@ -51,13 +51,7 @@ class LaneExchange(Request, eq=False, kw_only=True):
         """The slow half of the Host and Origin check, and CORS. False: this is one for ASGI after all."""
         if b"upgrade" in self.headers:
             return False
-        reply = None
-        if self.path not in EXEMPT:
-            reply = policy.check(self.method, self.headers, self.raw_headers, self.peer)
-        origin = self.headers.get(b"origin")
-        if reply is None and origin is not None:
-            self.cors = policy.cors_head(origin)
-            reply = policy.preflight(self)
+        reply, self.cors = policy.screen(self)
         if reply is not None:
             self.handler = partial(_give, reply)
         return True
