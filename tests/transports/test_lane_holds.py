@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import logging
 import sys
 import weakref
@@ -12,11 +13,16 @@ import pytest
 
 from guard_peer import Start, guarded, refused
 from http_peer import HEAD, WAIT, ToyApp, request, serve
+from millstream import Context, Server
 from millstream.config import Settings
-from millstream.http.asgi.adapter import AsgiAdapter
+from millstream.http.asgi.adapter import AsgiAdapter, AsgiExchange
 from millstream.http.hosts import HostPolicy
+from millstream.http.lane.call import LaneExchange
 from millstream.http.lane.guarded import MAX_PIPELINE
 from millstream.http.message import STREAM_HEAD, Request, Response, Sink
+from millstream.server.calls.call import Call
+from millstream.transports.streamable.line import PostLine
+from wire import encode_request, enveloped, over_asgi, pairs, routing, wired
 
 SIZE = 1_000_003
 """Bytes of a body: nothing else has this size."""
@@ -181,6 +187,79 @@ async def test_the_body_of_a_call_under_any_asgi_server_is_freed_when_it_is_over
 
     await asyncio.wait_for(adapter(scope, receive, send), WAIT)
     await watch.freed()
+
+
+def alive(*kinds: type) -> int:
+    """How many objects of these kinds there are."""
+    return sum(isinstance(each, kinds) for each in gc.get_objects())
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+@pytest.mark.parametrize("method", ["subscriptions/listen", "tools/call"])
+async def test_nothing_of_a_stream_that_its_client_left_is_kept(way: str, method: str) -> None:
+    """Fixed: call and line referred to each other, and a cancelled call's traceback to itself: both kept the request."""
+    server = Server("streams")
+
+    @server.tool
+    async def report(ctx: Context) -> str:
+        """Report and wait."""
+        await ctx.progress(1)
+        await asyncio.Event().wait()
+        return ""
+
+    named: dict[str, Any] = {"name": "report", "arguments": {}}
+    asked: dict[str, Any] = {"notifications": {"toolsListChanged": True}}
+    message = enveloped(method, named if method == "tools/call" else asked, 7)
+    message["params"]["_meta"]["progressToken"] = "p"
+    headers = routing(method, "report" if method == "tools/call" else "")
+    body = json.dumps(message).encode()
+    async with wired(server, way) as wire:
+        for _ in range(3):
+            if wire.running is None:
+                await over_asgi(server, "POST", "/mcp", pairs(headers), body, leave=lambda data: b"data: {" in data)
+            else:
+                peer = await wire.running.connect()
+                await peer.send(encode_request("POST", "/mcp", pairs(headers), body))
+                await peer.head()
+                await peer.chunk()
+                peer.writer.transport.abort()
+                await wire.running.left(0)
+        await _until(lambda: alive(Call, PostLine, LaneExchange, AsgiExchange) == 0)
+
+
+async def test_unfinished_bodies_under_any_asgi_server_have_a_cap_too() -> None:
+    """Our choice, the same number: without the guard the adapter counts."""
+    watch = Watch()
+    settings = Settings(max_unfinished=250)
+    adapter = AsgiAdapter(lambda method, path: watch.reply, settings=settings, policy=HostPolicy(loopback_bind=True))
+    go = asyncio.Event()
+
+    async def post() -> tuple[int, dict[bytes, bytes]]:
+        scope = {"type": "http", "method": "POST", "path": "/x", "headers": [(b"host", b"127.0.0.1")], "client": None}
+        given = iter([b"y" * 50, b"y" * 50])
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            for piece in given:
+                return {"type": "http.request", "body": piece, "more_body": True}
+            await go.wait()
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await adapter(scope, receive, send)
+        return sent[0]["status"], dict(sent[0]["headers"])
+
+    held = [asyncio.create_task(post()) for _ in range(2)]
+    await _until(lambda: adapter.unfinished == 200)
+    status, headers = await post()
+    assert (status, headers[b"retry-after"], headers[b"connection"]) == (503, b"1", b"close")
+    assert adapter.unfinished == 200
+    go.set()
+    assert [status for status, _ in await asyncio.gather(*held)] == [200, 200]
+    assert adapter.unfinished == 0
 
 
 @pytest.mark.parametrize("head", [USUAL, ODD, CHUNKED], ids=["usual", "parsed", "chunked"])
