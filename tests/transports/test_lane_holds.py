@@ -198,7 +198,7 @@ def alive(*kinds: type) -> int:
 @pytest.mark.parametrize("way", ["lane", "asgi"])
 @pytest.mark.parametrize("method", ["subscriptions/listen", "tools/call"])
 async def test_nothing_of_a_stream_that_its_client_left_is_kept(way: str, method: str) -> None:
-    """Fixed: call and line referred to each other, and a cancelled call's traceback to itself: both kept the request."""
+    """Fixed: call and line referred to each other, a cancelled call's traceback to itself; both kept the request."""
     server = Server("streams")
 
     @server.tool

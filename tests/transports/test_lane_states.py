@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-import millstream.http.lane as lane
 from guard_peer import GuardApp, echo
 from http_peer import HEAD, request
 from millstream.config import Settings
+from millstream.http import lane
 from millstream.http.lane import load_lane, states
 from millstream.http.lane.guarded import MAX_PIPELINE
 from millstream.http.lane.reply import BODY_TIMEOUT, HEADER_TIMEOUT
@@ -121,7 +121,7 @@ def test_every_change_of_the_phase_looks_it_up_in_the_table() -> None:
     assert given_directly == ["self.phase = NEW"]
 
 
-async def test_connections_make_every_move_of_the_table_and_no_other() -> None:
+async def test_connections_make_every_move_of_the_table_and_no_other() -> None:  # noqa: PLR0915  one for each move
     """One conversation for each; the table has no entry that nothing takes."""
     seen: set[tuple[int, int]] = set()
     usual, parsed, asgi = request(body=b"x"), request(body=b"x", extra=b"X-Odd:1\r\n"), request(path="/asgi", body=b"x")

@@ -91,7 +91,7 @@ class Equal:
 
 @pytest.mark.parametrize("raises", [False, True])
 async def test_a_context_variable_that_a_call_sets_is_gone_with_the_call(raises: bool) -> None:
-    """Fixed: changes were found by ``==``, so an equal value leaked and a comparison that raises broke the connection."""
+    """Fixed: changes were found by ``==``: an equal value leaked, and a comparison that raises broke the connection."""
     current: ContextVar[Equal] = ContextVar("current")
     nobody = Equal(b"nobody", raises=raises)
 
@@ -113,7 +113,9 @@ async def test_a_context_variable_that_a_call_sets_is_gone_with_the_call(raises:
 
 
 @pytest.mark.parametrize("way", ["lane", "asgi"])
-@pytest.mark.parametrize("odd", [b"", b"X-Odd:1\r\n", b"Content-Type:application/json\r\n", b"Expect: 100-continue\r\n"])
+@pytest.mark.parametrize(
+    "odd", [b"", b"X-Odd:1\r\n", b"Content-Type:application/json\r\n", b"Expect: 100-continue\r\n"]
+)
 @pytest.mark.parametrize("eager", [False, True])
 async def test_user_code_sees_no_error_of_ours(way: str, odd: bytes, eager: bool) -> None:
     """Fixed: the parser ran inside ``except KeyError``, so `sys.exc_info` and every traceback began with it."""

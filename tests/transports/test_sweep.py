@@ -109,7 +109,12 @@ def test_a_peer_has_its_time_and_no_more(
 
 def test_a_running_call_and_a_paused_reading_have_no_limit(guard: Guard, loop: Loop) -> None:
     """The peer cannot go on, or owes nothing."""
-    running, asking, refused, paused = Connection(busy=True), Connection(EXPECTED, busy=True), Connection(REFUSED, busy=True), Connection(BODY)
+    running, asking, refused, paused = (
+        Connection(busy=True),
+        Connection(EXPECTED, busy=True),
+        Connection(REFUSED, busy=True),
+        Connection(BODY),
+    )
     paused.held = True
     for connection in (running, asking, refused, paused):
         guard.admit(connection)

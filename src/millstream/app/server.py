@@ -281,22 +281,11 @@ class Server:
         if runtime is None:
             task = self._opening.get(loop)
             if task is None:
-                task = self._opening[loop] = loop.create_task(self._open(supervised=supervised))
+                task = self._opening[loop] = loop.create_task(Runtime(self, supervised=supervised).open())
                 task.add_done_callback(lambda _: self._opening.pop(loop, None))
             runtime = self._runtimes[loop] = await asyncio.shield(task)
         runtime.supervised = runtime.supervised or supervised
         return runtime
-
-    async def _open(self, *, supervised: bool) -> Runtime:
-        runtime = await Runtime(self, supervised=supervised).open()
-        try:
-            self.registry.check_completers()  # now, since the lifespan may register too
-        except ValueError as exc:
-            failure = exc
-        else:
-            return runtime
-        await runtime.close()  # the lifespan's own code ends here, where it sees no error of ours
-        raise failure
 
     def activate(self, runtime: Runtime) -> None:
         """Let a runtime whose HTTP side is built answer the requests of its loop."""

@@ -122,10 +122,8 @@ class AsgiExchange(Request, eq=False, kw_only=True):
     # waiting
     arrived: bool = False
     """The body is whole."""
-    timer: asyncio.TimerHandle | None = None
-    """Ends the time of the body, once it has to be waited for."""
-    watcher: asyncio.Task[None] | None = None
-    """Waits for the peer's disconnect, once the handler waits for something."""
+    waiting: asyncio.Handle | asyncio.Task[None] | None = None
+    """Ends the time of the body once that has to be waited for, and then waits for the peer's disconnect."""
     stopped: bool = False
     """The exchange has cancelled its own task."""
     gone: bool = False
@@ -134,31 +132,13 @@ class AsgiExchange(Request, eq=False, kw_only=True):
     async def serve(self, handler: Handler) -> None:
         """Read the body, run the handler, send what it gives."""
         task: Any = asyncio.current_task()
-        loop = asyncio.get_running_loop()
         # It runs only when something waits: a plain call is over before the loop's next turn.
-        waits = loop.call_soon(self.wait, task)
+        waits = asyncio.get_running_loop().call_soon(self.wait, task)
         response: Response | Sink | None = None
         try:
-            message = await self.receive()
-            self.body = message.get("body", b"")
-            if (
-                message["type"] != "http.request"
-                or message.get("more_body", False)
-                or len(self.body) > self.adapter.max_body
-            ):
-                response = await self.read(message)
-            if response is None:
-                self.arrived = True
-                if self.timer is not None:
-                    self.timer.cancel()
-                    waits = loop.call_soon(self.wait, task)
-                response = await handler(self)
-                if self.sink is not None and response is self.sink:
-                    await self.sink.wait_closed()
+            response = await self.work(handler, task)
         except asyncio.CancelledError:
-            if self.sink is not None:
-                self.sink.cut()
-            if not self.stopped or task.cancelling() > 1:
+            if self.ends_with(task):
                 raise
             response = None if self.arrived else _TOO_SLOW
         except Exception as exc:
@@ -167,7 +147,7 @@ class AsgiExchange(Request, eq=False, kw_only=True):
             response = self.failed(exc)
         finally:
             waits.cancel()
-            if self.cancel is not None or self.timer is not None:
+            if self.waiting is not None:
                 await self.settle(task)
         if (
             type(response) is Response
@@ -182,7 +162,33 @@ class AsgiExchange(Request, eq=False, kw_only=True):
             headers = [*(header_lists.get(head) or header_list(head)), (b"content-length", b"%d" % len(body))]
             await self.send({"type": "http.response.start", "status": response.status, "headers": headers})
             await self.send({"type": "http.response.body", "body": body})
-        elif self.sink is not None:
+        else:
+            await self.end(response)
+
+    async def work(self, handler: Handler, task: asyncio.Task[Any]) -> Response | Sink | None:
+        """Read the body, run the handler, and stay with a stream that it gives back open."""
+        message = await self.receive()
+        self.body = message.get("body", b"")
+        if (
+            message["type"] != "http.request"
+            or message.get("more_body", False)
+            or len(self.body) > self.adapter.max_body
+        ):
+            refused = await self.read(message)
+            if refused is not None:
+                return refused
+        self.arrived = True
+        if self.waiting is not None:
+            self.waiting.cancel()
+            self.waiting = task.get_loop().call_soon(self.wait, task)
+        response = await handler(self)
+        if self.sink is not None and response is self.sink:
+            await self.sink.wait_closed()
+        return response
+
+    async def end(self, response: Response | Sink | None) -> None:
+        """Send what the handler gave: a reply, or the rest of a stream."""
+        if self.sink is not None:
             await self.sink.finish()
         elif not self.gone:
             if not isinstance(response, Response):
@@ -204,7 +210,7 @@ class AsgiExchange(Request, eq=False, kw_only=True):
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def read(self, message: Message) -> Response | None:
-        """Read a body that did not come in one message, within its size; what keeps it from being whole, if anything."""
+        """Read a body that did not come in one message, within its size; the refusal, if it does not become whole."""
         adapter, parts = self.adapter, bytearray()
         try:
             while message["type"] == "http.request":
@@ -228,28 +234,33 @@ class AsgiExchange(Request, eq=False, kw_only=True):
         """Something waits: the body, which has its time, or the handler, whose peer may go away meanwhile."""
         loop = task.get_loop()
         if not self.arrived:
-            self.timer = loop.call_later(self.adapter.body_timeout, self.stop, task)
+            self.waiting = loop.call_later(self.adapter.body_timeout, self.stop, task)
         else:
             self.cancel = task.cancel
-            self.watcher = loop.create_task(self.watch(task))
+            self.waiting = loop.create_task(self.watch(task))
 
     def stop(self, task: asyncio.Task[Any]) -> None:
         """Cancel the exchange's own task."""
         self.stopped = True
         task.cancel()
 
+    def ends_with(self, task: asyncio.Task[Any]) -> bool:
+        """Whether the task was cancelled by others, and not, or not only, by this exchange."""
+        if self.sink is not None:
+            self.sink.cut()
+        return not self.stopped or task.cancelling() > 1
+
     async def settle(self, task: asyncio.Task[Any]) -> None:
         """Nothing waits any more: end what stood beside it, and leave the server's task as it was."""
         self.over = True
-        self.cancel = None
-        if self.timer is not None:
-            self.timer.cancel()
+        # A cancelled task keeps its traceback, which refers to this exchange: without a way back there is no cycle.
+        waiting, self.waiting, self.cancel = self.waiting, None, None
         if self.stopped:
             task.uncancel()
-        watcher, self.watcher = self.watcher, None  # a cancelled task keeps its traceback, and that this exchange
-        if watcher is not None:
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)
+        if waiting is not None:
+            waiting.cancel()
+        if isinstance(waiting, asyncio.Task):
+            await asyncio.gather(waiting, return_exceptions=True)
 
     async def watch(self, task: asyncio.Task[Any]) -> None:
         """Wait for the disconnect; then the stream is over, and the handler too if it asked for that."""

@@ -89,6 +89,11 @@ class GuardedProtocol(OrderedProtocol):
             else:
                 self.refuse(TOO_MANY_CONNECTIONS)
 
+    def leave(self) -> None:
+        """Nobody has to watch this connection any more."""
+        self.guard.release(self)
+        super().leave()
+
     def data_received(self, data: bytes) -> None:
         """Parse a chunk; whatever is wrong with it becomes a refusal."""
         if self.phase >= REFUSED:

@@ -1,8 +1,8 @@
 """The order of replies on one connection, over uvicorn's HTTP protocol class.
 
 `current` is the call being answered, `waiting` starts those behind it, and a refusal goes out after them, as the last
-thing on the connection. What a connection reads is `phase` (`states`). When a connection is over, nothing here refers to
-a call any more: whatever holds a body is freed at once, and not when a garbage collector finds a cycle.
+thing on the connection. What a connection reads is `phase` (`states`). When a connection is over, nothing here refers
+to a call any more: whatever holds a body is freed at once, and not when a garbage collector finds a cycle.
 """
 
 import asyncio
@@ -41,7 +41,19 @@ class OrderedProtocol(HttpToolsProtocol):
     """One HTTP/1 connection whose replies keep one order."""
 
     # uvicorn's own attributes stay in its dict; more than thirty there would no longer be shared between connections.
-    __slots__ = ("body", "counted", "current", "guard", "lane", "limits", "phase", "proxy", "since", "traced", "waiting")
+    __slots__ = (
+        "body",
+        "counted",
+        "current",
+        "guard",
+        "lane",
+        "limits",
+        "phase",
+        "proxy",
+        "since",
+        "traced",
+        "waiting",
+    )
 
     app: Any
     parser: HttpRequestParser
@@ -94,7 +106,6 @@ class OrderedProtocol(HttpToolsProtocol):
 
     def leave(self) -> None:
         """Let go of everything that belongs to a request: the connection is over, or speaks another protocol."""
-        self.guard.release(self)
         self.phase = LEAVES[self.phase]
         self.drop_body()
         self.waiting.clear()

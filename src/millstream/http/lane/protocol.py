@@ -82,11 +82,7 @@ class LaneProtocol(GuardedProtocol):
                 return super().on_headers_complete()
             found = (handler, method.decode("ascii"), path.decode("ascii"))
         if self.phase >= REFUSED or (
-            (
-                self.waiting
-                or len(headers) > limits.max_header_count
-                or self.seen + self.size > limits.max_header_bytes
-            )
+            (self.waiting or len(headers) > limits.max_header_count or self.seen + self.size > limits.max_header_bytes)
             and self.excessive()
         ):
             return None
@@ -112,9 +108,9 @@ class LaneProtocol(GuardedProtocol):
         unusual = not _UNUSUAL.isdisjoint(fields)
         if unusual and self.proxied and self.proxy is not None:
             call.forwarded(self.proxy)
-        if (
-            unusual or fields.get(b"host") not in short.policy.good or len(fields) != len(headers)
-        ) and not call.screen(short.policy):
+        if (unusual or fields.get(b"host") not in short.policy.good or len(fields) != len(headers)) and not call.screen(
+            short.policy
+        ):
             return super().on_headers_complete()
         self.cycle = call
         self.phase = TAKEN[self.phase]
