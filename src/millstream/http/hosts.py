@@ -130,7 +130,7 @@ class HostPolicy:
         origin = headers.get(b"origin")
         if origin is not None:
             return None if self.allows_origin(origin, host, peer) else _origin_refused(origin)
-        return _CROSS_SITE if method not in _SAFE_METHODS and crosses_sites(headers) else None
+        return _CROSS_SITE if method not in _SAFE_METHODS and is_cross_site(headers) else None
 
     def allows_origin(self, origin: bytes, host: bytes, peer: str = "") -> bool:
         """Is this Origin allowed at this (already checked) Host? An opaque ``null`` never is."""
@@ -226,7 +226,7 @@ def _with_port(scheme: bytes, rest: str) -> str:
     return rest if has_port else f"{rest}:{_DEFAULT_PORTS.get(scheme, b'').decode()}"
 
 
-def crosses_sites(headers: Mapping[bytes, bytes]) -> bool:
+def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
     """Whether a browser says that a page of another site asks, and not which one (Fetch Metadata, §2.4)."""
     return headers.get(b"sec-fetch-site") == b"cross-site" and b"origin" not in headers
 
@@ -235,7 +235,7 @@ def of_this_site(handler: Handler) -> Handler:
     """Close a GET that does something, such as opening a stream, to the links, images and frames of other sites."""
 
     async def screened(request: Request) -> Response | Sink | None:
-        return _CROSS_SITE if crosses_sites(request.headers) else await handler(request)
+        return _CROSS_SITE if is_cross_site(request.headers) else await handler(request)
 
     return screened
 

@@ -112,7 +112,7 @@ class GuardedProtocol(OrderedProtocol):
             upgrade = True
         if upgrade:
             self._upgrade()
-        elif self.phase > IDLE:
+        elif IDLE < self.phase < REFUSED:
             if self.seen > self.limits.max_header_bytes:
                 self.refuse(HEADERS_TOO_LARGE)
             elif self.received and self.phase > HEAD:
