@@ -52,6 +52,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Secret for session ids and sealed state; several, separated by commas: the first seals, all open."""
     page_size: Size = 1000
     max_body: Size = 4 * 1024 * 1024
+    max_unfinished: Size = 256 * 1024 * 1024
+    """Bytes of all request bodies that have begun and not ended; who brings more gets 503 and may try again."""
     max_message: Size = 1024 * 1024
     """The largest WebSocket message."""
     max_depth: Size = 64

@@ -248,3 +248,13 @@ def test_an_authority_says_what_it_is() -> None:
     remote = parse_authority(b"[2001:DB8::1]")
     assert remote is not None
     assert (remote.name, str(remote.address), remote.loopback) == ("2001:db8::1", "2001:db8::1", False)
+
+
+def test_made_up_addresses_do_not_keep_a_true_host_out_of_the_table_for_ever() -> None:
+    """Fixed: 1,024 of them filled it, and every later request was checked at length. It stays bounded."""
+    policy = HostPolicy(["mcp.example.com"])
+    for number in range(5000):
+        assert host(b"10.%d.%d.1:%d" % (number >> 8, number & 255, number + 1), policy) == 200
+        assert len(policy.good) <= 1024
+    assert host(b"mcp.example.com", policy) == 200
+    assert b"mcp.example.com" in policy.good

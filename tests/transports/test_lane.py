@@ -19,7 +19,7 @@ import millstream
 from http_peer import ToyApp
 from millstream.config import Settings
 from millstream.http.lane import CLASS_NAME, Lane, Loaded, load_lane
-from millstream.http.lane import protocol as lane_protocol
+from millstream.http.lane import usual as lane_usual
 from millstream.http.message import Request, Response
 
 
@@ -99,7 +99,7 @@ async def calls_of(
             calls[frame.f_code.co_qualname] += 1
 
     def arrive() -> None:
-        """Bytes come from the loop, not from a task: a worker can be woken at once."""
+        """Bytes come from the loop, not from a task."""
         sys.setprofile(profile)
         protocol.data_received(data)
 
@@ -133,7 +133,7 @@ async def test_a_plain_call_takes_at_most_six_of_our_python_calls_through_asgi()
 
 async def test_the_pinned_uvicorn_is_the_one_the_class_extends() -> None:
     """The class is not a public interface of uvicorn: a new release has to pass this before the pin moves."""
-    assert load_lane() == Loaded(lane_protocol.LaneProtocol)
+    assert load_lane() == Loaded(lane_usual.UsualProtocol)
     assert uvicorn.Config("a:b", http=CLASS_NAME).http == CLASS_NAME
     connected, _ = connect(lane=False)
     for name in ("app", "client", "config", "connections", "cycle", "expect_100_continue", "flow", "headers", "loop",
@@ -173,8 +173,8 @@ def test_a_constructor_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch
 
 def test_a_missing_server_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where httptools is not installed there is no lane."""
-    monkeypatch.delitem(sys.modules, "millstream.http.lane.protocol")
-    monkeypatch.setitem(sys.modules, "millstream.http.lane.guarded", None)
+    monkeypatch.delitem(sys.modules, "millstream.http.lane.usual")
+    monkeypatch.setitem(sys.modules, "millstream.http.lane.protocol", None)
     loaded = load_lane()
     assert loaded.protocol is None
     assert loaded.reason

@@ -31,7 +31,7 @@ async def test_a_call_that_ends_by_force_closes_its_connection_and_holds_nothing
 
     app = ToyApp({("POST", "/echo"): fails, ("POST", "/works"): works}, Settings(), lane=True)
     async with serve(app, lane=True) as running:
-        for _ in range(2):  # the second call of a server meets a worker of the first
+        for _ in range(2):  # the second call of a server meets what the first left
             peer = await running.connect()
             await peer.send(request(path="/works"))
             assert (await peer.reply())[0] == 200

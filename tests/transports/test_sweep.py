@@ -7,7 +7,8 @@ import pytest
 from uvicorn.server import ServerState
 
 from millstream.config import Settings
-from millstream.http.lane.guard import BODY, HEADERS, IDLE, Guard
+from millstream.http.lane.guard import Guard
+from millstream.http.lane.states import ASGI_BODY, BODY, CLOSED, EXPECTED, HEAD, IDLE, NEW, REFUSED, USUAL_BODY
 from millstream.http.message import Response
 
 LIMITS = Settings(header_timeout=10, body_timeout=30, write_timeout=20, keep_alive=75)
@@ -42,14 +43,13 @@ class Loop:
 class Connection:
     """What the guard sees of one, and what it did to it."""
 
-    def __init__(self, phase: int = IDLE, *, busy: bool = False, fresh: bool = False) -> None:
+    def __init__(self, phase: int = IDLE, *, busy: bool = False) -> None:
         self.transport: Any = self
         self.peer = "192.0.2.1"
         self.phase = phase
         self.busy = busy
-        self.fresh = fresh
         self.held = False
-        self.refused = self.over_cap = False
+        self.over_cap = False
         self.since = self.unsent_since = 0.0
         self.unsent = 0
         self.buffer = 0
@@ -61,7 +61,7 @@ class Connection:
 
     def refuse(self, response: Response) -> None:
         """As a protocol."""
-        self.fate, self.refused = str(response.status), True
+        self.fate, self.phase = str(response.status), CLOSED
 
     def close(self) -> None:
         """As a transport."""
@@ -87,11 +87,13 @@ def guard(loop: Loop) -> Guard:
 @pytest.mark.parametrize(
     ("connection", "seconds", "fate"),
     [
-        (Connection(fresh=True), 10, "closed"),
+        (Connection(NEW), 10, "closed"),
         (Connection(), 75, "closed"),
-        (Connection(HEADERS), 10, "408"),
-        (Connection(HEADERS, busy=True), 10, "408"),
+        (Connection(HEAD), 10, "408"),
+        (Connection(HEAD, busy=True), 10, "408"),
+        (Connection(ASGI_BODY), 30, "408"),
         (Connection(BODY), 30, "408"),
+        (Connection(USUAL_BODY), 30, "408"),
     ],
 )
 def test_a_peer_has_its_time_and_no_more(
@@ -107,12 +109,17 @@ def test_a_peer_has_its_time_and_no_more(
 
 def test_a_running_call_and_a_paused_reading_have_no_limit(guard: Guard, loop: Loop) -> None:
     """The peer cannot go on, or owes nothing."""
-    running, paused = Connection(busy=True), Connection(BODY)
+    running, asking, refused, paused = (
+        Connection(busy=True),
+        Connection(EXPECTED, busy=True),
+        Connection(REFUSED, busy=True),
+        Connection(BODY),
+    )
     paused.held = True
-    for connection in (running, paused):
+    for connection in (running, asking, refused, paused):
         guard.admit(connection)
     loop.turn(1000)
-    assert running.fate == paused.fate == ""
+    assert running.fate == asking.fate == refused.fate == paused.fate == ""
     paused.held = False
     loop.turn(30)
     assert paused.fate == ""
@@ -150,7 +157,7 @@ def test_a_refused_peer_may_linger_after_the_replies_that_are_owed(guard: Guard,
     """Its refusal waits for them; then it has a moment to read."""
     connection = Connection(busy=True)
     guard.admit(connection)
-    connection.refused = True
+    connection.phase = CLOSED
     loop.turn(100)
     assert connection.fate == ""
     connection.busy, connection.since = False, loop.now
@@ -169,7 +176,7 @@ def test_the_timer_stops_with_the_last_connection_and_starts_with_the_next(guard
     loop.turn(1)
     assert loop.timer is None
     loop.now += 500
-    late = Connection(fresh=True)
+    late = Connection(NEW)
     guard.admit(late)
     loop.turn(10)
     assert late.fate == ""
@@ -217,7 +224,7 @@ def test_a_few_above_a_cap_may_probe_for_a_moment_and_the_rest_is_refused(loop: 
     """Above the cap nobody may wait long: the next probe wants the place."""
     guard = Guard(ServerState(), Settings(max_connections_per_address=1), cast("Any", loop))
     assert guard.admit(Connection())
-    spares = [Connection(fresh=True) for _ in range(16)]
+    spares = [Connection(NEW) for _ in range(16)]
     assert all(guard.admit(each) and each.over_cap for each in spares)
     assert not guard.admit(Connection())
     spares[0].refuse(Response())
@@ -226,6 +233,6 @@ def test_a_few_above_a_cap_may_probe_for_a_moment_and_the_rest_is_refused(loop: 
     guard.release(spares[1])
     assert guard.admit(Connection())
     slow = spares[2]
-    slow.phase = HEADERS
+    slow.phase = HEAD
     loop.turn(3)
     assert (slow.fate, spares[3].fate) == ("408", "closed")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from millstream.http.hosts import of_this_site
 from millstream.http.message import Handler
 from millstream.protocol.errors import LocalError
 from millstream.protocol.handshake import Opening
@@ -172,7 +173,7 @@ def part_routes(runtime: "Runtime") -> tuple[dict[str, dict[str, Handler]], list
         hub = HubRoutes(runtime.hub, runtime.streams, runtime.server.settings, note=runtime.services.note)
         exact["/events"] = {"GET": hub.events}
         exact["/publish"] = {"POST": runtime.local_only(hub.publish, message="hub/publish")}
-        prefixes.append(("/mcp/sse/", {"GET": hub.client_stream}))
+        prefixes.append(("/mcp/sse/", {"GET": of_this_site(hub.client_stream)}))
         if runtime.websocket is not None:
             exact["/ws"] = {"GET": runtime.websocket.plain}
     if "rest" in parts:

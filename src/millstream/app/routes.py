@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from millstream.app.parts import part_routes
 from millstream.app.probes import Probes
-from millstream.http.hosts import EXEMPT
+from millstream.http.hosts import EXEMPT, of_this_site
 from millstream.http.message import TEXT_HEAD, Handler, Request, Response
 from millstream.transports.http_sse import MESSAGES_PATH, HttpSse
 from millstream.transports.streamable.exchange import Endpoint
@@ -46,6 +46,9 @@ class Routes:
         """A HEAD of these would open a stream."""
         exact, self._prefixes = part_routes(runtime)
         self._by_path.update(exact)
+        for each in self._streams & self._by_path.keys():
+            handlers = self._by_path[each]
+            self._by_path[each] = {**handlers, "GET": of_this_site(handlers["GET"])}
         self._hot = {
             (method.encode(), each.encode()): handler
             for each, handlers in self._by_path.items()

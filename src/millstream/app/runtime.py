@@ -108,6 +108,7 @@ class Runtime:
             self.services.lifespan_of = lambda home: home.nearest(self._lifespans)
             await self._open_lifespan(server)
             await self._open_parts()
+            server.registry.check_completers()  # now, since the lifespan may register too
             self._sweeper = self.loop.create_task(self._sweep())
             self._stack = self._stack.pop_all()
         return self

@@ -281,19 +281,10 @@ class Server:
         if runtime is None:
             task = self._opening.get(loop)
             if task is None:
-                task = self._opening[loop] = loop.create_task(self._open(supervised=supervised))
+                task = self._opening[loop] = loop.create_task(Runtime(self, supervised=supervised).open())
                 task.add_done_callback(lambda _: self._opening.pop(loop, None))
             runtime = self._runtimes[loop] = await asyncio.shield(task)
         runtime.supervised = runtime.supervised or supervised
-        return runtime
-
-    async def _open(self, *, supervised: bool) -> Runtime:
-        runtime = await Runtime(self, supervised=supervised).open()
-        try:
-            self.registry.check_completers()  # now, since the lifespan may register too
-        except ValueError:
-            await runtime.close()
-            raise
         return runtime
 
     def activate(self, runtime: Runtime) -> None:

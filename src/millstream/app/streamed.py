@@ -96,9 +96,17 @@ class _Mirror:
         if not message:
             return
         try:
-            await self._hub.send(self._client_id, message.decode())
-        except TooLarge as exc:
-            note = error_message(self._request_id, INTERNAL_ERROR, f"The result is in the reply only: {exc}")
-            await self._hub.send(self._client_id, note.decode())
+            too_large = await self._send(message)
+            if too_large:
+                text = f"The result is in the reply only: {too_large}"
+                await self._send(error_message(self._request_id, INTERNAL_ERROR, text))
         except LocalError:
             logger.exception("The stream of %s did not get a message", self._client_id)
+
+    async def _send(self, message: bytes) -> str:
+        """Send, and say why a message is too large for that."""
+        try:
+            await self._hub.send(self._client_id, message.decode())
+        except TooLarge as exc:
+            return str(exc)
+        return ""

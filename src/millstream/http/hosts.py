@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-from millstream.http.message import TEXT_HEAD, Request, Response
+from millstream.http.message import Handler, Request, Response, Sink, refusal
 
 EXEMPT = frozenset({"/livez", "/readyz", "/health"})
 """Paths that probes call by whatever name they have; callers skip the check for them."""
@@ -21,8 +21,9 @@ _ORIGIN = re.compile(rb"([a-z][a-z0-9+.-]*)://([^/?#@\s]+)")
 _DEFAULT_PORTS = {b"http": b"80", b"https": b"443", b"ws": b"80", b"wss": b"443"}
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _REMEMBERED = 1024
-"""Host values kept as known good; a wildcard would otherwise let a client grow the set."""
+"""Host values kept as known good; addresses and a wildcard would otherwise let a client grow the set."""
 
+_CROSS_SITE = refusal(403, "A cross-site request needs an Origin listed in `allowed_origins`.")
 _TOKENS = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
 _ALLOW_HEADERS = (
     b"authorization, content-type, accept, mcp-protocol-version, mcp-method, mcp-name, mcp-session-id, last-event-id"
@@ -117,21 +118,19 @@ class HostPolicy:
         """The refusal for these headers of a peer, or `None` when Host and Origin are fine."""
         host = headers.get(b"host")
         if host is None:
-            return _text(400, "The Host header is missing.")
+            return refusal(400, "The Host header is missing.")
         if len(headers) != len(raw_headers):
             for single in (b"host", b"origin"):
                 if sum(name == single for name, _ in raw_headers) > 1:
-                    return _text(400, f"More than one {single.decode().title()} header.")
+                    return refusal(400, f"More than one {single.decode().title()} header.")
         if host not in self.good:
-            refusal = self._check_host(host)
-            if refusal is not None:
-                return refusal
+            wrong = self._check_host(host)
+            if wrong is not None:
+                return wrong
         origin = headers.get(b"origin")
         if origin is not None:
             return None if self.allows_origin(origin, host, peer) else _origin_refused(origin)
-        if headers.get(b"sec-fetch-site") == b"cross-site" and method not in _SAFE_METHODS:
-            return _text(403, "A cross-site request needs an Origin listed in `allowed_origins`.")
-        return None
+        return _CROSS_SITE if method not in _SAFE_METHODS and is_cross_site(headers) else None
 
     def allows_origin(self, origin: bytes, host: bytes, peer: str = "") -> bool:
         """Is this Origin allowed at this (already checked) Host? An opaque ``null`` never is."""
@@ -155,6 +154,16 @@ class HostPolicy:
         """Header lines for a reply to an Origin that ``check`` let pass."""
         return b"access-control-allow-origin: %b\r\n%b" % (origin.strip(b" \t"), _EXPOSED)
 
+    def screen(self, request: Request) -> tuple[Response | None, bytes]:
+        """All of it for one request: a refusal or the answer to a preflight, if either, and the reply's CORS lines."""
+        wrong = None
+        if request.path not in EXEMPT:
+            wrong = self.check(request.method, request.headers, request.raw_headers, request.peer)
+        origin = request.headers.get(b"origin")
+        if wrong is not None or origin is None:
+            return wrong, b""
+        return self.preflight(request), self.cors_head(origin)
+
     def preflight(self, request: Request) -> Response | None:
         """The answer to a CORS preflight whose Origin passed ``check``; `None` when it is not a preflight."""
         headers = request.headers
@@ -170,14 +179,15 @@ class HostPolicy:
     def _check_host(self, host: bytes) -> Response | None:
         authority = parse_authority(host)
         if authority is None:
-            return _text(400, "The Host header is malformed.")
+            return refusal(400, "The Host header is malformed.")
         if authority.address is None and not authority.loopback and not self._hosts.allow(*authority[:2]):
-            return _text(
+            return refusal(
                 421,
                 f"Host {authority.name!r} is not served here. Add it to `allowed_hosts` (MILLSTREAM_ALLOWED_HOSTS).",
             )
-        if len(self.good) < _REMEMBERED:
-            self.good.add(host)
+        if len(self.good) >= _REMEMBERED:
+            self.good.clear()  # made-up addresses are good Hosts too: the true ones are back with their next request
+        self.good.add(host)
         return None
 
 
@@ -216,13 +226,23 @@ def _with_port(scheme: bytes, rest: str) -> str:
     return rest if has_port else f"{rest}:{_DEFAULT_PORTS.get(scheme, b'').decode()}"
 
 
+def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a browser says that a page of another site asks, and not which one (Fetch Metadata, §2.4)."""
+    return headers.get(b"sec-fetch-site") == b"cross-site" and b"origin" not in headers
+
+
+def of_this_site(handler: Handler) -> Handler:
+    """Close a GET that does something, such as opening a stream, to the links, images and frames of other sites."""
+
+    async def screened(request: Request) -> Response | Sink | None:
+        return _CROSS_SITE if is_cross_site(request.headers) else await handler(request)
+
+    return screened
+
+
 def _origin_refused(origin: bytes) -> Response:
     shown = ascii(origin[:200].decode("latin-1"))
-    return _text(403, f"Origin {shown} is not allowed. Add it to `allowed_origins` (MILLSTREAM_ALLOWED_ORIGINS).")
-
-
-def _text(status: int, message: str) -> Response:
-    return Response(body=message.encode(), status=status, head=TEXT_HEAD)
+    return refusal(403, f"Origin {shown} is not allowed. Add it to `allowed_origins` (MILLSTREAM_ALLOWED_ORIGINS).")
 
 
 def is_loopback(host: str) -> bool:

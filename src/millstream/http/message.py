@@ -30,36 +30,68 @@ class Response(Struct, gc=False):
     head: bytes = JSON_HEAD
 
 
-class Sink(Protocol):
-    """One open response body. Chunks arrive whole and in order, or the sink is closed.
+def header_lines(**headers: str) -> bytes:
+    """Finished header lines for a `Response.head`; ``retry_after="1"`` is written as ``retry-after: 1``.
 
-    `write` never blocks and never raises: after the peer has gone it does nothing. Writers that can wait call
-    `drain`; writers that cannot (broadcast) look at `buffered` and cut a slow reader with `close`.
+    Raises:
+        ValueError: a value would end its line, or has characters that a header cannot hold.
+    """
+    lines = b""
+    for name, value in headers.items():
+        if not value.isprintable():
+            raise ValueError(f"A header cannot hold {value!r}.")
+        lines += f"{name.replace('_', '-')}: {value}\r\n".encode("latin-1")
+    return lines
+
+
+def refusal(status: int, text: str, **headers: str) -> Response:
+    """A refusal in one line of plain text, which says what happened and what to do, with further `header_lines`."""
+    return Response(f"{text}\n".encode(), status, TEXT_HEAD + header_lines(**headers))
+
+
+class Sink(Protocol):
+    """One open response body. The lane and the ASGI adapter have one each, and both keep this contract.
+
+    - A sink is open from the start and closes once: by `close`, because the peer went away, or because it fell too far
+      behind. It never opens again, and it knows only that it is closed, not why.
+    - Chunks reach the peer whole and in the order of the writes, up to some point; nothing is ever left out between
+      two chunks. After `close` that point is the end, so the peer sees a complete body. In the other cases the body is
+      broken off without its final chunk, so the peer can tell.
+    - No method raises because of the peer. Only `drain` and `wait_closed` wait.
+    - All of it belongs to the event loop that runs the handler; other threads stay out.
     """
 
     closed: bool
-    """True once the peer has gone or `close` was called."""
+    """True from the moment it closes, before the callbacks run."""
 
     @property
     def buffered(self) -> int:
-        """Bytes written but not yet taken by the socket."""
+        """Bytes written but not yet taken by the socket; 0 when nobody will take them."""
         ...
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes) -> None:
+        """Write a chunk without waiting. Nothing happens when the sink is closed or the chunk is empty.
+
+        A reader who is more than `Settings.stream_buffer` bytes behind is cut off instead, so a writer that can't wait
+        (a broadcast) needs no look at `buffered`; one that can calls `drain`.
+        """
+        ...
 
     async def drain(self) -> None:
         """Wait until the buffer is below its high-water mark, or the sink is closed."""
         ...
 
     def close(self) -> None:
-        """End the response properly (final chunk). Idempotent."""
+        """End the body properly: what was written still goes out, then the final chunk. Idempotent."""
         ...
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Call back once when the peer goes away or `close` is called; at once when it already happened."""
+        """Call back once when the sink closes; at once when it has. A callback that raises is logged."""
         ...
 
-    async def wait_closed(self) -> None: ...
+    async def wait_closed(self) -> None:
+        """Wait until the sink is closed. The bytes may still be on their way."""
+        ...
 
 
 class Request(Struct, eq=False):

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from secrets import token_hex
 
-from millstream.http.message import TEXT_HEAD, Response
+from millstream.http.message import Response, refusal
 
 _logger = logging.getLogger("millstream.http.message")
 
@@ -60,4 +60,4 @@ def failure(exc: BaseException, method: str, path: str) -> Response:
     """Log what a handler raised under an identifier and give the reply that shows only the identifier."""
     identifier = token_hex(8)
     _logger.error("%s %a failed [%s]", method, path, identifier, exc_info=exc)
-    return Response(body=b"Internal error %b.\n" % identifier.encode(), status=500, head=TEXT_HEAD)
+    return refusal(500, f"Internal error {identifier}.")

@@ -4,6 +4,9 @@ A stream of a handshake session is logged as it is sent, so that a client whose 
 another one (https://modelcontextprotocol.io/specification/2025-11-25/basic/transports, resumability).
 """
 
+from contextlib import suppress
+from functools import partial
+
 from millstream.config import Settings
 from millstream.protocol.errors import INTERNAL_ERROR
 from millstream.protocol.jsonrpc import RequestId, error_message
@@ -28,11 +31,13 @@ async def append(
         message: may be empty.
         answers: the request that it is the response to: where it is too large to be kept, an error for that is.
     """
-    try:
-        position = await store.log.append(name, mark + message, ttl=settings.log_ttl, max_entries=settings.log_messages)
-    except StoreFull:
-        kept = mark if answers is None else mark + error_message(answers, INTERNAL_ERROR, _NOT_KEPT)
-        position = await store.log.append(name, kept, ttl=settings.log_ttl, max_entries=settings.log_messages)
+    put = partial(store.log.append, name, ttl=settings.log_ttl, max_entries=settings.log_messages)
+    position = None
+    with suppress(StoreFull):
+        position = await put(mark + message)
+    if position is None:
+        # Too large to keep: it goes out once, and whoever resumes is told so.
+        position = await put(mark if answers is None else mark + error_message(answers, INTERNAL_ERROR, _NOT_KEPT))
     await store.bus.publish(name, position.offset.to_bytes(8, "big") + mark + message)
     return position
 

@@ -257,13 +257,16 @@ class Dispatcher:
             return self._input_required(call, exc)
         if isinstance(exc, ToolError | Declined | Cancelled):
             return self._tool_error(call, str(exc) or type(exc).__name__)
-        if isinstance(exc, asyncio.CancelledError):
-            return self._stopped(call, exc)
-        if isinstance(exc, KeyboardInterrupt | GeneratorExit):
-            raise exc
-        return self._unexpected(call, exc)
+        answer = self._stopped(call, exc) if isinstance(exc, asyncio.CancelledError) else None
+        if answer is None and isinstance(exc, asyncio.CancelledError | KeyboardInterrupt | GeneratorExit):
+            try:
+                raise exc
+            finally:
+                del exc  # its traceback refers to this frame: a cycle would keep the request with its body
+        return answer if answer is not None else self._unexpected(call, exc)
 
-    def _stopped(self, call: Call, exc: asyncio.CancelledError) -> bytes:
+    def _stopped(self, call: Call, exc: asyncio.CancelledError) -> bytes | None:
+        """The answer of a call that was cancelled; None when that is for its task to hear."""
         task = asyncio.current_task()
         if call.cancelled:
             if task is not None:
@@ -274,7 +277,7 @@ class Dispatcher:
             return b""
         if task is None or task.cancelling():
             call.cancelled = True
-            raise exc
+            return None
         # Nobody cancelled this call: its function waited for something that was.
         return self._unexpected(call, exc)
 

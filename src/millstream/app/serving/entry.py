@@ -38,21 +38,25 @@ async def _first(server: "Server", scope: MutableMapping[str, Any], receive: Any
         prepare(server, runtime)
     except Exception:
         logger.exception("%s could not start; the next request tries again", server.name)
-        body = b"The server could not start. Its log says why. Try again.\n"
-        headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), (b"retry-after", b"1")]
-        await send({"type": "http.response.start", "status": 503, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+    else:
+        await server(scope, receive, send)
         return
-    await server(scope, receive, send)
+    body = b"The server could not start. Its log says why. Try again.\n"
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), (b"retry-after", b"1")]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _lifespan(server: "Server", receive: Any, send: Any) -> None:
     await receive()
+    failure = None
     try:
         prepare(server, await server.start(supervised=True))
     except Exception as exc:
         logger.exception("%s could not start", server.name)
-        await send({"type": "lifespan.startup.failed", "message": str(exc)})
+        failure = str(exc)
+    if failure is not None:
+        await send({"type": "lifespan.startup.failed", "message": failure})
         return
     await send({"type": "lifespan.startup.complete"})
     await receive()

@@ -1,20 +1,20 @@
 """The ASGI adapter: one HTTP scope in, one `Request` to the transport handler, its reply out as ASGI messages.
 
 It works under any ASGI server, alone or below a ``Mount``. Body size and body time are enforced here; what only the
-lane's guard can see (slow headers, connection caps, stalled writes) is not. The plain path starts no task: awaitables
-are run to their first suspension by hand, inside the server's own task, and only a call that really waits gets a
-watcher for the peer's disconnect. Routing, WebSocket and lifespan belong to `app.py`.
+lane's guard can see (slow headers, connection caps, stalled writes) is not. The plain path starts no task: only a call
+that really waits, so that the loop takes a turn, gets a watcher for the peer's disconnect. Routing, WebSocket and
+lifespan belong to the application.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, MutableMapping
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from typing import Any
 
 from millstream.config import Settings
 from millstream.http.asgi.sink import AsgiSink, Send, header_list, header_lists
 from millstream.http.compression import FROM_BYTES, compressed
 from millstream.http.hosts import EXEMPT, HostPolicy
-from millstream.http.message import TEXT_HEAD, Handler, Request, Response, Sink
+from millstream.http.message import Handler, Request, Response, Sink, refusal
 from millstream.http.stream_end import failure
 
 Scope = MutableMapping[str, Any]
@@ -23,17 +23,21 @@ Receive = Callable[[], Awaitable[Message]]
 Route = Callable[[str, str], Handler | None]
 """``route(method, path)`` gives the handler for a path below the mount point, or `None` for 404."""
 
-_OVER = object()
-_NOT_FOUND = Response(body=b"Not found.\n", status=404, head=TEXT_HEAD)
-_CLOSING = TEXT_HEAD + b"connection: close\r\n"
-_TOO_LARGE = Response(body=b"The body is too large.\n", status=413, head=_CLOSING)
-_TOO_SLOW = Response(body=b"The body came too slowly.\n", status=408, head=_CLOSING)
+_NOT_FOUND = refusal(404, "Not found.")
+_TOO_LARGE = refusal(413, "The body is too large.", connection="close")
+_TOO_SLOW = refusal(408, "The body came too slowly.", connection="close")
+_TOO_MANY = refusal(
+    503, "The server is receiving too much at once. Send the request again.", retry_after="1", connection="close"
+)
 
 
 class AsgiAdapter:
     """An ASGI 3 application for scopes of type ``http``."""
 
-    __slots__ = ("body_timeout", "digits", "hot", "max_body", "policy", "requests", "route", "stream_buffer")
+    __slots__ = (
+        "body_timeout", "digits", "hot", "max_body", "max_unfinished", "policy", "requests", "route", "stream_buffer",
+        "unfinished",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -48,6 +52,9 @@ class AsgiAdapter:
         """(method, path) -> handler: found without a Python call."""
         self.policy = policy
         self.max_body = settings.max_body
+        self.max_unfinished = settings.max_unfinished
+        self.unfinished = 0
+        """Bytes of all bodies that come in more than one message and have not ended."""
         self.requests = 0
         """How many there were: a server that nobody shuts down closes when there are no more."""
         self.digits = len(str(settings.max_body))
@@ -86,9 +93,9 @@ class AsgiAdapter:
             or b"sec-fetch-site" in headers
             or len(headers) != len(raw_headers)
         ) and path not in EXEMPT:
-            refusal = exchange.screen()
-            if refusal is not None:
-                return exchange.reply(refusal)
+            screened, exchange.cors = self.policy.screen(exchange)
+            if screened is not None:
+                return exchange.reply(screened)
         handler = self.hot.get((method, path)) or self.route(method, path)
         if handler is None:
             return exchange.reply(_NOT_FOUND)
@@ -111,42 +118,37 @@ class AsgiExchange(Request, eq=False, kw_only=True):
     send: Send
     cors: bytes = b""
     # reply
-    answer: Response | Sink | None = None
-    """What the handler gave."""
     sink: AsgiSink | None = None
-    # the body
+    # waiting
     arrived: bool = False
-    limit: asyncio.Timeout | None = None
-    """The time that the body has, once it has to be waited for."""
-    # the peer's disconnect
+    """The body is whole."""
+    waiting: asyncio.Handle | asyncio.Task[None] | None = None
+    """Ends the time of the body once that has to be waited for, and then waits for the peer's disconnect."""
+    stopped: bool = False
+    """The exchange has cancelled its own task."""
     gone: bool = False
-    cancelled: bool = False
     over: bool = False
 
-    def screen(self) -> Response | None:
-        """The slow half of the Host and Origin check, and CORS."""
-        policy = self.adapter.policy
-        refusal = policy.check(self.method, self.headers, self.raw_headers, self.peer)
-        origin = self.headers.get(b"origin")
-        if refusal is not None or origin is None:
-            return refusal
-        self.cors = policy.cors_head(origin)
-        return policy.preflight(self)
-
     async def serve(self, handler: Handler) -> None:
-        """Read the body, run the handler, send what it gives; without a task unless something has to wait."""
-        step = self.work(handler).__await__()
+        """Read the body, run the handler, send what it gives."""
+        task: Any = asyncio.current_task()
+        # It runs only when something waits: a plain call is over before the loop's next turn.
+        waits = asyncio.get_running_loop().call_soon(self.wait, task)
+        response: Response | Sink | None = None
         try:
-            pending = next(step, _OVER)
-            if pending is not _OVER:
-                await (self.wait(step, pending) if self.arrived else self.arrive(step, pending))
+            response = await self.work(handler, task)
+        except asyncio.CancelledError:
+            if self.ends_with(task):
+                raise
+            response = None if self.arrived else _TOO_SLOW
         except Exception as exc:
             if not self.arrived:
                 raise
-            self.answer = self.failed(exc)
-        if not self.arrived:
-            return
-        response = self.answer
+            response = self.failed(exc)
+        finally:
+            waits.cancel()
+            if self.waiting is not None:
+                await self.settle(task)
         if (
             type(response) is Response
             and self.sink is None
@@ -163,15 +165,31 @@ class AsgiExchange(Request, eq=False, kw_only=True):
         else:
             await self.end(response)
 
+    async def work(self, handler: Handler, task: asyncio.Task[Any]) -> Response | Sink | None:
+        """Read the body, run the handler, and stay with a stream that it gives back open."""
+        message = await self.receive()
+        self.body = message.get("body", b"")
+        if (
+            message["type"] != "http.request"
+            or message.get("more_body", False)
+            or len(self.body) > self.adapter.max_body
+        ):
+            refused = await self.read(message)
+            if refused is not None:
+                return refused
+        self.arrived = True
+        if self.waiting is not None:
+            self.waiting.cancel()
+            self.waiting = task.get_loop().call_soon(self.wait, task)
+        response = await handler(self)
+        if self.sink is not None and response is self.sink:
+            await self.sink.wait_closed()
+        return response
+
     async def end(self, response: Response | Sink | None) -> None:
         """Send what the handler gave: a reply, or the rest of a stream."""
-        sink = self.sink
-        if sink is not None:
-            if response is sink and not sink.closed:
-                self.over = False
-                step = _coroutine(sink.wait_closed()).__await__()
-                await self.wait(step, next(step))
-            await sink.finish()
+        if self.sink is not None:
+            await self.sink.finish()
         elif not self.gone:
             if not isinstance(response, Response):
                 response = self.failed(RuntimeError("The handler gave neither a reply nor a stream."))
@@ -191,76 +209,58 @@ class AsgiExchange(Request, eq=False, kw_only=True):
         await self.send({"type": "http.response.start", "status": response.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def work(self, handler: Handler) -> None:
-        """Read the body and run the handler. Without `arrived` at its end there is nobody to be answered any more."""
-        message = await self.receive()
-        self.body = message.get("body", b"")
-        if (
-            message["type"] != "http.request"
-            or message.get("more_body", False)
-            or len(self.body) > self.adapter.max_body
-        ) and not await self.read(message):
-            return
-        self.arrived = True
-        if self.limit is None:
-            self.answer = await handler(self)
-            return
-        self.limit.reschedule(None)
-        step = self.attend(handler).__await__()
-        pending = next(step, _OVER)
-        if pending is not _OVER:
-            await self.wait(step, pending)
-
-    async def attend(self, handler: Handler) -> None:
-        """Run the handler once the body has come late."""
+    async def read(self, message: Message) -> Response | None:
+        """Read a body that did not come in one message, within its size; the refusal, if it does not become whole."""
+        adapter, parts = self.adapter, bytearray()
         try:
-            self.answer = await handler(self)
-        except Exception as exc:
-            self.answer = self.failed(exc)
-
-    async def read(self, message: Message) -> bool:
-        """Read a body that did not come in one message, within its size; False when it never comes."""
-        parts = bytearray()
-        while message["type"] == "http.request":
-            parts += message.get("body", b"")
-            if len(parts) > self.adapter.max_body:
-                await self.reply(_TOO_LARGE)
-                return False
-            if not message.get("more_body", False):
-                self.body = bytes(parts)
-                return True
-            message = await self.receive()
-        return False
-
-    async def arrive(self, step: Generator[Any, Any, None], pending: Any) -> None:
-        """Let `work` go on while the body is on its way, which has its time."""
-        self.limit = asyncio.timeout(self.adapter.body_timeout)
-        try:
-            async with self.limit:
-                await _Resumed(step, pending)
-        except TimeoutError:
-            if not self.limit.expired():
-                raise
-            await self.reply(_TOO_SLOW)
-
-    async def wait(self, step: Generator[Any, Any, None], pending: Any) -> None:
-        """Let suspended work go on, with a watcher for the peer's disconnect beside it."""
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self.cancel = task.cancel
-        watcher = asyncio.create_task(self.watch(task))
-        try:
-            await _Resumed(step, pending)
-        except asyncio.CancelledError:
-            if self.sink is not None:
-                self.sink.cut()
-            if not self.cancelled or task.cancelling() > 1:
-                raise
+            while message["type"] == "http.request":
+                piece = message.get("body", b"")
+                parts += piece
+                adapter.unfinished += len(piece)
+                if len(parts) > adapter.max_body:
+                    return _TOO_LARGE
+                if not message.get("more_body", False):
+                    self.body = bytes(parts)
+                    return None
+                if adapter.unfinished > adapter.max_unfinished:
+                    return _TOO_MANY
+                message = await self.receive()
         finally:
-            self.over = True
-            if self.cancelled:
-                task.uncancel()
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)
+            adapter.unfinished -= len(parts)
+        self.gone = True
+        return _TOO_SLOW
+
+    def wait(self, task: asyncio.Task[Any]) -> None:
+        """Something waits: the body, which has its time, or the handler, whose peer may go away meanwhile."""
+        loop = task.get_loop()
+        if not self.arrived:
+            self.waiting = loop.call_later(self.adapter.body_timeout, self.stop, task)
+        else:
+            self.cancel = task.cancel
+            self.waiting = loop.create_task(self.watch(task))
+
+    def stop(self, task: asyncio.Task[Any]) -> None:
+        """Cancel the exchange's own task."""
+        self.stopped = True
+        task.cancel()
+
+    def ends_with(self, task: asyncio.Task[Any]) -> bool:
+        """Whether the task was cancelled by others, and not, or not only, by this exchange."""
+        if self.sink is not None:
+            self.sink.cut()
+        return not self.stopped or task.cancelling() > 1
+
+    async def settle(self, task: asyncio.Task[Any]) -> None:
+        """Nothing waits any more: end what stood beside it, and leave the server's task as it was."""
+        self.over = True
+        # A cancelled task keeps its traceback, which refers to this exchange: without a way back there is no cycle.
+        waiting, self.waiting, self.cancel = self.waiting, None, None
+        if self.stopped:
+            task.uncancel()
+        if waiting is not None:
+            waiting.cancel()
+        if isinstance(waiting, asyncio.Task):
+            await asyncio.gather(waiting, return_exceptions=True)
 
     async def watch(self, task: asyncio.Task[Any]) -> None:
         """Wait for the disconnect; then the stream is over, and the handler too if it asked for that."""
@@ -272,8 +272,7 @@ class AsgiExchange(Request, eq=False, kw_only=True):
         if self.sink is not None:
             self.sink.cut()
         if self.cancel_on_disconnect:
-            self.cancelled = True
-            task.cancel()
+            self.stop(task)
 
     def open(self, status: int, head: bytes) -> Sink:
         """Start a streamed reply."""
@@ -289,37 +288,3 @@ class AsgiExchange(Request, eq=False, kw_only=True):
         if self.sink is not None:
             self.sink.cut()
         return failure(exc, self.method, self.path)
-
-
-async def _coroutine(awaitable: Awaitable[Any]) -> Any:
-    """What can be run by hand, of any awaitable."""
-    return await awaitable
-
-
-class _Resumed:
-    """Goes on with an awaitable that was run to its first suspension by hand; `pending` is what it waits for."""
-
-    __slots__ = ("_pending", "_step")
-
-    def __init__(self, step: Generator[Any, Any, Any], pending: Any) -> None:
-        self._step = step
-        self._pending = pending
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        step, pending = self._step, self._pending
-        while True:
-            try:
-                sent = yield pending
-            except GeneratorExit:
-                step.close()
-                raise
-            except BaseException as exc:
-                pending = exc
-                throw = True
-            else:
-                pending = sent
-                throw = False
-            try:
-                pending = step.throw(pending) if throw else step.send(pending)
-            except StopIteration as done:
-                return done.value

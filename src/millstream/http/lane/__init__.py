@@ -14,7 +14,7 @@ from millstream.config import Settings
 from millstream.http.hosts import HostPolicy
 from millstream.http.message import Handler, Request, Response
 
-CLASS_NAME = "millstream.http.lane.protocol:LaneProtocol"
+CLASS_NAME = "millstream.http.lane.usual:UsualProtocol"
 """For ``uvicorn.Config(http=…)`` with workers, which need the class by name."""
 
 ATTRIBUTE = "__millstream_lane__"
@@ -69,7 +69,7 @@ def load_lane() -> Loaded:
     """Import the protocol class and see that the uvicorn beside us still is the one it extends."""
     try:
         reason: str = import_module("millstream.http.lane.fit").incompatibility()
-        module = import_module("millstream.http.lane.protocol")
+        module = import_module("millstream.http.lane.usual")
     except (ImportError, AttributeError) as exc:
         return Loaded(None, f"the HTTP protocol class cannot be loaded: {exc}")
-    return Loaded(None, reason) if reason else Loaded(module.LaneProtocol)
+    return Loaded(None, reason) if reason else Loaded(module.UsualProtocol)

@@ -7,19 +7,18 @@ headers, the rest of a body, the next request, or the peer's reading.
 
 import asyncio
 from collections import Counter
+from math import inf
 from typing import Protocol
 
 from uvicorn.server import ServerState
 
 from millstream.config import Settings
 from millstream.http.lane.reply import BODY_TIMEOUT, HEADER_TIMEOUT, Heads
-from millstream.http.lane.usual import UsualLines
-from millstream.http.lane.workers import Workers
+from millstream.http.lane.states import ASGI_BODY, BODY, CLOSED, HEAD, IDLE, NEW, REFUSED, USUAL_BODY
 from millstream.http.message import Response
 
-IDLE, HEADERS, BODY = range(3)
-"""What a connection reads: nothing yet, the head of a request, the body of one."""
-
+_TOO_SLOW = {HEAD: HEADER_TIMEOUT, ASGI_BODY: BODY_TIMEOUT, BODY: BODY_TIMEOUT, USUAL_BODY: BODY_TIMEOUT}
+"""How a peer is refused that keeps us waiting. In the other states it is not waited for, or asks for nothing."""
 _LINGER = 2.0
 """How long a refused peer may read its refusal."""
 _SPARES = 16
@@ -34,24 +33,19 @@ class Guarded(Protocol):
     transport: asyncio.Transport
     peer: str
     phase: int
+    """One of `states`."""
     since: float
-    """When the phase began, by the guard's clock."""
+    """When that began, by the guard's clock."""
     unsent: int
     """Bytes in the write buffer at the last look."""
     unsent_since: float
     """Since when the write buffer has not become smaller."""
-    refused: bool
     over_cap: bool
     """Above the cap, and there only to ask how the server is."""
 
     @property
     def busy(self) -> bool:
         """A call runs, so the peer owes nothing."""
-        ...
-
-    @property
-    def fresh(self) -> bool:
-        """No request has come yet."""
         ...
 
     @property
@@ -73,19 +67,29 @@ class Guard:
         "_interval",
         "_limits",
         "_loop",
+        "_patience",
         "_spares",
         "_state",
         "_timer",
         "clock",
         "heads",
-        "lines",
-        "workers",
+        "unfinished",
     )
 
     def __init__(self, state: ServerState, limits: Settings, loop: asyncio.AbstractEventLoop) -> None:
         # configuration
         self._limits = limits
         shortest = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, limits.keep_alive)
+        self._patience = {
+            NEW: limits.header_timeout,
+            IDLE: limits.keep_alive,
+            HEAD: limits.header_timeout,
+            ASGI_BODY: limits.body_timeout,
+            BODY: limits.body_timeout,
+            USUAL_BODY: limits.body_timeout,
+            CLOSED: _LINGER,
+        }
+        """How long a peer may keep us waiting in each state. The others wait for us."""
         self._interval = max(0.02, min(1.0, shortest / 4))
         # process
         self._loop = loop
@@ -96,8 +100,8 @@ class Guard:
         self._counts: Counter[str] = Counter()
         self.clock = loop.time()
         self.heads = Heads(state)
-        self.lines = UsualLines()
-        self.workers = Workers()
+        self.unfinished = 0
+        """Bytes of all bodies that have begun and not ended, as far as they came in more than one piece."""
 
     def admit(self, connection: Guarded) -> bool:
         """Watch a new connection (already in the server's set); False when there are too many.
@@ -116,7 +120,7 @@ class Guard:
             connection.over_cap |= self._counts[peer] > limits.max_connections_per_address
         if not connection.over_cap:
             return True
-        self._spares = {each for each in self._spares if not each.refused}
+        self._spares = {each for each in self._spares if each.phase < REFUSED}
         if len(self._spares) >= _SPARES:
             return False
         self._spares.add(connection)
@@ -157,22 +161,19 @@ class Guard:
 
     def _judge(self, connection: Guarded, now: float) -> None:
         """Has the peer kept us waiting for too long?"""
-        limits = self._limits
         if connection.held:
             connection.since = now
-        waited = now - connection.since
-        for_headers = min(_LINGER, limits.header_timeout) if connection.over_cap else limits.header_timeout
-        if connection.refused:
-            if waited > _LINGER and not connection.busy:
+        phase = connection.phase
+        patience = self._patience.get(phase, inf)
+        if now - connection.since <= (min(patience, _LINGER) if connection.over_cap else patience):
+            return
+        if phase in _TOO_SLOW:
+            connection.refuse(_TOO_SLOW[phase])
+        elif not connection.busy:
+            if phase == CLOSED:
                 connection.transport.abort()
-        elif connection.phase == HEADERS:
-            if waited > for_headers:
-                connection.refuse(HEADER_TIMEOUT)
-        elif connection.phase == BODY:
-            if waited > limits.body_timeout:
-                connection.refuse(BODY_TIMEOUT)
-        elif not connection.busy and waited > (for_headers if connection.fresh else limits.keep_alive):
-            connection.transport.close()
+            else:
+                connection.transport.close()
 
 
 def _address(connection: object) -> str:

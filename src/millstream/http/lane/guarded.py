@@ -1,36 +1,28 @@
-"""uvicorn's HTTP protocol class with a guard around it: what a request may look like, and the order of replies.
+"""uvicorn's HTTP protocol class with a guard around it: what a request may look like.
 
-Limits are checked while a request is parsed, refusals are answered and the connection closed. Replies keep one order:
-`current` is the call being answered, `waiting` starts those behind it, and a refusal goes out after them, as the last
-thing on the connection. The guard's sweep replaces uvicorn's keep-alive timers. Everything else about ASGI is uvicorn's
-own code. `protocol.py` adds the short cut.
+Limits are checked while a request is parsed; what exceeds them is answered in its turn (`order`), and the connection
+closed. The guard's sweep replaces uvicorn's keep-alive timers. Everything else about ASGI is uvicorn's own code.
+`protocol.py` adds the short cut.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from httptools import (
     HttpParserCallbackError,
     HttpParserError,
     HttpParserInvalidURLError,
     HttpParserUpgrade,
-    HttpRequestParser,
     parse_url,
 )
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.middleware.message_logger import MessageLoggerMiddleware
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
-from millstream.config import Settings
 from millstream.http.hosts import EXEMPT, parse_authority
-from millstream.http.lane import ATTRIBUTE, Lane
-from millstream.http.lane.guard import BODY, HEADERS, IDLE, Guard
+from millstream.http.lane.order import OrderedProtocol
 from millstream.http.lane.reply import (
     BAD_HOST,
     BAD_REQUEST,
@@ -38,9 +30,11 @@ from millstream.http.lane.reply import (
     BODY_TOO_LARGE,
     HEADERS_TOO_LARGE,
     TARGET_TOO_LONG,
+    TOO_MANY_BODIES,
     TOO_MANY_CONNECTIONS,
     UPGRADE_WITH_BODY,
 )
+from millstream.http.lane.states import BEGINS, ENDS, GOES_TO_ASGI, HEAD, IDLE, OVERFLOWS, REFUSED
 from millstream.http.message import Response
 from millstream.http.stream_end import failure
 
@@ -48,46 +42,12 @@ MAX_PIPELINE = 64
 """Requests that may wait behind a running one; a chunk that brings more is not read to its end."""
 
 _PROBES = frozenset(path.encode() for path in EXEMPT)
-_DEFAULTS = Settings()
 
 
-class Cycle(Protocol):
-    """What uvicorn looks at in ``protocol.cycle``: its own cycle, or a stand-in."""
-
-    response_complete: bool
-    keep_alive: bool
-    disconnected: bool
-    message_event: asyncio.Event
-
-
-class GuardedProtocol(HttpToolsProtocol):
+class GuardedProtocol(OrderedProtocol):
     """One HTTP/1 connection, guarded."""
 
-    # uvicorn's own attributes stay in its dict; more than thirty there would no longer be shared between connections.
-    __slots__ = (
-        "current",
-        "farewell",
-        "guard",
-        "lane",
-        "limits",
-        "over_cap",
-        "peer",
-        "phase",
-        "proxy",
-        "received",
-        "refused",
-        "seen",
-        "since",
-        "size",
-        "traced",
-        "unsent",
-        "unsent_since",
-        "waiting",
-    )  # fmt: skip
-
-    app: Any
-    parser: HttpRequestParser
-    cycle: Cycle | None  # type: ignore[assignment]  # the stand-in is not uvicorn's class
+    __slots__ = ("over_cap", "peer", "received", "seen", "size", "unsent", "unsent_since", "url")
 
     def __init__(
         self,
@@ -97,49 +57,20 @@ class GuardedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        # configuration
-        self.proxy = self.app if isinstance(self.app, ProxyHeadersMiddleware) else None
-        app: object = self.app if self.proxy is None else self.proxy.app
-        self.traced = isinstance(app, MessageLoggerMiddleware)
-        lane: object = getattr(app.app if isinstance(app, MessageLoggerMiddleware) else app, ATTRIBUTE, None)
-        self.lane = lane if isinstance(lane, Lane) else None
-        self.limits = _DEFAULTS if self.lane is None else self.lane.settings
-        # process
-        guard: Guard | None = server_state.__dict__.get("millstream_guard")
-        if guard is None:
-            guard = server_state.__dict__["millstream_guard"] = Guard(server_state, self.limits, self.loop)
-        self.guard = guard
         # connection
         self.peer = ""
-        self.since = self.unsent_since = guard.clock
+        self.unsent_since = self.since
         self.unsent = 0
-        self.current: Cycle | None = None
-        self.waiting: deque[Callable[[], None]] = cast("Any", self.pipeline)
-        """uvicorn's deque, in use for both kinds of call: oldest first, each entry starts its call."""
-        self.refused = False
         self.over_cap = False
         """Above the cap on connections: it gets one answer, which is a refusal unless it probes."""
-        self.farewell: bytes | None = None
         # request
         self.url = b""
-        self.phase = IDLE
         self.size = 0
         """Bytes of the chunk being parsed."""
         self.seen = 0
         """Bytes since this request began, or in its body since the last piece of it."""
         self.received = 0
-
-    # What the guard asks.
-
-    @property
-    def busy(self) -> bool:
-        """A call runs, so the peer owes nothing."""
-        return self.current is not None or bool(self.waiting)
-
-    @property
-    def fresh(self) -> bool:
-        """No request has come yet."""
-        return self.cycle is None
+        """Bytes of its body."""
 
     @property
     def held(self) -> bool:
@@ -158,21 +89,18 @@ class GuardedProtocol(HttpToolsProtocol):
             else:
                 self.refuse(TOO_MANY_CONNECTIONS)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the newest cycle (uvicorn does) and the one being answered."""
-        super().connection_lost(exc)
+    def leave(self) -> None:
+        """Nobody has to watch this connection any more."""
         self.guard.release(self)
-        self.waiting.clear()
-        if self.current is not None:
-            self.current.disconnected = True
-            self.current.message_event.set()
+        super().leave()
 
     def data_received(self, data: bytes) -> None:
         """Parse a chunk; whatever is wrong with it becomes a refusal."""
-        if self.refused:
+        if self.phase >= REFUSED:
             return
         self.size = size = len(data)
-        self.seen = self.seen + size if self.phase else size
+        self.seen = self.seen + size if self.phase > IDLE else size
+        upgrade = False
         try:
             self.parser.feed_data(data)
         except HttpParserCallbackError as exc:
@@ -181,30 +109,22 @@ class GuardedProtocol(HttpToolsProtocol):
         except HttpParserError:
             self.refuse(BAD_REQUEST)
         except HttpParserUpgrade:
+            upgrade = True
+        if upgrade:
             self._upgrade()
-        if self.seen > self.limits.max_header_bytes and self.phase:
-            self.refuse(HEADERS_TOO_LARGE)
+        elif IDLE < self.phase < REFUSED:
+            if self.seen > self.limits.max_header_bytes:
+                self.refuse(HEADERS_TOO_LARGE)
+            elif self.received and self.phase > HEAD:
+                self.count()
 
-    def pause_writing(self) -> None:
-        """Who does not read replies gets no more requests read."""
-        super().pause_writing()
-        self.flow.pause_reading()
-
-    def resume_writing(self) -> None:
-        """Go on where `pause_writing` stopped."""
-        super().resume_writing()
-        if self.current is None:
-            self.proceed()
-        elif not self.waiting:
-            self.flow.resume_reading()
-
-    def shutdown(self) -> None:
-        """The server ends: close now, or after the last reply that is owed."""
-        newest = self.cycle
-        if newest is None or newest.response_complete or (self.refused and not self.busy):
-            self.transport.close()
-        else:
-            newest.keep_alive = False
+    def count(self) -> None:
+        """Count what has come of an unfinished body, which all connections together have room for."""
+        guard = self.guard
+        guard.unfinished += self.received - self.counted
+        self.counted = self.received
+        if guard.unfinished > self.limits.max_unfinished:
+            self.refuse(TOO_MANY_BODIES)
 
     # Parser callbacks.
 
@@ -212,7 +132,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """A request begins. uvicorn's scope is made later, only for requests that need one."""
         self.url = b""
         self.headers = []
-        self.phase = HEADERS
+        self.phase = BEGINS[self.phase]
         self.since = self.guard.clock
 
     def on_url(self, url: bytes) -> None:
@@ -227,7 +147,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Check the head as a whole and hand the request to uvicorn's own cycle."""
-        if self.refused or self.excessive():
+        if self.phase >= REFUSED or self.excessive():
             return
         refusal = self._unfit()
         if refusal is not None:
@@ -241,14 +161,14 @@ class GuardedProtocol(HttpToolsProtocol):
             name == b"expect" and value.strip().lower() == b"100-continue" for name, value in headers
         )
         super().on_headers_complete()
-        self.phase = BODY
+        self.phase = GOES_TO_ASGI[self.phase]
         cycle = self.cycle
         if cycle is None or cycle is previous:
             return  # A WebSocket: `_upgrade` goes on with it, and needs the headers.
         if len(self.waiting) > waiting:
             # uvicorn queued it as (cycle, app), at the left.
             entry = cast("tuple[RequestResponseCycle, ASGI3Application]", self.waiting.popleft())
-            self.waiting.append(partial(self._start_cycle, *entry))
+            self.waiting.append(partial(self.start_cycle, *entry))
         else:
             self.current = cycle
         if self.over_cap:
@@ -262,14 +182,21 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
-        if self.counts(body):
-            super().on_body(body)
+        if self.phase < REFUSED:
+            self.seen = 0
+            self.received += len(body)
+            if self.received > self.limits.max_body:
+                self.refuse(BODY_TOO_LARGE)
+            else:
+                super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        if not self.refused:
-            self.phase = IDLE
+        if self.phase < REFUSED:
+            self.phase = ENDS[self.phase]
             self.seen = 0
+            if self.counted:
+                self.drop_body()
             super().on_message_complete()
 
     # Limits.
@@ -280,22 +207,14 @@ class GuardedProtocol(HttpToolsProtocol):
         if len(self.waiting) >= MAX_PIPELINE and self.cycle is not None:
             # Those that wait are answered; the last of them says that this connection ends.
             self.cycle.keep_alive = False
-            self.refused = True
+            self.phase = OVERFLOWS[self.phase]
         elif len(headers) > limits.max_header_count or (
             self.seen + self.size > limits.max_header_bytes
             and sum(len(name) + len(value) + 4 for name, value in headers) > limits.max_header_bytes
         ):
             self.refuse(HEADERS_TOO_LARGE)
         self.seen = self.received = 0
-        return self.refused
-
-    def counts(self, body: bytes) -> bool:
-        """Count a piece of the body; False when it is not wanted any more."""
-        self.seen = 0
-        self.received += len(body)
-        if self.received > self.limits.max_body:
-            self.refuse(BODY_TOO_LARGE)
-        return not self.refused
+        return self.phase >= REFUSED
 
     def _unfit(self) -> Response | None:
         """What is wrong with a request for uvicorn's cycle, if anything is."""
@@ -321,71 +240,13 @@ class GuardedProtocol(HttpToolsProtocol):
         return self.url.partition(b"?")[0] in _PROBES and self.parser.get_method() in (b"GET", b"HEAD")
 
     def _upgrade(self) -> None:
-        if self.refused:
+        if self.phase >= REFUSED:
             return
         if self._should_upgrade():
-            self.guard.release(self)
+            self.leave()
             self.handle_websocket_upgrade()
         else:
             self._unsupported_upgrade_warning()
-
-    # The order of replies.
-
-    def _start_cycle(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self.current = cycle
-        self._start_asgi_task(cycle, app)
-
-    def on_response_complete(self) -> None:
-        """uvicorn's cycle has written its reply."""
-        self.server_state.total_requests += 1
-        self.current = None
-        self.proceed()
-
-    def proceed(self) -> None:
-        """Go on with what waited behind the reply that is now complete."""
-        self.since = self.guard.clock
-        if self.transport.is_closing() or self.flow.write_paused:
-            return
-        if self.waiting:
-            self.waiting.popleft()()
-        elif self.farewell is not None:
-            self._dismiss(self.farewell)
-        if not self.waiting:
-            self.flow.resume_reading()
-
-    def refuse(self, response: Response) -> None:
-        """Answer what cannot go on, after the replies that are owed, and close."""
-        if self.refused:
-            return
-        self.refused = True
-        newest = self.cycle
-        if self.phase == BODY and isinstance(newest, RequestResponseCycle):
-            # uvicorn started or queued it before its body came.
-            newest.disconnected = True
-            newest.message_event.set()
-            if newest is not self.current and not newest.response_complete:
-                self.waiting.pop()
-            elif newest.response_started:
-                self.transport.close()
-                return
-            else:
-                self.current = None
-        reply = self.guard.heads.reply(response, keep_alive=False)
-        if self.busy:
-            self.farewell = reply
-        else:
-            self._dismiss(reply)
-
-    def _dismiss(self, reply: bytes) -> None:
-        """Write the last bytes, then read on for a moment: closing on unread input would destroy them."""
-        self.farewell = None
-        self.since = self.guard.clock
-        self.transport.write(reply)
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            self.flow.resume_reading()
-        else:
-            self.transport.close()
 
 
 def _has_path(url: bytes) -> bool:

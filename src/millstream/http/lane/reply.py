@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 from uvicorn.server import ServerState
 
-from millstream.http.message import JSON_HEAD, TEXT_HEAD, Response
+from millstream.http.message import JSON_HEAD, Response, refusal
 
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 CLOSE = b"connection: close\r\n"
@@ -53,17 +53,16 @@ class Heads:
         )
 
 
-def _refusal(status: int, text: bytes, head: bytes = b"") -> Response:
-    return Response(body=text, status=status, head=TEXT_HEAD + head)
-
-
-BAD_REQUEST = _refusal(400, b"This is not HTTP.\n")
-BAD_TARGET = _refusal(400, b"The request target is malformed.\n")
-BAD_HOST = _refusal(400, b"A request needs exactly one Host header.\n")
-UPGRADE_WITH_BODY = _refusal(400, b"An upgrade request cannot have a body.\n")
-HEADER_TIMEOUT = _refusal(408, b"The headers came too slowly.\n")
-BODY_TIMEOUT = _refusal(408, b"The body came too slowly.\n")
-BODY_TOO_LARGE = _refusal(413, b"The body is too large.\n")
-TARGET_TOO_LONG = _refusal(414, b"The request target is too long.\n")
-HEADERS_TOO_LARGE = _refusal(431, b"The headers are too many or too large.\n")
-TOO_MANY_CONNECTIONS = _refusal(503, b"Too many connections.\n", b"retry-after: 1\r\n")
+BAD_REQUEST = refusal(400, "This is not HTTP.")
+BAD_TARGET = refusal(400, "The request target is malformed.")
+BAD_HOST = refusal(400, "A request needs exactly one Host header.")
+UPGRADE_WITH_BODY = refusal(400, "An upgrade request cannot have a body.")
+HEADER_TIMEOUT = refusal(408, "The headers came too slowly.")
+BODY_TIMEOUT = refusal(408, "The body came too slowly.")
+BODY_TOO_LARGE = refusal(413, "The body is too large.")
+TARGET_TOO_LONG = refusal(414, "The request target is too long.")
+HEADERS_TOO_LARGE = refusal(431, "The headers are too many or too large.")
+TOO_MANY_BODIES = refusal(
+    503, "The server is receiving too much at once. Send the request again, in one piece if you can.", retry_after="1"
+)
+TOO_MANY_CONNECTIONS = refusal(503, "Too many connections.", retry_after="1")

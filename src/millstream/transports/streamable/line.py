@@ -23,11 +23,13 @@ class PostLine:
     """The `Line` of one POST: of its call, or of all calls of a batch."""
 
     __slots__ = (
-        "_call",
-        "_last_id",
+        "_id",
         "_lock",
         "_opened",
+        "_owner",
+        "_revision",
         "_services",
+        "_session",
         "_sink",
         "_stream",
         "_streams",
@@ -38,13 +40,17 @@ class PostLine:
     def __init__(
         self, request: Request, call: Call, services: Services, streams: OpenStreams, *, can_stream: bool
     ) -> None:
+        # Not the call itself, which refers to its line: a cycle would keep the body of the request.
         self.request = request
-        self._call = call
+        self._id = call.id
+        self._revision = call.revision
+        self._session = call.session
+        self._owner = principal_id(call.principal) if call.method == _LISTEN else None
+        """Whose cap the stream counts against: a call has one of its own, a subscription is a stream like others."""
         self._services = services
         self._streams = streams if can_stream else None
         self._sink: Sink | None = None
         self._opened = False
-        self._last_id = ""
         session = call.session
         logged = session is not None and can_stream and call.revision.event_ids
         self._stream = secrets.token_hex(16) if logged else ""
@@ -89,7 +95,7 @@ class PostLine:
 
     async def interrupt(self, retry_ms: int | None) -> bool:
         """Close the connection; the client reads the rest with `Last-Event-ID`."""
-        if self._lock is None or not self._call.revision.priming:
+        if self._lock is None or not self._revision.priming:
             return False
         if not self._opened:
             await self._open()
@@ -107,7 +113,7 @@ class PostLine:
         if not self._opened:
             await self._open()
         if self._lock is not None:
-            await self._send_logged(END, message, self._call.id)
+            await self._send_logged(END, message, self._id)
             self._forget()
         elif self._sink is not None and message:
             self._sink.write(sse.encode_message(message))
@@ -124,19 +130,15 @@ class PostLine:
         self._opened = True
         services = self._services
         assert self._streams is not None  # noqa: S101  callers have looked
-        if self._call.method == _LISTEN:
+        if self._owner is not None:
             self.request.body = b""  # not looked at again, and the stream may be open for a day
         sink = self._sink = self.request.open(200, STREAM_HEAD)
-        self._streams.add(sink, self._owner(), ("http", self._call.revision.date))
+        self._streams.add(sink, self._owner, ("http", self._revision.date))
         if self._lock is not None:
             self._streams.lines[self._log_name()] = self
             position = await append(services.store, services.settings, self._log_name(), MESSAGE, b"", None)
-            if self._call.revision.priming:
+            if self._revision.priming:
                 sink.write(sse.prime(event_id(self._stream, position), None))
-
-    def _owner(self) -> str | None:
-        """Whose cap the stream counts against: a call has one of its own, a subscription is a stream like others."""
-        return principal_id(self._call.principal) if self._call.method == _LISTEN else None
 
     async def _send_logged(self, mark: bytes, message: bytes, answers: RequestId | None) -> None:
         assert self._lock is not None  # noqa: S101  callers have looked
@@ -148,8 +150,8 @@ class PostLine:
                 sink.write(sse.encode_message(message, event_id(self._stream, position)))
 
     def _log_name(self) -> str:
-        assert self._call.session is not None  # noqa: S101  only streams of a session are logged
-        return log_name(self._call.session.id, self._stream)
+        assert self._session is not None  # noqa: S101  only streams of a session are logged
+        return log_name(self._session.id, self._stream)
 
     def _forget(self) -> None:
         assert self._streams is not None  # noqa: S101  callers have looked

@@ -1,0 +1,86 @@
+"""A page of another site opens no stream: an image, a frame or a link is a GET, and a GET of a stream does something.
+
+It takes over the mailbox of a client, or announces a member who isn't there. Browsers say where a request comes from
+(Fetch Metadata Request Headers, W3C, §2.4), and a page cannot forge that.
+"""
+
+import json
+from typing import Any
+
+import pytest
+
+from millstream import Server, Settings
+from wire import POST, Wire, wired
+
+WAYS = pytest.mark.parametrize("way", ["asgi", "lane"])
+STREAMS = ["/events?channel=a", "/mcp/sse/alice", "/sse", "/mcp", "/mcp/", "/dashboard/events"]
+
+
+def make_server() -> Server:
+    """Everything that streams, for one origin more than its own."""
+    return Server("streams", serve="all", settings=Settings(allowed_origins=("https://friend.example",)))
+
+
+async def status(wire: Wire, path: str, fields: dict[str, str]) -> int:
+    """What a GET is answered; a stream that begins is left at once."""
+    headers = {**POST, "accept": "text/event-stream", **fields}
+    if wire.running is None:
+        return await _begun_over_asgi(wire, path, headers)
+    peer = await wire.running.connect()
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    await peer.send(f"GET {path} HTTP/1.1\r\n{lines}\r\n".encode())
+    found, _ = await peer.head()
+    peer.close()
+    return found
+
+
+async def _begun_over_asgi(wire: Wire, path: str, headers: dict[str, str]) -> int:
+    plain, _, query = path.partition("?")
+    scope = {
+        "type": "http", "method": "GET", "path": plain, "query_string": query.encode(), "client": ("127.0.0.1", 1),
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }  # fmt: skip
+    sent: list[Any] = []
+    given = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+    async def receive() -> Any:
+        return next(given, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await wire.server(scope, receive, send)
+    return int(sent[0]["status"])
+
+
+@WAYS
+@pytest.mark.parametrize("path", STREAMS)
+async def test_a_stream_is_refused_to_a_page_of_another_site(path: str, way: str) -> None:
+    """Fixed: ``<img src=".../mcp/sse/alice">`` took over the stream of Alice, and ``/events`` announced a member."""
+    async with wired(make_server(), way) as wire:
+        for mode in ("no-cors", "navigate", "cors"):
+            crossing = {"sec-fetch-site": "cross-site", "sec-fetch-mode": mode}
+            assert await status(wire, path, crossing) == 403
+        assert await status(wire, path, {"sec-fetch-site": "cross-site", "origin": "https://evil.example"}) == 403
+        assert not wire.runtime.streams.by_transport().get("http", 0)
+        assert wire.runtime.hub is not None
+        assert json.loads(json.dumps(wire.runtime.hub.stats().subscribers)) == 0
+
+
+@WAYS
+@pytest.mark.parametrize("path", STREAMS)
+async def test_pages_of_this_site_allowed_origins_and_programs_get_the_stream(path: str, way: str) -> None:
+    """Who types the address, who runs curl, and whom the settings name."""
+    async with wired(make_server(), way) as wire:
+        own: list[dict[str, str]] = [{}, *({"sec-fetch-site": site} for site in ("same-origin", "same-site", "none"))]
+        friend = {"sec-fetch-site": "cross-site", "origin": "https://friend.example"}
+        for fields in [*own, friend]:
+            assert await status(wire, path, fields) not in (403, 421), fields
+
+
+@WAYS
+async def test_a_link_from_another_site_still_opens_a_page(way: str) -> None:
+    """A GET of a page changes nothing."""
+    async with wired(make_server(), way) as wire:
+        crossing = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "accept": "text/html"}
+        assert await status(wire, "/docs", crossing) == 200
