@@ -17,7 +17,6 @@ from types import ModuleType
 from millstream.app import Server
 from millstream.app.serving.errors import CommandError
 from millstream.config import VariableError
-from millstream.server.calls.keys import load_secrets
 
 CUSTOMARY_NAMES = ("mcp", "server", "app")
 
@@ -33,13 +32,7 @@ def load(target: str) -> Server:
     path = Path(source)
     is_path = path.suffix == ".py" or path.name != source or path.is_file()
     module = load_file(path) if is_path else load_module(source)
-    server = pick(vars(module), name, source)
-    if server.settings.key.strip():
-        try:
-            load_secrets(server.settings.key)
-        except ValueError as exc:
-            raise CommandError(str(exc)) from exc
-    return server
+    return pick(vars(module), name, source)
 
 
 def split_target(target: str) -> tuple[str, str]:
