@@ -37,10 +37,10 @@ def test_a_variable_that_cannot_be_used_is_named_without_a_traceback(
 
 @pytest.mark.parametrize("transport", ["http", "stdio"])
 @pytest.mark.parametrize(
-    ("variable", "text", "what"),
+    ("setting", "what"),
     [
-        ("MILLSTREAM_PATH", "noslash", "MILLSTREAM_PATH cannot be 'noslash'. It must be a path that starts with /."),
-        ("MILLSTREAM_KEY", "short", "MILLSTREAM_KEY has a secret of fewer than 32 characters."),
+        ("PATH=noslash", "MILLSTREAM_PATH cannot be 'noslash'. It must be a path that starts with /."),
+        ("KEY=short", "MILLSTREAM_KEY has a secret of fewer than 32 characters."),
     ],
 )
 def test_the_command_ends_with_1_and_a_message(
@@ -48,13 +48,13 @@ def test_the_command_ends_with_1_and_a_message(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     transport: str,
-    variable: str,
-    text: str,
+    setting: str,
     what: str,
 ) -> None:
     """docs/reference/cli.md: 1 is for what cannot be done as asked."""
     (folder / "shop.py").write_text(SHOP)
-    monkeypatch.setenv(variable, text)
+    name, _, text = setting.partition("=")
+    monkeypatch.setenv(f"MILLSTREAM_{name}", text)
     monkeypatch.setattr("sys.argv", ["millstream", "run", "shop.py", "--transport", transport])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -52,7 +52,7 @@ def status(port: int, path: str, body: bytes | None = None) -> int:
     headers = {"host": "mcp.example.com", "content-type": "application/json", "accept": "application/json"}
     asked = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers)
     try:
-        with urllib.request.urlopen(asked, timeout=60) as reply:  # noqa: S310
+        with urllib.request.urlopen(asked, timeout=60) as reply:  # noqa: S310  our own address
             return int(reply.status)
     except urllib.error.HTTPError as refused:
         return refused.code

@@ -259,8 +259,9 @@ class Dispatcher:
             return self._tool_error(call, str(exc) or type(exc).__name__)
         if isinstance(exc, asyncio.CancelledError):
             return self._stopped(call, exc)
-        if isinstance(exc, KeyboardInterrupt | GeneratorExit):
+        if isinstance(exc, GeneratorExit):
             raise exc
+        # A KeyboardInterrupt comes from the function, too: Ctrl-C stops the server by a signal handler.
         return self._unexpected(call, exc)
 
     def _stopped(self, call: Call, exc: asyncio.CancelledError) -> bytes:

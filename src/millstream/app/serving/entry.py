@@ -53,10 +53,8 @@ async def _lifespan(application: Application, receive: Any, send: Any) -> None:
         await send({"type": "lifespan.startup.failed", "message": str(exc)})
         return
     await send({"type": "lifespan.startup.complete"})
-    try:
-        await receive()
-    finally:  # the second Ctrl-C cancels what waits here
-        await application.runtimes.stop()
+    await receive()
+    await application.runtimes.stop()
     await send({"type": "lifespan.shutdown.complete"})
 
 

@@ -1,9 +1,9 @@
 """Serving HTTP with uvicorn and the lane."""
 
-import contextlib
+import asyncio
 import logging
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 
 import uvicorn
 
@@ -33,13 +33,20 @@ class _Uvicorn(uvicorn.Server):
         self._on_started = started
         runtimes.bind = Bind(loopback, self.server_state.connections)
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """Ours instead of uvicorn's, which end the process by the same signal again: neither what follows `run` in the
-        user's program nor its `atexit` would run.
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """With our signals instead of uvicorn's, which end the process by the same signal again: neither what follows
+        `run` in the user's program nor its `atexit` would run.
         """
-        with StopSignals(self._runtimes, self._stop).heard():
-            yield
+        signals = StopSignals(self._runtimes, self._stop)
+        with signals.heard():
+            try:
+                await self._serve(sockets)
+            except asyncio.CancelledError:
+                if signals.forced:
+                    for task in self.server_state.tasks:
+                        task.cancel()
+                    await self.lifespan.shutdown()
+                raise
 
     def _stop(self) -> None:
         self.should_exit = True
