@@ -74,6 +74,14 @@ def test_an_address_that_others_reach_is_warned_about(warned: bool, hosts: tuple
         assert ("no authentication" in " ".join(drawn(shop(), host).split())) is warned
 
 
+def test_only_pages_that_answer_are_named() -> None:
+    """A fixed defect: on `--host 0.0.0.0` four pages were advertised that answered 403."""
+    server = Server("shop", serve="all").definition
+    here = facts.facts(server, host="127.0.0.1", port=8000).pages
+    assert [page.rsplit("/", 1)[1] for page in here] == ["dashboard", "chat", "inspect", "docs"]
+    assert facts.facts(server, host=EVERY_ADDRESS, port=8000).pages == ["http://127.0.0.1:8000/docs"]
+
+
 @pytest.mark.parametrize(("host", "url"), [(EVERY_ADDRESS, "http://127.0.0.1:8000/mcp"), ("::", "http://[::1]:8000/mcp"),
                                            ("::1", "http://[::1]:8000/mcp")])  # fmt: skip
 def test_the_shown_address_can_be_opened(host: str, url: str) -> None:
