@@ -24,6 +24,23 @@ LAYERS = [
     "protocol", "config", "http", "telemetry", "stores", "server", "limits", "hub", "auth", "transports", "client",
     "gateway", "agent", "web", "app", "testing", "cli",
 ]
+ROOMS = {
+    "http": ["asgi", "lane", "websocket"],
+    "stores": ["base", "memory"],
+    "server": ["functions", "questions", "calls", "features", "handlers", "observing"],
+    "transports": ["streamable", "rest", "websocket"],
+    "app": [
+        "info", "definition", "here_only", "parts", "streamed", "probes", "routes", "runtime", "runtimes", "hub_access",
+        "serving", "server",
+    ],
+    "cli": ["load", "stdio", "commands", "program"],
+}
+"""The order inside a house: every folder, and the files between which the order says something."""
+CIRCLES_THAT_STILL_STAND = [{"millstream.transports.batches", "millstream.transports.streamable.post"}]
+LONG_CLASSES_THAT_STILL_STAND = {
+    "http/lane/guarded.py:GuardedProtocol", "http/lane/protocol.py:LaneProtocol", "hub/hub.py:Hub",
+    "transports/streamable/post.py:Streamable",
+}
 # fmt: on
 OPTIONAL = {"argon2", "jsonschema_rs", "keyring", "openai", "opentelemetry", "psutil", "pydantic", "redis"}
 NAMELESS = {"utils", "helpers", "common", "core", "misc", "manager", "base", "new", "old", "modern", "legacy2"}
@@ -88,6 +105,64 @@ def test_imports_point_down(path: Path) -> None:
         package, _, rest = name.partition(".")
         if package == "millstream" and rest and rest.split(".")[0] in LAYERS:
             assert LAYERS.index(rest.split(".")[0]) <= LAYERS.index(own), f"{own} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize("house", ROOMS)
+def test_imports_between_rooms_point_down(house: str) -> None:
+    """Our choice: a room of a house knows only those before it."""
+    order = ROOMS[house]
+    for path in sources(f"src/millstream/{house}"):
+        own = path.relative_to(PACKAGE / house).parts[0].removesuffix(".py")
+        for name in imported(tree_of(path)):
+            parts = name.split(".")
+            if own in order and parts[:2] == ["millstream", house] and len(parts) > 2 and parts[2] in order:
+                assert order.index(parts[2]) <= order.index(own), f"{path.name} imports {name}, which lies above it"
+
+
+def test_every_room_has_a_place_in_the_order_of_its_house() -> None:
+    """A room without one could import whatever it likes."""
+    rooms = {path.relative_to(PACKAGE).parts[:2] for path in sources("src") if len(path.relative_to(PACKAGE).parts) > 2}
+    assert {room for room in rooms if room[1] not in ROOMS.get(room[0], [])} == set()
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Our choice: imports for type checkers and inside functions count, since who reads one must read all."""
+    graph = module_graph()
+    waiting = {module: set(targets) for module, targets in graph.items()}
+    while free := {module for module, targets in waiting.items() if not targets & set(waiting)}:
+        waiting = {module: targets for module, targets in waiting.items() if module not in free}
+    # What merely imports a circle is in none.
+    while idle := set(waiting) - {target for targets in waiting.values() for target in targets}:
+        waiting = {module: targets for module, targets in waiting.items() if module not in idle}
+    known = {module for circle in CIRCLES_THAT_STILL_STAND for module in circle}
+    assert set(waiting) - known == set()
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Every module of the package, and the others that it imports, wherever in its code."""
+    paths = {
+        ".".join(("millstream", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in sources("src")
+    }
+    graph: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        graph[module] = set()
+        for name in imported(tree_of(path)):
+            target = name if name in paths else name.rpartition(".")[0]
+            if target in paths and target not in (module, "millstream"):
+                graph[module].add(target)
+    return graph
+
+
+def test_no_class_is_longer_than_250_lines() -> None:
+    """Our choice: a class of more has several jobs."""
+    lengths = {
+        f"{path.relative_to(PACKAGE)}:{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path in sources("src")
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert {name for name, lines in lengths.items() if lines > 250} - LONG_CLASSES_THAT_STILL_STAND == set()
 
 
 def test_the_protocol_core_touches_nothing_outside_itself() -> None:
