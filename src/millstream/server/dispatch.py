@@ -259,9 +259,8 @@ class Dispatcher:
             return self._tool_error(call, str(exc) or type(exc).__name__)
         if isinstance(exc, asyncio.CancelledError):
             return self._stopped(call, exc)
-        if isinstance(exc, GeneratorExit):
+        if isinstance(exc, GeneratorExit):  # a KeyboardInterrupt is the function's: Ctrl-C has a signal handler
             raise exc
-        # A KeyboardInterrupt comes from the function, too: Ctrl-C stops the server by a signal handler.
         return self._unexpected(call, exc)
 
     def _stopped(self, call: Call, exc: asyncio.CancelledError) -> bytes:

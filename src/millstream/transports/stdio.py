@@ -233,15 +233,14 @@ async def _unless(stop: asyncio.Event | None, work: Coroutine[Any, Any, None]) -
     if stop is None:
         await work
         return
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())]
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                raise outcome
+        stopping.cancel()
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
 
 
 async def _open_reader(fd: int) -> tuple[Callable[[int], Awaitable[bytes]], Callable[[], None]]:
