@@ -6,6 +6,7 @@ wherever it is mounted, and what changes is told to whoever runs one of them. No
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,57 +26,30 @@ _NEEDS = {"web": ("hub", "rest", "metrics")}
 _KINDS = ("tools", "resources", "templates", "prompts")
 
 
+@dataclass(eq=False)
 class Definition:
     """One server, before and while it runs."""
 
-    __slots__ = (
-        "__weakref__",
-        "_mounted_on",
-        "authorize_channel",
-        "info",
-        "instructions",
-        "lifespan",
-        "listeners",
-        "mounted",
-        "name",
-        "parts",
-        "registry",
-        "settings",
-        "store",
-        "version",
-    )
+    # Configuration
+    name: str
+    version: str
+    instructions: str
+    info: Info
+    store: str
+    lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None
+    parts: frozenset[str]
+    authorize_channel: "Authorize | None"
+    settings: Settings
+    # Registration
+    mounted: "list[Definition]" = field(default_factory=list)
+    _mounted_on: "list[tuple[Definition, str]]" = field(default_factory=list)
+    # Process
+    listeners: set[Callable[[Change], None]] = field(default_factory=set)
+    """Told of every change: one for each runtime that is open."""
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        version: str,
-        instructions: str,
-        info: Info | None,
-        store: str,
-        lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None,
-        serve: str | Collection[str],
-        authorize_channel: "Authorize | None",
-        settings: Settings | None,
-    ) -> None:
-        # Configuration
-        self.name = name
-        self.version = version
-        self.instructions = instructions
-        self.info = info or Info()
-        self.store = store
-        self.lifespan = lifespan
-        self.parts = chosen(serve)
-        self.authorize_channel = authorize_channel
-        self.settings = settings if settings is not None else Settings.load()
-        # Registration
+    def __post_init__(self) -> None:
         self.registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
         self.registry.changed = lambda kind: self.emit(Change(kind))
-        self.mounted: list[Definition] = []
-        self._mounted_on: list[tuple[Definition, str]] = []
-        # Process
-        self.listeners: set[Callable[[Change], None]] = set()
-        """Told of every change: one for each runtime that is open."""
 
     def configure(self, *, serve: str | Collection[str] = (), **changes: object) -> None:
         """Put what was said on the command line over what the program says; before the server runs.

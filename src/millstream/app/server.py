@@ -6,7 +6,7 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from millstream.app.definition import Definition
+from millstream.app.definition import Definition, chosen
 from millstream.app.hub_access import HubAccess, no_hub
 from millstream.app.info import Info
 from millstream.app.runtimes import Runtimes
@@ -60,12 +60,12 @@ class Server:
             name,
             version=version,
             instructions=instructions,
-            info=info,
+            info=info or Info(),
             store=store,
             lifespan=None if lifespan is None else partial(lifespan, self),
-            serve=serve,
+            parts=chosen(serve),
             authorize_channel=authorize_channel,
-            settings=settings,
+            settings=settings if settings is not None else Settings.load(),
         )
         """What the server is."""
         self.runtimes = Runtimes(self.definition)
