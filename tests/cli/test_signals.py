@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 
+from patience import WAIT
 from processes import free_port, millstream, serving
 
 pytestmark = pytest.mark.server
 
-NET = 60.0
-"""Seconds after which something hangs. No server here would end by itself for ten minutes."""
 FILE = """
 import asyncio, atexit, sys, time
 from contextlib import asynccontextmanager
@@ -92,7 +91,7 @@ def call(tool: str, number: int = 1, **arguments: Any) -> bytes:
 
 def until(told: Callable[[], bool]) -> None:
     """Wait for something that a process writes."""
-    deadline = time.monotonic() + NET
+    deadline = time.monotonic() + WAIT
     while not told():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -132,8 +131,10 @@ class Serving:
 def http(file: Path) -> Iterator[Serving]:
     port, log = free_port(), file.with_name("log")
     with serving(millstream(str(file), port), port, log) as process:
-        yield Serving(process, port, log)
-        process.kill()
+        try:
+            yield Serving(process, port, log)
+        finally:
+            process.kill()
 
 
 @contextmanager
@@ -156,7 +157,7 @@ def test_a_signal_lets_calls_finish_and_lifespans_close_and_the_status_is_0(file
     with http(file) as server:
         server.ask("waits", seconds=1)
         server.process.send_signal(number)
-        assert server.process.wait(NET) == 0
+        assert server.process.wait(WAIT) == 0
         until(lambda: bool(server.answers))
         assert b"done" in server.answers[0]
         assert "1 call has up to 600 s to finish" in server.log
@@ -170,7 +171,7 @@ def test_the_second_ctrl_c_ends_the_server_at_once_and_says_so(file: Path) -> No
         server.process.send_signal(signal.SIGINT)
         until(lambda: "Press Ctrl-C again" in server.log)
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(NET) == 130
+        assert server.process.wait(WAIT) == 130
         assert "Stopping at once, as you pressed Ctrl-C again: 1 call is cut off" in server.log
         assert "closed in order" in server.log
         assert "Traceback" not in server.log
@@ -183,7 +184,7 @@ def test_the_second_ctrl_c_ends_a_server_whose_loop_is_blocked(file: Path) -> No
         for _ in range(2):
             server.process.send_signal(signal.SIGINT)
             time.sleep(0.5)  # two signals at once are one
-        assert server.process.wait(NET) == 130
+        assert server.process.wait(WAIT) == 130
         assert "Stopping at once" in server.log
 
 
@@ -199,7 +200,7 @@ def test_a_signal_to_a_stdio_server_lets_calls_finish_and_lifespans_close(file: 
         until(lambda: "called" in log.read_text())
         process.send_signal(number)
         assert b"done" in process.stdout.readline()
-        assert process.wait(NET) == 0
+        assert process.wait(WAIT) == 0
     assert log.read_text().index("closed in order") < log.read_text().index("left by the door")
 
 
@@ -214,7 +215,7 @@ def test_the_second_ctrl_c_ends_a_stdio_server_at_once(file: Path) -> None:
         process.send_signal(signal.SIGINT)
         until(lambda: "Press Ctrl-C again" in log.read_text())
         process.send_signal(signal.SIGINT)
-        assert process.wait(NET) == 130
+        assert process.wait(WAIT) == 130
     assert "closed in order" in log.read_text()
     assert "Traceback" not in log.read_text()
 
@@ -225,7 +226,7 @@ def test_a_stdio_server_without_an_input_ends(file: Path, closed: bool) -> None:
     command = f'exec "$@" {"<&-" if closed else "</dev/null"}'
     done = subprocess.run(
         ["sh", "-c", command, "sh", *COMMAND, str(file), "--transport", "stdio"],
-        capture_output=True, timeout=NET, check=False,
+        capture_output=True, timeout=WAIT, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, b"")
     assert b"closed in order" in done.stderr
@@ -239,7 +240,7 @@ def test_a_stdio_server_reads_a_file_to_its_end_and_answers_a_last_line_without_
     for shell in ('exec "$@" <given', 'cat given | exec "$@"'):
         done = subprocess.run(
             ["sh", "-c", shell, "sh", *COMMAND, str(file), "--transport", "stdio"],
-            capture_output=True, timeout=NET, check=False, cwd=file.parent,
+            capture_output=True, timeout=WAIT, check=False, cwd=file.parent,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert {json.loads(line)["id"] for line in done.stdout.splitlines()} == {1, 2}
@@ -256,7 +257,7 @@ def test_a_tool_that_raises_keyboard_interrupt_fails_alone(file: Path) -> None:
         assert [reply["result"]["isError"] for reply in failed] == [True] * len(tools)
         assert done["result"]["content"][0]["text"] == "done"
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(NET) == 0
+        assert server.process.wait(WAIT) == 0
 
 
 @pytest.mark.skipif(os.name != "posix", reason="nohup is of POSIX")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import WAIT
 from processes import ROOT, free_port, millstream, serving, wait_for_port
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
@@ -52,7 +53,7 @@ def status(port: int, path: str, body: bytes | None = None) -> int:
     headers = {"host": "mcp.example.com", "content-type": "application/json", "accept": "application/json"}
     asked = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers)
     try:
-        with urllib.request.urlopen(asked, timeout=60) as reply:  # noqa: S310  our own address
+        with urllib.request.urlopen(asked, timeout=WAIT) as reply:  # noqa: S310  our own address
             return int(reply.status)
     except urllib.error.HTTPError as refused:
         return refused.code

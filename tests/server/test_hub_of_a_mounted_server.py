@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from millstream import Context, Server
 from millstream.app import runtime as runtimes_of_a_loop
 from millstream.protocol.errors import LocalError
-from wire import WAIT
+from patience import WAIT
 
 HOST = "http://127.0.0.1"
 
