@@ -6,7 +6,7 @@ wherever it is mounted, and what changes is told to whoever runs one of them. No
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -40,16 +40,14 @@ class Definition:
     parts: frozenset[str]
     authorize_channel: "Authorize | None"
     settings: Settings
-    # Registration
-    mounted: "list[Definition]" = field(default_factory=list)
-    _mounted_on: "list[tuple[Definition, str]]" = field(default_factory=list)
-    # Process
-    listeners: set[Callable[[Change], None]] = field(default_factory=set)
-    """Told of every change: one for each runtime that is open."""
 
     def __post_init__(self) -> None:
         self.registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
         self.registry.changed = lambda kind: self.emit(Change(kind))
+        self.mounted: list[Definition] = []
+        self._mounted_on: list[tuple[Definition, str]] = []
+        self.listeners: set[Callable[[Change], None]] = set()
+        """Told of every change: one for each runtime that is open."""
 
     def configure(self, *, serve: str | Collection[str] = (), **changes: object) -> None:
         """Put what was said on the command line over what the program says; before the server runs.
