@@ -24,6 +24,21 @@ LAYERS = [
     "protocol", "config", "http", "telemetry", "stores", "server", "limits", "hub", "auth", "transports", "client",
     "gateway", "agent", "web", "app", "testing", "cli",
 ]
+ROOMS = {
+    "http": ["asgi", "lane", "websocket"],
+    "stores": ["base", "memory"],
+    "server": ["functions", "questions", "calls", "features", "handlers", "observing"],
+    "transports": ["streamable", "rest", "websocket"],
+    "app": [
+        "info", "definition", "here_only", "parts", "streamed", "probes", "routes", "runtime", "runtimes", "hub_access",
+        "serving", "server",
+    ],
+    "cli": ["load", "stdio", "commands", "program"],
+}
+"""The order inside a house: every folder, and the files between which the order says something."""
+LONG_CLASSES_THAT_STILL_STAND = {
+    "http/lane/guarded.py:GuardedProtocol", "http/lane/protocol.py:LaneProtocol", "hub/hub.py:Hub",
+}
 # fmt: on
 OPTIONAL = {"argon2", "jsonschema_rs", "keyring", "openai", "opentelemetry", "psutil", "pydantic", "redis"}
 NAMELESS = {"utils", "helpers", "common", "core", "misc", "manager", "base", "new", "old", "modern", "legacy2"}
@@ -88,6 +103,63 @@ def test_imports_point_down(path: Path) -> None:
         package, _, rest = name.partition(".")
         if package == "millstream" and rest and rest.split(".")[0] in LAYERS:
             assert LAYERS.index(rest.split(".")[0]) <= LAYERS.index(own), f"{own} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize("house", ROOMS)
+def test_imports_between_rooms_point_down(house: str) -> None:
+    """Our choice: a room of a house knows only those before it."""
+    order = ROOMS[house]
+    for path in sources(f"src/millstream/{house}"):
+        own = path.relative_to(PACKAGE / house).parts[0].removesuffix(".py")
+        for name in imported(tree_of(path)):
+            parts = name.split(".")
+            if own in order and parts[:2] == ["millstream", house] and len(parts) > 2 and parts[2] in order:
+                assert order.index(parts[2]) <= order.index(own), f"{path.name} imports {name}, which lies above it"
+
+
+def test_every_room_has_a_place_in_the_order_of_its_house() -> None:
+    """A room without one could import whatever it likes."""
+    rooms = {path.relative_to(PACKAGE).parts[:2] for path in sources("src") if len(path.relative_to(PACKAGE).parts) > 2}
+    assert {room for room in rooms if room[1] not in ROOMS.get(room[0], [])} == set()
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Our choice: imports for type checkers and inside functions count, since who reads one must read all."""
+    graph = module_graph()
+    waiting = {module: set(targets) for module, targets in graph.items()}
+    while free := {module for module, targets in waiting.items() if not targets & set(waiting)}:
+        waiting = {module: targets for module, targets in waiting.items() if module not in free}
+    # What merely imports a circle is in none.
+    while idle := set(waiting) - {target for targets in waiting.values() for target in targets}:
+        waiting = {module: targets for module, targets in waiting.items() if module not in idle}
+    assert set(waiting) == set()
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Every module of the package, and the others that it imports, wherever in its code."""
+    paths = {
+        ".".join(("millstream", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in sources("src")
+    }
+    graph: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        graph[module] = set()
+        for name in imported(tree_of(path)):
+            target = name if name in paths else name.rpartition(".")[0]
+            if target in paths and target not in (module, "millstream"):
+                graph[module].add(target)
+    return graph
+
+
+def test_no_class_is_longer_than_250_lines() -> None:
+    """Our choice: a class of more has several jobs."""
+    lengths = {
+        f"{path.relative_to(PACKAGE)}:{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path in sources("src")
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert {name for name, lines in lengths.items() if lines > 250} - LONG_CLASSES_THAT_STILL_STAND == set()
 
 
 def test_the_protocol_core_touches_nothing_outside_itself() -> None:
@@ -209,11 +281,23 @@ def test_no_file_names_a_machine_path_or_a_package_registry() -> None:
 
 
 def test_every_dependency_has_a_floor_and_the_security_floors_stand() -> None:
-    """FACTS: older h11 and Starlette have published holes; uvicorn's protocol class is pinned from above too."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    extras: list[str] = [item for items in project["optional-dependencies"].values() for item in items]
-    floors = dict(re.fullmatch(r"([\w-]+)(.*?)(?:;.*)?", item).groups() for item in project["dependencies"] + extras)
+    """Older h11 and Starlette have published holes; uvicorn's protocol class is pinned from above too."""
+    floors = dependencies()
     assert {name: bound for name, bound in floors.items() if ">=" not in bound} == {}
     assert floors["h11"] == ">=0.16"
-    assert floors["starlette"] == ">=1.3.1"
+    assert floors.get("starlette", ">=1.3.1") == ">=1.3.1"
     assert re.fullmatch(r">=0\.\d+,<0\.\d+", floors["uvicorn"])
+
+
+def test_every_dependency_of_the_core_is_imported() -> None:
+    """Whoever installs the package gets what it uses. uvicorn loads uvloop by name, and h11 is its own."""
+    used = {name.split(".")[0] for path in sources("src") for name in imported(tree_of(path))}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert {re.split(r"[>=<; ]", item)[0] for item in project["dependencies"]} - used <= {"h11", "uvloop"}
+
+
+def dependencies() -> dict[str, str]:
+    """What the package needs, extras included, and the bounds of each."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras: list[str] = [item for items in project["optional-dependencies"].values() for item in items]
+    return dict(re.fullmatch(r"([\w-]+)(.*?)(?:;.*)?", item).groups() for item in project["dependencies"] + extras)

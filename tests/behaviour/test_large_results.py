@@ -28,7 +28,7 @@ def make_server() -> Server:
 def narrow(wire: Wire) -> None:
     """Leave the log less room than the result needs."""
     store = wire.runtime.services.store
-    store.log = MemoryLog(wire.runtime.clock, ROOM, store.epoch)  # type: ignore[misc]
+    store.log = MemoryLog(wire.runtime.sweep.clock, ROOM, store.epoch)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("way", ["lane", "asgi"])

@@ -11,6 +11,7 @@ import pytest
 
 from app_peer import ask
 from millstream import Server, Settings
+from millstream.app.here_only import Bind
 from millstream.app.runtime import Runtime
 from millstream.app.serving.uvicorn_server import _Uvicorn
 from millstream.protocol.errors import LocalError
@@ -48,7 +49,7 @@ async def test_health_tells_an_operator_what_there_is_and_how_much_there_may_be(
     settings = Settings(max_calls=5, max_streams=6, max_questions=7, max_connections=8)
     server = Server("shop", version="2", serve="all", settings=settings)
     async with server.running() as runtime:
-        runtime.lag = 0.0125
+        runtime.sweep.lag = 0.0125
         told = await facts(server)
         assert told.pop("uptime_seconds") >= 0
         assert told.pop("memory_bytes") > 1_000_000
@@ -92,18 +93,19 @@ async def test_connections_are_told_where_our_own_server_holds_them() -> None:
     """Under a foreign one nobody knows; the figure is absent then, not wrong."""
     import uvicorn  # noqa: PLC0415  only this test needs it
 
-    server = Server("shop")
+    foreign, server = Server("shop"), Server("shop")
+    async with foreign.running():
+        assert "connections" not in await facts(foreign)
+    running = _Uvicorn(uvicorn.Config(server), server.runtimes, loopback=True, started=None)
+    running.server_state.connections.add(object())  # type: ignore[arg-type]  # one of them
     async with server.running():
-        assert "connections" not in await facts(server)
-        running = _Uvicorn(uvicorn.Config(server), server, None)
-        running.server_state.connections.add(object())  # type: ignore[arg-type]  # one of them
         assert (await facts(server))["connections"] == 1
 
 
 async def test_a_store_that_does_not_answer_degrades_health_and_ends_readiness() -> None:
     """FACTS 5. `/livez` stays: starting the server again would not mend its store. The reason is in the log alone."""
     server = Server("shop", serve="metrics")
-    server.loopback_bind = True
+    server.runtimes.bind = Bind(loopback=True)
     async with server.running() as runtime:
         assert (await ask(server, "GET", "/readyz")).status == 200
         assert b'hub_backend_up{kind="memory"} 1\n' in (await ask(server, "GET", "/metrics")).body
@@ -141,12 +143,12 @@ async def test_a_server_that_drains_says_so() -> None:
 
 async def test_the_lag_of_the_loop_is_measured_by_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a tick came too late is what every call waits for besides its own work."""
-    monkeypatch.setattr("millstream.app.runtime._TICK", 0.0)
+    monkeypatch.setattr("millstream.server.sweep.TICK", 0.0)
     async with Server("shop").running() as runtime:
         now = iter(range(0, 1_000_000, 3))
-        runtime.clock = lambda: float(next(now))
+        runtime.sweep.clock = lambda: float(next(now))
         async with asyncio.timeout(WAIT):
-            while runtime.lag != 3.0:  # noqa: ASYNC110  the sweep tells nobody
+            while runtime.sweep.lag != 3.0:  # noqa: ASYNC110  the sweep tells nobody
                 await asyncio.sleep(0)
 
 
@@ -155,6 +157,6 @@ async def test_every_fact_is_listed() -> None:
     table = ROUTES.read_text("utf-8").partition("## What `/health` tells")[2].partition("\n## ")[0]
     listed = set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
     server = Server("shop", serve="all")
-    server.connections = set()
+    server.runtimes.bind = Bind(connections=set())
     async with server.running():
         assert set(await facts(server)) == listed

@@ -72,7 +72,7 @@ async def test_only_a_call_that_was_silent_for_a_whole_heartbeat_reports_progres
         params = {"name": "works", "arguments": {}, "_meta": META}
         pipe.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode())
         await told.wait()
-        runtime._report_progress()
+        runtime.sweep.report_progress()
         await asyncio.sleep(0)
         go_on.set()
         steps = [json.loads(await pipe.receive())["params"]["progress"] for _ in range(2)]
@@ -100,7 +100,7 @@ async def test_a_call_that_stays_silent_reports_small_steps_that_only_grow() -> 
         first = json.loads(await pipe.receive())["params"]["progress"]
         steps = [first]
         for _ in range(3):
-            runtime._report_progress()
+            runtime.sweep.report_progress()
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         steps += [json.loads(await pipe.receive())["params"]["progress"] for _ in range(2)]

@@ -1,5 +1,6 @@
 """A deleted session stays deleted for the rest of its life."""
 
+import asyncio
 from collections.abc import Callable
 
 from bad_input.shop import make_shop
@@ -51,9 +52,8 @@ async def test_a_tombstone_outlives_other_records_up_to_the_end_of_its_session()
 
 async def retire(server: Server, wire: Wire) -> None:
     """Close the runtime as an idle one is closed."""
-    server.close_idle(wire.runtime)
-    assert wire.runtime.closing is not None
-    await wire.runtime.closing
+    server.runtimes.close_idle(wire.runtime)
+    await asyncio.gather(*server.runtimes._closing)
 
 
 async def test_what_sessions_accumulated_outlives_an_idle_close_of_a_mounted_server() -> None:

@@ -1,7 +1,9 @@
 """Finding the server a person means, and saying what is wrong in terms of their code."""
 
+import sysconfig
 from pathlib import Path
 
+import fastapi  # noqa: F401  `folder` puts back sys.modules, and what it needs cannot be imported twice
 import pytest
 
 from millstream.app.serving.errors import CommandError, report
@@ -113,6 +115,41 @@ def test_an_error_in_the_file_shows_only_the_persons_own_frames(folder: Path) ->
     assert "json.loads('{')" in error.detail
     assert "importlib" not in error.detail
     assert "decoder.py" not in error.detail
+
+
+@pytest.mark.parametrize("place", [".", "..", "beside"])
+def test_an_error_is_shown_wherever_the_file_lies(folder: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """A fixed defect: in or beside a folder of packages nothing was shown above "Correct the line above"."""
+    packages = f"{folder}"[:-1] if place == "beside" else f"{(folder / place).resolve()}"
+    paths = sysconfig.get_paths()
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {**paths, "purelib": packages, "platlib": packages})
+    (folder / "shop.py").write_text("from json import nothing\n")
+    error = failure("shop.py")
+    assert "from json import nothing" in error.detail
+    assert "cannot import name 'nothing'" in error.detail
+    assert error.fix == ("Correct line 1 of shop.py." if place == "beside" else "Correct what the lines above show.")
+
+
+def test_what_an_error_was_caused_by_is_shown_before_it(folder: Path) -> None:
+    """The first error is often the one to correct."""
+    (folder / "shop.py").write_text(
+        "try:\n    open('prices.csv')\nexcept OSError as exc:\n    raise ValueError('no prices') from exc\n"
+    )
+    detail = failure("shop.py").detail
+    assert detail.index("prices.csv") < detail.index("Which led to") < detail.index("ValueError: no prices")
+
+
+@pytest.mark.parametrize("target", ["shop.py", "shop.py:app"])
+def test_an_application_of_a_framework_is_told_to_mount_a_server(folder: Path, target: str) -> None:
+    """A fixed defect: whoever tried to serve a FastAPI application was told that it is no Server, and nothing more."""
+    (folder / "shop.py").write_text("from fastapi import FastAPI\n\napp = FastAPI()\n")
+    error = failure(target)
+    assert 'app.mount("/", mcp)' in error.fix
+    assert "uvicorn shop:app" in error.fix
+    (folder / "shop.py").write_text(f"from fastapi import FastAPI\n\n{ONE}app = FastAPI()\n")
+    fix = failure("shop.py:app").fix
+    assert fix.startswith("Name one of: shop.")
+    assert 'app.mount("/", mcp)' in fix
 
 
 def test_a_syntax_error_shows_its_line(folder: Path) -> None:

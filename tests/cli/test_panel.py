@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from rich.console import Console
 
 from millstream import Server
-from millstream.app.serving import panel, panel_drawing
+from millstream.app.serving import facts, panel, panel_drawing
 
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - shown, not bound
 
@@ -39,7 +39,7 @@ class Terminal(io.StringIO):
 
 def drawn(server: Server, host: str = "127.0.0.1", width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    panel_drawing.draw(panel.facts(server, host=host, port=8000), console)
+    panel_drawing.draw(facts.facts(server.definition, host=host, port=8000), console)
     output = console.file
     assert isinstance(output, io.StringIO)
     return output.getvalue()
@@ -74,17 +74,25 @@ def test_an_address_that_others_reach_is_warned_about(warned: bool, hosts: tuple
         assert ("no authentication" in " ".join(drawn(shop(), host).split())) is warned
 
 
+def test_only_pages_that_answer_are_named() -> None:
+    """A fixed defect: on `--host 0.0.0.0` four pages were advertised that answered 403."""
+    server = Server("shop", serve="all").definition
+    here = facts.facts(server, host="127.0.0.1", port=8000).pages
+    assert [page.rsplit("/", 1)[1] for page in here] == ["dashboard", "chat", "inspect", "docs"]
+    assert facts.facts(server, host=EVERY_ADDRESS, port=8000).pages == ["http://127.0.0.1:8000/docs"]
+
+
 @pytest.mark.parametrize(("host", "url"), [(EVERY_ADDRESS, "http://127.0.0.1:8000/mcp"), ("::", "http://[::1]:8000/mcp"),
                                            ("::1", "http://[::1]:8000/mcp")])  # fmt: skip
 def test_the_shown_address_can_be_opened(host: str, url: str) -> None:
     """A wildcard address is for listening, not for connecting."""
-    assert panel.facts(shop(), host=host, port=8000).url == url
+    assert facts.facts(shop().definition, host=host, port=8000).url == url
 
 
 def test_without_a_terminal_the_same_facts_are_one_log_record(caplog: pytest.LogCaptureFixture) -> None:
     """Issue 2: JSON logs otherwise."""
     caplog.set_level(logging.INFO, "millstream")
-    panel.show(panel.facts(shop(), host="127.0.0.1", port=8000), stream=io.StringIO())
+    panel.show(facts.facts(shop().definition, host="127.0.0.1", port=8000), stream=io.StringIO())
     (record,) = caplog.records
     fields: dict[str, Any] = vars(record)
     assert (fields["url"], fields["counts"]["tools"]) == ("http://127.0.0.1:8000/mcp", 1)
@@ -93,20 +101,20 @@ def test_without_a_terminal_the_same_facts_are_one_log_record(caplog: pytest.Log
 
 def test_the_warning_is_a_log_record_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
     """A warning level is what log stores alert on."""
-    panel.show(panel.facts(shop(), host=EVERY_ADDRESS, port=8000), stream=io.StringIO())
+    panel.show(facts.facts(shop().definition, host=EVERY_ADDRESS, port=8000), stream=io.StringIO())
     assert [record.levelname for record in caplog.records if "authentication" in record.message] == ["WARNING"]
 
 
 def test_a_terminal_gets_the_panel() -> None:
     """The stream decides, not the environment."""
     terminal = Terminal()
-    panel.show(panel.facts(shop(), host="127.0.0.1", port=8000), stream=terminal)
+    panel.show(facts.facts(shop().definition, host="127.0.0.1", port=8000), stream=terminal)
     assert "╭" in terminal.getvalue()
 
 
 def test_a_server_without_tools_shows_how_to_list_them() -> None:
     """Our choice: there is always something to try."""
-    told = panel.facts(Server("empty"), host="127.0.0.1", port=8000)
+    told = facts.facts(Server("empty").definition, host="127.0.0.1", port=8000)
     assert "tools/list" in told.curl
     assert "nothing yet" in drawn(Server("empty"))
 
@@ -126,23 +134,23 @@ def test_a_server_without_tools_shows_how_to_list_them() -> None:
 )
 def test_the_example_arguments_fit_the_schema(schema: dict[str, Any]) -> None:
     """The command must work as it is."""
-    Draft202012Validator(schema).validate(panel.example(schema))
+    Draft202012Validator(schema).validate(facts.example(schema))
 
 
 def test_protections_name_only_what_holds() -> None:
     """A panel that promises a check that is switched off would be worse than none."""
     server = Server("open")
-    assert panel.protections(server.settings, guarded=True)[0] == "Host and Origin checked"
+    assert facts.protections(server.settings, guarded=True)[0] == "Host and Origin checked"
     for field, left in (("allowed_hosts", "Origin checked"), ("allowed_origins", "Host checked")):
         changed = {
             **{name: getattr(server.settings, name) for name in server.settings.__struct_fields__},
             field: ("*",),
         }
-        assert panel.protections(type(server.settings)(**changed), guarded=True)[0] == left
+        assert facts.protections(type(server.settings)(**changed), guarded=True)[0] == left
 
 
 def test_what_only_the_guard_does_is_not_promised_without_it() -> None:
     """Under plain ASGI nothing limits how long headers take."""
     settings = Server("open").settings
-    assert "headers ≤ 10 s" in panel.protections(settings, guarded=True)
-    assert "headers ≤ 10 s" not in panel.protections(settings, guarded=False)
+    assert "headers ≤ 10 s" in facts.protections(settings, guarded=True)
+    assert "headers ≤ 10 s" not in facts.protections(settings, guarded=False)

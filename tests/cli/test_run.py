@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 
-from millstream import Server
+from millstream import Server, Settings
 from millstream.app.serving.errors import CommandError
 from millstream.app.serving.listening import listen, run_program
 from millstream.cli import main
-from millstream.cli.commands.run import override
 from millstream.cli.stdio import plain_stdio
 from patience import WAIT
 from processes import ROOT, free_port, millstream, serving
@@ -252,15 +251,27 @@ def test_an_interrupt_before_serving_ends_quietly(monkeypatch: pytest.MonkeyPatc
     assert ended.value.code == 130
 
 
-def test_options_that_are_not_given_change_nothing() -> None:
+def test_options_that_are_not_given_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's own settings stand unless an option says otherwise."""
-    server = Server("shop")
-    before = server.settings
-    override(server, sessions=True, json_only=False, path="", log_level="")
-    assert server.settings == before
-    override(server, sessions=False, json_only=True, path="tools/", log_level="error")
-    changed = server.settings
-    assert (changed.sessions, changed.json_only, changed.path, changed.log_level) == (False, True, "/tools", "error")
+    served: list[Server] = []
+    monkeypatch.setattr(
+        "millstream.cli.commands.run.serve_with_panel", lambda server, host, port: served.append(server)
+    )
+    monkeypatch.setattr("millstream.telemetry.logs.configure", lambda level: None)
+    for options in ((), ("--no-sessions", "--json", "--path", "tools/", "--log-level", "error", "--serve", "metrics")):
+        monkeypatch.setattr(sys, "argv", ["millstream", "run", str(ROOT / "examples" / "greet.py"), *options])
+        with pytest.raises(SystemExit):
+            main()
+    plain, changed = (server.definition for server in served)
+    assert (plain.settings, plain.parts) == (Settings(), frozenset())
+    settings = changed.settings
+    assert (settings.sessions, settings.json_only, settings.path, settings.log_level) == (
+        False,
+        True,
+        "/tools",
+        "error",
+    )
+    assert changed.parts == {"metrics"}
 
 
 def test_port_zero_takes_a_free_port() -> None:

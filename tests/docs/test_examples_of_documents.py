@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import httpx2
 import pytest
 import yaml
 
+from examples import orders
 from examples.rooms import may_use, mcp
 from millstream.testing import connect
 from processes import ROOT, free_port, millstream, serving
@@ -26,6 +28,17 @@ def test_only_the_program_announces() -> None:
     assert may_use(None, "subscribe", "announcements")
     assert may_use(None, "publish", "room.den")
     assert not may_use(None, "publish", "announcements")
+
+
+async def test_an_application_publishes_on_the_hub_of_the_server_that_it_mounts() -> None:
+    """docs/how-to/mount-in-fastapi.md: one line ties the two together."""
+    transport = httpx2.ASGITransport(orders.app)
+    async with orders.app.router.lifespan_context(orders.app):
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+            reply = (await http.post("/orders/9780261103573")).json()
+            assert (await http.get("/readyz")).text == "ok\n"
+        (event,) = await orders.mcp.hub.history("orders")
+        assert (event.id, event.data) == (reply["event"], b'{"isbn":"9780261103573"}')
 
 
 @pytest.mark.server

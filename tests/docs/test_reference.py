@@ -9,7 +9,7 @@ from typer.main import get_command
 
 from millstream import Context, Server
 from millstream.app.routes import Routes
-from millstream.cli.commands.run import app
+from millstream.cli.program import app
 from millstream.config import Settings
 from millstream.http.problems import KINDS
 from millstream.hub import Hub
@@ -66,7 +66,7 @@ async def test_every_route_is_listed_with_its_methods_and_what_it_is_on_by(parts
     async with Server("listed", serve=parts).running() as runtime:
         routes = runtime.serve_http()
         for path, (_, methods, on_by, _) in listed.items():
-            served = on_by == "always" or on_by.split("`")[1] in runtime.parts
+            served = on_by == "always" or on_by.split("`")[1] in runtime.definition.parts
             for method in ("GET", "POST", "DELETE"):
                 wanted = f"`{method}`" in methods or (method == "GET" and methods == "WebSocket")
                 found = routes.find(method, path.replace("{file}", "base.css"))

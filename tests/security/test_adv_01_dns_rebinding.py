@@ -10,6 +10,7 @@ import pytest
 
 from http_peer import Running, serve
 from millstream import Server
+from millstream.app.here_only import Bind
 
 ENDPOINTS = [
     ("POST", "/mcp"), ("GET", "/mcp"), ("DELETE", "/mcp"), ("OPTIONS", "/mcp"), ("POST", "/mcp/"),
@@ -24,7 +25,7 @@ async def running(request: pytest.FixtureRequest) -> AsyncIterator[dict[bool, Ru
     async with AsyncExitStack() as stack:
         for loopback in (True, False):
             app = Server("default")
-            app.loopback_bind = loopback
+            app.runtimes.bind = Bind(loopback=loopback)
             servers[loopback] = await stack.enter_async_context(serve(app, lane=request.param == "lane"))
             stack.push_async_callback(app.stop)
             # The first request opens the server; connections after it take the short cut.

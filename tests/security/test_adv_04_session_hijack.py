@@ -12,6 +12,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from http_peer import Peer, Running, ToyApp, serve
+from millstream import Server
 from millstream.app.runtime import Runtime
 from millstream.http.message import Request
 from millstream.protocol.principal import Principal
@@ -36,7 +37,8 @@ async def authenticate(request: Request) -> Principal | None:
 class Front:
     """A server that knows who asks."""
 
-    def __init__(self, runtime: Runtime, running: Running) -> None:
+    def __init__(self, server: Server, runtime: Runtime, running: Running) -> None:
+        self.server = server
         self.runtime = runtime
         self.running = running
 
@@ -65,7 +67,8 @@ class Front:
 @asynccontextmanager
 async def fronted() -> AsyncIterator[Front]:
     """The handlers of the server with credentials in front."""
-    async with make_shop().running() as runtime:
+    shop = make_shop()
+    async with shop.running() as runtime:
         dispatcher, streams = runtime.dispatcher, runtime.streams
         endpoint = Endpoint(dispatcher, streams, HttpSessions(runtime.services))
         streamable = Streamable(endpoint)
@@ -77,7 +80,7 @@ async def fronted() -> AsyncIterator[Front]:
         }  # fmt: skip
         routes = {place: protect(handler, authenticate) for place, handler in handlers.items()}
         async with serve(ToyApp(routes, runtime.services.settings, lane=True), lane=True) as running:
-            yield Front(runtime, running)
+            yield Front(shop, runtime, running)
 
 
 THIEVES = ["bob", "", "alice ", "Alice", "alic"]
@@ -108,7 +111,7 @@ async def test_a_thief_neither_steals_nor_ends_the_stream_of_a_session() -> None
         assert (await stream.chunk()).startswith(b"id: ")
         stolen = await front.ask("bob", "GET", "/mcp", accept="text/event-stream", mcp_session_id=session)
         assert stolen.status == 404
-        front.runtime.server.tool(name="news")(lambda: "new")
+        front.server.tool(name="news")(lambda: "new")
         assert b"notifications/tools/list_changed" in await stream.chunk()
         assert len(front.runtime.streams) == 1
 

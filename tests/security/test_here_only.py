@@ -7,6 +7,7 @@ import httpx2
 import pytest
 
 from millstream import Server
+from millstream.app.here_only import Bind
 
 HERE_ONLY = ["/dashboard", "/dashboard/events", "/chat", "/chat/members", "/inspect", "/metrics"]
 OUTSIDE = ("10.0.0.5", 1)
@@ -29,7 +30,7 @@ def client(app: Any, peer: tuple[str, int]) -> httpx2.AsyncClient:
 @pytest.mark.parametrize("path", HERE_ONLY)
 async def test_a_public_bind_answers_403(server: Server, path: str) -> None:
     """The issue: only on loopback binds."""
-    server.loopback_bind = False
+    server.runtimes.bind = Bind(loopback=False)
     async with client(server, HERE) as http:
         assert (await http.get(path)).status_code == 403
         assert (await http.post("/publish", json={"data": 1})).status_code == 403
@@ -43,9 +44,40 @@ async def test_under_a_foreign_server_the_peer_decides(server: Server, path: str
         assert (await http.post("/publish", json={"data": 1})).status_code == 403
 
 
+FORWARDED = {
+    "x-forwarded-for": "203.0.113.9",
+    "x-forwarded-proto": "https",
+    "x-forwarded-host": "mcp.example.com",
+    "forwarded": "for=203.0.113.9",
+    "via": "1.1 proxy",
+    "x-real-ip": "203.0.113.9",
+    "host": "192.0.2.7:8000",
+}
+
+
+@pytest.mark.parametrize("bind", [None, True])
+@pytest.mark.parametrize("name", FORWARDED)
+async def test_a_proxy_on_the_same_machine_does_not_make_pages_public(
+    server: Server, name: str, bind: bool | None
+) -> None:
+    """A fixed defect: its loopback address was taken for a person who sits at this machine."""
+    server.runtimes.bind = Bind(loopback=bind)
+    headers = {name: FORWARDED[name]}
+    async with client(server, HERE) as http:
+        for path in HERE_ONLY:
+            assert (await http.get(path, headers=headers)).status_code == 403, path
+        assert (await http.post("/publish", json={"data": 1}, headers=headers)).status_code == 403
+        assert (await http.get("/docs", headers=headers)).status_code == 200
+        assert (await http.get("/dashboard")).status_code == 200
+    said = await dialect(server, '{"type":"publish","data":1}', HERE, (name.encode(), FORWARDED[name].encode()))
+    assert '"error"' in said[-1]
+    said = await dialect(server, '{"type":"publish","data":1}', HERE)
+    assert '"published"' in said[-1]
+
+
 async def test_the_documentation_has_its_files_wherever_it_is_served(server: Server) -> None:
     """`/docs` belongs to REST and answers on every bind; without its files it is an empty page."""
-    server.loopback_bind = False
+    server.runtimes.bind = Bind(loopback=False)
     async with client(server, HERE) as http:
         assert (await http.get("/docs")).status_code == 200
         for name in ("base.css", "docs.css", "docs.js"):
@@ -93,7 +125,7 @@ async def dialect(app: Any, message: str, peer: tuple[str, int] = OUTSIDE, *fiel
         if event["type"] == "websocket.send":
             said.append(event["text"])
 
-    headers = [(b"host", b"127.0.0.1"), *fields]
+    headers = list({b"host": b"127.0.0.1", **dict(fields)}.items())
     scope = {"type": "websocket", "path": "/ws", "headers": headers, "client": peer, "subprotocols": []}
     await app(scope, receive, send)
     return said

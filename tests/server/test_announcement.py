@@ -11,7 +11,7 @@ from millstream.server.features.announcement import Announcement
 
 def announcement(server: Server) -> Announcement:
     """That of a server which does not run."""
-    return Announcement(server.registry, server.describe(), "Be kind.", discover_ttl_ms=5)
+    return Announcement(server.registry, server.definition.describe(), "Be kind.", discover_ttl_ms=5)
 
 
 @pytest.mark.parametrize("revision", HANDSHAKE.values(), ids=HANDSHAKE)

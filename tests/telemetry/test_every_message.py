@@ -10,6 +10,7 @@ import pytest
 
 from app_peer import ask
 from millstream import Server, Settings
+from millstream.app.here_only import Bind
 from millstream.app.runtime import Runtime
 from millstream.protocol.revisions import NEWEST_HANDSHAKE
 from millstream.transports.memory import MemoryPipe
@@ -161,7 +162,7 @@ async def test_what_is_refused_before_it_is_a_call_is_told_with_what_went_wrong(
 async def test_a_publication_from_outside_is_told_when_it_is_refused(capture: pytest.CaptureFixture[str]) -> None:
     """A fixed defect: until there is authentication only this machine may publish, and a refusal left no line."""
     async with world(capture) as seen:
-        seen.server.loopback_bind = False
+        seen.runtime.bind = Bind(loopback=False)
         await seen.post("/publish", b'{"data":1}')
         assert seen.brief() == [("hub/publish", "", "403", "http")]
 

@@ -3,6 +3,9 @@
 import asyncio
 import io
 import json
+import os
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 from millstream.telemetry import messages
 from millstream.telemetry.messages import MAX_PENDING, MAX_TEXT, AccessRecord, MessageLog, session_hash
+from millstream.telemetry.outlet import MAX_KEPT
 from patience import WAIT
 
 AT = 1_784_116_800.25
@@ -187,3 +191,42 @@ async def test_a_terminal_gets_short_lines(monkeypatch: pytest.MonkeyPatch) -> N
         assert "\x1b[2J" not in text
         assert ("\x1b[" in text) is not no_color
         assert text.endswith("millstream.access: tools/call add\\x1b[2J tool_error 1.0 ms  client=c  transport=http\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere nobody can ask whether a pipe takes more")
+async def test_a_log_whose_reader_stands_still_stops_nobody_and_goes_on_when_it_reads() -> None:
+    """A fixed defect: the loop stood still until somebody read standard error."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as pipe, os.fdopen(writer, "w") as stream:
+        log = MessageLog(stream, worker="w")
+
+        def tell() -> int:
+            for number in range(4 * MAX_KEPT // 200):
+                log.add(AccessRecord(AT, "tools/call", f"tool-{number}"))
+                if number % MAX_PENDING == 0:
+                    log.flush()
+            log.flush()
+            return log.lost
+
+        told = threading.Event()
+        worker = threading.Thread(target=lambda: (asyncio.run(as_coroutine(tell)), told.set()), daemon=True)
+        worker.start()
+        assert await asyncio.to_thread(told.wait, WAIT)
+        lost = log.lost
+        assert lost > 0
+        os.set_blocking(reader, False)
+        read = b""
+        while log._outlet.kept:
+            read += pipe.read() or b""
+            log.flush()
+        read += pipe.read() or b""
+        lines = [json.loads(line)["target"] for line in read.splitlines()]
+        assert lines[0] == "tool-0"
+        assert len(lines) + lost == 4 * MAX_KEPT // 200
+        log.add(AccessRecord(AT, "ping"))
+        log.flush(last=True)
+        assert b'"ping"' in pipe.read()
+
+
+async def as_coroutine(function: Callable[[], Any]) -> Any:
+    return function()

@@ -1,6 +1,7 @@
 """What stdio does with calls that ask when the client has closed its end: no answer can come any more."""
 
 import asyncio
+import contextlib
 import json
 import os
 from typing import Any
@@ -84,3 +85,35 @@ async def test_a_question_that_is_open_at_the_end_of_the_input_fails_at_once() -
         client.leave()
         said = {each.get("id"): each for each in await client.rest()}
     assert "gone away" in said[1]["result"]["content"][0]["text"]
+
+
+async def test_a_client_that_reads_nothing_is_not_read_either() -> None:
+    """Fixed: its messages were taken and answered without end, into memory."""
+    mcp = Server("echo", settings=Settings(stream_buffer=64 * 1024))
+    ping = json.dumps(request("ping", {}, 1)).encode() + b"\n"
+    async with mcp.running() as runtime:
+        client = Client(runtime.dispatcher)
+        os.set_blocking(client._in, False)
+        sent, standstill = 0, 0
+        while standstill < 200 and sent < 64 * 1024 * 1024:
+            try:
+                sent += os.write(client._in, (ping * 1001)[sent % len(ping) :])
+                standstill = 0
+            except BlockingIOError:
+                standstill += 1
+            await asyncio.sleep(0)
+        assert sent < 8 * 1024 * 1024
+        assert len(runtime.dispatcher.calls) < 100_000
+        os.set_blocking(client._out, False)
+        client.leave()
+        answers = ended = 0
+        async with asyncio.timeout(WAIT):
+            while not ended:
+                await asyncio.sleep(0)
+                ended = client.serving.done()  # before the pipe is emptied
+                with contextlib.suppress(BlockingIOError):
+                    while data := os.read(client._out, 65_536):
+                        answers += data.count(b"\n")
+        assert answers >= sent // len(ping)
+        for descriptor in client._descriptors:
+            os.close(descriptor)

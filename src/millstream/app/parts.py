@@ -1,87 +1,62 @@
-"""What can run beside MCP (``Server(serve=…)``): the hub, REST, the pages, metrics; and what each needs.
+"""What runs beside MCP (``Server(serve=…)``): the hub, REST, the pages, metrics; how each is made.
 
 A server that serves none of them imports none of them.
 """
 
 import sys
 import time
-from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from millstream.http.hosts import of_this_site
-from millstream.http.message import Handler
-from millstream.protocol.errors import LocalError
+from millstream.app.definition import Definition
+from millstream.app.here_only import HereOnly
+from millstream.http.hosts import HostPolicy
 from millstream.protocol.handshake import Opening
 from millstream.protocol.principal import Principal
 from millstream.server.calls.notes import SESSION_OVER, ObserveMessage
 from millstream.server.calls.sessions import Session
+from millstream.server.dispatch import Dispatcher
 from millstream.stores.base import Store
 from millstream.stores.health import StoreHealth
 from millstream.stores.memory.store import MemoryStore
+from millstream.transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
-    from millstream.app.runtime import Runtime
     from millstream.hub import Hub
     from millstream.server.observing.observer import Observer
     from millstream.transports.websocket.route import WebSocketRoute
     from millstream.web.live import DashboardFeed
 
-PARTS = ("hub", "rest", "web", "metrics")
-_NEEDS = {"web": ("hub", "rest", "metrics")}
-"""The pages show what the others do."""
 
-
-def chosen(serve: str | Collection[str]) -> frozenset[str]:
-    """The parts that a ``serve`` value names, with what they need.
-
-    Raises:
-        ValueError: an unknown part.
-    """
-    names = serve.replace(",", " ").split() if isinstance(serve, str) else list(serve)
-    if "all" in names:
-        return frozenset(PARTS)
-    unknown = [name for name in names if name not in PARTS]
-    if unknown:
-        raise ValueError(f"Unknown part {unknown[0]!r} in serve: use {', '.join(PARTS)} or all")
-    return frozenset(names).union(*(_NEEDS.get(name, ()) for name in names))
-
-
-def make_websocket(runtime: "Runtime") -> "WebSocketRoute | None":
-    """The handler of ``/ws``, where the hub is served."""
-    if runtime.hub is None:
-        return None
+def make_websocket(
+    dispatcher: Dispatcher, hub: "Hub", policy: HostPolicy, streams: OpenStreams, here_only: HereOnly
+) -> "WebSocketRoute":
+    """The handler of ``/ws``."""
     from millstream.transports.websocket.route import WebSocketRoute  # noqa: PLC0415  only where a hub is served
 
-    server = runtime.server
-    return WebSocketRoute(
-        runtime.dispatcher,
-        runtime.hub,
-        runtime.policy,
-        server.settings,
-        runtime.streams,
-        may_publish=lambda address: not server.reachable_from_outside(address),
-    )
+    settings = dispatcher.services.settings
+    return WebSocketRoute(dispatcher, hub, policy, settings, streams, may_publish=here_only.allows)
 
 
-async def open_hub(runtime: "Runtime") -> "Hub | None":
+async def open_hub(definition: Definition, store: Store) -> "Hub | None":
     """The hub of a running server, if it serves one."""
-    if "hub" not in runtime.parts:
+    if "hub" not in definition.parts:
         return None
     from millstream.hub import Hub, HubLimits  # noqa: PLC0415  only where a hub is served
 
-    server = runtime.server
-    hub = Hub(runtime.services.store, HubLimits.of(server.settings), authorize=server.authorize_channel)
+    hub = Hub(store, HubLimits.of(definition.settings), authorize=definition.authorize_channel)
     await hub.open()
     return hub
 
 
-def make_observer(runtime: "Runtime") -> "Observer | None":
+def make_observer(
+    definition: Definition, *, streams: OpenStreams, health: StoreHealth, hub: "Hub | None"
+) -> "Observer | None":
     """Metrics, message log and traces, if any of them is on."""
     from millstream.server.observing.tracing import load_spans  # noqa: PLC0415  after the user's lifespan, which may set it up
 
-    settings, server = runtime.server.settings, runtime.server
-    spans = load_spans(server.version)
-    if not (settings.access_log or spans is not None or "metrics" in runtime.parts):
+    settings = definition.settings
+    spans = load_spans(definition.version)
+    if not (settings.access_log or spans is not None or "metrics" in definition.parts):
         return None
     from millstream.server.observing.observer import Observer  # noqa: PLC0415  only where somebody looks
     from millstream.server.observing.tracing import Tracing  # noqa: PLC0415
@@ -89,12 +64,12 @@ def make_observer(runtime: "Runtime") -> "Observer | None":
 
     log = MessageLog(sys.stderr) if settings.access_log else None
     observer = Observer(
-        server.registry.tools,
+        definition.registry.tools,
         log=log,
         tracing=Tracing(spans) if spans is not None else None,
-        connections=runtime.streams.by_kind,
+        connections=streams.by_kind,
     )
-    read, health, hub = observer.registry.read, runtime.store_health, runtime.hub
+    read = observer.registry.read
     read("gauge", "hub_backend_up", "The store answers.", lambda: {(health.kind,): int(health.up)}, ("kind",))
     if hub is not None:
         read("counter", "hub_events_published_total", "Events published here.", lambda: {(): hub.stats().published})
@@ -162,67 +137,29 @@ def make_note(observer: "Observer") -> ObserveMessage:
     return note
 
 
-def part_routes(runtime: "Runtime") -> tuple[dict[str, dict[str, Handler]], list[tuple[str, Mapping[str, Handler]]]]:
-    """(handlers by path, handlers by path prefix) of the parts that are served."""
-    exact: dict[str, dict[str, Handler]] = {}
-    prefixes: list[tuple[str, Mapping[str, Handler]]] = []
-    parts = runtime.parts
-    if runtime.hub is not None:
-        from millstream.transports.hub_routes import HubRoutes  # noqa: PLC0415
-
-        hub = HubRoutes(runtime.hub, runtime.streams, runtime.server.settings, note=runtime.services.note)
-        exact["/events"] = {"GET": hub.events}
-        exact["/publish"] = {"POST": runtime.local_only(hub.publish, message="hub/publish")}
-        prefixes.append(("/mcp/sse/", {"GET": of_this_site(hub.client_stream)}))
-        if runtime.websocket is not None:
-            exact["/ws"] = {"GET": runtime.websocket.plain}
-    if "rest" in parts:
-        from millstream.transports.rest.routes import RestRoutes  # noqa: PLC0415
-        from millstream.web import pages  # noqa: PLC0415
-
-        rest = RestRoutes(runtime.dispatcher)
-        exact["/mcp/tools/list"] = {"POST": rest.list_tools}
-        exact["/mcp/tools/call"] = {"POST": rest.call_tool}
-        exact["/openapi.json"] = {"GET": rest.describe}
-        prefixes.append(("/tools/", {"POST": rest.run_tool}))
-        shown = set(pages.page_names()) if "web" in parts else {"docs"}
-        for path, handler in pages.pages().items():
-            is_page = path.count("/") == 1
-            if not is_page or path[1:] in shown:
-                exact[path] = {"GET": runtime.local_only(handler) if is_page and path != "/docs" else handler}
-    if runtime.feed is not None and runtime.hub is not None:
-        from millstream.web.live import ChatMembers  # noqa: PLC0415
-
-        exact["/dashboard/events"] = {"GET": runtime.local_only(runtime.feed.events)}
-        exact["/chat/members"] = {"GET": runtime.local_only(ChatMembers(runtime.hub.presence).get)}
-    if "metrics" in parts and runtime.observer is not None:
-        from millstream.telemetry.endpoint import MetricsHttp  # noqa: PLC0415
-
-        exact["/metrics"] = {
-            "GET": runtime.local_only(MetricsHttp(runtime.observer.registry, measure=runtime.store_health.look).get)
-        }
-    return exact, prefixes
-
-
-def make_feed(runtime: "Runtime") -> "DashboardFeed | None":
-    """What the dashboard hears, where the pages are served."""
-    observer, hub, server = runtime.observer, runtime.hub, runtime.server
-    if "web" not in runtime.parts or observer is None or hub is None:
-        return None
+def make_feed(
+    definition: Definition,
+    observer: "Observer",
+    hub: "Hub",
+    *,
+    streams: OpenStreams,
+    health: StoreHealth,
+    store: Store,
+) -> "DashboardFeed":
+    """What the dashboard hears."""
     from millstream.web.live import DashboardFeed, LogTail  # noqa: PLC0415  only where the pages are served
 
     info = {
-        "name": server.name,
-        "title": server.info.title or server.name,
-        "version": server.version,
+        "name": definition.name,
+        "title": definition.info.title or definition.name,
+        "version": definition.version,
         "started": time.time(),
-        "facts": {"Serves": ", ".join(["mcp", *sorted(runtime.parts)]), "Endpoint": server.settings.path},
+        "facts": {"Serves": ", ".join(["mcp", *sorted(definition.parts)]), "Endpoint": definition.settings.path},
     }
-    health, store = runtime.store_health, runtime.services.store
     return DashboardFeed(
         lambda: observer.snapshot(hub=hub.stats(), store=store_figures(health, store)),
         LogTail(),
-        runtime.streams,
+        streams,
         info=info,
         measure=health.look,
     )
@@ -239,8 +176,3 @@ def store_figures(health: StoreHealth, store: Store) -> dict[str, Any]:
             name: {"bytes": part.size, "max_bytes": store.log.max_bytes} for name, part in store.log.kinds.items()
         }
     return figures
-
-
-def no_hub() -> LocalError:
-    """The error of who asks for a hub that is not there."""
-    return LocalError("This server has no running hub: pass serve=('hub',) to Server, and use it while it runs.")

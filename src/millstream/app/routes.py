@@ -3,18 +3,26 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from millstream.app.parts import part_routes
+from millstream.app.here_only import HereOnly
 from millstream.app.probes import Probes
 from millstream.http.hosts import EXEMPT, of_this_site
 from millstream.http.message import TEXT_HEAD, Handler, Request, Response
+from millstream.server.dispatch import Dispatcher
+from millstream.stores.health import StoreHealth
 from millstream.transports.http_sse import MESSAGES_PATH, HttpSse
+from millstream.transports.open_streams import OpenStreams
 from millstream.transports.streamable.exchange import Endpoint
 from millstream.transports.streamable.get import SessionStreams
 from millstream.transports.streamable.post import Streamable
 from millstream.transports.streamable.sessions import HttpSessions
 
 if TYPE_CHECKING:
-    from millstream.app.runtime import Runtime
+    from millstream.hub import Hub
+    from millstream.server.observing.observer import Observer
+    from millstream.transports.websocket.route import WebSocketRoute
+    from millstream.web.live import DashboardFeed
+
+_Table = dict[str, Mapping[str, Handler]]
 
 
 class Routes:
@@ -22,17 +30,30 @@ class Routes:
 
     __slots__ = ("_by_path", "_hot", "_prefixes", "_streams")
 
-    def __init__(self, runtime: "Runtime") -> None:
-        settings = runtime.services.settings
-        sessions = HttpSessions(runtime.services) if settings.sessions else None
-        endpoint = Endpoint(runtime.dispatcher, runtime.streams, sessions)
+    def __init__(
+        self,
+        parts: frozenset[str],
+        dispatcher: Dispatcher,
+        streams: OpenStreams,
+        health: StoreHealth,
+        here_only: HereOnly,
+        probes: Probes,
+        *,
+        hub: "Hub | None" = None,
+        observer: "Observer | None" = None,
+        websocket: "WebSocketRoute | None" = None,
+        feed: "DashboardFeed | None" = None,
+    ) -> None:
+        services = dispatcher.services
+        settings = services.settings
+        sessions = HttpSessions(services) if settings.sessions else None
+        endpoint = Endpoint(dispatcher, streams, sessions)
         streamable = Streamable(endpoint)
-        legacy = HttpSse(runtime.dispatcher, runtime.streams)
+        legacy = HttpSse(dispatcher, streams)
         standing = SessionStreams(endpoint, first=legacy.get)
-        probes = Probes(runtime)
         path = settings.path
-        mcp: dict[str, Handler] = {"POST": streamable.post, "GET": standing.get, "DELETE": standing.delete}
-        self._by_path: dict[str, Mapping[str, Handler]] = {
+        mcp: Mapping[str, Handler] = {"POST": streamable.post, "GET": standing.get, "DELETE": standing.delete}
+        self._by_path: _Table = {
             path: mcp,
             path.rstrip("/") + "/": mcp,
             "/sse": {"GET": legacy.get},
@@ -44,8 +65,15 @@ class Routes:
         }
         self._streams = {path, path.rstrip("/") + "/", "/sse", "/events", "/dashboard/events"}
         """A HEAD of these would open a stream."""
-        exact, self._prefixes = part_routes(runtime)
-        self._by_path.update(exact)
+        self._prefixes: list[tuple[str, Mapping[str, Handler]]] = []
+        if hub is not None:
+            self._add_hub(hub, dispatcher, streams, here_only, websocket)
+        if "rest" in parts:
+            self._add_rest(dispatcher, here_only, pages="web" in parts)
+        if hub is not None and feed is not None:
+            self._add_live(hub, feed, here_only)
+        if "metrics" in parts and observer is not None:
+            self._add_metrics(observer, health, here_only)
         for each in self._streams & self._by_path.keys():
             handlers = self._by_path[each]
             self._by_path[each] = {**handlers, "GET": of_this_site(handlers["GET"])}
@@ -56,6 +84,51 @@ class Routes:
             if each not in EXEMPT
         }
         """What the lane serves. Probes go the long way, where Host and Origin are not checked but CORS is kept."""
+
+    def _add_hub(
+        self,
+        hub: "Hub",
+        dispatcher: Dispatcher,
+        streams: OpenStreams,
+        here_only: HereOnly,
+        websocket: "WebSocketRoute | None",
+    ) -> None:
+        from millstream.transports.hub_routes import HubRoutes  # noqa: PLC0415  each part only where it is served
+
+        services = dispatcher.services
+        handlers = HubRoutes(hub, streams, services.settings, note=services.note)
+        self._by_path["/events"] = {"GET": handlers.events}
+        self._by_path["/publish"] = {"POST": here_only.guard(handlers.publish, message="hub/publish")}
+        self._prefixes.append(("/mcp/sse/", {"GET": of_this_site(handlers.client_stream)}))
+        if websocket is not None:
+            self._by_path["/ws"] = {"GET": websocket.plain}
+
+    def _add_rest(self, dispatcher: Dispatcher, here_only: HereOnly, *, pages: bool) -> None:
+        from millstream.transports.rest.routes import RestRoutes  # noqa: PLC0415
+        from millstream.web.pages import page_names  # noqa: PLC0415
+        from millstream.web.pages import pages as all_pages  # noqa: PLC0415
+
+        rest = RestRoutes(dispatcher)
+        self._by_path["/mcp/tools/list"] = {"POST": rest.list_tools}
+        self._by_path["/mcp/tools/call"] = {"POST": rest.call_tool}
+        self._by_path["/openapi.json"] = {"GET": rest.describe}
+        self._prefixes.append(("/tools/", {"POST": rest.run_tool}))
+        shown = set(page_names()) if pages else {"docs"}
+        for path, handler in all_pages().items():
+            is_page = path.count("/") == 1
+            if not is_page or path[1:] in shown:
+                self._by_path[path] = {"GET": here_only.guard(handler) if is_page and path != "/docs" else handler}
+
+    def _add_live(self, hub: "Hub", feed: "DashboardFeed", here_only: HereOnly) -> None:
+        from millstream.web.live import ChatMembers  # noqa: PLC0415
+
+        self._by_path["/dashboard/events"] = {"GET": here_only.guard(feed.events)}
+        self._by_path["/chat/members"] = {"GET": here_only.guard(ChatMembers(hub.presence).get)}
+
+    def _add_metrics(self, observer: "Observer", health: StoreHealth, here_only: HereOnly) -> None:
+        from millstream.telemetry.endpoint import MetricsHttp  # noqa: PLC0415
+
+        self._by_path["/metrics"] = {"GET": here_only.guard(MetricsHttp(observer.registry, measure=health.look).get)}
 
     def find(self, method: str, path: str) -> Handler | None:
         """The handler of a path below the mount point; None for 404."""

@@ -1,99 +1,95 @@
-"""What runs: one `Runtime` for each event loop that a server answers in (design §5).
+"""What runs: one `Runtime` for each event loop that a server answers in.
 
-It opens the store and the user's lifespan, builds services, dispatcher and transports, and owns the one periodic
-task: streams are kept alive, silent calls become streams, and a server that nobody shut down closes after it has
-been idle.
+It opens the user's lifespan, builds services, dispatcher and what is served beside MCP, and owns every task of these.
+It knows how to open, drain and close; when, is the business of `runtimes`.
 """
 
 import asyncio
 import contextlib
-import logging
-import time
-from collections.abc import Callable, Coroutine, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from millstream.app.definition import Definition
+from millstream.app.here_only import Bind, HereOnly
 from millstream.app.parts import make_feed, make_note, make_observer, make_websocket, open_hub
 from millstream.http.hosts import HostPolicy
-from millstream.http.message import TEXT_HEAD, Handler, Request, Response, Sink
-from millstream.server.calls.call import Call, Progress
-from millstream.server.calls.changes import Changes
-from millstream.server.calls.context import nudge_progress
+from millstream.server.calls.call import Call
+from millstream.server.calls.changes import Change, Changes
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Dispatcher
 from millstream.server.handlers import install
-from millstream.stores import open_store
+from millstream.server.sweep import Sweep
+from millstream.stores.base import Store
 from millstream.stores.health import StoreHealth
+from millstream.telemetry.logs import overhear
 from millstream.transports.open_streams import OpenStreams
-from millstream.transports.streamable.line import PostLine
 
 if TYPE_CHECKING:
     from millstream.app.routes import Routes
-    from millstream.app.server import Server
     from millstream.hub import Hub
     from millstream.server.observing.observer import Observer
     from millstream.transports.websocket.route import WebSocketRoute
     from millstream.web.live import DashboardFeed
 
-logger = logging.getLogger("millstream")
-
 IDLE_SECONDS = 60.0
-_TICK = 1.0
-_RECORDS_SECONDS = 60.0
-_LOCAL_ONLY = b"This answers only on a server bound to this machine: it has no authentication yet.\n"
 
 
 class Runtime:
     """One server, running in one event loop."""
 
-    def __init__(self, server: "Server", *, supervised: bool) -> None:
+    def __init__(
+        self, definition: Definition, store: Store, *, bind: Bind, on_idle: "Callable[[Runtime], None] | None" = None
+    ) -> None:
+        """Nothing runs before `open`.
+
+        Args:
+            definition: what the server is.
+            store: of this loop; opened and closed here.
+            bind: where it listens.
+            on_idle: called when nobody has used it for a minute; None where somebody else closes it.
+        """
         # Configuration
-        self.server = server
-        self.supervised = supervised
-        """Somebody will call `close`; otherwise it closes itself when idle."""
+        self.definition = definition
+        self.bind = bind
+        self.on_idle = on_idle
         self.loop = asyncio.get_running_loop()
         self.thread = get_ident()
         """The thread of the loop: no other loop runs there while this one does."""
-        self.clock: Callable[[], float] = time.monotonic
         # Process
         self.draining = False
-        self.started = self.clock()
-        self._busy = self.started
-        self.lag = 0.0
-        """Seconds by which the last tick of the sweep came too late: what every call waits for besides its own work."""
-        self._requests = 0
-        self._stack = contextlib.AsyncExitStack()
-        self._sweeper: asyncio.Task[None] | None = None
-        self._pending: dict[object, asyncio.Task[None]] = {}
-        self._lifespans: dict[Server, Any] = {}
-        """What the lifespan of this server, and of each that is mounted on it, yielded."""
-        self.parts = server.parts
+        self.store = store
+        self.store_health = StoreHealth(definition.store.partition(":")[0], store)
+        self.services: Services
+        self.dispatcher: Dispatcher
+        self.streams: OpenStreams
+        self.sweep: Sweep
         self.hub: Hub | None = None
         self.observer: Observer | None = None
         self.websocket: WebSocketRoute | None = None
         self.feed: DashboardFeed | None = None
         self.policy: HostPolicy
-        self.store_health: StoreHealth
-        self.services: Services
-        self.dispatcher: Dispatcher
-        self.streams: OpenStreams
         self.routes: Routes | None = None
         self.adapter: Any = None
         """The ASGI adapter, once HTTP is served."""
-        self.closing: asyncio.Task[None] | None = None
+        self._lifespans: dict[Definition, Any] = {}
+        """What the lifespan of this server, and of each that is mounted on it, yielded."""
+        self._stack = contextlib.AsyncExitStack()
+        self._busy = 0.0
+        self._requests = 0
 
     async def open(self) -> "Runtime":
-        """Open everything; what was opened is closed again when a step fails."""
-        server, settings = self.server, self.server.settings
+        """Open everything; what was opened is closed again when a step fails.
+
+        Raises:
+            LocalError: the key for session ids must not be used.
+            ValueError: something registered cannot work.
+        """
+        definition, settings = self.definition, self.definition.settings
         async with self._stack:
-            store = server.stores.get(self.loop)
-            if store is None:
-                store = server.stores[self.loop] = open_store(server.store)
-            await store.open()
-            self._stack.push_async_callback(store.close)
-            self.store_health = StoreHealth(server.store.partition(":")[0], store)
-            self.services = Services(settings, store, Changes())
+            await self.store.open()
+            self._stack.push_async_callback(self.store.close)
+            self.services = Services(settings, self.store, Changes())
             self._stack.callback(self.services.threads.close)
             await self.services.records.load()
             self.streams = OpenStreams(
@@ -102,79 +98,85 @@ class Runtime:
                 max_age=settings.stream_age,
             )
             self.dispatcher = Dispatcher(
-                server.registry, self.services, info=server.describe(), instructions=server.instructions
+                definition.registry, self.services, info=definition.describe(), instructions=definition.instructions
             )
             install(self.dispatcher)
             self.services.lifespan_of = lambda home: home.nearest(self._lifespans)
-            await self._open_lifespan(server)
-            await self._open_parts()
-            server.registry.check_completers()  # now, since the lifespan may register too
-            self._sweeper = self.loop.create_task(self._sweep())
+            self.sweep = Sweep(self.dispatcher, beat=self.streams.beat, each_tick=self._watch_idleness)
+            await self._open_hub()  # around the lifespan, which may publish
+            await self._open_lifespan(definition)
+            definition.registry.check_completers()  # now, since the lifespan may register too
+            self._open_parts()
+            self._busy = self.sweep.clock()
+            self.sweep.open()
             self._stack = self._stack.pop_all()
         return self
 
-    async def _open_lifespan(self, server: "Server") -> None:
+    async def _open_lifespan(self, definition: Definition) -> None:
         """A server's lifespan, then those of what is mounted on it; they close in the opposite order."""
-        if server.lifespan is not None and server not in self._lifespans:
-            self._lifespans[server] = await self._stack.enter_async_context(server.lifespan(server))
-        for part in server.mounted:
+        if definition.lifespan is not None and definition not in self._lifespans:
+            self._lifespans[definition] = await self._stack.enter_async_context(definition.lifespan())
+        for part in definition.mounted:
             await self._open_lifespan(part)
 
-    async def _open_parts(self) -> None:
-        """The hub and whoever observes, where they are served."""
-        self.hub = self.services.hub = await open_hub(self)
+    async def _open_hub(self) -> None:
+        self.hub = self.services.hub = await open_hub(self.definition, self.store)
         if self.hub is not None:
             self._stack.push_async_callback(self.hub.close)
             from millstream.app.streamed import Streamed  # noqa: PLC0415  only where a hub is served
 
             self.services.streamed = Streamed(self.hub).attach
-        self.observer = observer = make_observer(self)
-        if observer is not None:
-            self.dispatcher.observe, self.dispatcher.begin = observer, observer.begin
-            self.services.note = make_note(observer)
-            self._stack.callback(observer.close)
-            self._stack.callback(self.loop.create_task(observer.run()).cancel)
-        self.feed = feed = make_feed(self)
-        if feed is not None:
-            logging.getLogger().addHandler(feed.log)
-            self._stack.callback(logging.getLogger().removeHandler, feed.log)
+
+    def _open_parts(self) -> None:
+        """Whoever observes, where they are served."""
+        self.observer = observer = make_observer(
+            self.definition, streams=self.streams, health=self.store_health, hub=self.hub
+        )
+        if observer is None:
+            return
+        self.dispatcher.observe, self.dispatcher.begin = observer, observer.begin
+        self.services.note = make_note(observer)
+        self._stack.callback(observer.close)
+        self._stack.callback(self.loop.create_task(observer.run()).cancel)
+        if self.hub is not None and "web" in self.definition.parts:
+            self.feed = feed = make_feed(
+                self.definition, observer, self.hub, streams=self.streams, health=self.store_health, store=self.store
+            )
+            self._stack.callback(overhear(feed.log))
             self._stack.callback(self.loop.create_task(feed.run()).cancel)
-
-    def local_only(self, handler: Handler, *, message: str = "") -> Handler:
-        """A handler that answers only programs of this machine, until there is authentication.
-
-        `message` names what a refused request would have been, for those who log messages.
-        """
-
-        async def guarded(request: Request) -> Response | Sink | None:
-            if self.server.reachable_from_outside(request.peer):
-                if message:
-                    self.services.note(message, "http", status="403")
-                return Response(_LOCAL_ONLY, 403, TEXT_HEAD)
-            return await handler(request)
-
-        return guarded
 
     def serve_http(self) -> "Routes":
         """The HTTP side, made when it is first needed: stdio does without."""
         if self.routes is None:
-            from millstream.app.routes import Routes  # noqa: PLC0415  stdio does without
+            from millstream.app.probes import Probes  # noqa: PLC0415
+            from millstream.app.routes import Routes  # noqa: PLC0415
 
-            settings, loopback = self.server.settings, self.server.loopback_bind
-            self.policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=loopback)
-            self.websocket = make_websocket(self)
-            self.routes = Routes(self)
+            definition, settings = self.definition, self.definition.settings
+            here_only = HereOnly(self.bind, self.services.note)
+            self.policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=self.bind.loopback)
+            if self.hub is not None:
+                self.websocket = make_websocket(self.dispatcher, self.hub, self.policy, self.streams, here_only)
+            probes = Probes(
+                definition, self.dispatcher, self.streams, self.sweep, self.store_health,
+                connections=self.bind.connections, hub=self.hub, observer=self.observer,
+                draining=lambda: self.draining,
+            )  # fmt: skip
+            self.routes = Routes(
+                definition.parts, self.dispatcher, self.streams, self.store_health, here_only, probes,
+                hub=self.hub, observer=self.observer, websocket=self.websocket, feed=self.feed,
+            )  # fmt: skip
         return self.routes
+
+    def emit(self, change: Change) -> None:
+        """Tell a change to whoever listens in this loop, from whatever thread."""
+        if get_ident() == self.thread and self.loop.is_running():
+            self.services.changes.emit(change)
+        elif not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.services.changes.emit, change)
 
     async def close(self) -> None:
         """End every stream and task, then the lifespan and the store."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            pending = list(self._pending.values())
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(self._sweeper, *pending, return_exceptions=True)
-            self._sweeper = None
+        await self.sweep.close()
         self._end_subscriptions()
         await self._wait_for((call for call in self.dispatcher.calls if call.method == "subscriptions/listen"), 1.0)
         self.streams.close()
@@ -186,80 +188,25 @@ class Runtime:
         """Stop taking work: subscriptions end with their result, calls finish within the time, streams close."""
         self.draining = True
         self._end_subscriptions()
-        deadline = self.clock() + seconds
+        deadline = self.sweep.clock() + seconds
         await self._wait_for(self.dispatcher.calls, seconds)
         self.streams.close()
         if self.websocket is not None:
-            await self.websocket.close(max(1.0, deadline - self.clock()))
+            await self.websocket.close(max(1.0, deadline - self.sweep.clock()))
 
     async def _wait_for(self, calls: Iterable[Call], seconds: float) -> None:
-        owed, deadline = set(calls), self.clock() + seconds
-        while not owed.isdisjoint(self.dispatcher.calls) and self.clock() < deadline:  # noqa: ASYNC110  nobody tells
+        clock, owed = self.sweep.clock, set(calls)
+        deadline = clock() + seconds
+        while not owed.isdisjoint(self.dispatcher.calls) and clock() < deadline:  # noqa: ASYNC110  nobody tells
             await asyncio.sleep(0.01)
 
     def _end_subscriptions(self) -> None:
         for end in list(self.services.endings):
             end()
 
-    # The sweep
-
-    async def _sweep(self) -> None:
-        settings = self.services.settings
-        beat = records = self.clock()
-        while True:
-            asked = self.clock()
-            await asyncio.sleep(_TICK)
-            now = self.clock()
-            self.lag = max(0.0, now - asked - _TICK)
-            self._look_at_calls(now)
-            if now - beat >= settings.heartbeat:
-                beat = now
-                self.streams.beat()
-                self._report_progress()
-            if now - records >= _RECORDS_SECONDS:
-                records = now
-                self._beside("records", self.services.records.load())
-            if self._idle(now):
-                self.loop.call_soon(self.server.close_idle, self)
-                return
-
-    def _beside(self, key: object, work: Coroutine[Any, Any, None]) -> None:
-        """Run what may wait for a peer or a store beside the sweep; one piece of work for each key at a time."""
-        if key in self._pending:
-            work.close()
-            return
-        task = self._pending[key] = self.loop.create_task(work)
-        task.add_done_callback(partial(self._settle, key))
-
-    def _settle(self, key: object, task: asyncio.Task[None]) -> None:
-        del self._pending[key]
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("A periodic task failed; it is tried again", exc_info=task.exception())
-
-    def _look_at_calls(self, now: float) -> None:
-        settings = self.services.settings
-        for call in list(self.dispatcher.calls):
-            if not call.started:
-                call.started = now
-            elif now - call.started > settings.call_cap and call.method != "subscriptions/listen":
-                call.expire()
-            elif now - call.started >= settings.silence and call.line is None:
-                line = call.open_line()
-                if isinstance(line, PostLine):
-                    self._beside(call, line.keep_alive())
-
-    def _report_progress(self) -> None:
-        """Where a caller wants progress and the tool was silent since the last beat, tell it that the call is alive."""
-        for call in list(self.dispatcher.calls):
-            if call.token is None:
-                continue
-            told = call.progress = call.progress or Progress()
-            if call.line is not None and told.reported == told.reported_before:
-                self._beside(call, nudge_progress(call))
-            told.reported_before = told.reported
-
-    def _idle(self, now: float) -> bool:
+    def _watch_idleness(self, now: float) -> None:
         requests = 0 if self.adapter is None else self.adapter.requests
-        if self.supervised or self.dispatcher.calls or len(self.streams) or requests != self._requests:
+        if self.on_idle is None or self.dispatcher.calls or len(self.streams) or requests != self._requests:
             self._busy, self._requests = now, requests
-        return now - self._busy >= IDLE_SECONDS
+        elif now - self._busy >= IDLE_SECONDS:
+            self.loop.call_soon(self.on_idle, self)

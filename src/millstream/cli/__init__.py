@@ -16,7 +16,7 @@ def main() -> None:
         if stdio := plain_stdio(sys.argv[1:]):
             serve_stdio(*stdio)
         else:
-            from millstream.cli.commands.run import app  # noqa: PLC0415 - not for stdio: see above
+            from millstream.cli.program import app  # noqa: PLC0415 - not for stdio: see above
 
             app()
     except CommandError as exc:

@@ -17,7 +17,6 @@ from types import ModuleType
 from millstream.app import Server
 from millstream.app.serving.errors import CommandError
 from millstream.config import VariableError
-from millstream.server.calls.keys import load_secrets
 
 CUSTOMARY_NAMES = ("mcp", "server", "app")
 
@@ -33,13 +32,7 @@ def load(target: str) -> Server:
     path = Path(source)
     is_path = path.suffix == ".py" or path.name != source or path.is_file()
     module = load_file(path) if is_path else load_module(source)
-    server = pick(vars(module), name, source)
-    if server.settings.key.strip():
-        try:
-            load_secrets(server.settings.key)
-        except ValueError as exc:
-            raise CommandError(str(exc)) from exc
-    return server
+    return pick(vars(module), name, source)
 
 
 def split_target(target: str) -> tuple[str, str]:
@@ -100,10 +93,27 @@ def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
             why="It is not clear which one to run.",
             fix=f"Name it: millstream run {source}:{next(iter(servers))}",
         )
+    hosts = [key for key, value in namespace.items() if _can_mount(value)]
     raise CommandError(
         f"{source} holds no millstream.Server.",
         why="It was imported, and none of its global names is one.",
-        fix='Make one at the top level of the file: mcp = Server("my-server")',
+        fix=_mount_hint(source, hosts[0])
+        if hosts
+        else 'Make one at the top level of the file: mcp = Server("my-server")',
+    )
+
+
+def _can_mount(value: object) -> bool:
+    """An application of FastAPI, Starlette or their kind, not its class."""
+    return not isinstance(value, type) and callable(value) and callable(getattr(value, "mount", None))
+
+
+def _mount_hint(source: str, name: str) -> str:
+    path = Path(source)
+    module = ".".join(path.with_suffix("").parts) if path.suffix == ".py" and not path.is_absolute() else path.stem
+    return (
+        f'Mount a server in it, {name}.mount("/", mcp), and serve the application: uvicorn {module}:{name} '
+        "(docs/how-to/mount-in-fastapi.md)."
     )
 
 
@@ -113,6 +123,8 @@ def _named(namespace: Mapping[str, object], servers: Mapping[str, Server], name:
     known = f"Name one of: {', '.join(servers)}." if servers else 'Make one: mcp = Server("my-server")'
     if name in namespace:
         kind = type(namespace[name]).__name__
+        if _can_mount(namespace[name]):
+            known = f"{known} {_mount_hint(source, name)}" if servers else _mount_hint(source, name)
         raise CommandError(f"{name} in {source} is a {kind}, not a millstream.Server.", fix=known)
     raise CommandError(f"There is no {name} in {source}.", fix=known)
 
@@ -131,7 +143,8 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
             why="It is an environment variable, read when the server is made.",
             fix="Correct it or unset it; docs/reference/settings.md has all of them.",
         )
-    detail = user_traceback(exc)
+    frames = user_frames(exc)
+    detail = show_failure(exc, frames)
     if isinstance(exc, ModuleNotFoundError) and exc.name:
         return CommandError(
             f"{source} needs the module {exc.name}, which is not installed.",
@@ -146,14 +159,31 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
             fix='Put that under: if __name__ == "__main__":',
             detail=detail,
         )
-    return CommandError(
-        f"{source} cannot be imported: {type(exc).__name__}.", fix="Correct the line above.", detail=detail
-    )
+    place = "what the lines above show"
+    if isinstance(exc, SyntaxError) and exc.filename and exc.lineno:
+        place = f"line {exc.lineno} of {Path(exc.filename).name}"
+    elif frames and not _is_foreign(frames[-1]):
+        place = f"line {frames[-1].lineno} of {Path(frames[-1].filename).name}"
+    return CommandError(f"{source} cannot be imported: {type(exc).__name__}.", fix=f"Correct {place}.", detail=detail)
 
 
-def user_traceback(exc: BaseException) -> str:
-    """The traceback without frames of Python, of installed packages and of this program."""
+def user_frames(exc: BaseException) -> list[traceback.FrameSummary]:
+    """The frames without those of Python, of installed packages and of this program; all of them where none is left,
+    since the person's file may lie in any of these places.
+    """
+    frames = traceback.extract_tb(exc.__traceback__)
+    shown = [each for each in frames if each.filename != __file__ and not each.filename.startswith("<frozen")]
+    return [each for each in shown if not _is_foreign(each)] or shown
+
+
+def _is_foreign(frame: traceback.FrameSummary) -> bool:
     paths = sysconfig.get_paths()
-    foreign = (paths["stdlib"], paths["purelib"], paths["platlib"], str(Path(__file__).parents[1]), "<frozen")
-    frames = [each for each in traceback.extract_tb(exc.__traceback__) if not each.filename.startswith(foreign)]
-    return "".join([*traceback.format_list(frames), *traceback.format_exception_only(exc)])
+    places = (paths["stdlib"], paths["purelib"], paths["platlib"], Path(__file__).parents[1])
+    return any(Path(frame.filename).is_relative_to(place) for place in places)
+
+
+def show_failure(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:
+    """These frames and the error, after what it was caused by."""
+    cause = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+    before = "" if cause is None else f"{show_failure(cause, user_frames(cause))}\nWhich led to:\n\n"
+    return before + "".join([*traceback.format_list(frames), *traceback.format_exception_only(exc)])

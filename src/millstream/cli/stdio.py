@@ -1,16 +1,14 @@
 """``millstream run FILE --transport stdio`` without a command-line library.
 
-A desktop client starts this command and waits for the first answer, so the plain case is read by hand here (design §9:
-250 ms). Whatever is not plain (help, a wrong option, HTTP) is left to `millstream.cli.commands.run`.
+A desktop client starts this command and waits for the first answer, so the plain case is read by hand here (250 ms
+at most). Whatever is not plain (help, a wrong option, HTTP) is left to `millstream.cli.commands.run`.
 """
 
-import asyncio
 from collections.abc import Sequence
 
-from millstream.app import Server
+from millstream.app.serving.launch import run_stdio
 from millstream.cli.load import load
 from millstream.telemetry import logs
-from millstream.transports import stdio as transport
 from millstream.transports.stdio import off_stdout
 
 OPTIONS = ("--transport", "--log-level")
@@ -42,9 +40,4 @@ def serve_stdio(target: str, log_level: str) -> None:
     with off_stdout() as private:
         server = load(target)
         logs.configure(log_level or server.settings.log_level)
-        asyncio.run(_serve(server, private))
-
-
-async def _serve(server: Server, stdout: int) -> None:
-    async with server.running() as runtime:
-        await transport.serve_stdio(runtime.dispatcher, stdout=stdout)
+        run_stdio(server.runtimes, private)

@@ -258,7 +258,8 @@ class Dispatcher:
         if isinstance(exc, ToolError | Declined | Cancelled):
             return self._tool_error(call, str(exc) or type(exc).__name__)
         answer = self._stopped(call, exc) if isinstance(exc, asyncio.CancelledError) else None
-        if answer is None and isinstance(exc, asyncio.CancelledError | KeyboardInterrupt | GeneratorExit):
+        if answer is None and isinstance(exc, asyncio.CancelledError | GeneratorExit):
+            # A KeyboardInterrupt is the function's own: Ctrl-C has a signal handler.
             try:
                 raise exc
             finally:

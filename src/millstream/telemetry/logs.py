@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TextIO
@@ -89,6 +89,40 @@ def configure(level: str = "info", *, json: bool | None = None, stream: TextIO |
 
 class _OurHandler(logging.StreamHandler[TextIO]):
     """Marks the handler that `configure` may replace."""
+
+
+def overhear(listener: logging.Handler) -> Callable[[], None]:
+    """Let a handler hear every record beside those that show them; returns what ends that.
+
+    Where a program has set up no logging, Python shows warnings and errors on standard error, but only as long as no
+    logger has a handler. One that merely listens must not silence that.
+    """
+    handler = _Overhearing(listener)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    return lambda: root.removeHandler(handler)
+
+
+class _Overhearing(logging.Handler):
+    def __init__(self, listener: logging.Handler) -> None:
+        super().__init__()
+        self._listener = listener
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._listener.handle(record)
+        last = logging.lastResort
+        if last is not None and record.levelno >= last.level and not _is_shown(record.name):
+            last.handle(record)
+
+
+def _is_shown(name: str) -> bool:
+    """Whether a logger of this name reaches a handler that is not merely listening."""
+    logger: logging.Logger | None = logging.getLogger(name)
+    while logger is not None:
+        if any(not isinstance(each, _Overhearing) for each in logger.handlers):
+            return True
+        logger = logger.parent if logger.propagate else None
+    return False
 
 
 class JsonLines(logging.Formatter):

@@ -1,8 +1,9 @@
 """The access log: one JSON line for each message, written in batches.
 
 `add` only keeps the message; lines are made and written together, after `FLUSH_SECONDS` or when `MAX_PENDING` wait,
-whichever is first: that bound is what a crash can lose. A stream that fails loses its lines, not the server; `lost`
-counts them. Texts of peers go through the redaction and escaping of `logs`, remembered for those that come again.
+whichever is first: that bound is what a crash can lose. A stream that fails, or whose reader stands still, loses its
+lines and stops nobody; `lost` counts them. Texts of peers go through the redaction and escaping of `logs`, remembered
+for those that come again.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream.telemetry.logs import HumanLines, escape, redact_text
+from millstream.telemetry.outlet import LAST_MS, TextOutlet
 
 LOGGER = "millstream.access"
 FLUSH_SECONDS = 0.2
@@ -88,9 +90,9 @@ class MessageLog:
         "_format",
         "_hashes",
         "_millisecond",
+        "_outlet",
         "_pending",
         "_stamp",
-        "_stream",
         "_texts",
         "_timer",
         "_worker",
@@ -106,7 +108,7 @@ class MessageLog:
             json: JSON lines or short ones for people; ``None`` decides by whether `stream` is a terminal.
         """
         # Configuration
-        self._stream = stream
+        self._outlet = TextOutlet(stream)
         self._worker = worker or str(os.getpid())
         lines = (not stream.isatty()) if json is None else json
         self._format: Callable[[_Line], str] = _json_line if lines else _HumanLine(stream)
@@ -129,19 +131,23 @@ class MessageLog:
         elif len(pending) >= MAX_PENDING:
             self.flush()
 
-    def flush(self) -> None:
-        """Write what waits."""
+    def flush(self, *, last: bool = False) -> None:
+        """Write what waits; the `last` time, give a slow reader a moment."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         pending, self._pending = self._pending, []
-        if not pending:
+        if not pending and not self._outlet.kept:
             return
+        text = "".join([self._format(self._line(message)) for message in pending])
         try:
-            self._stream.write("".join([self._format(self._line(message)) for message in pending]))
-            self._stream.flush()
+            taken = self._outlet.write(text, wait_ms=LAST_MS if last else 0)
         except (OSError, ValueError):  # ValueError: the stream is closed
+            taken = False
+        if not taken:
             self.lost += len(pending)
+        if self._outlet.kept and not last:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
 
     def _line(self, message: AccessRecord) -> _Line:
         known, hashes, status = self._texts, self._hashes, message.status or "ok"

@@ -1,15 +1,20 @@
-"""stdio: one JSON-RPC message a line on stdin and stdout (digest §4.1). Nothing else is ever written to stdout.
+"""stdio: one JSON-RPC message a line on stdin and stdout. Nothing else is ever written to stdout.
+https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#stdio
 
 While it serves, file descriptor 1 points to stderr, so that a `print` in a tool cannot break the protocol; messages
 go out through a private copy. Reading and writing use the loop's pipe transports where stdin and stdout are pipes,
-terminals or sockets, and threads for plain files (and on Windows).
+terminals or sockets, and threads for files and other devices (and on Windows).
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
+import stat
 import sys
-from collections.abc import Awaitable, Callable, Generator
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any
 
 from millstream.protocol.errors import PARSE_ERROR
 from millstream.protocol.jsonrpc import error_message
@@ -46,6 +51,10 @@ class LineSplitter:
             self._skipping = False
         self._keep(rest, lines)
         return lines
+
+    def end(self) -> list[bytes | None]:
+        """What came after the last line end: a last line that lacks one."""
+        return self.feed(b"\n")
 
     def _keep(self, piece: bytes, lines: list[bytes | None]) -> None:
         if self._skipping or not piece:
@@ -111,6 +120,13 @@ class _Output(asyncio.Protocol):
         """Wait until stdout takes more."""
         await self._room.wait()
 
+    async def make_room(self) -> None:
+        """Wait while more is unread than may be: whoever sends without reading is not read either."""
+        self.flush()
+        transport = self._transport
+        if transport is not None and transport.get_write_buffer_size() >= self._max_buffered:
+            await self._room.wait()
+
     async def finish(self) -> None:
         """Wait until everything is written, or nobody reads any more."""
         self.flush()
@@ -138,6 +154,7 @@ class _Output(asyncio.Protocol):
 @contextlib.contextmanager
 def off_stdout(stdout: int = 1) -> Generator[int, None, None]:
     """Point a descriptor to stderr for the length of the block; gives a private copy of what it was."""
+    _fill_standard_descriptors()
     private = os.dup(stdout)
     os.dup2(2, stdout)
     _flush()
@@ -149,6 +166,13 @@ def off_stdout(stdout: int = 1) -> Generator[int, None, None]:
         os.close(private)
 
 
+def _fill_standard_descriptors() -> None:
+    """A program may be started with closed ones. What it opens next would get their numbers, and be taken for them."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
 def _flush() -> None:
     """What was printed goes where the descriptor points now: it must not follow it back to the protocol."""
     if sys.stdout is not None:
@@ -156,33 +180,29 @@ def _flush() -> None:
             sys.stdout.flush()
 
 
-async def serve_stdio(dispatcher: Dispatcher, *, stdin: int = 0, stdout: int = 1) -> None:
-    """Serve one client until stdin ends. What was asked before the end is still answered."""
-    settings = dispatcher.services.settings
+async def serve_stdio(
+    dispatcher: Dispatcher, *, stdin: int = 0, stdout: int = 1, stop: asyncio.Event | None = None
+) -> None:
+    """Serve one client until stdin ends, or `stop` is set. What was asked before is still answered, for as long as the
+    settings allow.
+    """
     with off_stdout(stdout) as private:
-        await _serve(dispatcher, stdin, _Output(private, max_buffered=settings.stream_buffer))
+        await _serve(dispatcher, stdin, _Output(private, max_buffered=dispatcher.services.settings.stream_buffer), stop)
 
 
-async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output) -> None:
-    settings = dispatcher.services.settings
+async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output, stop: asyncio.Event | None) -> None:
     connection = Connection(dispatcher, output.write, output.drain, transport="stdio")
-    splitter = LineSplitter(settings.max_body)
     stop_reading: Callable[[], None] | None = None
     try:
         await output.open()
         read, stop_reading = await _open_reader(stdin)
-        while data := await read(_CHUNK):
-            for line in splitter.feed(data):
-                if line is None:
-                    output.write(error_message(None, PARSE_ERROR, _TOO_LONG.format(settings.max_body)))
-                else:
-                    connection.receive(line)
+        await _unless(stop, _read_all(read, connection, output, dispatcher.services.settings.max_body))
         connection.asks = False
         dispatcher.services.questions.end(connection.id)
         for end in list(dispatcher.services.endings):
             end()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(settings.drain_timeout):
+            async with asyncio.timeout(dispatcher.services.settings.drain_timeout):
                 await connection.settle()
                 await output.finish()
     finally:
@@ -192,14 +212,61 @@ async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output) -> None:
             stop_reading()
 
 
+async def _read_all(
+    read: Callable[[int], Awaitable[bytes]], connection: Connection, output: _Output, max_line: int
+) -> None:
+    """Take every line until the input ends."""
+    splitter = LineSplitter(max_line)
+    data = b"-"
+    while data:
+        data = await read(_CHUNK)
+        for line in splitter.feed(data) if data else splitter.end():
+            if line is None:
+                output.write(error_message(None, PARSE_ERROR, _TOO_LONG.format(max_line)))
+            else:
+                connection.receive(line)
+        await output.make_room()
+
+
+async def _unless(stop: asyncio.Event | None, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, or part of it: until `stop` is set."""
+    if stop is None:
+        await work
+        return
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+
+
 async def _open_reader(fd: int) -> tuple[Callable[[int], Awaitable[bytes]], Callable[[], None]]:
     """How to read, and how to stop."""
     stream = os.fdopen(fd, "rb", buffering=0, closefd=False)
-    reader = asyncio.StreamReader(limit=_CHUNK)
-    try:
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), stream
-        )
-    except (ValueError, NotImplementedError):  # a file, or a loop without pipes (on Windows): a thread reads
-        return lambda size: asyncio.to_thread(stream.read, size), lambda: None
-    return reader.read, transport.close
+    mode = os.fstat(fd).st_mode
+    # Not every descriptor that asyncio takes can be waited for: epoll refuses /dev/null.
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
+        reader = asyncio.StreamReader(limit=_CHUNK)
+        with contextlib.suppress(NotImplementedError):  # a loop without pipes (on Windows)
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(reader), stream
+            )
+            return reader.read, transport.close
+    return lambda size: _in_thread(stream.read, size), lambda: None
+
+
+async def _in_thread(read: Callable[[int], bytes], size: int) -> bytes:
+    """Read in a thread that the end of the program does not wait for."""
+    loop, future = asyncio.get_running_loop(), concurrent.futures.Future[bytes]()
+
+    def work() -> None:
+        try:
+            future.set_result(read(size))
+        except OSError as exc:
+            future.set_exception(exc)
+
+    threading.Thread(target=work, name="millstream_stdin", daemon=True).start()
+    return await asyncio.wrap_future(future, loop=loop)

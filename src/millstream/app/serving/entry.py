@@ -3,43 +3,41 @@
 import logging
 from collections.abc import MutableMapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from millstream.app.runtime import Runtime
+from millstream.app.runtimes import Application
 from millstream.http.asgi.adapter import AsgiAdapter, Route
 from millstream.http.hosts import EXEMPT, HostPolicy
-from millstream.http.lane import ATTRIBUTE, GUARD_ONLY, Lane
+from millstream.http.lane import GUARD_ONLY, Lane
 from millstream.http.message import TEXT_HEAD, Handler, Request, Response, Sink
-
-if TYPE_CHECKING:
-    from millstream.app.server import Server
 
 logger = logging.getLogger("millstream")
 
 _NO_WEBSOCKET = Response(b"There is no WebSocket at this path.\n", 404, TEXT_HEAD)
 
 
-async def serve(server: "Server", scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-    """What `Server.__call__` does not do itself."""
+async def serve(application: Application, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    """Whatever an application does not do itself."""
     if scope["type"] == "lifespan":
-        await _lifespan(server, receive, send)
+        await _lifespan(application, receive, send)
     elif scope["type"] == "http":
-        await _first(server, scope, receive, send)
+        await _first(application, scope, receive, send)
     elif scope["type"] == "websocket":
-        await _websocket(server, scope, receive, send)
+        await _websocket(application, scope, receive, send)
     else:
         raise ValueError(f"Unknown ASGI scope type {scope['type']!r}")
 
 
-async def _first(server: "Server", scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+async def _first(application: Application, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
     """The first request of a loop: open the runtime, then serve. A failure is answered 503 and tried again."""
     try:
-        runtime = await server.start()
-        prepare(server, runtime)
+        runtime = await application.runtimes.start()
+        prepare(application, runtime)
     except Exception:
-        logger.exception("%s could not start; the next request tries again", server.name)
+        logger.exception("%s could not start; the next request tries again", application.runtimes.definition.name)
     else:
-        await server(scope, receive, send)
+        await application(scope, receive, send)
         return
     body = b"The server could not start. Its log says why. Try again.\n"
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), (b"retry-after", b"1")]
@@ -47,39 +45,42 @@ async def _first(server: "Server", scope: MutableMapping[str, Any], receive: Any
     await send({"type": "http.response.body", "body": body})
 
 
-async def _lifespan(server: "Server", receive: Any, send: Any) -> None:
+async def _lifespan(application: Application, receive: Any, send: Any) -> None:
     await receive()
     failure = None
     try:
-        prepare(server, await server.start(supervised=True))
+        prepare(application, await application.runtimes.start(supervised=True))
     except Exception as exc:
-        logger.exception("%s could not start", server.name)
+        logger.exception("%s could not start", application.runtimes.definition.name)
         failure = str(exc)
     if failure is not None:
         await send({"type": "lifespan.startup.failed", "message": failure})
         return
     await send({"type": "lifespan.startup.complete"})
     await receive()
-    await server.stop()
+    await application.runtimes.stop()
     await send({"type": "lifespan.shutdown.complete"})
 
 
-def prepare(server: "Server", runtime: Runtime) -> None:
-    """Build the HTTP side of a running server, once."""
+def prepare(application: Application, runtime: Runtime) -> None:
+    """Build the HTTP side of what runs, once, and let it answer the requests of its loop."""
+    runtimes, definition = application.runtimes, runtime.definition
     if runtime.routes is None:
-        if server.loopback_bind is None:
+        if runtime.bind.loopback is None:
             logger.warning(
-                "%s is served through plain ASGI. Not enforced here: %s.", server.name, "; ".join(GUARD_ONLY)
+                "%s is served through plain ASGI. Not enforced here: %s.", definition.name, "; ".join(GUARD_ONLY)
             )
-        routes, settings = runtime.serve_http(), server.settings
+        if runtime.services.secrets.warning is not None:
+            logger.warning(runtime.services.secrets.warning)
+        routes, settings = runtime.serve_http(), definition.settings
         runtime.adapter = AsgiAdapter(
             _with_cors_of_probes(routes.find, runtime.policy),
             settings=settings,
             policy=runtime.policy,
             hot={(method, path): handler for handler, method, path in routes.hot.values()},
         )
-        server.__millstream_lane__ = Lane(routes.find_hot, settings=settings, policy=runtime.policy, hot=routes.hot)
-    server.activate(runtime)
+        runtimes.lane = Lane(routes.find_hot, settings=settings, policy=runtime.policy, hot=routes.hot)
+    runtimes.current = runtime
 
 
 def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:
@@ -102,9 +103,9 @@ async def _probe(handler: Handler, policy: HostPolicy, request: Request) -> Resp
     return reply
 
 
-async def _websocket(server: "Server", scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-    runtime = await server.start()
-    prepare(server, runtime)
+async def _websocket(application: Application, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    runtime = await application.runtimes.start()
+    prepare(application, runtime)
     path, root = scope["path"], scope.get("root_path", "")
     if runtime.websocket is not None and path.removeprefix(root) == "/ws":
         await runtime.websocket(scope, receive, send)
@@ -113,6 +114,3 @@ async def _websocket(server: "Server", scope: MutableMapping[str, Any], receive:
 
     await receive()
     await refuse_handshake(_NO_WEBSOCKET, scope, send)
-
-
-assert ATTRIBUTE == "__millstream_lane__"  # noqa: S101  `Server.use_http` sets it by this name

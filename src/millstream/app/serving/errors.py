@@ -2,6 +2,10 @@
 
 import sys
 
+from millstream.config import Settings
+from millstream.protocol.errors import LocalError
+from millstream.server.calls.keys import load_secrets
+
 
 class CommandError(Exception):
     """Ends the command with a message of three parts; `detail` is text to show as it is (a traceback)."""
@@ -25,3 +29,15 @@ def report(error: CommandError) -> None:
     if error.fix:
         lines.append(f"  Do:   {error.fix}")
     sys.stderr.write("\n".join(lines) + "\n")
+
+
+def check_key(settings: Settings) -> None:
+    """See, before anything listens, that there will be a key for session ids.
+
+    Raises:
+        CommandError: there is one that must not be used; the message says what to do.
+    """
+    try:
+        load_secrets(settings.key)
+    except (ValueError, LocalError) as exc:
+        raise CommandError(str(exc), why="It seals session ids, and nobody else may know it.") from exc

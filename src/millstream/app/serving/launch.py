@@ -4,28 +4,33 @@ import asyncio
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING
 
+from millstream.app.runtimes import Application, Runtimes
+from millstream.app.serving.errors import CommandError, check_key, report
+from millstream.app.serving.stopping import StopSignals
 from millstream.transports.stdio import off_stdout, serve_stdio
 
-if TYPE_CHECKING:
-    from millstream.app.server import Server
 
-
-def launch(server: "Server", transport: str | None, host: str, port: int) -> None:
+def launch(application: Application, transport: str | None, host: str, port: int) -> None:
     """Serve over HTTP or stdio.
 
     Raises:
         ValueError: an unknown transport.
+        SystemExit: it cannot serve; standard error says why.
     """
     if transport is None:
         transport = "stdio" if _is_piped() else "http"
     if transport == "stdio":
-        asyncio.run(_stdio(server))
+        with off_stdout() as private:  # also while the user's lifespan starts and ends
+            try:
+                run_stdio(application.runtimes, private)
+            except CommandError as exc:
+                report(exc)
+                sys.exit(1)
     elif transport == "http":
         from millstream.app.serving.listening import run_program  # noqa: PLC0415  loads an HTTP server only for HTTP
 
-        run_program(server, host, port)
+        run_program(application, host, port)
     else:
         raise ValueError(f"Unknown transport {transport!r}: use 'http' or 'stdio'")
 
@@ -39,7 +44,18 @@ def _is_piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
-async def _stdio(server: "Server") -> None:
-    with off_stdout() as private:  # also while the user's lifespan starts and ends
-        async with server.running() as runtime:
-            await serve_stdio(runtime.dispatcher, stdout=private)
+def run_stdio(runtimes: Runtimes, stdout: int) -> None:
+    """Serve the parent program until it closes standard input, or a signal says so.
+
+    Raises:
+        CommandError: the key for sealed state must not be used.
+    """
+    check_key(runtimes.definition.settings)
+    asyncio.run(_stdio(runtimes, stdout))
+
+
+async def _stdio(runtimes: Runtimes, stdout: int) -> None:
+    stop = asyncio.Event()
+    with StopSignals(runtimes, stop.set).heard():
+        async with runtimes.running() as runtime:
+            await serve_stdio(runtime.dispatcher, stdout=stdout, stop=stop)

@@ -3,45 +3,43 @@
 import logging
 import socket
 import sys
-from typing import TYPE_CHECKING
 
-from millstream.app.serving import panel
-from millstream.app.serving.errors import CommandError, report
+from millstream.app.runtimes import Application
+from millstream.app.serving.errors import CommandError, check_key, report
+from millstream.app.serving.facts import facts
+from millstream.app.serving.panel import show
 from millstream.app.serving.uvicorn_server import serve
 from millstream.telemetry import logs
-
-if TYPE_CHECKING:
-    from millstream.app.server import Server
 
 MAX_PORT = 65_535
 
 
-def run_program(server: "Server", host: str, port: int) -> None:
+def run_program(application: Application, host: str, port: int) -> None:
     """`Server.run()` over HTTP, for a program that may have its own logging.
 
     Raises:
         SystemExit: the address cannot be used; standard error says why.
     """
     if not logging.getLogger().handlers:
-        logs.configure(server.settings.log_level)
+        logs.configure(application.runtimes.definition.settings.log_level)
     try:
-        serve_with_panel(server, host, port)
+        serve_with_panel(application, host, port)
     except CommandError as exc:
         report(exc)
         sys.exit(1)
 
 
-def serve_with_panel(server: "Server", host: str, port: int) -> None:
+def serve_with_panel(application: Application, host: str, port: int) -> None:
     """Listen, say so, and serve until stopped.
 
     Raises:
-        CommandError: the address cannot be used.
+        CommandError: the address cannot be used, or the key for session ids.
     """
+    definition = application.runtimes.definition
+    check_key(definition.settings)
     listener = listen(host, port)
     bound = listener.getsockname()[1]
-    serve(
-        server, host, bound, listener=listener, started=lambda: panel.show(panel.facts(server, host=host, port=bound))
-    )
+    serve(application, host, bound, listener=listener, started=lambda: show(facts(definition, host=host, port=bound)))
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 import millstream
-from millstream.app.serving.panel import Facts
+from millstream.app.serving.facts import Facts
 
 
 def draw(told: Facts, console: Console) -> None:

@@ -1,18 +1,17 @@
 """Serving HTTP with uvicorn and the lane."""
 
-import contextlib
+import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import uvicorn
 
+from millstream.app.here_only import Bind
+from millstream.app.runtimes import Application, Runtimes
+from millstream.app.serving.stopping import StopSignals
 from millstream.http.hosts import is_loopback
 from millstream.http.lane import GUARD_ONLY, load_lane
-
-if TYPE_CHECKING:
-    from millstream.app.server import Server
 
 WEBSOCKET = "millstream.http.websocket.uvicorn:WebSocketProtocol"
 """By name, so that a server without a hub does not load it."""
@@ -26,11 +25,31 @@ logger = logging.getLogger("millstream")
 class _Uvicorn(uvicorn.Server):
     """uvicorn, which tells when it listens and lets the server drain before connections are shut."""
 
-    def __init__(self, config: uvicorn.Config, server: "Server", started: Callable[[], None] | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, runtimes: Runtimes, *, loopback: bool, started: Callable[[], None] | None
+    ) -> None:
         super().__init__(config)
-        self._server = server
-        server.connections = self.server_state.connections
+        self._runtimes = runtimes
         self._on_started = started
+        runtimes.bind = Bind(loopback, self.server_state.connections)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """With our signals instead of uvicorn's, which end the process by the same signal again: neither what follows
+        `run` in the user's program nor its `atexit` would run.
+        """
+        signals = StopSignals(self._runtimes, self._stop)
+        with signals.heard():
+            try:
+                await self._serve(sockets)
+            except asyncio.CancelledError:
+                if signals.forced:
+                    for task in self.server_state.tasks:
+                        task.cancel()
+                    await self.lifespan.shutdown()
+                raise
+
+    def _stop(self) -> None:
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -40,7 +59,9 @@ class _Uvicorn(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for listener in self.servers:
             listener.close()
-        await self._server.drain()
+        runtime = self._runtimes.here
+        if runtime is not None:
+            await runtime.drain(self._runtimes.definition.settings.drain_timeout)
         await super().shutdown(sockets)
 
     def _log_started_message(self, listeners: object) -> None:
@@ -48,7 +69,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 def serve(
-    server: "Server",
+    application: Application,
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
@@ -59,35 +80,36 @@ def serve(
     """Serve over HTTP until stopped by a signal.
 
     Args:
-        server: the server.
+        application: the server.
         host: address to listen on; decides whether loopback Origins are allowed.
         port: port to listen on.
         listener: a bound socket instead of host and port.
         started: called once when the server listens.
         lane: False serves through plain ASGI, without the guard.
     """
-    server.loopback_bind = is_loopback(host)
+    definition = application.runtimes.definition
+    settings = definition.settings
     loaded = load_lane()
-    protocol = loaded.protocol if lane and server.settings.lane else None
+    protocol = loaded.protocol if lane and settings.lane else None
     if protocol is None:
         why = loaded.reason or "it was switched off"
         logger.warning("Serving through plain ASGI (%s). Not enforced: %s.", why, "; ".join(GUARD_ONLY))
     config = uvicorn.Config(
-        server,
+        application,
         host=host,
         port=port,
         http=protocol or "httptools",
-        ws=WEBSOCKET if "hub" in server.parts else "none",
-        ws_max_size=server.settings.max_message,
+        ws=WEBSOCKET if "hub" in definition.parts else "none",
+        ws_max_size=settings.max_message,
         ws_per_message_deflate=False,
-        ws_ping_interval=server.settings.heartbeat,
+        ws_ping_interval=settings.heartbeat,
         ws_ping_timeout=20.0,
         access_log=False,
         server_header=False,
         log_config=None,
         lifespan="on",
-        timeout_keep_alive=int(server.settings.keep_alive),
+        timeout_keep_alive=int(settings.keep_alive),
         timeout_graceful_shutdown=AFTER_DRAIN,
     )
-    with contextlib.suppress(KeyboardInterrupt):
-        _Uvicorn(config, server, started).run(sockets=[listener] if listener is not None else None)
+    running = _Uvicorn(config, application.runtimes, loopback=is_loopback(host), started=started)
+    running.run(sockets=[listener] if listener is not None else None)

@@ -1,32 +1,19 @@
 """``millstream run``: serve a file or module over HTTP, or over standard input and output.
 
-The command-line library and the panel are imported here and nowhere else, so that a stdio server, which a desktop
-client starts and waits for, does without them (`millstream.cli.main`).
+A stdio server, which a desktop client starts and waits for, does without the command-line library and the panel
+(`millstream.cli.main`).
 """
 
 from enum import StrEnum
 from typing import Annotated
 
-import msgspec
 import typer
 
-import millstream
-from millstream.app import Server
-from millstream.app.parts import chosen
 from millstream.app.serving.errors import CommandError
 from millstream.app.serving.listening import serve_with_panel
 from millstream.cli.load import load
 from millstream.cli.stdio import serve_stdio
 from millstream.telemetry import logs
-
-app = typer.Typer(
-    name="millstream",
-    help="Millstream: one server for every MCP client.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
 
 
 class Transport(StrEnum):
@@ -41,22 +28,6 @@ class LogLevel(StrEnum):
     error = "error"
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"millstream {millstream.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """Millstream: one server for every MCP client."""
-
-
-@app.command()
 def run(
     target: Annotated[
         str,
@@ -115,21 +86,9 @@ def serve_http(
     """Load the server, put the options over its settings, and serve it until it is stopped.
 
     Raises:
-        CommandError: the server cannot be found, or the address cannot be used.
+        CommandError: the server cannot be found, or the address or an option cannot be used.
     """
     server = load(target)
-    if serve:
-        try:
-            server.parts = chosen(serve)
-        except ValueError as exc:
-            raise CommandError(str(exc), fix="Use --serve all, or some of them: --serve hub,rest") from exc
-    override(server, sessions=sessions, json_only=json_only, path=path, log_level=log_level)
-    logs.configure(server.settings.log_level)
-    serve_with_panel(server, host, port)
-
-
-def override(server: Server, *, sessions: bool, json_only: bool, path: str, log_level: str) -> None:
-    """Put what was said on the command line over the server's own settings."""
     changes: dict[str, object] = {}
     if not sessions:
         changes["sessions"] = False
@@ -139,4 +98,9 @@ def override(server: Server, *, sessions: bool, json_only: bool, path: str, log_
         changes["path"] = "/" + path.strip("/")
     if log_level:
         changes["log_level"] = log_level
-    server.settings = msgspec.structs.replace(server.settings, **changes)
+    try:
+        server.definition.configure(serve=serve, **changes)
+    except ValueError as exc:
+        raise CommandError(str(exc), fix="Use --serve all, or some of them: --serve hub,rest") from exc
+    logs.configure(server.settings.log_level)
+    serve_with_panel(server, host, port)

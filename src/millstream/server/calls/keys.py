@@ -1,4 +1,4 @@
-"""Where the secret for session ids and sealed state comes from (DESIGN §5, "The key").
+"""Where the secret for session ids and sealed state comes from.
 
 In this order: the setting; the store's, once a shared store keeps one; a file in the user's state directory, made once
 and shared by all workers of the machine; a secret of this process, which no other worker and no restart knows.

@@ -12,7 +12,7 @@ from millstream.config import Settings
 from millstream.protocol.principal import Publisher
 from millstream.protocol.seal import NONCE_BYTES, KeyRing
 from millstream.server.calls.changes import Changes
-from millstream.server.calls.keys import load_secrets, state_directory
+from millstream.server.calls.keys import load_secrets
 from millstream.server.calls.notes import ObserveMessage, ignore_message
 from millstream.server.calls.sessions import Records
 from millstream.server.calls.threads import Threads
@@ -34,11 +34,11 @@ class Services:
         "clock",
         "endings",
         "hub",
-        "key_warning",
         "lifespan_of",
         "note",
         "questions",
         "records",
+        "secrets",
         "settings",
         "store",
         "streamed",
@@ -55,7 +55,6 @@ class Services:
         self.streamed: Callable[[Any], None] | None = None
         """Attaches the stream of a client to a call, where the hub is served."""
         self.clock: Callable[[], float] = time.time
-        self.key_warning: str | None = None
         # Shared state
         self.records = Records(store.kv, settings.record_ttl)
         self.questions = OpenQuestions(
@@ -70,17 +69,15 @@ class Services:
         self.lifespan_of: Callable[[Any], Any] = lambda home: None
         """What the user's lifespan yielded, as functions of a server see it that may be mounted."""
         self._ring: KeyRing | None = None
-        if settings.key:
-            load_secrets(settings.key)  # a key that cannot be one stops the start, not the first request
+        self.secrets = load_secrets(settings.key)
+        """Found at the start, because trouble with them must stop the start and not the first request."""
 
     @property
     def ring(self) -> KeyRing:
-        """The keys for session ids and sealed state, loaded when first needed."""
+        """The keys for session ids and sealed state, made when first needed."""
         ring = self._ring
         if ring is None:
-            found = load_secrets(self.settings.key, state_dir=state_directory())
-            self.key_warning = found.warning
-            ring = self._ring = KeyRing(found.values)
+            ring = self._ring = KeyRing(self.secrets.values)
         return ring
 
     @staticmethod

@@ -136,7 +136,7 @@ class Observer:
     def close(self) -> None:
         """Write what the access log still holds."""
         if self._log is not None:
-            self._log.flush()
+            self._log.flush(last=True)
 
     def __call__(self, call: Call, seconds: float, answer: bytes) -> None:
         """Take note of a call that is over (`Dispatcher.observe`)."""

@@ -7,7 +7,7 @@ closing handshake belong to the HTTP server (RFC 6455; see `websocket_uvicorn` f
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -49,7 +49,7 @@ class WebSocketRoute:
         streams: OpenStreams,
         *,
         guard: Guard | None = None,
-        may_publish: Callable[[str], bool] = lambda address: True,
+        may_publish: Callable[[str, Mapping[bytes, bytes]], bool] = lambda address, headers: True,
     ) -> None:
         # Configuration
         self._dispatcher = dispatcher
@@ -59,7 +59,7 @@ class WebSocketRoute:
         self._streams = streams
         self._guard = guard
         self.may_publish = may_publish
-        """Whether the dialect takes ``publish`` from an address."""
+        """Whether the dialect takes ``publish`` from an address, whose handshake had these headers."""
         # Process
         self._sockets: dict[AnyOutbox, asyncio.Task[Any] | None] = {}
         self._stopping = False
@@ -118,7 +118,7 @@ class WebSocketRoute:
             principal = found
         if self._stopping or self._streams.full(principal_id(principal)):
             return _BUSY
-        return Peer(address, headers, principal, self.may_publish(address))
+        return Peer(address, headers, principal, self.may_publish(address, headers))
 
     def _outbox(self, scope: Scope, send: Send) -> AnyOutbox:
         """What carries the messages out: straight to the transport, where the server is ours and shows it."""

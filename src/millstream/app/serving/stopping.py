@@ -1,0 +1,94 @@
+"""Signals that stop a server.
+
+The first SIGINT, SIGTERM or SIGHUP lets it end in order: calls get their time, streams end, lifespans close. Whoever
+does not want to wait for that presses Ctrl-C again.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator
+from types import FrameType
+from typing import Final
+
+from millstream.app.runtimes import Runtimes
+
+logger = logging.getLogger("millstream")
+
+LAST_SECONDS: Final = 2.0
+"""What lifespans have to close after the second Ctrl-C, should something block the loop."""
+INTERRUPTED: Final = 128 + signal.SIGINT
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class StopSignals:
+    """Listens to signals for the task in which it is made."""
+
+    __slots__ = ("_loop", "_on_stop", "_runtimes", "_stopping", "_task", "forced")
+
+    def __init__(self, runtimes: Runtimes, on_stop: Callable[[], None]) -> None:
+        """Nothing is heard before `heard`.
+
+        Args:
+            runtimes: whose calls are told about.
+            on_stop: called in the loop at the first signal.
+        """
+        self._runtimes = runtimes
+        self._on_stop = on_stop
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._stopping = False
+        self.forced = False
+        """Somebody did not want to wait: the task was cancelled."""
+
+    @contextlib.contextmanager
+    def heard(self) -> Generator[None, None, None]:
+        """Hear signals inside the block; only the main thread can.
+
+        Raises:
+            SystemExit: somebody did not want to wait.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        # What is ignored stays so: `nohup` ignores SIGHUP.
+        numbers = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._receive) for number in numbers}
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.forced:
+                raise
+            sys.exit(INTERRUPTED)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._loop.call_soon_threadsafe(self._stop)
+        elif number == signal.SIGINT and not self.forced:
+            self.forced = True
+            logger.warning("Stopping at once, as you pressed Ctrl-C again: %s cut off", self._calls("is", "are"))
+            last = threading.Timer(LAST_SECONDS, os._exit, (INTERRUPTED,))
+            last.daemon = True
+            last.start()
+            self._loop.call_soon_threadsafe(self._force)
+
+    def _stop(self) -> None:
+        seconds, calls = self._runtimes.definition.settings.drain_timeout, self._calls("has", "have")
+        logger.info("Stopping: %s up to %g s to finish. Press Ctrl-C again to stop at once.", calls, seconds)
+        self._on_stop()
+
+    def _force(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _calls(self, one: str, several: str) -> str:
+        count = self._runtimes.calls
+        return f"{count} call {one}" if count == 1 else f"{count} calls {several}"

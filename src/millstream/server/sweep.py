@@ -1,0 +1,118 @@
+"""The one periodic task of a running server: streams are kept alive, silent calls become streams, calls that take too
+long end, and silent calls report progress.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from millstream.server.calls.call import Progress
+from millstream.server.calls.context import nudge_progress
+from millstream.server.dispatch import Dispatcher
+
+logger = logging.getLogger("millstream")
+
+TICK = 1.0
+_RECORDS_SECONDS = 60.0
+
+
+class Sweep:
+    """Looks at every call once a tick, from `open` to `close`."""
+
+    __slots__ = ("_beat", "_dispatcher", "_each_tick", "_pending", "_task", "clock", "lag", "started")
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        *,
+        beat: Callable[[], None],
+        each_tick: Callable[[float], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing happens before `open`.
+
+        Args:
+            dispatcher: whose calls are looked at.
+            beat: called at every heartbeat, to keep streams alive.
+            each_tick: called with the time at the end of each tick.
+            clock: seconds that only grow.
+        """
+        # Configuration
+        self._dispatcher = dispatcher
+        self._beat = beat
+        self._each_tick = each_tick
+        self.clock = clock
+        # Process
+        self.started = clock()
+        self.lag = 0.0
+        """Seconds by which the last tick came too late: what every call waits for besides its own work."""
+        self._task: asyncio.Task[None] | None = None
+        self._pending: dict[object, asyncio.Task[None]] = {}
+
+    def open(self) -> None:
+        """Begin."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """End the task and all that it began."""
+        if self._task is None:
+            return
+        tasks = [self._task, *self._pending.values()]
+        self._task = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self) -> None:
+        services = self._dispatcher.services
+        beat = records = self.clock()
+        while True:
+            asked = self.clock()
+            await asyncio.sleep(TICK)
+            now = self.clock()
+            self.lag = max(0.0, now - asked - TICK)
+            self._look_at_calls(now)
+            if now - beat >= services.settings.heartbeat:
+                beat = now
+                self._beat()
+                self.report_progress()
+            if now - records >= _RECORDS_SECONDS:
+                records = now
+                self._beside("records", services.records.load())
+            self._each_tick(now)
+
+    def _beside(self, key: object, work: Coroutine[Any, Any, None]) -> None:
+        """Run what may wait for a peer or a store beside the sweep; one piece of work for each key at a time."""
+        if key in self._pending:
+            work.close()
+            return
+        task = self._pending[key] = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(partial(self._settle, key))
+
+    def _settle(self, key: object, task: asyncio.Task[None]) -> None:
+        del self._pending[key]
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("A periodic task failed; it is tried again", exc_info=task.exception())
+
+    def _look_at_calls(self, now: float) -> None:
+        settings = self._dispatcher.services.settings
+        for call in list(self._dispatcher.calls):
+            if not call.started:
+                call.started = now
+            elif now - call.started > settings.call_cap and call.method != "subscriptions/listen":
+                call.expire()
+            elif now - call.started >= settings.silence and call.line is None:
+                self._beside(call, call.open_line().keep_alive())
+
+    def report_progress(self) -> None:
+        """Where a caller wants progress and the tool was silent since the last beat, tell it that the call is alive."""
+        for call in list(self._dispatcher.calls):
+            if call.token is None:
+                continue
+            told = call.progress = call.progress or Progress()
+            if call.line is not None and told.reported == told.reported_before:
+                self._beside(call, nudge_progress(call))
+            told.reported_before = told.reported

@@ -1,0 +1,54 @@
+"""Text to a stream whose reader may be slow or stand still: nobody waits for it.
+
+Standard error is often a pipe, and the loop of a server must not stand still because whoever reads the pipe does.
+"""
+
+import contextlib
+import os
+import select
+import stat
+from typing import Final, TextIO
+
+MAX_KEPT: Final = 256 * 1024
+"""Bytes that wait for a slow reader; what comes on top is not taken."""
+_PIECE: Final = 4096
+"""Where a pipe is said to take anything, it takes as much (`PIPE_BUF` of POSIX), and the write does not wait."""
+LAST_MS: Final = 1000
+
+
+class TextOutlet:
+    """Writes to a stream; what its reader does not take at once waits here."""
+
+    __slots__ = ("_descriptor", "_poll", "_stream", "kept")
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._descriptor = -1
+        self._poll: select.poll | None = None
+        """None where writing does not wait: for files and streams in memory (and on Windows, where nobody can ask)."""
+        self.kept = b""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            descriptor = stream.fileno()
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                self._poll = select.poll()
+                self._poll.register(descriptor, select.POLLOUT)
+                self._descriptor = descriptor
+
+    def write(self, text: str, *, wait_ms: int = 0) -> bool:
+        """Write, or keep for the next time, at most `wait_ms` long at each standstill; False when the text is lost.
+
+        Raises:
+            OSError, ValueError: nobody reads any more, or the stream is closed.
+        """
+        if self._poll is None:
+            self._stream.write(text)
+            self._stream.flush()
+            return True
+        data = text.encode(errors="backslashreplace")
+        taken = len(self.kept) + len(data) <= MAX_KEPT
+        rest = memoryview(self.kept + data if taken else self.kept)
+        self.kept = b""
+        while rest and self._poll.poll(wait_ms):
+            rest = rest[os.write(self._descriptor, rest[:_PIECE]) :]
+        self.kept = bytes(rest)
+        return taken

@@ -1,0 +1,76 @@
+"""Trouble with the key for session ids is told when the server starts, not by its first request."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from app_peer import ask
+from millstream import Server
+from millstream.cli import main
+
+BAD = {"others may read it": ("0" * 43, 0o644), "too short": ("short", 0o600), "empty": ("", 0o600)}
+
+
+@pytest.fixture(params=BAD)
+def bad_key(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A key file that must not be used."""
+    monkeypatch.delenv("MILLSTREAM_KEY", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    text, mode = BAD[request.param]
+    path = tmp_path / "millstream" / "key"
+    path.parent.mkdir()
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize("transport", ["http", "stdio"])
+def test_a_key_file_that_must_not_be_used_stops_the_start_with_what_to_do(
+    folder: Path,
+    bad_key: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    transport: str,
+) -> None:
+    """A fixed defect: the server started, said that it was ready, and answered every `initialize` with a 500."""
+    (folder / "shop.py").write_text('from millstream import Server\nmcp = Server("shop")\n')
+    monkeypatch.setattr("millstream.app.serving.uvicorn_server._Uvicorn.run", lambda *_, **__: None)
+    monkeypatch.setattr("sys.argv", ["millstream", "run", "shop.py", "--transport", transport, "--port", "0"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert str(bad_key) in shown
+    assert "delete" in shown
+    assert "Traceback" not in shown
+
+
+async def test_under_a_foreign_server_such_a_key_keeps_the_server_from_being_ready(
+    bad_key: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There nobody can refuse the start; each request tries again."""
+    server = Server("shop")
+    for path in ("/readyz", "/livez"):
+        assert (await ask(server, "GET", path)).status == 503
+    assert str(bad_key) in caplog.text
+    os.unlink(bad_key)  # noqa: PTH108  a test may
+    assert (await ask(server, "GET", "/readyz")).status == 200
+    await server.stop()
+
+
+@pytest.mark.parametrize("home", ["a file", "none"])
+async def test_a_key_that_cannot_be_kept_is_a_warning_at_the_start(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fixed defect: with an unwritable home, or a full disk, sessions ended with the process and nobody knew why."""
+    place = tmp_path / "state"
+    place.write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(place) if home == "a file" else "")
+    monkeypatch.setenv("HOME", str(place) if home == "a file" else "")
+    server = Server("shop")
+    assert (await ask(server, "GET", "/readyz")).status == 200
+    (told,) = [record for record in caplog.records if "Set MILLSTREAM_KEY" in record.message]
+    assert told.levelno == logging.WARNING
+    await server.stop()

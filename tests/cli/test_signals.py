@@ -1,0 +1,271 @@
+"""How a server ends: by signals, by the end of its input, and not by what a tool raises. Real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from patience import WAIT
+from processes import free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+FILE = """
+import asyncio, atexit, sys, time
+from contextlib import asynccontextmanager
+from millstream import Server
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+@asynccontextmanager
+async def lifespan(server):
+    try:
+        yield
+    finally:
+        say("closed in order")
+
+
+mcp = Server("slow", lifespan=lifespan)
+atexit.register(say, "left by the door")
+
+
+@mcp.tool
+async def waits(seconds: float) -> str:
+    say("called")
+    await asyncio.sleep(seconds)
+    return "done"
+
+
+@mcp.tool(thread=False)
+def blocks() -> str:
+    say("called")
+    time.sleep(600)
+    return "never"
+
+
+@mcp.tool(thread=False)
+def interrupts() -> str:
+    raise KeyboardInterrupt
+
+
+@mcp.tool
+def interrupts_in_a_thread() -> str:
+    raise KeyboardInterrupt
+
+
+@mcp.tool
+async def interrupts_later() -> str:
+    await asyncio.sleep(0.001)
+    raise KeyboardInterrupt
+"""
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+COMMAND = [sys.executable, "-c", "from millstream.cli import main; main()", "run"]
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A server whose calls may take ten minutes to end, and are given that time."""
+    monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "600")
+    path = tmp_path / "slow.py"
+    path.write_text(FILE)
+    return path
+
+
+def call(tool: str, number: int = 1, **arguments: Any) -> bytes:
+    params = {"name": tool, "arguments": arguments}
+    return json.dumps({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}).encode() + b"\n"
+
+
+def until(told: Callable[[], bool]) -> None:
+    """Wait for something that a process writes."""
+    deadline = time.monotonic() + WAIT
+    while not told():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+class Serving:
+    """`millstream run` over HTTP, with one call that runs."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process = process
+        self.answers: list[bytes] = []
+        self._log = log
+        self._port = port
+
+    def ask(self, tool: str, **arguments: Any) -> None:
+        """Call a tool in a thread; wait until it runs."""
+        threading.Thread(target=self._ask, args=(call(tool, **arguments),), daemon=True).start()
+        until(lambda: "called" in self.log)
+
+    def _ask(self, body: bytes) -> None:
+        url = f"http://127.0.0.1:{self._port}/mcp"
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(url, body, {"content-type": "application/json"})
+            ) as reply:
+                self.answers.append(reply.read())
+        except OSError:
+            pass  # cut off
+
+    @property
+    def log(self) -> str:
+        """What the server has written so far."""
+        return self._log.read_text("utf-8")
+
+
+@contextmanager
+def http(file: Path) -> Iterator[Serving]:
+    port, log = free_port(), file.with_name("log")
+    with serving(millstream(str(file), port), port, log) as process:
+        try:
+            yield Serving(process, port, log)
+        finally:
+            process.kill()
+
+
+@contextmanager
+def stdio(file: Path, stdin: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
+    """`millstream run` over stdio, its log in a file."""
+    with file.with_name("log").open("wb") as log:
+        process = subprocess.Popen(
+            [*COMMAND, str(file), "--transport", "stdio"], stdin=stdin, stdout=subprocess.PIPE, stderr=log
+        )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_lets_calls_finish_and_lifespans_close_and_the_status_is_0(file: Path, number: int) -> None:
+    """A fixed defect: SIGHUP killed at once, and after SIGTERM neither `atexit` nor what follows `run` ran."""
+    with http(file) as server:
+        server.ask("waits", seconds=1)
+        server.process.send_signal(number)
+        assert server.process.wait(WAIT) == 0
+        until(lambda: bool(server.answers))
+        assert b"done" in server.answers[0]
+        assert "1 call has up to 600 s to finish" in server.log
+        assert server.log.index("closed in order") < server.log.index("left by the door")
+
+
+def test_the_second_ctrl_c_ends_the_server_at_once_and_says_so(file: Path) -> None:
+    """A fixed defect: it did nothing, and the server ended when its grace time was over."""
+    with http(file) as server:
+        server.ask("waits", seconds=600)
+        server.process.send_signal(signal.SIGINT)
+        until(lambda: "Press Ctrl-C again" in server.log)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(WAIT) == 130
+        assert "Stopping at once, as you pressed Ctrl-C again: 1 call is cut off" in server.log
+        assert "closed in order" in server.log
+        assert "Traceback" not in server.log
+
+
+def test_the_second_ctrl_c_ends_a_server_whose_loop_is_blocked(file: Path) -> None:
+    """Nothing that needs the loop can end it then."""
+    with http(file) as server:
+        server.ask("blocks")
+        for _ in range(2):
+            server.process.send_signal(signal.SIGINT)
+            time.sleep(0.5)  # two signals at once are one
+        assert server.process.wait(WAIT) == 130
+        assert "Stopping at once" in server.log
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_to_a_stdio_server_lets_calls_finish_and_lifespans_close(file: Path, number: int) -> None:
+    """A fixed defect: the process was killed at once, the running call unanswered."""
+    log = file.with_name("log")
+    with stdio(file) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(call("waits", seconds=1))
+        process.stdin.flush()
+        until(lambda: "called" in log.read_text())
+        process.send_signal(number)
+        assert b"done" in process.stdout.readline()
+        assert process.wait(WAIT) == 0
+    assert log.read_text().index("closed in order") < log.read_text().index("left by the door")
+
+
+def test_the_second_ctrl_c_ends_a_stdio_server_at_once(file: Path) -> None:
+    """As over HTTP."""
+    log = file.with_name("log")
+    with stdio(file) as process:
+        assert process.stdin is not None
+        process.stdin.write(call("waits", seconds=600))
+        process.stdin.flush()
+        until(lambda: "called" in log.read_text())
+        process.send_signal(signal.SIGINT)
+        until(lambda: "Press Ctrl-C again" in log.read_text())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT) == 130
+    assert "closed in order" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["empty", "closed"])
+def test_a_stdio_server_without_an_input_ends(file: Path, closed: bool) -> None:
+    """A fixed defect: started with `</dev/null` or `<&-` it stayed for ever."""
+    command = f'exec "$@" {"<&-" if closed else "</dev/null"}'
+    done = subprocess.run(
+        ["sh", "-c", command, "sh", *COMMAND, str(file), "--transport", "stdio"],
+        capture_output=True, timeout=WAIT, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert b"closed in order" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_stdio_server_reads_a_file_to_its_end_and_answers_a_last_line_without_an_end(file: Path) -> None:
+    """A fixed defect: what came after the last line end was dropped."""
+    given = file.with_name("given")
+    given.write_bytes(call("waits", 1, seconds=0) + call("waits", 2, seconds=0).rstrip())
+    for shell in ('exec "$@" <given', 'cat given | exec "$@"'):
+        done = subprocess.run(
+            ["sh", "-c", shell, "sh", *COMMAND, str(file), "--transport", "stdio"],
+            capture_output=True, timeout=WAIT, check=False, cwd=file.parent,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert {json.loads(line)["id"] for line in done.stdout.splitlines()} == {1, 2}
+
+
+def test_a_tool_that_raises_keyboard_interrupt_fails_alone(file: Path) -> None:
+    """A fixed defect: in a thread, or after a suspension, it ended the server, with status 0."""
+    tools = ("interrupts", "interrupts_in_a_thread", "interrupts_later")
+    with http(file) as server:
+        for tool in tools:
+            server._ask(call(tool))
+        server._ask(call("waits", seconds=0))
+        *failed, done = map(json.loads, server.answers)
+        assert [reply["result"]["isError"] for reply in failed] == [True] * len(tools)
+        assert done["result"]["content"][0]["text"] == "done"
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(WAIT) == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="nohup is of POSIX")
+def test_a_server_under_nohup_outlives_its_terminal(file: Path) -> None:
+    """SIGHUP stays ignored where whoever started the server ignored it."""
+    port, log = free_port(), file.with_name("log")
+    with serving(["nohup", *millstream(str(file), port)], port, log) as process:
+        server = Serving(process, port, log)
+        process.send_signal(signal.SIGHUP)
+        server._ask(call("waits", seconds=0))
+        assert len(server.answers) == 1

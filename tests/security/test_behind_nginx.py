@@ -1,0 +1,78 @@
+"""The example for nginx, with a real nginx in front of a real server: nobody outside gets what is for this machine."""
+
+import re
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from patience import WAIT
+from processes import ROOT, free_port, millstream, serving, wait_for_port
+
+NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(NGINX is None, reason="nginx is not installed; make test installs it where it may"),
+]
+SITE = (ROOT / "examples" / "nginx.conf").read_text("utf-8")
+GUARD = re.compile(r"    location ~ .*?\n    }\n", re.DOTALL)
+HERE_ONLY = ["/dashboard", "/chat", "/inspect", "/metrics", "/dashboard/events", "/chat/members"]
+
+
+@contextmanager
+def nginx(folder: Path, site: str, backend: int) -> Iterator[int]:
+    """nginx with a site of the example's shape; gives its port."""
+    port = free_port()
+    site = site.replace("127.0.0.1:8000", f"127.0.0.1:{backend}").replace("listen 80;", f"listen 127.0.0.1:{port};")
+    folder.mkdir()
+    temporary = "".join(
+        f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{}}\n"
+        f"http {{ access_log off;\n{temporary}{site}}}\n"
+    )
+    assert NGINX is not None
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen([NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")], stderr=output)
+    try:
+        wait_for_port(process, port, folder / "output")
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def status(port: int, path: str, body: bytes | None = None) -> int:
+    """Of a request as a client on the public name sends it."""
+    headers = {"host": "mcp.example.com", "content-type": "application/json", "accept": "application/json"}
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers)
+    try:
+        with urllib.request.urlopen(asked, timeout=WAIT) as reply:  # noqa: S310  our own address
+            return int(reply.status)
+    except urllib.error.HTTPError as refused:
+        return refused.code
+
+
+@pytest.mark.parametrize(
+    ("site", "refusal"),
+    [(SITE, 404), (GUARD.sub("", SITE), 403)],
+    ids=["the example", "an example without its location"],
+)
+def test_what_is_for_this_machine_is_refused_behind_nginx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: str, refusal: int
+) -> None:
+    """A fixed defect: the dashboard, the metrics and `/publish` were open to everybody behind the proxy."""
+    monkeypatch.setenv("MILLSTREAM_ALLOWED_HOSTS", "mcp.example.com")
+    backend = free_port()
+    command = millstream("examples/greet.py", backend, "--serve", "all")
+    with serving(command, backend, tmp_path / "log"), nginx(tmp_path / "nginx", site, backend) as port:
+        assert {path: status(port, path) for path in HERE_ONLY} == dict.fromkeys(HERE_ONLY, refusal)
+        assert status(port, "/publish", b'{"data":1}') == refusal
+        assert status(port, "/docs") == 200
+        assert status(port, "/mcp", b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}') == 200

@@ -1,0 +1,149 @@
+"""``mcp.hub`` in a program around the server: it works from the program's first line to its last."""
+
+import asyncio
+import logging
+import sys
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from millstream import Context, Server
+from millstream.app import runtime as runtimes_of_a_loop
+from millstream.protocol.errors import LocalError
+from patience import WAIT
+
+HOST = "http://127.0.0.1"
+
+
+def shop(**options: Any) -> Server:
+    return Server("shop", serve="hub", **options)
+
+
+def client(app: Any) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=HOST)
+
+
+async def said(server: Server, channel: str) -> list[bytes]:
+    """What a channel was told."""
+    return [event.data or b"" for event in await server.hub.history(channel)]
+
+
+async def test_a_route_of_the_host_publishes_before_the_first_request_to_the_server() -> None:
+    """A fixed defect: "This server has no running hub", although it was asked for."""
+    server, app = shop(), FastAPI()
+
+    @app.post("/sell")
+    async def sell() -> int:
+        return (await server.hub.publish("sales", "one")).subscribers
+
+    app.mount("/", server)
+    async with client(app) as http:
+        assert (await http.post("/sell")).json() == 0
+    assert await said(server, "sales") == [b"one"]
+    await server.stop()
+
+
+async def test_one_line_ties_a_server_to_the_lifespan_of_its_host() -> None:
+    """docs/how-to/mount-in-fastapi.md; until now nobody called the lifespan of a mounted server before a request."""
+    steps: list[str] = []
+
+    @asynccontextmanager
+    async def opened(server: Server) -> AsyncGenerator[str, None]:
+        await server.hub.publish("life", "first")
+        steps.append("open")
+        try:
+            yield "value"
+        finally:
+            await server.hub.publish("life", "last")
+            steps.extend(part.decode() for part in await said(server, "life"))
+
+    server = shop(lifespan=opened)
+
+    @server.tool
+    async def tells(ctx: Context) -> str:
+        return str(ctx.lifespan)
+
+    app = FastAPI(lifespan=server.lifespan)
+    app.mount("/", server)
+    async with asyncio.timeout(WAIT):
+        async with app.router.lifespan_context(app), client(app) as http:
+            assert steps == ["open"]
+            body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "tells"}}
+            assert "value" in (await http.post("/mcp", json=body)).text
+            await server.hub.publish("life", "between")
+        assert steps == ["open", "first", "between", "last"]
+
+
+@pytest.mark.parametrize("kind", ["hub", "lifespan", "plain"])
+async def test_idleness_ends_neither_a_lifespan_nor_a_hub(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed defect: after a minute without a request both were closed. A server with neither closes, as it should."""
+    monkeypatch.setattr(runtimes_of_a_loop, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr("millstream.server.sweep.TICK", 0.0)
+    ended = asyncio.Event()
+
+    @asynccontextmanager
+    async def opened(server: Server) -> AsyncGenerator[None, None]:
+        yield
+        ended.set()
+
+    server = Server("shop", serve="hub" if kind == "hub" else (), lifespan=opened if kind == "lifespan" else None)
+    runtime = await server.start()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert (await server.start() is runtime) is (kind != "plain")
+    assert not ended.is_set()
+    await server.stop()
+    assert ended.is_set() is (kind == "lifespan")
+
+
+async def test_a_server_without_a_hub_says_how_to_get_one() -> None:
+    """A fixed defect: the text said to pass what had been passed."""
+    with pytest.raises(LocalError, match=r"""'shop' serves no hub. Write Server\('shop', serve="hub"\)"""):
+        _ = Server("shop", serve="rest").hub
+    server = shop()
+    with pytest.raises(LocalError, match="The first request opens it"):
+        server.hub.stats()
+    await server.hub.publish("news", "x")
+    assert server.hub.stats().published == 1
+    await server.stop()
+
+
+async def test_a_thread_of_the_host_sees_the_figures_of_the_hub() -> None:
+    """Routes that are plain functions run in threads."""
+    server, seen = shop(), []
+    await server.hub.publish("news", "x")
+    thread = threading.Thread(target=lambda: seen.append(server.hub.stats().published))
+    thread.start()
+    await asyncio.to_thread(thread.join)
+    assert seen == [1]
+    await server.stop()
+
+
+async def test_errors_are_shown_where_nobody_has_set_up_logging(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fixed defect: the dashboard's handler silenced Python's handler of last resort, and with it every traceback."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(logging, "lastResort", logging._StderrHandler(logging.WARNING))
+    server = Server("shop", serve="all")
+
+    @server.tool
+    async def fails() -> str:
+        raise OSError("the shelf fell down")
+
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "fails"}}
+    async with client(server) as http:
+        assert "Internal error" in (await http.post("/mcp", json=body)).text
+    assert capsys.readouterr().err.count("OSError: the shelf fell down") == 1
+    monkeypatch.setattr(root, "handlers", [*root.handlers, logging.StreamHandler(sys.stderr)])
+    async with client(server) as http:
+        await http.post("/mcp", json=body)
+    assert capsys.readouterr().err.count("OSError: the shelf fell down") == 1
+    await server.stop()
+    assert len(root.handlers) == 1
