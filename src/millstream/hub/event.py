@@ -1,6 +1,7 @@
 """An event, as it is stored and as it is delivered, and its id.
 
-The id that a subscriber gives back is the publisher's own, or ``<epoch>.<offset>``: the place in the journal.
+The id that a subscriber gives back is the publisher's own, or ``<epoch>.<offset>``: the place in the journal. Where
+arrivals and departures followed that place, ``-<number>`` behind it says up to which one.
 """
 
 from typing import Any
@@ -17,7 +18,8 @@ RESERVED = frozenset({GAP, CUT})
 
 MAX_EVENT_NAME = 100
 MAX_ID = 200
-_MAX_DIGITS = 18
+_MAX_OFFSET = 2**63 - 1
+_MAX_DIGITS = 19
 
 
 class Record(Struct, frozen=True, gc=False, array_like=True):
@@ -29,6 +31,12 @@ class Record(Struct, frozen=True, gc=False, array_like=True):
     id: str | None
     at: float
     """When it was published, in the publisher's clock."""
+
+
+class _Channel(Struct, frozen=True, gc=False, array_like=True):
+    """The beginning of a `Record`."""
+
+    channel: str
 
 
 class Event(Struct, frozen=True, gc=False):
@@ -54,6 +62,7 @@ class Published(Struct, frozen=True, gc=False):
 
 _encode_record = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.msgpack.Decoder(Record).decode
+_decode_channel = msgspec.msgpack.Decoder(_Channel).decode
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -66,6 +75,11 @@ def unpack(data: bytes | memoryview, epoch: str, offset: int) -> Event:
     """The event of a stored record at its place in the journal."""
     record = _decode_record(data)
     return Event(record.channel, record.data, record.event, record.id or position_id(epoch, offset), offset, record.at)
+
+
+def channel_of(data: bytes) -> str:
+    """The channel of a stored record, without a look at the rest."""
+    return _decode_channel(data).channel
 
 
 def encode_data(data: Any) -> bytes:
@@ -82,12 +96,22 @@ def position_id(epoch: str, offset: int) -> str:
     return f"{epoch}.{offset}"
 
 
-def parse_position(id: str, epoch: str) -> int | None:
-    """The offset in an id of this epoch; None for every other id."""
+def parse_position(id: str, epoch: str) -> tuple[int, int | None] | None:
+    """The offset in an id of this epoch, and the number of the last arrival or departure; None for every other id."""
     found, _, digits = id.rpartition(".")
-    if found != epoch or not digits.isascii() or not digits.isdigit() or len(digits) > _MAX_DIGITS:
+    digits, dash, number = digits.partition("-")
+    if found != epoch or not _is_offset(digits) or (dash and not _is_offset(number)):
         return None
-    return int(digits)
+    return int(digits), int(number) if dash else None
+
+
+def parse_offset(id: str, epoch: str) -> int:
+    """The offset in an id of this epoch; 0 for every other id."""
+    return (parse_position(id, epoch) or (0, None))[0]
+
+
+def _is_offset(digits: str) -> bool:
+    return digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS and int(digits) <= _MAX_OFFSET
 
 
 def gap(reason: str) -> Event:

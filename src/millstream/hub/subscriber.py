@@ -61,7 +61,7 @@ class Subscription:
     """One subscriber of the hub."""
 
     __slots__ = (
-        "_leave", "address", "authorize", "channels", "encode", "joined", "mailbox", "member", "outlet", "present",
+        "_leave", "address", "authorize", "channels", "encode", "heard", "joined", "mailbox", "member", "outlet", "present",
         "principal", "since", "transport", "wild",
     )  # fmt: skip
 
@@ -96,6 +96,8 @@ class Subscription:
         """It has caught up and hears what is published."""
         self.since = 0
         """Once it has joined: what it wants behind this offset was written to the outlet."""
+        self.heard = 0
+        """The same for the number of an arrival or departure."""
         self.present = False
         """Others can see it in the presence of its channels."""
         self._leave = leave
