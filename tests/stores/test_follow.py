@@ -14,8 +14,8 @@ from millstream.stores import follow
 from millstream.stores.base import Entry, Gap, Position
 from millstream.stores.follow import Tail, announce
 from millstream.stores.memory.store import MemoryStore
+from patience import WAIT
 
-NET = 60.0
 STREAM = "call:one"
 
 
@@ -57,7 +57,7 @@ class Reader:
 
     async def until(self, data: bytes) -> list[bytes]:
         """Everything, once `data` is among it."""
-        async with asyncio.timeout(NET):
+        async with asyncio.timeout(WAIT):
             while data not in self.got:
                 self._more.clear()
                 await self._more.wait()

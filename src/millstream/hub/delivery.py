@@ -8,11 +8,11 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from millstream.http.message import Outlet
 from millstream.hub.arrivals import STREAM, Arrivals
 from millstream.hub.audience import Audience
 from millstream.hub.event import Event, cut, gap
 from millstream.hub.journal import JOURNAL, Journal
-from millstream.hub.subscriber import Outlet
 from millstream.stores.base import Entry, Gap, Store
 from millstream.stores.follow import Tail
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from millstream.http.message import Outlet
 from millstream.hub.admission import AccessRules, check_target
 from millstream.hub.arrivals import Arrivals
 from millstream.hub.audience import Audience
@@ -26,7 +27,7 @@ from millstream.hub.mailbox import Mailboxes
 from millstream.hub.permission import SafeAuthorize
 from millstream.hub.presence import Member, Presence
 from millstream.hub.replay import CatchUp
-from millstream.hub.subscriber import Authorize, Encode, Outlet, Subscription
+from millstream.hub.subscriber import Authorize, Encode, Subscription
 from millstream.protocol.errors import LocalError
 from millstream.protocol.principal import Principal
 from millstream.stores.base import Store

@@ -1,8 +1,8 @@
 """What a store is: key-value with expiry, event log with positions, bus. All on `bytes`, whose meaning no store knows.
 
-The docstrings are the contract: ordering, atomicity, loss, and what ``None`` means. ``tests/stores/test_contract.py``
-runs against every implementation. A caller may rely on nothing that is not written here, even where one store
-happens to give more.
+The docstrings are the contract: ordering, atomicity, loss, and what ``None`` means. The contract tests in
+``tests/stores`` run against every implementation. A caller may rely on nothing that is not written here, even where
+one store happens to give more.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,6 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from millstream.protocol.errors import LocalError
-
 
 PAGE_BYTES: Final = 4 * 1024 * 1024
 """What one read of a stream brings at most, give or take one entry."""
@@ -55,7 +54,7 @@ class Gap(Exception):
         """That of the newest one. Where a reader is ahead of it, the stream lost its tail, and goes on from here."""
 
     def resume_from(self, after: Position | None) -> Position | None:
-        """Where a reader that stood at `after` goes on: nothing that is left is skipped, nothing that it had repeats."""
+        """Where a reader that stood at `after` goes on: it skips nothing that is left and repeats nothing it had."""
         newest = self.newest
         if after is None or newest is None or after.epoch != newest.epoch or after.offset <= newest.offset:
             return None

@@ -7,7 +7,6 @@ from goes out as an id alone, which a client keeps without dispatching anything.
 
 from functools import lru_cache
 from typing import Any
-from urllib.parse import parse_qs
 
 import msgspec
 from msgspec import Struct
@@ -15,7 +14,7 @@ from msgspec import Struct
 from millstream.config import Settings
 from millstream.http.compression import GZIP_HEAD, accepts_gzip, gzip_member
 from millstream.http.media import accepted, carries_json
-from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink
+from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink, last_event_id, query_values
 from millstream.hub import Event, Forbidden, Hub, InvalidName, TooLarge, TooMany
 from millstream.hub.channels import DEFAULT
 from millstream.protocol import sse
@@ -87,7 +86,7 @@ class HubRoutes:
 
     async def events(self, request: Request) -> Response | Sink:
         """Stream channels: ``?channel=`` (repeated, or separated by commas), ``?client_id= ?name= ?history=``."""
-        query = _query(request)
+        query = query_values(request.query)
         channels = [part for value in query.get("channel", ()) for part in value.split(",")] or [DEFAULT]
         principal = request.principal
         try:
@@ -106,7 +105,7 @@ class HubRoutes:
                 channels,
                 sink,
                 encode=encode_sse_gzip if self._gzip(request) else encode_sse,
-                last_event_id=_last_event_id(request, query),
+                last_event_id=last_event_id(request),
                 history=history,
                 client_id=client_id,
                 name=name,
@@ -139,7 +138,7 @@ class HubRoutes:
                 client_id,
                 sink,
                 encode=encode_sse_gzip if self._gzip(request) else encode_sse,
-                last_event_id=_last_event_id(request, _query(request)),
+                last_event_id=last_event_id(request),
                 principal=principal,
                 address=request.peer,
                 transport="events",
@@ -219,18 +218,8 @@ def _refusal(exc: Exception) -> Response:
     return problem(status, str(exc), head)
 
 
-def _query(request: Request) -> dict[str, list[str]]:
-    return parse_qs(request.query.decode("latin-1"), keep_blank_values=True) if request.query else {}
-
-
 def _last(query: dict[str, list[str]], name: str) -> str:
     return query[name][-1] if name in query else ""
-
-
-def _last_event_id(request: Request, query: dict[str, list[str]]) -> str:
-    """The header, which an `EventSource` sends when it reconnects; before that only the query can name one."""
-    header = request.headers.get(b"last-event-id")
-    return header.decode("utf-8", "replace").strip() if header else _last(query, "last_event_id")
 
 
 def _count(query: dict[str, list[str]]) -> int:

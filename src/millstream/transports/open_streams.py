@@ -38,8 +38,8 @@ class OpenStreams:
         self._clock = clock
         self._max = max_streams
         self._max_per_owner = max_per_owner
-        self._sinks: dict[Sink, tuple[Code, float]] = {}
-        """Stream -> its coding, and when it was opened."""
+        self._sinks: dict[Sink, tuple[Code, float, Callable[[], None]]] = {}
+        """Stream -> its coding, when it was opened, and how it is ended."""
         self._by_owner: dict[str, int] = {}
         self._owned = 0
         """Streams that count: all but those of calls, which have a cap of their own."""
@@ -69,6 +69,7 @@ class OpenStreams:
         kind: tuple[str, str] = ("http", ""),
         *,
         code: "Code" = bytes,
+        end: Callable[[], None] | None = None,
     ) -> None:
         """Watch over a stream until it closes.
 
@@ -77,8 +78,9 @@ class OpenStreams:
             owner: whose cap it counts against; none for the stream of a call.
             kind: transport and revision, for `by_kind`.
             code: puts bytes into the coding of the stream.
+            end: how it is ended, if not by its `close`.
         """
-        self._sinks[sink] = (code, self._clock())
+        self._sinks[sink] = (code, self._clock(), end or sink.close)
         self.by_kind[kind] += 1
         if owner is not None:
             self._owned += 1
@@ -99,14 +101,14 @@ class OpenStreams:
     def beat(self) -> None:
         """One comment to every stream, so that proxies and clients know it is alive; those too old end."""
         oldest = self._clock() - self._max_age
-        for sink, (code, opened) in list(self._sinks.items()):
+        for sink, (code, opened, end) in list(self._sinks.items()):
             if opened < oldest:
-                sink.close()
+                end()
             else:
                 sink.write(code(COMMENT))
 
     def close(self) -> None:
         """End every stream, and say when to come back."""
-        for sink, (code, _) in list(self._sinks.items()):
+        for sink, (code, _, end) in list(self._sinks.items()):
             sink.write(code(retry(randint(*_AWAY_MS))))  # noqa: S311  spreads load, hides nothing
-            sink.close()
+            end()
