@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from millstream.config import Settings
 from millstream.http.compression import GZIP_HEAD, accepts_gzip, gzip_member
+from millstream.http.hosts import is_cross_site
 from millstream.http.media import accepted, carries_json
 from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink, last_event_id, query_values
 from millstream.hub import Event, Forbidden, Hub, InvalidName, TooLarge, TooMany
@@ -86,6 +87,8 @@ class HubRoutes:
 
     async def events(self, request: Request) -> Response | Sink:
         """Stream channels: ``?channel=`` (repeated, or separated by commas), ``?client_id= ?name= ?history=``."""
+        if is_cross_site(request.headers):
+            return _CROSS_SITE
         query = query_values(request.query)
         channels = [part for value in query.get("channel", ()) for part in value.split(",")] or [DEFAULT]
         principal = request.principal
@@ -120,6 +123,8 @@ class HubRoutes:
 
     async def client_stream(self, request: Request) -> Response | Sink:
         """Stream what is sent to one client: progress and results of its streamed calls."""
+        if is_cross_site(request.headers):
+            return _CROSS_SITE
         client_id = self.match(request.path)
         if client_id is None:
             return problem(404, "The path is /mcp/sse/ and a client id.")
@@ -204,6 +209,8 @@ def problem(status: int, detail: str, head: bytes = b"") -> Response:
     """An error as problem details."""
     return Response(encode({"status": status, "detail": detail}), status, _PROBLEM_HEAD + head)
 
+
+_CROSS_SITE = problem(403, "Pages of other sites cannot open this stream, unless `allowed_origins` lists their Origin.")
 
 _STATUS: dict[type[Exception], tuple[int, bytes]] = {
     InvalidName: (400, b""),

@@ -60,8 +60,8 @@ class DirectSocket(Socket):
 
     def write(self, message: bytes, /) -> bool:
         """Write an unasked message; False when the socket is closed, or is cut now because the peer is too slow."""
-        if self.closed:
-            return False
+        if self.closed or not message:
+            return not self.closed
         transport = self._transport
         if transport.get_write_buffer_size() - self._asked > self._limit:
             self.cut()

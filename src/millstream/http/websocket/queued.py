@@ -49,8 +49,8 @@ class QueuedSocket(Socket):
         return self._put(message, 0)
 
     def _put(self, message: bytes, unasked: int) -> bool:
-        if self.closed:
-            return False
+        if self.closed or not message:
+            return not self.closed
         self._queue.append((message, unasked))
         self._waiting += len(message)
         if self._waiting > _HIGH_WATER:
