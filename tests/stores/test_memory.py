@@ -375,3 +375,13 @@ async def test_memory_is_back_where_it_was_when_all_is_gone(clock: Clock, end: s
     assert full - before > 1024 * 1024
     assert after - before < 256 * 1024  # the interpreter keeps 2,000 free tuples for itself: 112 KiB
     assert store.kv.size == store.log.size == 0
+
+
+async def test_the_keys_of_one_kind_are_found_without_a_walk_over_the_others() -> None:
+    """Whoever asks who is in a chat must not pay for the mailboxes of everybody."""
+    store = MemoryStore()
+    for number in range(1000):
+        await store.kv.put(f"debt:{number}", b"", 60.0)
+    await store.kv.put("presence:chat ann", b"", 60.0)
+    store.kv.kinds["debt"].values = None  # type: ignore[assignment]  # whoever walks over it fails
+    assert await store.kv.keys("presence:chat ") == ["presence:chat ann"]

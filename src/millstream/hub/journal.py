@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import takewhile
 from typing import Final
 
-from millstream.hub.channels import CLIENT, PRESENCE
+from millstream.hub.channels import CLIENT
 from millstream.hub.event import Event, Record, channel_of, pack, position_id, unpack
 from millstream.hub.limits import HubLimits
 from millstream.stores.base import Entry, Gap, Position, Store
@@ -199,8 +199,6 @@ class Journal:
         limits = self._limits
         if channel.startswith(CLIENT):
             return limits.mailbox, limits.mailbox_age
-        if channel.startswith(PRESENCE):  # who came and went is no history
-            return 0, limits.history_age
         return limits.history, limits.history_age
 
     def _event(self, entry: Entry) -> Event:

@@ -24,21 +24,27 @@ KEPT_BACK: Final = 16
 
 
 class _Kind:
-    """The keys of one kind."""
+    """The values of one kind."""
 
-    __slots__ = ("lossy", "size")
+    __slots__ = ("lossy", "size", "values")
 
     def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
         self.lossy: OrderedDict[str, None] = OrderedDict()
-        """Those that may go, the one written the longest ago first."""
+        """Keys of those that may go, the one written the longest ago first."""
         self.size = 0
         """Bytes held, as they are counted against the bound."""
 
+    def growth(self, key: str, value: bytes) -> int:
+        """How many more bytes are held with a new value."""
+        old = self.values.get(key)
+        return len(value) - len(old) if old is not None else len(value) + len(key) + ITEM_BYTES
+
 
 class MemoryKeyValue:
-    """`KeyValue` in a dict."""
+    """`KeyValue` in a dict for each kind."""
 
-    __slots__ = ("_clock", "_deadlines", "_values", "kinds", "max_bytes")
+    __slots__ = ("_clock", "_deadlines", "kinds", "max_bytes")
 
     def __init__(self, clock: Callable[[], float], max_bytes: int) -> None:
         # configuration
@@ -46,7 +52,6 @@ class MemoryKeyValue:
         self.max_bytes = max_bytes
         """The room of one kind."""
         # process
-        self._values: dict[str, bytes] = {}
         self._deadlines = Deadlines()
         self.kinds: defaultdict[str, _Kind] = defaultdict(_Kind)
         """Few: this program names its keys, not its peers."""
@@ -82,13 +87,13 @@ class MemoryKeyValue:
         return True
 
     async def keys(self, prefix: str) -> list[str]:
-        now = self._clock()
-        passed = self._deadlines.passed
-        return [key for key in self._values if key.startswith(prefix) and not passed(key, now)]
+        now, passed = self._clock(), self._deadlines.passed
+        kinds = [self.kinds[kind_of(prefix)]] if ":" in prefix else self.kinds.values()
+        return [key for kind in kinds for key in kind.values if key.startswith(prefix) and not passed(key, now)]
 
     def _present(self, key: str, now: float) -> bytes | None:
         self._sweep(now)
-        value = self._values.get(key)
+        value = self.kinds[kind_of(key)].values.get(key)
         if value is not None and self._deadlines.passed(key, now):
             self._forget(key)
             return None
@@ -98,8 +103,8 @@ class MemoryKeyValue:
         self._present(key, now)  # an expired value must not be counted
         kind = self.kinds[kind_of(key)]
         self._make_room(kind, key, value, now, lossy)
-        kind.size += self._growth(key, value)
-        self._values[key] = value
+        kind.size += kind.growth(key, value)
+        kind.values[key] = value
         self._deadlines.set(key, now + ttl)
         if lossy:
             kind.lossy[key] = None
@@ -109,17 +114,13 @@ class MemoryKeyValue:
         room = self.max_bytes
         if len(value) > MARK_BYTES and not lossy:
             room -= room // KEPT_BACK
-        if kind.size + self._growth(key, value) > room:
+        if kind.size + kind.growth(key, value) > room:
             self._sweep(now, sys.maxsize)
             fits = len(key) + len(value) + ITEM_BYTES <= room
-            while lossy and fits and kind.lossy and kind.size + self._growth(key, value) > room:
+            while lossy and fits and kind.lossy and kind.size + kind.growth(key, value) > room:
                 self._forget(next(iter(kind.lossy)))
-            if kind.size + self._growth(key, value) > room:
+            if kind.size + kind.growth(key, value) > room:
                 raise StoreFull(f"The in-memory store holds its {self.max_bytes} bytes and takes no further value.")
-
-    def _growth(self, key: str, value: bytes) -> int:
-        old = self._values.get(key)
-        return len(value) - len(old) if old is not None else len(value) + len(key) + ITEM_BYTES
 
     def _sweep(self, now: float, look: int = SWEEP) -> None:
         for key in self._deadlines.due(now, look):
@@ -128,10 +129,10 @@ class MemoryKeyValue:
     def _forget(self, key: str) -> None:
         self._deadlines.forget(key)
         kind = self.kinds[kind_of(key)]
-        kind.size -= len(self._values.pop(key)) + len(key) + ITEM_BYTES
+        kind.size -= len(kind.values.pop(key)) + len(key) + ITEM_BYTES
         kind.lossy.pop(key, None)
-        if not self._values:
-            self._values.clear()
+        if not kind.values:
+            kind.values.clear()  # an emptied dict keeps its table, a cleared one does not
 
 
 class _Subscription:
