@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream.hub.limits import InvalidName
+from millstream.stores.base import read_offset
 
 GAP = "gap"
 CUT = "cut"
@@ -18,8 +19,6 @@ RESERVED = frozenset({GAP, CUT})
 
 MAX_EVENT_NAME = 100
 MAX_ID = 200
-_MAX_OFFSET = 2**63 - 1
-_MAX_DIGITS = 19
 
 
 class Record(Struct, frozen=True, gc=False, array_like=True):
@@ -99,19 +98,16 @@ def position_id(epoch: str, offset: int) -> str:
 def parse_position(id: str, epoch: str) -> tuple[int, int | None] | None:
     """The offset in an id of this epoch, and the number of the last arrival or departure; None for every other id."""
     found, _, digits = id.rpartition(".")
-    digits, dash, number = digits.partition("-")
-    if found != epoch or not _is_offset(digits) or (dash and not _is_offset(number)):
+    digits, dash, last = digits.partition("-")
+    offset, number = read_offset(digits), read_offset(last) if dash else 0
+    if found != epoch or offset is None or number is None:
         return None
-    return int(digits), int(number) if dash else None
+    return offset, number if dash else None
 
 
 def parse_offset(id: str, epoch: str) -> int:
     """The offset in an id of this epoch; 0 for every other id."""
     return (parse_position(id, epoch) or (0, None))[0]
-
-
-def _is_offset(digits: str) -> bool:
-    return digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS and int(digits) <= _MAX_OFFSET
 
 
 def gap(reason: str) -> Event:

@@ -15,6 +15,9 @@ from millstream.protocol.errors import LocalError
 PAGE_BYTES: Final = 4 * 1024 * 1024
 """What one read of a stream brings at most, give or take one entry."""
 
+MAX_OFFSET: Final = 2**63 - 1
+_MAX_DIGITS: Final = len(str(MAX_OFFSET))
+
 
 class Position(Struct, frozen=True, gc=False):
     """A place in one stream of an `EventLog`: just behind the entry that has it.
@@ -28,7 +31,15 @@ class Position(Struct, frozen=True, gc=False):
     """The epoch of the stream. Parts of a store may lose data separately: compare it with what this stream gave out
     before, not with `Store.epoch`."""
     offset: int
-    """From 1 to 2**63 - 1."""
+    """From 1 to `MAX_OFFSET`."""
+
+
+def read_offset(digits: str) -> int | None:
+    """The offset that a peer gives back in the digits of an id; None for what can be none."""
+    if not digits.isascii() or not digits.isdigit() or len(digits) > _MAX_DIGITS:
+        return None
+    offset = int(digits)
+    return offset if offset <= MAX_OFFSET else None
 
 
 class Entry(Struct, frozen=True, gc=False):

@@ -139,8 +139,7 @@ class Dialect:
                 return
             await self._obey(head, data)
         except ProtocolError as exc:
-            error = projection.error(exc, NEWEST_HANDSHAKE)
-            code = self._fail(head.id, error.code, error.message)
+            code = self._refuse(head.id, exc)
         except msgspec.ValidationError as exc:
             code = self._fail(head.id, INVALID_PARAMS if head.type else INVALID_REQUEST, f"Invalid message: {exc}")
         except (InvalidName, TooLarge) as exc:
@@ -170,6 +169,11 @@ class Dialect:
 
     def _reply(self, id: Raw, kind: str, **members: Any) -> None:
         self._outbox.answer(encode({"type": kind, **_echo(id), **members}))
+
+    def _refuse(self, id: Raw, exc: ProtocolError) -> int:
+        # Not in the frame of `take`: an error held there holds that frame by its traceback, and with it the message.
+        error = projection.error(exc, NEWEST_HANDSHAKE)
+        return self._fail(id, error.code, error.message)
 
     def _fail(self, id: Raw, code: int, message: str, **about: Any) -> int:
         self._reply(id, "error", **about, error={"code": code, "message": message})
