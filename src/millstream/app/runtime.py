@@ -215,6 +215,7 @@ class Runtime:
             if now - beat >= settings.heartbeat:
                 beat = now
                 self.streams.beat()
+                self._beside("logs", self.streams.touch(self.services.store.log, self.services.settings.log_ttl))
                 self._report_progress()
             if now - records >= _RECORDS_SECONDS:
                 records = now

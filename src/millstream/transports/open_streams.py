@@ -10,6 +10,7 @@ from typing import Protocol
 
 from millstream.http.message import Sink
 from millstream.protocol.sse import COMMENT, retry
+from millstream.stores.base import EventLog
 
 _AWAY_MS = (1_000, 4_000)
 """How long clients wait before they come back when the server closes their streams: not all at once."""
@@ -106,6 +107,11 @@ class OpenStreams:
                 end()
             else:
                 sink.write(code(COMMENT))
+
+    async def touch(self, log: EventLog, ttl: float) -> None:
+        """Keep the logs of the calls that run, however silent they are: one that ends later can still be resumed."""
+        for name in list(self.lines):
+            await log.touch(name, ttl)
 
     def close(self) -> None:
         """End every stream, and say when to come back."""
