@@ -48,6 +48,8 @@ class Arrivals:
         entries = await self._store.log.newest(STREAM, _KEPT)
         for entry in entries:
             self.take(entry, epoch, None)
+        if entries and entries[0].position.offset > 1:  # there were others before
+            self._dropped = replace(self._held[0], number=entries[0].position.offset - 1)
         return entries[-1].position if entries else None
 
     @property

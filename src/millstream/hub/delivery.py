@@ -90,6 +90,7 @@ class Delivery:
 
     def _lost(self, loss: Gap) -> None:
         self._journal.lost(loss)
+        self._arrivals.forget(self._journal.offset)  # the places that they are behind may mean others now
         self._tell_loss("journal")
 
     def _lost_visits(self, loss: Gap) -> None:
