@@ -204,7 +204,7 @@ async def test_a_worker_that_lost_the_thread_tells_its_subscribers_and_goes_on()
     """What is gone is never skipped in silence, though the store forgot it before this worker read it."""
     store = MemoryStore()
     async with running(store) as hub, running(store, journal=3) as other:
-        hub._delivery._events.stop()  # the bus loses every message
+        hub._delivery.events.stop()  # the bus loses every message
         outlet = await listen(hub)
         await publish(other, "1")
         await hub.refresh()

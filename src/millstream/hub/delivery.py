@@ -25,12 +25,14 @@ class Delivery:
     """Reads the journal and the arrivals, and writes to the audience."""
 
     __slots__ = (
-        "_arrivals", "_audience", "_events", "_journal", "_max_buffered", "_store", "_tasks", "_visits", "cut",
-        "delivered", "gaps",
+        "_arrivals", "_audience", "_journal", "_max_buffered", "_store", "_tasks", "cut",
+        "delivered", "events", "gaps", "visits",
     )  # fmt: skip
 
-    _events: Tail
-    _visits: Tail
+    events: Tail
+    """What follows the journal; `Tail.tell` delivers an event and lets the other workers know."""
+    visits: Tail
+    """The same for arrivals and departures."""
 
     def __init__(
         self, store: Store, journal: Journal, arrivals: Arrivals, audience: Audience, *, max_buffered: int
@@ -49,32 +51,24 @@ class Delivery:
 
     async def open(self) -> None:
         """Listen, and go to the end of both streams."""
-        self._events = Tail(self._store, JOURNAL, None, self._take, self._lost)
-        self._visits = Tail(self._store, STREAM, None, self._take_visits, self._lost_visits)
-        self._events.position = await self._journal.open()
-        self._visits.position = await self._arrivals.open(self._journal.epoch)
-        self._tasks = [asyncio.create_task(tail.run()) for tail in (self._events, self._visits)]
+        self.events = Tail(self._store, JOURNAL, None, self._take, self._lost)
+        self.visits = Tail(self._store, STREAM, None, self._take_visits, self._lost_visits)
+        self.events.position = await self._journal.open()
+        self.visits.position = await self._arrivals.open(self._journal.epoch)
+        self._tasks = [asyncio.create_task(tail.run()) for tail in (self.events, self.visits)]
 
     async def close(self) -> None:
         """Stop."""
-        for tail in (self._events, self._visits):
+        for tail in (self.events, self.visits):
             tail.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def announce(self, entry: Entry) -> None:
-        """Deliver up to an event that was just appended, and let the other workers know."""
-        await self._events.tell(entry)
-
-    async def announce_visit(self, entry: Entry) -> None:
-        """The same for an arrival or departure."""
-        await self._visits.tell(entry)
-
     async def catch_up(self) -> None:
         """Deliver everything that the two streams have new."""
-        await self._events.catch_up()
-        await self._visits.catch_up()
+        await self.events.catch_up()
+        await self.visits.catch_up()
 
     def _take(self, entries: Sequence[Entry]) -> None:
         take, write = self._journal.take, self._write
