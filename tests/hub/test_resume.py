@@ -101,7 +101,7 @@ async def test_an_id_that_is_not_known_is_a_gap_and_then_what_is_left(last: str)
 
 
 async def test_a_restart_that_loses_the_store_is_a_gap_for_every_kind_of_subscription() -> None:
-    """Design §5: an epoch change is a gap and is told."""
+    """Our choice: an epoch change is a gap and is told."""
     async with running() as hub:
         last = (await listen(hub)).last_id
     async with running() as hub:
@@ -260,7 +260,7 @@ async def test_who_leaves_while_catching_up_is_forgotten() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 async def test_workers_on_a_distant_store_give_every_subscriber_the_same_order_across_reconnects(seed: int) -> None:
-    """Design §5: any worker serves any stream. Calls of the store interleave in every way that a seed makes."""
+    """Our choice: any worker serves any stream. Calls of the store interleave in every way that a seed makes."""
     dice = random.Random(seed)
     memory = MemoryStore()
     stores = [DistantStore(lambda: dice.randrange(4), memory) for _ in range(2)]
@@ -304,7 +304,7 @@ async def test_workers_on_a_distant_store_give_every_subscriber_the_same_order_a
 
 
 async def test_who_comes_back_is_counted_by_whether_all_could_be_told() -> None:
-    """FACTS 5: `hub_replay_total`."""
+    """The metric `hub_replay_total`."""
     async with running() as hub:
         outlet = await listen(hub)
         assert hub.stats().replays == {"full": 0, "gap": 0}

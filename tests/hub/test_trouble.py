@@ -125,7 +125,7 @@ async def test_a_store_that_forgets_the_journal_is_a_gap_for_those_who_listen_an
 
 
 async def test_a_store_that_begins_a_new_epoch_is_a_gap_and_delivery_goes_on() -> None:
-    """Design §5: an epoch change is told, also when it happens while the server runs."""
+    """Our choice: an epoch change is told, also when it happens while the server runs."""
     store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))
     async with running(store) as hub:
         outlet = await listen(hub)

@@ -62,7 +62,7 @@ def test_a_message_is_framed_as_the_library_does_it(size: int) -> None:
 
 
 async def test_one_event_is_framed_once_for_every_socket() -> None:
-    """DESIGN §5: encoded once, and the same bytes for all."""
+    """Our choice: encoded once, and the same bytes for all."""
     wires = [Taken() for _ in range(3)]
     outboxes = [DirectSocket(wire, unsent, limit=1000, grace=WAIT) for wire in wires]
     for message in (b'{"a":1}', b'{"b":2}'):

@@ -200,7 +200,7 @@ async def test_the_hub_ends_an_outbox_that_is_behind_as_slow_and_another_as_goin
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_stopping_server_answers_before_it_closes(way: str) -> None:
-    """Issue 3 and DESIGN §5: what was asked is answered, then 1001."""
+    """Our choice: what was asked is answered, then 1001."""
     async with world(way) as app, app.client() as busy, app.client("mcp") as idle:  # type: ignore[arg-type]
         await hear(busy)
         await tell(busy, {"type": "mcp_call", "tool": "waits", "id": 1})
