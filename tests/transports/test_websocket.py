@@ -40,7 +40,7 @@ async def test_a_handshake_client_lists_and_calls_over_the_subprotocol(way: str)
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_handshake_tool_asks_the_person_on_the_same_socket(way: str) -> None:
-    """Specification, client/elicitation: the question is a request of the server, its answer a response of the client."""
+    """Specification, elicitation: the question is a request of the server, its answer a response of the client."""
     async with world(way) as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
         question = await ask(socket, call("name"))
