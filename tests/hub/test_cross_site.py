@@ -1,7 +1,6 @@
 """Pages of other sites open no stream of the hub: nothing is taken from a mailbox, and nobody is announced."""
 
 import asyncio
-import json
 from typing import Any
 
 import pytest
@@ -33,8 +32,7 @@ async def test_an_image_on_another_site_takes_nothing_from_a_mailbox(lane: bool,
         await server.hub.send("alice", "for alice")
         image = await running.connect()
         await image.send(request("GET", "/mcp/sse/alice", extra=extra))
-        status, _, body = await image.reply()
-        assert (status, json.loads(body)["status"]) == (403, 403)
+        assert (await image.reply())[0] == 403
         alice = await running.connect()
         await alice.send(request("GET", "/mcp/sse/alice", extra=b"Accept: text/event-stream\r\n"))
         assert (await alice.head())[0] == 200

@@ -14,7 +14,6 @@ from msgspec import Struct
 
 from millstream.config import Settings
 from millstream.http.compression import GZIP_HEAD, accepts_gzip, gzip_member
-from millstream.http.hosts import is_cross_site
 from millstream.http.media import accepted, carries_json
 from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink, last_event_id, query_values
 from millstream.hub import Encode, Event, Forbidden, Hub, InvalidName, TooLarge, TooMany
@@ -139,8 +138,6 @@ class HubRoutes:
         self, request: Request, admit: Callable[[], object], begin: Callable[[Sink, Encode], Awaitable[None]]
     ) -> Response | Sink:
         """Open a stream. Whatever can be refused is refused before the hub hears of anybody."""
-        if is_cross_site(request.headers):
-            return _CROSS_SITE
         try:
             admit()
         except (InvalidName, Forbidden, TooMany) as exc:
@@ -199,8 +196,6 @@ def problem(status: int, detail: str, head: bytes = b"") -> Response:
     """An error as problem details."""
     return Response(encode({"status": status, "detail": detail}), status, _PROBLEM_HEAD + head)
 
-
-_CROSS_SITE = problem(403, "Pages of other sites cannot open this stream, unless `allowed_origins` lists their Origin.")
 
 _STATUS: dict[type[Exception], tuple[int, bytes]] = {
     InvalidName: (400, b""),
