@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from millstream.hub import Event, Hub, HubLimits
-from millstream.stores.base import Bus, Entry, EventLog, KeyValue, Position
+from millstream.stores.base import PAGE_BYTES, Bus, Entry, EventLog, KeyValue, Position
 from millstream.stores.memory.store import MemoryStore
 from patience import WAIT
 
@@ -164,13 +164,15 @@ class _DistantKeyValue:
         await self._distance.wait()
         return await self._kv.get(key)
 
-    async def put(self, key: str, value: bytes, ttl: float) -> None:
+    async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
         await self._distance.wait()
-        await self._kv.put(key, value, ttl)
+        await self._kv.put(key, value, ttl, lossy=lossy)
 
-    async def compare_and_set(self, key: str, expected: bytes | None, value: bytes | None, ttl: float) -> bool:
+    async def compare_and_set(
+        self, key: str, expected: bytes | None, value: bytes | None, ttl: float, *, lossy: bool = False
+    ) -> bool:
         await self._distance.wait()
-        return await self._kv.compare_and_set(key, expected, value, ttl)
+        return await self._kv.compare_and_set(key, expected, value, ttl, lossy=lossy)
 
     async def delete(self, key: str) -> bool:
         await self._distance.wait()
@@ -192,11 +194,23 @@ class _DistantLog:
         await self._distance.wait()
         return position
 
-    async def read(self, stream: str, after: Position | None, limit: int = 1000) -> Sequence[Entry]:
+    async def read(
+        self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
+    ) -> Sequence[Entry]:
         await self._distance.wait()
-        entries = await self._log.read(stream, after, limit)
+        entries = await self._log.read(stream, after, limit, max_bytes)
         await self._distance.wait()
         return entries
+
+    async def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry]:
+        await self._distance.wait()
+        entries = await self._log.newest(stream, limit, max_bytes)
+        await self._distance.wait()
+        return entries
+
+    async def touch(self, stream: str, ttl: float) -> bool:
+        await self._distance.wait()
+        return await self._log.touch(stream, ttl)
 
     async def trim(self, stream: str) -> None:
         await self._log.trim(stream)

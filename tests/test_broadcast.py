@@ -81,7 +81,7 @@ def test_broadcasts_by_a_tool_and_calls_do_not_disturb_each_other(program: Path,
 
 
 def test_a_reader_that_stalls_is_cut_as_slow_and_the_others_get_everything(program: Path, port: int) -> None:
-    """DESIGN 5: a slow subscriber is cut with a named reason; the others do not feel it."""
+    """Our choice: a slow subscriber is cut with a named reason; the others do not feel it."""
     options = ("--subscribers", "20", "--stalled", "1", "--events", "400", "--size", "65536")
     found = load(program, port, *options)
     assert (found["slow"], found["deliveries"]) == (1, 8000)

@@ -252,7 +252,7 @@ async def test_the_counters_tell_what_happened() -> None:
 
 
 async def test_subscribers_are_counted_by_what_carries_them() -> None:
-    """FACTS 5: `hub_streams_active` by transport."""
+    """The metric `hub_streams_active` by transport."""
     async with running() as hub:
         events, socket = Outlet(), Outlet()
         await hub.subscribe(("a",), events, encode=encode_line, transport="events")
@@ -263,7 +263,7 @@ async def test_subscribers_are_counted_by_what_carries_them() -> None:
 
 
 async def test_what_subscribers_have_not_taken_is_told() -> None:
-    """FACTS 5: `hub_send_queue_bytes`."""
+    """The metric `hub_send_queue_bytes`."""
     async with running() as hub:
         idle, busy = Outlet(takes=False), Outlet()
         for outlet in (idle, busy):

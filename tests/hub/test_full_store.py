@@ -40,7 +40,7 @@ async def test_a_busy_channel_takes_no_mailbox_and_no_quiet_history_with_it() ->
 
 
 async def test_who_returns_to_a_full_store_is_told_of_the_gap_and_gets_what_is_left() -> None:
-    """Design §5: what is gone is told, whatever made it go."""
+    """Our choice: what is gone is told, whatever made it go."""
     clock = Clock()
     store = full(clock)
     async with running(store, clock=clock) as hub:

@@ -140,7 +140,7 @@ async def test_a_worker_that_dies_has_left_the_place_of_its_last_refresh() -> No
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_a_client_that_changes_workers_gets_each_message_once_in_order(seed: int) -> None:
-    """Design §5: no affinity is needed. Calls of the store interleave in every way that a seed makes."""
+    """Our choice: no affinity is needed. Calls of the store interleave in every way that a seed makes."""
     dice = random.Random(seed)
     memory = MemoryStore()
     stores = [DistantStore(lambda: dice.randrange(4), memory) for _ in range(2)]

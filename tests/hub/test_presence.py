@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-from hub_parts import Clock, DistantStore, listen, running, turns
+from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, running, turns
 from millstream.hub import Hub, HubLimits, Member
 from millstream.stores.memory.store import MemoryStore
 
@@ -212,3 +212,125 @@ async def test_who_watches_arrivals_still_resumes_where_it_was() -> None:
         await listen(hub, "chat", client_id="ann")
         again = await listen(hub, "$presence.chat", last_event_id=last)
         assert (again.gaps, len(again.data)) == ([], 1)
+
+
+async def test_a_crowd_that_comes_and_goes_pushes_no_published_event_out_of_the_journal() -> None:
+    """Fixed defect: 400 connections with presence on 16 channels emptied the journal of everybody within a second."""
+    async with running(journal=100) as hub:
+        reader = await listen(hub, "news.*")
+        last = reader.last_id
+        reader.close()
+        for number in range(50):
+            await hub.publish("news.eu", str(number))
+        channels = [f"room{number}" for number in range(16)]
+        for number in range(100):
+            (await listen(hub, *channels, client_id=f"c{number}")).close()
+            await turns()
+        assert hub.stats().published > 3000
+        again = await listen(hub, "news.*", last_event_id=last)
+        assert (again.gaps, again.data) == ([], [str(number) for number in range(50)])
+
+
+async def test_arrivals_are_resumed_once_and_in_order_behind_whichever_id_came_last() -> None:
+    """The id of an event of the journal says which arrivals followed it, that of an arrival which it was."""
+    store = MemoryStore()
+    async with running(store) as hub:
+        watcher = await listen(hub, "chat", "$presence.chat")
+        for number in range(4):
+            await listen(hub, "chat", client_id=f"a{number}")
+            await hub.publish("chat", str(number))
+            await listen(hub, "chat", client_id=f"b{number}")
+            await listen(hub, "chat", client_id=f"c{number}")
+        ids = [id for _, data, id in watcher.events()]
+        told = [data for _, data, _ in watcher.events()]
+        assert len(set(ids)) == len(ids)
+        for hubs in (hub, None):
+            async with running(store) as other:  # which was told by the store
+                for index, last in enumerate(ids):
+                    again = await listen(hubs or other, "chat", "$presence.chat", last_event_id=last)
+                    behind = [data for data in told[index + 1 :] if data is not None]
+                    assert (again.gaps, again.data) == ([], behind)
+                    once_more = await listen(hubs or other, "chat", "$presence.chat", last_event_id=again.last_id)
+                    assert once_more.data == []
+
+
+async def test_a_cut_anywhere_in_a_replay_with_arrivals_repeats_and_loses_nothing() -> None:
+    """Each line that is written has an id that stands for all lines before it."""
+    async with running() as hub:
+        watcher = await listen(hub, "chat", "$presence.chat")
+        start = watcher.last_id
+        for number in range(3):
+            await listen(hub, "chat", client_id=f"a{number}")
+            await hub.publish("chat", str(number))
+        whole = await listen(hub, "chat", "$presence.chat", last_event_id=start)
+        for cut in range(1, len(whole.chunks)):
+            seen = Outlet()
+            seen.chunks = whole.chunks[:cut]
+            rest = await listen(hub, "chat", "$presence.chat", last_event_id=seen.last_id)
+            assert seen.data + rest.data == watcher.data
+
+
+async def test_more_arrivals_than_are_kept_are_a_gap_for_who_missed_them_and_for_nobody_else() -> None:
+    """What is gone is never skipped in silence, not even by a worker that comes later."""
+    store = MemoryStore()
+    async with running(store) as hub:
+        watcher = await listen(hub, "$presence.chat")
+        reader = await listen(hub, "chat")
+        early = watcher.last_id
+        for number in range(600):
+            (await listen(hub, "chat", client_id=f"c{number}")).close()
+            await turns(3)
+        await turns()
+        again = await listen(hub, "$presence.chat", last_event_id=early)
+        assert again.gaps == ["trimmed"]
+        assert len(again.data) == 1000
+        async with running(store) as late:
+            for each in (hub, late):
+                assert (await listen(each, "$presence.chat", last_event_id=early)).gaps == ["trimmed"]
+                assert (await listen(each, "$presence.chat", last_event_id=watcher.last_id)).gaps == []
+                assert (await listen(each, "chat", last_event_id=reader.last_id)).gaps == []
+
+
+async def test_arrivals_while_a_subscriber_catches_up_reach_it_once() -> None:
+    """Nothing slips between what it is given and what it hears."""
+    async with running() as hub:
+        last = (await listen(hub, "chat")).last_id
+        for _ in range(40):
+            await hub.publish("chat", "x" * 10_000)
+        outlet = Outlet()
+        task = asyncio.create_task(
+            hub.subscribe(["chat", "$presence.chat"], outlet, encode=encode_line, last_event_id=last)
+        )
+        await turns(1)
+        await listen(hub, "chat", client_id="ann")
+        await task
+        await listen(hub, "chat", client_id="bob")
+        told = [json.loads(data)["client_id"] for event, data, _ in outlet.events() if event == "join" and data]
+        assert told == ["ann", "bob"]
+
+
+async def test_an_arrival_that_one_subscription_of_a_socket_brought_is_not_brought_by_another() -> None:
+    """Outlets are shared: what was written there is not written again, not even to one that resumes."""
+    async with running() as hub:
+        outlet = await listen(hub, "$presence.chat")
+        start = outlet.last_id
+        await listen(hub, "chat", client_id="ann")
+        for pattern in ("$presence.*", "$presence.>"):
+            await hub.subscribe([pattern], outlet, encode=encode_line, last_event_id=start)
+        await listen(hub, "chat", client_id="bob")
+        assert [json.loads(data)["client_id"] for data in outlet.data] == ["ann", "bob"]
+
+
+async def test_a_store_that_forgets_the_arrivals_is_a_gap_for_those_who_listen_and_those_who_come() -> None:
+    """As of the journal."""
+    store = MemoryStore()
+    async with running(store) as hub:
+        watcher = await listen(hub, "$presence.chat")
+        start = watcher.last_id
+        await listen(hub, "chat", client_id="ann")
+        await store.log.trim("presence:events")
+        await listen(hub, "chat", client_id="bob")
+        assert watcher.gaps == ["lost"]
+        assert [json.loads(data)["client_id"] for data in watcher.data] == ["ann", "bob"]
+        assert (await listen(hub, "$presence.chat", last_event_id=start)).gaps == ["trimmed"]
+        assert (await listen(hub, "$presence.chat", last_event_id=watcher.last_id)).gaps == []

@@ -2,12 +2,13 @@
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 
 from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, running, turns
-from millstream.hub import Hub
-from millstream.hub.event import Record
+from millstream.hub import Event, Hub
+from millstream.hub.event import Record, parse_position, position_id, unpack
 from millstream.stores.memory.store import MemoryStore
 
 PAD = "x" * 1000
@@ -100,7 +101,7 @@ async def test_an_id_that_is_not_known_is_a_gap_and_then_what_is_left(last: str)
 
 
 async def test_a_restart_that_loses_the_store_is_a_gap_for_every_kind_of_subscription() -> None:
-    """Design §5: an epoch change is a gap and is told."""
+    """Our choice: an epoch change is a gap and is told."""
     async with running() as hub:
         last = (await listen(hub)).last_id
     async with running() as hub:
@@ -203,7 +204,7 @@ async def test_a_worker_that_lost_the_thread_tells_its_subscribers_and_goes_on()
     """What is gone is never skipped in silence, though the store forgot it before this worker read it."""
     store = MemoryStore()
     async with running(store) as hub, running(store, journal=3) as other:
-        hub._delivery._unsubscribe()  # type: ignore[misc]  # the bus loses every message
+        hub._delivery.events.stop()  # the bus loses every message
         outlet = await listen(hub)
         await publish(other, "1")
         await hub.refresh()
@@ -259,7 +260,7 @@ async def test_who_leaves_while_catching_up_is_forgotten() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 async def test_workers_on_a_distant_store_give_every_subscriber_the_same_order_across_reconnects(seed: int) -> None:
-    """Design §5: any worker serves any stream. Calls of the store interleave in every way that a seed makes."""
+    """Our choice: any worker serves any stream. Calls of the store interleave in every way that a seed makes."""
     dice = random.Random(seed)
     memory = MemoryStore()
     stores = [DistantStore(lambda: dice.randrange(4), memory) for _ in range(2)]
@@ -303,7 +304,7 @@ async def test_workers_on_a_distant_store_give_every_subscriber_the_same_order_a
 
 
 async def test_who_comes_back_is_counted_by_whether_all_could_be_told() -> None:
-    """FACTS 5: `hub_replay_total`."""
+    """The metric `hub_replay_total`."""
     async with running() as hub:
         outlet = await listen(hub)
         assert hub.stats().replays == {"full": 0, "gap": 0}
@@ -313,3 +314,78 @@ async def test_who_comes_back_is_counted_by_whether_all_could_be_told() -> None:
         assert hub.stats().replays == {"full": 1, "gap": 1}
         await hub.receive("ann", Outlet(), encode=encode_line)
         assert hub.stats().replays == {"full": 2, "gap": 1}
+
+
+@pytest.mark.parametrize(
+    ("channels", "options", "most"),
+    [
+        ((">",), {"last_event_id": "nobody published this"}, 0),
+        (("nothing.*",), {"last_event_id": "nobody published this"}, 0),
+        (("broadcast",), {"last_event_id": "nobody published this"}, 202),
+        ((">",), {"history": 50}, 0),
+        (("nothing.*",), {"history": 50}, 0),
+        (("nothing.*",), {"last_event_id": "here.3"}, 0),
+        (("broadcast",), {"history": 1}, 2),
+    ],
+)
+async def test_a_small_request_does_not_make_the_hub_decode_its_whole_journal(
+    monkeypatch: pytest.MonkeyPatch, channels: tuple[str, ...], options: dict[str, Any], most: int
+) -> None:
+    """Fixed defect: a GET of 109 bytes with a wildcard and an unknown id held the loop for a tenth of a second."""
+    decoded = 0
+
+    def counted(*args: Any) -> Event:
+        nonlocal decoded
+        decoded += 1
+        return unpack(*args)
+
+    async with running(MemoryStore(epoch="here"), journal=4000, history=100) as hub:
+        await publish(hub, *map(str, range(4000)))
+        monkeypatch.setattr("millstream.hub.journal.unpack", counted)
+        outlet = await listen(hub, *channels, **options)
+        assert decoded <= most
+        assert len(outlet.data) <= 2000
+
+
+async def test_others_get_their_turns_while_a_long_journal_is_replayed() -> None:
+    """A replay of everything is what was asked for, but not in one go."""
+    async with running() as hub:
+        last = (await listen(hub, ">")).last_id
+        await publish(hub, *map(str, range(5000)))
+        turned = 0
+
+        async def other() -> None:
+            nonlocal turned
+            while True:
+                await asyncio.sleep(0)
+                turned += 1
+
+        task = asyncio.create_task(other())
+        outlet = Outlet()
+        outlet.drain = turns_none  # type: ignore[method-assign]  # an outlet that always has room gives none itself
+        await hub.subscribe([">"], outlet, encode=encode_line, last_event_id=last)
+        task.cancel()
+        assert len(outlet.data) == 5000
+        assert turned >= 5
+
+
+async def turns_none() -> None:
+    """Nothing to wait for."""
+
+
+@pytest.mark.parametrize("offset", [2**63 - 1, 2**63 - 2, 10**18])
+async def test_the_largest_offset_that_a_store_may_give_is_a_place_to_resume_from(offset: int) -> None:
+    """Fixed defect: the contract of a store allows 19 digits, and ids with so many were unknown."""
+    assert parse_position(position_id("here", offset), "here") == (offset, None)
+    assert parse_position(f"here.{offset}-{offset}", "here") == (offset, offset)
+    for beyond in (2**63, 10**19, 10**40):
+        assert parse_position(f"here.{beyond}", "here") is None
+        assert parse_position(f"here.{offset}-{beyond}", "here") is None
+
+
+@pytest.mark.parametrize(
+    "id", ["here.", "here.-1", "here.1-", "here.1-2-3", "here.1-x", "here.x-1", "here.²", "1", "-"]
+)
+def test_what_only_looks_like_a_place_is_none(id: str) -> None:
+    """Ids come from peers."""
+    assert parse_position(id, "here") is None

@@ -10,7 +10,7 @@ from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, receive,
 from millstream.hub import Event
 from millstream.hub.event import Record
 from millstream.protocol.errors import LocalError
-from millstream.stores.base import Gap
+from millstream.stores.base import PAGE_BYTES, Gap
 from millstream.stores.memory.store import MemoryStore
 from patience import WAIT
 
@@ -53,13 +53,13 @@ async def test_reading_goes_on_when_the_store_is_back(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A task of the hub outlives its store."""
-    monkeypatch.setattr("millstream.hub.delivery._PAUSE", 0)
+    monkeypatch.setattr("millstream.stores.follow.PAUSE", 0)
     memory = MemoryStore()
     store, log = unreliable("log", memory)
     async with running(store) as hub, running(memory) as other:
         outlet = await listen(hub)
         log.down = True
-        with caplog.at_level(logging.CRITICAL, "millstream.hub"):
+        with caplog.at_level(logging.CRITICAL, "millstream.stores"):
             await other.publish("broadcast", "1")
             await turns()
             log.down = False
@@ -125,7 +125,7 @@ async def test_a_store_that_forgets_the_journal_is_a_gap_for_those_who_listen_an
 
 
 async def test_a_store_that_begins_a_new_epoch_is_a_gap_and_delivery_goes_on() -> None:
-    """Design §5: an epoch change is told, also when it happens while the server runs."""
+    """Our choice: an epoch change is told, also when it happens while the server runs."""
     store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))
     async with running(store) as hub:
         outlet = await listen(hub)
@@ -246,31 +246,47 @@ async def test_an_event_in_the_journal_that_nobody_announced_is_delivered_with_t
         assert outlet.data == ["1"]
 
 
-async def test_a_worker_can_join_while_the_journal_loses_its_oldest_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It reads to the end in pages; the store may cut in between."""
-    monkeypatch.setattr("millstream.hub.journal._PAGE", 2)
+async def test_a_worker_joins_a_long_journal_by_one_read_of_its_end() -> None:
+    """It used to read the journal from its oldest entry on, which the store might cut meanwhile."""
     memory = MemoryStore()
-    async with running(memory, journal=6) as hub:
-        for number in range(6):
+    async with running(memory) as hub:
+        last = (await listen(hub)).last_id
+        for number in range(3000):
             await hub.publish("broadcast", str(number))
         store: Any = DistantStore(lambda: 0, memory)
         distant, reads = store.log, 0
 
-        class Cutting:
-            async def read(self, stream: str, after: Any, limit: int = 1000) -> Any:
+        class Counting:
+            async def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Any:
                 nonlocal reads
-                reads += 1
-                if reads == 2:
-                    raise Gap(memory.epoch, (await distant.read(stream, None, 1))[0].position)
-                return await distant.read(stream, after, limit)
+                reads += stream == "hub:journal"
+                return await distant.newest(stream, limit, max_bytes)
 
-            append = distant.append
+            append, read = distant.append, distant.read
 
-        store.log = Cutting()
-        async with running(store, journal=6) as other:
-            outlet = await listen(other)
-            await hub.publish("broadcast", "6")
-            assert await outlet.until(1) == ["6"]
+        store.log = Counting()
+        async with running(store) as other:
+            assert reads == 1
+            assert (await listen(other, last_event_id=last)).data == list(map(str, range(3000)))
+
+
+async def test_a_store_that_lost_the_end_of_its_journal_is_a_gap_and_what_follows_is_delivered() -> None:
+    """Fixed defect: the hub stayed where it was and dropped every event up to there, without a word."""
+    store: Any = DistantStore(lambda: 0, MemoryStore(epoch="here"))
+    async with running(store) as hub:
+        outlet = await listen(hub)
+        older = MemoryStore(epoch="here")
+        for number in range(10):
+            await hub.publish("broadcast", str(number))
+            if number < 5:
+                entries = await store.log.read("hub:journal", None)
+                await older.log.append("hub:journal", entries[-1].data, ttl=60.0, max_entries=100)
+        store.log = older.log
+        await hub.publish("broadcast", "new")
+        await hub.publish("broadcast", "newer")
+        assert outlet.gaps == ["lost"]
+        assert outlet.data == [*map(str, range(10)), "new", "newer"]
+        assert (await listen(hub, last_event_id=outlet.last_id)).gaps == []
 
 
 async def test_a_place_from_before_the_first_event_of_an_epoch_is_a_gap_once_that_is_long_ago() -> None:

@@ -1,11 +1,8 @@
 """A mailbox that is gone, whole or in part, is told by a `gap`, whether the client returns with an id or without."""
 
-from contextlib import suppress
-
 import pytest
 
-from hub_parts import Clock, receive, running, turns
-from millstream.stores.base import StoreFull
+from hub_parts import Clock, listen, receive, running, turns
 from millstream.stores.memory.store import MemoryStore
 
 SMALL = 20_000
@@ -95,11 +92,11 @@ async def test_nothing_is_owed_to_who_was_written_it() -> None:
     async with running(store, clock=clock, mailbox_age=60.0) as one, running(store, clock=clock) as two:
         await receive(one, "me")
         await one.send("me", "1")
-        assert await store.kv.keys("hub:debt:") == []
+        assert await store.kv.keys("debt:") == []
         await two.send("me", "2")
-        assert len(await store.kv.keys("hub:debt:")) == 1
+        assert len(await store.kv.keys("debt:")) == 1
         await one.refresh()
-        assert await store.kv.keys("hub:debt:") == []
+        assert await store.kv.keys("debt:") == []
 
 
 async def test_a_message_that_this_worker_has_not_read_yet_is_not_missing() -> None:
@@ -111,15 +108,32 @@ async def test_a_message_that_this_worker_has_not_read_yet_is_not_missing() -> N
         assert (outlet.gaps, outlet.data) == ([], ["1"])
 
 
-async def test_a_store_without_room_for_the_debt_keeps_the_message() -> None:
-    """Values refuse where the log drops; a message is the log's."""
+async def test_debts_of_made_up_clients_drive_out_the_oldest_debts_and_nothing_else() -> None:
+    """Fixed defect: 183,000 anonymous calls with new client ids filled the values of the whole server for days."""
     clock = Clock()
-    store = MemoryStore(clock=clock, max_value_bytes=1000)
+    store = MemoryStore(clock=clock, max_value_bytes=20_000)
+    async with running(store, clock=clock, mailbox_age=60.0) as hub:
+        for number in range(200):
+            await hub.send(f"made-up-{number}", "x")
+        debts = await store.kv.keys("debt:")
+        assert "debt:made-up-199" in debts
+        assert "debt:made-up-0" not in debts
+        assert store.kv.kinds["debt"].size <= 20_000
+        await store.kv.put("session:ada", bytes(10_000), 60.0)
+        assert (await receive(hub, "made-up-0")).data == ["x"], "the message itself is the log's"
+
+
+async def test_cursors_of_made_up_clients_drive_out_the_oldest_cursors_and_departures_are_still_told() -> None:
+    """A store that took no further cursor kept everybody's departure from being told."""
+    clock = Clock()
+    store = MemoryStore(clock=clock, max_value_bytes=20_000)
     async with running(store, clock=clock) as hub:
-        with suppress(StoreFull):
-            for number in range(100):
-                await store.kv.put(f"{number}", b"x" * 100, 1000.0)
-        await hub.send("me", "1")
-        assert await store.kv.keys("hub:debt:") == []
-        assert (await receive(hub, "me")).data == ["1"]
-        await store.kv.delete("0")
+        watcher = await listen(hub, "$presence.chat")
+        for number in range(200):
+            await hub.send(f"made-up-{number}", "x")
+            (await receive(hub, f"made-up-{number}")).close()
+            await turns()
+        assert "seen:made-up-199" in await store.kv.keys("seen:")
+        (await listen(hub, "chat", client_id="ann")).close()
+        assert len(await watcher.until(2)) == 2
+        assert store.kv.kinds["seen"].size <= 20_000

@@ -113,7 +113,7 @@ async def test_a_full_store_is_told_and_sessions_still_begin_and_end() -> None:
         kv = wire.runtime.services.store.kv
         with contextlib.suppress(StoreFull):
             for n in itertools.count():
-                await kv.put(f"{n}", bytes(1_000_000 if n < 62 else 100), 60.0)
+                await kv.put(f"session:{n}", bytes(1_000_000 if n < 31 else 100), 60.0)
         late = await wire.initialize(capabilities=declaring(100))
         refused = await wire.post(request("resources/subscribe", SIGN), late)
         assert refused.error[:2] == (200, -32000)

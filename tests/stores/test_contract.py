@@ -1,37 +1,15 @@
-"""What `millstream.stores.base` promises, asked of every store. Expiry is in each store's own tests."""
+"""What `millstream.stores.base` promises of values and messages, asked of every store. Expiry is in each store's own
+tests.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from contextlib import suppress
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from millstream.stores import open_store
-from millstream.stores.base import Entry, Gap, Position, Store
+from millstream.stores.base import Store, StoreFull
 from patience import WAIT
-
-TTL = 300.0
-STORES: dict[str, Callable[[], Store]] = {"memory": lambda: open_store("memory://")}
-"""One factory a store; each call makes an empty one. What is listed here is tested."""
-
-
-@pytest.fixture(params=list(STORES))
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    store = STORES[request.param]()
-    await store.open()
-    yield store
-    await store.close()
-
-
-async def append(store: Store, stream: str, *data: bytes, max_entries: int = 1000) -> list[Position]:
-    return [await store.log.append(stream, item, ttl=TTL, max_entries=max_entries) for item in data]
-
-
-def data_of(entries: Any) -> list[bytes]:
-    return [entry.data for entry in entries]
+from store_parts import TTL, append
 
 
 async def test_the_epoch_is_short_visible_ascii_so_that_it_fits_into_ids(store: Store) -> None:
@@ -112,102 +90,32 @@ async def test_keys_are_found_by_prefix_taken_literally(store: Store) -> None:
         assert sorted(await store.kv.keys(prefix)) == sorted(name for name in names if name.startswith(prefix))
 
 
-# event log
-
-
-async def test_entries_are_read_in_the_order_of_append(store: Store) -> None:
-    """The contract of `EventLog`."""
-    positions = await append(store, "stream", b"a", b"", b"c")
-    assert await store.log.read("stream", None) == [
-        Entry(position, data) for position, data in zip(positions, [b"a", b"", b"c"], strict=True)
-    ]
-    assert all(position.epoch == store.epoch for position in positions)
-    offsets = [position.offset for position in positions]
-    assert offsets == sorted(set(offsets))
-    assert offsets[0] >= 1
-    assert offsets[-1] < 2**63
-
-
-async def test_reading_goes_on_behind_a_position_and_ends_empty(store: Store) -> None:
-    """The contract of `EventLog.read`: ``after`` itself is not repeated."""
-    positions = await append(store, "stream", b"a", b"b", b"c")
-    assert data_of(await store.log.read("stream", positions[0])) == [b"b", b"c"]
-    assert data_of(await store.log.read("stream", positions[0], 1)) == [b"b"]
-    assert data_of(await store.log.read("stream", None, 2)) == [b"a", b"b"]
-    assert data_of(await store.log.read("stream", positions[-1])) == []
-
-
-async def test_streams_do_not_mix(store: Store) -> None:
-    """The contract of `EventLog`: a position counts in its own stream."""
-    for n in range(3):
-        await append(store, "one", b"1%d" % n)
-        await append(store, "two", b"2%d" % n)
-    assert data_of(await store.log.read("one", None)) == [b"10", b"11", b"12"]
-    assert data_of(await store.log.read("two", None)) == [b"20", b"21", b"22"]
-
-
-async def test_an_unknown_stream_is_empty_from_the_start_and_a_gap_from_a_position(store: Store) -> None:
-    """The contract of `EventLog.read`."""
-    assert await store.log.read("nothing", None) == []
-    with pytest.raises(Gap) as gap:
-        await store.log.read("nothing", Position(store.epoch, 1))
-    assert gap.value.epoch == store.epoch
-    assert gap.value.oldest is None
-
-
-async def test_a_position_of_another_epoch_is_a_gap_that_names_the_present_one(store: Store) -> None:
-    """The contract of `EventLog.read`: offsets of another epoch say nothing."""
-    positions = await append(store, "stream", b"a", b"b")
-    with pytest.raises(Gap) as gap:
-        await store.log.read("stream", Position("another", positions[0].offset))
-    assert gap.value.epoch == store.epoch
-    assert gap.value.oldest == positions[0]
-
-
-async def test_a_position_behind_the_newest_entry_is_a_gap(store: Store) -> None:
-    """The contract of `EventLog.read`: nobody was given it, or the tail was lost."""
-    (position,) = await append(store, "stream", b"a")
-    with pytest.raises(Gap):
-        await store.log.read("stream", Position(store.epoch, position.offset + 1))
-
-
-async def test_the_newest_entries_are_kept_and_a_dropped_one_is_a_gap_not_a_silent_skip(store: Store) -> None:
-    """The contract of `EventLog.append`: at least the newest `max_entries` are there."""
-    positions = await append(store, "stream", *(b"%d" % n for n in range(500)), max_entries=3)
-    held = data_of(await store.log.read("stream", None))
-    assert held == [b"%d" % n for n in range(500 - len(held), 500)]
-    assert 3 <= len(held) < 500
-    assert data_of(await store.log.read("stream", positions[-3])) == [b"498", b"499"]
-    with pytest.raises(Gap) as gap:
-        await store.log.read("stream", positions[0])
-    assert gap.value.oldest == positions[-len(held)]
-    assert data_of(await store.log.read("stream", gap.value.oldest)) == held[1:]
-
-
-async def test_what_one_kind_of_stream_takes_is_not_taken_from_another(store: Store) -> None:
-    """The contract of `EventLog.append`: a kind that is full drops its own."""
+async def test_what_one_kind_of_key_takes_is_not_taken_from_another(store: Store) -> None:
+    """Fixed defect: debts of streamed calls, which anybody can make, kept sessions from subscribing for days."""
     piece = bytes(2**20)
-    kept = await append(store, "mailbox:ada", *[piece] * 40)
-    for n in range(40):
-        await append(store, f"call:{n}:a", piece)
-    assert [entry.position for entry in await store.log.read("mailbox:ada", None)] == kept
+    with suppress(StoreFull):
+        for number in range(200):
+            await store.kv.put(f"debt:{number}", piece, TTL)
+    await store.kv.put("session:ada", piece, TTL)
+    assert await store.kv.compare_and_set("once:ada", None, piece, TTL)
+    assert await store.kv.get("debt:0") == await store.kv.get("session:ada") == piece
 
 
-async def test_a_trimmed_stream_that_begins_again_never_reuses_a_position(store: Store) -> None:
-    """The contract of `Position`: an old reader gets a gap, not the new entries as if nothing had been lost."""
-    old = await append(store, "stream", b"a", b"b", b"c")
-    await store.log.trim("stream")
-    await store.log.trim("stream")
-    assert await store.log.read("stream", None) == []
-    for position in old:
-        with pytest.raises(Gap):
-            await store.log.read("stream", position)
-    new = await append(store, "stream", b"d", b"e", b"f", b"g")
-    assert min(position.offset for position in new) > max(position.offset for position in old)
-    for position in old[:2]:
-        with pytest.raises(Gap):
-            await store.log.read("stream", position)
-    assert data_of(await store.log.read("stream", None)) == [b"d", b"e", b"f", b"g"]
+async def test_a_lossy_value_takes_the_place_of_the_one_written_the_longest_ago(store: Store) -> None:
+    """The contract of `KeyValue`: oldest out, and only what was written as lossy."""
+    piece = bytes(2**20)
+    await store.kv.put("debt:0", piece, TTL, lossy=True)
+    await store.kv.put("debt:1", piece, TTL, lossy=True)
+    await store.kv.put("debt:0", piece, TTL, lossy=True)
+    number = 2
+    while await store.kv.get("debt:1") is not None:
+        assert await store.kv.compare_and_set(f"debt:{number}", None, piece, TTL, lossy=True)
+        number += 1
+        assert number < 200
+    assert await store.kv.get("debt:0") == await store.kv.get(f"debt:{number - 1}") == piece
+    with pytest.raises(StoreFull):
+        await store.kv.put("debt:huge", bytes(200 * 2**20), TTL, lossy=True)
+    assert await store.kv.get(f"debt:{number - 1}") == piece
 
 
 # bus
@@ -299,86 +207,3 @@ async def test_close_ends_subscriptions(store: Store) -> None:
     await store.bus.publish("topic", b"end")
     await end.until(b"end")
     assert inbox.items == []
-
-
-# Resuming after any cut. The model is a plain list of all that was ever appended.
-
-STREAMS = st.sampled_from(["one", "two"])
-
-
-class LogMachine(RuleBasedStateMachine):
-    """Readers that are cut anywhere and go on from any position that they were given lose and repeat nothing.
-
-    What they cannot get they are told of by `Gap`, and a gap is only told when an entry is really gone.
-    """
-
-    make: Callable[[], Store]
-
-    @initialize()
-    def begin(self) -> None:
-        self.runner = asyncio.Runner()
-        self.store = self.make()
-        self.runner.run(self.store.open())
-        self.appended: dict[str, list[Entry]] = {"one": [], "two": []}
-        self.kept_from: dict[str, int] = {"one": 0, "two": 0}
-        """Index of the oldest entry that the log still has to hold."""
-        self.begun: dict[str, int] = {"one": 0, "two": 0}
-        """Index of the first entry since the last trim."""
-
-    def teardown(self) -> None:
-        self.runner.run(self.store.close())
-        self.runner.close()
-
-    @rule(stream=STREAMS, data=st.binary(max_size=8), max_entries=st.integers(1, 6), times=st.integers(1, 4))
-    def append(self, stream: str, data: bytes, max_entries: int, times: int) -> None:
-        for _ in range(times):
-            position = self.runner.run(self.store.log.append(stream, data, ttl=TTL, max_entries=max_entries))
-            self.appended[stream].append(Entry(position, data))
-            oldest = len(self.appended[stream]) - max_entries
-            self.kept_from[stream] = max(self.kept_from[stream], oldest)
-
-    @rule(stream=STREAMS)
-    def trim(self, stream: str) -> None:
-        self.runner.run(self.store.log.trim(stream))
-        self.kept_from[stream] = self.begun[stream] = len(self.appended[stream])
-
-    @rule(stream=STREAMS, cut=st.integers(0, 30), limit=st.integers(1, 5))
-    def resume(self, stream: str, cut: int, limit: int) -> None:
-        entries = self.appended[stream]
-        if not entries:
-            return
-        cut %= len(entries)
-        try:
-            got = self.read_on(stream, entries[cut].position, limit)
-        except Gap:
-            got = None
-        lost = cut + 1 < self.kept_from[stream] or cut < self.begun[stream]
-        assert got == entries[cut + 1 :] or (got is None and lost)
-
-    @rule(stream=STREAMS, limit=st.integers(1, 5))
-    def start(self, stream: str, limit: int) -> None:
-        got = self.read_on(stream, None, limit)
-        assert len(got) >= len(self.appended[stream]) - self.kept_from[stream]
-        assert got == self.appended[stream][len(self.appended[stream]) - len(got) :]
-
-    @invariant()
-    def offsets_of_a_stream_only_grow(self) -> None:
-        for entries in getattr(self, "appended", {}).values():
-            offsets = [entry.position.offset for entry in entries]
-            assert offsets == sorted(set(offsets))
-
-    def read_on(self, stream: str, after: Position | None, limit: int) -> list[Entry]:
-        """Read in pieces to the end, as a connection that is cut after each piece would."""
-        got: list[Entry] = []
-        while piece := self.runner.run(self.store.log.read(stream, after, limit)):
-            assert len(piece) <= limit
-            got += piece
-            after = piece[-1].position
-        return got
-
-
-@pytest.mark.parametrize("name", list(STORES))
-def test_resume_after_any_cut_loses_and_repeats_nothing(name: str) -> None:
-    """The contract of `EventLog`, as a state machine."""
-    machine = type("Machine", (LogMachine,), {"make": staticmethod(STORES[name])})
-    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=30))

@@ -48,7 +48,7 @@ class Clock:
 async def test_a_store_that_fails_is_down_until_it_answers_again(
     failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """FACTS 5: `hub_backend_up{kind}`. The log says it once, not at each look."""
+    """The metric `hub_backend_up{kind}`. The log says it once, not at each look."""
     values, clock = Values(), Clock()
     health = health_of(values, clock=clock)
     assert health.up

@@ -39,6 +39,8 @@ def run_without_loop(store: MemoryStore) -> None:
         store.kv.compare_and_set("key", b"value", b"other", 60.0),
         store.log.append("stream", b"entry", ttl=60.0, max_entries=10),
         store.log.read("stream", None),
+        store.log.newest("stream", 1),
+        store.log.touch("stream", 60.0),
         store.bus.publish("topic", b"message"),
         store.kv.delete("key"),
         store.log.trim("stream"),
@@ -114,6 +116,20 @@ async def test_a_stream_lives_from_its_last_append(clock: Clock) -> None:
     assert await store.log.read("stream", None) == []
     with pytest.raises(Gap):
         await store.log.read("stream", first)
+
+
+async def test_a_touched_stream_lives_from_then_on(clock: Clock) -> None:
+    """The contract of `EventLog.touch`: a call may be silent for longer than its messages are kept."""
+    store = MemoryStore(clock=clock)
+    first = await append(store, "call:stream", b"a", ttl=10.0)
+    for _ in range(5):
+        clock.now += 9.0
+        assert await store.log.touch("call:stream", 10.0)
+    assert await store.log.read("call:stream", first) == []
+    clock.now += 10.0
+    assert not await store.log.touch("call:stream", 10.0)
+    with pytest.raises(Gap):
+        await store.log.read("call:stream", first)
 
 
 async def test_an_expired_stream_begins_anew_above_its_old_positions(clock: Clock) -> None:
@@ -359,3 +375,13 @@ async def test_memory_is_back_where_it_was_when_all_is_gone(clock: Clock, end: s
     assert full - before > 1024 * 1024
     assert after - before < 256 * 1024  # the interpreter keeps 2,000 free tuples for itself: 112 KiB
     assert store.kv.size == store.log.size == 0
+
+
+async def test_the_keys_of_one_kind_are_found_without_a_walk_over_the_others() -> None:
+    """Whoever asks who is in a chat must not pay for the mailboxes of everybody."""
+    store = MemoryStore()
+    for number in range(1000):
+        await store.kv.put(f"debt:{number}", b"", 60.0)
+    await store.kv.put("presence:chat ann", b"", 60.0)
+    store.kv.kinds["debt"].values = None  # type: ignore[assignment]  # whoever walks over it fails
+    assert await store.kv.keys("presence:chat ") == ["presence:chat ann"]

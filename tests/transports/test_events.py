@@ -164,7 +164,7 @@ async def test_a_reconnect_with_the_last_event_id_misses_nothing(lane: bool, how
 
 
 async def test_an_id_from_before_a_restart_is_answered_with_a_gap(lane: bool) -> None:
-    """Design §5: a gap is told."""
+    """Our choice: a gap is told."""
     async with world(lane) as here:
         await here.publish({"data": "1"})
         stream = await here.stream(extra=b"Last-Event-ID: before.7\r\n")
@@ -217,7 +217,7 @@ async def test_a_client_hears_its_own_messages_and_what_came_while_it_was_away(l
 
 
 async def test_streams_are_kept_alive_counted_and_ended_with_the_server(lane: bool) -> None:
-    """Design §5: every open stream gets a comment; shutdown ends streams properly."""
+    """Our choice: every open stream gets a comment; shutdown ends streams properly."""
     async with world(lane) as here:
         streams = [await here.stream(), await here.stream("/mcp/sse/me")]
         assert len(here.streams) == 2

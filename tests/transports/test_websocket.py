@@ -27,7 +27,7 @@ def call(tool: str, id: int = 1, **arguments: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_handshake_client_lists_and_calls_over_the_subprotocol(way: str) -> None:
-    """Digest §4.1, custom transports: the format and the lifecycle are those of every transport."""
+    """Specification, basic/transports, custom transports: the format and the lifecycle are those of every transport."""
     async with world(way) as app, app.client(MCP) as socket:
         assert socket.subprotocol == "mcp"
         answer = await ask(socket, request("initialize", INITIALIZE, 0))
@@ -40,7 +40,7 @@ async def test_a_handshake_client_lists_and_calls_over_the_subprotocol(way: str)
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_handshake_tool_asks_the_person_on_the_same_socket(way: str) -> None:
-    """Digest §10.2: the question is a request of the server, its answer a response of the client."""
+    """Specification, elicitation: the question is a request of the server, its answer a response of the client."""
     async with world(way) as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
         question = await ask(socket, call("name"))
@@ -51,7 +51,7 @@ async def test_a_handshake_tool_asks_the_person_on_the_same_socket(way: str) -> 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_per_request_tool_asks_by_its_result(way: str) -> None:
-    """Digest §6: the server writes no request; the client calls again with the answers and the state."""
+    """2026-07-28, multi round-trip requests: the server asks by its result, and the client calls again."""
     async with world(way) as app, app.client(MCP) as socket:
         first = (await ask(socket, enveloped("tools/call", {"name": "name", "arguments": {}}, 1, **FORM)))["result"]
         assert first["resultType"] == "input_required"
@@ -77,7 +77,7 @@ async def test_both_eras_share_one_socket() -> None:
 
 
 async def test_progress_comes_before_the_answer() -> None:
-    """Digest §10.5."""
+    """Specification, basic/utilities/progress."""
     async with world() as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
         await tell(socket, request("tools/call", {"name": "steps", "arguments": {}, "_meta": {"progressToken": "p"}}))
@@ -87,7 +87,7 @@ async def test_progress_comes_before_the_answer() -> None:
 
 
 async def test_a_cancelled_call_is_not_answered() -> None:
-    """Digest §10.6."""
+    """Specification, basic/utilities/cancellation."""
     async with world() as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
         await tell(socket, call("forever", 7))
@@ -98,7 +98,7 @@ async def test_a_cancelled_call_is_not_answered() -> None:
 
 
 async def test_a_listen_stream_runs_on_the_socket() -> None:
-    """Digest §7: acknowledged first, then changes, each with the id of the subscription."""
+    """2026-07-28, subscriptions: acknowledged first, then changes, each with the id of the subscription."""
     async with world() as app, app.client(MCP) as socket:
         wanted = {"notifications": {"toolsListChanged": True}}
         first = await ask(socket, enveloped("subscriptions/listen", wanted, "l"))
@@ -111,7 +111,7 @@ async def test_a_listen_stream_runs_on_the_socket() -> None:
 
 @pytest.mark.parametrize(("revision", "answered"), [("2025-03-26", True), ("2025-06-18", False)])
 async def test_batches_belong_to_one_revision(revision: str, answered: bool) -> None:
-    """Digest §1."""
+    """Specification 2025-03-26, basic: only this revision has batches."""
     async with world() as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", {**INITIALIZE, "protocolVersion": revision}, 0))
         answer = await ask(socket, [request("ping", id=1), request("ping", id=2)])

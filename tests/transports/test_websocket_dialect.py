@@ -88,7 +88,7 @@ async def test_a_misspelled_channel_is_named_so_that_nobody_hears_what_was_not_f
 
 
 async def test_wrong_arguments_are_told_in_the_result() -> None:
-    """Digest §9.1: 2025-11-25, whose shapes the dialect has, tells the model what to fix."""
+    """Specification, server/tools, errors: 2025-11-25, whose shapes the dialect has, tells the model what to fix."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         for arguments in ([], {"a": 1}, {"a": 1, "b": "x"}):

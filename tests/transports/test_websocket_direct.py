@@ -9,10 +9,11 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from millstream.http.websocket.direct import DirectSocket, text_frame
-from millstream.http.websocket.queued import SLOW, TRY_AGAIN_LATER
+from millstream.http.websocket.socket import SLOW, TRY_AGAIN_LATER
 from millstream.http.websocket.uvicorn import WebSocketProtocol
 from millstream.http.websocket.waiting import CompactEvent
 from millstream.hub import HubLimits
+from millstream.transports.websocket.route import carry
 from socket_world import CLOSE, PING, PONG, TEXT, WAIT, WAYS, World, frame, hear, tell, world
 
 SUBSCRIBE = b'{"type":"subscribe"}'
@@ -61,7 +62,7 @@ def test_a_message_is_framed_as_the_library_does_it(size: int) -> None:
 
 
 async def test_one_event_is_framed_once_for_every_socket() -> None:
-    """DESIGN §5: encoded once, and the same bytes for all."""
+    """Our choice: encoded once, and the same bytes for all."""
     wires = [Taken() for _ in range(3)]
     outboxes = [DirectSocket(wire, unsent, limit=1000, grace=WAIT) for wire in wires]
     for message in (b'{"a":1}', b'{"b":2}'):
@@ -142,10 +143,10 @@ async def test_notifications_beyond_the_limit_cut_the_socket_by_name() -> None:
     wire = Taken()
     outbox = DirectSocket(wire, unsent, limit=1000, grace=WAIT)
     change = b'{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}'
-    assert outbox.carry(change)
+    assert carry(outbox, change)
     wire.size = 1001
-    assert outbox.carry(b'{"jsonrpc":"2.0","id":1,"result":{}}')
-    assert not outbox.carry(change)
+    assert carry(outbox, b'{"jsonrpc":"2.0","id":1,"result":{}}')
+    assert not carry(outbox, change)
     assert outbox.closed
     assert outbox._farewell == (TRY_AGAIN_LATER, SLOW)
 

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from millstream.http.websocket.queued import GOING_AWAY, SLOW, TRY_AGAIN_LATER, QueuedSocket
+from millstream.http.websocket.queued import QueuedSocket
+from millstream.http.websocket.socket import GOING_AWAY, SLOW, TRY_AGAIN_LATER
 from millstream.hub import HubLimits
 from millstream.protocol.sse import COMMENT
+from millstream.transports.websocket.route import carry
 from socket_world import GATES, TEXT, WAIT, WAYS, World, ask, end_of, frame, hear, tell, world
 
 EVENT = "x" * 200_000
@@ -143,10 +145,10 @@ async def test_answers_and_questions_are_not_counted_against_their_reader() -> N
     """Who asks for much over a thin line is not slow; notifications, which nobody asked for, count."""
     async with held_outbox(limit=1000) as (outbox, _, _):
         for message in (b'{"jsonrpc":"2.0","id":1,"result":{}}', b'{"jsonrpc":"2.0","id":1,"method":"ping"}', b"[]"):
-            assert all(outbox.carry(message + b" " * 400) for _ in range(10))
+            assert all(carry(outbox, message + b" " * 400) for _ in range(10))
         assert outbox.buffered == 0
         change = b'{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}' + b" " * 400
-        assert [outbox.carry(change) for _ in range(4)] == [True, True, True, False]
+        assert [carry(outbox, change) for _ in range(4)] == [True, True, True, False]
 
 
 async def test_drain_waits_until_the_peer_takes_more() -> None:
@@ -198,7 +200,7 @@ async def test_the_hub_ends_an_outbox_that_is_behind_as_slow_and_another_as_goin
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_stopping_server_answers_before_it_closes(way: str) -> None:
-    """Issue 3 and DESIGN §5: what was asked is answered, then 1001."""
+    """Our choice: what was asked is answered, then 1001."""
     async with world(way) as app, app.client() as busy, app.client("mcp") as idle:  # type: ignore[arg-type]
         await hear(busy)
         await tell(busy, {"type": "mcp_call", "tool": "waits", "id": 1})

@@ -171,7 +171,8 @@ def store_figures(health: StoreHealth, store: Store) -> dict[str, Any]:
     """
     figures: dict[str, Any] = {"kind": health.kind, "up": health.up}
     if isinstance(store, MemoryStore):
-        figures["values"] = {"bytes": store.kv.size, "max_bytes": store.kv.max_bytes}
+        fullest = max((kind.size for kind in store.kv.kinds.values()), default=0)
+        figures["values"] = {"bytes": fullest, "max_bytes": store.kv.max_bytes}
         figures["log"] = {
             name: {"bytes": part.size, "max_bytes": store.log.max_bytes} for name, part in store.log.kinds.items()
         }

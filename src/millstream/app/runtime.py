@@ -102,7 +102,12 @@ class Runtime:
             )
             install(self.dispatcher)
             self.services.lifespan_of = lambda home: home.nearest(self._lifespans)
-            self.sweep = Sweep(self.dispatcher, beat=self.streams.beat, each_tick=self._watch_idleness)
+            self.sweep = Sweep(
+                self.dispatcher,
+                beat=self.streams.beat,
+                touch=lambda: self.streams.touch(self.store.log, settings.log_ttl),
+                each_tick=self._watch_idleness,
+            )
             await self._open_hub()  # around the lifespan, which may publish
             await self._open_lifespan(definition)
             definition.registry.check_completers()  # now, since the lifespan may register too

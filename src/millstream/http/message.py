@@ -7,6 +7,7 @@ and the lane) build the one and carry out the other. Nothing here knows MCP, a s
 """
 
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Protocol
 from urllib.parse import parse_qs
 
@@ -49,10 +50,10 @@ def refusal(status: int, text: str, **headers: str) -> Response:
     return Response(f"{text}\n".encode(), status, TEXT_HEAD + header_lines(**headers))
 
 
-class Sink(Protocol):
-    """One open response body. The lane and the ASGI adapter have one each, and both keep this contract.
+class Outlet(Protocol):
+    """One way out to a peer: the body of a response, or a WebSocket. Every kind keeps this contract.
 
-    - A sink is open from the start and closes once: by `close`, because the peer went away, or because it fell too far
+    - It is open from the start and closes once: by `close`, because the peer went away, or because it fell too far
       behind. It never opens again, and it knows only that it is closed, not why.
     - Chunks reach the peer whole and in the order of the writes, up to some point; nothing is ever left out between
       two chunks. After `close` that point is the end, so the peer sees a complete body. In the other cases the body is
@@ -62,15 +63,15 @@ class Sink(Protocol):
     """
 
     closed: bool
-    """True from the moment it closes, before the callbacks run."""
+    """True once the peer has gone or `close` was called."""
 
     @property
     def buffered(self) -> int:
-        """Bytes written but not yet taken by the socket; 0 when nobody will take them."""
+        """Bytes written but not yet taken by the peer's connection; 0 when nobody will take them."""
         ...
 
-    def write(self, data: bytes) -> None:
-        """Write a chunk without waiting. Nothing happens when the sink is closed or the chunk is empty.
+    def write(self, data: bytes, /) -> object:
+        """Write a chunk without waiting. Nothing happens when it is closed or the chunk is empty.
 
         A reader who is more than `Settings.stream_buffer` bytes behind is cut off instead, so a writer that can't wait
         (a broadcast) needs no look at `buffered`; one that can calls `drain`.
@@ -78,19 +79,23 @@ class Sink(Protocol):
         ...
 
     async def drain(self) -> None:
-        """Wait until the buffer is below its high-water mark, or the sink is closed."""
+        """Wait until the buffer is below its high-water mark, or it is closed."""
         ...
 
     def close(self) -> None:
-        """End the body properly: what was written still goes out, then the final chunk. Idempotent."""
+        """End it properly: what was written still goes out, then the final chunk. Idempotent."""
         ...
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Call back once when the sink closes; at once when it has. A callback that raises is logged."""
+        """Call back once when the peer goes away or `close` is called; at once when it already happened."""
         ...
 
+
+class Sink(Outlet, Protocol):
+    """One that can be waited for. The lane and the ASGI adapter have one each, and so has each WebSocket."""
+
     async def wait_closed(self) -> None:
-        """Wait until the sink is closed. The bytes may still be on their way."""
+        """Wait until it is closed. The bytes may still be on their way."""
         ...
 
 
@@ -134,9 +139,26 @@ class Request(Struct, eq=False):
         raise RuntimeError(f"{self.method} {self.path} cannot be answered by a stream.")
 
 
-def client_id_of(query: bytes) -> str:
-    """The `client_id` in a query string, or an empty string."""
-    return parse_qs(query.decode("latin-1")).get("client_id", [""])[0] if query else ""
+def query_values(query: bytes) -> dict[str, list[str]]:
+    """The values of each name in a query string."""
+    return parse_qs(query.decode("latin-1"), keep_blank_values=True) if query else {}
+
+
+def query_value(name: str, query: bytes) -> str:
+    """The last value of a name in a query string, or an empty string."""
+    return query_values(query).get(name, [""])[-1] if query else ""
+
+
+client_id_of = partial(query_value, "client_id")
+"""The `client_id` in a query string, or an empty string."""
+
+
+def last_event_id(request: Request) -> str:
+    """The id to resume an event stream from: the header, which an `EventSource` sends when it reconnects; before that
+    only the query can name one.
+    """
+    header = request.headers.get(b"last-event-id")
+    return header.decode("utf-8", "replace").strip() if header else query_value("last_event_id", request.query)
 
 
 Handler = Callable[[Request], Awaitable[Response | Sink | None]]

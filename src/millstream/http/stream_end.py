@@ -1,4 +1,4 @@
-"""What the two HTTP adapters share: how a stream ends, and what a failed handler looks like from outside."""
+"""What the ways out share: how a stream ends, the frame written last, what a failed handler looks like from outside."""
 
 import asyncio
 import logging
@@ -54,6 +54,16 @@ class CloseSignal:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters = (*self._waiters, waiter)
         await waiter
+
+
+class LastFrame:
+    """The bytes framed last. A broadcast writes the same bytes to every peer, one after the other."""
+
+    __slots__ = ("data", "framed")
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.framed = b""
 
 
 def failure(exc: BaseException, method: str, path: str) -> Response:

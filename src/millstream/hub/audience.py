@@ -7,9 +7,10 @@ that several of its subscriptions put there is in it once.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from millstream.http.message import Outlet
 from millstream.hub.channels import is_pattern
 from millstream.hub.limits import HubLimits, TooMany
-from millstream.hub.subscriber import Encode, Outlet, Subscription
+from millstream.hub.subscriber import Encode, Subscription
 
 FanOut = list[tuple[Encode, list[Outlet]]]
 

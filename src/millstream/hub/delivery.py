@@ -6,85 +6,104 @@ Whoever is too far behind is ended with a last event that says why, and can resu
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 
+from millstream.http.message import Outlet
+from millstream.hub.arrivals import STREAM, Arrivals
 from millstream.hub.audience import Audience
 from millstream.hub.event import Event, cut, gap
-from millstream.hub.journal import Journal
-from millstream.hub.subscriber import Outlet
-from millstream.protocol.errors import LocalError
-from millstream.stores.base import Bus, Gap
+from millstream.hub.journal import JOURNAL, Journal
+from millstream.stores.base import Entry, Gap, Store
+from millstream.stores.follow import Tail
 
-TOPIC = "hub"
 SLOW = "slow"
-_PAUSE = 1.0
-"""Seconds until a store that failed is asked again."""
 
 _logger = logging.getLogger("millstream.hub")
 
 
 class Delivery:
-    """Reads the journal and writes to the audience."""
+    """Reads the journal and the arrivals, and writes to the audience."""
 
     __slots__ = (
-        "_audience", "_bus", "_journal", "_lock", "_max_buffered", "_more", "_task", "_unsubscribe", "cut", "delivered",
-        "gaps",
+        "_arrivals", "_audience", "_journal", "_max_buffered", "_store", "_tasks", "cut",
+        "delivered", "events", "gaps", "visits",
     )  # fmt: skip
 
-    def __init__(self, bus: Bus, journal: Journal, audience: Audience, *, max_buffered: int) -> None:
+    events: Tail
+    """What follows the journal; `Tail.tell` delivers an event and lets the other workers know."""
+    visits: Tail
+    """The same for arrivals and departures."""
+
+    def __init__(
+        self, store: Store, journal: Journal, arrivals: Arrivals, audience: Audience, *, max_buffered: int
+    ) -> None:
         # configuration
-        self._bus = bus
+        self._store = store
         self._journal = journal
+        self._arrivals = arrivals
         self._audience = audience
         self._max_buffered = max_buffered
         # process
-        self._lock = asyncio.Lock()
-        """One reader of the journal at a time keeps the order."""
-        self._more = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._unsubscribe: Callable[[], None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.delivered = 0
         self.gaps = 0
         self.cut: dict[str, int] = {}
 
     async def open(self) -> None:
-        """Listen, and go to the end of the journal."""
-        self._unsubscribe = self._bus.subscribe(TOPIC, self._hear, interrupted=self._more.set)
-        await self._journal.open()
-        self._task = asyncio.create_task(self._attend())
+        """Listen, and go to the end of both streams."""
+        self.events = Tail(self._store, JOURNAL, None, self._take, self._lost)
+        self.visits = Tail(self._store, STREAM, None, self._take_visits, self._lost_visits)
+        self.events.position = await self._journal.open()
+        self.visits.position = await self._arrivals.open(self._journal.epoch)
+        self._tasks = [asyncio.create_task(tail.run()) for tail in (self.events, self.visits)]
 
     async def close(self) -> None:
         """Stop."""
-        if self._unsubscribe is not None:
-            self._unsubscribe()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def announce(self, offset: int) -> None:
-        """Deliver up to an event that was just appended, and let the other workers know."""
-        await self.catch_up()
-        await self._bus.publish(TOPIC, b"%d" % offset)
+        for tail in (self.events, self.visits):
+            tail.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def catch_up(self) -> None:
-        """Deliver everything that the journal has new."""
-        async with self._lock:
-            more = True
-            while more:
-                try:
-                    events, more = await self._journal.read_on()
-                except Gap:
-                    self.gaps += 1
-                    _logger.warning("The journal of the hub was cut behind this worker: its subscribers get a gap.")
-                    self._write(gap("lost"), None)
-                    continue
-                for event in events:
-                    self._journal.advance(event)
-                    self._write(event, event.channel)
+        """Deliver everything that the two streams have new."""
+        await self.events.catch_up()
+        await self.visits.catch_up()
+
+    def _take(self, entries: Sequence[Entry]) -> None:
+        take, write = self._journal.take, self._write
+        for entry in entries:
+            event = take(entry)
+            write(event, event.channel)
+
+    def _take_visits(self, entries: Sequence[Entry]) -> None:
+        journal = self._journal
+        for entry in entries:
+            event = self._arrivals.take(entry, journal.epoch, journal.offset)
+            self._write(event, event.channel)
+
+    def _lost(self, loss: Gap) -> None:
+        self._journal.lost(loss)
+        self._arrivals.forget(self._journal.offset)  # the places that they are behind may mean others now
+        self._tell_loss("journal")
+
+    def _lost_visits(self, loss: Gap) -> None:
+        self._arrivals.forget(self._journal.offset)
+        self._tell_loss("stream of arrivals")
+
+    def _tell_loss(self, what: str) -> None:
+        self.gaps += 1
+        _logger.warning("The %s of the hub was cut behind this worker: its subscribers get a gap.", what)
+        self._write(gap("lost"), None)
 
     def tell_place(self) -> None:
         """Write the id of the present place to everyone."""
-        self._write(self._journal.place(), None)
+        self._write(self.place(), None)
+
+    def place(self) -> Event:
+        """Where this worker stands, for a subscriber to resume from though nothing happened yet."""
+        journal = self._journal
+        return Event("", None, None, self._arrivals.mark(journal.place(), journal.offset), journal.offset)
 
     def _write(self, event: Event, channel: str | None) -> None:
         """Write to the subscribers of a channel, or to all."""
@@ -108,18 +127,3 @@ class Delivery:
             self.cut[reason] = self.cut.get(reason, 0) + 1
             sharing[0].write(cut(reason))
             sharing[0].close()
-
-    def _hear(self, data: bytes) -> None:
-        if int(data) > self._journal.offset:
-            self._more.set()
-
-    async def _attend(self) -> None:
-        while True:
-            await self._more.wait()
-            self._more.clear()
-            try:
-                await self.catch_up()
-            except (LocalError, OSError):
-                _logger.exception("The hub could not read its journal.")
-                await asyncio.sleep(_PAUSE)
-                self._more.set()

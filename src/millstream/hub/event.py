@@ -1,6 +1,7 @@
 """An event, as it is stored and as it is delivered, and its id.
 
-The id that a subscriber gives back is the publisher's own, or ``<epoch>.<offset>``: the place in the journal.
+The id that a subscriber gives back is the publisher's own, or ``<epoch>.<offset>``: the place in the journal. Where
+arrivals and departures followed that place, ``-<number>`` behind it says up to which one.
 """
 
 from typing import Any
@@ -9,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream.hub.limits import InvalidName
+from millstream.stores.base import read_offset
 
 GAP = "gap"
 CUT = "cut"
@@ -17,7 +19,6 @@ RESERVED = frozenset({GAP, CUT})
 
 MAX_EVENT_NAME = 100
 MAX_ID = 200
-_MAX_DIGITS = 18
 
 
 class Record(Struct, frozen=True, gc=False, array_like=True):
@@ -29,6 +30,12 @@ class Record(Struct, frozen=True, gc=False, array_like=True):
     id: str | None
     at: float
     """When it was published, in the publisher's clock."""
+
+
+class _Channel(Struct, frozen=True, gc=False, array_like=True):
+    """The beginning of a `Record`."""
+
+    channel: str
 
 
 class Event(Struct, frozen=True, gc=False):
@@ -54,6 +61,7 @@ class Published(Struct, frozen=True, gc=False):
 
 _encode_record = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.msgpack.Decoder(Record).decode
+_decode_channel = msgspec.msgpack.Decoder(_Channel).decode
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -66,6 +74,11 @@ def unpack(data: bytes | memoryview, epoch: str, offset: int) -> Event:
     """The event of a stored record at its place in the journal."""
     record = _decode_record(data)
     return Event(record.channel, record.data, record.event, record.id or position_id(epoch, offset), offset, record.at)
+
+
+def channel_of(data: bytes) -> str:
+    """The channel of a stored record, without a look at the rest."""
+    return _decode_channel(data).channel
 
 
 def encode_data(data: Any) -> bytes:
@@ -82,12 +95,19 @@ def position_id(epoch: str, offset: int) -> str:
     return f"{epoch}.{offset}"
 
 
-def parse_position(id: str, epoch: str) -> int | None:
-    """The offset in an id of this epoch; None for every other id."""
+def parse_position(id: str, epoch: str) -> tuple[int, int | None] | None:
+    """The offset in an id of this epoch, and the number of the last arrival or departure; None for every other id."""
     found, _, digits = id.rpartition(".")
-    if found != epoch or not digits.isascii() or not digits.isdigit() or len(digits) > _MAX_DIGITS:
+    digits, dash, last = digits.partition("-")
+    offset, number = read_offset(digits), read_offset(last) if dash else 0
+    if found != epoch or offset is None or number is None:
         return None
-    return int(digits)
+    return offset, number if dash else None
+
+
+def parse_offset(id: str, epoch: str) -> int:
+    """The offset in an id of this epoch; 0 for every other id."""
+    return (parse_position(id, epoch) or (0, None))[0]
 
 
 def gap(reason: str) -> Event:

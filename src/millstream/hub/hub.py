@@ -14,7 +14,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from millstream.http.message import Outlet
 from millstream.hub.admission import AccessRules, check_target
+from millstream.hub.arrivals import Arrivals
 from millstream.hub.audience import Audience
 from millstream.hub.channels import CLIENT, PRESENCE, check_channel, check_client_id, is_pattern
 from millstream.hub.delivery import Delivery
@@ -25,7 +27,7 @@ from millstream.hub.mailbox import Mailboxes
 from millstream.hub.permission import SafeAuthorize
 from millstream.hub.presence import Member, Presence
 from millstream.hub.replay import CatchUp
-from millstream.hub.subscriber import Authorize, Encode, Outlet, Subscription
+from millstream.hub.subscriber import Authorize, Encode, Subscription
 from millstream.protocol.errors import LocalError
 from millstream.protocol.principal import Principal
 from millstream.stores.base import Store
@@ -80,7 +82,10 @@ class Hub:
         self._audience = Audience(limits)
         self.admission = AccessRules(self._audience, limits, self._authorize)
         """For transports: whether a peer may publish or subscribe, before they answer."""
-        self._delivery = Delivery(store.bus, self._journal, self._audience, max_buffered=limits.max_buffered)
+        self._arrivals = Arrivals(store)
+        self._delivery = Delivery(
+            store, self._journal, self._arrivals, self._audience, max_buffered=limits.max_buffered
+        )
         self._mailboxes = Mailboxes(store.kv, self._journal, limits)
         self._presence = Presence(store.kv, limits, clock, secrets.token_hex(8), self._announce)
         self._departed: deque[Subscription] = deque()
@@ -237,8 +242,7 @@ class Hub:
             InvalidName: the channel cannot be one.
         """
         check_channel(channel)
-        events, _ = await self._journal.history(channel)
-        return events[-count:] if count > 0 else []
+        return (await self._journal.history(channel, count))[0] if count > 0 else []
 
     def stats(self) -> HubStats:
         """The state of this worker's part of the hub."""
@@ -269,21 +273,32 @@ class Hub:
     # Inside
 
     async def _publish(self, channel: str, data: Any, event: str | None, id: str | None) -> Published:
-        """`publish`, to the channels of the hub too."""
+        """`publish`, to the channels of clients too."""
         check_event_name(event)
         check_event_id(id, self._journal.epoch)
         encoded = encode_data(data)
         if len(encoded) > self.limits.max_event:
             raise TooLarge(f"An event takes {self.limits.max_event} bytes, not {len(encoded)}.")
         subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
-        offset = await self._journal.append(Record(channel, encoded, event, id, now))
+        entry = await self._journal.append(Record(channel, encoded, event, id, now))
+        offset = entry.position.offset
         if not subscribers and channel.startswith(CLIENT):
             await self._mailboxes.owe(channel.removeprefix(CLIENT), offset, now)
-        await self._delivery.announce(offset)
+        await self._delivery.events.tell(entry)
+        await self._count()
+        return Published(id or position_id(self._journal.epoch, offset), subscribers)
+
+    async def _announce(self, channel: str, event: str, member: Member) -> None:
+        """Tell who came or left."""
+        behind = str(self._journal.offset)
+        record = Record(PRESENCE + channel, encode_data(member), event, behind, self._clock())
+        await self._delivery.visits.tell(await self._arrivals.append(record))
+        await self._count()
+
+    async def _count(self) -> None:
         self._published += 1
         if not self._published % _TURN:
             await asyncio.sleep(0)
-        return Published(id or position_id(self._journal.epoch, offset), subscribers)
 
     async def _start(self, subscription: Subscription, last_event_id: str, history: int) -> Subscription:
         """Bring a subscriber up to date; from then on it hears what is published."""
@@ -291,7 +306,7 @@ class Hub:
         outlet = subscription.outlet
         outlet.on_close(subscription.ended)
         beside = [each for each in self._audience.on(outlet) if each.joined]
-        replay = CatchUp(self._journal, subscription, self._delivery.catch_up, beside)
+        replay = CatchUp(self._journal, self._arrivals, subscription, self._delivery.catch_up, beside)
         if last_event_id:
             await replay.resume(last_event_id)
         elif subscription.mailbox:
@@ -301,6 +316,7 @@ class Hub:
             )
         elif history:
             await replay.newest(history)
+        replay.finish()
         if last_event_id or subscription.mailbox:
             self._replays["full" if replay.complete else "gap"] += 1
         # Nothing may wait between the end of the replay and here: an event would slip through.
@@ -309,7 +325,7 @@ class Hub:
         self._audience.join(subscription)
         if subscription.mailbox:
             self._mailboxes.arrived(subscription.mailbox)
-        subscription.write(self._journal.place())
+        subscription.write(self._delivery.place())
         if subscription.member is not None:
             await self._show(subscription, subscription.member)
         return subscription
@@ -362,9 +378,6 @@ class Hub:
                 await self.refresh()
             except (LocalError, OSError):
                 _logger.exception("The hub could not refresh its records.")
-
-    async def _announce(self, channel: str, event: str, member: Member) -> None:
-        await self._publish(PRESENCE + channel, member, event, None)
 
 
 def _shown_on(subscription: Subscription) -> list[str]:

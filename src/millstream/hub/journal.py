@@ -2,21 +2,21 @@
 
 The journal is one stream of the store, as a JetStream stream holds many subjects. Its order is the order in which
 every worker delivers, so one offset is a place on all channels at once, wildcards included, and an event needs only
-one id whoever reads it. A worker reads the journal behind what it has delivered; the bus only says that there is
-more, so nothing is lost or swapped when messages of the bus are. The newest events are also held decoded, as far as
-`Journal.recent` goes back: most of those who reconnect missed only these.
+one id whoever reads it. The newest events are also held decoded, as far as `Journal.recent` goes back: most of those
+who reconnect missed only these.
 
 The history of a channel outlives the journal's bound, so that a busy channel does not push out a quiet one. The
 history of a client's channel is its mailbox.
 """
 
+import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import takewhile
 from typing import Final
 
-from millstream.hub.channels import CLIENT, PRESENCE
-from millstream.hub.event import Event, Record, pack, position_id, unpack
+from millstream.hub.channels import CLIENT
+from millstream.hub.event import Event, Record, channel_of, pack, position_id, unpack
 from millstream.hub.limits import HubLimits
 from millstream.stores.base import Entry, Gap, Position, Store
 
@@ -30,13 +30,14 @@ _PAGE: Final = 500
 _RECENT: Final = 2_000
 _RECENT_BYTES: Final = 4 * 1024 * 1024
 
+Wants = Callable[[str], bool]
+"""Whether a channel is wanted."""
+
 
 class Journal:
-    """The journal and the histories, read and written by one worker."""
+    """The journal and the histories, as one worker writes and has read them."""
 
-    __slots__ = (
-        "_after", "_clock", "_limits", "_recent", "_recent_bytes", "_recent_floor", "_store", "epoch", "offset",
-    )  # fmt: skip
+    __slots__ = ("_clock", "_limits", "_recent", "_recent_bytes", "_recent_floor", "_store", "epoch", "offset")
 
     def __init__(self, store: Store, limits: HubLimits, clock: Callable[[], float]) -> None:
         # configuration
@@ -47,40 +48,29 @@ class Journal:
         self.epoch = ""
         self.offset = 0
         """How far this worker has read."""
-        self._after: Position | None = None
-        """Where the next read begins; None is the oldest entry held, which may have been read already."""
         self._recent: deque[Event] = deque()
         self._recent_bytes = 0
         self._recent_floor = 0
         """Every event behind this offset that was read is still in `_recent`."""
 
-    async def open(self) -> None:
-        """Go to the end of the journal."""
-        self._restart(self._store.epoch, None)
-        await self._skip_to_end()
-        if not self.offset:
+    async def open(self) -> Position:
+        """Go to the end of the journal; gives the place."""
+        log = self._store.log
+        while not (entries := await log.newest(JOURNAL, _RECENT, _RECENT_BYTES)):
             # An empty stream has no position to resume from; the first entry gives one to those who come first.
             await self.append(Record(_OPENING, b"", None, None, self._clock()))
-            await self._skip_to_end()
+        self.epoch = entries[0].position.epoch
+        self._restart(entries[0].position.offset - 1)
+        for entry in entries:
+            self.take(entry)
+        return entries[-1].position
 
-    async def _skip_to_end(self) -> None:
-        more = True
-        while more:
-            try:
-                events, more = await self.read_on()
-            except Gap:  # the oldest went while this worker was reading
-                continue
-            if events and not self.offset:
-                self._recent_floor = events[0].offset
-            for event in events:
-                self.advance(event)
+    def place(self) -> str:
+        """The id of the place where this worker stands."""
+        return position_id(self.epoch, self.offset)
 
-    def place(self) -> Event:
-        """Where this worker stands, for a subscriber to resume from though nothing happened yet."""
-        return Event("", None, None, position_id(self.epoch, self.offset), self.offset)
-
-    async def append(self, record: Record) -> int:
-        """Add an event to the journal and to its channel's history; returns its offset.
+    async def append(self, record: Record) -> Entry:
+        """Add an event to the journal and to its channel's history.
 
         Raises:
             StoreFull: the store cannot take an event of this size.
@@ -90,32 +80,13 @@ class Journal:
         count, age = self._bounds(record.channel)
         if count:
             # One more than is given out: where it is there, so many were dropped.
-            data = position.offset.to_bytes(8, "big") + data
-            await log.append(_history(record.channel), data, ttl=age, max_entries=count + 1)
-        return position.offset
+            copy = position.offset.to_bytes(8, "big") + data
+            await log.append(_history(record.channel), copy, ttl=age, max_entries=count + 1)
+        return Entry(position, data)
 
-    async def read_on(self) -> tuple[list[Event], bool]:
-        """The next events in order, and whether there may be more. The caller goes through them with `advance`.
-
-        Raises:
-            Gap: this worker missed some. The next call goes on with the oldest that is left.
-        """
-        try:
-            entries = await self._store.log.read(JOURNAL, self._after, _PAGE)
-        except Gap as gap:
-            self._skip(gap)
-            raise
-        if entries and entries[0].position.epoch != self.epoch:
-            self._restart(entries[0].position.epoch, entries[0].position)
-            raise Gap(self.epoch, entries[0].position)
-        events = [self._event(entry) for entry in entries if entry.position.offset > self.offset]
-        if entries and not events:
-            self._after = entries[-1].position
-        return events, len(entries) == _PAGE
-
-    def advance(self, event: Event) -> None:
-        """Stand behind an event that `read_on` gave, and remember it."""
-        self._after = Position(self.epoch, event.offset)
+    def take(self, entry: Entry) -> Event:
+        """Stand behind the next entry; gives its event, and remembers it."""
+        event = self._event(entry)
         self.offset = event.offset
         recent = self._recent
         recent.append(event)
@@ -124,6 +95,16 @@ class Journal:
             oldest = recent.popleft()
             self._recent_bytes -= len(oldest.data or b"")
             self._recent_floor = oldest.offset
+        return event
+
+    def lost(self, gap: Gap) -> None:
+        """This worker missed some events, or the store lost some that it had delivered."""
+        oldest, newest = gap.oldest, gap.newest
+        if gap.epoch != self.epoch:
+            self.epoch, self.offset = gap.epoch, 0
+        elif newest is not None:
+            self.offset = min(self.offset, newest.offset)
+        self._restart(max(self.offset, oldest.offset - 1) if oldest is not None else self.offset)
 
     def recent(self, after: int) -> list[Event] | None:
         """What this worker has read behind an offset; None when that is longer ago than it remembers."""
@@ -131,14 +112,15 @@ class Journal:
             return None
         return self.remembered(after)
 
-    def remembered(self, after: int) -> list[Event]:
+    def remembered(self, after: int = 0) -> list[Event]:
         """What it has read behind an offset, as far as it remembers."""
         behind = list(takewhile(lambda event: event.offset > after, reversed(self._recent)))
         behind.reverse()
         return behind
 
-    async def page(self, after: int) -> list[Event]:
-        """Events behind an offset, from the store; those that this worker has not read yet are left out.
+    async def page(self, after: int, wants: Wants) -> tuple[list[Event], int]:
+        """Wanted events behind an offset, from the store, and how far it was looked. What this worker has not read
+        yet is left out.
 
         Raises:
             Gap: some are gone.
@@ -146,18 +128,35 @@ class Journal:
         if not after:  # the store began a new epoch, and had nothing when the place was told
             raise Gap(self.epoch, None)
         entries = await self._store.log.read(JOURNAL, Position(self.epoch, after), _PAGE)
-        return [self._event(entry) for entry in entries if entry.position.offset <= self.offset]
+        last = min(entries[-1].position.offset, self.offset) if entries else after
+        return self._wanted(entries, wants), last
 
-    async def held(self) -> list[Event]:
-        """Everything in the journal that this worker has read, from the oldest on."""
-        return [self._event(entry) async for entry in self._walk() if entry.position.offset <= self.offset]
+    async def held(self, wants: Wants, count: int | None = None) -> list[Event]:
+        """The newest wanted events in the journal that this worker has read, oldest first: `count`, or as many as the
+        history of one channel has.
+        """
+        count = self._limits.history if count is None else count
+        recent = [event for event in self._recent if wants(event.channel)]
+        if len(recent) < count and self._recent_floor:
+            recent = [event async for page in self._pages(JOURNAL) for event in self._wanted(page, wants)]
+        return recent[-count:] if count else []
 
-    async def history(self, channel: str) -> tuple[list[Event], int]:
-        """What is kept of a channel, oldest first, and the offset of the newest event that is known to be dropped."""
+    async def history(self, channel: str, newest: int = 0) -> tuple[list[Event], int]:
+        """What is kept of a channel, oldest first, and the offset of the newest event that is known to be dropped.
+
+        Args:
+            channel: the channel.
+            newest: read only so many; 0 reads all.
+        """
         count, age = self._bounds(channel)
         if not count:
             return [], self.offset
-        entries = await self._store.log.read(_history(channel), None, count + 1)
+        stream, count = _history(channel), min(count, newest or count)
+        entries: Sequence[Entry]
+        if newest:
+            entries = await self._store.log.newest(stream, count + 1)
+        else:
+            entries = [entry async for page in self._pages(stream) for entry in page]
         events = [
             unpack(memoryview(entry.data)[8:], self.epoch, int.from_bytes(entry.data[:8], "big"))
             for entry in entries
@@ -172,18 +171,19 @@ class Journal:
 
     async def has_history(self, channel: str) -> bool:
         """Whether anything is kept of a channel."""
-        return bool(await self._store.log.read(_history(channel), None, 1))
+        return bool(await self._store.log.newest(_history(channel), 1))
 
-    async def find(self, id: str, wants: Callable[[Event], bool]) -> int | None:
+    async def find(self, id: str, wants: Wants) -> int | None:
         """The offset of the newest wanted event to which its publisher gave this id."""
         for event in reversed(self._recent):
-            if event.id == id and wants(event):
+            if event.id == id and wants(event.channel):
                 return event.offset
         needle, found = id.encode(), None
-        async for entry in self._walk():
-            if needle in entry.data:
-                event = self._event(entry)
-                if event.id == id and wants(event):
+        if not self._recent_floor:
+            return None
+        async for page in self._pages(JOURNAL):
+            for event in self._wanted([entry for entry in page if needle in entry.data], wants):
+                if event.id == id:
                     found = event.offset
         return found
 
@@ -199,49 +199,40 @@ class Journal:
         limits = self._limits
         if channel.startswith(CLIENT):
             return limits.mailbox, limits.mailbox_age
-        if channel.startswith(PRESENCE):  # who came and went is no history, but may be resumed from the journal
-            return 0, limits.history_age
         return limits.history, limits.history_age
 
     def _event(self, entry: Entry) -> Event:
         return unpack(entry.data, entry.position.epoch, entry.position.offset)
 
-    async def _walk(self) -> AsyncIterator[Entry]:
-        """The journal from its oldest entry on, each once, though the oldest go meanwhile."""
+    def _wanted(self, entries: Sequence[Entry], wants: Wants) -> list[Event]:
+        """Their events; of those that are not wanted only the channel is decoded."""
+        most = self.offset
+        return [
+            self._event(entry) for entry in entries if entry.position.offset <= most and wants(channel_of(entry.data))
+        ]
+
+    async def _pages(self, stream: str) -> AsyncIterator[Sequence[Entry]]:
+        """A stream from its oldest entry on, each once, though the oldest go meanwhile. Others get their turns."""
         after: Position | None = None
         last = 0
         while True:
             try:
-                entries = await self._store.log.read(JOURNAL, after, _PAGE)
+                entries = await self._store.log.read(stream, after, _PAGE)
             except Gap:
                 after = None
                 continue
-            for entry in entries:
-                if entry.position.offset > last:
-                    last = entry.position.offset
-                    yield entry
-            if len(entries) < _PAGE:
+            if not entries:
                 return
             after = entries[-1].position
+            yield entries if last < entries[0].position.offset else [e for e in entries if e.position.offset > last]
+            last = after.offset
+            if len(entries) == _PAGE:
+                await asyncio.sleep(0)
 
-    def _skip(self, gap: Gap) -> None:
-        """Go on with the oldest entry that is left."""
-        self._after = None
-        if gap.epoch != self.epoch:
-            self._restart(gap.epoch, gap.oldest)
-        else:
-            self._forget(gap.oldest)
-
-    def _restart(self, epoch: str, oldest: Position | None) -> None:
-        self.epoch = epoch
-        self.offset = 0
-        self._after = None
-        self._forget(oldest)
-
-    def _forget(self, oldest: Position | None) -> None:
+    def _restart(self, floor: int) -> None:
         self._recent.clear()
         self._recent_bytes = 0
-        self._recent_floor = oldest.offset if oldest is not None else self.offset
+        self._recent_floor = floor
 
 
 def _history(channel: str) -> str:

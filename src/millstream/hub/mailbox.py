@@ -8,21 +8,22 @@ resuming with an id, which knows better than this what the client got.
 Messages may be gone before the client comes, all of them even, and then nothing in the log tells of them. So the
 oldest message that was sent while it was away is noted beside, for longer than messages are kept: the debt. A client
 to whom that message cannot be given gets a `gap`.
-"""
 
-from contextlib import suppress
+Anybody can make up client ids, so what is written here is lossy: a flood of them drives out the oldest of its own kind
+and keeps nothing else out of the store.
+"""
 
 import msgspec
 from msgspec import Struct
 
 from millstream.hub.channels import CLIENT
-from millstream.hub.event import parse_position, position_id
+from millstream.hub.event import parse_offset, position_id
 from millstream.hub.journal import Journal
 from millstream.hub.limits import HubLimits
-from millstream.stores.base import KeyValue, StoreFull
+from millstream.stores.base import KeyValue
 
-_SEEN = "hub:seen:"
-_DEBT = "hub:debt:"
+_SEEN = "seen:"
+_DEBT = "debt:"
 _KEEP = 4
 """Lifetimes of a message for which the debt is kept."""
 
@@ -60,14 +61,12 @@ class Mailboxes:
         if unsaved is not None:
             return unsaved
         saved = await self._kv.get(_SEEN + client_id)
-        return (parse_position(saved.decode(), self._journal.epoch) or 0) if saved is not None else 0
+        return parse_offset(saved.decode(), self._journal.epoch) if saved is not None else 0
 
     async def owe(self, client_id: str, offset: int, at: float) -> None:
         """A message was sent, and the client is not connected to this worker. An older debt stands."""
         debt = _encode(Debt(position_id(self._journal.epoch, offset), at))
-        # A store without room for it keeps the messages all the same.
-        with suppress(StoreFull):
-            await self._kv.compare_and_set(_DEBT + client_id, None, debt, self._limits.mailbox_age * _KEEP)
+        await self._kv.compare_and_set(_DEBT + client_id, None, debt, self._limits.mailbox_age * _KEEP, lossy=True)
 
     async def owed(self, client_id: str) -> tuple[int, float]:
         """Offset and time of the oldest message that the client was not written; 0 when there is none."""
@@ -75,7 +74,7 @@ class Mailboxes:
         if saved is None:
             return 0, 0.0
         debt = _decode(saved)
-        return parse_position(debt.place, self._journal.epoch) or 0, debt.at
+        return parse_offset(debt.place, self._journal.epoch), debt.at
 
     def arrived(self, client_id: str) -> None:
         """A connection of the client has caught up."""
@@ -103,10 +102,10 @@ class Mailboxes:
 
     async def _put(self, client_id: str, offset: int) -> None:
         debt = await self._kv.get(_DEBT + client_id)
-        if debt is not None and (parse_position(_decode(debt).place, self._journal.epoch) or 0) <= offset:
+        if debt is not None and parse_offset(_decode(debt).place, self._journal.epoch) <= offset:
             # Unless another worker has changed it meanwhile.
             await self._kv.compare_and_set(_DEBT + client_id, debt, None, self._limits.mailbox_age)
         if not await self._journal.has_history(CLIENT + client_id):
             return  # nothing was ever sent to it: whoever makes up client ids leaves nothing behind
         place = position_id(self._journal.epoch, offset).encode()
-        await self._kv.put(_SEEN + client_id, place, self._limits.mailbox_age)
+        await self._kv.put(_SEEN + client_id, place, self._limits.mailbox_age, lossy=True)

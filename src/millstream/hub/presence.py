@@ -13,7 +13,7 @@ from msgspec import Struct
 from millstream.hub.limits import HubLimits
 from millstream.stores.base import KeyValue
 
-_PREFIX = "hub:presence:"
+_PREFIX = "presence:"
 _KEEP = 4
 """Lifetimes for which a key outlives its members, so that somebody finds it and tells that they left."""
 

@@ -5,10 +5,16 @@ and in order. Where it cannot, the subscriber gets a `gap` event and then whatev
 without an id gets what its mailbox took in since it left.
 """
 
+import asyncio
+import sys
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
+from msgspec.structs import replace
+
+from millstream.hub.arrivals import Arrivals, Visit
 from millstream.hub.channels import CLIENT, PRESENCE, is_pattern
-from millstream.hub.event import Event, gap, parse_position
+from millstream.hub.event import Event, gap, parse_position, position_id
 from millstream.hub.journal import Journal
 from millstream.hub.subscriber import Subscription
 from millstream.stores.base import Gap
@@ -20,27 +26,40 @@ _CHUNK = 64 * 1024
 class CatchUp:
     """The catching up of one subscriber."""
 
-    __slots__ = ("_at", "_beside", "_catch_up", "_dropped", "_epoch", "_journal", "_subscription", "_told")
+    __slots__ = (
+        "_arrivals", "_at", "_beside", "_catch_up", "_dropped", "_epoch", "_heard", "_journal", "_subscription",
+        "_told", "_visiting", "_wanted", "_written",
+    )  # fmt: skip
 
     def __init__(
         self,
         journal: Journal,
+        arrivals: Arrivals,
         subscription: Subscription,
         catch_up: Callable[[], Awaitable[None]],
         beside: Sequence[Subscription] = (),
     ) -> None:
         self._journal = journal
+        self._arrivals = arrivals
         self._catch_up = catch_up
         self._subscription = subscription
         self._beside = beside
         """Who hears on the same outlet."""
         self._at = subscription.since = journal.offset
         """Everything up to here is written, or not wanted."""
+        self._written = 0
+        """The offset of the event that was written last."""
+        self._visiting = any(channel.startswith(PRESENCE) for channel in subscription.channels)
+        subscription.heard = arrivals.last.number
+        self._heard: tuple[int, int | None] = 0, subscription.heard
+        """Place and number behind which arrivals and departures are new to the subscriber."""
         self._epoch = journal.epoch
         self._dropped: dict[str, int] = {}
         """The newest event of each channel that its history has no room for."""
         self._told = False
         """One gap event is enough."""
+        self._wanted: dict[str, bool] = {}
+        """Channels, and whether they are wanted: each pattern is matched once for each channel."""
 
     @property
     def complete(self) -> bool:
@@ -50,18 +69,21 @@ class CatchUp:
     async def resume(self, id: str) -> None:
         """Go on behind the event with this id."""
         journal = self._journal
-        offset = parse_position(id, journal.epoch)
+        offset, number = parse_position(id, journal.epoch) or (None, None)
         if offset is None:
             offset = await journal.find(id, self._wants)
         if offset is None:
-            offset = max((event.offset for event in await self._kept() if event.id == id), default=None)
+            offset = max((event.offset for event in await self._histories() if event.id == id), default=None)
         if offset is not None:
             await self._reach(offset)
         if offset is None or offset > journal.offset:
             # From before a restart, never published, or out of the journal.
             await self._start_over("unknown", after=0)
         else:
-            self._at = self._subscription.since = offset
+            self._at = self._written = self._subscription.since = offset
+            self._heard = offset, number
+            if number is not None:
+                self._subscription.heard = number
         await self._follow()
 
     async def mailbox(self, client_id: str, seen: int, owed: tuple[int, float]) -> None:
@@ -83,9 +105,34 @@ class CatchUp:
     async def newest(self, count: int) -> None:
         """Write the last `count` events of what the subscription wants; arrivals and departures are not counted."""
         end = self._journal.offset
-        events = self._merge(await self._kept(), 0, end)
-        await self._write([event for event in events if not event.channel.startswith(PRESENCE)][-count:])
+        events = self._merge(await self._histories(count) + await self._held(count), 0, end)
+        await self._write(events[-count:])
         await self._follow()
+
+    def finish(self) -> None:
+        """Write who came and left meanwhile. The subscriber hears the next event, so nothing may wait behind this."""
+        if not self._subscription.outlet.closed:
+            self._tell_visits(self._missed_visits(), sys.maxsize)
+
+    def _missed_visits(self) -> deque[Visit]:
+        if not self._visiting:
+            return deque()
+        visits, complete = self._arrivals.missed(*self._heard)
+        if not complete:
+            self._tell_gap("trimmed")
+        return visits
+
+    def _tell_visits(self, visits: deque[Visit], before: int) -> None:
+        """Write those that were delivered before an event, in its place: each id stands for all that was written."""
+        subscription, journal = self._subscription, self._journal
+        while visits and visits[0].behind < before:
+            visit = visits.popleft()
+            if self._heard[1] is None:
+                subscription.heard = visit.number - 1
+            self._heard = 0, visit.number
+            if self._lacks(visit.event) and not journal.too_old(visit.event):
+                place = position_id(journal.epoch, max(visit.behind, self._written))
+                subscription.write(replace(visit.event, id=f"{place}-{visit.number}"))
 
     async def _reach(self, offset: int) -> None:
         """Another worker may have been ahead of this one; what it delivered must not come again as news."""
@@ -96,17 +143,15 @@ class CatchUp:
         """Write what comes behind `_at` until there is no more; nothing else runs between that and the return."""
         journal, outlet = self._journal, self._subscription.outlet
         while not outlet.closed:
-            if journal.epoch != self._epoch:
-                await self._start_over("epoch", after=0)
+            if journal.epoch != self._epoch or journal.offset < self._at:
+                await self._start_over("epoch" if journal.epoch != self._epoch else "lost", after=0)
                 continue
             events = journal.recent(self._at)
             if events is not None:
                 self._at = journal.offset
                 if not any(map(self._lacks, events)):
                     return
-            elif events := await self._page():
-                self._at = events[-1].offset
-            else:
+            elif (events := await self._page()) is None:
                 if journal.epoch == self._epoch:
                     await self._bridge()
                 continue
@@ -116,13 +161,20 @@ class CatchUp:
                 self._tell_gap("expired")
             await self._write(fresh)
 
-    async def _page(self) -> list[Event]:
-        """What the store has behind `_at`; nothing when some of it is gone, or it began a new epoch."""
+    async def _page(self) -> list[Event] | None:
+        """What the store has behind `_at`; None when some of it is gone, or it began a new epoch."""
         await self._catch_up()
+        if self._journal.epoch != self._epoch:
+            return None
         try:
-            return await self._journal.page(self._at) if self._journal.epoch == self._epoch else []
+            events, last = await self._journal.page(self._at, self._wants)
         except Gap:
-            return []
+            return None
+        if last == self._at:
+            return None
+        self._at = last
+        await asyncio.sleep(0)
+        return events
 
     async def _bridge(self) -> None:
         """The journal begins behind `_at`: go by the histories, if they all go back so far."""
@@ -140,7 +192,7 @@ class CatchUp:
         """Say that events are gone, then write those behind `after` that are not."""
         self._epoch, end = self._journal.epoch, self._journal.offset
         self._tell_gap(reason)
-        events = self._merge(await self._kept(), after, end)
+        events = self._merge(await self._histories() + await self._held(), after, end)
         self._subscription.since = events[0].offset - 1 if events else end
         await self._write(events)
 
@@ -149,20 +201,24 @@ class CatchUp:
             self._told = True
             self._subscription.write(gap(reason))
 
-    async def _history(self, channel: str) -> list[Event]:
-        events, self._dropped[channel] = await self._journal.history(channel)
+    async def _history(self, channel: str, newest: int = 0) -> list[Event]:
+        events, self._dropped[channel] = await self._journal.history(channel, newest)
         return events
 
-    async def _kept(self) -> list[Event]:
-        """The histories of the channels, and for wildcards what is in the journal."""
-        journal, subscription = self._journal, self._subscription
+    async def _histories(self, newest: int = 0) -> list[Event]:
+        """What is kept of the channels themselves."""
         kept: list[Event] = []
-        for channel in subscription.channels:
+        for channel in self._subscription.channels:
             if not is_pattern(channel):
-                kept += await self._history(channel)
-        if subscription.wild:
-            kept += [event for event in await journal.held() if self._wants(event) and not journal.too_old(event)]
+                kept += await self._history(channel, newest)
         return kept
+
+    async def _held(self, count: int | None = None) -> list[Event]:
+        """For wildcards, the newest in the journal."""
+        if not self._subscription.wild:
+            return []
+        held = await self._journal.held(self._wants, count)
+        return [event for event in held if not self._journal.too_old(event)]
 
     def _merge(self, kept: Sequence[Event], after: int, end: int) -> list[Event]:
         """The events between two places, and stand behind them.
@@ -173,7 +229,7 @@ class CatchUp:
         found = {event.offset: event for event in kept}
         for event in self._journal.remembered(after):
             dropped = self._dropped.get(event.channel, 0)
-            if event.offset > dropped and self._wants(event) and not self._journal.too_old(event):
+            if event.offset > dropped and self._wants(event.channel) and not self._journal.too_old(event):
                 found[event.offset] = event
         self._at = end
         return [found[offset] for offset in sorted(found) if after < offset <= end and self._lacks(found[offset])]
@@ -181,8 +237,11 @@ class CatchUp:
     async def _write(self, events: Sequence[Event]) -> None:
         """Write one by one, as the outlet has room."""
         outlet, encode = self._subscription.outlet, self._subscription.encode
-        since = 0
+        since, visits = 0, self._missed_visits()
         for event in events:
+            if visits:
+                self._tell_visits(visits, event.offset)
+            self._written = event.offset
             data = encode(event)
             outlet.write(data)
             since += len(data)
@@ -192,11 +251,16 @@ class CatchUp:
                 if outlet.closed:
                     return
 
-    def _wants(self, event: Event) -> bool:
-        return self._subscription.wants(event.channel)
+    def _wants(self, channel: str) -> bool:
+        wanted = self._wanted.get(channel)
+        if wanted is None:
+            wanted = self._wanted[channel] = self._subscription.wants(channel)
+        return wanted
 
     def _lacks(self, event: Event) -> bool:
         """Whether it wants an event that nobody else writes to its outlet."""
-        return self._wants(event) and not any(
-            each.since < event.offset and each.wants(event.channel) for each in self._beside
+        arrival = event.channel.startswith(PRESENCE)
+        return self._wants(event.channel) and not any(
+            (each.heard if arrival else each.since) < event.offset and each.wants(event.channel)
+            for each in self._beside
         )

@@ -1,45 +1,16 @@
 """A subscriber: an outlet for bytes, what it wants to hear, and who it is.
 
-There is no queue and no task: the outlet is the bounded queue, and the hub looks at how far behind it is.
+There is no queue and no task: the outlet is the bounded queue, and the hub looks at how far behind it is. Several
+subscriptions may share an outlet; it is then written each event once.
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
+from millstream.http.message import Outlet
 from millstream.hub.channels import is_pattern, matches
 from millstream.hub.event import Event
 from millstream.hub.presence import Member
 from millstream.protocol.principal import Principal
-
-
-class Outlet(Protocol):
-    """What a subscriber writes to. An `http.Sink` is one.
-
-    `write` takes the bytes of one event, never blocks and never raises; after the end it does nothing. Several
-    subscriptions may share an outlet; it is then written each event once.
-    """
-
-    closed: bool
-
-    @property
-    def buffered(self) -> int:
-        """Bytes written but not yet taken by the peer's connection."""
-        ...
-
-    def write(self, data: bytes, /) -> object: ...
-
-    async def drain(self) -> None:
-        """Wait until there is room, or the outlet is closed. Only a subscriber that catches up waits."""
-        ...
-
-    def close(self) -> None:
-        """End it properly; what is buffered still goes out. Idempotent."""
-        ...
-
-    def on_close(self, callback: Callable[[], None]) -> None:
-        """Call back once at the end; at once when it is past."""
-        ...
-
 
 Encode = Callable[[Event], bytes]
 """Turns an event into the bytes of one kind of outlet, or into none where the kind has no word for it.
@@ -61,8 +32,8 @@ class Subscription:
     """One subscriber of the hub."""
 
     __slots__ = (
-        "_leave", "address", "authorize", "channels", "encode", "joined", "mailbox", "member", "outlet", "present",
-        "principal", "since", "transport", "wild",
+        "_leave", "address", "authorize", "channels", "encode", "heard", "joined", "mailbox", "member", "outlet",
+        "present", "principal", "since", "transport", "wild",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +67,8 @@ class Subscription:
         """It has caught up and hears what is published."""
         self.since = 0
         """Once it has joined: what it wants behind this offset was written to the outlet."""
+        self.heard = 0
+        """The same for the number of an arrival or departure."""
         self.present = False
         """Others can see it in the presence of its channels."""
         self._leave = leave

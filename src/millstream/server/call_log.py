@@ -10,7 +10,8 @@ from functools import partial
 from millstream.config import Settings
 from millstream.protocol.errors import INTERNAL_ERROR
 from millstream.protocol.jsonrpc import RequestId, error_message
-from millstream.stores.base import Position, Store, StoreFull
+from millstream.stores.base import Entry, Position, Store, StoreFull, read_offset
+from millstream.stores.follow import announce
 
 MESSAGE, END = b"m", b"e"
 """First byte of a logged entry: one more message, or the last one (which may be empty)."""
@@ -38,7 +39,7 @@ async def append(
     if position is None:
         # Too large to keep: it goes out once, and whoever resumes is told so.
         position = await put(mark if answers is None else mark + error_message(answers, INTERNAL_ERROR, _NOT_KEPT))
-    await store.bus.publish(name, position.offset.to_bytes(8, "big") + mark + message)
+    await announce(store, name, Entry(position, mark + message), whole=True)
     return position
 
 
@@ -56,6 +57,7 @@ def parse_event_id(text: str) -> tuple[str, Position] | None:
     """(stream, position) of an event id, or None for what is no id of ours."""
     epoch, _, rest = text.partition(".")
     stream, _, offset = rest.partition(".")
-    if not epoch or not stream.isalnum() or not offset.isascii() or not offset.isdigit() or len(offset) > 18:
+    number = read_offset(offset)
+    if not epoch or not stream.isalnum() or number is None:
         return None
-    return stream, Position(epoch, int(offset))
+    return stream, Position(epoch, number)

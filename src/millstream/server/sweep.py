@@ -22,13 +22,14 @@ _RECORDS_SECONDS = 60.0
 class Sweep:
     """Looks at every call once a tick, from `open` to `close`."""
 
-    __slots__ = ("_beat", "_dispatcher", "_each_tick", "_pending", "_task", "clock", "lag", "started")
+    __slots__ = ("_beat", "_dispatcher", "_each_tick", "_pending", "_task", "_touch", "clock", "lag", "started")
 
     def __init__(
         self,
         dispatcher: Dispatcher,
         *,
         beat: Callable[[], None],
+        touch: Callable[[], Coroutine[Any, Any, None]],
         each_tick: Callable[[float], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -37,12 +38,14 @@ class Sweep:
         Args:
             dispatcher: whose calls are looked at.
             beat: called at every heartbeat, to keep streams alive.
+            touch: called then, too: keeps what they left in the store.
             each_tick: called with the time at the end of each tick.
             clock: seconds that only grow.
         """
         # Configuration
         self._dispatcher = dispatcher
         self._beat = beat
+        self._touch = touch
         self._each_tick = each_tick
         self.clock = clock
         # Process
@@ -78,6 +81,7 @@ class Sweep:
             if now - beat >= services.settings.heartbeat:
                 beat = now
                 self._beat()
+                self._beside("logs", self._touch())
                 self.report_progress()
             if now - records >= _RECORDS_SECONDS:
                 records = now

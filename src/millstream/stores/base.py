@@ -1,29 +1,45 @@
 """What a store is: key-value with expiry, event log with positions, bus. All on `bytes`, whose meaning no store knows.
 
-The docstrings are the contract: ordering, atomicity, loss, and what ``None`` means. ``tests/stores/test_contract.py``
-runs against every implementation. A caller may rely on nothing that is not written here, even where one store
-happens to give more.
+The docstrings are the contract: ordering, atomicity, loss, and what ``None`` means. The contract tests in
+``tests/stores`` run against every implementation. A caller may rely on nothing that is not written here, even where
+one store happens to give more.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import Struct
 
 from millstream.protocol.errors import LocalError
 
+PAGE_BYTES: Final = 4 * 1024 * 1024
+"""What one read of a stream brings at most, give or take one entry."""
+
+MAX_OFFSET: Final = 2**63 - 1
+_MAX_DIGITS: Final = len(str(MAX_OFFSET))
+
 
 class Position(Struct, frozen=True, gc=False):
     """A place in one stream of an `EventLog`: just behind the entry that has it.
 
-    Positions of one stream and epoch are ordered by `offset`. Offsets grow but are not dense, and a stream that was
-    forgotten and begins again never uses an offset twice in the same epoch.
+    Offsets of one stream and epoch are dense: each append takes the one after the last. So a hole between two entries
+    that were read, or between a message of the bus and what was read, is a loss, and the only sure sign of one. A
+    stream that was forgotten begins again with offsets that it never had in this epoch.
     """
 
     epoch: str
-    """The `Store.epoch` in which the entry was appended."""
+    """The epoch of the stream. Parts of a store may lose data separately: compare it with what this stream gave out
+    before, not with `Store.epoch`."""
     offset: int
-    """From 1 to 2**63 - 1."""
+    """From 1 to `MAX_OFFSET`."""
+
+
+def read_offset(digits: str) -> int | None:
+    """The offset that a peer gives back in the digits of an id; None for what can be none."""
+    if not digits.isascii() or not digits.isdigit() or len(digits) > _MAX_DIGITS:
+        return None
+    offset = int(digits)
+    return offset if offset <= MAX_OFFSET else None
 
 
 class Entry(Struct, frozen=True, gc=False):
@@ -36,15 +52,24 @@ class Entry(Struct, frozen=True, gc=False):
 class Gap(Exception):
     """`EventLog.read` cannot continue from the given position: entries after it are gone, or may be.
 
-    To go on, tell the reader that it missed something and read from the start (``after=None``).
+    To go on, tell the reader that it missed something and read behind `resume_from`.
     """
 
-    def __init__(self, epoch: str, oldest: Position | None) -> None:
+    def __init__(self, epoch: str, oldest: Position | None, newest: Position | None = None) -> None:
         super().__init__("The stream cannot be read from this position.")
         self.epoch = epoch
-        """The epoch of the store now."""
+        """The epoch of the stream now."""
         self.oldest = oldest
         """The position of the oldest entry still held, or None when the stream holds nothing."""
+        self.newest = newest
+        """That of the newest one. Where a reader is ahead of it, the stream lost its tail, and goes on from here."""
+
+    def resume_from(self, after: Position | None) -> Position | None:
+        """Where a reader that stood at `after` goes on: it skips nothing that is left and repeats nothing it had."""
+        newest = self.newest
+        if after is None or newest is None or after.epoch != newest.epoch or after.offset <= newest.offset:
+            return None
+        return newest
 
 
 class StoreFull(LocalError):
@@ -56,15 +81,19 @@ class KeyValue(Protocol):
 
     Each method is atomic for its key, and the operations on one key have one order that all workers see: a `get` that
     starts after a write has returned sees that write or a later one. Nothing is promised across keys. A value is never
-    lost before its time, except with the store's epoch. `ttl` is in seconds, positive and finite; an expired value is
-    absent for every method.
+    lost before its time, except with the store's epoch, or when it was written as `lossy`. `ttl` is in seconds,
+    positive and finite; an expired value is absent for every method.
+
+    The kind of a key is its name in front of the first colon. Each kind has room of its own, so whoever fills one
+    keeps nobody out of another. A full kind refuses; a lossy value instead takes the place of those lossy values of
+    its kind that were written the longest ago. A program writes all values of a kind as lossy, or none.
     """
 
     async def get(self, key: str) -> bytes | None:
         """The value, or None when the key is absent."""
         ...
 
-    async def put(self, key: str, value: bytes, ttl: float) -> None:
+    async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
         """Set the value whatever was there, and start its time to live anew.
 
         Raises:
@@ -72,7 +101,9 @@ class KeyValue(Protocol):
         """
         ...
 
-    async def compare_and_set(self, key: str, expected: bytes | None, value: bytes | None, ttl: float) -> bool:
+    async def compare_and_set(
+        self, key: str, expected: bytes | None, value: bytes | None, ttl: float, *, lossy: bool = False
+    ) -> bool:
         """Set the value only where the present one equals `expected`; say whether it did.
 
         ``expected=None`` means that the key must be absent. ``value=None`` means delete, and `ttl` has no meaning then.
@@ -119,17 +150,33 @@ class EventLog(Protocol):
         """
         ...
 
-    async def read(self, stream: str, after: Position | None, limit: int = 1000) -> Sequence[Entry]:
-        """The entries behind `after`, oldest first, at most `limit` (at least 1); empty when there are none yet.
+    async def read(
+        self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
+    ) -> Sequence[Entry]:
+        """The entries behind `after`, oldest first; empty when there are none yet.
 
-        ``after=None`` reads from the oldest entry held, which need not be the first that was appended. To go on, pass
-        the position of the last entry got. A stream is unknown before its first append, after its `ttl`, after `trim`,
-        and when a full store forgot it: with ``after=None`` it is empty then, with a position it is a gap.
+        At most `limit` (at least 1), and none behind that with which their data reach `max_bytes`. Fewer than that
+        are the last ones. ``after=None`` reads from the oldest entry held, which need not be the first that was
+        appended. To go on, pass the position of the last entry got. A stream is unknown before its first append, after
+        its `ttl`, after `trim`, and when a full store forgot it: with ``after=None`` it is empty then, with a position
+        it is a gap.
 
         Raises:
             Gap: `after` is of another epoch, entries behind it were dropped, the stream is unknown, or `after` is
                 behind the newest entry (it was never handed out, or the store lost its tail).
         """
+        ...
+
+    async def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry]:
+        """The newest entries, oldest first; empty when the stream is unknown.
+
+        At most `limit` (at least 1), and none before that with which their data, counted from the end, reach
+        `max_bytes`.
+        """
+        ...
+
+    async def touch(self, stream: str, ttl: float) -> bool:
+        """Start the time of a stream anew, as an append does; False when the stream is unknown."""
         ...
 
     async def trim(self, stream: str) -> None:

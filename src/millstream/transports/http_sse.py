@@ -6,10 +6,9 @@ served too.
 """
 
 import secrets
-from urllib.parse import parse_qs
 
 from millstream.http.media import accepted, carries_json
-from millstream.http.message import STREAM_HEAD, TEXT_HEAD, Request, Response, Sink
+from millstream.http.message import STREAM_HEAD, TEXT_HEAD, Request, Response, Sink, query_value
 from millstream.protocol import sse
 from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream.protocol.jsonrpc import check_text, require_json
@@ -77,10 +76,10 @@ class HttpSse:
     async def _take(self, request: Request) -> Response:
         if not carries_json(request.headers):
             return WRONG_TYPE
-        values = parse_qs(request.query.decode("latin-1")).get("session_id")
-        if not values:
+        session_id = query_value("session_id", request.query)
+        if not session_id:
             return _NO_ID
-        found = self._connections.get(values[0])
+        found = self._connections.get(session_id)
         if found is None or found[1] != principal_id(request.principal):
             return _UNKNOWN
         try:

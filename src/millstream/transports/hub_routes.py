@@ -5,9 +5,9 @@ told as ``event: gap``, and a stream that the hub ends closes with ``event: cut`
 from goes out as an id alone, which a client keeps without dispatching anything. Errors are problem details (RFC 9457).
 """
 
-from functools import lru_cache
+from collections.abc import Awaitable, Callable
+from functools import lru_cache, partial
 from typing import Any
-from urllib.parse import parse_qs
 
 import msgspec
 from msgspec import Struct
@@ -15,13 +15,12 @@ from msgspec import Struct
 from millstream.config import Settings
 from millstream.http.compression import GZIP_HEAD, accepts_gzip, gzip_member
 from millstream.http.media import accepted, carries_json
-from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink
-from millstream.hub import Event, Forbidden, Hub, InvalidName, TooLarge, TooMany
+from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink, last_event_id, query_values
+from millstream.hub import Encode, Event, Forbidden, Hub, InvalidName, TooLarge, TooMany
 from millstream.hub.channels import DEFAULT
 from millstream.protocol import sse
 from millstream.protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
 from millstream.protocol.jsonrpc import check_text, encode
-from millstream.protocol.principal import Principal
 from millstream.server.calls.notes import ObserveMessage, ignore_message
 from millstream.server.calls.services import principal_id
 from millstream.transports.open_streams import OpenStreams
@@ -87,63 +86,72 @@ class HubRoutes:
 
     async def events(self, request: Request) -> Response | Sink:
         """Stream channels: ``?channel=`` (repeated, or separated by commas), ``?client_id= ?name= ?history=``."""
-        query = _query(request)
+        query, principal, address = query_values(request.query), request.principal, request.peer
         channels = [part for value in query.get("channel", ()) for part in value.split(",")] or [DEFAULT]
-        principal = request.principal
-        try:
-            history = _count(query)
-            client_id, name = _last(query, "client_id"), _last(query, "name")
+        client_id, name = _last(query, "client_id"), _last(query, "name")
+
+        def admit() -> int:
             self._hub.admission.subscribe(
-                channels, client_id=client_id, name=name, principal=principal, address=request.peer
+                channels, client_id=client_id, name=name, principal=principal, address=address
             )
-        except (InvalidName, Forbidden, TooMany) as exc:
-            return _refusal(exc)
-        sink = self._open(request, principal)
-        if isinstance(sink, Response):
-            return sink
-        try:
+            return _count(query)
+
+        async def begin(sink: Sink, encode_event: Encode) -> None:
             await self._hub.subscribe(
                 channels,
                 sink,
-                encode=encode_sse_gzip if self._gzip(request) else encode_sse,
-                last_event_id=_last_event_id(request, query),
-                history=history,
+                encode=encode_event,
+                last_event_id=last_event_id(request),
+                history=_count(query),
                 client_id=client_id,
                 name=name,
                 principal=principal,
-                address=request.peer,
+                address=address,
                 transport="events",
             )
-        except BaseException:
-            sink.close()
-            raise
-        return sink
+
+        return await self._serve(request, admit, begin)
 
     async def client_stream(self, request: Request) -> Response | Sink:
         """Stream what is sent to one client: progress and results of its streamed calls."""
-        client_id = self.match(request.path)
+        client_id, principal, address = self.match(request.path), request.principal, request.peer
         if client_id is None:
             return problem(404, "The path is /mcp/sse/ and a client id.")
-        principal = request.principal
-        try:
-            self._hub.admission.receive(client_id, principal=principal, address=request.peer)
-        except (InvalidName, Forbidden, TooMany) as exc:
-            return _refusal(exc)
-        sink = self._open(request, principal)
-        if isinstance(sink, Response):
-            return sink
-        try:
+
+        async def begin(sink: Sink, encode_event: Encode) -> None:
             first = sse.encode_event(encode({"client_id": client_id}), event="connected")
-            sink.write(gzip_member(first) if self._gzip(request) else first)
+            sink.write(gzip_member(first) if encode_event is encode_sse_gzip else first)
             await self._hub.receive(
                 client_id,
                 sink,
-                encode=encode_sse_gzip if self._gzip(request) else encode_sse,
-                last_event_id=_last_event_id(request, _query(request)),
+                encode=encode_event,
+                last_event_id=last_event_id(request),
                 principal=principal,
-                address=request.peer,
+                address=address,
                 transport="events",
             )
+
+        receive = self._hub.admission.receive
+        return await self._serve(request, partial(receive, client_id, principal=principal, address=address), begin)
+
+    async def _serve(
+        self, request: Request, admit: Callable[[], object], begin: Callable[[Sink, Encode], Awaitable[None]]
+    ) -> Response | Sink:
+        """Open a stream. Whatever can be refused is refused before the hub hears of anybody."""
+        try:
+            admit()
+        except (InvalidName, Forbidden, TooMany) as exc:
+            return _refusal(exc)
+        if not accepted(request.headers.get(b"accept")).stream:
+            return problem(406, "This is a stream of content-type text/event-stream.")
+        owner = principal_id(request.principal)
+        if self._streams.full(owner):
+            return problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
+        gzip = self._settings.gzip_streams and accepts_gzip(request.headers.get(b"accept-encoding", b""))
+        sink = request.open(200, STREAM_HEAD + GZIP_HEAD if gzip else STREAM_HEAD)
+        self._streams.add(sink, owner, ("events", ""), code=_gzip if gzip else bytes)
+        try:
+            await begin(sink, encode_sse_gzip if gzip else encode_sse)
         except BaseException:
             sink.close()
             raise
@@ -183,23 +191,6 @@ class HubRoutes:
             text = "The body is not JSON, or a text in it has half of a surrogate pair."
             raise ProtocolError(PARSE_ERROR, text) from exc
 
-    def _open(self, request: Request, principal: Principal | None) -> Sink | Response:
-        if not accepted(request.headers.get(b"accept")).stream:
-            return problem(406, "This is a stream of content-type text/event-stream.")
-        owner = principal_id(principal)
-        if self._streams.full(owner):
-            return problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
-        if self._gzip(request):
-            sink = request.open(200, STREAM_HEAD + GZIP_HEAD)
-            self._streams.add(sink, owner, ("events", ""), code=_gzip)
-        else:
-            sink = request.open(200, STREAM_HEAD)
-            self._streams.add(sink, owner, ("events", ""))
-        return sink
-
-    def _gzip(self, request: Request) -> bool:
-        return self._settings.gzip_streams and accepts_gzip(request.headers.get(b"accept-encoding", b""))
-
 
 def problem(status: int, detail: str, head: bytes = b"") -> Response:
     """An error as problem details."""
@@ -219,18 +210,8 @@ def _refusal(exc: Exception) -> Response:
     return problem(status, str(exc), head)
 
 
-def _query(request: Request) -> dict[str, list[str]]:
-    return parse_qs(request.query.decode("latin-1"), keep_blank_values=True) if request.query else {}
-
-
 def _last(query: dict[str, list[str]], name: str) -> str:
     return query[name][-1] if name in query else ""
-
-
-def _last_event_id(request: Request, query: dict[str, list[str]]) -> str:
-    """The header, which an `EventSource` sends when it reconnects; before that only the query can name one."""
-    header = request.headers.get(b"last-event-id")
-    return header.decode("utf-8", "replace").strip() if header else _last(query, "last_event_id")
 
 
 def _count(query: dict[str, list[str]]) -> int:

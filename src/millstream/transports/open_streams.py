@@ -10,6 +10,7 @@ from typing import Protocol
 
 from millstream.http.message import Sink
 from millstream.protocol.sse import COMMENT, retry
+from millstream.stores.base import EventLog
 
 _AWAY_MS = (1_000, 4_000)
 """How long clients wait before they come back when the server closes their streams: not all at once."""
@@ -38,8 +39,8 @@ class OpenStreams:
         self._clock = clock
         self._max = max_streams
         self._max_per_owner = max_per_owner
-        self._sinks: dict[Sink, tuple[Code, float]] = {}
-        """Stream -> its coding, and when it was opened."""
+        self._sinks: dict[Sink, tuple[Code, float, Callable[[], None]]] = {}
+        """Stream -> its coding, when it was opened, and how it is ended."""
         self._by_owner: dict[str, int] = {}
         self._owned = 0
         """Streams that count: all but those of calls, which have a cap of their own."""
@@ -69,6 +70,7 @@ class OpenStreams:
         kind: tuple[str, str] = ("http", ""),
         *,
         code: "Code" = bytes,
+        end: Callable[[], None] | None = None,
     ) -> None:
         """Watch over a stream until it closes.
 
@@ -77,8 +79,9 @@ class OpenStreams:
             owner: whose cap it counts against; none for the stream of a call.
             kind: transport and revision, for `by_kind`.
             code: puts bytes into the coding of the stream.
+            end: how it is ended, if not by its `close`.
         """
-        self._sinks[sink] = (code, self._clock())
+        self._sinks[sink] = (code, self._clock(), end or sink.close)
         self.by_kind[kind] += 1
         if owner is not None:
             self._owned += 1
@@ -99,14 +102,19 @@ class OpenStreams:
     def beat(self) -> None:
         """One comment to every stream, so that proxies and clients know it is alive; those too old end."""
         oldest = self._clock() - self._max_age
-        for sink, (code, opened) in list(self._sinks.items()):
+        for sink, (code, opened, end) in list(self._sinks.items()):
             if opened < oldest:
-                sink.close()
+                end()
             else:
                 sink.write(code(COMMENT))
 
+    async def touch(self, log: EventLog, ttl: float) -> None:
+        """Keep the logs of the calls that run, however silent they are: one that ends later can still be resumed."""
+        for name in list(self.lines):
+            await log.touch(name, ttl)
+
     def close(self) -> None:
         """End every stream, and say when to come back."""
-        for sink, (code, _) in list(self._sinks.items()):
+        for sink, (code, _, end) in list(self._sinks.items()):
             sink.write(code(retry(randint(*_AWAY_MS))))  # noqa: S311  spreads load, hides nothing
-            sink.close()
+            end()

@@ -11,9 +11,8 @@ import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qs
 
-from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink
+from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink, last_event_id
 from millstream.protocol import sse
 from millstream.protocol.jsonrpc import encode
 from millstream.telemetry.logs import JsonLines
@@ -132,14 +131,14 @@ class DashboardFeed:
         sink = request.open(200, STREAM_HEAD)
         self._streams.add(sink, "", ("dashboard", ""))
         try:
-            self._welcome(sink, _last_event_id(request))
+            self._welcome(sink, last_event_id(request))
             await sink.wait_closed()
         finally:
             sink.close()
         return None
 
-    def _welcome(self, sink: Sink, last_event_id: str) -> None:
-        instance, _, number = last_event_id.partition("-")
+    def _welcome(self, sink: Sink, last_id: str) -> None:
+        instance, _, number = last_id.partition("-")
         told = int(number) if instance == self._instance and number.isdecimal() and len(number) < 16 else 0
         if not self._watchers:
             # Nobody was told anything for a while: what was said last is old.
@@ -177,11 +176,3 @@ class ChatMembers:
     async def get(self, request: Request) -> Response:
         """A JSON array of ``{client_id, name, since}``, in the order of arrival."""
         return Response(encode(await self._presence(self._channel)), 200, JSON_HEAD + b"cache-control: no-store\r\n")
-
-
-def _last_event_id(request: Request) -> str:
-    header = request.headers.get(b"last-event-id")
-    if header:
-        return header.decode("latin-1").strip()
-    query = parse_qs(request.query.decode("latin-1")) if request.query else {}
-    return query.get("last_event_id", [""])[-1]

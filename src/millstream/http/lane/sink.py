@@ -5,20 +5,9 @@ from collections.abc import Callable
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from millstream.http.stream_end import CloseSignal
+from millstream.http.stream_end import CloseSignal, LastFrame
 
-
-class _Frame:
-    """The chunk framed last. A broadcast writes the same bytes to every sink, one after the other."""
-
-    __slots__ = ("data", "framed")
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.framed = b""
-
-
-_last = _Frame()
+_last = LastFrame()
 
 
 class LaneSink:

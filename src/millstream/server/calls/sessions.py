@@ -108,6 +108,7 @@ class Records:
             ProtocolError: it is too large, or the store is full.
         """
         if session.record is not None:
+            _pack(record)  # what a connection holds is bounded as well
             session.record = record
         elif not record.ended:  # what a call still does in an ended session is nobody's
             await self._write(session, record, self._ttl)
@@ -124,9 +125,7 @@ class Records:
         await self._write(session, Record(ended=True), ttl)
 
     async def _write(self, session: Session, record: Record, ttl: float) -> None:
-        data = _encode(record)
-        if len(data) > MAX_RECORD:
-            raise ProtocolError(INVALID_REQUEST, f"A session keeps at most {MAX_RECORD} bytes: unsubscribe from some")
+        data = _pack(record)
         try:
             await self._store.put(_PREFIX + session.id, data, ttl)
         except StoreFull as exc:
@@ -141,3 +140,10 @@ class Records:
         """Stop telling, unless a newer stream took over."""
         if self._watchers.get(session_id) is watcher:
             del self._watchers[session_id]
+
+
+def _pack(record: Record) -> bytes:
+    data = _encode(record)
+    if len(data) > MAX_RECORD:
+        raise ProtocolError(INVALID_REQUEST, f"A session keeps at most {MAX_RECORD} bytes: unsubscribe from some")
+    return data

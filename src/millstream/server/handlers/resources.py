@@ -95,8 +95,7 @@ class ResourceHandlers:
             if len(record.subscriptions) >= self._services.settings.max_subscriptions:
                 raise ProtocolError(INVALID_REQUEST, "Too many subscriptions in this session: unsubscribe from some")
             self._find(uri)
-            record.subscriptions.append(uri)
-            await self._put(call, record)
+            await self._put(call, msgspec.structs.replace(record, subscriptions=[*record.subscriptions, uri]))
         return b""
 
     async def unsubscribe(self, call: Call) -> bytes:

@@ -4,12 +4,11 @@ Each kind of stream has room of its own. A kind that is full drops the oldest en
 readers get `Gap`.
 """
 
-from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from millstream.stores.base import Entry, Gap, Position, StoreFull
+from millstream.stores.base import PAGE_BYTES, Entry, Gap, Position, StoreFull
 from millstream.stores.memory.deadlines import SLACK, Deadlines
 
 ITEM_BYTES: Final = 200
@@ -22,7 +21,7 @@ _DROPPED: Final = Entry(Position("", 0), b"")
 class _Stream:
     """The entries of one stream. Dropped ones stay as a placeholder until they are cut off together."""
 
-    __slots__ = ("entries", "floor", "head", "name", "rank", "size")
+    __slots__ = ("entries", "floor", "head", "last", "name", "rank", "size")
 
     def __init__(self, name: str, floor: int, size: int) -> None:
         self.name = name
@@ -31,6 +30,8 @@ class _Stream:
         """Index of the oldest entry held."""
         self.floor = floor
         """A reader at this offset has missed nothing; one below it may have."""
+        self.last = floor
+        """The offset of the newest entry."""
         self.size = size
         self.rank = 0
         """The length of `size` in bits, when last looked at."""
@@ -56,15 +57,15 @@ class _Stream:
 class _Kind:
     """The streams of one kind, in lists.
 
-    One counter numbers the entries of all streams. So a stream that was forgotten and begins again starts above every
-    position handed out before, and an old reader is found out without a trace of the old stream being kept.
+    A stream begins above every position that any stream of the kind has handed out, with a hole. So one that was
+    forgotten and begins again uses none twice, and its old readers are found out without a trace of it being kept.
 
     A full log takes room from a stream that is the largest to within a factor of two, the one appended to longest ago
     where several are: small streams do not feel large ones. They are kept by the length of their size in bits, so the
     choice costs the same however many there are.
     """
 
-    __slots__ = ("_clock", "_deadlines", "_epoch", "_last", "_latest", "_max_bytes", "_ranks", "_streams", "size")
+    __slots__ = ("_clock", "_deadlines", "_epoch", "_highest", "_latest", "_max_bytes", "_ranks", "_streams", "size")
 
     def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str) -> None:
         # configuration
@@ -72,7 +73,8 @@ class _Kind:
         self._max_bytes = max_bytes
         self._epoch = epoch
         # process
-        self._last = 0
+        self._highest = -1
+        """The highest offset of any stream."""
         self._streams: dict[str, _Stream] = {}
         # By rank, and in each the one appended to longest ago first. Until room is made, one may have twice the bound.
         self._ranks = [OrderedDict[str, _Stream]() for _ in range(max_bytes.bit_length() + 2)]
@@ -89,8 +91,9 @@ class _Kind:
             raise StoreFull(f"An entry of {len(data)} bytes exceeds the {self._max_bytes} of the in-memory log.")
         now = self._clock()
         held = self._present(stream, now) or self._begin(stream)
-        self._last += 1
-        position = Position(self._epoch, self._last)
+        held.last += 1
+        self._highest = max(self._highest, held.last)
+        position = Position(self._epoch, held.last)
         held.entries.append(Entry(position, data))
         held.size += cost
         self.size += cost
@@ -105,7 +108,7 @@ class _Kind:
             self._make_room()
         return position
 
-    def read(self, stream: str, after: Position | None, limit: int) -> Sequence[Entry]:
+    def read(self, stream: str, after: Position | None, limit: int, max_bytes: int) -> Sequence[Entry]:
         held = self._present(stream, self._clock())
         if held is None:
             if after is None:
@@ -113,10 +116,25 @@ class _Kind:
             raise Gap(self._epoch, None)
         entries, start = held.entries, held.head
         if after is not None:
-            if after.epoch != self._epoch or not held.floor <= after.offset <= entries[-1].position.offset:
-                raise Gap(self._epoch, entries[start].position)
-            start = bisect_right(entries, after.offset, start, key=_offset)
-        return entries[start : start + limit]
+            if after.epoch != self._epoch or not held.floor <= after.offset <= held.last:
+                raise Gap(self._epoch, entries[start].position, entries[-1].position)
+            start += after.offset - held.floor
+        page = entries[start : start + limit]
+        return page if held.size <= max_bytes else _within(page, max_bytes)
+
+    def newest(self, stream: str, limit: int, max_bytes: int) -> Sequence[Entry]:
+        held = self._present(stream, self._clock())
+        if held is None:
+            return []
+        page = held.entries[max(held.head, len(held.entries) - limit) :]
+        return page if held.size <= max_bytes else _within(reversed(page), max_bytes)[::-1]
+
+    def touch(self, stream: str, ttl: float) -> bool:
+        now = self._clock()
+        if self._present(stream, now) is None:
+            return False
+        self._deadlines.set(stream, now + ttl)
+        return True
 
     def trim(self, stream: str) -> None:
         if self._present(stream, self._clock()) is not None:
@@ -137,7 +155,7 @@ class _Kind:
 
     def _begin(self, stream: str) -> _Stream:
         size = len(stream) + STREAM_BYTES
-        held = self._streams[stream] = _Stream(stream, self._last, size)
+        held = self._streams[stream] = _Stream(stream, self._highest + 1, size)
         self._rank(held)
         self.size += size
         return held
@@ -202,7 +220,7 @@ class MemoryLog:
         return sum(kind.size for kind in self.kinds.values())
 
     async def append(self, stream: str, data: bytes, *, ttl: float, max_entries: int) -> Position:
-        name = _kind(stream)
+        name = kind_of(stream)
         kind = self.kinds.get(name)
         if kind is None:
             kind = self.kinds[name] = _Kind(self._clock, self.max_bytes, self._epoch)
@@ -211,24 +229,42 @@ class MemoryLog:
             each.sweep(now)
         return kind.append(stream, data, ttl=ttl, max_entries=max_entries)
 
-    async def read(self, stream: str, after: Position | None, limit: int = 1000) -> Sequence[Entry]:
-        kind = self.kinds.get(_kind(stream))
+    async def read(
+        self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
+    ) -> Sequence[Entry]:
+        kind = self.kinds.get(kind_of(stream))
         if kind is not None:
-            return kind.read(stream, after, limit)
+            return kind.read(stream, after, limit, max_bytes)
         if after is not None:
             raise Gap(self._epoch, None)
         return []
 
+    async def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry]:
+        kind = self.kinds.get(kind_of(stream))
+        return [] if kind is None else kind.newest(stream, limit, max_bytes)
+
+    async def touch(self, stream: str, ttl: float) -> bool:
+        kind = self.kinds.get(kind_of(stream))
+        return kind is not None and kind.touch(stream, ttl)
+
     async def trim(self, stream: str) -> None:
-        kind = self.kinds.get(_kind(stream))
+        kind = self.kinds.get(kind_of(stream))
         if kind is not None:
             kind.trim(stream)
 
 
-def _kind(stream: str) -> str:
-    name, colon, _ = stream.partition(":")
-    return name if colon else ""
+def kind_of(name: str) -> str:
+    """The kind of a stream or key: what stands in front of its first colon."""
+    kind, colon, _ = name.partition(":")
+    return kind if colon else ""
 
 
-def _offset(entry: Entry) -> int:
-    return entry.position.offset
+def _within(entries: Iterable[Entry], max_bytes: int) -> list[Entry]:
+    """The first of them, up to the one with which they reach a size."""
+    found: list[Entry] = []
+    for entry in entries:
+        found.append(entry)
+        max_bytes -= len(entry.data)
+        if max_bytes <= 0:
+            break
+    return found

@@ -1,20 +1,21 @@
 """The store in this process: nothing is shared, nothing survives, nothing waits.
 
 No method suspends and there is no timer: what has expired is absent at once, and its memory is given back a few items
-at a time by later calls. Values and log are bounded in bytes, keys and overheads included. A full key-value part
-refuses (`StoreFull`), since a forgotten tombstone would bring a session back to life; what is as small as a tombstone
-has room of its own, so what sessions accumulate cannot keep one out. The log is in `memory_log`. For one thread.
+at a time by later calls. Each kind of values and of streams is bounded in bytes, keys and overheads included. A full
+kind of values refuses (`StoreFull`), since a forgotten tombstone would bring a session back to life; part of its room
+is kept back for what is as small as a tombstone, so what sessions accumulate cannot keep one out. For one thread.
 """
 
 import secrets
 import sys
 import time
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Final
 
 from millstream.stores.base import StoreFull
 from millstream.stores.memory.deadlines import SWEEP, Deadlines
-from millstream.stores.memory.log import ITEM_BYTES, MemoryLog
+from millstream.stores.memory.log import ITEM_BYTES, MemoryLog, kind_of
 
 MARK_BYTES: Final = 16
 """A value up to this size, such as a tombstone, may use the room that is kept back from larger ones."""
@@ -22,34 +23,59 @@ KEPT_BACK: Final = 16
 """One part in so many."""
 
 
-class MemoryKeyValue:
-    """`KeyValue` in a dict."""
+class _Kind:
+    """The values of one kind."""
 
-    __slots__ = ("_clock", "_deadlines", "_values", "max_bytes", "size")
+    __slots__ = ("lossy", "size", "values")
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.lossy: OrderedDict[str, None] = OrderedDict()
+        """Keys of those that may go, the one written the longest ago first."""
+        self.size = 0
+        """Bytes held, as they are counted against the bound."""
+
+    def growth(self, key: str, value: bytes) -> int:
+        """How many more bytes are held with a new value."""
+        old = self.values.get(key)
+        return len(value) - len(old) if old is not None else len(value) + len(key) + ITEM_BYTES
+
+
+class MemoryKeyValue:
+    """`KeyValue` in a dict for each kind."""
+
+    __slots__ = ("_clock", "_deadlines", "kinds", "max_bytes")
 
     def __init__(self, clock: Callable[[], float], max_bytes: int) -> None:
         # configuration
         self._clock = clock
         self.max_bytes = max_bytes
+        """The room of one kind."""
         # process
-        self._values: dict[str, bytes] = {}
         self._deadlines = Deadlines()
-        self.size = 0
-        """Bytes held, as they are counted against the bound."""
+        self.kinds: defaultdict[str, _Kind] = defaultdict(_Kind)
+        """Few: this program names its keys, not its peers."""
+
+    @property
+    def size(self) -> int:
+        """Bytes held, of all kinds together."""
+        return sum(kind.size for kind in self.kinds.values())
 
     async def get(self, key: str) -> bytes | None:
         return self._present(key, self._clock())
 
-    async def put(self, key: str, value: bytes, ttl: float) -> None:
-        self._store(key, value, ttl, self._clock())
+    async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
+        self._store(key, value, ttl, self._clock(), lossy)
 
-    async def compare_and_set(self, key: str, expected: bytes | None, value: bytes | None, ttl: float) -> bool:
+    async def compare_and_set(
+        self, key: str, expected: bytes | None, value: bytes | None, ttl: float, *, lossy: bool = False
+    ) -> bool:
         now = self._clock()
         present = self._present(key, now)
         if present != expected:
             return False
         if value is not None:
-            self._store(key, value, ttl, now)
+            self._store(key, value, ttl, now, lossy)
         elif present is not None:
             self._forget(key)
         return True
@@ -61,34 +87,40 @@ class MemoryKeyValue:
         return True
 
     async def keys(self, prefix: str) -> list[str]:
-        now = self._clock()
-        passed = self._deadlines.passed
-        return [key for key in self._values if key.startswith(prefix) and not passed(key, now)]
+        now, passed = self._clock(), self._deadlines.passed
+        kinds = [self.kinds[kind_of(prefix)]] if ":" in prefix else self.kinds.values()
+        return [key for kind in kinds for key in kind.values if key.startswith(prefix) and not passed(key, now)]
 
     def _present(self, key: str, now: float) -> bytes | None:
         self._sweep(now)
-        value = self._values.get(key)
+        value = self.kinds[kind_of(key)].values.get(key)
         if value is not None and self._deadlines.passed(key, now):
             self._forget(key)
             return None
         return value
 
-    def _store(self, key: str, value: bytes, ttl: float, now: float) -> None:
+    def _store(self, key: str, value: bytes, ttl: float, now: float, lossy: bool) -> None:
         self._present(key, now)  # an expired value must not be counted
-        room = self.max_bytes
-        if len(value) > MARK_BYTES:
-            room -= room // KEPT_BACK
-        if self.size + self._growth(key, value) > room:
-            self._sweep(now, sys.maxsize)
-            if self.size + self._growth(key, value) > room:
-                raise StoreFull(f"The in-memory store holds its {self.max_bytes} bytes and takes no further value.")
-        self.size += self._growth(key, value)
-        self._values[key] = value
+        kind = self.kinds[kind_of(key)]
+        self._make_room(kind, key, value, now, lossy)
+        kind.size += kind.growth(key, value)
+        kind.values[key] = value
         self._deadlines.set(key, now + ttl)
+        if lossy:
+            kind.lossy[key] = None
+            kind.lossy.move_to_end(key)
 
-    def _growth(self, key: str, value: bytes) -> int:
-        old = self._values.get(key)
-        return len(value) - len(old) if old is not None else len(value) + len(key) + ITEM_BYTES
+    def _make_room(self, kind: _Kind, key: str, value: bytes, now: float, lossy: bool) -> None:
+        room = self.max_bytes
+        if len(value) > MARK_BYTES and not lossy:
+            room -= room // KEPT_BACK
+        if kind.size + kind.growth(key, value) > room:
+            self._sweep(now, sys.maxsize)
+            fits = len(key) + len(value) + ITEM_BYTES <= room
+            while lossy and fits and kind.lossy and kind.size + kind.growth(key, value) > room:
+                self._forget(next(iter(kind.lossy)))
+            if kind.size + kind.growth(key, value) > room:
+                raise StoreFull(f"The in-memory store holds its {self.max_bytes} bytes and takes no further value.")
 
     def _sweep(self, now: float, look: int = SWEEP) -> None:
         for key in self._deadlines.due(now, look):
@@ -96,9 +128,11 @@ class MemoryKeyValue:
 
     def _forget(self, key: str) -> None:
         self._deadlines.forget(key)
-        self.size -= len(self._values.pop(key)) + len(key) + ITEM_BYTES
-        if not self._values:
-            self._values.clear()
+        kind = self.kinds[kind_of(key)]
+        kind.size -= len(kind.values.pop(key)) + len(key) + ITEM_BYTES
+        kind.lossy.pop(key, None)
+        if not kind.values:
+            kind.values.clear()  # an emptied dict keeps its table, a cleared one does not
 
 
 class _Subscription:
@@ -159,7 +193,7 @@ class MemoryStore:
         *,
         clock: Callable[[], float] = time.monotonic,
         epoch: str = "",
-        max_value_bytes: int = 64 * 1024 * 1024,
+        max_value_bytes: int = 32 * 1024 * 1024,
         max_log_bytes: int = 64 * 1024 * 1024,
     ) -> None:
         self.epoch = epoch or secrets.token_hex(6)

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from millstream.http.websocket.direct import AnyOutbox
+from millstream.http.websocket.socket import Socket
 from millstream.hub import Event, Forbidden, Hub, InvalidName, Subscription, TooLarge, TooMany
 from millstream.hub.channels import DEFAULT
 from millstream.hub.event import CUT
@@ -111,7 +111,7 @@ class Dialect:
     __slots__ = ("_connection", "_dispatcher", "_hub", "_outbox", "_peer", "_subscriptions", "_tasks")
 
     def __init__(
-        self, dispatcher: Dispatcher, hub: Hub | None, connection: Connection, outbox: AnyOutbox, peer: Peer
+        self, dispatcher: Dispatcher, hub: Hub | None, connection: Connection, outbox: Socket, peer: Peer
     ) -> None:
         # Configuration
         self._dispatcher = dispatcher
@@ -139,8 +139,7 @@ class Dialect:
                 return
             await self._obey(head, data)
         except ProtocolError as exc:
-            error = projection.error(exc, NEWEST_HANDSHAKE)
-            code = self._fail(head.id, error.code, error.message)
+            code = self._refuse(head.id, exc)
         except msgspec.ValidationError as exc:
             code = self._fail(head.id, INVALID_PARAMS if head.type else INVALID_REQUEST, f"Invalid message: {exc}")
         except (InvalidName, TooLarge) as exc:
@@ -171,6 +170,11 @@ class Dialect:
     def _reply(self, id: Raw, kind: str, **members: Any) -> None:
         self._outbox.answer(encode({"type": kind, **_echo(id), **members}))
 
+    def _refuse(self, id: Raw, exc: ProtocolError) -> int:
+        # Not in the frame of `take`: an error held there holds that frame by its traceback, and with it the message.
+        error = projection.error(exc, NEWEST_HANDSHAKE)
+        return self._fail(id, error.code, error.message)
+
     def _fail(self, id: Raw, code: int, message: str, **about: Any) -> int:
         self._reply(id, "error", **about, error={"code": code, "message": message})
         return code
@@ -192,16 +196,18 @@ class Dialect:
         """Call a tool; the answer comes when it is done."""
         principal = self._peer.principal
         self._dispatcher.admit(self._peer.address if principal is None else principal.id)
-        task = asyncio.create_task(self._call(message, id))
+        # Copies: while the call runs it must not hold the whole message.
+        params = encode({"name": message.tool, "arguments": message.arguments})
+        task = asyncio.create_task(self._call(message.tool, params, id.copy()))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _call(self, message: _CallMessage, id: Raw) -> None:
+    async def _call(self, tool: str, params: bytes, id: Raw) -> None:
         task = asyncio.current_task()
         call = silent_call(
             NEWEST_HANDSHAKE,
             "tools/call",
-            encode({"name": message.tool, "arguments": message.arguments}),
+            params,
             origin=self._connection,
             transport="websocket",
             principal=self._peer.principal,
@@ -211,9 +217,9 @@ class Dialect:
         )
         outcome = await self._dispatcher.outcome(call)
         if outcome.error is not None:
-            self._fail(id, outcome.error.code, outcome.error.message, tool=message.tool)
+            self._fail(id, outcome.error.code, outcome.error.message, tool=tool)
         elif outcome.result:
-            self._reply(id, "mcp_result", tool=message.tool, result=Raw(outcome.result))
+            self._reply(id, "mcp_result", tool=tool, result=Raw(outcome.result))
 
     # Channels
 

@@ -16,8 +16,9 @@ from millstream.http.asgi.adapter import Receive, Scope
 from millstream.http.asgi.sink import Send, header_list
 from millstream.http.hosts import HostPolicy
 from millstream.http.message import TEXT_HEAD, Request, Response
-from millstream.http.websocket.direct import EXTENSION, AnyOutbox, DirectSocket, Wire
-from millstream.http.websocket.queued import GOING_AWAY, INTERNAL, TOO_BIG, UNSUPPORTED_DATA, QueuedSocket
+from millstream.http.websocket.direct import EXTENSION, DirectSocket, Wire
+from millstream.http.websocket.queued import QueuedSocket
+from millstream.http.websocket.socket import GOING_AWAY, INTERNAL, TOO_BIG, UNSUPPORTED_DATA, Socket
 from millstream.hub import Hub
 from millstream.server.calls.services import principal_id
 from millstream.server.dispatch import Dispatcher
@@ -27,6 +28,7 @@ from millstream.transports.open_streams import OpenStreams
 from millstream.transports.websocket.dialect import Dialect, Peer
 
 SUBPROTOCOL = "mcp"
+_NOTIFICATION = b'{"jsonrpc":"2.0","method"'
 
 _BUSY = Response(b"Too many open connections. Try again later.\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
 _NOT_A_PAGE = Response(b"This is a WebSocket. Connect with ws: or wss:.\n", 426, TEXT_HEAD + b"upgrade: websocket\r\n")
@@ -61,7 +63,7 @@ class WebSocketRoute:
         self.may_publish = may_publish
         """Whether the dialect takes ``publish`` from an address, whose handshake had these headers."""
         # Process
-        self._sockets: dict[AnyOutbox, asyncio.Task[Any] | None] = {}
+        self._sockets: dict[Socket, asyncio.Task[Any] | None] = {}
         self._stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +75,9 @@ class WebSocketRoute:
             return
         outbox = self._outbox(scope, send)
         self._sockets[outbox] = asyncio.current_task()
-        self._streams.add(SocketStream(outbox), principal_id(peer.principal), ("websocket", ""))
+        # Its signs of life are pings of the protocol: what event streams are written has no form here.
+        stop = partial(outbox.end, GOING_AWAY, "The server stops")
+        self._streams.add(outbox, principal_id(peer.principal), ("websocket", ""), code=_no_form, end=stop)
         speaks = SUBPROTOCOL in scope.get("subprotocols", ())
         try:
             try:
@@ -120,7 +124,7 @@ class WebSocketRoute:
             return _BUSY
         return Peer(address, headers, principal, self.may_publish(address, headers))
 
-    def _outbox(self, scope: Scope, send: Send) -> AnyOutbox:
+    def _outbox(self, scope: Scope, send: Send) -> Socket:
         """What carries the messages out: straight to the transport, where the server is ours and shows it."""
         limit, grace = self._settings.stream_buffer, self._settings.write_timeout
         extensions: dict[str, Any] = scope.get("extensions") or {}
@@ -129,10 +133,10 @@ class WebSocketRoute:
             return QueuedSocket(send, limit=limit, grace=grace)
         return DirectSocket(wire, send, limit=limit, grace=grace)
 
-    async def _serve(self, peer: Peer, outbox: AnyOutbox, receive: Receive, *, speaks: bool) -> None:
+    async def _serve(self, peer: Peer, outbox: Socket, receive: Receive, *, speaks: bool) -> None:
         connection = Connection(
             self._dispatcher,
-            outbox.carry,
+            partial(carry, outbox),
             outbox.drain,
             principal=peer.principal,
             headers=peer.headers,
@@ -148,7 +152,7 @@ class WebSocketRoute:
             if dialect is not None:
                 await dialect.close()
 
-    async def _read(self, receive: Receive, outbox: AnyOutbox, take: Callable[[bytes], Awaitable[None]]) -> None:
+    async def _read(self, receive: Receive, outbox: Socket, take: Callable[[bytes], Awaitable[None]]) -> None:
         """Take messages until the peer is gone. While it does not read what it asked for, nothing more is taken."""
         code, reason = INTERNAL, "Internal error"
         try:
@@ -165,7 +169,9 @@ class WebSocketRoute:
                 if len(data) > self._settings.max_message:
                     code, reason = TOO_BIG, f"A message takes {self._settings.max_message} bytes"
                     return
+                del message, text
                 await take(data)
+                del data  # the next message may be long in coming
                 # A packet may hold thousands of calls: let them answer, and see whether the answers are taken.
                 await asyncio.sleep(0)
                 await outbox.drain()
@@ -173,37 +179,13 @@ class WebSocketRoute:
             outbox.end(code, reason)
 
 
-class SocketStream:
-    """A socket among the open streams: counted and closed with them. Its signs of life are pings of the protocol."""
+def _no_form(data: bytes) -> bytes:
+    return b""
 
-    __slots__ = ("_outbox", "closed")
 
-    def __init__(self, outbox: AnyOutbox) -> None:
-        self._outbox = outbox
-        self.closed = False
-        outbox.on_close(self._ended)
-
-    @property
-    def buffered(self) -> int:
-        return self._outbox.buffered
-
-    def write(self, data: bytes) -> None:
-        """Nothing: a comment has no form here."""
-
-    async def drain(self) -> None:
-        await self._outbox.drain()
-
-    def close(self) -> None:
-        self._outbox.end(GOING_AWAY, "The server stops")
-
-    def on_close(self, callback: Callable[[], None]) -> None:
-        self._outbox.on_close(callback)
-
-    async def wait_closed(self) -> None:
-        await self._outbox.wait_closed()
-
-    def _ended(self) -> None:
-        self.closed = True
+def carry(socket: Socket, message: bytes) -> bool:
+    """Send a JSON-RPC message: a notification is unasked, answers and questions are what the peer waits for."""
+    return socket.write(message) if message.startswith(_NOTIFICATION) else socket.answer(message)
 
 
 async def _take(connection: Connection, data: bytes) -> None:

@@ -1,0 +1,109 @@
+"""What goes out on one WebSocket: whole text messages, some of which the peer asked for, and a proper end.
+
+Events and notifications come unasked: of those a peer may leave so many bytes, then it is cut as slow. Answers are not
+counted: whoever asks for much over a thin line is not slow, and the reader takes nothing new from a peer that leaves
+its answers (`drain`). How the messages get there is up to `queued` (ASGI) and `direct` (our own server).
+"""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from millstream.http.asgi.sink import Send
+from millstream.http.stream_end import CloseSignal
+
+NORMAL = 1000
+GOING_AWAY = 1001
+UNSUPPORTED_DATA = 1003
+TOO_BIG = 1009
+INTERNAL = 1011
+TRY_AGAIN_LATER = 1013
+SLOW = "slow"
+
+
+class Socket:
+    """The messages for one peer. A `Sink` of unasked messages; what is written when it is closed is dropped."""
+
+    __slots__ = ("_ending", "_farewell", "_grace", "_limit", "_send", "closed")
+
+    def __init__(self, send: Send, *, limit: int, grace: float) -> None:
+        # Configuration
+        self._send = send
+        self._limit = limit
+        self._grace = grace
+        # Connection
+        self._ending = CloseSignal()
+        self._farewell: tuple[int, str] | None = None
+        self.closed = False
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of unasked messages that the peer has not taken."""
+        raise NotImplementedError
+
+    def write(self, message: bytes, /) -> bool:
+        """Send an unasked message; False when the socket is closed, or is cut now because the peer is too slow."""
+        raise NotImplementedError
+
+    def answer(self, message: bytes) -> bool:
+        """Send a message that the peer waits for; False when the socket is closed."""
+        raise NotImplementedError
+
+    async def drain(self) -> None:
+        """Wait until the peer takes bytes again, or the socket is closed."""
+        raise NotImplementedError
+
+    async def run(self, reading: Coroutine[Any, Any, None]) -> None:
+        """Read until the socket is closed, and say goodbye within the grace time."""
+        raise NotImplementedError
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call back once at the end, at once when it is past."""
+        self._ending.add(callback)
+
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Do not call back any more."""
+        self._ending.forget(callback)
+
+    async def wait_closed(self) -> None:
+        """Wait for the end."""
+        await self._ending.wait()
+
+    def end(self, code: int, reason: str = "") -> None:
+        """End it: what is written still goes out, then the close frame, within the grace time. Idempotent."""
+        self._end((code, reason))
+
+    def close(self) -> None:
+        """End it for whoever writes here: because the peer is slow, or because there is nothing more to write."""
+        if self.buffered:
+            self.cut()
+        else:
+            self.end(GOING_AWAY)
+
+    def cut(self) -> None:
+        """The peer reads too slowly: what can be dropped is, and the close frame says why."""
+        self._drop()
+        self.end(TRY_AGAIN_LATER, SLOW)
+
+    def lost(self) -> None:
+        """The peer is gone, or the closing handshake has begun: no further message."""
+        self._drop()
+        self._end(None)
+
+    def _end(self, farewell: tuple[int, str] | None) -> None:
+        if not self.closed:
+            self.closed = True
+            self._farewell = farewell
+            self._stop()
+            self._ending.tell()
+
+    def _drop(self) -> None:
+        """Forget what waits."""
+
+    def _stop(self) -> None:
+        """Wake whoever reads or waits: the socket is closed."""
+        raise NotImplementedError
+
+    async def _say_goodbye(self) -> None:
+        if self._farewell is not None:
+            code, reason = self._farewell
+            await self._send({"type": "websocket.close", "code": code, "reason": reason})

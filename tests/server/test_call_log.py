@@ -1,0 +1,48 @@
+"""The log of a call: ids that name a place in it, and how long it is kept."""
+
+import pytest
+
+from hub_parts import Clock
+from millstream.config import Settings
+from millstream.server.call_log import MESSAGE, append, event_id, log_name, parse_event_id
+from millstream.stores.base import MAX_OFFSET, Position
+from millstream.stores.memory.store import MemoryStore
+from millstream.transports.open_streams import OpenStreams
+
+
+@pytest.mark.parametrize("offset", [1, 10**18, MAX_OFFSET])
+def test_every_offset_that_a_store_may_give_comes_back_in_an_event_id(offset: int) -> None:
+    """Fixed defect: the contract of a store allows 19 digits, and ids with so many were unknown."""
+    place = Position("epoch", offset)
+    assert parse_event_id(event_id("abc", place)) == ("abc", place)
+
+
+@pytest.mark.parametrize("offset", [str(MAX_OFFSET + 1), "9" * 40, "", "-1", "1x", "²"])
+def test_what_can_be_no_offset_is_no_event_id(offset: str) -> None:
+    """Ids come from peers."""
+    assert parse_event_id(f"epoch.abc.{offset}") is None
+
+
+class Silent:
+    """The line of a call that says nothing."""
+
+    def leave(self) -> None:
+        """Nobody takes it over."""
+
+
+async def test_a_call_that_is_silent_for_longer_than_its_log_is_kept_can_still_be_resumed() -> None:
+    """Fixed defect: only a message renewed the time of the log, so the result of a long quiet call was a 400."""
+    clock, settings = Clock(), Settings()
+    store = MemoryStore(clock=clock)
+    streams = OpenStreams(max_streams=9, max_per_owner=9)
+    running, ended = log_name("session", "a"), log_name("session", "b")
+    streams.lines[running] = Silent()
+    first = await append(store, settings, running, MESSAGE, b"", None)
+    await append(store, settings, ended, MESSAGE, b"", None)
+    for _ in range(10):
+        clock.now += settings.log_ttl / 2
+        await streams.touch(store.log, settings.log_ttl)
+    assert await store.log.read(running, first) == []
+    assert await store.log.read(ended, None) == []
+    await append(store, settings, running, MESSAGE, b"result", None)
+    assert [entry.data for entry in await store.log.read(running, first)] == [MESSAGE + b"result"]

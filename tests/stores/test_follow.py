@@ -1,0 +1,289 @@
+"""Following a stream: each entry once and in order, every loss told, whatever the bus does with its messages."""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from millstream.protocol.errors import LocalError
+from millstream.stores import follow
+from millstream.stores.base import Entry, Gap, Position
+from millstream.stores.follow import Tail, announce
+from millstream.stores.memory.store import MemoryStore
+from patience import WAIT
+
+STREAM = "call:one"
+
+
+class Bus:
+    """A bus whose messages wait until the test hands them out, in whatever order and number it likes."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.receive: Callable[[bytes], None] = lambda message: None
+        self.interrupted: Callable[[], None] | None = None
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        assert topic == STREAM
+        self.sent.append(data)
+
+    def subscribe(
+        self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        self.receive, self.interrupted = receive, interrupted
+        return lambda: None
+
+
+class Reader:
+    """What a tail gave, and what it told as lost."""
+
+    def __init__(self, store: Any, after: Position | None = None, **options: Any) -> None:
+        self.got: list[bytes] = []
+        self.told: list[Gap] = []
+        self._more = asyncio.Event()
+        self.tail = Tail(store, STREAM, after, self.take, self.lose, **options)
+
+    def take(self, entries: Sequence[Entry]) -> None:
+        self.got += [entry.data for entry in entries]
+        self._more.set()
+
+    def lose(self, gap: Gap) -> None:
+        self.told.append(gap)
+        self.got.append(b"gap")
+
+    async def until(self, data: bytes) -> list[bytes]:
+        """Everything, once `data` is among it."""
+        async with asyncio.timeout(WAIT):
+            while data not in self.got:
+                self._more.clear()
+                await self._more.wait()
+        return self.got
+
+
+class Parts:
+    """A store of a memory log and a bus of the test."""
+
+    def __init__(self) -> None:
+        memory = MemoryStore(epoch="here").log
+        self.bus: Any = Bus()
+        self.reads = 0
+
+        async def counted(stream: str, after: Position | None, limit: int = 1000, max_bytes: int = 10**6) -> Any:
+            self.reads += 1
+            return await memory.read(stream, after, limit, max_bytes)
+
+        self.log: Any = self
+        self.read: Any = counted
+        self.append, self.trim = memory.append, memory.trim
+
+
+async def append(store: Any, *data: bytes, max_entries: int = 100, whole: bool = False) -> list[Position]:
+    """Entries, each announced."""
+    positions = []
+    for each in data:
+        position = await store.log.append(STREAM, each, ttl=60.0, max_entries=max_entries)
+        await announce(store, STREAM, Entry(position, each), whole=whole)
+        positions.append(position)
+    return positions
+
+
+@asynccontextmanager
+async def running(reader: Reader) -> AsyncIterator[None]:
+    """The tail takes what comes for the length of the block."""
+    task = asyncio.create_task(reader.tail.run())
+    try:
+        yield
+    finally:
+        reader.tail.stop()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_what_was_there_comes_first_and_what_follows_goes_on_behind_it() -> None:
+    """The purpose: one order, nothing twice, nothing left out between the read and the first message."""
+    store = MemoryStore()
+    first, *_ = await append(store, b"1", b"2", b"3")
+    reader = Reader(store, first)
+    await append(store, b"4")
+    await reader.tail.catch_up()
+    async with running(reader):
+        await append(store, b"5")
+        assert await reader.until(b"5") == [b"2", b"3", b"4", b"5"]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+async def test_messages_that_come_late_twice_swapped_or_never_lose_and_repeat_nothing(seed: int, whole: bool) -> None:
+    """Fixed defect: a reader went by the messages, and skipped what one of them did not bring."""
+    dice = random.Random(seed)
+    store = Parts()
+    reader = Reader(store)
+    expected = [b"%d" % number for number in range(60)]
+    async with running(reader):
+        for data in expected:
+            await append(store, data, whole=whole)
+            if dice.random() < 0.5:
+                dice.shuffle(store.bus.sent)
+                for message in store.bus.sent[: dice.randrange(3)]:
+                    for _ in range(dice.randrange(3)):
+                        store.bus.receive(message)
+                    if dice.random() < 0.5:
+                        store.bus.sent.remove(message)
+                for _ in range(dice.randrange(4)):
+                    await asyncio.sleep(0)
+        await append(store, b"last", whole=whole)
+        store.bus.receive(store.bus.sent[-1])
+        assert await reader.until(b"last") == [*expected, b"last"]
+    assert reader.told == []
+
+
+async def test_after_an_interruption_of_the_bus_the_stream_is_read_again() -> None:
+    """The contract of `Bus.subscribe`: messages may have been lost, and nobody repeats them."""
+    store = Parts()
+    reader = Reader(store)
+    async with running(reader):
+        await append(store, b"1", b"2")
+        store.bus.interrupted()
+        assert await reader.until(b"2") == [b"1", b"2"]
+
+
+async def test_the_next_entry_is_taken_from_its_message_and_any_other_is_read() -> None:
+    """A hole means: read again. Without one no read is needed."""
+    store = Parts()
+    reader = Reader(store, (await append(store, b"1"))[0])
+    async with running(reader):
+        await append(store, b"2", whole=True)
+        store.bus.receive(store.bus.sent[-1])
+        assert (reader.got, store.reads) == ([b"2"], 0)
+        await append(store, b"3", b"4", whole=True)
+        store.bus.receive(store.bus.sent[-1])
+        assert reader.got == [b"2"], "3 is missing"
+        assert await reader.until(b"4") == [b"2", b"3", b"4"]
+        assert store.reads > 0
+
+
+async def test_a_writer_that_follows_takes_its_own_entry_at_once_and_does_not_hear_of_it_again() -> None:
+    """A publisher is served when its publication returns, without asking the store."""
+    store = MemoryStore()
+    reader = Reader(store, (await append(store, b"1"))[0])
+    other = Reader(store)
+    position = await store.log.append(STREAM, b"2", ttl=60.0, max_entries=9)
+    await reader.tail.tell(Entry(position, b"2"))
+    assert reader.got == [b"2"]
+    async with running(other):
+        assert await other.until(b"2") == [b"1", b"2"]
+    assert not reader.tail._news.is_set()
+
+
+async def test_what_the_store_dropped_before_it_was_read_is_told() -> None:
+    """The contract of `Gap`, and what is left follows it."""
+    store = MemoryStore()
+    reader = Reader(store, (await append(store, b"0"))[0])
+    await append(store, *(b"%d" % number for number in range(1, 9)), max_entries=3)
+    await reader.tail.catch_up()
+    assert reader.got == [b"gap", b"6", b"7", b"8"]
+
+
+async def test_a_hole_in_what_a_store_gives_is_told_where_it_is() -> None:
+    """Offsets are dense, so the hole is the loss; some stores leave no other trace of it."""
+
+    class Holes(Parts):
+        def __init__(self) -> None:
+            super().__init__()
+            whole = self.read
+
+            async def without(stream: str, after: Position | None, limit: int = 1000, max_bytes: int = 10**6) -> Any:
+                page = await whole(stream, after, limit, max_bytes)
+                return [entry for entry in page if entry.data not in (b"2", b"5", b"6")]
+
+            self.read = without
+
+    store = Holes()
+    reader = Reader(store, (await append(store, b"1"))[0])
+    await append(store, *(b"%d" % number for number in range(2, 9)))
+    await reader.tail.catch_up()
+    assert reader.got == [b"gap", b"3", b"4", b"gap", b"7", b"8"]
+    assert [gap.oldest.offset for gap in reader.told if gap.oldest] == [3, 7]
+
+
+async def test_a_stream_that_was_forgotten_and_begins_again_is_a_loss() -> None:
+    """The hole in front of a stream that begins again tells it, by the bus or by a read."""
+    store = Parts()
+    reader = Reader(store, (await append(store, b"1"))[0])
+    async with running(reader):
+        await store.trim(STREAM)
+        await append(store, b"2", whole=True)
+        store.bus.receive(store.bus.sent[-1])
+        assert await reader.until(b"2") == [b"gap", b"2"]
+
+
+async def test_a_new_epoch_is_told_and_read_from_its_beginning() -> None:
+    """Positions of two epochs are not compared."""
+    store = Parts()
+    reader = Reader(store, Position("older", 1))
+    async with running(reader):
+        await append(store, b"1", b"2", whole=True)
+        store.bus.receive(store.bus.sent[-1])
+        assert await reader.until(b"2") == [b"gap", b"1", b"2"]
+    assert [gap.epoch for gap in reader.told] == ["here"]
+
+
+@pytest.mark.parametrize("by", ["message", "own entry"])
+async def test_a_stream_that_lost_its_tail_goes_on_and_nothing_new_is_dropped(by: str) -> None:
+    """Fixed defect: a reader that stayed where it was took everything up to there as old."""
+    store = Parts()
+    await append(store, b"1", b"2")
+    reader = Reader(store, Position("here", 9))
+    position = await store.append(STREAM, b"3", ttl=60.0, max_entries=9)
+    if by == "message":
+        async with running(reader):
+            await announce(store, STREAM, Entry(position, b"3"))  # type: ignore[arg-type]
+            store.bus.receive(store.bus.sent[-1])
+            await reader.until(b"3")
+    else:
+        await reader.tail.tell(Entry(position, b"3"))
+    assert reader.got == [b"gap", b"3"]
+
+
+async def test_a_reader_that_is_drained_gets_one_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever follows for a slow peer is not flooded."""
+    monkeypatch.setattr(follow, "_PAGE", 2)
+    store = MemoryStore()
+    await append(store, *(b"%d" % number for number in range(5)))
+    sizes: list[int] = []
+
+    async def drain() -> None:
+        sizes.append(len(reader.got))
+
+    reader = Reader(store, drain=drain)
+    await reader.tail.catch_up()
+    assert sizes == [2, 4, 5]
+
+
+async def test_a_store_that_fails_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A task that follows outlives its store; what failed has its line in the log."""
+    monkeypatch.setattr(follow, "PAUSE", 0)
+    store = Parts()
+    reader = Reader(store)
+    read, failures = store.read, 0
+
+    async def failing(*args: Any) -> Any:
+        nonlocal failures
+        failures += 1
+        if failures < 3:
+            raise LocalError("The store cannot be reached.")
+        return await read(*args)
+
+    store.read = failing
+    async with running(reader):
+        with caplog.at_level(logging.CRITICAL, "millstream.stores"):
+            await append(store, b"1")
+            store.bus.receive(store.bus.sent[-1])
+            assert await reader.until(b"1") == [b"1"]
+    assert failures >= 3

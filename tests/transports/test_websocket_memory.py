@@ -1,0 +1,107 @@
+"""What a WebSocket holds while it is open: no message that was handled, and bounded subscriptions."""
+
+import asyncio
+import json
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from millstream import Server, Settings
+from millstream.server.calls.sessions import MAX_RECORD
+from millstream.testing import connect
+from socket_world import WAIT, ask, hear, tell, world
+from wire import LATEST_HANDSHAKE, enveloped, request
+
+LARGE = 900_000
+"""Bytes of a message, of which a socket that waits for the next one must hold next to nothing."""
+
+
+class Quiet:
+    """A peer that sends some messages and then nothing; what is held when the server waits for the next."""
+
+    def __init__(self, *messages: str) -> None:
+        self.messages = list(messages)
+        self.waits = asyncio.Event()
+        self.held = 0
+
+    async def receive(self) -> dict[str, Any]:
+        """The next message."""
+        if self.messages:
+            text = self.messages.pop(0)
+            return {"type": "websocket.receive", "text": text + " " * LARGE} if text else {"type": "websocket.connect"}
+        self.held = tracemalloc.get_traced_memory()[0]
+        self.waits.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(self, message: Any) -> None:
+        """What is answered is of no interest."""
+
+
+@pytest.fixture
+def traced() -> Iterator[None]:
+    """Count what is allocated."""
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize(
+    "message",
+    [
+        '{"type":"ping"}',
+        '{"type":"subscribe","channel":"a"}',
+        '{"type":"mcp_call","tool":"waits","id":1}',
+        '{"type":"nonsense"}',
+        json.dumps(request("ping", {}, 1)),
+    ],
+    ids=["ping", "subscribe", "a call that runs", "refused", "json-rpc"],
+)
+async def test_a_message_that_was_handled_is_not_held_until_the_next_one(message: str) -> None:
+    """Fixed defect: each open socket held its last message, in characters and in bytes."""
+    async with world() as app:
+        scope = {"type": "websocket", "path": "/ws", "headers": [(b"host", b"127.0.0.1")], "subprotocols": []}
+        before = tracemalloc.get_traced_memory()[0]
+        peer = Quiet("", message)
+        task = asyncio.create_task(app.route(scope, peer.receive, peer.send))
+        await asyncio.wait_for(peer.waits.wait(), WAIT)
+        assert peer.held - before < LARGE // 4
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_the_resources_that_a_connection_subscribes_to_are_bounded_in_bytes() -> None:
+    """Fixed defect: a socket could hold a thousand URIs of any length, where a session over HTTP holds 128 KiB."""
+    server = Server("notes", version="1", settings=Settings(key="the one key of the tests of sockets' memory"))
+
+    @server.resource("note://{text}")
+    async def note(text: str) -> str:
+        return text
+
+    async with connect(server, revision=LATEST_HANDSHAKE) as client:
+        length = 2000
+        fits = MAX_RECORD // (length + 20)
+        for number in range(fits + 1):
+            await client.request("resources/subscribe", {"uri": f"note://{number:03}{'x' * length}"})
+        with pytest.raises(Exception, match="unsubscribe"):
+            await client.request("resources/subscribe", {"uri": f"note://more{'x' * length}"})
+        await client.request("resources/unsubscribe", {"uri": f"note://{0:03}{'x' * length}"})
+        await client.request("resources/subscribe", {"uri": "note://short"})
+
+
+async def test_an_open_subscription_takes_no_slot_of_a_call_of_the_dialect() -> None:
+    """Fixed defect: the dialect counted what listens, the other transports what works."""
+    async with world(max_calls=1) as app, app.client("mcp") as listener, app.client() as socket:  # type: ignore[arg-type]
+        params = {"notifications": {"toolsListChanged": True}}
+        await ask(listener, enveloped("subscriptions/listen", params, 1))
+        await hear(socket)
+        add = {"type": "mcp_call", "tool": "add", "arguments": {"a": 1, "b": 2}}
+        assert (await ask(socket, add))["type"] == "mcp_result"
+        await tell(socket, {"type": "mcp_call", "tool": "forever"})
+        await app.until(lambda: app.runtime.dispatcher.running == 1)
+        assert "Too many calls" in (await ask(socket, add))["error"]["message"]
