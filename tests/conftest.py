@@ -1,6 +1,7 @@
 """What every test shares: a state folder of the run's own, the count of failures, `--update` for the transcripts."""
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -11,6 +12,13 @@ from processes import Tests
 # How long an example takes says something about the machine and nothing about the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+# What a background job or `nohup` ignores, the servers that tests start would ignore, too. A Python handler does not
+# outlive the start of another program.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else lambda *_: None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from patience import WAIT
+
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = "{}.{}".format(*sys.version_info)
 
@@ -26,7 +28,7 @@ def ask(machine: Path, version: str) -> subprocess.CompletedProcess[str]:
     """Run the script on such a machine."""
     environment = {"PATH": str(machine), "PYENV_ROOT": str(machine / "pyenv")}
     command = [str(machine / "bash"), str(ROOT / "scripts" / "python"), version]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WAIT, check=False)
 
 
 @pytest.mark.parametrize("place", ["python{}", "pyenv/versions/{}.7/bin/python"])

@@ -60,7 +60,7 @@ def test_the_store_is_told_by_what_it_holds_of_what_it_may(hub: str, open_page: 
     page = open_page(f"{hub}/dashboard")
     live(page)
     expect(page.locator("#server")).to_contain_text(
-        re.compile(r"Storememory.*Store answersyes.*Stored values[\d.]+ of 64\.0 MiB")
+        re.compile(r"Storememory.*Store answersyes.*Stored values[\d.]+ of 32\.0 MiB")
     )
     expect(page.locator("#server")).to_contain_text(re.compile(r"Stored events[\d.]+ of 64\.0 MiB"))
 

@@ -132,7 +132,7 @@ async def test_a_parameter_header_is_not_asked_of_the_dialect() -> None:
 async def test_a_stop_of_new_work_is_503() -> None:
     """The caller learns when to come back."""
     async with routes(world()) as rest:
-        rest._dispatcher._max_calls = rest._dispatcher.max_calls_each = 0
+        rest._dispatcher.load.max_calls = rest._dispatcher.load.max_each = 0
         response = await rest.call_tool(post("/mcp/tools/call", b"{}"))
     assert response.status == 503
     assert b"retry-after: 1\r\n" in response.head

@@ -187,7 +187,7 @@ async def test_the_type_of_a_problem_names_the_mounted_page() -> None:
 async def test_too_many_calls_are_503_with_a_time_to_come_back() -> None:
     """Every queue is bounded, and says so when it is full."""
     async with routes(world()) as rest:
-        rest._dispatcher._max_calls = rest._dispatcher.max_calls_each = 0
+        rest._dispatcher.load.max_calls = rest._dispatcher.load.max_each = 0
         response = await rest.run_tool(post("/tools/add", b'{"a":1}'))
     check(response, json.loads(response.body), 503, "busy")
     assert b"retry-after: 1\r\n" in response.head

@@ -149,7 +149,7 @@ async def _after_permission(peer: Peer) -> tuple[int, dict[bytes, bytes], bytes]
 
 
 AWAITED_IN_EXCEPT = {
-    "hub/delivery.py": "waits a moment before it reads the journal again",
+    "stores/follow.py": "waits a moment before it reads the stream again",
     "server/calls/once.py": "gives its lease back before the user's own error goes on",
     "server/questions/open.py": "writes a message to the client, which no code of the user sees",
 }

@@ -103,5 +103,5 @@ async def test_an_open_subscription_takes_no_slot_of_a_call_of_the_dialect() -> 
         add = {"type": "mcp_call", "tool": "add", "arguments": {"a": 1, "b": 2}}
         assert (await ask(socket, add))["type"] == "mcp_result"
         await tell(socket, {"type": "mcp_call", "tool": "forever"})
-        await app.until(lambda: app.runtime.dispatcher.running == 1)
+        await app.until(lambda: app.runtime.dispatcher.load.running == 1)
         assert "Too many calls" in (await ask(socket, add))["error"]["message"]

@@ -137,7 +137,7 @@ class Runtimes:
     @property
     def calls(self) -> int:
         """How many calls run."""
-        return sum(runtime.dispatcher.running for runtime in self._by_loop.values())
+        return sum(runtime.dispatcher.load.running for runtime in self._by_loop.values())
 
     @property
     def hub(self) -> "Hub | None":

@@ -8,9 +8,8 @@ revision has for it. It does not know how the call arrived or how the answer tra
 import asyncio
 import logging
 import secrets
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import Any, cast
 
 from msgspec import Struct
@@ -20,7 +19,6 @@ from millstream.protocol.admission import method_not_found, target_name
 from millstream.protocol.errors import (
     INTERNAL_ERROR,
     INVALID_REQUEST,
-    OVERLOADED,
     Cancelled,
     Declined,
     LocalError,
@@ -38,6 +36,7 @@ from millstream.server.calls.services import Services
 from millstream.server.control import Control
 from millstream.server.features.announcement import Announcement
 from millstream.server.features.registry import Registry
+from millstream.server.load import Load
 
 logger = logging.getLogger("millstream")
 
@@ -61,8 +60,6 @@ class Outcome(Struct, gc=False):
     """Identifier under which the log has the details of an unexpected failure."""
 
 
-_RECOUNT = 0.25
-"""Seconds for which a count of the calls of each caller is good enough to refuse by."""
 _IN_FLIGHT = "Invalid request: a request with this id is in flight"
 
 
@@ -70,11 +67,8 @@ class Dispatcher:
     """Runs calls. One for each running server."""
 
     __slots__ = (
-        "_counted_at",
         "_handlers",
         "_heads",
-        "_max_calls",
-        "_shares",
         "announcement",
         "begin",
         "by_id",
@@ -83,7 +77,7 @@ class Dispatcher:
         "gate",
         "info",
         "instructions",
-        "max_calls_each",
+        "load",
         "observe",
         "registry",
         "services",
@@ -114,17 +108,15 @@ class Dispatcher:
         """Told of every call when it starts, where there are traces."""
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
-        self._max_calls = services.settings.max_calls
-        self.max_calls_each = services.settings.max_calls_per_caller or max(1, self._max_calls // 2)
-        """Calls that one caller may have in flight; with fewer in all, nobody needs to be counted."""
         # Calls in flight
         self.calls: set[Call] = set()
         self.control = Control(services.questions)
         self.by_id = self.control.by_id
         """(scope, request id) -> call, for those that a later message can cancel."""
-        self._shares: Counter[str] = Counter()
-        """Caller -> its calls, counted when it matters."""
-        self._counted_at = -_RECOUNT
+        settings = services.settings
+        self.load = Load(
+            self.calls, services.endings, max_calls=settings.max_calls, max_each=settings.max_calls_per_caller
+        )
 
     def serve(self, handlers: Mapping[str, Handler]) -> None:
         """Add handlers by method."""
@@ -199,43 +191,6 @@ class Dispatcher:
             del self.by_id[(scope, call.id)]
             return False
         return True
-
-    # Load
-
-    def admit(self, owner: str) -> None:
-        """Refuse one more call when as many run as may, in all or of one caller.
-
-        Answers, cancellations and notifications are never refused for load: they are what frees it.
-
-        Args:
-            owner: of the call, see `Call.owner`; empty for a caller that has the server to itself.
-
-        Raises:
-            ProtocolError: OVERLOADED, HTTP 503.
-        """
-        if len(self.calls) >= self.max_calls_each and self.full(owner):
-            raise ProtocolError(OVERLOADED, "Too many calls are running: try again later", status=503)
-
-    def full(self, owner: str) -> bool:
-        """Whether a caller may start no further call."""
-        running = self.running
-        if running >= self._max_calls:
-            return True
-        if not owner or running < self.max_calls_each:
-            return False
-        now = monotonic()
-        if now - self._counted_at > _RECOUNT:
-            self._counted_at = now
-            self._shares = Counter(call.owner for call in self.calls if call.method != "subscriptions/listen")
-        if self._shares[owner] >= self.max_calls_each:
-            return True
-        self._shares[owner] += 1
-        return False
-
-    @property
-    def running(self) -> int:
-        """Calls that work; open subscriptions count as streams."""
-        return len(self.calls) - len(self.services.endings)
 
     def _pass_gate(self, call: Call) -> None:
         assert self.gate is not None  # noqa: S101  asked only where there is one

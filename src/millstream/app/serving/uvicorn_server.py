@@ -1,6 +1,5 @@
 """Serving HTTP with uvicorn and the lane."""
 
-import asyncio
 import logging
 import socket
 from collections.abc import Callable
@@ -41,12 +40,11 @@ class _Uvicorn(uvicorn.Server):
         with signals.heard():
             try:
                 await self._serve(sockets)
-            except asyncio.CancelledError:
+            finally:
                 if signals.forced:
                     for task in self.server_state.tasks:
                         task.cancel()
                     await self.lifespan.shutdown()
-                raise
 
     def _stop(self) -> None:
         self.should_exit = True

@@ -124,7 +124,7 @@ class RestRoutes:
             return refusals.WRONG_TYPE
         request_id: RequestId | None = None
         try:
-            self._dispatcher.admit(request.owner)
+            self._dispatcher.load.admit(request.owner)
             check_text(request.body, self._max_depth)
             body = request.body or b"{}"
             envelope = _read_envelope(body, method)
@@ -177,7 +177,7 @@ class RestRoutes:
             self._note("tools/call", "rest", status=kind.slug, target=name, principal=request.principal)
             return problem(kind, detail, root_path=root, status=status)
 
-        if self._dispatcher.full(request.owner):
+        if self._dispatcher.load.full(request.owner):
             return refuse(BUSY, "Too many calls are running. Try again later.")
         if not _is_json(request):
             return refuse(WRONG_TYPE, "Send the arguments with content-type application/json.")

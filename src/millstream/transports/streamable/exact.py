@@ -39,7 +39,7 @@ async def serve_exactly(endpoint: Endpoint, request: Request) -> Response | None
         if message.is_answer:
             return await _take_answer(exchange, message)
         if message.is_request:
-            endpoint.dispatcher.admit(request.owner)
+            endpoint.dispatcher.load.admit(request.owner)
             if message.method != LISTEN:
                 exchange.check_readable()
         if is_per_request(message, request.headers):

@@ -42,7 +42,7 @@ class Streamable:
         self._prepares = not settings.tool_timeout and dispatcher.begin is None
         self._fast = dispatcher.registry.fast if self._prepares else {}
         self._max_depth = settings.max_depth
-        self._most = dispatcher.max_calls_each
+        self._most = dispatcher.load.max_each
         """With fewer calls in flight, nobody has too many."""
 
     async def post(self, request: Request) -> Response | None:
@@ -56,7 +56,7 @@ class Streamable:
             and len(headers) == len(request.raw_headers)
             and body.isascii()
             and not too_deep(body, self._max_depth)
-            and (len(self._dispatcher.calls) < self._most or not self._dispatcher.full(request.owner))
+            and (len(self._dispatcher.calls) < self._most or not self._dispatcher.load.full(request.owner))
             and (REMEMBERED.get(headers.get(b"accept")) or accepted(headers.get(b"accept"))).json
             and b"content-encoding" not in headers
         ):

@@ -195,7 +195,7 @@ class Dialect:
     async def start_call(self, message: _CallMessage, id: Raw) -> None:
         """Call a tool; the answer comes when it is done."""
         principal = self._peer.principal
-        self._dispatcher.admit(self._peer.address if principal is None else principal.id)
+        self._dispatcher.load.admit(self._peer.address if principal is None else principal.id)
         # Copies: while the call runs it must not hold the whole message.
         params = encode({"name": message.tool, "arguments": message.arguments})
         task = asyncio.create_task(self._call(message.tool, params, id.copy()))

@@ -1,0 +1,66 @@
+"""How much runs, and who may start more: as many calls as a server takes in all, and half of them for one caller."""
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from time import monotonic
+
+from millstream.protocol.errors import OVERLOADED, ProtocolError
+from millstream.server.calls.call import Call
+
+_RECOUNT = 0.25
+"""Seconds for which a count of the calls of each caller is good enough to refuse by."""
+
+
+class Load:
+    """The calls in flight of one running server, as numbers."""
+
+    __slots__ = ("_calls", "_counted_at", "_endings", "_shares", "max_calls", "max_each")
+
+    def __init__(
+        self, calls: Collection[Call], endings: Collection[Callable[[], None]], *, max_calls: int, max_each: int
+    ) -> None:
+        # Configuration
+        self.max_calls = max_calls
+        self.max_each = max_each or max(1, max_calls // 2)
+        """Calls that one caller may have in flight; with fewer in all, nobody needs to be counted."""
+        # Process
+        self._calls = calls
+        self._endings = endings
+        self._shares: Counter[str] = Counter()
+        """Caller -> its calls, counted when it matters."""
+        self._counted_at = -_RECOUNT
+
+    @property
+    def running(self) -> int:
+        """Calls that work; open subscriptions count as streams."""
+        return len(self._calls) - len(self._endings)
+
+    def admit(self, owner: str) -> None:
+        """Refuse one more call when as many run as may, in all or of one caller.
+
+        Answers, cancellations and notifications are never refused for load: they are what frees it.
+
+        Args:
+            owner: of the call, see `Call.owner`; empty for a caller that has the server to itself.
+
+        Raises:
+            ProtocolError: OVERLOADED, HTTP 503.
+        """
+        if len(self._calls) >= self.max_each and self.full(owner):
+            raise ProtocolError(OVERLOADED, "Too many calls are running: try again later", status=503)
+
+    def full(self, owner: str) -> bool:
+        """Whether a caller may start no further call."""
+        running = self.running
+        if running >= self.max_calls:
+            return True
+        if not owner or running < self.max_each:
+            return False
+        now = monotonic()
+        if now - self._counted_at > _RECOUNT:
+            self._counted_at = now
+            self._shares = Counter(call.owner for call in self._calls if call.method != "subscriptions/listen")
+        if self._shares[owner] >= self.max_each:
+            return True
+        self._shares[owner] += 1
+        return False
