@@ -301,9 +301,8 @@ def test_a_nullable_schema_without_null_is_that_of_the_type() -> None:
         assert without_null(other) is other
 
 
-def test_whole_floats_are_integers_at_any_depth_and_of_any_size() -> None:
+def test_whole_floats_of_any_size_are_integers() -> None:
     """JSON Schema 2020-12 core §4.2.3: 1.0 is an integer, and so is every number without a fraction."""
-    value = integral({"a": [1.0, 1.5, "1.0", True], "b": 2.0**70})
-    assert value == {"a": [1, 1.5, "1.0", True], "b": 2**70}
-    assert [type(item) for item in value["a"]] == [int, float, str, bool]
-    assert type(value["b"]) is int
+    values = [integral(value) for value in (1.0, 1.5, "1.0", True, 2.0**70)]
+    assert values == [1, 1.5, "1.0", True, 2**70]
+    assert [type(value) for value in values] == [int, float, str, bool, int]

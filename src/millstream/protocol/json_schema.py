@@ -42,14 +42,8 @@ def is_array(value: Any) -> TypeGuard[list[Any]]:
 
 
 def integral(value: Any) -> Any:
-    """A JSON value with every ``2.0`` as 2: JSON Schema counts both as integers, msgspec's decoder only the second."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if is_array(value):
-        return [integral(item) for item in value]
-    if is_object(value):
-        return {key: integral(item) for key, item in value.items()}
-    return value
+    """``2.0`` as 2: JSON Schema counts both as integers, msgspec's decoder only the second."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def schema_of(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:

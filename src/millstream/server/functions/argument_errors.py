@@ -12,9 +12,13 @@ import msgspec
 
 from millstream.protocol.json_schema import Schema, is_object
 
+MAX_WALKED = 64 * 1024
+"""Bytes of JSON whose values are looked at one by one; what is larger gets the decoder's own answer."""
 MAX_LISTED = 20
 MAX_SHOWN = 80
 """How much of a peer's own text is repeated."""
+
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 WORDS = {
     "int": "an integer", "str": "a string", "float": "a number", "bool": "true or false", "null": "null",
@@ -31,7 +35,7 @@ UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 NOT_LISTED = re.compile(r"Invalid enum value (.+)", re.DOTALL)
 
 
-def explain(error: Exception, schema: Schema, raw: bytes | msgspec.Raw) -> str:
+def explain(error: Exception, schema: Schema, raw: bytes) -> str:
     """Say what to fix: ``'a' must be an integer, got a string. Expected: {"a": integer}``.
 
     Args:
@@ -51,13 +55,11 @@ def explain(error: Exception, schema: Schema, raw: bytes | msgspec.Raw) -> str:
     return f"{'; '.join(problems)}. {expected(schema)}"
 
 
-def _names(schema: Schema, raw: bytes | msgspec.Raw) -> tuple[list[str], list[str]]:
+def _names(schema: Schema, raw: bytes) -> tuple[list[str], list[str]]:
     """Top-level names that are required but absent, and those that do not exist."""
     try:
-        arguments = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
-        return [], []
-    if not is_object(arguments):
+        arguments = _decode_members(raw if len(raw) <= MAX_WALKED else b"")
+    except msgspec.DecodeError:
         return [], []
     properties = schema.get("properties", {})
     closed = schema.get("additionalProperties") is False

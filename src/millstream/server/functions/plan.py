@@ -1,8 +1,8 @@
 """The plan of a function: everything about calling it that can be known when it is registered.
 
 A signature becomes an argument struct, its decoder, the schemas that clients see, and one closure that calls the
-function in the narrowest way. Nothing here runs per call but that closure, and `recover` for arguments that the
-decoder refused.
+function in the narrowest way. Nothing here runs per call but that closure, and a second look at arguments that the
+decoder refused, which never walks what is large.
 """
 
 import functools
@@ -10,6 +10,7 @@ import inspect
 import typing
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from math import isfinite
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -19,7 +20,7 @@ from msgspec.structs import astuple
 
 from millstream.protocol.json_schema import Schema, integral
 from millstream.protocol.param_headers import ParamHeader, find_annotations
-from millstream.server.functions.argument_errors import expected, explain
+from millstream.server.functions.argument_errors import MAX_WALKED, expected, explain
 from millstream.server.functions.docstrings import describe
 from millstream.server.functions.parameters import (
     Argument,
@@ -30,9 +31,12 @@ from millstream.server.functions.parameters import (
     schema_of_arguments,
     struct_of,
 )
-from millstream.server.functions.pydantic_types import dec_hook
+from millstream.server.functions.pydantic_types import dec_hook, uses_pydantic
 from millstream.server.functions.results import Output, output_from_schema, output_of
 from millstream.server.functions.schema_check import SchemaCheck
+
+MAX_VALUES = 100_000
+"""Commas in arguments that are slow to check."""
 
 Invoker = Callable[[Any, Any], Any]
 """``call(arguments, context)``: what the function returns (an awaitable or a generator, if it is one)."""
@@ -51,6 +55,8 @@ class Plan(Struct, frozen=True):
     """A generated Struct; `dict` for a function that takes hand-described arguments whole."""
     decoder: msgspec.json.Decoder[Any]
     input_schema: Schema
+    slow: bool
+    """Reading arguments takes much longer than building them: pydantic or a schema written by hand checks them."""
     check: SchemaCheck | None
     """What the arguments have to fit before they are decoded, where the schema was written by hand."""
     output: Output | None
@@ -127,6 +133,7 @@ def plan(
         arguments=arguments,
         decoder=msgspec.json.Decoder(arguments, dec_hook=dec_hook),
         input_schema=schema,
+        slow=check is not None or uses_pydantic(arguments),
         check=check,
         output=by_hand or _output(hints, kind, is_generator),
         headers=find_annotations(schema) if kind == "tool" else (),
@@ -134,7 +141,7 @@ def plan(
         context_type=context_type,
         is_async=is_async,
         is_generator=is_generator,
-        call=_whole(function, context) if whole else _caller(function, signature, context),
+        call=_undivided(function, context) if whole else _caller(function, signature, context),
     )
 
 
@@ -269,7 +276,7 @@ def _by_keyword(
     return call
 
 
-def _whole(function: Callable[..., Any], context: str | None) -> Invoker:
+def _undivided(function: Callable[..., Any], context: str | None) -> Invoker:
     if context is None:
         return lambda arguments, _: function(arguments=arguments)
     return lambda arguments, ctx: function(arguments=arguments, **{context: ctx})
@@ -287,7 +294,7 @@ def bind(plan: Plan, values: dict[str, Any]) -> Any:
     return msgspec.convert(values, plan.arguments, strict=False, dec_hook=dec_hook)
 
 
-def argument_error(error: Exception, plan: Plan, raw: bytes | msgspec.Raw = b"") -> str:
+def argument_error(error: Exception, plan: Plan, raw: bytes = b"") -> str:
     """What a model is told to fix: ``Invalid arguments for tool 'add': 'a' must be an integer, got a string. …``.
 
     Args:
@@ -295,7 +302,7 @@ def argument_error(error: Exception, plan: Plan, raw: bytes | msgspec.Raw = b"")
         plan: of the function that was to be called.
         raw: the arguments, to name every missing and unknown one and not only the first.
     """
-    return f"Invalid arguments for {plan.kind} {plan.name!r}: {explain(error, plan.input_schema, raw)}"
+    return f"{_intro(plan)}: {explain(error, plan.input_schema, raw)}"
 
 
 def read_arguments(plan: Plan, raw: bytes) -> Any:
@@ -306,12 +313,14 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
     Raises:
         ArgumentError: with what a model is told to fix.
     """
+    if plan.slow and len(raw) > MAX_WALKED and raw.count(b",") > MAX_VALUES:
+        raise ArgumentError(f"{_intro(plan)}: it takes at most {MAX_VALUES:,} values in one call")
     if plan.check is not None:
         _check(plan, plan.check, raw)
     try:
         return plan.decoder.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:
-        arguments = recover(plan, raw)
+        arguments = _recover(plan, raw, error)
         if arguments is None:
             raise ArgumentError(argument_error(error, plan, raw)) from error
         return arguments
@@ -321,6 +330,10 @@ class ArgumentError(ValueError):
     """Arguments that do not fit; the text is for a model."""
 
 
+def _intro(plan: Plan) -> str:
+    return f"Invalid arguments for {plan.kind} {plan.name!r}"
+
+
 def _check(plan: Plan, check: SchemaCheck, raw: bytes) -> None:
     try:
         value = msgspec.json.decode(raw)
@@ -328,12 +341,27 @@ def _check(plan: Plan, check: SchemaCheck, raw: bytes) -> None:
         raise ArgumentError(argument_error(error, plan)) from error
     if not check.fits(value):
         why = f"{check.reasons(value, len(raw))}. {expected(plan.input_schema)}"
-        raise ArgumentError(f"Invalid arguments for {plan.kind} {plan.name!r}: {why}")
+        raise ArgumentError(f"{_intro(plan)}: {why}")
 
 
-def recover(plan: Plan, raw: bytes | msgspec.Raw) -> Any | None:
-    """Arguments that the decoder refused, with every whole number as an integer; `None` when they are still refused."""
-    try:
-        return msgspec.convert(integral(msgspec.json.decode(raw)), plan.arguments, dec_hook=dec_hook)
-    except (msgspec.DecodeError, RecursionError):
+def _recover(plan: Plan, raw: bytes, error: Exception) -> Any | None:
+    """Arguments with every whole number as an integer; `None` when that is not what they lack.
+
+    Each number with a fraction costs a call, so large arguments get no second try.
+    """
+    if "got `float`" not in str(error) or len(raw) > MAX_WALKED:
         return None
+    try:
+        return msgspec.convert(_decode_integral(raw), plan.arguments, dec_hook=dec_hook)
+    except msgspec.DecodeError:
+        return None
+
+
+def _whole(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError("Number out of range")
+    return integral(value)
+
+
+_decode_integral = msgspec.json.Decoder(float_hook=_whole).decode

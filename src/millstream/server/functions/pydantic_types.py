@@ -9,9 +9,12 @@ import sys
 from typing import Any
 
 from msgspec import NODEFAULT, Meta
+from msgspec.json import schema_components
 
 from millstream.protocol.json_schema import Schema, is_object
 
+MAX_PROBLEMS = 1_000
+MAX_LISTED = 20
 CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
 
 
@@ -19,6 +22,18 @@ def is_model(annotation: Any) -> bool:
     """Whether this is a class derived from ``pydantic.BaseModel``."""
     pydantic = sys.modules.get("pydantic")
     return pydantic is not None and isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
+
+
+def uses_pydantic(annotation: Any) -> bool:
+    """Whether pydantic reads values of a type, or parts of them."""
+    asked: list[Any] = []
+
+    def hook(part: Any) -> Schema:
+        asked.append(part)
+        return {"type": "object"}
+
+    schema_components((annotation,), schema_hook=hook)
+    return bool(asked)
 
 
 def dec_hook(annotation: Any, value: Any) -> Any:
@@ -33,7 +48,15 @@ def dec_hook(annotation: Any, value: Any) -> Any:
     try:
         return annotation.model_validate(value)
     except sys.modules["pydantic"].ValidationError as error:
-        raise ValueError("; ".join(_problem(item) for item in error.errors())) from error
+        raise ValueError(_problems(error)) from error
+
+
+def _problems(error: Any) -> str:
+    count: int = error.error_count()
+    if count > MAX_PROBLEMS:
+        return f"there are {count:,} problems with it"  # naming one means building all
+    shown = [_problem(item) for item in error.errors(include_url=False)[:MAX_LISTED]]
+    return "; ".join(shown if count <= MAX_LISTED else [*shown, f"and {count - MAX_LISTED} more"])
 
 
 def _problem(item: dict[str, Any]) -> str:

@@ -145,14 +145,14 @@ def parse_answer(content: dict[str, Any], answer: Any) -> Any:
     schema = requested_schema(answer)
     properties: dict[str, Schema] = schema.get("properties", {})
     content = {
-        name: [value] if properties.get(name, {}).get("type") == "array" and isinstance(value, str) else value
+        name: [value] if properties.get(name, {}).get("type") == "array" and isinstance(value, str) else integral(value)
         for name, value in content.items()
     }
     if isinstance(answer, dict):
         _check(content, schema)
         return content
     try:
-        return msgspec.convert(integral(content), answer, dec_hook=dec_hook)
+        return msgspec.convert(content, answer, dec_hook=dec_hook)
     except msgspec.ValidationError as error:
         raise ProtocolError(INVALID_PARAMS, f"The answer does not fit what was asked: {error}") from error
 
@@ -177,8 +177,6 @@ def _check(content: dict[str, Any], schema: Schema) -> None:
 
 def _misfit(value: Any, node: Schema) -> str | None:
     kind = node.get("type", "string")
-    if kind == "integer":
-        value = integral(value)
     if type(value) not in JSON_TYPES.get(kind, (str,)):
         return f"is not of type {kind}"
     choices = _allowed(node if kind != "array" else node.get("items", {}))
