@@ -11,7 +11,8 @@ import pytest
 from millstream.protocol.depth import MAX_CONTAINERS, overgrown
 from millstream.protocol.errors import PARSE_ERROR, ProtocolError
 from millstream.protocol.jsonrpc import check_text, split_batch
-from millstream.server.functions.plan import MAX_VALUES, ArgumentError, plan, read_arguments
+from millstream.server.functions.plan import plan
+from millstream.server.functions.reading import MAX_VALUES, ArgumentError, read_arguments
 
 MIB = 1024 * 1024
 RECURSIVE = {

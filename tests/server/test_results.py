@@ -275,6 +275,20 @@ def test_resources_spell_out_several_contents_with_embedded_resources() -> None:
     assert members(encode_contents(several[0], "a:b")) == {"contents": [{"uri": "a:1", "text": "x"}]}
 
 
+@pytest.mark.parametrize("value", ["x", b"x", {"a": 1}])
+def test_contents_have_the_meta_of_their_resource(value: Any) -> None:
+    """A fixed defect: hosts of MCP Apps read `contents[]._meta.ui`, which stood in the list only."""
+    ui = {"ui": {"csp": {}}}
+    assert members(encode_contents(value, "a:b", None, ui))["contents"][0]["_meta"] == ui
+
+
+def test_an_embedded_resource_adds_its_own_meta_to_that_of_the_resource() -> None:
+    """A fixed defect: `EmbeddedResource(meta=…)` was lost when a resource returned it."""
+    own = EmbeddedResource("a:1", text="x", meta={"b": 2})
+    content = members(encode_contents(own, "a:b", None, {"a": 1, "b": 1}))["contents"][0]
+    assert content == {"uri": "a:1", "text": "x", "_meta": {"a": 1, "b": 2}}
+
+
 def test_a_resource_without_a_value_is_our_error() -> None:
     """Digest §9.2: never empty contents for a missing resource."""
     with pytest.raises(LocalError, match="a:b returned nothing"):

@@ -11,7 +11,8 @@ from jsonschema import Draft202012Validator
 
 from millstream.protocol.content import Image, Text
 from millstream.protocol.json_schema import Schema
-from millstream.server.functions.plan import Plan, bind, plan
+from millstream.server.functions.plan import Plan, plan
+from millstream.server.functions.reading import bind
 from millstream.server.functions.results import ToolResult
 from planned_types import CONTEXT, CONTEXTS, Address, Colour, Context, Model, Movie, Node, Point, SyncContext, run
 

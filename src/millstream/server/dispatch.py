@@ -318,7 +318,7 @@ class Dispatcher:
         except ProtocolError as error:
             return self._refuse(call, error)
         result = {"resultType": "input_required", "inputRequests": exc.requests, "requestState": state}
-        meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision)})
+        meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision, whole=False)})
         return _enveloped(call, b'%b,"_meta":%b}' % (encode(result)[:-1], meta))
 
 
@@ -359,10 +359,10 @@ def _leaves(exc: BaseException) -> Iterator[BaseException]:
 
 
 def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None) -> bytes:
-    """What opens every result: in the per-request era its type and the server's information."""
+    """What opens every result: in the per-request era its type and the server's name."""
     if not revision.result_type:
         return b"{" if meta is None else b'{"_meta":%b,' % encode(meta)
-    merged = {**(meta or {}), SERVER_KEY: projection.implementation(info, revision)}
+    merged = {SERVER_KEY: projection.implementation(info, revision, whole=False), **(meta or {})}
     return b'{"resultType":"complete","_meta":%b,' % encode(merged)
 
 

@@ -194,8 +194,8 @@ class Registry:
             ValueError: naming the arguments that it has.
         """
         item = self.prompts.get(reference) or self.templates.get(reference)
-        if item is not None and argument not in item.plan.parameters:
-            known = ", ".join(map(repr, item.plan.parameters)) or "none"
+        if item is not None and argument not in item.parameters:
+            known = ", ".join(map(repr, item.parameters)) or "none"
             raise ValueError(f"complete({reference!r}, {argument!r}): there is no such argument; there is {known}")
 
     def complete_from(self, reference: str, argument: str) -> Completer | None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
-from millstream.protocol.json_schema import NO_ARGUMENTS, Schema, object_schema, without_null
+from millstream.protocol.json_schema import Schema, object_schema, without_null
 from millstream.server.functions.fields import HEADER_KEYWORD
 from millstream.server.functions.pydantic_types import as_meta, dec_hook, enc_hook, schema_hook
 
@@ -149,8 +149,6 @@ def struct_of(name: str, arguments: list[Argument], *, forbid_unknown_fields: bo
 
 def schema_of_arguments(struct: type[Any], arguments: list[Argument]) -> Schema:
     """What clients are told about the struct."""
-    if not arguments:
-        return dict(NO_ARGUMENTS)
     schema = object_schema(struct, hook=schema_hook)
     properties = schema["properties"]
     for name, node in properties.items():

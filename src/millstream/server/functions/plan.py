@@ -1,8 +1,7 @@
 """The plan of a function: everything about calling it that can be known when it is registered.
 
 A signature becomes an argument struct, its decoder, the schemas that clients see, and one closure that calls the
-function in the narrowest way. Nothing here runs per call but that closure, and a second look at arguments that the
-decoder refused, which never walks what is large.
+function in the narrowest way. Nothing here runs per call but that closure; `reading` gives it its arguments.
 """
 
 import functools
@@ -10,17 +9,15 @@ import inspect
 import typing
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from math import isfinite
-from types import UnionType
+from types import CodeType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from millstream.protocol.json_schema import Schema, integral
+from millstream.protocol.json_schema import Schema
 from millstream.protocol.param_headers import ParamHeader, find_annotations
-from millstream.server.functions.argument_errors import MAX_WALKED, expected, explain
 from millstream.server.functions.docstrings import describe
 from millstream.server.functions.parameters import (
     Argument,
@@ -34,9 +31,6 @@ from millstream.server.functions.parameters import (
 from millstream.server.functions.pydantic_types import dec_hook, uses_pydantic
 from millstream.server.functions.results import Output, output_from_schema, output_of
 from millstream.server.functions.schema_check import SchemaCheck
-
-MAX_VALUES = 100_000
-"""Commas in arguments that are slow to check."""
 
 Invoker = Callable[[Any, Any], Any]
 """``call(arguments, context)``: what the function returns (an awaitable or a generator, if it is one)."""
@@ -69,6 +63,8 @@ class Plan(Struct, frozen=True):
     is_generator: bool
     """Calling gives an iterator, an asynchronous one when `is_async` is true."""
     call: Invoker
+    code: CodeType | None
+    """Where the function is written."""
 
     @property
     def output_schema(self) -> Schema | None:
@@ -101,8 +97,8 @@ def plan(
     """
     target = _target(function)
     if name is not None and not name.strip():
-        raise ValueError(f"{_name(function, target)}: the name given for this {kind} is empty")
-    name = name or _name(function, target)
+        raise ValueError(f"{name_of(function)}: the name given for this {kind} is empty")
+    name = name or _own_name(function, target, kind)
     text, descriptions = describe(target)
     signature = inspect.signature(function)
     hints = _hints(target)
@@ -142,6 +138,7 @@ def plan(
         is_async=is_async,
         is_generator=is_generator,
         call=_undivided(function, context) if whole else _caller(function, signature, context),
+        code=getattr(target, "__code__", None),
     )
 
 
@@ -165,9 +162,18 @@ def _target(function: Callable[..., Any]) -> Callable[..., Any]:
     return function if inspect.isroutine(function) or inspect.isclass(function) else type(function).__call__
 
 
-def _name(function: Callable[..., Any], target: Callable[..., Any]) -> str:
-    name: str = target.__name__
+def name_of(function: Callable[..., Any]) -> str:
+    """What a function is called, in messages and where nobody gives another name."""
+    name: str = _target(function).__name__
     return name if name != "__call__" else type(function).__name__
+
+
+def _own_name(function: Callable[..., Any], target: Callable[..., Any], kind: Kind) -> str:
+    name = name_of(function)
+    if name == "<lambda>":
+        where = f"{target.__code__.co_filename}, line {target.__code__.co_firstlineno}"
+        raise TypeError(f"the lambda in {where} has no name that clients could call: give one, as in name='my_{kind}'")
+    return name
 
 
 def _nature(function: Callable[..., Any], target: Callable[..., Any]) -> tuple[bool, bool]:
@@ -280,88 +286,3 @@ def _undivided(function: Callable[..., Any], context: str | None) -> Invoker:
     if context is None:
         return lambda arguments, _: function(arguments=arguments)
     return lambda arguments, ctx: function(arguments=arguments, **{context: ctx})
-
-
-# Arguments that need more than the decoder.
-
-
-def bind(plan: Plan, values: dict[str, Any]) -> Any:
-    """Arguments of a prompt or a resource from their strings: ``"3"`` is an int where one is asked for.
-
-    Raises:
-        msgspec.ValidationError: for a text that is not what the parameter asks for.
-    """
-    return msgspec.convert(values, plan.arguments, strict=False, dec_hook=dec_hook)
-
-
-def argument_error(error: Exception, plan: Plan, raw: bytes = b"") -> str:
-    """What a model is told to fix: ``Invalid arguments for tool 'add': 'a' must be an integer, got a string. …``.
-
-    Args:
-        error: what `Plan.decoder` or `bind` raised.
-        plan: of the function that was to be called.
-        raw: the arguments, to name every missing and unknown one and not only the first.
-    """
-    return f"{_intro(plan)}: {explain(error, plan.input_schema, raw)}"
-
-
-def read_arguments(plan: Plan, raw: bytes) -> Any:
-    """Arguments from their JSON: checked against a schema written by hand, if there is one, and decoded.
-
-    What the decoder refuses is tried once more with ``2.0`` read as the integer 2, as JSON Schema does.
-
-    Raises:
-        ArgumentError: with what a model is told to fix.
-    """
-    if plan.slow and len(raw) > MAX_WALKED and raw.count(b",") > MAX_VALUES:
-        raise ArgumentError(f"{_intro(plan)}: it takes at most {MAX_VALUES:,} values in one call")
-    if plan.check is not None:
-        _check(plan, plan.check, raw)
-    try:
-        return plan.decoder.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
-        arguments = _recover(plan, raw, error)
-        if arguments is None:
-            raise ArgumentError(argument_error(error, plan, raw)) from error
-        return arguments
-
-
-class ArgumentError(ValueError):
-    """Arguments that do not fit; the text is for a model."""
-
-
-def _intro(plan: Plan) -> str:
-    return f"Invalid arguments for {plan.kind} {plan.name!r}"
-
-
-def _check(plan: Plan, check: SchemaCheck, raw: bytes) -> None:
-    try:
-        value = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ArgumentError(argument_error(error, plan)) from error
-    if not check.fits(value):
-        why = f"{check.reasons(value, len(raw))}. {expected(plan.input_schema)}"
-        raise ArgumentError(f"{_intro(plan)}: {why}")
-
-
-def _recover(plan: Plan, raw: bytes, error: Exception) -> Any | None:
-    """Arguments with every whole number as an integer; `None` when that is not what they lack.
-
-    Each number with a fraction costs a call, so large arguments get no second try.
-    """
-    if "got `float`" not in str(error) or len(raw) > MAX_WALKED:
-        return None
-    try:
-        return msgspec.convert(_decode_integral(raw), plan.arguments, dec_hook=dec_hook)
-    except msgspec.DecodeError:
-        return None
-
-
-def _whole(text: str) -> float:
-    value = float(text)
-    if not isfinite(value):
-        raise ValueError("Number out of range")
-    return integral(value)
-
-
-_decode_integral = msgspec.json.Decoder(float_hook=_whole).decode

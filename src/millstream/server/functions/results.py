@@ -9,7 +9,7 @@ else (dataclass, Struct, pydantic model, dict, list, number, bool) is structured
 readers without structured content (digest §9.1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin
 
@@ -216,23 +216,32 @@ def encode_messages(value: Any) -> bytes:
     return b'"messages":%b' % encode(messages)
 
 
-def encode_contents(value: Any, uri: str, mime_type: str | None = None) -> bytes:
+def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Mapping[str, Any] | None = None) -> bytes:
     """The members of a resource: text, bytes, or any other value as JSON.
 
-    `EmbeddedResource` (or a list of them) spells out several contents with their own URIs.
+    `EmbeddedResource` (or a list of them) spells out several contents with their own URIs. Each content has `meta`,
+    and what an `EmbeddedResource` says itself comes first.
 
     Raises:
         LocalError: for `None`, which is no content.
     """
     items = value if _is_several(value) else [value]
     if items and all(isinstance(item, EmbeddedResource) for item in items):
-        return b'"contents":%b' % encode([item.resource for item in items])
+        return b'"contents":%b' % encode([_contents(item, meta) for item in items])
     if value is None:
         raise LocalError(f"the resource {uri} returned nothing")
+    about = dict(meta) if meta else None
     if isinstance(value, str):
-        contents = ResourceContents(uri, mime_type or "text/plain", text=value)
+        contents = ResourceContents(uri, mime_type or "text/plain", text=value, meta=about)
     elif isinstance(value, bytes):
-        contents = ResourceContents(uri, mime_type or "application/octet-stream", blob=value)
+        contents = ResourceContents(uri, mime_type or "application/octet-stream", blob=value, meta=about)
     else:
-        contents = ResourceContents(uri, mime_type or "application/json", text=encode(value).decode())
+        contents = ResourceContents(uri, mime_type or "application/json", text=encode(value).decode(), meta=about)
     return b'"contents":[%b]' % encode(contents)
+
+
+def _contents(item: EmbeddedResource, meta: Mapping[str, Any] | None) -> ResourceContents:
+    contents = item.resource
+    assert contents is not None  # noqa: S101  `EmbeddedResource` makes one of its other fields
+    about = {**(meta or {}), **(item.meta or {}), **(contents.meta or {})}
+    return msgspec.structs.replace(contents, meta=about) if about else contents

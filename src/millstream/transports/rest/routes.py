@@ -42,7 +42,7 @@ from millstream.protocol.revisions import NEWEST, NEWEST_HANDSHAKE, Revision
 from millstream.server.calls.call import Call
 from millstream.server.dispatch import Dispatcher, Outcome
 from millstream.server.features.tools import Tool
-from millstream.server.functions.plan import ArgumentError, read_arguments
+from millstream.server.functions.reading import ArgumentError
 from millstream.transports import refusals
 from millstream.transports.rest import openapi
 from millstream.transports.silent import silent_call
@@ -193,7 +193,7 @@ class RestRoutes:
             return refuse(MALFORMED if exc.code == PARSE_ERROR else INVALID_ARGUMENTS, exc.message)
         params = encode({"name": name, "arguments": Raw(request.body or b"{}")})
         # Parameter headers repeat arguments for MCP's routers; where there are headers, they are asked for.
-        call = self._call(request, NEWEST, "tools/call", params, headers=None if tool.plan.headers else request.headers)
+        call = self._call(request, NEWEST, "tools/call", params, headers=None if tool.headers else request.headers)
         return _rest_reply(await self._dispatcher.outcome(call), call.meta or {}, root)
 
     async def describe(self, request: Request) -> Response:
@@ -260,7 +260,7 @@ def _check_arguments(tool: Tool, raw: bytes) -> None:
         ProtocolError: PARSE_ERROR, or INVALID_PARAMS with a text that says what to fix.
     """
     try:
-        read_arguments(tool.plan, raw)
+        tool.read(raw)
     except ArgumentError as exc:
         require_json(raw)
         raise ProtocolError(INVALID_PARAMS, str(exc)) from exc

@@ -91,9 +91,9 @@ class Streamable:
             envelope = decode_handshake_call(request.body)
             params = envelope.params
             tool = self._dispatcher.registry.tools.get(params.name)
-            if tool is None or not tool.plain or params.meta.version is not UNSET:
+            if tool is None or not tool.plain or tool.decode is None or params.meta.version is not UNSET:
                 return None
-            arguments = tool.plan.decoder.decode(params.arguments)
+            arguments = tool.decode(params.arguments)
         except (msgspec.DecodeError, RecursionError):
             return None
         request.cancel_on_disconnect = session is None
