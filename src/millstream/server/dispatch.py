@@ -162,7 +162,9 @@ class Dispatcher:
                 members = tool.encode(await tool.run(call.arguments, call), call)
             else:
                 check_offered(call, self.registry)
-                members = await self._handlers[call.method](call)
+                handler = self._handlers.get(call.method) or self.registry.extended(call.method, call.revision)
+                assert handler is not None  # noqa: S101  admission or `check_offered` saw it
+                members = await handler(call)
             head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
             head = head if members else head.removesuffix(b",")
             answer = (
@@ -372,8 +374,5 @@ def check_offered(call: Call, registry: Registry) -> None:
     Raises:
         ProtocolError: METHOD_NOT_FOUND.
     """
-    if not call.revision.handshake:
-        return
-    capability = call.revision.requests.get(call.method)
-    if capability is None or not registry.offers(capability):
+    if call.revision.handshake and not registry.serves(call.method, call.revision):
         raise method_not_found(call.method, call.revision)
