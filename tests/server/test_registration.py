@@ -224,3 +224,36 @@ def test_a_lambda_needs_a_name(mcp: Server) -> None:
     with pytest.raises(TypeError, match=r"the lambda in .*test_registration\.py, line \d+ has no name that clients"):
         mcp.tool(lambda: "x")
     mcp.tool(name="named")(lambda: "x")
+
+
+class Shop:
+    def buy(self, book: str) -> str:
+        return book
+
+
+def test_a_method_without_its_object_is_refused(mcp: Server) -> None:
+    """A fixed defect: ``self`` became a required argument in silence."""
+    with pytest.raises(TypeError, match=r"buy: 'self' would be an argument that clients send.*mcp.tool\(shop.buy\)"):
+        mcp.tool(Shop.buy)
+    mcp.tool(Shop().buy)
+    assert list(mcp.registry.tools["buy"].describe()["inputSchema"]["properties"]) == ["book"]
+
+
+@pytest.mark.parametrize("kind", REGISTER)
+def test_a_context_without_an_annotation_is_refused(mcp: Server, kind: str) -> None:
+    """A fixed defect: ``ctx`` became a required argument in silence."""
+
+    def whisper(ctx):  # type: ignore[no-untyped-def]  # the subject
+        return ctx
+
+    with pytest.raises(TypeError, match="whisper: 'ctx' has no annotation.*Write ctx: Context, or ctx: SyncContext"):
+        mcp.resource("shop://{ctx}")(whisper) if kind == "resource" else getattr(mcp, kind)(whisper)
+
+
+def test_an_argument_may_be_called_ctx_where_it_says_what_it_is(mcp: Server) -> None:
+    """What was right stays right."""
+
+    def whisper(ctx: str) -> str:
+        return ctx
+
+    mcp.tool(whisper)

@@ -336,3 +336,14 @@ def test_validators_of_a_model_do_not_see_their_own_result() -> None:
 
     made = Tagged.model_validate({"tags": "a,b"})
     assert members(encode_result(made, output_of(Tagged)))["structuredContent"] == {"tags": ["a", "b"]}
+
+
+async def fetch() -> str:
+    return "x"
+
+
+def test_a_coroutine_that_nobody_awaited_says_so_and_what_to_do() -> None:
+    """A fixed defect: it said that a value of type coroutine cannot be written as JSON."""
+    for value in (fetch(), {"page": fetch()}):
+        with pytest.raises(TypeError, match="returned 'fetch' without waiting for it: write `await` before the call"):
+            encode_result(value)

@@ -104,6 +104,7 @@ def plan(
     hints = _hints(target)
     context, context_type = _context(signature, hints, contexts, name)
     values = [parameter for parameter in signature.parameters.values() if parameter.name != context]
+    _check_meant(values, hints, name, input_schema)
     fields = [argument_of(parameter, hints, descriptions, kind, name) for parameter in values]
 
     check = None
@@ -220,6 +221,28 @@ def _context_type(annotation: Any, contexts: tuple[type, ...]) -> type | None:
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else (annotation,)
     classes = [part for part in parts if isinstance(part, type)]
     return next((context for context in contexts if any(issubclass(part, context) for part in classes)), None)
+
+
+def _check_meant(values: list[inspect.Parameter], hints: dict[str, Any], name: str, by_hand: Schema | None) -> None:
+    """Refuse what would become an argument of clients although nobody meant it to.
+
+    Raises:
+        TypeError: for `self` or a context without an annotation.
+    """
+    described = (by_hand or {}).get("properties", {})
+    for value in values:
+        if value.name in hints or value.name in described:
+            continue
+        if value.name in ("self", "cls") and value is values[0]:
+            raise TypeError(
+                f"{name}: {value.name!r} would be an argument that clients send. Register the method of an object, "
+                f"as in mcp.tool(shop.{name}), or a function"
+            )
+        if value.name == "ctx":
+            raise TypeError(
+                f"{name}: 'ctx' has no annotation, so it would be an argument that clients send. Write ctx: Context, or "
+                "ctx: SyncContext in a `def` function"
+            )
 
 
 # Arguments and results.

@@ -5,6 +5,7 @@ programs without it pay nothing. The two hooks are given to every msgspec decode
 """
 
 import functools
+import inspect
 import sys
 from typing import Any
 
@@ -70,6 +71,13 @@ def enc_hook(value: Any) -> Any:
     Raises:
         TypeError: for a value of a class that is no model.
     """
+    if inspect.isawaitable(value):
+        if inspect.iscoroutine(value):
+            value.close()  # else Python warns a second time, later and elsewhere
+        raise TypeError(
+            f"the function returned {getattr(value, '__qualname__', type(value).__name__)!r} without waiting for it: "
+            "write `await` before the call, and `async def` for the function"
+        )
     if not is_model(type(value)):
         raise TypeError(f"a value of type {type(value).__name__} cannot be written as JSON")
     return value.model_dump(mode="json", by_alias=True)
