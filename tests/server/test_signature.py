@@ -50,7 +50,7 @@ def test_structured_return_annotations_become_output_schemas(annotation: Any, ex
     "annotation",
     [
         str, bytes, None, Any, object, str | None, int | str, Literal["a"], Colour, dt.date, Image,
-        list[Image | str], Image | None, ToolResult, Address | Point, complex, "Missing",
+        list[Image | str], Image | None, ToolResult, complex, "Missing",
     ],
 )  # fmt: skip
 def test_text_content_and_unknown_return_annotations_promise_nothing(annotation: Any) -> None:

@@ -5,8 +5,9 @@ type is recursive, and drops the titles that merely repeat a class name. Types t
 a hook. Nothing is ever fetched: a `$ref` that leaves the document is refused (digest §1).
 """
 
+import re
 from collections.abc import Callable, Iterator
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_args
 
 from msgspec.json import schema_components
 
@@ -26,6 +27,17 @@ SINGLE = frozenset(
 LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
 MAPS = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
 JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", bool: "boolean"}
+
+
+def shown(annotation: Any) -> str:
+    """A type as people write it: without the modules that its parts come from."""
+    name = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else repr(annotation)
+    return without_modules(name)
+
+
+def without_modules(text: str) -> str:
+    """A text about types without the modules that they come from."""
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?:<locals>\.)?(?=[A-Za-z_])", "", text)
 
 
 def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
@@ -56,7 +68,7 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
     try:
         (root,), components = schema_components((annotation,), schema_hook=hook, ref_template=REF + "{name}")
     except NameError as error:
-        raise TypeError(f"an annotation inside {annotation!r} cannot be resolved: {error}") from error
+        raise TypeError(f"an annotation inside {shown(annotation)} cannot be resolved: {error}") from error
     for component in components.values():
         component.pop("title", None)  # the name of the class; titles that users give stand beside the `$ref`
     return _Inliner().document(root, components)
@@ -70,7 +82,9 @@ def object_schema(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
     """
     schema = schema_of(annotation, hook=hook)
     if schema.get("type") != "object":
-        raise TypeError(f"{annotation!r} is not an object type: use a dataclass, Struct, TypedDict or pydantic model")
+        raise TypeError(
+            f"{shown(annotation)} is not an object type: use a dataclass, Struct, TypedDict or pydantic model"
+        )
     schema.setdefault("properties", {})
     if not schema.get("required", True):
         del schema["required"]

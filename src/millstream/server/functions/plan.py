@@ -126,7 +126,7 @@ def plan(
         name=name,
         kind=kind,
         description=text,
-        parameters=tuple(parameter.name for parameter in values),
+        parameters=tuple(field.wire for field in fields),
         arguments=arguments,
         decoder=msgspec.json.Decoder(arguments, dec_hook=dec_hook),
         input_schema=schema,
@@ -240,8 +240,8 @@ def _check_meant(values: list[inspect.Parameter], hints: dict[str, Any], name: s
             )
         if value.name == "ctx":
             raise TypeError(
-                f"{name}: 'ctx' has no annotation, so it would be an argument that clients send. Write ctx: Context, or "
-                "ctx: SyncContext in a `def` function"
+                f"{name}: 'ctx' has no annotation, so it would be an argument that clients send. Write ctx: Context, "
+                "or ctx: SyncContext in a `def` function"
             )
 
 
@@ -265,7 +265,7 @@ def _output(hints: dict[str, Any], kind: Kind, is_generator: bool) -> Output | N
         return None
     if is_generator:
         annotation = (*get_args(annotation), Any)[0]
-    return output_of(rewritten(annotation))
+    return output_of(annotation, rewritten(annotation))
 
 
 # Calling.

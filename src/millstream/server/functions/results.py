@@ -80,13 +80,14 @@ class Output(Struct, frozen=True):
             raise LocalError(f"the result does not fit the output schema: {reasons}")
 
 
-def output_of(annotation: Any) -> Output | None:
-    """The promise that a return annotation makes.
+def output_of(annotation: Any, readable: Any = None) -> Output | None:
+    """The promise that a return annotation makes; `readable` is the same in msgspec's terms.
 
     `None` for text, bytes, content, `Any`, lists of anything (which may hold content) and unsupported types.
     """
     if _is_content(annotation) or _may_hold_content(annotation):
         return None
+    annotation = annotation if readable is None else readable
     try:
         schema = schema_of(annotation, hook=schema_hook)
     except TypeError:
