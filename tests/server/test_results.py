@@ -347,3 +347,11 @@ def test_a_coroutine_that_nobody_awaited_says_so_and_what_to_do() -> None:
     for value in (fetch(), {"page": fetch()}):
         with pytest.raises(TypeError, match="returned 'fetch' without waiting for it: write `await` before the call"):
             encode_result(value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_promised_number_that_json_has_not_is_called_by_its_name(value: float) -> None:
+    """A fixed defect: NaN was reported as `null`."""
+    for annotation, result in ((float, value), (dict[str, float], {"x": value}), (list[float], [value])):
+        with pytest.raises(LocalError, match="got NaN or an infinity, and JSON has no number for these"):
+            encode_result(result, output_of(annotation))

@@ -11,6 +11,8 @@ from typing import Any, TypeGuard, get_args
 
 from msgspec.json import schema_components
 
+from millstream.protocol.schema_details import detail
+
 Schema = dict[str, Any]
 SchemaHook = Callable[[type], Schema]
 
@@ -71,7 +73,9 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
         raise TypeError(f"an annotation inside {shown(annotation)} cannot be resolved: {error}") from error
     for component in components.values():
         component.pop("title", None)  # the name of the class; titles that users give stand beside the `$ref`
-    return _Inliner().document(root, components)
+    document = _Inliner().document(root, components)
+    detail(document, annotation, document.get("$defs", {}), set())
+    return document
 
 
 def object_schema(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:

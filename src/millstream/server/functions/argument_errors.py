@@ -27,6 +27,18 @@ WORDS = {
 }  # fmt: skip
 """msgspec's names of types, and JSON Schema's."""
 
+FORMS = {
+    "Invalid RFC3339 encoded datetime": "a date and time such as 2026-07-28T12:00:00Z",
+    "Invalid RFC3339 encoded date": "a date such as 2026-07-28",
+    "Invalid RFC3339 encoded time": "a time such as 12:00:00Z",
+    "Invalid ISO8601 duration": "a duration such as PT90S",
+    "Invalid UUID": "a UUID",
+    "Invalid decimal string": "a decimal number as text, such as 1.50",
+    "Invalid base64 encoded string": "a base64 string",
+}
+"""What msgspec says of a text that is not what it should be, and what that is."""
+
+STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 PLACE = re.compile(r"(.*?)(?: - at `(.*)`)?", re.DOTALL)
 WRONG_TYPE = re.compile(r"Expected `(.+)`, got `(.+)`")
 WRONG_VALUE = re.compile(r"Expected `(.+?)` (.+)", re.DOTALL)
@@ -49,7 +61,7 @@ def explain(error: Exception, schema: Schema, raw: bytes) -> str:
         problems.append(f"missing {listed(missing)}")
     if unknown:
         problems.append(f"unknown {listed(unknown)}")
-    first = _problem(str(error), schema)
+    first = _problem(str(error), schema, raw)
     if not (problems and first.startswith(("missing '", "unknown '"))):
         problems.append(first)
     return f"{'; '.join(problems)}. {expected(schema)}"
@@ -67,11 +79,27 @@ def _names(schema: Schema, raw: bytes) -> tuple[list[str], list[str]]:
     return missing, [name for name in arguments if closed and name not in properties]
 
 
-def _problem(message: str, schema: Schema) -> str:
+def _at(raw: bytes, path: str) -> str:
+    """`` got "hello"``: the value at a path like ``a.b[0]``; nothing when it cannot be found."""
+    if "[...]" in path or len(raw) > MAX_WALKED:
+        return ""
+    try:
+        value: Any = msgspec.json.decode(raw)
+        for name, index in STEP.findall(path):
+            value = value[int(index)] if index else value[name]
+    except (msgspec.DecodeError, LookupError, TypeError):
+        return ""
+    text = _json(value)
+    return f", got {text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + '…'}"
+
+
+def _problem(message: str, schema: Schema, raw: bytes) -> str:
     match = PLACE.fullmatch(message)
     problem, path = match.groups() if match else (message, None)
     name = (path or "$").removeprefix("$").removeprefix(".")
     subject = f"'{name[:MAX_SHOWN]}'" if name else "the arguments"
+    if problem in FORMS:
+        return f"{subject} must be {FORMS[problem]}{_at(raw, name)}"
     if found := WRONG_TYPE.fullmatch(problem):
         return f"{subject} must be {words(found[1])}, got {words(found[2])}"
     if found := WRONG_VALUE.fullmatch(problem):

@@ -40,7 +40,8 @@ def read_texts(plan: Plan, values: dict[str, Any]) -> Any:
     try:
         return bind(plan, values)
     except msgspec.ValidationError as error:
-        raise ArgumentError(argument_error(error, plan) if plan.kind == "prompt" else str(error)) from error
+        text = argument_error(error, plan, msgspec.json.encode(values)) if plan.kind == "prompt" else str(error)
+        raise ArgumentError(text) from error
 
 
 def argument_error(error: Exception, plan: Plan, raw: bytes = b"") -> str:

@@ -9,7 +9,8 @@ else (dataclass, Struct, pydantic model, dict, list, number, bool) is structured
 readers without structured content (digest §9.1).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from types import UnionType
 from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin
 
@@ -74,7 +75,10 @@ class Output(Struct, frozen=True):
                 elif self.model:
                     check_model(self.trusted, value)
             except (msgspec.ValidationError, ValueError) as error:
-                raise LocalError(f"the result does not fit the output schema: {error}") from error
+                why = str(error)
+                if "got `null`" in why and _has_no_number(msgspec.to_builtins(value, enc_hook=enc_hook)):
+                    why = why.replace("got `null`", "got NaN or an infinity, and JSON has no number for these")
+                raise LocalError(f"the result does not fit the output schema: {why}") from error
         elif self.by_hand is not None and not self.by_hand.fits(written := msgspec.json.decode(data)):
             reasons = self.by_hand.reasons(written, len(data))
             raise LocalError(f"the result does not fit the output schema: {reasons}")
@@ -147,6 +151,14 @@ def encode_result(value: Any, output: Output | None = None) -> bytes:
     if isinstance(value, ToolResult):
         return _explicit(value, output)
     return _structured(value, output)
+
+
+def _has_no_number(value: Any) -> bool:
+    """Whether a value holds a float that JSON cannot write: what is encoded instead is null."""
+    if isinstance(value, float):
+        return not isfinite(value)
+    inside: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(map(_has_no_number, inside))
 
 
 def _structured(value: Any, output: Output | None) -> bytes:
