@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from millstream import Server, Settings
+from millstream import Server, Settings, ToolResult
 from millstream.protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE
 from millstream.server.calls.call import Call
 from millstream.server.features.prompts import Prompt
@@ -118,3 +118,39 @@ def test_a_method_that_is_there_already_cannot_be_added(mcp: Server) -> None:
     for method in ("tasks/peek", "tools/call"):
         with pytest.raises(ValueError, match=f"There is a method '{method}' already"):
             mcp.registry.extend(Extension("x", {}, {method: later}, frozenset()))
+
+
+EITHER = {"anyOf": [{"type": "object"}, {"type": "integer"}]}
+
+
+async def test_a_spelled_out_result_is_wrapped_like_the_schema_that_promises_it() -> None:
+    """A fixed defect: 2025-11-25 was told of a `result` and got an object without it, which a client refused."""
+    server = Server("shop", settings=Settings())
+
+    @server.tool(output_schema=EITHER)
+    async def either() -> ToolResult:
+        return ToolResult("done", structured={"a": 1})
+
+    async with wired(server, "asgi") as wire:
+        session = await wire.initialize(LATEST_HANDSHAKE)
+        (tool,) = (await wire.post(request("tools/list"), session)).message["result"]["tools"]
+        called = await wire.post(request("tools/call", {"name": "either", "arguments": {}}), session)
+        assert tool["outputSchema"]["properties"] == {"result": EITHER}
+        assert called.message["result"]["structuredContent"] == {"result": {"a": 1}}
+        newest = await ask(wire, "tools/call", "either", name="either", arguments={})
+        assert newest["result"]["structuredContent"] == {"a": 1}
+
+
+async def test_contents_of_a_read_resource_have_its_meta() -> None:
+    """A fixed defect: hosts of MCP Apps read `contents[]._meta.ui`, which stood in the list only."""
+    server = Server("shop", settings=Settings())
+    server.resource("ui://one", meta={"ui": {"csp": {}}})(page)
+    async with wired(server, "asgi") as wire:
+        read = await ask(wire, "resources/read", "ui://one", uri="ui://one")
+        assert read["result"]["contents"] == [
+            {"uri": "ui://one", "mimeType": "text/plain", "text": "x", "_meta": {"ui": {"csp": {}}}}
+        ]
+
+
+def page() -> str:
+    return "x"

@@ -3,21 +3,20 @@
 Walks an annotation and its schema side by side. Where the two do not match, the schema stays as it is.
 """
 
-import datetime as dt
 import decimal
 import enum
 from collections.abc import Collection, Mapping
 from dataclasses import is_dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from msgspec import Meta, Struct
 from msgspec.structs import fields
 
 Schema = dict[str, Any]
 
-FORMATS: Mapping[type, str] = {dt.datetime: "date-time", dt.time: "time"}
-"""RFC 3339. Moments without an offset are read, too, but clients had better send one."""
+FORMATS: Mapping[tuple[str, str], str] = {("datetime", "datetime"): "date-time", ("datetime", "time"): "time"}
+"""Module and name of a class -> RFC 3339's name for its texts. Those without an offset are read, too."""
 DECIMAL = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
@@ -32,7 +31,7 @@ def detail(node: Any, annotation: Any, definitions: Schema, seen: set[str]) -> N
     """
     if not isinstance(node, dict):
         return
-    part: Schema = node
+    part = cast("Schema", node)
     if "$ref" in part:
         name = part["$ref"].rpartition("/")[2]
         if name in definitions and name not in seen:
@@ -77,9 +76,10 @@ def _detail_items(node: Schema, origin: type, parts: tuple[Any, ...], definition
         detail(node.get("items"), parts[0], definitions, seen)
 
 
-def _detail_class(node: Schema, annotation: type, definitions: Schema, seen: set[str]) -> None:
-    if annotation in FORMATS:
-        node.setdefault("format", FORMATS[annotation])
+def _detail_class(node: Schema, annotation: Any, definitions: Schema, seen: set[str]) -> None:
+    moment = FORMATS.get((annotation.__module__, annotation.__name__))
+    if moment is not None:
+        node.setdefault("format", moment)
     elif annotation is decimal.Decimal:
         node.pop("format", None)
         node["pattern"] = DECIMAL
@@ -93,6 +93,6 @@ def _detail_class(node: Schema, annotation: type, definitions: Schema, seen: set
             detail(members.get(names.get(name, name)), hint, definitions, seen)
 
 
-def _is_foreign(annotation: type) -> bool:
+def _is_foreign(annotation: Any) -> bool:
     """Whether msgspec asked somebody else for the schema of a class."""
     return not (is_dataclass(annotation) or issubclass(annotation, Struct | tuple) or hasattr(annotation, "__total__"))

@@ -28,8 +28,8 @@ WORDS = {
 """msgspec's names of types, and JSON Schema's."""
 
 FORMS = {
-    "Invalid RFC3339 encoded datetime": "a date and time such as 2026-07-28T12:00:00Z",
-    "Invalid RFC3339 encoded date": "a date such as 2026-07-28",
+    "Invalid RFC3339 encoded datetime": "a date and time such as 1999-12-31T12:00:00Z",
+    "Invalid RFC3339 encoded date": "a date such as 1999-12-31",
     "Invalid RFC3339 encoded time": "a time such as 12:00:00Z",
     "Invalid ISO8601 duration": "a duration such as PT90S",
     "Invalid UUID": "a UUID",

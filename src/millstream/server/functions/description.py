@@ -1,8 +1,8 @@
 """What tools, resources and prompts say about themselves, and the check of the options that decorators take."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import msgspec
 from msgspec import Struct, to_builtins
@@ -27,7 +27,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_named(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(map(_is_text, value))
+    return isinstance(value, Mapping) and all(map(_is_text, cast("Iterable[Any]", value)))
 
 
 def _is_time(value: Any) -> bool:
@@ -39,7 +39,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _are_icons(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(each, Icon) for each in value)
+    return isinstance(value, list | tuple) and all(isinstance(each, Icon) for each in cast("Sequence[Any]", value))
 
 
 _TEXT = (_is_text, "a string")

@@ -19,7 +19,7 @@ from millstream.protocol.json_schema import Schema, is_object, shown
 from millstream.server.functions.stand_ins import StandIn, stand_in
 
 _HOMES = ("pydantic", "pydantic_core", "pydantic_extra_types")
-_BEING_READ: set[type] = set()
+_BEING_READ: set[Any] = set()
 ANYTHING: Schema = {"description": "Any JSON value."}
 """Instead of an empty schema, which msgspec takes for none."""
 MAX_PROBLEMS = 1_000
@@ -188,7 +188,7 @@ def _is_pydantics(item: Any) -> bool:
     return home in _HOMES or hasattr(item, "__get_pydantic_core_schema__") or hasattr(item, "__pydantic_validator__")
 
 
-def _fields_need(holder: type) -> bool:
+def _fields_need(holder: Any) -> bool:
     """Whether a field of a dataclass, TypedDict, NamedTuple or Struct needs pydantic."""
     has_fields = is_dataclass(holder) or issubclass(holder, Struct) or hasattr(holder, "__total__")
     if holder in _BEING_READ or not (has_fields or hasattr(holder, "_fields")):

@@ -19,7 +19,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from millstream.protocol.content import BLOCKS, Content, EmbeddedResource, Image, Message, ResourceContents, Text
 from millstream.protocol.errors import LocalError
-from millstream.protocol.json_schema import Schema, schema_of
+from millstream.protocol.json_schema import Schema, is_array, is_object, schema_of
 from millstream.server.functions.pydantic_types import check_model, dec_hook, enc_hook, is_model, schema_hook
 from millstream.server.functions.schema_check import SchemaCheck
 
@@ -157,7 +157,7 @@ def _has_no_number(value: Any) -> bool:
     """Whether a value holds a float that JSON cannot write: what is encoded instead is null."""
     if isinstance(value, float):
         return not isfinite(value)
-    inside: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    inside: Iterable[Any] = value.values() if is_object(value) else value if is_array(value) else ()
     return any(map(_has_no_number, inside))
 
 
