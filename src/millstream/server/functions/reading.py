@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from millstream.protocol.json_schema import Schema, integral
-from millstream.server.functions.argument_errors import MAX_WALKED, expected, explain
+from millstream.server.functions.argument_errors import MAX_LISTED, MAX_WALKED, expected, explain
 from millstream.server.functions.plan import Plan
 from millstream.server.functions.pydantic_types import dec_hook
 from millstream.server.functions.schema_check import SchemaCheck
@@ -40,7 +40,8 @@ def read_texts(plan: Plan, values: dict[str, Any]) -> Any:
     try:
         return bind(plan, values)
     except msgspec.ValidationError as error:
-        text = argument_error(error, plan, msgspec.json.encode(values)) if plan.kind == "prompt" else str(error)
+        raw = msgspec.json.encode(values) if len(values) <= MAX_LISTED else b""
+        text = argument_error(error, plan, raw) if plan.kind == "prompt" else str(error)
         raise ArgumentError(text) from error
 
 

@@ -80,7 +80,8 @@ class ToolHandlers:
             raw = _take_client_id(tool, call, raw)
         if tool.headers and call.revision.routing_headers and call.headers is not None:
             check(tool.headers, call.headers, _object(raw))
-        call.arguments = self._arguments(tool, raw, call)
+        if call.arguments is None:  # else REST has read them, to tell a refusal from a tool that says no
+            call.arguments = self._arguments(tool, raw, call)
         return tool
 
     @staticmethod
