@@ -102,9 +102,7 @@ class Server:
 
         Keyword options: see `millstream.server.features.tools.ToolOptions`.
         """
-        return self._decorate(
-            function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options))
-        )
+        return self._decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
 
     def resource(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:
         """Register a function as a resource, or as a template when the URI has ``{variables}``.
@@ -125,7 +123,9 @@ class Server:
     def prompt(self, /, **options: Unpack[PromptOptions]) -> Callable[[F], F]: ...
     def prompt(self, function: Any = None, /, **options: Unpack[PromptOptions]) -> Any:
         """Register a function as a prompt. Keyword options: see `millstream.server.features.prompts.PromptOptions`."""
-        return self._decorate(function, lambda each: self._add("prompts", prompt_of(each, home=self.definition, **options)))
+        return self._decorate(
+            function, lambda each: self._add("prompts", prompt_of(each, home=self.definition, **options))
+        )
 
     def complete(self, reference: str, argument: str) -> Callable[[F], F]:
         """Register a function that completes an argument: ``f(value, arguments) -> list[str]``, plain or async.

@@ -162,9 +162,7 @@ class Dispatcher:
                 members = tool.encode(await tool.run(call.arguments, call), call)
             else:
                 check_offered(call, self.registry)
-                handler = self._handlers.get(call.method) or self.registry.extended(call.method, call.revision)
-                assert handler is not None  # noqa: S101  admission or `check_offered` saw it
-                members = await handler(call)
+                members = await _handler(self._handlers, self.registry, call)(call)
             head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
             head = head if members else head.removesuffix(b",")
             answer = (
@@ -366,6 +364,13 @@ def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None)
         return b"{" if meta is None else b'{"_meta":%b,' % encode(meta)
     merged = {SERVER_KEY: projection.implementation(info, revision, whole=False), **(meta or {})}
     return b'{"resultType":"complete","_meta":%b,' % encode(merged)
+
+
+def _handler(handlers: Mapping[str, Handler], registry: Registry, call: Call) -> Handler:
+    """What answers a method that is served: the server's own handler, or that of an extension."""
+    handler = handlers.get(call.method) or registry.extended(call.method, call.revision)
+    assert handler is not None  # noqa: S101  admission or `check_offered` saw it
+    return handler
 
 
 def check_offered(call: Call, registry: Registry) -> None:
