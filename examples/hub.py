@@ -7,8 +7,10 @@ pages and metrics.
 
 import asyncio
 import math
+import operator
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -35,17 +37,21 @@ async def add_numbers(a: Number, b: Number, ctx: Context, stream: bool = False) 
         await ctx.progress(1, 3, f"First number: {a}")
         await ctx.progress(2, 3, f"Second number: {b}")
         await ctx.progress(3, 3, "Adding")
-    return finite(a + b)
+    return finite(operator.add, a, b)
 
 
 # endregion
 
 
-def finite(number: Number) -> Number:
-    """JSON has no infinity."""
-    if not math.isfinite(number):
-        raise ToolError("The result is too large for a number. Use smaller ones.")
-    return number
+def finite(work: Callable[[Number, Number], Number], a: Number, b: Number) -> Number:
+    """JSON has no infinity, and Python's integers outgrow its floats."""
+    try:
+        number = work(a, b)
+        if math.isfinite(number):
+            return number
+    except OverflowError:
+        pass
+    raise ToolError("The result is too large for a number. Use smaller ones.")
 
 
 # region: broadcast
@@ -66,7 +72,7 @@ async def multiply_numbers(a: Number, b: Number, ctx: Context, stream: bool = Fa
         await ctx.progress(1, 3, f"First number: {a}")
         await ctx.progress(2, 3, f"Second number: {b}")
         await ctx.progress(3, 3, "Multiplying")
-    return finite(a * b)
+    return finite(operator.mul, a, b)
 
 
 @dataclass

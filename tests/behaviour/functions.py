@@ -31,6 +31,7 @@ from millstream import (
     ToolError,
     ToolResult,
 )
+from millstream.server.calls.call import Call
 from patience import WAIT
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
@@ -229,6 +230,11 @@ async def counts(upto: int) -> AsyncIterator[str]:
 def counts_in_thread(upto: int) -> Iterator[str]:
     for n in range(1, upto + 1):
         yield f"at {n}"
+
+
+async def weigh(arguments: dict[str, Any], call: Call) -> list[str | int]:
+    """Runs as a tool by itself: it is given what fits a schema, and the call."""
+    return [arguments["of"], len(arguments["of"]), call.method]
 
 
 async def waits(key: str, ctx: Context) -> str:

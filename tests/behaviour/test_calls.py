@@ -1,6 +1,7 @@
 """Calling tools: what a function returns, on every revision over every transport."""
 
 import base64
+import json
 import re
 
 import pytest
@@ -99,6 +100,22 @@ async def test_a_value_is_structured_where_the_revision_has_that(
         assert structured == {"result": value}
     else:
         assert structured == value
+
+
+@every()
+async def test_a_tool_without_a_python_function_is_listed_and_called(
+    connect: Connect, combination: Combination
+) -> None:
+    """Our choice: the registry takes whatever describes itself, reads arguments and runs."""
+    client = await connect(combination)
+    pages = await client.pages("tools/list", "tools")
+    (tool,) = [each for page in pages for each in page if each["name"] == "weigh"]
+    assert (tool["description"], tool["inputSchema"]["required"]) == ("Weigh.", ["of"])
+    result = (await client.call("weigh", of="salt")).result
+    assert json.loads(result["content"][0]["text"]) == ["salt", 4, "tools/call"]
+    refused = await client.call("weigh", to=1)
+    text = refused.result["content"][0]["text"] if combination.revision >= "2025-11-25" else refused.error["message"]
+    assert text.startswith("Invalid arguments for tool 'weigh': missing 'of'; unknown 'to'.")
 
 
 @every()

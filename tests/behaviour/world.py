@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from behaviour import functions as do
 from millstream import Context, Icon, Info, Message, Server, Settings, ToolAnnotations
+from millstream.server.features.sources import source_from_schema
+from millstream.server.features.tools import Tool
 
 TOOLS: list[Callable[..., Any]] = [
     do.add, do.text, do.picture_bytes, do.other_bytes, do.point, do.size, do.person, do.image, do.audio, do.link,
@@ -22,6 +24,7 @@ OPTIONED: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (do.blocks_too_long, {"timeout": 0.1}),
     (do.needs_sampling, {"requires": {"sampling": {}}}),
 ]
+WEIGH = {"type": "object", "properties": {"of": {"type": "string"}}, "required": ["of"], "additionalProperties": False}
 ICON = Icon(src="https://example.com/icon.png", mime_type="image/png", sizes=["48x48"])
 
 
@@ -44,6 +47,10 @@ def build(**settings: Any) -> Server:
     server.tool(
         name="decorated", title="Decorated", annotations=annotations, icons=[ICON], meta={"example.com/group": "a"}
     )(do.text)
+    source = source_from_schema(
+        "weigh", do.weigh, input_schema=WEIGH, output_schema={"type": "array"}, description="Weigh."
+    )
+    server.registry.add("tools", "weigh", Tool(source, title="Scales"))
     _add_resources(server)
     _add_prompts(server)
     _add_changes(server)

@@ -29,7 +29,11 @@ def request(meta: Any = META, method: str = "tools/call", **params: Any) -> Enve
 
 
 def admit(message: Envelope, headers: dict[bytes, bytes] | None = None, **more: Any) -> Any:
-    given = {"offers": lambda capability: capability != "prompts", "requires": lambda method, name: {}, **more}
+    given = {
+        "serves": lambda method, revision: revision.requests.get(method) not in (None, "prompts"),
+        "requires": lambda method, name: {},
+        **more,
+    }
     raw = list((headers or {}).items()) + more.get("twice", [])
     given.pop("twice", None)
     return admit_per_request(message, headers=headers, raw_headers=raw, **given)

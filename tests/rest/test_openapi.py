@@ -51,6 +51,7 @@ async def test_references_inside_schemas_lead_to_where_they_stand_now() -> None:
         assert isinstance(node, dict)
 
 
+@pytest.mark.filterwarnings("ignore:The tool name")
 async def test_names_that_are_no_component_names_stay_apart() -> None:
     """OpenAPI 3.1 §4.8.7: component keys are letters, digits, dot, dash and underscore."""
     server = world()

@@ -10,7 +10,7 @@ from millstream.protocol.metadata import MAX_CAPABILITIES
 from millstream.transports.memory import MemoryPipe
 from wire import enveloped, request, wired
 
-BULK = {f"x{number}": {} for number in range(100_000)}
+BULK = {f"{number:040}": {} for number in range(40_000)}  # within the bound of objects in one message
 WIDE = {**BULK, "roots": {"listChanged": True}, "elicitation": BULK, "sampling": {}}
 
 

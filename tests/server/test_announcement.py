@@ -5,8 +5,10 @@ import json
 import pytest
 
 from millstream import Server
+from millstream.app.info import Info
 from millstream.protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, Revision
 from millstream.server.features.announcement import Announcement
+from wire import POST, enveloped, routing, wired
 
 
 def announcement(server: Server) -> Announcement:
@@ -49,6 +51,25 @@ def test_a_first_tool_or_prompt_while_the_server_runs_is_announced_to_whoever_as
     assert said.discover(NEWEST) is kept
     server.prompt(greeting)
     assert b'"prompts"' in said.discover(NEWEST)
+
+
+async def test_only_discovery_carries_icons_and_long_texts_of_the_server_and_other_results_its_name() -> None:
+    """A fixed defect: each result of 2026-07-28 repeated them, some kilobytes with an icon as a data URI."""
+    icon = {"src": "data:image/png;base64," + "A" * 2_000}
+    server = Server("shop", version="2", info=Info(title="Shop", description="long", icons=[icon]))
+    server.tool(nothing)
+    key = "io.modelcontextprotocol/serverInfo"
+    async with wired(server, "asgi") as wire:
+        asked = {}
+        for method, name in (("server/discover", ""), ("tools/list", ""), ("tools/call", "nothing")):
+            message = enveloped(method, {"name": name} if name else {})
+            reply = await wire.post(message, {**POST, **routing(method, name)})
+            asked[method] = reply.message["result"]["_meta"][key]
+    assert asked["server/discover"] == {
+        "name": "shop", "version": "2", "title": "Shop", "description": "long", "icons": [icon],
+    }  # fmt: skip
+    brief = {"name": "shop", "version": "2", "title": "Shop"}
+    assert asked["tools/list"] == asked["tools/call"] == brief
 
 
 def nothing() -> None:

@@ -1,11 +1,16 @@
 """Texts for refused arguments, apart from the plan of a function (see test_signature.py for whole ones)."""
 
+import datetime as dt
+import uuid
+
 import msgspec
 import pytest
 from hypothesis import given
 
 from millstream.protocol.json_schema import Schema
 from millstream.server.functions.argument_errors import MAX_LISTED, explain
+from millstream.server.functions.plan import plan
+from millstream.server.functions.reading import ArgumentError, read_arguments, read_texts
 from strategies import texts
 
 OPEN: Schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -48,7 +53,7 @@ def test_what_was_expected_is_said_in_a_word_for_each_argument(schema: Schema, e
     ("message", "text"),
     [
         ("count: Input should be 1 - at `$.a`", "'a': count: Input should be 1"),
-        ("Invalid RFC3339 encoded datetime - at `$.a`", "'a': Invalid RFC3339 encoded datetime"),
+        ("Invalid RFC3339 encoded datetime - at `$.a`", "'a' must be a date and time such as 1999-12-31T12:00:00Z"),
         ("Invalid enum value 'x' - at `$.a`", "'a' has no such choice, got 'x'"),
         ("Object contains unknown field `z` - at `$.a`", "unknown 'z' in 'a'"),
         ("Object contains unknown field `z`", "unknown 'z'"),
@@ -75,3 +80,30 @@ def test_any_text_of_a_peer_gives_an_explanation(name: str, value: str) -> None:
     with pytest.raises(msgspec.ValidationError) as caught:
         msgspec.json.decode(raw, type=struct)
     assert explain(caught.value, OPEN, raw).endswith('. Expected: {"a": integer}')
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ('{"a":"hello"}', """'a' must be a date and time such as 1999-12-31T12:00:00Z, got "hello\""""),
+        ('{"b":["1999-12-31","x"]}', """'b[1]' must be a date such as 1999-12-31, got "x\""""),
+        ('{"c":{"k":"x"}}', """'c[...]' must be a UUID"""),
+    ],
+)
+def test_a_text_that_is_no_date_is_shown_with_what_would_be_one(raw: str, text: str) -> None:
+    """A fixed defect: it said "Invalid RFC3339 encoded datetime" and not of what."""
+
+    def tool(a: dt.datetime | None = None, b: list[dt.date] = [], c: dict[str, uuid.UUID] = {}) -> None: ...  # noqa: B006
+
+    with pytest.raises(ArgumentError) as refused:
+        read_arguments(plan(tool), raw.encode())
+    assert str(refused.value).startswith(f"Invalid arguments for tool 'tool': {text}. Expected: ")
+
+
+def test_a_value_is_shown_for_prompts_too() -> None:
+    """Their arguments are texts."""
+
+    def prompt(at: dt.date) -> None: ...
+
+    with pytest.raises(ArgumentError, match="'at' must be a date such as 1999-12-31, got \"soon\""):
+        read_texts(plan(prompt, kind="prompt"), {"at": "soon"})

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from millstream import Server, Settings
+from millstream import Annotations, Server, Settings
 
 
 @pytest.fixture
@@ -150,3 +150,110 @@ def test_a_schema_written_by_hand_that_is_none_is_refused_and_the_tool_named(mcp
     with pytest.raises(ValueError, match=f"nothing: {option}: #/properties/age/type: "):
         REGISTER["tool"](mcp, {option: schema})
     assert not mcp.registry.tools
+
+
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("tool", {"timeout": "soon"}, "nothing: timeout must be a number of seconds, or 0 for no limit, not 'soon'"),
+    ("tool", {"timeout": -1}, "nothing: timeout must be a number of seconds"),
+    ("tool", {"timeout": float("nan")}, "nothing: timeout must be a number of seconds"),
+    ("tool", {"timeout": True}, "nothing: timeout must be a number of seconds"),
+    ("tool", {"thread": "no"}, "nothing: thread must be True or False, not 'no'"),
+    (
+        "tool",
+        {"annotations": {"readOnly": True}},
+        "nothing: annotations have no 'readOnly'; there is title, readOnlyHint,",
+    ),
+    ("tool", {"annotations": {"readOnlyHint": "yes"}}, "nothing: annotations: Expected `bool | null`, got `str`"),
+    ("tool", {"annotations": Annotations(priority=1)}, "nothing: annotations must be ToolAnnotations or a dict"),
+    ("tool", {"annotations": True}, "nothing: annotations must be an annotations object or a dict, not True"),
+    ("tool", {"input_schema": "{}"}, "nothing: input_schema must be a JSON Schema as a dict, not '{}'"),
+    ("tool", {"requires": ["sampling"]}, "nothing: requires must be a dict whose keys are strings"),
+    ("tool", {"title": 5}, "nothing: title must be a string, not 5"),
+    ("tool", {"name": 5}, "nothing: name must be a string, not 5"),
+    ("prompt", {"icons": "icon.png"}, "nothing: icons must be a list of Icon, not 'icon.png'"),
+    (
+        "prompt",
+        {"annotations": {}},
+        "nothing: there is no option 'annotations' here; there is description, icons, meta,",
+    ),
+    (
+        "resource",
+        {"annotations": {"readOnlyHint": True}},
+        "annotations have no 'readOnlyHint'; there is audience, priority",
+    ),
+    ("resource", {"annotations": {"priority": 2}}, "nothing: annotations: Expected `float` <= 1.0"),
+    ("resource", {"size": "5"}, "nothing: size must be a number of bytes, not '5'"),
+    ("resource", {"mime_type": 1}, "nothing: mime_type must be a string, not 1"),
+    ("resource", {"meta": {1: 2}}, "nothing: meta must be a dict whose keys are strings"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "text"), WRONG)
+def test_a_wrong_value_of_an_option_is_refused_with_what_is_right(
+    mcp: Server, kind: str, options: dict[str, Any], text: str
+) -> None:
+    """A fixed defect: ``timeout="soon"`` was accepted and turned every call into an error of the server."""
+    with pytest.raises(TypeError, match=re.escape(text)):
+        REGISTER[kind](mcp, options)
+    assert not mcp.registry.tools
+
+
+def test_annotations_may_be_a_dict_of_names_on_the_wire(mcp: Server) -> None:
+    """What was right stays right."""
+    mcp.tool(annotations={"readOnlyHint": True, "title": "T"}, timeout=0)(nothing)
+    assert mcp.registry.tools["nothing"].describe()["annotations"] == {"readOnlyHint": True, "title": "T"}
+
+
+@pytest.mark.parametrize("name", ["a,b", "has space", "ü", "my tool!", "a" * 129, "a/b"])
+def test_a_tool_name_that_some_clients_cannot_call_is_registered_with_a_warning(mcp: Server, name: str) -> None:
+    """2025-11-25, server/tools, Tool Names: 1 to 128 ASCII letters, digits, underscores, hyphens and dots."""
+    with pytest.warns(UserWarning, match="use 1 to 128 ASCII letters, digits, underscores, hyphens and dots") as caught:
+        mcp.tool(name=name)(nothing)
+    assert name in mcp.registry.tools
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("name", ["a", "A.b-c_9", "a" * 128])
+def test_a_tool_name_that_every_client_can_call_is_registered_without_a_word(mcp: Server, name: str) -> None:
+    """The same section; warnings are errors here."""
+    mcp.tool(name=name)(nothing)
+
+
+def test_a_lambda_needs_a_name(mcp: Server) -> None:
+    """A fixed defect: clients saw a tool called ``<lambda>``."""
+    with pytest.raises(TypeError, match=r"the lambda in .*test_registration\.py, line \d+ has no name that clients"):
+        mcp.tool(lambda: "x")
+    mcp.tool(name="named")(lambda: "x")
+
+
+class Shop:
+    def buy(self, book: str) -> str:
+        return book
+
+
+def test_a_method_without_its_object_is_refused(mcp: Server) -> None:
+    """A fixed defect: ``self`` became a required argument in silence."""
+    with pytest.raises(TypeError, match=r"buy: 'self' would be an argument that clients send.*mcp.tool\(shop.buy\)"):
+        mcp.tool(Shop.buy)
+    mcp.tool(Shop().buy)
+    assert list(mcp.registry.tools["buy"].describe()["inputSchema"]["properties"]) == ["book"]
+
+
+@pytest.mark.parametrize("kind", REGISTER)
+def test_a_context_without_an_annotation_is_refused(mcp: Server, kind: str) -> None:
+    """A fixed defect: ``ctx`` became a required argument in silence."""
+
+    def whisper(ctx):  # type: ignore[no-untyped-def]  # the subject
+        return ctx
+
+    with pytest.raises(TypeError, match="whisper: 'ctx' has no annotation"):
+        mcp.resource("shop://{ctx}")(whisper) if kind == "resource" else getattr(mcp, kind)(whisper)
+
+
+def test_an_argument_may_be_called_ctx_where_it_says_what_it_is(mcp: Server) -> None:
+    """What was right stays right."""
+
+    def whisper(ctx: str) -> str:
+        return ctx
+
+    mcp.tool(whisper)

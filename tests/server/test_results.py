@@ -275,6 +275,20 @@ def test_resources_spell_out_several_contents_with_embedded_resources() -> None:
     assert members(encode_contents(several[0], "a:b")) == {"contents": [{"uri": "a:1", "text": "x"}]}
 
 
+@pytest.mark.parametrize("value", ["x", b"x", {"a": 1}])
+def test_contents_have_the_meta_of_their_resource(value: Any) -> None:
+    """A fixed defect: hosts of MCP Apps read `contents[]._meta.ui`, which stood in the list only."""
+    ui = {"ui": {"csp": {}}}
+    assert members(encode_contents(value, "a:b", None, ui))["contents"][0]["_meta"] == ui
+
+
+def test_an_embedded_resource_adds_its_own_meta_to_that_of_the_resource() -> None:
+    """A fixed defect: `EmbeddedResource(meta=…)` was lost when a resource returned it."""
+    own = EmbeddedResource("a:1", text="x", meta={"b": 2})
+    content = members(encode_contents(own, "a:b", None, {"a": 1, "b": 1}))["contents"][0]
+    assert content == {"uri": "a:1", "text": "x", "_meta": {"a": 1, "b": 2}}
+
+
 def test_a_resource_without_a_value_is_our_error() -> None:
     """Digest §9.2: never empty contents for a missing resource."""
     with pytest.raises(LocalError, match="a:b returned nothing"):
@@ -322,3 +336,22 @@ def test_validators_of_a_model_do_not_see_their_own_result() -> None:
 
     made = Tagged.model_validate({"tags": "a,b"})
     assert members(encode_result(made, output_of(Tagged)))["structuredContent"] == {"tags": ["a", "b"]}
+
+
+async def fetch() -> str:
+    return "x"
+
+
+def test_a_coroutine_that_nobody_awaited_says_so_and_what_to_do() -> None:
+    """A fixed defect: it said that a value of type coroutine cannot be written as JSON."""
+    for value in (fetch(), {"page": fetch()}):
+        with pytest.raises(TypeError, match="returned 'fetch' without waiting for it: write `await` before the call"):
+            encode_result(value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_promised_number_that_json_has_not_is_called_by_its_name(value: float) -> None:
+    """A fixed defect: NaN was reported as `null`."""
+    for annotation, result in ((float, value), (dict[str, float], {"x": value}), (list[float], [value])):
+        with pytest.raises(LocalError, match="got NaN or an infinity, and JSON has no number for these"):
+            encode_result(result, output_of(annotation))

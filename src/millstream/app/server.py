@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, MutableMapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from millstream.app.definition import Definition, chosen
 from millstream.app.hub_access import HubAccess, no_hub
@@ -12,10 +12,10 @@ from millstream.app.info import Info
 from millstream.app.runtimes import Runtimes
 from millstream.config import Settings
 from millstream.server.calls.changes import Change
-from millstream.server.features.prompts import Prompt
+from millstream.server.features.prompts import Prompt, PromptOptions, prompt_of
 from millstream.server.features.registry import Registry
-from millstream.server.features.resources import Resource, Template
-from millstream.server.features.tools import Tool
+from millstream.server.features.resources import ResourceOptions, resource_of
+from millstream.server.features.tools import Tool, ToolOptions, tool_of
 
 if TYPE_CHECKING:
     from millstream.app.runtime import Runtime
@@ -96,36 +96,35 @@ class Server:
     @overload
     def tool(self, function: F, /) -> F: ...
     @overload
-    def tool(self, /, **options: Any) -> Callable[[F], F]: ...
-    def tool(self, function: Any = None, /, **options: Any) -> Any:
+    def tool(self, /, **options: Unpack[ToolOptions]) -> Callable[[F], F]: ...
+    def tool(self, function: Any = None, /, **options: Unpack[ToolOptions]) -> Any:
         """Register a function as a tool, with or without parentheses. The function itself is returned.
 
-        Keyword options: `name title description input_schema output_schema annotations icons meta timeout thread
-        requires`, see `millstream.server.features.tools.Tool`.
+        Keyword options: see `millstream.server.features.tools.ToolOptions`.
         """
-        return self._decorate(function, lambda each: self._add("tools", Tool(each, home=self.definition, **options)))
+        return self._decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
 
-    def resource(self, uri: str, **options: Any) -> Callable[[F], F]:
+    def resource(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:
         """Register a function as a resource, or as a template when the URI has ``{variables}``.
 
-        Keyword options: `name title description mime_type annotations icons size meta`.
+        Keyword options: see `millstream.server.features.resources.ResourceOptions`.
         """
         if callable(uri):
             raise TypeError('resource needs its URI: @mcp.resource("book://{isbn}")')
         return lambda function: self._decorate(function, lambda each: self._add_resource(uri, each, options))
 
-    def live(self, uri: str, **options: Any) -> Callable[[F], F]:
+    def live(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:
         """Register a resource whose changes are published: `resource_updated` reaches subscribers of every kind."""
         return self.resource(uri, **options)
 
     @overload
     def prompt(self, function: F, /) -> F: ...
     @overload
-    def prompt(self, /, **options: Any) -> Callable[[F], F]: ...
-    def prompt(self, function: Any = None, /, **options: Any) -> Any:
-        """Register a function as a prompt. Keyword options: `name title description icons meta`."""
+    def prompt(self, /, **options: Unpack[PromptOptions]) -> Callable[[F], F]: ...
+    def prompt(self, function: Any = None, /, **options: Unpack[PromptOptions]) -> Any:
+        """Register a function as a prompt. Keyword options: see `millstream.server.features.prompts.PromptOptions`."""
         return self._decorate(
-            function, lambda each: self._add("prompts", Prompt(each, home=self.definition, **options))
+            function, lambda each: self._add("prompts", prompt_of(each, home=self.definition, **options))
         )
 
     def complete(self, reference: str, argument: str) -> Callable[[F], F]:
@@ -156,9 +155,9 @@ class Server:
     def _add(self, kind: str, item: Tool | Prompt) -> None:
         self.definition.add(kind, item.name, item)
 
-    def _add_resource(self, uri: str, function: Callable[..., Any], options: dict[str, Any]) -> None:
-        kind, make = ("templates", Template) if "{" in uri else ("resources", Resource)
-        self.definition.add(kind, uri, make(uri, function, home=self.definition, **options))
+    def _add_resource(self, uri: str, function: Callable[..., Any], options: ResourceOptions) -> None:
+        item = resource_of(uri, function, home=self.definition, **options)
+        self.definition.add("templates" if "{" in uri else "resources", uri, item)
 
     def remove_tool(self, name: str) -> None:
         """Take a tool away. Raises KeyError when there is none."""

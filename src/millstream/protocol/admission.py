@@ -112,7 +112,7 @@ def _envelope_marks(params: bytes) -> tuple[bool, bool]:
 def admit_per_request(
     message: Envelope,
     *,
-    offers: Callable[[str], bool],
+    serves: Callable[[str, Revision], bool],
     requires: Callable[[str, str], Mapping[str, Any]],
     headers: Headers | None = None,
     raw_headers: Iterable[tuple[bytes, bytes]] = (),
@@ -121,7 +121,7 @@ def admit_per_request(
 
     Args:
         message: a request.
-        offers: whether the server offers a capability ("" always).
+        serves: whether the server has a method in a revision.
         requires: the client capabilities that (method, name) cannot do without.
         headers: last value of each header, or None where the transport has none.
         raw_headers: all headers, to find repeated ones.
@@ -143,8 +143,7 @@ def admit_per_request(
             {"supported": list(PER_REQUEST), "requested": version},
             status=400,
         )
-    capability = revision.requests.get(message.method)
-    if capability is None or not offers(capability):
+    if not serves(message.method, revision):
         raise method_not_found(message.method, revision)
     client = Client(capabilities, *_display(meta))
     needed = requires(message.method, name)

@@ -1,28 +1,42 @@
-"""How deep JSON nests, without parsing it.
+"""How deep JSON nests and how many arrays and objects it holds, without parsing it.
 
-`too_deep` guards recursive decoders. It does not validate: of text that is not JSON it says something, and the
-decoder refuses that text anyway. Nothing in it loops in Python, and each step is one linear pass.
+`overgrown` guards recursive decoders, and the event loop: a value of a million empty arrays fits into 4 MiB and takes
+half a second to build, for the collector walks it again and again. It does not validate: of text that is not JSON it
+says something, and the decoder refuses that text anyway. Nothing in it loops in Python, and each step is one linear
+pass.
 """
 
 from itertools import accumulate
 
+MAX_CONTAINERS = 100_000
+"""Arrays and objects in one message. So many take some 20 ms to build."""
+
+_SHORT = 4096
 _OTHERS = bytes(byte for byte in range(256) if byte not in b'"[]{}')
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 """Brackets as signed bytes: +1 opens, -1 closes."""
 
 
-def too_deep(body: bytes, limit: int = 64) -> bool:
-    """Whether arrays and objects of `body` nest more than `limit` deep. Brackets inside strings do not count.
+def overgrown(body: bytes, max_depth: int = 64) -> str:
+    """Why `body` is more than may be decoded, or nothing. Brackets inside strings do not count.
 
-    Bodies with at most `limit` opening brackets, nearly all, cost one count of these.
+    Bodies with at most `max_depth` opening brackets, nearly all, cost one count of these.
     """
-    # What `replace` leaves out is counted twice as fast as by `count`.
-    if len(body) - len(body.replace(b"{", b"").replace(b"[", b"")) <= limit:
-        return False
+    if len(body) > _SHORT:
+        few = body.count(b"{") + body.count(b"[") <= max_depth
+    else:
+        # What `replace` leaves out is counted twice as fast as by `count`, while there is little of it.
+        few = len(body) - len(body.replace(b"{", b"").replace(b"[", b"")) <= max_depth
+    if few:
+        return ""
     # Taking off pairs of backslashes first leaves before a quote only the backslash that escapes it.
     text = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     # Without what stands between them, most strings are two neighbouring quotes. Removing neighbours keeps the parity
     # of the quotes before each bracket, which tells inside from outside.
     marks = text.translate(_STEPS, _OTHERS).replace(b'""', b"")
     outside = b"".join(marks.split(b'"')[::2])
-    return max(accumulate(memoryview(outside).cast("b")), default=0) > limit
+    if outside.count(b"\x01") > MAX_CONTAINERS:
+        return f"more than {MAX_CONTAINERS:,} arrays and objects"
+    if max(accumulate(memoryview(outside).cast("b")), default=0) > max_depth:
+        return f"nested deeper than {max_depth}"
+    return ""

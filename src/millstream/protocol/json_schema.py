@@ -5,10 +5,13 @@ type is recursive, and drops the titles that merely repeat a class name. Types t
 a hook. Nothing is ever fetched: a `$ref` that leaves the document is refused (digest §1).
 """
 
-from collections.abc import Callable
-from typing import Any, TypeGuard
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, TypeGuard, get_args
 
 from msgspec.json import schema_components
+
+from millstream.protocol.schema_details import detail
 
 Schema = dict[str, Any]
 SchemaHook = Callable[[type], Schema]
@@ -16,9 +19,6 @@ SchemaHook = Callable[[type], Schema]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_DEPTH = 64
 MAX_SCHEMAS = 10_000
-
-NO_ARGUMENTS: Schema = {"type": "object", "additionalProperties": False}
-"""The input schema of a tool without arguments (digest §9.1)."""
 
 REF = "#/$defs/"
 # Keywords by what they hold (2020-12 core §10 and §11); every other keyword is data and is not walked.
@@ -29,6 +29,17 @@ SINGLE = frozenset(
 LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
 MAPS = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
 JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", bool: "boolean"}
+
+
+def shown(annotation: Any) -> str:
+    """A type as people write it: without the modules that its parts come from."""
+    name = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else repr(annotation)
+    return without_modules(name)
+
+
+def without_modules(text: str) -> str:
+    """A text about types without the modules that they come from."""
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?:<locals>\.)?(?=[A-Za-z_])", "", text)
 
 
 def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
@@ -42,14 +53,8 @@ def is_array(value: Any) -> TypeGuard[list[Any]]:
 
 
 def integral(value: Any) -> Any:
-    """A JSON value with every ``2.0`` as 2: JSON Schema counts both as integers, msgspec's decoder only the second."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if is_array(value):
-        return [integral(item) for item in value]
-    if is_object(value):
-        return {key: integral(item) for key, item in value.items()}
-    return value
+    """``2.0`` as 2: JSON Schema counts both as integers, msgspec's decoder only the second."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def schema_of(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
@@ -65,23 +70,26 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
     try:
         (root,), components = schema_components((annotation,), schema_hook=hook, ref_template=REF + "{name}")
     except NameError as error:
-        raise TypeError(f"an annotation inside {annotation!r} cannot be resolved: {error}") from error
+        raise TypeError(f"an annotation inside {shown(annotation)} cannot be resolved: {error}") from error
     for component in components.values():
         component.pop("title", None)  # the name of the class; titles that users give stand beside the `$ref`
-    return _Inliner().document(root, components)
+    document = _Inliner().document(root, components)
+    detail(document, annotation, document.get("$defs", {}), set())
+    return document
 
 
 def object_schema(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
-    """`schema_of` for what must be an object at the root, without `properties` when there are none.
+    """`schema_of` for what must be an object at the root; it always has `properties`, which some clients require.
 
     Raises:
         TypeError: when the type is not an object, or unknown.
     """
     schema = schema_of(annotation, hook=hook)
     if schema.get("type") != "object":
-        raise TypeError(f"{annotation!r} is not an object type: use a dataclass, Struct, TypedDict or pydantic model")
-    if not schema.get("properties", True):
-        del schema["properties"]
+        raise TypeError(
+            f"{shown(annotation)} is not an object type: use a dataclass, Struct, TypedDict or pydantic model"
+        )
+    schema.setdefault("properties", {})
     if not schema.get("required", True):
         del schema["required"]
     return schema
@@ -89,9 +97,14 @@ def object_schema(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
 
 def wrap_output(schema: Schema) -> Schema:
     """What revisions that know only objects as output are told: the value as `result` (digest §9.1)."""
-    outer: Schema = {key: schema[key] for key in ("$schema", "$defs") if key in schema}
+    outer = {key: schema[key] for key in ("$schema",) if key in schema}
     inner = {key: value for key, value in schema.items() if key not in outer}
-    return {"type": "object", "properties": {"result": inner}, "required": ["result"], **outer}
+    return {
+        "type": "object",
+        "properties": {"result": moved(inner, "#/properties/result")},
+        "required": ["result"],
+        **outer,
+    }
 
 
 def without_null(schema: Schema) -> Schema:
@@ -129,7 +142,10 @@ def check_schema(schema: Schema, *, object_root: bool = True) -> None:
         if not is_object(node):
             raise ValueError(f"{where}: a schema is an object or a boolean")
         _check_identity(node, where)
-        pending += [(child, f"{where}/{path}", depth + 1) for path, child in _children(node, where)]
+        try:
+            pending += [(child, "/".join(map(str, (where, *at))), depth + 1) for at, child in children(node)]
+        except ValueError as error:
+            raise ValueError(f"{where}/{error}") from None
 
 
 def _check_identity(node: Schema, where: str) -> None:
@@ -142,20 +158,46 @@ def _check_identity(node: Schema, where: str) -> None:
             raise ValueError(f"{where}: {keyword} {target!r} leaves the document; references are never fetched")
 
 
-def _children(node: Schema, where: str) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def children(node: Schema) -> Iterator[tuple[tuple[str, ...] | tuple[str, int], Any]]:
+    """The schemas directly inside one, each with where it stands: ``("items",)``, ``("properties", "a")``.
+
+    Raises:
+        ValueError: a keyword does not hold what it should, naming it.
+    """
     for keyword, value in node.items():
         if keyword in SINGLE:
-            found.append((keyword, value))
+            yield (keyword,), value
         elif keyword in LISTS:
             if not is_array(value):
-                raise ValueError(f"{where}/{keyword}: must be an array of schemas")
-            found += [(f"{keyword}/{index}", child) for index, child in enumerate(value)]
+                raise ValueError(f"{keyword}: must be an array of schemas")
+            yield from (((keyword, index), child) for index, child in enumerate(value))
         elif keyword in MAPS:
             if not is_object(value):
-                raise ValueError(f"{where}/{keyword}: must be an object of schemas")
-            found += [(f"{keyword}/{name}", child) for name, child in value.items()]
-    return found
+                raise ValueError(f"{keyword}: must be an object of schemas")
+            yield from (((keyword, name), child) for name, child in value.items())
+
+
+def rebuilt(node: Schema, change: Callable[[Any], Any]) -> Schema:
+    """A copy of a schema, each schema directly inside it replaced by what `change` makes of it."""
+    made = {key: value.copy() if key in LISTS or key in MAPS else value for key, value in node.items()}
+    for (keyword, *at), child in children(node):
+        if at:
+            made[keyword][at[0]] = change(child)
+        else:
+            made[keyword] = change(child)
+    return made
+
+
+def moved(node: Any, place: str) -> Any:
+    """A schema that is to stand at `place` of another document: references to its own root point there instead."""
+    if not is_object(node) or "$id" in node:
+        return node  # references inside a document with a name of its own count from there
+    made = rebuilt(node, lambda child: moved(child, place))
+    for keyword in ("$ref", "$dynamicRef"):
+        reference = made.get(keyword, "")
+        if reference == "#" or reference.startswith("#/"):
+            made[keyword] = place + reference[1:]
+    return made
 
 
 class _Inliner:
@@ -205,16 +247,7 @@ class _Inliner:
         return self.names[id(target)]
 
     def members(self, node: Schema, scope: Schema) -> Schema:
-        result: Schema = {}
-        for keyword, value in node.items():
-            if keyword in SINGLE:
-                result[keyword] = self.expand(value, scope)
-            elif keyword in LISTS:
-                result[keyword] = [self.expand(child, scope) for child in value]
-            elif keyword in MAPS:
-                result[keyword] = {name: self.expand(child, scope) for name, child in value.items()}
-            else:
-                result[keyword] = value
+        result = rebuilt(node, lambda child: self.expand(child, scope))
         if "enum" in result and "type" not in result:
             values: list[Any] = result["enum"]
             kinds = {JSON_TYPES.get(type(value)) for value in values}
@@ -238,5 +271,5 @@ def _reaches(node: Schema, goal: Schema, scope: Schema) -> bool:
             if id(target) not in seen:
                 seen.add(id(target))
                 pending.append(target)
-        pending += [child for _, child in _children(part, "")]
+        pending += [child for _, child in children(part)]
     return False

@@ -4,12 +4,14 @@ Reading is in passes: this module opens only the envelope and keeps `params`, `r
 Identifiers keep their type. It does not know methods or revisions.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
-from millstream.protocol.depth import too_deep
+from millstream.protocol.depth import overgrown
 from millstream.protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
 
 RequestId = int | str
@@ -49,7 +51,6 @@ class Envelope(Struct, gc=False, frozen=True):
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
-_decode_batch = msgspec.json.Decoder(list[Raw]).decode
 _decode_raw = msgspec.json.Decoder(Raw).decode
 _decode_id = msgspec.json.Decoder(int | str).decode
 _decode_text = msgspec.json.Decoder(str).decode
@@ -64,7 +65,7 @@ def _unreadable(exc: Exception) -> ProtocolError:
 
 
 def check_text(body: bytes, max_depth: int) -> None:
-    """Refuse what no decoder pass would catch: bad UTF-8 in skipped members, and deep nesting.
+    """Refuse what no decoder pass would catch: bad UTF-8 in skipped members, deep nesting and too many containers.
 
     Raises:
         ProtocolError: PARSE_ERROR.
@@ -74,8 +75,9 @@ def check_text(body: bytes, max_depth: int) -> None:
             str(body, "utf-8")
         except UnicodeDecodeError as exc:
             raise ProtocolError(PARSE_ERROR, "Parse error: the body is not UTF-8", status=400) from exc
-    if too_deep(body, max_depth):
-        raise ProtocolError(PARSE_ERROR, f"Parse error: nested deeper than {max_depth}", status=400)
+    why = overgrown(body, max_depth)
+    if why:
+        raise ProtocolError(PARSE_ERROR, f"Parse error: {why}", status=400)
 
 
 def read(body: bytes) -> Envelope:
@@ -147,6 +149,15 @@ def _answer(request_id: RequestId | None, envelope: _Envelope) -> Envelope:
     return Envelope(request_id, "", b"", result, error)
 
 
+@functools.cache
+def _batch_decoder(max_items: int) -> Callable[[bytes], Struct]:
+    """Reads an array into a struct of as many members as a batch may have: it stops at the first that is too many."""
+    members: list[Any] = [(f"m{index}", Raw, _EMPTY) for index in range(max_items)]
+    return msgspec.json.Decoder(
+        msgspec.defstruct("_Batch", members, array_like=True, forbid_unknown_fields=True)
+    ).decode
+
+
 def split_batch(body: bytes, max_items: int) -> list[bytes]:
     """The elements of a batch array, still raw.
 
@@ -154,13 +165,14 @@ def split_batch(body: bytes, max_items: int) -> list[bytes]:
         ProtocolError: PARSE_ERROR, or INVALID_REQUEST for an empty or oversize batch.
     """
     try:
-        items = [bytes(item) for item in _decode_batch(body)]
+        items = [bytes(item) for item in msgspec.structs.astuple(_batch_decoder(max_items)(body))]
+    except msgspec.ValidationError:
+        raise _invalid(f"a batch has at most {max_items} messages") from None
     except (msgspec.DecodeError, RecursionError) as exc:
         raise _unreadable(exc) from exc
+    items = [item for item in items if item]
     if not items:
         raise _invalid("an empty batch")
-    if len(items) > max_items:
-        raise _invalid(f"a batch has at most {max_items} messages")
     return items
 
 

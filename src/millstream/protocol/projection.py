@@ -57,12 +57,12 @@ def tool(item: Json, revision: Revision) -> Json:
     return item
 
 
-def implementation(info: Json, revision: Revision) -> Json:
-    """Name and version of the server with the members a revision has."""
+def implementation(info: Json, revision: Revision, *, whole: bool = True) -> Json:
+    """Name and version of the server with the members a revision has; those that may be long only when `whole`."""
     kept = {"name", "version"}
     if revision.named_titles:
         kept.add("title")
-    if revision.icons:
+    if revision.icons and whole:
         kept |= {"description", "websiteUrl", "icons"}
     return {key: value for key, value in info.items() if key in kept}
 
@@ -72,11 +72,17 @@ def capabilities(offered: Mapping[str, Any], revision: Revision) -> Json:
     return {key: value for key, value in offered.items() if key != "completions" or revision.completions_capability}
 
 
-def structured(value: bytes, revision: Revision) -> bytes:
-    """Encoded structured content for a revision; empty when it has none. What is no object is wrapped."""
+def structured(value: bytes, revision: Revision, *, wraps: bool = False) -> bytes:
+    """Encoded structured content for a revision; empty when it has none. What is no object is wrapped.
+
+    Args:
+        value: the content.
+        revision: of the client.
+        wraps: the output schema of the tool is wrapped, so objects are too.
+    """
     if revision.structured == "none":
         return b""
-    if revision.structured == "object" and value[:1] != b"{":
+    if revision.structured == "object" and (wraps or value[:1] != b"{"):
         return b'{"result":' + value + b"}"
     return value
 
@@ -121,12 +127,12 @@ _decode_result = msgspec.json.Decoder(_ToolResult).decode
 _decode_messages = msgspec.json.Decoder(_Messages).decode
 
 
-def tool_result(members: bytes, revision: Revision) -> bytes:
-    """The members of a tool result in the newest shape, rewritten for an older revision."""
+def tool_result(members: bytes, revision: Revision, *, wraps: bool = False) -> bytes:
+    """The members of a tool result in the newest shape, as an older revision has them; `wraps` as for `structured`."""
     result = _decode_result(b"{%b}" % members)
     parts = [b'"content":%b' % encode(blocks(result.content, revision))]
     if result.structured is not UNSET:
-        value = structured(bytes(result.structured), revision)
+        value = structured(bytes(result.structured), revision, wraps=wraps)
         if value:
             parts.append(b'"structuredContent":%b' % value)
     if result.is_error:

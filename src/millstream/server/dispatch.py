@@ -154,7 +154,7 @@ class Dispatcher:
                 members = tool.encode(await tool.run(call.arguments, call), call)
             else:
                 check_offered(call, self.registry)
-                members = await self._handlers[call.method](call)
+                members = await _handler(self._handlers, self.registry, call)(call)
             head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
             head = head if members else head.removesuffix(b",")
             answer = (
@@ -273,7 +273,7 @@ class Dispatcher:
         except ProtocolError as error:
             return self._refuse(call, error)
         result = {"resultType": "input_required", "inputRequests": exc.requests, "requestState": state}
-        meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision)})
+        meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision, whole=False)})
         return _enveloped(call, b'%b,"_meta":%b}' % (encode(result)[:-1], meta))
 
 
@@ -314,11 +314,18 @@ def _leaves(exc: BaseException) -> Iterator[BaseException]:
 
 
 def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None) -> bytes:
-    """What opens every result: in the per-request era its type and the server's information."""
+    """What opens every result: in the per-request era its type and the server's name."""
     if not revision.result_type:
         return b"{" if meta is None else b'{"_meta":%b,' % encode(meta)
-    merged = {**(meta or {}), SERVER_KEY: projection.implementation(info, revision)}
+    merged = {SERVER_KEY: projection.implementation(info, revision, whole=False), **(meta or {})}
     return b'{"resultType":"complete","_meta":%b,' % encode(merged)
+
+
+def _handler(handlers: Mapping[str, Handler], registry: Registry, call: Call) -> Handler:
+    """What answers a method that is served: the server's own handler, or that of an extension."""
+    handler = handlers.get(call.method) or registry.extended(call.method, call.revision)
+    assert handler is not None  # noqa: S101  admission or `check_offered` saw it
+    return handler
 
 
 def check_offered(call: Call, registry: Registry) -> None:
@@ -327,8 +334,5 @@ def check_offered(call: Call, registry: Registry) -> None:
     Raises:
         ProtocolError: METHOD_NOT_FOUND.
     """
-    if not call.revision.handshake:
-        return
-    capability = call.revision.requests.get(call.method)
-    if capability is None or not registry.offers(capability):
+    if call.revision.handshake and not registry.serves(call.method, call.revision):
         raise method_not_found(call.method, call.revision)

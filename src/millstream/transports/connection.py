@@ -155,7 +155,7 @@ class Connection:
 
     def _per_request(self, message: Envelope) -> Call:
         registry = self._dispatcher.registry
-        admitted = admit_per_request(message, offers=registry.offers, requires=registry.requires)
+        admitted = admit_per_request(message, serves=registry.serves, requires=registry.requires)
         return per_request_call(admitted, message, **self._way())
 
     def _way(self) -> dict[str, object]:

@@ -6,8 +6,10 @@ more: that there is one more is the sign to make everything again.
 
 from typing import Any
 
+from millstream.protocol import projection
 from millstream.protocol.handshake import initialize_result
 from millstream.protocol.jsonrpc import encode
+from millstream.protocol.metadata import SERVER_KEY
 from millstream.protocol.revisions import PER_REQUEST, Revision
 from millstream.server.features.registry import Registry
 
@@ -52,6 +54,10 @@ class Announcement:
                 result["instructions"] = self._instructions
             made[key] = encode(result)[1:-1]
         return made[key]
+
+    def discover_meta(self, revision: Revision) -> dict[str, Any]:
+        """`_meta` of that result: all that the server says about itself, of which other results repeat the name."""
+        return {SERVER_KEY: projection.implementation(self._info, revision)}
 
     def _kept(self) -> dict[tuple[str, str, bool], bytes]:
         """What was made of the capabilities that there are now."""

@@ -79,10 +79,9 @@ class PreparedCall:
     @staticmethod
     def of(tool: Tool) -> "PreparedCall | None":
         """The fast path of a tool; None when its calls need checks that one typed pass cannot make."""
-        plan = tool.plan
-        if not tool.plain:
+        arguments = tool.struct
+        if arguments is None or not tool.plain:
             return None
-        arguments = plan.arguments
         fields: list[Any] = [
             ("name", Literal[tool.name]),
             ("meta", _Meta, msgspec.field(name="_meta")),

@@ -1,44 +1,46 @@
-"""Prompts: descriptions for clients, and how their functions are run."""
+"""Prompts: descriptions for clients, and how they are made."""
 
 import copy
 from collections.abc import Callable
 from typing import Any, Unpack
 
-from millstream.server.calls.context import Context
-from millstream.server.calls.sync_context import SyncContext
-from millstream.server.features.tools import runner
-from millstream.server.functions.description import Labels, described
-from millstream.server.functions.plan import plan
+from millstream.server.features.sources import Source, source_of
+from millstream.server.functions.description import Labels, check_options, described
+from millstream.server.functions.plan import name_of
+
+
+class PromptOptions(Labels, total=False):
+    """Options of ``@mcp.prompt``."""
+
+    name: str | None
+    thread: bool
+    """A `def` function runs in a worker thread, unless this is false."""
 
 
 class Prompt:
     """One registered prompt."""
 
-    __slots__ = ("_described", "name", "plan", "run")
+    __slots__ = ("_described", "choices", "name", "parameters", "read", "run")
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        *,
-        name: str | None = None,
-        thread: bool = True,
-        home: object = None,
-        **labels: Unpack[Labels],
-    ) -> None:
-        self.plan = plan(function, kind="prompt", contexts=(Context, SyncContext), name=name)
-        self.name = self.plan.name
-        self.run = runner(self.plan, thread=thread, home=home)
-        required = set(self.plan.input_schema.get("required", ()))
-        properties = self.plan.input_schema.get("properties", {})
+    def __init__(self, source: Source, **labels: Unpack[Labels]) -> None:
+        self.name = source.name
+        self.read = source.read
+        """``read(texts)``: the arguments from their texts; raises `ArgumentError`."""
+        self.run = source.run
+        """``run(arguments, call)``: an awaitable of the messages."""
+        self.parameters = source.parameters
+        self.choices = source.choices
+        required = set(source.schema.get("required", ()))
+        properties = source.schema.get("properties", {})
         arguments = [
             {
                 "name": each,
-                **{key: properties[each][key] for key in ("title", "description") if key in properties.get(each, {})},
+                **{key: properties[each][key] for key in ("title", "description") if key in properties[each]},
                 **({"required": True} if each in required else {}),
             }
-            for each in self.plan.parameters
+            for each in self.parameters
         ]
-        self._described = described({"name": self.name}, self.plan.description, labels, arguments=arguments or None)
+        self._described = described({"name": self.name}, source.description, labels, arguments=arguments or None)
 
     def describe(self) -> dict[str, Any]:
         """The description in the newest shape."""
@@ -50,3 +52,20 @@ class Prompt:
         other.name = name
         other._described = {**self._described, "name": name}
         return other
+
+
+def prompt_of(function: Callable[..., Any], *, home: object = None, **options: Unpack[PromptOptions]) -> Prompt:
+    """A prompt of a function.
+
+    Args:
+        function: any callable; its arguments arrive as text.
+        home: the server that it is registered on.
+        options: see `PromptOptions` and `Labels`.
+
+    Raises:
+        TypeError, ValueError: it cannot be served as it is written; the text says what can.
+    """
+    check_options(name_of(function), options, PromptOptions)
+    rest: dict[str, Any] = dict(options)
+    about = {key: rest.pop(key) for key in ("name", "thread") if key in rest}
+    return Prompt(source_of(function, "prompt", home=home, **about), **rest)

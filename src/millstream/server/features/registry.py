@@ -6,19 +6,36 @@ page; a cursor names the last item of a page, so any worker can continue any lis
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
+
+from msgspec import Struct
 
 from millstream.protocol import projection
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.jsonrpc import encode
-from millstream.protocol.revisions import Revision
+from millstream.protocol.revisions import ALL, Revision
+from millstream.server.calls.call import Call
 from millstream.server.features.prepared import PreparedCall
 from millstream.server.features.prompts import Prompt
 from millstream.server.features.resources import Resource, Template
 from millstream.server.features.tools import Tool
 
 Completer = Callable[..., Any]
+
+
+class Extension(Struct, frozen=True):
+    """Methods and a capability that the revisions themselves don't have, added by `Registry.extend`."""
+
+    capability: str
+    """The member of the server's capabilities; several extensions may share one (``extensions``, ``experimental``)."""
+    announced: Mapping[str, Any]
+    """What stands there."""
+    methods: Mapping[str, Callable[[Call], Awaitable[bytes]]]
+    """Handlers, as those of the revisions' own methods: each gives the members of a result."""
+    revisions: frozenset[str]
+    """Dates of the revisions that have it."""
+
 
 _KINDS: Mapping[str, tuple[str, str]] = {
     "tools": ("tools", "tools"),
@@ -51,6 +68,7 @@ class Registry:
         """Value of `Mcp-Name` -> one typed pass over a whole 2026-07-28 call of that tool."""
         self._pages: dict[tuple[str, str, str], bytes] = {}
         self._offered: set[str] = {"", "logging"}
+        self.extensions: list[Extension] = []
         self.changed: Callable[[str], None] = lambda kind: None
 
     def add(self, kind: str, key: str, item: Any) -> None:
@@ -103,6 +121,32 @@ class Registry:
         self._pages = {page: made for page, made in self._pages.items() if page[0] != kind}
         self.changed(change)
 
+    def extend(self, extension: Extension) -> None:
+        """Add methods and a capability, now and for clients that ask from now on.
+
+        Raises:
+            ValueError: there is a method of that name already.
+        """
+        taken = {method for each in ALL for method in each.requests}.union(*(each.methods for each in self.extensions))
+        for method in extension.methods:
+            if method in taken:
+                raise ValueError(f"There is a method {method!r} already")
+        self.extensions.append(extension)
+
+    def extended(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
+        """The handler that an extension has for a method in a revision."""
+        for extension in self.extensions:
+            if method in extension.methods and revision.date in extension.revisions:
+                return extension.methods[method]
+        return None
+
+    def serves(self, method: str, revision: Revision) -> bool:
+        """Whether a client of a revision may call a method."""
+        capability = revision.requests.get(method)
+        if capability is None:
+            return self.extended(method, revision) is not None
+        return capability in self._offered
+
     def offer(self, capability: str) -> None:
         """Announce a capability from now on."""
         self._offered.add(capability)
@@ -114,7 +158,7 @@ class Registry:
     @property
     def offered(self) -> int:
         """How many capabilities there are; they only become more."""
-        return len(self._offered)
+        return len(self._offered) + len(self.extensions)
 
     def requires(self, method: str, name: str) -> Mapping[str, Any]:
         """The client capabilities that a method of a name cannot do without."""
@@ -137,7 +181,11 @@ class Registry:
         if self.offers("completions"):
             offered["completions"] = {}
         offered["logging"] = {}
-        return projection.capabilities(offered, revision)
+        offered = projection.capabilities(offered, revision)
+        for extension in self.extensions:
+            if revision.date in extension.revisions:
+                offered[extension.capability] = {**offered.get(extension.capability, {}), **extension.announced}
+        return offered
 
     def page(self, kind: str, revision: Revision, cursor: str | None) -> bytes:
         """The members of one page of a list.
@@ -194,8 +242,8 @@ class Registry:
             ValueError: naming the arguments that it has.
         """
         item = self.prompts.get(reference) or self.templates.get(reference)
-        if item is not None and argument not in item.plan.parameters:
-            known = ", ".join(map(repr, item.plan.parameters)) or "none"
+        if item is not None and argument not in item.parameters:
+            known = ", ".join(map(repr, item.parameters)) or "none"
             raise ValueError(f"complete({reference!r}, {argument!r}): there is no such argument; there is {known}")
 
     def complete_from(self, reference: str, argument: str) -> Completer | None:

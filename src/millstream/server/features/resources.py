@@ -1,47 +1,61 @@
-"""Resources and resource templates: descriptions for clients, and how their functions are read."""
+"""Resources and resource templates: descriptions for clients, and how they are read."""
 
 import copy
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
+from millstream.protocol.content import Annotations
 from millstream.protocol.uri_template import UriTemplate
-from millstream.server.calls.context import Context
-from millstream.server.calls.sync_context import SyncContext
-from millstream.server.features.tools import runner
-from millstream.server.functions.description import Labels, described
-from millstream.server.functions.plan import plan
+from millstream.server.features.sources import Source, source_of
+from millstream.server.functions.description import Labels, check_options, described
+from millstream.server.functions.plan import name_of
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\{")
 """RFC 3986 §3.1; the scheme of a template may be a variable."""
 
 
+class ResourceLabels(Labels, total=False):
+    """Options that are not about a function."""
+
+    annotations: Annotations | Mapping[str, Any] | None
+    mime_type: str | None
+    size: int | None
+    """In bytes; of a resource, not of a template."""
+
+
+class ResourceOptions(ResourceLabels, total=False):
+    """Options of ``@mcp.resource``."""
+
+    name: str | None
+    thread: bool
+    """A `def` function runs in a worker thread, unless this is false."""
+
+
 class _Readable:
     """What resources and templates share."""
 
-    __slots__ = ("_described", "mime_type", "plan", "run")
+    __slots__ = ("_described", "choices", "meta", "mime_type", "parameters", "read", "run")
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        address: Mapping[str, str],
-        /,
-        *,
-        name: str | None = None,
-        mime_type: str | None = None,
-        size: int | None = None,
-        thread: bool = True,
-        home: object = None,
-        **labels: Unpack[Labels],
-    ) -> None:
+    def __init__(self, address: Mapping[str, str], source: Source, labels: ResourceLabels) -> None:
         for uri in address.values():
             if not _SCHEME.match(uri):
                 raise ValueError(f"resource {uri!r}: a URI begins with a scheme, as in 'shop://{uri.lstrip('/:')}'")
-        self.plan = plan(function, kind="resource", contexts=(Context, SyncContext), name=name)
-        self.mime_type = mime_type
-        self.run = runner(self.plan, thread=thread, home=home)
+        self.read = source.read
+        """``read(variables)``: the arguments from their texts; raises `ArgumentError`."""
+        self.run = source.run
+        """``run(arguments, call)``: an awaitable of what is read."""
+        self.parameters = source.parameters
+        self.choices = source.choices
+        self.mime_type = labels.get("mime_type")
+        self.meta = labels.get("meta")
+        """`_meta` of the contents, as of the listed item."""
         self._described = described(
-            {**address, "name": self.plan.name}, self.plan.description, labels, mimeType=mime_type, size=size
+            {**address, "name": source.name},
+            source.description,
+            labels,
+            mimeType=self.mime_type,
+            size=labels.get("size"),
         )
 
     def describe(self) -> dict[str, Any]:
@@ -50,15 +64,15 @@ class _Readable:
 
 
 class Resource(_Readable):
-    """A resource with one URI. Its function takes no arguments but the context."""
+    """A resource with one URI. It takes no arguments."""
 
     __slots__ = ("uri",)
 
-    def __init__(self, uri: str, function: Callable[..., Any], **options: Any) -> None:
-        super().__init__(function, {"uri": uri}, **options)
-        if self.plan.parameters:
+    def __init__(self, uri: str, source: Source, **labels: Unpack[ResourceLabels]) -> None:
+        super().__init__({"uri": uri}, source, labels)
+        if self.parameters:
             raise TypeError(
-                f"resource {uri!r}: the function takes {', '.join(self.plan.parameters)}, "
+                f"resource {uri!r}: the function takes {', '.join(self.parameters)}, "
                 "but the URI has no {variables} for them"
             )
         self.uri = uri
@@ -72,19 +86,18 @@ class Resource(_Readable):
 
 
 class Template(_Readable):
-    """A family of resources. The variables of its URI are the typed parameters of its function."""
+    """A family of resources. The variables of its URI are its arguments."""
 
     __slots__ = ("template",)
 
-    def __init__(self, uri: str, function: Callable[..., Any], **options: Any) -> None:
-        options.pop("size", None)
-        super().__init__(function, {"uriTemplate": uri}, **options)
+    def __init__(self, uri: str, source: Source, **labels: Unpack[ResourceLabels]) -> None:
+        labels.pop("size", None)
+        super().__init__({"uriTemplate": uri}, source, labels)
         self.template = UriTemplate(uri)
-        missing = set(self.template.variables) ^ set(self.plan.parameters)
-        if missing:
+        if set(self.template.variables) != set(self.parameters):
             raise TypeError(
                 f"resource template {uri!r}: its variables are {', '.join(self.template.variables) or 'none'}, the "
-                f"function takes {', '.join(self.plan.parameters) or 'nothing'}: they must be the same names"
+                f"function takes {', '.join(self.parameters) or 'nothing'}: they must be the same names"
             )
 
     def named(self, uri: str) -> "Template":
@@ -93,3 +106,23 @@ class Template(_Readable):
         other.template = UriTemplate(uri)
         other._described = {**self._described, "uriTemplate": uri}
         return other
+
+
+def resource_of(
+    uri: str, function: Callable[..., Any], *, home: object = None, **options: Unpack[ResourceOptions]
+) -> Resource | Template:
+    """A resource of a function, or a template when the URI has ``{variables}``.
+
+    Args:
+        uri: where clients read it.
+        function: any callable; its arguments are the variables.
+        home: the server that it is registered on.
+        options: see `ResourceOptions` and `Labels`.
+
+    Raises:
+        TypeError, ValueError: it cannot be served as it is written; the text says what can.
+    """
+    check_options(name_of(function), options, ResourceOptions, Annotations)
+    rest: dict[str, Any] = dict(options)
+    about = {key: rest.pop(key) for key in ("name", "thread") if key in rest}
+    return (Template if "{" in uri else Resource)(uri, source_of(function, "resource", home=home, **about), **rest)

@@ -1,12 +1,13 @@
-"""A tool: its description for clients, and how its function is run.
+"""A tool: what clients are told about it, how its arguments are read, how it runs, and what its result looks like.
 
-Everything that can be known at registration is: the plan of the function, the closure that runs it, the description
-in the newest shape. A call decodes arguments, runs, encodes.
+It knows no function: `sources.Source` is what it works with. Everything that can be known at registration is.
 """
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable, Mapping
+import re
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
 from msgspec import Struct
@@ -16,18 +17,14 @@ from millstream.protocol.errors import ToolError
 from millstream.protocol.jsonrpc import encode as encode_json
 from millstream.protocol.revisions import Revision
 from millstream.server.calls.call import Call
-from millstream.server.calls.context import Context, send_progress
-from millstream.server.calls.sync_context import SyncContext, Waits
-from millstream.server.functions.description import Labels, described
-from millstream.server.functions.plan import Plan, plan
-from millstream.server.functions.results import ToolResult, as_text, encode, encode_result
-
-Run = Callable[[Any, Call], Awaitable[Any]]
-"""``run(arguments, call)``."""
+from millstream.server.features.sources import Run, Source, source_of
+from millstream.server.functions.description import Labels, check_options, described
+from millstream.server.functions.plan import name_of
+from millstream.server.functions.results import ToolResult, encode, encode_result
 
 
 class ToolAnnotations(Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """Hints about a tool for clients; never a promise (digest §9.1)."""
+    """Hints about a tool for clients; never a promise."""
 
     title: str | None = None
     read_only_hint: bool | None = None
@@ -36,6 +33,24 @@ class ToolAnnotations(Struct, frozen=True, omit_defaults=True, rename="camel"):
     open_world_hint: bool | None = None
 
 
+class ToolOptions(Labels, total=False):
+    """Options of ``@mcp.tool``."""
+
+    name: str | None
+    annotations: ToolAnnotations | Mapping[str, Any] | None
+    input_schema: dict[str, Any] | None
+    """Listed as it is; arguments have to fit."""
+    output_schema: dict[str, Any] | None
+    timeout: float | None
+    """Seconds that a call may take; 0 for no limit."""
+    thread: bool
+    """A `def` function runs in a worker thread, unless this is false."""
+    requires: Mapping[str, Any] | None
+    """Client capabilities without which a call is refused before it runs."""
+
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+"""2025-11-25, server/tools, Tool Names."""
 _SCALARS: Mapping[str, type] = {"integer": int, "boolean": bool}
 _SCALAR_RESULTS = {
     "any": b'"content":[{"type":"text","text":"%b"}],"structuredContent":%b',
@@ -48,50 +63,49 @@ _SCALAR_RESULTS = {
 class Tool:
     """One registered tool."""
 
-    __slots__ = ("_described", "_simple", "name", "plain", "plan", "requires", "run", "timeout", "wraps")
+    __slots__ = ("_described", "_output", "_simple", "decode", "headers", "name", "parameters", "plain", "read",
+                 "requires", "run", "struct", "timeout", "wraps")  # fmt: skip
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        source: Source,
         *,
-        name: str | None = None,
-        input_schema: dict[str, Any] | None = None,
-        output_schema: dict[str, Any] | None = None,
         timeout: float | None = None,
-        thread: bool = True,
-        home: object = None,
         requires: Mapping[str, Any] | None = None,
+        annotations: ToolAnnotations | Mapping[str, Any] | None = None,
         **labels: Unpack[Labels],
     ) -> None:
-        self.plan = plan(
-            function,
-            kind="tool",
-            contexts=(Context, SyncContext),
-            name=name,
-            input_schema=input_schema,
-            output_schema=output_schema,
-        )
-        self.name = self.plan.name
+        _check_name(source)
+        self.name = source.name
+        self.read = source.read
+        """``read(raw)``: the arguments of a call from their JSON; raises `ArgumentError`."""
+        self.run = source.run
+        """``run(arguments, call)``: an awaitable of what `encode` takes."""
+        self.parameters = source.parameters
+        self.headers = source.headers
+        self.timeout = timeout
         self.requires: Mapping[str, Any] = requires or {}
         """Client capabilities without which a call is refused before it runs."""
-        self.timeout = timeout
-        self.plain = not (
-            requires
-            or timeout
-            or self.plan.headers
-            or self.plan.check
-            or "stream" in self.plan.parameters
-            or not issubclass(self.plan.arguments, Struct)
+        self.struct = source.struct
+        """What `decode` makes of well-formed arguments."""
+        self.decode: Callable[[Any], Any] | None = source.decode
+        self.plain = self.decode is not None and not (
+            self.requires or self.timeout or self.headers or "stream" in self.parameters
         )
         """A transport may decode its arguments and hand the call over prepared: nothing is to be done around it."""
-        output = self.plan.output_schema
+        self._output = source.output
+        output = None if source.output is None else source.output.schema
         self.wraps = output is not None and output.get("type") != "object"
         """Structured values are no objects: revisions that know only objects get them wrapped."""
         self._simple = str if output is None else _SCALARS.get(output.get("type", "")) if len(output) == 1 else None
         """Values of exactly this class need no check and no other encoder."""
-        self.run = runner(self.plan, thread=thread, home=home)
         self._described = described(
-            {"name": self.name}, self.plan.description, labels, inputSchema=self.plan.input_schema, outputSchema=output
+            {"name": self.name},
+            source.description,
+            {**labels, "annotations": annotations},
+            # Some clients require `properties`.
+            inputSchema={"type": "object", "properties": {}} | source.schema,
+            outputSchema=output,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -121,106 +135,53 @@ class Tool:
             return self._wrapped(value)
         if isinstance(value, ToolResult):
             call.meta = value.meta
-        members = encode_result(value, self.plan.output)
+        members = encode_result(value, self._output)
         if revision.structured == "any":
             return members
-        return members if self._fits(revision) else projection.tool_result(members, revision)
+        return members if self._fits(revision) else projection.tool_result(members, revision, wraps=self.wraps)
 
     def _fits(self, revision: Revision) -> bool:
         """Results of this tool look the same in a revision as in the newest."""
-        return revision.structured == "object" and self.plan.output is not None and not self.wraps
+        return revision.structured == "object" and self._output is not None and not self.wraps
 
     def _wrapped(self, value: Any) -> bytes:
         data = encode(value)
-        if self.plan.output is not None:
-            self.plan.output.check(value, data)
+        if self._output is not None:
+            self._output.check(value, data)
         return b'"content":[{"type":"text","text":%b}],"structuredContent":{"result":%b}' % (
             encode_json(data.decode()),
             data,
         )
 
 
-def runner(plan: Plan, *, thread: bool, home: object) -> Run:
-    """The narrowest way to run a planned function in a call.
+def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unpack[ToolOptions]) -> Tool:
+    """A tool of a function.
 
     Args:
-        plan: of the function.
-        thread: a `def` function runs in a worker thread.
-        home: the server that it was registered on, which may be mounted on the one that runs.
+        function: any callable with a signature.
+        home: the server that it is registered on.
+        options: see `ToolOptions` and `Labels`.
 
     Raises:
-        TypeError: the function asks for the wrong kind of context.
+        TypeError, ValueError, ImportError: it cannot be served as it is written; the text says what can.
     """
-    call_function, wants_context = plan.call, plan.context_parameter is not None
-    threaded = thread and not plan.is_async
-    if wants_context and plan.context_type is SyncContext and not threaded:
-        raise TypeError(f"{plan.name}: SyncContext is for `def` functions in a worker thread; annotate ctx: Context")
-    if wants_context and plan.context_type is Context and threaded:
-        raise TypeError(
-            f"{plan.name}: a `def` function runs in a worker thread and cannot await; annotate ctx: SyncContext, "
-            "or make it `async def`"
+    check_options(name_of(function), options, ToolOptions, ToolAnnotations)
+    rest: dict[str, Any] = dict(options)
+    about = {key: rest.pop(key) for key in ("name", "input_schema", "output_schema", "thread") if key in rest}
+    return Tool(source_of(function, "tool", home=home, **about), **rest)
+
+
+def _check_name(source: Source) -> None:
+    if not _NAME.fullmatch(source.name):
+        text = (
+            f"The tool name {source.name!r} will not work with every client: use 1 to 128 ASCII letters, digits, "
+            "underscores, hyphens and dots"
         )
-    if threaded:
-        return _in_thread(plan, home)
-    if plan.is_generator:
-        return _streaming(plan, home)
-    if plan.is_async:
-        if wants_context:
-            return lambda arguments, call: call_function(arguments, Context(call, home))
-        return call_function  # what it takes for a context it does not use
-
-    async def run(arguments: Any, call: Call) -> Any:
-        return call_function(arguments, Context(call, home) if wants_context else None)
-
-    return run
-
-
-def _in_thread(plan: Plan, home: object) -> Run:
-    call_function, wants_context = plan.call, plan.context_parameter is not None
-
-    async def run(arguments: Any, call: Call) -> Any:
-        context = Context(call, home)
-        waits = Waits(context, asyncio.get_running_loop())
-        work = _drain if plan.is_generator else _plainly
-        try:
-            return await call.services.threads.run(
-                work, call_function, arguments, SyncContext(context, waits), wants_context
-            )
-        finally:
-            waits.abandon()
-
-    return run
-
-
-def _plainly(function: Callable[..., Any], arguments: Any, context: SyncContext, wanted: bool) -> Any:
-    return function(arguments, context if wanted else None)
-
-
-def _drain(function: Callable[..., Any], arguments: Any, context: SyncContext, wanted: bool) -> Any:
-    last: Any = None
-    for count, last in enumerate(function(arguments, context if wanted else None), 1):
-        context.progress(count, message=as_text(last))
-    return last
-
-
-def _streaming(plan: Plan, home: object) -> Run:
-    call_function, wants_context = plan.call, plan.context_parameter is not None
-
-    async def run(arguments: Any, call: Call) -> Any:
-        last: Any = None
-        count = 0
-        values = call_function(arguments, Context(call, home) if wants_context else None)
-        try:
-            async for last in values:
-                count += 1
-                if call.token is not None:
-                    told = call.progress.value if call.progress is not None else 0.0
-                    await send_progress(call, max(count, told + 1), None, as_text(last))
-        finally:
-            await values.aclose()
-        return last
-
-    return run
+        code = source.code
+        if code is None:
+            warnings.warn(text, stacklevel=3)
+        else:
+            warnings.warn_explicit(text, UserWarning, code.co_filename, code.co_firstlineno)
 
 
 async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float) -> Any:

@@ -12,9 +12,13 @@ import msgspec
 
 from millstream.protocol.json_schema import Schema, is_object
 
+MAX_WALKED = 64 * 1024
+"""Bytes of JSON whose values are looked at one by one; what is larger gets the decoder's own answer."""
 MAX_LISTED = 20
 MAX_SHOWN = 80
 """How much of a peer's own text is repeated."""
+
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 WORDS = {
     "int": "an integer", "str": "a string", "float": "a number", "bool": "true or false", "null": "null",
@@ -23,6 +27,18 @@ WORDS = {
 }  # fmt: skip
 """msgspec's names of types, and JSON Schema's."""
 
+FORMS = {
+    "Invalid RFC3339 encoded datetime": "a date and time such as 1999-12-31T12:00:00Z",
+    "Invalid RFC3339 encoded date": "a date such as 1999-12-31",
+    "Invalid RFC3339 encoded time": "a time such as 12:00:00Z",
+    "Invalid ISO8601 duration": "a duration such as PT90S",
+    "Invalid UUID": "a UUID",
+    "Invalid decimal string": "a decimal number as text, such as 1.50",
+    "Invalid base64 encoded string": "a base64 string",
+}
+"""What msgspec says of a text that is not what it should be, and what that is."""
+
+STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 PLACE = re.compile(r"(.*?)(?: - at `(.*)`)?", re.DOTALL)
 WRONG_TYPE = re.compile(r"Expected `(.+)`, got `(.+)`")
 WRONG_VALUE = re.compile(r"Expected `(.+?)` (.+)", re.DOTALL)
@@ -31,7 +47,7 @@ UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 NOT_LISTED = re.compile(r"Invalid enum value (.+)", re.DOTALL)
 
 
-def explain(error: Exception, schema: Schema, raw: bytes | msgspec.Raw) -> str:
+def explain(error: Exception, schema: Schema, raw: bytes) -> str:
     """Say what to fix: ``'a' must be an integer, got a string. Expected: {"a": integer}``.
 
     Args:
@@ -45,19 +61,17 @@ def explain(error: Exception, schema: Schema, raw: bytes | msgspec.Raw) -> str:
         problems.append(f"missing {listed(missing)}")
     if unknown:
         problems.append(f"unknown {listed(unknown)}")
-    first = _problem(str(error), schema)
+    first = _problem(str(error), schema, raw)
     if not (problems and first.startswith(("missing '", "unknown '"))):
         problems.append(first)
     return f"{'; '.join(problems)}. {expected(schema)}"
 
 
-def _names(schema: Schema, raw: bytes | msgspec.Raw) -> tuple[list[str], list[str]]:
+def _names(schema: Schema, raw: bytes) -> tuple[list[str], list[str]]:
     """Top-level names that are required but absent, and those that do not exist."""
     try:
-        arguments = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
-        return [], []
-    if not is_object(arguments):
+        arguments = _decode_members(raw if len(raw) <= MAX_WALKED else b"")
+    except msgspec.DecodeError:
         return [], []
     properties = schema.get("properties", {})
     closed = schema.get("additionalProperties") is False
@@ -65,11 +79,27 @@ def _names(schema: Schema, raw: bytes | msgspec.Raw) -> tuple[list[str], list[st
     return missing, [name for name in arguments if closed and name not in properties]
 
 
-def _problem(message: str, schema: Schema) -> str:
+def _at(raw: bytes, path: str) -> str:
+    """`` got "hello"``: the value at a path like ``a.b[0]``; nothing when it cannot be found."""
+    if "[...]" in path or len(raw) > MAX_WALKED:
+        return ""
+    try:
+        value: Any = msgspec.json.decode(raw)
+        for name, index in STEP.findall(path):
+            value = value[int(index)] if index else value[name]
+    except (msgspec.DecodeError, LookupError, TypeError):
+        return ""
+    text = _json(value)
+    return f", got {text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + '…'}"
+
+
+def _problem(message: str, schema: Schema, raw: bytes) -> str:
     match = PLACE.fullmatch(message)
     problem, path = match.groups() if match else (message, None)
     name = (path or "$").removeprefix("$").removeprefix(".")
     subject = f"'{name[:MAX_SHOWN]}'" if name else "the arguments"
+    if problem in FORMS:
+        return f"{subject} must be {FORMS[problem]}{_at(raw, name)}"
     if found := WRONG_TYPE.fullmatch(problem):
         return f"{subject} must be {words(found[1])}, got {words(found[2])}"
     if found := WRONG_VALUE.fullmatch(problem):

@@ -1,11 +1,14 @@
-"""What tools, resources and prompts say about themselves: the optional members of their descriptions."""
+"""What tools, resources and prompts say about themselves, and the check of the options that decorators take."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
+from typing import Any, TypedDict, cast
 
+import msgspec
 from msgspec import Struct, to_builtins
 
 from millstream.protocol.content import Icon
+from millstream.protocol.json_schema import is_object
 
 
 class Labels(TypedDict, total=False):
@@ -14,21 +17,95 @@ class Labels(TypedDict, total=False):
     title: str | None
     description: str | None
     """Instead of the docstring."""
-    annotations: Struct | Mapping[str, Any] | None
-    icons: Sequence[Icon]
+    icons: Sequence[Icon] | None
     meta: Mapping[str, Any] | None
     """`_meta` of the listed item."""
 
 
-def described(head: Mapping[str, Any], docstring: str, labels: Labels, **more: Any) -> dict[str, Any]:
-    """A description in the newest shape, without the members that were not given.
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(map(_is_text, cast("Iterable[Any]", value)))
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and value >= 0 and isfinite(value)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _are_icons(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, Icon) for each in cast("Sequence[Any]", value))
+
+
+_TEXT = (_is_text, "a string")
+_NAMED = (_is_named, "a dict whose keys are strings")
+_SCHEMA = (is_object, "a JSON Schema as a dict")
+_RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "name": _TEXT,
+    "title": _TEXT,
+    "description": _TEXT,
+    "mime_type": _TEXT,
+    "icons": (_are_icons, "a list of Icon"),
+    "meta": _NAMED,
+    "requires": _NAMED,
+    "annotations": (lambda value: isinstance(value, Struct) or _is_named(value), "an annotations object or a dict"),
+    "timeout": (_is_time, "a number of seconds, or 0 for no limit"),
+    "size": (_is_size, "a number of bytes"),
+    "thread": (lambda value: type(value) is bool, "True or False"),
+    "input_schema": _SCHEMA,
+    "output_schema": _SCHEMA,
+}
+"""Option -> whether a value is right, and what is."""
+
+
+def check_options(
+    item: str, options: Mapping[str, Any], allowed: type, annotations: type[Struct] | None = None
+) -> None:
+    """Make sure that options exist and have values that can work.
+
+    Args:
+        item: what they are for, for messages.
+        options: as given.
+        allowed: a TypedDict with their names.
+        annotations: what may stand under that name.
 
     Raises:
-        TypeError: an option that no decorator of this kind has.
+        TypeError: saying what is allowed.
     """
-    unknown = sorted(labels.keys() - Labels.__optional_keys__)
+    names: frozenset[str] = getattr(allowed, "__optional_keys__", frozenset())
+    for option, value in options.items():
+        if option not in names:
+            raise TypeError(f"{item}: there is no option {option!r} here; there is {', '.join(sorted(names))}")
+        right, what = _RULES[option]
+        if value is not None and not right(value):
+            raise TypeError(f"{item}: {option} must be {what}, not {value!r}")
+    given = options.get("annotations")
+    if given is not None and annotations is not None:
+        _check_annotations(item, given, annotations)
+
+
+def _check_annotations(item: str, given: Any, wanted: type[Struct]) -> None:
+    if isinstance(given, Struct):
+        if not isinstance(given, wanted):
+            raise TypeError(f"{item}: annotations must be {wanted.__name__} or a dict, not {given!r}")
+        given = to_builtins(given)
+    names = [field.encode_name for field in msgspec.structs.fields(wanted)]
+    unknown = sorted(given.keys() - set(names))
     if unknown:
-        raise TypeError(f"{head['name']}: there is no option {unknown[0]!r} here; check its spelling")
+        raise TypeError(f"{item}: annotations have no {unknown[0]!r}; there is {', '.join(names)}")
+    try:
+        msgspec.convert(given, wanted)
+    except msgspec.ValidationError as error:
+        raise TypeError(f"{item}: annotations: {error}") from error
+
+
+def described(head: Mapping[str, Any], docstring: str, labels: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """A description in the newest shape, without the members that were not given."""
     description = labels.get("description")
     annotations, icons, meta = labels.get("annotations"), labels.get("icons"), labels.get("meta")
     members: dict[str, Any] = {

@@ -7,15 +7,25 @@ the parameter and what works.
 import copy
 import functools
 import inspect
+import sys
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
-from millstream.protocol.json_schema import NO_ARGUMENTS, Schema, object_schema, without_null
+from millstream.protocol.json_schema import Schema, object_schema, without_modules, without_null
 from millstream.server.functions.fields import HEADER_KEYWORD
-from millstream.server.functions.pydantic_types import as_meta, dec_hook, enc_hook, schema_hook
+from millstream.server.functions.pydantic_types import (
+    adapted,
+    as_meta,
+    dec_hook,
+    enc_hook,
+    needs_pydantic,
+    schema_hook,
+    wire_name,
+)
+from millstream.server.functions.unions import union_of
 
 Kind = Literal["tool", "resource", "prompt"]
 
@@ -32,6 +42,8 @@ class Argument(Struct, frozen=True):
     """One parameter as msgspec understands it."""
 
     name: str
+    wire: str
+    """What clients call it."""
     annotation: Any
     default: Any
     """`NODEFAULT` when the argument is required."""
@@ -51,22 +63,51 @@ def argument_of(
     hint = hints.get(parameter.name, Any if kind == "tool" else str)
     if isinstance(hint, str):
         raise TypeError(f"{where}: the annotation {hint!r} cannot be resolved; import it where {name} is defined")
-    annotation, metas, default = _plain(hint)
-    if parameter.default is not parameter.empty:
-        more, default = _metadata(parameter.default)
-        metas += more
-        default = default if more else parameter.default
-    if not any(meta.description for meta in metas) and parameter.name in descriptions:
-        metas.append(Meta(description=descriptions[parameter.name]))
-    if default is None:
-        annotation = annotation | None
+    given = NODEFAULT if parameter.default is parameter.empty else parameter.default
+    if _metadata(given)[0]:
+        hint, given = Annotated[hint, given], NODEFAULT
+    description = descriptions.get(parameter.name)
     try:
-        annotation = _annotated(annotation, metas)
-        object_schema(msgspec.defstruct("_", [("value", annotation)]), hook=schema_hook)
-        msgspec.json.Decoder(annotation, dec_hook=dec_hook)
+        wire = wire_name(get_args(hint)[1:] if get_origin(hint) is Annotated else ()) or parameter.name
+        annotation, default = _readable(hint, given, description)
+        _check_readable(annotation)
     except TypeError as error:
-        raise TypeError(f"{where}: {error}; {WHAT_WORKS}") from error
-    return Argument(parameter.name, annotation, default)
+        raise TypeError(f"{where}: {without_modules(str(error)).partition(' - type')[0]}; {WHAT_WORKS}") from error
+    return Argument(parameter.name, wire, annotation, default)
+
+
+def _readable(hint: Any, given: Any, description: str | None) -> tuple[Any, Any]:
+    """An annotation in msgspec's terms, or a class that stands for it; and the default, given or named by it."""
+    annotation, metas, default = _plain(hint)
+    if needs_pydantic(hint) or not _is_readable(annotation):
+        annotation, metas = adapted(hint), []
+        if "description" in annotation.schema:
+            description = None
+    if description and not any(meta.description for meta in metas):
+        metas.append(Meta(description=description))
+    default = default if given is NODEFAULT else given
+    return _annotated(annotation | None if default is None else annotation, metas), default
+
+
+def _is_readable(annotation: Any) -> bool:
+    """Whether msgspec knows a type; when pydantic could be asked instead.
+
+    Raises:
+        TypeError: nobody else could be asked.
+    """
+    try:
+        _check_readable(annotation)
+    except TypeError:
+        if "pydantic" not in sys.modules:
+            raise
+        return False
+    return True
+
+
+def _check_readable(annotation: Any) -> None:
+    """Raises: TypeError: neither msgspec nor a hook knows the type."""
+    object_schema(msgspec.defstruct("_", [("value", annotation)]), hook=schema_hook)
+    msgspec.json.Decoder(annotation, dec_hook=dec_hook)
 
 
 def _metadata(item: Any) -> tuple[list[Meta], Any]:
@@ -100,7 +141,7 @@ def rewritten(annotation: Any) -> Any:
         inner, metas, _ = _plain(annotation)
         return _annotated(inner, metas)
     if origin in (Union, UnionType):
-        return Union[*(rewritten(part) for part in get_args(annotation))]
+        return union_of([rewritten(part) for part in get_args(annotation)])
     if origin in COLLECTIONS:
         return origin[*(rewritten(part) if part is not ... else part for part in get_args(annotation))]
     return annotation
@@ -137,20 +178,21 @@ def struct_of(name: str, arguments: list[Argument], *, forbid_unknown_fields: bo
     members: list[Any] = []
     for argument in arguments:
         if argument.default is NODEFAULT:
-            members.append((argument.name, argument.annotation))
+            members.append((argument.name, argument.annotation, msgspec.field(name=argument.wire)))
         elif isinstance(argument.default, PLAIN):
-            members.append((argument.name, argument.annotation, argument.default))
+            field = msgspec.field(default=argument.default, name=argument.wire)
+            members.append((argument.name, argument.annotation, field))
         else:
             factory = functools.partial(copy.deepcopy, argument.default)
-            members.append((argument.name, argument.annotation, msgspec.field(default_factory=factory)))
+            members.append(
+                (argument.name, argument.annotation, msgspec.field(default_factory=factory, name=argument.wire))
+            )
     # The struct lives for one call and nothing refers back to it.
     return msgspec.defstruct(name, members, kw_only=True, gc=False, forbid_unknown_fields=forbid_unknown_fields)
 
 
 def schema_of_arguments(struct: type[Any], arguments: list[Argument]) -> Schema:
     """What clients are told about the struct."""
-    if not arguments:
-        return dict(NO_ARGUMENTS)
     schema = object_schema(struct, hook=schema_hook)
     properties = schema["properties"]
     for name, node in properties.items():
@@ -160,7 +202,7 @@ def schema_of_arguments(struct: type[Any], arguments: list[Argument]) -> Schema:
     for argument in arguments:
         if argument.default is not NODEFAULT and not isinstance(argument.default, PLAIN):
             try:
-                properties[argument.name]["default"] = msgspec.to_builtins(argument.default, enc_hook=enc_hook)
+                properties[argument.wire]["default"] = msgspec.to_builtins(argument.default, enc_hook=enc_hook)
             except TypeError:
                 continue  # a marker object of the function's own: the argument is optional, and that is all
     return schema

@@ -1,8 +1,7 @@
 """The plan of a function: everything about calling it that can be known when it is registered.
 
 A signature becomes an argument struct, its decoder, the schemas that clients see, and one closure that calls the
-function in the narrowest way. Nothing here runs per call but that closure, and `recover` for arguments that the
-decoder refused.
+function in the narrowest way. Nothing here runs per call but that closure; `reading` gives it its arguments.
 """
 
 import functools
@@ -10,16 +9,15 @@ import inspect
 import typing
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from types import UnionType
+from types import CodeType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from millstream.protocol.json_schema import Schema, integral
+from millstream.protocol.json_schema import Schema
 from millstream.protocol.param_headers import ParamHeader, find_annotations
-from millstream.server.functions.argument_errors import expected, explain
 from millstream.server.functions.docstrings import describe
 from millstream.server.functions.parameters import (
     Argument,
@@ -30,7 +28,7 @@ from millstream.server.functions.parameters import (
     schema_of_arguments,
     struct_of,
 )
-from millstream.server.functions.pydantic_types import dec_hook
+from millstream.server.functions.pydantic_types import dec_hook, uses_pydantic
 from millstream.server.functions.results import Output, output_from_schema, output_of
 from millstream.server.functions.schema_check import SchemaCheck
 
@@ -51,6 +49,8 @@ class Plan(Struct, frozen=True):
     """A generated Struct; `dict` for a function that takes hand-described arguments whole."""
     decoder: msgspec.json.Decoder[Any]
     input_schema: Schema
+    slow: bool
+    """Reading arguments takes much longer than building them: pydantic or a schema written by hand checks them."""
     check: SchemaCheck | None
     """What the arguments have to fit before they are decoded, where the schema was written by hand."""
     output: Output | None
@@ -63,6 +63,8 @@ class Plan(Struct, frozen=True):
     is_generator: bool
     """Calling gives an iterator, an asynchronous one when `is_async` is true."""
     call: Invoker
+    code: CodeType | None
+    """Where the function is written."""
 
     @property
     def output_schema(self) -> Schema | None:
@@ -95,13 +97,14 @@ def plan(
     """
     target = _target(function)
     if name is not None and not name.strip():
-        raise ValueError(f"{_name(function, target)}: the name given for this {kind} is empty")
-    name = name or _name(function, target)
+        raise ValueError(f"{name_of(function)}: the name given for this {kind} is empty")
+    name = name or _own_name(function, target, kind)
     text, descriptions = describe(target)
     signature = inspect.signature(function)
     hints = _hints(target)
     context, context_type = _context(signature, hints, contexts, name)
     values = [parameter for parameter in signature.parameters.values() if parameter.name != context]
+    _check_meant(values, hints, name, input_schema)
     fields = [argument_of(parameter, hints, descriptions, kind, name) for parameter in values]
 
     check = None
@@ -123,10 +126,11 @@ def plan(
         name=name,
         kind=kind,
         description=text,
-        parameters=tuple(parameter.name for parameter in values),
+        parameters=tuple(field.wire for field in fields),
         arguments=arguments,
         decoder=msgspec.json.Decoder(arguments, dec_hook=dec_hook),
         input_schema=schema,
+        slow=check is not None or uses_pydantic(arguments),
         check=check,
         output=by_hand or _output(hints, kind, is_generator),
         headers=find_annotations(schema) if kind == "tool" else (),
@@ -134,7 +138,8 @@ def plan(
         context_type=context_type,
         is_async=is_async,
         is_generator=is_generator,
-        call=_whole(function, context) if whole else _caller(function, signature, context),
+        call=_undivided(function, context) if whole else _caller(function, signature, context),
+        code=getattr(target, "__code__", None),
     )
 
 
@@ -158,9 +163,18 @@ def _target(function: Callable[..., Any]) -> Callable[..., Any]:
     return function if inspect.isroutine(function) or inspect.isclass(function) else type(function).__call__
 
 
-def _name(function: Callable[..., Any], target: Callable[..., Any]) -> str:
-    name: str = target.__name__
+def name_of(function: Callable[..., Any]) -> str:
+    """What a function is called, in messages and where nobody gives another name."""
+    name: str = _target(function).__name__
     return name if name != "__call__" else type(function).__name__
+
+
+def _own_name(function: Callable[..., Any], target: Callable[..., Any], kind: Kind) -> str:
+    name = name_of(function)
+    if name == "<lambda>":
+        where = f"{target.__code__.co_filename}, line {target.__code__.co_firstlineno}"
+        raise TypeError(f"the lambda in {where} has no name that clients could call: give one, as in name='my_{kind}'")
+    return name
 
 
 def _nature(function: Callable[..., Any], target: Callable[..., Any]) -> tuple[bool, bool]:
@@ -209,6 +223,28 @@ def _context_type(annotation: Any, contexts: tuple[type, ...]) -> type | None:
     return next((context for context in contexts if any(issubclass(part, context) for part in classes)), None)
 
 
+def _check_meant(values: list[inspect.Parameter], hints: dict[str, Any], name: str, by_hand: Schema | None) -> None:
+    """Refuse what would become an argument of clients although nobody meant it to.
+
+    Raises:
+        TypeError: for `self` or a context without an annotation.
+    """
+    described = (by_hand or {}).get("properties", {})
+    for value in values:
+        if value.name in hints or value.name in described:
+            continue
+        if value.name in ("self", "cls") and value is values[0]:
+            raise TypeError(
+                f"{name}: {value.name!r} would be an argument that clients send. Register the method of an object, "
+                f"as in mcp.tool(shop.{name}), or a function"
+            )
+        if value.name == "ctx":
+            raise TypeError(
+                f"{name}: 'ctx' has no annotation, so it would be an argument that clients send. Write ctx: Context, "
+                "or ctx: SyncContext in a `def` function"
+            )
+
+
 # Arguments and results.
 
 
@@ -229,7 +265,7 @@ def _output(hints: dict[str, Any], kind: Kind, is_generator: bool) -> Output | N
         return None
     if is_generator:
         annotation = (*get_args(annotation), Any)[0]
-    return output_of(rewritten(annotation))
+    return output_of(annotation, rewritten(annotation))
 
 
 # Calling.
@@ -269,71 +305,7 @@ def _by_keyword(
     return call
 
 
-def _whole(function: Callable[..., Any], context: str | None) -> Invoker:
+def _undivided(function: Callable[..., Any], context: str | None) -> Invoker:
     if context is None:
         return lambda arguments, _: function(arguments=arguments)
     return lambda arguments, ctx: function(arguments=arguments, **{context: ctx})
-
-
-# Arguments that need more than the decoder.
-
-
-def bind(plan: Plan, values: dict[str, Any]) -> Any:
-    """Arguments of a prompt or a resource from their strings: ``"3"`` is an int where one is asked for.
-
-    Raises:
-        msgspec.ValidationError: for a text that is not what the parameter asks for.
-    """
-    return msgspec.convert(values, plan.arguments, strict=False, dec_hook=dec_hook)
-
-
-def argument_error(error: Exception, plan: Plan, raw: bytes | msgspec.Raw = b"") -> str:
-    """What a model is told to fix: ``Invalid arguments for tool 'add': 'a' must be an integer, got a string. …``.
-
-    Args:
-        error: what `Plan.decoder` or `bind` raised.
-        plan: of the function that was to be called.
-        raw: the arguments, to name every missing and unknown one and not only the first.
-    """
-    return f"Invalid arguments for {plan.kind} {plan.name!r}: {explain(error, plan.input_schema, raw)}"
-
-
-def read_arguments(plan: Plan, raw: bytes) -> Any:
-    """Arguments from their JSON: checked against a schema written by hand, if there is one, and decoded.
-
-    What the decoder refuses is tried once more with ``2.0`` read as the integer 2, as JSON Schema does.
-
-    Raises:
-        ArgumentError: with what a model is told to fix.
-    """
-    if plan.check is not None:
-        _check(plan, plan.check, raw)
-    try:
-        return plan.decoder.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
-        arguments = recover(plan, raw)
-        if arguments is None:
-            raise ArgumentError(argument_error(error, plan, raw)) from error
-        return arguments
-
-
-class ArgumentError(ValueError):
-    """Arguments that do not fit; the text is for a model."""
-
-
-def _check(plan: Plan, check: SchemaCheck, raw: bytes) -> None:
-    try:
-        value = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ArgumentError(argument_error(error, plan)) from error
-    if not check.fits(value):
-        why = f"{check.reasons(value, len(raw))}. {expected(plan.input_schema)}"
-        raise ArgumentError(f"Invalid arguments for {plan.kind} {plan.name!r}: {why}")
-
-
-def recover(plan: Plan, raw: bytes | msgspec.Raw) -> Any | None:
-    """Arguments that the decoder refused, with every whole number as an integer; `None` when they are still refused."""
-    try:
-        return msgspec.convert(integral(msgspec.json.decode(raw)), plan.arguments, dec_hook=dec_hook)
-    except (msgspec.DecodeError, RecursionError):
-        return None

@@ -5,13 +5,25 @@ programs without it pay nothing. The two hooks are given to every msgspec decode
 """
 
 import functools
+import inspect
 import sys
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from msgspec import NODEFAULT, Meta
+from msgspec import NODEFAULT, Meta, Struct
+from msgspec.json import schema_components
 
-from millstream.protocol.json_schema import Schema, is_object
+from millstream.protocol.json_schema import Schema, is_object, shown
+from millstream.server.functions.stand_ins import StandIn, stand_in
 
+_HOMES = ("pydantic", "pydantic_core", "pydantic_extra_types")
+_BEING_READ: set[Any] = set()
+ANYTHING: Schema = {"description": "Any JSON value."}
+"""Instead of an empty schema, which msgspec takes for none."""
+MAX_PROBLEMS = 1_000
+MAX_LISTED = 20
 CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
 
 
@@ -21,6 +33,18 @@ def is_model(annotation: Any) -> bool:
     return pydantic is not None and isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
 
 
+def uses_pydantic(annotation: Any) -> bool:
+    """Whether pydantic reads values of a type, or parts of them."""
+    asked: list[Any] = []
+
+    def hook(part: Any) -> Schema:
+        asked.append(part)
+        return {"type": "object"}
+
+    schema_components((annotation,), schema_hook=hook)
+    return bool(asked)
+
+
 def dec_hook(annotation: Any, value: Any) -> Any:
     """Build what msgspec does not know from JSON values.
 
@@ -28,12 +52,26 @@ def dec_hook(annotation: Any, value: Any) -> Any:
         ValueError: for a value the model refuses; msgspec adds where it stands.
         TypeError: for a class that is no model.
     """
+    if isinstance(annotation, StandIn):
+        return annotation.read(value)
     if not is_model(annotation):
         raise TypeError(f"{annotation.__name__} cannot be read from JSON")
+    return _validated(annotation.model_validate, value)
+
+
+def _validated(validate: Callable[[Any], Any], value: Any) -> Any:
     try:
-        return annotation.model_validate(value)
+        return validate(value)
     except sys.modules["pydantic"].ValidationError as error:
-        raise ValueError("; ".join(_problem(item) for item in error.errors())) from error
+        raise ValueError(_problems(error)) from error
+
+
+def _problems(error: Any) -> str:
+    count: int = error.error_count()
+    if count > MAX_PROBLEMS:
+        return f"there are {count:,} problems with it"  # naming one means building all
+    shown = [_problem(item) for item in error.errors(include_url=False)[:MAX_LISTED]]
+    return "; ".join(shown if count <= MAX_LISTED else [*shown, f"and {count - MAX_LISTED} more"])
 
 
 def _problem(item: dict[str, Any]) -> str:
@@ -47,6 +85,13 @@ def enc_hook(value: Any) -> Any:
     Raises:
         TypeError: for a value of a class that is no model.
     """
+    if inspect.isawaitable(value):
+        if inspect.iscoroutine(value):
+            value.close()  # else Python warns a second time, later and elsewhere
+        raise TypeError(
+            f"the function returned {getattr(value, '__qualname__', type(value).__name__)!r} without waiting for it: "
+            "write `await` before the call, and `async def` for the function"
+        )
     if not is_model(type(value)):
         raise TypeError(f"a value of type {type(value).__name__} cannot be written as JSON")
     return value.model_dump(mode="json", by_alias=True)
@@ -73,6 +118,8 @@ def schema_hook(annotation: Any) -> Schema:
     Raises:
         TypeError: for a class that is no model.
     """
+    if isinstance(annotation, StandIn):
+        return annotation.schema
     if not is_model(annotation):
         raise TypeError(f"{getattr(annotation, '__name__', annotation)!r} is not supported")
     schema: Schema = annotation.model_json_schema(by_alias=True, schema_generator=_untitled())
@@ -81,6 +128,120 @@ def schema_hook(annotation: Any) -> Schema:
         if part.get("title") == name:
             del part["title"]
     return schema
+
+
+def adapted(annotation: Any) -> Any:
+    """A class that stands for a type as pydantic understands it, with every validator.
+
+    Raises:
+        TypeError: pydantic does not know the type either.
+    """
+    pydantic = sys.modules["pydantic"]
+    try:
+        adapter = pydantic.TypeAdapter(_for_pydantic(annotation))
+        schema = adapter.json_schema(by_alias=True, schema_generator=_untitled())
+    except (pydantic.errors.PydanticUserError, pydantic.errors.PydanticSchemaGenerationError, ImportError) as error:
+        raise TypeError(str(error).partition("\n")[0]) from error
+    return stand_in(shown(annotation), functools.partial(_validated, adapter.validate_python), schema or ANYTHING)
+
+
+def _for_pydantic(annotation: Any) -> Any:
+    """An annotation with what msgspec's `Meta` says in pydantic's words, so that no bound is lost."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        bounds = [_field(item) for item in parts[1:] if isinstance(item, Meta)]
+        others = [item for item in parts[1:] if not isinstance(item, Meta)]
+        return Annotated[_for_pydantic(parts[0]), *bounds, *others]  # behind a validator, pydantic lists no bounds
+    if not any(isinstance(part, type) or get_origin(part) for part in parts) or get_origin(annotation) is Literal:
+        return annotation
+    made = [_for_pydantic(part) for part in parts]
+    if get_origin(annotation) in (Union, UnionType):
+        return Union[*made]
+    return get_origin(annotation)[*made]
+
+
+def _field(meta: Meta) -> Any:
+    said = {name: getattr(meta, name) for name in (*CONSTRAINTS, "title", "description", "examples")}
+    said = {name: value for name, value in said.items() if value is not None}
+    return sys.modules["pydantic"].Field(**said, json_schema_extra=meta.extra_json_schema)
+
+
+def needs_pydantic(annotation: Any, *, inside: bool = False) -> bool:
+    """Whether a type says something that only pydantic can honour: validators, aliases, types of its own.
+
+    Args:
+        annotation: of a parameter.
+        inside: it is of a field, where msgspec sees nothing but its own `Meta`.
+    """
+    if "pydantic" not in sys.modules or get_origin(annotation) is Literal:
+        return False
+    parts = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return needs_pydantic(parts[0], inside=inside) or not all(_is_plain(item, inside) for item in parts[1:])
+    if isinstance(annotation, type) and not parts:
+        return not is_model(annotation) and (_is_pydantics(annotation) or _fields_need(annotation))
+    return any(needs_pydantic(part, inside=inside) for part in parts)
+
+
+def _is_pydantics(item: Any) -> bool:
+    home = (item if isinstance(item, type) else type(item)).__module__.partition(".")[0]
+    return home in _HOMES or hasattr(item, "__get_pydantic_core_schema__") or hasattr(item, "__pydantic_validator__")
+
+
+def _fields_need(holder: Any) -> bool:
+    """Whether a field of a dataclass, TypedDict, NamedTuple or Struct needs pydantic."""
+    has_fields = is_dataclass(holder) or issubclass(holder, Struct) or hasattr(holder, "__total__")
+    if holder in _BEING_READ or not (has_fields or hasattr(holder, "_fields")):
+        return False
+    _BEING_READ.add(holder)
+    try:
+        hints = get_type_hints(holder, include_extras=True)
+    except NameError:
+        return False  # msgspec says so in its own words
+    else:
+        defaults = (getattr(holder, name, None) for name in hints)
+        return any(map(_is_pydantics, defaults)) or any(needs_pydantic(hint, inside=True) for hint in hints.values())
+    finally:
+        _BEING_READ.discard(holder)
+
+
+def _is_plain(item: Any, inside: bool) -> bool:
+    """Whether `as_meta` says all that an element of ``Annotated`` says."""
+    fields = sys.modules["pydantic.fields"]
+    if isinstance(item, fields.FieldInfo):
+        texts_only = not item.metadata and item.alias is None and item.validation_alias is None
+        return item.discriminator is None and (texts_only or not inside) and all(map(_is_bound, item.metadata))
+    if type(item).__module__ == "annotated_types":
+        return not inside and _is_bound(item)
+    return not _is_pydantics(item)
+
+
+def _is_bound(item: Any) -> bool:
+    said = {
+        name: value for name in dir(item) if not name.startswith("_") and (value := getattr(item, name)) is not None
+    }
+    if "pattern" in said:
+        return said.keys() == {"pattern"} and isinstance(said["pattern"], str)
+    return (
+        bool(said) and said.keys() <= set(CONSTRAINTS) and all(type(value) in (int, float) for value in said.values())
+    )
+
+
+def wire_name(items: Iterable[Any]) -> str | None:
+    """The alias that ``pydantic.Field`` gives a parameter.
+
+    Raises:
+        TypeError: for aliases that are no name.
+    """
+    fields = sys.modules.get("pydantic.fields")
+    for item in items:
+        if fields is not None and isinstance(item, fields.FieldInfo):
+            alias = item.validation_alias if item.validation_alias is not None else item.alias
+            if alias is not None and not isinstance(alias, str):
+                raise TypeError("an alias must be one name, not a path or choices")
+            if alias is not None:
+                return alias
+    return None
 
 
 @functools.cache

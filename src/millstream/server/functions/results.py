@@ -9,7 +9,8 @@ else (dataclass, Struct, pydantic model, dict, list, number, bool) is structured
 readers without structured content (digest §9.1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from types import UnionType
 from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin
 
@@ -18,7 +19,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from millstream.protocol.content import BLOCKS, Content, EmbeddedResource, Image, Message, ResourceContents, Text
 from millstream.protocol.errors import LocalError
-from millstream.protocol.json_schema import Schema, schema_of
+from millstream.protocol.json_schema import Schema, is_array, is_object, schema_of
 from millstream.server.functions.pydantic_types import check_model, dec_hook, enc_hook, is_model, schema_hook
 from millstream.server.functions.schema_check import SchemaCheck
 
@@ -74,19 +75,23 @@ class Output(Struct, frozen=True):
                 elif self.model:
                     check_model(self.trusted, value)
             except (msgspec.ValidationError, ValueError) as error:
-                raise LocalError(f"the result does not fit the output schema: {error}") from error
+                why = str(error)
+                if "got `null`" in why and _has_no_number(msgspec.to_builtins(value, enc_hook=enc_hook)):
+                    why = why.replace("got `null`", "got NaN or an infinity, and JSON has no number for these")
+                raise LocalError(f"the result does not fit the output schema: {why}") from error
         elif self.by_hand is not None and not self.by_hand.fits(written := msgspec.json.decode(data)):
             reasons = self.by_hand.reasons(written, len(data))
             raise LocalError(f"the result does not fit the output schema: {reasons}")
 
 
-def output_of(annotation: Any) -> Output | None:
-    """The promise that a return annotation makes.
+def output_of(annotation: Any, readable: Any = None) -> Output | None:
+    """The promise that a return annotation makes; `readable` is the same in msgspec's terms.
 
     `None` for text, bytes, content, `Any`, lists of anything (which may hold content) and unsupported types.
     """
     if _is_content(annotation) or _may_hold_content(annotation):
         return None
+    annotation = annotation if readable is None else readable
     try:
         schema = schema_of(annotation, hook=schema_hook)
     except TypeError:
@@ -146,6 +151,14 @@ def encode_result(value: Any, output: Output | None = None) -> bytes:
     if isinstance(value, ToolResult):
         return _explicit(value, output)
     return _structured(value, output)
+
+
+def _has_no_number(value: Any) -> bool:
+    """Whether a value holds a float that JSON cannot write: what is encoded instead is null."""
+    if isinstance(value, float):
+        return not isfinite(value)
+    inside: Iterable[Any] = value.values() if is_object(value) else value if is_array(value) else ()
+    return any(map(_has_no_number, inside))
 
 
 def _structured(value: Any, output: Output | None) -> bytes:
@@ -216,23 +229,32 @@ def encode_messages(value: Any) -> bytes:
     return b'"messages":%b' % encode(messages)
 
 
-def encode_contents(value: Any, uri: str, mime_type: str | None = None) -> bytes:
+def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Mapping[str, Any] | None = None) -> bytes:
     """The members of a resource: text, bytes, or any other value as JSON.
 
-    `EmbeddedResource` (or a list of them) spells out several contents with their own URIs.
+    `EmbeddedResource` (or a list of them) spells out several contents with their own URIs. Each content has `meta`,
+    and what an `EmbeddedResource` says itself comes first.
 
     Raises:
         LocalError: for `None`, which is no content.
     """
     items = value if _is_several(value) else [value]
     if items and all(isinstance(item, EmbeddedResource) for item in items):
-        return b'"contents":%b' % encode([item.resource for item in items])
+        return b'"contents":%b' % encode([_contents(item, meta) for item in items])
     if value is None:
         raise LocalError(f"the resource {uri} returned nothing")
+    about = dict(meta) if meta else None
     if isinstance(value, str):
-        contents = ResourceContents(uri, mime_type or "text/plain", text=value)
+        contents = ResourceContents(uri, mime_type or "text/plain", text=value, meta=about)
     elif isinstance(value, bytes):
-        contents = ResourceContents(uri, mime_type or "application/octet-stream", blob=value)
+        contents = ResourceContents(uri, mime_type or "application/octet-stream", blob=value, meta=about)
     else:
-        contents = ResourceContents(uri, mime_type or "application/json", text=encode(value).decode())
+        contents = ResourceContents(uri, mime_type or "application/json", text=encode(value).decode(), meta=about)
     return b'"contents":[%b]' % encode(contents)
+
+
+def _contents(item: EmbeddedResource, meta: Mapping[str, Any] | None) -> ResourceContents:
+    contents = item.resource
+    assert contents is not None  # noqa: S101  `EmbeddedResource` makes one of its other fields
+    about = {**(meta or {}), **(item.meta or {}), **(contents.meta or {})}
+    return msgspec.structs.replace(contents, meta=about) if about else contents

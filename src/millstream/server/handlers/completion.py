@@ -12,8 +12,9 @@ from millstream.protocol.jsonrpc import encode
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
+from millstream.server.features.prompts import Prompt
 from millstream.server.features.registry import Registry
-from millstream.server.functions.plan import Plan
+from millstream.server.features.resources import Template
 from millstream.server.handlers.params import read
 
 MAX_VALUES = 100
@@ -59,29 +60,29 @@ class CompletionHandlers:
     async def complete(self, call: Call) -> bytes:
         """Values that begin as the person typed: from the registered function, else from the parameter's type."""
         params = read(_decoder, call)
-        plan, reference = self._find(params.ref)
-        if params.argument.name not in plan.parameters:
+        item, reference = self._find(params.ref)
+        if params.argument.name not in item.parameters:
             raise ProtocolError(INVALID_PARAMS, f"Unknown argument: {params.argument.name[:128]!r}")
         known = params.context.arguments if params.context is not None and call.revision.completion_context else {}
         completer = self._registry.complete_from(reference, params.argument.name)
         if completer is None:
-            values = _of_type(plan, params.argument)
+            values = [each for each in item.choices(params.argument.name) if each.startswith(params.argument.value)]
         else:
             values = await self._ask(completer, params.argument.value, known)
         shown = values[:MAX_VALUES]
         completion = {"values": shown, "total": len(values), "hasMore": len(values) > len(shown)}
         return b'"completion":%b' % encode(completion)
 
-    def _find(self, reference: _Reference) -> tuple[Plan, str]:
+    def _find(self, reference: _Reference) -> tuple[Prompt | Template, str]:
         if reference.type == "ref/prompt":
             prompt = self._registry.prompts.get(reference.name)
             if prompt is not None:
-                return prompt.plan, reference.name
+                return prompt, reference.name
             raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {reference.name[:128]!r}")
         if reference.type == "ref/resource":
             template = self._registry.templates.get(reference.uri)
             if template is not None:
-                return template.plan, reference.uri
+                return template, reference.uri
             raise ProtocolError(INVALID_PARAMS, f"Unknown resource template: {reference.uri[:256]!r}")
         raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type is ref/prompt or ref/resource")
 
@@ -91,10 +92,3 @@ class CompletionHandlers:
         else:
             found = await self._services.threads.run(completer, value, known)
         return [str(each) for each in found]
-
-
-def _of_type(plan: Plan, argument: _Argument) -> list[str]:
-    """The choices of an enum, `Literal` or `bool` parameter."""
-    node = plan.input_schema.get("properties", {}).get(argument.name, {})
-    choices = node.get("enum", ["true", "false"] if node.get("type") == "boolean" else [])
-    return [str(each) for each in choices if str(each).startswith(argument.value)]

@@ -21,4 +21,5 @@ class DiscoveryHandlers:
 
     async def discover(self, call: Call) -> bytes:
         """Versions, capabilities, instructions."""
+        call.meta = self._announcement.discover_meta(call.revision)
         return self._announcement.discover(call.revision)

@@ -1,7 +1,6 @@
 """`prompts/list` and `prompts/get`."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
@@ -13,7 +12,7 @@ from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
 from millstream.server.features.registry import Registry
-from millstream.server.functions.plan import argument_error, bind
+from millstream.server.functions.reading import ArgumentError
 from millstream.server.functions.results import encode_messages
 from millstream.server.handlers.params import Rounds, page_decoder, read, take_rounds
 
@@ -51,16 +50,12 @@ class PromptHandlers:
             raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {params.name[:128]!r}")
         call.name = params.name
         take_rounds(call, params)
-        call.arguments = self._bind(prompt.plan, params.arguments or {})
+        try:
+            call.arguments = prompt.read(params.arguments or {})
+        except ArgumentError as exc:
+            raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
         members = encode_messages(await prompt.run(call.arguments, call))
         if not call.revision.content >= NEWEST.content:
             members = projection.prompt_messages(members, call.revision)
         description = prompt.describe().get("description")
         return members if description is None else b'"description":%b,%b' % (encode(description), members)
-
-    @staticmethod
-    def _bind(plan: Any, values: dict[str, str]) -> Any:
-        try:
-            return bind(plan, values)
-        except msgspec.ValidationError as exc:
-            raise ProtocolError(INVALID_PARAMS, argument_error(exc, plan)) from exc

@@ -12,7 +12,7 @@ from millstream.server.calls.sessions import Record
 from millstream.server.dispatch import Handler
 from millstream.server.features.registry import Registry
 from millstream.server.features.resources import Resource, Template
-from millstream.server.functions.plan import bind
+from millstream.server.functions.reading import ArgumentError
 from millstream.server.functions.results import encode_contents
 from millstream.server.handlers.params import Rounds, page_decoder, read, take_rounds
 
@@ -70,20 +70,21 @@ class ResourceHandlers:
         value = await source.run(arguments, call)
         if value is None:
             raise _not_found(params.uri)
-        members = encode_contents(value, params.uri, source.mime_type)
+        meta = source.meta if call.revision.named_titles else None
+        members = encode_contents(value, params.uri, source.mime_type, meta)
         return members + _HINTS if call.revision.result_type else members
 
     def _find(self, uri: str) -> tuple[Resource | Template, Any]:
         resource = self._registry.resources.get(uri)
         if resource is not None:
-            return resource, resource.plan.arguments()
+            return resource, resource.read({})
         if len(uri) <= _MAX_URI:
             for template in self._registry.templates.values():
                 variables = template.template.match(uri)
                 if variables is not None:
                     try:
-                        return template, bind(template.plan, variables)
-                    except msgspec.ValidationError as exc:
+                        return template, template.read(variables)
+                    except ArgumentError as exc:
                         raise ProtocolError(INVALID_PARAMS, f"Invalid resource URI: {exc}", {"uri": uri}) from exc
         raise _not_found(uri)
 

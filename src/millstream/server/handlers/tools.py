@@ -15,7 +15,7 @@ from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
 from millstream.server.features.registry import Registry
 from millstream.server.features.tools import Tool, run_with_timeout
-from millstream.server.functions.plan import ArgumentError, read_arguments
+from millstream.server.functions.reading import ArgumentError
 from millstream.server.handlers.params import Rounds, page_decoder, read, take_rounds
 
 
@@ -78,15 +78,16 @@ class ToolHandlers:
             raw = b"{}"
         if self._services.streamed is not None and b'"client_id"' in raw:
             raw = _take_client_id(tool, call, raw)
-        if tool.plan.headers and call.revision.routing_headers and call.headers is not None:
-            check(tool.plan.headers, call.headers, _object(raw))
-        call.arguments = self._arguments(tool, raw, call)
+        if tool.headers and call.revision.routing_headers and call.headers is not None:
+            check(tool.headers, call.headers, _object(raw))
+        if call.arguments is None:  # else REST has read them, to tell a refusal from a tool that says no
+            call.arguments = self._arguments(tool, raw, call)
         return tool
 
     @staticmethod
     def _arguments(tool: Tool, raw: bytes, call: Call) -> Any:
         try:
-            return read_arguments(tool.plan, raw)
+            return tool.read(raw)
         except ArgumentError as exc:
             text = str(exc)
         if call.revision.argument_errors_in_result:
@@ -96,8 +97,7 @@ class ToolHandlers:
 
 def _take_client_id(tool: Tool, call: Call, raw: bytes) -> bytes:
     """Arguments without the client id that a streamed call may carry, where the tool has no such parameter."""
-    parameters = tool.plan.parameters
-    if "stream" not in parameters or "client_id" in parameters:
+    if "stream" not in tool.parameters or "client_id" in tool.parameters:
         return raw
     arguments = _object(raw)
     client_id = arguments.pop("client_id", None)

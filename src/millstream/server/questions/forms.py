@@ -5,10 +5,8 @@ before anyone is asked. Constraints that the wire does not know (``pattern``, ex
 the answer.
 """
 
-import enum
 import re
-import typing
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import msgspec
 
@@ -38,12 +36,11 @@ def requested_schema(answer: Any) -> Schema:
     if is_object(answer):
         return answer
     schema = object_schema(answer, hook=schema_hook)
-    order = _declared_choices(answer)
-    properties = {name: _form_field(name, node, order.get(name)) for name, node in schema.get("properties", {}).items()}
+    properties = {name: _form_field(name, node) for name, node in schema.get("properties", {}).items()}
     return {"type": "object", "properties": properties, "required": schema.get("required", [])}
 
 
-def _form_field(name: str, node: Schema, order: list[str] | None) -> Schema:
+def _form_field(name: str, node: Schema) -> Schema:
     node = without_null(node)
     if "const" in node:
         node = {**node, "enum": [node["const"]]}
@@ -51,7 +48,7 @@ def _form_field(name: str, node: Schema, order: list[str] | None) -> Schema:
     problem = f"field {name!r} cannot be asked for: {FIELDS}"
     if not isinstance(kind, str) or kind not in KEYWORDS or ("enum" in node and kind != "string"):
         raise TypeError(problem)
-    choices = _choices_of(node.get("items"), order) if kind == "array" else {}
+    choices = _choices_of(node.get("items")) if kind == "array" else {}
     if choices is None:
         raise TypeError(problem)
     if node.get("format", "date") not in FORMATS or "contentEncoding" in node:
@@ -63,17 +60,15 @@ def _form_field(name: str, node: Schema, order: list[str] | None) -> Schema:
         field["items"] = choices
     elif "oneOf" in field:
         field.pop("enum", None)
-    elif "enum" in field:
-        field["enum"] = order or field["enum"]
     return field
 
 
-def _choices_of(items: Any, order: list[str] | None) -> Schema | None:
+def _choices_of(items: Any) -> Schema | None:
     """Items of a multi-selection: titled constants or an enum of strings; `None` for anything else."""
     if not is_object(items) or items.get("type") != "string" or "enum" not in items:
         return None
     titled = items.get("oneOf") or items.get("anyOf")
-    return {"anyOf": titled} if titled else {"type": "string", "enum": order or items["enum"]}
+    return {"anyOf": titled} if titled else {"type": "string", "enum": items["enum"]}
 
 
 def _inclusive(node: Schema) -> Schema:
@@ -86,20 +81,6 @@ def _inclusive(node: Schema) -> Schema:
     if "exclusiveMaximum" in node:
         bounds["maximum"] = node["exclusiveMaximum"] - 1
     return bounds | node
-
-
-def _declared_choices(answer: Any) -> dict[str, list[str]]:
-    """The choices of each field in the order they were written: msgspec sorts them, people should not see that."""
-    found = {name: _choices(hint) for name, hint in typing.get_type_hints(answer).items()}
-    return {name: choices for name, choices in found.items() if choices}
-
-
-def _choices(hint: Any) -> list[str]:
-    if get_origin(hint) is Literal:
-        return [choice for choice in get_args(hint) if choice is not None]
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return [member.value for member in hint]
-    return [choice for part in get_args(hint) for choice in _choices(part)]
 
 
 def project(schema: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
@@ -145,14 +126,14 @@ def parse_answer(content: dict[str, Any], answer: Any) -> Any:
     schema = requested_schema(answer)
     properties: dict[str, Schema] = schema.get("properties", {})
     content = {
-        name: [value] if properties.get(name, {}).get("type") == "array" and isinstance(value, str) else value
+        name: [value] if properties.get(name, {}).get("type") == "array" and isinstance(value, str) else integral(value)
         for name, value in content.items()
     }
     if isinstance(answer, dict):
         _check(content, schema)
         return content
     try:
-        return msgspec.convert(integral(content), answer, dec_hook=dec_hook)
+        return msgspec.convert(content, answer, dec_hook=dec_hook)
     except msgspec.ValidationError as error:
         raise ProtocolError(INVALID_PARAMS, f"The answer does not fit what was asked: {error}") from error
 
@@ -177,8 +158,6 @@ def _check(content: dict[str, Any], schema: Schema) -> None:
 
 def _misfit(value: Any, node: Schema) -> str | None:
     kind = node.get("type", "string")
-    if kind == "integer":
-        value = integral(value)
     if type(value) not in JSON_TYPES.get(kind, (str,)):
         return f"is not of type {kind}"
     choices = _allowed(node if kind != "array" else node.get("items", {}))

@@ -22,7 +22,7 @@ from millstream.http.problems import (
     WRONG_TYPE,
     Kind,
 )
-from millstream.protocol.json_schema import LISTS, MAPS, SINGLE, is_array, is_object
+from millstream.protocol.json_schema import moved
 from millstream.protocol.jsonrpc import encode
 from millstream.server.features.tools import Tool
 from millstream.transports.rest.examples import example_of
@@ -106,26 +106,8 @@ def _placed(name: str, schema: Json, schemas: Json) -> Json:
     while key in schemas:
         key += "_"
     place = f"#/components/schemas/{key}"
-    schemas[key] = _moved(schema, place)
+    schemas[key] = moved(schema, place)
     return {"$ref": place}
-
-
-def _moved(node: Any, place: str) -> Any:
-    """A schema whose references to its own root point to `place` instead."""
-    if not is_object(node):
-        return node
-    moved = dict(node)
-    for key, value in node.items():
-        if key in SINGLE:
-            moved[key] = _moved(value, place)
-        elif key in LISTS and is_array(value):
-            moved[key] = [_moved(item, place) for item in value]
-        elif key in MAPS and is_object(value):
-            moved[key] = {name: _moved(item, place) for name, item in value.items()}
-    reference = node.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
-        moved["$ref"] = place + reference[1:]
-    return moved
 
 
 def _by_status(kinds: Iterable[Kind]) -> dict[int, list[Kind]]:

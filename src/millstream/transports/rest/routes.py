@@ -42,7 +42,7 @@ from millstream.protocol.revisions import NEWEST, NEWEST_HANDSHAKE, Revision
 from millstream.server.calls.call import Call
 from millstream.server.dispatch import Dispatcher, Outcome
 from millstream.server.features.tools import Tool
-from millstream.server.functions.plan import ArgumentError, read_arguments
+from millstream.server.functions.reading import ArgumentError
 from millstream.transports import refusals
 from millstream.transports.rest import openapi
 from millstream.transports.silent import silent_call
@@ -188,12 +188,13 @@ class RestRoutes:
             return refuse(NEEDS_ANSWERS, f"The tool needs {', '.join(tool.requires)} of its client.")
         try:
             check_text(request.body, self._max_depth)
-            _check_arguments(tool, request.body or b"{}")
+            arguments = _read_arguments(tool, request.body or b"{}")
         except ProtocolError as exc:
             return refuse(MALFORMED if exc.code == PARSE_ERROR else INVALID_ARGUMENTS, exc.message)
         params = encode({"name": name, "arguments": Raw(request.body or b"{}")})
         # Parameter headers repeat arguments for MCP's routers; where there are headers, they are asked for.
-        call = self._call(request, NEWEST, "tools/call", params, headers=None if tool.plan.headers else request.headers)
+        call = self._call(request, NEWEST, "tools/call", params, headers=None if tool.headers else request.headers)
+        call.arguments = arguments
         return _rest_reply(await self._dispatcher.outcome(call), call.meta or {}, root)
 
     async def describe(self, request: Request) -> Response:
@@ -253,14 +254,14 @@ def _read_envelope(body: bytes, method: str) -> _Envelope:
     return envelope
 
 
-def _check_arguments(tool: Tool, raw: bytes) -> None:
+def _read_arguments(tool: Tool, raw: bytes) -> Any:
     """Tell arguments that do not fit apart from a tool that says no: both are tool errors further on.
 
     Raises:
         ProtocolError: PARSE_ERROR, or INVALID_PARAMS with a text that says what to fix.
     """
     try:
-        read_arguments(tool.plan, raw)
+        return tool.read(raw)
     except ArgumentError as exc:
         require_json(raw)
         raise ProtocolError(INVALID_PARAMS, str(exc)) from exc

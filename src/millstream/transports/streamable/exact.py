@@ -88,7 +88,7 @@ async def _per_request(exchange: Exchange, message: Envelope) -> Response | None
     registry = endpoint.dispatcher.registry
     admitted = admit_per_request(
         message,
-        offers=registry.offers,
+        serves=registry.serves,
         requires=registry.requires,
         headers=request.headers,
         raw_headers=request.raw_headers,

@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from millstream.http.media import REMEMBERED, accepted
 from millstream.http.message import Request, Response
-from millstream.protocol.depth import too_deep
+from millstream.protocol.depth import overgrown
 from millstream.protocol.metadata import Client
 from millstream.protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
 from millstream.server.calls.call import NOBODY, Call
@@ -55,7 +55,7 @@ class Streamable:
             and len(body) <= _MAX_USUAL
             and len(headers) == len(request.raw_headers)
             and body.isascii()
-            and not too_deep(body, self._max_depth)
+            and not overgrown(body, self._max_depth)
             and (len(self._dispatcher.calls) < self._most or not self._dispatcher.load.full(request.owner))
             and (REMEMBERED.get(headers.get(b"accept")) or accepted(headers.get(b"accept"))).json
             and b"content-encoding" not in headers
@@ -91,9 +91,9 @@ class Streamable:
             envelope = decode_handshake_call(request.body)
             params = envelope.params
             tool = self._dispatcher.registry.tools.get(params.name)
-            if tool is None or not tool.plain or params.meta.version is not UNSET:
+            if tool is None or not tool.plain or tool.decode is None or params.meta.version is not UNSET:
                 return None
-            arguments = tool.plan.decoder.decode(params.arguments)
+            arguments = tool.decode(params.arguments)
         except (msgspec.DecodeError, RecursionError):
             return None
         request.cancel_on_disconnect = session is None

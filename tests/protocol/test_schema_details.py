@@ -1,0 +1,112 @@
+"""Formats of moments and the order of choices, wherever in a type they stand."""
+
+import datetime as dt
+import decimal
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+
+import msgspec
+import pytest
+from jsonschema import Draft202012Validator
+from msgspec import Meta
+
+from millstream.protocol.json_schema import Schema, schema_of
+
+
+class Size(enum.Enum):
+    SMALL = "small"
+    MEDIUM = "medium"
+    LARGE = "large"
+
+
+SIZE: Schema = {"type": "string", "enum": ["small", "medium", "large"]}
+MOMENT: Schema = {"type": "string", "format": "date-time"}
+
+
+@dataclass
+class Event:
+    at: dt.datetime
+    size: Size = Size.SMALL
+    children: "list[Event]" = field(default_factory=list)
+
+
+class Renamed(msgspec.Struct, rename="camel"):
+    starts_at: dt.time
+    how_large: Size | None = None
+
+
+class Loose(TypedDict, total=False):
+    at: Annotated[dt.datetime, Meta(description="When.")]
+
+
+class Pair(NamedTuple):
+    at: dt.datetime
+    size: Size
+
+
+class Cat(msgspec.Struct, tag=True):
+    born: dt.datetime
+
+
+class Dog(msgspec.Struct, tag=True):
+    size: Size
+
+
+CASES: list[tuple[Any, Schema]] = [
+    (dt.datetime, MOMENT),
+    (dt.time, {"type": "string", "format": "time"}),
+    (dt.date, {"type": "string", "format": "date"}),
+    (Annotated[dt.datetime, Meta(tz=False)], {"type": "string"}),
+    (Annotated[dt.datetime, Meta(tz=True)], MOMENT),
+    (Annotated[dt.datetime, Meta(title="T")], {**MOMENT, "title": "T"}),
+    (dt.datetime | None, {"anyOf": [MOMENT, {"type": "null"}]}),
+    (int | dt.datetime, {"anyOf": [{"type": "integer"}, MOMENT]}),
+    (list[dt.datetime], {"type": "array", "items": MOMENT}),
+    (Sequence[Size], {"type": "array", "items": SIZE}),
+    (dict[str, dt.datetime], {"type": "object", "additionalProperties": MOMENT}),
+    (Size, SIZE),
+    (Literal["z", "a", "m"], {"type": "string", "enum": ["z", "a", "m"]}),
+    (Literal["z", "a"] | None, {"anyOf": [{"type": "string", "enum": ["z", "a"]}, {"type": "null"}]}),
+    (Renamed, {
+        "type": "object", "required": ["startsAt"], "properties": {
+            "startsAt": {"type": "string", "format": "time"},
+            "howLarge": {"anyOf": [SIZE, {"type": "null"}], "default": None},
+        },
+    }),
+    (Loose, {"type": "object", "properties": {"at": {**MOMENT, "description": "When."}}, "required": []}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("annotation", "expected"), CASES)
+def test_moments_have_a_format_and_choices_their_order(annotation: Any, expected: Schema) -> None:
+    """A fixed defect: a panel proposed "hello" for a datetime, and choices were listed by the alphabet."""
+    schema = schema_of(annotation)
+    assert schema == expected
+
+
+def test_what_is_inside_recursive_and_fixed_types_is_complete_too() -> None:
+    """References are followed once."""
+    event = schema_of(Event)
+    assert event["properties"]["at"] == MOMENT
+    assert event["properties"]["size"]["enum"] == SIZE["enum"]
+    below = event["$defs"]["Event"]["properties"]
+    assert (below["at"], below["size"]["enum"]) == (MOMENT, SIZE["enum"])
+    assert schema_of(Pair)["prefixItems"] == [MOMENT, SIZE]
+    assert schema_of(tuple[dt.datetime, Size])["prefixItems"] == [MOMENT, SIZE]
+    assert schema_of(tuple[dt.datetime, ...])["items"] == MOMENT
+    cat, dog = schema_of(Cat | Dog)["anyOf"]
+    assert (cat["properties"]["born"], dog["properties"]["size"]) == (MOMENT, SIZE)
+
+
+def test_a_decimal_is_a_text_with_a_pattern_and_not_a_format_that_nobody_knows() -> None:
+    """A fixed defect: strict validators refuse schemas with unknown formats."""
+    schema = schema_of(decimal.Decimal)
+    assert schema.keys() == {"type", "pattern"}
+    validator = Draft202012Validator(schema)
+    for text in ("1", "-1.50", "+.5", "1.", "1E+3"):
+        assert validator.is_valid(text)
+        assert msgspec.convert(text, decimal.Decimal) == decimal.Decimal(text)
+    for text in ("", ".", "one", "1,5"):
+        assert not validator.is_valid(text)

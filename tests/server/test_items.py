@@ -1,0 +1,156 @@
+"""Items and methods that come from outside: the registry knows no Python function and no fixed set of methods."""
+
+import json
+from typing import Any
+
+import pytest
+
+from millstream import Server, Settings, ToolResult
+from millstream.protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE
+from millstream.server.calls.call import Call
+from millstream.server.features.prompts import Prompt
+from millstream.server.features.registry import Extension
+from millstream.server.features.resources import Template
+from millstream.server.features.sources import Source, source_from_schema
+from millstream.server.features.tools import Tool
+from wire import LATEST_HANDSHAKE, POST, Wire, enveloped, request, routing, wired
+
+SCHEMA = {"type": "object", "properties": {"of": {"enum": ["salt", "rice"]}}, "required": ["of"]}
+
+
+async def weigh(arguments: dict[str, Any], _: Call) -> dict[str, int]:
+    return {"grams": len(arguments["of"])}
+
+
+@pytest.fixture
+def mcp() -> Server:
+    server = Server("shop", serve=("rest",), settings=Settings())
+    output = {"type": "object", "properties": {"grams": {"type": "integer"}}}
+    source = source_from_schema("weigh", weigh, input_schema=SCHEMA, output_schema=output, description="Weigh it.")
+    server.registry.add("tools", "weigh", Tool(source))
+    return server
+
+
+async def ask(wire: Wire, method: str, name: str = "", /, **params: Any) -> Any:
+    reply = await wire.post(enveloped(method, params), {**POST, **routing(method, name)})
+    return reply.message
+
+
+async def test_a_tool_without_a_python_function_is_an_operation_of_the_openapi_document(mcp: Server) -> None:
+    """Our choice: REST needs what a tool describes, not how it is made."""
+    async with wired(mcp, "asgi") as wire:
+        document = (await wire.ask("GET", "/openapi.json", POST)).message
+        operation = document["paths"]["/tools/weigh"]["post"]
+        assert (operation["summary"], operation["requestBody"]["required"]) == ("Weigh it.", True)
+        reply = await wire.ask("POST", "/tools/weigh", POST, b'{"of":"rice"}')
+        assert (reply.status, reply.message) == (200, {"grams": 4})
+        refused = await wire.ask("POST", "/tools/weigh", POST, b'{"of":"tea"}')
+        assert refused.status == 422
+        assert """'of' must be one of "salt", "rice", got "tea\"""" in refused.message["detail"]
+
+
+async def test_prompts_and_templates_without_a_python_function_are_served(mcp: Server) -> None:
+    """Siblings of the tool: the handlers ask an item to read and to run, whatever stands behind it."""
+
+    async def run(arguments: Any, _: Call) -> str:
+        return f"Weigh {arguments['of']}."
+
+    source = Source("recipe", run, lambda texts: texts, schema=SCHEMA)
+    mcp.registry.add("prompts", "recipe", Prompt(source))
+    mcp.registry.add("templates", "food://{of}", Template("food://{of}", source))
+    async with wired(mcp, "asgi") as wire:
+        (listed,) = (await ask(wire, "prompts/list"))["result"]["prompts"]
+        assert listed == {"name": "recipe", "arguments": [{"name": "of", "required": True}]}
+        made = await ask(wire, "prompts/get", "recipe", name="recipe", arguments={"of": "salt"})
+        assert made["result"]["messages"][0]["content"]["text"] == "Weigh salt."
+        read = await ask(wire, "resources/read", "food://rice", uri="food://rice")
+        assert read["result"]["contents"][0]["text"] == "Weigh rice."
+        reference = {"ref": {"type": "ref/prompt", "name": "recipe"}, "argument": {"name": "of", "value": "s"}}
+        assert (await ask(wire, "completion/complete", **reference))["result"]["completion"]["values"] == ["salt"]
+
+
+async def later(call: Call) -> bytes:
+    return b'"seen":%b' % json.dumps(call.method).encode()
+
+
+def tasks(*revisions: str) -> Extension:
+    return Extension("extensions", {"example.com/tasks": {}}, {"tasks/peek": later}, frozenset(revisions))
+
+
+async def test_a_method_and_its_capability_can_be_added_for_the_revisions_that_have_it(mcp: Server) -> None:
+    """Our choice: extensions bring methods of their own; a revision without them answers as before."""
+    mcp.registry.extend(tasks(NEWEST.date))
+    mcp.registry.extend(Extension("extensions", {"example.com/other": {"a": 1}}, {}, frozenset((NEWEST.date,))))
+    async with wired(mcp, "asgi") as wire:
+        assert (await ask(wire, "tasks/peek"))["result"]["seen"] == "tasks/peek"
+        offered = (await ask(wire, "server/discover"))["result"]["capabilities"]
+        assert offered["extensions"] == {"example.com/tasks": {}, "example.com/other": {"a": 1}}
+        session = await wire.initialize(LATEST_HANDSHAKE)
+        refused = await wire.post(request("tasks/peek"), session)
+        assert refused.message["error"] == {"code": -32601, "message": "Method not found: tasks/peek"}
+    for revision in HANDSHAKE.values():
+        assert "extensions" not in mcp.registry.capabilities(revision)
+
+
+async def test_an_added_method_of_the_handshake_era_is_called_in_a_session(mcp: Server) -> None:
+    """The same door in the other era."""
+    mcp.registry.extend(tasks(NEWEST_HANDSHAKE.date))
+    async with wired(mcp, "asgi") as wire:
+        session = await wire.initialize(LATEST_HANDSHAKE)
+        reply = await wire.post(request("tasks/peek"), session)
+        assert reply.message["result"] == {"seen": "tasks/peek"}
+        assert (await ask(wire, "tasks/peek"))["error"]["code"] == -32601
+
+
+async def test_an_extension_that_is_added_while_the_server_runs_is_announced_to_whoever_asks_next(
+    mcp: Server,
+) -> None:
+    """What is kept must not be old."""
+    async with wired(mcp, "asgi") as wire:
+        assert "extensions" not in (await ask(wire, "server/discover"))["result"]["capabilities"]
+        mcp.registry.extend(tasks(NEWEST.date))
+        assert "extensions" in (await ask(wire, "server/discover"))["result"]["capabilities"]
+
+
+def test_a_method_that_is_there_already_cannot_be_added(mcp: Server) -> None:
+    """Neither one of a revision nor one of another extension."""
+    mcp.registry.extend(tasks(NEWEST.date))
+    for method in ("tasks/peek", "tools/call"):
+        with pytest.raises(ValueError, match=f"There is a method '{method}' already"):
+            mcp.registry.extend(Extension("x", {}, {method: later}, frozenset()))
+
+
+EITHER = {"anyOf": [{"type": "object"}, {"type": "integer"}]}
+
+
+async def test_a_spelled_out_result_is_wrapped_like_the_schema_that_promises_it() -> None:
+    """A fixed defect: 2025-11-25 was told of a `result` and got an object without it, which a client refused."""
+    server = Server("shop", settings=Settings())
+
+    @server.tool(output_schema=EITHER)
+    async def either() -> ToolResult:
+        return ToolResult("done", structured={"a": 1})
+
+    async with wired(server, "asgi") as wire:
+        session = await wire.initialize(LATEST_HANDSHAKE)
+        (tool,) = (await wire.post(request("tools/list"), session)).message["result"]["tools"]
+        called = await wire.post(request("tools/call", {"name": "either", "arguments": {}}), session)
+        assert tool["outputSchema"]["properties"] == {"result": EITHER}
+        assert called.message["result"]["structuredContent"] == {"result": {"a": 1}}
+        newest = await ask(wire, "tools/call", "either", name="either", arguments={})
+        assert newest["result"]["structuredContent"] == {"a": 1}
+
+
+async def test_contents_of_a_read_resource_have_its_meta() -> None:
+    """A fixed defect: hosts of MCP Apps read `contents[]._meta.ui`, which stood in the list only."""
+    server = Server("shop", settings=Settings())
+    server.resource("ui://one", meta={"ui": {"csp": {}}})(page)
+    async with wired(server, "asgi") as wire:
+        read = await ask(wire, "resources/read", "ui://one", uri="ui://one")
+        assert read["result"]["contents"] == [
+            {"uri": "ui://one", "mimeType": "text/plain", "text": "x", "_meta": {"ui": {"csp": {}}}}
+        ]
+
+
+def page() -> str:
+    return "x"

@@ -1,0 +1,158 @@
+"""What one large message costs: work and memory that do not grow with what a peer made up."""
+
+import sys
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pydantic
+import pytest
+
+from millstream.protocol.depth import MAX_CONTAINERS, overgrown
+from millstream.protocol.errors import PARSE_ERROR, ProtocolError
+from millstream.protocol.jsonrpc import check_text, split_batch
+from millstream.server.functions.plan import plan
+from millstream.server.functions.reading import MAX_VALUES, ArgumentError, read_arguments
+
+MIB = 1024 * 1024
+RECURSIVE = {
+    "type": "object",
+    "properties": {"v": {"$ref": "#/$defs/n"}},
+    "$defs": {"n": {"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/n"}}, {"type": "integer"}]}},
+}
+
+
+class Sizes(pydantic.BaseModel):
+    sizes: list[int]
+
+
+def add(a: int, b: int = 1) -> int:
+    return a + b
+
+
+def total(of: list[int]) -> int:
+    return sum(of)
+
+
+def measure(of: Sizes) -> int:
+    return sum(of.sizes)
+
+
+def free(arguments: dict[str, Any]) -> int:
+    return len(arguments)
+
+
+def refusal(made: Any, raw: bytes) -> str:
+    with pytest.raises(ArgumentError) as refused:
+        read_arguments(made, raw)
+    return str(refused.value)
+
+
+def python_calls(work: Callable[[], object]) -> int:
+    count = 0
+
+    def note(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def peak(work: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def many(item: bytes, count: int) -> bytes:
+    return b"[%b]" % b",".join([item] * count)
+
+
+REFUSED = {
+    "unknown": (add, b'{"a":1,"x":%b}', b"1.0"),
+    "unknown after a whole float": (add, b'{"a":1.0,"x":%b}', b"1.0"),
+    "a text among numbers": (total, b'{"of":%b}', b'"1"'),
+    "floats for integers": (total, b'{"of":%b}', b"1.5"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusing_large_arguments_takes_no_more_python_calls_than_refusing_small_ones(case: str) -> None:
+    """A defect: 3.9 MB of unknown arguments were walked in Python for two seconds, with the event loop waiting."""
+    function, arguments, item = REFUSED[case]
+    made = plan(function)
+    small, large = (arguments % many(item, count) for count in (10, 200_000))
+    few = python_calls(lambda: refusal(made, small))
+    assert python_calls(lambda: refusal(made, large)) <= few
+
+
+@pytest.mark.parametrize("case", ["unknown", "unknown after a whole float"])
+def test_what_is_unknown_in_large_arguments_is_never_built(case: str) -> None:
+    """A defect: the refused body was decoded two times more."""
+    function, arguments, item = REFUSED[case]
+    large = arguments % many(item, 500_000)
+    assert peak(lambda: refusal(plan(function), large)) < MIB
+
+
+def test_names_that_do_not_exist_are_told_of_small_arguments_one_by_one_and_of_large_ones_the_first() -> None:
+    """The cheaper answer still says what to fix."""
+    made = plan(add)
+    names = b",".join(b'"k%d":1' % index for index in range(100_000))
+    assert "unknown 'y', 'z'." in refusal(made, b'{"a":1,"y":1,"z":2}')
+    assert "unknown 'k0'." in refusal(made, b'{"a":1,%b}' % names)
+
+
+@pytest.mark.parametrize("options", [{}, {"input_schema": RECURSIVE}])
+def test_arguments_that_are_slow_to_check_have_a_bound_of_values(options: dict[str, Any]) -> None:
+    """A defect: pydantic named a million problems in 21 seconds, and a recursive schema took 0.65 s."""
+    made = plan(free, **options) if options else plan(measure)
+    shape = b'{"v":%b}' if options else b'{"of":{"sizes":%b}}'
+    assert f"at most {MAX_VALUES:,} values" in refusal(made, shape % many(b"1", MAX_VALUES + 2))
+    assert read_arguments(made, shape % many(b"1", 50_000))
+
+
+def test_of_a_thousand_problems_that_pydantic_has_none_is_built() -> None:
+    """A defect: each became an object of its own, and a line of the answer."""
+    made = plan(measure)
+    text = refusal(made, b'{"of":{"sizes":%b}}' % many(b'"x"', 50_000))
+    assert "'of': there are 50,000 problems with it" in text
+    few = refusal(made, b'{"of":{"sizes":%b}}' % many(b'"x"', 25))
+    assert few.count("valid integer") == 20
+    assert "and 5 more" in few
+
+
+@pytest.mark.parametrize("item", [b"[]", b"{}", b'{"a":"["}'])
+def test_a_message_of_more_than_a_hundred_thousand_arrays_and_objects_is_refused_before_it_is_built(
+    item: bytes,
+) -> None:
+    """A defect: a million empty arrays, as capabilities, arguments or an event, held the event loop for a second."""
+    check_text(many(item, MAX_CONTAINERS - 1), 64)
+    with pytest.raises(ProtocolError) as refused:
+        check_text(many(item, MAX_CONTAINERS), 64)
+    assert (refused.value.code, refused.value.status) == (PARSE_ERROR, 400)
+    assert refused.value.message == "Parse error: more than 100,000 arrays and objects"
+
+
+def test_brackets_in_a_text_are_not_counted_as_arrays() -> None:
+    """RFC 8259 §7: a program of many brackets may be an argument."""
+    assert not overgrown(b'{"text":"%b"}' % (b"[{" * MAX_CONTAINERS))
+
+
+def test_a_batch_that_is_too_large_is_refused_at_its_first_item_too_many() -> None:
+    """A defect: 1.9 million items were copied one by one before they were counted."""
+    body = many(b"1", 1_000_000)
+
+    def refuse() -> None:
+        with pytest.raises(ProtocolError, match="at most 50 messages"):
+            split_batch(body, 50)
+
+    refuse()
+    assert peak(refuse) < MIB

@@ -1,0 +1,283 @@
+"""pydantic's validators, aliases and types, and unions that msgspec cannot tell apart."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import annotated_types
+import msgspec
+import pydantic
+import pytest
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, StringConstraints, WrapValidator
+
+from millstream import Field
+from millstream.server.functions.plan import plan
+from millstream.server.functions.reading import ArgumentError, read_arguments
+from planned_types import run
+
+
+def inside(path: str) -> str:
+    if ".." in path:
+        raise ValueError("leaves the folder")
+    return path
+
+
+def stripped(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
+def doubled(value: Any, handler: Callable[[Any], int]) -> int:
+    return 2 * handler(value)
+
+
+@dataclass
+class Target:
+    path: Annotated[str, AfterValidator(inside)]
+    depth: Annotated[int, annotated_types.Ge(1)] = 1
+
+
+@dataclass
+class Tree:
+    path: Annotated[str, AfterValidator(inside)]
+    below: "list[Tree]" = field(default_factory=list)
+
+
+@pydantic.dataclasses.dataclass
+class Strict:
+    path: str
+
+    @pydantic.field_validator("path")
+    @classmethod
+    def check(cls, path: str) -> str:
+        return inside(path)
+
+
+REFUSED: list[tuple[Any, Any]] = [
+    (Annotated[str, AfterValidator(inside)], "../../etc/passwd"),
+    (Annotated[str, AfterValidator(inside), Field(max_length=3)], "long"),
+    (Annotated[str, Field(max_length=3), AfterValidator(inside)], "long"),
+    (list[Annotated[str, AfterValidator(inside)]], ["a", ".."]),
+    (dict[str, Annotated[str, AfterValidator(inside)]], {"a": ".."}),
+    (Annotated[str, AfterValidator(inside)] | None, ".."),
+    (list[Annotated[str, AfterValidator(inside), Field(max_length=3)]], ["long"]),
+    (Annotated[str, StringConstraints(max_length=3)], "long"),
+    (Annotated[str, StringConstraints(pattern="^a")], "b"),
+    (pydantic.constr(min_length=2), "a"),
+    (pydantic.conint(ge=1, strict=True), 0),
+    (pydantic.PositiveInt, 0),
+    (pydantic.UUID4, "12345678-1234-1234-1234-123456789abc"),
+    (Annotated[str, pydantic.Field(pattern="^a")], "b"),
+    (Annotated[str, pydantic.Field(min_length=2)], "a"),
+    (Annotated[int, pydantic.Field(strict=True)], "1"),
+    (Annotated[float, pydantic.Field(allow_inf_nan=False, ge=1)], 0.5),
+    (Annotated[str, annotated_types.Predicate(str.islower)], "A"),
+    (Target, {"path": ".."}),
+    (Target, {"path": "a", "depth": 0}),
+    (list[Target], [{"path": ".."}]),
+    (Tree, {"path": "a", "below": [{"path": ".."}]}),
+    (Strict, {"path": ".."}),
+    (pydantic.AnyUrl, "no url"),
+]
+
+
+def tool_with(annotation: Any) -> Callable[..., Any]:
+    def tool(x: Any) -> Any:
+        return x
+
+    tool.__annotations__["x"] = annotation
+    return tool
+
+
+@pytest.mark.parametrize(("annotation", "value"), REFUSED)
+def test_whatever_pydantic_refuses_is_refused(annotation: Any, value: Any) -> None:
+    """A fixed defect: validators were silently ignored, so that a ported server lost its guards."""
+    with pytest.raises(ArgumentError, match="'x"):
+        read_arguments(plan(tool_with(annotation)), msgspec.json.encode({"x": value}))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "found"),
+    [
+        (Annotated[str, BeforeValidator(stripped)], " a ", "a"),
+        (Annotated[int, WrapValidator(doubled)], 4, 8),
+        (Annotated[int, PlainValidator(len)], "abc", 3),
+        (Annotated[str, StringConstraints(strip_whitespace=True, to_upper=True)], " a ", "A"),
+        (Annotated[str, AfterValidator(inside)] | None, None, None),
+        (Strict, {"path": "a"}, Strict("a")),
+        (Path, "a/b", Path("a/b")),
+    ],
+)
+def test_what_pydantic_makes_of_a_value_reaches_the_function(annotation: Any, value: Any, found: Any) -> None:
+    """The value is the validator's, not the one that came."""
+    assert run(tool_with(annotation), {"x": value}) == found
+
+
+def test_constraints_of_validated_parameters_are_in_the_schema() -> None:
+    """A fixed defect: they vanished from schema and check alike."""
+
+    def tool(
+        a: Annotated[str, StringConstraints(max_length=3)],
+        b: Annotated[int, AfterValidator(abs), Field(ge=-3, description="B.", title="Bee")] = 1,
+        c: str = pydantic.Field("x", pattern="^x", description="C."),
+        d: Annotated[str, AfterValidator(inside)] = "d",
+    ) -> None:
+        """Do it.
+
+        Args:
+            d: from the docstring
+        """
+
+    properties = plan(tool).input_schema["properties"]
+    assert properties["a"] == {"type": "string", "maxLength": 3}
+    assert properties["b"] == {"type": "integer", "minimum": -3, "description": "B.", "title": "Bee", "default": 1}
+    assert properties["c"] == {"type": "string", "pattern": "^x", "description": "C.", "default": "x"}
+    assert properties["d"] == {"type": "string", "description": "from the docstring", "default": "d"}
+
+
+def test_an_alias_is_the_name_on_the_wire() -> None:
+    """A fixed defect: `Field(alias=…)` vanished."""
+
+    def tool(
+        user_id: Annotated[int, pydantic.Field(alias="userId")], at: str = pydantic.Field("x", alias="from")
+    ) -> Any:
+        return user_id, at
+
+    made = plan(tool)
+    assert made.parameters == ("userId", "from")
+    assert list(made.input_schema["properties"]) == ["userId", "from"]
+    assert run(tool, {"userId": 1, "from": "y"}) == (1, "y")
+    with pytest.raises(ArgumentError, match="missing 'userId'; unknown 'user_id'"):
+        read_arguments(made, b'{"user_id":1}')
+
+
+def test_an_alias_that_is_no_name_is_refused() -> None:
+    """What cannot be honoured is refused at registration."""
+
+    def tool(a: Annotated[int, pydantic.Field(validation_alias=pydantic.AliasChoices("a", "b"))]) -> None: ...
+
+    with pytest.raises(TypeError, match="tool: parameter 'a': an alias must be one name"):
+        plan(tool)
+
+
+class Held(msgspec.Struct):
+    path: Annotated[str, AfterValidator(inside)]
+
+
+def test_a_validator_in_a_struct_is_refused_because_nobody_would_run_it() -> None:
+    """msgspec knows no validators, and pydantic no Structs."""
+    with pytest.raises(TypeError, match="parameter 'x'"):
+        plan(tool_with(Held))
+
+
+# Unions.
+
+
+@dataclass
+class Cat:
+    name: str
+    lives: int = 9
+
+
+@dataclass
+class Dog:
+    name: str
+    tricks: list[str] = field(default_factory=list)
+
+
+class Card(pydantic.BaseModel):
+    kind: Literal["card"]
+    number: str
+
+
+class Cash(pydantic.BaseModel):
+    kind: Literal["cash"]
+
+
+@dataclass
+class Owner:
+    pet: Cat | Dog
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "found"),
+    [
+        (Cat | Dog, {"name": "a"}, Cat("a")),
+        (Cat | Dog, {"name": "a", "tricks": ["sit"]}, Dog("a", ["sit"])),
+        (Cat | Dog | None, None, None),
+        (list[Cat | Dog], [{"name": "a", "lives": 1}, {"name": "b", "tricks": []}], [Cat("a", 1), Dog("b")]),
+        (Card | Cash, {"kind": "cash"}, Cash(kind="cash")),
+        (Card | Cash, {"kind": "card", "number": "1"}, Card(kind="card", number="1")),
+        (Card | Cat, {"name": "a"}, Cat("a")),
+        (Card | int, 3, 3),
+        (list[int] | list[str], ["a"], ["a"]),
+        (Owner, {"pet": {"name": "a", "tricks": ["sit"]}}, Owner(Dog("a", ["sit"]))),
+    ],
+)
+def test_a_union_becomes_the_alternative_that_fits(annotation: Any, value: Any, found: Any) -> None:
+    """A fixed defect: unions of two dataclasses or two models were refused."""
+    made = run(tool_with(annotation), {"x": value})
+    assert (type(made), made) == (type(found), found)
+
+
+def test_a_value_that_fits_no_alternative_says_why_of_each() -> None:
+    """The text is for a model that tries again."""
+    with pytest.raises(ArgumentError) as refused:
+        read_arguments(plan(tool_with(Cat | Dog)), b'{"x":{"lives":1}}')
+    assert "'x': fits no alternative: (Object missing required field `name`) or (" in str(refused.value)
+
+
+def test_a_union_lists_its_alternatives_and_promises_them() -> None:
+    """As parameter and as result."""
+
+    def tool(pet: Cat | Dog) -> Cat | Dog:
+        return pet
+
+    made = plan(tool)
+    names = [part["properties"].keys() for part in made.input_schema["properties"]["pet"]["anyOf"]]
+    assert list(map(list, names)) == [["name", "lives"], ["name", "tricks"]]
+    assert made.output_schema is not None
+    assert len(made.output_schema["anyOf"]) == 2
+
+
+class Opaque:
+    """A class that nobody knows."""
+
+
+PROGRAM = """
+import sys
+from dataclasses import dataclass
+from millstream.server.functions.plan import plan
+@dataclass
+class A: x: int
+@dataclass
+class B: y: int
+@dataclass
+class Both: of: A | B
+def one(x: A | B): return x
+def two(x: Both): return x
+assert plan(one).decoder.decode(b'{"x":{"y":1}}').x == B(1)
+try:
+    plan(two)
+except TypeError as error:
+    print(error)
+assert "pydantic" not in sys.modules
+"""
+
+
+def test_a_refused_type_is_named_without_its_module() -> None:
+    """A fixed defect: the message showed the name under which the program had been loaded."""
+    with pytest.raises(TypeError) as refused:
+        plan(tool_with(list[Opaque]))
+    assert "Opaque" in str(refused.value)
+    assert "test_validators" not in str(refused.value)
+
+
+def test_unions_need_no_pydantic_and_those_that_do_say_so_in_a_sentence() -> None:
+    """It is never imported here: a program without it pays nothing."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "two: parameter 'x': Type unions may not contain more than one dataclass" in done.stdout
+    assert "__main__" not in done.stdout
