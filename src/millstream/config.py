@@ -15,6 +15,11 @@ from msgspec import Meta, Struct
 
 PREFIX = "MILLSTREAM_"
 _OTHER_NAMES = {"MAX_CONNECTIONS": "hub_connections"}
+_OPTIONS = {
+    "MILLSTREAM_HOST": " To choose an address, use --host.",
+    "MILLSTREAM_PORT": " To choose a port, use --port.",
+}
+"""What a person means by variables that don't exist."""
 """Variables without the prefix that are understood, too; one with it wins."""
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 """Kubernetes sets these, and ``…_PORT`` with an address, for every service whose name begins like ours."""
@@ -53,7 +58,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     page_size: Size = 1000
     max_body: Size = 4 * 1024 * 1024
     max_unfinished: Size = 256 * 1024 * 1024
-    """Bytes of all request bodies that have begun and not ended; who brings more gets 503 and may try again."""
+    """Bytes of all request bodies that are still arriving. A request beyond that gets 503, and can try again."""
     max_message: Size = 1024 * 1024
     """The largest WebSocket message."""
     max_depth: Size = 64
@@ -157,7 +162,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             if variable.startswith(PREFIX) and not _is_foreign(variable, text):
                 name = variable.removeprefix(PREFIX).lower()
                 if variable != PREFIX + name.upper() or name not in types:
-                    raise VariableError(f"{variable} is no setting.{_nearest(name, types)}")
+                    raise VariableError(f"Unknown setting {variable}.{_OPTIONS.get(variable) or _nearest(name, types)}")
                 values[name] = _read_variable(variable, text, types[name])
         for name, value in given.items():
             if name not in types:

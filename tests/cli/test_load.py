@@ -117,6 +117,27 @@ def test_an_error_in_the_file_shows_only_the_persons_own_frames(folder: Path) ->
     assert "decoder.py" not in error.detail
 
 
+def test_an_error_in_a_signature_shows_no_frames_of_ours(folder: Path) -> None:
+    """A fixed defect: what we caught on the way to the message was shown above it, with the frames of our package."""
+    (folder / "shop.py").write_text(
+        "import threading\nfrom millstream import Server\nmcp = Server('shop')\n\n"
+        "@mcp.tool\ndef buy(lock: threading.Lock) -> int:\n    return 1\n"
+    )
+    error = failure("shop.py")
+    assert error.detail.count('File "') == 1
+    assert "Which led to" not in error.detail
+    assert "buy: parameter 'lock'" in error.detail
+    assert error.fix == "Correct line 5 of shop.py."
+
+
+def test_a_folder_is_said_to_be_one(folder: Path) -> None:
+    """A fixed defect: "There is no file" about a path that is there."""
+    (folder / "src").mkdir()
+    error = failure("./src")
+    assert error.what == "src is a folder."
+    assert error.fix == "Give the file in it: millstream run src/server.py"
+
+
 @pytest.mark.parametrize("place", [".", "..", "beside"])
 def test_an_error_is_shown_wherever_the_file_lies(folder: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     """A fixed defect: in or beside a folder of packages nothing was shown above "Correct the line above"."""

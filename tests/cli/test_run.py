@@ -129,6 +129,28 @@ def test_a_process_that_is_told_to_stop_ends_in_order(tmp_path: Path) -> None:
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
+def test_a_server_that_cannot_start_exits_with_1(tmp_path: Path) -> None:
+    """A fixed defect: uvicorn's own status, 3, came through; the reference says 1."""
+    program = tmp_path / "shop.py"
+    program.write_text(
+        "from millstream import Server\nmcp = Server('shop')\n\n@mcp.complete('nothing', argument='x')\n"
+        "def known(value: str) -> list[str]:\n    return []\n"
+    )
+    done = run("run", str(program), "--port", "0")
+    assert "no such prompt or resource template" in done.stderr
+    assert done.returncode == 1
+
+
+def test_a_server_that_is_idle_stops_without_counting_its_calls() -> None:
+    """A fixed defect: "0 calls have up to 30 s to finish"."""
+    with started([*COMMAND, "run", "examples/greet.py", "--port", "0"], stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        read_until(process.stderr.fileno(), b"is serving")
+        process.terminate()
+        said = process.stderr.read()
+    assert b'"Stopping. Press Ctrl-C again to stop at once."' in said
+
+
 def test_a_terminal_sees_the_panel() -> None:
     """Issue 2: a friendly start-up panel on a terminal; standard output stays empty."""
     port = free_port()
@@ -191,7 +213,7 @@ def test_a_port_in_use_names_the_next_one() -> None:
         (("run", "examples/echo_math.py"), 1, "echo_server, math_server"),
         (("run", "examples/greet.py", "--port", "70000"), 1, "70000 is not a port."),
         (("run", "examples/greet.py", "--host", "192.0.2.1"), 1, "Cannot listen on 192.0.2.1"),
-        (("run", "examples/greet.py", "--host", "not a host"), 1, "not a host is no address"),
+        (("run", "examples/greet.py", "--host", "not a host"), 1, "not a host isn't an address"),
         (("run", "examples/greet.py", "--transport", "smoke"), 2, "smoke"),
         (("run", "examples/greet.py", "--transport", "stdio", "--log-level", "loud"), 2, "loud"),
         (("run",), 2, "FILE"),

@@ -18,7 +18,7 @@ SHOP = 'from millstream import Server\nmcp = Server("shop")\n'
     [
         ("MILLSTREAM_HEARTBEAT", "abc", "MILLSTREAM_HEARTBEAT cannot be 'abc'."),
         ("MAX_CONNECTIONS", "abc", "MAX_CONNECTIONS cannot be 'abc'."),
-        ("MILLSTREAM_HEARTBEET", "3", "MILLSTREAM_HEARTBEET is no setting."),
+        ("MILLSTREAM_HEARTBEET", "3", "Unknown setting MILLSTREAM_HEARTBEET."),
         ("MILLSTREAM_LOG_LEVEL", "foo", "MILLSTREAM_LOG_LEVEL cannot be 'foo'."),
     ],
 )

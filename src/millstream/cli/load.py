@@ -19,6 +19,7 @@ from millstream.app.serving.errors import CommandError
 from millstream.config import VariableError
 
 CUSTOMARY_NAMES = ("mcp", "server", "app")
+_PROGRAM = Path(__file__).parents[1]
 
 
 def load(target: str) -> Server:
@@ -43,6 +44,8 @@ def split_target(target: str) -> tuple[str, str]:
 
 def load_file(path: Path) -> ModuleType:
     """Import a file, with its directory first on the path, as ``python FILE`` would have it."""
+    if path.is_dir():
+        raise CommandError(f"{path} is a folder.", fix=f"Give the file in it: millstream run {path / 'server.py'}")
     if not path.is_file():
         raise CommandError(
             f"There is no file {path}.", why=f"Looked in {path.resolve().parent}.", fix=_nearest_file(path)
@@ -89,14 +92,14 @@ def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
             return servers[customary]
     if servers:
         raise CommandError(
-            f"{source} holds several servers: {', '.join(servers)}.",
+            f"{source} has several servers: {', '.join(servers)}.",
             why="It is not clear which one to run.",
             fix=f"Name it: millstream run {source}:{next(iter(servers))}",
         )
     hosts = [key for key, value in namespace.items() if _can_mount(value)]
     raise CommandError(
-        f"{source} holds no millstream.Server.",
-        why="It was imported, and none of its global names is one.",
+        f"{source} has no millstream.Server.",
+        why="It was imported, and none of its global names is a server.",
         fix=_mount_hint(source, hosts[0])
         if hosts
         else 'Make one at the top level of the file: mcp = Server("my-server")',
@@ -178,12 +181,16 @@ def user_frames(exc: BaseException) -> list[traceback.FrameSummary]:
 
 def _is_foreign(frame: traceback.FrameSummary) -> bool:
     paths = sysconfig.get_paths()
-    places = (paths["stdlib"], paths["purelib"], paths["platlib"], Path(__file__).parents[1])
+    places = (paths["stdlib"], paths["purelib"], paths["platlib"], _PROGRAM)
     return any(Path(frame.filename).is_relative_to(place) for place in places)
 
 
 def show_failure(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:
-    """These frames and the error, after what it was caused by."""
+    """These frames and the error, after what it was caused by. Causes that lie in this program alone say nothing."""
     cause = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
-    before = "" if cause is None else f"{show_failure(cause, user_frames(cause))}\nWhich led to:\n\n"
+    causes = user_frames(cause) if cause is not None else []
+    if cause is None or (causes and Path(causes[0].filename).is_relative_to(_PROGRAM)):
+        before = ""
+    else:
+        before = f"{show_failure(cause, causes)}\nWhich led to:\n\n"
     return before + "".join([*traceback.format_list(frames), *traceback.format_exception_only(exc)])

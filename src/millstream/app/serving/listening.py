@@ -54,7 +54,9 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as exc:
         raise CommandError(
-            f"{host} is no address of this machine.", why=str(exc), fix="Use --host 127.0.0.1, or 0.0.0.0 for all."
+            f"{host} isn't an address of this machine.",
+            why=str(exc),
+            fix="Use --host 127.0.0.1, or 0.0.0.0 for every address of this machine.",
         ) from exc
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

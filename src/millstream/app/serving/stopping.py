@@ -81,8 +81,9 @@ class StopSignals:
             self._loop.call_soon_threadsafe(self._force)
 
     def _stop(self) -> None:
-        seconds, calls = self._runtimes.definition.settings.drain_timeout, self._calls("has", "have")
-        logger.info("Stopping: %s up to %g s to finish. Press Ctrl-C again to stop at once.", calls, seconds)
+        seconds = self._runtimes.definition.settings.drain_timeout
+        calls = f": {self._calls('has', 'have')} up to {seconds:g} s to finish" if self._runtimes.calls else ""
+        logger.info("Stopping%s. Press Ctrl-C again to stop at once.", calls)
         self._on_stop()
 
     def _force(self) -> None:

@@ -2,9 +2,11 @@
 
 import logging
 import socket
+import sys
 from collections.abc import Callable
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 
 from millstream.app.here_only import Bind
 from millstream.app.runtimes import Application, Runtimes
@@ -110,4 +112,9 @@ def serve(
         timeout_graceful_shutdown=AFTER_DRAIN,
     )
     running = _Uvicorn(config, application.runtimes, loopback=is_loopback(host), started=started)
-    running.run(sockets=[listener] if listener is not None else None)
+    try:
+        running.run(sockets=[listener] if listener is not None else None)
+    except SystemExit as exc:
+        if exc.code == STARTUP_FAILURE:  # uvicorn's own status; ours for what can't be done is 1
+            sys.exit(1)
+        raise

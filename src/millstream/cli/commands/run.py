@@ -31,13 +31,13 @@ class LogLevel(StrEnum):
 def run(
     target: Annotated[
         str,
-        typer.Argument(metavar="FILE[:OBJECT]", help="A Python file or module; OBJECT when it has several servers."),
+        typer.Argument(metavar="FILE[:OBJECT]", help="A Python file or module; add OBJECT if it has several servers."),
     ],
     *,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 means every address of this machine.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free port.")] = 8000,
     transport: Annotated[
         Transport, typer.Option(help="http serves /mcp and /sse; stdio talks to the parent program.")
     ] = (Transport.http),
@@ -45,11 +45,11 @@ def run(
     json: Annotated[
         bool, typer.Option("--json", help="HTTP: answer calls with JSON only, never an event stream.")
     ] = False,
-    path: Annotated[str, typer.Option(help="HTTP: where MCP is served.", show_default="/mcp")] = "",
+    path: Annotated[str, typer.Option(help="HTTP: where to serve MCP.", show_default="/mcp")] = "",
     serve: Annotated[
         str, typer.Option(help="HTTP: what runs beside MCP: hub, rest, web, metrics (with commas), or all.")
     ] = "",
-    log_level: Annotated[LogLevel | None, typer.Option(help="How much is logged.", show_default="info")] = None,
+    log_level: Annotated[LogLevel | None, typer.Option(help="How much to log.", show_default="info")] = None,
 ) -> None:
     """Serve the MCP server in a file or module.
 
