@@ -94,7 +94,12 @@ def test_text_is_checked_where_no_decoder_looks() -> None:
 def test_a_batch_is_split_into_raw_elements() -> None:
     """Digest §1: 2025-03-26 has batches."""
     assert split_batch(b'[ {"a":1} ,7]', 2) == [b'{"a":1}', b"7"]
-    for body, code in ((b"[]", INVALID_REQUEST), (b"[1,2,3]", INVALID_REQUEST), (b"[1", PARSE_ERROR)):
+    for body, code in (
+        (b"[]", INVALID_REQUEST),
+        (b"[1,2,3]", INVALID_REQUEST),
+        (b"[1", PARSE_ERROR),
+        (b"[1,2,3,4,", -32700),
+    ):
         with pytest.raises(ProtocolError) as raised:
             split_batch(body, 2)
         assert raised.value.code == code

@@ -4,10 +4,13 @@ Reading is in passes: this module opens only the envelope and keeps `params`, `r
 Identifiers keep their type. It does not know methods or revisions.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec.structs import astuple
 
 from millstream.protocol.depth import too_deep
 from millstream.protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
@@ -16,6 +19,9 @@ RequestId = int | str
 
 encode = msgspec.json.Encoder().encode
 """Compact JSON of any value made of builtins, Structs and dataclasses."""
+
+MAX_ID = 1024
+"""Bytes of an id: it is kept as long as its call, which may be a stream, and repeated in messages."""
 
 _EMPTY = Raw(b"")
 
@@ -49,7 +55,6 @@ class Envelope(Struct, gc=False, frozen=True):
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
-_decode_batch = msgspec.json.Decoder(list[Raw]).decode
 _decode_raw = msgspec.json.Decoder(Raw).decode
 _decode_id = msgspec.json.Decoder(int | str).decode
 _decode_text = msgspec.json.Decoder(str).decode
@@ -116,6 +121,8 @@ def _message(envelope: _Envelope) -> Envelope:
     request_id: RequestId | None = None
     raw_id = bytes(envelope.id)
     if raw_id:
+        if len(raw_id) > MAX_ID:
+            raise _invalid(f'"id" has at most {MAX_ID} bytes')
         try:
             request_id = _decode_id(raw_id)
         except msgspec.MsgspecError:
@@ -147,6 +154,13 @@ def _answer(request_id: RequestId | None, envelope: _Envelope) -> Envelope:
     return Envelope(request_id, "", b"", result, error)
 
 
+@cache
+def _batch_decoder(most: int) -> Callable[[bytes], Struct]:
+    """Decodes the first elements of an array, and skips the others without making an object of each."""
+    fields = [(f"_{n}", Raw | UnsetType, UNSET) for n in range(most)]
+    return msgspec.json.Decoder(msgspec.defstruct("_Batch", fields, array_like=True, gc=False)).decode
+
+
 def split_batch(body: bytes, max_items: int) -> list[bytes]:
     """The elements of a batch array, still raw.
 
@@ -154,7 +168,7 @@ def split_batch(body: bytes, max_items: int) -> list[bytes]:
         ProtocolError: PARSE_ERROR, or INVALID_REQUEST for an empty or oversize batch.
     """
     try:
-        items = [bytes(item) for item in _decode_batch(body)]
+        items = [bytes(item) for item in astuple(_batch_decoder(max_items + 1)(body)) if item is not UNSET]
     except (msgspec.DecodeError, RecursionError) as exc:
         raise _unreadable(exc) from exc
     if not items:

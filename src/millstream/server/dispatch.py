@@ -49,7 +49,7 @@ Observe = Callable[[Call, float, bytes], None]
 """``observe(call, seconds, answer)``."""
 
 
-class Outcome(Struct, gc=False):
+class Outcome(Struct):
     """How a call ended: a result (of a tool that failed, too), or an error. Neither of a call that was cancelled."""
 
     result: bytes = b""
@@ -71,6 +71,7 @@ class Dispatcher:
 
     __slots__ = (
         "_counted_at",
+        "_full",
         "_handlers",
         "_heads",
         "_max_calls",
@@ -124,6 +125,8 @@ class Dispatcher:
         """(scope, request id) -> call, for those that a later message can cancel."""
         self._shares: Counter[str] = Counter()
         """Caller -> its calls, counted when it matters."""
+        self._full: set[str] = set()
+        """Callers that were found with as many as they may have since then."""
         self._counted_at = -_RECOUNT
 
     def serve(self, handlers: Mapping[str, Handler]) -> None:
@@ -226,11 +229,19 @@ class Dispatcher:
         now = monotonic()
         if now - self._counted_at > _RECOUNT:
             self._counted_at = now
-            self._shares = Counter(call.owner for call in self.calls if call.method != "subscriptions/listen")
+            self._full.clear()
+            self._shares = Counter(self._owners())
         if self._shares[owner] >= self.max_calls_each:
-            return True
+            if owner not in self._full:  # of those that came since the count, some may be over
+                self._shares[owner] = sum(each == owner for each in self._owners())
+            if self._shares[owner] >= self.max_calls_each:
+                self._full.add(owner)
+                return True
         self._shares[owner] += 1
         return False
+
+    def _owners(self) -> Iterator[str]:
+        return (call.owner for call in self.calls if call.method != "subscriptions/listen")
 
     @property
     def running(self) -> int:
@@ -284,7 +295,9 @@ class Dispatcher:
 
     def _refuse(self, call: Call, exc: ProtocolError, incident: str = "") -> bytes:
         error = projection.error(exc, call.revision)
-        call.failure = Failure(str(error.code), error, incident)
+        # What was raised has a traceback, whose frames refer to the call: such a cycle would keep the body.
+        kept = ProtocolError(error.code, error.message, error.data, status=error.status)
+        call.failure = Failure(str(error.code), kept, incident)
         return b"" if call.bare else error_message(call.id, error.code, error.message, error.data)
 
     def _tool_error(self, call: Call, text: str, incident: str = "") -> bytes:
