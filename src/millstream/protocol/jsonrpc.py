@@ -114,20 +114,22 @@ def _is_two(raw: bytes) -> bool:
         return False
 
 
+def _request_id(raw: bytes, envelope: _Envelope) -> RequestId | None:
+    if not raw or (raw == b"null" and envelope.error):
+        return None
+    if len(raw) > MAX_ID:
+        raise _invalid(f'"id" has at most {MAX_ID} bytes')
+    try:
+        return _decode_id(raw)
+    except msgspec.MsgspecError:
+        raise _invalid('"id" must be a string or an integer') from None
+
+
 def _message(envelope: _Envelope) -> Envelope:
     # Almost always these very bytes; an escaped spelling is the same string.
     if bytes(envelope.jsonrpc) != b'"2.0"' and not _is_two(bytes(envelope.jsonrpc)):
         raise _invalid('"jsonrpc" must be "2.0"')
-    request_id: RequestId | None = None
-    raw_id = bytes(envelope.id)
-    if raw_id:
-        if len(raw_id) > MAX_ID:
-            raise _invalid(f'"id" has at most {MAX_ID} bytes')
-        try:
-            request_id = _decode_id(raw_id)
-        except msgspec.MsgspecError:
-            if raw_id != b"null" or not envelope.error:
-                raise _invalid('"id" must be a string or an integer') from None
+    request_id = _request_id(bytes(envelope.id), envelope)
     raw_method = bytes(envelope.method)
     if not raw_method:
         return _answer(request_id, envelope)
