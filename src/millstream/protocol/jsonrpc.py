@@ -120,9 +120,10 @@ def _request_id(raw: bytes, envelope: _Envelope) -> RequestId | None:
     if len(raw) > MAX_ID:
         raise _invalid(f'"id" has at most {MAX_ID} bytes')
     try:
-        return _decode_id(raw)
+        request_id: RequestId = _decode_id(raw)
     except msgspec.MsgspecError:
         raise _invalid('"id" must be a string or an integer') from None
+    return request_id
 
 
 def _message(envelope: _Envelope) -> Envelope:
