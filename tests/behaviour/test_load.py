@@ -145,3 +145,49 @@ async def test_ended_sessions_of_one_address_leave_room_for_those_of_another() -
         elsewhere = replace(PEER, peer="192.0.2.1", headers=dict(pairs(sessions[1])))
         delete: Any = wire.runtime.serve_http().find("DELETE", "/mcp")
         assert (await delete(elsewhere)).status == 204
+
+
+async def test_a_caller_whose_calls_are_over_has_room_again_at_once() -> None:
+    """A fixed defect: calls of the last quarter of a second still counted, and quick ones were refused."""
+    mcp, release, _ = holding(max_calls=20)
+    async with wired(mcp, "asgi") as wire:
+        headers = await wire.initialize()
+        tasks = await hold(wire, 9, headers)
+        for call in wire.runtime.dispatcher.calls:
+            assert call.origin is not None
+            call.origin.peer = "192.0.2.1"
+        tasks += await hold(wire, 3, await wire.initialize())
+        for number in range(50):
+            assert (await wire.post(request("tools/list", id=number), headers)).status == 200
+        release.set()
+        await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("way", ["asgi", "lane"])
+async def test_a_cancelled_call_that_ends_all_the_same_is_not_answered(way: str) -> None:
+    """A fixed defect: a tool that swallowed the cancellation had its result sent to a caller who had given up."""
+    mcp, started = make_shop(), asyncio.Event()
+
+    @mcp.tool
+    async def stubborn() -> str:
+        """Go on."""
+        try:
+            started.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "done anyway"
+        return ""
+
+    async with wired(mcp, way) as wire:
+        headers = await wire.initialize()
+        message = json.dumps(request("tools/call", {"name": "stubborn"}, 7)).encode()
+        if wire.running is None:
+            asked = asyncio.create_task(wire.ask("POST", "/mcp", headers, message))
+        else:
+            peer = await wire.running.connect()
+            await peer.send(encode_request("POST", "/mcp", pairs(headers), message))
+        await started.wait()
+        cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}}
+        assert (await wire.post(cancel, headers)).status == 202
+        body = (await asked).body if wire.running is None else (await peer.reply())[2]
+        assert b"done anyway" not in body

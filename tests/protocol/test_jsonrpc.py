@@ -6,6 +6,7 @@ import pytest
 
 from millstream.protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
 from millstream.protocol.jsonrpc import (
+    MAX_ID,
     Envelope,
     check_text,
     error_message,
@@ -109,3 +110,11 @@ def test_messages_are_compact_json() -> None:
     assert notification_message("n", {"a": 1}) == b'{"jsonrpc":"2.0","method":"n","params":{"a":1}}'
     assert request_message(1, "m", None) == b'{"jsonrpc":"2.0","id":1,"method":"m"}'
     assert request_message(1, "m", {}) == b'{"jsonrpc":"2.0","id":1,"method":"m","params":{}}'
+
+
+def test_an_id_is_bounded() -> None:
+    """A fixed defect: it stays as long as its call, which may be a stream, and 4 MB of it held 16 MiB."""
+    fits = '"' + "x" * (MAX_ID - 2) + '"'
+    assert read(b'{"jsonrpc":"2.0","id":%b,"method":"ping"}' % fits.encode()).id == "x" * (MAX_ID - 2)
+    with pytest.raises(ProtocolError):
+        read(b'{"jsonrpc":"2.0","id":"x%b,"method":"ping"}' % fits.encode()[1:])

@@ -19,6 +19,9 @@ RequestId = int | str
 encode = msgspec.json.Encoder().encode
 """Compact JSON of any value made of builtins, Structs and dataclasses."""
 
+MAX_ID = 1024
+"""Bytes of an id: it is kept as long as its call, which may be a stream, and repeated in messages."""
+
 _EMPTY = Raw(b"")
 
 
@@ -111,18 +114,23 @@ def _is_two(raw: bytes) -> bool:
         return False
 
 
+def _request_id(raw: bytes, envelope: _Envelope) -> RequestId | None:
+    if not raw or (raw == b"null" and envelope.error):
+        return None
+    if len(raw) > MAX_ID:
+        raise _invalid(f'"id" has at most {MAX_ID} bytes')
+    try:
+        request_id: RequestId = _decode_id(raw)
+    except msgspec.MsgspecError:
+        raise _invalid('"id" must be a string or an integer') from None
+    return request_id
+
+
 def _message(envelope: _Envelope) -> Envelope:
     # Almost always these very bytes; an escaped spelling is the same string.
     if bytes(envelope.jsonrpc) != b'"2.0"' and not _is_two(bytes(envelope.jsonrpc)):
         raise _invalid('"jsonrpc" must be "2.0"')
-    request_id: RequestId | None = None
-    raw_id = bytes(envelope.id)
-    if raw_id:
-        try:
-            request_id = _decode_id(raw_id)
-        except msgspec.MsgspecError:
-            if raw_id != b"null" or not envelope.error:
-                raise _invalid('"id" must be a string or an integer') from None
+    request_id = _request_id(bytes(envelope.id), envelope)
     raw_method = bytes(envelope.method)
     if not raw_method:
         return _answer(request_id, envelope)

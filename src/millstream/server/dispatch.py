@@ -48,7 +48,7 @@ Observe = Callable[[Call, float, bytes], None]
 """``observe(call, seconds, answer)``."""
 
 
-class Outcome(Struct, gc=False):
+class Outcome(Struct):
     """How a call ended: a result (of a tool that failed, too), or an error. Neither of a call that was cancelled."""
 
     result: bytes = b""
@@ -158,9 +158,9 @@ class Dispatcher:
             head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
             head = head if members else head.removesuffix(b",")
             answer = (
-                b"%b%b}" % (head, members)
-                if call.bare
-                else b'{"jsonrpc":"2.0","id":%b,"result":%b%b}}' % (encode(call.id), head, members)
+                b'{"jsonrpc":"2.0","id":%b,"result":%b%b}}' % (encode(call.id), head, members)
+                if not (call.bare or call.cancelled)
+                else _unusual(call, b"%b%b}" % (head, members))
             )
         except BaseException as exc:
             answer = self._failure(call, exc)
@@ -239,7 +239,9 @@ class Dispatcher:
 
     def _refuse(self, call: Call, exc: ProtocolError, incident: str = "") -> bytes:
         error = projection.error(exc, call.revision)
-        call.failure = Failure(str(error.code), error, incident)
+        # What was raised has a traceback, whose frames refer to the call: such a cycle would keep the body.
+        kept = ProtocolError(error.code, error.message, error.data, status=error.status)
+        call.failure = Failure(str(error.code), kept, incident)
         return b"" if call.bare else error_message(call.id, error.code, error.message, error.data)
 
     def _tool_error(self, call: Call, text: str, incident: str = "") -> bytes:
@@ -285,6 +287,11 @@ def _told(call: Call, answer: bytes) -> bytes:
     if failed is not None and failed.error is not None:
         return error_message(call.id, failed.error.code, failed.error.message, failed.error.data)
     return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), answer) if answer else b""
+
+
+def _unusual(call: Call, result: bytes) -> bytes:
+    """The answer of a call whose transport has an envelope of its own, or that was cancelled and ended all the same."""
+    return b"" if call.cancelled and not call.expired else _enveloped(call, result)
 
 
 def _enveloped(call: Call, result: bytes) -> bytes:

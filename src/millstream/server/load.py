@@ -1,7 +1,7 @@
 """How much runs, and who may start more: as many calls as a server takes in all, and half of them for one caller."""
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from time import monotonic
 
 from millstream.protocol.errors import OVERLOADED, ProtocolError
@@ -14,7 +14,7 @@ _RECOUNT = 0.25
 class Load:
     """The calls in flight of one running server, as numbers."""
 
-    __slots__ = ("_calls", "_counted_at", "_endings", "_shares", "max_calls", "max_each")
+    __slots__ = ("_calls", "_counted_at", "_endings", "_full", "_shares", "max_calls", "max_each")
 
     def __init__(
         self, calls: Collection[Call], endings: Collection[Callable[[], None]], *, max_calls: int, max_each: int
@@ -28,6 +28,8 @@ class Load:
         self._endings = endings
         self._shares: Counter[str] = Counter()
         """Caller -> its calls, counted when it matters."""
+        self._full: set[str] = set()
+        """Callers that were found with as many as they may have since then."""
         self._counted_at = -_RECOUNT
 
     @property
@@ -59,8 +61,16 @@ class Load:
         now = monotonic()
         if now - self._counted_at > _RECOUNT:
             self._counted_at = now
-            self._shares = Counter(call.owner for call in self._calls if call.method != "subscriptions/listen")
+            self._full.clear()
+            self._shares = Counter(self._owners())
         if self._shares[owner] >= self.max_each:
-            return True
+            if owner not in self._full:  # of those that came since the count, some may be over
+                self._shares[owner] = sum(each == owner for each in self._owners())
+            if self._shares[owner] >= self.max_each:
+                self._full.add(owner)
+                return True
         self._shares[owner] += 1
         return False
+
+    def _owners(self) -> Iterator[str]:
+        return (call.owner for call in self._calls if call.method != "subscriptions/listen")

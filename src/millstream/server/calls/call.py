@@ -56,7 +56,7 @@ class Origin(Protocol):
     """Stops the work, once something can be stopped; None where only the task of the call can be."""
 
 
-class Failure(Struct, gc=False):
+class Failure(Struct):
     """How a call ended that did not succeed."""
 
     outcome: str

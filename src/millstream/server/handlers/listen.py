@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream.protocol.errors import INVALID_REQUEST, OVERLOADED, ProtocolError
+from millstream.protocol.handshake import MAX_DISPLAYED
 from millstream.protocol.jsonrpc import notification_message
 from millstream.protocol.metadata import SUBSCRIPTION_KEY, Client
 from millstream.server.calls.call import Call
@@ -60,7 +61,9 @@ class ListenHandlers:
         if sum(map(len, wanted.resource_subscriptions)) > MAX_URI_BYTES:
             raise ProtocolError(INVALID_REQUEST, f"The URIs of a subscription have at most {MAX_URI_BYTES} characters")
         # Nothing of what it was asked with is looked at again, and the stream may be open for a day.
-        call.client, call.params = Client({}, call.client.name, call.client.version), b""
+        client = call.client
+        call.client = Client({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
+        call.params, call.token = b"", None
         owner = principal_id(call.principal)
         mine = self._open.get(owner, 0)
         if mine >= settings.max_streams_per_principal or sum(self._open.values()) >= settings.max_streams:

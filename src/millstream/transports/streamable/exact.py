@@ -10,6 +10,7 @@ from millstream.protocol.errors import INVALID_REQUEST, OVERLOADED, ProtocolErro
 from millstream.protocol.handshake import read_initialize
 from millstream.protocol.jsonrpc import Envelope, check_text, error_message, read, result_message
 from millstream.protocol.revisions import ASSUMED
+from millstream.server.calls.call import Call
 from millstream.server.calls.services import principal_id
 from millstream.transports.batches import is_batch
 from millstream.transports.refusals import WRONG_TYPE, refusal, refused, unknown_session
@@ -43,10 +44,17 @@ async def serve_exactly(endpoint: Endpoint, request: Request) -> Response | None
             if message.method != LISTEN:
                 exchange.check_readable()
         if is_per_request(message, request.headers):
-            return await _per_request(exchange, message)
-        return await _handshake(exchange, message)
+            opened: Call | Response = _per_request(exchange, message)
+        else:
+            opened = await _handshake(exchange, message)
     except ProtocolError as exc:
         return _refuse(exchange, message, exc)
+    if isinstance(opened, Response):
+        return opened
+    # The call has what it needs, and it may run for a day: nothing else holds what it was asked with.
+    request.body = b""
+    del message
+    return await exchange.run(opened)
 
 
 def _check_media(exchange: Exchange) -> Response | None:
@@ -75,7 +83,7 @@ def _describes_itself(exchange: Exchange, message: Envelope) -> bool:
 # The per-request era
 
 
-async def _per_request(exchange: Exchange, message: Envelope) -> Response | None:
+def _per_request(exchange: Exchange, message: Envelope) -> Call | Response:
     endpoint, request = exchange.endpoint, exchange.request
     if message.id is None:
         check_notification(message)
@@ -93,26 +101,25 @@ async def _per_request(exchange: Exchange, message: Envelope) -> Response | None
         headers=request.headers,
         raw_headers=request.raw_headers,
     )
-    return await exchange.run(exchange.per_request_call(message, admitted), "")
+    return exchange.per_request_call(message, admitted)
 
 
 # The handshake era
 
 
-async def _handshake(exchange: Exchange, message: Envelope) -> Response | None:
+async def _handshake(exchange: Exchange, message: Envelope) -> Call | Response:
     endpoint, request = exchange.endpoint, exchange.request
     if message.method == "initialize" and message.id is not None:
         return await _initialize(exchange, message)
     session, revision = await exchange.session()
     if session is not None and not session.current and message.method in _STREAM_BOUND:
         raise unknown_session()
-    scope = "" if session is None else session.id
     if message.id is None:
         check_notification(message)
-        endpoint.dispatcher.control.notified(message, scope)
+        endpoint.dispatcher.control.notified(message, "" if session is None else session.id)
         endpoint.services.note(message.method, "http", session, principal=request.principal)
         return _ACCEPTED
-    return await exchange.run(exchange.handshake_call(message, session, revision), scope)
+    return exchange.handshake_call(message, session, revision)
 
 
 async def _initialize(exchange: Exchange, message: Envelope) -> Response:

@@ -125,9 +125,9 @@ class Exchange:
             "client_id": client_id_of(request.query),
         }
 
-    async def run(self, call: Call, scope: str) -> Response | None:
+    async def run(self, call: Call) -> Response | None:
         """Run a call to its reply."""
-        body = await self.endpoint.dispatcher.call(call, scope)
+        body = await self.endpoint.dispatcher.call(call, "" if call.session is None else call.session.id)
         if body and not self.accepts.json and _status(call) == 200:
             line = call.open_line()
             assert isinstance(line, PostLine)  # noqa: S101  lines of this endpoint are

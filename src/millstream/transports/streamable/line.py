@@ -130,8 +130,6 @@ class PostLine:
         self._opened = True
         services = self._services
         assert self._streams is not None  # noqa: S101  callers have looked
-        if self._owner is not None:
-            self.request.body = b""  # not looked at again, and the stream may be open for a day
         sink = self._sink = self.request.open(200, STREAM_HEAD)
         self._streams.add(sink, self._owner, ("http", self._revision.date))
         if self._lock is not None:

@@ -68,6 +68,7 @@ class Streamable:
                 if fast is not None:
                     call = self._fast_call(request, fast)
         if call is None:
+            del body  # a stream may be open for a day
             return await serve_exactly(self._endpoint, request)
         session = call.session
         answer = await self._dispatcher.call(call, "" if session is None else session.id)

@@ -1,0 +1,99 @@
+"""What calls hold: nothing of a refused one is kept, and an open subscription holds nothing of what it was asked with."""
+
+import asyncio
+import gc
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from millstream import Server
+from millstream.protocol.jsonrpc import Envelope
+from millstream.server.calls.call import Call
+from wire import POST, encode_request, enveloped, pairs, routing, wired
+from wire import request as request_of
+
+SIZE = 1_000_003
+"""Bytes: nothing else has this size."""
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Only what counts references frees objects."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def alive(kind: type) -> int:
+    """How many objects of a kind there are."""
+    return sum(isinstance(each, kind) for each in gc.get_objects())
+
+
+REFUSED: dict[str, Any] = {
+    "unknown tool": request_of("tools/call", {"name": "none", "arguments": {}}),
+    "bad arguments": request_of("tools/call", {"name": "add", "arguments": {"a": "x"}}),
+    "bad cursor": request_of("tools/list", {"cursor": "x"}),
+    "subscription to nothing": enveloped("subscriptions/listen", {"notifications": 3}),
+}
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("message", REFUSED.values(), ids=REFUSED)
+async def test_nothing_of_a_refused_call_is_kept(message: dict[str, Any]) -> None:
+    """Fixed: the error that a call ended with referred to the call by its traceback, which nothing ever collected."""
+    server = Server("refusing")
+
+    @server.tool
+    def add(a: int) -> int:
+        """Never called."""
+        return a
+
+    headers = routing(message["method"]) if "_meta" in message["params"] else POST
+    async with wired(server, "lane") as wire:
+        gc.collect()
+        before = alive(Call)  # of other tests of this process
+        for _ in range(3):
+            assert (await wire.post(message, headers)).message["error"]["code"] == -32602
+        assert alive(Call) <= before
+
+
+async def test_an_open_subscription_holds_nothing_of_what_it_was_asked_with() -> None:
+    """Fixed: the frames of an open stream held the body and its parameters, its call the names and the token."""
+    server = Server("streams")
+    server.tool(len)
+    message = enveloped("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, 7)
+    about = {"io.modelcontextprotocol/clientInfo": {"name": "n" * SIZE, "version": "v" * SIZE}}
+    message["params"]["_meta"] |= {"progressToken": "t" * SIZE, "x": "x" * SIZE, **about}
+    headers = routing("subscriptions/listen")
+    async with wired(server, "lane") as wire:
+        assert wire.running is not None
+        peer = await wire.running.connect()
+        body = json.dumps(message).encode()
+        await peer.send(encode_request("POST", "/mcp", pairs(headers), body))
+        await peer.head()
+        await peer.chunk()
+        (call,) = wire.runtime.dispatcher.calls
+        held = [*call.__struct_fields__]
+        assert sum(len(getattr(call, name)) for name in held if isinstance(getattr(call, name), str | bytes)) < 1000
+        assert len(call.client.name) + len(call.client.version) <= 512
+        assert call.origin.body == b""  # type: ignore[union-attr, attr-defined]
+        frames = [
+            len(value.params) if isinstance(value, Envelope) else len(value)
+            for task in asyncio.all_tasks()
+            for frame in _frames(task)
+            if frame.f_code.co_filename != __file__
+            for value in frame.f_locals.values()
+            if isinstance(value, bytes | str | Envelope)
+        ]
+        assert max(frames) < SIZE
+
+
+def _frames(task: asyncio.Task[Any]) -> Iterator[Any]:
+    """The frames of a task and of all that it awaits."""
+    awaited: Any = task.get_coro()
+    while getattr(awaited, "cr_frame", None) is not None:
+        yield awaited.cr_frame
+        awaited = awaited.cr_await
