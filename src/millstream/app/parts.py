@@ -33,8 +33,7 @@ def make_websocket(
     """The handler of ``/ws``."""
     from millstream.transports.websocket.route import WebSocketRoute  # noqa: PLC0415  only where a hub is served
 
-    settings = dispatcher.services.settings
-    return WebSocketRoute(dispatcher, hub, policy, settings, streams, may_publish=here_only.allows)
+    return WebSocketRoute(dispatcher, hub, policy, streams, may_publish=here_only.allows)
 
 
 async def open_hub(definition: Definition, store: Store) -> "Hub | None":

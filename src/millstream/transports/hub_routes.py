@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream.config import Settings
 from millstream.http.compression import GZIP_HEAD, accepts_gzip, gzip_member
 from millstream.http.media import accepted, carries_json
 from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink, last_event_id, query_values
@@ -63,20 +62,22 @@ _gzip = lru_cache(maxsize=64)(gzip_member)
 class HubRoutes:
     """The three handlers."""
 
-    __slots__ = ("_hub", "_note", "_settings", "_streams")
+    __slots__ = ("_gzip", "_hub", "_max_depth", "_note", "_streams")
 
     def __init__(
         self,
         hub: Hub,
         streams: OpenStreams,
-        settings: Settings,
         *,
+        max_depth: int,
+        gzip: bool = False,
         note: ObserveMessage = ignore_message,
     ) -> None:
         self._hub = hub
         self._note = note
         self._streams = streams
-        self._settings = settings
+        self._max_depth = max_depth
+        self._gzip = gzip
 
     @staticmethod
     def match(path: str) -> str | None:
@@ -147,7 +148,7 @@ class HubRoutes:
         owner = principal_id(request.principal)
         if self._streams.full(owner):
             return problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
-        gzip = self._settings.gzip_streams and accepts_gzip(request.headers.get(b"accept-encoding", b""))
+        gzip = self._gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
         sink = request.open(200, STREAM_HEAD + GZIP_HEAD if gzip else STREAM_HEAD)
         self._streams.add(sink, owner, ("events", ""), code=_gzip if gzip else bytes)
         try:
@@ -181,7 +182,7 @@ class HubRoutes:
             raise ProtocolError(INVALID_REQUEST, text, status=415)
         if not request.body.strip():
             raise ProtocolError(INVALID_REQUEST, 'The body is empty. Send an event: {"data": …}.')
-        check_text(request.body, self._settings.max_depth)
+        check_text(request.body, self._max_depth)
         try:
             return _decode_publication(request.body)
         except msgspec.ValidationError as exc:

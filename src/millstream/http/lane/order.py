@@ -23,9 +23,10 @@ from millstream.config import Settings
 from millstream.http.lane import ATTRIBUTE, Lane
 from millstream.http.lane.guard import Guard
 from millstream.http.lane.states import ASGI_BODY, DISMISSED, IS_REFUSED, LEAVES, NEW, REFUSED
+from millstream.http.limits import HttpLimits
 from millstream.http.message import Response
 
-_DEFAULTS = Settings()
+_DEFAULTS = HttpLimits.of(Settings())
 
 
 class Cycle(Protocol):
@@ -73,7 +74,7 @@ class OrderedProtocol(HttpToolsProtocol):
         self.traced = isinstance(app, MessageLoggerMiddleware)
         lane: object = getattr(app.app if isinstance(app, MessageLoggerMiddleware) else app, ATTRIBUTE, None)
         self.lane = lane if isinstance(lane, Lane) else None
-        self.limits = _DEFAULTS if self.lane is None else self.lane.settings
+        self.limits = _DEFAULTS if self.lane is None else self.lane.limits
         # process
         guard: Guard | None = server_state.__dict__.get("millstream_guard")
         if guard is None:
