@@ -55,26 +55,15 @@ class Guarded(Protocol):
 
     def refuse(self, response: Response) -> None:
         """Answer and close."""
-        ...
 
 
 class Guard:
     """The guard of one running server."""
 
     __slots__ = (
-        "_connections",
-        "_counts",
-        "_interval",
-        "_limits",
-        "_loop",
-        "_patience",
-        "_spares",
-        "_state",
-        "_timer",
-        "clock",
-        "heads",
-        "unfinished",
-    )
+        "_connections", "_counts", "_interval", "_limits", "_loop", "_patience", "_spares", "_state", "_timer", "clock",
+        "heads", "unfinished",
+    )  # fmt: skip
 
     def __init__(self, state: ServerState, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
         # configuration

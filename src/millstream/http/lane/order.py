@@ -43,18 +43,8 @@ class OrderedProtocol(HttpToolsProtocol):
 
     # uvicorn's own attributes stay in its dict; more than thirty there would no longer be shared between connections.
     __slots__ = (
-        "body",
-        "counted",
-        "current",
-        "guard",
-        "lane",
-        "limits",
-        "phase",
-        "proxy",
-        "since",
-        "traced",
-        "waiting",
-    )
+        "body", "counted", "current", "guard", "lane", "limits", "phase", "proxy", "since", "traced", "waiting",
+    )  # fmt: skip
 
     app: Any
     parser: HttpRequestParser
