@@ -189,17 +189,13 @@ def redact_text(text: str) -> str:
     rest = len(text) - MAX_TEXT
     if rest > 0:
         text = f"{text[:MAX_TEXT]}… ({rest} more)"
-    text = _SECRET_TEXT.sub(_hide, text)
+    text = _SECRET_TEXT.sub(lambda match: f"{match['header'] or match['pair'] or match['scheme']}{HIDDEN}", text)
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def escape(text: str) -> str:
     """`text` on one line: control characters, line separators and bidirectional marks as escapes."""
     return text.translate(_ESCAPES)
-
-
-def _hide(match: re.Match[str]) -> str:
-    return f"{match['header'] or match['pair'] or match['scheme']}{HIDDEN}"
 
 
 def _first(items: Any) -> list[Any]:

@@ -11,7 +11,6 @@ from typing import Any
 from millstream.http.asgi.sink import Send
 from millstream.http.stream_end import Ending
 
-NORMAL = 1000
 GOING_AWAY = 1001
 UNSUPPORTED_DATA = 1003
 TOO_BIG = 1009
