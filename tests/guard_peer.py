@@ -8,6 +8,7 @@ from typing import Any
 from http_peer import Peer, Running, ToyApp, serve
 from millstream.config import Settings
 from millstream.http.lane import Lane
+from millstream.http.limits import HttpLimits
 from millstream.http.message import Handler, Request, Response
 
 Start = Callable[..., Awaitable[Running]]
@@ -26,7 +27,7 @@ class GuardApp(ToyApp):
         lookup = self.__millstream_lane__.lookup
         self.__millstream_lane__ = Lane(
             lambda method, path: None if path == b"/asgi" else lookup(method, path),
-            settings=settings,
+            limits=HttpLimits.of(settings),
             policy=self.__millstream_lane__.policy,
         )
 

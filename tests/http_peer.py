@@ -15,6 +15,7 @@ from millstream.config import Settings
 from millstream.http.asgi.adapter import AsgiAdapter
 from millstream.http.hosts import HostPolicy
 from millstream.http.lane import Lane, load_lane
+from millstream.http.limits import HttpLimits
 from millstream.http.message import Handler
 from patience import WAIT
 
@@ -25,13 +26,14 @@ class ToyApp:
     """An ASGI application with a lane, as `Server` is one: exact paths to handlers."""
 
     def __init__(self, routes: dict[tuple[str, str], Handler], settings: Settings, *, lane: bool) -> None:
+        limits = HttpLimits.of(settings)
         policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=True)
-        self.adapter = AsgiAdapter(lambda method, path: routes.get((method, path)), settings=settings, policy=policy)
+        self.adapter = AsgiAdapter(lambda method, path: routes.get((method, path)), limits=limits, policy=policy)
         wire = {(method.encode(), path.encode()): handler for (method, path), handler in routes.items()}
         if lane:
             self.__millstream_lane__ = Lane(
                 lambda method, path: wire.get((method, path)),
-                settings=settings,
+                limits=limits,
                 policy=policy,
                 hot={key: (handler, key[0].decode(), key[1].decode()) for key, handler in wire.items()},
             )

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from millstream import Context, Field, Image, Server, ToolError, ToolResult
 from millstream.http.asgi.adapter import AsgiAdapter
 from millstream.http.hosts import HostPolicy
+from millstream.http.limits import HttpLimits
 from millstream.http.message import Handler, Request, Response
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.transports.rest.routes import TOOLS_PATH, RestRoutes
@@ -191,7 +192,7 @@ class RestApp:
             runtime = await self.server.start(supervised=True)
             policy = HostPolicy((), (), loopback_bind=True)
             find = table(RestRoutes(runtime.dispatcher))
-            self._adapter = AsgiAdapter(find, settings=self.server.settings, policy=policy)
+            self._adapter = AsgiAdapter(find, limits=HttpLimits.of(self.server.settings), policy=policy)
         await self._adapter(scope, receive, send)
 
 

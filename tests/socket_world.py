@@ -18,6 +18,7 @@ from millstream import Context, Server, Settings
 from millstream.app.runtime import Runtime
 from millstream.http.hosts import HostPolicy
 from millstream.http.lane import Lane
+from millstream.http.limits import HttpLimits
 from millstream.http.websocket.uvicorn import CLASS_NAME
 from millstream.hub import Hub, HubLimits
 from millstream.stores.memory.store import MemoryStore
@@ -134,10 +135,10 @@ async def world(way: str = "lane", *, limits: HubLimits | None = None, guard: An
     try:
         async with server.running() as runtime:
             policy = HostPolicy(server.settings.allowed_hosts, server.settings.allowed_origins, loopback_bind=True)
-            route = WebSocketRoute(runtime.dispatcher, hub, policy, server.settings, runtime.streams, guard=guard)
+            route = WebSocketRoute(runtime.dispatcher, hub, policy, runtime.streams, guard=guard)
             app = World(server, runtime, hub, route)
             if way == "lane":
-                lane = Lane(lambda method, path: None, settings=server.settings, policy=policy)
+                lane = Lane(lambda method, path: None, limits=HttpLimits.of(server.settings), policy=policy)
                 app.__millstream_lane__ = lane  # type: ignore[attr-defined]
             options: dict[str, Any] = {
                 "ws": CLASS_NAME if way == "lane" else "websockets-sansio",

@@ -11,6 +11,7 @@ from millstream.config import Settings
 from millstream.http.asgi.adapter import AsgiAdapter
 from millstream.http.asgi.sink import header_list, header_lists
 from millstream.http.hosts import HostPolicy
+from millstream.http.limits import HttpLimits
 from millstream.http.message import STREAM_HEAD, Handler, Request, Response
 
 DISCONNECT = {"type": "http.disconnect"}
@@ -46,7 +47,9 @@ class Peer:
 
     async def ask(self, handler: Handler | None, **settings: Any) -> tuple[int, bytes]:
         """Run the adapter; the status and the body it sent."""
-        adapter = AsgiAdapter(lambda method, path: handler, settings=Settings(**settings), policy=HostPolicy())
+        adapter = AsgiAdapter(
+            lambda method, path: handler, limits=HttpLimits.of(Settings(**settings)), policy=HostPolicy()
+        )
         await asyncio.wait_for(adapter(self.scope, self.receive, self.send), WAIT)
         return self.answer()
 
@@ -111,7 +114,7 @@ async def test_a_peer_that_leaves_before_its_body_is_whole_starts_nothing() -> N
     """Half a request is no request."""
     for messages in ([DISCONNECT], [{"type": "http.request", "body": b"a", "more_body": True}, DISCONNECT]):
         peer = Peer(messages)
-        adapter = AsgiAdapter(lambda method, path: _fail, settings=Settings(), policy=HostPolicy())
+        adapter = AsgiAdapter(lambda method, path: _fail, limits=HttpLimits.of(Settings()), policy=HostPolicy())
         await adapter(peer.scope, peer.receive, peer.send)
         assert peer.sent == []
 
@@ -150,7 +153,7 @@ async def test_a_cancellation_that_a_disconnect_asked_for_is_swallowed() -> None
         await asyncio.Event().wait()
 
     peer = Peer()
-    adapter = AsgiAdapter(lambda method, path: work, settings=Settings(), policy=HostPolicy())
+    adapter = AsgiAdapter(lambda method, path: work, limits=HttpLimits.of(Settings()), policy=HostPolicy())
     task = asyncio.create_task(adapter(peer.scope, peer.receive, peer.send))
     await asyncio.wait_for(began.wait(), WAIT)
     peer.gone.set()
@@ -174,7 +177,7 @@ async def test_a_handler_may_finish_after_a_disconnect_cancelled_it() -> None:
         return Response()
 
     peer = Peer()
-    adapter = AsgiAdapter(lambda method, path: work, settings=Settings(), policy=HostPolicy())
+    adapter = AsgiAdapter(lambda method, path: work, limits=HttpLimits.of(Settings()), policy=HostPolicy())
     task = asyncio.create_task(adapter(peer.scope, peer.receive, peer.send))
     await asyncio.wait_for(began.wait(), WAIT)
     peer.gone.set()

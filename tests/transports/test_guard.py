@@ -12,6 +12,7 @@ from http_peer import HEAD, WAIT, request, serve
 from millstream.config import Settings
 from millstream.http.hosts import HostPolicy
 from millstream.http.lane import Lane
+from millstream.http.limits import HttpLimits
 from millstream.http.message import STREAM_HEAD, Request, Response
 
 PATHS = pytest.mark.parametrize("path", ["/echo", "/asgi"])
@@ -239,7 +240,9 @@ async def test_a_websocket_is_handed_over_and_still_counts(start: Start) -> None
         while (message := await receive())["type"] == "websocket.receive":
             await send({"type": "websocket.send", "text": message["text"]})
 
-    lane = Lane(lambda method, path: None, settings=Settings(max_connections_per_address=1), policy=HostPolicy())
+    lane = Lane(
+        lambda method, path: None, limits=HttpLimits.of(Settings(max_connections_per_address=1)), policy=HostPolicy()
+    )
     app.__millstream_lane__ = lane  # type: ignore[attr-defined]
     async with serve(app, lane=True, ws="websockets-sansio") as server:
         async with connect(f"ws://127.0.0.1:{server.port}/ws") as socket:

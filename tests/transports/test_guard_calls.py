@@ -12,6 +12,7 @@ from guard_peer import GuardApp, Start, echo, guarded, held, refused
 from http_peer import HEAD, WAIT, Running, ToyApp, request, serve
 from millstream.config import Settings
 from millstream.http.lane import Lane, load_lane
+from millstream.http.limits import HttpLimits
 from millstream.http.message import STREAM_HEAD, Handler, Request, Response
 
 
@@ -127,7 +128,7 @@ async def test_an_error_in_a_parser_callback_is_a_500_and_in_the_log(caplog: pyt
     def fail(method: bytes, path: bytes) -> Handler | None:
         raise ZeroDivisionError
 
-    lane = Lane(fail, settings=Settings(), policy=GuardApp({}, Settings()).adapter.policy)
+    lane = Lane(fail, limits=HttpLimits.of(Settings()), policy=GuardApp({}, Settings()).adapter.policy)
     app.__millstream_lane__ = lane  # type: ignore[attr-defined]
     async with serve(app, lane=True) as server:
         peer = await server.connect()

@@ -19,6 +19,7 @@ from millstream.http.asgi.adapter import AsgiAdapter, AsgiExchange
 from millstream.http.hosts import HostPolicy
 from millstream.http.lane.call import LaneExchange
 from millstream.http.lane.guarded import MAX_PIPELINE
+from millstream.http.limits import HttpLimits
 from millstream.http.message import STREAM_HEAD, Request, Response, Sink
 from millstream.server.calls.call import Call
 from millstream.transports.streamable.line import PostLine
@@ -168,7 +169,9 @@ async def test_the_body_of_a_call_under_any_asgi_server_is_freed_when_it_is_over
     watch = Watch()
     routes = {("POST", f"/{name}"): getattr(watch, name)}
     adapter = AsgiAdapter(
-        lambda method, path: routes.get((method, path)), settings=Settings(), policy=HostPolicy(loopback_bind=True)
+        lambda method, path: routes.get((method, path)),
+        limits=HttpLimits.of(Settings()),
+        policy=HostPolicy(loopback_bind=True),
     )
     scope = {
         "type": "http", "method": "POST", "path": f"/{name}", "headers": [(b"host", b"127.0.0.1")], "client": None
@@ -233,8 +236,8 @@ async def test_nothing_of_a_stream_that_its_client_left_is_kept(way: str, method
 async def test_unfinished_bodies_under_any_asgi_server_have_a_cap_too() -> None:
     """Our choice, the same number: without the guard the adapter counts."""
     watch = Watch()
-    settings = Settings(max_unfinished=250)
-    adapter = AsgiAdapter(lambda method, path: watch.reply, settings=settings, policy=HostPolicy(loopback_bind=True))
+    limits = HttpLimits.of(Settings(max_unfinished=250))
+    adapter = AsgiAdapter(lambda method, path: watch.reply, limits=limits, policy=HostPolicy(loopback_bind=True))
     go = asyncio.Event()
 
     async def post() -> tuple[int, dict[bytes, bytes]]:

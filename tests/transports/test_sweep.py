@@ -9,9 +9,10 @@ from uvicorn.server import ServerState
 from millstream.config import Settings
 from millstream.http.lane.guard import Guard
 from millstream.http.lane.states import ASGI_BODY, BODY, CLOSED, EXPECTED, HEAD, IDLE, NEW, REFUSED, USUAL_BODY
+from millstream.http.limits import HttpLimits
 from millstream.http.message import Response
 
-LIMITS = Settings(header_timeout=10, body_timeout=30, write_timeout=20, keep_alive=75)
+LIMITS = HttpLimits.of(Settings(header_timeout=10, body_timeout=30, write_timeout=20, keep_alive=75))
 
 
 class Loop:
@@ -198,7 +199,7 @@ def test_a_sweep_goes_on_after_an_error_in_it(guard: Guard, loop: Loop) -> None:
 def test_addresses_are_counted_only_where_they_have_a_cap(loop: Loop) -> None:
     """Else a table of all addresses ever seen would grow."""
     state = ServerState()
-    capped = Guard(state, Settings(max_connections_per_address=1), cast("Any", loop))
+    capped = Guard(state, HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
     first, second = Connection(), Connection()
     assert capped.admit(first)
     assert capped.admit(second)
@@ -208,7 +209,7 @@ def test_addresses_are_counted_only_where_they_have_a_cap(loop: Loop) -> None:
     third = Connection()
     assert capped.admit(third)
     assert not third.over_cap
-    free = Guard(state, Settings(), cast("Any", loop))
+    free = Guard(state, HttpLimits.of(Settings()), cast("Any", loop))
     assert free.admit(first)
     assert free.admit(second)
     assert not second.over_cap
@@ -222,7 +223,7 @@ def test_addresses_are_counted_only_where_they_have_a_cap(loop: Loop) -> None:
 
 def test_a_few_above_a_cap_may_probe_for_a_moment_and_the_rest_is_refused(loop: Loop) -> None:
     """Above the cap nobody may wait long: the next probe wants the place."""
-    guard = Guard(ServerState(), Settings(max_connections_per_address=1), cast("Any", loop))
+    guard = Guard(ServerState(), HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
     assert guard.admit(Connection())
     spares = [Connection(NEW) for _ in range(16)]
     assert all(guard.admit(each) and each.over_cap for each in spares)

@@ -5,16 +5,14 @@ A server that serves none of them imports none of them.
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from millstream.app.definition import Definition
-from millstream.app.here_only import HereOnly
-from millstream.http.hosts import HostPolicy
 from millstream.protocol.handshake import Opening
 from millstream.protocol.principal import Principal
 from millstream.server.calls.notes import SESSION_OVER, ObserveMessage
 from millstream.server.calls.sessions import Session
-from millstream.server.dispatch import Dispatcher
 from millstream.stores.base import Store
 from millstream.stores.health import StoreHealth
 from millstream.stores.memory.store import MemoryStore
@@ -23,29 +21,7 @@ from millstream.transports.open_streams import OpenStreams
 if TYPE_CHECKING:
     from millstream.hub import Hub
     from millstream.server.observing.observer import Observer
-    from millstream.transports.websocket.route import WebSocketRoute
     from millstream.web.live import DashboardFeed
-
-
-def make_websocket(
-    dispatcher: Dispatcher, hub: "Hub", policy: HostPolicy, streams: OpenStreams, here_only: HereOnly
-) -> "WebSocketRoute":
-    """The handler of ``/ws``."""
-    from millstream.transports.websocket.route import WebSocketRoute  # noqa: PLC0415  only where a hub is served
-
-    settings = dispatcher.services.settings
-    return WebSocketRoute(dispatcher, hub, policy, settings, streams, may_publish=here_only.allows)
-
-
-async def open_hub(definition: Definition, store: Store) -> "Hub | None":
-    """The hub of a running server, if it serves one."""
-    if "hub" not in definition.parts:
-        return None
-    from millstream.hub import Hub, HubLimits  # noqa: PLC0415  only where a hub is served
-
-    hub = Hub(store, HubLimits.of(definition.settings), authorize=definition.authorize_channel)
-    await hub.open()
-    return hub
 
 
 def make_observer(
@@ -72,31 +48,18 @@ def make_observer(
     read = observer.registry.read
     read("gauge", "hub_backend_up", "The store answers.", lambda: {(health.kind,): int(health.up)}, ("kind",))
     if hub is not None:
-        read("counter", "hub_events_published_total", "Events published here.", lambda: {(): hub.stats().published})
-        read("counter", "hub_events_delivered_total", "Events written.", lambda: {(): hub.stats().delivered})
-        read(
-            "counter",
-            "hub_events_dropped_total",
-            "Subscribers that were cut.",
-            lambda: {(reason,): count for reason, count in hub.stats().cut.items()},
-            ("reason",),
-        )
-        read(
-            "counter",
-            "hub_replay_total",
-            "Subscribers that came back: all was told again, or there was a gap.",
-            lambda: {(outcome,): count for outcome, count in hub.stats().replays.items()},
-            ("outcome",),
-        )
-        read(
-            "gauge",
-            "hub_streams_active",
-            "Subscribers now.",
-            lambda: {(transport,): count for transport, count in hub.stats().transports.items()},
-            ("transport",),
-        )
+        stats, back = hub.stats, "Subscribers that came back: all was told again, or there was a gap."
+        read("counter", "hub_events_published_total", "Events published here.", lambda: {(): stats().published})
+        read("counter", "hub_events_delivered_total", "Events written.", lambda: {(): stats().delivered})
+        read("counter", "hub_events_dropped_total", "Subscribers that were cut.", lambda: _by(stats().cut), ("reason",))
+        read("counter", "hub_replay_total", back, lambda: _by(stats().replays), ("outcome",))
+        read("gauge", "hub_streams_active", "Subscribers now.", lambda: _by(stats().transports), ("transport",))
         read("gauge", "hub_send_queue_bytes", "Bytes not yet taken.", lambda: {(): hub.queued_bytes()})
     return observer
+
+
+def _by(counts: Mapping[str, int]) -> dict[tuple[str, ...], float]:
+    return {(name,): count for name, count in counts.items()}
 
 
 _MAX_NAME = 1024
@@ -138,13 +101,7 @@ def make_note(observer: "Observer") -> ObserveMessage:
 
 
 def make_feed(
-    definition: Definition,
-    observer: "Observer",
-    hub: "Hub",
-    *,
-    streams: OpenStreams,
-    health: StoreHealth,
-    store: Store,
+    definition: Definition, observer: "Observer", hub: "Hub", *, streams: OpenStreams, health: StoreHealth, store: Store
 ) -> "DashboardFeed":
     """What the dashboard hears."""
     from millstream.web.live import DashboardFeed, LogTail  # noqa: PLC0415  only where the pages are served

@@ -96,7 +96,8 @@ class Routes:
         from millstream.transports.hub_routes import HubRoutes  # noqa: PLC0415  each part only where it is served
 
         services = dispatcher.services
-        handlers = HubRoutes(hub, streams, services.settings, note=services.note)
+        gzip, max_depth = services.settings.gzip_streams, services.settings.max_depth
+        handlers = HubRoutes(hub, streams, max_depth=max_depth, gzip=gzip, note=services.note)
         self._by_path["/events"] = {"GET": handlers.events}
         self._by_path["/publish"] = {"POST": here_only.guard(handlers.publish, message="hub/publish")}
         self._prefixes.append(("/mcp/sse/", {"GET": of_this_site(handlers.client_stream)}))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.app.definition import Definition
 from millstream.app.here_only import Bind, HereOnly
-from millstream.app.parts import make_feed, make_note, make_observer, make_websocket, open_hub
+from millstream.app.parts import make_feed, make_note, make_observer
 from millstream.http.hosts import HostPolicy
 from millstream.server.calls.call import Call
 from millstream.server.calls.changes import Change, Changes
@@ -125,12 +125,17 @@ class Runtime:
             await self._open_lifespan(part)
 
     async def _open_hub(self) -> None:
-        self.hub = self.services.hub = await open_hub(self.definition, self.store)
-        if self.hub is not None:
-            self._stack.push_async_callback(self.hub.close)
-            from millstream.app.streamed import Streamed  # noqa: PLC0415  only where a hub is served
+        definition = self.definition
+        if "hub" not in definition.parts:
+            return
+        from millstream.app.streamed import Streamed  # noqa: PLC0415  only where a hub is served
+        from millstream.hub import Hub, HubLimits  # noqa: PLC0415
 
-            self.services.streamed = Streamed(self.hub).attach
+        hub = Hub(self.store, HubLimits.of(definition.settings), authorize=definition.authorize_channel)
+        await hub.open()
+        self.hub = self.services.hub = hub
+        self._stack.push_async_callback(hub.close)
+        self.services.streamed = Streamed(hub).attach
 
     def _open_parts(self) -> None:
         """Whoever observes, where they are served."""
@@ -160,7 +165,11 @@ class Runtime:
             here_only = HereOnly(self.bind, self.services.note)
             self.policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=self.bind.loopback)
             if self.hub is not None:
-                self.websocket = make_websocket(self.dispatcher, self.hub, self.policy, self.streams, here_only)
+                from millstream.transports.websocket.route import WebSocketRoute  # noqa: PLC0415
+
+                self.websocket = WebSocketRoute(
+                    self.dispatcher, self.hub, self.policy, self.streams, may_publish=here_only.allows
+                )
             probes = Probes(
                 definition, self.dispatcher, self.streams, self.sweep, self.store_health,
                 connections=self.bind.connections, hub=self.hub, observer=self.observer,

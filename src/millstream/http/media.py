@@ -45,11 +45,7 @@ def _zero(parameter: bytes) -> bool:
     return name.strip() == b"q" and value.strip().rstrip(b"0").rstrip(b".") in {b"", b"0"} and value.strip() != b""
 
 
-def is_json(content_type: bytes | None) -> bool:
-    """Whether a content type is that of JSON; parameters are ignored."""
-    return content_type is not None and content_type.partition(b";")[0].strip().lower() == b"application/json"
-
-
 def carries_json(headers: Mapping[bytes, bytes]) -> bool:
     """Whether a body is declared as plain JSON; compressed ones are refused, like every other type."""
-    return is_json(headers.get(b"content-type")) and headers.get(b"content-encoding", b"identity") == b"identity"
+    declared = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    return declared == b"application/json" and headers.get(b"content-encoding", b"identity") == b"identity"

@@ -80,15 +80,12 @@ class Outlet(Protocol):
 
     async def drain(self) -> None:
         """Wait until the buffer is below its high-water mark, or it is closed."""
-        ...
 
     def close(self) -> None:
         """End it properly: what was written still goes out, then the final chunk. Idempotent."""
-        ...
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Call back once when the peer goes away or `close` is called; at once when it already happened."""
-        ...
 
 
 class Sink(Outlet, Protocol):
@@ -96,7 +93,6 @@ class Sink(Outlet, Protocol):
 
     async def wait_closed(self) -> None:
         """Wait until it is closed. The bytes may still be on their way."""
-        ...
 
 
 class Request(Struct, eq=False):

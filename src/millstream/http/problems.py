@@ -53,6 +53,11 @@ BUSY = Kind(
 KINDS = (MALFORMED, UNKNOWN_TOOL, REFUSED, TOOL_ERROR, NEEDS_ANSWERS, WRONG_TYPE, INVALID_ARGUMENTS, INTERNAL, BUSY)
 
 
+def plain_problem(status: int, detail: str, head: bytes = b"") -> Response:
+    """An error that is of no kind: its status says enough."""
+    return Response(encode({"status": status, "detail": detail}), status, _HEAD + head)
+
+
 def problem(
     kind: Kind, detail: str, *, root_path: str = "", status: int = 0, incident: str = "", head: bytes = b""
 ) -> Response:

@@ -10,19 +10,19 @@ from millstream.http.message import Response, refusal
 _logger = logging.getLogger("millstream.http.message")
 
 
-class CloseSignal:
-    """The end of one stream, told once to everyone who asked."""
+class Ending:
+    """What every way out inherits: it is open from the start, and its end is told once to everyone who asked."""
 
-    __slots__ = ("_callbacks", "_waiters", "over")
+    __slots__ = ("_callbacks", "_waiters", "closed")
 
     def __init__(self) -> None:
-        self.over = False
+        self.closed = False
         self._callbacks: list[Callable[[], None]] = []
         self._waiters: Sequence[asyncio.Future[None]] = ()
 
-    def add(self, callback: Callable[[], None]) -> None:
-        """Call back at the end; at once when it is past."""
-        if self.over:
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call back once at the end; at once when it is past."""
+        if self.closed:
             callback()
         else:
             self._callbacks.append(callback)
@@ -32,11 +32,11 @@ class CloseSignal:
         if callback in self._callbacks:
             self._callbacks.remove(callback)
 
-    def tell(self) -> None:
-        """The stream is over. Idempotent; a callback that raises does not keep the others from hearing it."""
-        if self.over:
+    def lost(self) -> None:
+        """It is over. Idempotent; a callback that raises does not keep the others from hearing it."""
+        if self.closed:
             return
-        self.over = True
+        self.closed = True
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -47,9 +47,9 @@ class CloseSignal:
             except Exception:
                 _logger.exception("A callback at the end of a stream failed.")
 
-    async def wait(self) -> None:
-        """Wait until the end has been told."""
-        if self.over:
+    async def wait_closed(self) -> None:
+        """Wait for the end."""
+        if self.closed:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters = (*self._waiters, waiter)

@@ -84,6 +84,5 @@ class Arrivals:
 
     def missed(self, offset: int, number: int | None) -> tuple[deque[Visit], bool]:
         """Those behind an event id, and whether these are all."""
-        return deque(visit for visit in self._held if visit.after(offset, number)), not self._dropped.after(
-            offset, number
-        )
+        held = deque(visit for visit in self._held if visit.after(offset, number))
+        return held, not self._dropped.after(offset, number)

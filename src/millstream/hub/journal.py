@@ -13,6 +13,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import takewhile
+from operator import attrgetter
 from typing import Final
 
 from millstream.hub.channels import CLIENT
@@ -163,7 +164,7 @@ class Journal:
             if entry.position.epoch == self.epoch
         ]
         # Of several workers, one may be first in the journal and second here.
-        events.sort(key=_offset)
+        events.sort(key=attrgetter("offset"))
         oldest = self._clock() - age
         kept = [event for event in events[-count:] if event.at >= oldest]
         dropped = len(events) - len(kept)
@@ -238,7 +239,3 @@ class Journal:
 def _history(channel: str) -> str:
     """The stream that keeps a channel."""
     return _MAILBOX + channel.removeprefix(CLIENT) if channel.startswith(CLIENT) else _CHANNEL + channel
-
-
-def _offset(event: Event) -> int:
-    return event.offset

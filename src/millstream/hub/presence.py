@@ -100,7 +100,7 @@ class Presence:
                 continue
             entry = _decode(value)
             if max(entry.workers.values()) <= now and await self._kv.compare_and_set(key, value, None, self._ttl):
-                await self._announce(_channel_of(key), "leave", entry.member)
+                await self._announce(key.removeprefix(_PREFIX).partition(" ")[0], "leave", entry.member)
 
     async def leave_all(self) -> None:
         """This worker ends: nobody is here any more."""
@@ -139,7 +139,3 @@ class Presence:
 
 def _key(channel: str, client_id: str) -> str:
     return f"{_PREFIX}{channel} {client_id}"
-
-
-def _channel_of(key: str) -> str:
-    return key.removeprefix(_PREFIX).partition(" ")[0]

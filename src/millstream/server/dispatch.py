@@ -67,21 +67,9 @@ class Dispatcher:
     """Runs calls. One for each running server."""
 
     __slots__ = (
-        "_handlers",
-        "_heads",
-        "announcement",
-        "begin",
-        "by_id",
-        "calls",
-        "control",
-        "gate",
-        "info",
-        "instructions",
-        "load",
-        "observe",
-        "registry",
-        "services",
-    )
+        "_handlers", "_heads", "announcement", "begin", "by_id", "calls", "control", "gate", "info", "instructions",
+        "load", "observe", "registry", "services",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -99,7 +99,6 @@ class KeyValue(Protocol):
         Raises:
             StoreFull: the value does not fit; the old one, if any, stands.
         """
-        ...
 
     async def compare_and_set(
         self, key: str, expected: bytes | None, value: bytes | None, ttl: float, *, lossy: bool = False
@@ -181,7 +180,6 @@ class EventLog(Protocol):
 
     async def trim(self, stream: str) -> None:
         """Forget the stream with all its entries. An unknown stream is not an error."""
-        ...
 
 
 class Bus(Protocol):
@@ -198,7 +196,6 @@ class Bus(Protocol):
 
         It returns when the message is on its way; subscribers may have got it already, or get it later.
         """
-        ...
 
     def subscribe(
         self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
@@ -241,11 +238,9 @@ class Store(Protocol):
         Raises:
             LocalError: the store cannot be reached or used; `open` may be tried again.
         """
-        ...
 
     async def close(self) -> None:
         """Release connections and tasks, and end all subscriptions. Idempotent.
 
         Stored data stay, and `open` may follow.
         """
-        ...

@@ -22,13 +22,8 @@ MAX_TEXT = 8192
 MAX_DEPTH = 6
 MAX_ITEMS = 100
 
-LEVELS = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-    "critical": logging.CRITICAL,
-}
+_LEVEL_NAMES = ("debug", "info", "warning", "error", "critical")
+LEVELS = {name: logging.getLevelNamesMapping()[name.upper()] for name in _LEVEL_NAMES}
 UVICORN_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
 _SECRET_NAME = re.compile(
@@ -42,11 +37,9 @@ _SECRET_TEXT = re.compile(
 )
 # C0, DEL, C1, the Unicode line separators, and the marks that reorder text on a screen.
 _CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS} | {
-    ord("\n"): "\\n",
-    ord("\r"): "\\r",
-    ord("\t"): "\\t",
-}
+_ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS} | dict(
+    zip(b"\n\r\t", ("\\n", "\\r", "\\t"), strict=True)
+)
 # JSON escapes C0 itself; the rest may stand in a string, but some readers break lines there.
 _JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _CONTROLS if code >= 0x7F}
 
@@ -196,17 +189,13 @@ def redact_text(text: str) -> str:
     rest = len(text) - MAX_TEXT
     if rest > 0:
         text = f"{text[:MAX_TEXT]}… ({rest} more)"
-    text = _SECRET_TEXT.sub(_hide, text)
+    text = _SECRET_TEXT.sub(lambda match: f"{match['header'] or match['pair'] or match['scheme']}{HIDDEN}", text)
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def escape(text: str) -> str:
     """`text` on one line: control characters, line separators and bidirectional marks as escapes."""
     return text.translate(_ESCAPES)
-
-
-def _hide(match: re.Match[str]) -> str:
-    return f"{match['header'] or match['pair'] or match['scheme']}{HIDDEN}"
 
 
 def _first(items: Any) -> list[Any]:

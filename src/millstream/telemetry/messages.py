@@ -87,17 +87,8 @@ class MessageLog:
     """Writes messages to a stream. For one event loop; `flush` at the end writes what still waits."""
 
     __slots__ = (
-        "_format",
-        "_hashes",
-        "_millisecond",
-        "_outlet",
-        "_pending",
-        "_stamp",
-        "_texts",
-        "_timer",
-        "_worker",
-        "lost",
-    )
+        "_format", "_hashes", "_millisecond", "_outlet", "_pending", "_stamp", "_texts", "_timer", "_worker", "lost",
+    )  # fmt: skip
 
     def __init__(self, stream: TextIO, *, worker: str = "", json: bool | None = None) -> None:
         """Write to `stream`.
@@ -111,7 +102,7 @@ class MessageLog:
         self._outlet = TextOutlet(stream)
         self._worker = worker or str(os.getpid())
         lines = (not stream.isatty()) if json is None else json
-        self._format: Callable[[_Line], str] = _json_line if lines else _HumanLine(stream)
+        self._format: Callable[[_Line], str] = _json_line if lines else _human_lines(stream)
         # Process
         self.lost = 0
         """Lines that the stream did not take."""
@@ -201,15 +192,11 @@ def _json_line(line: _Line) -> str:
     return f"{_encode(line).decode()}\n"
 
 
-class _HumanLine:
+def _human_lines(stream: TextIO) -> Callable[[_Line], str]:
     """Lines as `logs` writes them to a terminal."""
+    lines = HumanLines(color=stream.isatty() and "NO_COLOR" not in os.environ)
 
-    __slots__ = ("_lines",)
-
-    def __init__(self, stream: TextIO) -> None:
-        self._lines = HumanLines(color=stream.isatty() and "NO_COLOR" not in os.environ)
-
-    def __call__(self, line: _Line) -> str:
+    def format_line(line: _Line) -> str:
         fields = {name: value for name in _SHOWN if (value := getattr(line, name))}
         about = f"{line.method} {line.target}" if line.target else line.method
         record = logging.makeLogRecord(
@@ -221,7 +208,9 @@ class _HumanLine:
                 **fields,
             }
         )
-        return f"{self._lines.format(record)}\n"
+        return f"{lines.format(record)}\n"
+
+    return format_line
 
 
 _SHOWN = ("revision", "client", "principal", "session", "transport", "bytes", "trace_id")

@@ -79,7 +79,7 @@ class Counter:
         self.values: dict[Labels, float] = {} if family.labels else {(): 0}
 
     def add(self, labels: Labels = (), amount: float = 1) -> None:
-        """Count `amount` (not negative) for one series."""
+        """Count `amount` for one series; of a counter it is not negative."""
         values = self.values
         if labels not in values:
             labels = self.family.admit(labels, len(values))
@@ -87,35 +87,24 @@ class Counter:
         values[labels] += amount
 
     def lines(self) -> Iterator[str]:
-        """The samples."""
         return _samples(self.family, self.values)
 
 
-class Gauge:
-    """Goes up and down."""
+class Gauge(Counter):
+    """Goes up and down; it has no sample before it has a value."""
 
-    __slots__ = ("family", "values")
+    __slots__ = ()
     kind = "gauge"
 
     def __init__(self, family: Family) -> None:
-        self.family = family
-        self.values: dict[Labels, float] = {}
+        super().__init__(family)
+        self.values.clear()
 
     def set(self, value: float, labels: Labels = ()) -> None:
         """The value of one series from now on."""
         if labels not in self.values:
             labels = self.family.admit(labels, len(self.values))
         self.values[labels] = value
-
-    def add(self, labels: Labels = (), amount: float = 1) -> None:
-        """Raise or lower one series."""
-        if labels not in self.values:
-            labels = self.family.admit(labels, len(self.values))
-        self.values[labels] = self.values.get(labels, 0) + amount
-
-    def lines(self) -> Iterator[str]:
-        """The samples."""
-        return _samples(self.family, self.values)
 
 
 class ReadMetric:
@@ -129,7 +118,6 @@ class ReadMetric:
         self.read = read
 
     def lines(self) -> Iterator[str]:
-        """The samples."""
         return _samples(self.family, self.read())
 
 

@@ -74,25 +74,16 @@ class ProcessFigures:
         self._clock = clock
         self._looked = clock()
         self._cpu = time.process_time()
-        registry.read(
-            "counter", "process_cpu_seconds_total", "User and system CPU time.", lambda: {(): time.process_time()}
-        )
-        registry.read("gauge", "process_resident_memory_bytes", "Resident memory.", lambda: _known(resident_bytes()))
-        registry.read("gauge", "process_open_fds", "Open file descriptors.", lambda: _known(open_descriptors()))
-        registry.read("gauge", "process_max_fds", "Limit of open file descriptors.", lambda: _known(max_descriptors()))
-        registry.read("gauge", "process_start_time_seconds", "Start, in seconds since 1970.", lambda: {(): _STARTED})
-        registry.read("gauge", "hub_event_loop_tasks", "Tasks of the event loop.", lambda: {(): tasks()})
-        registry.read(
-            "counter",
-            "python_gc_collections_total",
-            "Garbage collections.",
-            lambda: _collected("collections"),
-            ("generation",),
-        )
-        registry.read(
-            "counter", "python_gc_objects_collected_total", "Objects freed by them.", lambda: _collected("collected"),
-            ("generation",),
-        )  # fmt: skip
+        read, each = registry.read, ("generation",)
+        read("counter", "process_cpu_seconds_total", "User and system CPU time.", lambda: {(): time.process_time()})
+        read("gauge", "process_resident_memory_bytes", "Resident memory.", lambda: _known(resident_bytes()))
+        read("gauge", "process_open_fds", "Open file descriptors.", lambda: _known(open_descriptors()))
+        read("gauge", "process_max_fds", "Limit of open file descriptors.", lambda: _known(max_descriptors()))
+        read("gauge", "process_start_time_seconds", "Start, in seconds since 1970.", lambda: {(): _STARTED})
+        read("gauge", "hub_event_loop_tasks", "Tasks of the event loop.", lambda: {(): tasks()})
+        read("counter", "python_gc_collections_total", "Garbage collections.", lambda: _collected("collections"), each)
+        freed = "Objects freed by them."
+        read("counter", "python_gc_objects_collected_total", freed, lambda: _collected("collected"), each)
 
     def now(self) -> dict[str, float | None]:
         """Figures for a page; `cpu_percent` is of one core, over the time since the last call."""

@@ -6,6 +6,7 @@ served too.
 """
 
 import secrets
+from functools import partial
 
 from millstream.http.media import accepted, carries_json
 from millstream.http.message import STREAM_HEAD, TEXT_HEAD, Request, Response, Sink, query_value
@@ -14,7 +15,7 @@ from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream.protocol.jsonrpc import check_text, require_json
 from millstream.server.calls.services import principal_id
 from millstream.server.dispatch import Dispatcher
-from millstream.transports.connection import Connection, Write
+from millstream.transports.connection import Connection
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.refusals import NO_STREAM, SESSION_NOT_FOUND, TOO_MANY_STREAMS, WRONG_TYPE, refusal
 
@@ -49,7 +50,7 @@ class HttpSse:
         session_id = secrets.token_hex(16)
         connection = Connection(
             self._dispatcher,
-            _writer(sink),
+            partial(_write, sink),
             sink.drain,
             principal=principal,
             peer=request.peer,
@@ -91,9 +92,6 @@ class HttpSse:
         return _ACCEPTED
 
 
-def _writer(sink: Sink) -> Write:
-    def write(message: bytes) -> bool:
-        sink.write(sse.encode_message(message))
-        return not sink.closed
-
-    return write
+def _write(sink: Sink, message: bytes) -> bool:
+    sink.write(sse.encode_message(message))
+    return not sink.closed

@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream.config import Settings
 from millstream.http.compression import GZIP_HEAD, accepts_gzip, gzip_member
 from millstream.http.media import accepted, carries_json
 from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink, last_event_id, query_values
+from millstream.http.problems import plain_problem
 from millstream.hub import Encode, Event, Forbidden, Hub, InvalidName, TooLarge, TooMany
 from millstream.hub.channels import DEFAULT
 from millstream.protocol import sse
@@ -28,7 +28,6 @@ from millstream.transports.open_streams import OpenStreams
 CLIENT_PATH = "/mcp/sse/"
 MAX_HISTORY = 1_000
 
-_PROBLEM_HEAD = b"content-type: application/problem+json\r\n"
 _RETRY_AFTER = b"retry-after: 5\r\n"
 
 
@@ -63,20 +62,22 @@ _gzip = lru_cache(maxsize=64)(gzip_member)
 class HubRoutes:
     """The three handlers."""
 
-    __slots__ = ("_hub", "_note", "_settings", "_streams")
+    __slots__ = ("_gzip", "_hub", "_max_depth", "_note", "_streams")
 
     def __init__(
         self,
         hub: Hub,
         streams: OpenStreams,
-        settings: Settings,
         *,
+        max_depth: int,
+        gzip: bool = False,
         note: ObserveMessage = ignore_message,
     ) -> None:
         self._hub = hub
         self._note = note
         self._streams = streams
-        self._settings = settings
+        self._max_depth = max_depth
+        self._gzip = gzip
 
     @staticmethod
     def match(path: str) -> str | None:
@@ -116,7 +117,7 @@ class HubRoutes:
         """Stream what is sent to one client: progress and results of its streamed calls."""
         client_id, principal, address = self.match(request.path), request.principal, request.peer
         if client_id is None:
-            return problem(404, "The path is /mcp/sse/ and a client id.")
+            return plain_problem(404, "The path is /mcp/sse/ and a client id.")
 
         async def begin(sink: Sink, encode_event: Encode) -> None:
             first = sse.encode_event(encode({"client_id": client_id}), event="connected")
@@ -143,11 +144,11 @@ class HubRoutes:
         except (InvalidName, Forbidden, TooMany) as exc:
             return _refusal(exc)
         if not accepted(request.headers.get(b"accept")).stream:
-            return problem(406, "This is a stream of content-type text/event-stream.")
+            return plain_problem(406, "This is a stream of content-type text/event-stream.")
         owner = principal_id(request.principal)
         if self._streams.full(owner):
-            return problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
-        gzip = self._settings.gzip_streams and accepts_gzip(request.headers.get(b"accept-encoding", b""))
+            return plain_problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
+        gzip = self._gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
         sink = request.open(200, STREAM_HEAD + GZIP_HEAD if gzip else STREAM_HEAD)
         self._streams.add(sink, owner, ("events", ""), code=_gzip if gzip else bytes)
         try:
@@ -167,7 +168,7 @@ class HubRoutes:
             published = await self._hub.publish(channel, given.data, event=given.event, id=given.id)
             reply = Response(encode({"id": published.id, "subscribers": published.subscribers}), 200, JSON_HEAD)
         except ProtocolError as exc:
-            reply = problem(max(exc.status, 400), exc.message)
+            reply = plain_problem(max(exc.status, 400), exc.message)
         except (InvalidName, Forbidden, TooLarge) as exc:
             reply = _refusal(exc)
         status = "" if reply.status == 200 else str(reply.status)
@@ -181,7 +182,7 @@ class HubRoutes:
             raise ProtocolError(INVALID_REQUEST, text, status=415)
         if not request.body.strip():
             raise ProtocolError(INVALID_REQUEST, 'The body is empty. Send an event: {"data": …}.')
-        check_text(request.body, self._settings.max_depth)
+        check_text(request.body, self._max_depth)
         try:
             return _decode_publication(request.body)
         except msgspec.ValidationError as exc:
@@ -190,11 +191,6 @@ class HubRoutes:
             # The decoder's own words are wrong for half a surrogate pair: it says that the data were truncated.
             text = "The body is not JSON, or a text in it has half of a surrogate pair."
             raise ProtocolError(PARSE_ERROR, text) from exc
-
-
-def problem(status: int, detail: str, head: bytes = b"") -> Response:
-    """An error as problem details."""
-    return Response(encode({"status": status, "detail": detail}), status, _PROBLEM_HEAD + head)
 
 
 _STATUS: dict[type[Exception], tuple[int, bytes]] = {
@@ -207,7 +203,7 @@ _STATUS: dict[type[Exception], tuple[int, bytes]] = {
 
 def _refusal(exc: Exception) -> Response:
     status, head = _STATUS[type(exc)]
-    return problem(status, str(exc), head)
+    return plain_problem(status, str(exc), head)
 
 
 def _last(query: dict[str, list[str]], name: str) -> str:

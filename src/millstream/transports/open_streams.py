@@ -24,7 +24,6 @@ class Leaving(Protocol):
 
     def leave(self) -> None:
         """Write nothing more."""
-        ...
 
 
 class OpenStreams:

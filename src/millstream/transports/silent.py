@@ -1,11 +1,10 @@
 """Calls of callers that hear nothing but the answer: REST, and the JSON dialect of the WebSocket."""
 
-from collections.abc import Callable, Mapping
+from typing import Any
 
 from millstream.protocol.jsonrpc import RequestId
-from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import Revision
-from millstream.server.calls.call import NOBODY, Call, Origin
+from millstream.server.calls.call import NOBODY, Call
 
 
 class SilentLine:
@@ -32,31 +31,6 @@ class SilentLine:
 SILENT = SilentLine()
 
 
-def silent_call(
-    revision: Revision,
-    method: str,
-    params: bytes,
-    *,
-    origin: Origin,
-    transport: str,
-    principal: Principal | None,
-    headers: Mapping[bytes, bytes] | None,
-    client_id: str,
-    id: RequestId = 0,
-    stop: Callable[[], object] | None = None,
-) -> Call:
-    """A call without a client of its own, to be run by `Dispatcher.outcome`."""
-    return Call(
-        revision=revision,
-        id=id,
-        method=method,
-        params=params,
-        client=NOBODY,
-        line=SILENT,
-        origin=origin,
-        transport=transport,
-        principal=principal,
-        headers=headers,
-        client_id=client_id,
-        stop=stop,
-    )
+def silent_call(revision: Revision, method: str, params: bytes, *, id: RequestId = 0, **way: Any) -> Call:
+    """A call without a client of its own, to be run by `Dispatcher.outcome`; `way` is what the transport adds."""
+    return Call(revision=revision, id=id, method=method, params=params, client=NOBODY, line=SILENT, **way)

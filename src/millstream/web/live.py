@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink, last_event_id
+from millstream.http.problems import plain_problem
 from millstream.protocol import sse
 from millstream.protocol.jsonrpc import encode
 from millstream.telemetry.logs import JsonLines
@@ -23,11 +24,7 @@ LOG_LINES = 500
 MAX_BUFFERED = 256 * 1024
 """A watcher further behind than this is cut; its page comes back and continues."""
 
-_BUSY = Response(
-    encode({"status": 503, "detail": "Too many open streams. Close another page or try again later."}),
-    503,
-    b"content-type: application/problem+json\r\nretry-after: 5\r\n",
-)
+_BUSY = plain_problem(503, "Too many open streams. Close another page or try again later.", b"retry-after: 5\r\n")
 
 
 class LogTail(logging.Handler):

@@ -10,6 +10,7 @@ from millstream.app.runtimes import Application
 from millstream.http.asgi.adapter import AsgiAdapter, Route
 from millstream.http.hosts import EXEMPT, HostPolicy
 from millstream.http.lane import GUARD_ONLY, Lane
+from millstream.http.limits import HttpLimits
 from millstream.http.message import TEXT_HEAD, Handler, Request, Response, Sink
 
 logger = logging.getLogger("millstream")
@@ -72,14 +73,14 @@ def prepare(application: Application, runtime: Runtime) -> None:
             )
         if runtime.services.secrets.warning is not None:
             logger.warning(runtime.services.secrets.warning)
-        routes, settings = runtime.serve_http(), definition.settings
+        routes, limits = runtime.serve_http(), HttpLimits.of(definition.settings)
         runtime.adapter = AsgiAdapter(
             _with_cors_of_probes(routes.find, runtime.policy),
-            settings=settings,
+            limits=limits,
             policy=runtime.policy,
             hot={(method, path): handler for handler, method, path in routes.hot.values()},
         )
-        runtimes.lane = Lane(routes.find_hot, settings=settings, policy=runtime.policy, hot=routes.hot)
+        runtimes.lane = Lane(routes.find_hot, limits=limits, policy=runtime.policy, hot=routes.hot)
     runtimes.current = runtime
 
 

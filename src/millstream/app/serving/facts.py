@@ -64,10 +64,7 @@ def pages_of(parts: frozenset[str], *, local: bool) -> list[str]:
 
 def protections(settings: Settings, *, guarded: bool) -> list[str]:
     """The limits that hold for every peer: as the settings have them, and only the guard's where there is one."""
-    names = [
-        ("Host", "*" not in settings.allowed_hosts),
-        ("Origin", "*" not in settings.allowed_origins),
-    ]
+    names = [("Host", "*" not in settings.allowed_hosts), ("Origin", "*" not in settings.allowed_origins)]
     checked = " and ".join(name for name, on in names if on)
     return [
         *([f"{checked} checked"] if checked else []),

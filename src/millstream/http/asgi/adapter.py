@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from typing import Any
 
-from millstream.config import Settings
 from millstream.http.asgi.sink import AsgiSink, Send, header_list, header_lists
 from millstream.http.compression import FROM_BYTES, compressed
 from millstream.http.hosts import EXEMPT, HostPolicy
+from millstream.http.limits import HttpLimits
 from millstream.http.message import Handler, Request, Response, Sink, refusal
 from millstream.http.stream_end import failure
 
@@ -34,16 +34,13 @@ _TOO_MANY = refusal(
 class AsgiAdapter:
     """An ASGI 3 application for scopes of type ``http``."""
 
-    __slots__ = (
-        "body_timeout", "digits", "hot", "max_body", "max_unfinished", "policy", "requests", "route", "stream_buffer",
-        "unfinished",
-    )  # fmt: skip
+    __slots__ = ("digits", "hot", "limits", "policy", "requests", "route", "unfinished")
 
     def __init__(
         self,
         route: Route,
         *,
-        settings: Settings,
+        limits: HttpLimits,
         policy: HostPolicy,
         hot: Mapping[tuple[str, str], Handler] | None = None,
     ) -> None:
@@ -51,15 +48,12 @@ class AsgiAdapter:
         self.hot = hot or {}
         """(method, path) -> handler: found without a Python call."""
         self.policy = policy
-        self.max_body = settings.max_body
-        self.max_unfinished = settings.max_unfinished
+        self.limits = limits
         self.unfinished = 0
         """Bytes of all bodies that come in more than one message and have not ended."""
         self.requests = 0
         """How many there were: a server that nobody shuts down closes when there are no more."""
-        self.digits = len(str(settings.max_body))
-        self.body_timeout = settings.body_timeout
-        self.stream_buffer = settings.stream_buffer
+        self.digits = len(str(limits.max_body))
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Serve one request. No coroutine of its own: it gives the one that does the work."""
@@ -99,7 +93,8 @@ class AsgiAdapter:
         handler = self.hot.get((method, path)) or self.route(method, path)
         if handler is None:
             return exchange.reply(_NOT_FOUND)
-        if len(length := headers.get(b"content-length", b"")) >= self.digits and _too_long(length, self.max_body):
+        length = headers.get(b"content-length", b"")
+        if len(length) >= self.digits and _too_long(length, self.limits.max_body):
             return exchange.reply(_TOO_LARGE)
         return exchange.serve(handler)
 
@@ -172,7 +167,7 @@ class AsgiExchange(Request, eq=False, kw_only=True):
         if (
             message["type"] != "http.request"
             or message.get("more_body", False)
-            or len(self.body) > self.adapter.max_body
+            or len(self.body) > self.adapter.limits.max_body
         ):
             refused = await self.read(message)
             if refused is not None:
@@ -217,12 +212,12 @@ class AsgiExchange(Request, eq=False, kw_only=True):
                 piece = message.get("body", b"")
                 parts += piece
                 adapter.unfinished += len(piece)
-                if len(parts) > adapter.max_body:
+                if len(parts) > adapter.limits.max_body:
                     return _TOO_LARGE
                 if not message.get("more_body", False):
                     self.body = bytes(parts)
                     return None
-                if adapter.unfinished > adapter.max_unfinished:
+                if adapter.unfinished > adapter.limits.max_unfinished:
                     return _TOO_MANY
                 message = await self.receive()
         finally:
@@ -234,7 +229,7 @@ class AsgiExchange(Request, eq=False, kw_only=True):
         """Something waits: the body, which has its time, or the handler, whose peer may go away meanwhile."""
         loop = task.get_loop()
         if not self.arrived:
-            self.waiting = loop.call_later(self.adapter.body_timeout, self.stop, task)
+            self.waiting = loop.call_later(self.adapter.limits.body_timeout, self.stop, task)
         else:
             self.cancel = task.cancel
             self.waiting = loop.create_task(self.watch(task))
@@ -278,7 +273,7 @@ class AsgiExchange(Request, eq=False, kw_only=True):
         """Start a streamed reply."""
         if self.sink is not None:
             raise RuntimeError("This reply is already a stream.")
-        self.sink = AsgiSink(self.send, status, head + self.cors, limit=self.adapter.stream_buffer)
+        self.sink = AsgiSink(self.send, status, head + self.cors, limit=self.adapter.limits.stream_buffer)
         if self.gone:
             self.sink.cut()
         return self.sink

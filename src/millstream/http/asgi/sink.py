@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from millstream.http.stream_end import CloseSignal
+from millstream.http.stream_end import Ending
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -33,21 +33,20 @@ def header_list(head: bytes) -> list[tuple[bytes, bytes]]:
     return found
 
 
-class AsgiSink:
+class AsgiSink(Ending):
     """The `Sink` of the ASGI adapter."""
 
-    __slots__ = ("_buffer", "_ending", "_limit", "_pump", "_room", "_send", "_wake", "buffered", "closed")
+    __slots__ = ("_buffer", "_limit", "_pump", "_room", "_send", "_wake", "buffered")
 
     def __init__(self, send: Send, status: int, head: bytes, *, limit: int) -> None:
+        super().__init__()
         self._send = send
         self._limit = limit
         self._buffer: list[bytes] = []
-        self._ending = CloseSignal()
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
         self.buffered = 0
-        self.closed = False
         self._pump = asyncio.create_task(self._run(status, head))
 
     def write(self, data: bytes) -> None:
@@ -64,27 +63,18 @@ class AsgiSink:
         self._wake.set()
 
     async def drain(self) -> None:
-        """Wait until the buffer is below its high-water mark, or the sink is closed."""
         await self._room.wait()
 
     def close(self) -> None:
         """End the reply properly: what is buffered still goes out."""
-        self._end()
+        self.lost()
 
     def cut(self) -> None:
         """End it without the final message and drop what is buffered: the peer is gone, too slow, or was lied to."""
         self._buffer.clear()
         self.buffered = 0
         self._pump.cancel()
-        self._end()
-
-    def on_close(self, callback: Callable[[], None]) -> None:
-        """Call back once at the end, at once when it is past."""
-        self._ending.add(callback)
-
-    async def wait_closed(self) -> None:
-        """Wait for the end."""
-        await self._ending.wait()
+        self.lost()
 
     async def finish(self) -> None:
         """Close, and wait until the last byte is handed to the server (or never will be)."""
@@ -94,11 +84,11 @@ class AsgiSink:
         finally:
             self._pump.cancel()
 
-    def _end(self) -> None:
-        self.closed = True
+    def lost(self) -> None:
+        """Nothing more is written."""
+        super().lost()
         self._wake.set()
         self._room.set()
-        self._ending.tell()
 
     async def _run(self, status: int, head: bytes) -> None:
         send = self._send
@@ -121,4 +111,4 @@ class AsgiSink:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except OSError:
             # ASGI 2.4 servers raise when the peer is gone; older ones ignore the message.
-            self._end()
+            self.lost()

@@ -1,7 +1,7 @@
 """The lane: uvicorn's httptools protocol class, made a guard first and a short cut second.
 
 `Lane` is what an ASGI application carries as ``__millstream_lane__`` so that the protocol class finds its routes,
-settings and host policy. `load_lane` gives the class, or the reason why plain ASGI has to do. Nothing is imported from
+limits and host policy. `load_lane` gives the class, or the reason why plain ASGI has to do. Nothing is imported from
 uvicorn until then: a program that serves stdio never loads an HTTP server.
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import NamedTuple
 
-from millstream.config import Settings
 from millstream.http.hosts import HostPolicy
+from millstream.http.limits import HttpLimits
 from millstream.http.message import Handler, Request, Response
 
 CLASS_NAME = "millstream.http.lane.usual:UsualProtocol"
@@ -37,13 +37,13 @@ class Lane:
     lane with the request and the `Response`, or `None` for a stream or a peer that had gone.
     """
 
-    __slots__ = ("access", "by_line", "hot", "lookup", "policy", "settings")
+    __slots__ = ("access", "by_line", "hot", "limits", "lookup", "policy")
 
     def __init__(
         self,
         lookup: Callable[[bytes, bytes], Handler | None],
         *,
-        settings: Settings,
+        limits: HttpLimits,
         policy: HostPolicy,
         access: Callable[[Request, Response | None], None] | None = None,
         hot: Mapping[tuple[bytes, bytes], tuple[Handler, str, str]] | None = None,
@@ -53,7 +53,7 @@ class Lane:
         """(method, target) without a query -> handler, and both as text: found without a Python call."""
         self.by_line = {b"%b %b HTTP/1.1" % key: found for key, found in self.hot.items()}
         """The same by the whole first line."""
-        self.settings = settings
+        self.limits = limits
         self.policy = policy
         self.access = access
 

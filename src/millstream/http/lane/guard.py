@@ -12,9 +12,9 @@ from typing import Protocol
 
 from uvicorn.server import ServerState
 
-from millstream.config import Settings
 from millstream.http.lane.reply import BODY_TIMEOUT, HEADER_TIMEOUT, Heads
 from millstream.http.lane.states import ASGI_BODY, BODY, CLOSED, HEAD, IDLE, NEW, REFUSED, USUAL_BODY
+from millstream.http.limits import HttpLimits
 from millstream.http.message import Response
 
 _TOO_SLOW = {HEAD: HEADER_TIMEOUT, ASGI_BODY: BODY_TIMEOUT, BODY: BODY_TIMEOUT, USUAL_BODY: BODY_TIMEOUT}
@@ -55,28 +55,17 @@ class Guarded(Protocol):
 
     def refuse(self, response: Response) -> None:
         """Answer and close."""
-        ...
 
 
 class Guard:
     """The guard of one running server."""
 
     __slots__ = (
-        "_connections",
-        "_counts",
-        "_interval",
-        "_limits",
-        "_loop",
-        "_patience",
-        "_spares",
-        "_state",
-        "_timer",
-        "clock",
-        "heads",
-        "unfinished",
-    )
+        "_connections", "_counts", "_interval", "_limits", "_loop", "_patience", "_spares", "_state", "_timer", "clock",
+        "heads", "unfinished",
+    )  # fmt: skip
 
-    def __init__(self, state: ServerState, limits: Settings, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, state: ServerState, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
         # configuration
         self._limits = limits
         shortest = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, limits.keep_alive)

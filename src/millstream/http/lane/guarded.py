@@ -9,17 +9,9 @@ import asyncio
 from functools import partial
 from typing import Any, cast
 
-from httptools import (
-    HttpParserCallbackError,
-    HttpParserError,
-    HttpParserInvalidURLError,
-    HttpParserUpgrade,
-    parse_url,
-)
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserInvalidURLError, HttpParserUpgrade, parse_url
 from uvicorn._types import ASGI3Application
-from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-from uvicorn.server import ServerState
 
 from millstream.http.hosts import EXEMPT, parse_authority
 from millstream.http.lane.order import OrderedProtocol
@@ -49,14 +41,8 @@ class GuardedProtocol(OrderedProtocol):
 
     __slots__ = ("over_cap", "peer", "received", "seen", "size", "unsent", "unsent_since", "url")
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         # connection
         self.peer = ""
         self.unsent_since = self.since

@@ -23,9 +23,10 @@ from millstream.config import Settings
 from millstream.http.lane import ATTRIBUTE, Lane
 from millstream.http.lane.guard import Guard
 from millstream.http.lane.states import ASGI_BODY, DISMISSED, IS_REFUSED, LEAVES, NEW, REFUSED
+from millstream.http.limits import HttpLimits
 from millstream.http.message import Response
 
-_DEFAULTS = Settings()
+_DEFAULTS = HttpLimits.of(Settings())
 
 
 class Cycle(Protocol):
@@ -42,18 +43,8 @@ class OrderedProtocol(HttpToolsProtocol):
 
     # uvicorn's own attributes stay in its dict; more than thirty there would no longer be shared between connections.
     __slots__ = (
-        "body",
-        "counted",
-        "current",
-        "guard",
-        "lane",
-        "limits",
-        "phase",
-        "proxy",
-        "since",
-        "traced",
-        "waiting",
-    )
+        "body", "counted", "current", "guard", "lane", "limits", "phase", "proxy", "since", "traced", "waiting",
+    )  # fmt: skip
 
     app: Any
     parser: HttpRequestParser
@@ -73,7 +64,7 @@ class OrderedProtocol(HttpToolsProtocol):
         self.traced = isinstance(app, MessageLoggerMiddleware)
         lane: object = getattr(app.app if isinstance(app, MessageLoggerMiddleware) else app, ATTRIBUTE, None)
         self.lane = lane if isinstance(lane, Lane) else None
-        self.limits = _DEFAULTS if self.lane is None else self.lane.settings
+        self.limits = _DEFAULTS if self.lane is None else self.lane.limits
         # process
         guard: Guard | None = server_state.__dict__.get("millstream_guard")
         if guard is None:

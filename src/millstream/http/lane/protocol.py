@@ -10,9 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-from uvicorn.config import Config
-from uvicorn.server import ServerState
-
 from millstream.http.lane.call import LaneExchange
 from millstream.http.lane.guarded import GuardedProtocol
 from millstream.http.lane.reply import BODY_TOO_LARGE
@@ -30,16 +27,10 @@ class LaneProtocol(GuardedProtocol):
 
     __slots__ = ("proxied", "short")
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         # configuration
-        bypassed = self.traced or config.limit_concurrency is not None or config.reset_contextvars
+        bypassed = self.traced or self.config.limit_concurrency is not None or self.config.reset_contextvars
         self.short = None if bypassed else self.lane
         # connection
         self.proxied = False
@@ -124,7 +115,6 @@ class LaneProtocol(GuardedProtocol):
         return None
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
         if self.phase == ASGI_BODY:
             super().on_body(body)
         elif self.phase < REFUSED:

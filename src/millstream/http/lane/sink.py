@@ -1,35 +1,32 @@
 """A streamed reply in the lane: chunks straight to the transport, under its flow control."""
 
 import asyncio
-from collections.abc import Callable
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from millstream.http.stream_end import CloseSignal, LastFrame
+from millstream.http.stream_end import Ending, LastFrame
 
 _last = LastFrame()
 
 
-class LaneSink:
+class LaneSink(Ending):
     """The `Sink` of the lane. A reader more than `limit` bytes behind is cut off."""
 
-    __slots__ = ("_chunked", "_ending", "_flow", "_limit", "_mute", "_transport", "closed")
+    __slots__ = ("_chunked", "_flow", "_limit", "_mute", "_transport")
 
     def __init__(
         self, transport: asyncio.Transport, flow: FlowControl, *, limit: int, chunked: bool, mute: bool = False
     ) -> None:
+        super().__init__()
         self._transport = transport
         self._flow = flow
         self._limit = limit
         self._chunked = chunked
         self._mute = mute
         """The reply to HEAD: headers only."""
-        self._ending = CloseSignal()
-        self.closed = False
 
     @property
     def buffered(self) -> int:
-        """Bytes that the socket has not taken yet."""
         return 0 if self._transport.is_closing() else self._transport.get_write_buffer_size()
 
     def write(self, data: bytes) -> None:
@@ -48,7 +45,6 @@ class LaneSink:
             transport.write(_last.framed)
 
     async def drain(self) -> None:
-        """Wait until the transport takes bytes again, or the sink is closed."""
         while self._flow.write_paused and not self.closed:
             await self._flow.drain()
 
@@ -64,16 +60,3 @@ class LaneSink:
         """End it without the final chunk and drop what is buffered."""
         self._transport.abort()
         self.lost()
-
-    def lost(self) -> None:
-        """The peer has gone."""
-        self.closed = True
-        self._ending.tell()
-
-    def on_close(self, callback: Callable[[], None]) -> None:
-        """Call back once at the end, at once when it is past."""
-        self._ending.add(callback)
-
-    async def wait_closed(self) -> None:
-        """Wait for the end."""
-        await self._ending.wait()

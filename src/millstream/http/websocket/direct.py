@@ -34,7 +34,6 @@ class Wire(Protocol):
 
     def hang_up(self) -> None:
         """Let the application's `receive` give a disconnect."""
-        ...
 
 
 _last = LastFrame()
@@ -55,11 +54,9 @@ class DirectSocket(Socket):
 
     @property
     def buffered(self) -> int:
-        """Bytes of unasked messages that the peer has not taken."""
         return 0 if self.closed else max(0, self._transport.get_write_buffer_size() - self._asked)
 
     def write(self, message: bytes, /) -> bool:
-        """Write an unasked message; False when the socket is closed, or is cut now because the peer is too slow."""
         if self.closed or not message:
             return not self.closed
         transport = self._transport
@@ -73,7 +70,6 @@ class DirectSocket(Socket):
         return True
 
     def answer(self, message: bytes) -> bool:
-        """Write a message that the peer waits for; False when the socket is closed."""
         if self.closed:
             return False
         data = text_frame(message)
@@ -83,7 +79,6 @@ class DirectSocket(Socket):
         return True
 
     async def drain(self) -> None:
-        """Wait until the peer takes bytes again, or the socket is closed."""
         room = self._wire.room
         while not (room.is_set() or self.closed):
             await room.stirred()

@@ -38,14 +38,12 @@ class QueuedSocket(Socket):
         return self._unasked if self._held else 0
 
     def write(self, message: bytes, /) -> bool:
-        """Queue an unasked message; False when the socket is closed, or is cut now because the peer is too slow."""
         if self._held and self._unasked > self._limit:
             self.cut()
         self._unasked += len(message)
         return self._put(message, len(message))
 
     def answer(self, message: bytes) -> bool:
-        """Queue a message that the peer waits for; False when the socket is closed."""
         return self._put(message, 0)
 
     def _put(self, message: bytes, unasked: int) -> bool:
@@ -59,7 +57,6 @@ class QueuedSocket(Socket):
         return True
 
     async def drain(self) -> None:
-        """Wait until there is room, or the socket is closed."""
         await self._room.wait()
 
     def _drop(self) -> None:

@@ -5,13 +5,12 @@ counted: whoever asks for much over a thin line is not slow, and the reader take
 its answers (`drain`). How the messages get there is up to `queued` (ASGI) and `direct` (our own server).
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from millstream.http.asgi.sink import Send
-from millstream.http.stream_end import CloseSignal
+from millstream.http.stream_end import Ending
 
-NORMAL = 1000
 GOING_AWAY = 1001
 UNSUPPORTED_DATA = 1003
 TOO_BIG = 1009
@@ -20,20 +19,19 @@ TRY_AGAIN_LATER = 1013
 SLOW = "slow"
 
 
-class Socket:
+class Socket(Ending):
     """The messages for one peer. A `Sink` of unasked messages; what is written when it is closed is dropped."""
 
-    __slots__ = ("_ending", "_farewell", "_grace", "_limit", "_send", "closed")
+    __slots__ = ("_farewell", "_grace", "_limit", "_send")
 
     def __init__(self, send: Send, *, limit: int, grace: float) -> None:
+        super().__init__()
         # Configuration
         self._send = send
         self._limit = limit
         self._grace = grace
         # Connection
-        self._ending = CloseSignal()
         self._farewell: tuple[int, str] | None = None
-        self.closed = False
 
     @property
     def buffered(self) -> int:
@@ -55,18 +53,6 @@ class Socket:
     async def run(self, reading: Coroutine[Any, Any, None]) -> None:
         """Read until the socket is closed, and say goodbye within the grace time."""
         raise NotImplementedError
-
-    def on_close(self, callback: Callable[[], None]) -> None:
-        """Call back once at the end, at once when it is past."""
-        self._ending.add(callback)
-
-    def forget(self, callback: Callable[[], None]) -> None:
-        """Do not call back any more."""
-        self._ending.forget(callback)
-
-    async def wait_closed(self) -> None:
-        """Wait for the end."""
-        await self._ending.wait()
 
     def end(self, code: int, reason: str = "") -> None:
         """End it: what is written still goes out, then the close frame, within the grace time. Idempotent."""
@@ -91,10 +77,9 @@ class Socket:
 
     def _end(self, farewell: tuple[int, str] | None) -> None:
         if not self.closed:
-            self.closed = True
             self._farewell = farewell
+            super().lost()
             self._stop()
-            self._ending.tell()
 
     def _drop(self) -> None:
         """Forget what waits."""

@@ -32,7 +32,6 @@ class Line(Protocol):
 
     async def send(self, message: bytes) -> None:
         """Send with back-pressure. A line whose client is gone drops the message, or keeps it for a resume."""
-        ...
 
     def push(self, message: bytes) -> bool:
         """Send without waiting; False when the line is closed, or was cut because the client reads too slowly."""
@@ -44,7 +43,6 @@ class Line(Protocol):
 
     async def keep_alive(self) -> None:
         """The call has been silent for long: show the caller that it is alive, where nothing else does."""
-        ...
 
 
 class Origin(Protocol):

@@ -39,7 +39,6 @@ class ObserveMessage(Protocol):
             principal: who sent it.
             opening: what `initialize` settled.
         """
-        ...
 
 
 def ignore_message(*_: object, **__: object) -> None:

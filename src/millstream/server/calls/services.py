@@ -29,21 +29,9 @@ class Services:
     """The shared parts of one running server."""
 
     __slots__ = (
-        "_ring",
-        "changes",
-        "clock",
-        "endings",
-        "hub",
-        "lifespan_of",
-        "note",
-        "questions",
-        "records",
-        "secrets",
-        "settings",
-        "store",
-        "streamed",
-        "threads",
-    )
+        "_ring", "changes", "clock", "endings", "hub", "lifespan_of", "note", "questions", "records", "secrets",
+        "settings", "store", "streamed", "threads",
+    )  # fmt: skip
 
     def __init__(self, settings: Settings, store: Store, changes: Changes) -> None:
         # Configuration

@@ -16,17 +16,7 @@ from millstream.server.calls.call import Call
 from millstream.server.observing.tracing import Tracing
 from millstream.telemetry.active import ActiveSessions
 from millstream.telemetry.messages import AccessRecord, MessageLog
-from millstream.telemetry.metrics import (
-    DURATIONS,
-    FINE,
-    OTHER,
-    Counter,
-    Histogram,
-    Labels,
-    Metrics,
-    Series,
-    quantile,
-)
+from millstream.telemetry.metrics import DURATIONS, FINE, OTHER, Counter, Histogram, Labels, Metrics, Series, quantile
 from millstream.telemetry.process import LoopLag, ProcessFigures
 from millstream.telemetry.recent import Growth, PerSecond
 
@@ -112,13 +102,8 @@ class Observer:
             lambda: self._sessions.count(clock()),
             ("transport", "mcp_protocol_version"),
         )
-        registry.read(
-            "gauge",
-            "mcp_server_connections_active",
-            "Open connections and event streams.",
-            lambda: connections,
-            ("transport", "mcp_protocol_version"),
-        )
+        by, about = ("transport", "mcp_protocol_version"), "Open connections and event streams."
+        registry.read("gauge", "mcp_server_connections_active", about, lambda: connections, by)
         if log is not None:
             registry.read(
                 "counter",

@@ -23,19 +23,9 @@ class PostLine:
     """The `Line` of one POST: of its call, or of all calls of a batch."""
 
     __slots__ = (
-        "_id",
-        "_lock",
-        "_opened",
-        "_owner",
-        "_revision",
-        "_services",
-        "_session",
-        "_sink",
-        "_stream",
-        "_streams",
-        "asks",
-        "request",
-    )
+        "_id", "_lock", "_opened", "_owner", "_revision", "_services", "_session", "_sink", "_stream", "_streams",
+        "asks", "request",
+    )  # fmt: skip
 
     def __init__(
         self, request: Request, call: Call, services: Services, streams: OpenStreams, *, can_stream: bool

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from millstream.config import Settings
 from millstream.http.asgi.adapter import Receive, Scope
 from millstream.http.asgi.sink import Send, header_list
 from millstream.http.hosts import HostPolicy
@@ -38,8 +37,7 @@ class WebSocketRoute:
     """The handler. One for each running server."""
 
     __slots__ = (
-        "_dispatcher", "_guard", "_hub", "_policy", "_settings", "_sockets", "_stopping", "_streams",
-        "may_publish",
+        "_dispatcher", "_guard", "_hub", "_policy", "_settings", "_sockets", "_stopping", "_streams", "may_publish",
     )  # fmt: skip
 
     def __init__(
@@ -47,7 +45,6 @@ class WebSocketRoute:
         dispatcher: Dispatcher,
         hub: Hub | None,
         policy: HostPolicy,
-        settings: Settings,
         streams: OpenStreams,
         *,
         guard: Guard | None = None,
@@ -57,7 +54,7 @@ class WebSocketRoute:
         self._dispatcher = dispatcher
         self._hub = hub
         self._policy = policy
-        self._settings = settings
+        self._settings = dispatcher.services.settings
         self._streams = streams
         self._guard = guard
         self.may_publish = may_publish
