@@ -1,4 +1,4 @@
-"""What calls hold: nothing of a refused one is kept, and an open subscription holds nothing of what it was asked with."""
+"""What calls hold: nothing of a refused one is kept, and an open subscription keeps nothing of what asked for it."""
 
 import asyncio
 import gc
