@@ -26,6 +26,16 @@ class Annotations(Wire, frozen=True):
     """A moment as ISO 8601 writes it."""
 
 
+class ToolAnnotations(Wire, frozen=True):
+    """Hints about a tool for clients; never a promise."""
+
+    title: str | None = None
+    read_only_hint: bool | None = None
+    destructive_hint: bool | None = None
+    idempotent_hint: bool | None = None
+    open_world_hint: bool | None = None
+
+
 class Icon(Wire, frozen=True):
     """A picture for a tool, resource, prompt or server: an https or data URI."""
 

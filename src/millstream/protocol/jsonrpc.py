@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream.protocol.depth import overgrown
-from millstream.protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
+from millstream.protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR, ProtocolError
 
 RequestId = int | str
 
@@ -48,6 +48,14 @@ class Envelope(Struct, gc=False, frozen=True):
     @property
     def is_answer(self) -> bool:
         return self.method == ""
+
+
+class PeerError(Struct, gc=False):
+    """The error of an answer."""
+
+    code: int = INTERNAL_ERROR
+    message: str = ""
+    data: Raw = _EMPTY
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode

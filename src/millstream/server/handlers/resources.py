@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from millstream.protocol.errors import INVALID_PARAMS, INVALID_REQUEST, RESOURCE_NOT_FOUND, ProtocolError
+from millstream.protocol.messages import ReadResourceRequestParams, ResourceRequestParams
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.calls.sessions import Record
@@ -14,21 +15,13 @@ from millstream.server.features.registry import Registry
 from millstream.server.features.resources import Resource, Template
 from millstream.server.functions.reading import ArgumentError
 from millstream.server.functions.results import encode_contents
-from millstream.server.handlers.params import Rounds, page_decoder, read, take_rounds
+from millstream.server.handlers.params import page_decoder, read, take_rounds
 
 _MAX_URI = 8 * 1024
 
 
-class _ReadParams(Rounds, gc=False, kw_only=True):
-    uri: str
-
-
-class _Uri(msgspec.Struct, gc=False):
-    uri: str
-
-
-_read_decoder = msgspec.json.Decoder(_ReadParams)
-_uri_decoder = msgspec.json.Decoder(_Uri)
+_read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)
+_uri_decoder = msgspec.json.Decoder(ResourceRequestParams)
 
 _HINTS = b',"ttlMs":0,"cacheScope":"private"'
 """What a function reads may change at any time and depend on the caller."""

@@ -5,18 +5,14 @@ from collections.abc import Mapping
 import msgspec
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream.protocol.messages import SetLevelRequestParams
 from millstream.protocol.metadata import LOG_LEVELS
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
 from millstream.server.handlers.params import read
 
-
-class _Level(msgspec.Struct, gc=False):
-    level: str
-
-
-_level_decoder = msgspec.json.Decoder(_Level)
+_level_decoder = msgspec.json.Decoder(SetLevelRequestParams)
 
 
 class SessionHandlers:

@@ -8,10 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
-from millstream.protocol.content import Message, Role, SamplingContent, Text
+from millstream.protocol.content import Message
 from millstream.protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError
+from millstream.protocol.messages import Params
+from millstream.protocol.questions import (
+    CreateMessageRequestParams,
+    ElicitRequestParams,
+    ElicitResult,
+    ListRootsResult,
+    SampleResult,
+)
 from millstream.protocol.revisions import Revision
 from millstream.server.questions.forms import parse_answer, project, requested_schema
 
@@ -55,37 +63,6 @@ class Roots(Struct, frozen=True):
 Question = Elicit | ElicitUrl | Sample | Roots
 
 
-class Root(Struct, frozen=True):
-    """One folder or file the client works on."""
-
-    uri: str
-    name: str | None = None
-
-
-class SampleResult(Struct, frozen=True, rename="camel"):
-    """What the client's model said."""
-
-    role: Role
-    content: SamplingContent | list[SamplingContent]
-    model: str
-    stop_reason: str | None = None
-
-    @property
-    def text(self) -> str:
-        """The text blocks, joined."""
-        content = self.content if isinstance(self.content, list) else [self.content]
-        return "\n".join(block.text for block in content if isinstance(block, Text))
-
-
-class _ElicitResult(Struct):
-    action: str
-    content: Raw = Raw(b"")
-
-
-class _RootsResult(Struct):
-    roots: list[Root]
-
-
 _METHODS: Mapping[type, str] = {
     Elicit: "elicitation/create",
     ElicitUrl: "elicitation/create",
@@ -110,7 +87,7 @@ def capability_of(question: Question) -> dict[str, Any]:
     return {"roots": {}}
 
 
-def params_of(question: Question, revision: Revision, *, elicitation_id: str = "") -> dict[str, Any]:
+def params_of(question: Question, revision: Revision, *, elicitation_id: str = "") -> Params:
     """Parameters on the wire of a revision.
 
     Args:
@@ -120,39 +97,35 @@ def params_of(question: Question, revision: Revision, *, elicitation_id: str = "
         schema = project(
             requested_schema(question.answer), rich_enums=revision.rich_forms, defaults_all=revision.rich_forms
         )
-        mode = {"mode": "form"} if "url" in revision.elicitation_modes else {}
-        return {**mode, "message": question.message, "requestedSchema": schema}
+        mode = "form" if "url" in revision.elicitation_modes else None
+        return ElicitRequestParams(mode=mode, message=question.message, requested_schema=schema)
     if isinstance(question, ElicitUrl):
-        params = {"mode": "url", "message": question.message, "url": question.url}
-        return {**params, "elicitationId": elicitation_id} if revision.elicitation_ids else params
+        known = elicitation_id if revision.elicitation_ids else None
+        return ElicitRequestParams(mode="url", message=question.message, url=question.url, elicitation_id=known)
     if isinstance(question, Sample):
-        return _sample_params(question, revision)
-    return {}
+        return _sample_params(question)
+    return Params()
 
 
-def _sample_params(question: Sample, revision: Revision) -> dict[str, Any]:
+def _sample_params(question: Sample) -> CreateMessageRequestParams:
     given = question.messages
-    messages = [given] if isinstance(given, str | Message) else list(given)
-    params: dict[str, Any] = {
-        "messages": [Message("user", each) if isinstance(each, str) else each for each in messages],
-        "maxTokens": question.max_tokens,
-    }
-    optional: dict[str, Any] = {
-        "systemPrompt": question.system,
-        "temperature": question.temperature,
-        "stopSequences": question.stop_sequences,
-        "modelPreferences": question.preferences,
-        "metadata": question.metadata,
-    }
-    if revision.sampling_tools:
-        optional = optional | {"tools": question.tools, "toolChoice": question.tool_choice}
-    params.update({key: value for key, value in optional.items() if value is not None})
-    return params
+    messages = [given] if isinstance(given, str | Message) else given
+    return CreateMessageRequestParams(
+        messages=[Message("user", each) if isinstance(each, str) else each for each in messages],
+        max_tokens=question.max_tokens,
+        system_prompt=question.system,
+        temperature=question.temperature,
+        stop_sequences=question.stop_sequences,
+        model_preferences=question.preferences,
+        metadata=question.metadata,
+        tools=question.tools,
+        tool_choice=question.tool_choice,
+    )
 
 
-_decode_elicit = msgspec.json.Decoder(_ElicitResult).decode
+_decode_elicit = msgspec.json.Decoder(ElicitResult).decode
 _decode_sample = msgspec.json.Decoder(SampleResult).decode
-_decode_roots = msgspec.json.Decoder(_RootsResult).decode
+_decode_roots = msgspec.json.Decoder(ListRootsResult).decode
 
 
 def read_answer(question: Question, raw: bytes) -> Any:
