@@ -20,6 +20,12 @@ class CancelledNotificationParams(Params):
     """For a log; nothing depends on it, so it may be of any type."""
 
 
+class NotificationParams(Params):
+    """What says nothing but that it happened, to a subscription where `_meta` names one."""
+
+    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+
+
 class ProgressNotificationParams(Params):
     """`notifications/progress`."""
 
@@ -53,15 +59,15 @@ class SubscriptionsAcknowledgedNotificationParams(Params):
 
 NOTIFICATIONS: Mapping[str, type[Struct]] = MappingProxyType(
     {
-        "notifications/initialized": Params,
+        "notifications/initialized": NotificationParams,
         "notifications/cancelled": CancelledNotificationParams,
         "notifications/progress": ProgressNotificationParams,
         "notifications/message": LoggingMessageNotificationParams,
-        "notifications/tools/list_changed": Params,
-        "notifications/prompts/list_changed": Params,
-        "notifications/resources/list_changed": Params,
+        "notifications/tools/list_changed": NotificationParams,
+        "notifications/prompts/list_changed": NotificationParams,
+        "notifications/resources/list_changed": NotificationParams,
         "notifications/resources/updated": ResourceUpdatedNotificationParams,
-        "notifications/roots/list_changed": Params,
+        "notifications/roots/list_changed": NotificationParams,
         "notifications/subscriptions/acknowledged": SubscriptionsAcknowledgedNotificationParams,
     }
 )

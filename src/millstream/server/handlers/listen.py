@@ -9,7 +9,11 @@ from millstream.protocol.errors import INVALID_REQUEST, OVERLOADED, ProtocolErro
 from millstream.protocol.jsonrpc import notification_message
 from millstream.protocol.messages import SubscriptionFilter, SubscriptionsListenRequestParams
 from millstream.protocol.metadata import SUBSCRIPTION_KEY, Client
-from millstream.protocol.notifications import SubscriptionsAcknowledgedNotificationParams
+from millstream.protocol.notifications import (
+    NotificationParams,
+    ResourceUpdatedNotificationParams,
+    SubscriptionsAcknowledgedNotificationParams,
+)
 from millstream.server.calls.call import Call
 from millstream.server.calls.changes import UPDATED, Change
 from millstream.server.calls.services import Services, principal_id
@@ -77,7 +81,7 @@ class ListenHandlers:
             return b""
         kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(honoured, f"{kind}_list_changed")}
         uris = frozenset(wanted.resource_subscriptions)
-        lists = {kind: notification_message(Change(kind).method, {"_meta": mark}) for kind in kinds}
+        lists = {kind: notification_message(Change(kind).method, NotificationParams(mark)) for kind in kinds}
         over = asyncio.Event()
         early: list[bytes] | None = []
         """Changes while the acknowledgement is on its way: nothing may overtake it."""
@@ -87,7 +91,7 @@ class ListenHandlers:
             if own is None:
                 if change.uri not in uris:
                     return
-                own = notification_message(UPDATED, {"uri": change.uri, "_meta": mark})
+                own = notification_message(UPDATED, ResourceUpdatedNotificationParams(change.uri, mark))
             if early is not None:
                 early.append(own)
             elif not line.push(own):
