@@ -162,3 +162,13 @@ class Message(Wire, frozen=True):
     def __post_init__(self) -> None:
         if isinstance(self.content, str):
             force_setattr(self, "content", Text(self.content))
+
+    @property
+    def blocks(self) -> list[AnyContent]:
+        """The content as a list."""
+        content: Any = self.content  # never a string any more
+        return content if isinstance(content, list) else [content]
+
+    def one_by_one(self) -> list["Message"]:
+        """The same as messages of one block each, for readers that know no lists."""
+        return [Message(self.role, block) for block in self.blocks] if isinstance(self.content, list) else [self]

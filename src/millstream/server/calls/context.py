@@ -200,7 +200,11 @@ class Context:
         tool_choice: Mapping[str, Any] | None = None,
         key: str | None = None,
     ) -> SampleResult:
-        """Let the client's model continue a conversation."""
+        """Let the client's model continue a conversation.
+
+        Raises:
+            ValueError: tool uses and tool results of the conversation do not balance.
+        """
         question = Sample(
             messages, max_tokens, system, temperature, stop_sequences, preferences, tools, tool_choice
         )  # fmt: skip

@@ -225,7 +225,11 @@ def encode_messages(value: Any) -> bytes:
     Strings and blocks are said by the user.
     """
     items = value if _is_several(value) else [value]
-    messages = [item if isinstance(item, Message) else Message("user", _block(item)) for item in items]
+    several = [item if isinstance(item, Message) else Message("user", _block(item)) for item in items]
+    messages = [each for message in several for each in message.one_by_one()]
+    for message in messages:
+        if not isinstance(message.content, BLOCKS):
+            raise LocalError(f"a prompt holds {type(message.content).__name__}, which only sampling messages may")
     return b'"messages":%b' % encode(messages)
 
 

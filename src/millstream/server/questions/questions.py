@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream.protocol.content import Message
-from millstream.protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError
+from millstream.protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError, ToolError
 from millstream.protocol.messages import Params
 from millstream.protocol.questions import (
     CreateMessageRequestParams,
@@ -22,6 +22,7 @@ from millstream.protocol.questions import (
 )
 from millstream.protocol.revisions import Revision
 from millstream.server.questions.forms import parse_answer, project, requested_schema
+from millstream.server.questions.sampling import check_conversation, conversation, has_tools, project_conversation
 
 
 class Elicit(Struct, frozen=True):
@@ -83,8 +84,12 @@ def capability_of(question: Question) -> dict[str, Any]:
     if isinstance(question, ElicitUrl):
         return {"elicitation": {"url": {}}}
     if isinstance(question, Sample):
-        return {"sampling": {"tools": {}} if question.tools or question.tool_choice else {}}
+        return {"sampling": {"tools": {}} if _with_tools(question) else {}}
     return {"roots": {}}
+
+
+def _with_tools(question: Sample) -> bool:
+    return bool(question.tools or question.tool_choice) or has_tools(conversation(question.messages))
 
 
 def params_of(question: Question, revision: Revision, *, elicitation_id: str = "") -> Params:
@@ -92,6 +97,11 @@ def params_of(question: Question, revision: Revision, *, elicitation_id: str = "
 
     Args:
         elicitation_id: for URL questions of revisions that have such ids.
+
+    Raises:
+        TypeError: the form cannot be shown.
+        ValueError: the conversation breaks the rules of sampling.
+        ToolError: the revision cannot say it.
     """
     if isinstance(question, Elicit):
         schema = project(
@@ -103,15 +113,17 @@ def params_of(question: Question, revision: Revision, *, elicitation_id: str = "
         known = elicitation_id if revision.elicitation_ids else None
         return ElicitRequestParams(mode="url", message=question.message, url=question.url, elicitation_id=known)
     if isinstance(question, Sample):
-        return _sample_params(question)
+        return _sample_params(question, revision)
     return Params()
 
 
-def _sample_params(question: Sample) -> CreateMessageRequestParams:
-    given = question.messages
-    messages = [given] if isinstance(given, str | Message) else given
+def _sample_params(question: Sample, revision: Revision) -> CreateMessageRequestParams:
+    messages = conversation(question.messages)
+    check_conversation(messages)
+    if _with_tools(question) and not revision.sampling_tools:
+        raise ToolError(f"This needs sampling with tools, which protocol revision {revision.date} does not have.")
     return CreateMessageRequestParams(
-        messages=[Message("user", each) if isinstance(each, str) else each for each in messages],
+        messages=project_conversation(messages, revision),
         max_tokens=question.max_tokens,
         system_prompt=question.system,
         temperature=question.temperature,
