@@ -1,4 +1,4 @@
-"""Content blocks, in the shape of the newest revision (digest §9.1, §10.1).
+"""Content blocks, in the shape of the newest revision (MCP 2026-07-28, schema#contentblock).
 
 What users construct is what goes on the wire: bytes are given as bytes and become base64, names are camelCase, and
 fields left alone are omitted. The `type` field is a msgspec tag, so the unions at the end decode by it. What older

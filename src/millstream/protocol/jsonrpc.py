@@ -1,4 +1,4 @@
-"""JSON-RPC 2.0 messages: bytes to `Envelope` and back. Sections 1 and 13 of the protocol digest.
+"""JSON-RPC 2.0 messages: bytes to `Envelope` and back (https://www.jsonrpc.org/specification).
 
 Reading is in passes: this module opens only the envelope and keeps `params`, `result` and `error` as raw bytes.
 Identifiers keep their type. It does not know methods or revisions.

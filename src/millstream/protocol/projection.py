@@ -1,4 +1,4 @@
-"""Newest shapes down to what an older revision has (digest §16, downgrade rules). Pure functions of a `Revision`.
+"""Newest shapes down to what an older revision has. Pure functions of a `Revision`.
 
 Handlers build what the newest revision says; these functions drop members, convert content and wrap structured
 output. Nothing here compares dates: every question is a field of the revision.

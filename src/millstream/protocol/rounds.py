@@ -1,4 +1,6 @@
-"""Multi-round requests (digest §6): which answers count, and the state that travels sealed through the client.
+"""Multi-round requests: which answers count, and the state that travels sealed through the client.
+
+MCP 2026-07-28, basic/patterns/mrtr.
 
 A function that asks is stopped with `InputRequired` and run again from its start with the answers (replay). Every
 question has a slot: its explicit key, or its ordinal. A digest of kind, message and schema tells whether it is

@@ -1,4 +1,4 @@
-"""The session id of the handshake era: the session itself, sealed into at most 400 characters (DESIGN §5).
+"""The session id of the handshake era: the session itself, sealed into at most 400 characters.
 
 Any worker with the key reads it, so a session that opens nothing takes no memory anywhere. What does not fit here
 (unknown capabilities, log level, subscriptions, a tombstone) is a record in the store, under the token's `id`.

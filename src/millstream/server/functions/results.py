@@ -6,7 +6,7 @@ Each function gives the JSON members without the braces (``"content":[…]``), s
 A tool's natural values: `str` is one text; a content block, or a list with at least one, is content; `bytes` is an
 image when it begins like PNG, JPEG, GIF or WebP, and otherwise an embedded resource; `None` is empty content. All
 else (dataclass, Struct, pydantic model, dict, list, number, bool) is structured, with the same JSON as text for
-readers without structured content (digest §9.1).
+readers without structured content.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,8 +1,8 @@
 """Forms: what a person is asked (``requestedSchema``), and the value that comes back.
 
-A form is one flat object of strings, numbers, booleans and choices (digest §10.2). A type outside that is refused
-before anyone is asked. Constraints that the wire does not know (``pattern``, exclusive bounds) are still checked on
-the answer.
+A form is one flat object of strings, numbers, booleans and choices (MCP 2025-11-25, client/elicitation). A type
+outside that is refused before anyone is asked. Constraints that the wire does not know (``pattern``, exclusive bounds)
+are still checked on the answer.
 """
 
 import re
