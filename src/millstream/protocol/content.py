@@ -14,7 +14,7 @@ Role = Literal["user", "assistant"]
 
 
 class Wire(Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """What every value of this module shares: frozen, camelCase, defaults omitted."""
+    """The base of every value of this module: frozen, camelCase, defaults omitted."""
 
 
 class Annotations(Wire, frozen=True):
@@ -47,7 +47,7 @@ class Icon(Wire, frozen=True):
 
 
 class Block(Wire, frozen=True, kw_only=True, tag_field="type"):
-    """What every content block may carry."""
+    """The base of every content block."""
 
     annotations: Annotations | None = None
     meta: dict[str, Any] | None = field(default=None, name="_meta")
@@ -120,7 +120,7 @@ class EmbeddedResource(Block, frozen=True, tag="resource"):
 
 
 Content = Text | Image | Audio | ResourceLink | EmbeddedResource
-"""What tool results and prompt messages hold."""
+"""The blocks of tool results and prompt messages."""
 
 
 class ToolUse(Wire, frozen=True, tag="tool_use", tag_field="type"):
@@ -143,7 +143,7 @@ class ToolResultBlock(Wire, frozen=True, tag="tool_result", tag_field="type"):
 
 
 SamplingContent = Text | Image | Audio | ToolUse | ToolResultBlock
-"""What messages to and from a sampled model hold."""
+"""The blocks of messages to and from a sampled model."""
 
 AnyContent = Content | ToolUse | ToolResultBlock
 BLOCKS: tuple[type[Struct], ...] = (Text, Image, Audio, ResourceLink, EmbeddedResource)

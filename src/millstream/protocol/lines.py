@@ -35,7 +35,7 @@ class LineSplitter:
         return lines
 
     def end(self) -> list[bytes | None]:
-        """What came after the last line end: a last line that lacks one."""
+        """Take the bytes after the last newline as a line, since the input has ended."""
         return self.feed(b"\n")
 
     def _keep(self, piece: bytes, lines: list[bytes | None]) -> None:

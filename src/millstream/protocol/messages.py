@@ -1,4 +1,4 @@
-"""Parameters and results of what a client asks: a server reads the first, a client decodes the second.
+"""Parameters and results of a client's requests: a server reads the first, a client decodes the second.
 
 The names are those of the schema, https://modelcontextprotocol.io/specification/2026-07-28/schema, with members that
 only an older revision has beside them. A server writes most results as bytes that it prepared. `_meta` of requests is
@@ -47,7 +47,7 @@ class PaginatedRequestParams(Params):
 
 
 class InputResponseRequestParams(Params):
-    """What every method that may ask back carries from round to round."""
+    """The base for methods that may ask back: answers, and the state of earlier rounds."""
 
     input_responses: Raw | UnsetType = UNSET
     request_state: Any = ""
@@ -81,7 +81,7 @@ class ResourceRequestParams(Params):
 
 
 class Reference(Params):
-    """What has the argument to complete: `ref/prompt` with a name, or `ref/resource` with the URI of a template."""
+    """The owner of an argument to complete: `ref/prompt` with a name, or `ref/resource` with the URI of a template."""
 
     type: str
     name: str = ""
@@ -179,7 +179,7 @@ class DiscoverResult(CacheableResult, frozen=True, kw_only=True):
 
 
 class Described(Wire, frozen=True, kw_only=True):
-    """What tools, resources, templates and prompts say about themselves."""
+    """The base of the descriptions of tools, resources, templates and prompts."""
 
     name: str
     title: str | None = None

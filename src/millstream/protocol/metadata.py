@@ -68,7 +68,7 @@ class LooseParams(Struct, gc=False, rename={"meta": "_meta"}):
 
 
 class Client(Struct, frozen=True, gc=False):
-    """Who asks, as far as they said: `capabilities` as declared, name and version for display."""
+    """The client as it describes itself: `capabilities` as declared, name and version for display."""
 
     capabilities: Mapping[str, Any] = {}
     name: str = ""

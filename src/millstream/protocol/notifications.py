@@ -21,7 +21,7 @@ class CancelledNotificationParams(Params):
 
 
 class NotificationParams(Params):
-    """What says nothing but that it happened, to a subscription where `_meta` names one."""
+    """The base for notifications whose method says it all; `_meta` may name the subscription that they are for."""
 
     meta: Json = field(default_factory=dict[str, Any], name="_meta")
 

@@ -1,4 +1,4 @@
-"""Parameters and results of what a server asks a client: as requests of its own, or inside an `InputRequiredResult`.
+"""Parameters and results of a server's questions, which are requests of its own or part of an `InputRequiredResult`.
 
 https://modelcontextprotocol.io/specification/2026-07-28/schema has the names, with members of older revisions beside.
 """
@@ -25,7 +25,7 @@ class ElicitRequestParams(Params, kw_only=True):
 
 
 class ElicitResult(Params):
-    """What the person did, with the values of a form."""
+    """The action of the person, with the values of a form."""
 
     action: str
     content: Raw = Raw(b"")
@@ -46,7 +46,7 @@ class CreateMessageRequestParams(Params):
 
 
 class SampleResult(Wire, frozen=True):
-    """What the client's model said."""
+    """The answer of the client's model."""
 
     role: Role
     content: SamplingContent | list[SamplingContent]

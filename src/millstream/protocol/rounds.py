@@ -32,7 +32,7 @@ class Entry(Struct, array_like=True):
 
 
 class State(Struct, array_like=True):
-    """What is known after some rounds."""
+    """The answers and open questions after some rounds."""
 
     expires_at: int
     rounds: int
@@ -62,7 +62,7 @@ def digest(method: str, params: Any) -> str:
 
 
 def binding(principal: str, method: str, name: str, arguments: bytes) -> bytes:
-    """What a state belongs to; `arguments` is raw JSON, hashed in a canonical form."""
+    """The hash that ties a state to its request; `arguments` is raw JSON, hashed in a canonical form."""
     canonical = _encode_sorted(msgspec.json.decode(arguments)) if arguments else b"{}"
     hasher = hashlib.sha256()
     for part in (principal.encode("utf-8", "surrogatepass"), method.encode(), name.encode(), canonical):

@@ -57,7 +57,7 @@ _CAPABILITIES: Final[tuple[tuple[tuple[str, ...], Callable[[], object]], ...]] =
 
 
 class SessionToken(Struct, frozen=True, gc=False, array_like=True):
-    """What every worker knows of a session from its id alone."""
+    """The facts about a session that every worker reads from its id alone."""
 
     id: str
     """128 random bits as 32 hexadecimal digits: the name of the session's record, log and topics."""

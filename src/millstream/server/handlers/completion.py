@@ -37,7 +37,7 @@ class CompletionHandlers:
         return {"completion/complete": self.complete}
 
     async def complete(self, call: Call) -> bytes:
-        """Values that begin as the person typed: from the registered function, else from the parameter's type."""
+        """Return values that begin as the person typed, from the registered function or else the parameter's type."""
         params = read(_decoder, call)
         item, reference = self._find(params.ref)
         if params.argument.name not in item.parameters:

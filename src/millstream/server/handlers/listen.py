@@ -22,7 +22,7 @@ from millstream.server.features.registry import Registry
 from millstream.server.handlers.params import read
 
 MAX_URI_BYTES = 128 * 1024
-"""Characters of all URIs of one subscription: as many as a session's record holds."""
+"""The URIs of one subscription together have at most so many characters, as many as a session's record holds."""
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 
 
@@ -38,7 +38,7 @@ class ListenHandlers:
         self._registry = registry
         self._services = services
         self._open: dict[str, int] = {}
-        """Principal -> its open subscriptions."""
+        """Principal -> number of its open subscriptions."""
 
     def table(self) -> Mapping[str, Handler]:
         """Handlers by method."""

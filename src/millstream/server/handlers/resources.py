@@ -24,7 +24,7 @@ _read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)
 _uri_decoder = msgspec.json.Decoder(ResourceRequestParams)
 
 _HINTS = b',"ttlMs":0,"cacheScope":"private"'
-"""What a function reads may change at any time and depend on the caller."""
+"""A function may read something else at any time, and for another caller."""
 
 
 class ResourceHandlers:
@@ -82,7 +82,7 @@ class ResourceHandlers:
         raise _not_found(uri)
 
     async def subscribe(self, call: Call) -> bytes:
-        """Hear about changes of one resource from now on."""
+        """Subscribe the session to changes of one resource."""
         uri = read(_uri_decoder, call).uri
         record = await self._record(call)
         if uri not in record.subscriptions:
@@ -93,7 +93,7 @@ class ResourceHandlers:
         return b""
 
     async def unsubscribe(self, call: Call) -> bytes:
-        """Hear no more about changes of one resource."""
+        """End the session's subscription to one resource."""
         uri = read(_uri_decoder, call).uri
         record = await self._record(call)
         if uri in record.subscriptions:

@@ -32,7 +32,7 @@ class SessionHandlers:
         return b""
 
     async def set_level(self, call: Call) -> bytes:
-        """Set the least severity of log messages for this session; without one there is nothing to keep."""
+        """Set the least severity of log messages for this session. Without a session, nothing is kept."""
         level = read(_level_decoder, call).level
         if level not in LOG_LEVELS:
             raise ProtocolError(INVALID_PARAMS, f"Unknown log level {level[:32]!r}: use one of {', '.join(LOG_LEVELS)}")

@@ -41,7 +41,7 @@ class ToolHandlers:
         return self._registry.page("tools", call.revision, read(page_decoder, call).cursor)
 
     async def call(self, call: Call) -> bytes:
-        """Run a tool. Calls that a transport has prepared do not come here."""
+        """Run a tool. Calls that a transport has prepared skip this handler."""
         tool = self._open(call)
         if self._services.streamed is not None:
             self._services.streamed(call)

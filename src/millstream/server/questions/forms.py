@@ -22,7 +22,7 @@ KEYWORDS = {
     "boolean": TEXTS,
     "array": (*TEXTS, "minItems", "maxItems", "items"),
 }
-"""What the specification lists for each kind of field (PrimitiveSchemaDefinition)."""
+"""The keywords of each kind of field, as PrimitiveSchemaDefinition of the specification lists them."""
 FORMATS = frozenset(("email", "uri", "date", "date-time"))
 FIELDS = "a form has only strings, numbers, booleans, dates, choices of strings and lists of such choices"
 

@@ -75,7 +75,7 @@ class OpenQuestions:
                 del self._by_owner[owner]
 
     def answer(self, message: Envelope, scope: str) -> bool:
-        """Give an answer to whoever waits; False when nobody of this session asked that, or has given up."""
+        """Give an answer to the call that waits for it; False when no call of this session does (any more)."""
         entry = self._open.get(message.id) if isinstance(message.id, str) else None
         if entry is None or entry[0] != scope or entry[1].done():
             return False
@@ -87,14 +87,14 @@ class OpenQuestions:
         return True
 
     def end(self, scope: str) -> None:
-        """The client of a session or connection is gone for good: whoever waits for its answers is told."""
+        """Fail every question to a session or connection whose client has gone for good."""
         for asked, future in list(self._open.values()):
             if asked == scope and not future.done():
                 future.set_exception(ToolError("The client has gone away and cannot answer."))
 
 
 async def _give_up(send: Send, question_id: str, reason: str) -> None:
-    """Tell the client that its answer is not awaited any more; one that cannot be told misses nothing."""
+    """Tell the client that nobody waits for its answer any more, if it can still be reached."""
     with contextlib.suppress(Exception):
         await send(notification_message("notifications/cancelled", CancelledNotificationParams(question_id, reason)))
 

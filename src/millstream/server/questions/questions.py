@@ -1,4 +1,4 @@
-"""What a server can ask a client, written once for every revision: `Elicit`, `ElicitUrl`, `Sample`, `Roots`.
+"""The questions of a server to a client, written once for every revision: `Elicit`, `ElicitUrl`, `Sample`, `Roots`.
 
 Each question knows the capability it needs, its parameters on the wire of a revision, and how to read the answer.
 How it travels (a request on the line, or an `input_required` result) is the business of `asking`.

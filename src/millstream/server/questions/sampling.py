@@ -1,8 +1,8 @@
-"""The conversation of a sampling request: what every revision demands of it, and what a revision can say.
+"""The conversation of a sampling request: the rules of every revision, and the words that one revision has.
 
 https://modelcontextprotocol.io/specification/2025-11-25/client/sampling#message-content-constraints: tool uses and
 tool results balance, and results share a message with nothing else. A conversation that breaks this is a mistake of
-the function that asks, so it hears of it before the client does.
+the function that asks: it gets the error, and the client gets nothing.
 """
 
 from collections import Counter
