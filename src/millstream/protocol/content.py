@@ -5,7 +5,7 @@ fields left alone are omitted. The `type` field is a msgspec tag, so the unions 
 revisions lack is converted by `projection.py`, not here.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 from msgspec.structs import force_setattr
@@ -166,7 +166,7 @@ class Message(Wire, frozen=True):
     @property
     def blocks(self) -> list[AnyContent]:
         """The content as a list."""
-        content: Any = self.content  # never a string any more
+        content = cast("AnyContent | list[AnyContent]", self.content)  # `__post_init__` has replaced strings
         return content if isinstance(content, list) else [content]
 
     def one_by_one(self) -> list["Message"]:
