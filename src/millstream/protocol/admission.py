@@ -205,7 +205,7 @@ def _read_name(message: Envelope) -> str:
 
 
 def target_name(method: str, params: bytes) -> str:
-    """The name or URI that a request is about, for a gate; empty where the parameters lack it: their handler refuses."""
+    """The name or URI that a request is about, for a gate; empty where the parameters lack it."""
     try:
         return _read_name(Envelope(None, method, params or b"{}"))
     except ProtocolError:
