@@ -57,7 +57,7 @@ def test_the_size_of_an_answer_is_known_up_to_the_answers_that_were_under_way(
 
 
 def test_lines_for_stdio_have_ids_of_their_own() -> None:
-    """DESIGN 9: load uses unique request ids."""
+    """Our choice: load uses unique request ids."""
     assert [json.loads(line)["id"] for line in call_lines(7, 3)] == [7, 8, 9]
 
 
@@ -71,7 +71,7 @@ def test_every_case_names_known_targets_and_compares_with_its_own() -> None:
 
 
 def test_every_broadcast_names_known_targets_and_its_peers_run_in_the_same_case() -> None:
-    """DESIGN 9: peers run beside us in one go, and budgets are about servers that the case measures."""
+    """Our choice: peers run beside us in one go, and budgets are about servers that the case measures."""
     for case in BROADCASTS.values():
         assert set(case.targets) <= set(TARGETS)
         assert case.targets[0].startswith("ours")
@@ -80,7 +80,7 @@ def test_every_broadcast_names_known_targets_and_its_peers_run_in_the_same_case(
 
 
 def test_a_broadcast_is_judged_by_its_ratios_and_by_the_memory_of_a_subscriber() -> None:
-    """DESIGN 9: at 5,000 subscribers, 80 % of a bare loop, five times the peer, 8 KiB each."""
+    """Our choice: at 5,000 subscribers, 80 % of a bare loop, five times the peer, 8 KiB each."""
     rounds = {"ours-hub": (130_000, 8.5), "bare-sse": (150_000, 0.5), "fastapi": (30_000, 50.0)}
     results = {
         "broadcast-5000": {
@@ -105,7 +105,7 @@ def test_the_slope_of_memory_is_that_of_the_line_through_all_samples() -> None:
 
 
 def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
-    """DESIGN 9: a machine that is slow for one round is slow for both sides of it."""
+    """Our choice: a machine that is slow for one round is slow for both sides of it."""
     results = {"session": {"ours": figures(200, 2000, 90), "mcp": figures(10, 50, 1), "fastmcp": figures(1, 1, 1)}}
     (verdict,) = report.verdicts(results)
     assert verdict.measured == "40.0×"

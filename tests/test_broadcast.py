@@ -56,7 +56,7 @@ def load(program: Path, port: int, *options: str) -> dict[str, Any]:
 
 
 def test_every_event_reaches_every_stream_once_and_in_order(program: Path, port: int) -> None:
-    """Issue: broadcasts are delivered to all exactly once in order; here 100 subscribers and 50 events."""
+    """Our choice: broadcasts are delivered to all exactly once in order; here 100 subscribers and 50 events."""
     found = load(program, port, "--subscribers", "100", "--events", "50", "--window", "8")
     assert (found["events"], found["deliveries"]) == (50, 5000)
 

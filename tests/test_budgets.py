@@ -1,4 +1,4 @@
-"""Budgets that are counts (design §9): Python-level calls and frames of one `tools/call` of 2026-07-28.
+"""Budgets that are counts (our choice): Python-level calls and frames of one `tools/call` of 2026-07-28.
 
 A call is a `call` event of `sys.setprofile` whose code stands in `src/millstream`: a function that is entered, or a
 coroutine that goes on. The user's function, the libraries and C code are not ours. Everything is measured on the
@@ -135,7 +135,7 @@ async def test_one_call_costs_no_more_of_our_python_calls_than_the_budget(
 async def test_there_are_no_more_than_seven_frames_from_the_application_to_the_function(
     calls: Callable[[Server], Any],
 ) -> None:
-    """STYLE 9: the way of a call is short enough to be read in one traceback."""
+    """Our choice: the way of a call is short enough to be read in one traceback."""
     server, stacks = make_server()
     async with server.running() as runtime:
         prepare(server, runtime)

@@ -1,4 +1,4 @@
-"""What sessions cost a server process: nothing (design §5; point 6 of the proof).
+"""What sessions cost a server process: nothing.
 
 A server of its own, its resident memory read from `/proc` (Linux). A round of the same kind goes first, so that code,
 caches and the allocator's arenas are there; what is then measured is what 10,000 more leave behind. The tolerance of

@@ -1,7 +1,6 @@
 """The shape of the code as tests: layers, sizes, names, import cost and what no file may contain.
 
-They read the sources with `ast` and run small subprocesses; they know nothing of MCP. The rules are STYLE.md
-sections 1 to 4 and the counts of DESIGN.md section 9.
+They read the sources with `ast` and run small subprocesses; they know nothing of MCP. The rules are our choice.
 """
 
 import ast
@@ -93,7 +92,7 @@ def loaded_by(*argv: str, given: bytes = b"") -> tuple[set[str], bytes]:
 
 @pytest.mark.parametrize("path", sources("src"), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path) -> None:
-    """STYLE 4 and DESIGN 2: a layer knows only those before it."""
+    """Our choice: a layer knows only those before it."""
     own = layer_of(path)
     assert own in LAYERS, f"give {own} a place in the order of layers"
     for name in imported(tree_of(path)):
@@ -160,7 +159,7 @@ def test_no_class_is_longer_than_250_lines() -> None:
 
 
 def test_the_protocol_core_touches_nothing_outside_itself() -> None:
-    """STYLE 1: no event loop, socket, file, clock, random source or logger under `protocol/`."""
+    """Our choice: no event loop, socket, file, clock, random source or logger under `protocol/`."""
     outside = {"asyncio", "datetime", "io", "logging", "os", "pathlib", "random", "secrets", "socket", "time"}
     for path in sources("src/millstream/protocol"):
         used = {name.split(".")[0] for name in imported(tree_of(path))}
@@ -168,7 +167,7 @@ def test_the_protocol_core_touches_nothing_outside_itself() -> None:
 
 
 def test_an_optional_dependency_is_imported_in_exactly_one_module() -> None:
-    """STYLE 4: without the extra, only that module is in the way."""
+    """Our choice: without the extra, only that module is in the way."""
     users: dict[str, list[str]] = {}
     for path in sources("src"):
         for name in {name.split(".")[0] for name in imported(tree_of(path))} & OPTIONAL:
@@ -177,34 +176,34 @@ def test_an_optional_dependency_is_imported_in_exactly_one_module() -> None:
 
 
 def test_the_core_installation_brings_no_optional_dependency() -> None:
-    """DESIGN 8: extras are extras; a library that loads pydantic by itself costs every server 10 MiB."""
+    """Our choice: extras are extras; a library that loads pydantic by itself costs every server 10 MiB."""
     lock = (ROOT / "requirements" / "run.lock").read_text("utf-8")
     assert set(re.findall(r"^([\w-]+)==", lock, re.MULTILINE)) & OPTIONAL == set()
 
 
 @pytest.mark.parametrize("folder", PROGRAM_FOLDERS)
 def test_no_file_is_longer_than_four_hundred_lines(folder: str) -> None:
-    """STYLE 7: one concept a file."""
+    """Our choice: one concept a file."""
     lengths = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in sources(folder)}
     assert lengths, f"{folder} has no file"
     assert {name: lines for name, lines in lengths.items() if lines > 400} == {}
 
 
 def test_every_module_says_what_it_is() -> None:
-    """STYLE 24: a module starts with a docstring."""
+    """Our choice: a module starts with a docstring."""
     silent = [str(path.relative_to(ROOT)) for path in sources("src") if not ast.get_docstring(tree_of(path))]
     assert [name for name in silent if not name.endswith("__init__.py")] == []
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:
-    """STYLE 14; `stores/base.py` is the one exception."""
+    """Our choice; `stores/base.py` is the one exception."""
     names = {str(path.relative_to(ROOT)) for path in sources(*PROGRAM_FOLDERS) if path.stem in NAMELESS}
     folders = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.is_dir() and path.name in NAMELESS}
     assert (names | folders) - {"src/millstream/stores/base.py"} == set()
 
 
 def test_dates_stand_only_in_the_table_of_revisions() -> None:
-    """STYLE 3: code asks a revision what it does, never which one it is. Docstrings may name dates."""
+    """Our choice: code asks a revision what it does, never which one it is. Docstrings may name dates."""
     found: list[str] = []
     for path in sources("src"):
         if path == PACKAGE / "protocol" / "revisions.py":
@@ -220,7 +219,7 @@ def test_dates_stand_only_in_the_table_of_revisions() -> None:
 
 
 def test_the_public_surface_is_what_all_says_and_at_most_25_names() -> None:
-    """STYLE 16: adding a public name is a decision."""
+    """Our choice: adding a public name is a decision."""
     assert len(millstream.__all__) <= 25
     assert len(set(millstream.__all__)) == len(millstream.__all__)
     for name in millstream.__all__:
@@ -232,13 +231,13 @@ def test_the_public_surface_is_what_all_says_and_at_most_25_names() -> None:
 
 
 def test_importing_the_server_loads_at_most_250_modules() -> None:
-    """DESIGN 9: what a user pays before the first line of their own runs."""
+    """Our choice: what a user pays before the first line of their own runs."""
     program = "import sys; before = set(sys.modules); from millstream import *; print(len(set(sys.modules) - before))"
     assert int(run_python("-c", program).stdout) <= 250
 
 
 def test_importing_the_package_alone_loads_no_third_party_module() -> None:
-    """DESIGN 8: the import is lazy."""
+    """Our choice: the import is lazy."""
     loaded, _ = loaded_by("-c", "import millstream")
     assert not loaded & {"msgspec", "starlette", "uvicorn", "cryptography", "httpx2", "typer", "rich", "websockets"}
 
@@ -251,7 +250,7 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_a_stdio_server_starts_without_an_http_server(program: tuple[str, ...]) -> None:
-    """DESIGN 8: stdio is started once per conversation, often on a laptop; it pays only for itself."""
+    """Our choice: stdio is started once per conversation, often on a laptop; it pays only for itself."""
     loaded, printed = loaded_by(*program, given=HANDSHAKE)
     assert b'"serverInfo"' in printed
     assert not loaded & {"uvicorn", "starlette", "cryptography", "httptools", "websockets", "httpx2", "jsonschema_rs"}
@@ -274,6 +273,23 @@ def test_no_file_names_a_machine_path_or_a_package_registry() -> None:
         except UnicodeDecodeError:
             continue
         found += [f"{inside}:{number}" for number, line in enumerate(text.splitlines(), 1) if forbidden.search(line)]
+    assert found == []
+
+
+@pytest.mark.parametrize("folder", ["src", "tests"])
+def test_nothing_cites_a_document_that_is_not_in_the_repository(folder: str) -> None:
+    """Our choice: cite the specification ("MCP 2025-11-25, server/tools"), an RFC, or say that the choice is ours."""
+    papers = ("DESIGN", "FACTS", "DEFECTS", "STYLE", "LAYOUT", "CONFORMANCE", "[Tt]he issue", "Issue")
+    forbidden = re.compile(rf"\b(?:{'|'.join(papers)})(?![\w.-])|\b(?:[Dd]igest|[Dd]esign|[Ii]ssue) (?:§ ?)?\d")
+    here = Path(__file__)
+    texts = {path: path.read_text("utf-8") for path in sources(folder) if path != here}
+    assert texts, f"{folder} has no file"
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path, text in texts.items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if forbidden.search(line)
+    ]
     assert found == []
 
 

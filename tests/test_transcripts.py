@@ -82,7 +82,7 @@ def keep(file: Path, played: str) -> None:
 
 @pytest.mark.parametrize(("file", "way"), CASES)
 async def test_both_sides_speak_as_the_transcript_says(file: Path, way: str, request: pytest.FixtureRequest) -> None:
-    """STYLE 30: what a specification author reads is what happens."""
+    """Our choice: what a specification author reads is what happens."""
     script = FILES[file]
     servers = {"memory": memory, "stdio": stdio}
     opened = servers[way]() if way in servers else http(file.stem, lane=way == "lane")
@@ -95,7 +95,7 @@ async def test_both_sides_speak_as_the_transcript_says(file: Path, way: str, req
 
 
 def test_every_revision_has_its_transcripts() -> None:
-    """Issue: each of the five revisions and each transport that it has."""
+    """Our choice: each of the five revisions and each transport that it has."""
     plain, streamable = ["messages", "sse"], ["http", "http-json", "http-sessionless"]
     expected = {
         "2024-11-05": plain,

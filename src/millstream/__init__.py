@@ -16,12 +16,12 @@ if TYPE_CHECKING:
         Message,
         ResourceLink,
         Text,
+        ToolAnnotations,
     )
     from millstream.protocol.errors import Cancelled, Declined, ProtocolError, ToolError
     from millstream.protocol.principal import Principal
     from millstream.server.calls.context import Context
     from millstream.server.calls.sync_context import SyncContext
-    from millstream.server.features.tools import ToolAnnotations
     from millstream.server.functions.fields import Field
     from millstream.server.functions.results import ToolResult
     from millstream.server.questions.questions import Elicit, Roots, Sample
@@ -50,7 +50,7 @@ _HOMES = {
     "Settings": "config",
     "SyncContext": "server.calls.sync_context",
     "Text": "protocol.content",
-    "ToolAnnotations": "server.features.tools",
+    "ToolAnnotations": "protocol.content",
     "ToolError": "protocol.errors",
     "ToolResult": "server.functions.results",
 }

@@ -1,7 +1,7 @@
 """What is no JSON, and what is JSON but no JSON-RPC message: exact code, status and id, and the session lives on.
 
 Every body goes to a session of 2025-11-25, to a client without one, and under the headers of 2026-07-28. The rules are
-"What bad input gets" of the foundation's requirements and digest §1, §2.3 and §13.
+MCP 2025-11-25, basic, and 2026-07-28, basic/versioning; the rest is our choice.
 """
 
 import json
@@ -146,7 +146,7 @@ IDS = ["", "0", "é☃", "a\x00b", "x" * 10_000, 0, -1, 2**53 + 1, 2**63, 2**64,
 @pytest.mark.parametrize("request_id", IDS, ids=lambda value: repr(value)[:24])
 @pytest.mark.parametrize("era", ERAS)
 async def test_an_id_comes_back_with_its_type_and_value(wire: Wire, era: str, request_id: Any) -> None:
-    """Digest §17 number 12; id 0 and an empty string are ids (number 13)."""
+    """JSON-RPC 2.0, section 5; id 0 and an empty string are ids."""
     if era == "per-request":
         reply = await wire.post(enveloped("tools/list", id=request_id), routing("tools/list"))
     else:

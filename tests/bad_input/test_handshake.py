@@ -25,7 +25,7 @@ async def alive(wire: Wire, headers: dict[str, str]) -> None:
 async def test_an_unknown_session_id_is_404_so_the_client_can_start_again(
     wire: Wire, method: str, session: str
 ) -> None:
-    """Digest §4.3, the table of session errors."""
+    """MCP 2025-11-25, basic/transports, the table of session errors."""
     headers = {**POST, "accept": "text/event-stream, application/json", "mcp-session-id": session}
     body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}' if method == "POST" else b""
     reply = await wire.ask(method, "/mcp", headers, body)
@@ -33,7 +33,7 @@ async def test_an_unknown_session_id_is_404_so_the_client_can_start_again(
 
 
 async def test_a_deleted_session_is_404_and_another_one_lives(wire: Wire) -> None:
-    """Digest §4.3: terminated is as unknown."""
+    """MCP 2025-11-25, basic/transports: terminated is as unknown."""
     gone, other = await wire.initialize(), await wire.initialize()
     assert (await wire.ask("DELETE", "/mcp", gone)).status == 204
     assert (await wire.post(request("ping"), gone)).error == (404, -32001, request("ping")["id"])
@@ -42,14 +42,14 @@ async def test_a_deleted_session_is_404_and_another_one_lives(wire: Wire) -> Non
 
 
 async def test_a_version_without_a_session_is_400(wire: Wire) -> None:
-    """Design §3, the one rule of leniency: a version header says that the client knows sessions."""
+    """Our choice, the one rule of leniency: a version header says that the client knows sessions."""
     reply = await wire.post(request("tools/list"), {**POST, "mcp-protocol-version": LATEST_HANDSHAKE})
     assert reply.error == (400, -32600, request("tools/list")["id"])
 
 
 @pytest.mark.parametrize("version", ["1999-01-01", "2.0", "", "2025-11-25, 2025-06-18", "é"])
 async def test_a_version_header_that_is_no_version_is_400_and_the_session_lives(wire: Wire, version: str) -> None:
-    """Digest §4.3: MUST since 2025-06-18."""
+    """MCP 2025-11-25, basic/transports: MUST since 2025-06-18."""
     headers = await wire.initialize()
     reply = await wire.post(request("ping"), {**headers, "mcp-protocol-version": version})
     assert reply.error[:2] == (400, -32600)
@@ -57,7 +57,7 @@ async def test_a_version_header_that_is_no_version_is_400_and_the_session_lives(
 
 
 async def test_a_second_initialize_in_a_session_is_400_and_the_session_lives(wire: Wire) -> None:
-    """Digest §4.3: practice of the reference SDKs."""
+    """MCP 2025-11-25, basic/transports: practice of the reference SDKs."""
     headers = await wire.initialize()
     params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     assert (await wire.post(request("initialize", params, 7), headers)).error == (400, -32600, 7)
@@ -69,7 +69,7 @@ async def test_a_second_initialize_in_a_session_is_400_and_the_session_lives(wir
     [{}, {"capabilities": {}}, {"protocolVersion": 1}, {"protocolVersion": LATEST_HANDSHAKE, "capabilities": []}],
 )
 async def test_initialize_without_a_usable_version_is_invalid_params(wire: Wire, params: dict[str, Any]) -> None:
-    """Design §3: parameters may be absent as a whole, but not halfway."""
+    """Our choice: parameters may be absent as a whole, but not halfway."""
     reply = await wire.post(request("initialize", params, 7))
     assert reply.error[1:] == (-32602, 7)
     assert b"mcp-session-id" not in reply.headers
@@ -82,14 +82,14 @@ async def test_capabilities_with_a_number_beyond_64_bits_open_a_session(wire: Wi
 
 
 async def test_initialize_under_a_header_of_the_per_request_era_is_a_mismatch(wire: Wire) -> None:
-    """Digest §2.3, step 5."""
+    """MCP 2026-07-28, basic/versioning."""
     params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     reply = await wire.post(request("initialize", params, 7), {**POST, "mcp-protocol-version": "2026-07-28"})
     assert reply.error == (400, -32020, 7)
 
 
 async def test_an_answer_without_a_session_is_400(wire: Wire) -> None:
-    """Digest §2.3, step 4: there is nothing that it could answer."""
+    """MCP 2026-07-28, basic/versioning: there is nothing that it could answer."""
     reply = await wire.post({"jsonrpc": "2.0", "id": 7, "result": {}})
     assert reply.error[:2] == (400, -32600)
 
@@ -144,7 +144,9 @@ PARAMS: dict[str, tuple[str, Any, int]] = {
 
 @pytest.mark.parametrize("name", PARAMS)
 async def test_bad_parameters_get_their_code_with_200_and_the_id(wire: Wire, name: str) -> None:
-    """Digest §13 and §16 row 17: in the handshake era the error is the answer of a request that was understood."""
+    """JSON-RPC 2.0, section 5.1 and 2026-07-28, basic/transports/streamable-http: in the handshake era the error is
+    the answer of a request that was understood.
+    """
     method, params, code = PARAMS[name]
     headers = await wire.initialize()
     reply = await wire.post(request(method, params, "seven"), headers)
@@ -157,7 +159,7 @@ async def test_bad_parameters_get_their_code_with_200_and_the_id(wire: Wire, nam
 async def test_wrong_arguments_are_a_protocol_error_before_the_last_handshake_revision(
     wire: Wire, revision: str, arguments: Any
 ) -> None:
-    """Digest §16 row 41; the text says what to mend."""
+    """MCP 2025-11-25, changelog; the text says what to mend."""
     headers = await wire.initialize(revision)
     reply = await wire.post(request("tools/call", {"name": "add", "arguments": arguments}), headers)
     if revision == LATEST_HANDSHAKE:
@@ -172,7 +174,7 @@ async def test_wrong_arguments_are_a_protocol_error_before_the_last_handshake_re
 
 @pytest.mark.parametrize("params", [None, {}, {"requestId": None}, {"requestId": 1.5}, {"requestId": "nobody"}])
 async def test_a_cancel_of_nothing_is_taken_and_ignored(wire: Wire, params: Any) -> None:
-    """Digest §10.6: cancellation of unknown requests is not an error."""
+    """MCP 2025-11-25, basic/utilities/cancellation: cancellation of unknown requests is not an error."""
     headers = await wire.initialize()
     message = {"jsonrpc": "2.0", "method": "notifications/cancelled", **({} if params is None else {"params": params})}
     reply = await wire.post(message, headers)
@@ -185,7 +187,7 @@ async def test_a_cancel_of_nothing_is_taken_and_ignored(wire: Wire, params: Any)
 
 @pytest.mark.parametrize("revision", ["2024-11-05", "2025-06-18", LATEST_HANDSHAKE])
 async def test_a_batch_where_the_revision_has_none_is_400(wire: Wire, revision: str) -> None:
-    """Digest §1: only 2025-03-26 has batches."""
+    """MCP 2025-03-26, basic: only 2025-03-26 has batches."""
     headers = await wire.initialize(revision)
     assert (await wire.post([request("ping")], headers)).error == (400, -32600, "none")
     await alive(wire, headers)
@@ -209,7 +211,7 @@ async def test_a_bad_message_in_a_batch_gets_its_own_error(wire: Wire) -> None:
     "batch", [[request("initialize", {"protocolVersion": "2025-03-26"})], [request("ping", id=n) for n in range(51)]]
 )
 async def test_a_batch_with_initialize_or_with_too_many_messages_is_400(wire: Wire, batch: list[Any]) -> None:
-    """Digest §1 and the cap of the settings."""
+    """MCP 2025-11-25, basic and the cap of the settings."""
     headers = await wire.initialize("2025-03-26")
     assert (await wire.post(batch, headers)).error == (400, -32600, "none")
     await alive(wire, headers)
@@ -223,7 +225,7 @@ async def test_a_batch_with_initialize_or_with_too_many_messages_is_400(wire: Wi
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonp", "", None],
 )
 async def test_a_body_that_is_not_declared_as_json_is_415(wire: Wire, content_type: str | None) -> None:
-    """Digest §2.3 step 1: before the body is looked at, so that no form of a web page gets through."""
+    """MCP 2026-07-28, basic/versioning: before the body is looked at, so that no form of a web page gets through."""
     headers = await wire.initialize()
     given = {name: value for name, value in headers.items() if name != "content-type"}
     reply = await wire.post(request("ping"), given if content_type is None else {**given, "content-type": content_type})
@@ -233,7 +235,7 @@ async def test_a_body_that_is_not_declared_as_json_is_415(wire: Wire, content_ty
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip"])
 async def test_a_compressed_body_is_415(wire: Wire, encoding: str) -> None:
-    """FACTS §1 row 6: a bomb is never opened."""
+    """Our choice: a bomb is never opened."""
     reply = await wire.post(request("ping"), {**POST, "content-encoding": encoding})
     assert reply.error == (415, -32600, "none")
 
@@ -261,7 +263,7 @@ async def test_an_accept_under_which_no_reply_could_be_read_is_406(wire: Wire, a
     ],
 )
 async def test_any_accept_under_which_a_reply_can_be_read_is_served(wire: Wire, accept: str | None) -> None:
-    """Digest §17 number 7: strict checks break older clients."""
+    """Our choice: strict checks break older clients."""
     headers = {name: value for name, value in (await wire.initialize()).items() if name != "accept"}
     reply = await wire.post(request("ping"), headers if accept is None else {**headers, "accept": accept})
     assert (reply.status, reply.message["result"]) == (200, {})
@@ -269,7 +271,7 @@ async def test_any_accept_under_which_a_reply_can_be_read_is_served(wire: Wire, 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/html"])
 async def test_a_get_that_cannot_read_a_stream_is_406(wire: Wire, accept: str) -> None:
-    """Digest §4.3: `Accept: text/event-stream` is required on GET."""
+    """MCP 2025-11-25, basic/transports: `Accept: text/event-stream` is required on GET."""
     reply = await wire.ask("GET", "/mcp", {**(await wire.initialize()), "accept": accept})
     assert reply.error == (406, -32600, "none")
 
@@ -278,7 +280,7 @@ async def test_a_get_that_cannot_read_a_stream_is_406(wire: Wire, accept: str) -
     "last", ["nonsense", "a.b.c", "1.main.x", "x.main.1", "e.0000.99", "", ".", "é.é.é", "9" * 5000]
 )
 async def test_an_unknown_event_id_is_400_while_the_session_lives(wire: Wire, last: str) -> None:
-    """Design §5: unknown, foreign or of an older epoch."""
+    """Our choice: unknown, foreign or of an older epoch."""
     headers = await wire.initialize()
     reply = await wire.ask("GET", "/mcp", {**headers, "accept": "text/event-stream", "last-event-id": last})
     assert reply.error == (400, -32600, "none")

@@ -1,4 +1,4 @@
-"""Bad input of 2026-07-28: the ladder of digest §2.3, step 6, the first failure first, and requests that carry state.
+"""Bad input of 2026-07-28: the first failure of each ladder, and requests that carry state.
 
 Each test ends with a good request of the same client, on the same connection.
 """
@@ -62,7 +62,7 @@ async def test_an_envelope_that_is_not_whole_is_invalid_params(wire: Wire, metho
 
 @pytest.mark.parametrize("params", [None, {}, {"name": "add"}])
 async def test_a_header_without_an_envelope_is_invalid_params_that_names_the_keys(wire: Wire, params: Any) -> None:
-    """Digest §2.3, step 5: modern but malformed."""
+    """MCP 2026-07-28, basic/versioning: modern but malformed."""
     reply = await wire.post(request("tools/call", params, 7), ADD_HEADERS)
     assert reply.error == (400, -32602, 7)
     assert VERSION in reply.message["error"]["message"]
@@ -94,13 +94,13 @@ HEADER_CASES = {
 
 @pytest.mark.parametrize("name", HEADER_CASES)
 async def test_a_routing_header_that_is_missing_or_differs_is_a_mismatch(wire: Wire, name: str) -> None:
-    """Step b and digest §4.4: 400 -32020 with the request's id."""
+    """Step b and MCP 2026-07-28, basic/transports/streamable-http: 400 -32020 with the request's id."""
     assert (await wire.post(ADD, HEADER_CASES[name])).error == (400, -32020, 7)
 
 
 @pytest.mark.parametrize("name", ["mcp-protocol-version", "mcp-method", "mcp-name"])
 async def test_a_routing_header_that_is_sent_twice_is_a_mismatch_even_with_equal_values(wire: Wire, name: str) -> None:
-    """Digest §4.4, practice: two readers could take two values."""
+    """MCP 2026-07-28, basic/transports/streamable-http, practice: two readers could take two values."""
     fields = [(key.encode(), value.encode()) for key, value in ADD_HEADERS.items()]
     repeated = (name.encode(), ADD_HEADERS[name].encode())
     reply = await wire.post(ADD, [*fields, repeated])
@@ -109,13 +109,13 @@ async def test_a_routing_header_that_is_sent_twice_is_a_mismatch_even_with_equal
 
 @pytest.mark.parametrize("name", ["=?base64?YWRk?=", "  add\t"])
 async def test_a_name_may_be_encoded_or_have_space_around_it(wire: Wire, name: str) -> None:
-    """Digest §4.4: optional white space is stripped, the sentinel is decoded."""
+    """MCP 2026-07-28, basic/transports/streamable-http: optional white space is stripped, the sentinel is decoded."""
     assert (await wire.post(ADD, {**ADD_HEADERS, "mcp-name": name})).status == 200
 
 
 @pytest.mark.parametrize("region", [None, "", "EU", "=?base64?RVU=?=", "é"])
 async def test_a_parameter_header_that_differs_from_its_argument_is_a_mismatch(wire: Wire, region: str | None) -> None:
-    """Step f and digest §4.5."""
+    """Step f and MCP 2026-07-28, server/tools#x-mcp-header."""
     body = enveloped("tools/call", {"name": "routed", "arguments": {"region": "US"}}, 7)
     headers = routing("tools/call", "routed")
     reply = await wire.post(body, headers if region is None else {**headers, "mcp-param-region": region})
@@ -168,7 +168,7 @@ PARAMS: dict[str, tuple[str, str, Any]] = {
 
 @pytest.mark.parametrize("name", PARAMS)
 async def test_bad_parameters_are_invalid_params_with_the_id(wire: Wire, name: str) -> None:
-    """Step g; digest §17 number 1: with 200, so that no client takes it for another era."""
+    """Step g; Our choice: with 200, so that no client takes it for another era."""
     method, target, params = PARAMS[name]
     reply = await wire.post(enveloped(method, params, 7), routing(method, target))
     assert reply.error == (200, -32602, 7)
@@ -185,7 +185,7 @@ async def test_a_name_that_is_no_text_is_invalid_params(wire: Wire, target: Any)
     "arguments", [{"a": "two", "b": 3}, {"a": 2}, [2, 3], "2, 3", {"a": 2.5, "b": 3}, {"a": 10**400}]
 )
 async def test_wrong_arguments_are_a_result_that_tells_the_model_what_to_mend(wire: Wire, arguments: Any) -> None:
-    """Digest §16 row 41."""
+    """MCP 2025-11-25, changelog."""
     reply = await wire.post(enveloped("tools/call", {"name": "add", "arguments": arguments}, 7), ADD_HEADERS)
     assert (reply.status, reply.message["result"]["isError"]) == (200, True)
 
@@ -194,7 +194,7 @@ async def test_wrong_arguments_are_a_result_that_tells_the_model_what_to_mend(wi
 
 
 async def test_the_first_failing_step_decides(wire: Wire) -> None:
-    """Digest §2.3: a before b, b before c, c before d, d before e."""
+    """MCP 2026-07-28, basic/versioning: a before b, b before c, c before d, d before e."""
     steps: list[tuple[Any, dict[str, str], int]] = [
         (request("no/such", {"_meta": {}}, 7), without(routing("tools/list"), "mcp-method"), -32602),
         (request("no/such", {"_meta": envelope("2099-01-01")}, 7), routing("no/such"), -32020),
@@ -211,7 +211,7 @@ async def test_the_first_failing_step_decides(wire: Wire) -> None:
 
 
 async def test_answers_and_batches_are_refused_and_notifications_ignored(wire: Wire) -> None:
-    """Digest §4.4 and §2.3, step 7."""
+    """MCP 2026-07-28, basic/transports/streamable-http and 2026-07-28, basic/versioning."""
     headers = routing("tools/list")
     assert (await wire.post({"jsonrpc": "2.0", "id": 7, "result": {}}, headers)).error[:2] == (400, -32600)
     assert (await wire.post([ADD], headers)).error == (400, -32600, "none")
@@ -226,13 +226,13 @@ async def test_answers_and_batches_are_refused_and_notifications_ignored(wire: W
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 async def test_only_post_is_allowed(wire: Wire, method: str) -> None:
-    """Digest §4.4: 405 with `Allow: POST`."""
+    """MCP 2026-07-28, basic/transports/streamable-http: 405 with `Allow: POST`."""
     reply = await wire.ask(method, "/mcp", {**POST, "mcp-protocol-version": PER_REQUEST})
     assert (reply.status, reply.headers[b"allow"]) == (405, b"POST")
 
 
 async def test_a_session_id_is_ignored_and_never_given(wire: Wire) -> None:
-    """Digest §4.4 and §17 number 10."""
+    """MCP 2026-07-28, basic/transports/streamable-http."""
     reply = await wire.post(ADD, {**ADD_HEADERS, "mcp-session-id": "nobody's", "last-event-id": "nothing"})
     assert reply.status == 200
     assert b"mcp-session-id" not in reply.headers
@@ -266,7 +266,7 @@ async def second_round(wire: Wire, state: str, key: str, **params: Any) -> Reply
 
 @pytest.mark.parametrize("change", ["flip", "cut", "grow", "other arguments"])
 async def test_a_state_that_was_changed_or_belongs_to_another_call_is_invalid_params(wire: Wire, change: str) -> None:
-    """Digest §6: attacker-controlled; the good state still works afterwards."""
+    """MCP 2026-07-28, basic/patterns/mrtr: attacker-controlled; the good state still works afterwards."""
     state, key = await first_round(wire)
     middle = len(state) // 2
     changed = {
@@ -281,7 +281,7 @@ async def test_a_state_that_was_changed_or_belongs_to_another_call_is_invalid_pa
 
 
 async def test_an_expired_state_is_invalid_params(wire: Wire) -> None:
-    """Digest §6: bound to a time, by the server's clock."""
+    """MCP 2026-07-28, basic/patterns/mrtr: bound to a time, by the server's clock."""
     state, key = await first_round(wire)
     services = wire.runtime.services
     clock = services.clock

@@ -15,7 +15,7 @@ ADD: dict[str, Any] = {"name": "add", "arguments": {"a": 1, "b": 2}}
 @pytest.mark.parametrize("method", ["tools/call", "tools/list"])
 @pytest.mark.parametrize("era", ["per request", "handshake"])
 async def test_a_client_that_reads_only_streams_is_406_where_none_are_made(way: str, method: str, era: str) -> None:
-    """Digest §2.3, row 1. Fixed defect: it was 500."""
+    """MCP 2026-07-28, basic/versioning. Fixed defect: it was 500."""
     async with wired(make_shop(json_only=True), way) as wire:
         params = ADD if method == "tools/call" else {}
         if era == "handshake":
@@ -28,7 +28,7 @@ async def test_a_client_that_reads_only_streams_is_406_where_none_are_made(way: 
 
 
 async def test_a_subscription_is_a_stream_also_where_other_replies_are_not() -> None:
-    """DESIGN §3: `json_only` is about replies, and a subscription has none until it ends."""
+    """Our choice: `json_only` is about replies, and a subscription has none until it ends."""
     async with wired(make_shop(json_only=True), "asgi") as wire:
         headers = {**routing("subscriptions/listen"), "accept": STREAM_ONLY}
         reply = await wire.post(enveloped("subscriptions/listen", {"notifications": {}}), headers)
@@ -37,7 +37,7 @@ async def test_a_subscription_is_a_stream_also_where_other_replies_are_not() -> 
 
 
 async def test_a_batch_is_answered_as_an_event_where_the_client_reads_nothing_else(wire: Wire) -> None:
-    """Digest §4.3. Fixed defect: it was JSON."""
+    """MCP 2025-11-25, basic/transports. Fixed defect: it was JSON."""
     headers = {**await wire.initialize("2025-03-26"), "accept": STREAM_ONLY}
     reply = await wire.post([request("ping", id="a"), request("tools/call", ADD, 2)], headers)
     assert (reply.status, reply.headers[b"content-type"]) == (200, b"text/event-stream")

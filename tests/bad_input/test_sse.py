@@ -87,7 +87,7 @@ async def test_only_real_nesting_is_refused(stream: Stream, name: str) -> None:
 )
 @pytest.mark.parametrize("way", ["lane", "asgi"])
 async def test_a_post_that_names_no_open_stream_is_400_or_404(way: str, session: str) -> None:
-    """Digest §4.2: 400 for a missing id, 404 for an unknown one."""
+    """MCP 2024-11-05, basic/transports#http-with-sse: 400 for a missing id, 404 for an unknown one."""
     async with wired(make_shop(), way) as wire:
         reply = await wire.post(request("ping"), path=f"/messages/{session}")
         named = session.removeprefix("?session_id=") not in ("", session)
@@ -95,7 +95,9 @@ async def test_a_post_that_names_no_open_stream_is_400_or_404(way: str, session:
 
 
 async def test_wrong_media_types_and_sizes_are_refused_and_the_session_lives(stream: Stream) -> None:
-    """Digest §4.2: 413 for what is too large; 415 and 406 as on the other transport."""
+    """MCP 2024-11-05, basic/transports#http-with-sse: 413 for what is too large; 415 and 406 as on the other
+    transport.
+    """
     wire = stream.wire
     assert (await wire.post(request("ping"), {**POST, "content-type": "text/plain"}, stream.path)).status == 415
     assert (await wire.post(request("ping"), HOST, stream.path)).status == 415
@@ -106,7 +108,7 @@ async def test_wrong_media_types_and_sizes_are_refused_and_the_session_lives(str
 
 
 async def test_a_closed_stream_ends_its_session(stream: Stream) -> None:
-    """Digest §4.2: closing the connection ends the session."""
+    """MCP 2024-11-05, basic/transports#http-with-sse: closing the connection ends the session."""
     wire = stream.wire
     assert wire.running is not None
     await alive(stream)

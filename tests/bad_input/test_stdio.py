@@ -100,7 +100,7 @@ async def test_only_real_nesting_is_refused(pipes: Pipes, name: str) -> None:
 
 @pytest.mark.parametrize("request_id", IDS, ids=lambda value: repr(value)[:24])
 async def test_an_id_comes_back_with_its_type_and_value(pipes: Pipes, request_id: Any) -> None:
-    """Digest §17 number 12."""
+    """JSON-RPC 2.0, section 5."""
     await pipes.write(json.dumps(request("ping", id=request_id)).encode() + b"\n")
     answer = await pipes.answer()
     assert (answer["id"], type(answer["id"])) == (request_id, type(request_id))
@@ -140,7 +140,7 @@ async def test_a_line_at_the_limit_is_read(pipes: Pipes) -> None:
 
 
 async def test_bad_messages_of_each_era_get_its_errors_in_one_process(pipes: Pipes) -> None:
-    """Digest §2.3: the era is chosen for each message."""
+    """MCP 2026-07-28, basic/versioning: the era is chosen for each message."""
     lines = {
         -32022: request("tools/list", {"_meta": envelope("2099-01-01")}, "c"),
         -32601: request("ping", {"_meta": envelope()}, "d"),

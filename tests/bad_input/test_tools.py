@@ -36,7 +36,7 @@ async def test_a_tool_error_is_text_for_the_model(wire: Wire, era: str) -> None:
 async def test_any_other_failure_shows_an_incident_and_the_log_has_it(
     wire: Wire, era: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """STYLE 21: the peer sees an identifier, the operator finds the traceback under it."""
+    """Our choice: the peer sees an identifier, the operator finds the traceback under it."""
     with caplog.at_level(logging.ERROR, "millstream"):
         status, message = await call(wire, era, "breaks")
     assert (status, message["result"]["isError"]) == (200, True)
@@ -87,7 +87,9 @@ async def test_a_result_that_a_schema_written_by_hand_forbids_is_an_internal_err
 async def test_arguments_that_a_schema_written_by_hand_forbids_end_as_those_of_a_generated_one(
     wire: Wire, era: str, arguments: Any, text: str
 ) -> None:
-    """A fixed defect: they were not checked. Digest §9.1: an error of the protocol first, later text for the model."""
+    """A fixed defect: they were not checked. MCP 2025-11-25, server/tools: an error of the protocol first, later
+    text for the model.
+    """
     status, message = await call(wire, era, "packs", arguments)
     whole = f"Invalid arguments for tool 'packs': {text}. Expected: {{\"items\": array of object}}"
     assert status == 200

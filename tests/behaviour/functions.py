@@ -24,13 +24,16 @@ from millstream import (
     EmbeddedResource,
     Field,
     Image,
+    Message,
     ResourceLink,
     Roots,
     Sample,
     SyncContext,
+    Text,
     ToolError,
     ToolResult,
 )
+from millstream.protocol.content import ToolResultBlock, ToolUse
 from millstream.server.calls.call import Call
 from patience import WAIT
 
@@ -310,6 +313,32 @@ async def samples_with_tools(ctx: Context) -> str:
     tool = {"name": "weather", "inputSchema": {"type": "object"}}
     answer = await ctx.sample("How is the weather?", max_tokens=9, tools=[tool], tool_choice={"mode": "auto"})
     return repr(answer.stop_reason)
+
+
+USES = Message("assistant", [ToolUse("a", "weather", {}), ToolUse("b", "tides", {})])
+RESULTS = [ToolResultBlock("b", [Text("low")]), ToolResultBlock("a", [Text("sunny")])]
+CONVERSATIONS: dict[str, list[Message | str]] = {
+    "balanced": ["How is the weather?", USES, Message("user", RESULTS), "And tomorrow?"],
+    "blocks": [Message("user", [Text("one"), Image(PNG, "image/png")]), Message("assistant", [Text("two")]), "three"],
+    "audio": [Message("user", Audio(WAV, "audio/wav"))],
+    "without results": ["How is the weather?", USES],
+    "one result missing": [USES, Message("user", RESULTS[:1])],
+    "results in two messages": [USES, Message("user", RESULTS[:1]), Message("user", RESULTS[1:])],
+    "something between": [USES, "wait", Message("user", RESULTS)],
+    "a result twice": [USES, Message("user", [*RESULTS, RESULTS[0]])],
+    "results of nothing": [Message("user", RESULTS)],
+    "results and text": [USES, Message("user", [*RESULTS, Text("and now?")])],
+    "uses of the user": [Message("user", [ToolUse("a", "weather", {})]), Message("user", RESULTS[1:])],
+    "results of the assistant": [USES, Message("assistant", RESULTS)],
+    "a link": [Message("user", ResourceLink(uri="note://one", name="one"))],
+}
+
+
+async def samples_conversation(kind: str, ctx: Context) -> str:
+    try:
+        return (await ctx.sample(CONVERSATIONS[kind], max_tokens=9)).text
+    except ValueError as error:
+        return f"refused: {error}"
 
 
 async def lists_roots(ctx: Context) -> list[str]:

@@ -1,5 +1,6 @@
 """The official JSON Schemas as judge: every message a server sends is checked against those of its revision.
 
+It is also decoded by the Structs of `millstream.protocol`, as a client does.
 Responses are looked up by the method of their request, notifications and questions by their own method.
 """
 
@@ -8,9 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
+from msgspec import Struct
 from referencing import Registry, Resource
+
+from millstream.protocol.messages import REQUESTS, InputRequiredResult
+from millstream.protocol.notifications import NOTIFICATIONS
+from millstream.protocol.questions import QUESTIONS
 
 Json = dict[str, Any]
 
@@ -57,6 +64,15 @@ ERRORS = {
 ROUNDS = frozenset({"tools/call", "prompts/get", "resources/read"})
 
 
+OURS = {**NOTIFICATIONS, **{method: params for method, (params, _) in QUESTIONS.items()}}
+
+
+def _decode(struct: type[Struct], value: Json) -> None:
+    """Read what a server sent as a client of ours does; the Struct must know every member."""
+    msgspec.json.decode(json.dumps(value), type=struct)
+    assert set(value) <= set(struct.__struct_encode_fields__), struct.__name__
+
+
 class Judge:
     """The schema of one revision."""
 
@@ -94,6 +110,7 @@ class Judge:
             self.check("JSONRPCRequest" if "id" in message else "JSONRPCNotification", message)
             assert message["method"] in MESSAGES, f"no server sends this: {message}"
             self.check(MESSAGES[message["method"]], message)
+            _decode(OURS[message["method"]], message.get("params", {}))
         elif "error" in message:
             self._check_error(message)
         else:
@@ -118,8 +135,11 @@ class Judge:
             self.check("InputRequiredResult", result)
             for question in result.get("inputRequests", {}).values():
                 self.check(MESSAGES[question["method"]], {"jsonrpc": "2.0", "id": 0, **question})
+                _decode(OURS[question["method"]], question["params"])
+            _decode(InputRequiredResult, result)
         else:
             self.check(RESULTS[method], result)
+            _decode(REQUESTS[method][1], result)
 
 
 @cache

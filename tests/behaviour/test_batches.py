@@ -26,7 +26,7 @@ async def answered(client: Client, batch: list[Any]) -> Any:
 
 @every("batches")
 async def test_requests_of_a_batch_are_answered_together(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 10: an array with an answer for each request, none for notifications."""
+    """MCP 2025-06-18, changelog: an array with an answer for each request, none for notifications."""
     client = await connect(combination)
     note = {"jsonrpc": "2.0", "method": "notifications/roots/list_changed"}
     answers = await answered(client, [call("a", "text"), note, call(90001, "add", a=1, b=2), call("c", "no such")])
@@ -62,7 +62,9 @@ async def streamed(client: Client, batch: list[Json]) -> dict[Any, Json]:
 
 @every("batches", "notifications")
 async def test_a_call_in_a_batch_reports_while_the_others_run(connect: Connect, combination: Combination) -> None:
-    """A fixed gap: notifications were dropped. Digest 4.3: requests may be answered on a stream, batch or not."""
+    """A fixed gap: notifications were dropped. MCP 2025-11-25, basic/transports: requests may be answered on a
+    stream, batch or not.
+    """
     client = await connect(combination)
     talking = call("a", "steps")
     talking["params"]["_meta"] = {"progressToken": 1}
@@ -99,7 +101,7 @@ async def test_calls_in_a_batch_ask_and_are_answered_beside_it(connect: Connect,
 
 @every("batches", "resumption")
 async def test_the_stream_of_a_batch_is_resumed_like_any_other(connect: Connect, combination: Combination) -> None:
-    """Digest 4.3: what followed an event on that stream, each message once."""
+    """MCP 2025-11-25, basic/transports: what followed an event on that stream, each message once."""
     client = await connect(combination)
     talking = call("a", "steps")
     talking["params"]["_meta"] = {"progressToken": 1}
@@ -117,7 +119,7 @@ async def test_the_stream_of_a_batch_is_resumed_like_any_other(connect: Connect,
 async def test_a_call_in_a_batch_reports_in_vain_where_nobody_reads_streams(
     connect: Connect, combination: Combination
 ) -> None:
-    """DESIGN 3: a client that takes JSON only gets the array."""
+    """Our choice: a client that takes JSON only gets the array."""
     if not combination.http:
         return
     client = await connect(combination)
@@ -132,7 +134,7 @@ async def test_a_call_in_a_batch_reports_in_vain_where_nobody_reads_streams(
 
 @every("batches")
 async def test_notifications_alone_are_not_answered(connect: Connect, combination: Combination) -> None:
-    """Digest 4.3: 202, without a body."""
+    """MCP 2025-11-25, basic/transports: 202, without a body."""
     client = await connect(combination)
     await client.link.send([{"jsonrpc": "2.0", "method": "notifications/roots/list_changed"}] * 2)
     assert (await client.call("text")).text == "plain"
@@ -141,7 +143,9 @@ async def test_notifications_alone_are_not_answered(connect: Connect, combinatio
 
 @every("batches")
 async def test_a_batch_that_is_none_is_refused_whole(connect: Connect, combination: Combination) -> None:
-    """Digest 1 and 2.3, step 3: empty, with an initialize, with a message of the newest revision, or too long."""
+    """MCP 2025-11-25, basic and 2026-07-28, basic/versioning: empty, with an initialize, with a message of the
+    newest revision, or too long.
+    """
     client = await connect(combination)
     newest: Json = call("n", "text")
     newest["params"]["_meta"] = {
@@ -160,7 +164,7 @@ async def test_a_batch_that_is_none_is_refused_whole(connect: Connect, combinati
 
 @every()
 async def test_other_revisions_refuse_arrays(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 10: 400 -32600 over HTTP."""
+    """MCP 2025-06-18, changelog: 400 -32600 over HTTP."""
     client = await connect(combination)
     if combination.revision == "2025-03-26":
         return

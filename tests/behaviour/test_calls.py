@@ -21,7 +21,7 @@ STRUCTURED = {
 
 
 def test_every_exclusion_has_a_reason_and_fits_a_combination() -> None:
-    """STYLE 31: exclusions are data with a reason."""
+    """Our choice: exclusions are data with a reason."""
     for need, revision, transport, reason in EXCLUSIONS:
         assert reason, need
         assert any(revision in ("*", each.revision) and transport in ("*", each.transport) for each in ALL), need
@@ -29,7 +29,7 @@ def test_every_exclusion_has_a_reason_and_fits_a_combination() -> None:
 
 @every()
 async def test_the_server_says_who_it_is(connect: Connect, combination: Combination) -> None:
-    """Digest 2.1 and 2.2: by initialize, or by server/discover."""
+    """MCP 2025-11-25, basic/lifecycle and 2026-07-28, basic: by initialize, or by server/discover."""
     client = await connect(combination)
     if combination.handshake:
         assert client.initialized["protocolVersion"] == combination.revision
@@ -49,7 +49,7 @@ async def test_the_server_says_who_it_is(connect: Connect, combination: Combinat
 
 @every("handshake")
 async def test_ping_is_answered_with_nothing(connect: Connect, combination: Combination) -> None:
-    """Digest 10.4: promptly, with an empty result."""
+    """MCP 2025-11-25, basic/utilities/ping: promptly, with an empty result."""
     client = await connect(combination)
     assert (await client.request("ping")).result == {}
 
@@ -57,7 +57,7 @@ async def test_ping_is_answered_with_nothing(connect: Connect, combination: Comb
 @every("requests of its own")
 @pytest.mark.parametrize("method", ["ping", "initialize", "logging/setLevel", "resources/subscribe", "no/such"])
 async def test_a_method_that_was_removed_is_not_found(connect: Connect, combination: Combination, method: str) -> None:
-    """Digest 16, rows 2, 17 and 30: 404 over HTTP."""
+    """MCP 2026-07-28, changelog and 2026-07-28, basic/transports/streamable-http: 404 over HTTP."""
     client = await connect(combination)
     reply = await client.request(method)
     assert reply.error["code"] == -32601
@@ -66,7 +66,7 @@ async def test_a_method_that_was_removed_is_not_found(connect: Connect, combinat
 
 @every("handshake")
 async def test_a_method_of_no_or_another_revision_is_not_found(connect: Connect, combination: Combination) -> None:
-    """Digest 16, rows 3 and 17: in the stream, or with status 200."""
+    """MCP 2026-07-28, changelog and 2026-07-28, basic/transports/streamable-http: in the stream, or with status 200."""
     client = await connect(combination)
     for method in ("server/discover", "subscriptions/listen", "no/such"):
         reply = await client.request(method)
@@ -76,7 +76,7 @@ async def test_a_method_of_no_or_another_revision_is_not_found(connect: Connect,
 
 @every()
 async def test_text_is_one_text_block_and_nothing_structured(connect: Connect, combination: Combination) -> None:
-    """DESIGN 6: natural return values."""
+    """Our choice: natural return values."""
     result = (await (await connect(combination)).call("text")).result
     assert result["content"] == [{"type": "text", "text": "plain"}]
     assert "structuredContent" not in result
@@ -88,7 +88,7 @@ async def test_text_is_one_text_block_and_nothing_structured(connect: Connect, c
 async def test_a_value_is_structured_where_the_revision_has_that(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
-    """Digest 16, row 35: none, objects only with others wrapped, any JSON; the same JSON as text on each."""
+    """MCP 2025-06-18, server/tools: none, objects only with others wrapped, any JSON; the same JSON as text on each."""
     value = STRUCTURED[tool]
     reply = await (await connect(combination)).call(tool)
     assert [block["type"] for block in reply.result["content"]] == ["text"]
@@ -120,7 +120,7 @@ async def test_a_tool_without_a_python_function_is_listed_and_called(
 
 @every()
 async def test_nothing_is_empty_content(connect: Connect, combination: Combination) -> None:
-    """DESIGN 6: `None` is a result without content, not a null."""
+    """Our choice: `None` is a result without content, not a null."""
     result = (await (await connect(combination)).call("nothing")).result
     assert result["content"] == []
     assert "structuredContent" not in result
@@ -128,7 +128,7 @@ async def test_nothing_is_empty_content(connect: Connect, combination: Combinati
 
 @every()
 async def test_bytes_are_a_picture_or_an_embedded_resource(connect: Connect, combination: Combination) -> None:
-    """DESIGN 6: bytes are content by themselves."""
+    """Our choice: bytes are content by themselves."""
     client = await connect(combination)
     picture = {"type": "image", "data": base64.b64encode(PNG).decode(), "mimeType": "image/png"}
     assert (await client.call("picture_bytes")).result["content"] == [picture]
@@ -147,7 +147,7 @@ def sound(revision: str) -> tuple[str, str]:
 
 @every()
 async def test_content_that_a_revision_lacks_becomes_what_it_has(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 34: audio since 2025-03-26, resource links since 2025-06-18."""
+    """MCP 2025-06-18, changelog: audio since 2025-03-26, resource links since 2025-06-18."""
     client = await connect(combination)
     kind, data = sound(combination.revision)
     (block,) = (await client.call("audio")).result["content"]
@@ -166,7 +166,7 @@ async def test_content_that_a_revision_lacks_becomes_what_it_has(connect: Connec
 
 @every()
 async def test_a_result_may_be_spelled_out(connect: Connect, combination: Combination) -> None:
-    """DESIGN 6: `ToolResult` sets content, structured content and `_meta` apart from each other."""
+    """Our choice: `ToolResult` sets content, structured content and `_meta` apart from each other."""
     reply = await (await connect(combination)).call("spelled_out")
     assert reply.text == "done"
     assert reply.result["_meta"]["example.com/cost"] == 2
@@ -175,7 +175,7 @@ async def test_a_result_may_be_spelled_out(connect: Connect, combination: Combin
 
 @every()
 async def test_the_function_knows_who_asks_and_how(connect: Connect, combination: Combination) -> None:
-    """DESIGN 6: revision, client and session are on the context."""
+    """Our choice: revision, client and session are on the context."""
     client = await connect(combination)
     text = (await client.call("who")).text
     assert f'"revision":"{combination.revision}"' in text.replace(" ", "")
@@ -185,7 +185,7 @@ async def test_the_function_knows_who_asks_and_how(connect: Connect, combination
 
 @every()
 async def test_results_carry_what_their_era_puts_on_every_result(connect: Connect, combination: Combination) -> None:
-    """Digest 16, rows 7 to 9."""
+    """MCP 2026-07-28, changelog."""
     client = await connect(combination)
     for method in ("tools/list", "prompts/list", "resources/list", "resources/templates/list"):
         result = (await client.request(method)).result
@@ -200,7 +200,7 @@ async def test_results_carry_what_their_era_puts_on_every_result(connect: Connec
 
 @every("requests of its own", "streamable http")
 async def test_a_parameter_header_must_equal_its_argument(connect: Connect, combination: Combination) -> None:
-    """Digest 4.5: absent or different is 400 -32020."""
+    """MCP 2026-07-28, server/tools#x-mcp-header: absent or different is 400 -32020."""
     client = await connect(combination)
     params = {"name": "routed", "arguments": {"region": "eu"}}
     good = await client.request("tools/call", params, headers={"mcp-param-region": "eu"})
@@ -212,6 +212,6 @@ async def test_a_parameter_header_must_equal_its_argument(connect: Connect, comb
 
 @every("handshake")
 async def test_a_parameter_header_is_not_asked_of_older_clients(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 16: the handshake era ignores them."""
+    """MCP 2026-07-28, basic/transports/streamable-http: the handshake era ignores them."""
     client = await connect(combination)
     assert (await client.call("routed", region="eu")).text == "eu"

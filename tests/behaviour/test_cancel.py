@@ -23,7 +23,7 @@ async def begun(client: Client, tool: str, key: str) -> int:
 
 @every("explicit cancel")
 async def test_a_cancelled_call_stops_and_is_not_answered(connect: Connect, combination: Combination) -> None:
-    """Digest 10.6: stop the work, send no response; unknown ids are ignored."""
+    """MCP 2025-11-25, basic/utilities/cancellation: stop the work, send no response; unknown ids are ignored."""
     client = await connect(combination)
     key = f"cancel {combination}"
     sent = await begun(client, "waits", key)
@@ -36,7 +36,9 @@ async def test_a_cancelled_call_stops_and_is_not_answered(connect: Connect, comb
 
 @every("explicit cancel", over=("memory",))
 async def test_a_cancel_right_behind_its_request_counts(connect: Connect, combination: Combination) -> None:
-    """Digest 10.6: both may arrive in one read, as here; the gate is open, so that a call not stopped is answered."""
+    """MCP 2025-11-25, basic/utilities/cancellation: both may arrive in one read, as here; the gate is open, so that
+    a call not stopped is answered.
+    """
     client = await connect(combination)
     key = f"right behind {combination}"
     await client.call("open_gate", key=key)
@@ -50,7 +52,7 @@ async def test_a_cancel_right_behind_its_request_counts(connect: Connect, combin
 
 @every("explicit cancel")
 async def test_a_thread_learns_that_its_caller_gave_up(connect: Connect, combination: Combination) -> None:
-    """DESIGN 4: a thread runs on, with `ctx.cancelled` set."""
+    """Our choice: a thread runs on, with `ctx.cancelled` set."""
     client = await connect(combination)
     key = f"thread {combination}"
     sent = await begun(client, "waits_in_thread", key)
@@ -62,7 +64,7 @@ async def test_a_thread_learns_that_its_caller_gave_up(connect: Connect, combina
 
 @every("handshake", "explicit cancel", "questions", "elicitation")
 async def test_a_call_that_waits_for_an_answer_can_be_cancelled(connect: Connect, combination: Combination) -> None:
-    """Digest 10.6: the question dies with its call, and a late answer is ignored."""
+    """MCP 2025-11-25, basic/utilities/cancellation: the question dies with its call, and a late answer is ignored."""
     client = await connect(combination, answer=lambda method, params: None)
     sent = await client.start("tools/call", {"name": "insists", "arguments": {}})
     await client.until(lambda: client.asked)
@@ -74,7 +76,9 @@ async def test_a_call_that_waits_for_an_answer_can_be_cancelled(connect: Connect
 
 @every("requests of its own", "streamable http")
 async def test_going_away_cancels_a_call_of_the_newest_revision(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 25: closing the connection is the cancel, whether the reply is a stream already or not."""
+    """MCP 2026-07-28, basic/patterns/cancellation: closing the connection is the cancel, whether the reply is a
+    stream already or not.
+    """
     client = await connect(combination)
     for meta in ({}, {"progressToken": 1}):
         key = f"gone {combination} {len(meta)}"
@@ -91,7 +95,7 @@ async def test_going_away_cancels_a_call_of_the_newest_revision(connect: Connect
 
 @every("handshake session", "streamable http", "resumption")
 async def test_going_away_does_not_cancel_a_call_of_a_session(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 25: the call belongs to the server; its result waits in the log."""
+    """MCP 2026-07-28, basic/patterns/cancellation: the call belongs to the server; its result waits in the log."""
     client = await connect(combination)
     key = f"stays {combination}"
     message: Json = {
@@ -108,7 +112,7 @@ async def test_going_away_does_not_cancel_a_call_of_a_session(connect: Connect, 
 
 @every("requests of its own", "streamable http")
 async def test_a_posted_cancel_touches_nobody_elses_request(connect: Connect, combination: Combination) -> None:
-    """Digest 2.3, step 7: a notification of the newest revision cancels nothing over HTTP."""
+    """MCP 2026-07-28, basic/versioning: a notification of the newest revision cancels nothing over HTTP."""
     client = await connect(combination)
     key = f"touch {combination}"
     sent = await begun(client, "waits", key)
@@ -119,7 +123,7 @@ async def test_a_posted_cancel_touches_nobody_elses_request(connect: Connect, co
 
 @every(over=("sse",), until="2025-11-25")
 async def test_the_end_of_the_stream_is_the_end_of_an_sse_session(connect: Connect, combination: Combination) -> None:
-    """Digest 4.2: closing the connection ends the session and its calls."""
+    """MCP 2024-11-05, basic/transports#http-with-sse: closing the connection ends the session and its calls."""
     client = await connect(combination)
     watcher = await connect(combination, server=client.server)
     key = f"sse {combination}"

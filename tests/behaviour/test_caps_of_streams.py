@@ -42,7 +42,7 @@ async def test_open_subscriptions_take_no_room_from_calls() -> None:
 
 
 async def test_one_subscription_too_many_is_503_with_retry_after_like_any_stream() -> None:
-    """DESIGN 5: what is refused for want of room says when to come back."""
+    """Our choice: what is refused for want of room says when to come back."""
     async with wired(make_shop(max_streams=2), "asgi") as wire:
         headers = {**await wire.initialize(), "accept": "text/event-stream"}
         async with listening(wire, 2):

@@ -16,7 +16,9 @@ KINDS = ("tools", "prompts", "resources")
 @every("session")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_list_that_changes_is_announced(connect: Connect, combination: Combination, kind: str) -> None:
-    """Digest 16, row 20: on the stand-alone stream, or inside subscriptions/listen with its tag."""
+    """MCP 2026-07-28, basic/patterns/subscriptions: on the stand-alone stream, or inside subscriptions/listen with
+    its tag.
+    """
     client = await connect(combination)
     subscription = await client.watch()
     since = len(client.notes)
@@ -28,7 +30,7 @@ async def test_a_list_that_changes_is_announced(connect: Connect, combination: C
 
 @every("session")
 async def test_an_update_reaches_those_who_watch_the_resource(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 21: resources/subscribe, or the filter of subscriptions/listen."""
+    """MCP 2026-07-28, basic/patterns/subscriptions: resources/subscribe, or the filter of subscriptions/listen."""
     client = await connect(combination)
     subscription = await client.watch("orders://7", "note://one")
     since = len(client.notes)
@@ -44,7 +46,7 @@ async def test_an_update_reaches_those_who_watch_the_resource(connect: Connect, 
 
 @every("handshake session")
 async def test_a_resource_that_is_unsubscribed_is_not_heard_of(connect: Connect, combination: Combination) -> None:
-    """Digest 9.2."""
+    """MCP 2025-11-25, server/resources."""
     client = await connect(combination)
     await client.watch("orders://1", "orders://2")
     await client.request("resources/unsubscribe", {"uri": "orders://1"})
@@ -59,14 +61,14 @@ async def test_a_resource_that_is_unsubscribed_is_not_heard_of(connect: Connect,
 
 @every("handshake session")
 async def test_a_subscription_to_nothing_is_refused(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 42: as reading it would be."""
+    """MCP 2026-07-28, server/resources: as reading it would be."""
     client = await connect(combination)
     assert (await client.request("resources/subscribe", {"uri": "note://none"})).error["code"] == -32002
 
 
 @every(over=("sessionless",), until="2025-11-25")
 async def test_a_subscription_needs_a_session(connect: Connect, combination: Combination) -> None:
-    """Digest 4.3: impossible where nothing is remembered."""
+    """MCP 2025-11-25, basic/transports: impossible where nothing is remembered."""
     client = await connect(combination)
     assert "error" in (await client.request("resources/subscribe", {"uri": "note://one"})).message
 
@@ -75,7 +77,9 @@ async def test_a_subscription_needs_a_session(connect: Connect, combination: Com
 async def test_a_subscription_is_acknowledged_first_and_hears_only_what_it_asked_for(
     connect: Connect, combination: Combination
 ) -> None:
-    """Digest 7: the acknowledgement carries the honoured subset and the id of the request, with its type."""
+    """MCP 2026-07-28, basic/patterns/subscriptions: the acknowledgement carries the honoured subset and the id of
+    the request, with its type.
+    """
     client = await connect(combination)
     wanted = {"toolsListChanged": True, "promptsListChanged": False, "taskIds": ["x"], "resourceSubscriptions": []}
     sent = await client.start("subscriptions/listen", {"notifications": wanted}, id="an id")
@@ -94,7 +98,9 @@ async def test_a_subscription_is_acknowledged_first_and_hears_only_what_it_asked
 
 @every("requests of its own")
 async def test_two_subscriptions_hear_each_its_own(connect: Connect, combination: Combination) -> None:
-    """Digest 7: several at once are allowed; each message carries the id of its own."""
+    """MCP 2026-07-28, basic/patterns/subscriptions: several at once are allowed; each message carries the id of its
+    own.
+    """
     client = await connect(combination)
     first = await client.watch("orders://1", kinds=())
     second = await client.watch("orders://2", kinds=("tools",))
@@ -108,7 +114,7 @@ async def test_two_subscriptions_hear_each_its_own(connect: Connect, combination
 
 @every("requests of its own")
 async def test_a_subscription_to_nothing_that_there_is_ends_at_once(connect: Connect, combination: Combination) -> None:
-    """Digest 7, practice: acknowledge with nothing and complete."""
+    """MCP 2026-07-28, basic/patterns/subscriptions, practice: acknowledge with nothing and complete."""
     client = await connect(combination)
     reply = await client.request("subscriptions/listen", {"notifications": {"taskIds": ["x"]}})
     assert reply.of("notifications/subscriptions/acknowledged")[0]["notifications"] == {}
@@ -118,7 +124,7 @@ async def test_a_subscription_to_nothing_that_there_is_ends_at_once(connect: Con
 
 @every("requests of its own")
 async def test_a_subscription_needs_its_filter(connect: Connect, combination: Combination) -> None:
-    """Digest 7: `notifications` is required."""
+    """MCP 2026-07-28, basic/patterns/subscriptions: `notifications` is required."""
     client = await connect(combination)
     assert (await client.request("subscriptions/listen")).error["code"] == -32602
 
@@ -127,7 +133,7 @@ async def test_a_subscription_needs_its_filter(connect: Connect, combination: Co
 async def test_a_server_that_stops_ends_a_subscription_with_its_result(
     connect: Connect, combination: Combination
 ) -> None:
-    """Digest 7: the response with the id of the subscription, then the end."""
+    """MCP 2026-07-28, basic/patterns/subscriptions: the response with the id of the subscription, then the end."""
     client = await connect(combination)
     sent = await client.watch()
     await (await client.server.start()).drain(WAIT)
@@ -140,7 +146,7 @@ async def test_a_server_that_stops_ends_a_subscription_with_its_result(
 async def test_a_runtime_that_is_closed_ends_a_subscription_with_its_result(
     connect: Connect, combination: Combination
 ) -> None:
-    """Digest 7: what an ASGI server's shutdown does, which knows no drain."""
+    """MCP 2026-07-28, basic/patterns/subscriptions: what an ASGI server's shutdown does, which knows no drain."""
     client = await connect(combination)
     sent = await client.watch()
     await client.server.stop()
@@ -149,7 +155,7 @@ async def test_a_runtime_that_is_closed_ends_a_subscription_with_its_result(
 
 @every("requests of its own", "streamable http")
 async def test_a_subscription_that_could_not_be_read_is_refused(connect: Connect, combination: Combination) -> None:
-    """Issue: 406 where a reply could not be read; a subscription is a stream in every case."""
+    """Our choice: 406 where a reply could not be read; a subscription is a stream in every case."""
     client = await connect(combination)
     params = client.params({"notifications": {"toolsListChanged": True}})
     message = {"jsonrpc": "2.0", "id": 1, "method": "subscriptions/listen", "params": params}
@@ -160,7 +166,7 @@ async def test_a_subscription_that_could_not_be_read_is_refused(connect: Connect
 
 @every("requests of its own", "explicit cancel")
 async def test_a_subscription_is_cancelled_by_a_notification(connect: Connect, combination: Combination) -> None:
-    """Digest 7: over stdio; nothing is heard afterwards."""
+    """MCP 2026-07-28, basic/patterns/subscriptions: over stdio; nothing is heard afterwards."""
     client = await connect(combination)
     sent = await client.watch()
     await client.notify("notifications/cancelled", {"requestId": sent})
@@ -173,7 +179,9 @@ async def test_a_subscription_is_cancelled_by_a_notification(connect: Connect, c
 
 @every("requests of its own", "streamable http")
 async def test_a_subscription_is_a_stream_even_where_calls_are_not(connect: Connect, combination: Combination) -> None:
-    """Digest 7: over HTTP the answer is always an event stream, without event ids."""
+    """MCP 2026-07-28, basic/patterns/subscriptions: over HTTP the answer is always an event stream, without event
+    ids.
+    """
     client = await connect(combination)
     sent = await client.watch()
     stream = client.streamable.streams[sent]

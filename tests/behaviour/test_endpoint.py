@@ -46,7 +46,7 @@ GETS: list[tuple[dict[str, str], int]] = [
 
 @pytest.mark.parametrize(("headers", "status"), GETS, ids=str)
 async def test_a_get_is_told_what_it_lacks(http: Http, headers: dict[str, str], status: int) -> None:
-    """DESIGN 7: 405 for 2026-07-28, 400 without a session."""
+    """Our choice: 405 for 2026-07-28, 400 without a session."""
     reply = await http.fetch("GET", "/mcp", headers)
     assert reply.status == status
     if status == 405:
@@ -54,7 +54,7 @@ async def test_a_get_is_told_what_it_lacks(http: Http, headers: dict[str, str], 
 
 
 async def test_a_get_that_names_nothing_is_the_stream_of_the_first_revision(http: Http) -> None:
-    """DESIGN 7: so that clients of 2024-11-05 work with the one address too."""
+    """Our choice: so that clients of 2024-11-05 work with the one address too."""
     said: list[Any] = []
     link = await SseLink(http, lambda message, request, status: said.append(message)).open("/mcp")
     assert link.path.startswith("/messages/?session_id=")
@@ -63,7 +63,7 @@ async def test_a_get_that_names_nothing_is_the_stream_of_the_first_revision(http
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 async def test_without_sessions_there_is_only_post(sessionless: Http, method: str) -> None:
-    """DESIGN 7: 405, with the methods that are allowed."""
+    """Our choice: 405, with the methods that are allowed."""
     reply = await sessionless.fetch(method, "/mcp", EVENTS)
     assert reply.status == 405
     assert "POST" in reply.headers["allow"]
@@ -74,7 +74,7 @@ DELETES: list[tuple[dict[str, str], int]] = [(NEW, 405), ({}, 400), ({"mcp-sessi
 
 @pytest.mark.parametrize(("headers", "status"), DELETES, ids=str)
 async def test_a_delete_needs_a_session(http: Http, headers: dict[str, str], status: int) -> None:
-    """Digest 4.3 and 4.4."""
+    """MCP 2025-11-25, basic/transports and 2026-07-28, basic/transports/streamable-http."""
     assert (await http.fetch("DELETE", "/mcp", headers)).status == status
 
 
@@ -88,18 +88,18 @@ async def test_other_methods_are_not_allowed(http: Http, method: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
 async def test_the_path_for_messages_takes_posts_only(http: Http, method: str) -> None:
-    """Digest 4.2."""
+    """MCP 2024-11-05, basic/transports#http-with-sse."""
     assert (await http.fetch(method, "/messages/?session_id=x", EVENTS)).status == 405
 
 
 async def test_a_message_to_no_stream_is_refused(http: Http) -> None:
-    """Digest 4.2, practice: 400 without an id, 404 for one that is unknown."""
+    """MCP 2024-11-05, basic/transports#http-with-sse, practice: 400 without an id, 404 for one that is unknown."""
     assert (await http.fetch("POST", "/messages/", JSON, b"{}")).status == 400
     assert (await http.fetch("POST", "/messages/?session_id=x", JSON, b"{}")).status == 404
 
 
 async def test_a_trailing_slash_is_served_without_a_redirect(http: Http) -> None:
-    """DESIGN 3: `/mcp/` is `/mcp`."""
+    """Our choice: `/mcp/` is `/mcp`."""
     body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
     assert (await http.fetch("POST", "/mcp/", JSON, body)).status == 200
 
@@ -133,7 +133,7 @@ BAD_BODIES: list[tuple[str, bytes, int]] = [
 @pytest.mark.parametrize(("body", "code"), [each[1:] for each in BAD_BODIES], ids=[each[0] for each in BAD_BODIES])
 @pytest.mark.parametrize("headers", [{}, NEW], ids=["handshake", "per-request"])
 async def test_a_bad_body_is_400_with_its_code(http: Http, headers: dict[str, str], body: bytes, code: int) -> None:
-    """Issue, "What bad input gets": never a 500, a hang or a silent 202."""
+    """Our choice: never a 500, a hang or a silent 202."""
     reply = await http.fetch("POST", "/mcp", {**JSON, **headers}, body)
     message = json.loads(await reply.body())
     assert (reply.status, message["error"]["code"]) == (400, code)
@@ -145,7 +145,7 @@ async def test_a_bad_body_is_400_with_its_code(http: Http, headers: dict[str, st
 async def test_a_request_without_an_id_is_not_taken_in_silence(
     http: Http, headers: dict[str, str], method: str
 ) -> None:
-    """DESIGN 3: on `/mcp` a request needs an id; issue: never a silent 202."""
+    """Our choice: on `/mcp` a request needs an id, and never a silent 202."""
     body = {"jsonrpc": "2.0", "method": method, "params": {"name": "text", "_meta": ENVELOPE if headers else {}}}
     reply = await http.fetch("POST", "/mcp", {**JSON, **headers, "mcp-method": method}, json.dumps(body).encode())
     assert reply.status == 400
@@ -172,19 +172,19 @@ async def test_a_notification_that_nobody_knows_is_taken_and_ignored(http: Http)
     ids=str,
 )
 async def test_media_types_are_looked_at_first(http: Http, headers: dict[str, str], status: int) -> None:
-    """Issue, "What bad input gets"; leniency: `Accept` may be absent or broad."""
+    """Our choice; leniency: `Accept` may be absent or broad."""
     assert (await http.fetch("POST", "/mcp", headers, ping())).status == status
 
 
 async def test_a_reply_is_an_event_where_nothing_else_is_read(http: Http) -> None:
-    """Digest 17.7: a client that accepts event streams only is answered by one."""
+    """Our choice: a client that accepts event streams only is answered by one."""
     reply = await http.fetch("POST", "/mcp", {**JSON, "accept": "text/event-stream"}, ping())
     (event,) = [event async for event in reply.events()]
     assert (reply.status, json.loads(event.data)["result"]) == (200, {})
 
 
 async def test_a_body_over_the_limit_is_413(http: Http) -> None:
-    """Issue: bodies up to 4 MiB."""
+    """Our choice: bodies up to 4 MiB."""
     assert (await http.fetch("POST", "/mcp", JSON, b" " * (4 * 1024 * 1024 + 1))).status == 413
 
 
@@ -214,7 +214,7 @@ LADDER: list[tuple[str, dict[str, Any], dict[str, str], int, int]] = [
 async def test_the_first_rung_that_breaks_names_the_error(
     http: Http, envelope: dict[str, Any], headers: dict[str, str], status: int, code: int
 ) -> None:
-    """Digest 2.3, step 6: every refusal carries the id of its request."""
+    """MCP 2026-07-28, basic/versioning: every refusal carries the id of its request."""
     body = {"jsonrpc": "2.0", "id": "r", "method": "tools/call",
             "params": {"name": "text", "arguments": {}, "_meta": envelope}}  # fmt: skip
     reply = await http.fetch("POST", "/mcp", {**JSON, **headers}, json.dumps(body).encode())
@@ -226,7 +226,7 @@ async def test_the_first_rung_that_breaks_names_the_error(
 
 @pytest.mark.parametrize("transport", [marked(each, each) for each in ("memory", "stdio", "sse")])
 async def test_a_bad_line_is_answered_and_the_connection_lives_on(connect: Connect, transport: str) -> None:
-    """Issue: over stdio too, a parse error is answered and the process lives on."""
+    """Our choice: over stdio too, a parse error is answered and the process lives on."""
     client = await connect(Combination("2024-11-05", transport))
     for bad in ("ping", {"jsonrpc": "1.0", "id": 1, "method": "ping"}, {"jsonrpc": "2.0", "id": 1.5, "method": "ping"}):
         count = len(client.stray)

@@ -19,7 +19,7 @@ BAD_ARGUMENTS = [({}, "a"), ({"a": "many"}, "a"), ({"a": 1, "b": -1}, "b"), ({"a
 async def test_bad_arguments_are_told_to_whom_they_concern(
     connect: Connect, combination: Combination, arguments: dict[str, object], named: str
 ) -> None:
-    """Digest 16, row 41: a protocol error before 2025-11-25, a text for the model from then on."""
+    """MCP 2025-11-25, changelog: a protocol error before 2025-11-25, a text for the model from then on."""
     reply = await (await connect(combination)).call("add", **arguments)
     if combination.revision < "2025-11-25":
         assert reply.error["code"] == -32602
@@ -31,7 +31,7 @@ async def test_bad_arguments_are_told_to_whom_they_concern(
 
 @every()
 async def test_arguments_that_are_no_object_are_refused(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 41."""
+    """MCP 2025-11-25, changelog."""
     client = await connect(combination)
     reply = await client.request("tools/call", {"name": "add", "arguments": [1, 2]})
     assert "error" in reply.message or reply.failure
@@ -39,7 +39,7 @@ async def test_arguments_that_are_no_object_are_refused(connect: Connect, combin
 
 @every()
 async def test_an_unknown_tool_or_prompt_is_a_protocol_error(connect: Connect, combination: Combination) -> None:
-    """Digest 9.1 and 9.3: -32602, on every revision."""
+    """MCP 2025-11-25, server/tools and 2025-11-25, server/prompts: -32602, on every revision."""
     client = await connect(combination)
     for method in ("tools/call", "prompts/get"):
         reply = await client.request(method, {"name": "no such", "arguments": {}})
@@ -52,7 +52,7 @@ async def test_an_unknown_tool_or_prompt_is_a_protocol_error(connect: Connect, c
 async def test_an_unknown_resource_is_told_by_the_code_of_the_revision(
     connect: Connect, combination: Combination
 ) -> None:
-    """Digest 16, row 42."""
+    """MCP 2026-07-28, server/resources."""
     reply = await (await connect(combination)).request("resources/read", {"uri": "note://none"})
     assert reply.error["code"] == (-32002 if combination.handshake else -32602)
     assert reply.error["data"] == {"uri": "note://none"}
@@ -60,7 +60,7 @@ async def test_an_unknown_resource_is_told_by_the_code_of_the_revision(
 
 @every()
 async def test_missing_params_are_refused(connect: Connect, combination: Combination) -> None:
-    """Digest 3.1: a request without what it needs is -32602."""
+    """MCP 2026-07-28, schema: a request without what it needs is -32602."""
     client = await connect(combination)
     for method in ("resources/read", "completion/complete"):
         assert (await client.request(method)).error["code"] == -32602
@@ -69,7 +69,7 @@ async def test_missing_params_are_refused(connect: Connect, combination: Combina
 
 @every()
 async def test_a_tool_error_is_text_for_the_model(connect: Connect, combination: Combination) -> None:
-    """Digest 9.1: `isError`, not a protocol error."""
+    """MCP 2025-11-25, server/tools: `isError`, not a protocol error."""
     assert (await (await connect(combination)).call("fails")).failure == "Nothing left in stock."
 
 
@@ -78,7 +78,7 @@ async def test_a_tool_error_is_text_for_the_model(connect: Connect, combination:
 async def test_what_broke_stands_in_the_log_and_only_its_identifier_goes_out(
     connect: Connect, combination: Combination, tool: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """STYLE 21: the peer sees the identifier; a result that its schema forbids is an internal error."""
+    """Our choice: the peer sees the identifier; a result that its schema forbids is an internal error."""
     caplog.set_level(logging.ERROR)
     client = await connect(combination)
     reply = await client.call(tool)
@@ -100,7 +100,7 @@ async def test_what_broke_stands_in_the_log_and_only_its_identifier_goes_out(
 async def test_a_prompt_or_resource_that_breaks_tells_only_an_identifier(
     connect: Connect, combination: Combination
 ) -> None:
-    """STYLE 21: an internal error, for there is no `isError`."""
+    """Our choice: an internal error, for there is no `isError`."""
     client = await connect(combination)
     for method, params in (("prompts/get", {"name": "broken"}), ("resources/read", {"uri": "note://broken"})):
         reply = await client.request(method, params)
@@ -113,7 +113,7 @@ async def test_a_prompt_or_resource_that_breaks_tells_only_an_identifier(
 async def test_a_tool_that_takes_too_long_ends_in_an_error_for_the_model(
     connect: Connect, combination: Combination
 ) -> None:
-    """Issue: tool timeouts."""
+    """Our choice: tool timeouts."""
     assert "sleeps" in (await (await connect(combination)).call("sleeps")).failure
 
 
@@ -121,7 +121,7 @@ async def test_a_tool_that_takes_too_long_ends_in_an_error_for_the_model(
 async def test_a_thread_that_takes_too_long_is_left_and_its_slot_stays_taken(
     connect: Connect, combination: Combination
 ) -> None:
-    """DESIGN 4: a timeout answers at once; the slot frees only when the thread ends; a full pool refuses."""
+    """Our choice: a timeout answers at once; the slot frees only when the thread ends; a full pool refuses."""
     client = await connect(combination)
     key = f"late {combination}"
     async with asyncio.timeout(WAIT):
@@ -138,7 +138,7 @@ async def test_a_thread_that_takes_too_long_is_left_and_its_slot_stays_taken(
 async def test_a_tool_that_needs_a_capability_is_refused_with_what_is_missing(
     connect: Connect, combination: Combination
 ) -> None:
-    """Digest 2.3, step 6e: -32021 before anything runs, status 400."""
+    """MCP 2026-07-28, basic/versioning: -32021 before anything runs, status 400."""
     able = await connect(combination)
     assert (await able.call("needs_sampling")).text == "sampled"
     unable = await connect(combination, capabilities={})

@@ -155,7 +155,9 @@ def opaque(result: Json) -> bool:
 async def test_whatever_a_tool_raises_its_call_is_answered_and_the_next_one_too(
     wire: Wire, name: str, arguments: Json, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Issue 2: a tool that raises is an opaque error, never a hang; fixed: StopIteration, SystemExit, cancellation."""
+    """Our choice: a tool that raises is an opaque error, never a hang; fixed: StopIteration, SystemExit,
+    cancellation.
+    """
     for _ in range(2):
         result = await call(wire, name, arguments=arguments)
         assert opaque(result), result
@@ -213,14 +215,14 @@ async def test_over_a_connection_such_a_tool_is_answered_too() -> None:
 async def test_the_only_failure_of_a_task_group_is_told_as_if_there_were_no_group(
     wire: Wire, kind: str, text: str
 ) -> None:
-    """Design 3: `ToolError` is text for the model; where in the function it was raised does not matter."""
+    """Our choice: `ToolError` is text for the model; where in the function it was raised does not matter."""
     result = await call(wire, "refused_in_a_group", arguments={"kind": kind})
     assert result["isError"] is True
     assert result["content"][0]["text"] == text
 
 
 async def test_questions_of_a_task_group_travel_in_one_round(wire: Wire) -> None:
-    """Design 3: write once, ask on every revision; fixed: the group reached the transport, which never answered."""
+    """Our choice: write once, ask on every revision; fixed: the group reached the transport, which never answered."""
     asked = await call(wire, "asks_in_a_group", {"elicitation": {}})
     assert asked["resultType"] == "input_required"
     messages = {key: each["params"]["message"] for key, each in asked["inputRequests"].items()}
@@ -240,7 +242,9 @@ async def test_a_failure_beside_a_question_wins_over_it(wire: Wire) -> None:
 
 @pytest.mark.parametrize("way", ["cancelled", "timeout"])
 async def test_a_thread_that_waits_for_an_answer_frees_when_its_call_is_over(way: str) -> None:
-    """Design 4: cancel sets `ctx.cancelled` at once; fixed: thread and question stayed until the question timed out."""
+    """Our choice: cancel sets `ctx.cancelled` at once; fixed: thread and question stayed until the question timed
+    out.
+    """
     mcp = make_server(max_threads=1)
     ended = threading.Semaphore(0)
 
@@ -275,7 +279,7 @@ async def test_a_thread_that_waits_for_an_answer_frees_when_its_call_is_over(way
 
 
 async def test_a_slot_frees_with_its_function_and_not_with_its_caller() -> None:
-    """Design 4: a function in a thread cannot be stopped, so its slot is taken until it ends."""
+    """Our choice: a function in a thread cannot be stopped, so its slot is taken until it ends."""
     threads, begun, gate = Threads(1), threading.Event(), threading.Event()
 
     def works() -> None:

@@ -20,7 +20,9 @@ async def listed(client: Client, method: str) -> dict[str, Json]:
 
 @every()
 async def test_pages_join_to_the_whole_list_in_order(connect: Connect, combination: Combination) -> None:
-    """Digest 9.7: cursors are opaque; every item is listed once, in the order of registration."""
+    """MCP 2025-11-25, server/utilities/pagination: cursors are opaque; every item is listed once, in the order of
+    registration.
+    """
     client = await connect(combination)
     pages = await client.pages("tools/list", "tools")
     assert [len(page) for page in pages[:-1]] == [10] * (len(pages) - 1)
@@ -35,7 +37,9 @@ async def test_pages_join_to_the_whole_list_in_order(connect: Connect, combinati
 
 @every()
 async def test_a_cursor_that_nobody_gave_is_refused(connect: Connect, combination: Combination) -> None:
-    """Digest 9.7: -32602, also for the empty one, which is a value and not its absence."""
+    """MCP 2025-11-25, server/utilities/pagination: -32602, also for the empty one, which is a value and not its
+    absence.
+    """
     client = await connect(combination)
     for cursor in ("no cursor", "", "MTA"):
         for method in MEMBERS:
@@ -45,7 +49,7 @@ async def test_a_cursor_that_nobody_gave_is_refused(connect: Connect, combinatio
 
 @every()
 async def test_a_tool_is_described_with_what_the_revision_has(connect: Connect, combination: Combination) -> None:
-    """Digest 16, rows 35 to 38."""
+    """MCP 2025-06-18, server/tools and 2025-11-25, changelog."""
     tools = await listed(await connect(combination), "tools/list")
     revision = combination.revision
     decorated = tools["decorated"]
@@ -66,7 +70,7 @@ async def test_a_tool_is_described_with_what_the_revision_has(connect: Connect, 
 
 @every()
 async def test_resources_and_prompts_are_described_likewise(connect: Connect, combination: Combination) -> None:
-    """Digest 16, rows 37 and 38."""
+    """MCP 2025-06-18, changelog and 2025-11-25, changelog."""
     client = await connect(combination)
     titles, icons = combination.revision >= "2025-06-18", combination.revision >= "2025-11-25"
     resources = await listed(client, "resources/list")
@@ -84,7 +88,7 @@ async def test_resources_and_prompts_are_described_likewise(connect: Connect, co
 
 @every()
 async def test_a_listing_is_the_same_for_every_client(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 47: it may depend on the credential, not on what was asked before."""
+    """MCP 2026-07-28, server/tools: it may depend on the credential, not on what was asked before."""
     client = await connect(combination)
     before = await listed(client, "tools/list")
     await client.call("text")

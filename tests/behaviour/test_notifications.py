@@ -15,7 +15,7 @@ PROGRESS, LOG = "notifications/progress", "notifications/message"
 async def test_progress_carries_the_token_of_its_request_and_increases(
     connect: Connect, combination: Combination, token: Any
 ) -> None:
-    """Digest 10.5 and 17.13: 0 and the empty string are tokens; values must increase."""
+    """MCP 2025-11-25, basic/utilities/progress: 0 and the empty string are tokens; values must increase."""
     reply = await (await connect(combination)).call("steps", meta={"progressToken": token})
     assert reply.text == "stepped"
     notes = reply.of(PROGRESS)
@@ -28,7 +28,7 @@ async def test_progress_carries_the_token_of_its_request_and_increases(
 
 @every()
 async def test_nobody_hears_of_progress_who_did_not_ask(connect: Connect, combination: Combination) -> None:
-    """Digest 10.5: only with a token."""
+    """MCP 2025-11-25, basic/utilities/progress: only with a token."""
     reply = await (await connect(combination)).call("steps")
     assert reply.text == "stepped"
     assert reply.notes == []
@@ -38,7 +38,7 @@ async def test_nobody_hears_of_progress_who_did_not_ask(connect: Connect, combin
 async def test_a_call_that_cannot_carry_notifications_still_has_its_result(
     connect: Connect, combination: Combination
 ) -> None:
-    """Issue: JSON-only mode."""
+    """Our choice: JSON-only mode."""
     client = await connect(combination)
     assert (await client.call("steps", meta={"progressToken": 1})).text == "stepped"
     assert (await client.call("logs")).text == "logged"
@@ -46,7 +46,7 @@ async def test_a_call_that_cannot_carry_notifications_still_has_its_result(
 
 @every("notifications", "handshake session")
 async def test_a_session_hears_logs_from_its_level_up(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 23: `logging/setLevel` holds for the session."""
+    """MCP 2026-07-28, server/utilities/logging: `logging/setLevel` holds for the session."""
     client = await connect(combination)
     assert (await client.request("logging/setLevel", {"level": "debug"})).result == {}
     reply = await client.call("logs")
@@ -64,7 +64,7 @@ async def test_a_session_hears_logs_from_its_level_up(connect: Connect, combinat
 
 @every("notifications", "requests of its own")
 async def test_a_request_hears_logs_from_its_own_level_up(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 23: without a level there are no logs at all."""
+    """MCP 2026-07-28, server/utilities/logging: without a level there are no logs at all."""
     client = await connect(combination)
     level = "io.modelcontextprotocol/logLevel"
     assert (await client.call("logs")).notes == []
@@ -78,7 +78,7 @@ async def test_a_request_hears_logs_from_its_own_level_up(connect: Connect, comb
 async def test_a_streaming_tool_sends_each_value_at_once_and_ends_with_the_last(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
-    """DESIGN 6: each `yield` is progress with its text; the last one is the result too."""
+    """Our choice: each `yield` is progress with its text; the last one is the result too."""
     reply = await (await connect(combination)).call(tool, meta={"progressToken": "t"}, upto=3)
     notes = reply.of(PROGRESS)
     assert [note["progress"] for note in notes] == [1, 2, 3]
@@ -92,7 +92,7 @@ async def test_a_streaming_tool_sends_each_value_at_once_and_ends_with_the_last(
 async def test_a_streaming_tool_without_a_token_gives_its_last_value(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
-    """DESIGN 6: a caller without a token sees the result only; nothing yielded is empty content."""
+    """Our choice: a caller without a token sees the result only; nothing yielded is empty content."""
     client = await connect(combination)
     reply = await client.call(tool, upto=2)
     assert (reply.text, reply.notes) == ("at 2", [])
@@ -101,7 +101,7 @@ async def test_a_streaming_tool_without_a_token_gives_its_last_value(
 
 @every("notifications")
 async def test_two_calls_at_once_keep_their_notifications_apart(connect: Connect, combination: Combination) -> None:
-    """Digest 4.3: one message, one stream; each carries the token of its own request."""
+    """MCP 2025-11-25, basic/transports: one message, one stream; each carries the token of its own request."""
     client = await connect(combination)
     key = f"apart {combination}"
     slow = await client.start(
@@ -122,7 +122,7 @@ async def test_two_calls_at_once_keep_their_notifications_apart(connect: Connect
 async def test_a_reply_is_json_until_there_is_something_to_say_before_it(
     connect: Connect, combination: Combination
 ) -> None:
-    """DESIGN 4: the reply turns into a stream at the first notification."""
+    """Our choice: the reply turns into a stream at the first notification."""
     client = await connect(combination)
     plain = await client.streamable.post({"jsonrpc": "2.0", "id": 900, "method": "tools/call", "params": client.params(
         {"name": "text", "arguments": {}})})  # fmt: skip
@@ -143,5 +143,5 @@ async def test_a_reply_is_json_until_there_is_something_to_say_before_it(
 
 @every()
 async def test_a_def_tool_runs_in_a_thread_of_its_own(connect: Connect, combination: Combination) -> None:
-    """DESIGN 4: a blocking tool must never stall other clients."""
+    """Our choice: a blocking tool must never stall other clients."""
     assert (await (await connect(combination)).call("thread_name")).text == "false"

@@ -103,7 +103,9 @@ async def test_connections_are_told_where_our_own_server_holds_them() -> None:
 
 
 async def test_a_store_that_does_not_answer_degrades_health_and_ends_readiness() -> None:
-    """FACTS 5. `/livez` stays: starting the server again would not mend its store. The reason is in the log alone."""
+    """Our choice. `/livez` stays: starting the server again would not mend its store. The reason is in the log
+    alone.
+    """
     server = Server("shop", serve="metrics")
     server.runtimes.bind = Bind(loopback=True)
     async with server.running() as runtime:

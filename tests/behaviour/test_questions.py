@@ -34,7 +34,7 @@ def always(answer: Json) -> Any:
 async def test_a_form_gives_a_value_of_the_type_that_was_asked(
     connect: Connect, combination: Combination, kind: str
 ) -> None:
-    """Issue: dataclass, Struct, pydantic model or schema, on every revision that has elicitation."""
+    """Our choice: dataclass, Struct, pydantic model or schema, on every revision that has elicitation."""
     content, expected = FORMS[kind]
     client = await connect(combination, answer=always({"action": "accept", "content": content}))
     assert (await client.call("asks", kind=kind)).text == expected
@@ -48,14 +48,14 @@ async def test_a_form_gives_a_value_of_the_type_that_was_asked(
 
 @every("questions", "elicitation")
 async def test_a_def_tool_asks_from_its_thread(connect: Connect, combination: Combination) -> None:
-    """DESIGN 4: `SyncContext` has the same methods, blocking."""
+    """Our choice: `SyncContext` has the same methods, blocking."""
     client = await connect(combination, answer=always(POINT))
     assert (await client.call("asks_in_thread")).text == "Point(x=5, y=6)"
 
 
 @every("questions", "elicitation")
 async def test_a_prompt_may_ask_too(connect: Connect, combination: Combination) -> None:
-    """Digest 6: `prompts/get` may be answered by a question."""
+    """MCP 2026-07-28, basic/patterns/mrtr: `prompts/get` may be answered by a question."""
     client = await connect(combination, answer=always(POINT))
     result = (await client.request("prompts/get", {"name": "asking"})).result
     assert result["messages"][0]["content"]["text"] == "About 5"
@@ -63,7 +63,7 @@ async def test_a_prompt_may_ask_too(connect: Connect, combination: Combination) 
 
 @every("questions", "elicitation")
 async def test_declining_and_dismissing_are_told_apart(connect: Connect, combination: Combination) -> None:
-    """DESIGN 3: `Declined` and `Cancelled` on every revision; uncaught they end the call with an error."""
+    """Our choice: `Declined` and `Cancelled` on every revision; uncaught they end the call with an error."""
     declining = await connect(combination, answer=always({"action": "decline"}))
     assert (await declining.call("asks", kind="point")).text == "declined"
     assert "declined" in (await declining.call("insists")).failure
@@ -81,7 +81,9 @@ async def test_declining_and_dismissing_are_told_apart(connect: Connect, combina
 async def test_an_answer_of_the_wrong_shape_does_not_reach_the_function(
     connect: Connect, combination: Combination, answer: Json
 ) -> None:
-    """Digest 6: -32602 for what is structurally invalid; older revisions may say it in the result."""
+    """MCP 2026-07-28, basic/patterns/mrtr: -32602 for what is structurally invalid; older revisions may say it in
+    the result.
+    """
     client = await connect(combination, answer=always(answer))
     message = (await client.call("insists")).message
     if combination.handshake:
@@ -92,7 +94,7 @@ async def test_an_answer_of_the_wrong_shape_does_not_reach_the_function(
 
 @every("questions", "elicitation", "handshake")
 async def test_a_client_that_answers_by_an_error_fails_the_call(connect: Connect, combination: Combination) -> None:
-    """Digest 10.2: an error response is an answer."""
+    """MCP 2025-11-25, client/elicitation: an error response is an answer."""
 
     def refuse(method: str, params: Json) -> Json:
         raise Refuse(-32603, "no window")
@@ -106,7 +108,9 @@ async def test_a_client_that_answers_by_an_error_fails_the_call(connect: Connect
 async def test_a_client_without_the_capability_is_not_asked(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
-    """Digest 6: -32021 with what is missing and status 400; before that an error for the model that names it."""
+    """MCP 2026-07-28, basic/patterns/mrtr: -32021 with what is missing and status 400; before that an error for the
+    model that names it.
+    """
     missing, name = CAPABILITY[tool]
     client = await connect(combination, capabilities={})
     reply = await client.call(tool)
@@ -121,7 +125,7 @@ async def test_a_client_without_the_capability_is_not_asked(
 
 @every("questions", "elicitation")
 async def test_an_empty_elicitation_capability_means_forms_only(connect: Connect, combination: Combination) -> None:
-    """Digest 5: `{}` is form, never URL."""
+    """MCP 2025-11-25, client/elicitation: `{}` is form, never URL."""
     client = await connect(combination, capabilities={"elicitation": {}}, answer=always(POINT))
     assert (await client.call("insists")).text == "Point(x=5, y=6)"
     reply = await client.call("asks_url")
@@ -133,14 +137,16 @@ async def test_an_empty_elicitation_capability_means_forms_only(connect: Connect
 
 @every("questions", "handshake", until="2025-03-26")
 async def test_a_revision_without_elicitation_says_so(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 31."""
+    """MCP 2025-11-25, changelog."""
     client = await connect(combination)
     assert combination.revision in (await client.call("insists")).failure
 
 
 @every("questions", "url elicitation")
 async def test_a_url_is_agreed_to_or_not(connect: Connect, combination: Combination) -> None:
-    """Digest 10.2: accepting is consent to open it; `elicitationId` only where the revision has it."""
+    """MCP 2025-11-25, client/elicitation: accepting is consent to open it; `elicitationId` only where the revision
+    has it.
+    """
     client = await connect(combination, answer=always({"action": "accept"}))
     assert (await client.call("asks_url")).text == "agreed"
     ((method, params),) = client.asked
@@ -153,7 +159,7 @@ async def test_a_url_is_agreed_to_or_not(connect: Connect, combination: Combinat
 
 @every("session", since="2025-11-25", until="2025-11-25", over=("json",))
 async def test_a_url_travels_in_an_error_where_no_question_can(connect: Connect, combination: Combination) -> None:
-    """Digest 10.2: -32042 of 2025-11-25, where the line cannot carry a request."""
+    """MCP 2025-11-25, client/elicitation: -32042 of 2025-11-25, where the line cannot carry a request."""
     error = (await (await connect(combination)).call("asks_url")).error
     assert error["code"] == -32042
     assert error["data"]["elicitations"][0]["url"] == "https://example.com/pay"
@@ -164,14 +170,14 @@ async def test_a_url_travels_in_an_error_where_no_question_can(connect: Connect,
 async def test_a_line_that_cannot_ask_says_so_in_the_result(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
-    """Digest 16, row 53: impossible without a session, and it must fail cleanly."""
+    """Our choice: impossible without a session, and it must fail cleanly."""
     text = (await (await connect(combination)).call(tool)).failure
     assert combination.transport == "sessionless" or "initialize" not in text, "the client has a session"
 
 
 @every("questions")
 async def test_a_sample_is_what_the_model_of_the_client_said(connect: Connect, combination: Combination) -> None:
-    """Digest 10.1."""
+    """MCP 2025-11-25, client/sampling."""
     client = await connect(combination, answer=always(SAMPLE))
     assert (await client.call("samples")).text == "m: word"
     ((method, params),) = client.asked
@@ -182,7 +188,7 @@ async def test_a_sample_is_what_the_model_of_the_client_said(connect: Connect, c
 
 @every("questions")
 async def test_a_sample_has_tools_where_the_revision_does(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 32: since 2025-11-25, and only for clients that declare them."""
+    """MCP 2025-11-25, changelog: since 2025-11-25, and only for clients that declare them."""
     use = {"type": "tool_use", "id": "1", "name": "weather", "input": {}}
     client = await connect(combination, answer=always({**SAMPLE, "content": [use], "stopReason": "toolUse"}))
     reply = await client.call("samples_with_tools")
@@ -200,7 +206,7 @@ async def test_a_sample_has_tools_where_the_revision_does(connect: Connect, comb
 async def test_a_client_that_samples_without_tools_is_not_asked_with_them(
     connect: Connect, combination: Combination
 ) -> None:
-    """Digest 6: capabilities are mode-precise."""
+    """MCP 2026-07-28, basic/patterns/mrtr: capabilities are mode-precise."""
     client = await connect(combination, capabilities={"sampling": {}}, answer=always(SAMPLE))
     assert (await client.call("samples")).text == "m: word"
     reply = await client.call("samples_with_tools")
@@ -212,7 +218,7 @@ async def test_a_client_that_samples_without_tools_is_not_asked_with_them(
 
 @every("questions")
 async def test_roots_are_the_folders_of_the_client(connect: Connect, combination: Combination) -> None:
-    """Digest 10.3."""
+    """MCP 2025-11-25, client/roots."""
     client = await connect(combination, answer=always(ROOTS))
     assert "file:///home" in (await client.call("lists_roots")).text
     assert [method for method, _ in client.asked] == ["roots/list"]
@@ -220,7 +226,7 @@ async def test_roots_are_the_folders_of_the_client(connect: Connect, combination
 
 @every("questions", "elicitation")
 async def test_several_questions_are_one_round(connect: Connect, combination: Combination) -> None:
-    """DESIGN 3: `ctx.ask`; the keywords are the keys."""
+    """Our choice: `ctx.ask`; the keywords are the keys."""
     answers = {"elicitation/create": POINT, "sampling/createMessage": SAMPLE, "roots/list": ROOTS}
     client = await connect(combination, answer=lambda method, params: answers[method])
     reply = await client.call("asks_all")

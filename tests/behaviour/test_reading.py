@@ -30,7 +30,7 @@ async def completed(client: Client, ref: Json, name: str, value: str, **known: s
 
 @every()
 async def test_a_resource_is_text_or_bytes(connect: Connect, combination: Combination) -> None:
-    """Digest 9.2: `text` or `blob`, with its URI and media type."""
+    """MCP 2025-11-25, server/resources: `text` or `blob`, with its URI and media type."""
     client = await connect(combination)
     assert await read(client, "note://one") == {"uri": "note://one", "mimeType": "text/plain", "text": "hello"}
     blob = base64.b64encode(b"\x00\x01").decode()
@@ -41,7 +41,7 @@ async def test_a_resource_is_text_or_bytes(connect: Connect, combination: Combin
 
 @every()
 async def test_variables_of_a_template_have_types(connect: Connect, combination: Combination) -> None:
-    """Issue: templates with typed parameters; what does not fit is -32602."""
+    """Our choice: templates with typed parameters; what does not fit is -32602."""
     client = await connect(combination)
     assert (await read(client, "book://111/6"))["text"] == "111 page 7"
     assert (await read(client, "book://a%20b/0"))["text"] == "a b page 1"
@@ -53,14 +53,14 @@ async def test_variables_of_a_template_have_types(connect: Connect, combination:
 
 @every()
 async def test_a_uri_beyond_ascii_is_read_too(connect: Connect, combination: Combination) -> None:
-    """Digest 4.4: such a name travels in the Base64 sentinel of `Mcp-Name`."""
+    """MCP 2026-07-28, basic/transports/streamable-http: such a name travels in the Base64 sentinel of `Mcp-Name`."""
     client = await connect(combination)
     assert (await client.request("resources/read", {"uri": "note://é"})).error["data"] == {"uri": "note://é"}
 
 
 @every()
 async def test_a_prompt_is_filled_in(connect: Connect, combination: Combination) -> None:
-    """Digest 9.3."""
+    """MCP 2025-11-25, server/prompts."""
     client = await connect(combination)
     result = (await client.request("prompts/get", {"name": "greet", "arguments": {"name": "Ada"}})).result
     text = {"type": "text", "text": "Greet Ada in a warm way."}
@@ -72,7 +72,7 @@ async def test_a_prompt_is_filled_in(connect: Connect, combination: Combination)
 async def test_bad_arguments_of_a_prompt_are_a_protocol_error(
     connect: Connect, combination: Combination, arguments: Json
 ) -> None:
-    """Digest 9.3: -32602, on every revision: a prompt has no `isError`."""
+    """MCP 2025-11-25, server/prompts: -32602, on every revision: a prompt has no `isError`."""
     client = await connect(combination)
     reply = await client.request("prompts/get", {"name": "greet", "arguments": arguments})
     assert reply.error["code"] == -32602
@@ -81,7 +81,7 @@ async def test_bad_arguments_of_a_prompt_are_a_protocol_error(
 
 @every()
 async def test_messages_of_a_prompt_hold_what_the_revision_has(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 34: for prompts as for tools."""
+    """MCP 2025-06-18, changelog: for prompts as for tools."""
     result = (await (await connect(combination)).request("prompts/get", {"name": "show"})).result
     first, sound, link = result["messages"]
     assert [each["role"] for each in result["messages"]] == ["user", "user", "assistant"]
@@ -95,7 +95,9 @@ async def test_messages_of_a_prompt_hold_what_the_revision_has(connect: Connect,
 async def test_arguments_are_completed_by_a_function_or_by_their_type(
     connect: Connect, combination: Combination
 ) -> None:
-    """Digest 9.5 and 16, rows 43 and 44: served on every revision; the context only since 2025-06-18."""
+    """MCP 2025-11-25, server/utilities/completion and 2025-06-18, changelog: served on every revision; the context
+    only since 2025-06-18.
+    """
     client = await connect(combination)
     greet = {"type": "ref/prompt", "name": "greet"}
     assert await completed(client, greet, "name", "A") == ["Ada", "Alan"]
@@ -109,7 +111,7 @@ async def test_arguments_are_completed_by_a_function_or_by_their_type(
 
 @every()
 async def test_a_completion_of_nothing_is_refused(connect: Connect, combination: Combination) -> None:
-    """Digest 9.5: -32602."""
+    """MCP 2025-11-25, server/utilities/completion: -32602."""
     client = await connect(combination)
     for ref, name in (
         ({"type": "ref/prompt", "name": "none"}, "name"),
@@ -123,7 +125,7 @@ async def test_a_completion_of_nothing_is_refused(connect: Connect, combination:
 
 @every()
 async def test_a_mounted_server_answers_under_its_prefix(connect: Connect, combination: Combination) -> None:
-    """DESIGN 6: `mcp.mount(other, prefix="stock")`."""
+    """Our choice: `mcp.mount(other, prefix="stock")`."""
     client = await connect(combination)
     assert (await client.call("stock_count", item="nails")).text == "7 nails"
     prompt = (await client.request("prompts/get", {"name": "stock_describe", "arguments": {"item": "a nail"}})).result
@@ -139,7 +141,7 @@ async def test_a_mounted_server_answers_under_its_prefix(connect: Connect, combi
 async def test_an_update_of_a_mounted_server_is_heard_under_its_prefix(
     connect: Connect, combination: Combination
 ) -> None:
-    """DESIGN 6: the URI is the one that clients of the outer server know."""
+    """Our choice: the URI is the one that clients of the outer server know."""
     client = await connect(combination)
     await client.watch("shelf://stock/a")
     await client.call("stock_refill")
@@ -147,7 +149,7 @@ async def test_an_update_of_a_mounted_server_is_heard_under_its_prefix(
 
 
 async def test_what_is_registered_after_mounting_is_offered_too(connect: Connect) -> None:
-    """DESIGN 6: mounted now and later; completions as all else."""
+    """Our choice: mounted now and later; completions as all else."""
     outer, inner = Server("outer", settings=Settings()), Server("inner", settings=Settings())
     outer.mount(inner, prefix="in")
 

@@ -43,7 +43,7 @@ def meaning(events: list[Event]) -> list[Json]:
 
 @every("resumption")
 async def test_a_stream_cut_at_any_event_goes_on_behind_it(connect: Connect, combination: Combination) -> None:
-    """Digest 4.3: replay what followed on that stream, each once, in order."""
+    """MCP 2025-11-25, basic/transports: replay what followed on that stream, each once, in order."""
     client = await connect(combination)
     whole = await some(await client.streamable.post(request("steps")))
     assert [note.get("method", "result") for note in meaning(whole)] == ["notifications/progress"] * 3 + ["result"]
@@ -63,7 +63,7 @@ async def test_a_stream_cut_at_any_event_goes_on_behind_it(connect: Connect, com
 async def test_a_stream_cut_while_the_call_runs_goes_on_with_what_comes(
     connect: Connect, combination: Combination
 ) -> None:
-    """DESIGN 5: the call goes on, and its result waits in the log or goes out as it comes."""
+    """Our choice: the call goes on, and its result waits in the log or goes out as it comes."""
     client = await connect(combination)
     for late in (False, True):
         key = f"cut {combination} {late}"
@@ -86,7 +86,9 @@ async def test_a_stream_cut_while_the_call_runs_goes_on_with_what_comes(
 async def test_a_stream_that_is_taken_up_leaves_the_older_connection(
     connect: Connect, combination: Combination
 ) -> None:
-    """Digest 4.3, one message, one stream: what comes after a resume goes to the new connection only."""
+    """MCP 2025-11-25, basic/transports, one message, one stream: what comes after a resume goes to the new
+    connection only.
+    """
     client = await connect(combination)
     key = f"taken up {combination}"
     older = await client.streamable.post(request("waits", key=key))
@@ -111,7 +113,7 @@ async def test_behind_the_last_event_there_is_nothing(connect: Connect, combinat
 
 @every("resumption")
 async def test_an_event_of_nobody_or_another_is_refused(connect: Connect, combination: Combination) -> None:
-    """DESIGN 5: unknown, foreign or of an older epoch is 400, while the session lives."""
+    """Our choice: unknown, foreign or of an older epoch is 400, while the session lives."""
     client, stranger = await connect(combination), await connect(combination)
     whole = await some(await client.streamable.post(request("steps")))
     foreign = whole[0].id
@@ -128,7 +130,9 @@ async def test_an_event_of_nobody_or_another_is_refused(connect: Connect, combin
 async def test_a_client_may_come_back_for_the_rest_when_the_tool_says_so(
     connect: Connect, combination: Combination
 ) -> None:
-    """Digest 4.3, polling: `retry`, then the end of the connection; only where the revision has it."""
+    """MCP 2025-11-25, basic/transports, polling: `retry`, then the end of the connection; only where the revision
+    has it.
+    """
     client = await connect(combination)
     key = f"polled {combination}"
     polling = combination.revision == "2025-11-25"
@@ -152,7 +156,7 @@ async def test_a_client_may_come_back_for_the_rest_when_the_tool_says_so(
 
 @every("requests of its own", "streamable http", "notifications")
 async def test_no_stream_of_the_newest_revision_can_be_left(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 27: `close_stream` does nothing there."""
+    """MCP 2025-11-25, basic/transports: `close_stream` does nothing there."""
     client = await connect(combination)
     key = f"stays open {combination}"
     await client.call("open_gate", key=key)
@@ -165,7 +169,7 @@ async def test_no_stream_of_the_newest_revision_can_be_left(connect: Connect, co
 async def test_a_question_that_was_lost_is_asked_again_on_the_new_stream(
     connect: Connect, combination: Combination
 ) -> None:
-    """DESIGN 5: only messages of a call are logged, questions among them."""
+    """Our choice: only messages of a call are logged, questions among them."""
     client = await connect(combination)
     exchange = await client.streamable.post(request("insists"))
     before = await some(exchange, 2)
@@ -182,7 +186,7 @@ async def test_a_question_that_was_lost_is_asked_again_on_the_new_stream(
 
 @every("resumption")
 async def test_the_newest_of_two_standing_streams_wins(connect: Connect, combination: Combination) -> None:
-    """DESIGN 5: one stand-alone stream a session; the older is closed."""
+    """Our choice: one stand-alone stream a session; the older is closed."""
     client = await connect(combination)
     await client.request("resources/subscribe", {"uri": "orders://4"})
     first = await client.streamable.resume()
@@ -200,7 +204,7 @@ async def test_the_newest_of_two_standing_streams_wins(connect: Connect, combina
 async def test_a_standing_stream_that_comes_back_is_told_everything_again(
     connect: Connect, combination: Combination
 ) -> None:
-    """DESIGN 5: hints are not logged; each list and each subscribed resource may have changed."""
+    """Our choice: hints are not logged; each list and each subscribed resource may have changed."""
     client = await connect(combination)
     await client.request("resources/subscribe", {"uri": "orders://3"})
     stream = await resumed(client, None)

@@ -41,7 +41,7 @@ async def resend(client: Client, tool: str, answers: Json, state: str | None, **
 async def test_an_effect_between_two_questions_happens_once(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
-    """DESIGN 3: `ctx.once` keeps its value across the rounds of a call; another call has its own."""
+    """Our choice: `ctx.once` keeps its value across the rounds of a call; another call has its own."""
     client = await connect(combination, answer=by_message)
     key = f"once {combination} {tool}"
     assert (await client.call(tool, key=key)).text == "5 1 7"
@@ -52,7 +52,7 @@ async def test_an_effect_between_two_questions_happens_once(
 
 @every("requests of its own")
 async def test_questions_of_a_round_are_named_by_their_keys(connect: Connect, combination: Combination) -> None:
-    """DESIGN 3: a question's key is its `key=`; unknown answers are ignored (digest 6)."""
+    """Our choice: a question's key is its `key=`; unknown answers are ignored (MCP 2026-07-28, basic/patterns/mrtr)."""
     client = await connect(combination)
     questions, state = await first_round(client, "asks_twice", key=f"keys {combination}")
     assert list(questions) == ["first"]
@@ -63,7 +63,7 @@ async def test_questions_of_a_round_are_named_by_their_keys(connect: Connect, co
 
 @every("requests of its own")
 async def test_an_answer_that_is_missing_is_asked_for_again(connect: Connect, combination: Combination) -> None:
-    """Digest 6: ask again rather than fail."""
+    """MCP 2026-07-28, basic/patterns/mrtr: ask again rather than fail."""
     client = await connect(combination)
     questions, state = await first_round(client, "insists")
     again = await resend(client, "insists", {}, state)
@@ -72,7 +72,7 @@ async def test_an_answer_that_is_missing_is_asked_for_again(connect: Connect, co
 
 @every("requests of its own")
 async def test_answers_of_this_round_count_without_a_state(connect: Connect, combination: Combination) -> None:
-    """DESIGN 3: with or without `requestState`; those of earlier rounds come only from the state."""
+    """Our choice: with or without `requestState`; those of earlier rounds come only from the state."""
     client = await connect(combination)
     questions, _ = await first_round(client, "insists")
     reply = await resend(client, "insists", dict.fromkeys(questions, POINT), None)
@@ -81,7 +81,7 @@ async def test_answers_of_this_round_count_without_a_state(connect: Connect, com
 
 @every("requests of its own")
 async def test_a_state_that_was_changed_is_refused(connect: Connect, combination: Combination) -> None:
-    """Digest 6: reject on failure; -32602."""
+    """MCP 2026-07-28, basic/patterns/mrtr: reject on failure; -32602."""
     client = await connect(combination)
     questions, state = await first_round(client, "insists")
     answers = dict.fromkeys(questions, POINT)
@@ -96,7 +96,7 @@ async def test_a_state_that_was_changed_is_refused(connect: Connect, combination
 
 @every("requests of its own")
 async def test_a_state_of_another_call_is_refused(connect: Connect, combination: Combination) -> None:
-    """DESIGN 3: bound to method, name and arguments."""
+    """Our choice: bound to method, name and arguments."""
     client = await connect(combination)
     _, state = await first_round(client, "asks_twice", key="one")
     other_arguments = await resend(client, "asks_twice", {"first": POINT}, state, key="two")
@@ -112,7 +112,7 @@ async def test_a_state_of_another_call_is_refused(connect: Connect, combination:
 
 @every("requests of its own", "our process")
 async def test_a_state_that_expired_is_refused(connect: Connect, combination: Combination) -> None:
-    """Digest 6: a short expiry inside the state."""
+    """MCP 2026-07-28, basic/patterns/mrtr: a short expiry inside the state."""
     client = await connect(combination)
     questions, state = await first_round(client, "insists")
     services = (await client.server.start()).services
@@ -127,7 +127,7 @@ async def test_a_state_that_expired_is_refused(connect: Connect, combination: Co
 async def test_a_question_that_changed_is_asked_again_with_the_later_ones(
     connect: Connect, combination: Combination
 ) -> None:
-    """DESIGN 3: its answer and the later ones are dropped."""
+    """Our choice: its answer and the later ones are dropped."""
     client = await connect(combination, answer=by_message)
     reply = await client.call("changes_its_mind", key=f"mind {combination}")
     assert reply.text == "5 7"
@@ -145,7 +145,7 @@ async def test_a_call_that_never_stops_asking_is_given_up(connect: Connect, comb
 
 @every("requests of its own", "our process")
 async def test_the_state_hides_what_it_holds(connect: Connect, combination: Combination) -> None:
-    """DESIGN 3: sealed, not only signed."""
+    """Our choice: sealed, not only signed."""
     client = await connect(combination)
     key = f"hidden {combination}"
     _, state = await first_round(client, "asks_twice", key=key)
@@ -159,7 +159,7 @@ async def test_the_state_hides_what_it_holds(connect: Connect, combination: Comb
 
 @every("requests of its own")
 async def test_only_three_methods_may_be_answered_by_questions(connect: Connect, combination: Combination) -> None:
-    """Digest 6: extra members of other requests are ignored."""
+    """MCP 2026-07-28, basic/patterns/mrtr: extra members of other requests are ignored."""
     client = await connect(combination)
     reply = await client.request("tools/list", {"inputResponses": {}, "requestState": "x"})
     assert reply.result["resultType"] == "complete"

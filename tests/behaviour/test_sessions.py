@@ -33,7 +33,7 @@ async def code(reply: Exchange) -> tuple[int, int]:
 
 @every("handshake session", over=(*STREAMS, "json"), since="2025-03-26")
 async def test_a_session_id_is_visible_ascii_and_of_its_own(connect: Connect, combination: Combination) -> None:
-    """Digest 4.3 and DESIGN 5: at most 400 characters from 0x21 to 0x7E."""
+    """MCP 2025-11-25, basic/transports and our choice: at most 400 characters from 0x21 to 0x7E."""
     first, second = await connect(combination), await connect(combination)
     ids = {first.streamable.session, second.streamable.session}
     assert len(ids) == 2
@@ -44,7 +44,9 @@ async def test_a_session_id_is_visible_ascii_and_of_its_own(connect: Connect, co
 
 @every("handshake session", over=STREAMS)
 async def test_a_deleted_session_is_not_found(connect: Connect, combination: Combination) -> None:
-    """Digest 4.3: DELETE ends it, and every later request is 404, so that the client initializes again."""
+    """MCP 2025-11-25, basic/transports: DELETE ends it, and every later request is 404, so that the client
+    initializes again.
+    """
     client, other = await connect(combination), await connect(combination)
     await client.link.standing()
     session = client.streamable.session
@@ -63,7 +65,7 @@ async def test_a_deleted_session_is_not_found(connect: Connect, combination: Com
 
 @every("handshake session", over=STREAMS)
 async def test_an_id_that_was_never_made_is_not_found(connect: Connect, combination: Combination) -> None:
-    """Digest 4.3: unknown, forged and cut ids look the same: 404."""
+    """MCP 2025-11-25, basic/transports: unknown, forged and cut ids look the same: 404."""
     client = await connect(combination)
     good = client.streamable.session
     forged = good[:40] + ("A" if good[40] != "A" else "B") + good[41:]
@@ -74,7 +76,7 @@ async def test_an_id_that_was_never_made_is_not_found(connect: Connect, combinat
 
 @every("handshake session", over=STREAMS)
 async def test_a_request_without_its_session_is_told_so(connect: Connect, combination: Combination) -> None:
-    """DESIGN 3, leniency: with a version header and no session id 400; with neither it is served by itself."""
+    """Our choice, leniency: with a version header and no session id 400; with neither it is served by itself."""
     client = await connect(combination)
     reply = await raw(client, "POST", PING, mcp_protocol_version=combination.revision)
     assert await code(reply) == (400, -32600)
@@ -83,7 +85,7 @@ async def test_a_request_without_its_session_is_told_so(connect: Connect, combin
 
 @every("handshake session", over=STREAMS)
 async def test_a_version_that_is_not_the_sessions_is_refused(connect: Connect, combination: Combination) -> None:
-    """Digest 4.3: an unsupported `MCP-Protocol-Version` is 400."""
+    """MCP 2025-11-25, basic/transports: an unsupported `MCP-Protocol-Version` is 400."""
     client = await connect(combination)
     session = client.streamable.session
     for version in ("1900-01-01", "nonsense"):
@@ -94,7 +96,7 @@ async def test_a_version_that_is_not_the_sessions_is_refused(connect: Connect, c
 
 @every("handshake", "session")
 async def test_a_second_initialize_is_refused_and_the_first_stands(connect: Connect, combination: Combination) -> None:
-    """Digest 4.3, practice: -32600."""
+    """MCP 2025-11-25, basic/transports, practice: -32600."""
     client = await connect(combination)
     error = (await client.request("initialize", OPENING)).error
     assert error["code"] == -32600
@@ -103,7 +105,7 @@ async def test_a_second_initialize_is_refused_and_the_first_stands(connect: Conn
 
 @every("handshake", "session")
 async def test_an_id_in_flight_cannot_be_used_again(connect: Connect, combination: Combination) -> None:
-    """Digest 16, row 11: the second is refused, the first goes on."""
+    """MCP 2025-11-25, basic: the second is refused, the first goes on."""
     client = await connect(combination)
     key = f"reuse {combination}"
     sent = await client.start("tools/call", {"name": "waits", "arguments": {"key": key}})
@@ -123,7 +125,7 @@ async def test_an_id_in_flight_cannot_be_used_again(connect: Connect, combinatio
 
 @every("handshake session", over=("lane",))
 async def test_a_session_outlives_a_restart_with_the_same_key(connect: Connect, combination: Combination) -> None:
-    """DESIGN 5: a session is its id; streams of the older store are gone, which a 404 tells."""
+    """Our choice: a session is its id; streams of the older store are gone, which a 404 tells."""
     client = await connect(combination, server=world.build())
     headers = {**JSON, **client.streamable.headers()}
     session_of: Json = {"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": {"name": "who", "arguments": {}}}
@@ -153,7 +155,7 @@ async def opened(client: Client, params: Any, **headers: str) -> tuple[Exchange,
 
 @every("streamable http", since="2025-11-25", over=STREAMS)
 async def test_initialize_is_lenient_by_rule(connect: Connect, combination: Combination) -> None:
-    """DESIGN 3, leniency; digest 2.1 and 17.9: what a simple script sends is served."""
+    """MCP 2025-11-25, basic/lifecycle, and leniency, which is our choice: what a simple script sends is served."""
     client = await connect(combination)
     reply, message = await opened(client, None)
     assert message["result"]["protocolVersion"] == "2025-03-26"
@@ -173,14 +175,16 @@ async def test_initialize_is_lenient_by_rule(connect: Connect, combination: Comb
 
 @every(over=("sessionless",), until="2025-11-25")
 async def test_without_sessions_nothing_is_promised_that_needs_one(connect: Connect, combination: Combination) -> None:
-    """Digest 4.3: subscriptions and unsolicited messages are impossible there, so the handshake must not offer them."""
+    """MCP 2025-11-25, basic/transports: subscriptions and unsolicited messages are impossible there, so the
+    handshake must not offer them.
+    """
     capabilities = (await connect(combination)).initialized["capabilities"]
     assert "subscribe" not in capabilities["resources"]
     assert not any(capabilities[kind].get("listChanged") for kind in ("tools", "prompts", "resources"))
 
 
 async def test_a_key_that_is_too_short_stops_the_start() -> None:
-    """STYLE 21: a wrong setting is told to whoever starts the server, not to its first client as a 500."""
+    """Our choice: a wrong setting is told to whoever starts the server, not to its first client as a 500."""
     server = world.build(key="short")
     with pytest.raises(ValueError, match="32 characters"):
         async with server.running():
@@ -189,7 +193,7 @@ async def test_a_key_that_is_too_short_stops_the_start() -> None:
 
 @every("requests of its own", "streamable http")
 async def test_the_newest_revision_knows_no_sessions(connect: Connect, combination: Combination) -> None:
-    """Digest 4.4: a session id is ignored, never minted, never echoed."""
+    """MCP 2026-07-28, basic/transports/streamable-http: a session id is ignored, never minted, never echoed."""
     client = await connect(combination)
     for session in ("", "nonsense"):
         client.streamable.session = session

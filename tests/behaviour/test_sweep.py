@@ -81,7 +81,7 @@ async def test_only_a_call_that_was_silent_for_a_whole_heartbeat_reports_progres
 
 
 async def test_a_call_that_stays_silent_reports_small_steps_that_only_grow() -> None:
-    """Design §5: values increase and stay below what the tool reports next."""
+    """Our choice: values increase and stay below what the tool reports next."""
     mcp, told, go_on = Server("silent"), asyncio.Event(), asyncio.Event()
 
     @mcp.tool

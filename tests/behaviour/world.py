@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from behaviour import functions as do
-from millstream import Context, Icon, Info, Message, Server, Settings, ToolAnnotations
+from millstream import Context, Icon, Info, Message, Server, Settings, Text, ToolAnnotations
+from millstream.protocol.content import ToolUse
 from millstream.server.features.sources import source_from_schema
 from millstream.server.features.tools import Tool
 
@@ -13,7 +14,8 @@ TOOLS: list[Callable[..., Any]] = [
     do.embedded, do.mixed, do.nothing, do.number, do.numbers, do.mapping, do.spelled_out, do.routed, do.fails,
     do.breaks, do.lies, do.steps, do.logs, do.counts, do.counts_in_thread, do.waits, do.waits_in_thread,
     do.thread_name, do.polled, do.asks, do.asks_in_thread, do.insists, do.asks_url, do.samples,
-    do.samples_with_tools, do.lists_roots, do.asks_all, do.asks_twice, do.asks_twice_in_thread, do.changes_its_mind,
+    do.samples_with_tools, do.samples_conversation, do.lists_roots,
+    do.asks_all, do.asks_twice, do.asks_twice_in_thread, do.changes_its_mind,
     do.never_content, do.who,
 ]  # fmt: skip
 OPTIONED: list[tuple[Callable[..., Any], dict[str, Any]]] = [
@@ -89,6 +91,14 @@ def _add_prompts(server: Server) -> None:
     def greet(name: str, tone: Literal["dry", "warm", "wry"] = "warm") -> str:
         """Greets somebody."""
         return f"Greet {name} in a {tone} way."
+
+    @server.prompt
+    def in_blocks() -> list[Message]:
+        return [Message("assistant", [Text("one"), Text("two")]), Message("user", "three")]
+
+    @server.prompt
+    def uses_a_tool() -> Message:
+        return Message("assistant", [ToolUse("1", "weather", {})])
 
     @server.prompt
     def broken() -> str:

@@ -33,7 +33,7 @@ def failure(target: str) -> CommandError:
     ],
 )
 def test_a_colon_before_a_name_separates_it_from_the_file(target: str, source: str, name: str) -> None:
-    """Issue 2: ``FILE[:OBJECT]``, also with a Windows drive."""
+    """Our choice: ``FILE[:OBJECT]``, also with a Windows drive."""
     assert split_target(target) == (source, name)
 
 
@@ -188,7 +188,7 @@ def test_a_file_that_exits_is_told_about_its_main_guard(folder: Path) -> None:
 
 
 def test_a_file_without_a_server_is_told_how_to_make_one(folder: Path) -> None:
-    """Issue 2: errors say what happened, why, and what to do."""
+    """Our choice: errors say what happened, why, and what to do."""
     (folder / "shop.py").write_text("x = 1\n")
     error = failure("shop.py")
     assert "no millstream.Server" in error.what

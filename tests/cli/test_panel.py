@@ -46,7 +46,7 @@ def drawn(server: Server, host: str = "127.0.0.1", width: int = 100) -> str:
 
 
 def test_the_panel_is_compact_and_says_where_what_and_how() -> None:
-    """Issue 2: a friendly panel; ours has at most 14 lines on a common terminal."""
+    """Our choice: a friendly panel; ours has at most 14 lines on a common terminal."""
     text = drawn(shop())
     assert len(text.splitlines()) <= 14
     for part in ("shop", "1.2.3", "http://127.0.0.1:8000/mcp", "http://127.0.0.1:8000/sse", "1 tool", "1 template",
@@ -69,7 +69,7 @@ def test_the_command_can_be_copied_from_a_narrow_terminal() -> None:
     [(True, (EVERY_ADDRESS, "::", "192.0.2.1", "mcp.local")), (False, ("127.0.0.1", "::1", "localhost"))],
 )
 def test_an_address_that_others_reach_is_warned_about(warned: bool, hosts: tuple[str, ...]) -> None:
-    """Issue 2, safe by default: without authentication only this machine should reach the server."""
+    """Our choice, safe by default: without authentication only this machine should reach the server."""
     for host in hosts:
         assert ("no authentication" in " ".join(drawn(shop(), host).split())) is warned
 
@@ -90,7 +90,7 @@ def test_the_shown_address_can_be_opened(host: str, url: str) -> None:
 
 
 def test_without_a_terminal_the_same_facts_are_one_log_record(caplog: pytest.LogCaptureFixture) -> None:
-    """Issue 2: JSON logs otherwise."""
+    """Our choice: JSON logs otherwise."""
     caplog.set_level(logging.INFO, "millstream")
     panel.show(facts.facts(shop().definition, host="127.0.0.1", port=8000), stream=io.StringIO())
     (record,) = caplog.records

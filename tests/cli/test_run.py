@@ -81,7 +81,7 @@ def texts(reply: Any) -> list[str]:
 
 
 def test_a_file_is_served_over_http_and_told_in_one_json_line(tmp_path: Path) -> None:
-    """Issue 2: one command, and any client works; JSON logs where nobody watches."""
+    """Our choice: one command, and any client works; JSON logs where nobody watches."""
     port, log = free_port(), tmp_path / "log"
     with serving(millstream("examples/greet.py", port), port, log):
         _, reply = post(port, CALL)
@@ -94,7 +94,7 @@ def test_a_file_is_served_over_http_and_told_in_one_json_line(tmp_path: Path) ->
 
 
 def test_the_command_that_is_shown_works_as_it_is() -> None:
-    """Issue 2: the panel prints one command that calls a tool."""
+    """Our choice: the panel prints one command that calls a tool."""
     with started(millstream("examples/hub.py", 0), stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         shown = read_until(process.stderr.fileno(), b'"curl"')
@@ -152,7 +152,7 @@ def test_a_server_that_is_idle_stops_without_counting_its_calls() -> None:
 
 
 def test_a_terminal_sees_the_panel() -> None:
-    """Issue 2: a friendly start-up panel on a terminal; standard output stays empty."""
+    """Our choice: a friendly start-up panel on a terminal; standard output stays empty."""
     port = free_port()
     ours, theirs = pty.openpty()
     with started(millstream("examples/hub.py", port), stdout=subprocess.PIPE, stderr=theirs) as process:
@@ -177,7 +177,7 @@ def test_a_terminal_sees_the_panel() -> None:
     ids=["plain", "equals", "with http options", "python"],
 )
 def test_over_stdio_nothing_but_the_protocol_is_on_stdout(command: list[str]) -> None:
-    """Issue 2: stdio, in the way clients start it; the process ends when its input does."""
+    """Our choice: stdio, in the way clients start it; the process ends when its input does."""
     given = "".join(f"{json.dumps(message)}\n" for message in (INITIALIZE, CALL))
     done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=WAIT, cwd=ROOT, check=False)
     replies = {reply["id"]: reply for reply in map(json.loads, done.stdout.splitlines())}
@@ -223,7 +223,7 @@ def test_a_port_in_use_names_the_next_one() -> None:
 def test_what_cannot_be_done_is_said_on_stderr_without_a_traceback(
     arguments: tuple[str, ...], status: int, said: str
 ) -> None:
-    """Issue 2: errors say what happened, why, and what to do."""
+    """Our choice: errors say what happened, why, and what to do."""
     done = run(*arguments)
     assert done.returncode == status
     assert said in done.stderr
@@ -256,7 +256,7 @@ def test_help_teaches_by_examples() -> None:
     ],
 )
 def test_only_the_plain_stdio_command_takes_the_short_way(arguments: list[str], plain: tuple[str, str] | None) -> None:
-    """DESIGN 9: stdio answers within 250 ms; everything else is the command-line library's."""
+    """Our choice: stdio answers within 250 ms; everything else is the command-line library's."""
     assert plain_stdio(arguments) == plain
 
 

@@ -85,7 +85,7 @@ def replies(output: bytes) -> dict[int, Any]:
 
 
 def test_nothing_that_a_file_prints_at_import_or_in_its_lifespan_reaches_stdout(noisy: Path) -> None:
-    """Issue 2: nothing else ever on stdout; fixed: prints at import came before the protocol."""
+    """Our choice: nothing else ever on stdout; fixed: prints at import came before the protocol."""
     done = run(noisy, call("speaks", 1))
     assert replies(done.stdout)[1]["content"][0]["text"] == "said"
     for noise in ("of the import", "past Python", "of the lifespan", "of a tool", "of the end"):

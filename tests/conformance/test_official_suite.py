@@ -67,7 +67,7 @@ def explained() -> dict[tuple[str, str], str]:
 @pytest.mark.parametrize("name", SELECTIONS)
 @pytest.mark.parametrize("way", WAYS)
 def test_the_suite_finds_no_failure_and_nothing_unexplained(runs: Runs, way: str, name: str) -> None:
-    """spec/CONFORMANCE.md: the number to quote is the exit code of `--requirements`; the rest is our choice."""
+    """Our choice: the number to quote is the exit code of `--requirements`; the rest is our choice."""
     report = runs.report(way, name)
     assert report.having("FAILURE") == []
     assert report.exit_code == 0, report.printed

@@ -31,7 +31,7 @@ NEWEST = "2026-07-28"
 
 
 async def test_what_is_listed_first_can_be_used_as_it_is(connect: Any, revision: str) -> None:
-    """CONFORMANCE §5: two scenarios call the first tool with no arguments and read the first resource."""
+    """Our choice: two scenarios call the first tool with no arguments and read the first resource."""
     async with connect(MCP, revision) as client:
         tools = (await client.request("tools/list"))["tools"]
         assert not tools[0]["inputSchema"].get("required")
@@ -41,7 +41,7 @@ async def test_what_is_listed_first_can_be_used_as_it_is(connect: Any, revision:
 
 
 async def test_everything_that_is_listed_is_described(connect: Any, revision: str) -> None:
-    """CONFORMANCE §3: every tool and prompt needs a description."""
+    """Our choice: every tool and prompt needs a description."""
     async with connect(MCP, revision) as client:
         for kind in ("tools", "prompts"):
             for item in (await client.request(f"{kind}/list"))[kind]:
@@ -49,14 +49,14 @@ async def test_everything_that_is_listed_is_described(connect: Any, revision: st
 
 
 async def test_the_hand_written_schema_is_listed_unchanged(connect: Any, revision: str) -> None:
-    """CONFORMANCE §3.6."""
+    """Our choice."""
     async with connect(MCP, revision) as client:
         tools = {tool["name"]: tool for tool in (await client.request("tools/list"))["tools"]}
     assert tools["json_schema_2020_12_tool"]["inputSchema"] == everything.SCHEMA_2020_12
 
 
 async def test_content_of_every_kind_arrives(connect: Any, revision: str) -> None:
-    """CONFORMANCE §3.1; audio is as new as 2025-03-26."""
+    """Our choice; audio is as new as 2025-03-26."""
     async with connect(MCP, revision) as client:
         assert await client.text("test_simple_text") == "This is a simple text response for testing."
         (image,) = (await client.call("test_image_content"))["content"]
@@ -78,7 +78,7 @@ async def test_content_of_every_kind_arrives(connect: Any, revision: str) -> Non
 
 
 async def test_progress_comes_before_the_result_in_order(connect: Any, revision: str) -> None:
-    """CONFORMANCE §3.1: a string token is echoed."""
+    """Our choice: a string token is echoed."""
     async with connect(MCP, revision) as client:
         await client.call("test_tool_with_progress", meta={"progressToken": "progress-test-1"})
         told = [each["params"] for each in client.notifications]
@@ -89,7 +89,7 @@ async def test_progress_comes_before_the_result_in_order(connect: Any, revision:
 
 @pytest.mark.parametrize("tool", QUESTIONS)
 async def test_tools_that_ask_answer_alike_on_every_revision(connect: Any, asking_revision: str, tool: str) -> None:
-    """DESIGN 3, write once: the same function, asked by requests or by rounds; CONFORMANCE §3.2 and §3.3."""
+    """Our choice, write once: the same function, asked by requests or by rounds."""
     _, text = QUESTIONS[tool]
     async with connect(MCP, asking_revision) as client:
         assert await client.text(tool, **ARGUMENTS.get(tool, {})) == text
@@ -97,7 +97,7 @@ async def test_tools_that_ask_answer_alike_on_every_revision(connect: Any, askin
 
 @pytest.mark.parametrize("tool", [tool for tool, (keys, _) in QUESTIONS.items() if keys])
 async def test_questions_have_the_keys_that_the_suite_knows(connect: Any, tool: str) -> None:
-    """CONFORMANCE §3.3."""
+    """Our choice."""
     async with connect(MCP, NEWEST) as client:
         result = (await client.reply("tools/call", {"name": tool, "arguments": {}}))["result"]
     assert result["resultType"] == "input_required"
@@ -106,7 +106,7 @@ async def test_questions_have_the_keys_that_the_suite_knows(connect: Any, tool: 
 
 
 async def test_two_rounds_have_two_states(connect: Any) -> None:
-    """CONFORMANCE §3.3: `step1`, then `step2` with another state, then the result."""
+    """Our choice: `step1`, then `step2` with another state, then the result."""
     async with connect(MCP, NEWEST) as client:
         call: dict[str, Any] = {"name": "test_input_required_result_multi_round", "arguments": {}}
         states: list[str] = []
@@ -122,7 +122,7 @@ async def test_two_rounds_have_two_states(connect: Any) -> None:
 
 
 async def test_a_tampered_state_is_an_error(connect: Any) -> None:
-    """CONFORMANCE §3.3: not a result, and not another question."""
+    """Our choice: not a result, and not another question."""
     async with connect(MCP, NEWEST) as client:
         call: dict[str, Any] = {"name": "test_input_required_result_tampered_state", "arguments": {}}
         state = (await client.reply("tools/call", call))["result"]["requestState"]
@@ -134,7 +134,7 @@ async def test_a_tampered_state_is_an_error(connect: Any) -> None:
 
 
 async def test_only_what_the_client_declared_is_asked(connect: Any) -> None:
-    """CONFORMANCE §3.3, `capability-check`."""
+    """Our choice, `capability-check`."""
     async with connect(MCP, NEWEST, capabilities={"sampling": {}}) as client:
         call = {"name": "test_input_required_result_capabilities", "arguments": {}}
         result = (await client.reply("tools/call", call))["result"]
@@ -142,7 +142,7 @@ async def test_only_what_the_client_declared_is_asked(connect: Any) -> None:
 
 
 async def test_a_missing_capability_is_named(connect: Any) -> None:
-    """CONFORMANCE §3.3: an object, not a list."""
+    """Our choice: an object, not a list."""
     async with connect(MCP, NEWEST, capabilities={}) as client:
         error = (await client.reply("tools/call", {"name": "test_missing_capability", "arguments": {}}))["error"]
     assert error["code"] == -32021
@@ -150,7 +150,7 @@ async def test_a_missing_capability_is_named(connect: Any) -> None:
 
 
 async def test_defaults_and_enumerations_reach_the_form(connect: Any) -> None:
-    """CONFORMANCE §3.2: SEP-1034 and SEP-1330."""
+    """Our choice: SEP-1034 and SEP-1330."""
     async with connect(MCP, "2025-11-25") as client:
         await client.call("test_elicitation_sep1034_defaults")
         defaults = {key: part["default"] for key, part in client.asked[0][1]["requestedSchema"]["properties"].items()}
@@ -162,7 +162,7 @@ async def test_defaults_and_enumerations_reach_the_form(connect: Any) -> None:
 
 
 async def test_logs_come_where_they_are_wanted(connect: Any, revision: str) -> None:
-    """CONFORMANCE §3.2 and §3.3: by session before, by request from 2026-07-28 on."""
+    """Our choice: by session before, by request from 2026-07-28 on."""
     async with connect(MCP, revision) as client:
         if client.handshake:
             await client.request("logging/setLevel", level="debug")
@@ -173,7 +173,7 @@ async def test_logs_come_where_they_are_wanted(connect: Any, revision: str) -> N
 
 
 async def test_changed_lists_are_told(connect: Any) -> None:
-    """CONFORMANCE §3.3: the tools that add and remove something."""
+    """Our choice: the tools that add and remove something."""
     async with connect(MCP, "2025-11-25") as client:
         for tool, kind in (("test_trigger_tool_change", "tools"), ("test_trigger_prompt_change", "prompts")):
             before = await client.request(f"{kind}/list")
@@ -184,7 +184,7 @@ async def test_changed_lists_are_told(connect: Any) -> None:
 
 
 async def test_the_header_parameter_is_marked_and_optional(connect: Any) -> None:
-    """CONFORMANCE §3.3: the suite looks for the first tool with such a property."""
+    """Our choice: the suite looks for the first tool with such a property."""
     async with connect(MCP, NEWEST) as client:
         tools = {tool["name"]: tool for tool in (await client.request("tools/list"))["tools"]}
         assert tools["test_x_mcp_header"]["inputSchema"]["properties"]["region"]["x-mcp-header"] == "Region"
@@ -192,13 +192,13 @@ async def test_the_header_parameter_is_marked_and_optional(connect: Any) -> None
 
 
 async def test_a_stream_that_cannot_be_closed_is_left_alone(connect: Any, revision: str) -> None:
-    """CONFORMANCE §3.2: away from HTTP there is nothing to come back to."""
+    """Our choice: away from HTTP there is nothing to come back to."""
     async with connect(MCP, revision) as client:
         assert await client.text("test_reconnection") == "Reconnection test completed."
 
 
 async def test_resources_have_the_content_of_the_list(connect: Any, revision: str) -> None:
-    """CONFORMANCE §3.4."""
+    """Our choice."""
     async with connect(MCP, revision) as client:
         static = (await client.request("resources/read", uri="test://static-text"))["contents"][0]
         assert static["text"] == "This is the content of the static text resource."
@@ -212,7 +212,7 @@ async def test_resources_have_the_content_of_the_list(connect: Any, revision: st
 
 
 async def test_prompts_have_the_messages_of_the_list(connect: Any, revision: str) -> None:
-    """CONFORMANCE §3.5."""
+    """Our choice."""
 
     async with connect(MCP, revision) as client:
 
@@ -238,7 +238,7 @@ async def test_prompts_have_the_messages_of_the_list(connect: Any, revision: str
 
 
 async def test_a_prompt_can_ask_too(connect: Any) -> None:
-    """CONFORMANCE §3.5: `user_context`."""
+    """Our choice: `user_context`."""
     async with connect(MCP, NEWEST) as client:
         call = {"name": "test_input_required_result_prompt", "arguments": {}}
         result = (await client.reply("prompts/get", call))["result"]

@@ -20,7 +20,7 @@ async def test_greet_has_a_tool_a_resource_and_a_prompt(connect: Any, revision: 
 
 
 async def test_an_order_asks_for_the_address_and_reports_progress(connect: Any, asking_revision: str) -> None:
-    """DESIGN 6: one function, which asks on every revision that can."""
+    """Our choice: one function, which asks on every revision that can."""
     async with connect(bookshop.mcp, asking_revision) as client:
         result = await client.call("order", isbn="9780261103573", copies=2, meta={"progressToken": "t"})
         assert json.loads(result["content"][0]["text"]) == {"ordered": 2}

@@ -23,7 +23,7 @@ def call(port: int, mount: str, tool: str, **arguments: Any) -> str:
 
 
 def test_two_servers_in_one_application_need_no_lifespan(tmp_path: Path) -> None:
-    """Issue 2: mounted servers open what they need at their first request; FastAPI's own pages stay."""
+    """Our choice: mounted servers open what they need at their first request; FastAPI's own pages stay."""
     port = free_port()
     with serving(uvicorn("examples.echo_math:app", port), port, tmp_path / "log"):
         assert call(port, "/echo", "echo", message="hi") == "Echo: hi"
@@ -33,7 +33,7 @@ def test_two_servers_in_one_application_need_no_lifespan(tmp_path: Path) -> None
 
 
 def test_an_event_stream_of_a_mounted_server_names_its_own_address(tmp_path: Path) -> None:
-    """DESIGN 6: every URL that the server hands out includes the root path."""
+    """Our choice: every URL that the server hands out includes the root path."""
     port = free_port()
     with serving(uvicorn("examples.echo_math:app", port), port, tmp_path / "log"):
         request = urllib.request.Request(f"http://127.0.0.1:{port}/echo/sse", headers={"accept": "text/event-stream"})

@@ -60,7 +60,7 @@ def test_a_channel_may_be_any_visible_text(name: str) -> None:
     "name", ["", "x" * 201, "a b", "a\nb", "a\0", "a..b", ".a", "a.", "a\u2028b", "\ud800", "a\u00a0b", "a\ufffd"]
 )
 def test_a_name_with_blanks_control_characters_or_empty_segments_is_refused(name: str) -> None:
-    """Issue: a channel with control characters is a clear error."""
+    """Our choice: a channel with control characters is a clear error."""
     with pytest.raises(InvalidName):
         check_channel(name)
     with pytest.raises(InvalidName):
@@ -84,7 +84,7 @@ def test_the_rest_stands_at_the_end() -> None:
 
 @pytest.mark.parametrize("client_id", ["", "a b", "a\n", "*", "a.>", "x" * 129, "a..b"])
 def test_a_client_id_ends_a_channel_name_so_the_same_rules_hold(client_id: str) -> None:
-    """Issue: a client id with control characters is a clear error."""
+    """Our choice: a client id with control characters is a clear error."""
     with pytest.raises(InvalidName):
         check_client_id(client_id)
 

@@ -32,7 +32,7 @@ async def test_a_publication_tells_its_id_and_how_many_hear_it_here() -> None:
 
 
 async def test_overlapping_channels_hear_an_event_once() -> None:
-    """Issue: every broadcast exactly once."""
+    """Our choice: every broadcast exactly once."""
     async with running() as hub:
         outlet = await listen(hub, "a.b", "a.*", "a.>", ">", "a.b")
         await hub.publish("a.b", "once")
@@ -67,7 +67,7 @@ async def test_who_leaves_hears_nothing_more_and_who_comes_hears_what_follows() 
 
 
 async def test_an_event_is_encoded_once_for_each_kind_and_all_of_a_kind_get_the_same_bytes() -> None:
-    """Issue: encode once, write the same bytes to all."""
+    """Our choice: encode once, write the same bytes to all."""
     encoded: list[Event] = []
 
     def encode(event: Event) -> bytes:
@@ -87,7 +87,7 @@ async def test_an_event_is_encoded_once_for_each_kind_and_all_of_a_kind_get_the_
 
 
 async def test_a_slow_subscriber_is_ended_by_name_and_can_resume_while_the_others_feel_nothing() -> None:
-    """Issue: a slow one is cut with a named reason."""
+    """Our choice: a slow one is cut with a named reason."""
     async with running(max_buffered=1000) as hub:
         good, slow = await listen(hub), Outlet(takes=False)
         await hub.subscribe(["broadcast"], slow, encode=encode_line)
@@ -103,7 +103,7 @@ async def test_a_slow_subscriber_is_ended_by_name_and_can_resume_while_the_other
 
 
 async def test_caps_are_total_for_each_address_and_for_each_channel() -> None:
-    """Issue: caps, and MAX_CONNECTIONS."""
+    """Our choice: caps, and MAX_CONNECTIONS."""
     async with running(max_connections=4, max_connections_per_address=2, max_subscribers_per_channel=3) as hub:
         first = await listen(hub, "a", address="1")
         await listen(hub, "a", address="1")
@@ -121,7 +121,7 @@ async def test_caps_are_total_for_each_address_and_for_each_channel() -> None:
 
 
 async def test_the_hook_decides_on_channels_and_on_what_a_pattern_reaches() -> None:
-    """Issue: per-channel authorization. A pattern must not reach what its holder may not hear by name."""
+    """Our choice: per-channel authorization. A pattern must not reach what its holder may not hear by name."""
 
     def authorize(principal: Any, action: str, channel: str) -> bool:
         return not channel.startswith("secret") and (action, channel) != ("publish", "news")
@@ -181,7 +181,7 @@ async def test_nor_does_the_program_so_a_tool_that_takes_a_channel_lets_nobody_m
     ],
 )
 async def test_what_would_break_a_stream_is_refused_and_nobody_hears_it(bad: dict[str, str], message: str) -> None:
-    """Issue: an event with CR/LF in id or name; and an id that a resume would take for a place."""
+    """Our choice: an event with CR/LF in id or name; and an id that a resume would take for a place."""
     async with running(MemoryStore(epoch="here")) as hub:
         outlet = await listen(hub)
         with pytest.raises(InvalidName, match=message):

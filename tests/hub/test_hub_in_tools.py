@@ -66,7 +66,7 @@ async def test_a_def_tool_publishes_before_it_goes_on(wire: Wire) -> None:
 async def test_what_the_hub_refuses_is_told_to_who_called_the_tool(
     wire: Wire, name: str, channel: str, text: str, message: str
 ) -> None:
-    """Issue: each bad input is a clear error. Fixed defect: it was an internal error with an incident."""
+    """Our choice: each bad input is a clear error. Fixed defect: it was an internal error with an incident."""
     result = await call(wire, name, channel=channel, text=text)
     assert result["isError"] is True
     assert message in result["content"][0]["text"]

@@ -14,7 +14,7 @@ from millstream.stores.memory.store import MemoryStore
 
 
 async def test_messages_wait_for_a_client_that_is_away_and_come_in_order() -> None:
-    """Issue: a mailbox keeps messages for a client that is offline."""
+    """Our choice: a mailbox keeps messages for a client that is offline."""
     async with running() as hub:
         for number in range(3):
             assert (await hub.send("me", f"{number}", event="progress")).subscribers == 0
@@ -26,7 +26,7 @@ async def test_messages_wait_for_a_client_that_is_away_and_come_in_order() -> No
 
 
 async def test_nothing_comes_twice_however_often_a_client_returns() -> None:
-    """Issue: none twice."""
+    """Our choice: none twice."""
     async with running() as hub:
         await hub.send("me", "1")
         outlet = await receive(hub, "me")
@@ -63,7 +63,7 @@ async def test_two_connections_of_a_client_both_hear_it() -> None:
 
 
 async def test_a_mailbox_is_bounded_by_count_and_tells_that_some_are_gone() -> None:
-    """Issue: bounded by count."""
+    """Our choice: bounded by count."""
     async with running(mailbox=3) as hub:
         for number in range(3):
             await hub.send("me", str(number))
@@ -78,7 +78,7 @@ async def test_a_mailbox_is_bounded_by_count_and_tells_that_some_are_gone() -> N
 
 
 async def test_a_mailbox_is_bounded_by_age() -> None:
-    """Issue: bounded by age."""
+    """Our choice: bounded by age."""
     clock = Clock()
     async with running(clock=clock, mailbox_age=60.0, history_age=10.0) as hub:
         await hub.send("me", "old")
@@ -107,7 +107,7 @@ async def test_others_hear_nothing_of_it() -> None:
 
 @pytest.mark.parametrize("client_id", ["", "a b", "a\nb", "*", ">"])
 async def test_a_client_id_that_cannot_be_one_is_refused_both_ways(client_id: str) -> None:
-    """Issue: a client id with control characters."""
+    """Our choice: a client id with control characters."""
     async with running() as hub:
         with pytest.raises(InvalidName):
             await hub.send(client_id, "x")
@@ -223,7 +223,7 @@ class Mailbox(RuleBasedStateMachine):
 
 
 def test_a_client_that_comes_and_goes_gets_everything_once() -> None:
-    """Issue: delivered in order on its return, none twice."""
+    """Our choice: delivered in order on its return, none twice."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Mailbox, settings=settings(max_examples=60, stateful_step_count=25)
     )

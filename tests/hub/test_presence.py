@@ -14,7 +14,7 @@ async def names(hub: Hub, channel: str = "chat") -> list[str]:
 
 
 async def test_a_client_with_an_id_is_present_until_it_leaves() -> None:
-    """Issue: presence, join and leave events."""
+    """Our choice: presence, join and leave events."""
     clock = Clock()
     async with running(clock=clock) as hub:
         watcher = await listen(hub, "$presence.chat")

@@ -89,7 +89,7 @@ async def test_an_own_id_is_found_as_far_back_as_the_journal_goes(count: int) ->
 
 @pytest.mark.parametrize("last", ["nonsense", "other.5", "here.999999", "here.", ".", "here." + "9" * 40, "é"])
 async def test_an_id_that_is_not_known_is_a_gap_and_then_what_is_left(last: str) -> None:
-    """Issue: an explicit gap event when history is gone."""
+    """Our choice: an explicit gap event when history is gone."""
     async with running(MemoryStore(epoch="here")) as hub:
         await publish(hub, "1", "2")
         await publish(hub, "no", channel="other")
@@ -125,7 +125,7 @@ async def test_a_restart_that_keeps_the_store_is_no_gap() -> None:
 
 
 async def test_history_is_bounded_by_count() -> None:
-    """Issue: history by count. What the journal dropped is a gap, and what is left follows it."""
+    """Our choice: history by count. What the journal dropped is a gap, and what is left follows it."""
     async with running(journal=5, history=3) as hub:
         await publish(hub, *map(str, range(10)))
         assert [event.data for event in await hub.history("broadcast")] == [b"7", b"8", b"9"]
@@ -134,7 +134,7 @@ async def test_history_is_bounded_by_count() -> None:
 
 
 async def test_history_is_bounded_by_age() -> None:
-    """Issue: history by age. Who was away for longer is told."""
+    """Our choice: history by age. Who was away for longer is told."""
     clock = Clock()
     async with running(clock=clock, history_age=60.0) as hub:
         last = (await listen(hub)).last_id
@@ -150,7 +150,7 @@ async def test_history_is_bounded_by_age() -> None:
 
 
 async def test_the_newest_events_come_first_to_who_asks_for_history() -> None:
-    """Issue: a chat page shows its history after reload; with an id it goes on from there."""
+    """Our choice: a chat page shows its history after reload; with an id it goes on from there."""
     async with running() as hub:
         await publish(hub, "1", "2", "3")
         await publish(hub, "x", channel="b")
@@ -174,7 +174,7 @@ async def test_a_busy_channel_does_not_push_out_the_history_of_a_quiet_one() -> 
 
 
 async def test_what_neither_journal_nor_history_hold_is_a_gap() -> None:
-    """Issue: an explicit gap event when history is gone."""
+    """Our choice: an explicit gap event when history is gone."""
     async with running(MemoryStore(), journal=10, history=2) as hub:
         last = (await listen(hub, "quiet")).last_id
         await publish(hub, "q1", "q2", "q3", channel="quiet")

@@ -111,7 +111,7 @@ class ReconnectsWithLittleRoom(Reconnects):
 
 @pytest.mark.parametrize("machine", [Reconnects, ReconnectsWithLittleRoom])
 def test_resuming_after_any_cut_loses_nothing_and_repeats_nothing(machine: type[RuleBasedStateMachine]) -> None:
-    """Issue: resume across reconnects, an explicit gap event when history is gone."""
+    """Our choice: resume across reconnects, an explicit gap event when history is gone."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         machine, settings=settings(max_examples=60, stateful_step_count=25)
     )

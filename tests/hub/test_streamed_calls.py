@@ -72,7 +72,9 @@ async def test_the_caller_names_its_stream(server: Server, where: str) -> None:
 @pytest.mark.parametrize("path", ["/mcp/tools/call", "/tools/add"])
 @pytest.mark.parametrize("client_id", [b"a b", b"*", b"x" * 200, b"a..b", b"\xff"], ids=len)
 async def test_a_client_id_that_cannot_be_one_is_refused(server: Server, path: str, client_id: bytes) -> None:
-    """The issue: a clear error in the dialect that asked. A fixed defect: REST said 409, as if the tool had refused."""
+    """Our choice: a clear error in the dialect that asked. A fixed defect: REST said 409, as if the tool had
+    refused.
+    """
     dialect = path == "/mcp/tools/call"
     body = call("add", a=1, b=2) if dialect else {"a": 1, "b": 2, "stream": True}
     async with client(server) as http:
@@ -86,7 +88,7 @@ async def test_a_client_id_that_cannot_be_one_is_refused(server: Server, path: s
 
 
 async def test_a_result_too_large_for_the_hub_still_reaches_its_caller(server: Server) -> None:
-    """The issue: nothing lost for anybody; the stream may do without it, the reply may not."""
+    """Our choice: nothing lost for anybody; the stream may do without it, the reply may not."""
     async with client(server) as http:
         reply = await http.post("/mcp/tools/call", json=call("large"), headers={"x-client-id": "ada"})
     assert reply.status_code == 200
@@ -103,14 +105,14 @@ async def test_asking_only_for_the_head_of_a_stream_empties_no_mailbox(server: S
 
 
 async def test_the_address_of_the_stream_includes_the_mount_point(server: Server) -> None:
-    """DESIGN 6: every URL that the server hands out includes the root path."""
+    """Our choice: every URL that the server hands out includes the root path."""
     async with client(Starlette(routes=[Mount("/shop", server)])) as http:
         reply = await http.post("/shop/mcp/tools/call", json=call("add", a=1, b=2), headers={"x-client-id": "ada"})
     assert reply.json()["result"]["_meta"]["streamUrl"] == "/shop/mcp/sse/ada"
 
 
 async def test_a_plain_rest_caller_without_an_id_is_told_where_to_listen(server: Server) -> None:
-    """The issue: without any the reply says which id and URL to listen on; here the body is the result alone."""
+    """Our choice: without any the reply says which id and URL to listen on; here the body is the result alone."""
     async with client(server) as http:
         reply = await http.post("/tools/add", json={"a": 1, "b": 2, "stream": True})
     assert reply.json() == 3

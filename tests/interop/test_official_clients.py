@@ -133,6 +133,8 @@ def test_an_official_client_gets_everything_that_the_examples_offer(
 def test_a_call_is_resumed_on_another_connection_with_no_step_lost_or_repeated(
     servers: Servers, client: str, mode: str
 ) -> None:
-    """Digest §4.3, resumption: `Last-Event-ID` names the last event that was seen, the third of the stream."""
+    """MCP 2025-11-25, basic/transports, resumption: `Last-Event-ID` names the last event that was seen, the third of
+    the stream.
+    """
     resumed = walk(servers, client, "http", mode)["resumed"]
     assert resumed == {"text": "Done in 5 steps.", "progress": [3, 4, 5]}

@@ -113,7 +113,7 @@ def test_the_keyboard_comes_first_to_a_link_past_the_navigation(hub: str, open_p
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_phone_needs_no_scrolling_sideways(hub: str, open_page: OpenPage, name: str) -> None:
-    """The issue: phone width."""
+    """Our choice: phone width."""
     page = opened(hub, open_page, name, width=360)
     assert page.evaluate(SIDEWAYS) <= 0
 
@@ -171,7 +171,7 @@ def test_text_stands_out_from_its_ground(dark: bool) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_policy_travels_with_the_page(hub: str, open_page: OpenPage, name: str) -> None:
-    """The issue: a strict Content-Security-Policy. That pages stay within it, each test of a page checks."""
+    """Our choice: a strict Content-Security-Policy. That pages stay within it, each test of a page checks."""
     page = opened(hub, open_page, name)
     reply = page.request.get(page.url)
     assert "default-src 'none'" in reply.headers["content-security-policy"]

@@ -28,7 +28,7 @@ def live(page: Page) -> None:
 
 
 def test_two_browsers_chat_and_see_each_other(hub: str, open_page: OpenPage) -> None:
-    """The issue: two browsers chat and see each other."""
+    """Our choice: two browsers chat and see each other."""
     ada = open_page(f"{hub}/chat", name="Ada")
     grace = open_page(f"{hub}/chat", name="Grace")
     live(ada)
@@ -62,7 +62,7 @@ def test_the_chat_works_on_a_server_that_has_none_of_the_tools_of_an_example(pla
 
 
 def test_a_name_is_asked_for_once(hub: str, open_page: OpenPage) -> None:
-    """The issue: a live chat with names. Later visits know it."""
+    """Our choice: a live chat with names. Later visits know it."""
     page = open_page(f"{hub}/chat")
     expect(page.get_by_label("Your name")).to_be_focused()
     page.get_by_label("Your name").fill("Mary")
@@ -75,7 +75,7 @@ def test_a_name_is_asked_for_once(hub: str, open_page: OpenPage) -> None:
 
 
 def test_who_was_offline_misses_nothing(hub: str, open_page: OpenPage) -> None:
-    """The issue: one goes offline and comes back without a gap."""
+    """Our choice: one goes offline and comes back without a gap."""
     ada = open_page(f"{hub}/chat", name="Ada")
     grace = open_page(f"{hub}/chat", name="Grace", lossy=True)
     live(ada)
@@ -112,7 +112,7 @@ def test_what_cannot_be_sent_stays_in_the_field(hub: str, open_page: OpenPage) -
 
 
 def test_a_reload_shows_the_history_once_and_in_order(hub: str, open_page: OpenPage) -> None:
-    """The issue: history after reload."""
+    """Our choice: history after reload."""
     page = open_page(f"{hub}/chat", name="Hedy")
     live(page)
     for number in range(3):

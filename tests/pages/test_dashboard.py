@@ -43,7 +43,7 @@ def row(page: Page, name: str) -> Locator:
 
 
 def test_the_numbers_move_and_match_the_metrics(hub: str, open_page: OpenPage) -> None:
-    """The issue: the dashboard's numbers move and match `/metrics`."""
+    """Our choice: the dashboard's numbers move and match `/metrics`."""
     page = open_page(f"{hub}/dashboard")
     live(page)
     for _ in range(2):
@@ -66,7 +66,7 @@ def test_the_store_is_told_by_what_it_holds_of_what_it_may(hub: str, open_page: 
 
 
 def test_a_chosen_tool_is_drawn_in_the_charts(hub: str, open_page: OpenPage) -> None:
-    """The issue: calls per second and latency percentiles per tool as live charts, usable by keyboard."""
+    """Our choice: calls per second and latency percentiles per tool as live charts, usable by keyboard."""
     call(hub, "greet", {})
     page = open_page(f"{hub}/dashboard")
     live(page)
@@ -85,7 +85,7 @@ def test_a_chosen_tool_is_drawn_in_the_charts(hub: str, open_page: OpenPage) -> 
 
 
 def test_a_server_that_nobody_called_says_so(tmp_path: Path, open_page: OpenPage) -> None:
-    """The issue: empty states are designed, too."""
+    """Our choice: empty states are designed, too."""
     port = free_port()
     with serving(millstream("examples/hub.py", port, "--serve", "all"), port, tmp_path / "log"):
         page = open_page(f"http://127.0.0.1:{port}/dashboard")
@@ -109,7 +109,7 @@ def test_subscribers_are_counted_and_one_is_no_plural(tmp_path: Path, open_page:
 
 
 def test_the_log_can_be_filtered_and_paused(tmp_path: Path, open_page: OpenPage) -> None:
-    """The issue: the stream of logs with filter and pause."""
+    """Our choice: the stream of logs with filter and pause."""
     port = free_port()
     program = tmp_path / "loud.py"
     program.write_text(PROGRAM, "utf-8")
@@ -138,7 +138,7 @@ def test_the_log_can_be_filtered_and_paused(tmp_path: Path, open_page: OpenPage)
 
 
 def test_a_restarted_server_is_found_again(tmp_path: Path, open_page: OpenPage) -> None:
-    """The issue: error states are designed, too; our choice: the page needs no reload."""
+    """Our choice: error states are designed, too; our choice: the page needs no reload."""
     port = free_port()
     command = millstream("examples/hub.py", port, "--serve", "all")
     with serving(command, port, tmp_path / "first"):

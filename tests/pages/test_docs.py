@@ -16,7 +16,7 @@ def opened(hub: str, open_page: OpenPage) -> Page:
 
 
 def test_a_tool_runs_from_its_form(hub: str, open_page: OpenPage) -> None:
-    """The issue: `/docs`, a page that lists and runs the tools."""
+    """Our choice: `/docs`, a page that lists and runs the tools."""
     tool = opened(hub, open_page).get_by_role("article", name="add_numbers")
     tool.get_by_role("spinbutton", name="a", exact=True).fill("19")
     tool.get_by_role("spinbutton", name="b", exact=True).fill("23")

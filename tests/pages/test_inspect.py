@@ -53,7 +53,7 @@ def run(page: Page, verb: str = "Run") -> None:
 
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_a_tool_runs_at_every_revision(hub: str, open_page: OpenPage, revision: str) -> None:
-    """The issue: choose the revision, list and run tools."""
+    """Our choice: choose the revision, list and run tools."""
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "add_numbers")
     page.get_by_role("spinbutton", name="a", exact=True).fill("19")
@@ -65,7 +65,7 @@ def test_a_tool_runs_at_every_revision(hub: str, open_page: OpenPage, revision: 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_an_elicitation_is_answered(hub: str, open_page: OpenPage, revision: str) -> None:
-    """The issue: answers an elicitation at 2025-11-25 and at 2026-07-28."""
+    """Our choice: answers an elicitation at 2025-11-25 and at 2026-07-28."""
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "order_parcel")
     page.get_by_role("textbox", name="item").fill("a lamp")
@@ -111,7 +111,7 @@ def test_a_sampling_is_answered_by_the_person(hub: str, open_page: OpenPage, rev
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_progress_is_shown_and_a_call_can_be_cancelled(hub: str, open_page: OpenPage, revision: str) -> None:
-    """The issue: progress."""
+    """Our choice: progress."""
     page = inspect(hub, open_page, revision)
     choose(page, "Tools", "long_task")
     page.get_by_label("steps").fill("1000")
@@ -123,7 +123,7 @@ def test_progress_is_shown_and_a_call_can_be_cancelled(hub: str, open_page: Open
 
 
 def test_arguments_can_be_written_as_json(hub: str, open_page: OpenPage) -> None:
-    """The issue: a raw JSON editor beside the form."""
+    """Our choice: a raw JSON editor beside the form."""
     page = inspect(hub, open_page)
     choose(page, "Tools", "greet")
     page.get_by_role("textbox", name="name").fill("Ada")
@@ -141,7 +141,7 @@ def test_arguments_can_be_written_as_json(hub: str, open_page: OpenPage) -> None
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_resources_are_read(hub: str, open_page: OpenPage, revision: str) -> None:
-    """The issue: read resources, templates among them."""
+    """Our choice: read resources, templates among them."""
     page = inspect(hub, open_page, revision)
     choose(page, "Resources", "about")
     run(page, "Read")
@@ -156,7 +156,7 @@ def test_resources_are_read(hub: str, open_page: OpenPage, revision: str) -> Non
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_prompts_are_got_with_completed_arguments(hub: str, open_page: OpenPage, revision: str) -> None:
-    """The issue: get prompts, complete arguments."""
+    """Our choice: get prompts, complete arguments."""
     page = inspect(hub, open_page, revision)
     choose(page, "Prompts", "translate")
     page.get_by_role("combobox", name="text").fill("Good morning")
@@ -171,7 +171,7 @@ def test_prompts_are_got_with_completed_arguments(hub: str, open_page: OpenPage,
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
 def test_every_message_can_be_looked_at(hub: str, open_page: OpenPage, revision: str) -> None:
-    """The issue: watch raw messages, in both directions."""
+    """Our choice: watch raw messages, in both directions."""
     page = inspect(hub, open_page, revision)
     page.get_by_role("button", name="Clear").click()
     choose(page, "Tools", "greet")

@@ -62,7 +62,7 @@ def test_no_text_is_a_token_by_chance(text: str) -> None:
 def test_a_session_id_is_read_as_it_was_made_until_its_time_or_not_at_all(
     name: str, version: str, nonce: bytes, place: int, bit: int, late: int
 ) -> None:
-    """Design §5: the session is its id."""
+    """Our choice: the session is its id."""
     principal = Principal(name)
     token = SessionToken(
         id="0" * 32, revision="2025-11-25", capabilities=capability_bits({"sampling": {}})[0], client_name=name,

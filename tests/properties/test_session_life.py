@@ -1,6 +1,6 @@
 """The life of sessions as a state machine: any order of handshakes, calls, cancels and ends keeps to the rules.
 
-The model knows which sessions are open and which calls wait; after each step the server agrees. Digest §4.3 and §10.6.
+The model knows which sessions are open and which calls wait; after each step the server agrees.
 """
 
 import asyncio

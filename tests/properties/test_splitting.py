@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream.transports.stdio import LineSplitter
+from millstream.protocol.lines import LineSplitter
 from strategies import bytewise, cuts
 
 LIMIT = 12

@@ -46,7 +46,7 @@ def refusal(*args: Any, **more: Any) -> tuple[int, int]:
 
 
 def test_a_whole_request_is_admitted_with_and_without_headers() -> None:
-    """Digest §2.3: stdio passes no headers."""
+    """MCP 2026-07-28, basic/versioning: stdio passes no headers."""
     admitted = admit(request(), HEADERS)
     assert (admitted.revision, admitted.name, admitted.client.capabilities) == (NEWEST, "add", {"sampling": {}})
     assert admit(request()).name == "add"
@@ -70,12 +70,12 @@ def test_a_whole_request_is_admitted_with_and_without_headers() -> None:
     ],
 )
 def test_the_envelope_is_checked_first(meta: Any, code: int) -> None:
-    """Digest §2.3, steps a and c."""
+    """MCP 2026-07-28, basic/versioning."""
     assert refusal(request(meta)) == (400, code)
 
 
 def test_headers_are_checked_before_the_version() -> None:
-    """Digest §2.3: b before c."""
+    """MCP 2026-07-28, basic/versioning: b before c."""
     unknown = request({**META, "io.modelcontextprotocol/protocolVersion": "v999"})
     assert refusal(unknown, HEADERS) == (400, -32020)
     for name, value in HEADERS.items():
@@ -87,7 +87,7 @@ def test_headers_are_checked_before_the_version() -> None:
 
 
 def test_methods_and_capabilities_come_last() -> None:
-    """Digest §2.3, steps d and e."""
+    """MCP 2026-07-28, basic/versioning."""
     assert refusal(request(method="ping")) == (404, -32601)
     assert refusal(request(method="prompts/get")) == (404, -32601)
     assert refusal(request(), requires=lambda method, name: {"elicitation": {}}) == (400, -32021)
@@ -96,7 +96,7 @@ def test_methods_and_capabilities_come_last() -> None:
 
 
 def test_the_eras_are_told_apart_by_the_body_first() -> None:
-    """Digest §2.3, step 5."""
+    """MCP 2026-07-28, basic/versioning."""
     assert is_per_request(request())
     assert not is_per_request(request({}))
     assert is_per_request(request({}), {b"mcp-protocol-version": NEWEST.date.encode()})
@@ -109,7 +109,7 @@ def test_the_eras_are_told_apart_by_the_body_first() -> None:
 
 
 def test_a_handshake_header_names_a_known_version_or_none() -> None:
-    """Digest §4.3."""
+    """MCP 2025-11-25, basic/transports."""
     l3, l4 = ALL[2], ALL[3]
     assert check_handshake_header({}, None) is None
     assert check_handshake_header({}, l4) is l4
@@ -131,7 +131,7 @@ def test_a_request_without_an_id_is_refused_and_what_it_names_is_told() -> None:
 
 
 def test_capabilities_are_covered_name_by_name() -> None:
-    """Digest §5: an elicitation capability without modes means forms."""
+    """MCP 2025-11-25, client/elicitation: an elicitation capability without modes means forms."""
     assert declares({"elicitation": {}}, {"elicitation": {"form": {}}})
     assert not declares({"elicitation": {"url": {}}}, {"elicitation": {"form": {}}})
     assert not declares({"sampling": {}}, {"sampling": {"tools": {}}})

@@ -79,7 +79,9 @@ WIRE: list[tuple[Any, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("value", "wire"), WIRE)
 def test_values_are_written_as_the_newest_schema_names_them_and_read_back(value: Any, wire: dict[str, Any]) -> None:
-    """Digest §9.1 and §10.1: camelCase, base64, `_meta`, nothing that was left alone."""
+    """MCP 2025-11-25, server/tools and 2025-11-25, client/sampling: camelCase, base64, `_meta`, nothing that was
+    left alone.
+    """
     data = msgspec.json.encode(value)
     assert json.loads(data) == wire
     assert msgspec.json.decode(data, type=type(value)) == value
@@ -97,7 +99,7 @@ def test_the_union_decodes_every_block_by_its_type(value: Any) -> None:
 
 
 def test_sampling_results_decode_to_tool_uses_and_unknown_members_are_tolerated() -> None:
-    """Digest §1: unknown fields must be tolerated."""
+    """MCP 2025-11-25, basic: unknown fields must be tolerated."""
     data = b'{"type":"tool_use","id":"1","name":"n","input":{"a":[1]},"later":true}'
     assert msgspec.json.decode(data, type=SamplingContent) == ToolUse("1", "n", {"a": [1]})
 

@@ -21,14 +21,14 @@ def depth_of(value: Any) -> int:
 
 
 def test_a_body_with_few_brackets_is_passed_without_a_scan() -> None:
-    """Issue: the scan runs only when the count of brackets exceeds the limit."""
+    """Our choice: the scan runs only when the count of brackets exceeds the limit."""
     assert not overgrown(b"[" * 64)
     assert not overgrown(b"")
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"a":'])
 def test_64_levels_pass_and_65_do_not(opening: bytes) -> None:
-    """Issue: depth > 64 is refused."""
+    """Our choice: depth > 64 is refused."""
     levels = opening.count(b"[") + opening.count(b"{")
     closing = {b"[": b"]", b'{"a":': b"}", b'[{"a":': b"}]"}[opening]
     times = 64 // levels
@@ -92,7 +92,7 @@ def test_text_that_happens_to_be_json_is_measured_exactly(text: str, limit: int)
 
 @given(st.binary())
 def test_any_bytes_and_any_part_of_them_give_an_answer(body: bytes) -> None:
-    """STYLE 32: any bytes raise nothing, whole, byte by byte, or with trailing bytes."""
+    """Our choice: any bytes raise nothing, whole, byte by byte, or with trailing bytes."""
     for piece in (body, *bytewise(body), body + b"\xff]"):
         assert isinstance(overgrown(piece, 0), str)
 

@@ -102,14 +102,14 @@ CASES: list[tuple[Any, Schema]] = [
 
 @pytest.mark.parametrize(("annotation", "expected"), CASES)
 def test_types_become_inlined_schemas_without_class_names_as_titles(annotation: Any, expected: Schema) -> None:
-    """Design §6: generated schemas are inlined; titles only where somebody wrote one."""
+    """Our choice: generated schemas are inlined; titles only where somebody wrote one."""
     schema = schema_of(annotation)
     assert schema == expected
     Draft202012Validator.check_schema(schema)
 
 
 def test_only_recursive_types_keep_references_and_the_root_shows_its_own_type() -> None:
-    """Design §6; revisions before the newest need `type: object` at the root of an output schema."""
+    """Our choice; revisions before the newest need `type: object` at the root of an output schema."""
     schema = schema_of(Tree)
     body = {
         "type": "object",
@@ -214,13 +214,15 @@ def test_object_schemas_always_have_properties() -> None:
 
 
 def test_object_schemas_refuse_other_roots() -> None:
-    """Digest §9.1: the root of an input schema is an object."""
+    """MCP 2025-11-25, server/tools: the root of an input schema is an object."""
     with pytest.raises(TypeError, match="not an object"):
         object_schema(list[int])
 
 
 def test_wrapped_outputs_keep_definitions_at_the_root() -> None:
-    """Digest §9.1, practice: a value that is no object becomes `result`; references must still resolve."""
+    """MCP 2025-11-25, server/tools, practice: a value that is no object becomes `result`; references must still
+    resolve.
+    """
     schema = wrap_output({"$schema": DIALECT, **schema_of(list[Tree])})
     assert schema["$schema"] == DIALECT
     assert schema["required"] == ["result"]
@@ -262,7 +264,7 @@ GOOD: list[Schema] = [
 
 @pytest.mark.parametrize("schema", GOOD)
 def test_hand_written_schemas_of_the_dialect_pass(schema: Schema) -> None:
-    """Digest §1: 2020-12 must be supported, with any keyword beside the root type."""
+    """MCP 2025-11-25, basic: 2020-12 must be supported, with any keyword beside the root type."""
     check_schema(schema)
 
 
@@ -285,13 +287,13 @@ BAD: list[tuple[Schema, str]] = [
 
 @pytest.mark.parametrize(("schema", "text"), BAD)
 def test_hand_written_schemas_that_cannot_be_served_are_refused_with_the_place(schema: Schema, text: str) -> None:
-    """Digest §1: unsupported dialects are a clear error, network references are never dereferenced."""
+    """MCP 2025-11-25, basic: unsupported dialects are a clear error, network references are never dereferenced."""
     with pytest.raises(ValueError, match=text):
         check_schema(schema)
 
 
 def test_hand_written_schemas_are_bounded_in_depth_and_number() -> None:
-    """Digest §1: bound depth and sub-schema count."""
+    """MCP 2025-11-25, basic: bound depth and sub-schema count."""
 
     def nested(depth: int) -> Schema:
         schema: Schema = {}

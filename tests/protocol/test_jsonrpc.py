@@ -26,14 +26,14 @@ def code_of(body: bytes) -> int:
 
 
 def test_a_request_keeps_the_type_of_its_id_and_its_params_raw() -> None:
-    """Digest 17.12: identifiers are echoed with their type."""
+    """JSON-RPC 2.0, section 5: identifiers are echoed with their type."""
     assert read(b'{"jsonrpc":"2.0","id":0,"method":"a","params":{"x": 1}}') == Envelope(0, "a", b'{"x": 1}')
     assert read(b'{"jsonrpc":"2.0","id":"0","method":"a"}') == Envelope("0", "a", b"")
     assert read(b'{"jsonrpc":"2.\\u0030","id":1,"method":"a"}').is_request
 
 
 def test_the_last_of_duplicate_keys_wins_and_unknown_keys_are_ignored() -> None:
-    """The issue: a duplicate envelope key."""
+    """Our choice: a duplicate envelope key."""
     assert read(b'{"jsonrpc":"2.0","id":1,"id":2,"Method":"x","method":"a","method":"b"}') == Envelope(2, "b", b"")
 
 
@@ -69,7 +69,7 @@ def test_notifications_and_answers_are_told_apart() -> None:
     ],
 )
 def test_what_is_json_but_no_message_is_an_invalid_request(body: bytes) -> None:
-    """The issue: what bad input gets."""
+    """Our choice: what bad input gets."""
     assert code_of(body) == INVALID_REQUEST
 
 
@@ -77,7 +77,7 @@ def test_what_is_json_but_no_message_is_an_invalid_request(body: bytes) -> None:
     "body", [b"", b"{", b'{"id":NaN}', b"\xef\xbb\xbf{}", b"{} {}", b'"unclosed', b"nul", b"[" * 9999]
 )
 def test_what_is_not_json_is_a_parse_error(body: bytes) -> None:
-    """The issue: not JSON, and NaN is not JSON."""
+    """Our choice: not JSON, and NaN is not JSON."""
     assert code_of(body) == PARSE_ERROR
 
 
@@ -93,7 +93,7 @@ def test_text_is_checked_where_no_decoder_looks() -> None:
 
 
 def test_a_batch_is_split_into_raw_elements() -> None:
-    """Digest §1: 2025-03-26 has batches."""
+    """MCP 2025-03-26, basic: 2025-03-26 has batches."""
     assert split_batch(b'[ {"a":1} ,7]', 2) == [b'{"a":1}', b"7"]
     for body, code in ((b"[]", INVALID_REQUEST), (b"[1,2,3]", INVALID_REQUEST), (b"[1", PARSE_ERROR)):
         with pytest.raises(ProtocolError) as raised:
@@ -102,7 +102,7 @@ def test_a_batch_is_split_into_raw_elements() -> None:
 
 
 def test_messages_are_compact_json() -> None:
-    """Digest 17.14: no raw newline can be in a data line."""
+    """HTML, server-sent events: no raw newline can be in a data line."""
     assert result_message("a\n", b"{}") == b'{"jsonrpc":"2.0","id":"a\\n","result":{}}'
     assert json.loads(error_message(None, -1, "x")) == {"jsonrpc": "2.0", "error": {"code": -1, "message": "x"}}
     assert json.loads(error_message(1, -1, "x", {"a": 1}))["error"]["data"] == {"a": 1}

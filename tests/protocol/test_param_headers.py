@@ -1,4 +1,6 @@
-"""``x-mcp-header``: annotations, the Base64 sentinel, and the comparison with arguments (digest §4.5)."""
+"""``x-mcp-header``: annotations, the Base64 sentinel, and the comparison with arguments (MCP 2026-07-28,
+server/tools#x-mcp-header).
+"""
 
 from base64 import b64encode
 from typing import Any
@@ -37,7 +39,7 @@ def refused(raw: bytes) -> str:
 
 
 def test_annotations_are_found_in_schema_order_also_in_nested_properties() -> None:
-    """Digest §4.5: reachable from the root through ``properties`` keys."""
+    """MCP 2026-07-28, server/tools#x-mcp-header: reachable from the root through ``properties`` keys."""
     schema = tool(
         region=REGION,
         where={"type": "object", "properties": {"shelf": {"type": "integer", "x-mcp-header": "X-Shelf"}}},
@@ -73,7 +75,7 @@ def test_a_name_that_is_no_token_is_refused(token: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["number", "object", "array", "null", ["string", "null"], None])
 def test_only_strings_integers_and_booleans_may_be_annotated(kind: Any) -> None:
-    """Digest §4.5: never ``number``; a list of types is not one of the three."""
+    """MCP 2026-07-28, server/tools#x-mcp-header: never ``number``; a list of types is not one of the three."""
     with pytest.raises(ValueError, match="string, integer or boolean"):
         find_annotations(tool(a={"type": kind, "x-mcp-header": "A"}))
     with pytest.raises(ValueError, match="string, integer or boolean"):
@@ -81,7 +83,7 @@ def test_only_strings_integers_and_booleans_may_be_annotated(kind: Any) -> None:
 
 
 def test_names_are_unique_in_any_case() -> None:
-    """Digest §4.5: header names have no case."""
+    """MCP 2026-07-28, server/tools#x-mcp-header: header names have no case."""
     with pytest.raises(ValueError, match=r"properties\.b: x-mcp-header 'REGION' is already used by 'a'"):
         find_annotations(tool(a=REGION, b={"type": "string", "x-mcp-header": "REGION"}))
 
@@ -103,7 +105,7 @@ def test_names_are_unique_in_any_case() -> None:
     ],
 )
 def test_an_annotation_off_the_chain_of_properties_is_refused(schema: dict[str, Any]) -> None:
-    """Digest §4.5: no items, composition, conditionals or definitions."""
+    """MCP 2026-07-28, server/tools#x-mcp-header: no items, composition, conditionals or definitions."""
     with pytest.raises(ValueError, match="properties reached through 'properties' alone"):
         find_annotations(schema)
 
@@ -113,20 +115,20 @@ def test_an_annotation_off_the_chain_of_properties_is_refused(schema: dict[str, 
 
 @pytest.mark.parametrize("value", ["", "us-east 1", "a\tb", "~", "=?base64?", "?=", "=?base64?=", "=?BASE64?QQ==?="])
 def test_plain_values_travel_as_they_are(value: str) -> None:
-    """Digest §4.5: a prefix or suffix alone is literal, and the markers have case."""
+    """MCP 2026-07-28, server/tools#x-mcp-header: a prefix or suffix alone is literal, and the markers have case."""
     assert encode_value(value) == value
     assert decode_value(value.encode()) == value
 
 
 @pytest.mark.parametrize("value", [" a", "a ", "\ta", "ä", "a\nb", "\x7f", "\0", "=?base64?QQ==?=", "=?base64??="])
 def test_other_values_travel_in_the_sentinel(value: str) -> None:
-    """Digest §4.5: not visible ASCII, edge white space, or the look of a sentinel."""
+    """MCP 2026-07-28, server/tools#x-mcp-header: not visible ASCII, edge white space, or the look of a sentinel."""
     assert encode_value(value) == f"=?base64?{b64encode(value.encode()).decode()}?="
     assert decode_value(encode_value(value).encode()) == value
 
 
 def test_white_space_around_a_header_value_is_not_part_of_it() -> None:
-    """RFC 9110 §5.5; digest §4.4."""
+    """RFC 9110 §5.5; MCP 2026-07-28, basic/transports/streamable-http."""
     assert decode_value(b" \t a b\t ") == "a b"
     assert decode_value(b" =?base64?IA==?= ") == " "
 
@@ -141,12 +143,12 @@ def test_base64_is_decoded_strictly(payload: bytes) -> None:
 
 @pytest.mark.parametrize("raw", [b"\xc3\xa4", b"a\x00", b"a\nb", b"\x7f", b"=?base64?\xff?="])
 def test_characters_outside_visible_ascii_are_refused(raw: bytes) -> None:
-    """Digest §4.5: bad characters."""
+    """MCP 2026-07-28, server/tools#x-mcp-header: bad characters."""
     assert "visible ASCII" in refused(raw)
 
 
 def test_a_name_is_decoded_alike_and_errors_call_it_mcp_name() -> None:
-    """Digest §4.4: the sentinel of ``Mcp-Name`` is decoded before comparing."""
+    """MCP 2026-07-28, basic/transports/streamable-http: the sentinel of ``Mcp-Name`` is decoded before comparing."""
     assert decode_name(b"=?base64?w6Q=?=") == "ä"
     with pytest.raises(ProtocolError, match="Mcp-Name"):
         decode_name(b"\xff")
@@ -164,7 +166,7 @@ def test_every_text_survives_the_way_through_a_header(value: str) -> None:
 
 @given(st.binary() | st.binary().map(lambda raw: b"=?base64?" + raw + b"?="))
 def test_any_bytes_and_any_part_of_them_decode_or_are_a_mismatch(raw: bytes) -> None:
-    """STYLE 32: any bytes raise nothing but ProtocolError, whole, byte by byte, or with trailing bytes."""
+    """Our choice: any bytes raise nothing but ProtocolError, whole, byte by byte, or with trailing bytes."""
     for piece in (raw, *bytewise(raw), raw + b"?="):
         try:
             value = decode_value(piece)
@@ -191,7 +193,7 @@ def mismatch(headers: dict[bytes, bytes], arguments: dict[str, Any]) -> str:
 
 
 def test_equal_headers_pass_and_unknown_ones_are_ignored() -> None:
-    """Digest §4.5."""
+    """MCP 2026-07-28, server/tools#x-mcp-header."""
     headers = {
         b"mcp-param-s": b" =?base64?w6Q=?=",
         b"mcp-param-i": b"-7",
@@ -204,14 +206,16 @@ def test_equal_headers_pass_and_unknown_ones_are_ignored() -> None:
 
 @pytest.mark.parametrize("arguments", [{}, {"s": None, "o": None}, {"o": {}}, {"o": {"i": None}}, {"o": [1]}])
 def test_absent_and_null_arguments_have_no_header(arguments: dict[str, Any]) -> None:
-    """Digest §4.5: the header is not expected, and one that is there names a value the body does not have."""
+    """MCP 2026-07-28, server/tools#x-mcp-header: the header is not expected, and one that is there names a value the
+    body does not have.
+    """
     check(PARAMS, {}, arguments)
     assert "mcp-param-i is present" in mismatch({b"mcp-param-i": b"1"}, arguments)
 
 
 @pytest.mark.parametrize("arguments", [{"s": ""}, {"s": "x"}, {"s": [1]}])
 def test_an_argument_without_its_header_is_refused(arguments: dict[str, Any]) -> None:
-    """Digest §4.5: value in the body, header absent."""
+    """MCP 2026-07-28, server/tools#x-mcp-header: value in the body, header absent."""
     assert "mcp-param-s is missing" in mismatch({}, arguments)
 
 
@@ -221,7 +225,7 @@ def test_an_argument_without_its_header_is_refused(arguments: dict[str, Any]) ->
      (b"9007199254740991", 2**53 - 1), (b"-9007199254740991", 1 - 2**53)],
 )  # fmt: skip
 def test_integers_compare_by_value(raw: bytes, value: float) -> None:
-    """Digest §4.5: ``42.0`` = ``42``."""
+    """MCP 2026-07-28, server/tools#x-mcp-header: ``42.0`` = ``42``."""
     check(PARAMS, {b"mcp-param-i": raw}, {"o": {"i": value}})
 
 
@@ -233,18 +237,18 @@ def test_integers_compare_by_value(raw: bytes, value: float) -> None:
      (b"1", [1]), (b"1", {"a": 1}), (b"inf", float("inf"))],
 )  # fmt: skip
 def test_other_spellings_and_numbers_beyond_2_to_the_53_never_match(raw: bytes, value: Any) -> None:
-    """Digest §4.5: integers within ±(2^53-1)."""
+    """MCP 2026-07-28, server/tools#x-mcp-header: integers within ±(2^53-1)."""
     assert "mcp-param-i does not match" in mismatch({b"mcp-param-i": raw}, {"o": {"i": value}})
 
 
 @pytest.mark.parametrize("raw", [b"True", b"1", b"", b"false"])
 def test_booleans_have_one_spelling(raw: bytes) -> None:
-    """Digest §4.5: ``true`` and ``false``."""
+    """MCP 2026-07-28, server/tools#x-mcp-header: ``true`` and ``false``."""
     assert "mcp-param-b does not match" in mismatch({b"mcp-param-b": raw}, {"b": True})
 
 
 def test_strings_compare_exactly_and_a_bad_sentinel_is_refused() -> None:
-    """Digest §4.5: values are case-sensitive."""
+    """MCP 2026-07-28, server/tools#x-mcp-header: values are case-sensitive."""
     assert "mcp-param-s does not match argument 's'" in mismatch({b"mcp-param-s": b"EU"}, {"s": "eu"})
     assert "mcp-param-s is not the Base64" in mismatch({b"mcp-param-s": b"=?base64?Q?="}, {"s": "eu"})
 

@@ -17,7 +17,7 @@ TOOL = {
 
 
 def test_a_tool_loses_what_its_revision_has_not() -> None:
-    """Digest §16, rows 35 to 38."""
+    """MCP 2025-06-18, server/tools and 2025-11-25, changelog."""
     assert projection.tool(TOOL, M) == TOOL
     assert projection.tool(TOOL, L4)["outputSchema"]["properties"] == {"result": {"type": "integer"}}
     assert "icons" not in projection.tool(TOOL, L3)
@@ -27,7 +27,7 @@ def test_a_tool_loses_what_its_revision_has_not() -> None:
 
 
 def test_a_named_thing_keeps_what_every_revision_has() -> None:
-    """Digest §16, row 37; lastModified came with 2025-06-18."""
+    """MCP 2025-06-18, changelog; lastModified came with 2025-06-18."""
     item = {
         "uri": "a:b",
         "annotations": {"priority": 1, "lastModified": "x"},
@@ -40,7 +40,7 @@ def test_a_named_thing_keeps_what_every_revision_has() -> None:
 
 
 def test_the_server_tells_about_itself_what_the_revision_has() -> None:
-    """Digest §16, row 38."""
+    """MCP 2025-11-25, changelog."""
     info = {"name": "n", "version": "1", "title": "T", "description": "d", "websiteUrl": "u", "icons": []}
     assert projection.implementation(info, L1) == {"name": "n", "version": "1"}
     assert projection.implementation(info, L3) == {"name": "n", "version": "1", "title": "T"}
@@ -50,7 +50,7 @@ def test_the_server_tells_about_itself_what_the_revision_has() -> None:
 
 
 def test_content_that_a_revision_lacks_becomes_text_or_a_resource() -> None:
-    """Digest §16, downgrade rule (b)."""
+    """The specification's changelogs, downgrade rule (b)."""
     link = ResourceLink(uri="a:b", name="n", description="d")
     shown = projection.blocks([link, Audio(b"x", "audio/wav"), Image(b"y", "image/png"), Text("t")], L1)
     assert shown[0] == Text("n: a:b\nd")
@@ -73,19 +73,19 @@ def test_content_that_a_revision_lacks_becomes_text_or_a_resource() -> None:
     ],
 )
 def test_structured_content_is_wrapped_or_dropped(members: bytes, revision: object, expected: object) -> None:
-    """Digest §16, row 35."""
+    """MCP 2025-06-18, server/tools."""
     assert json.loads(b"{%b}" % projection.tool_result(members, revision)) == expected  # type: ignore[arg-type]
 
 
 def test_prompt_messages_are_converted_too() -> None:
-    """Digest §16, row 34."""
+    """MCP 2025-06-18, changelog."""
     members = b'"messages":[{"role":"user","content":{"type":"resource_link","uri":"a:b","name":"n"}}]'
     told = json.loads(b"{%b}" % projection.prompt_messages(members, L1))
     assert told["messages"][0]["content"] == {"type": "text", "text": "n: a:b"}
 
 
 def test_errors_have_the_code_of_their_revision() -> None:
-    """Digest §16, row 42, and downgrade rule (d)."""
+    """MCP 2026-07-28, server/resources, and downgrade rule (d)."""
     missing = ProtocolError(RESOURCE_NOT_FOUND, "x", {"uri": "a:b"})
     assert projection.error(missing, M).code == INVALID_PARAMS
     assert projection.error(missing, L4).code == RESOURCE_NOT_FOUND

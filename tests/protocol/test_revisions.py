@@ -1,4 +1,4 @@
-"""The one table of differences, against the switch table of digest §16."""
+"""The one table of differences, against the switch table of The specification's changelogs."""
 
 import pytest
 
@@ -36,12 +36,12 @@ L1, L2, L3, L4, M = ALL
     ],
 )
 def test_each_revision_has_what_the_switch_table_says(field: str, values: tuple[object, ...]) -> None:
-    """Digest §16."""
+    """The specification's changelogs."""
     assert tuple(getattr(revision, field) for revision in ALL) == values
 
 
 def test_methods_are_the_version_gate() -> None:
-    """Digest §3.1."""
+    """MCP 2026-07-28, schema."""
     assert {"ping", "initialize", "logging/setLevel", "resources/subscribe"} <= L4.requests.keys()
     assert M.requests.keys().isdisjoint({"ping", "initialize", "logging/setLevel", "resources/subscribe"})
     assert M.requests.keys() - L4.requests.keys() == {"server/discover", "subscriptions/listen"}
@@ -52,7 +52,7 @@ def test_methods_are_the_version_gate() -> None:
 
 
 def test_initialize_is_never_answered_with_a_revision_that_has_none() -> None:
-    """Digest §2.1."""
+    """MCP 2025-11-25, basic/lifecycle."""
     assert negotiate("2025-06-18") is L3
     for unknown in (NEWEST.date, "1999-01-01", ""):
         assert negotiate(unknown) is NEWEST_HANDSHAKE
@@ -64,5 +64,5 @@ def test_initialize_is_never_answered_with_a_revision_that_has_none() -> None:
     [("2026-07-28", True), ("2027-01-01", True), ("2025-11-25", False), ("é", False), ("v9", False), ("", False)],
 )
 def test_a_version_string_names_the_per_request_era_by_its_date(version: str, *, is_one: bool) -> None:
-    """Digest §0: string order is a sound test, for what is a date."""
+    """MCP 2026-07-28, basic/versioning: string order is a sound test, for what is a date."""
     assert revisions.names_per_request_era(version) is is_one

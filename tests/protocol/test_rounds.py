@@ -23,7 +23,7 @@ def sealed(replay: Rounds) -> str:
 
 
 def test_a_state_comes_back_with_what_was_settled_and_asked() -> None:
-    """Digest §6."""
+    """MCP 2026-07-28, basic/patterns/mrtr."""
     replay = Rounds(None, {})
     replay.settle("q1", "mark", b"1")
     replay.pend("q2", "other")
@@ -32,7 +32,7 @@ def test_a_state_comes_back_with_what_was_settled_and_asked() -> None:
 
 
 def test_a_state_is_bound_to_its_call_and_time() -> None:
-    """Digest §6: principal, method, name, arguments and expiry."""
+    """MCP 2026-07-28, basic/patterns/mrtr: principal, method, name, arguments and expiry."""
     token = sealed(Rounds(None, {}))
     assert code_of(token, now=11) == INVALID_PARAMS
     assert code_of(token + "x") == INVALID_PARAMS
@@ -50,7 +50,7 @@ def test_a_sealed_text_that_is_no_state_is_refused() -> None:
 
 
 def test_answers_of_this_round_count_with_or_without_a_state() -> None:
-    """Design §3."""
+    """Our choice."""
     replay = Rounds(None, {"a": msgspec.Raw(b"1")})
     assert replay.response("a", "a", "m") == b"1"
     assert replay.response("b", "b", "m") is None
@@ -59,7 +59,7 @@ def test_answers_of_this_round_count_with_or_without_a_state() -> None:
 
 
 def test_a_changed_question_drops_its_answer_and_the_later_ones() -> None:
-    """Design §3."""
+    """Our choice."""
     replay = Rounds(None, {})
     for slot in ("q1", "q2", "q3"):
         replay.settle(slot, "m", b"1")
@@ -70,7 +70,7 @@ def test_a_changed_question_drops_its_answer_and_the_later_ones() -> None:
 
 
 def test_questions_without_a_key_are_numbered_and_marked() -> None:
-    """Design §3: ordinal plus a hash of kind, message and schema."""
+    """Our choice: ordinal plus a hash of kind, message and schema."""
     replay = Rounds(None, {})
     first, second = replay.slot(None), replay.slot(None)
     assert (first, second, replay.slot("own")) == ("q1", "q2", "own")
@@ -81,7 +81,7 @@ def test_questions_without_a_key_are_numbered_and_marked() -> None:
 
 
 def test_there_is_an_end_to_the_rounds() -> None:
-    """Design §3: at most 8 rounds."""
+    """Our choice: at most 8 rounds."""
     with pytest.raises(ProtocolError):
         sealed(Rounds(State(10, 8, {}, {}), {}))
 

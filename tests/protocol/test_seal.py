@@ -111,7 +111,7 @@ def test_kind_and_owner_never_run_into_each_other(kind: bytes, bound: bytes, kin
 
 
 def test_rotation_seals_with_the_first_secret_and_opens_with_all_in_any_order() -> None:
-    """DESIGN §5: rotation keeps old keys for reading."""
+    """Our choice: rotation keeps old keys for reading."""
     before, during, after = KeyRing([OLD]), KeyRing([NEW, OLD]), KeyRing([NEW])
     old, new = before.seal(b"k", b"old", NONCE), during.seal(b"k", b"new", NONCE)
     assert during.open(b"k", old) == b"old"
@@ -171,7 +171,7 @@ def test_opening_with_a_fresh_ring_works_before_anything_was_sealed() -> None:
 
 
 def test_cryptography_is_not_loaded_before_the_first_use() -> None:
-    """DESIGN §8: it costs 30 ms and 9 MiB, and most servers on stdio never seal."""
+    """Our choice: it costs 30 ms and 9 MiB, and most servers on stdio never seal."""
     program = (
         "import sys; from millstream.protocol.seal import KeyRing; ring = KeyRing([b'n' * 32]);"
         "assert 'cryptography' not in sys.modules; ring.open(b'k', 'A' * 44); assert 'cryptography' in sys.modules"

@@ -42,25 +42,25 @@ def test_each_line_of_data_gets_its_own_field(end: bytes) -> None:
 
 
 def test_a_message_is_one_event_of_that_name() -> None:
-    """Digest §4.2: every server message is an ``event: message``."""
+    """MCP 2024-11-05, basic/transports#http-with-sse: every server message is an ``event: message``."""
     assert sse.encode_message(b"{}") == b"event: message\ndata: {}\n\n"
     assert sse.encode_message(b"{}", "a.7") == b"id: a.7\nevent: message\ndata: {}\n\n"
 
 
 def test_a_priming_event_has_an_id_and_empty_data() -> None:
-    """Digest §4.3, polling."""
+    """MCP 2025-11-25, basic/transports, polling."""
     assert sse.prime("a.0", None) == b"id: a.0\ndata:\n\n"
     assert sse.prime("a.0", 500) == b"id: a.0\nretry: 500\ndata:\n\n"
 
 
 def test_retry_alone_dispatches_nothing() -> None:
-    """Digest §4.3: the server sends ``retry`` before it drops the connection."""
+    """MCP 2025-11-25, basic/transports: the server sends ``retry`` before it drops the connection."""
     assert sse.retry(500) == b"retry: 500\n\n"
     assert decode(sse.retry(500)) == []
 
 
 def test_the_endpoint_event_carries_the_url() -> None:
-    """Digest §4.2."""
+    """MCP 2024-11-05, basic/transports#http-with-sse."""
     assert sse.endpoint("/messages/?session_id=1") == b"event: endpoint\ndata: /messages/?session_id=1\n\n"
 
 
@@ -94,7 +94,7 @@ def test_the_examples_of_the_standard() -> None:
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
 def test_every_line_end_is_understood(end: str) -> None:
-    """Digest §17.14; mixed ones are in the property below."""
+    """HTML, server-sent events; mixed ones are in the property below."""
     assert decode(f"event: a{end}data: 1{end}data: 2{end}{end}data: 3{end}{end}".encode()) == [
         Event("1\n2", "a"),
         Event("3"),
@@ -149,7 +149,7 @@ def test_an_id_counts_from_the_blank_line_on() -> None:
 
 
 def test_a_priming_event_is_an_event_with_empty_data() -> None:
-    """Digest §4.3: nothing of it is lost, whether or not it has a data field."""
+    """MCP 2025-11-25, basic/transports: nothing of it is lost, whether or not it has a data field."""
     assert decode(sse.prime("a.0", 500)) == [Event("", id="a.0", retry_ms=500)]
     decoder = Decoder()
     assert decoder.retry_ms is None
@@ -205,7 +205,9 @@ def test_an_event_at_the_cap_passes_and_each_event_counts_anew() -> None:
 
 
 def test_comments_may_go_on_for_ever() -> None:
-    """Digest §4.4: servers send ``:`` lines as keep-alive, not all with a blank line."""
+    """MCP 2026-07-28, basic/transports/streamable-http: servers send ``:`` lines as keep-alive, not all with a blank
+    line.
+    """
     decoder = Decoder(max_event_bytes=10)
     assert decoder.feed(b"data: a\n" + b":\n" * 1000 + b"\n") == [Event("a")]
 
@@ -235,7 +237,7 @@ def test_mixed_line_ends_mean_the_same_as_lf(lines: list[tuple[str, str]]) -> No
 def test_any_bytes_however_cut_give_the_same_events_and_no_error_but_the_cap(
     stream: bytes, cap: int, data: st.DataObject
 ) -> None:
-    """STYLE 32: any bytes raise nothing but ProtocolError, and after the same events."""
+    """Our choice: any bytes raise nothing but ProtocolError, and after the same events."""
 
     def run(chunks: list[bytes]) -> tuple[list[Event], bool]:
         decoder, events = Decoder(max_event_bytes=cap), list[Event]()

@@ -209,7 +209,7 @@ def test_bad_percent_encoding_bad_utf8_and_nul_are_no_match(value: str) -> None:
 @pytest.mark.parametrize("value", [".", "..", "%2e", "%2E%2e", ".%2e", "a%2Fb", "%2fetc", "..%2f", "..%5C", "a\\b"])
 @pytest.mark.parametrize("template", ["{x}", "{/x}", "{.x}", "{;x}", "{?x}", "{&x}"])
 def test_a_variable_smuggles_no_slash_and_no_dot_segment(template: str, value: str) -> None:
-    """Digest §9.2: decode before the traversal check."""
+    """MCP 2025-11-25, server/resources: decode before the traversal check."""
     lead = template[1].replace("x", "")
     uri = f"{lead}x={value}" if lead in tuple(";?&") else lead + value
     assert match(template, uri) is None
@@ -218,7 +218,7 @@ def test_a_variable_smuggles_no_slash_and_no_dot_segment(template: str, value: s
 @pytest.mark.parametrize("value", ["..", "../a", "a/..", "a/../b", "a/%2e%2e/b", "a%2F..%2Fb", "a\\..\\b", "./a"])
 @pytest.mark.parametrize("template", ["{+x}", "{#x}"])
 def test_a_reserved_variable_has_slashes_but_no_dot_segment(template: str, value: str) -> None:
-    """Digest §9.2: variables must not smuggle ``..``."""
+    """MCP 2025-11-25, server/resources: variables must not smuggle ``..``."""
     lead = template[1].replace("+", "")
     assert match(template, lead + "a/b//c") == {"x": "a/b//c"}
     assert match(template, lead + value) is None
@@ -260,7 +260,7 @@ uris = st.lists(tokens).map("".join)
 
 @given(templates, uris | texts)
 def test_any_uri_gives_an_answer_of_safe_values_under_any_template(template: str, uri: str) -> None:
-    """STYLE 32: nothing is raised, also byte by byte and with trailing text, and no value breaks the promise."""
+    """Our choice: nothing is raised, also byte by byte and with trailing text, and no value breaks the promise."""
     compiled = UriTemplate(template)
     for text in (*(uri[:end] for end in range(len(uri))), uri, uri + "/.."):
         values = compiled.match(text)

@@ -1,4 +1,4 @@
-"""Whatever is sent, the REST routes answer in their own dialect (STYLE 32)."""
+"""Whatever is sent, the REST routes answer in their own dialect (our choice)."""
 
 import asyncio
 import json

@@ -71,7 +71,7 @@ async def test_the_form_type_is_refused_from_a_browser(header: str) -> None:
 
 @pytest.mark.parametrize("content_type", ["text/plain", "multipart/form-data; boundary=x", ""])
 async def test_other_types_are_415(content_type: str) -> None:
-    """The issue: JSON, or the form type; nothing else."""
+    """Our choice: JSON, or the form type; nothing else."""
     response, _ = await send("call", ADD, content_type=content_type)
     assert response.status == 415
 
@@ -103,7 +103,7 @@ async def test_a_body_that_says_something_wrong_is_400(body: Any, code: int) -> 
 
 
 async def test_an_unknown_tool_is_an_error_of_the_protocol() -> None:
-    """Digest §9.1: -32602, with the id of the request."""
+    """MCP 2025-11-25, server/tools: -32602, with the id of the request."""
     _, reply = await send("call", {"id": 4, "name": "nope"})
     assert (reply["id"], reply["error"]["code"]) == (4, -32602)
 

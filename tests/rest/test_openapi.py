@@ -22,7 +22,7 @@ async def described(server: Any = None, root: str = "") -> dict[str, Any]:
 
 
 async def test_every_tool_is_an_operation() -> None:
-    """The issue: from the registered schemas."""
+    """Our choice: from the registered schemas."""
     document = await described()
     assert document["openapi"] == "3.1.0"
     assert document["info"] == {"title": "world", "version": "2.1", "description": "Try them all."}
@@ -35,7 +35,7 @@ async def test_every_tool_is_an_operation() -> None:
 
 
 async def test_a_mounted_server_names_its_root() -> None:
-    """DESIGN 6: every URL that the server hands out includes the root path."""
+    """Our choice: every URL that the server hands out includes the root path."""
     assert (await described(root="/shop"))["servers"] == [{"url": "/shop"}]
 
 
@@ -72,7 +72,7 @@ async def test_names_that_are_no_component_names_stay_apart() -> None:
 
 
 async def test_the_document_is_made_once_until_the_tools_change() -> None:
-    """STYLE 8: think at registration, not at call."""
+    """Our choice: think at registration, not at call."""
     server = world()
     async with routes(server) as rest:
         first = await rest.describe(post("/openapi.json", b""))

@@ -30,7 +30,7 @@ def run(port: int, folder: Path, *options: str) -> str:
 
 
 def test_a_tool_of_every_kind_keeps_what_the_document_says(tmp_path: Path) -> None:
-    """The issue: schemathesis passes; limits, formats, recursive types, refusals and questions included."""
+    """Our choice: schemathesis passes; limits, formats, recursive types, refusals and questions included."""
     port = free_port()
     command = uvicorn("rest_world:app", port, "--lifespan", "off", "--app-dir", "tests")
     with serving(command, port, tmp_path / "log"):

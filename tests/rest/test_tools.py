@@ -89,7 +89,7 @@ async def test_a_parameter_header_is_not_asked_of_a_rest_call() -> None:
 
 
 async def test_an_unknown_tool_is_404() -> None:
-    """The issue: a clear error in the dialect that asked."""
+    """Our choice: a clear error in the dialect that asked."""
     check(*await call("nope", {}), 404, "unknown-tool")
 
 
@@ -113,7 +113,7 @@ async def test_arguments_that_do_not_fit_are_422_and_say_what_to_fix(arguments: 
 
 @pytest.mark.parametrize("body", [b"{", b"{}x", b'{"a":NaN}', b'"\xff"', b"[" * 65 + b"]" * 65])
 async def test_what_is_not_json_is_400(body: bytes) -> None:
-    """The issue, Bad input: never a 500."""
+    """Our choice: never a 500."""
     check(*await call("add", body), 400, "malformed-body")
 
 
@@ -127,7 +127,7 @@ async def test_what_is_not_json_is_400(body: bytes) -> None:
     ],
 )
 async def test_a_body_of_another_type_is_415(headers: dict[str, str]) -> None:
-    """The issue: the form type is for the dialect only."""
+    """Our choice: the form type is for the dialect only."""
     check(*await call("add", {"a": 1}, **headers), 415, "unsupported-type")
 
 
@@ -170,7 +170,7 @@ async def test_a_tool_that_asks_is_409_and_says_to_use_mcp(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["crash", "lie"])
 async def test_a_failure_of_ours_is_500_and_shows_the_incident_only(name: str) -> None:
-    """STYLE 21: the peer sees the identifier, the log the rest."""
+    """Our choice: the peer sees the identifier, the log the rest."""
     response, body = await call(name, {})
     check(response, body, 500, "internal-error")
     assert body["incident"] in body["detail"]
@@ -179,7 +179,7 @@ async def test_a_failure_of_ours_is_500_and_shows_the_incident_only(name: str) -
 
 
 async def test_the_type_of_a_problem_names_the_mounted_page() -> None:
-    """Every URL that the server hands out includes the root path (DESIGN 6)."""
+    """Every URL that the server hands out includes the root path (our choice)."""
     _, body = await call("nope", {}, root="/shop")
     assert body["type"] == "/shop/docs#unknown-tool"
 

@@ -50,7 +50,7 @@ async def test_a_foreign_page_is_refused_before_the_socket_opens(origin: bytes, 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("origin", FINE)
 async def test_a_page_of_this_machine_may_connect_to_a_loopback_bind(origin: bytes, way: str) -> None:
-    """DESIGN §5, hosts: loopback Origins of any port on a loopback bind."""
+    """Our choice, hosts: loopback Origins of any port on a loopback bind."""
     async with world(way) as app:
         peer = await app.handshake(b"Origin: %b\r\n" % origin)
         assert (await app.opened(peer))[0] == 101
@@ -118,7 +118,7 @@ async def test_frames_sent_along_with_a_refused_handshake_do_nothing() -> None:
 
 
 async def test_no_part_of_the_address_is_a_credential() -> None:
-    """FACTS §1 row 3: addresses stand in logs and histories; the query is not even shown to who authenticates."""
+    """Our choice: addresses stand in logs and histories; the query is not even shown to who authenticates."""
     seen: list[Any] = []
 
     async def authenticate(request: Request) -> Principal | None:

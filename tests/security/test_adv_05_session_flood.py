@@ -34,7 +34,7 @@ def held(wire: Wire) -> dict[str, int]:
 
 @pytest.mark.parametrize("capabilities", [{}, {"elicitation": {}, "sampling": {}, "roots": {"listChanged": True}}])
 async def test_thousands_of_handshakes_leave_no_task_record_or_object(capabilities: dict[str, object]) -> None:
-    """Design §5: a session that opens nothing occupies no memory, so a flood has nothing to fill."""
+    """Our choice: a session that opens nothing occupies no memory, so a flood has nothing to fill."""
     async with wired(make_shop(), "asgi") as wire:
         await wire.initialize(capabilities=capabilities)
         before = held(wire)
@@ -67,7 +67,7 @@ async def test_refused_first_requests_leave_nothing() -> None:
 
 
 async def test_tombstones_are_capped_and_a_full_cap_is_503() -> None:
-    """Design §5: a DELETE is answered after its tombstone is written, and is capped per principal."""
+    """Our choice: a DELETE is answered after its tombstone is written, and is capped per principal."""
     async with wired(make_shop(max_deletes=20), "asgi") as wire:
         sessions = [await wire.initialize() for _ in range(25)]
         statuses = [(await wire.ask("DELETE", "/mcp", headers)).status for headers in sessions]
@@ -108,7 +108,7 @@ async def test_small_capabilities_fill_no_more_than_their_share() -> None:
 
 
 async def test_a_full_store_is_told_and_sessions_still_begin_and_end() -> None:
-    """Issue: never a 500. What a session accumulates is refused; a handshake and a DELETE find their room."""
+    """Our choice: never a 500. What a session accumulates is refused; a handshake and a DELETE find their room."""
     async with wired(make_shop(), "asgi") as wire:
         early = await wire.initialize()
         kv = wire.runtime.services.store.kv

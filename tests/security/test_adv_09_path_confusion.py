@@ -72,7 +72,9 @@ async def test_a_host_that_would_change_a_url_is_refused(way: str, host: str) ->
 
 
 async def test_the_endpoint_event_names_a_path_of_this_server_whatever_the_request_said() -> None:
-    """A client refuses another origin (digest §4.2); ours is relative and takes nothing from Host or query."""
+    """A client refuses another origin (MCP 2024-11-05, basic/transports#http-with-sse); ours is relative and takes
+    nothing from Host or query.
+    """
     async with wired(make_shop(), "lane") as wire:
         assert wire.running is not None
         peer = await wire.running.connect()

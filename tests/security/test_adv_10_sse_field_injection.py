@@ -47,7 +47,7 @@ def test_data_with_line_ends_stays_data(payload: str) -> None:
 
 @pytest.mark.parametrize("payload", [*PAYLOADS, "\u2028", "\x85"])
 def test_a_json_message_is_one_line_whatever_its_strings_hold(payload: str) -> None:
-    """Digest §17.14: JSON without pretty-printing is safe."""
+    """HTML, server-sent events: JSON without pretty-printing is safe."""
     message = msgspec.json.encode({payload: payload})
     events = Decoder().feed(sse.encode_message(message, "7"))
     assert events == [Event(message.decode(), "message", "7")]

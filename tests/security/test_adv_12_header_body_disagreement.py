@@ -66,7 +66,9 @@ async def test_the_gate_is_asked_once_with_the_name_of_the_body(way: str) -> Non
 
 
 async def test_handshake_requests_are_gated_by_their_body_whatever_the_headers_say() -> None:
-    """Digest §16 row 16: that era ignores the routing headers, so nothing may trust them."""
+    """MCP 2026-07-28, basic/transports/streamable-http: that era ignores the routing headers, so nothing may trust
+    them.
+    """
     async with wired(make_shop(), "asgi") as wire:
         asked = watch(wire)
         session = await wire.initialize()

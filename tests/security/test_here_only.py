@@ -29,7 +29,7 @@ def client(app: Any, peer: tuple[str, int]) -> httpx2.AsyncClient:
 
 @pytest.mark.parametrize("path", HERE_ONLY)
 async def test_a_public_bind_answers_403(server: Server, path: str) -> None:
-    """The issue: only on loopback binds."""
+    """Our choice: only on loopback binds."""
     server.runtimes.bind = Bind(loopback=False)
     async with client(server, HERE) as http:
         assert (await http.get(path)).status_code == 403

@@ -145,7 +145,7 @@ async def test_another_service_notifies(hub: int) -> None:
 
 
 async def test_curl_may_leave_the_content_type_to_the_tools_only(hub: int) -> None:
-    """The issue: everywhere else the form type is 415."""
+    """Our choice: everywhere else the form type is 415."""
     command = at("curl -s -o /dev/null -w '%{http_code}\\n' http://localhost:8000/mcp -d '{}'", hub)
     async with running("bash", "-c", command) as program:
         assert await program.line() == "415\n"

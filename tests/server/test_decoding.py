@@ -38,7 +38,9 @@ ERRORS = [
 
 @pytest.mark.parametrize(("raw", "text"), ERRORS)
 def test_refused_arguments_tell_a_model_what_to_fix(raw: str, text: str) -> None:
-    """Digest §9.1: the text is read by a model that tries again; it names all that is missing or unknown."""
+    """MCP 2025-11-25, server/tools: the text is read by a model that tries again; it names all that is missing or
+    unknown.
+    """
     made = plan(add)
     with pytest.raises(msgspec.DecodeError) as caught:
         made.decoder.decode(raw)

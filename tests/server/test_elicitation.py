@@ -89,7 +89,9 @@ class Model(pydantic.BaseModel):
 
 
 def test_a_dataclass_becomes_a_flat_form_with_choices_in_the_order_written() -> None:
-    """Digest §10.2: primitives, enums, formats, defaults; nothing that the schema of a form does not list."""
+    """MCP 2025-11-25, client/elicitation: primitives, enums, formats, defaults; nothing that the schema of a form
+    does not list.
+    """
     schema = requested_schema(Order)
     assert schema == ORDER
     assert list(schema["properties"]) == list(ORDER["properties"])
@@ -97,7 +99,7 @@ def test_a_dataclass_becomes_a_flat_form_with_choices_in_the_order_written() -> 
 
 
 def test_structs_typed_dicts_and_pydantic_models_become_forms() -> None:
-    """The issue, part 3: `elicit` takes any of them."""
+    """Our choice: `elicit` takes any of them."""
     assert requested_schema(Point) == {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]}
     assert requested_schema(Film) == {"type": "object", "properties": {"title": {"type": "string"}}, "required": []}
     assert requested_schema(Model) == {
@@ -136,7 +138,7 @@ def form(annotation: Any) -> type:
     ],
 )  # fmt: skip
 def test_fields_that_no_form_can_show_are_refused_before_anyone_is_asked(annotation: Any) -> None:
-    """Digest §10.2: flat objects of primitives."""
+    """MCP 2025-11-25, client/elicitation: flat objects of primitives."""
     with pytest.raises(TypeError, match="'part' cannot be asked for"):
         requested_schema(form(annotation))
 
@@ -149,7 +151,7 @@ def test_what_is_no_object_is_no_form() -> None:
 
 
 def test_titled_choices_of_a_list_are_given_as_its_items() -> None:
-    """Digest §10.2: `items.anyOf` of constants with titles."""
+    """MCP 2025-11-25, client/elicitation: `items.anyOf` of constants with titles."""
     made = form(list[Annotated[Literal["s", "l"], Field(extra=TITLED)]])
     assert requested_schema(made)["properties"]["part"] == {"type": "array", "items": {"anyOf": TITLED["oneOf"]}}
     assert parse_answer({"part": ["l"]}, made) == made(part=["l"])
@@ -168,12 +170,12 @@ def test_bounds_of_an_integer_may_be_open_on_either_side() -> None:
 
 
 def test_forms_for_the_newest_revisions_are_not_touched() -> None:
-    """Digest §16 row 31: rich enums and all defaults exist from 2025-11-25 on."""
+    """MCP 2025-11-25, changelog: rich enums and all defaults exist from 2025-11-25 on."""
     assert project(ORDER, rich_enums=True, defaults_all=True) is ORDER
 
 
 def test_older_forms_have_named_enums_single_choice_and_boolean_defaults() -> None:
-    """Digest §10.2: `enum` with `enumNames`, no multi-selection, boolean default only."""
+    """MCP 2025-11-25, client/elicitation: `enum` with `enumNames`, no multi-selection, boolean default only."""
     old = project(ORDER, rich_enums=False, defaults_all=False)
     expected = {name: {**node} for name, node in ORDER["properties"].items()}
     for name, node in expected.items():
@@ -189,7 +191,7 @@ def test_older_forms_have_named_enums_single_choice_and_boolean_defaults() -> No
 
 
 def test_answers_become_values_of_the_type_that_was_asked() -> None:
-    """Design §6: `where = await ctx.elicit("…", Address)`."""
+    """Our choice: `where = await ctx.elicit("…", Address)`."""
     assert parse_answer(ANSWER, Order) == Order("Ada", "a@b.c", dt.date(2020, 2, 29))
     full = {**ANSWER, "copies": 2.0, "colour": "blue", "extras": ["card"], "note": "n", "size": "l", "unknown": 1}
     value = parse_answer(full, Order)

@@ -27,13 +27,13 @@ print(found.source, found.values[0].decode())
 
 
 def test_the_setting_wins_and_touches_no_file(tmp_path: Path) -> None:
-    """DESIGN §5: MILLSTREAM_KEY is first."""
+    """Our choice: MILLSTREAM_KEY is first."""
     assert load_secrets(ONE, state_dir=tmp_path / "state") == Secrets((ONE.encode(),), "setting")
     assert not (tmp_path / "state").exists()
 
 
 def test_several_secrets_are_separated_by_commas_and_keep_their_order() -> None:
-    """DESIGN §5: the first seals, all open."""
+    """Our choice: the first seals, all open."""
     assert load_secrets(f" {TWO} ,{ONE}").values == (TWO.encode(), ONE.encode())
 
 
@@ -47,7 +47,7 @@ def test_a_short_secret_is_refused_with_the_way_to_make_one(setting: str) -> Non
 
 
 def test_the_key_file_is_made_once_readable_by_its_owner_only(tmp_path: Path) -> None:
-    """DESIGN §5: mode 0600, shared by all workers of the machine, the same after a restart."""
+    """Our choice: mode 0600, shared by all workers of the machine, the same after a restart."""
     state = tmp_path / "a" / "state"
     first = load_secrets("", state_dir=state)
     assert first.source == "file"
@@ -116,7 +116,7 @@ def test_a_damaged_key_file_is_refused_and_not_replaced(tmp_path: Path, content:
 def test_without_a_home_the_key_is_of_this_process_and_a_warning_says_what_that_means(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """DESIGN §5: the last resort works, but does not do so in silence."""
+    """Our choice: the last resort works, but does not do so in silence."""
     for name in ["HOME", "XDG_STATE_HOME", "LOCALAPPDATA"]:
         monkeypatch.delenv(name, raising=False)
     one, two = load_secrets(""), load_secrets("")
@@ -143,7 +143,7 @@ def test_a_key_file_that_is_a_directory_is_a_warning_with_the_reason(tmp_path: P
 
 
 def test_processes_that_start_at_once_get_the_same_key(tmp_path: Path) -> None:
-    """DESIGN §5: made once. A supervisor starts all workers in the same moment on a new machine."""
+    """Our choice: made once. A supervisor starts all workers in the same moment on a new machine."""
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     for number in range(3):
         state = tmp_path / f"state{number}"

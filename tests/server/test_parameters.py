@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def test_a_signature_becomes_a_closed_object_schema_with_wire_names_and_defaults() -> None:
-    """Design §6: the decorated function is the description."""
+    """Our choice: the decorated function is the description."""
 
     def order(isbn: str, copies: Annotated[int, Field(ge=1, description="How many.")] = 1) -> dict[str, int]:
         """Order a book."""
@@ -38,7 +38,7 @@ def test_a_signature_becomes_a_closed_object_schema_with_wire_names_and_defaults
 
 
 def test_a_function_without_arguments_accepts_only_the_empty_object() -> None:
-    """Digest §9.1: the schema of a tool without arguments."""
+    """MCP 2025-11-25, server/tools: the schema of a tool without arguments."""
 
     def now(ctx: Context) -> str:
         return "now"
@@ -132,7 +132,7 @@ def test_fields_given_as_default_values_constrain_and_default() -> None:
 
 
 def test_constraints_of_pydantic_are_found_inside_collections_and_unions() -> None:
-    """Design §6: pydantic.Field works where Field does."""
+    """Our choice: pydantic.Field works where Field does."""
 
     def tool(
         a: list[Annotated[int, pydantic.Field(ge=1)]],
@@ -167,7 +167,7 @@ def test_constraints_of_a_union_go_to_the_members_that_they_fit() -> None:
 
 
 def test_parameter_headers_are_found_and_bad_ones_refused_at_registration() -> None:
-    """Digest §4.5: validate at registration."""
+    """MCP 2026-07-28, server/tools#x-mcp-header: validate at registration."""
 
     def good(region: Annotated[str, Field(header="Region")]) -> None: ...
 

@@ -108,7 +108,7 @@ def test_titles_that_somebody_wrote_stay_even_where_they_look_derived() -> None:
 
 
 def test_fields_and_annotated_types_become_metas() -> None:
-    """Design §6: pydantic.Field in `Annotated`."""
+    """Our choice: pydantic.Field in `Annotated`."""
     metas, default = as_meta(pydantic.Field(default=3, ge=1, pattern="x", description="d", json_schema_extra={"a": 1}))
     assert metas == [Meta(description="d", extra_json_schema={"a": 1}), Meta(ge=1), Meta(pattern="x")]
     assert default == 3

@@ -85,7 +85,7 @@ NATURAL: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(("value", "content"), NATURAL)
 def test_text_and_content_become_content_blocks_alone(value: Any, content: Any) -> None:
-    """The issue, part 3: all content kinds from natural return values."""
+    """Our choice: all content kinds from natural return values."""
     assert members(encode_result(value)) == {"content": content}
 
 
@@ -107,7 +107,7 @@ STRUCTURED: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(("value", "expected"), STRUCTURED)
 def test_other_values_are_structured_with_the_same_json_as_text(value: Any, expected: Any) -> None:
-    """Digest §9.1: structured content, repeated as serialized JSON text for older readers."""
+    """MCP 2025-11-25, server/tools: structured content, repeated as serialized JSON text for older readers."""
     result = members(encode_result(value))
     assert result["structuredContent"] == expected
     (block,) = result["content"]
@@ -128,7 +128,7 @@ def test_values_that_are_no_json_are_a_type_error() -> None:
 
 
 def test_values_as_their_promise_says_pass() -> None:
-    """Digest §9.1: with an output schema the structured content must conform."""
+    """MCP 2025-11-25, server/tools: with an output schema the structured content must conform."""
     for annotation, value in [
         (dict[str, int], {"a": 1}),
         (list[Address], [Address("s")]),
@@ -159,7 +159,7 @@ def test_values_as_their_promise_says_pass() -> None:
 def test_values_that_break_their_promise_are_our_error_and_name_the_field(
     annotation: Any, value: Any, place: str
 ) -> None:
-    """The issue, bad input: an internal error naming the field in the log only."""
+    """Our choice: an internal error naming the field in the log only."""
     with pytest.raises(LocalError, match=place):
         encode_result(value, output_of(annotation))
 
@@ -194,7 +194,7 @@ def test_a_result_must_fit_an_output_schema_written_by_hand_and_the_error_names_
     ("schema", "text"), [({"type": "text"}, '#/type: "text" is not valid'), ({"$ref": "https://x"}, "never fetched")]
 )
 def test_hand_written_output_schemas_that_cannot_be_served_are_refused(schema: dict[str, Any], text: str) -> None:
-    """Digest §1, as for input schemas; but the root of a result may be anything."""
+    """MCP 2025-11-25, basic, as for input schemas; but the root of a result may be anything."""
     with pytest.raises(ValueError, match=text):
         output_from_schema(schema)
 
@@ -212,7 +212,7 @@ def test_a_tool_result_says_everything_itself() -> None:
 
 
 def test_a_tool_result_keeps_the_promise_unless_it_is_an_error() -> None:
-    """Digest §9.1: conforming is not required when `isError`."""
+    """MCP 2025-11-25, server/tools: conforming is not required when `isError`."""
     output = output_of(dict[str, int])
     assert members(encode_result(ToolResult(structured={"a": 1}), output))["structuredContent"] == {"a": 1}
     assert members(encode_result(ToolResult("no", is_error=True), output))["isError"] is True
@@ -223,14 +223,14 @@ def test_a_tool_result_keeps_the_promise_unless_it_is_an_error() -> None:
 
 
 def test_yielded_values_have_a_text_for_progress() -> None:
-    """Design §6: each yield goes out as progress with its text."""
+    """Our choice: each yield goes out as progress with its text."""
     assert [as_text(value) for value in ("a", Text("b"), {"c": 1}, Model(count=1))] == [
         "a", "b", '{"c":1}', '{"count":1}'
     ]  # fmt: skip
 
 
 def test_prompts_become_messages() -> None:
-    """Digest §9.3: one block each; what is not said by somebody is said by the user."""
+    """MCP 2025-11-25, server/prompts: one block each; what is not said by somebody is said by the user."""
 
     def said(role: str, content: Any) -> dict[str, Any]:
         return {"role": role, "content": content}
@@ -262,12 +262,12 @@ def test_prompts_become_messages() -> None:
     ],
 )
 def test_resources_become_one_content_with_the_uri_that_was_read(value: Any, mime_type: Any, expected: Any) -> None:
-    """Digest §9.2: text or blob, with uri and mimeType."""
+    """MCP 2025-11-25, server/resources: text or blob, with uri and mimeType."""
     assert members(encode_contents(value, "a:b", mime_type)) == {"contents": [{"uri": "a:b", **expected}]}
 
 
 def test_resources_spell_out_several_contents_with_embedded_resources() -> None:
-    """Digest §9.2: `resources/read` may return several contents."""
+    """MCP 2025-11-25, server/resources: `resources/read` may return several contents."""
     several = [EmbeddedResource("a:1", text="x"), EmbeddedResource("a:2", blob=b"abc")]
     assert members(encode_contents(several, "a:b")) == {
         "contents": [{"uri": "a:1", "text": "x"}, {"uri": "a:2", "blob": "YWJj"}]
@@ -290,7 +290,7 @@ def test_an_embedded_resource_adds_its_own_meta_to_that_of_the_resource() -> Non
 
 
 def test_a_resource_without_a_value_is_our_error() -> None:
-    """Digest §9.2: never empty contents for a missing resource."""
+    """MCP 2025-11-25, server/resources: never empty contents for a missing resource."""
     with pytest.raises(LocalError, match="a:b returned nothing"):
         encode_contents(None, "a:b")
 

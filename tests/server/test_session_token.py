@@ -90,7 +90,7 @@ JSON = st.recursive(
 def test_a_session_id_has_at_most_400_visible_ascii_characters_whatever_the_client_calls_itself(
     token: SessionToken, nonce: bytes
 ) -> None:
-    """DESIGN §5; visible ASCII is the specification's rule for session ids."""
+    """Our choice; visible ASCII is the specification's rule for session ids."""
     text = encode(token, RING, nonce)
     assert len(text) <= MAX_SESSION_ID
     assert all("!" <= char <= "~" for char in text)
@@ -113,7 +113,7 @@ def test_the_longest_id_leaves_room_below_the_limit() -> None:
 
 
 def test_what_was_encoded_is_decoded_by_any_worker_with_the_key() -> None:
-    """DESIGN §5: a handshake session is its id."""
+    """Our choice: a handshake session is its id."""
     assert decode(encode(TOKEN, RING, NONCE), KeyRing([b"new" * 11, b"s" * 32]), NOW) == TOKEN
 
 
@@ -191,7 +191,7 @@ def test_principals_are_told_apart_by_16_bytes_and_anonymous_is_nobody() -> None
 
 @given(CAPABILITIES)
 def test_bits_give_back_the_capabilities_or_say_that_they_do_not(capabilities: dict[str, Any]) -> None:
-    """DESIGN §5: what the bits do not hold is stored in a record."""
+    """Our choice: what the bits do not hold is stored in a record."""
     bits, exact = capability_bits(capabilities)
     assert exact == (capabilities_of(bits) == capabilities)
     has_more = "unknown" in capabilities or "setting" in repr(capabilities) or "com.example" in repr(capabilities)

@@ -40,7 +40,7 @@ def returning(annotation: Any) -> Plan:
     ],
 )  # fmt: skip
 def test_structured_return_annotations_become_output_schemas(annotation: Any, expected: Schema) -> None:
-    """Digest §9.1: any schema in the newest revision; projection wraps those that are no objects."""
+    """MCP 2025-11-25, server/tools: any schema in the newest revision; projection wraps those that are no objects."""
     made = returning(annotation)
     assert made.output_schema == expected
     Draft202012Validator.check_schema(made.output_schema)
@@ -59,7 +59,7 @@ def test_text_content_and_unknown_return_annotations_promise_nothing(annotation:
 
 
 def test_generators_promise_what_they_yield() -> None:
-    """Design §6: the last yield is the result."""
+    """Our choice: the last yield is the result."""
 
     async def counting() -> AsyncIterator[int]:
         yield 1
@@ -141,7 +141,7 @@ def test_a_context_imported_for_type_checkers_only_is_found_by_its_name() -> Non
 
 
 def test_values_of_models_reach_the_function_as_objects() -> None:
-    """Design §6: dataclasses, TypedDict, Structs and pydantic models, nested too."""
+    """Our choice: dataclasses, TypedDict, Structs and pydantic models, nested too."""
 
     def tool(a: Address, p: Point, m: Movie, q: list[Model], n: Node, c: Colour) -> Any:
         return a, p, m, q, n, c
@@ -246,7 +246,7 @@ def test_one_parameter_called_arguments_takes_them_whole() -> None:
 
 
 def test_hand_written_schemas_are_checked_and_replace_the_annotation() -> None:
-    """Digest §1: a schema that cannot be served is refused."""
+    """MCP 2025-11-25, basic: a schema that cannot be served is refused."""
 
     def tool() -> int:
         return 1
@@ -260,7 +260,7 @@ def test_hand_written_schemas_are_checked_and_replace_the_annotation() -> None:
 
 
 def test_arguments_of_prompts_and_resources_are_read_from_text() -> None:
-    """Digest §9.3: prompt arguments are strings; URI variables are too."""
+    """MCP 2025-11-25, server/prompts: prompt arguments are strings; URI variables are too."""
 
     def prompt(n: int, when: dt.date, tone: Literal["dry", "warm"] = "warm", free="x") -> Any:  # type: ignore[no-untyped-def]  # the subject
         return n, when, tone, free

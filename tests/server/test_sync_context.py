@@ -48,7 +48,7 @@ async def test_side_effects_run_in_the_threads_of_their_calls_so_that_a_full_poo
 
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
 async def test_what_a_side_effect_raises_is_raised_where_it_was_asked_for(revision: str) -> None:
-    """STYLE 21; and `StopIteration`, which no future carries, ends the call too."""
+    """Our choice; and `StopIteration`, which no future carries, ends the call too."""
     mcp = Server("once", settings=Settings())
 
     @mcp.tool

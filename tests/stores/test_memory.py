@@ -356,7 +356,7 @@ async def test_deadlines_of_items_that_are_gone_do_not_pile_up(clock: Clock) -> 
 
 @pytest.mark.parametrize("end", ["delete", "expire"])
 async def test_memory_is_back_where_it_was_when_all_is_gone(clock: Clock, end: str) -> None:
-    """Issue: 10,000 sessions that open and close leave nothing behind."""
+    """Our choice: 10,000 sessions that open and close leave nothing behind."""
     store = MemoryStore(clock=clock)
     gc.collect()
     tracemalloc.start()

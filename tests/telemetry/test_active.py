@@ -33,7 +33,7 @@ def test_a_session_that_was_ended_is_over_once() -> None:
 
 
 def test_a_flood_of_sessions_occupies_bounded_memory() -> None:
-    """STYLE 22: bounded; the one that began first makes room."""
+    """Our choice: bounded; the one that began first makes room."""
     sessions, ended = table(max_sessions=3)
     for number in range(10):
         sessions.heard(str(number), float(number), *HTTP)

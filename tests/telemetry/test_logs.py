@@ -54,7 +54,7 @@ def human_line(message: object, *args: object, **extra: Any) -> str:
 
 
 def test_a_stream_that_is_no_terminal_gets_json_lines() -> None:
-    """Issue 2: JSON logs when nobody watches."""
+    """Our choice: JSON logs when nobody watches."""
     line = json_line("sold %d books", 3, isbn="978", copies=3)
     assert list(line)[:4] == ["ts", "level", "logger", "message"]
     assert line["ts"].endswith("Z")
@@ -90,7 +90,7 @@ def test_an_extra_field_cannot_replace_one_of_ours() -> None:
      "password", "mcp-session-id", "requestState", "credentials"],
 )  # fmt: skip
 def test_a_field_with_a_secret_name_is_hidden_at_any_depth(name: str) -> None:
-    """FACTS: logs redact credentials by the name of the field."""
+    """Our choice: logs redact credentials by the name of the field."""
     nested = json_line("request", headers={name: "hunter2-hunter2"}, items=[{name: 42}])
     assert nested["headers"] == {name: "***"}
     assert nested["items"] == [{name: "***"}]
@@ -117,7 +117,7 @@ def test_a_field_with_a_harmless_name_is_kept(name: str) -> None:
     ],
 )
 def test_a_secret_inside_a_text_is_hidden(text: str) -> None:
-    """FACTS: a message may quote a header or a URL."""
+    """Our choice: a message may quote a header or a URL."""
     assert "hunter2" not in json_line("saw %s", text)["message"]
     assert "hunter2" not in human_line("saw %s", text)
 
@@ -188,13 +188,13 @@ def test_levels_filter_and_an_unknown_one_is_explained() -> None:
 
 
 def test_standard_output_is_refused() -> None:
-    """Issue 2: nothing but the protocol is ever on stdout."""
+    """Our choice: nothing but the protocol is ever on stdout."""
     with pytest.raises(ValueError, match="standard output"):
         logs.configure("info", stream=sys.stdout)
 
 
 def test_standard_error_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
-    """Issue 2: logs go to stderr."""
+    """Our choice: logs go to stderr."""
     logs.configure("info")
     logging.getLogger("shop").warning("here")
     captured = capsys.readouterr()

@@ -41,7 +41,7 @@ async def lines_of(*given: AccessRecord) -> list[dict[str, Any]]:
 
 
 async def test_a_line_tells_everything_about_a_message_in_a_fixed_order() -> None:
-    """FACTS: one access line for each JSON-RPC message."""
+    """Our choice: one access line for each JSON-RPC message."""
     message = AccessRecord(
         AT, "tools/call", "add", "", 0.0123451, "2025-11-25", "inspector", "1.2", "s" * 32, "alice", 99, "http",
     )  # fmt: skip
@@ -65,7 +65,7 @@ async def test_a_line_tells_everything_about_a_message_in_a_fixed_order() -> Non
 
 
 async def test_a_traced_message_has_its_ids() -> None:
-    """FACTS: trace_id and span_id join log and trace."""
+    """Our choice: trace_id and span_id join log and trace."""
     (line,) = await lines_of(AccessRecord(AT, "ping", trace_id="a" * 32, span_id="b" * 16))
     assert (line["trace_id"], line["span_id"]) == ("a" * 32, "b" * 16)
 
@@ -125,7 +125,7 @@ async def test_a_secret_that_the_cut_runs_through_is_hidden_first() -> None:
 
 
 async def test_what_is_remembered_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """STYLE 22: names and sessions come from outside."""
+    """Our choice: names and sessions come from outside."""
     monkeypatch.setattr(messages, "_REMEMBERED", 4)
     given = [AccessRecord(AT, "ping", f"n{number}", session=f"s{number}") for number in range(20)]
     lines = await lines_of(*given, *given)
@@ -155,7 +155,7 @@ async def test_lines_are_written_together_soon() -> None:
 
 
 async def test_what_waits_is_bounded() -> None:
-    """STYLE 22: at the bound they are written at once."""
+    """Our choice: at the bound they are written at once."""
     stream = io.StringIO()
     log = MessageLog(stream)
     for _ in range(MAX_PENDING - 1):

@@ -165,7 +165,7 @@ def test_quantiles_at_the_ends() -> None:
 
 
 def test_what_peers_name_cannot_fill_memory() -> None:
-    """FACTS: bounded series; the rest is counted together under `_other`."""
+    """Our choice: bounded series; the rest is counted together under `_other`."""
     registry = Metrics()
     counter = registry.counter("c_total", "C.", ("v",))
     gauge = registry.gauge("g", "G.", ("v",))

@@ -43,7 +43,7 @@ DURATION = "mcp_server_operation_duration_seconds"
 
 
 def test_calls_are_counted_by_method_tool_outcome_and_revision() -> None:
-    """FACTS 5: the histogram of the conventions, translated for Prometheus."""
+    """Our choice: the histogram of the conventions, translated for Prometheus."""
     observer = Observer({"add"})
     observer(a_call(method="tools/call", name="add"), 0.001, b"{}")
     observer(a_call(method="tools/call", name="add"), 0.001, b"{}")
@@ -67,7 +67,7 @@ def test_a_cancelled_call_has_an_outcome_even_without_an_answer() -> None:
 
 
 def test_no_peer_can_make_labels() -> None:
-    """FACTS 5: only registered tools are labels; the same for methods and revisions."""
+    """Our choice: only registered tools are labels; the same for methods and revisions."""
     tools: set[str] = set()
     observer = Observer(tools)
     for number in range(5000):
@@ -86,7 +86,7 @@ def test_no_peer_can_make_labels() -> None:
 
 
 async def test_each_call_is_one_line_with_what_is_known_of_it() -> None:
-    """Issue 3: one structured log line for each message."""
+    """Our choice: one structured log line for each message."""
     stream = io.StringIO()
     log = MessageLog(stream, worker="w")
     observer = Observer({"add"}, log=log, wall=lambda: 0.5)
@@ -121,7 +121,7 @@ async def test_each_call_is_one_line_with_what_is_known_of_it() -> None:
 
 
 async def test_log_and_span_of_a_call_share_their_ids() -> None:
-    """FACTS 5: trace_id and span_id in the line."""
+    """Our choice: trace_id and span_id in the line."""
     stream = io.StringIO()
     tracing, exporter = recording()
     observer = Observer((), log=MessageLog(stream), tracing=tracing)
@@ -137,7 +137,7 @@ async def test_log_and_span_of_a_call_share_their_ids() -> None:
 
 
 def test_what_is_off_is_not_called() -> None:
-    """STYLE 11: pay only when asked."""
+    """Our choice: pay only when asked."""
     observer = Observer(())
     assert observer.begin is None
     observer.close()
@@ -155,7 +155,7 @@ def test_spans_without_a_log_are_ended_too() -> None:
 
 
 def test_sessions_are_counted_by_what_is_heard_of_them() -> None:
-    """FACTS 5: sessions active and their durations; never a session id on a metric."""
+    """Our choice: sessions active and their durations; never a session id on a metric."""
     clock = Clock()
     observer = Observer((), clock=clock)
     client = a_call().client
@@ -198,7 +198,7 @@ def test_a_message_that_is_no_call_is_counted_without_a_duration_that_nobody_too
 
 
 def test_a_snapshot_agrees_with_the_metrics() -> None:
-    """Issue 3: the dashboard's numbers match `/metrics`."""
+    """Our choice: the dashboard's numbers match `/metrics`."""
     clock = Clock()
     connections = {("sse", FIRST.date): 1, ("ws", NEWEST.date): 0}
     observer = Observer({"add", "slow"}, connections=connections, clock=clock)
@@ -247,7 +247,7 @@ def test_a_snapshot_tells_rates_and_percentiles_of_the_last_moments() -> None:
 
 
 async def test_the_observer_samples_the_event_loop_until_it_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """STYLE 22: one task, which the runtime owns."""
+    """Our choice: one task, which the runtime owns."""
     monkeypatch.setattr(process, "INTERVAL", 0.0)
     observer = Observer(())
     assert observer.snapshot()["loop_lag_ms"] == {"last": 0.0, "worst": 0.0}

@@ -41,7 +41,7 @@ async def test_lag_is_what_the_sleep_took_too_long() -> None:
 
 
 async def test_the_sampler_runs_in_the_real_loop_until_it_is_cancelled() -> None:
-    """STYLE 22: one task, owned by the runtime."""
+    """Our choice: one task, owned by the runtime."""
     registry = Metrics()
     sampled = asyncio.Event()
 
@@ -81,7 +81,7 @@ def test_an_open_file_is_one_more_descriptor() -> None:
 
 
 async def test_the_page_has_the_customary_names() -> None:
-    """FACTS: `process_*`; the names that dashboards for Prometheus know."""
+    """Our choice: `process_*`; the names that dashboards for Prometheus know."""
     registry = Metrics()
     ProcessFigures(registry)
     names = {family.name: family.type for family in text_string_to_metric_families(registry.render().decode())}

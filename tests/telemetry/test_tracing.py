@@ -28,7 +28,7 @@ def attributes_of(outcome: str = "", **given: Any) -> tuple[str, dict[str, Any]]
 
 
 def test_a_tool_call_has_the_attributes_of_the_conventions() -> None:
-    """FACTS 5: the span is named by method and tool; arguments are never recorded."""
+    """Our choice: the span is named by method and tool; arguments are never recorded."""
     name, attributes = attributes_of(
         method="tools/call", name="add", id=7, headers={}, params=b'{"name":"add","arguments":{"password":"x"}}'
     )
@@ -131,7 +131,7 @@ def test_where_opentelemetry_is_missing_there_are_no_spans(monkeypatch: pytest.M
 
 
 def test_a_program_that_does_not_trace_loads_no_opentelemetry() -> None:
-    """DESIGN 8: no cost when absent, and none when it is only installed."""
+    """Our choice: no cost when absent, and none when it is only installed."""
     program = (
         "import sys\nfrom millstream.server.observing.tracing import Tracing, load_spans\n"
         "import millstream.server.observing.observer\n"

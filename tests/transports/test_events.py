@@ -131,7 +131,7 @@ def lane(request: pytest.FixtureRequest) -> bool:
 
 
 async def test_every_subscriber_hears_every_publication_once_in_order_as_a_plain_message(lane: bool) -> None:
-    """Issue: `EventSource.onmessage` sees what is published."""
+    """Our choice: `EventSource.onmessage` sees what is published."""
     async with world(lane) as here:
         streams = [await here.stream() for _ in range(50)]
         for number in range(20):
@@ -186,7 +186,7 @@ async def test_channels_are_repeated_or_separated_by_commas_and_may_have_wildcar
 
 
 async def test_history_and_presence_are_asked_for_in_the_query(lane: bool) -> None:
-    """Issue: presence with names, and history after reload."""
+    """Our choice: presence with names, and history after reload."""
     async with world(lane) as here:
         for text in "abc":
             await here.publish({"data": text})
@@ -201,7 +201,7 @@ async def test_history_and_presence_are_asked_for_in_the_query(lane: bool) -> No
 
 
 async def test_a_client_hears_its_own_messages_and_what_came_while_it_was_away(lane: bool) -> None:
-    """Issue: `GET /mcp/sse/{client_id}`, and the mailbox behind it."""
+    """Our choice: `GET /mcp/sse/{client_id}`, and the mailbox behind it."""
     async with world(lane) as here:
         await here.hub.send("me", {"progress": 1}, event="progress")
         await here.hub.send("you", "not mine")
@@ -233,7 +233,7 @@ async def test_streams_are_kept_alive_counted_and_ended_with_the_server(lane: bo
 
 
 async def test_a_reader_that_stalls_is_cut_and_the_others_hear_everything(lane: bool) -> None:
-    """Issue: a slow one is cut with a named reason; nothing is lost for anybody else."""
+    """Our choice: a slow one is cut with a named reason; nothing is lost for anybody else."""
     async with world(lane, max_buffered=64 * 1024) as here:
         good = await here.stream()
         stalled = await here.server.connect(small_buffer=True)
@@ -291,7 +291,7 @@ async def test_a_reader_that_stalls_is_cut_and_the_others_hear_everything(lane: 
 async def test_bad_input_is_a_clear_error_and_nothing_is_lost_for_anybody_else(
     lane: bool, asked: str, body: bytes, extra: bytes, status: int, text: str
 ) -> None:
-    """Issue, "Bad input"; the errors are problem details (RFC 9457)."""
+    """Our choice; the errors are problem details (RFC 9457)."""
 
     def authorize(principal: Any, action: str, channel: str) -> bool:
         return channel != "secret"
@@ -317,7 +317,7 @@ async def test_a_misspelled_channel_is_refused_so_that_nobody_hears_what_was_not
 
 
 async def test_too_many_connections_are_told_when_to_come_back(lane: bool) -> None:
-    """Issue: 503 with `Retry-After`."""
+    """Our choice: 503 with `Retry-After`."""
     async with world(lane, max_connections=2) as here:
         first = await here.stream()
         await here.stream("/mcp/sse/me")
@@ -340,7 +340,7 @@ async def test_hub_streams_count_among_all_streams(lane: bool) -> None:
 
 
 async def test_the_principal_is_asked_about(lane: bool) -> None:
-    """Issue: per-channel authorization; a mailbox is its owner's."""
+    """Our choice: per-channel authorization; a mailbox is its owner's."""
 
     def authorize(principal: Principal | None, action: str, channel: str) -> bool:
         return principal is not None and (not channel.startswith("$client.") or channel == f"$client.{principal.id}")
@@ -373,7 +373,7 @@ def test_a_path_names_one_client_or_none(path: str, client_id: str | None) -> No
 
 
 async def test_a_client_id_with_blanks_is_a_clear_error() -> None:
-    """Issue: a client id with control characters. Such a path is never in the lane."""
+    """Our choice: a client id with control characters. Such a path is never in the lane."""
     async with world(False) as here:
         assert (await here.ask("GET", "/mcp/sse/a%20b"))[0] == 400
         assert (await here.ask("GET", "/mcp/sse/"))[0] == 404

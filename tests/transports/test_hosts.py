@@ -193,7 +193,7 @@ def test_a_cross_site_request_without_an_origin_must_not_change_state(method: st
 
 
 def test_cors_headers_name_the_origin_and_what_may_be_read() -> None:
-    """Digest §4.6."""
+    """Our choice."""
     head = LOCAL.cors_head(b"http://localhost:3000 ")
     assert head.startswith(b"access-control-allow-origin: http://localhost:3000\r\n")
     assert b"mcp-session-id, www-authenticate, retry-after, link\r\n" in head

@@ -115,7 +115,7 @@ async def calls_of(
 
 @pytest.mark.parametrize(("data", "most"), [(EIGHT_HEADERS, 6), (UNUSUAL, 21)], ids=["usual", "unusual"])
 async def test_a_plain_call_takes_few_python_calls_in_the_lane(data: bytes, most: int) -> None:
-    """Design §9 allows 35 with everything: parser callbacks, uvicorn's code and the handler are counted here."""
+    """Our choice allows 35 with everything: parser callbacks, uvicorn's code and the handler are counted here."""
     protocol, wire = connect(lane=True)
     calls = await calls_of(protocol, wire, lambda name: name.startswith((OURS, UVICORN)), data)
     assert calls.total() + HANDLER_AND_ROUTE <= most, calls
@@ -124,7 +124,7 @@ async def test_a_plain_call_takes_few_python_calls_in_the_lane(data: bytes, most
 
 
 async def test_a_plain_call_takes_at_most_six_of_our_python_calls_through_asgi() -> None:
-    """Design §9: the adapter's share; the handler included."""
+    """Our choice: the adapter's share; the handler included."""
     protocol, wire = connect(lane=False)
     calls = await calls_of(protocol, wire, lambda name: name.startswith(OURS))
     assert calls.total() + HANDLER_AND_ROUTE <= 6, calls

@@ -34,7 +34,7 @@ async def answers(kind: str, path: str, *, extensions: Any = None, **headers: st
 
 @pytest.mark.parametrize("path", ["/health", "/livez", "/readyz", "/mcp", "/events"])
 async def test_a_preflight_is_answered_on_every_route_also_those_of_the_probes(path: str) -> None:
-    """Issue 3; a fixed defect: the probes said 405, and that they take OPTIONS."""
+    """Our choice; a fixed defect: the probes said 405, and that they take OPTIONS."""
     start, _ = await answers("http", path, **ASKS)
     head = dict(start["headers"])
     assert (start["status"], head[b"access-control-allow-origin"]) == (204, ORIGIN.encode())

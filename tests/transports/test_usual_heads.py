@@ -178,7 +178,7 @@ async def test_a_connection_that_missed_goes_to_the_parser_at_once_from_then_on(
 
 @pytest.mark.parametrize("cut", [list, bytewise], ids=["whole", "bytewise"])
 def test_a_usual_request_is_answered_however_it_arrives(cut: Callable[[Any], Any]) -> None:
-    """STYLE 29: whole and byte by byte."""
+    """Our choice: whole and byte by byte."""
     data = message([*USUAL, b"content-length: 2"], b"{}")
     written, _, heard = compare(list(cut(data) if cut is bytewise else [data]))
     assert written.endswith(b"\r\n\r\n{}")

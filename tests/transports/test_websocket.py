@@ -129,7 +129,7 @@ async def test_text_that_is_no_json_is_a_parse_error_and_the_socket_stays() -> N
 
 
 async def test_credentials_are_judged_before_the_socket_is_accepted() -> None:
-    """FACTS §1 row 3: authentication before accept, and the query holds no credential."""
+    """Our choice: authentication before accept, and the query holds no credential."""
 
     async def authenticate(request: Request) -> Principal | Response:
         assert request.query == b""
@@ -149,7 +149,7 @@ async def test_credentials_are_judged_before_the_socket_is_accepted() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_one_socket_too_many_is_503_with_a_time_to_come_back(way: str) -> None:
-    """Issue "Bad input"."""
+    """Our choice."""
     async with world(way, max_streams=2) as app:
         async with app.client(), app.client(MCP):
             with pytest.raises(InvalidStatus) as refused:

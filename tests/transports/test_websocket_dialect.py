@@ -66,7 +66,7 @@ BAD = [
 
 @pytest.mark.parametrize(("text", "code"), BAD, ids=range(len(BAD)))
 async def test_a_wrong_message_is_a_clear_error_and_the_socket_stays(text: str, code: int) -> None:
-    """Issue "Bad input": an error in the dialect that asked, and nothing lost."""
+    """Our choice: an error in the dialect that asked, and nothing lost."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         answer = await ask(socket, text)
@@ -97,7 +97,7 @@ async def test_wrong_arguments_are_told_in_the_result() -> None:
 
 
 async def test_a_failing_tool_shows_its_incident_and_nothing_else() -> None:
-    """STYLE 21."""
+    """Our choice."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         answer = await ask(socket, {"type": "mcp_call", "tool": "fails"})
@@ -116,7 +116,7 @@ async def test_a_tool_that_must_ask_says_that_the_dialect_cannot() -> None:
 
 
 async def test_json_rpc_is_understood_beside_the_dialect() -> None:
-    """Issue 3: both on one connection."""
+    """Our choice: both on one connection."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         assert (await ask(socket, enveloped("tools/list", id="x")))["id"] == "x"
@@ -126,7 +126,7 @@ async def test_json_rpc_is_understood_beside_the_dialect() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_what_one_socket_publishes_another_hears(way: str) -> None:
-    """Issue 3, item 2."""
+    """Our choice."""
     async with world(way) as app, app.client() as one, app.client() as other:
         await hear(one), await hear(other)
         await tell(other, {"type": "subscribe", "channel": "news.*", "id": 1})
@@ -153,7 +153,7 @@ async def test_after_unsubscribing_nothing_comes_and_the_socket_stays() -> None:
 
 
 async def test_a_socket_comes_back_with_the_last_id_and_misses_nothing() -> None:
-    """Issue 3, item 1: resume by the id of the last event, in order, none twice."""
+    """Our choice: resume by the id of the last event, in order, none twice."""
     async with world() as app:
         async with app.client() as socket:
             await hear(socket)
@@ -186,7 +186,7 @@ async def test_a_socket_with_subscriptions_that_overlap_hears_each_event_once(wa
 
 
 async def test_a_gap_is_told_before_what_is_left() -> None:
-    """Issue 3, item 1."""
+    """Our choice."""
     async with world() as app, app.client() as socket:
         await hear(socket)
         await app.hub.publish("broadcast", "left")
@@ -196,7 +196,7 @@ async def test_a_gap_is_told_before_what_is_left() -> None:
 
 
 async def test_a_named_subscriber_is_present_until_its_socket_closes() -> None:
-    """Issue 3, item 1: presence."""
+    """Our choice: presence."""
     async with world() as app:
         async with app.client() as socket:
             hello = await hear(socket)
@@ -209,7 +209,7 @@ async def test_a_named_subscriber_is_present_until_its_socket_closes() -> None:
 
 
 async def test_caps_of_the_hub_are_errors_of_the_dialect() -> None:
-    """Issue 3: too many subscriptions of one socket, and of all."""
+    """Our choice: too many subscriptions of one socket, and of all."""
     limits = HubLimits(max_channels_per_subscriber=2, max_connections=3)
     async with world(limits=limits) as app, app.client() as one, app.client() as other:
         await hear(one), await hear(other)
@@ -221,7 +221,7 @@ async def test_caps_of_the_hub_are_errors_of_the_dialect() -> None:
 
 
 async def test_a_forbidden_channel_is_refused_in_the_dialect() -> None:
-    """Issue "Bad input": publishing to a forbidden channel."""
+    """Our choice: publishing to a forbidden channel."""
 
     def authorize(principal: Principal | None, action: str, channel: str) -> bool:
         return channel != f"no-{action}"
@@ -246,7 +246,7 @@ async def test_without_a_hub_the_dialect_says_what_to_serve() -> None:
 
 
 async def test_where_publishing_is_off_it_is_forbidden() -> None:
-    """Issue 3, item 7: without authentication only a loopback bind takes it."""
+    """Our choice: without authentication only a loopback bind takes it."""
     async with world() as app:
         app.route.may_publish = lambda address, headers: False
         async with app.client() as socket:

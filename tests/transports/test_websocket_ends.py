@@ -77,7 +77,7 @@ async def publish_until_cut(app: World, listener: Any) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_slow_reader_is_cut_by_name_and_the_others_go_on(way: str) -> None:
-    """Issue 3, item 1: it hears 1013 ``slow`` once it reads again, and can resume."""
+    """Our choice: it hears 1013 ``slow`` once it reads again, and can resume."""
     async with world(way, limits=HubLimits(max_buffered=400_000)) as app, app.client(max_size=None) as listener:
         await tell(listener, {"type": "subscribe"})
         slow = await slow_reader(app)

@@ -170,7 +170,7 @@ async def test_a_connection_that_breaks_leaves_nothing_behind(way: str) -> None:
 
 
 async def test_deflate_is_not_negotiated() -> None:
-    """FACTS §1 row 25: no compression, so nothing to inflate; offering it is no error."""
+    """Our choice: no compression, so nothing to inflate; offering it is no error."""
     async with world() as app:
         peer = await app.handshake(b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n")
         status, headers = await app.opened(peer)

@@ -104,7 +104,7 @@ class World:
 
 
 async def test_a_watcher_hears_of_the_server_then_the_log_then_each_snapshot() -> None:
-    """The issue: everything updates by SSE."""
+    """Our choice: everything updates by SSE."""
     world = World()
     world.logger.warning("Before.")
     async with world.watching() as screen:
@@ -120,7 +120,7 @@ async def test_a_watcher_hears_of_the_server_then_the_log_then_each_snapshot() -
 
 
 async def test_a_snapshot_is_made_once_for_all_and_not_at_all_for_nobody() -> None:
-    """The issue: a snapshot each second only while somebody watches, encoded once."""
+    """Our choice: a snapshot each second only while somebody watches, encoded once."""
     world = World()
     runner = asyncio.ensure_future(world.feed.run())
     await asyncio.sleep(0)
@@ -185,7 +185,7 @@ async def test_a_watcher_that_does_not_read_is_cut_and_others_are_not() -> None:
 
 
 async def test_too_many_streams_are_refused_with_a_time_to_come_back() -> None:
-    """The issue: too many connections are 503 with `Retry-After`."""
+    """Our choice: too many connections are 503 with `Retry-After`."""
     world = World(max_streams=1)
     async with world.watching():
         request = Asked("GET", "/dashboard/events", [], {}, screen=Screen())
@@ -196,7 +196,7 @@ async def test_too_many_streams_are_refused_with_a_time_to_come_back() -> None:
 
 
 async def test_the_tail_keeps_the_newest_lines_of_all_threads() -> None:
-    """The issue: a bounded ring. Old lines go; their numbers are not given again."""
+    """Our choice: a bounded ring. Old lines go; their numbers are not given again."""
     world = World(size=3)
     threads = [threading.Thread(target=world.logger.warning, args=(f"line {number}",)) for number in range(8)]
     for thread in threads:
@@ -211,7 +211,7 @@ async def test_the_tail_keeps_the_newest_lines_of_all_threads() -> None:
 
 
 async def test_secrets_do_not_reach_the_page() -> None:
-    """The issue: logs with secrets redacted and control characters escaped."""
+    """Our choice: logs with secrets redacted and control characters escaped."""
     world = World()
     world.logger.warning("token=abcdef\nforged", extra={"password": "hunter2"})
     async with world.watching() as screen:
@@ -230,7 +230,7 @@ async def test_a_record_that_cannot_be_written_breaks_nobody(monkeypatch: pytest
 
 
 async def test_the_members_of_the_chat_are_listed() -> None:
-    """The issue: presence, in the order of arrival."""
+    """Our choice: presence, in the order of arrival."""
     asked: list[str] = []
 
     async def presence(channel: str) -> list[dict[str, str]]:

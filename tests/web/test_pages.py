@@ -16,7 +16,7 @@ def headers(head: bytes) -> dict[str, str]:
 
 
 def test_a_page_and_its_files_are_served_by_path() -> None:
-    """The issue: `/docs`, without anything from another host."""
+    """Our choice: `/docs`, without anything from another host."""
     assert "docs" in page_names()
     assert {"/docs", "/assets/base.css", "/assets/docs.js", "/assets/docs.css", "/assets/mark.svg"} <= set(pages())
     for path in pages():
@@ -26,7 +26,7 @@ def test_a_page_and_its_files_are_served_by_path() -> None:
 
 
 def test_each_reply_says_what_it_is_and_forbids_the_rest() -> None:
-    """The issue: strict Content-Security-Policy, nosniff."""
+    """Our choice: strict Content-Security-Policy, nosniff."""
     kinds = {"/docs": "text/html; charset=utf-8", "/assets/docs.js": "text/javascript; charset=utf-8"}
     for path, kind in kinds.items():
         found = headers(asset(path).head)
@@ -51,7 +51,7 @@ def test_a_page_has_no_script_style_or_address_that_its_policy_forbids(name: str
 
 
 def test_files_load_nothing_from_another_host() -> None:
-    """The issue: no foreign host."""
+    """Our choice: no foreign host."""
     for path in pages():
         text = asset(path).body.decode().replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"(?:https?|wss?):?//(?!127\.0\.0\.1|localhost)\w", text), path

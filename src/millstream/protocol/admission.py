@@ -1,6 +1,7 @@
 """From an envelope and HTTP headers to an admitted request, or a refusal with its exact code and status.
 
-The ladder of digest §2.3 and rows 1-17 of §16. Whose turn a step is:
+MCP 2026-07-28, basic/versioning and basic/transports/streamable-http, and for older clients 2025-11-25,
+basic/transports. Whose turn a step is:
 `era_of` tells the eras apart (body first, the header is a cross-check), `admit_per_request` climbs the ladder of
 2026-07-28. Handshake-era routing by session is the transport's (it needs sessions); the checks it makes are here
 too, as functions of values. stdio passes no headers and skips the header steps.
@@ -66,7 +67,7 @@ def header_version(headers: Headers) -> str:
 
 
 def is_per_request(message: Envelope, headers: Headers | None = None) -> bool:
-    """Whether a request or notification belongs to the per-request era (digest §2.3 steps 5 and 7).
+    """Whether a request or notification belongs to the per-request era.
 
     Raises:
         ProtocolError: `initialize` under a header that names a revision without a handshake.
@@ -204,7 +205,7 @@ def _read_name(message: Envelope) -> str:
 
 
 def target_name(method: str, params: bytes) -> str:
-    """What a named method names, for a gate; empty where the parameters do not say (their handler refuses them)."""
+    """The name or URI that a request is about, for a gate; empty where the parameters lack it."""
     try:
         return _read_name(Envelope(None, method, params or b"{}"))
     except ProtocolError:
@@ -214,7 +215,7 @@ def target_name(method: str, params: bytes) -> str:
 def check_routing(
     method: str, name: str, version: str, headers: Headers, raw_headers: Iterable[tuple[bytes, bytes]]
 ) -> None:
-    """Compare the routing headers with the body (digest §4.4).
+    """Compare the routing headers with the body (MCP 2026-07-28, basic/transports/streamable-http).
 
     Raises:
         ProtocolError: HEADER_MISMATCH for one that is missing, repeated, malformed or different.

@@ -1,11 +1,11 @@
-"""Content blocks, in the shape of the newest revision (digest §9.1, §10.1).
+"""Content blocks, in the shape of the newest revision (MCP 2026-07-28, schema#contentblock).
 
 What users construct is what goes on the wire: bytes are given as bytes and become base64, names are camelCase, and
 fields left alone are omitted. The `type` field is a msgspec tag, so the unions at the end decode by it. What older
 revisions lack is converted by `projection.py`, not here.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 from msgspec.structs import force_setattr
@@ -14,7 +14,7 @@ Role = Literal["user", "assistant"]
 
 
 class Wire(Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """What every value of this module shares: frozen, camelCase, defaults omitted."""
+    """The base of every value of this module: frozen, camelCase, defaults omitted."""
 
 
 class Annotations(Wire, frozen=True):
@@ -24,6 +24,16 @@ class Annotations(Wire, frozen=True):
     priority: Annotated[float, Meta(ge=0, le=1)] | None = None
     last_modified: str | None = None
     """A moment as ISO 8601 writes it."""
+
+
+class ToolAnnotations(Wire, frozen=True):
+    """Hints about a tool for clients; never a promise."""
+
+    title: str | None = None
+    read_only_hint: bool | None = None
+    destructive_hint: bool | None = None
+    idempotent_hint: bool | None = None
+    open_world_hint: bool | None = None
 
 
 class Icon(Wire, frozen=True):
@@ -37,7 +47,7 @@ class Icon(Wire, frozen=True):
 
 
 class Block(Wire, frozen=True, kw_only=True, tag_field="type"):
-    """What every content block may carry."""
+    """The base of every content block."""
 
     annotations: Annotations | None = None
     meta: dict[str, Any] | None = field(default=None, name="_meta")
@@ -110,7 +120,7 @@ class EmbeddedResource(Block, frozen=True, tag="resource"):
 
 
 Content = Text | Image | Audio | ResourceLink | EmbeddedResource
-"""What tool results and prompt messages hold."""
+"""The blocks of tool results and prompt messages."""
 
 
 class ToolUse(Wire, frozen=True, tag="tool_use", tag_field="type"):
@@ -133,7 +143,7 @@ class ToolResultBlock(Wire, frozen=True, tag="tool_result", tag_field="type"):
 
 
 SamplingContent = Text | Image | Audio | ToolUse | ToolResultBlock
-"""What messages to and from a sampled model hold."""
+"""The blocks of messages to and from a sampled model."""
 
 AnyContent = Content | ToolUse | ToolResultBlock
 BLOCKS: tuple[type[Struct], ...] = (Text, Image, Audio, ResourceLink, EmbeddedResource)
@@ -152,3 +162,13 @@ class Message(Wire, frozen=True):
     def __post_init__(self) -> None:
         if isinstance(self.content, str):
             force_setattr(self, "content", Text(self.content))
+
+    @property
+    def blocks(self) -> list[AnyContent]:
+        """The content as a list."""
+        content = cast("AnyContent | list[AnyContent]", self.content)  # `__post_init__` has replaced strings
+        return content if isinstance(content, list) else [content]
+
+    def one_by_one(self) -> list["Message"]:
+        """The same as messages of one block each, for readers that know no lists."""
+        return [Message(self.role, block) for block in self.blocks] if isinstance(self.content, list) else [self]

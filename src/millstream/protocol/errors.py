@@ -17,7 +17,7 @@ UNSUPPORTED_VERSION = -32022
 OVERLOADED = -31503
 """Ours: outside the range that JSON-RPC reserves, as the per-request era wants. Handshake revisions say `-32000`."""
 SERVER_ERROR = -32000
-"""What clients of the handshake era are used to for whatever has no code of its own."""
+"""The code that clients of the handshake era expect for errors without one of their own."""
 
 
 class ProtocolError(Exception):

@@ -3,25 +3,19 @@
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from millstream.protocol import projection
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.jsonrpc import encode
-from millstream.protocol.metadata import Client, Implementation, read_capabilities
+from millstream.protocol.messages import InitializeRequestParams
+from millstream.protocol.metadata import Client, read_capabilities
 from millstream.protocol.revisions import ASSUMED, Revision, negotiate
-
-
-class _Params(Struct, rename="camel", gc=False):
-    protocol_version: str
-    capabilities: Raw = Raw(b"{}")
-    client_info: Implementation = Implementation()
-
 
 MAX_DISPLAYED = 256
 """Characters of a client's name and version that are kept."""
 
-_decode = msgspec.json.Decoder(_Params).decode
+_decode = msgspec.json.Decoder(InitializeRequestParams).decode
 
 
 class Opening(Struct, frozen=True, gc=False):

@@ -2,7 +2,7 @@
 
 msgspec generates; this module inlines its `$ref`s (many models read inlined schemas better), keeps them only where a
 type is recursive, and drops the titles that merely repeat a class name. Types that msgspec does not know are asked of
-a hook. Nothing is ever fetched: a `$ref` that leaves the document is refused (digest §1).
+a hook. Nothing is ever fetched: a `$ref` that leaves the document is refused (MCP 2026-07-28, basic).
 """
 
 import re
@@ -96,7 +96,7 @@ def object_schema(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
 
 
 def wrap_output(schema: Schema) -> Schema:
-    """What revisions that know only objects as output are told: the value as `result` (digest §9.1)."""
+    """The schema for revisions that know only objects as output: the value is their `result`."""
     outer = {key: schema[key] for key in ("$schema",) if key in schema}
     inner = {key: value for key, value in schema.items() if key not in outer}
     return {
@@ -220,7 +220,7 @@ class _Inliner:
         return result | {"$defs": self.hoisted} if self.hoisted else result
 
     def target(self, node: Schema, scope: Schema) -> tuple[Schema, Schema]:
-        """What a node refers to (an empty schema for none), and the keywords beside the reference."""
+        """The schema that a node refers to (an empty one for none), and the keywords beside the reference."""
         siblings = {key: value for key, value in node.items() if key not in ("$ref", "$defs")}
         return scope[node["$ref"].removeprefix(REF)] if "$ref" in node else {}, siblings
 

@@ -1,4 +1,4 @@
-"""JSON-RPC 2.0 messages: bytes to `Envelope` and back. Sections 1 and 13 of the protocol digest.
+"""JSON-RPC 2.0 messages: bytes to `Envelope` and back (https://www.jsonrpc.org/specification).
 
 Reading is in passes: this module opens only the envelope and keeps `params`, `result` and `error` as raw bytes.
 Identifiers keep their type. It does not know methods or revisions.
@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream.protocol.depth import overgrown
-from millstream.protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
+from millstream.protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR, ProtocolError
 
 RequestId = int | str
 
@@ -51,6 +51,14 @@ class Envelope(Struct, gc=False, frozen=True):
     @property
     def is_answer(self) -> bool:
         return self.method == ""
+
+
+class PeerError(Struct, gc=False):
+    """The error of an answer."""
+
+    code: int = INTERNAL_ERROR
+    message: str = ""
+    data: Raw = _EMPTY
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode

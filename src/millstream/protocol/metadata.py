@@ -68,7 +68,7 @@ class LooseParams(Struct, gc=False, rename={"meta": "_meta"}):
 
 
 class Client(Struct, frozen=True, gc=False):
-    """Who asks, as far as they said: `capabilities` as declared, name and version for display."""
+    """The client as it describes itself: `capabilities` as declared, name and version for display."""
 
     capabilities: Mapping[str, Any] = {}
     name: str = ""
@@ -78,7 +78,7 @@ class Client(Struct, frozen=True, gc=False):
 def declares(capabilities: Mapping[str, Any], required: Mapping[str, Any]) -> bool:
     """Whether declared client capabilities cover the required ones (both as ClientCapabilities objects).
 
-    An elicitation capability without modes means form mode (digest §5).
+    An elicitation capability without modes means form mode (MCP 2025-11-25, client/elicitation).
     """
     for name, inner in required.items():
         have: Any = capabilities.get(name)

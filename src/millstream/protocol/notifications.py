@@ -1,27 +1,88 @@
-"""What clients send besides requests: cancellations, and the progress token of a handshake-era request."""
+"""Notifications of both sides, and the progress token that asks for some of them."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, field
 
 from millstream.protocol.jsonrpc import RequestId
+from millstream.protocol.messages import Json, Params, SubscriptionFilter
 from millstream.protocol.metadata import ProgressToken
 
 
-class _Cancelled(Struct, rename="camel", gc=False):
+class CancelledNotificationParams(Params):
+    """`notifications/cancelled`."""
+
     request_id: RequestId | UnsetType = UNSET
+    reason: Any = None
+    """For a log; nothing depends on it, so it may be of any type."""
+
+
+class NotificationParams(Params):
+    """The base for notifications whose method says it all; `_meta` may name the subscription that they are for."""
+
+    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+
+
+class ProgressNotificationParams(Params):
+    """`notifications/progress`."""
+
+    progress_token: ProgressToken
+    progress: float
+    total: float | None = None
+    message: str | None = None
+
+
+class LoggingMessageNotificationParams(Params):
+    """`notifications/message`."""
+
+    level: str
+    data: Any
+    logger: str | None = None
+
+
+class ResourceUpdatedNotificationParams(Params):
+    """`notifications/resources/updated`."""
+
+    uri: str
+    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+
+
+class SubscriptionsAcknowledgedNotificationParams(Params):
+    """`notifications/subscriptions/acknowledged`: what the server agreed to tell."""
+
+    notifications: SubscriptionFilter
+    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+
+
+NOTIFICATIONS: Mapping[str, type[Struct]] = MappingProxyType(
+    {
+        "notifications/initialized": NotificationParams,
+        "notifications/cancelled": CancelledNotificationParams,
+        "notifications/progress": ProgressNotificationParams,
+        "notifications/message": LoggingMessageNotificationParams,
+        "notifications/tools/list_changed": NotificationParams,
+        "notifications/prompts/list_changed": NotificationParams,
+        "notifications/resources/list_changed": NotificationParams,
+        "notifications/resources/updated": ResourceUpdatedNotificationParams,
+        "notifications/roots/list_changed": NotificationParams,
+        "notifications/subscriptions/acknowledged": SubscriptionsAcknowledgedNotificationParams,
+    }
+)
+"""Notification of either side -> its parameters."""
 
 
 class _TokenMeta(Struct, gc=False):
-    token: ProgressToken | UnsetType = msgspec.field(default=UNSET, name="progressToken")
+    token: ProgressToken | UnsetType = field(default=UNSET, name="progressToken")
 
 
 class _TokenParams(Struct, gc=False):
-    meta: _TokenMeta | UnsetType = msgspec.field(default=UNSET, name="_meta")
+    meta: _TokenMeta | UnsetType = field(default=UNSET, name="_meta")
 
 
-_decode_cancelled = msgspec.json.Decoder(_Cancelled).decode
+_decode_cancelled = msgspec.json.Decoder(CancelledNotificationParams).decode
 _decode_token = msgspec.json.Decoder(_TokenParams).decode
 
 

@@ -1,4 +1,4 @@
-"""``x-mcp-header``: tool arguments that travel in ``Mcp-Param-*`` headers too (2026-07-28, digest §4.5).
+"""``x-mcp-header``: tool arguments that travel in ``Mcp-Param-*`` headers too (MCP 2026-07-28, server/tools).
 
 Three parts: finding and validating annotations in an input schema, the text of header values with its Base64
 sentinel, and the comparison of headers with arguments. The module knows schemas as plain dicts and headers as a

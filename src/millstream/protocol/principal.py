@@ -1,4 +1,4 @@
-"""Who is calling, and the small seams that upper layers fill in."""
+"""The caller's identity, and the small seams that upper layers fill in."""
 
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ class Principal(Struct, frozen=True):
 
 
 class Refusal(Struct, frozen=True):
-    """What a gate answers instead of letting a call through."""
+    """A gate's answer to a call that it does not let through."""
 
     code: int
     message: str

@@ -1,4 +1,4 @@
-"""Newest shapes down to what an older revision has (digest §16, downgrade rules). Pure functions of a `Revision`.
+"""Newest shapes down to what an older revision has. Pure functions of a `Revision`.
 
 Handlers build what the newest revision says; these functions drop members, convert content and wrap structured
 output. Nothing here compares dates: every question is a field of the revision.
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType, field
+from msgspec import UNSET
 
 from millstream.protocol.content import BLOCKS, Audio, Content, EmbeddedResource, Message, ResourceLink, Text
 from millstream.protocol.errors import (
@@ -21,6 +21,7 @@ from millstream.protocol.errors import (
 )
 from millstream.protocol.json_schema import wrap_output
 from millstream.protocol.jsonrpc import encode
+from millstream.protocol.messages import CallToolResult, GetPromptResult
 from millstream.protocol.revisions import Revision
 
 Json = dict[str, Any]
@@ -113,26 +114,16 @@ def error(exc: ProtocolError, revision: Revision) -> ProtocolError:
     return exc
 
 
-class _ToolResult(Struct):
-    content: list[Content]
-    structured: Raw | UnsetType = field(default=UNSET, name="structuredContent")
-    is_error: bool = field(default=False, name="isError")
-
-
-class _Messages(Struct):
-    messages: list[Message]
-
-
-_decode_result = msgspec.json.Decoder(_ToolResult).decode
-_decode_messages = msgspec.json.Decoder(_Messages).decode
+_decode_result = msgspec.json.Decoder(CallToolResult).decode
+_decode_messages = msgspec.json.Decoder(GetPromptResult).decode
 
 
 def tool_result(members: bytes, revision: Revision, *, wraps: bool = False) -> bytes:
     """The members of a tool result in the newest shape, as an older revision has them; `wraps` as for `structured`."""
     result = _decode_result(b"{%b}" % members)
     parts = [b'"content":%b' % encode(blocks(result.content, revision))]
-    if result.structured is not UNSET:
-        value = structured(bytes(result.structured), revision, wraps=wraps)
+    if result.structured_content is not UNSET:
+        value = structured(bytes(result.structured_content), revision, wraps=wraps)
         if value:
             parts.append(b'"structuredContent":%b' % value)
     if result.is_error:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 
 class Revision(Struct, frozen=True, kw_only=True, eq=False):
-    """What one revision of the protocol has, allows and asks for."""
+    """One revision of the protocol: what it has, allows and asks for."""
 
     date: str
     handshake: bool = True
@@ -23,12 +23,12 @@ class Revision(Struct, frozen=True, kw_only=True, eq=False):
     notifications: frozenset[str]
     """Notifications a client may send."""
     asks: frozenset[str]
-    """What a server may ask a client."""
+    """Methods that a server may ask a client."""
     batches: bool = False
     content: frozenset[str]
     """Content block types; others are converted by `projection`."""
     structured: Literal["none", "object", "any"] = "none"
-    """What `structuredContent` and `outputSchema` may be."""
+    """The values that `structuredContent` and `outputSchema` may have."""
     tool_annotations: bool = False
     progress_message: bool = False
     completions_capability: bool = False

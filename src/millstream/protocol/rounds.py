@@ -1,4 +1,6 @@
-"""Multi-round requests (digest §6): which answers count, and the state that travels sealed through the client.
+"""Multi-round requests: which answers count, and the state that travels sealed through the client.
+
+MCP 2026-07-28, basic/patterns/mrtr.
 
 A function that asks is stopped with `InputRequired` and run again from its start with the answers (replay). Every
 question has a slot: its explicit key, or its ordinal. A digest of kind, message and schema tells whether it is
@@ -30,7 +32,7 @@ class Entry(Struct, array_like=True):
 
 
 class State(Struct, array_like=True):
-    """What is known after some rounds."""
+    """The answers and open questions after some rounds."""
 
     expires_at: int
     rounds: int
@@ -60,7 +62,7 @@ def digest(method: str, params: Any) -> str:
 
 
 def binding(principal: str, method: str, name: str, arguments: bytes) -> bytes:
-    """What a state belongs to; `arguments` is raw JSON, hashed in a canonical form."""
+    """The hash that ties a state to its request; `arguments` is raw JSON, hashed in a canonical form."""
     canonical = _encode_sorted(msgspec.json.decode(arguments)) if arguments else b"{}"
     hasher = hashlib.sha256()
     for part in (principal.encode("utf-8", "surrogatepass"), method.encode(), name.encode(), canonical):

@@ -1,4 +1,4 @@
-"""The session id of the handshake era: the session itself, sealed into at most 400 characters (DESIGN §5).
+"""The session id of the handshake era: the session itself, sealed into at most 400 characters.
 
 Any worker with the key reads it, so a session that opens nothing takes no memory anywhere. What does not fit here
 (unknown capabilities, log level, subscriptions, a tombstone) is a record in the store, under the token's `id`.
@@ -57,7 +57,7 @@ _CAPABILITIES: Final[tuple[tuple[tuple[str, ...], Callable[[], object]], ...]] =
 
 
 class SessionToken(Struct, frozen=True, gc=False, array_like=True):
-    """What every worker knows of a session from its id alone."""
+    """The facts about a session that every worker reads from its id alone."""
 
     id: str
     """128 random bits as 32 hexadecimal digits: the name of the session's record, log and topics."""

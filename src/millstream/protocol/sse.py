@@ -122,7 +122,7 @@ class Decoder:
         self._max = max_event_bytes
         # connection
         self.last_event_id = ""
-        """What a client sends as ``Last-Event-ID``: the id in force at the last blank line."""
+        """The id in force at the last blank line, which a client sends as ``Last-Event-ID``."""
         self.retry_ms: int | None = None
         """The newest reconnection time; ``None`` until the server names one."""
         self._fault: ProtocolError | None = None

@@ -18,54 +18,12 @@ from typing import Any
 
 from millstream.protocol.errors import PARSE_ERROR
 from millstream.protocol.jsonrpc import error_message
+from millstream.protocol.lines import LineSplitter
 from millstream.server.dispatch import Dispatcher
 from millstream.transports.connection import Connection
 
 _CHUNK = 256 * 1024
 _TOO_LONG = "Parse error: a line is longer than {} bytes"
-
-
-class LineSplitter:
-    """Bytes in, whole lines out. A line over the limit is reported once and skipped to its end."""
-
-    __slots__ = ("_limit", "_parts", "_size", "_skipping")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._skipping = False
-
-    def feed(self, data: bytes) -> list[bytes | None]:
-        """The lines that are complete now, without their ends; None stands for one that was too long."""
-        lines: list[bytes | None] = []
-        *complete, rest = data.split(b"\n")
-        for piece in complete:
-            self._keep(piece, lines)
-            if not self._skipping:
-                line = b"".join(self._parts).strip(b" \t\r")
-                if line:
-                    lines.append(line)
-            self._parts.clear()
-            self._size = 0
-            self._skipping = False
-        self._keep(rest, lines)
-        return lines
-
-    def end(self) -> list[bytes | None]:
-        """What came after the last line end: a last line that lacks one."""
-        return self.feed(b"\n")
-
-    def _keep(self, piece: bytes, lines: list[bytes | None]) -> None:
-        if self._skipping or not piece:
-            return
-        self._size += len(piece)
-        if self._size > self._limit:
-            self._parts.clear()
-            self._skipping = True
-            lines.append(None)
-        else:
-            self._parts.append(piece)
 
 
 class _Output(asyncio.Protocol):

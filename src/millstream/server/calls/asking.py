@@ -27,7 +27,6 @@ from millstream.server.questions.open import OpenQuestions
 from millstream.server.questions.questions import (
     ElicitUrl,
     Question,
-    Sample,
     capability_of,
     method_of,
     params_of,
@@ -50,8 +49,6 @@ async def ask_by_request(call: Call, question: Question, open_questions: OpenQue
     )
     if not known:
         raise ToolError(f"This needs {method}, which protocol revision {revision.date} does not have.")
-    if isinstance(question, Sample) and (question.tools or question.tool_choice) and not revision.sampling_tools:
-        raise ToolError(f"This needs sampling with tools, which protocol revision {revision.date} does not have.")
     params = params_of(question, revision, elicitation_id=elicitation_id)
     if not call.open_line().asks:
         if isinstance(question, ElicitUrl) and revision.url_error:

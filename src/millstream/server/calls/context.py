@@ -12,14 +12,16 @@ from millstream.protocol.content import Message
 from millstream.protocol.errors import LocalError
 from millstream.protocol.jsonrpc import RequestId, encode, notification_message
 from millstream.protocol.metadata import LOG_LEVELS, Client
+from millstream.protocol.notifications import LoggingMessageNotificationParams, ProgressNotificationParams
 from millstream.protocol.principal import Principal, Publisher
+from millstream.protocol.questions import Root, SampleResult
 from millstream.protocol.rounds import Rounds, binding, open_state
 from millstream.server.calls.asking import ask_by_request, ask_by_round
 from millstream.server.calls.call import Call, Progress
 from millstream.server.calls.once import once_stored
 from millstream.server.calls.services import Services, principal_id
 from millstream.server.calls.sessions import Session
-from millstream.server.questions.questions import Elicit, ElicitUrl, Question, Root, Roots, Sample, SampleResult
+from millstream.server.questions.questions import Elicit, ElicitUrl, Question, Roots, Sample
 
 T = TypeVar("T")
 
@@ -127,9 +129,7 @@ class Context:
         severity = LOG_LEVELS.index(level)
         if severity < await self._least_level():
             return
-        params: dict[str, Any] = {"level": level, "data": data}
-        if logger is not None:
-            params["logger"] = logger
+        params = LoggingMessageNotificationParams(level, data, logger)
         await self._call.say(notification_message("notifications/message", params))
 
     async def _least_level(self) -> int:
@@ -200,7 +200,11 @@ class Context:
         tool_choice: Mapping[str, Any] | None = None,
         key: str | None = None,
     ) -> SampleResult:
-        """Let the client's model continue a conversation."""
+        """Let the client's model continue a conversation.
+
+        Raises:
+            ValueError: tool uses and tool results of the conversation do not balance.
+        """
         question = Sample(
             messages, max_tokens, system, temperature, stop_sequences, preferences, tools, tool_choice
         )  # fmt: skip
@@ -293,11 +297,7 @@ async def send_progress(call: Call, progress: float, total: float | None, messag
     told = call.progress = call.progress or Progress()
     told.value, told.total = progress, total
     token = call.id if call.token is None else call.token
-    params: dict[str, Any] = {"progressToken": token, "progress": progress}
-    if total is not None:
-        params["total"] = total
-    if message is not None and call.revision.progress_message:
-        params["message"] = message
+    params = ProgressNotificationParams(token, progress, total, message if call.revision.progress_message else None)
     notification = notification_message("notifications/progress", params)
     if call.token is not None:
         await call.say(notification)

@@ -12,10 +12,11 @@ from millstream.protocol.errors import Cancelled
 from millstream.protocol.jsonrpc import RequestId
 from millstream.protocol.metadata import Client
 from millstream.protocol.principal import Principal, Publisher
+from millstream.protocol.questions import Root, SampleResult
 from millstream.server.calls.context import Context
 from millstream.server.calls.sessions import Session
 from millstream.server.calls.threads import Jobs, run_carried, work
-from millstream.server.questions.questions import Question, Root, SampleResult
+from millstream.server.questions.questions import Question
 
 T = TypeVar("T")
 

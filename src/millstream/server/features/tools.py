@@ -10,9 +10,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
-from msgspec import Struct
-
 from millstream.protocol import projection
+from millstream.protocol.content import ToolAnnotations
 from millstream.protocol.errors import ToolError
 from millstream.protocol.jsonrpc import encode as encode_json
 from millstream.protocol.revisions import Revision
@@ -21,16 +20,6 @@ from millstream.server.features.sources import Run, Source, source_of
 from millstream.server.functions.description import Labels, check_options, described
 from millstream.server.functions.plan import name_of
 from millstream.server.functions.results import ToolResult, encode, encode_result
-
-
-class ToolAnnotations(Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """Hints about a tool for clients; never a promise."""
-
-    title: str | None = None
-    read_only_hint: bool | None = None
-    destructive_hint: bool | None = None
-    idempotent_hint: bool | None = None
-    open_world_hint: bool | None = None
 
 
 class ToolOptions(Labels, total=False):

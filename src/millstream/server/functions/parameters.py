@@ -197,7 +197,7 @@ def schema_of_arguments(struct: type[Any], arguments: list[Argument]) -> Schema:
     properties = schema["properties"]
     for name, node in properties.items():
         if HEADER_KEYWORD in node:
-            # Headers carry no null, and clients drop tools that annotate anything but a plain type (digest §4.5).
+            # Headers carry no null, and clients drop tools that annotate anything but a plain type.
             properties[name] = without_null(node)
     for argument in arguments:
         if argument.default is not NODEFAULT and not isinstance(argument.default, PLAIN):

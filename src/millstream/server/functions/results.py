@@ -6,7 +6,7 @@ Each function gives the JSON members without the braces (``"content":[…]``), s
 A tool's natural values: `str` is one text; a content block, or a list with at least one, is content; `bytes` is an
 image when it begins like PNG, JPEG, GIF or WebP, and otherwise an embedded resource; `None` is empty content. All
 else (dataclass, Struct, pydantic model, dict, list, number, bool) is structured, with the same JSON as text for
-readers without structured content (digest §9.1).
+readers without structured content.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -225,7 +225,11 @@ def encode_messages(value: Any) -> bytes:
     Strings and blocks are said by the user.
     """
     items = value if _is_several(value) else [value]
-    messages = [item if isinstance(item, Message) else Message("user", _block(item)) for item in items]
+    several = [item if isinstance(item, Message) else Message("user", _block(item)) for item in items]
+    messages = [each for message in several for each in message.one_by_one()]
+    for message in messages:
+        if not isinstance(message.content, BLOCKS):
+            raise LocalError(f"a prompt holds {type(message.content).__name__}, which only sampling messages may")
     return b'"messages":%b' % encode(messages)
 
 

@@ -1,4 +1,4 @@
-"""What each method does. A handler takes a `Call` and gives the members of the result in the call's revision."""
+"""One handler for each method. It takes a `Call` and returns the members of the result in the call's revision."""
 
 from millstream.server.dispatch import Dispatcher
 from millstream.server.handlers.completion import CompletionHandlers

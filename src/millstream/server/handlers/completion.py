@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.jsonrpc import encode
+from millstream.protocol.messages import CompleteRequestParams, Completion, Reference
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
@@ -20,28 +20,7 @@ from millstream.server.handlers.params import read
 MAX_VALUES = 100
 
 
-class _Reference(Struct, gc=False):
-    type: str
-    name: str = ""
-    uri: str = ""
-
-
-class _Argument(Struct, gc=False):
-    name: str
-    value: str
-
-
-class _Context(Struct, gc=False):
-    arguments: dict[str, str] = {}
-
-
-class _Params(Struct, gc=False):
-    ref: _Reference
-    argument: _Argument
-    context: _Context | None = None
-
-
-_decoder = msgspec.json.Decoder(_Params)
+_decoder = msgspec.json.Decoder(CompleteRequestParams)
 
 
 class CompletionHandlers:
@@ -58,7 +37,7 @@ class CompletionHandlers:
         return {"completion/complete": self.complete}
 
     async def complete(self, call: Call) -> bytes:
-        """Values that begin as the person typed: from the registered function, else from the parameter's type."""
+        """Return values that begin as the person typed, from the registered function or else the parameter's type."""
         params = read(_decoder, call)
         item, reference = self._find(params.ref)
         if params.argument.name not in item.parameters:
@@ -70,10 +49,9 @@ class CompletionHandlers:
         else:
             values = await self._ask(completer, params.argument.value, known)
         shown = values[:MAX_VALUES]
-        completion = {"values": shown, "total": len(values), "hasMore": len(values) > len(shown)}
-        return b'"completion":%b' % encode(completion)
+        return b'"completion":%b' % encode(Completion(shown, len(values), len(values) > len(shown)))
 
-    def _find(self, reference: _Reference) -> tuple[Prompt | Template, str]:
+    def _find(self, reference: Reference) -> tuple[Prompt | Template, str]:
         if reference.type == "ref/prompt":
             prompt = self._registry.prompts.get(reference.name)
             if prompt is not None:

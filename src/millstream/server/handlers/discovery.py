@@ -1,4 +1,4 @@
-"""`server/discover`: what a client of the per-request era asks first. Cacheable, never an error when well-formed."""
+"""`server/discover`: a client of the per-request era asks this first. The answer can be cached and is no error."""
 
 from collections.abc import Mapping
 

@@ -2,15 +2,19 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from millstream.protocol.errors import INVALID_REQUEST, OVERLOADED, ProtocolError
 from millstream.protocol.handshake import MAX_DISPLAYED
 from millstream.protocol.jsonrpc import notification_message
+from millstream.protocol.messages import SubscriptionFilter, SubscriptionsListenRequestParams
 from millstream.protocol.metadata import SUBSCRIPTION_KEY, Client
+from millstream.protocol.notifications import (
+    NotificationParams,
+    ResourceUpdatedNotificationParams,
+    SubscriptionsAcknowledgedNotificationParams,
+)
 from millstream.server.calls.call import Call
 from millstream.server.calls.changes import UPDATED, Change
 from millstream.server.calls.services import Services, principal_id
@@ -19,22 +23,11 @@ from millstream.server.features.registry import Registry
 from millstream.server.handlers.params import read
 
 MAX_URI_BYTES = 128 * 1024
-"""Characters of all URIs of one subscription: as many as a session's record holds."""
+"""The URIs of one subscription together have at most so many characters, as many as a session's record holds."""
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 
 
-class _Filter(Struct, rename="camel", gc=False):
-    tools_list_changed: bool = False
-    prompts_list_changed: bool = False
-    resources_list_changed: bool = False
-    resource_subscriptions: list[str] = []
-
-
-class _Params(Struct, gc=False):
-    notifications: _Filter
-
-
-_decoder = msgspec.json.Decoder(_Params)
+_decoder = msgspec.json.Decoder(SubscriptionsListenRequestParams)
 
 
 class ListenHandlers:
@@ -46,7 +39,7 @@ class ListenHandlers:
         self._registry = registry
         self._services = services
         self._open: dict[str, int] = {}
-        """Principal -> its open subscriptions."""
+        """Principal -> number of its open subscriptions."""
 
     def table(self) -> Mapping[str, Handler]:
         """Handlers by method."""
@@ -78,18 +71,20 @@ class ListenHandlers:
             else:
                 del self._open[owner]
 
-    async def _serve(self, call: Call, wanted: _Filter) -> bytes:
+    async def _serve(self, call: Call, wanted: SubscriptionFilter) -> bytes:
         mark = {SUBSCRIPTION_KEY: call.id}
         honoured = self._honoured(wanted)
         line = call.open_line()
         call.meta = dict(mark)
-        acknowledgement = notification_message(ACKNOWLEDGED, {"notifications": honoured, "_meta": mark})
-        if not honoured:
+        acknowledgement = notification_message(
+            ACKNOWLEDGED, SubscriptionsAcknowledgedNotificationParams(honoured, mark)
+        )
+        if honoured == SubscriptionFilter():
             await line.send(acknowledgement)
             return b""
-        kinds = {kind for kind in ("tools", "prompts", "resources") if honoured.get(f"{kind}ListChanged")}
+        kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(honoured, f"{kind}_list_changed")}
         uris = frozenset(wanted.resource_subscriptions)
-        lists = {kind: notification_message(Change(kind).method, {"_meta": mark}) for kind in kinds}
+        lists = {kind: notification_message(Change(kind).method, NotificationParams(mark)) for kind in kinds}
         over = asyncio.Event()
         early: list[bytes] | None = []
         """Changes while the acknowledgement is on its way: nothing may overtake it."""
@@ -99,7 +94,7 @@ class ListenHandlers:
             if own is None:
                 if change.uri not in uris:
                     return
-                own = notification_message(UPDATED, {"uri": change.uri, "_meta": mark})
+                own = notification_message(UPDATED, ResourceUpdatedNotificationParams(change.uri, mark))
             if early is not None:
                 early.append(own)
             elif not line.push(own):
@@ -118,11 +113,11 @@ class ListenHandlers:
             self._services.endings.discard(over.set)
         return b""
 
-    def _honoured(self, wanted: _Filter) -> dict[str, Any]:
-        honoured: dict[str, Any] = {}
-        for kind in ("tools", "prompts", "resources"):
-            if getattr(wanted, f"{kind}_list_changed") and self._registry.offers(kind):
-                honoured[f"{kind}ListChanged"] = True
-        if wanted.resource_subscriptions and self._registry.offers("resources"):
-            honoured["resourceSubscriptions"] = wanted.resource_subscriptions
-        return honoured
+    def _honoured(self, wanted: SubscriptionFilter) -> SubscriptionFilter:
+        offers = self._registry.offers
+        return SubscriptionFilter(
+            wanted.tools_list_changed and offers("tools"),
+            wanted.prompts_list_changed and offers("prompts"),
+            wanted.resources_list_changed and offers("resources"),
+            wanted.resource_subscriptions if offers("resources") else [],
+        )

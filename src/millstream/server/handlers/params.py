@@ -1,29 +1,16 @@
 """Reading `params`: shared by the handlers."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Struct
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream.protocol.messages import InputResponseRequestParams, PaginatedRequestParams
 from millstream.server.calls.asking import read_responses
 from millstream.server.calls.call import Call
 
 S = TypeVar("S", bound=Struct)
-
-
-class Rounds(Struct, rename="camel", gc=False):
-    """What every multi-round method may carry."""
-
-    input_responses: Raw | UnsetType = UNSET
-    request_state: Any = ""
-    """Checked where the era has it; in another it is an unknown member of any type."""
-
-
-class Page(Struct, gc=False):
-    """Parameters of the list methods."""
-
-    cursor: str | None = None
 
 
 def read(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
@@ -38,7 +25,7 @@ def read(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
 
 
-def take_rounds(call: Call, params: Rounds) -> None:
+def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
     """Note the answers and state of earlier rounds, in the era that has them."""
     if call.revision.handshake:
         return
@@ -49,6 +36,4 @@ def take_rounds(call: Call, params: Rounds) -> None:
     call.state = params.request_state
 
 
-page_decoder: "msgspec.json.Decoder[Page]" = msgspec.json.Decoder(Page)
-
-Json = dict[str, Any]
+page_decoder: "msgspec.json.Decoder[PaginatedRequestParams]" = msgspec.json.Decoder(PaginatedRequestParams)

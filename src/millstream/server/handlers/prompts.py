@@ -7,6 +7,7 @@ import msgspec
 from millstream.protocol import projection
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.jsonrpc import encode
+from millstream.protocol.messages import GetPromptRequestParams
 from millstream.protocol.revisions import NEWEST
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
@@ -14,15 +15,9 @@ from millstream.server.dispatch import Handler
 from millstream.server.features.registry import Registry
 from millstream.server.functions.reading import ArgumentError
 from millstream.server.functions.results import encode_messages
-from millstream.server.handlers.params import Rounds, page_decoder, read, take_rounds
+from millstream.server.handlers.params import page_decoder, read, take_rounds
 
-
-class _GetParams(Rounds, gc=False, kw_only=True):
-    name: str
-    arguments: dict[str, str] | None = None
-
-
-_get_decoder = msgspec.json.Decoder(_GetParams)
+_get_decoder = msgspec.json.Decoder(GetPromptRequestParams)
 
 
 class PromptHandlers:

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from millstream.protocol.errors import INVALID_PARAMS, INVALID_REQUEST, RESOURCE_NOT_FOUND, ProtocolError
+from millstream.protocol.messages import ReadResourceRequestParams, ResourceRequestParams
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.calls.sessions import Record
@@ -14,24 +15,16 @@ from millstream.server.features.registry import Registry
 from millstream.server.features.resources import Resource, Template
 from millstream.server.functions.reading import ArgumentError
 from millstream.server.functions.results import encode_contents
-from millstream.server.handlers.params import Rounds, page_decoder, read, take_rounds
+from millstream.server.handlers.params import page_decoder, read, take_rounds
 
 _MAX_URI = 8 * 1024
 
 
-class _ReadParams(Rounds, gc=False, kw_only=True):
-    uri: str
-
-
-class _Uri(msgspec.Struct, gc=False):
-    uri: str
-
-
-_read_decoder = msgspec.json.Decoder(_ReadParams)
-_uri_decoder = msgspec.json.Decoder(_Uri)
+_read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)
+_uri_decoder = msgspec.json.Decoder(ResourceRequestParams)
 
 _HINTS = b',"ttlMs":0,"cacheScope":"private"'
-"""What a function reads may change at any time and depend on the caller."""
+"""A function may read something else at any time, and for another caller."""
 
 
 class ResourceHandlers:
@@ -89,7 +82,7 @@ class ResourceHandlers:
         raise _not_found(uri)
 
     async def subscribe(self, call: Call) -> bytes:
-        """Hear about changes of one resource from now on."""
+        """Subscribe the session to changes of one resource."""
         uri = read(_uri_decoder, call).uri
         record = await self._record(call)
         if uri not in record.subscriptions:
@@ -100,7 +93,7 @@ class ResourceHandlers:
         return b""
 
     async def unsubscribe(self, call: Call) -> bytes:
-        """Hear no more about changes of one resource."""
+        """End the session's subscription to one resource."""
         uri = read(_uri_decoder, call).uri
         record = await self._record(call)
         if uri in record.subscriptions:

@@ -5,18 +5,14 @@ from collections.abc import Mapping
 import msgspec
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream.protocol.messages import SetLevelRequestParams
 from millstream.protocol.metadata import LOG_LEVELS
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
 from millstream.server.handlers.params import read
 
-
-class _Level(msgspec.Struct, gc=False):
-    level: str
-
-
-_level_decoder = msgspec.json.Decoder(_Level)
+_level_decoder = msgspec.json.Decoder(SetLevelRequestParams)
 
 
 class SessionHandlers:
@@ -36,7 +32,7 @@ class SessionHandlers:
         return b""
 
     async def set_level(self, call: Call) -> bytes:
-        """Set the least severity of log messages for this session; without one there is nothing to keep."""
+        """Set the least severity of log messages for this session. Without a session, nothing is kept."""
         level = read(_level_decoder, call).level
         if level not in LOG_LEVELS:
             raise ProtocolError(INVALID_PARAMS, f"Unknown log level {level[:32]!r}: use one of {', '.join(LOG_LEVELS)}")

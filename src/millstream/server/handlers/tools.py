@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from msgspec import Raw
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
 from millstream.protocol.jsonrpc import encode
+from millstream.protocol.messages import CallToolRequestParams
 from millstream.protocol.metadata import declares
 from millstream.protocol.param_headers import check
 from millstream.server.calls.call import Call
@@ -16,15 +16,9 @@ from millstream.server.dispatch import Handler
 from millstream.server.features.registry import Registry
 from millstream.server.features.tools import Tool, run_with_timeout
 from millstream.server.functions.reading import ArgumentError
-from millstream.server.handlers.params import Rounds, page_decoder, read, take_rounds
+from millstream.server.handlers.params import page_decoder, read, take_rounds
 
-
-class _CallParams(Rounds, gc=False):
-    name: str = ""
-    arguments: Raw = Raw(b"")
-
-
-_call_decoder = msgspec.json.Decoder(_CallParams)
+_call_decoder = msgspec.json.Decoder(CallToolRequestParams)
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -47,7 +41,7 @@ class ToolHandlers:
         return self._registry.page("tools", call.revision, read(page_decoder, call).cursor)
 
     async def call(self, call: Call) -> bytes:
-        """Run a tool. Calls that a transport has prepared do not come here."""
+        """Run a tool. Calls that a transport has prepared skip this handler."""
         tool = self._open(call)
         if self._services.streamed is not None:
             self._services.streamed(call)

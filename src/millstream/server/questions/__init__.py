@@ -1,1 +1,1 @@
-"""What a server asks a client: open questions, and forms for the answers."""
+"""Questions of a server to a client: forms, conversations for its model, and the wait for answers."""

@@ -1,8 +1,8 @@
 """Forms: what a person is asked (``requestedSchema``), and the value that comes back.
 
-A form is one flat object of strings, numbers, booleans and choices (digest §10.2). A type outside that is refused
-before anyone is asked. Constraints that the wire does not know (``pattern``, exclusive bounds) are still checked on
-the answer.
+A form is one flat object of strings, numbers, booleans and choices (MCP 2025-11-25, client/elicitation). A type
+outside that is refused before anyone is asked. Constraints that the wire does not know (``pattern``, exclusive bounds)
+are still checked on the answer.
 """
 
 import re
@@ -22,7 +22,7 @@ KEYWORDS = {
     "boolean": TEXTS,
     "array": (*TEXTS, "minItems", "maxItems", "items"),
 }
-"""What the specification lists for each kind of field (PrimitiveSchemaDefinition)."""
+"""The keywords of each kind of field, as PrimitiveSchemaDefinition of the specification lists them."""
 FORMATS = frozenset(("email", "uri", "date", "date-time"))
 FIELDS = "a form has only strings, numbers, booleans, dates, choices of strings and lists of such choices"
 

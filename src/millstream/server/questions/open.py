@@ -4,23 +4,19 @@ import asyncio
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 
-from millstream.protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND, Declined, ToolError
-from millstream.protocol.jsonrpc import Envelope, notification_message, request_message
+from millstream.protocol.errors import METHOD_NOT_FOUND, Declined, ToolError
+from millstream.protocol.jsonrpc import Envelope, PeerError, notification_message, request_message
+from millstream.protocol.notifications import CancelledNotificationParams
 
 Send = Callable[[bytes], Awaitable[None]]
 
 
-class _PeerError(msgspec.Struct):
-    code: int = INTERNAL_ERROR
-    message: str = ""
-
-
-_decode_error = msgspec.json.Decoder(_PeerError).decode
+_decode_error = msgspec.json.Decoder(PeerError).decode
 
 
 class OpenQuestions:
@@ -40,7 +36,7 @@ class OpenQuestions:
     def __len__(self) -> int:
         return len(self._open)
 
-    async def ask(self, send: Send, method: str, params: Mapping[str, Any], *, owner: str, scope: str) -> bytes:
+    async def ask(self, send: Send, method: str, params: Any, *, owner: str, scope: str) -> bytes:
         """Send a request and wait for its result. A question that is given up is cancelled at the client.
 
         Args:
@@ -79,7 +75,7 @@ class OpenQuestions:
                 del self._by_owner[owner]
 
     def answer(self, message: Envelope, scope: str) -> bool:
-        """Give an answer to whoever waits; False when nobody of this session asked that, or has given up."""
+        """Give an answer to the call that waits for it; False when no call of this session does (any more)."""
         entry = self._open.get(message.id) if isinstance(message.id, str) else None
         if entry is None or entry[0] != scope or entry[1].done():
             return False
@@ -91,16 +87,16 @@ class OpenQuestions:
         return True
 
     def end(self, scope: str) -> None:
-        """The client of a session or connection is gone for good: whoever waits for its answers is told."""
+        """Fail every question to a session or connection whose client has gone for good."""
         for asked, future in list(self._open.values()):
             if asked == scope and not future.done():
                 future.set_exception(ToolError("The client has gone away and cannot answer."))
 
 
 async def _give_up(send: Send, question_id: str, reason: str) -> None:
-    """Tell the client that its answer is not awaited any more; one that cannot be told misses nothing."""
+    """Tell the client that nobody waits for its answer any more, if it can still be reached."""
     with contextlib.suppress(Exception):
-        await send(notification_message("notifications/cancelled", {"requestId": question_id, "reason": reason}))
+        await send(notification_message("notifications/cancelled", CancelledNotificationParams(question_id, reason)))
 
 
 def _peer_error(raw: bytes) -> Exception:

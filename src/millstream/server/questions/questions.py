@@ -1,4 +1,4 @@
-"""What a server can ask a client, written once for every revision: `Elicit`, `ElicitUrl`, `Sample`, `Roots`.
+"""The questions of a server to a client, written once for every revision: `Elicit`, `ElicitUrl`, `Sample`, `Roots`.
 
 Each question knows the capability it needs, its parameters on the wire of a revision, and how to read the answer.
 How it travels (a request on the line, or an `input_required` result) is the business of `asking`.
@@ -8,12 +8,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
-from millstream.protocol.content import Message, Role, SamplingContent, Text
-from millstream.protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError
+from millstream.protocol.content import Message
+from millstream.protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError, ToolError
+from millstream.protocol.messages import Params
+from millstream.protocol.questions import (
+    CreateMessageRequestParams,
+    ElicitRequestParams,
+    ElicitResult,
+    ListRootsResult,
+    SampleResult,
+)
 from millstream.protocol.revisions import Revision
 from millstream.server.questions.forms import parse_answer, project, requested_schema
+from millstream.server.questions.sampling import check_conversation, conversation, has_tools, project_conversation
 
 
 class Elicit(Struct, frozen=True):
@@ -55,37 +64,6 @@ class Roots(Struct, frozen=True):
 Question = Elicit | ElicitUrl | Sample | Roots
 
 
-class Root(Struct, frozen=True):
-    """One folder or file the client works on."""
-
-    uri: str
-    name: str | None = None
-
-
-class SampleResult(Struct, frozen=True, rename="camel"):
-    """What the client's model said."""
-
-    role: Role
-    content: SamplingContent | list[SamplingContent]
-    model: str
-    stop_reason: str | None = None
-
-    @property
-    def text(self) -> str:
-        """The text blocks, joined."""
-        content = self.content if isinstance(self.content, list) else [self.content]
-        return "\n".join(block.text for block in content if isinstance(block, Text))
-
-
-class _ElicitResult(Struct):
-    action: str
-    content: Raw = Raw(b"")
-
-
-class _RootsResult(Struct):
-    roots: list[Root]
-
-
 _METHODS: Mapping[type, str] = {
     Elicit: "elicitation/create",
     ElicitUrl: "elicitation/create",
@@ -106,53 +84,60 @@ def capability_of(question: Question) -> dict[str, Any]:
     if isinstance(question, ElicitUrl):
         return {"elicitation": {"url": {}}}
     if isinstance(question, Sample):
-        return {"sampling": {"tools": {}} if question.tools or question.tool_choice else {}}
+        return {"sampling": {"tools": {}} if _with_tools(question) else {}}
     return {"roots": {}}
 
 
-def params_of(question: Question, revision: Revision, *, elicitation_id: str = "") -> dict[str, Any]:
+def _with_tools(question: Sample) -> bool:
+    return bool(question.tools or question.tool_choice) or has_tools(conversation(question.messages))
+
+
+def params_of(question: Question, revision: Revision, *, elicitation_id: str = "") -> Params:
     """Parameters on the wire of a revision.
 
     Args:
         elicitation_id: for URL questions of revisions that have such ids.
+
+    Raises:
+        TypeError: the form cannot be shown.
+        ValueError: the conversation breaks the rules of sampling.
+        ToolError: the revision cannot say it.
     """
     if isinstance(question, Elicit):
         schema = project(
             requested_schema(question.answer), rich_enums=revision.rich_forms, defaults_all=revision.rich_forms
         )
-        mode = {"mode": "form"} if "url" in revision.elicitation_modes else {}
-        return {**mode, "message": question.message, "requestedSchema": schema}
+        mode = "form" if "url" in revision.elicitation_modes else None
+        return ElicitRequestParams(mode=mode, message=question.message, requested_schema=schema)
     if isinstance(question, ElicitUrl):
-        params = {"mode": "url", "message": question.message, "url": question.url}
-        return {**params, "elicitationId": elicitation_id} if revision.elicitation_ids else params
+        known = elicitation_id if revision.elicitation_ids else None
+        return ElicitRequestParams(mode="url", message=question.message, url=question.url, elicitation_id=known)
     if isinstance(question, Sample):
         return _sample_params(question, revision)
-    return {}
+    return Params()
 
 
-def _sample_params(question: Sample, revision: Revision) -> dict[str, Any]:
-    given = question.messages
-    messages = [given] if isinstance(given, str | Message) else list(given)
-    params: dict[str, Any] = {
-        "messages": [Message("user", each) if isinstance(each, str) else each for each in messages],
-        "maxTokens": question.max_tokens,
-    }
-    optional: dict[str, Any] = {
-        "systemPrompt": question.system,
-        "temperature": question.temperature,
-        "stopSequences": question.stop_sequences,
-        "modelPreferences": question.preferences,
-        "metadata": question.metadata,
-    }
-    if revision.sampling_tools:
-        optional = optional | {"tools": question.tools, "toolChoice": question.tool_choice}
-    params.update({key: value for key, value in optional.items() if value is not None})
-    return params
+def _sample_params(question: Sample, revision: Revision) -> CreateMessageRequestParams:
+    messages = conversation(question.messages)
+    check_conversation(messages)
+    if _with_tools(question) and not revision.sampling_tools:
+        raise ToolError(f"This needs sampling with tools, which protocol revision {revision.date} does not have.")
+    return CreateMessageRequestParams(
+        messages=project_conversation(messages, revision),
+        max_tokens=question.max_tokens,
+        system_prompt=question.system,
+        temperature=question.temperature,
+        stop_sequences=question.stop_sequences,
+        model_preferences=question.preferences,
+        metadata=question.metadata,
+        tools=question.tools,
+        tool_choice=question.tool_choice,
+    )
 
 
-_decode_elicit = msgspec.json.Decoder(_ElicitResult).decode
+_decode_elicit = msgspec.json.Decoder(ElicitResult).decode
 _decode_sample = msgspec.json.Decoder(SampleResult).decode
-_decode_roots = msgspec.json.Decoder(_RootsResult).decode
+_decode_roots = msgspec.json.Decoder(ListRootsResult).decode
 
 
 def read_answer(question: Question, raw: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""Sessions of Streamable HTTP: minting ids, and finding the session of a request (digest §4.3).
+"""Sessions of Streamable HTTP: minting ids, and finding the session of a request.
 
 A session is its sealed id. Verified ids are remembered for a while in a small table; it saves work and holds nothing
 that the id does not say.

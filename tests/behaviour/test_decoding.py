@@ -1,0 +1,69 @@
+"""The answers of a real server, decoded as a client of ours will: by the Structs of `millstream.protocol`.
+
+Every other behaviour test decodes what it gets too (`judge.py`); here each method of a revision is called for what
+its result says.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from behaviour.combinations import Combination, every
+from behaviour.conftest import Connect
+from behaviour.harness import Json
+from millstream.protocol import messages as ours
+from millstream.protocol.content import Text
+from millstream.protocol.messages import REQUESTS
+from millstream.protocol.revisions import BY_DATE
+
+CALLS: dict[str, tuple[Json, Callable[[Any], bool]]] = {
+    "ping": ({}, lambda result: result == ours.Result()),
+    "server/discover": (
+        {},
+        lambda result: result.instructions == "Ask for anything." and "tools" in result.capabilities,
+    ),
+    "tools/list": ({}, lambda result: result.tools[0].name == "add" and result.next_cursor is not None),
+    "tools/call": (
+        {"name": "add", "arguments": {"a": 1, "b": 2}},
+        lambda result: result.content == [Text("3")] and not result.is_error,
+    ),
+    "resources/list": ({}, lambda result: result.resources[0].size == 5),
+    "resources/templates/list": (
+        {},
+        lambda result: result.resource_templates[0].uri_template == "book://{isbn}/{page}",
+    ),
+    "resources/read": ({"uri": "note://bytes"}, lambda result: result.contents[0].blob == b"\x00\x01"),
+    "resources/subscribe": ({"uri": "note://one"}, lambda result: result == ours.Result()),
+    "resources/unsubscribe": ({"uri": "note://one"}, lambda result: result == ours.Result()),
+    "prompts/list": ({}, lambda result: len(result.prompts) > 1),
+    "prompts/get": ({"name": "greet", "arguments": {"name": "Ada"}}, lambda result: result.messages[0].role == "user"),
+    "completion/complete": (
+        {"ref": {"type": "ref/resource", "uri": "book://{isbn}/{page}"}, "argument": {"name": "isbn", "value": "11"}},
+        lambda result: result.completion == ours.Completion(["111", "112"], 2, False),
+    ),
+    "logging/setLevel": ({"level": "error"}, lambda result: result == ours.Result()),
+}
+ELSEWHERE = {"initialize": "the client of these tests has sent it", "subscriptions/listen": "it ends with its stream"}
+
+
+@every("session")
+async def test_every_method_answers_what_a_client_can_decode(connect: Connect, combination: Combination) -> None:
+    """Both sides of the protocol stand in one place; here they meet."""
+    client = await connect(combination)
+    methods = set(BY_DATE[combination.revision].requests) - set(ELSEWHERE)
+    for method in sorted(methods):
+        params, expected = CALLS[method]
+        result = (await client.request(method, params)).result
+        decoded = msgspec.json.decode(json.dumps(result), type=REQUESTS[method][1])
+        assert expected(decoded), f"{method}: {decoded}"
+
+
+@every("handshake")
+async def test_what_a_server_says_of_itself_can_be_decoded(connect: Connect, combination: Combination) -> None:
+    """`initialize`: https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#initialization."""
+    client = await connect(combination)
+    told = msgspec.json.decode(json.dumps(client.initialized), type=ours.InitializeResult)
+    assert told.protocol_version == combination.revision
+    assert (told.server_info.name, told.server_info.version) == ("world", "1.2.3")

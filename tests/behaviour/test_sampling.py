@@ -1,0 +1,119 @@
+"""Conversations that a function has the client's model continue: what every revision forbids, and what some can't say.
+
+https://modelcontextprotocol.io/specification/2025-11-25/client/sampling#message-content-constraints
+"""
+
+import pytest
+
+from behaviour.combinations import Combination, every
+from behaviour.conftest import Connect
+from behaviour.functions import CONVERSATIONS
+from behaviour.harness import Json
+
+SAMPLE: Json = {"role": "assistant", "content": {"type": "text", "text": "word"}, "model": "m"}
+UNBALANCED = {
+    "without results": "The conversation ends before the tool uses 'a', 'b' have tool results",
+    "one result missing": "Message 2 of the conversation must answer",
+    "results in two messages": "Message 2 of the conversation must answer",
+    "something between": "Message 2 of the conversation must answer",
+    "a result twice": "its tool results are for 'b', 'b', 'a'",
+    "results of nothing": "Message 1 of the conversation must answer",
+    "results and text": "Message 2 of the conversation mixes tool results with other content",
+    "uses of the user": "Message 1 of the conversation holds a ToolUse, so its role must be 'assistant'",
+    "results of the assistant": "Message 2 of the conversation holds a ToolResultBlock, so its role must be 'user'",
+    "a link": "Message 1 of the conversation holds a resource",
+}
+
+
+@every("questions")
+@pytest.mark.parametrize("kind", UNBALANCED)
+async def test_a_conversation_whose_tool_results_do_not_balance_is_refused_where_it_was_written(
+    connect: Connect, combination: Combination, kind: str
+) -> None:
+    """A fixed defect: servers MUST answer each tool use by one tool result, in a message with nothing else."""
+    client = await connect(combination, answer=lambda method, params: SAMPLE)
+    text = (await client.call("samples_conversation", kind=kind)).text
+    assert text.startswith("refused: ")
+    assert UNBALANCED[kind] in text
+    assert client.asked == []
+
+
+@every("questions")
+async def test_a_conversation_with_tools_goes_out_where_the_revision_has_them(
+    connect: Connect, combination: Combination
+) -> None:
+    """A fixed defect: before 2025-11-25 no message holds tool uses, whether or not the question offers tools."""
+    client = await connect(combination, answer=lambda method, params: SAMPLE)
+    reply = await client.call("samples_conversation", kind="balanced")
+    if combination.revision < "2025-11-25":
+        assert combination.revision in reply.failure
+        assert client.asked == []
+    else:
+        assert reply.text == "word"
+        ((_, params),) = client.asked
+        contents = [each["content"] for each in params["messages"]]
+        assert [[block["type"] for block in blocks] for blocks in contents[1:3]] == [
+            ["tool_use"] * 2,
+            ["tool_result"] * 2,
+        ]
+        assert [block["text"] for block in contents[::3]] == ["How is the weather?", "And tomorrow?"]
+
+
+@every("questions", since="2025-11-25")
+async def test_a_client_without_tools_in_sampling_gets_no_conversation_with_tools(
+    connect: Connect, combination: Combination
+) -> None:
+    """A fixed defect: tool results need `sampling.tools` as tools do."""
+    client = await connect(combination, capabilities={"sampling": {}}, answer=lambda method, params: SAMPLE)
+    reply = await client.call("samples_conversation", kind="balanced")
+    assert client.asked == []
+    if combination.handshake:
+        assert "sampling.tools" in reply.failure
+    else:
+        assert reply.error["data"] == {"requiredCapabilities": {"sampling": {"tools": {}}}}
+
+
+@every("questions")
+async def test_a_message_of_several_blocks_is_several_messages_where_the_revision_knows_no_lists(
+    connect: Connect, combination: Combination
+) -> None:
+    """A fixed defect: before 2025-11-25 `content` is one block, and a list broke the schema."""
+    client = await connect(combination, answer=lambda method, params: SAMPLE)
+    assert (await client.call("samples_conversation", kind="blocks")).text == "word"
+    ((_, params),) = client.asked
+    sent = [(each["role"], each["content"]) for each in params["messages"]]
+    if combination.revision < "2025-11-25":
+        assert [(role, block["type"]) for role, block in sent] == [
+            ("user", "text"), ("user", "image"), ("assistant", "text"), ("user", "text"),
+        ]  # fmt: skip
+    else:
+        assert [len(blocks) for _, blocks in sent[:2]] == [2, 1]
+        assert sent[2] == ("user", {"type": "text", "text": "three"})
+
+
+@every("questions")
+async def test_a_model_hears_audio_where_the_revision_has_it(connect: Connect, combination: Combination) -> None:
+    """A fixed defect: 2024-11-05 has text and images only, and nothing else can stand for a sound."""
+    client = await connect(combination, answer=lambda method, params: SAMPLE)
+    reply = await client.call("samples_conversation", kind="audio")
+    if combination.revision < "2025-03-26":
+        assert "audio" in reply.failure
+        assert client.asked == []
+    else:
+        assert reply.text == "word"
+
+
+@every()
+async def test_a_message_of_a_prompt_has_one_block(connect: Connect, combination: Combination) -> None:
+    """A fixed defect: lists of blocks and tool uses are for sampling; in a prompt they broke the schema."""
+    client = await connect(combination)
+    told = (await client.request("prompts/get", {"name": "in_blocks"})).result["messages"]
+    assert [(each["role"], each["content"]["text"]) for each in told] == [
+        ("assistant", "one"), ("assistant", "two"), ("user", "three"),
+    ]  # fmt: skip
+    assert (await client.request("prompts/get", {"name": "uses_a_tool"})).error["code"] == -32603
+
+
+def test_every_conversation_is_tried() -> None:
+    """Those that no test names would prove nothing."""
+    assert set(CONVERSATIONS) == {*UNBALANCED, "balanced", "blocks", "audio"}

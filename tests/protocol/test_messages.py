@@ -1,0 +1,190 @@
+"""The messages of both directions: complete, named as the schema names them, and the same for reader and writer."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from msgspec import Raw, Struct
+
+from behaviour.judge import judge_of
+from millstream.protocol import messages, notifications, questions
+from millstream.protocol.content import Image, Message, ResourceContents, Text, ToolAnnotations
+from millstream.protocol.jsonrpc import PeerError, encode
+from millstream.protocol.messages import REQUESTS
+from millstream.protocol.metadata import Implementation
+from millstream.protocol.notifications import NOTIFICATIONS, cancelled_id
+from millstream.protocol.questions import QUESTIONS
+from millstream.protocol.revisions import ALL
+
+SCHEMAS = Path(__file__).resolve().parent.parent / "schemas"
+# Struct -> the definitions that it stands for, where the names differ. A dot leads to a member without a name.
+DEFINITIONS = {
+    "ToolDescription": ["Tool"],
+    "ResourceDescription": ["Resource"],
+    "TemplateDescription": ["ResourceTemplate"],
+    "PromptDescription": ["Prompt"],
+    "Described": ["BaseMetadata", "Icons"],
+    "Params": [],
+    "InputRequest": ["ListRootsRequest"],
+    "Reference": ["PromptReference", "ResourceTemplateReference"],
+    "CompletionArgument": ["CompleteRequestParams.argument"],
+    "CompletionContext": ["CompleteRequestParams.context"],
+    "Completion": ["CompleteResult.completion"],
+    "ElicitRequestParams": ["ElicitRequestFormParams", "ElicitRequestURLParams"],
+    "SampleResult": ["CreateMessageResult"],
+    "PeerError": ["Error"],
+    "ResourceContents": ["TextResourceContents", "BlobResourceContents"],
+}
+NOBODY_READS_IT = "nobody reads `_meta` here, and unknown members are ignored"
+# (Struct, member of the schema) -> why it is left out.
+LEFT_OUT = {
+    ("Implementation", "icons"): "nobody shows a picture of a peer",
+    ("Reference", "title"): "the name is what counts",
+    (
+        "CreateMessageRequestParams",
+        "includeContext",
+    ): "deprecated, and never sent by a server of ours",
+    ("SampleResult", "_meta"): NOBODY_READS_IT,
+    ("Root", "_meta"): NOBODY_READS_IT,
+    **{(name, "_meta"): NOBODY_READS_IT for name in ("CancelledNotificationParams", "ProgressNotificationParams")},
+    ("LoggingMessageNotificationParams", "_meta"): NOBODY_READS_IT,
+}
+# (Struct, member) -> why it is there although the newest schema lacks it.
+BESIDE = {
+    ("InitializeResult", "resultType"): "the base of all results; without it a result is complete",
+    ("PaginatedResult", "ttlMs"): "in the schema of every list",
+    ("PaginatedResult", "cacheScope"): "in the schema of every list",
+    ("ElicitRequestParams", "elicitationId"): "URLs of 2025-11-25 have one",
+    ("Described", "description"): "in the schema of every described thing but not of what they share",
+    ("Described", "_meta"): "in the schema of every described thing but not of what they share",
+}
+
+
+STRUCTS: list[type[Struct]] = [
+    *(
+        value
+        for module in (messages, questions, notifications)
+        for value in vars(module).values()
+        if isinstance(value, type) and value.__module__ == module.__name__ and not value.__name__.startswith("_")
+    ),
+    ToolAnnotations,
+    Implementation,
+    PeerError,
+    ResourceContents,
+]
+"""Everything that is a message or a part of one."""
+
+
+def properties(definition: str) -> set[str]:
+    """Member names of a definition, in the newest revision that has it."""
+    name, _, inner = definition.partition(".")
+    for revision in reversed(ALL):
+        document = json.loads((SCHEMAS / f"{revision.date}.schema.json").read_text("utf-8"))
+        found = document.get("$defs", document.get("definitions", {})).get(name)
+        if found is None and name.endswith("RequestParams"):  # older schemas have parameters inside of the request
+            request = document.get("definitions", {}).get(name.removesuffix("Params"))
+            found = request and request["properties"]["params"]
+        if found is not None:
+            return set(found["properties"][inner]["properties"] if inner else found["properties"])
+    raise AssertionError(f"no schema has {definition}")
+
+
+@pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.__name__)
+def test_a_struct_has_the_members_that_the_newest_schema_lists(struct: type[Struct]) -> None:
+    """https://modelcontextprotocol.io/specification/2026-07-28/schema; what is left out has a reason."""
+    name = struct.__name__
+    expected: set[str] = set()
+    for definition in DEFINITIONS.get(name, [name]):
+        expected |= properties(definition)
+    left_out = {member for owner, member in LEFT_OUT if owner == name}
+    assert left_out <= expected, "left out is what the schema has"
+    if name.endswith("RequestParams"):
+        left_out.add("_meta")  # read by `protocol.admission`, before the parameters
+    beside = {member for owner, member in BESIDE if owner == name}
+    assert not beside & expected, "the newest schema has it: no exception is needed"
+    tag = {struct.__struct_config__.tag_field} - {None}
+    assert set(struct.__struct_encode_fields__) | tag == (expected - left_out) | beside
+
+
+def test_every_method_of_every_revision_has_parameters_and_a_result() -> None:
+    """`Revision.requests`, `asks` and `notifications` are what there is."""
+    assert set(REQUESTS) == {method for revision in ALL for method in revision.requests}
+    assert set(QUESTIONS) == {method for revision in ALL for method in revision.asks}
+    assert set(NOTIFICATIONS) >= {method for revision in ALL for method in revision.notifications}
+
+
+WRITTEN: dict[tuple[str, str], Struct] = {
+    ("InitializeRequest", "initialize"): messages.InitializeRequestParams(
+        "2025-11-25", Raw(b"{}"), Implementation("c", "1")
+    ),
+    ("SetLevelRequest", "logging/setLevel"): messages.SetLevelRequestParams("info"),
+    ("ListToolsRequest", "tools/list"): messages.PaginatedRequestParams("next"),
+    ("CallToolRequest", "tools/call"): messages.CallToolRequestParams(name="add", arguments=Raw(b'{"a":1}')),
+    ("GetPromptRequest", "prompts/get"): messages.GetPromptRequestParams(name="greet", arguments={"who": "Ada"}),
+    ("ReadResourceRequest", "resources/read"): messages.ReadResourceRequestParams(uri="note://one"),
+    ("SubscribeRequest", "resources/subscribe"): messages.ResourceRequestParams("note://one"),
+    ("CompleteRequest", "completion/complete"): messages.CompleteRequestParams(
+        messages.Reference("ref/prompt", "greet"),
+        messages.CompletionArgument("who", "A"),
+        messages.CompletionContext({"b": "c"}),
+    ),
+    ("CreateMessageRequest", "sampling/createMessage"): questions.CreateMessageRequestParams(
+        [Message("user", "hello")], 7, system_prompt="Be brief"
+    ),
+    ("ElicitRequest", "elicitation/create"): questions.ElicitRequestParams(
+        mode="url", message="Please pay", url="https://example.com/pay", elicitation_id="1"
+    ),
+    ("ProgressNotification", "notifications/progress"): notifications.ProgressNotificationParams("t", 0.5, 1.0, "half"),
+    ("LoggingMessageNotification", "notifications/message"): notifications.LoggingMessageNotificationParams(
+        "info", {"a": 1}, "shop"
+    ),
+    ("CancelledNotification", "notifications/cancelled"): notifications.CancelledNotificationParams(7, "no more"),
+    ("ResourceUpdatedNotification", "notifications/resources/updated"): notifications.ResourceUpdatedNotificationParams(
+        "note://one"
+    ),
+}
+
+
+@pytest.mark.parametrize(("definition", "method"), WRITTEN)
+def test_what_is_written_fits_the_schema_and_is_read_as_it_was_written(definition: str, method: str) -> None:
+    """One class for both sides: 2025-11-25 is the newest revision that has all of these messages."""
+    params = WRITTEN[definition, method]
+    written = encode(params)
+    message = {"jsonrpc": "2.0", "method": method, "params": json.loads(written)}
+    judge_of("2025-11-25").check(definition, message if "notifications/" in method else {**message, "id": 1})
+    read = msgspec.json.decode(written, type=type(params))
+    assert encode(read) == written
+
+
+def test_what_was_left_alone_is_not_written() -> None:
+    """Peers of every age get the members that were set, and no null."""
+    assert encode(messages.CallToolRequestParams(name="add")) == b'{"name":"add"}'
+    assert encode(messages.SubscriptionFilter()) == b"{}"
+    assert encode(questions.ElicitRequestParams(message="Which?", requested_schema={})) == (
+        b'{"message":"Which?","requestedSchema":{}}'
+    )
+
+
+def test_a_result_of_an_older_revision_is_complete_and_stale_at_once() -> None:
+    """https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching: no hint means 0."""
+    result = msgspec.json.decode(b'{"tools":[]}', type=messages.ListToolsResult)
+    assert (result.result_type, result.ttl_ms, result.cache_scope, result.next_cursor) == (
+        "complete",
+        0,
+        "private",
+        None,
+    )
+
+
+def test_the_text_of_a_sample_is_that_of_its_text_blocks() -> None:
+    """Our choice."""
+    blocks = [Text("a"), Image(b"", "image/png"), Text("b")]
+    assert questions.SampleResult("assistant", blocks, "m").text == "a\nb"
+    assert questions.SampleResult("assistant", Text("a"), "m").text == "a"
+
+
+@pytest.mark.parametrize("reason", [b'"enough"', b"7", b"null", b"{}"])
+def test_a_cancellation_counts_whatever_its_reason_is(reason: bytes) -> None:
+    """The reason is for a log; a request that is to end must not go on because of it."""
+    assert cancelled_id(b'{"requestId":7,"reason":%b}' % reason) == 7
