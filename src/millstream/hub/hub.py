@@ -8,7 +8,6 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,8 +16,9 @@ from msgspec import Struct
 from millstream.http.message import Outlet
 from millstream.hub.admission import AccessRules, check_target
 from millstream.hub.arrivals import Arrivals
+from millstream.hub.attendance import Attendance
 from millstream.hub.audience import Audience
-from millstream.hub.channels import CLIENT, PRESENCE, check_channel, check_client_id, is_pattern
+from millstream.hub.channels import CLIENT, PRESENCE, check_channel, check_client_id
 from millstream.hub.delivery import Delivery
 from millstream.hub.event import Event, Published, Record, check_event_id, check_event_name, encode_data, position_id
 from millstream.hub.journal import Journal
@@ -26,7 +26,6 @@ from millstream.hub.limits import HubLimits, TooLarge
 from millstream.hub.mailbox import Mailboxes
 from millstream.hub.permission import SafeAuthorize
 from millstream.hub.presence import Member, Presence
-from millstream.hub.replay import CatchUp
 from millstream.hub.subscriber import Authorize, Encode, Subscription
 from millstream.protocol.errors import LocalError
 from millstream.protocol.principal import Principal
@@ -88,16 +87,16 @@ class Hub:
         )
         self._mailboxes = Mailboxes(store.kv, self._journal, limits)
         self._presence = Presence(store.kv, limits, clock, secrets.token_hex(8), self._announce)
-        self._departed: deque[Subscription] = deque()
-        self._departures = asyncio.Event()
+        self._attendance = Attendance(
+            self._audience, self._mailboxes, self._presence, self._journal, self._arrivals, self._delivery
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._published = 0
-        self._replays = {"full": 0, "gap": 0}
 
     async def open(self) -> None:
         """Find the end of the journal and listen. The store is open."""
         await self._delivery.open()
-        self._tasks = [asyncio.create_task(self._see_off()), asyncio.create_task(self._keep_fresh())]
+        self._tasks = [asyncio.create_task(self._attendance.see_off()), asyncio.create_task(self._keep_fresh())]
 
     async def close(self) -> None:
         """End every subscription, and save what the next connection of a client needs. Idempotent."""
@@ -110,7 +109,7 @@ class Hub:
         await self._delivery.close()
         for subscription in self._audience.all():
             subscription.close()
-        self._departed.clear()
+        self._attendance.forget()
         await self._mailboxes.save()
         await self._presence.leave_all()
 
@@ -188,14 +187,14 @@ class Hub:
             wanted,
             outlet,
             encode,
-            self._leave,
+            self._attendance.leave,
             member=member,
             principal=principal,
             address=address,
             authorize=self._authorize,
             transport=transport,
         )
-        return await self._start(subscription, last_event_id, history)
+        return await self._attendance.welcome(subscription, last_event_id, history)
 
     async def receive(
         self,
@@ -218,13 +217,13 @@ class Hub:
             (channel,),
             outlet,
             encode,
-            self._leave,
+            self._attendance.leave,
             mailbox=client_id,
             principal=principal,
             address=address,
             transport=transport,
         )
-        return await self._start(subscription, last_event_id, 0)
+        return await self._attendance.welcome(subscription, last_event_id, 0)
 
     async def presence(self, channel: str) -> list[Member]:
         """The clients on a channel, on all workers, in the order of arrival.
@@ -254,7 +253,7 @@ class Hub:
             dict(self._delivery.cut),
             self._delivery.gaps,
             self._audience.transports(),
-            dict(self._replays),
+            dict(self._attendance.replays),
         )
 
     def queued_bytes(self) -> int:
@@ -276,8 +275,7 @@ class Hub:
         """`publish`, to the channels of clients too."""
         check_event_name(event)
         check_event_id(id, self._journal.epoch)
-        encoded = encode_data(data)
-        if len(encoded) > self.limits.max_event:
+        if len(encoded := encode_data(data)) > self.limits.max_event:
             raise TooLarge(f"An event takes {self.limits.max_event} bytes, not {len(encoded)}.")
         subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
         entry = await self._journal.append(Record(channel, encoded, event, id, now))
@@ -300,77 +298,6 @@ class Hub:
         if not self._published % _TURN:
             await asyncio.sleep(0)
 
-    async def _start(self, subscription: Subscription, last_event_id: str, history: int) -> Subscription:
-        """Bring a subscriber up to date; from then on it hears what is published."""
-        self._audience.enter(subscription)
-        outlet = subscription.outlet
-        outlet.on_close(subscription.ended)
-        beside = [each for each in self._audience.on(outlet) if each.joined]
-        replay = CatchUp(self._journal, self._arrivals, subscription, self._delivery.catch_up, beside)
-        if last_event_id:
-            await replay.resume(last_event_id)
-        elif subscription.mailbox:
-            client_id = subscription.mailbox
-            await replay.mailbox(
-                client_id, await self._mailboxes.seen(client_id), await self._mailboxes.owed(client_id)
-            )
-        elif history:
-            await replay.newest(history)
-        replay.finish()
-        if last_event_id or subscription.mailbox:
-            self._replays["full" if replay.complete else "gap"] += 1
-        # Nothing may wait between the end of the replay and here: an event would slip through.
-        if outlet.closed:
-            return subscription
-        self._audience.join(subscription)
-        if subscription.mailbox:
-            self._mailboxes.arrived(subscription.mailbox)
-        subscription.write(self._delivery.place())
-        if subscription.member is not None:
-            await self._show(subscription, subscription.member)
-        return subscription
-
-    async def _show(self, subscription: Subscription, member: Member) -> None:
-        try:
-            for channel in _shown_on(subscription):
-                await self._presence.join(channel, member)
-        except LocalError:
-            _logger.exception("The presence of a subscriber could not be told.")
-        finally:
-            # Only now, so that the departure is not told before the arrival.
-            subscription.present = True
-            if subscription.outlet.closed:
-                self._depart(subscription)
-
-    def _leave(self, subscription: Subscription) -> None:
-        """The outlet of a subscriber is closed."""
-        if not self._audience.leave(subscription):
-            return
-        if subscription.mailbox and subscription.joined:
-            self._mailboxes.left(subscription.mailbox)
-            self._departures.set()
-        if subscription.present:
-            self._depart(subscription)
-
-    def _depart(self, subscription: Subscription) -> None:
-        self._departed.append(subscription)
-        self._departures.set()
-
-    async def _see_off(self) -> None:
-        """Tell who left, and save how far they were served. There are never more than there were subscribers."""
-        while True:
-            await self._departures.wait()
-            self._departures.clear()
-            try:
-                await self._mailboxes.save()
-                while self._departed:
-                    subscription = self._departed.popleft()
-                    if subscription.member is not None:
-                        for channel in _shown_on(subscription):
-                            await self._presence.leave(channel, subscription.member)
-            except (LocalError, OSError):
-                _logger.exception("The hub could not tell who left; they are missed when their presence runs out.")
-
     async def _keep_fresh(self) -> None:
         while True:
             await asyncio.sleep(self.limits.presence_ttl / 3)
@@ -378,7 +305,3 @@ class Hub:
                 await self.refresh()
             except (LocalError, OSError):
                 _logger.exception("The hub could not refresh its records.")
-
-
-def _shown_on(subscription: Subscription) -> list[str]:
-    return [channel for channel in subscription.channels if not channel.startswith("$") and not is_pattern(channel)]
