@@ -19,7 +19,7 @@ RequestId = int | str
 encode = msgspec.json.Encoder().encode
 """Compact JSON of any value made of builtins, Structs and dataclasses."""
 
-MAX_ID = 1024
+MAX_ID = 16 * 1024
 """Bytes of an id: it is kept as long as its call, which may be a stream, and repeated in messages."""
 
 _EMPTY = Raw(b"")
