@@ -3,12 +3,22 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from time import monotonic
+from typing import Protocol
 
 from millstream.protocol.errors import OVERLOADED, ProtocolError
 from millstream.server.calls.call import Call
 
 _RECOUNT = 0.25
 """Seconds for which a count of the calls of each caller is good enough to refuse by."""
+
+
+class Caller(Protocol):
+    """A call, or whatever else knows who asks."""
+
+    @property
+    def owner(self) -> str:
+        """See `Call.owner`; empty for a caller that has the server to itself."""
+        ...
 
 
 class Load:
@@ -37,18 +47,18 @@ class Load:
         """Calls that work; open subscriptions count as streams."""
         return len(self._calls) - len(self._endings)
 
-    def admit(self, owner: str) -> None:
+    def admit(self, caller: Caller) -> None:
         """Refuse one more call when as many run as may, in all or of one caller.
 
         Answers, cancellations and notifications are never refused for load: they are what frees it.
 
         Args:
-            owner: of the call, see `Call.owner`; empty for a caller that has the server to itself.
+            caller: whose call it is.
 
         Raises:
             ProtocolError: OVERLOADED, HTTP 503.
         """
-        if len(self._calls) >= self.max_each and self.full(owner):
+        if len(self._calls) >= self.max_each and self.full(caller.owner):
             raise ProtocolError(OVERLOADED, "Too many calls are running: try again later", status=503)
 
     def full(self, owner: str) -> bool:

@@ -147,7 +147,7 @@ class Connection:
             else handshake_call(message, self.session, self._revision(), **self._way())
         )
         try:
-            dispatcher.load.admit(call.owner)
+            dispatcher.load.admit(call)
         except ProtocolError as exc:
             raise projection.error(exc, call.revision) from exc
         dispatcher.control.enter(call, self.id)

@@ -124,7 +124,7 @@ class RestRoutes:
             return refusals.WRONG_TYPE
         request_id: RequestId | None = None
         try:
-            self._dispatcher.load.admit(request.owner)
+            self._dispatcher.load.admit(request)
             check_text(request.body, self._max_depth)
             body = request.body or b"{}"
             envelope = _read_envelope(body, method)

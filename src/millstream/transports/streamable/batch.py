@@ -71,7 +71,7 @@ class _Batch:
             return None, b""
         call = self._exchange.handshake_call(message, self._session, self._revision)
         try:
-            dispatcher.load.admit(call.owner)
+            dispatcher.load.admit(call)
         except ProtocolError as exc:
             return call.id, self._refuse(call.id, call.method, exc)
         # The request is the batch as a whole; a cancel is for one of its calls.

@@ -40,7 +40,7 @@ async def serve_exactly(endpoint: Endpoint, request: Request) -> Response | None
         if message.is_answer:
             return await _take_answer(exchange, message)
         if message.is_request:
-            endpoint.dispatcher.load.admit(request.owner)
+            endpoint.dispatcher.load.admit(request)
             if message.method != LISTEN:
                 exchange.check_readable()
         if is_per_request(message, request.headers):

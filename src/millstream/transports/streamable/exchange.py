@@ -106,24 +106,34 @@ class Exchange:
         """A call of the handshake era. Without a session nobody can come back for its answer: it ends with its
         connection.
         """
-        self.request.cancel_on_disconnect = session is None
-        return calls.handshake_call(message, session, revision, **self._way())
+        request = self.request
+        request.cancel_on_disconnect = session is None
+        return calls.handshake_call(
+            message,
+            session,
+            revision,
+            open_reply=self.endpoint.open_line,
+            origin=request,
+            transport="http",
+            principal=request.principal,
+            headers=request.headers,
+            client_id=client_id_of(request.query) if request.query else "",
+        )
 
     def per_request_call(self, message: Envelope, admitted: Admitted) -> Call:
         """A call of the per-request era; it ends with its connection."""
-        self.request.cancel_on_disconnect = True
-        return calls.per_request_call(admitted, message, **self._way())
-
-    def _way(self) -> dict[str, object]:
         request = self.request
-        return {
-            "open_reply": self.endpoint.open_line,
-            "origin": request,
-            "transport": "http",
-            "principal": request.principal,
-            "headers": request.headers,
-            "client_id": client_id_of(request.query),
-        }
+        request.cancel_on_disconnect = True
+        return calls.per_request_call(
+            admitted,
+            message,
+            open_reply=self.endpoint.open_line,
+            origin=request,
+            transport="http",
+            principal=request.principal,
+            headers=request.headers,
+            client_id=client_id_of(request.query) if request.query else "",
+        )
 
     async def run(self, call: Call) -> Response | None:
         """Run a call to its reply."""

@@ -104,6 +104,11 @@ class Peer(Struct, frozen=True):
     principal: Principal | None = None
     may_publish: bool = True
 
+    @property
+    def owner(self) -> str:
+        """Whose share of the server's capacity its calls take, see `Call.owner`."""
+        return self.address if self.principal is None else self.principal.id
+
 
 class Dialect:
     """One socket that speaks it."""
@@ -194,8 +199,7 @@ class Dialect:
 
     async def start_call(self, message: _CallMessage, id: Raw) -> None:
         """Call a tool; the answer comes when it is done."""
-        principal = self._peer.principal
-        self._dispatcher.load.admit(self._peer.address if principal is None else principal.id)
+        self._dispatcher.load.admit(self._peer)
         # Copies: while the call runs it must not hold the whole message.
         params = encode({"name": message.tool, "arguments": message.arguments})
         task = asyncio.create_task(self._call(message.tool, params, id.copy()))
