@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from millstream import Server
 from millstream.config import Settings, VariableError
 from millstream.hub import HubLimits
 
@@ -151,3 +152,10 @@ def test_every_default_is_a_value_that_a_variable_could_have() -> None:
     """Bounds and defaults are written in the same place, and agree."""
     defaults = {name: getattr(Settings(), name) for name in Settings.__struct_fields__}
     assert Settings.load({}, **defaults) == Settings()
+
+
+def test_what_the_command_line_puts_over_settings_is_checked_too() -> None:
+    """A fixed defect: `--path mcp` was taken, and nothing answered there."""
+    server = Server("paths", settings=Settings())
+    with pytest.raises(ValueError, match="path"):
+        server.definition.configure(path="mcp")

@@ -68,6 +68,15 @@ def test_several_servers_without_a_customary_name_are_listed(folder: Path) -> No
     assert error.fix.endswith("millstream run shop.py:first")
 
 
+@pytest.mark.parametrize("target", ["shop.py", "shop"])
+def test_a_file_that_serves_itself_when_it_is_imported_is_refused(folder: Path, target: str) -> None:
+    """A fixed defect: it served on its own port, and a second time on the one that was asked for when that ended."""
+    (folder / "shop.py").write_text(f"{ONE}\nshop.run('http', port=1)\n")
+    error = failure(target)
+    assert "calls run() while it's imported" in error.what
+    assert "__main__" in error.fix
+
+
 def test_a_missing_file_suggests_the_nearest_one(folder: Path) -> None:
     """A typing error is the usual reason."""
     (folder / "shop.py").write_text(ONE)

@@ -61,7 +61,7 @@ class Definition:
         """
         if serve:
             self.parts = chosen(serve)
-        self.settings = msgspec.structs.replace(self.settings, **changes)
+        self.settings = Settings(**{**msgspec.structs.asdict(self.settings), **changes})
 
     def describe(self) -> dict[str, Any]:
         """Name, version and information as the newest revision has them."""

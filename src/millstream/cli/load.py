@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from millstream.app import Server
-from millstream.app.serving.errors import CommandError
+from millstream.app.serving.errors import CommandError, importing
 from millstream.config import VariableError
 
 CUSTOMARY_NAMES = ("mcp", "server", "app")
@@ -59,7 +59,10 @@ def load_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look up their module when they resolve annotations
     sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
+        with importing(path.name):
+            spec.loader.exec_module(module)
+    except CommandError:
+        raise
     except (Exception, SystemExit) as exc:
         raise _import_failure(path.name, exc) from exc
     return module
@@ -69,7 +72,10 @@ def load_module(name: str) -> ModuleType:
     """Import a module by its dotted name, looking in the current directory first."""
     sys.path.insert(0, str(Path.cwd()))
     try:
-        return importlib.import_module(name)
+        with importing(name):
+            return importlib.import_module(name)
+    except CommandError:
+        raise
     except (Exception, SystemExit) as exc:
         if isinstance(exc, ModuleNotFoundError) and exc.name and f"{name}.".startswith(f"{exc.name}."):
             raise CommandError(

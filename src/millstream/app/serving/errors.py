@@ -1,6 +1,8 @@
 """What the command line says when it cannot do what it was asked: what happened, why, and what to do."""
 
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 
 from millstream.config import Settings
 from millstream.protocol.errors import LocalError
@@ -16,6 +18,34 @@ class CommandError(Exception):
         self.why = why
         self.fix = fix
         self.detail = detail
+
+
+@contextmanager
+def importing(source: str) -> Generator[None, None, None]:
+    """A command imports the user's file inside the block, and serves what it finds there itself."""
+    _Imports.source = source
+    try:
+        yield
+    finally:
+        _Imports.source = ""
+
+
+class _Imports:
+    source = ""
+
+
+def check_not_importing() -> None:
+    """Refuse to serve from inside the import of a file that a command serves.
+
+    Raises:
+        CommandError: it is imported now.
+    """
+    if _Imports.source:
+        raise CommandError(
+            f"{_Imports.source} calls run() while it's imported.",
+            why="`millstream run` imports the file first and then serves what it finds in it.",
+            fix='Put the call below a line that says `if __name__ == "__main__":`.',
+        )
 
 
 def report(error: CommandError) -> None:

@@ -6,7 +6,7 @@ import stat
 import sys
 
 from millstream.app.runtimes import Application, Runtimes
-from millstream.app.serving.errors import CommandError, check_key, report
+from millstream.app.serving.errors import CommandError, check_key, check_not_importing, report
 from millstream.app.serving.stopping import StopSignals
 from millstream.transports.stdio import off_stdout, serve_stdio
 
@@ -15,9 +15,11 @@ def launch(application: Application, transport: str | None, host: str, port: int
     """Serve over HTTP or stdio.
 
     Raises:
+        CommandError: a command imports the program at this moment.
         ValueError: an unknown transport.
         SystemExit: it cannot serve; standard error says why.
     """
+    check_not_importing()
     if transport is None:
         transport = "stdio" if _is_piped() else "http"
     if transport == "stdio":

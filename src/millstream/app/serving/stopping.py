@@ -55,8 +55,10 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # What is ignored stays so: `nohup` ignores SIGHUP.
-        numbers = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        # `nohup` ignores SIGHUP, and means it. Shells ignore SIGINT for every background job of a script; whoever sends
+        # that to one wants it to end.
+        hangup = getattr(signal, "SIGHUP", None)
+        numbers = [each for each in _SIGNALS if each != hangup or signal.getsignal(each) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self._receive) for number in numbers}
         try:
             yield
