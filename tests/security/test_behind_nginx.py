@@ -56,7 +56,8 @@ def status(port: int, path: str, body: bytes | None = None) -> int:
         with urllib.request.urlopen(asked, timeout=WAIT) as reply:  # noqa: S310  our own address
             return int(reply.status)
     except urllib.error.HTTPError as refused:
-        return refused.code
+        with refused:
+            return refused.code
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """`Context`: the call as a tool, resource or prompt function sees it, the same on every revision and transport."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
 from math import isfinite
 from typing import Any, TypeVar, overload
@@ -18,7 +18,6 @@ from millstream.protocol.questions import Root, SampleResult
 from millstream.protocol.rounds import Rounds, binding, open_state
 from millstream.server.calls.asking import ask_by_request, ask_by_round
 from millstream.server.calls.call import Call, Progress
-from millstream.server.calls.once import once_stored
 from millstream.server.calls.services import Services, principal_id
 from millstream.server.calls.sessions import Session
 from millstream.server.questions.questions import Elicit, ElicitUrl, Question, Roots, Sample
@@ -268,10 +267,14 @@ class Context:
             async def run() -> bytes:
                 return encode(await _value(function))
 
-            stored = store and self._call.state
-            raw = await once_stored(self._services, f"{slot}:{_state_id(self._call)}", run) if stored else await run()
+            raw = await self._once_stored(slot, run) if store and self._call.state else await run()
         rounds.settle(slot, "once", raw)
         return msgspec.json.decode(raw)
+
+    async def _once_stored(self, slot: str, run: Callable[[], Awaitable[bytes]]) -> bytes:
+        from millstream.server.calls.once import once_stored  # noqa: PLC0415  few effects are stored
+
+        return await once_stored(self._services, f"{slot}:{_state_id(self._call)}", run)
 
 
 async def _value(function: Callable[[], Any]) -> Any:
