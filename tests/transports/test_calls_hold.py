@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from millstream import Server
+from millstream.protocol.errors import ProtocolError
 from millstream.protocol.jsonrpc import Envelope
 from millstream.server.calls.call import Call
+from patience import WAIT
 from wire import POST, encode_request, enveloped, pairs, routing, wired
 from wire import request as request_of
 
@@ -25,6 +27,12 @@ def no_collector() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
+
+
+async def _until(fact: Any) -> None:
+    async with asyncio.timeout(WAIT):
+        while not fact():  # noqa: ASYNC110  counts tell nobody
+            await asyncio.sleep(0)
 
 
 def alive(kind: type) -> int:
@@ -97,3 +105,39 @@ def _frames(task: asyncio.Task[Any]) -> Iterator[Any]:
     while getattr(awaited, "cr_frame", None) is not None:
         yield awaited.cr_frame
         awaited = awaited.cr_await
+
+
+def nobody(book: int) -> str:
+    """Fail."""
+    raise ProtocolError(-32602, "No such book")
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("no/such", {}),
+        ("tools/call", {"name": "unknown", "arguments": {}}),
+        ("tools/call", {"name": "nobody", "arguments": {"book": "x"}}),
+        ("tools/call", {"name": "nobody", "arguments": {"book": 1}}),
+        ("resources/read", {"uri": "x://y"}),
+        ("prompts/get", {"name": "unknown"}),
+    ],
+)
+async def test_no_refusal_of_either_era_keeps_its_call(method: str, params: dict[str, Any]) -> None:
+    """Fixed: the call kept its error, whose traceback kept the call, and no collector saw the two."""
+    server = Server("refusals")
+    server.tool(thread=False)(nobody)
+    server.resource("z://z")(page)
+    server.prompt(page)
+    async with wired(server, "asgi") as wire:
+        session = await wire.initialize()
+        before = alive(Call) + alive(ProtocolError)
+        for _ in range(3):
+            await wire.post(request_of(method, params), session)
+            await wire.post(enveloped(method, params), {**POST, **routing(method, next(iter(params.values()), ""))})
+        await _until(lambda: alive(Call) + alive(ProtocolError) == before)
+
+
+def page() -> str:
+    return ""

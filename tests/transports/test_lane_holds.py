@@ -21,11 +21,9 @@ from millstream.http.lane.call import LaneExchange
 from millstream.http.lane.guarded import MAX_PIPELINE
 from millstream.http.limits import HttpLimits
 from millstream.http.message import STREAM_HEAD, Request, Response, Sink
-from millstream.protocol.errors import ProtocolError
 from millstream.server.calls.call import Call
 from millstream.transports.streamable.line import PostLine
-from wire import POST, encode_request, enveloped, over_asgi, pairs, routing, wired
-from wire import request as plain_request
+from wire import encode_request, enveloped, over_asgi, pairs, routing, wired
 
 SIZE = 1_000_003
 """Bytes of a body: nothing else has this size."""
@@ -233,42 +231,6 @@ async def test_nothing_of_a_stream_that_its_client_left_is_kept(way: str, method
                 peer.writer.transport.abort()
                 await wire.running.left(0)
         await _until(lambda: alive(Call, PostLine, LaneExchange, AsgiExchange) <= before)
-
-
-def nobody(book: int) -> str:
-    """Fail."""
-    raise ProtocolError(-32602, "No such book")
-
-
-@pytest.mark.usefixtures("no_collector")
-@pytest.mark.parametrize(
-    ("method", "params"),
-    [
-        ("no/such", {}),
-        ("tools/call", {"name": "unknown", "arguments": {}}),
-        ("tools/call", {"name": "nobody", "arguments": {"book": "x"}}),
-        ("tools/call", {"name": "nobody", "arguments": {"book": 1}}),
-        ("resources/read", {"uri": "x://y"}),
-        ("prompts/get", {"name": "unknown"}),
-    ],
-)
-async def test_nothing_of_a_refused_call_is_kept(method: str, params: dict[str, Any]) -> None:
-    """Fixed: the call kept its error, whose traceback kept the call, and no collector saw the two."""
-    server = Server("refusals")
-    server.tool(thread=False)(nobody)
-    server.resource("z://z")(page)
-    server.prompt(page)
-    async with wired(server, "asgi") as wire:
-        session = await wire.initialize()
-        before = alive(Call, ProtocolError)
-        for _ in range(3):
-            await wire.post(plain_request(method, params), session)
-            await wire.post(enveloped(method, params), {**POST, **routing(method, next(iter(params.values()), ""))})
-        await _until(lambda: alive(Call, ProtocolError) == before)
-
-
-def page() -> str:
-    return ""
 
 
 async def test_unfinished_bodies_under_any_asgi_server_have_a_cap_too() -> None:

@@ -61,7 +61,8 @@ class Definition:
         """
         if serve:
             self.parts = chosen(serve)
-        self.settings = Settings(**{**msgspec.structs.asdict(self.settings), **changes})
+        values: dict[str, Any] = {**msgspec.structs.asdict(self.settings), **changes}
+        self.settings = Settings(**values)
 
     def describe(self) -> dict[str, Any]:
         """Name, version and information as the newest revision has them."""

@@ -5,6 +5,7 @@ counted: whoever asks for much over a thin line is not slow, and the reader take
 its answers (`drain`). How the messages get there is up to `queued` (ASGI) and `direct` (our own server).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any
 
@@ -19,7 +20,7 @@ TRY_AGAIN_LATER = 1013
 SLOW = "slow"
 
 
-class Socket(Ending):
+class Socket(Ending, ABC):
     """The messages for one peer. A `Sink` of unasked messages; what is written when it is closed is dropped."""
 
     __slots__ = ("_farewell", "_grace", "_limit", "_send")
@@ -34,25 +35,25 @@ class Socket(Ending):
         self._farewell: tuple[int, str] | None = None
 
     @property
+    @abstractmethod
     def buffered(self) -> int:
         """Bytes of unasked messages that the peer has not taken."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, message: bytes, /) -> bool:
         """Send an unasked message; False when the socket is closed, or is cut now because the peer is too slow."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, message: bytes) -> bool:
         """Send a message that the peer waits for; False when the socket is closed."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def drain(self) -> None:
         """Wait until the peer takes bytes again, or the socket is closed."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def run(self, reading: Coroutine[Any, Any, None]) -> None:
         """Read until the socket is closed, and say goodbye within the grace time."""
-        raise NotImplementedError
 
     def end(self, code: int, reason: str = "") -> None:
         """End it: what is written still goes out, then the close frame, within the grace time. Idempotent."""
@@ -84,9 +85,9 @@ class Socket(Ending):
     def _drop(self) -> None:
         """Forget what waits."""
 
+    @abstractmethod
     def _stop(self) -> None:
         """Wake whoever reads or waits: the socket is closed."""
-        raise NotImplementedError
 
     async def _say_goodbye(self) -> None:
         if self._farewell is not None:
