@@ -57,10 +57,9 @@ class Arrivals:
         """The newest one."""
         return self._held[-1] if self._held else self._dropped
 
-    async def append(self, record: Record) -> Entry:
+    async def append(self, record: Record) -> Position:
         """Keep one. The `id` of its record is the place in the journal behind which it is told."""
-        data = pack(record)
-        return Entry(await self._store.log.append(STREAM, data, ttl=_TTL, max_entries=_KEPT), data)
+        return await self._store.log.append(STREAM, pack(record), ttl=_TTL, max_entries=_KEPT)
 
     def take(self, entry: Entry, epoch: str, offset: int | None) -> Event:
         """Hold one that is delivered behind a place in the journal (None: before this worker began); its event."""

@@ -30,7 +30,7 @@ class Delivery:
     )  # fmt: skip
 
     events: Tail
-    """What follows the journal; `Tail.tell` delivers an event and lets the other workers know."""
+    """What follows the journal; after `Tail.reach` an event is delivered."""
     visits: Tail
     """The same for arrivals and departures."""
 
@@ -51,8 +51,8 @@ class Delivery:
 
     async def open(self) -> None:
         """Listen, and go to the end of both streams."""
-        self.events = Tail(self._store, JOURNAL, None, self._take, self._lost)
-        self.visits = Tail(self._store, STREAM, None, self._take_visits, self._lost_visits)
+        self.events = Tail(self._store.log, JOURNAL, None, self._take, self._lost)
+        self.visits = Tail(self._store.log, STREAM, None, self._take_visits, self._lost_visits)
         self.events.position = await self._journal.open()
         self.visits.position = await self._arrivals.open(self._journal.epoch)
         self._tasks = [asyncio.create_task(tail.run()) for tail in (self.events, self.visits)]

@@ -282,7 +282,7 @@ class Hub:
         offset = entry.position.offset
         if not subscribers and channel.startswith(CLIENT):
             await self._mailboxes.owe(channel.removeprefix(CLIENT), offset, now)
-        await self._delivery.events.tell(entry)
+        await self._delivery.events.reach(entry.position)
         await self._count()
         return Published(id or position_id(self._journal.epoch, offset), subscribers)
 
@@ -290,7 +290,7 @@ class Hub:
         """Tell who came or left."""
         behind = str(self._journal.offset)
         record = Record(PRESENCE + channel, encode_data(member), event, behind, self._clock())
-        await self._delivery.visits.tell(await self._arrivals.append(record))
+        await self._delivery.visits.reach(await self._arrivals.append(record))
         await self._count()
 
     async def _count(self) -> None:

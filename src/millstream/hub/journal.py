@@ -13,13 +13,12 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import takewhile
-from operator import attrgetter
 from typing import Final
 
 from millstream.hub.channels import CLIENT
 from millstream.hub.event import Event, Record, channel_of, pack, position_id, unpack
 from millstream.hub.limits import HubLimits
-from millstream.stores.base import Entry, Gap, Position, Store
+from millstream.stores.base import Entry, Gap, Index, Position, Store
 
 JOURNAL: Final = "hub:journal"
 _CHANNEL: Final = "hub:channel:"
@@ -76,13 +75,13 @@ class Journal:
         Raises:
             StoreFull: the store cannot take an event of this size.
         """
-        log, limits, data = self._store.log, self._limits, pack(record)
-        position = await log.append(JOURNAL, data, ttl=_JOURNAL_TTL, max_entries=limits.journal)
+        data = pack(record)
         count, age = self._bounds(record.channel)
-        if count:
-            # One more than is given out: where it is there, so many were dropped.
-            copy = position.offset.to_bytes(8, "big") + data
-            await log.append(_history(record.channel), copy, ttl=age, max_entries=count + 1)
+        # One more than is given out: where it is there, so many were dropped.
+        index = Index(_history(record.channel), age, count + 1) if count else None
+        position = await self._store.log.append(
+            JOURNAL, data, ttl=_JOURNAL_TTL, max_entries=self._limits.journal, index=index
+        )
         return Entry(position, data)
 
     def take(self, entry: Entry) -> Event:
@@ -158,13 +157,7 @@ class Journal:
             entries = await self._store.log.newest(stream, count + 1)
         else:
             entries = [entry async for page in self._pages(stream) for entry in page]
-        events = [
-            unpack(memoryview(entry.data)[8:], self.epoch, int.from_bytes(entry.data[:8], "big"))
-            for entry in entries
-            if entry.position.epoch == self.epoch
-        ]
-        # Of several workers, one may be first in the journal and second here.
-        events.sort(key=attrgetter("offset"))
+        events = [self._event(entry) for entry in entries if entry.position.epoch == self.epoch]
         oldest = self._clock() - age
         kept = [event for event in events[-count:] if event.at >= oldest]
         dropped = len(events) - len(kept)

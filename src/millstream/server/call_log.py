@@ -10,8 +10,7 @@ from functools import partial
 from millstream.config import Settings
 from millstream.protocol.errors import INTERNAL_ERROR
 from millstream.protocol.jsonrpc import RequestId, error_message
-from millstream.stores.base import Entry, Position, Store, StoreFull, read_offset
-from millstream.stores.follow import announce
+from millstream.stores.base import Position, Store, StoreFull, read_offset
 
 MESSAGE, END = b"m", b"e"
 """First byte of a logged entry: one more message, or the last one (which may be empty)."""
@@ -32,14 +31,15 @@ async def append(
         message: may be empty.
         answers: the request that it is the response to: where it is too large to be kept, an error for that is.
     """
-    put = partial(store.log.append, name, ttl=settings.log_ttl, max_entries=settings.log_messages)
+    put = partial(
+        store.log.append, name, ttl=settings.log_ttl, max_entries=settings.log_messages, seal=mark == END
+    )
     position = None
     with suppress(StoreFull):
         position = await put(mark + message)
     if position is None:
         # Too large to keep: it goes out once, and whoever resumes is told so.
         position = await put(mark if answers is None else mark + error_message(answers, INTERNAL_ERROR, _NOT_KEPT))
-    await announce(store, name, Entry(position, mark + message), whole=True)
     return position
 
 

@@ -1,4 +1,5 @@
-"""What a store is: key-value with expiry, event log with positions, bus. All on `bytes`, whose meaning no store knows.
+"""What a store is: values with expiry, event log with positions, bus, and who shares it. All on `bytes`, whose meaning
+no store knows.
 
 The docstrings are the contract: ordering, atomicity, loss, and what ``None`` means. The contract tests in
 ``tests/stores`` run against every implementation. A caller may rely on nothing that is not written here, even where
@@ -76,6 +77,34 @@ class StoreFull(LocalError):
     """The store refuses a value because it would exceed its bound. Nothing was changed."""
 
 
+class StoreUnavailable(LocalError):
+    """The store didn't answer in time. What was asked may have been done or not; an append is never done twice."""
+
+
+class Sealed(LocalError):
+    """The stream has its last entry. Nothing was added."""
+
+
+class Index(Struct, frozen=True, gc=False):
+    """A second stream that keeps an appended entry, under the position that it has in the first.
+
+    Its positions grow but aren't dense, so nobody follows it: it is for reading what the first one has dropped.
+    """
+
+    stream: str
+    ttl: float
+    max_entries: int
+
+
+class Told(Struct, frozen=True, gc=False):
+    """An entry that is appended together with a change of members, or not at all."""
+
+    stream: str
+    data: bytes
+    ttl: float
+    max_entries: int
+
+
 class KeyValue(Protocol):
     """Values under a key, each with a time to live.
 
@@ -91,6 +120,10 @@ class KeyValue(Protocol):
 
     async def get(self, key: str) -> bytes | None:
         """The value, or None when the key is absent."""
+        ...
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The values of several keys, in their order: as many `get`, in one round trip where they are together."""
         ...
 
     async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
@@ -133,19 +166,32 @@ class EventLog(Protocol):
     streams. What is gone is never skipped in silence: reading over it raises `Gap`.
     """
 
-    async def append(self, stream: str, data: bytes, *, ttl: float, max_entries: int) -> Position:
+    async def append(
+        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+    ) -> Position:
         """Add an entry at the end and return its position; an unknown stream begins with it.
 
         Atomic: a reader sees the entry whole or not at all, and sees it once this has returned. The stream lives on for
         `ttl` seconds (positive, finite); each append starts that time anew for the whole stream. The newest
         `max_entries` (at least 1) are kept; older ones may go at any time. An entry whose append failed may have been
-        added or not.
+        added or not, but it is never added twice: a store that tries again recognizes what it has.
+
+        Args:
+            stream: its name.
+            data: the entry.
+            ttl: how long the stream lives on.
+            max_entries: how many it keeps.
+            index: keep the entry there, too: both or none. An index that has no room is left out.
+            seal: this is the last entry of the stream. Whoever appends behind it, even a worker that was stopped
+                and wakes later, gets `Sealed`.
 
         The kind of a stream is its name in front of the first colon. Each kind has room of its own: a store that is
         full of one may drop the oldest entries of any stream of that kind, or forget one, and of no other.
 
         Raises:
             StoreFull: the entry alone is larger than the store allows.
+            Sealed: the stream has its last entry already.
+            StoreUnavailable: the store didn't answer within the time that it is given.
         """
         ...
 
@@ -181,6 +227,21 @@ class EventLog(Protocol):
     async def trim(self, stream: str) -> None:
         """Forget the stream with all its entries. An unknown stream is not an error."""
 
+    def listen(
+        self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        """Call `heard` in the event loop with what any worker appends from now on; returns the way to stop.
+
+        A hint, as everything that travels: an entry may come late, twice or, after an interruption, not at all. The
+        offsets tell: what is not the next one has to be read (`millstream.stores.follow` does that). Nothing that is
+        appended after `listening` has returned is missed without `interrupted`. Listening to a stream that nobody
+        appends to costs nothing; what nobody listens to costs its append and no more. Rules as for `Bus.subscribe`.
+        """
+        ...
+
+    async def listening(self, stream: str) -> None:
+        """Return when the appends of every worker are heard here. Reading before it may leave a gap behind the read."""
+
 
 class Bus(Protocol):
     """Messages to whoever listens now, on this worker and on all others that share the store.
@@ -190,6 +251,14 @@ class Bus(Protocol):
     nothing is promised across topics. What must not be lost belongs in the `KeyValue` or the `EventLog`; the bus says
     that it is there.
     """
+
+    async def send(self, worker: str, topic: str, data: bytes) -> bool:
+        """Send to the subscribers that one worker has; False when its lease is over, and then nobody gets it.
+
+        A worker that lives gets what was sent, in the order of sending, also after an interruption of its connection,
+        as long as its lease lasts.
+        """
+        ...
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Send to every present subscriber of the topic, those of this worker included. None at all is not an error.
@@ -210,12 +279,76 @@ class Bus(Protocol):
         ...
 
 
+class Members(Protocol):
+    """Groups of members, each vouched for by the workers where it is.
+
+    A worker vouches with its lease (see `Workers`): for nobody any more when that is over. Each change is atomic for its
+    group, so of all workers exactly one sees the first arrival and the last departure of a member.
+    """
+
+    async def join(self, group: str, member: str, value: bytes, told: Told) -> Position | None:
+        """This worker vouches for a member. When nobody did before, `told` is appended: its position, else None.
+
+        The value of whoever vouched first stands. Vouching again for a member isn't an error.
+        """
+        ...
+
+    async def leave(self, group: str, member: str, told: Told) -> Position | None:
+        """This worker vouches no more. When nobody else does, the member is gone and `told` is appended."""
+        ...
+
+    async def present(self, group: str) -> list[tuple[str, bytes]]:
+        """Members and values of a group for whom somebody vouches, in no order."""
+        ...
+
+    async def abandoned(self) -> list[tuple[str, str, bytes]]:
+        """(group, member, value) of those for whom only workers without a lease vouched. They are gone from then on;
+        each is given to one caller of all workers, once, who tells that it left.
+        """
+        ...
+
+
+class Workers(Protocol):
+    """Who shares the store. A worker has a lease by the store's clock, which its store renews while it is open.
+
+    A worker whose lease ran out while it was stopped gets a new name: whatever was given to the old one is void.
+    """
+
+    @property
+    def me(self) -> str:
+        """The name of this worker: 12 lowercase hexadecimal digits. Known once opened; no other worker ever has it."""
+        ...
+
+    @property
+    def lease(self) -> float:
+        """Seconds after which a worker that died counts as gone, at most."""
+        ...
+
+    async def alive(self, worker: str) -> bool:
+        """Whether a worker has its lease."""
+        ...
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call `changed` in the loop after workers came or went, or this one got a new name; returns the way to stop."""
+        ...
+
+
 class Store(Protocol):
-    """The three parts, opened and closed together. For one event loop, except where an implementation says more."""
+    """The parts, opened and closed together. For one event loop, except where an implementation says more."""
 
     @property
     def epoch(self) -> str:
         """A new one whenever stored data may have been lost: 1 to 16 visible ASCII characters, known once opened."""
+        ...
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call `changed` in the loop whenever `epoch` has changed while the store is open; returns the way to stop."""
+        ...
+
+    def time(self) -> float:
+        """Unix time by the clock of the store, the same for all workers but for the length of a round trip. It doesn't
+        wait: the difference to this machine's clock is measured now and then.
+        """
         ...
 
     @property
@@ -231,6 +364,12 @@ class Store(Protocol):
 
     @property
     def bus(self) -> Bus: ...
+
+    @property
+    def members(self) -> Members: ...
+
+    @property
+    def workers(self) -> Workers: ...
 
     async def open(self) -> None:
         """Connect. Call it before anything else.

@@ -1,8 +1,8 @@
 """Reading a stream and then going on to read it: each entry once, in order, and every loss told.
 
-The bus only says that there is more. Its messages may come late, twice, swapped or not at all: what counts is the
-stream itself, whose offsets are dense. So an entry that is the next one is taken as it comes; anything else, and every
-interruption of the bus, means that the stream has to be read again.
+What is heard of a stream is a hint, which may come late, twice or not at all: what counts is the stream itself, whose
+offsets are dense. So an entry that is the next one is taken as it comes; anything else, and every interruption, means
+that the stream has to be read again.
 """
 
 import asyncio
@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from millstream.protocol.errors import LocalError
-from millstream.stores.base import Entry, Gap, Position, Store
+from millstream.stores.base import Entry, EventLog, Gap, Position
 
 PAUSE: Final = 1.0
 """Seconds until a store that failed is asked again."""
+PATIENCE: Final = 1.0
+"""Seconds until an entry that was not heard of is read."""
 _PAGE: Final = 500
 
 _logger = logging.getLogger("millstream.stores")
@@ -27,16 +29,19 @@ class Tail:
     It listens from the moment it is made, so nothing slips between the first read and the first message.
 
     Example:
-        >>> tail = Tail(store, "stream", position, take, lost)
+        >>> tail = Tail(store.log, "stream", position, take, lost)
         >>> await tail.catch_up()  # all that is there
         >>> await tail.run()  # and all that comes, until it is cancelled
     """
 
-    __slots__ = ("_appended", "_drain", "_lock", "_lost", "_news", "_store", "_stream", "_take", "position", "stop")
+    __slots__ = (
+        "_appended", "_drain", "_listens", "_lock", "_log", "_lost", "_news", "_stream", "_take", "_waiting", "position",
+        "stop",
+    )  # fmt: skip
 
     def __init__(
         self,
-        store: Store,
+        log: EventLog,
         stream: str,
         after: Position | None,
         take: Callable[[Sequence[Entry]], None],
@@ -47,15 +52,15 @@ class Tail:
         """Nothing is read yet.
 
         Args:
-            store: where the stream is; it is open.
-            stream: its name, which is also the topic on the bus.
+            log: where the stream is; its store is open.
+            stream: its name.
             after: the place behind which to read; None for everything that is there.
             take: takes the next entries, in order.
             lost: told before the entries that follow a loss.
             drain: awaited after each page, so that a reader which cannot keep up is not flooded.
         """
         # Configuration
-        self._store = store
+        self._log = log
         self._stream = stream
         self._take = take
         self._lost = lost
@@ -67,8 +72,12 @@ class Tail:
         """One read at a time keeps the order."""
         self._news = asyncio.Event()
         self._appended = sys.maxsize
-        """The lowest offset that was announced since the last read."""
-        self.stop = store.bus.subscribe(stream, self._hear, interrupted=self._news.set)
+        """The lowest offset that was heard of since the last read."""
+        self._listens = False
+        """It is certain that every append is heard."""
+        self._waiting: list[tuple[Position, asyncio.Future[None]]] = []
+        """Who waits until this reader is behind a place."""
+        self.stop = log.listen(stream, self._hear, interrupted=self._news.set)
         """Stop listening. Idempotent."""
 
     async def catch_up(self) -> None:
@@ -78,6 +87,9 @@ class Tail:
             LocalError, OSError: the store cannot be read.
         """
         async with self._lock:
+            if not self._listens:
+                await self._log.listening(self._stream)
+                self._listens = True
             while await self._read():
                 if self._drain is not None:
                     await self._drain()
@@ -94,27 +106,42 @@ class Tail:
                 await asyncio.sleep(PAUSE)
                 self._news.set()
 
-    async def tell(self, entry: Entry, *, whole: bool = False) -> None:
-        """After an append: take the entry here, and let the other readers know, by the `whole` entry or its place."""
-        if not self._offer(entry):
-            self._look(entry.position)
+    async def reach(self, at: Position) -> None:
+        """Return when everything up to a place, where this program appended, was taken. What others appended before it
+        is on its way; only where it does not come, the stream is read.
+        """
+        here = self.position
+        if here is not None and here.epoch == at.epoch and here.offset >= at.offset:
+            return
+        arrived = asyncio.get_running_loop().create_future()
+        self._waiting.append((at, arrived))
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await arrived
+        except TimeoutError:
+            self._look(at)
             await self.catch_up()
-        await announce(self._store, self._stream, entry, whole=whole)
+        finally:
+            self._waiting = [each for each in self._waiting if each[1] is not arrived]
+
+    def _advance(self, position: Position) -> None:
+        self.position = position
+        for at, arrived in self._waiting:
+            if at.offset <= position.offset and not arrived.done():
+                arrived.set_result(None)
 
     def _offer(self, entry: Entry) -> bool:
         """Take an entry without a read, if it is the next one and no read is under way."""
         here, at = self.position, entry.position
         if here is None or here.offset + 1 != at.offset or here.epoch != at.epoch or self._lock.locked():
             return False
-        self.position = at
         self._take((entry,))
+        self._advance(at)
         return True
 
-    def _hear(self, message: bytes) -> None:
-        epoch, offset, *data = message.split(b" ", 2)
-        at = Position(epoch.decode(), int(offset))
-        if at != self.position and not (data and self._offer(Entry(at, data[0]))):
-            self._look(at)
+    def _hear(self, entry: Entry) -> None:
+        if entry.position != self.position and not self._offer(entry):
+            self._look(entry.position)
 
     def _look(self, at: Position) -> None:
         """Something was appended here. Where that is behind this reader, it is late, or the stream lost its tail."""
@@ -125,7 +152,7 @@ class Tail:
         """Take one page; False when there was nothing more."""
         here = self.position
         try:
-            entries = await self._store.log.read(self._stream, here, _PAGE)
+            entries = await self._log.read(self._stream, here, _PAGE)
         except Gap as gap:
             self.position = after = gap.resume_from(here)
             if after is not None and self._appended <= after.offset:
@@ -136,11 +163,11 @@ class Tail:
         if not entries:
             return False
         first, last = entries[0].position, entries[-1].position
-        self.position = last
         if last.offset - (first.offset if here is None else here.offset + 1) == len(entries) - 1:
             self._take(entries)
         else:
             self._take_around_holes(entries, here)
+        self._advance(last)
         return True
 
     def _take_around_holes(self, entries: Sequence[Entry], here: Position | None) -> None:
@@ -151,8 +178,3 @@ class Tail:
             self._take((entry,))
             here = at
 
-
-async def announce(store: Store, stream: str, entry: Entry, *, whole: bool = False) -> None:
-    """Tell those who follow a stream that an entry was appended: by the `whole` entry, or by its place."""
-    at = entry.position
-    await store.bus.publish(stream, b"%b %d" % (at.epoch.encode(), at.offset) + (b" " + entry.data if whole else b""))

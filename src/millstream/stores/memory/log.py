@@ -4,12 +4,15 @@ Each kind of stream has room of its own. A kind that is full drops the oldest en
 readers get `Gap`.
 """
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Final
 
-from millstream.stores.base import PAGE_BYTES, Entry, Gap, Position, StoreFull
+from millstream.stores.base import PAGE_BYTES, Entry, Gap, Index, Position, Sealed, StoreFull
 from millstream.stores.memory.deadlines import SLACK, Deadlines
+from millstream.stores.memory.topics import Topics
 
 ITEM_BYTES: Final = 200
 """What a log entry, or a key with its value and deadline, takes besides its bytes; rounded up."""
@@ -21,7 +24,7 @@ _DROPPED: Final = Entry(Position("", 0), b"")
 class _Stream:
     """The entries of one stream. Dropped ones stay as a placeholder until they are cut off together."""
 
-    __slots__ = ("entries", "floor", "head", "last", "name", "rank", "size")
+    __slots__ = ("entries", "floor", "head", "last", "name", "rank", "sealed", "size")
 
     def __init__(self, name: str, floor: int, size: int) -> None:
         self.name = name
@@ -35,6 +38,7 @@ class _Stream:
         self.size = size
         self.rank = 0
         """The length of `size` in bits, when last looked at."""
+        self.sealed = False
 
     def __len__(self) -> int:
         return len(self.entries) - self.head
@@ -85,13 +89,19 @@ class _Kind:
         self.size = 0
         """Bytes held, as they are counted against the bound."""
 
-    def append(self, stream: str, data: bytes, *, ttl: float, max_entries: int) -> Position:
+    def append(
+        self, stream: str, data: bytes, *, ttl: float, max_entries: int, at: int | None = None, seal: bool = False
+    ) -> Position:
+        """As `EventLog.append`; `at` is the offset of an entry that another stream gave it."""
         cost = len(data) + ITEM_BYTES
         if cost + len(stream) + STREAM_BYTES > self._max_bytes:
             raise StoreFull(f"An entry of {len(data)} bytes exceeds the {self._max_bytes} of the in-memory log.")
         now = self._clock()
-        held = self._present(stream, now) or self._begin(stream)
-        held.last += 1
+        held = self._present(stream, now) or self._begin(stream, at)
+        if held.sealed:
+            raise Sealed("The stream has ended.")
+        held.sealed = seal
+        held.last = held.last + 1 if at is None else at
         self._highest = max(self._highest, held.last)
         position = Position(self._epoch, held.last)
         held.entries.append(Entry(position, data))
@@ -118,7 +128,7 @@ class _Kind:
         if after is not None:
             if after.epoch != self._epoch or not held.floor <= after.offset <= held.last:
                 raise Gap(self._epoch, entries[start].position, entries[-1].position)
-            start += after.offset - held.floor
+            start = bisect_right(entries, after.offset, start, key=_offset)
         page = entries[start : start + limit]
         return page if held.size <= max_bytes else _within(page, max_bytes)
 
@@ -153,9 +163,9 @@ class _Kind:
             return None
         return held
 
-    def _begin(self, stream: str) -> _Stream:
+    def _begin(self, stream: str, at: int | None) -> _Stream:
         size = len(stream) + STREAM_BYTES
-        held = self._streams[stream] = _Stream(stream, self._highest + 1, size)
+        held = self._streams[stream] = _Stream(stream, self._highest + 1 if at is None else at - 1, size)
         self._rank(held)
         self.size += size
         return held
@@ -202,7 +212,7 @@ class _Kind:
 class MemoryLog:
     """`EventLog` in lists, in so much room for each kind of stream."""
 
-    __slots__ = ("_clock", "_epoch", "kinds", "max_bytes")
+    __slots__ = ("_clock", "_epoch", "_listeners", "kinds", "max_bytes")
 
     def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str) -> None:
         # configuration
@@ -213,21 +223,53 @@ class MemoryLog:
         # process
         self.kinds: dict[str, _Kind] = {}
         """Those that have been appended to. Few: this program names its streams, not its peers."""
+        self._listeners = Topics[Entry]()
 
     @property
     def size(self) -> int:
         """Bytes held, of all kinds together."""
         return sum(kind.size for kind in self.kinds.values())
 
-    async def append(self, stream: str, data: bytes, *, ttl: float, max_entries: int) -> Position:
+    async def append(
+        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+    ) -> Position:
+        return self.add(stream, data, ttl, max_entries, index, seal)
+
+    def add(
+        self, stream: str, data: bytes, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+    ) -> Position:
+        """`append`, for those who have a lock of their own."""
+        now = self._clock()
+        for each in self.kinds.values():  # one that is not used any more gives its room back too
+            each.sweep(now)
+        position = self._kind(stream).append(stream, data, ttl=ttl, max_entries=max_entries, seal=seal)
+        if index is not None:
+            with suppress(StoreFull):
+                self._kind(index.stream).append(
+                    index.stream, data, ttl=index.ttl, max_entries=index.max_entries, at=position.offset
+                )
+        self._listeners.tell(stream, Entry(position, data))
+        return position
+
+    def listen(
+        self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        """As `EventLog.listen`; `interrupted` is never called, for nothing can come between."""
+        return self._listeners.add(stream, heard)
+
+    async def listening(self, stream: str) -> None:
+        """At once."""
+
+    def end_all(self) -> None:
+        """Nobody listens any more."""
+        self._listeners.clear()
+
+    def _kind(self, stream: str) -> _Kind:
         name = kind_of(stream)
         kind = self.kinds.get(name)
         if kind is None:
             kind = self.kinds[name] = _Kind(self._clock, self.max_bytes, self._epoch)
-        now = self._clock()
-        for each in self.kinds.values():  # one that is not used any more gives its room back too
-            each.sweep(now)
-        return kind.append(stream, data, ttl=ttl, max_entries=max_entries)
+        return kind
 
     async def read(
         self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
@@ -257,6 +299,10 @@ def kind_of(name: str) -> str:
     """The kind of a stream or key: what stands in front of its first colon."""
     kind, colon, _ = name.partition(":")
     return kind if colon else ""
+
+
+def _offset(entry: Entry) -> int:
+    return entry.position.offset
 
 
 def _within(entries: Iterable[Entry], max_bytes: int) -> list[Entry]:

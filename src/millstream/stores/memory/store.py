@@ -10,12 +10,13 @@ import secrets
 import sys
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from millstream.stores.base import StoreFull
+from millstream.stores.base import Position, StoreFull, Told
 from millstream.stores.memory.deadlines import SWEEP, Deadlines
 from millstream.stores.memory.log import ITEM_BYTES, MemoryLog, kind_of
+from millstream.stores.memory.topics import Topics
 
 MARK_BYTES: Final = 16
 """A value up to this size, such as a tombstone, may use the room that is kept back from larger ones."""
@@ -63,6 +64,10 @@ class MemoryKeyValue:
 
     async def get(self, key: str) -> bytes | None:
         return self._present(key, self._clock())
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        now = self._clock()
+        return [self._present(key, now) for key in keys]
 
     async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
         self._store(key, value, ttl, self._clock(), lossy)
@@ -135,58 +140,88 @@ class MemoryKeyValue:
             kind.values.clear()  # an emptied dict keeps its table, a cleared one does not
 
 
-class _Subscription:
-    __slots__ = ("active", "receive")
-
-    def __init__(self, receive: Callable[[bytes], None]) -> None:
-        self.receive = receive
-        self.active = True
-
-
 class MemoryBus:
-    """`Bus` by plain calls: every subscriber has the message when `publish` returns, so there is no queue to bound."""
+    """`Bus` by plain calls: every subscriber has the message when `publish` returns."""
 
-    __slots__ = ("_topics",)
+    __slots__ = ("_me", "_topics")
 
-    def __init__(self) -> None:
-        # Replaced, never changed: a delivery under way keeps walking the tuple it began with.
-        self._topics: dict[str, tuple[_Subscription, ...]] = {}
+    def __init__(self, me: str) -> None:
+        self._me = me
+        self._topics = Topics[bytes]()
 
     async def publish(self, topic: str, data: bytes) -> None:
-        for subscription in self._topics.get(topic, ()):
-            if subscription.active:
-                subscription.receive(data)
+        self._topics.tell(topic, data)
+
+    async def send(self, worker: str, topic: str, data: bytes) -> bool:
+        if worker != self._me:
+            return False
+        self._topics.tell(topic, data)
+        return True
 
     def subscribe(
         self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
         """As `Bus.subscribe`; `interrupted` is never called, for nothing can come between."""
-        subscription = _Subscription(receive)
-        self._topics[topic] = (*self._topics.get(topic, ()), subscription)
-
-        def unsubscribe() -> None:
-            if not subscription.active:
-                return
-            subscription.active = False
-            others = tuple(other for other in self._topics[topic] if other is not subscription)
-            if others:
-                self._topics[topic] = others
-            else:
-                del self._topics[topic]
-
-        return unsubscribe
+        return self._topics.add(topic, receive)
 
     def end_all(self) -> None:
-        for subscriptions in self._topics.values():
-            for subscription in subscriptions:
-                subscription.active = False
         self._topics.clear()
+
+
+class MemoryWorkers:
+    """`Workers` where there is one, which lives as long as anybody can ask."""
+
+    __slots__ = ("lease", "me")
+
+    def __init__(self) -> None:
+        self.me = secrets.token_hex(6)
+        self.lease = 0.0
+
+    async def alive(self, worker: str) -> bool:
+        return worker == self.me
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """As `Workers.watch`; nobody comes or goes."""
+        return _nothing
+
+
+class MemoryMembers:
+    """`Members` of one worker."""
+
+    __slots__ = ("_groups", "_log")
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._groups: dict[str, dict[str, bytes]] = {}
+        self._log = log
+
+    async def join(self, group: str, member: str, value: bytes, told: Told) -> Position | None:
+        if member in self._groups.get(group, ()):
+            return None
+        position = self._log.add(told.stream, told.data, told.ttl, told.max_entries)
+        self._groups.setdefault(group, {})[member] = value
+        return position
+
+    async def leave(self, group: str, member: str, told: Told) -> Position | None:
+        members = self._groups.get(group, {})
+        if member not in members:
+            return None
+        position = self._log.add(told.stream, told.data, told.ttl, told.max_entries)
+        del members[member]
+        if not members:
+            del self._groups[group]
+        return position
+
+    async def present(self, group: str) -> list[tuple[str, bytes]]:
+        return list(self._groups.get(group, {}).items())
+
+    async def abandoned(self) -> list[tuple[str, str, bytes]]:
+        return []
 
 
 class MemoryStore:
     """The store of one process. Its data live as long as the object, also when it is closed and opened again."""
 
-    __slots__ = ("bus", "epoch", "kv", "log", "shared")
+    __slots__ = ("bus", "epoch", "kv", "log", "members", "shared", "workers")
 
     def __init__(
         self,
@@ -200,10 +235,24 @@ class MemoryStore:
         self.shared = False
         self.kv = MemoryKeyValue(clock, max_value_bytes)
         self.log = MemoryLog(clock, max_log_bytes, self.epoch)
-        self.bus = MemoryBus()
+        self.workers = MemoryWorkers()
+        self.bus = MemoryBus(self.workers.me)
+        self.members = MemoryMembers(self.log)
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """As `Store.watch`; the epoch never changes."""
+        return _nothing
+
+    def time(self) -> float:
+        return time.time()
 
     async def open(self) -> None:
         """Nothing to connect to."""
 
     async def close(self) -> None:
         self.bus.end_all()
+        self.log.end_all()
+
+
+def _nothing() -> None:
+    """What stops watching for what never happens."""

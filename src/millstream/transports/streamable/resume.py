@@ -50,7 +50,7 @@ class Resumption:
         def lost(gap: Gap) -> None:  # whoever resumes behind the last event is told
             sink.close()
 
-        tail = Tail(store, name, position, take, lost, drain=sink.drain)
+        tail = Tail(store.log, name, position, take, lost, drain=sink.drain)
         following = asyncio.create_task(tail.run())
         try:
             await tail.catch_up()
