@@ -1,13 +1,18 @@
 """What the tests of the hub share: outlets that keep what is written, a clock to turn, a store that is far away."""
 
 import asyncio
+import inspect
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from millstream.hub import Event, Hub, HubLimits
-from millstream.stores.base import PAGE_BYTES, Bus, Entry, EventLog, KeyValue, Position
+from millstream.stores.base import Entry
+from millstream.stores.memory.members import MemoryMembers
 from millstream.stores.memory.store import MemoryStore
 from patience import WAIT
 
@@ -132,16 +137,36 @@ async def turns(count: int = 20) -> None:
 
 
 class DistantStore:
-    """A memory store as if behind a network: every call waits some turns, before and after; bus messages come late."""
+    """A memory store as one of several workers sees it, as if behind a network: every call waits some turns, before and
+    after, and so do messages.
+    """
 
-    def __init__(self, turns: Callable[[], int], store: MemoryStore) -> None:
+    def __init__(self, turns: Callable[[], int], store: MemoryStore, *, near: bool = False) -> None:
         self.epoch = store.epoch
         self.shared = True
-        self._store = store
+        self.near = near
+        """What is appended is heard at once."""
         self._turns = turns
-        self.kv: KeyValue = _DistantKeyValue(self, store.kv)
-        self.log: EventLog = _DistantLog(self, store.log)
-        self.bus: Bus = _DistantBus(self, store.bus)
+        self._roster = store.members.roster
+        self.workers: Any = _Workers()
+        self.kv: Any = _Distant(self, store.kv)
+        self.log: Any = _DistantLog(self, store.log)
+        self.bus: Any = _Distant(self, store.bus)
+        self.members: Any = _Distant(self, MemoryMembers(self._roster, self.workers.me))
+
+    def time(self) -> float:
+        """The same for all."""
+        return time.time()
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """The epoch stays."""
+        return lambda: None
+
+    def give_up(self) -> None:
+        """Its lease is over: it died, or was stopped. Whatever it does from now on, it does under a new name."""
+        self._roster.gone(self.workers.me)
+        self.workers.me = secrets.token_hex(6)
+        self.members.become(MemoryMembers(self._roster, self.workers.me))
 
     async def wait(self) -> None:
         """The way through the network."""
@@ -155,77 +180,74 @@ class DistantStore:
         """It stays so."""
 
 
-class _DistantKeyValue:
-    def __init__(self, distance: DistantStore, kv: KeyValue) -> None:
+def beside(store: MemoryStore) -> DistantStore:
+    """The store as another worker has it, without any distance."""
+    return DistantStore(lambda: 0, store, near=True)
+
+
+class _Workers:
+    def __init__(self) -> None:
+        self.me = secrets.token_hex(6)
+        self.lease = 1.0
+
+
+class _Distant:
+    """A part of a store whose methods take some turns; those that only listen don't."""
+
+    def __init__(self, distance: DistantStore, part: Any) -> None:
         self._distance = distance
-        self._kv = kv
+        self._part = part
 
-    async def get(self, key: str) -> bytes | None:
-        await self._distance.wait()
-        return await self._kv.get(key)
+    def become(self, part: Any) -> None:
+        """What is behind it is another one from now on."""
+        self._part = part
 
-    async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
-        await self._distance.wait()
-        await self._kv.put(key, value, ttl, lossy=lossy)
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._part, name)
+        if not inspect.iscoroutinefunction(method):
+            return method
 
-    async def compare_and_set(
-        self, key: str, expected: bytes | None, value: bytes | None, ttl: float, *, lossy: bool = False
-    ) -> bool:
-        await self._distance.wait()
-        return await self._kv.compare_and_set(key, expected, value, ttl, lossy=lossy)
+        async def far(*args: Any, **options: Any) -> Any:
+            await self._distance.wait()
+            result = await method(*args, **options)
+            await self._distance.wait()
+            return result
 
-    async def delete(self, key: str) -> bool:
-        await self._distance.wait()
-        return await self._kv.delete(key)
-
-    async def keys(self, prefix: str) -> list[str]:
-        await self._distance.wait()
-        return await self._kv.keys(prefix)
+        return far
 
 
-class _DistantLog:
-    def __init__(self, distance: DistantStore, log: EventLog) -> None:
-        self._distance = distance
-        self._log = log
+class _DistantLog(_Distant):
+    def __init__(self, distance: DistantStore, part: Any) -> None:
+        super().__init__(distance, part)
+        self._listening: list[tuple[str, Callable[[Entry], None]]] = []
 
-    async def append(self, stream: str, data: bytes, *, ttl: float, max_entries: int) -> Position:
-        await self._distance.wait()
-        position = await self._log.append(stream, data, ttl=ttl, max_entries=max_entries)
-        await self._distance.wait()
-        return position
+    def become(self, part: Any) -> None:
+        """Whoever listens, listens to that."""
+        super().become(part)
+        for stream, hear in self._listening:
+            part.listen(stream, hear)
 
-    async def read(
-        self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
-    ) -> Sequence[Entry]:
-        await self._distance.wait()
-        entries = await self._log.read(stream, after, limit, max_bytes)
-        await self._distance.wait()
-        return entries
-
-    async def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry]:
-        await self._distance.wait()
-        entries = await self._log.newest(stream, limit, max_bytes)
-        await self._distance.wait()
-        return entries
-
-    async def touch(self, stream: str, ttl: float) -> bool:
-        await self._distance.wait()
-        return await self._log.touch(stream, ttl)
-
-    async def trim(self, stream: str) -> None:
-        await self._log.trim(stream)
-
-
-class _DistantBus:
-    def __init__(self, distance: DistantStore, bus: Bus) -> None:
-        self._distance = distance
-        self._bus = bus
-
-    async def publish(self, topic: str, data: bytes) -> None:
-        await self._distance.wait()
-        await self._bus.publish(topic, data)
-
-    def subscribe(
-        self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
+    def listen(
+        self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
-        return self._bus.subscribe(topic, receive, interrupted=interrupted)
+        """Entries come late, but in order."""
+        coming: deque[Entry] = deque()
+        task: asyncio.Task[None] | None = None
+
+        async def bring() -> None:
+            while coming:
+                await self._distance.wait()
+                if coming:
+                    heard(coming.popleft())
+
+        def hear(entry: Entry) -> None:
+            nonlocal task
+            if self._distance.near:
+                heard(entry)
+                return
+            coming.append(entry)
+            if task is None or task.done():
+                task = asyncio.ensure_future(bring())
+
+        self._listening.append((stream, hear))
+        return self._part.listen(stream, hear)

@@ -7,6 +7,8 @@ import pytest
 
 from hub_parts import Outlet, encode_line, listen, receive, running, turns
 from millstream.hub import Event, Forbidden, InvalidName, TooLarge, TooMany
+from millstream.hub.journal import JOURNAL
+from millstream.stores.base import Entry
 from millstream.stores.memory.store import MemoryStore
 
 
@@ -270,3 +272,26 @@ async def test_what_subscribers_have_not_taken_is_told() -> None:
             await hub.subscribe(("a",), outlet, encode=encode_line)
         await hub.publish("a", "x")
         assert hub.queued_bytes() == idle.buffered > 0
+
+
+async def test_an_event_that_was_not_heard_of_is_made_up_for_by_the_next() -> None:
+    """What is heard only says that there is more; the journal is what is read."""
+    store = MemoryStore()
+    async with running(store) as hub, running(store) as other:
+        outlet = await listen(hub)
+        await turns()
+        hear, heard = hub._delivery.events._hear, 0
+
+        def hear_the_second(entry: Entry) -> None:
+            nonlocal heard
+            heard += 1
+            if heard > 1:
+                hear(entry)
+
+        hub._delivery.events.stop()
+        store.log.listen(JOURNAL, hear_the_second)
+        await other.publish("broadcast", "1")
+        await turns()
+        assert outlet.data == []
+        await other.publish("broadcast", "2")
+        assert await outlet.until(2) == ["1", "2"]

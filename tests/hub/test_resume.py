@@ -8,7 +8,7 @@ import pytest
 
 from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, running, turns
 from millstream.hub import Event, Hub
-from millstream.hub.event import Record, parse_position, position_id, unpack
+from millstream.hub.event import parse_position, position_id, unpack
 from millstream.stores.memory.store import MemoryStore
 
 PAD = "x" * 1000
@@ -213,18 +213,6 @@ async def test_a_worker_that_lost_the_thread_tells_its_subscribers_and_goes_on()
         assert outlet.data == ["1", "6", "7", "8"]
         assert outlet.gaps == ["lost"]
         assert hub.stats().gaps == 1
-
-
-async def test_a_lost_bus_message_is_made_up_for_by_the_next() -> None:
-    """The bus only says that there is more; the journal is what is read."""
-    store = MemoryStore()
-    async with running(store) as hub, running(store) as other:
-        outlet = await listen(hub)
-        await other._journal.append(Record("broadcast", b"1", None, None, 1000.0))  # and nobody says so
-        await turns()
-        assert outlet.data == []
-        await publish(other, "2")
-        assert await outlet.until(2) == ["1", "2"]
 
 
 async def test_a_reader_that_catches_up_slowly_hears_what_is_published_meanwhile_in_its_place() -> None:

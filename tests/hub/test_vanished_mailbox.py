@@ -3,6 +3,7 @@
 import pytest
 
 from hub_parts import Clock, listen, receive, running, turns
+from millstream.hub import Hub, HubLimits
 from millstream.stores.memory.store import MemoryStore
 
 SMALL = 20_000
@@ -86,17 +87,48 @@ async def test_it_is_told_once_and_nothing_is_said_of_what_the_client_had() -> N
 
 
 async def test_nothing_is_owed_to_who_was_written_it() -> None:
-    """On this worker at once, for another worker at the next refresh."""
+    """Another worker cannot know that it was written: what it notes down is paid by the place of the client."""
     clock = Clock()
     store = MemoryStore(clock=clock)
-    async with running(store, clock=clock, mailbox_age=60.0) as one, running(store, clock=clock) as two:
-        await receive(one, "me")
+    bounds = {"mailbox_age": 60.0, "history_age": 60.0}
+    async with running(store, clock=clock, **bounds) as one, running(store, clock=clock, **bounds) as two:
+        outlet = await receive(one, "me")
         await one.send("me", "1")
         assert await store.kv.keys("debt:") == []
         await two.send("me", "2")
         assert len(await store.kv.keys("debt:")) == 1
-        await one.refresh()
-        assert await store.kv.keys("debt:") == []
+        await turns()
+        clock.now += 100
+        async with running(store, clock=clock, **bounds) as three:  # as if `one` had died
+            again = await receive(three, "me")
+            assert (again.gaps, again.data) == ([], [])
+            again.close()
+            await turns()
+            assert await store.kv.keys("debt:") == []
+        await two.send("me", "3")
+        outlet.close()
+        await turns()
+        assert await store.kv.keys("debt:") == [], "leaving tidies up"
+
+
+async def test_a_new_debt_takes_the_place_of_one_that_was_paid() -> None:
+    """Fixed defect: an older debt stood, though its message was written, and the gap of a newer one was never told."""
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    bounds = {"mailbox_age": 60.0, "history_age": 60.0}
+    async with running(store, clock=clock, **bounds) as two:
+        one = Hub(store, HubLimits(**bounds), clock=clock)
+        await one.open()
+        await receive(one, "me")
+        await two.send("me", "1")
+        await turns()
+        for task in one._tasks:  # it dies, and leaves the debt behind
+            task.cancel()
+        await one._delivery.close()
+        await two.send("me", "2")
+        clock.now += 100
+        outlet = await receive(two, "me")
+        assert (outlet.gaps, outlet.data) == (["expired"], [])
 
 
 async def test_a_message_that_this_worker_has_not_read_yet_is_not_missing() -> None:

@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream.hub.event import Event, Record, pack, position_id, unpack
-from millstream.stores.base import Entry, Position, Store
+from millstream.stores.base import Entry, Position, Store, Told
 
 STREAM: Final = "presence:events"
 _TTL: Final = 86400.0
@@ -57,9 +57,10 @@ class Arrivals:
         """The newest one."""
         return self._held[-1] if self._held else self._dropped
 
-    async def append(self, record: Record) -> Position:
-        """Keep one. The `id` of its record is the place in the journal behind which it is told."""
-        return await self._store.log.append(STREAM, pack(record), ttl=_TTL, max_entries=_KEPT)
+    @staticmethod
+    def told(record: Record) -> Told:
+        """One to be kept. The `id` of its record is the place in the journal behind which it is told."""
+        return Told(STREAM, pack(record), _TTL, _KEPT)
 
     def take(self, entry: Entry, epoch: str, offset: int | None) -> Event:
         """Hold one that is delivered behind a place in the journal (None: before this worker began); its event."""

@@ -81,7 +81,7 @@ class Attendance:
             return subscription
         self._audience.join(subscription)
         if subscription.mailbox:
-            self._mailboxes.arrived(subscription.mailbox)
+            self._mailboxes.arrived(subscription.mailbox, served=replay.wrote)
         subscription.write(self._delivery.place())
         if subscription.member is not None:
             await self._show(subscription, subscription.member)
@@ -106,7 +106,6 @@ class Attendance:
             return
         if subscription.mailbox and subscription.joined:
             self._mailboxes.left(subscription.mailbox)
-            self._departures.set()
         if subscription.present:
             self._depart(subscription)
 
@@ -115,19 +114,18 @@ class Attendance:
         self._departures.set()
 
     async def see_off(self) -> None:
-        """Tell who left, and save how far they were served. There are never more than there were subscribers."""
+        """Tell who left, until cancelled. There are never more than there were subscribers."""
         while True:
             await self._departures.wait()
             self._departures.clear()
             try:
-                await self._mailboxes.save()
                 while self._departed:
                     subscription = self._departed.popleft()
                     if subscription.member is not None:
                         for channel in _shown_on(subscription):
                             await self._presence.leave(channel, subscription.member)
             except (LocalError, OSError):
-                _logger.exception("The hub could not tell who left; they are missed when their presence runs out.")
+                _logger.exception("The hub could not tell who left; it is tried again.")
 
 
 def _shown_on(subscription: Subscription) -> list[str]:

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from millstream.http.message import Outlet
 from millstream.hub.arrivals import STREAM, Arrivals
 from millstream.hub.audience import Audience
+from millstream.hub.channels import CLIENT
 from millstream.hub.event import Event, cut, gap
 from millstream.hub.journal import JOURNAL, Journal
+from millstream.hub.mailbox import Mailboxes
 from millstream.stores.base import Entry, Gap, Store
 from millstream.stores.follow import Tail
 
@@ -25,8 +27,8 @@ class Delivery:
     """Reads the journal and the arrivals, and writes to the audience."""
 
     __slots__ = (
-        "_arrivals", "_audience", "_journal", "_max_buffered", "_store", "_tasks", "cut",
-        "delivered", "events", "gaps", "visits",
+        "_arrivals", "_audience", "_journal", "_mailboxes", "_max_buffered", "_store", "_tasks", "cut", "delivered",
+        "events", "gaps", "visits",
     )  # fmt: skip
 
     events: Tail
@@ -35,12 +37,20 @@ class Delivery:
     """The same for arrivals and departures."""
 
     def __init__(
-        self, store: Store, journal: Journal, arrivals: Arrivals, audience: Audience, *, max_buffered: int
+        self,
+        store: Store,
+        journal: Journal,
+        arrivals: Arrivals,
+        mailboxes: Mailboxes,
+        audience: Audience,
+        *,
+        max_buffered: int,
     ) -> None:
         # configuration
         self._store = store
         self._journal = journal
         self._arrivals = arrivals
+        self._mailboxes = mailboxes
         self._audience = audience
         self._max_buffered = max_buffered
         # process
@@ -75,6 +85,8 @@ class Delivery:
         for entry in entries:
             event = take(entry)
             write(event, event.channel)
+            if event.channel.startswith(CLIENT):
+                self._mailboxes.delivered(event.channel.removeprefix(CLIENT))
 
     def _take_visits(self, entries: Sequence[Entry]) -> None:
         journal = self._journal

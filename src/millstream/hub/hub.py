@@ -6,8 +6,6 @@ mailboxes and presence remember clients. Nothing here touches a socket.
 
 import asyncio
 import logging
-import secrets
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,7 +27,7 @@ from millstream.hub.presence import Member, Presence
 from millstream.hub.subscriber import Authorize, Encode, Subscription
 from millstream.protocol.errors import LocalError
 from millstream.protocol.principal import Principal
-from millstream.stores.base import Store
+from millstream.stores.base import Position, Store, Told
 
 _TURN = 32
 """Publications after which the loop gets a turn, so that sockets can take what was written."""
@@ -69,12 +67,12 @@ class Hub:
         store: Store,
         limits: HubLimits,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         authorize: Authorize | None = None,
     ) -> None:
         # configuration
         self.limits = limits
-        self._clock = clock
+        self._clock = clock = clock or store.time
         self._authorize = SafeAuthorize(authorize) if authorize is not None else None
         # process
         self._journal = Journal(store, limits, clock)
@@ -82,11 +80,11 @@ class Hub:
         self.admission = AccessRules(self._audience, limits, self._authorize)
         """For transports: whether a peer may publish or subscribe, before they answer."""
         self._arrivals = Arrivals(store)
-        self._delivery = Delivery(
-            store, self._journal, self._arrivals, self._audience, max_buffered=limits.max_buffered
-        )
         self._mailboxes = Mailboxes(store.kv, self._journal, limits)
-        self._presence = Presence(store.kv, limits, clock, secrets.token_hex(8), self._announce)
+        self._delivery = Delivery(
+            store, self._journal, self._arrivals, self._mailboxes, self._audience, max_buffered=limits.max_buffered
+        )
+        self._presence = Presence(store, self._tell, self._tell_here)
         self._attendance = Attendance(
             self._audience, self._mailboxes, self._presence, self._journal, self._arrivals, self._delivery
         )
@@ -96,7 +94,8 @@ class Hub:
     async def open(self) -> None:
         """Find the end of the journal and listen. The store is open."""
         await self._delivery.open()
-        self._tasks = [asyncio.create_task(self._attendance.see_off()), asyncio.create_task(self._keep_fresh())]
+        works = (self._attendance.see_off, self._mailboxes.keep_saved, self._keep_fresh)
+        self._tasks = [asyncio.create_task(work()) for work in works]
 
     async def close(self) -> None:
         """End every subscription, and save what the next connection of a client needs. Idempotent."""
@@ -245,28 +244,22 @@ class Hub:
 
     def stats(self) -> HubStats:
         """The state of this worker's part of the hub."""
+        delivery = self._delivery
         return HubStats(
-            len(self._audience),
-            self._audience.counts(),
-            self._published,
-            self._delivery.delivered,
-            dict(self._delivery.cut),
-            self._delivery.gaps,
-            self._audience.transports(),
-            dict(self._attendance.replays),
-        )
+            len(self._audience), self._audience.counts(), self._published, delivery.delivered, dict(delivery.cut),
+            delivery.gaps, self._audience.transports(), dict(self._attendance.replays),
+        )  # fmt: skip
 
     def queued_bytes(self) -> int:
         """What subscribers have not taken yet: a walk over all of them."""
         return self._audience.queued()
 
     async def refresh(self) -> None:
-        """What the hub does every third of `HubLimits.presence_ttl`: presence, cursors, and the id of the present
-        place to every subscriber, so that who reconnects after a long silence is not behind the journal.
+        """What the hub does every `HubLimits.refresh` seconds: it tells who left with a worker that died, and the id of
+        the present place to every subscriber, so that who reconnects after a long silence is not behind the journal.
         """
-        await self._delivery.catch_up()
+        await self._delivery.catch_up()  # whatever the store's hints may have missed
         await self._presence.refresh()
-        await self._mailboxes.save_online()
         self._delivery.tell_place()
 
     # Inside
@@ -286,11 +279,14 @@ class Hub:
         await self._count()
         return Published(id or position_id(self._journal.epoch, offset), subscribers)
 
-    async def _announce(self, channel: str, event: str, member: Member) -> None:
-        """Tell who came or left."""
+    def _tell(self, channel: str, event: str, member: Member) -> Told:
+        """The event that somebody came or left."""
         behind = str(self._journal.offset)
-        record = Record(PRESENCE + channel, encode_data(member), event, behind, self._clock())
-        await self._delivery.visits.reach(await self._arrivals.append(record))
+        return self._arrivals.told(Record(PRESENCE + channel, encode_data(member), event, behind, self._clock()))
+
+    async def _tell_here(self, told: Position) -> None:
+        """Return when the subscribers of this worker know it."""
+        await self._delivery.visits.reach(told)
         await self._count()
 
     async def _count(self) -> None:
@@ -300,7 +296,7 @@ class Hub:
 
     async def _keep_fresh(self) -> None:
         while True:
-            await asyncio.sleep(self.limits.presence_ttl / 3)
+            await asyncio.sleep(self.limits.refresh)
             try:
                 await self.refresh()
             except (LocalError, OSError):

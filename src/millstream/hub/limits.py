@@ -31,8 +31,8 @@ class HubLimits(Struct, frozen=True, kw_only=True):
     mailbox: int = _DEFAULTS.hub_mailbox
     """Messages kept for each client."""
     mailbox_age: float = _DEFAULTS.hub_mailbox_age
-    presence_ttl: float = 30.0
-    """A member of a worker that died is gone after this time."""
+    refresh: float = 10.0
+    """Between two rounds of what the hub does periodically."""
 
     @classmethod
     def of(cls, settings: Settings) -> "HubLimits":

@@ -1,21 +1,27 @@
 """Who is on a channel: the clients that gave an id, on all workers.
 
-Each (channel, client) is one key, whose value names the workers where the client is connected and until when each
-of them vouches for it. Changes are compare-and-set, so of all workers exactly one sees the first arrival and the last
-departure and tells them; and of those that find a member whose workers are all dead, one tells that it left.
+Each channel is a group of the store's members. This worker vouches there for each client that it has a connection of,
+with its lease: when it dies, the others tell that those left whom nobody else vouches for. Arrivals and departures are
+told by the same operation that changes the group, so each is told once.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import msgspec
 from msgspec import Struct
 
-from millstream.hub.limits import HubLimits
-from millstream.stores.base import KeyValue
+from millstream.stores.base import Position, Store, Told
 
-_PREFIX = "presence:"
-_KEEP = 4
-"""Lifetimes for which a key outlives its members, so that somebody finds it and tells that they left."""
+_GROUP: Final = "presence:"
+_LOCKS: Final = 64
+
+Tell = Callable[[str, str, "Member"], Told]
+"""``tell(channel, "join" or "leave", member)`` makes the event that is told."""
+Reach = Callable[[Position], Awaitable[None]]
+"""Waits until an event that was told is delivered here."""
 
 
 class Member(Struct, frozen=True, omit_defaults=True):
@@ -26,43 +32,42 @@ class Member(Struct, frozen=True, omit_defaults=True):
     since: float = 0.0
 
 
-class _Entry(Struct, array_like=True):
-    member: Member
-    workers: dict[str, float]
-    """Worker → the time until which it vouches for the client."""
-
-
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Entry).decode
-
-Announce = Callable[[str, str, Member], Awaitable[object]]
-"""``announce(channel, "join" or "leave", member)``"""
+_decode = msgspec.msgpack.Decoder(Member).decode
 
 
 class Presence:
     """The members of all channels, as one worker keeps them."""
 
-    __slots__ = ("_announce", "_clock", "_here", "_kv", "_ttl", "_worker")
+    __slots__ = (
+        "_abandoned", "_here", "_locks", "_log", "_members", "_name", "_reach", "_tell", "_vouched", "_workers",
+    )  # fmt: skip
 
-    def __init__(
-        self, kv: KeyValue, limits: HubLimits, clock: Callable[[], float], worker: str, announce: Announce
-    ) -> None:
+    def __init__(self, store: Store, tell: Tell, reach: Reach) -> None:
         # configuration
-        self._kv = kv
-        self._ttl = limits.presence_ttl
-        self._clock = clock
-        self._worker = worker
-        self._announce = announce
+        self._log = store.log
+        self._members = store.members
+        self._workers = store.workers
+        self._tell = tell
+        self._reach = reach
         # process
         self._here: dict[tuple[str, str], list[Member]] = {}
         """The connections of each client on each channel to this worker."""
+        self._vouched: dict[tuple[str, str], Member] = {}
+        """Those for whom it vouches, as their arrival was told."""
+        self._name = store.workers.me
+        """The name under which it does."""
+        self._abandoned: deque[tuple[str, str, bytes]] = deque()
+        """Those that this worker has to tell: they left with a worker that died."""
+        self._locks = [asyncio.Lock() for _ in range(_LOCKS)]
+        """What happens to one client happens in order."""
 
     async def join(self, channel: str, member: Member) -> None:
         """A connection of a client joins a channel."""
         here = self._here.setdefault((channel, member.client_id), [])
         here.append(member)
-        if len(here) == 1 and await self._vouch(channel, member):
-            await self._announce(channel, "join", member)
+        if len(here) == 1:
+            await self._settle(channel, member.client_id)
 
     async def leave(self, channel: str, member: Member) -> None:
         """A connection that joined, or was about to, is gone."""
@@ -70,72 +75,57 @@ class Presence:
         if member not in here:
             return
         here.remove(member)
-        if here:
-            return
-        del self._here[channel, member.client_id]
-        await self._withdraw(channel, member.client_id)
+        if not here:
+            del self._here[channel, member.client_id]
+            await self._settle(channel, member.client_id)
 
     async def members(self, channel: str) -> list[Member]:
         """Everyone on a channel, in the order of arrival."""
-        now = self._clock()
-        found: list[Member] = []
-        for key in await self._kv.keys(_key(channel, "")):
-            value = await self._kv.get(key)
-            if value is not None:
-                entry = _decode(value)
-                if max(entry.workers.values()) > now:
-                    found.append(entry.member)
+        found = [_decode(value) for _, value in await self._members.present(_GROUP + channel)]
         found.sort(key=lambda member: (member.since, member.client_id))
         return found
 
     async def refresh(self) -> None:
-        """Vouch again for those who are here, and tell that those left for whom nobody does."""
-        for (channel, client_id), connections in list(self._here.items()):
-            if (channel, client_id) in self._here and await self._vouch(channel, connections[0]):
-                await self._announce(channel, "join", connections[0])
-        now = self._clock()
-        for key in await self._kv.keys(_PREFIX):
-            value = await self._kv.get(key)
-            if value is None:
-                continue
-            entry = _decode(value)
-            if max(entry.workers.values()) <= now and await self._kv.compare_and_set(key, value, None, self._ttl):
-                await self._announce(key.removeprefix(_PREFIX).partition(" ")[0], "leave", entry.member)
+        """Make up for what the store didn't take, and tell that those left whose workers died.
+
+        Where the others gave this worker up meanwhile, it vouches again for everyone here, under its new name.
+        """
+        if self._name != self._workers.me:
+            self._name = self._workers.me
+            self._vouched.clear()
+        await self._settle_all()
+        self._abandoned += await self._members.abandoned()
+        while self._abandoned:
+            group, _, value = self._abandoned[0]
+            told = self._tell(group.removeprefix(_GROUP), "leave", _decode(value))
+            place = await self._log.append(told.stream, told.data, ttl=told.ttl, max_entries=told.max_entries)
+            self._abandoned.popleft()
+            await self._reach(place)
 
     async def leave_all(self) -> None:
         """This worker ends: nobody is here any more."""
-        here, self._here = self._here, {}
-        for channel, client_id in here:
-            await self._withdraw(channel, client_id)
+        self._here.clear()
+        await self._settle_all()
 
-    async def _vouch(self, channel: str, member: Member) -> bool:
-        """Enter this worker; True when nobody had told that the client is here."""
-        key = _key(channel, member.client_id)
-        while True:
-            now = self._clock()
-            old = await self._kv.get(key)
-            entry = _Entry(member, {}) if old is None else _decode(old)
-            entry.workers = {worker: until for worker, until in entry.workers.items() if until > now}
-            entry.workers[self._worker] = now + self._ttl
-            if await self._kv.compare_and_set(key, old, _encode(entry), self._ttl * _KEEP):
-                return old is None
+    async def _settle_all(self) -> None:
+        for channel, client_id in self._here.keys() ^ self._vouched.keys():
+            await self._settle(channel, client_id)
 
-    async def _withdraw(self, channel: str, client_id: str) -> None:
-        """Take this worker out; where no other one has the client, tell that it left, as whom its arrival was told."""
-        key = _key(channel, client_id)
-        while True:
-            old = await self._kv.get(key)
-            if old is None:
+    async def _settle(self, channel: str, client_id: str) -> None:
+        """Vouch for a client that is here, and not for one that is not."""
+        key = (channel, client_id)
+        async with self._locks[hash(key) % _LOCKS]:
+            here, vouched = self._here.get(key), self._vouched.get(key)
+            if here and vouched is None:
+                member = here[0]
+                value, told = await self._members.join(
+                    _GROUP + channel, client_id, _encode(member), self._tell(channel, "join", member)
+                )
+                self._vouched[key] = _decode(value)
+            elif vouched is not None and not here:
+                told = await self._members.leave(_GROUP + channel, client_id, self._tell(channel, "leave", vouched))
+                del self._vouched[key]
+            else:
                 return
-            entry = _decode(old)
-            if entry.workers.pop(self._worker, None) is None:
-                return
-            new = _encode(entry) if entry.workers else None
-            if await self._kv.compare_and_set(key, old, new, self._ttl * _KEEP):
-                break
-        if new is None:
-            await self._announce(channel, "leave", entry.member)
-
-
-def _key(channel: str, client_id: str) -> str:
-    return f"{_PREFIX}{channel} {client_id}"
+        if told is not None:
+            await self._reach(told)

@@ -28,7 +28,7 @@ class CatchUp:
 
     __slots__ = (
         "_arrivals", "_at", "_beside", "_catch_up", "_dropped", "_epoch", "_heard", "_journal", "_subscription",
-        "_told", "_visiting", "_wanted", "_written",
+        "_told", "_visiting", "_wanted", "_written", "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +60,8 @@ class CatchUp:
         """One gap event is enough."""
         self._wanted: dict[str, bool] = {}
         """Channels, and whether they are wanted: each pattern is matched once for each channel."""
+        self.wrote = False
+        """Some event was written."""
 
     @property
     def complete(self) -> bool:
@@ -241,7 +243,7 @@ class CatchUp:
         for event in events:
             if visits:
                 self._tell_visits(visits, event.offset)
-            self._written = event.offset
+            self._written, self.wrote = event.offset, True
             data = encode(event)
             outlet.write(data)
             since += len(data)

@@ -31,9 +31,7 @@ async def append(
         message: may be empty.
         answers: the request that it is the response to: where it is too large to be kept, an error for that is.
     """
-    put = partial(
-        store.log.append, name, ttl=settings.log_ttl, max_entries=settings.log_messages, seal=mark == END
-    )
+    put = partial(store.log.append, name, ttl=settings.log_ttl, max_entries=settings.log_messages, seal=mark == END)
     position = None
     with suppress(StoreFull):
         position = await put(mark + message)

@@ -282,14 +282,14 @@ class Bus(Protocol):
 class Members(Protocol):
     """Groups of members, each vouched for by the workers where it is.
 
-    A worker vouches with its lease (see `Workers`): for nobody any more when that is over. Each change is atomic for its
-    group, so of all workers exactly one sees the first arrival and the last departure of a member.
+    A worker vouches with its lease (see `Workers`): for nobody any more when that is over. Each change is atomic for
+    its group, so of all workers exactly one sees the first arrival and the last departure of a member.
     """
 
-    async def join(self, group: str, member: str, value: bytes, told: Told) -> Position | None:
-        """This worker vouches for a member. When nobody did before, `told` is appended: its position, else None.
+    async def join(self, group: str, member: str, value: bytes, told: Told) -> tuple[bytes, Position | None]:
+        """This worker vouches for a member. When nobody did before, `told` is appended: gives its position, else None.
 
-        The value of whoever vouched first stands. Vouching again for a member isn't an error.
+        The value of whoever vouched first stands, and is given, too. Vouching again for a member isn't an error.
         """
         ...
 
@@ -329,7 +329,10 @@ class Workers(Protocol):
         ...
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Call `changed` in the loop after workers came or went, or this one got a new name; returns the way to stop."""
+        """Call `changed` in the loop after workers came or went, or this one got a new name.
+
+        Returns the way to stop.
+        """
         ...
 
 

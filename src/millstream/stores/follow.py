@@ -35,8 +35,8 @@ class Tail:
     """
 
     __slots__ = (
-        "_appended", "_drain", "_listens", "_lock", "_log", "_lost", "_news", "_stream", "_take", "_waiting", "position",
-        "stop",
+        "_appended", "_drain", "_listens", "_lock", "_log", "_lost", "_news", "_stream", "_take", "_waiting",
+        "position", "stop",
     )  # fmt: skip
 
     def __init__(
@@ -115,14 +115,11 @@ class Tail:
             return
         arrived = asyncio.get_running_loop().create_future()
         self._waiting.append((at, arrived))
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await arrived
-        except TimeoutError:
+        await asyncio.wait([arrived], timeout=PATIENCE)
+        self._waiting = [each for each in self._waiting if each[1] is not arrived]
+        if not arrived.done():
             self._look(at)
             await self.catch_up()
-        finally:
-            self._waiting = [each for each in self._waiting if each[1] is not arrived]
 
     def _advance(self, position: Position) -> None:
         self.position = position
@@ -177,4 +174,3 @@ class Tail:
                 self._lost(Gap(at.epoch, at, entries[-1].position))
             self._take((entry,))
             here = at
-

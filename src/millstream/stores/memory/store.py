@@ -13,9 +13,10 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from millstream.stores.base import Position, StoreFull, Told
+from millstream.stores.base import StoreFull
 from millstream.stores.memory.deadlines import SWEEP, Deadlines
 from millstream.stores.memory.log import ITEM_BYTES, MemoryLog, kind_of
+from millstream.stores.memory.members import MemoryMembers, Roster
 from millstream.stores.memory.topics import Topics
 
 MARK_BYTES: Final = 16
@@ -185,39 +186,6 @@ class MemoryWorkers:
         return _nothing
 
 
-class MemoryMembers:
-    """`Members` of one worker."""
-
-    __slots__ = ("_groups", "_log")
-
-    def __init__(self, log: MemoryLog) -> None:
-        self._groups: dict[str, dict[str, bytes]] = {}
-        self._log = log
-
-    async def join(self, group: str, member: str, value: bytes, told: Told) -> Position | None:
-        if member in self._groups.get(group, ()):
-            return None
-        position = self._log.add(told.stream, told.data, told.ttl, told.max_entries)
-        self._groups.setdefault(group, {})[member] = value
-        return position
-
-    async def leave(self, group: str, member: str, told: Told) -> Position | None:
-        members = self._groups.get(group, {})
-        if member not in members:
-            return None
-        position = self._log.add(told.stream, told.data, told.ttl, told.max_entries)
-        del members[member]
-        if not members:
-            del self._groups[group]
-        return position
-
-    async def present(self, group: str) -> list[tuple[str, bytes]]:
-        return list(self._groups.get(group, {}).items())
-
-    async def abandoned(self) -> list[tuple[str, str, bytes]]:
-        return []
-
-
 class MemoryStore:
     """The store of one process. Its data live as long as the object, also when it is closed and opened again."""
 
@@ -237,7 +205,7 @@ class MemoryStore:
         self.log = MemoryLog(clock, max_log_bytes, self.epoch)
         self.workers = MemoryWorkers()
         self.bus = MemoryBus(self.workers.me)
-        self.members = MemoryMembers(self.log)
+        self.members = MemoryMembers(Roster(self.log), self.workers.me)
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """As `Store.watch`; the epoch never changes."""
