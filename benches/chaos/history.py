@@ -1,0 +1,121 @@
+"""What clients saw, and whether a store that loses, repeats and swaps nothing could have shown it to them.
+
+Every client writes down what it published and what was acknowledged, what it got and which gaps it was told of. `check`
+knows nothing about servers: it compares these logs. What was acknowledged has reached every subscriber of its channel,
+or the subscriber was told of a gap in its place; what was not acknowledged has come at most once; nobody got anything
+twice; and everybody got everything in one order.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Publication:
+    """One event that a client tried to publish. No two have the same data."""
+
+    channel: str
+    data: str
+    place: str = ""
+    """The id that the server gave when it acknowledged; empty when no acknowledgement came."""
+
+
+@dataclass
+class Event:
+    """An event that a subscriber got."""
+
+    place: str
+    data: str
+
+
+@dataclass
+class Told:
+    """A gap that a subscriber was told of."""
+
+    reason: str
+
+
+@dataclass
+class Subscriber:
+    """One subscriber through all its connections: it resumes with the last id that it got."""
+
+    channel: str
+    got: list[Event | Told] = field(default_factory=list)
+    """In the order of arrival."""
+    first: str = ""
+    """The first id that it was given, of an event or of a mere place: it is owed everything behind it."""
+
+
+def parse(place: str) -> tuple[str, int]:
+    """(epoch, offset) of an id: ``epoch.offset``, and for some a number behind it."""
+    epoch, _, rest = place.partition(".")
+    return epoch, int(rest.partition("-")[0])
+
+
+def check(publications: list[Publication], subscribers: list[Subscriber]) -> list[str]:
+    """Everything that is wrong, as sentences; empty when nothing is.
+
+    All subscribers must have been connected at the end, until each had an event that was published after all others.
+    """
+    wrong = _contradictions(publications, subscribers)
+    universe: dict[str, dict[str, dict[int, str]]] = defaultdict(lambda: defaultdict(dict))
+    for channel, place, data in _sightings(publications, subscribers):
+        epoch, offset = parse(place)
+        universe[channel][epoch][offset] = data
+    for number, subscriber in enumerate(subscribers):
+        wrong += [f"Subscriber {number}: {each}" for each in _walk(subscriber, universe[subscriber.channel])]
+    return wrong
+
+
+def _sightings(publications: list[Publication], subscribers: list[Subscriber]) -> list[tuple[str, str, str]]:
+    """(channel, place, data) of everything that was acknowledged or that somebody got."""
+    found = [(each.channel, each.place, each.data) for each in publications if each.place]
+    for each in subscribers:
+        found += [(each.channel, event.place, event.data) for event in each.got if isinstance(event, Event)]
+    return found
+
+
+def _contradictions(publications: list[Publication], subscribers: list[Subscriber]) -> list[str]:
+    """What two clients cannot both have seen."""
+    wrong: list[str] = []
+    tried = {each.data: each for each in publications}
+    by_place: dict[str, str] = {}
+    by_data: dict[str, str] = {}
+    for channel, place, data in _sightings(publications, subscribers):
+        if by_place.setdefault(place, data) != data:
+            wrong.append(f"Two events have the place {place}: {by_place[place]} and {data}.")
+        if by_data.setdefault(data, place) != place:
+            wrong.append(f"{data} was added twice: at {by_data[data]} and {place}.")
+        if data not in tried:
+            wrong.append(f"{data} was published by nobody.")
+        elif tried[data].channel != channel:
+            wrong.append(f"{data} of {tried[data].channel} came on {channel}.")
+    return sorted(set(wrong))
+
+
+def _walk(subscriber: Subscriber, universe: dict[str, dict[int, str]]) -> list[str]:
+    """Follow one subscriber from event to event: each must be the next one of its channel, or behind a told gap."""
+    wrong: list[str] = []
+    epoch, offset = parse(subscriber.first) if subscriber.first else ("", 0)
+    told = not subscriber.first
+    seen: set[str] = set()
+    for item in subscriber.got:
+        if isinstance(item, Told):
+            told = True
+            continue
+        here, at = parse(item.place)
+        if item.data in seen:
+            wrong.append(f"it got {item.data} twice.")
+        elif here != epoch and not told:
+            wrong.append(f"the epoch changed from {epoch} to {here} at {item.data}, and no gap was told.")
+        elif here == epoch and at <= offset:
+            wrong.append(f"{item.data} ({at}) came behind {offset}.")
+        elif not told:
+            missed = sorted(each for each in universe.get(here, {}) if offset < each < at)
+            wrong += [f"it never got {universe[here][each]} ({each}), and no gap was told." for each in missed]
+        seen.add(item.data)
+        epoch, offset, told = here, at, False
+    if not told:
+        behind = sorted(each for each in universe.get(epoch, {}) if each > offset)
+        wrong += [f"it never got {universe[epoch][each]} ({each}) at the end." for each in behind]
+    return wrong

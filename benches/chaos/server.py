@@ -1,0 +1,23 @@
+"""The server that chaos is made with: a hub, a fast tool, a slow one, and a store that the environment names."""
+
+import asyncio
+import os
+
+from millstream import Context, Server
+
+mcp = Server("chaos", store=os.environ.get("CHAOS_STORE", "memory://"), serve="hub")
+
+
+@mcp.tool
+async def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@mcp.tool
+async def slow(seconds: float, ctx: Context) -> str:
+    """Take some time, and say so now and then."""
+    for step in range(10):
+        await ctx.report_progress(step, 10)
+        await asyncio.sleep(seconds / 10)
+    return "done"
