@@ -44,6 +44,8 @@ class VariableError(ValueError):
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Operational settings. Times are seconds, sizes are bytes."""
 
+    store: str = ""
+    """Where streams and records live, unless the program says so; empty means memory://."""
     sessions: Switch = True
     """Handshake clients get a session id; False serves every request by itself."""
     json_only: Switch = False
@@ -129,6 +131,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     lane: Switch = True
     """`millstream run` serves by its own HTTP protocol class; False leaves plain ASGI, without the guard."""
     log_level: LogLevel = "info"
+    log_file: str = ""
+    """Logs go to this file, too, as JSON lines. Several workers share it."""
+    log_file_bytes: Size = 10 * 1024 * 1024
+    """A larger log file is renamed, and a new one begun."""
+    log_files: Cap = 5
+    """Older log files that are kept."""
     access_log: Switch = False
     """One line on standard error for each message."""
 

@@ -279,7 +279,7 @@ def test_options_that_are_not_given_change_nothing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         "millstream.cli.commands.run.serve_with_panel", lambda server, host, port: served.append(server)
     )
-    monkeypatch.setattr("millstream.telemetry.logs.configure", lambda level: None)
+    monkeypatch.setattr("millstream.telemetry.logs.configure", lambda level, beside: None)
     for options in ((), ("--no-sessions", "--json", "--path", "tools/", "--log-level", "error", "--serve", "metrics")):
         monkeypatch.setattr(sys, "argv", ["millstream", "run", str(ROOT / "examples" / "greet.py"), *options])
         with pytest.raises(SystemExit):

@@ -42,6 +42,7 @@ class Definition:
     settings: Settings
 
     def __post_init__(self) -> None:
+        self.store = self.store or self.settings.store or "memory://"
         self.registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
         self.registry.changed = lambda kind: self.emit(Change(kind))
         self.mounted: list[Definition] = []

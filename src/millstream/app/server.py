@@ -33,7 +33,7 @@ class Server:
         version: of your server, not of the protocol.
         instructions: how to use the server, for the client's model.
         info: title, description, icons and website.
-        store: where streams and session records live: ``memory://``.
+        store: where streams and session records live: a URL, by default that of the settings, else ``memory://``.
         lifespan: ``async with`` context around the time the server runs; its value is ``ctx.lifespan``.
         serve: what runs beside MCP: hub, rest, web, metrics, or all.
         authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` says who may use a channel of the hub.
@@ -50,7 +50,7 @@ class Server:
         version: str = "",
         instructions: str = "",
         info: Info | None = None,
-        store: str = "memory://",
+        store: str = "",
         lifespan: Lifespan | None = None,
         serve: str | Collection[str] = (),
         authorize_channel: "Authorize | None" = None,

@@ -6,6 +6,7 @@ at most). Whatever is not plain (help, a wrong option, HTTP) is left to `millstr
 
 from collections.abc import Sequence
 
+from millstream.app.serving.errors import set_up_logs
 from millstream.app.serving.launch import run_stdio
 from millstream.cli.load import load
 from millstream.telemetry import logs
@@ -39,5 +40,5 @@ def serve_stdio(target: str, log_level: str) -> None:
     """
     with off_stdout() as private:
         server = load(target)
-        logs.configure(log_level or server.settings.log_level)
+        set_up_logs(server.settings, log_level)
         run_stdio(server.runtimes, private)

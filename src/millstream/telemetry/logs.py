@@ -17,6 +17,8 @@ from typing import Any, TextIO
 
 import msgspec
 
+from millstream.config import Settings
+
 HIDDEN = "***"
 MAX_TEXT = 8192
 MAX_DEPTH = 6
@@ -47,13 +49,37 @@ _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"
 _COLORS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
 
-def configure(level: str = "info", *, json: bool | None = None, stream: TextIO | None = None) -> None:
+def configure_as(settings: Settings, *, level: str = "") -> None:
+    """Send every log record where the settings say; `level` stands for theirs.
+
+    Raises:
+        ValueError: the log file cannot be written.
+    """
+    beside: logging.Handler | None = None
+    if settings.log_file:
+        from millstream.telemetry.log_file import LogFile  # noqa: PLC0415  only where there is one
+
+        try:
+            beside = LogFile(settings.log_file, max_bytes=settings.log_file_bytes, count=settings.log_files)
+        except OSError as exc:
+            raise ValueError(f"The log file {settings.log_file} can't be written: {exc.strerror}.") from exc
+    configure(level or settings.log_level, beside=beside)
+
+
+def configure(
+    level: str = "info",
+    *,
+    json: bool | None = None,
+    stream: TextIO | None = None,
+    beside: logging.Handler | None = None,
+) -> None:
     """Send every log record to `stream` (standard error), replacing what an earlier call set up.
 
     Args:
         level: ``debug``, ``info``, ``warning``, ``error`` or ``critical``.
         json: JSON lines or not; ``None`` decides by whether `stream` is a terminal.
         stream: where to write; anything but standard output.
+        beside: gets every record as a JSON line, too.
 
     Raises:
         ValueError: the level is unknown, or the stream is standard output.
@@ -71,6 +97,9 @@ def configure(level: str = "info", *, json: bool | None = None, stream: TextIO |
     for old in [each for each in root.handlers if isinstance(each, _OurHandler)]:
         root.removeHandler(old)
     root.addHandler(handler)
+    if beside is not None and beside not in root.handlers:
+        beside.setFormatter(JsonLines())
+        root.addHandler(beside)
     root.setLevel(number)
     for name in UVICORN_LOGGERS:
         logger = logging.getLogger(name)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from millstream.config import Settings
 from millstream.protocol.errors import LocalError
 from millstream.server.calls.keys import load_secrets
+from millstream.telemetry import logs
 
 
 class CommandError(Exception):
@@ -59,6 +60,20 @@ def report(error: CommandError) -> None:
     if error.fix:
         lines.append(f"  Do:   {error.fix}")
     sys.stderr.write("\n".join(lines) + "\n")
+
+
+def set_up_logs(settings: Settings, level: str = "") -> None:
+    """Logs go where the settings say; `level` stands for theirs.
+
+    Raises:
+        CommandError: the log file cannot be written.
+    """
+    try:
+        logs.configure_as(settings, level=level)
+    except ValueError as exc:
+        raise CommandError(
+            str(exc), fix="Set MILLSTREAM_LOG_FILE to a file in a folder that you may write to."
+        ) from exc
 
 
 def check_key(settings: Settings) -> None:

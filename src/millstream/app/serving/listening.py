@@ -5,11 +5,10 @@ import socket
 import sys
 
 from millstream.app.runtimes import Application
-from millstream.app.serving.errors import CommandError, check_key, report
+from millstream.app.serving.errors import CommandError, check_key, report, set_up_logs
 from millstream.app.serving.facts import facts
 from millstream.app.serving.panel import show
 from millstream.app.serving.uvicorn_server import serve
-from millstream.telemetry import logs
 
 MAX_PORT = 65_535
 
@@ -20,9 +19,9 @@ def run_program(application: Application, host: str, port: int) -> None:
     Raises:
         SystemExit: the address cannot be used; standard error says why.
     """
-    if not logging.getLogger().handlers:
-        logs.configure(application.runtimes.definition.settings.log_level)
     try:
+        if not logging.getLogger().handlers:
+            set_up_logs(application.runtimes.definition.settings)
         serve_with_panel(application, host, port)
     except CommandError as exc:
         report(exc)

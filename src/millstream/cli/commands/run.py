@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 
-from millstream.app.serving.errors import CommandError
+from millstream.app.serving.errors import CommandError, set_up_logs
 from millstream.app.serving.listening import serve_with_panel
 from millstream.cli.load import load
 from millstream.cli.stdio import serve_stdio
-from millstream.telemetry import logs
 
 
 class Transport(StrEnum):
@@ -46,6 +45,9 @@ def run(
         bool, typer.Option("--json", help="HTTP: answer calls with JSON only, never an event stream.")
     ] = False,
     path: Annotated[str, typer.Option(help="HTTP: where to serve MCP.", show_default="/mcp")] = "",
+    store: Annotated[
+        str, typer.Option(metavar="URL", help="HTTP: where streams and records live.", show_default="memory://")
+    ] = "",
     serve: Annotated[
         str, typer.Option(help="HTTP: what runs beside MCP: hub, rest, web, metrics (with commas), or all.")
     ] = "",
@@ -76,12 +78,22 @@ def run(
             sessions=not no_sessions,
             json_only=json,
             path=path,
+            store=store,
             log_level=log_level or "",
         )
 
 
 def serve_http(
-    target: str, host: str, port: int, *, serve: str, sessions: bool, json_only: bool, path: str, log_level: str
+    target: str,
+    host: str,
+    port: int,
+    *,
+    serve: str,
+    sessions: bool,
+    json_only: bool,
+    path: str,
+    store: str,
+    log_level: str,
 ) -> None:
     """Load the server, put the options over its settings, and serve it until it is stopped.
 
@@ -96,11 +108,13 @@ def serve_http(
         changes["json_only"] = True
     if path:
         changes["path"] = "/" + path.strip("/")
+    if store:
+        server.definition.store = store
     if log_level:
         changes["log_level"] = log_level
     try:
         server.definition.configure(serve=serve, **changes)
     except ValueError as exc:
         raise CommandError(str(exc), fix="Use --serve all, or some of them: --serve hub,rest") from exc
-    logs.configure(server.settings.log_level)
+    set_up_logs(server.settings)
     serve_with_panel(server, host, port)
