@@ -87,6 +87,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_calls: Size = 10_000
     max_calls_per_caller: Cap = 0
     """Calls of one principal, or of one address where there is none; 0 means half of `max_calls`."""
+    max_call_bytes: Size = 128 * 1024 * 1024
+    """Bytes that all running calls were asked with; half of them for one caller. Small calls aren't counted."""
     max_threads: Size = 40
     max_streams: Size = 20_000
     max_streams_per_principal: Size = 20_000

@@ -36,7 +36,7 @@ from millstream.server.calls.services import Services
 from millstream.server.control import Control
 from millstream.server.features.announcement import Announcement
 from millstream.server.features.registry import Registry
-from millstream.server.load import Load
+from millstream.server.load import Load, lighten
 
 logger = logging.getLogger("millstream")
 
@@ -103,7 +103,11 @@ class Dispatcher:
         """(scope, request id) -> call, for those that a later message can cancel."""
         settings = services.settings
         self.load = Load(
-            self.calls, services.endings, max_calls=settings.max_calls, max_each=settings.max_calls_per_caller
+            self.calls,
+            services.endings,
+            services.bodies,
+            max_calls=settings.max_calls,
+            max_each=settings.max_calls_per_caller,
         )
 
     def serve(self, handlers: Mapping[str, Handler]) -> None:
@@ -126,6 +130,7 @@ class Dispatcher:
             and (self.by_id.setdefault(key, call) is not call or call.cancelled)
             and not self._begin_in(call, scope)
         ):
+            lighten(call, self.services.bodies)
             return b"" if call.cancelled else error_message(call.id, INVALID_REQUEST, _IN_FLIGHT)
         self.calls.add(call)
         call.services = self.services
@@ -157,6 +162,8 @@ class Dispatcher:
             self.calls.discard(call)
             if scope:
                 del self.by_id[key]
+            if call.weight:
+                lighten(call, self.services.bodies)
             if observe is not None:
                 observe(call, perf_counter() - started, answer)
         if call.tee is not None:
@@ -171,6 +178,11 @@ class Dispatcher:
         if failure is None:
             return Outcome(result)
         return Outcome(result, failure.error, bool(result) and failure.error is None, failure.incident)
+
+    def abandon(self, call: Call, scope: str = "") -> None:
+        """Forget a call that was counted and will never run: its task was cancelled before it began."""
+        self.by_id.pop((scope, call.id), None)
+        lighten(call, self.services.bodies)
 
     def _begin_in(self, call: Call, scope: str) -> bool:
         if not self.control.enter(call, scope):

@@ -1,12 +1,16 @@
-"""How much runs, and who may start more: as many calls as a server takes in all, and half of them for one caller."""
+"""How much runs, and who may start more: so many calls and so many bytes in all, and half of them for one caller."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from time import monotonic
 from typing import Protocol
 
+from millstream.http.budget import ByteBudget
 from millstream.protocol.errors import OVERLOADED, ProtocolError
 from millstream.server.calls.call import Call
+
+LIGHT = 16 * 1024
+"""What is asked with fewer bytes than these counts as a call only, and not by its size."""
 
 _RECOUNT = 0.25
 """Seconds for which a count of the calls of each caller is good enough to refuse by."""
@@ -24,10 +28,16 @@ class Caller(Protocol):
 class Load:
     """The calls in flight of one running server, as numbers."""
 
-    __slots__ = ("_calls", "_counted_at", "_endings", "_full", "_shares", "max_calls", "max_each")
+    __slots__ = ("_bodies", "_calls", "_counted_at", "_endings", "_full", "_shares", "max_calls", "max_each")
 
     def __init__(
-        self, calls: Collection[Call], endings: Collection[Callable[[], None]], *, max_calls: int, max_each: int
+        self,
+        calls: Collection[Call],
+        endings: Collection[Callable[[], None]],
+        bodies: ByteBudget,
+        *,
+        max_calls: int,
+        max_each: int,
     ) -> None:
         # Configuration
         self.max_calls = max_calls
@@ -36,6 +46,7 @@ class Load:
         # Process
         self._calls = calls
         self._endings = endings
+        self._bodies = bodies
         self._shares: Counter[str] = Counter()
         """Caller -> its calls, counted when it matters."""
         self._full: set[str] = set()
@@ -59,7 +70,19 @@ class Load:
             ProtocolError: OVERLOADED, HTTP 503.
         """
         if len(self._calls) >= self.max_each and self.full(caller.owner):
-            raise ProtocolError(OVERLOADED, "Too many calls are running: try again later", status=503)
+            raise busy()
+
+    def take(self, call: Call, size: int) -> None:
+        """Count what a call was asked with until the call is over: the last step before it runs.
+
+        Raises:
+            ProtocolError: there is no room for it, see `admit`.
+        """
+        if size > LIGHT:
+            call.weight = size
+            if not self._bodies.take(call.owner, size):
+                lighten(call, self._bodies)
+                raise busy()
 
     def full(self, owner: str) -> bool:
         """Whether a caller may start no further call."""
@@ -82,5 +105,25 @@ class Load:
         self._shares[owner] += 1
         return False
 
+    def takes(self, call: Call, size: int) -> bool:
+        """As `take`, for those who leave the refusal to others."""
+        try:
+            self.take(call, size)
+        except ProtocolError:
+            return False
+        return True
+
     def _owners(self) -> Iterator[str]:
         return (call.owner for call in self._calls if call.method != "subscriptions/listen")
+
+
+def busy() -> ProtocolError:
+    """The refusal of a call for which there is no room now."""
+    return ProtocolError(OVERLOADED, "Too many calls are running: try again later", status=503)
+
+
+def lighten(call: Call, bodies: ByteBudget) -> None:
+    """Nothing of what a large call was asked with is held any more."""
+    if call.weight:
+        bodies.give(call.owner, call.weight)
+        call.weight = 0

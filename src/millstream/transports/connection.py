@@ -61,7 +61,8 @@ class Connection:
         self.id = secrets.token_hex(16)
         self.session: Session | None = None
         self.asks = True
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Call | None] = {}
+        """What runs, and the call that it runs; None for a batch."""
         self._stop_watching: Callable[[], None] | None = None
 
     # The line
@@ -99,12 +100,12 @@ class Connection:
             self._write(error_message(message.id if message is not None else None, exc.code, exc.message, exc.data))
             return
         if call is not None:
-            self._start(self._answer(call))
+            self._start(self._answer(call), call)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], call: Call | None = None) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = call
+        task.add_done_callback(self._tasks.pop)
 
     async def _answer(self, call: Call) -> None:
         answer = await self._run(call)
@@ -148,6 +149,7 @@ class Connection:
         )
         try:
             dispatcher.load.admit(call)
+            dispatcher.load.take(call, len(call.params))
         except ProtocolError as exc:
             raise projection.error(exc, call.revision) from exc
         dispatcher.control.enter(call, self.id)
@@ -193,7 +195,10 @@ class Connection:
             self._note("", str(exc.code))
             self._write(error_message(None, exc.code, exc.message, exc.data))
             return
-        answers = await asyncio.gather(*(self._one(message) for message in messages))
+        del data  # each call has its part, and may run for a day
+        work = [self._one(message) for message in messages]
+        messages.clear()
+        answers = await asyncio.gather(*work)
         body = b",".join(answer for answer in answers if answer)
         if body:
             self._write(b"[%b]" % body)
@@ -239,7 +244,10 @@ class Connection:
             self._stop_watching = None
         if self.session is not None:
             self._note(SESSION_OVER)
-        tasks = list(self._tasks)
+        tasks = dict(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for call in tasks.values():
+            if call is not None and not call.over:
+                self._dispatcher.abandon(call, self.id)

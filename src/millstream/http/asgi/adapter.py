@@ -172,6 +172,7 @@ class AsgiExchange(Request, eq=False, kw_only=True):
             refused = await self.read(message)
             if refused is not None:
                 return refused
+        del message  # the body belongs to the handler, which may let go of it
         self.arrived = True
         if self.waiting is not None:
             self.waiting.cancel()

@@ -127,6 +127,8 @@ class Call(Struct, eq=False, kw_only=True):
     """Of the running server; set by the dispatcher."""
     stop: Callable[[], object] | None = None
     """Cancels the task of the call, where its origin does not."""
+    weight: int = 0
+    """Bytes of the budget for what calls were asked with, see `Load.take`; most calls are too small to count."""
     started: float = 0.0
     """When the sweep first saw it."""
     cancelled: bool = False

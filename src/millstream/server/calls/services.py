@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from millstream.config import Settings
+from millstream.http.budget import ByteBudget
 from millstream.protocol.principal import Publisher
 from millstream.protocol.seal import NONCE_BYTES, KeyRing
 from millstream.server.calls.changes import Changes
@@ -29,8 +30,8 @@ class Services:
     """The shared parts of one running server."""
 
     __slots__ = (
-        "_ring", "changes", "clock", "endings", "hub", "lifespan_of", "note", "questions", "records", "secrets",
-        "settings", "store", "streamed", "threads",
+        "_ring", "bodies", "changes", "clock", "endings", "hub", "lifespan_of", "note", "questions", "records",
+        "secrets", "settings", "store", "streamed", "threads",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, store: Store, changes: Changes) -> None:
@@ -50,6 +51,8 @@ class Services:
             max_per_owner=settings.max_questions_per_principal,
             timeout=settings.ask_timeout,
         )
+        self.bodies = ByteBudget(max(settings.max_call_bytes, 2 * settings.max_body))
+        """What large calls were asked with, for as long as they run. One of the largest fits in any case."""
         self.changes = changes
         self.threads = Threads(settings.max_threads)
         self.endings: set[Callable[[], None]] = set()

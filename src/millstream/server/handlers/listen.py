@@ -21,6 +21,7 @@ from millstream.server.calls.services import Services, principal_id
 from millstream.server.dispatch import Handler
 from millstream.server.features.registry import Registry
 from millstream.server.handlers.params import read
+from millstream.server.load import lighten
 
 MAX_URI_BYTES = 128 * 1024
 """The URIs of one subscription together have at most so many characters, as many as a session's record holds."""
@@ -57,6 +58,7 @@ class ListenHandlers:
         client = call.client
         call.client = Client({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
         call.params, call.token = b"", None
+        lighten(call, self._services.bodies)
         owner = principal_id(call.principal)
         mine = self._open.get(owner, 0)
         if mine >= settings.max_streams_per_principal or sum(self._open.values()) >= settings.max_streams:

@@ -129,13 +129,16 @@ class RestRoutes:
             body = request.body or b"{}"
             envelope = _read_envelope(body, method)
             request_id = envelope.id
+            params = body if envelope.params is UNSET else encode(envelope.params)
+            call = self._call(request, NEWEST_HANDSHAKE, method, params, request.headers, request_id or 0)
+            self._dispatcher.load.take(call, len(params))
         except ProtocolError as exc:
             refusal = projection.error(exc, NEWEST_HANDSHAKE)
             self._note(method, "rest", status=str(refusal.code))
             refusal.status = max(refusal.status, 400)
             return refusals.refused(refusal)
-        params = body if envelope.params is UNSET else encode(envelope.params)
-        call = self._call(request, NEWEST_HANDSHAKE, method, params, request.headers, request_id or 0)
+        request.body = b""
+        del body, envelope, params  # the call has what it needs
         outcome = await self._dispatcher.outcome(call)
         mark = b"" if request_id is None else b'"id":%b,' % encode(request_id)
         error = outcome.error
@@ -195,6 +198,10 @@ class RestRoutes:
         # Parameter headers repeat arguments for MCP's routers; where there are headers, they are asked for.
         call = self._call(request, NEWEST, "tools/call", params, headers=None if tool.headers else request.headers)
         call.arguments = arguments
+        if not self._dispatcher.load.takes(call, len(params)):
+            return refuse(BUSY, "Too many calls are running. Try again later.")
+        request.body = b""
+        del params, arguments  # the call has what it needs
         return _rest_reply(await self._dispatcher.outcome(call), call.meta or {}, root)
 
     async def describe(self, request: Request) -> Response:

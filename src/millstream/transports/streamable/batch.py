@@ -26,6 +26,7 @@ async def serve_batch(exchange: Exchange) -> Response | None:
         ProtocolError: the revision has no batches, or the batch as a whole is refused.
     """
     messages = read_batch(exchange.request.body, exchange.endpoint.services.settings.max_batch)
+    exchange.request.body = b""  # each call has its part, and may run for a day
     session, revision = await exchange.session()
     if not revision.batches:
         raise refuse_batch(f"revision {revision.date} has no batches")
@@ -47,7 +48,9 @@ class _Batch:
 
     async def serve(self, messages: list[Envelope | ProtocolError]) -> Response | None:
         """Take every message; answer by an array, unless the line became a stream."""
-        answers = [each for each in await asyncio.gather(*map(self._take, messages)) if each[1]]
+        work = [self._take(message) for message in messages]
+        messages.clear()
+        answers = [each for each in await asyncio.gather(*work) if each[1]]
         line = self._line
         if line is not None and line.streaming:
             for request_id, body in answers:
@@ -72,6 +75,7 @@ class _Batch:
         call = self._exchange.handshake_call(message, self._session, self._revision)
         try:
             dispatcher.load.admit(call)
+            dispatcher.load.take(call, len(call.params))
         except ProtocolError as exc:
             return call.id, self._refuse(call.id, call.method, exc)
         # The request is the batch as a whole; a cancel is for one of its calls.

@@ -47,6 +47,8 @@ async def serve_exactly(endpoint: Endpoint, request: Request) -> Response | None
             opened: Call | Response = _per_request(exchange, message)
         else:
             opened = await _handshake(exchange, message)
+        if isinstance(opened, Call):
+            endpoint.dispatcher.load.take(opened, len(opened.params))
     except ProtocolError as exc:
         return _refuse(exchange, message, exc)
     if isinstance(opened, Response):

@@ -16,6 +16,7 @@ from millstream.protocol.metadata import Client
 from millstream.protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
 from millstream.server.calls.call import NOBODY, Call
 from millstream.server.features.prepared import PreparedCall, decode_handshake_call
+from millstream.server.load import LIGHT
 from millstream.transports.streamable.exact import serve_exactly
 from millstream.transports.streamable.exchange import Endpoint, finish
 
@@ -48,11 +49,11 @@ class Streamable:
     async def post(self, request: Request) -> Response | None:
         """One POST of any revision."""
         headers, body = request.headers, request.body
-        call = None
+        call, size = None, len(body)
         if (
             # Nothing about the request needs a closer look before it is decoded.
             headers.get(b"content-type") == b"application/json"
-            and len(body) <= _MAX_USUAL
+            and size <= _MAX_USUAL
             and len(headers) == len(request.raw_headers)
             and body.isascii()
             and not overgrown(body, self._max_depth)
@@ -67,7 +68,7 @@ class Streamable:
                 fast = self._fast.get(headers.get(b"mcp-name", b""))
                 if fast is not None:
                     call = self._fast_call(request, fast)
-        if call is None:
+        if call is None or (size > LIGHT and not self._dispatcher.load.takes(call, size)):
             del body  # a stream may be open for a day
             return await serve_exactly(self._endpoint, request)
         session = call.session

@@ -30,6 +30,7 @@ from millstream.protocol.errors import INVALID_PARAMS, INVALID_REQUEST, METHOD_N
 from millstream.protocol.jsonrpc import check_text, encode, require_json
 from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import NEWEST_HANDSHAKE
+from millstream.server.calls.call import Call
 from millstream.server.dispatch import Dispatcher
 from millstream.transports.connection import Connection
 from millstream.transports.silent import silent_call
@@ -126,7 +127,7 @@ class Dialect:
         self._outbox = outbox
         self._peer = peer
         self._subscriptions: dict[str, Subscription] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Call] = {}
         outbox.answer(encode({"type": "connected", "client_id": connection.id, "server": dispatcher.info}))
 
     async def take(self, data: bytes) -> None:
@@ -158,10 +159,13 @@ class Dialect:
 
     async def close(self) -> None:
         """The socket is closed: stop what runs for it."""
-        tasks = list(self._tasks)
+        tasks = dict(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for call in tasks.values():
+            if not call.over:
+                self._dispatcher.abandon(call)
 
     async def _obey(self, head: _Head, data: bytes) -> None:
         found = _VERBS.get(head.type)
@@ -199,26 +203,26 @@ class Dialect:
 
     async def start_call(self, message: _CallMessage, id: Raw) -> None:
         """Call a tool; the answer comes when it is done."""
-        self._dispatcher.load.admit(self._peer)
-        # Copies: while the call runs it must not hold the whole message.
-        params = encode({"name": message.tool, "arguments": message.arguments})
-        task = asyncio.create_task(self._call(message.tool, params, id.copy()))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _call(self, tool: str, params: bytes, id: Raw) -> None:
-        task = asyncio.current_task()
+        load = self._dispatcher.load
+        load.admit(self._peer)
         call = silent_call(
             NEWEST_HANDSHAKE,
             "tools/call",
-            params,
+            # A copy, as that of the id: while the call runs it must not hold the whole message.
+            encode({"name": message.tool, "arguments": message.arguments}),
             origin=self._connection,
             transport="websocket",
             principal=self._peer.principal,
             headers=self._peer.headers,
             client_id=self._connection.id,
-            stop=None if task is None else task.cancel,
         )
+        load.take(call, len(call.params) + len(bytes(id)))
+        task = asyncio.create_task(self._call(call, message.tool, id.copy()))
+        call.stop = task.cancel
+        self._tasks[task] = call
+        task.add_done_callback(self._tasks.pop)
+
+    async def _call(self, call: Call, tool: str, id: Raw) -> None:
         outcome = await self._dispatcher.outcome(call)
         if outcome.error is not None:
             self._fail(id, outcome.error.code, outcome.error.message, tool=tool)

@@ -136,6 +136,7 @@ class WebSocketRoute:
             partial(carry, outbox),
             outbox.drain,
             principal=peer.principal,
+            peer=peer.address,
             headers=peer.headers,
             transport="websocket",
         )

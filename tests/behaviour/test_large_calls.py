@@ -1,0 +1,200 @@
+"""What large calls were asked with has a budget in bytes, for all callers and for each of them."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from millstream import Server, Settings
+from millstream.http.budget import ByteBudget
+from millstream.transports.connection import Connection
+from millstream.transports.memory import MemoryPipe
+from socket_world import ask, hear, tell, world
+from wire import POST, Wire, enveloped, request, routing, wired
+
+BODY = 100_000
+SIZE = 60_000
+"""Two of one caller don't fit: the budget has room for two bodies of the largest size, and half of it is for one."""
+
+Send = Callable[[Wire, Any, dict[str, str]], Awaitable[int]]
+
+
+def holding(serve: Any = ()) -> tuple[Server, asyncio.Event]:
+    """A server whose tool `hold` runs until the event is set."""
+    settings = Settings(key="k" * 40, max_body=BODY, max_call_bytes=1)
+    mcp, release = Server("large", settings=settings, serve=serve), asyncio.Event()
+
+    @mcp.tool
+    async def hold(text: str = "") -> int:
+        await release.wait()
+        return len(text)
+
+    return mcp, release
+
+
+def arguments(size: int) -> dict[str, Any]:
+    return {"name": "hold", "arguments": {"text": "x" * size}}
+
+
+async def newest(wire: Wire, size: int, session: dict[str, str]) -> int:
+    reply = await wire.post(enveloped("tools/call", arguments(size)), routing("tools/call", "hold"))
+    return reply.message.get("error", {}).get("code", 0)
+
+
+async def in_session(wire: Wire, size: int, session: dict[str, str]) -> int:
+    reply = await wire.post(request("tools/call", arguments(size), size), session)
+    return reply.message.get("error", {}).get("code", 0)
+
+
+async def exact(wire: Wire, size: int, session: dict[str, str]) -> int:
+    """An accent keeps it from the short cut."""
+    body = json.dumps(request("tools/call", arguments(size), f"é{size}"), ensure_ascii=False).encode()
+    return (await wire.post(body, session)).message.get("error", {}).get("code", 0)
+
+
+async def in_batch(wire: Wire, size: int, session: dict[str, str]) -> int:
+    headers = await wire.initialize("2025-03-26")
+    reply = await wire.post([request("tools/call", arguments(size)), request("ping", id=2)], headers)
+    return next(each for each in reply.message if each["id"] == 1).get("error", {}).get("code", 0)
+
+
+async def by_dialect(wire: Wire, size: int, session: dict[str, str]) -> int:
+    reply = await wire.post({"params": arguments(size)}, POST, "/mcp/tools/call")
+    return reply.message.get("error", {}).get("code", 0)
+
+
+async def by_rest(wire: Wire, size: int, session: dict[str, str]) -> int:
+    reply = await wire.post({"text": "x" * size}, POST, "/tools/hold")
+    return 0 if reply.status == 200 else reply.status
+
+
+SENDERS: dict[str, tuple[Send, int]] = {
+    "2026-07-28": (newest, -31503),
+    "a session": (in_session, -32000),
+    "the exact way": (exact, -32000),
+    "a batch": (in_batch, -32000),
+    "the REST dialect": (by_dialect, -32000),
+    "plain REST": (by_rest, 503),
+}
+
+
+@pytest.mark.parametrize("way", ["asgi", "lane"])
+@pytest.mark.parametrize(("send", "busy"), SENDERS.values(), ids=SENDERS)
+async def test_large_calls_that_wait_are_refused_as_soon_as_they_hold_too_much(way: str, send: Send, busy: int) -> None:
+    """A fixed defect: calls were counted and their bodies were not, and each may hold 14 MiB."""
+    mcp, release = holding(serve=("rest",))
+    async with wired(mcp, way) as wire:
+        session = await wire.initialize()
+        dispatcher, bodies = wire.runtime.dispatcher, wire.runtime.services.bodies
+        other = Wire(wire.server, wire.runtime, wire.running)
+        first = asyncio.create_task(other.post(enveloped("tools/call", arguments(SIZE)), routing("tools/call", "hold")))
+        await wire.until(lambda: len(dispatcher.calls) == 1)
+        assert SIZE < bodies.held <= BODY
+        held = bodies.held
+        assert await send(wire, SIZE, session) == busy
+        assert (bodies.held, len(dispatcher.calls)) == (held, 1)
+        small = asyncio.create_task(send(wire, 10, session))
+        await wire.until(lambda: len(dispatcher.calls) == 2)
+        assert bodies.held == held
+        release.set()
+        assert await small == 0
+        assert (await first).status == 200
+        assert bodies.held == 0
+        assert await send(wire, SIZE, session) == 0
+        assert bodies.held == 0
+
+
+async def test_a_websocket_counts_what_its_calls_were_asked_with() -> None:
+    """The same budget; and a fixed defect: what ran on a WebSocket was never counted for its address."""
+    async with world(max_body=SIZE, max_call_bytes=1) as app, app.client() as socket:
+        await hear(socket)
+        bodies = app.runtime.services.bodies
+        large = {"type": "mcp_call", "tool": "waits", "id": "x" * 40_000}
+        await tell(socket, large)
+        await app.until(lambda: len(app.runtime.dispatcher.calls) == 1)
+        (call,) = app.runtime.dispatcher.calls
+        assert (call.owner, bodies.held > 40_000) == ("127.0.0.1", True)
+        answer = await ask(socket, large)
+        assert answer["error"]["code"] == -32000
+    assert bodies.held == 0
+
+
+async def test_a_connection_with_the_server_to_itself_has_all_of_the_budget() -> None:
+    """stdio and in memory: there is nobody to share with."""
+    mcp, release = holding()
+    async with mcp.running() as runtime:
+        pipe = MemoryPipe(runtime.dispatcher)
+        for number in range(4):
+            pipe.send(json.dumps(request("tools/call", arguments(SIZE), number)).encode())
+        refused = json.loads(await pipe.receive())
+        assert (refused["id"], refused["error"]["code"]) == (3, -32000)
+        release.set()
+        assert {json.loads(await pipe.receive())["id"] for _ in range(3)} == {0, 1, 2}
+        assert runtime.services.bodies.held == 0
+        await pipe.close()
+
+
+async def test_a_call_that_never_began_is_forgotten_when_its_connection_closes() -> None:
+    """A fixed defect: a task that is cancelled before its first step has no `finally`, and its call stayed."""
+    mcp, _ = holding()
+    async with mcp.running() as runtime:
+        sent: list[bytes] = []
+
+        async def drain() -> None:
+            return None
+
+        connection = Connection(runtime.dispatcher, lambda message: not sent.append(message), drain)
+        connection.receive(json.dumps(request("tools/call", arguments(SIZE))).encode())
+        assert runtime.dispatcher.by_id
+        assert runtime.services.bodies.held > SIZE
+        await connection.close()
+        assert not runtime.dispatcher.by_id
+        assert runtime.services.bodies.held == 0
+        assert sent == []
+
+
+async def test_an_id_in_flight_is_refused_and_counts_for_nothing() -> None:
+    """The call that has the id keeps its bytes; the other one never had any."""
+    mcp, release = holding()
+    async with wired(mcp, "asgi") as wire:
+        session = await wire.initialize()
+        message = request("tools/call", arguments(30_000), "same")
+        first = asyncio.create_task(wire.post(message, session))
+        await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
+        held = wire.runtime.services.bodies.held
+        assert (await wire.post(message, session)).message["error"]["code"] == -32600
+        assert wire.runtime.services.bodies.held == held
+        release.set()
+        await first
+        assert wire.runtime.services.bodies.held == 0
+
+
+async def test_a_subscription_counts_for_nothing_once_it_is_open() -> None:
+    """It holds nothing of its body, so it must not keep others out."""
+    mcp, _ = holding()
+    async with wired(mcp, "lane") as wire:
+        wire.server.tool(len)
+        message = enveloped("subscriptions/listen", {"notifications": {"toolsListChanged": True}, "x": "x" * SIZE})
+        task = asyncio.create_task(wire.post(message, routing("subscriptions/listen")))
+        await wire.until(lambda: len(wire.runtime.services.endings) == 1)
+        assert wire.runtime.services.bodies.held == 0
+        next(iter(wire.runtime.services.endings))()
+        await task
+        assert wire.runtime.services.bodies.held == 0
+
+
+def test_half_of_a_budget_is_for_one_owner_and_nobody_is_kept_who_has_nothing() -> None:
+    """Our choice: as for the count of calls."""
+    budget = ByteBudget(100)
+    assert budget.take("a", 50)
+    assert not budget.take("a", 1)
+    budget.give("a", 1)
+    assert budget.take("b", 50)
+    assert not budget.take("c", 1)
+    assert not budget.take("", 1)
+    for owner, size in (("a", 50), ("b", 50), ("c", 1), ("", 1)):
+        budget.give(owner, size)
+    assert (budget.held, len(budget._by_owner)) == (0, 0)
+    assert budget.take("", 100)
