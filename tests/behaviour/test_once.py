@@ -8,6 +8,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from millstream import Context, Server, ToolError
+from millstream.server.calls.once import once_stored
 from wire import Wire, enveloped, routing, wired
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}}
@@ -77,3 +78,22 @@ async def test_an_effect_that_failed_may_be_tried_again() -> None:
         assert (await send(wire, requestState=state, inputResponses=ANSWER, **given))["isError"]
         assert (await send(wire, requestState=state, inputResponses=ANSWER, **given))["content"][0]["text"] == "2"
     assert len(charged) == 2
+
+
+async def test_a_copy_may_see_any_number_of_others_fail_before_it_runs() -> None:
+    """A fixed defect: each of them took a level of recursion, and the thousandth was the end."""
+    async with make_shop().running() as runtime:
+        kv, failed = runtime.services.store.kv, 0
+        compare_and_set = kv.compare_and_set
+
+        async def others_are_first(name: str, expected: bytes | None, value: bytes, ttl: float) -> bool:
+            nonlocal failed
+            failed += 1
+            return failed > 2_000 and await compare_and_set(name, expected, value, ttl)
+
+        async def run() -> bytes:
+            return b"1"
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(kv), "compare_and_set", staticmethod(others_are_first))
+            assert await once_stored(runtime.services, "charge", run) == b"1"

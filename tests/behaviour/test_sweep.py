@@ -9,10 +9,16 @@ from unittest.mock import patch
 
 import pytest
 
-from millstream import Context, Server
+from millstream import Context, Server, Settings
+from millstream.protocol.jsonrpc import read
+from millstream.protocol.revisions import ASSUMED
+from millstream.server import sweep as sweeps
+from millstream.server.calls.call import Line, handshake_call
 from millstream.transports.memory import MemoryPipe
+from millstream.transports.silent import SILENT
 from patience import WAIT
 from processes import free_port, millstream, serving
+from wire import request
 
 SERVER = Path(__file__).with_name("slow_peers.py")
 META = {
@@ -109,3 +115,50 @@ async def test_a_call_that_stays_silent_reports_small_steps_that_only_grow() -> 
         assert steps == sorted(set(steps))
         assert (steps[0], steps[-1]) == (1, 2)
         await pipe.close()
+
+
+async def test_the_sweep_goes_on_whatever_fails_in_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fixed defect: an exception from a call's line ended the sweep, and with it every heartbeat and time limit."""
+    monkeypatch.setattr(sweeps, "TICK", 0)
+    mcp, ticks, beats, go_on = Server("broken", settings=Settings(heartbeat=0, silence=0)), [0], [0], asyncio.Event()
+
+    @mcp.tool
+    async def waits() -> str:
+        await go_on.wait()
+        return "done"
+
+    def broken_line(call: object) -> Line:
+        raise RuntimeError("no line for you")
+
+    def beat() -> None:
+        beats[0] += 1
+        raise ValueError("no beat either")
+
+    async with mcp.running() as runtime, asyncio.timeout(WAIT):
+        dispatcher = runtime.dispatcher
+        message = request("tools/call", {"name": "waits"})
+        calls = [
+            handshake_call(read(json.dumps({**message, "id": n}).encode()), None, ASSUMED, open_reply=line)
+            for n, line in enumerate((broken_line, lambda call: SILENT))
+        ]
+        tasks = [asyncio.create_task(dispatcher.call(call)) for call in calls]
+
+        def tick(now: float) -> None:
+            ticks[0] += 1
+            raise ValueError("nor a tick")
+
+        sweep = sweeps.Sweep(dispatcher, beat=beat, touch=no_touch, each_tick=tick)
+        sweep.open()
+        while ticks[0] < 3 or beats[0] < 3:  # noqa: ASYNC110  counts tell nobody
+            await asyncio.sleep(0)
+        assert (calls[0].line, calls[1].line) == (None, SILENT)
+        go_on.set()
+        await asyncio.gather(*tasks)
+        await sweep.close()
+    assert "no line for you" in caplog.text
+
+
+async def no_touch() -> None:
+    return None

@@ -14,6 +14,7 @@ import pytest
 from millstream.http.message import Request, Response
 from millstream.protocol.sse import Decoder, Event
 from millstream.transports.open_streams import OpenStreams
+from millstream.web import live
 from millstream.web.live import MAX_BUFFERED, ChatMembers, DashboardFeed, LogTail
 from patience import WAIT
 
@@ -133,6 +134,28 @@ async def test_a_snapshot_is_made_once_for_all_and_not_at_all_for_nobody() -> No
     assert len(world.feed) == 0
     runner.cancel()
     await asyncio.gather(runner, return_exceptions=True)
+
+
+async def test_the_figures_go_on_after_a_second_in_which_they_could_not_be_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fixed defect: one exception ended the task that tells them, and the dashboard stood still until a restart."""
+    monkeypatch.setattr(live, "INTERVAL", 0)
+    world = World()
+    trouble = iter([ValueError("no figures now")])
+
+    async def measure() -> None:
+        for each in trouble:
+            raise each
+
+    monkeypatch.setattr(world.feed, "_measure", measure, raising=True)
+    runner = asyncio.ensure_future(world.feed.run())
+    async with world.watching() as screen, asyncio.timeout(WAIT):
+        while caplog.text.count("no figures now") == 0 or screen.events[-1].event != "snapshot":  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    runner.cancel()
+    await asyncio.gather(runner, return_exceptions=True)
+    assert "no figures now" in caplog.text
 
 
 @pytest.mark.parametrize("query", [False, True], ids=["header", "query"])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from millstream.server.calls.call import Progress
+from millstream.server.calls.call import Call, Progress
 from millstream.server.calls.context import nudge_progress
 from millstream.server.dispatch import Dispatcher
 
@@ -77,16 +77,16 @@ class Sweep:
             await asyncio.sleep(TICK)
             now = self.clock()
             self.lag = max(0.0, now - asked - TICK)
-            self._look_at_calls(now)
+            self.look_at_calls(now)
             if now - beat >= services.settings.heartbeat:
                 beat = now
-                self._beat()
+                _attempt(self._beat)
                 self._beside("logs", self._touch())
                 self.report_progress()
             if now - records >= _RECORDS_SECONDS:
                 records = now
                 self._beside("records", services.records.load())
-            self._each_tick(now)
+            _attempt(self._each_tick, now)
 
     def _beside(self, key: object, work: Coroutine[Any, Any, None]) -> None:
         """Run what may wait for a peer or a store beside the sweep; one piece of work for each key at a time."""
@@ -101,15 +101,19 @@ class Sweep:
         if not task.cancelled() and task.exception() is not None:
             logger.error("A periodic task failed; it is tried again", exc_info=task.exception())
 
-    def _look_at_calls(self, now: float) -> None:
-        settings = self._dispatcher.services.settings
+    def look_at_calls(self, now: float) -> None:
+        """End the calls that took too long, and make streams of those that are silent."""
         for call in list(self._dispatcher.calls):
-            if not call.started:
-                call.started = now
-            elif now - call.started > settings.call_cap and call.method != "subscriptions/listen":
-                call.expire()
-            elif now - call.started >= settings.silence and call.line is None:
-                self._beside(call, call.open_line().keep_alive())
+            _attempt(self._look_at, call, now)
+
+    def _look_at(self, call: Call, now: float) -> None:
+        settings = self._dispatcher.services.settings
+        if not call.started:
+            call.started = now
+        elif now - call.started > settings.call_cap and call.method != "subscriptions/listen":
+            call.expire()
+        elif now - call.started >= settings.silence and call.line is None:
+            self._beside(call, call.open_line().keep_alive())
 
     def report_progress(self) -> None:
         """Where a caller wants progress and the tool was silent since the last beat, tell it that the call is alive."""
@@ -120,3 +124,11 @@ class Sweep:
             if call.line is not None and told.reported == told.reported_before:
                 self._beside(call, nudge_progress(call))
             told.reported_before = told.reported
+
+
+def _attempt(work: Callable[..., object], *args: object) -> None:
+    """Do a piece of the work: one that fails keeps neither the other pieces nor the next tick from theirs."""
+    try:
+        work(*args)
+    except Exception:
+        logger.exception("A periodic task failed; it is tried again")

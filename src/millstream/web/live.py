@@ -19,6 +19,8 @@ from millstream.protocol.jsonrpc import encode
 from millstream.telemetry.logs import JsonLines
 from millstream.transports.open_streams import OpenStreams
 
+logger = logging.getLogger("millstream")
+
 INTERVAL = 1.0
 LOG_LINES = 500
 MAX_BUFFERED = 256 * 1024
@@ -104,9 +106,12 @@ class DashboardFeed:
         """Tell the watchers, each second, until cancelled. The runtime owns the task."""
         while True:
             await self._watched.wait()
-            if self._measure is not None:
-                await self._measure()
-            self.tell()
+            try:
+                if self._measure is not None:
+                    await self._measure()
+                self.tell()
+            except Exception:
+                logger.exception("The dashboard could not be told the figures; the next second tries again")
             await asyncio.sleep(INTERVAL)
 
     def tell(self) -> None:

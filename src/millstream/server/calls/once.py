@@ -24,28 +24,35 @@ async def once_stored(services: Services, name: str, run: Callable[[], Awaitable
     Raises:
         ToolError: another copy of the call reserved it, and gives no value within the time that a call has.
     """
-    store, settings = services.store, services.settings
-    if await store.kv.compare_and_set(name, None, _RUNNING, settings.state_ttl):
-        try:
-            done = await run()
-            await store.kv.put(name, done, settings.state_ttl)
-        except BaseException:
-            await store.kv.delete(name)
-            raise
-        finally:
-            await store.bus.publish(_TOPIC + name, b"")
-        return done
-    settled = asyncio.Event()
+    kv, seconds = services.store.kv, services.settings.state_ttl
+    while not await kv.compare_and_set(name, None, _RUNNING, seconds):
+        value = await _settled(services, name)
+        if value is not None:
+            return value
+    try:
+        done = await run()
+        await kv.put(name, done, seconds)
+    except BaseException:
+        await kv.delete(name)
+        raise
+    finally:
+        await services.store.bus.publish(_TOPIC + name, b"")
+    return done
+
+
+async def _settled(services: Services, name: str) -> bytes | None:
+    """Wait for the copy that runs the effect: its value, or None when it failed and the next may try."""
+    store, settled = services.store, asyncio.Event()
     unsubscribe = store.bus.subscribe(_TOPIC + name, lambda _: settled.set())
     try:
-        async with asyncio.timeout(settings.state_ttl):
+        async with asyncio.timeout(services.settings.state_ttl):
             while (value := await store.kv.get(name)) == _RUNNING:
                 with suppress(TimeoutError):  # what the bus says is a hint, and may be lost
                     async with asyncio.timeout(_LOOK_AGAIN):
                         await settled.wait()
                 settled.clear()
+            return value
     except TimeoutError:
         raise ToolError("A copy of this call is still running. Try again later.") from None
     finally:
         unsubscribe()
-    return await once_stored(services, name, run) if value is None else value
