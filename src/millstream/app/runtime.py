@@ -190,6 +190,7 @@ class Runtime:
 
     async def close(self) -> None:
         """End every stream and task, then the lifespan and the store."""
+        self.dispatcher.stopping = True
         await self.sweep.close()
         self._end_subscriptions()
         await self._wait_for((call for call in self.dispatcher.calls if call.method == "subscriptions/listen"), 1.0)
@@ -200,7 +201,7 @@ class Runtime:
 
     async def drain(self, seconds: float) -> None:
         """Stop taking work: subscriptions end with their result, calls finish within the time, streams close."""
-        self.draining = True
+        self.draining = self.dispatcher.stopping = True
         self._end_subscriptions()
         deadline = self.sweep.clock() + seconds
         await self._wait_for(self.dispatcher.calls, seconds)

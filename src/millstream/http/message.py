@@ -126,6 +126,12 @@ class Request(Struct, eq=False):
         """Whose share of the server's capacity it takes: the principal's, else that of the peer's address."""
         return self.peer if self.principal is None else self.principal.id
 
+    def ends_call(self) -> bool:
+        """Asked when the handler's task was cancelled, and not by the handler's leave: has the peer gone? Else it waits
+        for an answer, whoever cancelled the task.
+        """
+        return False
+
     def open(self, status: int, head: bytes) -> Sink:
         """Start a streamed reply with a status and finished header lines.
 

@@ -68,7 +68,7 @@ class Dispatcher:
 
     __slots__ = (
         "_handlers", "_heads", "announcement", "begin", "by_id", "calls", "control", "gate", "info", "instructions",
-        "load", "observe", "registry", "services",
+        "load", "observe", "registry", "services", "stopping",
     )  # fmt: skip
 
     def __init__(
@@ -96,7 +96,9 @@ class Dispatcher:
         """Told of every call when it starts, where there are traces."""
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
-        # Calls in flight
+        # Process
+        self.stopping = False
+        """The server ends: what still runs may be cancelled at any time, and is not answered then."""
         self.calls: set[Call] = set()
         self.control = Control(services.questions)
         self.by_id = self.control.by_id
@@ -153,7 +155,7 @@ class Dispatcher:
             answer = (
                 b'{"jsonrpc":"2.0","id":%b,"result":%b%b}}' % (encode(call.id), head, members)
                 if not (call.bare or call.cancelled)
-                else _unusual(call, b"%b%b}" % (head, members))
+                else _enveloped(call, b"%b%b}" % (head, members))
             )
         except BaseException as exc:
             answer = self._failure(call, exc)
@@ -212,37 +214,38 @@ class Dispatcher:
             return self._input_required(call, exc)
         if isinstance(exc, ToolError | Declined | Cancelled):
             return self._tool_error(call, str(exc) or type(exc).__name__)
-        answer = self._stopped(call, exc) if isinstance(exc, asyncio.CancelledError) else None
-        if answer is None and isinstance(exc, asyncio.CancelledError | GeneratorExit):
-            # A KeyboardInterrupt is the function's own: Ctrl-C has a signal handler.
-            try:
-                raise exc
-            finally:
-                del exc  # its traceback refers to this frame: a cycle would keep the request with its body
-        return answer if answer is not None else self._unexpected(call, exc)
-
-    def _stopped(self, call: Call, exc: asyncio.CancelledError) -> bytes | None:
-        """The answer of a call that was cancelled; None when that is for its task to hear."""
-        task = asyncio.current_task()
-        if call.cancelled:
-            if task is not None:
+        if isinstance(exc, asyncio.CancelledError | GeneratorExit):
+            task, stopped = _task(), isinstance(exc, asyncio.CancelledError)
+            if task is not None and stopped and call.cancelled:
                 task.uncancel()
-            if call.expired:
-                return self._tool_error(call, "The call took too long.")
-            call.failure = Failure("cancelled")
-            return b""
-        if task is None or task.cancelling():
-            call.cancelled = True
-            return None
-        # Nobody cancelled this call: its function waited for something that was.
+                return self._stopped(call)
+            if task is None or (stopped and task.cancelling() and self._ends(call)):
+                call.cancelled = True
+                try:
+                    raise exc
+                finally:
+                    del exc  # its traceback refers to this frame: a cycle would keep the request with its body
+        # What is left is the function's own: it raised that, cancelled its task, or waited for something that was
+        # cancelled. A KeyboardInterrupt is, too: Ctrl-C has a signal handler.
         return self._unexpected(call, exc)
+
+    def _ends(self, call: Call) -> bool:
+        """Whether the owner of a call's task may have cancelled it: the client has gone, or the server stops."""
+        return self.stopping or call.origin is None or call.origin.ends_call()
+
+    def _stopped(self, call: Call) -> bytes:
+        """The answer of a call that was cancelled."""
+        if call.expired:
+            return self._tool_error(call, "The call took too long.")
+        call.failure = Failure("cancelled")
+        return b""
 
     def _refuse(self, call: Call, exc: ProtocolError, incident: str = "") -> bytes:
         error = projection.error(exc, call.revision)
         # What was raised has a traceback, whose frames refer to the call: such a cycle would keep the body.
         kept = ProtocolError(error.code, error.message, error.data, status=error.status)
         call.failure = Failure(str(error.code), kept, incident)
-        return b"" if call.bare else error_message(call.id, error.code, error.message, error.data)
+        return b"" if call.bare or _given_up(call) else error_message(call.id, error.code, error.message, error.data)
 
     def _tool_error(self, call: Call, text: str, incident: str = "") -> bytes:
         if call.method != "tools/call":
@@ -279,6 +282,14 @@ class Dispatcher:
         return _enveloped(call, b'%b,"_meta":%b}' % (encode(result)[:-1], meta))
 
 
+def _task() -> asyncio.Task[Any] | None:
+    """The task that runs this; None where a coroutine is closed outside of its loop."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
 def _told(call: Call, answer: bytes) -> bytes:
     """The answer of a call as the stream of its client gets it: with an envelope, whatever its caller gets."""
     if not call.bare:
@@ -289,12 +300,14 @@ def _told(call: Call, answer: bytes) -> bytes:
     return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), answer) if answer else b""
 
 
-def _unusual(call: Call, result: bytes) -> bytes:
-    """The answer of a call whose transport has an envelope of its own, or that was cancelled and ended all the same."""
-    return b"" if call.cancelled and not call.expired else _enveloped(call, result)
+def _given_up(call: Call) -> bool:
+    """The caller cancelled the call: however it ends now, it is not answered."""
+    return call.cancelled and not call.expired
 
 
 def _enveloped(call: Call, result: bytes) -> bytes:
+    if _given_up(call):
+        return b""
     return result if call.bare else b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), result)
 
 

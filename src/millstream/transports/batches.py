@@ -1,8 +1,19 @@
 """Batches of 2025-03-26: reading an array of messages. Each transport answers it in its own way."""
 
+import asyncio
+import contextlib
+
 from millstream.protocol.admission import is_per_request
 from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream.protocol.jsonrpc import Envelope, read, split_batch
+
+
+async def settle_task() -> None:
+    """Take a cancellation that the function of a call left behind for its task: one that ends with it has no result."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
 
 
 def is_batch(body: bytes) -> bool:

@@ -21,7 +21,7 @@ from millstream.server.calls.changes import Change
 from millstream.server.calls.notes import SESSION_OVER
 from millstream.server.calls.sessions import Record, Session
 from millstream.server.dispatch import Dispatcher
-from millstream.transports.batches import is_batch, read_batch, refuse_batch
+from millstream.transports.batches import is_batch, read_batch, refuse_batch, settle_task
 
 Write = Callable[[bytes], bool]
 """Take one whole message without waiting; False when the other side is gone or was cut for reading too slowly."""
@@ -32,7 +32,7 @@ class Connection:
     """One client on one connection. It is also the `Line` of every call on it."""
 
     __slots__ = (
-        "_dispatcher", "_drain", "_headers", "_principal", "_stop_watching", "_tasks", "_transport", "_write",
+        "_dispatcher", "_drain", "_gone", "_headers", "_principal", "_stop_watching", "_tasks", "_transport", "_write",
         "asks", "cancel", "id", "peer", "session",
     )  # fmt: skip
 
@@ -61,6 +61,7 @@ class Connection:
         self.id = secrets.token_hex(16)
         self.session: Session | None = None
         self.asks = True
+        self._gone = False
         self._tasks: dict[asyncio.Task[None], Call | None] = {}
         """What runs, and the call that it runs; None for a batch."""
         self._stop_watching: Callable[[], None] | None = None
@@ -82,6 +83,10 @@ class Connection:
 
     async def keep_alive(self) -> None:
         """Nothing to do: the connection is open, whether a call says something or not."""
+
+    def ends_call(self) -> bool:
+        """Whether the client has gone, see `Origin`."""
+        return self._gone
 
     # What arrives
 
@@ -213,7 +218,9 @@ class Connection:
         except ProtocolError as exc:
             self._note(message.method, str(exc.code))
             return error_message(message.id, exc.code, exc.message, exc.data)
-        return b"" if call is None else await self._run(call)
+        answer = b"" if call is None else await self._run(call)
+        await settle_task()
+        return answer
 
     def _note(self, method: str, status: str = "") -> None:
         services = self._dispatcher.services
@@ -239,6 +246,7 @@ class Connection:
 
     async def close(self) -> None:
         """The client is gone: stop what it asked for."""
+        self._gone = True
         if self._stop_watching is not None:
             self._stop_watching()
             self._stop_watching = None

@@ -44,6 +44,8 @@ class _Uvicorn(uvicorn.Server):
                 await self._serve(sockets)
             finally:
                 if signals.forced:
+                    if self._runtimes.here is not None:
+                        self._runtimes.here.dispatcher.stopping = True
                     for task in self.server_state.tasks:
                         task.cancel()
                     await self.lifespan.shutdown()

@@ -123,6 +123,8 @@ class AsgiExchange(Request, eq=False, kw_only=True):
     """The exchange has cancelled its own task."""
     gone: bool = False
     over: bool = False
+    interrupted: bool = False
+    """The handler itself or the server cancelled the task."""
 
     async def serve(self, handler: Handler) -> None:
         """Read the body, run the handler, send what it gives."""
@@ -159,6 +161,9 @@ class AsgiExchange(Request, eq=False, kw_only=True):
             await self.send({"type": "http.response.body", "body": body})
         else:
             await self.end(response)
+        if self.interrupted:
+            # It has been answered. But the task is the server's, and whoever cancelled it waits for its end.
+            raise asyncio.CancelledError
 
     async def work(self, handler: Handler, task: asyncio.Task[Any]) -> Response | Sink | None:
         """Read the body, run the handler, and stay with a stream that it gives back open."""
@@ -234,6 +239,11 @@ class AsgiExchange(Request, eq=False, kw_only=True):
         else:
             self.cancel = task.cancel
             self.waiting = loop.create_task(self.watch(task))
+
+    def ends_call(self) -> bool:
+        """See `Request`. The task is the server's: it's answered, and then the cancellation goes on."""
+        self.interrupted = not self.gone
+        return self.gone
 
     def stop(self, task: asyncio.Task[Any]) -> None:
         """Cancel the exchange's own task."""

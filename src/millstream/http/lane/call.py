@@ -42,6 +42,10 @@ class LaneExchange(Request, eq=False, kw_only=True):
     left_open: bool = False
     """The handler is done, its stream is not."""
 
+    def ends_call(self) -> bool:
+        """See `Request`."""
+        return self.disconnected
+
     @property
     def asks(self) -> bool:
         """Whether the peer waits for permission to send the body (RFC 9110 §10.1.1)."""

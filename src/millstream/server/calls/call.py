@@ -50,8 +50,15 @@ class Origin(Protocol):
 
     peer: str
     """The address of the other side; empty where there is none."""
+
     cancel: Callable[[], object] | None
     """Stops the work, once something can be stopped; None where only the task of the call can be."""
+
+    def ends_call(self) -> bool:
+        """Asked when the task of a call was cancelled, but not the call: True when the other side has gone. Else it
+        waits for an answer, because the function cancelled its own task.
+        """
+        ...
 
 
 class Failure(Struct):

@@ -94,9 +94,9 @@ def run_carried(function: Callable[..., T], *args: Any) -> T:
     """Call a function in a worker thread, so that whatever it raises can travel back.
 
     Raises:
-        RuntimeError: it raised StopIteration, which a future does not carry: whoever waits would wait for ever.
+        RuntimeError: it raised what a future does not carry: whoever waits would wait for ever, or be closed.
     """
     try:
         return function(*args)
-    except StopIteration as exc:
-        raise RuntimeError("the function raised StopIteration") from exc
+    except (StopIteration, GeneratorExit) as exc:
+        raise RuntimeError(f"the function raised {type(exc).__name__}") from exc

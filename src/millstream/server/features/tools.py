@@ -185,6 +185,6 @@ async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float)
             return await run(arguments, call)
     except TimeoutError:
         if scope.expired():
-            call.cancelled = True
+            call.cancelled = call.expired = True
             raise ToolError(f"The tool {call.name} did not finish in {seconds:g} seconds.") from None
         raise

@@ -14,7 +14,7 @@ from millstream.protocol.jsonrpc import Envelope, RequestId, error_message
 from millstream.protocol.revisions import Revision
 from millstream.server.calls.call import Call
 from millstream.server.calls.sessions import Session
-from millstream.transports.batches import read_batch, refuse_batch
+from millstream.transports.batches import read_batch, refuse_batch, settle_task
 from millstream.transports.streamable.exchange import Exchange
 from millstream.transports.streamable.line import PostLine
 
@@ -82,6 +82,7 @@ class _Batch:
         call.stop = cast("asyncio.Task[Any]", asyncio.current_task()).cancel
         call.open_reply = self._connect
         body = await dispatcher.call(call, self._scope)
+        await settle_task()
         if not body or self._line is None or not self._line.streaming:
             return call.id, body
         await self._line.send(body, call.id)
