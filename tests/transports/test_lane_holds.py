@@ -236,12 +236,18 @@ async def test_nothing_of_a_stream_that_its_client_left_is_kept(way: str, method
 async def test_unfinished_bodies_under_any_asgi_server_have_a_cap_too() -> None:
     """Our choice, the same number: without the guard the adapter counts."""
     watch = Watch()
-    limits = HttpLimits.of(Settings(max_unfinished=250))
+    limits = HttpLimits.of(Settings(max_unfinished=500, max_body=250))
     adapter = AsgiAdapter(lambda method, path: watch.reply, limits=limits, policy=HostPolicy(loopback_bind=True))
     go = asyncio.Event()
 
     async def post() -> tuple[int, dict[bytes, bytes]]:
-        scope = {"type": "http", "method": "POST", "path": "/x", "headers": [(b"host", b"127.0.0.1")], "client": None}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/x",
+            "headers": [(b"host", b"127.0.0.1")],
+            "client": ("192.0.2.1", 1),
+        }
         given = iter([b"y" * 50, b"y" * 50])
         sent: list[Any] = []
 
@@ -258,30 +264,30 @@ async def test_unfinished_bodies_under_any_asgi_server_have_a_cap_too() -> None:
         return sent[0]["status"], dict(sent[0]["headers"])
 
     held = [asyncio.create_task(post()) for _ in range(2)]
-    await _until(lambda: adapter.unfinished == 200)
+    await _until(lambda: adapter.unfinished.held == 200)
     status, headers = await post()
     assert (status, headers[b"retry-after"], headers[b"connection"]) == (503, b"1", b"close")
-    assert adapter.unfinished == 200
+    assert adapter.unfinished.held == 200
     go.set()
     assert [status for status, _ in await asyncio.gather(*held)] == [200, 200]
-    assert adapter.unfinished == 0
+    assert adapter.unfinished.held == 0
 
 
 @pytest.mark.parametrize("head", [USUAL, ODD, CHUNKED], ids=["usual", "parsed", "chunked"])
 @pytest.mark.parametrize("path", [b"/echo", b"/asgi"])
 async def test_all_unfinished_bodies_together_have_a_cap(start: Start, head: bytes, path: bytes) -> None:
     """Our choice: 256 MiB; who brings more is told to try again, and the room comes back."""
-    server = await start(max_unfinished=250)
+    server = await start(max_unfinished=500, max_body=250)
     await _known_host(server)
     holding = [await server.connect() for _ in range(3)]
     for count, peer in enumerate(holding, 1):
         await peer.send(head % (path, 200) + b"y" * 50)
         await peer.send(b"y" * 50)
         if count < 3:
-            await _until(lambda count=count: _guard(server).unfinished == 100 * count)  # type: ignore[misc]
+            await _until(lambda count=count: _guard(server).unfinished.held == 100 * count)  # type: ignore[misc]
     body = await refused(holding[2], 503)
     assert b"too much at once" in body
-    assert _guard(server).unfinished == 200
+    assert _guard(server).unfinished.held == 200
     await holding[0].send(b"y" * 100 + (b"\r\n0\r\n\r\n" if head is CHUNKED else b""))
     if head is not CHUNKED:
         assert len((await holding[0].reply())[2]) == 200
@@ -289,7 +295,7 @@ async def test_all_unfinished_bodies_together_have_a_cap(start: Start, head: byt
     for peer in holding:
         peer.writer.transport.abort()
     await server.left(0)
-    assert _guard(server).unfinished == 0
+    assert _guard(server).unfinished.held == 0
 
 
 async def _known_host(server: Any) -> None:

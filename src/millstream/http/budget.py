@@ -4,12 +4,17 @@ from collections import Counter
 
 
 class ByteBudget:
-    """So many bytes in all, and half of them for one owner: a principal or an address. One without a name is alone."""
+    """So many bytes in all, and half of them for one owner: a principal or an address. One without a name is alone.
+
+    Args:
+        most: bytes in all.
+        largest: what anyone may bring at once, so there is always room for two of it.
+    """
 
     __slots__ = ("_by_owner", "held", "most")
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, most: int, largest: int = 0) -> None:
+        self.most = max(most, 2 * largest)
         self.held = 0
         self._by_owner: Counter[str] = Counter()
 

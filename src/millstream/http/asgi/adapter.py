@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapp
 from typing import Any
 
 from millstream.http.asgi.sink import AsgiSink, Send, header_list, header_lists
+from millstream.http.budget import ByteBudget
 from millstream.http.compression import FROM_BYTES, compressed
 from millstream.http.hosts import EXEMPT, HostPolicy
 from millstream.http.limits import HttpLimits
@@ -23,8 +24,12 @@ Receive = Callable[[], Awaitable[Message]]
 Route = Callable[[str, str], Handler | None]
 """``route(method, path)`` gives the handler for a path below the mount point, or `None` for 404."""
 
+MAX_PIECES = 1024
+"""Messages that a body may come in, besides one for each 64 bytes of it."""
+
 _NOT_FOUND = refusal(404, "Not found.")
 _TOO_LARGE = refusal(413, "The body is too large.", connection="close")
+_PIECES_TOO_SMALL = refusal(400, "The body comes in too many small pieces. Send larger ones.", connection="close")
 _TOO_SLOW = refusal(408, "The body came too slowly.", connection="close")
 _TOO_MANY = refusal(
     503, "The server is receiving too much at once. Send the request again.", retry_after="1", connection="close"
@@ -49,8 +54,8 @@ class AsgiAdapter:
         """(method, path) -> handler: found without a Python call."""
         self.policy = policy
         self.limits = limits
-        self.unfinished = 0
-        """Bytes of all bodies that come in more than one message and have not ended."""
+        self.unfinished = ByteBudget(limits.max_unfinished, limits.max_body)
+        """For all bodies that come in more than one message and have not ended."""
         self.requests = 0
         """How many there were: a server that nobody shuts down closes when there are no more."""
         self.digits = len(str(limits.max_body))
@@ -212,22 +217,25 @@ class AsgiExchange(Request, eq=False, kw_only=True):
 
     async def read(self, message: Message) -> Response | None:
         """Read a body that did not come in one message, within its size; the refusal, if it does not become whole."""
-        adapter, parts = self.adapter, bytearray()
+        adapter, parts, pieces = self.adapter, bytearray(), 0
         try:
             while message["type"] == "http.request":
                 piece = message.get("body", b"")
                 parts += piece
-                adapter.unfinished += len(piece)
+                pieces += 1
+                room = adapter.unfinished.take(self.peer, len(piece))
                 if len(parts) > adapter.limits.max_body:
                     return _TOO_LARGE
                 if not message.get("more_body", False):
                     self.body = bytes(parts)
                     return None
-                if adapter.unfinished > adapter.limits.max_unfinished:
+                if not room:
                     return _TOO_MANY
+                if pieces > MAX_PIECES + len(parts) // 64:
+                    return _PIECES_TOO_SMALL
                 message = await self.receive()
         finally:
-            adapter.unfinished -= len(parts)
+            adapter.unfinished.give(self.peer, len(parts))
         self.gone = True
         return _TOO_SLOW
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from uvicorn.server import ServerState
 
+from millstream.http.budget import ByteBudget
 from millstream.http.lane.reply import BODY_TIMEOUT, HEADER_TIMEOUT, Heads
 from millstream.http.lane.states import ASGI_BODY, BODY, CLOSED, HEAD, IDLE, NEW, REFUSED, USUAL_BODY
 from millstream.http.limits import HttpLimits
@@ -89,8 +90,8 @@ class Guard:
         self._counts: Counter[str] = Counter()
         self.clock = loop.time()
         self.heads = Heads(state)
-        self.unfinished = 0
-        """Bytes of all bodies that have begun and not ended, as far as they came in more than one piece."""
+        self.unfinished = ByteBudget(limits.max_unfinished, limits.max_body)
+        """For all bodies that have begun and not ended, as far as they came in more than one piece."""
 
     def admit(self, connection: Guarded) -> bool:
         """Watch a new connection (already in the server's set); False when there are too many.

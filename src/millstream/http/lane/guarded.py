@@ -20,6 +20,7 @@ from millstream.http.lane.reply import (
     BAD_REQUEST,
     BAD_TARGET,
     BODY_TOO_LARGE,
+    CHUNKS_TOO_SMALL,
     HEADERS_TOO_LARGE,
     TARGET_TOO_LONG,
     TOO_MANY_BODIES,
@@ -30,6 +31,10 @@ from millstream.http.lane.states import BEGINS, ENDS, GOES_TO_ASGI, HEAD, IDLE, 
 from millstream.http.message import Response
 from millstream.http.stream_end import failure
 
+MAX_FRAMING = 64 * 1024
+"""What the framing of a body may take, besides an eighth of the body: each of its pieces costs as much as a large one,
+whatever is in it.
+"""
 MAX_PIPELINE = 64
 """Requests that may wait behind a running one; a chunk that brings more is not read to its end."""
 
@@ -39,7 +44,7 @@ _PROBES = frozenset(path.encode() for path in EXEMPT)
 class GuardedProtocol(OrderedProtocol):
     """One HTTP/1 connection, guarded."""
 
-    __slots__ = ("over_cap", "peer", "received", "seen", "size", "unsent", "unsent_since", "url")
+    __slots__ = ("framing", "over_cap", "peer", "received", "seen", "size", "unsent", "unsent_since", "url")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -57,6 +62,8 @@ class GuardedProtocol(OrderedProtocol):
         """Bytes since this request began, or in its body since the last piece of it."""
         self.received = 0
         """Bytes of its body."""
+        self.framing = 0
+        """Bytes that came with the body and are not of it, since the second chunk."""
 
     @property
     def held(self) -> bool:
@@ -102,14 +109,21 @@ class GuardedProtocol(OrderedProtocol):
             if self.seen > self.limits.max_header_bytes:
                 self.refuse(HEADERS_TOO_LARGE)
             elif self.received and self.phase > HEAD:
-                self.count()
+                self._weigh()
+
+    def _weigh(self) -> None:
+        """Count what a chunk brought of an unfinished body, and how much of it was not the body."""
+        self.framing = self.framing + self.size - (self.received - self.counted) if self.counted else 0
+        if self.framing > MAX_FRAMING + self.received // 8:
+            self.refuse(CHUNKS_TOO_SMALL)
+        else:
+            self.count()
 
     def count(self) -> None:
         """Count what has come of an unfinished body, which all connections together have room for."""
-        guard = self.guard
-        guard.unfinished += self.received - self.counted
+        size = self.received - self.counted
         self.counted = self.received
-        if guard.unfinished > self.limits.max_unfinished:
+        if not self.guard.unfinished.take(self.peer, size):
             self.refuse(TOO_MANY_BODIES)
 
     # Parser callbacks.

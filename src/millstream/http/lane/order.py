@@ -47,6 +47,7 @@ class OrderedProtocol(HttpToolsProtocol):
     )  # fmt: skip
 
     app: Any
+    peer: str
     parser: HttpRequestParser
     cycle: Cycle | None  # type: ignore[assignment]  # the stand-in is not uvicorn's class
 
@@ -105,8 +106,9 @@ class OrderedProtocol(HttpToolsProtocol):
     def drop_body(self) -> None:
         """Nothing of an unfinished body is held any more."""
         self.body = b""
-        self.guard.unfinished -= self.counted
-        self.counted = 0
+        if self.counted:
+            self.guard.unfinished.give(self.peer, self.counted)
+            self.counted = 0
 
     def pause_writing(self) -> None:
         """Who does not read replies gets no more requests read."""

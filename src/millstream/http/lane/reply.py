@@ -56,6 +56,7 @@ class Heads:
 BAD_REQUEST = refusal(400, "This is not HTTP.")
 BAD_TARGET = refusal(400, "The request target is malformed.")
 BAD_HOST = refusal(400, "A request needs exactly one Host header.")
+CHUNKS_TOO_SMALL = refusal(400, "The body comes in too many small chunks. Send larger ones.")
 UPGRADE_WITH_BODY = refusal(400, "An upgrade request cannot have a body.")
 HEADER_TIMEOUT = refusal(408, "The headers came too slowly.")
 BODY_TIMEOUT = refusal(408, "The body came too slowly.")

@@ -51,8 +51,8 @@ class Services:
             max_per_owner=settings.max_questions_per_principal,
             timeout=settings.ask_timeout,
         )
-        self.bodies = ByteBudget(max(settings.max_call_bytes, 2 * settings.max_body))
-        """What large calls were asked with, for as long as they run. One of the largest fits in any case."""
+        self.bodies = ByteBudget(settings.max_call_bytes, settings.max_body)
+        """What large calls were asked with, for as long as they run."""
         self.changes = changes
         self.threads = Threads(settings.max_threads)
         self.endings: set[Callable[[], None]] = set()

@@ -1,0 +1,146 @@
+"""Bodies that take their time: how much of the room for them one address has, and how small their pieces may be."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from guard_peer import GuardApp, Start, echo, guarded, refused
+from http_peer import HEAD, WAIT, Peer, request
+from millstream.config import Settings
+from millstream.http.asgi.adapter import MAX_PIECES, AsgiAdapter
+from millstream.http.hosts import HostPolicy
+from millstream.http.lane import load_lane
+from millstream.http.lane.guarded import MAX_FRAMING
+from millstream.http.limits import HttpLimits
+from millstream.http.message import Request, Response
+from wire import KeptTransport
+
+READ = 256 * 1024
+"""Bytes that a loop reads at a time."""
+CHUNKED = b"POST %b HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Start a guarded server; it ends with the test."""
+    async with guarded() as start:
+        yield start
+
+
+async def connect(port: int, address: str) -> Peer:
+    """A connection from an address of one's own: all of 127.0.0.0/8 is this machine."""
+    sock = socket.socket()
+    sock.bind((address, 0))
+    sock.connect(("127.0.0.1", port))
+    sock.setblocking(False)
+    return Peer(*await asyncio.open_connection(sock=sock))
+
+
+@pytest.mark.parametrize("path", [b"/echo", b"/asgi"])
+async def test_one_address_has_half_of_the_room_for_unfinished_bodies(start: Start, path: bytes) -> None:
+    """A fixed defect: one peer could take all of it, and everybody else with a body in two pieces got 503."""
+    server = await start(max_unfinished=400, max_body=200)
+    half = b"POST %b HTTP/1.1\r\n" % path + HEAD + b"X-Odd:1\r\nContent-Length: 200\r\n\r\n"
+    greedy = [await connect(server.port, "127.0.0.2") for _ in range(3)]
+    for peer in greedy:
+        await peer.send(half + b"y" * 100)
+    assert b"too much at once" in await refused(greedy[2], 503)
+    modest = await connect(server.port, "127.0.0.3")
+    await modest.send(half + b"y" * 100)
+    await modest.send(b"y" * 100)
+    assert (await modest.reply())[0] == 200
+    for peer in (*greedy, modest):
+        peer.writer.transport.abort()
+    await server.left(0)
+
+
+class Fed:
+    """A connection without a network."""
+
+    def __init__(self) -> None:
+        app = GuardApp({("POST", "/echo"): echo, ("POST", "/asgi"): echo}, Settings())
+        config = uvicorn.Config(app, http=load_lane().protocol, log_config=None, access_log=False)
+        config.load()
+        self.protocol: Any = load_lane().protocol(config=config, server_state=ServerState(), app_state={})
+        self.transport = KeptTransport()
+        self.protocol.connection_made(self.transport)
+
+    def feed(self, data: bytes) -> None:
+        """Read it as a loop does, until the connection reads no more."""
+        for at in range(0, len(data), READ):
+            if self.transport.written:
+                return
+            self.protocol.data_received(data[at : at + READ])
+
+
+@pytest.mark.parametrize("path", [b"/echo", b"/asgi"])
+@pytest.mark.parametrize("size", [1, 6])
+async def test_a_body_in_tiny_chunks_is_refused_before_it_costs_much(path: bytes, size: int) -> None:
+    """A fixed defect: 600,000 chunks of one byte are 3.6 MB, and took the loop half a second."""
+    fed = Fed()
+    chunk = b"%x\r\n" % size + b"y" * size + b"\r\n"
+    fed.feed(CHUNKED % path + chunk * (3_600_000 // len(chunk)))
+    assert b"too many small chunks" in fed.transport.written[0]
+    framing = len(chunk) - size
+    assert fed.protocol.received // size <= 2 * READ / len(chunk) + 2 * MAX_FRAMING / framing
+    fed.protocol.connection_lost(None)
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("path", [b"/echo", b"/asgi"])
+async def test_a_body_in_chunks_of_a_decent_size_is_read(path: bytes) -> None:
+    """A client that writes line by line, or one word at a time while that is little, is no attacker."""
+    for chunk, count in ((b"40\r\n" + b"y" * 64 + b"\r\n", 40_000), (b"1\r\ny\r\n", 10_000)):
+        fed = Fed()
+        fed.feed(CHUNKED % path + chunk * count + b"0\r\n\r\n")
+        async with asyncio.timeout(WAIT):
+            while not fed.transport.written:  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0)
+        assert fed.transport.written[0].startswith(b"HTTP/1.1 200 ")
+        fed.protocol.connection_lost(None)
+        for _ in range(4):
+            await asyncio.sleep(0)
+
+
+async def test_slow_clients_may_send_their_body_byte_by_byte_with_a_length() -> None:
+    """Nothing of that is framing: each byte is a packet of its own, and the loop has its turn between them."""
+    fed = Fed()
+    await asyncio.sleep(0)
+    fed.feed(request(body=b"x" * 5_000)[: -5_000 + 1])
+    for _ in range(4_999):
+        fed.protocol.data_received(b"x")
+    async with asyncio.timeout(WAIT):
+        while not fed.transport.written:  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0)
+    assert fed.transport.written[0].startswith(b"HTTP/1.1 200 ")
+    fed.protocol.connection_lost(None)
+
+
+async def test_under_any_asgi_server_a_body_has_as_many_messages_as_its_size_is_worth() -> None:
+    """Our choice, where the adapter is all there is: each message costs a turn of its coroutine."""
+    received = 0
+
+    async def handler(asked: Request) -> Response:
+        return Response(asked.body)
+
+    async def receive() -> Any:
+        nonlocal received
+        received += 1
+        return {"type": "http.request", "body": b"y", "more_body": received < 600_000}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    sent: list[Any] = []
+    limits = HttpLimits.of(Settings())
+    adapter = AsgiAdapter(lambda method, path: handler, limits=limits, policy=HostPolicy(loopback_bind=True))
+    scope = {"type": "http", "method": "POST", "path": "/x", "headers": [(b"host", b"127.0.0.1")], "client": None}
+    await adapter(scope, receive, send)
+    assert (sent[0]["status"], received <= MAX_PIECES * 65 // 64 + 2) == (400, True)
+    assert adapter.unfinished.held == 0
