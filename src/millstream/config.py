@@ -60,7 +60,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     page_size: Size = 1000
     max_body: Size = 4 * 1024 * 1024
     max_unfinished: Size = 256 * 1024 * 1024
-    """Bytes of all request bodies that are still arriving. A request beyond that gets 503, and can try again."""
+    """Bytes of all request bodies that are still arriving, half of them for one address; a request beyond gets 503."""
     max_message: Size = 1024 * 1024
     """The largest WebSocket message."""
     max_depth: Size = 64

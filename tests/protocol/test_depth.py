@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream.protocol.depth import overgrown
+from millstream.protocol.depth import _NOT_COLONS, MAX_MEMBERS, _outside_strings, overgrown, too_many_members
 from strategies import bytewise, json_values
 
 
@@ -117,3 +117,25 @@ def test_the_scan_runs_no_python_loop() -> None:
         return count
 
     assert lines(b'["]\\"",{}]' * 100) == lines(b'["]\\"",{}]' * 10_000)
+
+
+def test_members_are_counted_and_colons_inside_strings_are_not() -> None:
+    """A text with many times of day in it is one member."""
+    members = b",".join(b'"%d":{}' % number for number in range(MAX_MEMBERS))
+    assert not too_many_members(b"{%b}" % members)
+    assert too_many_members(b'{%b,"\\"":0}' % members)
+    log = json.dumps('at 12:34:56 \\ "one": two\n' * MAX_MEMBERS).encode()
+    assert not too_many_members(b'{"text":%b,"more":%b}' % (log, log))
+
+
+@given(json_values)
+def test_no_member_is_missed(value: Any) -> None:
+    """The plain recursive count is the rule."""
+
+    def count(value: Any) -> int:
+        if isinstance(value, dict):
+            return len(value) + sum(map(count, value.values()))
+        return sum(map(count, value)) if isinstance(value, list) else 0
+
+    body = json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    assert len(_outside_strings(body, None, _NOT_COLONS)) == count(value)

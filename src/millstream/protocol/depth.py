@@ -1,4 +1,4 @@
-"""How deep JSON nests and how many arrays and objects it holds, without parsing it.
+"""How deep JSON nests, and how many arrays, objects and members it holds, without parsing it.
 
 `overgrown` guards recursive decoders, and the event loop: a value of a million empty arrays fits into 4 MiB and takes
 half a second to build, for the collector walks it again and again. It does not validate: of text that is not JSON it
@@ -11,8 +11,12 @@ from itertools import accumulate
 MAX_CONTAINERS = 100_000
 """Arrays and objects in one message. So many take some 20 ms to build."""
 
+MAX_MEMBERS = 50_000
+"""Members of all objects in a value that is read into a dict, one by one. So many take some 20 ms."""
+
 _SHORT = 4096
 _OTHERS = bytes(byte for byte in range(256) if byte not in b'"[]{}')
+_NOT_COLONS = bytes(byte for byte in range(256) if byte not in b'":')
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 """Brackets as signed bytes: +1 opens, -1 closes."""
 
@@ -29,14 +33,24 @@ def overgrown(body: bytes, max_depth: int = 64) -> str:
         few = len(body) - len(body.replace(b"{", b"").replace(b"[", b"")) <= max_depth
     if few:
         return ""
-    # Taking off pairs of backslashes first leaves before a quote only the backslash that escapes it.
-    text = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Without what stands between them, most strings are two neighbouring quotes. Removing neighbours keeps the parity
-    # of the quotes before each bracket, which tells inside from outside.
-    marks = text.translate(_STEPS, _OTHERS).replace(b'""', b"")
-    outside = b"".join(marks.split(b'"')[::2])
+    outside = _outside_strings(body, _STEPS, _OTHERS)
     if outside.count(b"\x01") > MAX_CONTAINERS:
         return f"more than {MAX_CONTAINERS:,} arrays and objects"
     if max(accumulate(memoryview(outside).cast("b")), default=0) > max_depth:
         return f"nested deeper than {max_depth}"
     return ""
+
+
+def too_many_members(value: bytes) -> bool:
+    """Whether the objects of a value have more members than may be read one by one."""
+    return value.count(b":") > MAX_MEMBERS and len(_outside_strings(value, None, _NOT_COLONS)) > MAX_MEMBERS
+
+
+def _outside_strings(body: bytes, table: bytes | None, dropped: bytes) -> bytes:
+    """What of `body` stands outside strings, without the bytes that are dropped; quotes must not be among them."""
+    # Taking off pairs of backslashes first leaves before a quote only the backslash that escapes it.
+    text = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # Without what stands between them, most strings are two neighbouring quotes. Removing neighbours keeps the parity
+    # of the quotes before each of the rest, which tells inside from outside.
+    marks = text.translate(table, dropped).replace(b'""', b"")
+    return b"".join(marks.split(b'"')[::2])

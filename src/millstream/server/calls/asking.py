@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from millstream.protocol.admission import require_capabilities
+from millstream.protocol.depth import MAX_MEMBERS, too_many_members
 from millstream.protocol.errors import (
     INVALID_PARAMS,
     URL_ELICITATION_REQUIRED,
@@ -118,8 +119,10 @@ def read_responses(raw: bytes) -> dict[str, msgspec.Raw]:
     """`inputResponses` with their values still raw.
 
     Raises:
-        ProtocolError: INVALID_PARAMS when it is no object.
+        ProtocolError: INVALID_PARAMS when it is no object, or holds more than can have been asked.
     """
+    if too_many_members(raw):
+        raise ProtocolError(INVALID_PARAMS, f"Invalid inputResponses: more than {MAX_MEMBERS:,} members")
     try:
         return msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, RecursionError) as exc:
