@@ -130,6 +130,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Messages kept for a client that is away."""
     hub_mailbox_age: Seconds = 24 * 3600.0
     drain_timeout: Seconds = 30.0
+    drain_delay: Seconds = 0.0
+    """How long a server that stops serves on, and is not ready: load balancers notice it in that time."""
     lane: Switch = True
     """`millstream run` serves by its own HTTP protocol class; False leaves plain ASGI, without the guard."""
     log_level: LogLevel = "info"

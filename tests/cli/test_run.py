@@ -19,7 +19,8 @@ import pytest
 
 from millstream import Server, Settings
 from millstream.app.serving.errors import CommandError
-from millstream.app.serving.listening import listen, run_program
+from millstream.app.serving.listening import listen
+from millstream.app.serving.over_http import run_program
 from millstream.cli import main
 from millstream.cli.stdio import plain_stdio
 from patience import WAIT
@@ -277,7 +278,7 @@ def test_options_that_are_not_given_change_nothing(monkeypatch: pytest.MonkeyPat
     """The server's own settings stand unless an option says otherwise."""
     served: list[Server] = []
     monkeypatch.setattr(
-        "millstream.cli.commands.run.serve_with_panel", lambda server, host, port: served.append(server)
+        "millstream.cli.commands.run.serve_with_panel", lambda server, host, port, **_: served.append(server)
     )
     monkeypatch.setattr("millstream.telemetry.logs.configure", lambda level, beside: None)
     for options in ((), ("--no-sessions", "--json", "--path", "tools/", "--log-level", "error", "--serve", "metrics")):

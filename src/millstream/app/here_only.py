@@ -30,6 +30,8 @@ class Bind(Struct, frozen=True):
     """Only this machine can reach it; None while nobody has said what it is bound to."""
     connections: Collection[object] | None = None
     """The open connections, where our own HTTP server has them; None under a foreign one."""
+    seats: Collection[object] = ()
+    """Where several workers serve: how each of them is, as `/health` shows it."""
 
 
 class HereOnly:

@@ -35,6 +35,7 @@ class Probes:
     sweep: Sweep
     store: StoreHealth
     connections: Collection[object] | None
+    seats: Collection[object]
     hub: "Hub | None"
     observer: "Observer | None"
     draining: Callable[[], bool]
@@ -85,6 +86,8 @@ class Probes:
         }
         if self.connections is not None:
             figures["connections"] = len(self.connections)
+        if self.seats:
+            figures["workers"] = list(self.seats)
         if self.hub is not None:
             figures["subscribers"] = self.hub.stats().subscribers
             limits["subscribers"] = self.hub.limits.max_connections

@@ -172,7 +172,7 @@ class Runtime:
                 )
             probes = Probes(
                 definition, self.dispatcher, self.streams, self.sweep, self.store_health,
-                connections=self.bind.connections, hub=self.hub, observer=self.observer,
+                connections=self.bind.connections, seats=self.bind.seats, hub=self.hub, observer=self.observer,
                 draining=lambda: self.draining,
             )  # fmt: skip
             self.routes = Routes(
@@ -202,9 +202,13 @@ class Runtime:
     async def drain(self, seconds: float) -> None:
         """Stop taking work: subscriptions end with their result, calls finish within the time, streams close."""
         self.draining = self.dispatcher.stopping = True
+        clock = self.sweep.clock
+        deadline = clock() + seconds
         self._end_subscriptions()
-        deadline = self.sweep.clock() + seconds
-        await self._wait_for(self.dispatcher.calls, seconds)
+        while self.dispatcher.calls and clock() < deadline:
+            # A last request of a connection may have been another subscription.
+            await asyncio.sleep(0.01)
+            self._end_subscriptions()
         self.streams.close()
         if self.websocket is not None:
             await self.websocket.close(max(1.0, deadline - self.sweep.clock()))

@@ -248,14 +248,18 @@ class Server:
 
         await entry.serve(self, scope, receive, send)
 
-    def run(self, transport: str | None = None, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+    def run(self, transport: str | None = None, *, host: str = "127.0.0.1", port: int = 8000, workers: int = 1) -> None:
         """Serve until stopped.
+
+        With several workers this process looks after them, and each of them runs your program from its start, up to
+        this call, and serves.
 
         Args:
             transport: ``http`` or ``stdio``; by default stdio when standard input is a pipe, else HTTP.
             host: address to listen on.
             port: port to listen on.
+            workers: processes that serve over HTTP.
         """
         from millstream.app.serving import launch  # noqa: PLC0415  loads an HTTP server only where one is wanted
 
-        launch.launch(self, transport, host, port)
+        launch.launch(self, transport, host, port, workers)

@@ -36,6 +36,12 @@ def load(target: str) -> Server:
     return pick(vars(module), name, source)
 
 
+def folder_of(target: str) -> Path:
+    """Where the program lies that a person means; nothing is imported to find out."""
+    path = Path(split_target(target)[0])
+    return path.resolve().parent if path.is_file() else Path.cwd()
+
+
 def split_target(target: str) -> tuple[str, str]:
     """``"shop.py:mcp"`` → ``("shop.py", "mcp")``; a colon that is not before a name belongs to the path."""
     source, colon, name = target.rpartition(":")

@@ -34,6 +34,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     protections: list[str]
     curl: str
     warning: str
+    workers: list[int] = []
+    """Process ids, where several serve."""
 
 
 def facts(definition: Definition, *, host: str, port: int) -> Facts:

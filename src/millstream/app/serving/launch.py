@@ -11,17 +11,19 @@ from millstream.app.serving.stopping import StopSignals
 from millstream.transports.stdio import off_stdout, serve_stdio
 
 
-def launch(application: Application, transport: str | None, host: str, port: int) -> None:
+def launch(application: Application, transport: str | None, host: str, port: int, workers: int) -> None:
     """Serve over HTTP or stdio.
 
     Raises:
         CommandError: a command imports the program at this moment.
-        ValueError: an unknown transport.
+        ValueError: an unknown transport, or one that several workers can't share.
         SystemExit: it cannot serve; standard error says why.
     """
     check_not_importing()
+    if workers < 1 or (workers > 1 and transport == "stdio"):
+        raise ValueError(f"workers={workers}: HTTP takes one or more, and stdio has one peer and one worker")
     if transport is None:
-        transport = "stdio" if _is_piped() else "http"
+        transport = "stdio" if workers == 1 and _is_piped() else "http"
     if transport == "stdio":
         with off_stdout() as private:  # also while the user's lifespan starts and ends
             try:
@@ -30,9 +32,9 @@ def launch(application: Application, transport: str | None, host: str, port: int
                 report(exc)
                 sys.exit(1)
     elif transport == "http":
-        from millstream.app.serving.listening import run_program  # noqa: PLC0415  loads an HTTP server only for HTTP
+        from millstream.app.serving.over_http import run_program  # noqa: PLC0415  loads an HTTP server only for HTTP
 
-        run_program(application, host, port)
+        run_program(application, host, port, workers=workers)
     else:
         raise ValueError(f"Unknown transport {transport!r}: use 'http' or 'stdio'")
 
@@ -58,6 +60,6 @@ def run_stdio(runtimes: Runtimes, stdout: int) -> None:
 
 async def _stdio(runtimes: Runtimes, stdout: int) -> None:
     stop = asyncio.Event()
-    with StopSignals(runtimes, stop.set).heard():
+    with StopSignals(runtimes, lambda _: stop.set()).heard():
         async with runtimes.running() as runtime:
             await serve_stdio(runtime.dispatcher, stdout=stdout, stop=stop)

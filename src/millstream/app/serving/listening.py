@@ -1,48 +1,23 @@
-"""Listening, the panel, and serving: what ``millstream run`` and ``Server.run()`` both do over HTTP."""
+"""The socket that a server listens on: opened here, or passed by whoever started the program."""
 
-import logging
+import os
 import socket
-import sys
+from typing import Final
 
-from millstream.app.runtimes import Application
-from millstream.app.serving.errors import CommandError, check_key, report, set_up_logs
-from millstream.app.serving.facts import facts
-from millstream.app.serving.panel import show
-from millstream.app.serving.uvicorn_server import serve
+from millstream.app.serving.errors import CommandError
 
-MAX_PORT = 65_535
+MAX_PORT: Final = 65_535
+FIRST: Final = 3
+"""The first descriptor that systemd passes (sd_listen_fds(3))."""
 
 
-def run_program(application: Application, host: str, port: int) -> None:
-    """`Server.run()` over HTTP, for a program that may have its own logging.
-
-    Raises:
-        SystemExit: the address cannot be used; standard error says why.
-    """
-    try:
-        if not logging.getLogger().handlers:
-            set_up_logs(application.runtimes.definition.settings)
-        serve_with_panel(application, host, port)
-    except CommandError as exc:
-        report(exc)
-        sys.exit(1)
-
-
-def serve_with_panel(application: Application, host: str, port: int) -> None:
-    """Listen, say so, and serve until stopped.
-
-    Raises:
-        CommandError: the address cannot be used, or the key for session ids.
-    """
-    definition = application.runtimes.definition
-    check_key(definition.settings)
-    listener = listen(host, port)
-    bound = listener.getsockname()[1]
-    serve(application, host, bound, listener=listener, started=lambda: show(facts(definition, host=host, port=bound)))
-
-
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A bound socket, or a message about why there is none. It listens when the server is ready.
+
+    Args:
+        host: a name or an address.
+        port: 0 takes any.
+        shared: other sockets of this user may be bound to the same port.
 
     Raises:
         CommandError: the name does not resolve, or the address or port cannot be used.
@@ -59,6 +34,8 @@ def listen(host: str, port: int) -> socket.socket:
         ) from exc
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind(address)
     except OSError as exc:
@@ -66,6 +43,36 @@ def listen(host: str, port: int) -> socket.socket:
         raise _address_failure(host, port, exc) from exc
     listener.setblocking(False)
     return listener
+
+
+def passed_sockets(descriptor: int | None) -> list[socket.socket]:
+    """What whoever started this program has opened for it: the socket of `--fd`, or those of systemd; often none.
+
+    Raises:
+        CommandError: it's not a TCP socket.
+    """
+    if descriptor is not None:
+        return [_passed(descriptor)]
+    mine = os.environ.get("LISTEN_PID") == str(os.getpid())
+    count = os.environ.get("LISTEN_FDS", "")
+    if not mine or not count.isdigit():
+        return []
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)  # they're not for the programs that this one starts
+    return [_passed(each) for each in range(FIRST, FIRST + int(count))]
+
+
+def _passed(descriptor: int) -> socket.socket:
+    fix = "Give the number of a listening TCP socket, or leave out --fd and use --host and --port."
+    try:
+        passed = socket.socket(fileno=descriptor)
+    except OSError as exc:
+        raise CommandError(f"Descriptor {descriptor} isn't a socket.", why=str(exc), fix=fix) from exc
+    if passed.family not in (socket.AF_INET, socket.AF_INET6) or passed.type != socket.SOCK_STREAM:
+        raise CommandError(f"Descriptor {descriptor} isn't a TCP socket.", why=f"It's {passed.family.name}.", fix=fix)
+    os.set_inheritable(descriptor, False)
+    passed.setblocking(False)
+    return passed
 
 
 def _address_failure(host: str, port: int, exc: OSError) -> CommandError:

@@ -23,6 +23,8 @@ def show(told: Facts, *, stream: TextIO | None = None) -> None:
         draw(told, Console(file=target, highlight=False))
         return
     fields = {key: value for key, value in msgspec.structs.asdict(told).items() if key not in ("name", "warning")}
+    if not told.workers:
+        del fields["workers"]
     logger.info("%s is serving on %s", told.name, told.url, extra={"server": told.name, **fields})
     if told.warning:
         logger.warning(told.warning)

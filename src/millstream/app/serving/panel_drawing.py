@@ -25,6 +25,8 @@ def draw(told: Facts, console: Console) -> None:
         )
     table.add_row("has", has)
     table.add_row("guard", " · ".join(told.protections))
+    if len(told.workers) > 1:
+        table.add_row("workers", f"{len(told.workers)} (processes {', '.join(map(str, told.workers))})")
     if told.warning:
         table.add_row(Text("warning", style="bold yellow"), Text(told.warning, style="yellow"))
     title = Text.assemble((told.name, "bold"), (f" {told.version}" if told.version else "", "dim"))

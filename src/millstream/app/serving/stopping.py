@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Final
 
 from millstream.app.runtimes import Runtimes
+from millstream.app.serving.leaving import Leaving
 
 logger = logging.getLogger("millstream")
 
@@ -30,7 +31,7 @@ class StopSignals:
 
     __slots__ = ("_loop", "_on_stop", "_runtimes", "_stopping", "_task", "forced")
 
-    def __init__(self, runtimes: Runtimes, on_stop: Callable[[], None]) -> None:
+    def __init__(self, runtimes: Runtimes, on_stop: Callable[[Leaving], None]) -> None:
         """Nothing is heard before `heard`.
 
         Args:
@@ -86,7 +87,7 @@ class StopSignals:
         seconds = self._runtimes.definition.settings.drain_timeout
         calls = f": {self._calls('has', 'have')} up to {seconds:g} s to finish" if self._runtimes.calls else ""
         logger.info("Stopping%s. Press Ctrl-C again to stop at once.", calls)
-        self._on_stop()
+        self._on_stop(Leaving.stopping(self._runtimes.definition.settings.drain_delay))
 
     def _force(self) -> None:
         if self._task is not None:

@@ -1,15 +1,20 @@
 """Serving HTTP with uvicorn and the lane."""
 
+import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from millstream.app.here_only import Bind
+from millstream.app.runtime import Runtime
 from millstream.app.runtimes import Application, Runtimes
+from millstream.app.serving.leaving import TICK, Dismissal, Leaving
 from millstream.app.serving.stopping import StopSignals
 from millstream.http.hosts import is_loopback
 from millstream.http.lane import GUARD_ONLY, load_lane
@@ -23,48 +28,101 @@ AFTER_DRAIN = 1
 logger = logging.getLogger("millstream")
 
 
+class Stops(Protocol):
+    """Who tells a server to stop: signals, or the parent of a worker."""
+
+    forced: bool
+    """Somebody did not want to wait: the task was cancelled."""
+
+    def heard(self) -> AbstractContextManager[None]:
+        """Hear it inside the block."""
+        ...
+
+
+class Told(Protocol):
+    """Who is told where a server is on its way. Each is called once, in the loop."""
+
+    def started(self) -> None:
+        """It listens."""
+
+    def left(self) -> None:
+        """It takes no new connections any more."""
+
+
 class _Uvicorn(uvicorn.Server):
     """uvicorn, which tells when it listens and lets the server drain before connections are shut."""
 
     def __init__(
-        self, config: uvicorn.Config, runtimes: Runtimes, *, loopback: bool, started: Callable[[], None] | None
+        self,
+        config: uvicorn.Config,
+        runtimes: Runtimes,
+        *,
+        loopback: bool,
+        told: Told | None = None,
+        stops: Callable[[Runtimes, Callable[[Leaving], None]], Stops] = StopSignals,
+        seats: Collection[object] = (),
     ) -> None:
         super().__init__(config)
         self._runtimes = runtimes
-        self._on_started = started
-        runtimes.bind = Bind(loopback, self.server_state.connections)
+        self._told = told
+        self._stops = stops
+        self._leaving = Leaving()
+        runtimes.bind = Bind(loopback, self.server_state.connections, seats)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """With our signals instead of uvicorn's, which end the process by the same signal again: neither what follows
         `run` in the user's program nor its `atexit` would run.
         """
-        signals = StopSignals(self._runtimes, self._stop)
-        with signals.heard():
+        stops = self._stops(self._runtimes, self._stop)
+        with stops.heard():
             try:
                 await self._serve(sockets)
             finally:
-                if signals.forced:
+                if stops.forced:
                     if self._runtimes.here is not None:
                         self._runtimes.here.dispatcher.stopping = True
                     for task in self.server_state.tasks:
                         task.cancel()
                     await self.lifespan.shutdown()
 
-    def _stop(self) -> None:
+    def _stop(self, leaving: Leaving) -> None:
+        self._leaving = leaving
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started and self._on_started is not None:
-            self._on_started()
+        if self.started and self._told is not None:
+            self._told.started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Not ready any more, then no new connections, then last replies, then the end of calls and streams."""
+        runtime, clock = self._runtimes.here, asyncio.get_running_loop().time
+        if runtime is not None:
+            runtime.draining = True
+        until = clock() + self._leaving.delay
+        while clock() < until:
+            await self.on_tick(0)  # keeps the date of replies
+            await asyncio.sleep(min(1.0, max(0.0, until - clock())))
+        dismissal = Dismissal(self.server_state, clock)
+        dismissal.announce()
+        await asyncio.sleep(0)  # whoever waits to be accepted is
         for listener in self.servers:
             listener.close()
-        runtime = self._runtimes.here
-        if runtime is not None:
-            await runtime.drain(self._runtimes.definition.settings.drain_timeout)
+        if self._told is not None:
+            self._told.left()
+        until = clock() + self._runtimes.definition.settings.drain_timeout
+        await self._drain(runtime, dismissal, until)
         await super().shutdown(sockets)
+
+    async def _drain(self, runtime: Runtime | None, dismissal: Dismissal, until: float) -> None:
+        """Calls end, and what is idle is let go; again, because what was busy may ask for one thing more."""
+        clock, linger, going = asyncio.get_running_loop().time, self._leaving.linger, True
+        while going:
+            while dismissal.look(linger) and clock() < until:  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(TICK)
+            if runtime is not None:
+                await runtime.drain(max(0.0, until - clock()))
+            going = dismissal.look(linger) and clock() < until
 
     def _log_started_message(self, listeners: object) -> None:
         """The panel says it better."""
@@ -75,18 +133,22 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
-    listener: socket.socket | None = None,
-    started: Callable[[], None] | None = None,
+    listeners: list[socket.socket] | None = None,
+    told: Told | None = None,
+    stops: Callable[[Runtimes, Callable[[Leaving], None]], Stops] = StopSignals,
+    seats: Collection[object] = (),
     lane: bool = True,
 ) -> None:
-    """Serve over HTTP until stopped by a signal.
+    """Serve over HTTP until stopped.
 
     Args:
         application: the server.
         host: address to listen on; decides whether loopback Origins are allowed.
         port: port to listen on.
-        listener: a bound socket instead of host and port.
-        started: called once when the server listens.
+        listeners: bound sockets instead of host and port.
+        told: told when the server listens, and when it takes no new connections any more.
+        stops: who stops it.
+        seats: the workers of this address, as they're now and for `/health`.
         lane: False serves through plain ASGI, without the guard.
     """
     definition = application.runtimes.definition
@@ -113,9 +175,9 @@ def serve(
         timeout_keep_alive=int(settings.keep_alive),
         timeout_graceful_shutdown=AFTER_DRAIN,
     )
-    running = _Uvicorn(config, application.runtimes, loopback=is_loopback(host), started=started)
+    running = _Uvicorn(config, application.runtimes, loopback=is_loopback(host), told=told, stops=stops, seats=seats)
     try:
-        running.run(sockets=[listener] if listener is not None else None)
+        running.run(sockets=listeners)
     except SystemExit as exc:
         if exc.code == STARTUP_FAILURE:  # uvicorn's own status; ours for what can't be done is 1
             sys.exit(1)

@@ -4,15 +4,21 @@ A stdio server, which a desktop client starts and waits for, does without the co
 (`millstream.cli.main`).
 """
 
+from contextlib import nullcontext
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, TypedDict, Unpack
 
 import typer
 
+from millstream.app import Server
 from millstream.app.serving.errors import CommandError, set_up_logs
-from millstream.app.serving.listening import serve_with_panel
-from millstream.cli.load import load
+from millstream.app.serving.over_http import serve_with_panel, supervised
+from millstream.app.serving.workers.launching import supervise
+from millstream.app.serving.workers.place import claim
+from millstream.app.serving.workers.worker import serve_worker
+from millstream.cli.load import folder_of, load
 from millstream.cli.stdio import serve_stdio
+from millstream.config import Settings, VariableError
 
 
 class Transport(StrEnum):
@@ -27,7 +33,18 @@ class LogLevel(StrEnum):
     error = "error"
 
 
-def run(
+class Options(TypedDict):
+    """What is put over the settings of a server."""
+
+    serve: str
+    sessions: bool
+    json_only: bool
+    path: str
+    store: str
+    log_level: str
+
+
+def run(  # noqa: PLR0913  the options of the command
     target: Annotated[
         str,
         typer.Argument(metavar="FILE[:OBJECT]", help="A Python file or module; add OBJECT if it has several servers."),
@@ -51,6 +68,13 @@ def run(
     serve: Annotated[
         str, typer.Option(help="HTTP: what runs beside MCP: hub, rest, web, metrics (with commas), or all.")
     ] = "",
+    workers: Annotated[int, typer.Option(min=1, help="HTTP: processes that serve.")] = 1,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="HTTP: serve anew when a Python file in the program's folder changes.")
+    ] = False,
+    fd: Annotated[
+        int | None, typer.Option(min=0, help="HTTP: a listening socket to use instead of --host and --port.")
+    ] = None,
     log_level: Annotated[LogLevel | None, typer.Option(help="How much to log.", show_default="info")] = None,
 ) -> None:
     """Serve the MCP server in a file or module.
@@ -74,6 +98,9 @@ def run(
             target,
             host,
             port,
+            descriptor=fd,
+            workers=workers,
+            reload=reload,
             serve=serve,
             sessions=not no_sessions,
             json_only=json,
@@ -88,19 +115,40 @@ def serve_http(
     host: str,
     port: int,
     *,
-    serve: str,
-    sessions: bool,
-    json_only: bool,
-    path: str,
-    store: str,
-    log_level: str,
+    descriptor: int | None,
+    workers: int,
+    reload: bool,
+    **options: Unpack[Options],
 ) -> None:
-    """Load the server, put the options over its settings, and serve it until it is stopped.
+    """Serve until stopped: alone, as the parent of workers, or as one of them.
 
     Raises:
         CommandError: the server cannot be found, or the address or an option cannot be used.
     """
-    server = load(target)
+    place = claim()
+    if place is None and supervised(workers, reload=reload):
+        set_up_logs(_settings(), options["log_level"])
+        watched = folder_of(target) if reload else None
+        supervise(host, port, workers, descriptor=descriptor, watched=watched)
+        return
+    with place.reporting() if place is not None else nullcontext():
+        server = load(target)
+        configure(server, **options)
+        set_up_logs(server.settings)
+    if place is not None:
+        serve_worker(place, server)
+    else:
+        serve_with_panel(server, host, port, descriptor=descriptor)
+
+
+def configure(
+    server: Server, *, serve: str, sessions: bool, json_only: bool, path: str, store: str, log_level: str
+) -> None:
+    """Put the options over what the program says.
+
+    Raises:
+        CommandError: one of them cannot be.
+    """
     changes: dict[str, object] = {}
     if not sessions:
         changes["sessions"] = False
@@ -116,5 +164,11 @@ def serve_http(
         server.definition.configure(serve=serve, **changes)
     except ValueError as exc:
         raise CommandError(str(exc), fix="Use --serve all, or some of them: --serve hub,rest") from exc
-    set_up_logs(server.settings)
-    serve_with_panel(server, host, port)
+
+
+def _settings() -> Settings:
+    """Of the parent of workers, which doesn't know the program's own."""
+    try:
+        return Settings.load()
+    except VariableError:
+        return Settings()  # the workers say what is wrong

@@ -47,6 +47,11 @@ class LaneExchange(Request, eq=False, kw_only=True):
         return self.disconnected
 
     @property
+    def response_started(self) -> bool:
+        """The head of the reply is written."""
+        return self.response_complete or self.sink is not None
+
+    @property
     def asks(self) -> bool:
         """Whether the peer waits for permission to send the body (RFC 9110 §10.1.1)."""
         return self.chunked and self.headers.get(b"expect", b"").strip().lower() == b"100-continue"

@@ -63,7 +63,7 @@ class Guard:
 
     __slots__ = (
         "_connections", "_counts", "_interval", "_limits", "_loop", "_patience", "_spares", "_state", "_timer", "clock",
-        "heads", "unfinished",
+        "heads", "leaving", "unfinished",
     )  # fmt: skip
 
     def __init__(self, state: ServerState, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
@@ -92,6 +92,8 @@ class Guard:
         self.heads = Heads(state)
         self.unfinished = ByteBudget(limits.max_unfinished, limits.max_body)
         """For all bodies that have begun and not ended, as far as they came in more than one piece."""
+        self.leaving = False
+        """The server ends soon: each connection gets one more reply at most, which says that it's the last."""
 
     def admit(self, connection: Guarded) -> bool:
         """Watch a new connection (already in the server's set); False when there are too many.

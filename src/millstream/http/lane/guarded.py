@@ -171,7 +171,7 @@ class GuardedProtocol(OrderedProtocol):
             self.waiting.append(partial(self.start_cycle, *entry))
         else:
             self.current = cycle
-        if self.over_cap:
+        if self.over_cap or self.guard.leaving:
             cycle.keep_alive = False
         if self.parser.should_upgrade():
             # An upgrade that nobody speaks: what comes behind it is not parsed.

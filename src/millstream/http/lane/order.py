@@ -22,7 +22,7 @@ from uvicorn.server import ServerState
 from millstream.config import Settings
 from millstream.http.lane import ATTRIBUTE, Lane
 from millstream.http.lane.guard import Guard
-from millstream.http.lane.states import ASGI_BODY, DISMISSED, IS_REFUSED, LEAVES, NEW, REFUSED
+from millstream.http.lane.states import ASGI_BODY, DISMISSED, HEAD, IDLE, IS_REFUSED, LEAVES, NEW, REFUSED
 from millstream.http.limits import HttpLimits
 from millstream.http.message import Response
 
@@ -36,6 +36,11 @@ class Cycle(Protocol):
     keep_alive: bool
     disconnected: bool
     message_event: asyncio.Event
+
+    @property
+    def response_started(self) -> bool:
+        """The head of the reply is written."""
+        ...
 
 
 class OrderedProtocol(HttpToolsProtocol):
@@ -87,6 +92,23 @@ class OrderedProtocol(HttpToolsProtocol):
     def busy(self) -> bool:
         """A call runs, so the peer owes nothing."""
         return self.current is not None or bool(self.waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is owed on this connection, and nothing of a request has come."""
+        return self.phase <= IDLE and not self.busy
+
+    @property
+    def arriving(self) -> bool:
+        """A request has begun to come, and nothing is owed."""
+        return HEAD <= self.phase < REFUSED and not self.busy
+
+    def announce(self) -> None:
+        """The server ends soon. The last reply that is owed says so, or the next one if that has its head already."""
+        self.guard.leaving = True
+        newest = self.cycle
+        if newest is not None and not (newest.response_complete or newest.response_started):
+            newest.keep_alive = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the newest cycle (uvicorn does) and the one being answered."""

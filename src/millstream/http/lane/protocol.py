@@ -92,7 +92,7 @@ class LaneProtocol(GuardedProtocol):
             connection=self,
             handler=found[0],
             chunked=chunked,
-            keep_alive=chunked and parser.should_keep_alive(),
+            keep_alive=chunked and not self.guard.leaving and parser.should_keep_alive(),
         )
         if int(fields.get(b"content-length", 0)) > limits.max_body:
             return self.refuse(BODY_TOO_LARGE)

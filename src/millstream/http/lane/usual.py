@@ -80,10 +80,15 @@ class UsualProtocol(LaneProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Every connection begins by trying."""
         super().connection_made(transport)
-        self.usual = self.short
+        self.usual = None if self.guard.leaving else self.short
         """The lane, as long as every head was usual."""
         self.missing = 0
         """Bytes still to come of a body behind a usual head."""
+
+    def announce(self) -> None:
+        """The short reading knows no last replies: from now on the parser reads."""
+        self.usual = None
+        super().announce()
 
     def data_received(self, data: bytes) -> None:
         """Read a request with a usual head at once, and leave everything else to the parser."""

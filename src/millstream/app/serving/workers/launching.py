@@ -1,0 +1,53 @@
+"""Serving with several workers, from the command line or from ``Server.run(workers=…)``."""
+
+import asyncio
+import os
+from functools import partial
+from pathlib import Path
+
+from millstream.app.serving.listening import passed_sockets
+from millstream.app.serving.workers.rerun import own_command
+from millstream.app.serving.workers.sockets import open_sockets
+from millstream.app.serving.workers.supervisor import Supervisor, slots_of
+from millstream.app.serving.workers.watching import changes
+from millstream.stores import open_store
+from millstream.stores.local.server import holding
+
+
+def can_supervise() -> bool:
+    """Whether sockets can be handed to another process by their descriptors."""
+    return os.name == "posix"
+
+
+def supervise(
+    host: str, port: int, workers: int, *, run: int = 1, descriptor: int | None = None, watched: Path | None = None
+) -> None:
+    """Serve with so many workers until stopped.
+
+    Args:
+        host: address to listen on.
+        port: port to listen on; 0 takes any.
+        workers: how many.
+        run: which ``run()`` of the program this is.
+        descriptor: of a socket to listen on instead.
+        watched: a folder; when a Python file in it changes, all workers start anew.
+
+    Raises:
+        CommandError: the address cannot be used, or a worker cannot start.
+        SystemExit: somebody did not want to wait.
+    """
+    command = own_command()
+    sockets = passed = passed_sockets(descriptor)
+    if passed:
+        host = sockets[0].getsockname()[0]
+    else:
+        sockets = open_sockets(host, port, workers)
+    try:
+        slots = slots_of(sockets, workers, passed=bool(passed))
+        program = None if watched is None else partial(changes, watched)
+        supervisor = Supervisor(command, slots, host=host, run=run, changes=program, store=partial(holding, open_store))
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            runner.run(supervisor.run())
+    finally:
+        for each in sockets:
+            each.close()

@@ -1,0 +1,70 @@
+"""What the parent of workers is told by signals: stop, stop now, start all workers anew.
+
+SIGHUP has two senders. A person who has installed a new version means a restart. The kernel means that the terminal is
+gone, and then a server that was started in it ends, as one without workers does.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Generator
+from types import FrameType
+
+logger = logging.getLogger("millstream")
+
+_STOP = [signal.SIGINT, signal.SIGTERM]
+
+
+class Orders:
+    """Events, set by signals."""
+
+    __slots__ = ("_had_terminal", "_loop", "force", "restart", "stop")
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.force = asyncio.Event()
+        self.restart = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._had_terminal = _has_terminal()
+
+    @contextlib.contextmanager
+    def heard(self) -> "Generator[Orders, None, None]":
+        """Hear signals inside the block; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        # Whoever starts a program under `nohup` has SIGHUP ignored, and means it.
+        hears_hangup = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        numbers = [*_STOP, signal.SIGHUP] if hears_hangup else _STOP
+        before = {number: signal.signal(number, self._receive) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._take, number)
+
+    def _take(self, number: int) -> None:
+        if number == signal.SIGHUP and not (self._had_terminal and not _has_terminal()):
+            if not self.stop.is_set():
+                logger.info("Starting every worker anew; those that serve now go when the new ones are ready")
+                self.restart.set()
+        elif not self.stop.is_set():
+            logger.info("Stopping. Press Ctrl-C again to stop at once.")
+            self.stop.set()
+        elif number == signal.SIGINT and not self.force.is_set():
+            logger.warning("Stopping at once, as you pressed Ctrl-C again")
+            self.force.set()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

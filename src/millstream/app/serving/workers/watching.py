@@ -1,0 +1,47 @@
+"""Changes of a program's files, by looking at them again and again: it works on every disk, and needs no library."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+PAUSE: Final = 0.3
+"""Seconds between two looks."""
+MAX_FILES: Final = 5_000
+"""A folder with more isn't one program."""
+_FOREIGN = frozenset({"__pycache__", "node_modules", "site-packages"})
+
+Seen = dict[str, tuple[int, int]]
+
+
+async def changes(folder: Path) -> AsyncIterator[None]:
+    """Yield when Python files below a folder have changed, and have stopped changing."""
+    served = before = await asyncio.to_thread(look, folder)
+    while True:
+        await asyncio.sleep(PAUSE)
+        now = await asyncio.to_thread(look, folder)
+        if now == before != served:
+            served = now
+            yield
+        before = now
+
+
+def look(folder: Path) -> Seen:
+    """Time and size of each Python file, without those of other people's packages."""
+    seen: Seen = {}
+    for place, folders, files in os.walk(folder):
+        folders[:] = [each for each in folders if not _is_foreign(Path(place, each))]
+        for name in files:
+            if name.endswith(".py") and len(seen) < MAX_FILES:
+                path = os.path.join(place, name)  # noqa: PTH118  a Path for each of so many takes time
+                try:
+                    info = os.stat(path)  # noqa: PTH116  as above
+                except OSError:
+                    continue  # it went in between
+                seen[path] = (info.st_mtime_ns, info.st_size)
+    return seen
+
+
+def _is_foreign(folder: Path) -> bool:
+    return folder.name.startswith(".") or folder.name in _FOREIGN or (folder / "pyvenv.cfg").exists()

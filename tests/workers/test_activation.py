@@ -1,0 +1,87 @@
+"""Sockets that whoever starts the program has opened: systemd's way, and `--fd`."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from patience import WAIT
+from processes import free_port
+from workers_world import PROGRAM, Served, pids_by_new_connections, started
+
+pytestmark = pytest.mark.server
+
+LAUNCHER = """
+import os, sys
+passed = int(sys.argv[1])
+if passed != 3:
+    os.dup2(passed, 3)
+os.set_inheritable(3, True)
+if sys.argv[2] == "listen":
+    os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="http")
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+"""
+"""Does what systemd does: the socket is descriptor 3, and two variables say so to this process alone."""
+
+
+@contextmanager
+def activated(folder: Path, how: str, *options: str) -> Iterator[Served]:
+    """A program that is started with a socket on which clients may wait already."""
+    (folder / "shop.py").write_text(PROGRAM)
+    with socket.create_server(("127.0.0.1", free_port()), backlog=64) as listener:
+        port = listener.getsockname()[1]
+        start = "from millstream.cli import main; main()"
+        command = [sys.executable, "-c", LAUNCHER, str(listener.fileno()), how, "-c", start, "run"]
+        command += [str(folder / "shop.py"), *options]
+        with started(command, port, folder / "log", pass_fds=[listener.fileno()]) as served:
+            yield served
+
+
+@pytest.mark.parametrize(
+    ("how", "options"),
+    [
+        ("listen", []),
+        ("listen", ["--workers", "2"]),
+        ("fd", ["--fd", "3"]),
+        ("fd", ["--fd", "3", "--workers", "2"]),
+    ],
+    ids=["alone", "with workers", "alone by option", "with workers by option"],
+)
+async def test_a_server_accepts_from_the_socket_it_was_given(tmp_path: Path, how: str, options: list[str]) -> None:
+    """Its address is that of the socket, whatever --port says."""
+    with activated(tmp_path, how, *options) as served:
+        (told,) = [record for record in served.records if "url" in record]
+        assert told["url"] == f"http://127.0.0.1:{served.port}/mcp"
+        found = await pids_by_new_connections(served.port, 5)
+        assert set(found) <= set(told.get("workers", [served.process.pid]))
+
+
+@pytest.mark.parametrize("what", ["nothing", "a file", "another kind of socket"])
+def test_a_descriptor_that_cannot_be_listened_on_is_explained(tmp_path: Path, what: str) -> None:
+    """The message says what to give instead."""
+    (tmp_path / "shop.py").write_text(PROGRAM)
+    with socket.socket(socket.AF_UNIX) as other, (tmp_path / "shop.py").open() as file:
+        number = {"nothing": 250, "a file": file.fileno(), "another kind of socket": other.fileno()}[what]
+        done = subprocess.run(
+            [sys.executable, "-c", "from millstream.cli import main; main()", "run", "shop.py", "--fd", str(number)],
+            capture_output=True, text=True, timeout=WAIT, check=False, cwd=tmp_path,
+            pass_fds=[] if what == "nothing" else [number],
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert f"Descriptor {number} isn't a" in done.stderr
+    assert "--host and --port" in done.stderr
+
+
+def test_the_variables_of_another_process_mean_nothing(tmp_path: Path) -> None:
+    """systemd writes whom they are for; a program that inherits them isn't meant."""
+    (tmp_path / "shop.py").write_text(PROGRAM)
+    port = free_port()
+    command = [sys.executable, "-c", "from millstream.cli import main; main()", "run", str(tmp_path / "shop.py")]
+    environment = {**os.environ, "LISTEN_PID": "1", "LISTEN_FDS": "1"}
+    with started([*command, "--port", str(port)], port, tmp_path / "log", env=environment) as served:
+        assert served.said(f"is serving on http://127.0.0.1:{port}/mcp") == 1

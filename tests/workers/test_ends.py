@@ -1,0 +1,181 @@
+"""How workers end, one or all: killed, in a crash loop, told to stop, or left by their parent."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from patience import WAIT
+from processes import free_port
+from workers_world import Client, call, kill, pids_by_new_connections, started, until, until_async, workers
+
+pytestmark = pytest.mark.server
+
+
+def alive(pid: int) -> bool:
+    """A process is there, and not merely waiting to be counted."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def test_a_worker_that_is_killed_is_replaced_and_whoever_waits_at_its_socket_is_answered(tmp_path: Path) -> None:
+    """The parent keeps the socket: what is in its queue is for the next process."""
+    with workers(tmp_path, 1, "--reload") as served:
+        (first,) = served.pids
+        stopper = Client(served.port)
+        stopped = asyncio.create_task(stopper.request(call("stands_still")))
+        await until_async(lambda: state(first) == "T")
+        waiting = [Client(served.port) for _ in range(20)]
+        calls = [asyncio.create_task(client.request(call("who"))) for client in waiting]
+        await until_async(lambda: all(client.connections for client in waiting))  # in the queue of the kernel
+        kill(first)
+        answered = {reply.value for reply in await asyncio.gather(*calls)}
+        assert len(answered) == 1
+        assert first not in answered
+        assert served.said("was killed by SIGKILL; starting another") == 1
+        with pytest.raises((OSError, EOFError)):
+            await stopped
+        for client in (*waiting, stopper):
+            await client.close()
+
+
+async def test_a_worker_in_a_crash_loop_is_started_less_and_less_often_and_the_others_serve_on(tmp_path: Path) -> None:
+    """Nobody is sent to its socket meanwhile, and when it can start again, it does."""
+    with workers(tmp_path, 2) as served:
+        first, second = served.pids
+        (tmp_path / "broken").touch()
+        kill(first)
+        served.wait_until_said("starting another in 1 s")
+        waits = [each["message"].rpartition("another")[2] for each in served.records if "another" in each["message"]]
+        assert waits[:3] == ["", " in 0.5 s", " in 1 s"]
+        assert set(await pids_by_new_connections(served.port, 60)) == {second}
+        (tmp_path / "broken").unlink()
+        served.wait_until_said("is ready")
+        assert len(await pids_by_new_connections(served.port, 60)) == 2
+
+
+async def test_a_worker_that_gets_sigterm_finishes_its_calls_and_is_replaced(tmp_path: Path) -> None:
+    """An operator may recycle one; it isn't a crash."""
+    with workers(tmp_path, 1, "--reload") as served:
+        client = Client(served.port)
+        running = asyncio.create_task(client.request(call("until_told")))
+        await until_async((tmp_path / "called").exists)
+        kill(served.pids[0], signal.SIGTERM)
+        served.wait_until_said("was told to stop; starting another")
+        (tmp_path / "go").touch()
+        reply = await running
+        assert reply.value == "done"
+        assert reply.closes
+        assert set(await pids_by_new_connections(served.port, 3)) != set(served.pids)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_drains_all_workers_and_the_status_is_0(tmp_path: Path, number: int) -> None:
+    """Running calls end, their replies say that the connection ends, idle connections are closed, new ones refused."""
+    with workers(tmp_path, 2) as served:
+        busy, idle = [Client(served.port) for _ in range(6)], [Client(served.port) for _ in range(6)]
+        for client in idle:
+            await client.request(call("who"))
+        running = [asyncio.create_task(client.request(call("until_told"))) for client in busy]
+        await until_async((tmp_path / "called").exists)
+        for client in busy:
+            await until_async(lambda each=client: each.connections)  # type: ignore[misc]
+        served.process.send_signal(number)
+        await until_async(lambda: all(client.ended for client in idle))
+        await refused(served.port)
+        (tmp_path / "go").touch()
+        replies = await asyncio.gather(*running)
+        assert [(reply.value, reply.closes) for reply in replies] == [("done", True)] * 6
+        assert await asyncio.to_thread(served.process.wait, WAIT) == 0
+        assert served.said("Stopping") == 1
+        assert "Traceback" not in served.log
+        for client in idle:
+            await client.close()
+
+
+async def refused(port: int) -> None:
+    """Wait until nobody listens any more."""
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            return
+        except ConnectionResetError:
+            continue
+        writer.close()
+
+
+async def test_a_second_ctrl_c_ends_all_workers_at_once(tmp_path: Path) -> None:
+    """Even one whose process stands still."""
+    with workers(tmp_path, 2) as served:
+        clients = [Client(served.port), Client(served.port)]
+        cut = [asyncio.create_task(clients[0].request(call("slow", seconds=600)))]
+        cut += [asyncio.create_task(clients[1].request(call("stands_still")))]
+        await until_async(lambda: any(state(pid) == "T" for pid in served.pids))
+        served.process.send_signal(signal.SIGINT)
+        served.wait_until_said("Press Ctrl-C again")
+        served.process.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(served.process.wait, WAIT) == 130
+        assert not any(alive(pid) for pid in served.pids)
+        for each in await asyncio.gather(*cut, return_exceptions=True):
+            assert isinstance(each, OSError | EOFError)
+        for client in clients:
+            await client.close()
+
+
+def state(pid: int) -> str:
+    """As `ps` shows it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+async def test_ctrl_c_in_a_terminal_reaches_every_process_and_calls_still_end(tmp_path: Path) -> None:
+    """The terminal signals the whole group; only the parent decides what follows."""
+    with workers(tmp_path, 2, start_new_session=True) as served:
+        client = Client(served.port)
+        running = asyncio.create_task(client.request(call("until_told")))
+        await until_async((tmp_path / "called").exists)
+        for pid in served.pids:  # as if they were in the group, too
+            kill(pid, signal.SIGINT)
+        os.killpg(served.process.pid, signal.SIGINT)
+        served.wait_until_said("Stopping")
+        (tmp_path / "go").touch()
+        assert (await running).value == "done"
+        assert await asyncio.to_thread(served.process.wait, WAIT) == 0
+        await client.close()
+
+
+async def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    """They notice by the end of their line; calls that run still end, and the port is free for the next parent."""
+    with workers(tmp_path, 2) as served:
+        client = Client(served.port)
+        running = asyncio.create_task(client.request(call("until_told")))
+        await until_async((tmp_path / "called").exists)
+        pids = served.pids
+        served.process.kill()
+        served.process.wait(WAIT)
+        await refused(served.port)
+        (tmp_path / "go").touch()
+        assert (await running).value == "done"
+        until(lambda: not any(alive(pid) for pid in pids))
+        assert served.said("The parent process is gone") == 2
+
+
+def test_a_stop_while_workers_start_ends_them(tmp_path: Path) -> None:
+    """They may not listen to anybody yet."""
+    file, port = tmp_path / "shop.py", free_port()
+    file.write_text(
+        "import time\nfrom pathlib import Path\nPath(__file__).with_name('began').touch()\ntime.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", "from millstream.cli import main; main()", "run", str(file), "--port", str(port)]
+    with started([*command, "--workers", "2"], port, tmp_path / "log", ready=False) as served:
+        until((tmp_path / "began").exists)
+        pids = served.children()
+        served.process.terminate()
+        assert served.process.wait(WAIT) == 0
+        assert not any(alive(pid) for pid in pids)
+        assert "Error" not in served.log

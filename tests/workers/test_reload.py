@@ -1,0 +1,83 @@
+"""`--reload`, and restarts of a program that got broken: clients notice neither."""
+
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from workers_world import PROGRAM, Client, Load, call, kill, pids_by_new_connections, until_async, workers
+
+pytestmark = pytest.mark.server
+
+
+async def test_a_changed_file_serves_after_a_moment_and_no_request_fails(tmp_path: Path) -> None:
+    """An edit within the same second, of the same length: compiled code from before must not be taken for fresh."""
+    with workers(tmp_path, 1, "--reload") as served:
+        load = Load(served.port, 4, [call("version"), call("slow", seconds=0.05)])
+        for number in (2, 3):
+            (tmp_path / "shop.py").write_text(PROGRAM.replace("VERSION = 1", f"VERSION = {number}"))
+            await until_async(lambda n=number: served.said("Every worker is new") == n - 1)  # type: ignore[misc]
+            client = Client(served.port)
+            assert (await client.request(call("version"))).value == number
+            await client.close()
+        await load.stop()
+        assert load.failures == Counter()
+
+
+async def test_a_changed_module_beside_the_file_counts(tmp_path: Path) -> None:
+    """Programs have more than one file."""
+    (tmp_path / "prices.py").write_text("VERSION = 7\n")
+    program = PROGRAM.replace("VERSION = 1", "from prices import VERSION")
+    with workers(tmp_path, 1, "--reload", program=program) as served:
+        (tmp_path / "prices.py").write_text("VERSION = 8\n")
+        served.wait_until_said("Every worker is new")
+        client = Client(served.port)
+        assert (await client.request(call("version"))).value == 8
+        await client.close()
+
+
+async def test_a_broken_edit_is_shown_and_the_version_before_goes_on(tmp_path: Path) -> None:
+    """Until the next edit mends it."""
+    with workers(tmp_path, 1, "--reload") as served:
+        load = Load(served.port, 2, [call("version")])
+        (tmp_path / "shop.py").write_text(PROGRAM + "\nthis is no Python\n")
+        served.wait_until_said("go on")
+        assert [each for each in served.records if "SyntaxError" in each["message"]]
+        assert [each for each in served.records if "this is no Python" in each.get("detail", "")]
+        assert set(await pids_by_new_connections(served.port, 3)) == set(served.pids)
+        (tmp_path / "shop.py").write_text(PROGRAM.replace("VERSION = 1", "VERSION = 2"))
+        served.wait_until_said("Every worker is new")
+        client = Client(served.port)
+        assert (await client.request(call("version"))).value == 2
+        await client.close()
+        await load.stop()
+        assert load.failures == Counter()
+
+
+async def test_a_restart_that_fails_leaves_all_workers_as_they_were(tmp_path: Path) -> None:
+    """Never some of the old program and some of the new one."""
+    with workers(tmp_path, 2) as served:
+        (tmp_path / "broken").touch()
+        served.process.send_signal(signal.SIGHUP)
+        served.wait_until_said("go on")
+        found = await pids_by_new_connections(served.port, 60)
+        assert set(found) == set(served.pids)
+        (tmp_path / "broken").unlink()
+        served.process.send_signal(signal.SIGHUP)
+        served.wait_until_said("Every worker is new")
+        assert not set(await pids_by_new_connections(served.port, 60)) & set(served.pids)
+
+
+async def test_a_worker_in_a_crash_loop_is_mended_by_a_restart(tmp_path: Path) -> None:
+    """Whoever has installed a version that works need not wait for the back-off."""
+    with workers(tmp_path, 2) as served:
+        (tmp_path / "broken").touch()
+        kill(served.pids[0])
+        served.wait_until_said("starting another in 1 s")
+        (tmp_path / "broken").unlink()
+        served.process.send_signal(signal.SIGHUP)
+        served.wait_until_said("Every worker is new")
+        found = await pids_by_new_connections(served.port, 60)
+        assert len(found) == 2
+        assert not set(found) & set(served.pids)

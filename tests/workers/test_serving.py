@@ -1,0 +1,230 @@
+"""Several workers serve one address: where connections go, what is told, and programs that serve themselves."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from patience import WAIT
+from processes import free_port, millstream
+from workers_world import PROGRAM, Client, call, pids_by_new_connections, started, until, workers
+
+pytestmark = pytest.mark.server
+
+SCRIPT = """
+import atexit, os, sys
+from millstream import Server
+
+print("imported as", __name__, file=sys.stderr, flush=True)
+mcp = Server("shop")
+
+
+@mcp.tool
+async def who() -> int:
+    return os.getpid()
+
+
+def main():
+    mcp.run(port=int(sys.argv[1]), workers=2)
+    print("what follows", file=sys.stderr, flush=True)
+    atexit.register(print, "left by the door", file=sys.stderr, flush=True)
+
+"""
+GUARDED = SCRIPT + 'if __name__ == "__main__":\n    main()\n'
+PLAIN = SCRIPT + "main()\n"
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+}
+
+
+async def test_connections_spread_over_all_workers(tmp_path: Path) -> None:
+    """Our choice: a socket for each, and the kernel chooses. 120 fair choices of 3 leave nobody with fewer than 15."""
+    with workers(tmp_path, 3) as served:
+        found = await pids_by_new_connections(served.port, 120)
+        assert set(found) == set(served.pids)
+        assert min(found.values()) >= 15
+
+
+async def test_the_start_is_told_once_and_the_parent_imports_nothing_of_the_user(tmp_path: Path) -> None:
+    """Our choice: one record, when all are ready."""
+    program = PROGRAM + "\nimport sys\nprint('imported', os.getpid(), file=sys.stderr, flush=True)\n"
+    with workers(tmp_path, 2, program=program) as served:
+        assert served.said("is serving on") == 1
+        assert len(served.pids) == 2
+        imported = {int(line.split()[1]) for line in served.log.splitlines() if line.startswith("imported")}
+        assert imported == set(served.pids)
+        assert set(served.children()) == set(served.pids)
+
+
+async def test_port_zero_is_one_port_for_all(tmp_path: Path) -> None:
+    """The parent picks it, and binds every socket to it."""
+    (tmp_path / "shop.py").write_text(PROGRAM)
+    with started(millstream(str(tmp_path / "shop.py"), 0, "--workers", "2"), 0, tmp_path / "log") as served:
+        (told,) = [record for record in served.records if "url" in record]
+        port = int(told["url"].split(":")[2].split("/")[0])
+        assert len(await pids_by_new_connections(port, 60)) == 2
+
+
+async def test_a_session_is_known_to_every_worker_where_no_key_can_be_kept(tmp_path: Path) -> None:
+    """The parent makes a key for all, and passes it where no other process can see it."""
+    with workers(tmp_path, 2, env={**os.environ, "XDG_STATE_HOME": "/dev/null"}) as served:
+        first = Client(served.port)
+        session = (await first.request(json.dumps(INITIALIZE).encode())).headers["mcp-session-id"]
+        await first.close()
+        answered = set[int]()
+        while len(answered) < 2:
+            client = Client(served.port)
+            reply = await client.request(call("who"), headers={"mcp-session-id": session})
+            await client.close()
+            assert reply.status == 200
+            answered.add(reply.value)
+        assert served.said("Set MILLSTREAM_KEY") == 1
+
+
+async def test_health_shows_every_worker(tmp_path: Path) -> None:
+    """Whoever asks one worker sees the whole."""
+    with workers(tmp_path, 2) as served:
+        client = Client(served.port)
+        told = json.loads((await client.request(path="/health")).body)["workers"]
+        await client.close()
+        assert [(seat["worker"], seat["state"], seat["restarts"]) for seat in told] == [
+            (1, "ready", 0),
+            (2, "ready", 0),
+        ]
+        assert {seat["pid"] for seat in told} == set(served.pids)
+
+
+async def test_log_lines_say_which_worker_wrote_them(tmp_path: Path) -> None:
+    """All of them write to the same standard error."""
+    program = PROGRAM + (
+        "\nimport logging\n\n@mcp.tool\nasync def notes() -> int:\n"
+        "    logging.getLogger('shop').warning('noted')\n    return os.getpid()\n"
+    )
+    with workers(tmp_path, 2, program=program) as served:
+        pids = served.pids
+        wrote = set[tuple[int, int]]()
+        while len(wrote) < 2:
+            before = served.said("noted")
+            client = Client(served.port)
+            pid = (await client.request(call("notes"))).value
+            await client.close()
+            served.wait_until_said("noted", before + 1)
+            wrote.add(([each for each in served.records if each["message"] == "noted"][-1]["worker"], pid))
+        assert {number for number, _ in wrote} == {1, 2}
+        assert {pid for _, pid in wrote} == set(pids)
+
+
+@pytest.mark.parametrize("source", [GUARDED, PLAIN], ids=["with a main guard", "without one"])
+async def test_a_script_serves_itself_with_several_workers(tmp_path: Path, source: str) -> None:
+    """`Server.run(workers=2)`: each worker runs the script up to that call, and what follows is the parent's."""
+    file, port = tmp_path / "shop.py", free_port()
+    file.write_text(source)
+    with started([sys.executable, "shop.py", str(port)], port, tmp_path / "log", cwd=tmp_path) as served:
+        assert set(await pids_by_new_connections(port, 60)) == set(served.pids)
+        served.process.terminate()
+        assert served.process.wait(WAIT) == 0
+        assert served.log.count("imported as __main__") == 3
+        assert served.log.count("what follows") == 1
+        assert served.log.count("left by the door") == 1
+
+
+async def test_a_script_that_changes_its_folder_can_be_started_again(tmp_path: Path) -> None:
+    """The command line named the file as it lay at the start."""
+    file, port = tmp_path / "shop.py", free_port()
+    file.write_text("import os\nos.chdir('/')\n" + GUARDED)
+    with started([sys.executable, "shop.py", str(port)], port, tmp_path / "log", cwd=tmp_path):
+        assert len(await pids_by_new_connections(port, 60)) == 2
+
+
+async def test_a_worker_serves_for_the_same_run_as_its_parent(tmp_path: Path) -> None:
+    """A program may serve one server after the other."""
+    file, port = tmp_path / "shop.py", free_port()
+    file.write_text(
+        GUARDED.replace("def main():\n", "def main():\n    first.run(port=int(sys.argv[2]))\n").replace(
+            'mcp = Server("shop")', 'mcp = Server("shop")\nfirst = Server("first")'
+        )
+    )
+    command = [sys.executable, "shop.py", str(port), str(free_port())]
+    with started(command, port, tmp_path / "log", cwd=tmp_path) as served:
+        assert served.said("first is serving") == 1
+        served.process.terminate()  # ends the first
+        served.wait_until_said("shop is serving")
+        assert len(await pids_by_new_connections(port, 60)) == 2
+
+
+def test_a_program_that_a_worker_starts_is_nobodys_worker(tmp_path: Path) -> None:
+    """It inherits the variables of the worker, and neither its socket nor its place."""
+    other = tmp_path / "other.py"
+    other.write_text("from millstream import Server\nmcp = Server('other')\n")
+    command = millstream(str(other), 0)
+    program = f"import subprocess\nother = subprocess.Popen({command!r}, stdin=subprocess.DEVNULL)\n" + PROGRAM
+    with workers(tmp_path, 1, "--reload", program=program) as served:
+        served.wait_until_said("other is serving on")
+        assert served.said("shop is serving on") == 1
+        for record in served.records:
+            if "other is serving" in record["message"]:
+                assert "workers" not in record
+        subprocess.run(["pkill", "-P", str(served.pids[0])], check=True)
+
+
+def test_two_parents_cannot_share_a_port_by_accident(tmp_path: Path) -> None:
+    """Sockets that share a port would let them, and each would get half of the calls."""
+    with workers(tmp_path, 2) as served:
+        command = millstream(str(tmp_path / "shop.py"), served.port, "--workers", "2")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
+        assert done.returncode == 1
+        assert f"Port {served.port} on 127.0.0.1 is in use." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (PROGRAM + "\nraise RuntimeError('no shop today')\n", "RuntimeError: no shop today"),
+        (PROGRAM + "\nimport nosuchmodule\n", "nosuchmodule, which is not installed"),
+        (PROGRAM + "\nmcp.run()\n", "calls run() while it's imported"),
+        (PROGRAM + "\nos._exit(7)\n", "ended with status 7 before it served"),
+    ],
+    ids=["raises", "needs a module", "serves itself", "exits"],
+)
+def test_a_program_that_cannot_be_served_is_told_once_and_ends_with_status_1(
+    tmp_path: Path, program: str, said: str
+) -> None:
+    """Three workers would say it three times."""
+    (tmp_path / "shop.py").write_text(program)
+    command = millstream(str(tmp_path / "shop.py"), 0, "--workers", "3")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count(said) == 1
+    assert done.stderr.startswith("Error:")
+    assert done.stderr.count("\nError:") == 0
+
+
+def test_a_lifespan_that_fails_is_told_once_and_ends_with_status_1(tmp_path: Path) -> None:
+    """The first worker goes ahead; nobody follows one that cannot start."""
+    (tmp_path / "shop.py").write_text(PROGRAM)
+    (tmp_path / "broken").touch()
+    command = millstream(str(tmp_path / "shop.py"), 0, "--workers", "3")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("shop cannot start.") == 1
+    assert done.stderr.count("RuntimeError: the disk is full") == 1
+
+
+def test_where_the_kernel_does_not_spread_connections_all_workers_share_a_socket(tmp_path: Path) -> None:
+    """As on macOS. It works, and says what it does."""
+    (tmp_path / "shop.py").write_text(PROGRAM)
+    start = (
+        "from millstream.app.serving.workers import sockets; sockets.SPREADS = False; "
+        "from millstream.cli import main; main()"
+    )
+    port = free_port()
+    command = [sys.executable, "-c", start, "run", str(tmp_path / "shop.py"), "--port", str(port), "--workers", "2"]
+    with started(command, port, tmp_path / "log") as served:
+        assert served.said("All workers accept from one socket here") == 1
+        until(lambda: len(served.children()) == 2)

@@ -1,0 +1,283 @@
+"""Several workers, for tests: a program that serves with them, and a client that counts what fails."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from patience import WAIT
+from processes import Tests, free_port, millstream
+
+PROGRAM = """
+import asyncio, os, signal
+from contextlib import asynccontextmanager
+from pathlib import Path
+from millstream import Server
+
+HERE = Path(__file__).parent
+VERSION = 1
+
+
+@asynccontextmanager
+async def lifespan(server):
+    if (HERE / "broken").exists():
+        raise RuntimeError("the disk is full")
+    yield
+
+
+mcp = Server("shop", lifespan=lifespan)
+
+
+@mcp.tool
+async def who() -> int:
+    return os.getpid()
+
+
+@mcp.tool
+async def version() -> int:
+    return VERSION
+
+
+@mcp.tool
+async def slow(seconds: float) -> int:
+    await asyncio.sleep(seconds)
+    return os.getpid()
+
+
+@mcp.tool
+async def until_told() -> str:
+    (HERE / "called").touch()
+    while not (HERE / "go").exists():
+        await asyncio.sleep(0.01)
+    return "done"
+
+
+@mcp.tool(thread=False)
+def stands_still() -> str:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return "on"
+"""
+
+
+def until(told: Callable[[], bool], what: str = "") -> None:
+    """Wait for something that a process does."""
+    deadline = time.monotonic() + WAIT
+    while not told():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+async def until_async(told: Callable[[], bool], what: str = "") -> None:
+    """The same where a loop has to go on."""
+    deadline = time.monotonic() + WAIT
+    while not told():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.02)
+
+
+class Served:
+    """A program with workers, and what it has written."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self._log = log
+
+    @property
+    def log(self) -> str:
+        """What all its processes have written so far."""
+        return self._log.read_text("utf-8", "replace")
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Its log, line by line."""
+        return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+
+    def said(self, text: str) -> int:
+        """How many lines have this in their message."""
+        return sum(text in record["message"] for record in self.records)
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers, as told at the start or after the last restart."""
+        return list(next(record["workers"] for record in self.records if "workers" in record))
+
+    def wait_until_said(self, text: str, times: int = 1) -> None:
+        """Wait for a message."""
+        until(lambda: self.said(text) >= times or self.process.poll() is not None, f"{text!r} in {self.log}")
+        assert self.said(text) >= times, self.log
+
+    def children(self) -> list[int]:
+        """The processes that the parent has now."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+
+@contextmanager
+def started(command: list[str], port: int, log: Path, *, ready: bool = True, **options: Any) -> Iterator[Served]:
+    """Start a program; wait until all its workers are ready."""
+    assert Tests.may_serve, "A test that starts a server carries the mark `server`."
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, **options)
+    served = Served(process, port, log)
+    try:
+        if ready:
+            served.wait_until_said("is serving on")
+        yield served
+    finally:
+        process.terminate()
+        try:
+            process.wait(WAIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(WAIT)
+
+
+@contextmanager
+def workers(folder: Path, count: int, *options: str, program: str = PROGRAM, **more: Any) -> Iterator[Served]:
+    """`millstream run shop.py --workers COUNT`."""
+    file = folder / "shop.py"
+    if not file.exists():
+        file.write_text(program)
+    port = free_port()
+    command = millstream(str(file), port, "--workers", str(count), *options)
+    with started(command, port, folder / "log", **more) as served:
+        yield served
+
+
+def call(tool: str, **arguments: Any) -> bytes:
+    """A call of 2025-11-25, which needs no session."""
+    params = {"name": tool, "arguments": arguments}
+    return json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
+
+
+class Reply:
+    """A whole reply."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def closes(self) -> bool:
+        """It's the last one of its connection."""
+        return self.headers.get("connection") == "close"
+
+    @property
+    def value(self) -> Any:
+        """What the tool returned."""
+        text = json.loads(self.body)["result"]["content"][0]["text"]
+        return int(text) if text.isdigit() else text
+
+
+class Client:
+    """One keep-alive connection at a time. It never tries a request again: whatever goes wrong is an error.
+
+    It does what a client must: after ``connection: close``, or when the server has closed the idle connection, the next
+    request goes out on a new one.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._reader: asyncio.StreamReader
+        self._writer: asyncio.StreamWriter | None = None
+        self.connections = 0
+
+    async def request(self, body: bytes = b"", path: str = "/mcp", headers: Mapping[str, str] | None = None) -> Reply:
+        """POST a body, or GET without one."""
+        if self._writer is None or self._reader.at_eof():
+            await self.close()
+            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+            self.connections += 1
+        method = "POST" if body else "GET"
+        fields = {
+            "host": f"127.0.0.1:{self._port}",
+            "content-type": "application/json",
+            "accept": "application/json, text/event-stream",
+            "content-length": str(len(body)),
+            **(headers or {}),
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        self._writer.write(f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + body)
+        reply = await asyncio.wait_for(self._read(), WAIT)
+        if reply.closes:
+            await self.close()
+        return reply
+
+    async def _read(self) -> Reply:
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
+        status = int(head.split(" ", 2)[1])
+        headers = {name.lower(): value for name, value in re.findall(r"^([\w-]+): (.*?)\r$", head, re.MULTILINE)}
+        if "content-length" in headers:
+            return Reply(status, headers, await self._reader.readexactly(int(headers["content-length"])))
+        body = b""
+        while size := int(await self._reader.readuntil(b"\r\n"), 16):
+            body += (await self._reader.readexactly(size + 2))[:-2]
+        await self._reader.readexactly(2)
+        return Reply(status, headers, body)
+
+    @property
+    def ended(self) -> bool:
+        """The server has closed the connection."""
+        return self._writer is not None and self._reader.at_eof()
+
+    async def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class Load:
+    """Keep-alive clients that call until told to stop, and what came of it."""
+
+    def __init__(self, port: int, clients: int, bodies: list[bytes]) -> None:
+        self.clients = [Client(port) for _ in range(clients)]
+        self.replies = 0
+        self.failures: Counter[str] = Counter()
+        self._bodies = bodies
+        self._going = True
+        self._tasks = [asyncio.create_task(self._go(client, number)) for number, client in enumerate(self.clients)]
+
+    async def _go(self, client: Client, number: int) -> None:
+        while self._going:
+            number += 1
+            try:
+                reply = await client.request(self._bodies[number % len(self._bodies)])
+                if reply.status != 200 or b'"result"' not in reply.body:
+                    self.failures[f"{reply.status} {reply.body!r}"] += 1
+            except (TimeoutError, OSError, EOFError) as exc:
+                self.failures[repr(exc)] += 1
+                await client.close()
+            self.replies += 1
+
+    async def stop(self) -> None:
+        """Let each client end its call."""
+        self._going = False
+        await asyncio.gather(*self._tasks)
+        for client in self.clients:
+            await client.close()
+
+
+async def pids_by_new_connections(port: int, count: int) -> Counter[int]:
+    """Who answers connections that are made anew, one after the other."""
+    found: Counter[int] = Counter()
+    for _ in range(count):
+        client = Client(port)
+        found[(await client.request(call("who"))).value] += 1
+        await client.close()
+    return found
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal to one process."""
+    os.kill(pid, number)
