@@ -45,7 +45,7 @@ class Running:
 
     def memory(self) -> float:
         """Resident memory of the process and its children, in MiB."""
-        return sum(_resident(pid) for pid in _family(self.process.pid)) / 2**20
+        return sum(_resident(pid) for pid in family(self.process.pid)) / 2**20
 
     def cpu(self) -> float:
         return cpu_seconds(self.process.pid)
@@ -109,7 +109,7 @@ def start(
 
 def cpu_seconds(pid: int) -> float:
     """Processor seconds that a process and its children have used."""
-    return sum(_ticks(one) for one in _family(pid)) / os.sysconf("SC_CLK_TCK")
+    return sum(_ticks(one) for one in family(pid)) / os.sysconf("SC_CLK_TCK")
 
 
 def pinned(core: str, command: list[str]) -> list[str]:
@@ -154,9 +154,9 @@ def _ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
     except OSError:
         children = []
-    return [pid, *(relative for child in children for relative in _family(int(child)))]
+    return [pid, *(relative for child in children for relative in family(int(child)))]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import random
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from benches.chaos.clients import Listener, Publisher, paced
 from benches.chaos.history import Publication, check
-from benches.processes import ROOT, free_port
+from benches.processes import ROOT, family, free_port
 
 PATIENCE = 120.0
 """Seconds that are waited for what must come; no measure."""
@@ -33,8 +34,7 @@ class Cluster:
 
     def workers(self) -> list[int]:
         """Process ids of the workers that live."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in children.read_text().split() if _command(int(pid))]
+        return [pid for pid in family(self.process.pid) if pid != self.process.pid and _command(pid)]
 
 
 @dataclass
@@ -88,7 +88,7 @@ async def cluster(
         )
         running = Cluster(port, process, log)
         try:
-            await ready(running)
+            await ready(running, workers)
             yield running
         finally:
             if process.returncode is None:
@@ -106,15 +106,26 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("MILLSTREAM_")}
 
 
-async def ready(running: Cluster) -> None:
-    """Wait until a worker takes a publication."""
-    publisher = Publisher(running.port, "ready", [])
+async def ready(running: Cluster, workers: int) -> None:
+    """Wait until all workers serve."""
     async with asyncio.timeout(PATIENCE):
-        while not (await publisher.publish("ready")).place:
+        while await _serving(running.port) < workers:
             if running.process.returncode is not None:
                 raise RuntimeError(f"The server ended: {running.log.read_text()[-2000:]}")
             await asyncio.sleep(0.05)
-    publisher.close()
+
+
+async def _serving(port: int) -> int:
+    """How many workers say that they are ready."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /health HTTP/1.0\r\nhost: 127.0.0.1\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        health = json.loads(answer.partition(b"\r\n\r\n")[2])
+    except (OSError, ValueError):
+        return 0
+    return sum(each["state"] == "ready" for each in health.get("workers", [])) or 1
 
 
 def kill_workers(every: float, report: Report) -> Harm:
