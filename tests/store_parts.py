@@ -1,14 +1,65 @@
-"""What the tests of the contract of stores share: the stores, and how streams are written and read."""
+"""What the tests of the contract of stores share: each store that there is, and how streams are written and read.
 
-from collections.abc import Callable
-from typing import Any
+A `Backing` is where the data are; a worker is one `Store` on it. To have a store tested, give it a `Backing` and put
+that into `BACKINGS`: the contract tests run on every one, those for several workers on every shared one.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar, Protocol
 
 from millstream.stores import open_store
 from millstream.stores.base import PAGE_BYTES, Entry, Position, Store
+from patience import WAIT
 
 TTL = 300.0
-STORES: dict[str, Callable[[], Store]] = {"memory": lambda: open_store("memory://")}
-"""One factory a store; each call makes an empty one. What is listed here is tested."""
+
+
+class Backing(Protocol):
+    """Where the data of a test are: nothing is in it at first, and nothing of it is left after `close`.
+
+    It's made without a loop, and used in one.
+    """
+
+    shared: ClassVar[bool]
+    """Several workers can be open at once."""
+
+    async def worker(self) -> Store:
+        """One more worker, opened."""
+        ...
+
+    async def kill(self, store: Store) -> None:
+        """End a worker as kill -9 would: nobody is told, and its lease ends in its time."""
+
+    async def close(self) -> None:
+        """Close every worker that is left, and remove the data."""
+
+
+class MemoryBacking:
+    """The memory of this process has one worker."""
+
+    shared: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self._workers: list[Store] = []
+
+    async def worker(self) -> Store:
+        assert not self._workers, "nobody shares memory"
+        store = open_store("memory://")
+        await store.open()
+        self._workers.append(store)
+        return store
+
+    async def kill(self, store: Store) -> None:
+        raise AssertionError("nothing is left of a process that is killed")
+
+    async def close(self) -> None:
+        for store in self._workers:
+            await store.close()
+
+
+BACKINGS: dict[str, Callable[[], Backing]] = {"memory": MemoryBacking}
+"""What is listed here is tested."""
 
 
 async def append(store: Store, stream: str, *data: bytes, max_entries: int = 1000) -> list[Position]:
@@ -25,3 +76,36 @@ async def read_all(store: Store, stream: str, max_bytes: int = PAGE_BYTES) -> li
 
 def data_of(entries: Any) -> list[bytes]:
     return [entry.data for entry in entries]
+
+
+class Heard:
+    """A receiver of messages or entries that can be waited for."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self._arrived = asyncio.Event()
+
+    def __call__(self, item: Any) -> None:
+        self.items.append(item)
+        self._arrived.set()
+
+    async def until(self, last: Any) -> list[Any]:
+        """All that came, once `last` is among it."""
+        async with asyncio.timeout(WAIT):
+            while last not in self.items:
+                self._arrived.clear()
+                await self._arrived.wait()
+        return self.items
+
+
+async def until_workers(store: Store, true: Callable[[], Awaitable[bool]]) -> None:
+    """Return once something is true that changes when workers come and go, and then only."""
+    changed = asyncio.Event()
+    stop = store.workers.watch(changed.set)
+    try:
+        async with asyncio.timeout(WAIT):
+            while not await true():
+                await changed.wait()
+                changed.clear()
+    finally:
+        stop()

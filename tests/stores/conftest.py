@@ -5,12 +5,22 @@ from collections.abc import AsyncIterator
 import pytest
 
 from millstream.stores.base import Store
-from store_parts import STORES
+from store_parts import BACKINGS, Backing
+
+SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
 
 
-@pytest.fixture(params=list(STORES))
+@pytest.fixture(params=list(BACKINGS))
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    store = STORES[request.param]()
-    await store.open()
-    yield store
-    await store.close()
+    """The only worker of each store."""
+    backing = BACKINGS[request.param]()
+    yield await backing.worker()
+    await backing.close()
+
+
+@pytest.fixture(params=SHARED)
+async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
+    """Each store that several workers can share."""
+    backing = BACKINGS[request.param]()
+    yield backing
+    await backing.close()

@@ -8,8 +8,7 @@ from contextlib import suppress
 import pytest
 
 from millstream.stores.base import Store, StoreFull
-from patience import WAIT
-from store_parts import TTL, append
+from store_parts import TTL, Heard, append
 
 
 async def test_the_epoch_is_short_visible_ascii_so_that_it_fits_into_ids(store: Store) -> None:
@@ -118,32 +117,20 @@ async def test_a_lossy_value_takes_the_place_of_the_one_written_the_longest_ago(
     assert await store.kv.get(f"debt:{number - 1}") == piece
 
 
+async def test_several_values_come_in_the_order_in_which_they_were_asked_for(store: Store) -> None:
+    """The contract of `KeyValue.get_many`."""
+    await store.kv.put("s:1", b"one", TTL)
+    await store.kv.put("t:2", b"", TTL)
+    assert await store.kv.get_many(["t:2", "s:3", "s:1", "t:2"]) == [b"", None, b"one", b""]
+    assert await store.kv.get_many([]) == []
+
+
 # bus
-
-
-class Inbox:
-    """A receiver that can be waited for."""
-
-    def __init__(self) -> None:
-        self.items: list[bytes] = []
-        self._arrived = asyncio.Event()
-
-    def __call__(self, data: bytes) -> None:
-        self.items.append(data)
-        self._arrived.set()
-
-    async def until(self, last: bytes) -> list[bytes]:
-        """All that came, once `last` is among it."""
-        async with asyncio.timeout(WAIT):
-            while last not in self.items:
-                self._arrived.clear()
-                await self._arrived.wait()
-        return self.items
 
 
 async def test_messages_reach_every_subscriber_of_the_topic_in_order(store: Store) -> None:
     """The contract of `Bus`: the publisher's own worker is served too."""
-    one, two, other = Inbox(), Inbox(), Inbox()
+    one, two, other = Heard(), Heard(), Heard()
     store.bus.subscribe("topic", one)
     store.bus.subscribe("topic", two)
     store.bus.subscribe("other", other)
@@ -161,7 +148,7 @@ async def test_messages_reach_every_subscriber_of_the_topic_in_order(store: Stor
 async def test_publishing_to_nobody_is_no_error_and_is_not_kept(store: Store) -> None:
     """The contract of `Bus`: at most once."""
     await store.bus.publish("topic", b"lost")
-    inbox = Inbox()
+    inbox = Heard()
     store.bus.subscribe("topic", inbox)
     await store.bus.publish("topic", b"heard")
     await inbox.until(b"heard")
@@ -170,7 +157,7 @@ async def test_publishing_to_nobody_is_no_error_and_is_not_kept(store: Store) ->
 
 async def test_after_unsubscribe_nothing_arrives_and_a_second_call_does_nothing(store: Store) -> None:
     """The contract of `Bus.subscribe`."""
-    gone, stays = Inbox(), Inbox()
+    gone, stays = Heard(), Heard()
     stop = store.bus.subscribe("topic", gone)
     stop_same = store.bus.subscribe("topic", gone)
     store.bus.subscribe("topic", stays)
@@ -187,7 +174,7 @@ async def test_after_unsubscribe_nothing_arrives_and_a_second_call_does_nothing(
 
 async def test_a_receiver_may_end_another_that_has_not_been_called_yet(store: Store) -> None:
     """The contract of `Bus.subscribe`: after the returned function, the receiver is not called any more."""
-    late, end = Inbox(), Inbox()
+    late, end = Heard(), Heard()
     store.bus.subscribe("topic", lambda _data: stop_late())
     stop_late = store.bus.subscribe("topic", late)
     store.bus.subscribe("topic", end)
@@ -198,7 +185,7 @@ async def test_a_receiver_may_end_another_that_has_not_been_called_yet(store: St
 
 async def test_close_ends_subscriptions(store: Store) -> None:
     """The contract of `Store.close`."""
-    inbox, end = Inbox(), Inbox()
+    inbox, end = Heard(), Heard()
     stop = store.bus.subscribe("topic", inbox)
     await store.close()
     await store.open()

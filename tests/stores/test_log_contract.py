@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from millstream.stores.base import Entry, Gap, Position, Store
-from store_parts import STORES, TTL, append, data_of, read_all
+from store_parts import BACKINGS, TTL, Backing, append, data_of, read_all
 
 
 async def test_entries_are_read_in_the_order_of_append(store: Store) -> None:
@@ -181,13 +181,13 @@ class LogMachine(RuleBasedStateMachine):
     What they cannot get they are told of by `Gap`, and a gap is only told when an entry is really gone.
     """
 
-    make: Callable[[], Store]
+    make: Callable[[], Backing]
 
     @initialize()
     def begin(self) -> None:
         self.runner = asyncio.Runner()
-        self.store = self.make()
-        self.runner.run(self.store.open())
+        self.backing = self.make()
+        self.store = self.runner.run(self.backing.worker())
         self.appended: dict[str, list[Entry]] = {"one": [], "two": []}
         self.kept_from: dict[str, int] = {"one": 0, "two": 0}
         """Index of the oldest entry that the log still has to hold."""
@@ -195,7 +195,7 @@ class LogMachine(RuleBasedStateMachine):
         """Index of the first entry since the last trim."""
 
     def teardown(self) -> None:
-        self.runner.run(self.store.close())
+        self.runner.run(self.backing.close())
         self.runner.close()
 
     @rule(stream=STREAMS, data=st.binary(max_size=8), max_entries=st.integers(1, 6), times=st.integers(1, 4))
@@ -253,8 +253,8 @@ class LogMachine(RuleBasedStateMachine):
         return got
 
 
-@pytest.mark.parametrize("name", list(STORES))
+@pytest.mark.parametrize("name", list(BACKINGS))
 def test_resume_after_any_cut_loses_and_repeats_nothing(name: str) -> None:
     """The contract of `EventLog`, as a state machine."""
-    machine = type("Machine", (LogMachine,), {"make": staticmethod(STORES[name])})
+    machine = type("Machine", (LogMachine,), {"make": staticmethod(BACKINGS[name])})
     run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=30))

@@ -289,7 +289,8 @@ class Members(Protocol):
     async def join(self, group: str, member: str, value: bytes, told: Told) -> tuple[bytes, Position | None]:
         """This worker vouches for a member. When nobody did before, `told` is appended: gives its position, else None.
 
-        The value of whoever vouched first stands, and is given, too. Vouching again for a member isn't an error.
+        The value of whoever vouched first stands, and is given, too. Vouching again for a member isn't an error. Whoever
+        joins after the last lease ended, but before `abandoned` gave the member out, takes over: nothing is told.
         """
         ...
 
