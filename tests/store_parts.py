@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Protocol
 
 from millstream.stores import open_store
 from millstream.stores.base import PAGE_BYTES, Entry, Position, Store
+from millstream.stores.local.server import LocalServer
+from millstream.stores.local.store import LocalStore
 from patience import WAIT
 
 TTL = 300.0
@@ -58,7 +60,35 @@ class MemoryBacking:
             await store.close()
 
 
-BACKINGS: dict[str, Callable[[], Backing]] = {"memory": MemoryBacking}
+class LocalBacking:
+    """A parent that holds a store. Its workers are connections; of a killed one the kernel closes it."""
+
+    shared: ClassVar[bool] = True
+
+    def __init__(self, url: str = "memory://") -> None:
+        self.url = url
+        self.server = LocalServer(open_store)
+        self._workers: list[LocalStore] = []
+
+    async def worker(self) -> LocalStore:
+        if not self._workers:
+            await self.server.start()
+        store = LocalStore(self.server.address, self.url)
+        await store.open()
+        self._workers.append(store)
+        return store
+
+    async def kill(self, store: Store) -> None:
+        assert isinstance(store, LocalStore)
+        store.link.abort()
+
+    async def close(self) -> None:
+        for store in self._workers:
+            await store.close()
+        await self.server.close()
+
+
+BACKINGS: dict[str, Callable[[], Backing]] = {"memory": MemoryBacking, "local": LocalBacking}
 """What is listed here is tested."""
 
 

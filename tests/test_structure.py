@@ -25,7 +25,7 @@ LAYERS = [
 ]
 ROOMS = {
     "http": ["asgi", "lane", "websocket"],
-    "stores": ["base", "memory"],
+    "stores": ["base", "groups", "memory", "sqlite", "local"],
     "server": ["functions", "questions", "calls", "features", "handlers", "observing"],
     "transports": ["streamable", "rest", "websocket"],
     "app": [

@@ -16,10 +16,11 @@ def told(data: bytes) -> Told:
 
 async def test_the_first_arrival_and_the_last_departure_are_told_and_nothing_else(store: Store) -> None:
     """The contract of `Members`: the entry is appended with the change, and its position is given back."""
-    come = await store.members.join("chat", "ann", b"Ann", told(b"+ann"))
-    assert await store.members.join("chat", "ann", b"again", told(b"+ann")) is None
-    other = await store.members.join("chat", "bob", b"", told(b"+bob"))
-    assert await store.members.join("den", "ann", b"Ann", told(b"+ann in the den")) is not None
+    value, come = await store.members.join("chat", "ann", b"Ann", told(b"+ann"))
+    assert value == b"Ann"
+    assert await store.members.join("chat", "ann", b"again", told(b"+ann")) == (b"Ann", None)
+    _, other = await store.members.join("chat", "bob", b"", told(b"+bob"))
+    assert (await store.members.join("den", "ann", b"Ann", told(b"+ann in the den")))[1] is not None
     assert sorted(await store.members.present("chat")) == [("ann", b"Ann"), ("bob", b"")]
     gone = await store.members.leave("chat", "ann", told(b"-ann"))
     assert await store.members.leave("chat", "ann", told(b"-ann")) is None
@@ -35,7 +36,7 @@ async def test_the_first_arrival_and_the_last_departure_are_told_and_nothing_els
 async def test_a_member_that_left_arrives_again_with_a_new_value(store: Store) -> None:
     """The contract of `Members.join`: nobody vouched any more."""
     for value in (b"one", b"two"):
-        assert await store.members.join("chat", "ann", value, told(b"+")) is not None
+        assert (await store.members.join("chat", "ann", value, told(b"+")))[1] is not None
         assert await store.members.present("chat") == [("ann", value)]
         assert await store.members.leave("chat", "ann", told(b"-")) is not None
     assert data_of(await read_all(store, "hub:journal")) == [b"+", b"-", b"+", b"-"]
@@ -44,7 +45,8 @@ async def test_a_member_that_left_arrives_again_with_a_new_value(store: Store) -
 async def test_of_many_that_vouch_at_once_one_tells_it(store: Store) -> None:
     """The contract of `Members`: each change is atomic for its group."""
     joins = await asyncio.gather(*(store.members.join("chat", "ann", b"%d" % n, told(b"+")) for n in range(20)))
-    assert len([each for each in joins if each is not None]) == 1
+    assert len([at for _, at in joins if at is not None]) == 1
+    assert {value for value, _ in joins} == {value for _, value in await store.members.present("chat")}
     leaves = await asyncio.gather(*(store.members.leave("chat", "ann", told(b"-")) for _ in range(20)))
     assert len([each for each in leaves if each is not None]) == 1
     assert data_of(await read_all(store, "hub:journal")) == [b"+", b"-"]
@@ -99,7 +101,7 @@ async def test_the_clock_of_the_store_is_that_of_the_world(store: Store) -> None
 
 async def test_append_and_members_share_one_order(store: Store) -> None:
     """The contract of `Told`: dense offsets, whoever appends."""
-    first = await store.members.join("chat", "ann", b"", told(b"+"))
+    _, first = await store.members.join("chat", "ann", b"", told(b"+"))
     (second,) = await append(store, "hub:journal", b"said")
     third = await store.members.leave("chat", "ann", told(b"-"))
     assert first is not None

@@ -212,8 +212,8 @@ async def test_workers_hear_who_comes_and_goes(backing: Backing) -> None:
 async def test_the_first_worker_that_vouches_tells_the_arrival_and_the_last_one_the_departure(backing: Backing) -> None:
     """The contract of `Members`: of all workers exactly one."""
     one, two = await backing.worker(), await backing.worker()
-    assert await one.members.join("chat", "ann", b"first", told(b"+")) is not None
-    assert await two.members.join("chat", "ann", b"second", told(b"+")) is None
+    assert (await one.members.join("chat", "ann", b"first", told(b"+")))[1] is not None
+    assert await two.members.join("chat", "ann", b"second", told(b"+")) == (b"first", None)
     assert await one.members.present("chat") == await two.members.present("chat") == [("ann", b"first")]
     assert await one.members.leave("chat", "ann", told(b"-")) is None
     assert await one.members.leave("chat", "ann", told(b"-")) is None, "it's the other's to end"
@@ -229,7 +229,7 @@ async def test_workers_that_vouch_at_once_tell_one_arrival_and_one_departure(bac
     for n in range(20):
         joins = await asyncio.gather(*(each.members.join("chat", f"{n}", b"", told(b"+")) for each in workers))
         leaves = await asyncio.gather(*(each.members.leave("chat", f"{n}", told(b"-")) for each in workers))
-        assert sum(each is not None for each in joins) == 1
+        assert sum(at is not None for _, at in joins) == 1
         assert sum(each is not None for each in leaves) == 1
     assert data_of(await read_all(workers[0], STREAM)) == [b"+", b"-"] * 20
 
@@ -251,7 +251,7 @@ async def test_members_of_a_dead_worker_are_handed_to_one_caller_once(backing: B
     assert await one.members.abandoned() == []
     assert await two.members.present("den") == [("ann", b"Ann")], "somebody else vouches"
     assert await one.members.leave("den", "ann", told(b"-")) is not None
-    assert await two.members.join("chat", "3", b"new", told(b"+")) is not None, "it was gone"
+    assert (await two.members.join("chat", "3", b"new", told(b"+")))[1] is not None, "it was gone"
     assert await one.members.present("chat") == [("3", b"new")]
 
 
@@ -272,7 +272,7 @@ async def test_who_comes_back_before_the_loss_was_told_never_left(backing: Backi
     await dead.members.join("chat", "ann", b"before", told(b"+"))
     await backing.kill(dead)
     await until_gone(one, name)
-    assert await one.members.join("chat", "ann", b"after", told(b"+")) is None
+    assert (await one.members.join("chat", "ann", b"after", told(b"+")))[1] is None
     assert await one.members.abandoned() == []
     assert [member for member, _ in await one.members.present("chat")] == ["ann"]
     assert await one.members.leave("chat", "ann", told(b"-")) is not None

@@ -20,7 +20,7 @@ MAX_OFFSET: Final = 2**63 - 1
 _MAX_DIGITS: Final = len(str(MAX_OFFSET))
 
 
-class Position(Struct, frozen=True, gc=False):
+class Position(Struct, frozen=True, gc=False, array_like=True):
     """A place in one stream of an `EventLog`: just behind the entry that has it.
 
     Offsets of one stream and epoch are dense: each append takes the one after the last. So a hole between two entries
@@ -43,7 +43,7 @@ def read_offset(digits: str) -> int | None:
     return offset if offset <= MAX_OFFSET else None
 
 
-class Entry(Struct, frozen=True, gc=False):
+class Entry(Struct, frozen=True, gc=False, array_like=True):
     """One appended value."""
 
     position: Position
@@ -85,7 +85,7 @@ class Sealed(LocalError):
     """The stream has its last entry. Nothing was added."""
 
 
-class Index(Struct, frozen=True, gc=False):
+class Index(Struct, frozen=True, gc=False, array_like=True):
     """A second stream that keeps an appended entry, under the position that it has in the first.
 
     Its positions grow but aren't dense, so nobody follows it: it is for reading what the first one has dropped.
@@ -96,7 +96,7 @@ class Index(Struct, frozen=True, gc=False):
     max_entries: int
 
 
-class Told(Struct, frozen=True, gc=False):
+class Told(Struct, frozen=True, gc=False, array_like=True):
     """An entry that is appended together with a change of members, or not at all."""
 
     stream: str
@@ -289,7 +289,7 @@ class Members(Protocol):
     async def join(self, group: str, member: str, value: bytes, told: Told) -> tuple[bytes, Position | None]:
         """This worker vouches for a member. When nobody did before, `told` is appended: gives its position, else None.
 
-        The value of whoever vouched first stands, and is given, too. Vouching again for a member isn't an error. Whoever
+        The value of whoever vouched first stands, and is given, too. Vouching again for a member isn't an error. Who
         joins after the last lease ended, but before `abandoned` gave the member out, takes over: nothing is told.
         """
         ...

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from millstream.stores.base import StoreFull
+from millstream.stores.groups import Groups, GroupsOf
 from millstream.stores.memory.deadlines import SWEEP, Deadlines
 from millstream.stores.memory.log import ITEM_BYTES, MemoryLog, kind_of
-from millstream.stores.memory.members import MemoryMembers, Roster
 from millstream.stores.memory.topics import Topics
 
 MARK_BYTES: Final = 16
@@ -205,7 +205,9 @@ class MemoryStore:
         self.log = MemoryLog(clock, max_log_bytes, self.epoch)
         self.workers = MemoryWorkers()
         self.bus = MemoryBus(self.workers.me)
-        self.members = MemoryMembers(Roster(self.log), self.workers.me)
+        groups = Groups(self.log)
+        groups.come(self.workers.me)
+        self.members = GroupsOf(groups, self.workers.me)
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """As `Store.watch`; the epoch never changes."""

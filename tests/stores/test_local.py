@@ -1,0 +1,349 @@
+"""The store that the parent of several workers holds: what it does with workers that die, stand still or talk nonsense,
+and what workers do when it's gone.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from millstream.protocol.errors import LocalError
+from millstream.stores import open_store
+from millstream.stores.base import Entry, StoreUnavailable, Told
+from millstream.stores.local import address, link, peer
+from millstream.stores.local.address import VARIABLE, Address
+from millstream.stores.local.server import LocalServer
+from millstream.stores.local.store import LocalStore
+from millstream.stores.memory.store import MemoryStore
+from patience import WAIT
+from store_parts import TTL, Heard, LocalBacking, append, data_of, read_all, until_workers
+
+STREAM = "hub:journal"
+
+
+@pytest.fixture
+async def backing() -> AsyncIterator[LocalBacking]:
+    backing = LocalBacking()
+    yield backing
+    await backing.close()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Turns of the loop, until something is true."""
+    async with asyncio.timeout(WAIT):
+        while not true():  # noqa: ASYNC110  nothing else tells it
+            await asyncio.sleep(0.001)
+
+
+# where it is
+
+
+async def test_the_socket_is_in_a_folder_that_nobody_else_can_enter_and_goes_with_the_parent() -> None:
+    """Our choice: who can open a folder of mode 0700 is who started the workers, so no secret is needed."""
+    server = LocalServer(open_store)
+    path = Path((await server.start()).path)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    await server.close()
+    assert not path.parent.exists()
+
+
+async def test_a_worker_finds_its_parent_and_what_it_starts_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our choice: a program that a tool starts is another program, with a memory of its own."""
+    monkeypatch.setattr(address._Known, "address", None)
+    server = LocalServer(lambda url: MemoryStore())
+    monkeypatch.setenv(VARIABLE, str(await server.start()))
+    store = open_store("memory://")
+    assert isinstance(store, LocalStore)
+    assert VARIABLE not in os.environ
+    await store.open()
+    assert isinstance(open_store("memory://"), LocalStore), "another loop of the same worker"
+    await store.close()
+    await server.close()
+
+
+async def test_without_unix_sockets_only_who_knows_the_secret_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody on the machine can connect to a port."""
+    monkeypatch.delattr(socket, "AF_UNIX")
+    server = LocalServer(lambda url: MemoryStore())
+    at = await server.start()
+    assert address.parse(str(at)) == at
+    assert at.port
+    store = LocalStore(at, "memory://")
+    await store.open()
+    await store.kv.put("key", b"value", TTL)
+    stranger = LocalStore(Address(port=at.port, secret="guess"), "memory://")
+    with pytest.raises(StoreUnavailable):
+        await stranger.open()
+    assert await store.kv.get("key") == b"value"
+    await store.close()
+    await server.close()
+
+
+async def test_a_store_that_cannot_be_opened_says_why_in_the_worker_and_may_be_tried_again() -> None:
+    """The contract of `Store.open`."""
+    broken = True
+
+    def make(url: str) -> MemoryStore:
+        if broken:
+            raise LocalError(f"{url} is broken.")
+        return MemoryStore()
+
+    server = LocalServer(make)
+    store = LocalStore(await server.start(), "memory://")
+    with pytest.raises(LocalError, match="memory:// is broken"):
+        await store.open()
+    broken = False
+    await store.open()
+    assert await store.kv.get("key") is None
+    await store.close()
+    await server.close()
+
+
+async def test_stores_of_different_urls_share_nothing() -> None:
+    """Two servers in one program may want two stores."""
+    server = LocalServer(lambda url: MemoryStore())
+    at = await server.start()
+    one, two = LocalStore(at, "memory://"), LocalStore(at, "sqlite:////else.db")
+    for store in (one, two):
+        await store.open()
+    await one.kv.put("key", b"value", TTL)
+    assert await two.kv.get("key") is None
+    assert not await two.workers.alive(one.workers.me)
+    for store in (one, two):
+        await store.close()
+    await server.close()
+
+
+# workers that stand still
+
+
+async def stop_reading(store: LocalStore) -> None:
+    """What a stopped process does with its socket."""
+    transport = store.link._transport
+    assert transport is not None
+    transport.pause_reading()
+
+
+def go_on(store: LocalStore) -> None:
+    transport = store.link._transport
+    assert transport is not None
+    transport.resume_reading()
+
+
+async def test_hints_for_a_worker_that_stands_still_are_dropped_and_it_is_told(backing: LocalBacking) -> None:
+    """The contract of `EventLog.listen` and `Bus.subscribe`: memory in the parent is bounded, and a loss has a sign."""
+    slow, busy = await backing.worker(), await backing.worker()
+    interrupted, told = asyncio.Event(), asyncio.Event()
+    heard, inbox = Heard(), Heard()
+    slow.log.listen(STREAM, heard, interrupted=interrupted.set)
+    slow.bus.subscribe("topic", inbox, interrupted=told.set)
+    await slow.log.listening(STREAM)
+    await stop_reading(slow)
+    piece = bytes(2**18)
+    for _ in range(60):
+        await append(busy, STREAM, piece)
+        await busy.bus.publish("topic", piece)
+    (unread,) = [each._unread() for each in backing.server._peers if each.name == slow.workers.me]
+    assert unread <= peer.PUSH_BYTES + 2 * len(piece)
+    assert not interrupted.is_set()
+    go_on(slow)
+    async with asyncio.timeout(WAIT):
+        await interrupted.wait()
+        await told.wait()
+    assert len(heard.items) + len(inbox.items) < 120
+    (last,) = await append(busy, STREAM, b"last")
+    await heard.until(Entry(last, b"last"))
+    assert len(await read_all(slow, STREAM)) == 61
+
+
+async def test_a_worker_that_leaves_what_must_not_be_dropped_is_gone_and_comes_back_as_another(
+    backing: LocalBacking,
+) -> None:
+    """The contract of `Bus.send` and `Workers`: never unbounded, never lost in silence."""
+    slow, busy = await backing.worker(), await backing.worker()
+    old = slow.workers.me
+    changed, interrupted = asyncio.Event(), asyncio.Event()
+    slow.workers.watch(changed.set)
+    inbox = Heard()
+    slow.bus.subscribe("inbox", inbox, interrupted=interrupted.set)
+    await slow.members.join("chat", "ann", b"", Told(STREAM, b"+", TTL, 10))
+    await stop_reading(slow)
+    sent = 0
+    while await busy.bus.send(old, "inbox", bytes(2**18)):
+        sent += 1
+        assert sent < 200
+    assert sent >= 60, "16 MiB and what the kernel holds"
+
+    async def gone() -> bool:
+        return not await busy.workers.alive(old)
+
+    await until_workers(busy, gone)
+    assert await busy.members.abandoned() == [("chat", "ann", b"")]
+    go_on(slow)
+    async with asyncio.timeout(WAIT):
+        while slow.workers.me == old:
+            await changed.wait()
+            changed.clear()
+        await interrupted.wait()
+    assert not await busy.bus.send(old, "inbox", b"void")
+    assert await busy.bus.send(slow.workers.me, "inbox", b"new")
+    await inbox.until(b"new")
+
+
+async def test_requests_of_a_worker_that_takes_no_replies_wait(backing: LocalBacking) -> None:
+    """A worker could ask for more pages than the parent has memory, and be stopped."""
+    worker = await backing.worker()
+    await append(worker, STREAM, *[bytes(2**20)] * 8)
+    await stop_reading(worker)
+    asks = [asyncio.create_task(worker.log.read(STREAM, None, max_bytes=2**23)) for _ in range(50)]
+    (own,) = backing.server._peers
+    await until(lambda: own._paused)
+    await worker_is_idle(own)
+    assert own._unread() < 3 * 2**23
+    assert own._waiting
+    go_on(worker)
+    pages = await asyncio.gather(*asks)
+    assert [len(page) for page in pages] == [8] * 50
+
+
+async def worker_is_idle(own: peer.Peer) -> None:
+    """Some turns of the loop, in which a parent without a bound would go on."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+# a parent that is gone
+
+
+async def test_without_the_parent_every_call_fails_at_once(backing: LocalBacking) -> None:
+    """The contract of `StoreUnavailable`."""
+    worker = await backing.worker()
+    await backing.server.close()
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable, match="parent"):
+            await worker.kv.get("key")
+    with pytest.raises(StoreUnavailable):
+        await LocalStore(backing.server.address, "memory://").open()
+
+
+async def test_a_parent_that_stands_still_is_not_waited_for_forever(
+    backing: LocalBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The contract of `StoreUnavailable`: and the worker goes on when the parent does."""
+    monkeypatch.setattr(link, "PATIENCE", 0.05)
+    worker = await backing.worker()
+    (own,) = backing.server._peers
+    assert own._transport is not None
+    own._transport.pause_reading()
+    with pytest.raises(StoreUnavailable):
+        await worker.kv.put("key", b"value", TTL)
+    monkeypatch.setattr(link, "PATIENCE", WAIT)
+    own._transport.resume_reading()
+    assert await worker.kv.get("key") == b"value", "what failed may have been done"
+
+
+async def test_the_clock_of_the_parent_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contract of `Store.time`: a worker with a wrong clock doesn't matter."""
+    memory = MemoryStore()
+    monkeypatch.setattr(MemoryStore, "time", lambda self: 1000.0)
+    server = LocalServer(lambda url: memory)
+    store = LocalStore(await server.start(), "memory://")
+    await store.open()
+    assert 1000.0 <= store.time() < 1000.0 + WAIT
+    monkeypatch.setattr(MemoryStore, "time", lambda self: 5000.0)
+    store._looked = -1e9
+    store.time()
+    await store.kv.get("the reply comes behind that of the clock")
+    assert 5000.0 <= store.time() < 5000.0 + WAIT
+    await store.close()
+    await server.close()
+
+
+# processes
+
+WORKER = """
+import asyncio, sys
+from millstream.stores import open_store
+from millstream.stores.base import StoreUnavailable, Told
+
+async def main():
+    store = open_store("memory://")
+    await store.open()
+    await store.members.join("chat", sys.argv[1], b"", Told("hub:journal", b"+", 300.0, 1000))
+    store.bus.subscribe("stop", lambda data: print(data.decode(), flush=True))
+    print(store.workers.me, flush=True)
+    try:
+        while True:
+            await store.log.append("hub:other", b"x", ttl=300.0, max_entries=100)
+            await asyncio.sleep(0.001)
+    except StoreUnavailable:
+        print("gone", flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def start(backing: LocalBacking, name: str) -> tuple[asyncio.subprocess.Process, str]:
+    """A worker process that joins and then appends without end; its name as a worker."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", WORKER, name,
+        env={**os.environ, VARIABLE: str(backing.server.address)}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    async with asyncio.timeout(WAIT):
+        return process, (await process.stdout.readline()).decode().strip()
+
+
+@pytest.mark.server
+async def test_a_worker_that_is_killed_is_gone_and_its_members_with_it(backing: LocalBacking) -> None:
+    """The contract of `Workers`: the kernel closes what a process had, whatever ended it."""
+    here = await backing.worker()
+    process, me = await start(backing, "ann")
+    assert await here.workers.alive(me)
+    assert await here.members.present("chat") == [("ann", b"")]
+    process.send_signal(signal.SIGKILL)
+    await process.wait()
+
+    async def gone() -> bool:
+        return not await here.workers.alive(me)
+
+    await until_workers(here, gone)
+    assert not await here.bus.send(me, "stop", b"late")
+    assert await here.members.abandoned() == [("chat", "ann", b"")]
+    assert data_of(await read_all(here, STREAM)) == [b"+"]
+
+
+@pytest.mark.server
+async def test_a_worker_that_is_stopped_keeps_its_lease_and_gets_what_was_sent(backing: LocalBacking) -> None:
+    """The contract of `Bus.send`: as long as it fits."""
+    here = await backing.worker()
+    process, me = await start(backing, "ann")
+    process.send_signal(signal.SIGSTOP)
+    for n in range(100):
+        assert await here.bus.send(me, "stop", b"%d" % n)
+    process.send_signal(signal.SIGCONT)
+    assert process.stdout is not None
+    async with asyncio.timeout(WAIT):
+        got = [(await process.stdout.readline()).strip() for _ in range(100)]
+    assert got == [b"%d" % n for n in range(100)]
+    process.kill()
+    await process.wait()
+
+
+@pytest.mark.server
+async def test_a_worker_process_learns_that_its_parent_is_gone(backing: LocalBacking) -> None:
+    """The supervisor's workers end then."""
+    await backing.worker()
+    process, _ = await start(backing, "ann")
+    await backing.server.close()
+    assert process.stdout is not None
+    async with asyncio.timeout(WAIT):
+        assert await process.stdout.readline() == b"gone\n"
+        await process.wait()

@@ -1,0 +1,86 @@
+"""What the parent and its workers say to each other: nonsense, cuts, versions and names that can't be written."""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from millstream.stores.local import wire
+from patience import WAIT
+from store_parts import TTL, LocalBacking
+
+
+@pytest.fixture
+async def backing() -> AsyncIterator[LocalBacking]:
+    backing = LocalBacking()
+    yield backing
+    await backing.close()
+
+
+def frame(content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + content
+
+
+async def test_a_parent_of_another_version_says_what_to_do(backing: LocalBacking) -> None:
+    """An update was installed, and the workers were restarted without their parent."""
+    await backing.worker()
+    reader, writer = await asyncio.open_unix_connection(backing.server.address.path)
+    writer.write(frame(msgspec.msgpack.encode([[0, 1, wire.VERSION + 1, "", "memory://"]])))
+    async with asyncio.timeout(WAIT):
+        length = struct.unpack(">I", await reader.readexactly(4))[0]
+        (said,) = wire.answers(memoryview(await reader.readexactly(length)))
+    assert isinstance(said, wire.Failed)
+    assert "another version" in said.text
+    assert "start it again" in said.text
+    writer.close()
+
+
+NONSENSE = {
+    "no MessagePack": frame(b"\xc1"),
+    "no array": frame(msgspec.msgpack.encode({"a": 1})),
+    "an unknown request": frame(msgspec.msgpack.encode([[99, 1]])),
+    "a request before hello": frame(msgspec.msgpack.encode([[1, 1, "key"]])),
+    "a field of the wrong type": frame(msgspec.msgpack.encode([[0, 1, 1, "", 7]])),
+    "a frame that is too large": struct.pack(">I", wire.MAX_FRAME + 1),
+}
+
+
+@pytest.mark.parametrize("what", list(NONSENSE))
+async def test_who_talks_nonsense_is_cut_off_and_nobody_else_feels_it(backing: LocalBacking, what: str) -> None:
+    """Workers run the user's code: whatever that does to its socket, the parent stays."""
+    worker = await backing.worker()
+    reader, writer = await asyncio.open_unix_connection(backing.server.address.path)
+    writer.write(NONSENSE[what])
+    async with asyncio.timeout(WAIT):
+        assert await reader.read() == b""
+    writer.close()
+    await worker.kv.put("key", b"value", TTL)
+    assert await worker.kv.get("key") == b"value"
+
+
+async def test_a_name_that_cannot_be_written_is_the_callers_error_and_nobody_elses(backing: LocalBacking) -> None:
+    """A lone surrogate has no UTF-8."""
+    worker = await backing.worker()
+    answers = await asyncio.gather(
+        worker.kv.put("a", b"1", TTL), worker.kv.get("\ud800"), worker.kv.get("a"), return_exceptions=True
+    )
+    assert isinstance(answers[1], UnicodeEncodeError)
+    assert answers[2] == b"1"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+def test_frames_come_whole_however_they_are_cut(size: int) -> None:
+    """A socket knows no frames."""
+    out = wire.Frame()
+    sent: list[bytes] = []
+    for n in range(5):
+        for each in range(n + 1):
+            out.add(wire.Put(each, f"{n}", b"x" * n * 10, 1.0, False))
+        sent.append(bytes(out.take()))
+    data, frames, got = b"".join(sent), wire.Frames(10_000), []
+    for start in range(0, len(data), size):
+        got.extend(wire.requests(content) for content in frames.feed(data[start : start + size]))
+    assert [[each.id for each in one] for one in got] == [list(range(n + 1)) for n in range(5)]
+    assert got[4][0] == wire.Put(0, "4", b"x" * 40, 1.0, False)
