@@ -12,7 +12,7 @@ from typing import Any
 
 from millstream.hub import Event, Hub, HubLimits
 from millstream.stores.base import Entry
-from millstream.stores.memory.members import MemoryMembers
+from millstream.stores.groups import Groups, GroupsOf
 from millstream.stores.memory.store import MemoryStore
 from patience import WAIT
 
@@ -147,12 +147,13 @@ class DistantStore:
         self.near = near
         """What is appended is heard at once."""
         self._turns = turns
-        self._roster = store.members.roster
+        self._groups = store.members.groups
         self.workers: Any = _Workers()
+        self._groups.come(self.workers.me)
         self.kv: Any = _Distant(self, store.kv)
         self.log: Any = _DistantLog(self, store.log)
         self.bus: Any = _Distant(self, store.bus)
-        self.members: Any = _Distant(self, MemoryMembers(self._roster, self.workers.me))
+        self.members: Any = _Distant(self, GroupsOf(self._groups, self.workers.me))
 
     def time(self) -> float:
         """The same for all."""
@@ -164,9 +165,10 @@ class DistantStore:
 
     def give_up(self) -> None:
         """Its lease is over: it died, or was stopped. Whatever it does from now on, it does under a new name."""
-        self._roster.gone(self.workers.me)
+        self._groups.go(self.workers.me)
         self.workers.me = secrets.token_hex(6)
-        self.members.become(MemoryMembers(self._roster, self.workers.me))
+        self._groups.come(self.workers.me)
+        self.members.become(GroupsOf(self._groups, self.workers.me))
 
     async def wait(self) -> None:
         """The way through the network."""

@@ -3,7 +3,6 @@ and what workers do when it's gone.
 """
 
 import asyncio
-import os
 import signal
 import socket
 import stat
@@ -18,8 +17,8 @@ from millstream.protocol.errors import LocalError
 from millstream.stores import open_store
 from millstream.stores.base import Entry, StoreUnavailable, Told
 from millstream.stores.local import address, link, peer
-from millstream.stores.local.address import VARIABLE, Address
-from millstream.stores.local.server import LocalServer
+from millstream.stores.local.address import Address, use_parent
+from millstream.stores.local.server import LocalServer, holding
 from millstream.stores.local.store import LocalStore
 from millstream.stores.memory.store import MemoryStore
 from patience import WAIT
@@ -54,18 +53,20 @@ async def test_the_socket_is_in_a_folder_that_nobody_else_can_enter_and_goes_wit
     assert not path.parent.exists()
 
 
-async def test_a_worker_finds_its_parent_and_what_it_starts_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our choice: a program that a tool starts is another program, with a memory of its own."""
-    monkeypatch.setattr(address._Known, "address", None)
-    server = LocalServer(lambda url: MemoryStore())
-    monkeypatch.setenv(VARIABLE, str(await server.start()))
-    store = open_store("memory://")
-    assert isinstance(store, LocalStore)
-    assert VARIABLE not in os.environ
-    await store.open()
-    assert isinstance(open_store("memory://"), LocalStore), "another loop of the same worker"
-    await store.close()
-    await server.close()
+async def test_a_process_that_was_told_of_its_parent_has_no_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our choice: the program says `memory://` as ever; who started it decides whose memory that is."""
+    monkeypatch.setattr(address._Given, "address", None)
+    assert isinstance(open_store("memory://"), MemoryStore)
+    async with holding(lambda url: MemoryStore()) as text:
+        use_parent(text)
+        one, two = open_store("memory://"), open_store("memory://")
+        for store in (one, two):
+            assert isinstance(store, LocalStore)
+            await store.open()
+        await one.kv.put("key", b"value", TTL)
+        assert await two.kv.get("key") == b"value"
+        for store in (one, two):
+            await store.close()
 
 
 async def test_without_unix_sockets_only_who_knows_the_secret_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,8 +273,10 @@ WORKER = """
 import asyncio, sys
 from millstream.stores import open_store
 from millstream.stores.base import StoreUnavailable, Told
+from millstream.stores.local.address import use_parent
 
 async def main():
+    use_parent(sys.argv[2])
     store = open_store("memory://")
     await store.open()
     await store.members.join("chat", sys.argv[1], b"", Told("hub:journal", b"+", 300.0, 1000))
@@ -293,8 +296,7 @@ asyncio.run(main())
 async def start(backing: LocalBacking, name: str) -> tuple[asyncio.subprocess.Process, str]:
     """A worker process that joins and then appends without end; its name as a worker."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", WORKER, name,
-        env={**os.environ, VARIABLE: str(backing.server.address)}, stdout=subprocess.PIPE,
+        sys.executable, "-c", WORKER, name, str(backing.server.address), stdout=subprocess.PIPE
     )  # fmt: skip
     assert process.stdout is not None
     async with asyncio.timeout(WAIT):

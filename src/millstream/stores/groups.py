@@ -125,20 +125,20 @@ class Groups:
 class GroupsOf:
     """`Members` as one worker sees them."""
 
-    __slots__ = ("_groups", "_worker")
+    __slots__ = ("_worker", "groups")
 
     def __init__(self, groups: Groups, worker: str) -> None:
-        self._groups = groups
+        self.groups = groups
         self._worker = worker
 
     async def join(self, group: str, member: str, value: bytes, told: Told) -> tuple[bytes, Position | None]:
-        return await self._groups.join(self._worker, group, member, value, told)
+        return await self.groups.join(self._worker, group, member, value, told)
 
     async def leave(self, group: str, member: str, told: Told) -> Position | None:
-        return await self._groups.leave(self._worker, group, member, told)
+        return await self.groups.leave(self._worker, group, member, told)
 
     async def present(self, group: str) -> list[tuple[str, bytes]]:
-        return self._groups.present(group)
+        return self.groups.present(group)
 
     async def abandoned(self) -> list[tuple[str, str, bytes]]:
-        return self._groups.abandoned()
+        return self.groups.abandoned()

@@ -1,14 +1,6 @@
-"""Where the parent listens, as text for an environment variable; a worker takes it out, so no program that it starts
-finds it.
-"""
-
-import os
-from typing import Final
+"""Where the parent listens, as a text that the supervisor gives to its workers, and which of these this process is."""
 
 from msgspec import Struct
-
-VARIABLE: Final = "_MILLSTREAM_PARENT"
-"""Set by the supervisor for its workers."""
 
 
 class Address(Struct, frozen=True):
@@ -31,15 +23,17 @@ def parse(text: str) -> Address:
     return Address(port=int(port), secret=secret)
 
 
-class _Known:
+class _Given:
     """What this process was told."""
 
     address: Address | None = None
 
 
+def use_parent(text: str) -> None:
+    """This process is a worker: its parent holds the stores that every process of a machine has for itself."""
+    _Given.address = parse(text)
+
+
 def parent() -> Address | None:
     """Where the parent of this worker holds the stores; None in a process that is nobody's worker."""
-    text = os.environ.pop(VARIABLE, "")
-    if text:
-        _Known.address = parse(text)
-    return _Known.address
+    return _Given.address

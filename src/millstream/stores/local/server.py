@@ -10,8 +10,8 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +32,7 @@ class LocalServer:
 
     Example:
         >>> server = LocalServer(open_store)
-        >>> os.environ[VARIABLE] = str(await server.start())  # for the workers that are started now
+        >>> address = str(await server.start())  # each worker gives it to `use_parent`
         >>> await server.close()
     """
 
@@ -140,6 +140,20 @@ class LocalServer:
         self._peers.discard(peer)
         if peer.shared is not None:
             peer.shared.go(peer)
+
+
+@asynccontextmanager
+async def holding(open_store: Callable[[str], Store]) -> AsyncGenerator[str, None]:
+    """Hold stores inside the ``async with`` block; gives the address as text.
+
+    Raises:
+        OSError: there is nowhere to listen.
+    """
+    server = LocalServer(open_store)
+    try:
+        yield str(await server.start())
+    finally:
+        await server.close()
 
 
 def _private_folder() -> Path:
