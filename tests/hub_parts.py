@@ -12,7 +12,7 @@ from typing import Any
 
 from millstream.hub import Event, Hub, HubLimits
 from millstream.stores.base import Entry
-from millstream.stores.groups import Groups, GroupsOf
+from millstream.stores.groups import GroupsOf
 from millstream.stores.memory.store import MemoryStore
 from patience import WAIT
 
