@@ -6,6 +6,7 @@ that into `BACKINGS`: the contract tests run on every one, those for several wor
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Protocol
 
 from millstream.stores import open_store
@@ -60,6 +61,32 @@ class MemoryBacking:
             await store.close()
 
 
+class SqliteBacking:
+    """A file, which one process has."""
+
+    shared: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.folder = TemporaryDirectory(prefix="millstream-")
+        self.url = f"sqlite:///{self.folder.name}/store.db"
+        self._workers: list[Store] = []
+
+    async def worker(self) -> Store:
+        assert not self._workers, "nobody shares the file"
+        store = open_store(self.url)
+        await store.open()
+        self._workers.append(store)
+        return store
+
+    async def kill(self, store: Store) -> None:
+        raise AssertionError("nobody else is left")
+
+    async def close(self) -> None:
+        for store in self._workers:
+            await store.close()
+        self.folder.cleanup()
+
+
 class LocalBacking:
     """A parent that holds a store. Its workers are connections; of a killed one the kernel closes it."""
 
@@ -88,7 +115,24 @@ class LocalBacking:
         await self.server.close()
 
 
-BACKINGS: dict[str, Callable[[], Backing]] = {"memory": MemoryBacking, "local": LocalBacking}
+class LocalSqliteBacking(LocalBacking):
+    """A parent that holds a file."""
+
+    def __init__(self) -> None:
+        self.folder = TemporaryDirectory(prefix="millstream-")
+        super().__init__(f"sqlite:///{self.folder.name}/store.db")
+
+    async def close(self) -> None:
+        await super().close()
+        self.folder.cleanup()
+
+
+BACKINGS: dict[str, Callable[[], Backing]] = {
+    "memory": MemoryBacking,
+    "sqlite": SqliteBacking,
+    "local": LocalBacking,
+    "local-sqlite": LocalSqliteBacking,
+}
 """What is listed here is tested."""
 
 

@@ -1,30 +1,56 @@
 """Where bytes are kept: key-value, event log and bus, chosen by a URL. `base` has the contracts."""
 
+from collections.abc import Callable
+from typing import Final
+
 from millstream.protocol.errors import LocalError
 from millstream.stores.base import Store
-from millstream.stores.local.address import Address, parent
+from millstream.stores.local.address import parent
 from millstream.stores.memory.store import MemoryStore
 
 
 def open_store(url: str) -> Store:
     """The store that a URL names. It is not connected yet: await its `open`.
 
-    In a worker of a supervisor, the parent holds it.
+    In a worker of a supervisor, the parent holds it, so that all workers share it.
 
     Raises:
         LocalError: no store of this kind exists.
     """
     scheme, separator, rest = url.partition("://")
     # Only the scheme is repeated: the rest of a URL may hold a password.
-    if scheme != "memory" or not separator:
-        raise LocalError(f"Unknown store {scheme[:32]!r}: the stores are memory:// (this process only).")
+    kind = _KINDS.get(scheme) if separator else None
+    if kind is None:
+        raise LocalError(f"Unknown store {scheme[:32]!r}. {_WHICH}")
+    return kind(url, rest)
+
+
+def _memory(url: str, rest: str) -> Store:
     if rest:
         raise LocalError("memory:// takes nothing behind it.")
+    return _at_parent(url) or MemoryStore()
+
+
+def _sqlite(url: str, rest: str) -> Store:
+    from millstream.stores.sqlite.location import locate  # noqa: PLC0415  loads SQLite only where it's used
+    from millstream.stores.sqlite.store import SqliteStore  # noqa: PLC0415
+
+    location = locate(url)
+    return _at_parent(location.url) or SqliteStore(location)
+
+
+def _at_parent(url: str) -> Store | None:
+    """The store of this URL in the parent of this worker; None where it's nobody's worker."""
     address = parent()
-    return MemoryStore() if address is None else _at_parent(address, url)
-
-
-def _at_parent(address: Address, url: str) -> Store:
+    if address is None:
+        return None
     from millstream.stores.local.store import LocalStore  # noqa: PLC0415  most processes are nobody's workers
 
     return LocalStore(address, url)
+
+
+_KINDS: Final[dict[str, Callable[[str, str], Store]]] = {"memory": _memory, "sqlite": _sqlite}
+_WHICH: Final = (
+    "The stores are memory:// (ends with the program) and sqlite:///file.db (a file, which survives it); each is for "
+    "one program on one machine, with any number of --workers."
+)

@@ -34,6 +34,10 @@ class Deadlines:
         """Whether the time of a name is over."""
         return self._until[name] <= now
 
+    def until(self, name: str) -> float:
+        """When the time of a name is over."""
+        return self._until[name]
+
     def forget(self, name: str) -> None:
         """The name is gone."""
         del self._until[name]

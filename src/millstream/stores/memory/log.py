@@ -20,8 +20,11 @@ STREAM_BYTES: Final = 600
 
 _DROPPED: Final = Entry(Position("", 0), b"")
 
+Lost = Callable[[str, bool], None]
+"""Called with the name of a stream that lost its oldest entries to make room or, with True, was forgotten."""
 
-class _Stream:
+
+class Stream:
     """The entries of one stream. Dropped ones stay as a placeholder until they are cut off together."""
 
     __slots__ = ("entries", "floor", "head", "last", "name", "rank", "sealed", "size")
@@ -58,7 +61,7 @@ class _Stream:
         return freed
 
 
-class _Kind:
+class Kind:
     """The streams of one kind, in lists.
 
     A stream begins above every position that any stream of the kind has handed out, with a hole. So one that was
@@ -69,19 +72,31 @@ class _Kind:
     choice costs the same however many there are.
     """
 
-    __slots__ = ("_clock", "_deadlines", "_epoch", "_highest", "_latest", "_max_bytes", "_ranks", "_streams", "size")
+    __slots__ = (
+        "_clock",
+        "_deadlines",
+        "_epoch",
+        "_latest",
+        "_lost",
+        "_max_bytes",
+        "_ranks",
+        "highest",
+        "size",
+        "streams",
+    )
 
-    def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str) -> None:
+    def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str, lost: Lost) -> None:
         # configuration
         self._clock = clock
         self._max_bytes = max_bytes
         self._epoch = epoch
+        self._lost = lost
         # process
-        self._highest = -1
+        self.highest = -1
         """The highest offset of any stream."""
-        self._streams: dict[str, _Stream] = {}
+        self.streams: dict[str, Stream] = {}
         # By rank, and in each the one appended to longest ago first. Until room is made, one may have twice the bound.
-        self._ranks = [OrderedDict[str, _Stream]() for _ in range(max_bytes.bit_length() + 2)]
+        self._ranks = [OrderedDict[str, Stream]() for _ in range(max_bytes.bit_length() + 2)]
         self._latest = ("", "")
         """The two streams appended to last, the newer one behind. Their newest entries stay: who writes an event to
         one stream and a copy to another must still find the first when it reads."""
@@ -102,7 +117,7 @@ class _Kind:
             raise Sealed("The stream has ended.")
         held.sealed = seal
         held.last = held.last + 1 if at is None else at
-        self._highest = max(self._highest, held.last)
+        self.highest = max(self.highest, held.last)
         position = Position(self._epoch, held.last)
         held.entries.append(Entry(position, data))
         held.size += cost
@@ -155,35 +170,63 @@ class _Kind:
         for name in self._deadlines.due(now):
             self._forget(name)
 
-    def _present(self, stream: str, now: float) -> _Stream | None:
+    def _present(self, stream: str, now: float) -> Stream | None:
         self.sweep(now)
-        held = self._streams.get(stream)
+        held = self.streams.get(stream)
         if held is not None and self._deadlines.passed(stream, now):
             self._forget(stream)
             return None
         return held
 
-    def _begin(self, stream: str, at: int | None) -> _Stream:
+    def _begin(self, stream: str, at: int | None) -> Stream:
         size = len(stream) + STREAM_BYTES
-        held = self._streams[stream] = _Stream(stream, self._highest + 1 if at is None else at - 1, size)
+        held = self.streams[stream] = Stream(stream, self.highest + 1 if at is None else at - 1, size)
         self._rank(held)
         self.size += size
         return held
 
-    def _forget(self, stream: str) -> None:
+    def until(self, stream: str) -> float:
+        """When a stream that is held ends."""
+        return self._deadlines.until(stream)
+
+    def restore(self, stream: str, floor: int, sealed: bool, until: float, entries: list[Entry]) -> None:
+        """Hold a stream as it was once, whatever is held of it."""
+        if stream in self.streams:
+            self._forget(stream, noted=False)
+        held = self._begin(stream, floor + 1)
+        held.entries = entries
+        held.last = entries[-1].position.offset
+        held.sealed = sealed
+        held.size += sum(len(entry.data) + ITEM_BYTES for entry in entries)
+        self.size += held.size - len(stream) - STREAM_BYTES
+        self.highest = max(self.highest, held.last)
+        self._deadlines.set(stream, until)
+        self._unrank(held)
+        self._rank(held)
+        while self.size > self._max_bytes:
+            self._make_room()
+
+    def forget(self, stream: str) -> None:
+        """Hold a stream no more, as if it had never been."""
+        if stream in self.streams:
+            self._forget(stream, noted=False)
+
+    def _forget(self, stream: str, *, noted: bool = True) -> None:
+        if noted:
+            self._lost(stream, True)
         self._deadlines.forget(stream)
-        held = self._streams.pop(stream)
+        held = self.streams.pop(stream)
         self._unrank(held)
         self.size -= held.size
-        if not self._streams:
-            self._streams.clear()
+        if not self.streams:
+            self.streams.clear()
 
-    def _rank(self, held: _Stream) -> None:
+    def _rank(self, held: Stream) -> None:
         """Put a stream behind the others of its size."""
         held.rank = held.size.bit_length()
         self._ranks[held.rank][held.name] = held
 
-    def _unrank(self, held: _Stream) -> None:
+    def _unrank(self, held: Stream) -> None:
         rank = self._ranks[held.rank]
         del rank[held.name]
         if not rank:
@@ -195,35 +238,44 @@ class _Kind:
         if len(held) == 1:
             self._forget(held.name)
         else:
+            self._lost(held.name, False)
             self.size -= held.drop_oldest()
             if held.size.bit_length() != held.rank:
                 self._unrank(held)
                 self._rank(held)
 
-    def _largest(self) -> _Stream:
+    def _largest(self) -> Stream:
         for rank in reversed(self._ranks):
             for held in rank.values():  # at most two are passed over
                 if len(held) > 1 or held.name not in self._latest:
                     return held
         # Two entries are all that is left, and together too large: the newer one stays.
-        return self._streams[self._latest[0]]
+        return self.streams[self._latest[0]]
 
 
 class MemoryLog:
     """`EventLog` in lists, in so much room for each kind of stream."""
 
-    __slots__ = ("_clock", "_epoch", "_listeners", "kinds", "max_bytes")
+    __slots__ = ("_clock", "_epoch", "_lost", "kinds", "listeners", "max_bytes")
 
-    def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        max_bytes: int,
+        epoch: str,
+        lost: Lost = lambda stream, forgotten: None,
+        listeners: Topics[Entry] | None = None,
+    ) -> None:
         # configuration
         self._clock = clock
         self._epoch = epoch
+        self._lost = lost
         self.max_bytes = max_bytes
         """The room of one kind."""
         # process
-        self.kinds: dict[str, _Kind] = {}
+        self.kinds: dict[str, Kind] = {}
         """Those that have been appended to. Few: this program names its streams, not its peers."""
-        self._listeners = Topics[Entry]()
+        self.listeners = listeners or Topics[Entry]()
 
     @property
     def size(self) -> int:
@@ -233,42 +285,48 @@ class MemoryLog:
     async def append(
         self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
     ) -> Position:
-        return self.add(stream, data, ttl, max_entries, index, seal)
+        position = self.stage(stream, data, ttl, max_entries, index, seal)
+        self.listeners.tell(stream, Entry(position, data))
+        return position
 
-    def add(
+    def stage(
         self, stream: str, data: bytes, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
     ) -> Position:
-        """`append`, for those who have a lock of their own."""
+        """`append`, of which nobody hears before `tell`."""
         now = self._clock()
         for each in self.kinds.values():  # one that is not used any more gives its room back too
             each.sweep(now)
-        position = self._kind(stream).append(stream, data, ttl=ttl, max_entries=max_entries, seal=seal)
+        position = self.kind(stream).append(stream, data, ttl=ttl, max_entries=max_entries, seal=seal)
         if index is not None:
             with suppress(StoreFull):
-                self._kind(index.stream).append(
+                self.kind(index.stream).append(
                     index.stream, data, ttl=index.ttl, max_entries=index.max_entries, at=position.offset
                 )
-        self._listeners.tell(stream, Entry(position, data))
         return position
+
+    def tell(self, stream: str, entry: Entry) -> None:
+        """Whoever listens hears of an entry."""
+        self.listeners.tell(stream, entry)
 
     def listen(
         self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
         """As `EventLog.listen`; `interrupted` is never called, for nothing can come between."""
-        return self._listeners.add(stream, heard)
+        return self.listeners.add(stream, heard)
 
     async def listening(self, stream: str) -> None:
         """At once."""
 
     def end_all(self) -> None:
         """Nobody listens any more."""
-        self._listeners.clear()
+        self.listeners.clear()
 
-    def _kind(self, stream: str) -> _Kind:
+    def kind(self, stream: str) -> Kind:
+        """The kind of a stream."""
         name = kind_of(stream)
         kind = self.kinds.get(name)
         if kind is None:
-            kind = self.kinds[name] = _Kind(self._clock, self.max_bytes, self._epoch)
+            kind = self.kinds[name] = Kind(self._clock, self.max_bytes, self._epoch, self._lost)
         return kind
 
     async def read(

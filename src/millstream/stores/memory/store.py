@@ -25,7 +25,7 @@ KEPT_BACK: Final = 16
 """One part in so many."""
 
 
-class _Kind:
+class ValueKind:
     """The values of one kind."""
 
     __slots__ = ("lossy", "size", "values")
@@ -46,16 +46,20 @@ class _Kind:
 class MemoryKeyValue:
     """`KeyValue` in a dict for each kind."""
 
-    __slots__ = ("_clock", "_deadlines", "kinds", "max_bytes")
+    __slots__ = ("_clock", "_deadlines", "_lost", "kinds", "max_bytes")
 
-    def __init__(self, clock: Callable[[], float], max_bytes: int) -> None:
+    def __init__(
+        self, clock: Callable[[], float], max_bytes: int, lost: Callable[[str], None] = lambda key: None
+    ) -> None:
+        """`lost` is called with each key that ends, whatever the reason."""
         # configuration
         self._clock = clock
+        self._lost = lost
         self.max_bytes = max_bytes
         """The room of one kind."""
         # process
         self._deadlines = Deadlines()
-        self.kinds: defaultdict[str, _Kind] = defaultdict(_Kind)
+        self.kinds: defaultdict[str, ValueKind] = defaultdict(ValueKind)
         """Few: this program names its keys, not its peers."""
 
     @property
@@ -109,14 +113,17 @@ class MemoryKeyValue:
         self._present(key, now)  # an expired value must not be counted
         kind = self.kinds[kind_of(key)]
         self._make_room(kind, key, value, now, lossy)
+        self._hold(kind, key, value, now + ttl, lossy)
+
+    def _hold(self, kind: ValueKind, key: str, value: bytes, until: float, lossy: bool) -> None:
         kind.size += kind.growth(key, value)
         kind.values[key] = value
-        self._deadlines.set(key, now + ttl)
+        self._deadlines.set(key, until)
         if lossy:
             kind.lossy[key] = None
             kind.lossy.move_to_end(key)
 
-    def _make_room(self, kind: _Kind, key: str, value: bytes, now: float, lossy: bool) -> None:
+    def _make_room(self, kind: ValueKind, key: str, value: bytes, now: float, lossy: bool) -> None:
         room = self.max_bytes
         if len(value) > MARK_BYTES and not lossy:
             room -= room // KEPT_BACK
@@ -132,7 +139,25 @@ class MemoryKeyValue:
         for key in self._deadlines.due(now, look):
             self._forget(key)
 
-    def _forget(self, key: str) -> None:
+    def held(self, key: str) -> tuple[bytes, float, bool] | None:
+        """Value, end and whether it's lossy, as they are held; None where nothing is."""
+        kind = self.kinds[kind_of(key)]
+        value = kind.values.get(key)
+        return None if value is None else (value, self._deadlines.until(key), key in kind.lossy)
+
+    def restore(self, key: str, value: bytes, until: float, lossy: bool) -> None:
+        """Hold a value as it was once, whatever is held."""
+        self.forget(key)
+        self._hold(self.kinds[kind_of(key)], key, value, until, lossy)
+
+    def forget(self, key: str) -> None:
+        """Hold a value no more, as if it had never been."""
+        if key in self.kinds[kind_of(key)].values:
+            self._forget(key, noted=False)
+
+    def _forget(self, key: str, *, noted: bool = True) -> None:
+        if noted:
+            self._lost(key)
         self._deadlines.forget(key)
         kind = self.kinds[kind_of(key)]
         kind.size -= len(kind.values.pop(key)) + len(key) + ITEM_BYTES
