@@ -12,7 +12,11 @@ async def test_metrics_are_text_of_the_version_that_prometheus_names() -> None:
     registry = Metrics()
     registry.gauge("depth", "How deep.").set(2)
     request = Request(method="GET", path="/metrics", raw_headers=[], headers={})
-    reply = await MetricsHttp(registry).get(request)
+
+    async def render() -> bytes:
+        return registry.render()
+
+    reply = await MetricsHttp(render).get(request)
     assert reply.status == 200
     assert reply.head == b"content-type: text/plain; version=0.0.4; charset=utf-8\r\ncache-control: no-store\r\n"
     (family,) = text_string_to_metric_families(reply.body.decode())

@@ -5,7 +5,8 @@ A server that serves none of them imports none of them.
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from millstream.app.definition import Definition
@@ -15,12 +16,14 @@ from millstream.server.calls.notes import SESSION_OVER, ObserveMessage
 from millstream.server.calls.sessions import Session
 from millstream.stores.base import Store
 from millstream.stores.health import StoreHealth
+from millstream.stores.local.address import parent
 from millstream.stores.memory.store import MemoryStore
 from millstream.transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
     from millstream.hub import Hub
     from millstream.server.observing.observer import Observer
+    from millstream.telemetry.metrics import Metrics
     from millstream.web.live import DashboardFeed
 
 
@@ -46,7 +49,14 @@ def make_observer(
         connections=streams.by_kind,
     )
     read = observer.registry.read
-    read("gauge", "hub_backend_up", "The store answers.", lambda: {(health.kind,): int(health.up)}, ("kind",))
+    read(
+        "gauge",
+        "hub_backend_up",
+        "The store answers.",
+        lambda: {(health.kind,): int(health.up)},
+        ("kind",),
+        merge="min",
+    )
     if hub is not None:
         stats, back = hub.stats, "Subscribers that came back: all was told again, or there was a gap."
         read("counter", "hub_events_published_total", "Events published here.", lambda: {(): stats().published})
@@ -56,6 +66,19 @@ def make_observer(
         read("gauge", "hub_streams_active", "Subscribers now.", lambda: _by(stats().transports), ("transport",))
         read("gauge", "hub_send_queue_bytes", "Bytes not yet taken.", lambda: {(): hub.queued_bytes()})
     return observer
+
+
+async def metrics_of_machine(metrics: "Metrics", stack: AsyncExitStack) -> Callable[[], Awaitable[bytes]]:
+    """What renders the metrics: those of this process, or of all workers where there are several."""
+    if parent() is None:
+
+        async def render() -> bytes:
+            return metrics.render()
+
+        return render
+    from millstream.app.machine import open_machine_metrics  # noqa: PLC0415  only for workers
+
+    return (await open_machine_metrics(metrics, stack)).render
 
 
 def _by(counts: Mapping[str, int]) -> dict[tuple[str, ...], float]:

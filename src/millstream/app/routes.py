@@ -1,6 +1,6 @@
 """Which handler serves which path, for both HTTP adapters."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from millstream.app.here_only import HereOnly
@@ -18,7 +18,6 @@ from millstream.transports.streamable.sessions import HttpSessions
 
 if TYPE_CHECKING:
     from millstream.hub import Hub
-    from millstream.server.observing.observer import Observer
     from millstream.transports.websocket.route import WebSocketRoute
     from millstream.web.live import DashboardFeed
 
@@ -40,7 +39,7 @@ class Routes:
         probes: Probes,
         *,
         hub: "Hub | None" = None,
-        observer: "Observer | None" = None,
+        render_metrics: Callable[[], Awaitable[bytes]] | None = None,
         websocket: "WebSocketRoute | None" = None,
         feed: "DashboardFeed | None" = None,
     ) -> None:
@@ -72,8 +71,8 @@ class Routes:
             self._add_rest(dispatcher, here_only, pages="web" in parts)
         if hub is not None and feed is not None:
             self._add_live(hub, feed, here_only)
-        if "metrics" in parts and observer is not None:
-            self._add_metrics(observer, health, here_only)
+        if render_metrics is not None:
+            self._add_metrics(render_metrics, health, here_only)
         for each in self._streams & self._by_path.keys():
             handlers = self._by_path[each]
             self._by_path[each] = {**handlers, "GET": of_this_site(handlers["GET"])}
@@ -126,10 +125,10 @@ class Routes:
         self._by_path["/dashboard/events"] = {"GET": here_only.guard(feed.events)}
         self._by_path["/chat/members"] = {"GET": here_only.guard(ChatMembers(hub.presence).get)}
 
-    def _add_metrics(self, observer: "Observer", health: StoreHealth, here_only: HereOnly) -> None:
+    def _add_metrics(self, render: Callable[[], Awaitable[bytes]], health: StoreHealth, here_only: HereOnly) -> None:
         from millstream.telemetry.endpoint import MetricsHttp  # noqa: PLC0415
 
-        self._by_path["/metrics"] = {"GET": here_only.guard(MetricsHttp(observer.registry, measure=health.look).get)}
+        self._by_path["/metrics"] = {"GET": here_only.guard(MetricsHttp(render, measure=health.look).get)}
 
     def find(self, method: str, path: str) -> Handler | None:
         """The handler of a path below the mount point; None for 404."""

@@ -6,13 +6,13 @@ It knows how to open, drain and close; when, is the business of `runtimes`.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from millstream.app.definition import Definition
 from millstream.app.here_only import Bind, HereOnly
-from millstream.app.parts import make_feed, make_note, make_observer
+from millstream.app.parts import make_feed, make_note, make_observer, metrics_of_machine
 from millstream.http.hosts import HostPolicy
 from millstream.server.calls.call import Call
 from millstream.server.calls.changes import Change, Changes
@@ -66,6 +66,7 @@ class Runtime:
         self.sweep: Sweep
         self.hub: Hub | None = None
         self.observer: Observer | None = None
+        self.render_metrics: Callable[[], Awaitable[bytes]] | None = None
         self.websocket: WebSocketRoute | None = None
         self.feed: DashboardFeed | None = None
         self.policy: HostPolicy
@@ -111,7 +112,7 @@ class Runtime:
             await self._open_hub()  # around the lifespan, which may publish
             await self._open_lifespan(definition)
             definition.registry.check_completers()  # now, since the lifespan may register too
-            self._open_parts()
+            await self._open_parts()
             self._busy = self.sweep.clock()
             self.sweep.open()
             self._stack = self._stack.pop_all()
@@ -137,7 +138,7 @@ class Runtime:
         self._stack.push_async_callback(hub.close)
         self.services.streamed = Streamed(hub).attach
 
-    def _open_parts(self) -> None:
+    async def _open_parts(self) -> None:
         """Whoever observes, where they are served."""
         self.observer = observer = make_observer(
             self.definition, streams=self.streams, health=self.store_health, hub=self.hub
@@ -148,6 +149,8 @@ class Runtime:
         self.services.note = make_note(observer)
         self._stack.callback(observer.close)
         self._stack.callback(self.loop.create_task(observer.run()).cancel)
+        if "metrics" in self.definition.parts:
+            self.render_metrics = await metrics_of_machine(observer.registry, self._stack)
         if self.hub is not None and "web" in self.definition.parts:
             self.feed = feed = make_feed(
                 self.definition, observer, self.hub, streams=self.streams, health=self.store_health, store=self.store
@@ -177,7 +180,7 @@ class Runtime:
             )  # fmt: skip
             self.routes = Routes(
                 definition.parts, self.dispatcher, self.streams, self.store_health, here_only, probes,
-                hub=self.hub, observer=self.observer, websocket=self.websocket, feed=self.feed,
+                hub=self.hub, render_metrics=self.render_metrics, websocket=self.websocket, feed=self.feed,
             )  # fmt: skip
         return self.routes
 

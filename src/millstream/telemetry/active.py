@@ -5,7 +5,7 @@ not heard of for `IDLE_SECONDS` counts as over, and its duration is the time fro
 table is bounded: when it is full, the session that began first is counted as over.
 """
 
-from collections import Counter as Tally
+from collections import defaultdict
 from collections.abc import Callable
 
 from millstream.telemetry.metrics import Labels
@@ -45,9 +45,16 @@ class ActiveSessions:
 
     def count(self, now: float) -> dict[Labels, float]:
         """How many are active, by transport and revision."""
+        return {labels: len(names) for labels, names in self.names(now).items()}
+
+    def names(self, now: float) -> dict[Labels, list[str]]:
+        """Which ones are active, by transport and revision."""
         for session in [each for each, seen in self._seen.items() if now - seen[1] > IDLE_SECONDS]:
             self._end(session)
-        return {**Tally(labels for _, _, labels in self._seen.values())}
+        found: defaultdict[Labels, list[str]] = defaultdict(list)
+        for session, (_, _, labels) in self._seen.items():
+            found[labels].append(session)
+        return dict(found)
 
     def _end(self, session: str) -> None:
         first, last, labels = self._seen.pop(session)

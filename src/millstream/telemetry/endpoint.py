@@ -1,9 +1,9 @@
-"""`GET /metrics`: the registry as Prometheus text."""
+"""`GET /metrics`: Prometheus text."""
 
 from collections.abc import Awaitable, Callable
 
 from millstream.http.message import Request, Response
-from millstream.telemetry.metrics import CONTENT_TYPE, Metrics
+from millstream.telemetry.metrics import CONTENT_TYPE
 
 _HEAD = b"content-type: %b\r\ncache-control: no-store\r\n" % CONTENT_TYPE
 
@@ -11,15 +11,17 @@ _HEAD = b"content-type: %b\r\ncache-control: no-store\r\n" % CONTENT_TYPE
 class MetricsHttp:
     """The handler of the metrics path."""
 
-    __slots__ = ("_measure", "_registry")
+    __slots__ = ("_measure", "_render")
 
-    def __init__(self, registry: Metrics, *, measure: Callable[[], Awaitable[object]] | None = None) -> None:
-        """`measure` is awaited before the metrics are read: for what is known only by asking."""
-        self._registry = registry
+    def __init__(
+        self, render: Callable[[], Awaitable[bytes]], *, measure: Callable[[], Awaitable[object]] | None = None
+    ) -> None:
+        """`measure` is awaited before the metrics are rendered: for what is known only by asking."""
+        self._render = render
         self._measure = measure
 
     async def get(self, request: Request) -> Response:
         """All metrics as they are now."""
         if self._measure is not None:
             await self._measure()
-        return Response(self._registry.render(), 200, _HEAD)
+        return Response(await self._render(), 200, _HEAD)

@@ -8,13 +8,17 @@ For one event loop. Nothing here knows what is measured.
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar
 
 from msgspec import Struct
 
+from millstream.telemetry.sketch import size, sketch
+
 Labels = tuple[str, ...]
 Kind = Literal["counter", "gauge"]
+Merge = Literal["sum", "max", "min"]
+"""What the figures of several processes make together."""
 Read = Callable[[], Mapping[Labels, float]]
 """Gives the values of a metric at the time of rendering."""
 
@@ -54,11 +58,29 @@ class Family(Struct, frozen=True):
         return labels if held < self.max_series or not labels else (OTHER,) * len(labels)
 
 
+class Dump(Struct, array_like=True):
+    """A metric as one process tells it to another."""
+
+    name: str
+    help: str
+    kind: str
+    labels: tuple[str, ...]
+    merge: Merge
+    bounds: tuple[tuple[float, ...], tuple[float, ...]]
+    """Of a histogram: those that are shown, and all."""
+    series: dict[Labels, list[int | float] | bytes]
+    """One value; or the counts of a histogram and their sum; or the map of what is to be counted once."""
+
+
 class Metric(Protocol):
     """What a registry renders."""
 
     kind: str
     family: Family
+
+    def dump(self) -> Dump:
+        """The metric as it is now, for another process."""
+        ...
 
     def lines(self) -> Iterator[str]:
         """The samples, each without its end of line."""
@@ -89,6 +111,9 @@ class Counter:
     def lines(self) -> Iterator[str]:
         return _samples(self.family, self.values)
 
+    def dump(self) -> Dump:
+        return _dump(self.family, self.kind, "sum", self.values)
+
 
 class Gauge(Counter):
     """Goes up and down; it has no sample before it has a value."""
@@ -110,15 +135,40 @@ class Gauge(Counter):
 class ReadMetric:
     """A counter or gauge whose values somebody else keeps; asked for when rendered."""
 
-    __slots__ = ("family", "kind", "read")
+    __slots__ = ("family", "kind", "merge", "read")
 
-    def __init__(self, family: Family, kind: Kind, read: Read) -> None:
+    def __init__(self, family: Family, kind: Kind, read: Read, merge: Merge = "sum") -> None:
         self.family = family
         self.kind: str = kind
         self.read = read
+        self.merge: Merge = merge
 
     def lines(self) -> Iterator[str]:
         return _samples(self.family, self.read())
+
+    def dump(self) -> Dump:
+        return _dump(self.family, self.kind, self.merge, self.read())
+
+
+class Distinct:
+    """A gauge of different things, of which several processes may see the same."""
+
+    __slots__ = ("family", "names")
+    kind = "gauge"
+
+    def __init__(self, family: Family, names: Callable[[], Mapping[Labels, Collection[str]]]) -> None:
+        self.family = family
+        self.names = names
+
+    def lines(self) -> Iterator[str]:
+        return _samples(self.family, {labels: len(names) for labels, names in self.names().items()})
+
+    def dump(self) -> Dump:
+        family = self.family
+        series: dict[Labels, list[int | float] | bytes] = {
+            labels: sketch(names) for labels, names in self.names().items()
+        }
+        return Dump(family.name, family.help, self.kind, family.labels, "sum", ((), ()), series)
 
 
 class Series:
@@ -182,6 +232,13 @@ class Histogram:
             yield f"{name}_sum{_braces(pairs)} {_number(series.total)}"
             yield f"{name}_count{_braces(pairs)} {below}"
 
+    def dump(self) -> Dump:
+        family, shown = self.family, tuple(self.bounds[end - 1] for end, _ in self._shown)
+        series: dict[Labels, list[int | float] | bytes] = {
+            labels: [*each.counts, each.total] for labels, each in self.series.items()
+        }
+        return Dump(family.name, family.help, self.kind, family.labels, "sum", (shown, self.bounds), series)
+
 
 class Metrics:
     """The metrics of one running server, rendered in the order in which they were made."""
@@ -217,9 +274,31 @@ class Metrics:
             raise ValueError("The label 'le' of a histogram is its own.")
         return self._add(Histogram(_family(name, help, labels), bounds, finer))
 
-    def read(self, kind: Kind, name: str, help: str, read: Read, labels: Labels = ()) -> None:
+    def read(self, kind: Kind, name: str, help: str, read: Read, labels: Labels = (), *, merge: Merge = "sum") -> None:
         """A new counter or gauge whose values are read from `read` at each rendering."""
-        self._add(ReadMetric(_family(name, help, labels), kind, read))
+        self._add(ReadMetric(_family(name, help, labels), kind, read, merge))
+
+    def distinct(
+        self, name: str, help: str, names: Callable[[], Mapping[Labels, Collection[str]]], labels: Labels = ()
+    ) -> None:
+        """A new gauge that counts different names, also those of several processes together."""
+        self._add(Distinct(_family(name, help, labels), names))
+
+    def dump(self) -> list[Dump]:
+        """All metrics as they are now, for another process."""
+        return [metric.dump() for metric in self._metrics.values()]
+
+    def restore(self, dump: Dump) -> None:
+        """A new metric with the values that another process had."""
+        name, labels, (shown, bounds) = dump.name, dump.labels, dump.bounds
+        if dump.kind == "histogram":
+            histogram = self.histogram(name, dump.help, labels, bounds=shown, finer=bounds)
+            for values, counts in dump.series.items():
+                series = histogram.series[values] = Series(histogram.bounds)
+                series.counts, series.total = [int(each) for each in counts[:-1]], counts[-1]
+            return
+        known = {values: size(each) if isinstance(each, bytes) else each[0] for values, each in dump.series.items()}
+        self.read("counter" if dump.kind == "counter" else "gauge", name, dump.help, lambda: known, labels)
 
     def render(self) -> bytes:
         """All metrics as text; a metric without samples is left out."""
@@ -271,6 +350,11 @@ def _family(name: str, help: str, labels: Labels) -> Family:
     if len(set(labels)) != len(labels):
         raise ValueError(f"{name} names a label twice.")
     return Family(name, help, labels)
+
+
+def _dump(family: Family, kind: str, merge: Merge, values: Mapping[Labels, float]) -> Dump:
+    series: dict[Labels, list[int | float] | bytes] = {labels: [value] for labels, value in values.items()}
+    return Dump(family.name, family.help, kind, family.labels, merge, ((), ()), series)
 
 
 def _samples(family: Family, values: Mapping[Labels, float]) -> Iterator[str]:

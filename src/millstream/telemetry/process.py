@@ -79,7 +79,9 @@ class ProcessFigures:
         read("gauge", "process_resident_memory_bytes", "Resident memory.", lambda: _known(resident_bytes()))
         read("gauge", "process_open_fds", "Open file descriptors.", lambda: _known(open_descriptors()))
         read("gauge", "process_max_fds", "Limit of open file descriptors.", lambda: _known(max_descriptors()))
-        read("gauge", "process_start_time_seconds", "Start, in seconds since 1970.", lambda: {(): _STARTED})
+        read(
+            "gauge", "process_start_time_seconds", "Start, in seconds since 1970.", lambda: {(): _STARTED}, merge="min"
+        )
         read("gauge", "hub_event_loop_tasks", "Tasks of the event loop.", lambda: {(): tasks()})
         read("counter", "python_gc_collections_total", "Garbage collections.", lambda: _collected("collections"), each)
         freed = "Objects freed by them."

@@ -95,11 +95,10 @@ class Observer:
             ("transport", "mcp_protocol_version"),
         )
         self._sessions = ActiveSessions(self._session_over)
-        registry.read(
-            "gauge",
+        registry.distinct(
             "mcp_server_sessions_active",
             "Sessions heard of in the last five minutes.",
-            lambda: self._sessions.count(clock()),
+            lambda: self._sessions.names(clock()),
             ("transport", "mcp_protocol_version"),
         )
         by, about = ("transport", "mcp_protocol_version"), "Open connections and event streams."

@@ -1,0 +1,64 @@
+"""`/metrics` of several workers: whichever answers tells of all, also of what dead ones had counted."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from millstream.app.machine import INTERVAL
+from workers_world import Client, call, kill, until_async, workers
+
+pytestmark = pytest.mark.server
+
+
+def value(text: bytes, name: str) -> float:
+    """The sum of all samples of a name."""
+    families = text_string_to_metric_families(text.decode())
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+
+
+COUNT = "mcp_server_operation_duration_seconds_count"
+
+
+async def counted(port: int, name: str) -> Counter[float]:
+    """What new connections, each to some worker, are told."""
+    found: Counter[float] = Counter()
+    for _ in range(12):
+        client = Client(port)
+        reply = await client.request(path="/metrics")
+        assert reply.status == 200
+        found[value(reply.body, name)] += 1
+        await client.close()
+    return found
+
+
+async def test_every_worker_tells_the_sums_of_all_and_a_dead_one_stays_counted(tmp_path: Path) -> None:
+    """A scraper is answered by some worker, another one each time: its counters would jump, and fall with a worker."""
+    with workers(tmp_path, 3, "--serve", "metrics") as served:
+        pids: Counter[int] = Counter()
+        while len(pids) < 3:
+            client = Client(served.port)
+            pids[(await client.request(call("who"))).value] += 1
+            await client.close()
+        calls = pids.total()
+        seen: Counter[float] = Counter()
+
+        async def all_know() -> bool:
+            nonlocal seen
+            seen = await counted(served.port, COUNT)
+            return set(seen) == {calls}
+
+        while not await all_know():
+            assert max(seen) <= calls
+        dead = next(iter(pids))
+        kill(dead)
+        await until_async(lambda: served.said("is ready") > 0)
+        assert set(await counted(served.port, COUNT)) == {calls}, f"left with the parent within {INTERVAL} s"
+        client = Client(served.port)
+        await client.request(call("who"))
+        await client.close()
+        calls += 1
+        while not await all_know():
+            assert max(seen) <= calls
+        assert set(await counted(served.port, "process_start_time_seconds")) != {0.0}
