@@ -41,7 +41,7 @@ class MachineMetrics:
         """What was left with the parent last."""
 
     async def render(self) -> bytes:
-        """The sums over all workers, as Prometheus text; where the parent doesn't answer, the figures of this worker."""
+        """The sums over all workers, as Prometheus text; those of this worker where the parent does not answer."""
         try:
             await self.leave()
             return await self._sums()
