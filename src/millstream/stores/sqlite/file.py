@@ -61,8 +61,9 @@ class File:
         try:
             _create(self.location.path)
             self._connect()
+            content = self.read()  # what can't be read stays as it is
             self._begin_life()
-            return self.read()
+            return content
         except (sqlite3.Error, OSError, ValueError) as exc:
             self.drop()
             raise self.named(exc) from exc
@@ -197,7 +198,7 @@ class File:
         self._run("PRAGMA journal_mode=WAL")
         self._run("BEGIN EXCLUSIVE")  # takes the lock, which this process then keeps
         self._make()
-        self._run("COMMIT")
+        self._run("COMMIT")  # writes nothing where there was nothing to make
         self.epoch = self._one("SELECT value FROM meta WHERE name='epoch'")
         if not self.location.full:
             self._run("PRAGMA synchronous=NORMAL")
@@ -221,6 +222,8 @@ class File:
 
     def _make(self) -> None:
         version = self._one("PRAGMA user_version")
+        if version == VERSION:
+            return
         if version == 0:
             for statement in _TABLES.split(";"):
                 self._run(statement)

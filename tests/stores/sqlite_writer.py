@@ -1,0 +1,74 @@
+"""Appends to a SQLite store from 16 publishers, and prints each position once it has the acknowledgement.
+
+    sqlite_writer.py URL RUN APPENDS-OF-EACH [SIZE] [--file-size BYTES] [--nobody]
+
+On standard error is the number of appends that failed; a store that can't be opened is named there. The process may
+limit the size of its files, or become the user `nobody`, before it opens the store.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import sys
+
+from millstream.protocol.errors import LocalError
+from millstream.stores import open_store
+from millstream.stores.base import Store
+from millstream.stores.sqlite import commits
+
+PUBLISHERS = 16
+NOBODY = 65534
+
+
+async def write(store: Store, run: str, each: int, size: int) -> int:
+    """Append; the number of failures."""
+    commits.PAUSE = 0.0  # type: ignore[misc]  # a disk that failed is tried again at once
+    await store.open()
+    failed = 0
+
+    async def publish(number: int) -> None:
+        nonlocal failed
+        for n in range(each):
+            data = f"{run}:{number}:{n}"
+            padded = data.encode().ljust(size, b".")
+            try:
+                position = await store.log.append("hub:journal", padded, ttl=86_400.0, max_entries=1_000_000)
+            except LocalError:
+                failed += 1
+            else:
+                sys.stdout.write(json.dumps([position.offset, data]) + "\n")
+                sys.stdout.flush()
+
+    await asyncio.gather(*(publish(number) for number in range(PUBLISHERS)))
+    await store.close()
+    return failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("run")
+    parser.add_argument("each", type=int)
+    parser.add_argument("size", type=int, nargs="?", default=0)
+    parser.add_argument("--file-size", type=int)
+    parser.add_argument("--nobody", action="store_true")
+    options = parser.parse_args()
+    if options.file_size:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options.file_size, options.file_size))
+    store = open_store(options.url)  # loads the code that nobody may not read
+    if options.nobody:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    try:
+        failures = asyncio.run(write(store, options.run, options.each, options.size))
+    except LocalError as exc:
+        sys.exit(str(exc))
+    if failures:
+        sys.stderr.write(f"{failures}\n")
+
+
+if __name__ == "__main__":
+    main()

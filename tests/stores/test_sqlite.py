@@ -1,0 +1,310 @@
+"""The store in a file: what survives a restart, what nobody may see yet, and who may have the file."""
+
+import asyncio
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millstream.protocol.errors import LocalError
+from millstream.stores.base import Gap, Index, Sealed, StoreFull
+from millstream.stores.sqlite import file as sqlite_file
+from millstream.stores.sqlite.location import locate
+from millstream.stores.sqlite.store import SqliteStore
+from patience import WAIT
+from store_parts import TTL, append, data_of, read_all
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store.db"
+
+
+@asynccontextmanager
+async def opened(path: Path, query: str = "", **options: Any) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(locate(f"sqlite:///{path}{query}"), **options)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def vanish(store: SqliteStore) -> None:
+    """What a kill -9 leaves: the file as it is, without its lock."""
+    store._saved.file.drop()
+
+
+# what survives
+
+
+async def test_everything_that_was_acknowledged_is_there_after_a_restart(path: Path) -> None:
+    """The contract of `Store.epoch`: nothing was lost, so it's the same, and every position is good."""
+    index = Index("history:news", TTL, 100)
+    async with opened(path) as store:
+        epoch = store.epoch
+        await store.kv.put("session:1", b"\0record", TTL)
+        await store.kv.put("session:2", b"", TTL)
+        await store.kv.delete("session:2")
+        positions = await append(store, "hub:journal", b"a", b"", b"\xffc")
+        indexed = await store.log.append("hub:journal", b"d", ttl=TTL, max_entries=1000, index=index)
+        await store.log.append("call:1", b"end", ttl=TTL, max_entries=10, seal=True)
+        before = await read_all(store, "hub:journal")
+    async with opened(path) as store:
+        assert store.epoch == epoch
+        assert await store.kv.get_many(["session:1", "session:2"]) == [b"\0record", None]
+        assert await store.kv.keys("") == ["session:1"]
+        assert await read_all(store, "hub:journal") == before
+        assert data_of(await store.log.read("hub:journal", positions[1])) == [b"\xffc", b"d"]
+        assert [entry.position for entry in await store.log.read(index.stream, None)] == [indexed]
+        with pytest.raises(Sealed):
+            await append(store, "call:1", b"late")
+        (more,) = await append(store, "hub:journal", b"e")
+        assert more.offset == indexed.offset + 1
+
+
+async def test_a_stream_that_was_forgotten_never_reuses_a_position_after_a_restart(path: Path) -> None:
+    """The contract of `Position`."""
+    async with opened(path) as store:
+        old = await append(store, "call:1", b"a", b"b")
+        await store.log.trim("call:1")
+    async with opened(path) as store:
+        new = await append(store, "call:1", b"c", b"d", b"e")
+        assert new[0].offset > old[-1].offset + 1
+        with pytest.raises(Gap):
+            await store.log.read("call:1", old[0])
+
+
+async def test_a_position_whose_entries_were_dropped_is_a_gap_after_a_restart_too(path: Path) -> None:
+    """The contract of `EventLog.read`."""
+    async with opened(path) as store:
+        positions = await append(store, "hub:journal", *(b"%d" % n for n in range(500)), max_entries=3)
+    async with opened(path) as store:
+        assert data_of(await read_all(store, "hub:journal")) == [b"497", b"498", b"499"]
+        with pytest.raises(Gap) as gap:
+            await store.log.read("hub:journal", positions[0])
+        assert gap.value.newest == positions[-1]
+
+
+async def test_times_to_live_go_on_while_nobody_has_the_file(path: Path) -> None:
+    """The contract of `KeyValue` and `EventLog.append`."""
+    clock = Clock()
+    async with opened(path, clock=clock) as store:
+        await store.kv.put("short", b"", 10.0)
+        await store.kv.put("long", b"", 100.0)
+        await store.log.append("call:short", b"a", ttl=10.0, max_entries=9)
+        await store.log.append("call:touched", b"b", ttl=10.0, max_entries=9)
+        assert await store.log.touch("call:touched", 100.0)
+    clock.now += 50.0
+    async with opened(path, clock=clock) as store:
+        assert await store.kv.keys("") == ["long"]
+        assert await store.log.read("call:short", None) == []
+        assert data_of(await store.log.read("call:touched", None)) == [b"b"]
+    clock.now += 100.0
+    async with opened(path, clock=clock) as store:
+        assert await store.kv.get("long") is None
+        await append(store, "hub:journal", b"")  # each change writes what has ended meanwhile
+    assert rows(path, "SELECT name FROM streams") == [("hub:journal",)]
+    assert rows(path, "SELECT name FROM keys") == []
+
+
+async def test_what_may_go_goes_in_the_order_of_writing_after_a_restart_too(path: Path) -> None:
+    """The contract of `KeyValue`: the oldest lossy value first."""
+    async with opened(path, max_value_bytes=10_000) as store:
+        for name in ("a", "b", "c", "a"):
+            await store.kv.put(f"debt:{name}", bytes(2_000), TTL, lossy=True)
+    async with opened(path, max_value_bytes=10_000) as store:
+        for name in ("d", "e"):
+            await store.kv.put(f"debt:{name}", bytes(2_000), TTL, lossy=True)
+        assert await store.kv.get("debt:b") is None
+        assert await store.kv.get("debt:a") is not None
+        with pytest.raises(StoreFull):
+            await store.kv.put("debt:x", bytes(10_000), TTL, lossy=True)
+
+
+async def test_the_file_has_no_more_than_memory(path: Path) -> None:
+    """Our choice: what was dropped for want of room, ended or was trimmed leaves the file, too."""
+    async with opened(path, max_log_bytes=100_000) as store:
+        for n in range(300):
+            await append(store, f"call:{n % 7}", bytes(1_000), max_entries=50)
+            await append(store, "hub:journal", bytes(2_000))
+            await store.kv.put(f"s:{n % 5}", b"%d" % n, TTL)
+            if n % 50 == 0:
+                await store.log.trim(f"call:{n % 7}")
+        held = {
+            (name, entry.position.offset, entry.data)
+            for kind in store._saved.log.kinds.values()
+            for name, stream in kind.streams.items()
+            for entry in stream.entries[stream.head :]
+        }
+    assert held == set(rows(path, "SELECT name, offset, data FROM entries JOIN streams ON id = stream"))
+    assert rows(path, "SELECT count(*) FROM entries") == [(len(held),)]
+    async with opened(path, max_log_bytes=50_000) as store:
+        assert store._saved.log.size <= 100_000, "each kind has the bound"
+        assert 0 < len(await read_all(store, "hub:journal")) < 30, "a smaller bound holds at once"
+
+
+def rows(path: Path, select: str) -> list[Any]:
+    database = sqlite3.connect(path)
+    try:
+        return database.execute(select).fetchall()
+    finally:
+        database.close()
+
+
+async def test_a_file_that_was_made_anew_has_another_epoch(path: Path) -> None:
+    """The contract of `Store.epoch`."""
+    async with opened(path) as store:
+        epoch = store.epoch
+    path.unlink()  # noqa: ASYNC240
+    async with opened(path) as store:
+        assert store.epoch != epoch
+        assert len(store.epoch) <= 16
+
+
+LOSSES: dict[str, tuple[str, bool, bool, bool]] = {
+    # how the machine ended: (synchronous, closed, another start of the machine, a new epoch)
+    "killed": ("normal", False, False, False),
+    "power lost": ("normal", False, True, True),
+    "power lost, full": ("full", False, True, False),
+    "shut down": ("normal", True, True, False),
+}
+
+
+@pytest.mark.parametrize("how", list(LOSSES))
+async def test_only_a_power_loss_without_full_brings_a_new_epoch(
+    path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The contract of `Store.epoch`: positions behind a lost tail would be given out twice."""
+    synchronous, closed, rebooted, anew = LOSSES[how]
+    monkeypatch.setattr(sqlite_file, "_boot", lambda: "first")
+    store = SqliteStore(locate(f"sqlite:///{path}?synchronous={synchronous}"))
+    await store.open()
+    (position,) = await append(store, "hub:journal", b"a")
+    epoch = store.epoch
+    if closed:
+        await store.close()
+    else:
+        vanish(store)
+    monkeypatch.setattr(sqlite_file, "_boot", lambda: "second" if rebooted else "first")
+    async with opened(path, f"?synchronous={synchronous}") as again:
+        assert (again.epoch != epoch) is anew
+        if anew:
+            with pytest.raises(Gap):
+                await again.log.read("hub:journal", position)
+        assert data_of(await again.log.read("hub:journal", None)) == [b"a"]
+    store._commits.end()
+
+
+# what nobody may see yet
+
+
+async def test_nobody_sees_or_hears_what_is_not_in_the_file_yet(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position that was seen and then lost in a crash would be given out twice."""
+    async with opened(path) as store:
+        await append(store, "hub:other", b"there")
+        await store.kv.put("other", b"there", TTL)
+        commits = HeldUp(store, monkeypatch)
+        heard: list[bytes] = []
+        store.log.listen("hub:journal", lambda entry: heard.append(entry.data))
+        writes = asyncio.gather(append(store, "hub:journal", b"new"), store.kv.put("key", b"new", TTL))
+        await commits.begun()
+        reads = [
+            asyncio.ensure_future(each)
+            for each in (store.log.read("hub:journal", None), store.log.newest("hub:journal", 1), store.kv.get("key"))
+        ]
+        assert data_of(await store.log.read("hub:other", None)) == [b"there"], "the rest doesn't wait"
+        assert await store.kv.get("other") == b"there"
+        assert not any(each.done() for each in (*reads, writes))
+        assert heard == []
+        commits.go_on.set()
+        await writes
+        assert heard == [b"new"]
+        assert [data_of(await reads[0]), data_of(await reads[1]), await reads[2]] == [[b"new"], [b"new"], b"new"]
+
+
+class HeldUp:
+    """The commits of a store wait in the writer's thread."""
+
+    def __init__(self, store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._began = asyncio.Event()
+        self._write = store._saved.file.write
+        self.go_on = threading.Event()
+        monkeypatch.setattr(store._saved.file, "write", self._hold)
+
+    def _hold(self, changes: Any) -> None:
+        self._loop.call_soon_threadsafe(self._began.set)
+        assert self.go_on.wait(WAIT)
+        self._write(changes)
+
+    async def begun(self) -> None:
+        """A commit waits."""
+        async with asyncio.timeout(WAIT):
+            await self._began.wait()
+
+
+async def test_all_that_wait_go_to_the_file_in_one_commit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Group commit: a thousand publishers cost one synchronization."""
+    async with opened(path, "?synchronous=full") as store:
+        commits: list[Any] = []
+        write = store._saved.file.write
+        monkeypatch.setattr(store._saved.file, "write", lambda changes: (commits.append(changes), write(changes)))
+        await asyncio.gather(*(append(store, "hub:journal", b"%d" % n) for n in range(1000)))
+        assert len(commits) == 1
+        assert len(await read_all(store, "hub:journal")) == 1000
+
+
+# who may have it
+
+
+async def test_only_the_owner_can_read_the_file_and_the_folder_stays_as_it_was(path: Path) -> None:
+    """Who reads the store can forge sessions."""
+    path.parent.chmod(0o755)
+    before = os.umask(0)
+    try:
+        async with opened(path) as store:
+            await append(store, "hub:journal", b"a")
+            files = sorted(path.parent.iterdir())
+            assert path in files
+            assert {stat.S_IMODE(each.stat().st_mode) for each in files} == {0o600}
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
+
+
+async def test_a_second_owner_is_refused_with_what_to_do_instead(path: Path) -> None:
+    """One process has the file; several workers ask that one, and several machines need a server."""
+    async with opened(path) as store:
+        await append(store, "hub:journal", b"a")
+        with pytest.raises(LocalError, match="in use") as error:
+            await SqliteStore(locate(f"sqlite:///{path}")).open()
+        assert "--workers" in str(error.value)
+        assert "redis://" in str(error.value)
+        program = (
+            "import asyncio, sys; from millstream.stores import open_store; asyncio.run(open_store(sys.argv[1]).open())"
+        )
+        other = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-c", program, f"sqlite:///{path}"], capture_output=True, check=False
+        )
+        assert other.returncode == 1
+        assert b"--workers" in other.stderr
+        await append(store, "hub:journal", b"b")
+    async with opened(path) as store:
+        assert data_of(await read_all(store, "hub:journal")) == [b"a", b"b"]

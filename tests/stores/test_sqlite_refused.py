@@ -1,0 +1,135 @@
+"""Files and URLs that the SQLite store refuses: each with a reason, and the file stays as it is."""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from millstream.protocol.errors import LocalError
+from millstream.stores import open_store
+from millstream.stores.sqlite.location import locate
+from millstream.stores.sqlite.store import SqliteStore
+from store_parts import append
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store.db"
+
+
+def a_newer_one(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.executescript("PRAGMA application_id=1297306706; PRAGMA user_version=99; CREATE TABLE x (y)")
+    database.close()
+
+
+def of_another_program(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.executescript("CREATE TABLE customers (name); INSERT INTO customers VALUES ('ann')")
+    database.close()
+
+
+def of_another_program_that_is_marked(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.executescript("PRAGMA application_id=7; CREATE TABLE x (y)")
+    database.close()
+
+
+def no_database(path: Path) -> None:
+    path.write_bytes(b"#!/bin/sh\necho this is a script, and of some length, so that it could be a header\n" * 50)
+
+
+def fill(path: Path) -> None:
+    async def fill() -> None:
+        store = SqliteStore(locate(f"sqlite:///{path}"))
+        await store.open()
+        for n in range(50):
+            await append(store, f"call:{n}", bytes(1000), b"x" * 1000)
+        await store.close()
+
+    asyncio.run(fill())
+
+
+def truncated(path: Path) -> None:
+    fill(path)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwritten(path: Path) -> None:
+    fill(path)
+    content = bytearray(path.read_bytes())
+    for page in range(1, len(content) // 4096):
+        content[page * 4096 : page * 4096 + 64] = b"\xa5" * 64
+    path.write_bytes(content)
+
+
+def without_an_entry(path: Path) -> None:
+    fill(path)
+    database = sqlite3.connect(path)
+    with database:
+        database.execute("DELETE FROM entries WHERE stream=3")
+    database.close()
+
+
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a newer version": (a_newer_one, "newer version"),
+    "another program's": (of_another_program, "another program"),
+    "another program's, marked": (of_another_program_that_is_marked, "another program"),
+    "no database": (no_database, "isn't a SQLite database"),
+    "truncated": (truncated, "damaged"),
+    "overwritten": (overwritten, "damaged"),
+    "incomplete": (without_an_entry, "damaged"),
+}
+
+
+@pytest.mark.parametrize("what", list(REFUSED))
+def test_a_file_that_cannot_be_used_is_refused_with_a_reason_and_stays_as_it_is(path: Path, what: str) -> None:
+    """Nothing is ever overwritten: somebody may want to save it."""
+    make, reason = REFUSED[what]
+    make(path)
+    before = path.read_bytes()
+    with pytest.raises(LocalError, match=reason) as error:
+        asyncio.run(SqliteStore(locate(f"sqlite:///{path}")).open())
+    assert str(path) in str(error.value)
+    assert path.read_bytes() == before
+
+
+def test_an_empty_file_is_a_new_store(path: Path) -> None:
+    """As `mktemp` makes one."""
+    path.touch()
+    fill(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("no/such/store.db", "folder doesn't exist"), (".", "is a folder"), ("file/store.db", "a file")],
+)
+async def test_a_place_where_no_file_can_be_is_named(tmp_path: Path, name: str, reason: str) -> None:
+    """Mostly a folder that wasn't mounted."""
+    (tmp_path / "file").touch()
+    with pytest.raises(LocalError, match=reason):
+        await SqliteStore(locate(f"sqlite:///{tmp_path / name}")).open()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite://store.db", "sqlite:///", "sqlite:////", "sqlite:///x/", "sqlite://u:hunter2@h/x", "sqlite:///x?key=hunter2",
+     "sqlite:///x?synchronous=off", "sqlite:///x?synchronous=hunter2", "sqlite:///%00"],
+)  # fmt: skip
+def test_a_wrong_url_is_refused_with_the_right_form_and_without_what_may_be_a_password(url: str) -> None:
+    """Our choice: the message goes to a terminal and into logs."""
+    with pytest.raises(LocalError, match=r"sqlite:///|synchronous=normal") as error:
+        open_store(url)
+    assert "hunter2" not in str(error.value)
+
+
+def test_three_slashes_are_relative_and_four_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As other programs read such URLs. A parent and its workers may stand in different folders."""
+    monkeypatch.chdir(tmp_path)
+    assert locate("sqlite:///a/b.db").path == tmp_path / "a" / "b.db"
+    assert locate("sqlite:////a/b%20c.db?synchronous=full").path == Path("/a/b c.db")
+    for url in ("sqlite:///a/b%3Fc%25d%23.db", "sqlite:////x.db?synchronous=full"):
+        assert locate(locate(url).url) == locate(url)
