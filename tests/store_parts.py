@@ -5,15 +5,18 @@ that into `BACKINGS`: the contract tests run on every one, those for several wor
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Protocol
+
+import pytest
 
 from millstream.stores import open_store
 from millstream.stores.base import PAGE_BYTES, Entry, Position, Store
 from millstream.stores.local.server import LocalServer
 from millstream.stores.local.store import LocalStore
 from patience import WAIT
+from redis_parts import ClusterBacking, RedisBacking, SentinelBacking
 
 TTL = 300.0
 
@@ -132,8 +135,16 @@ BACKINGS: dict[str, Callable[[], Backing]] = {
     "sqlite": SqliteBacking,
     "local": LocalBacking,
     "local-sqlite": LocalSqliteBacking,
+    "redis": RedisBacking,
+    "redis+sentinel": SentinelBacking,
+    "redis+cluster": ClusterBacking,
 }
 """What is listed here is tested."""
+
+
+def backings(names: Iterable[str]) -> list[Any]:
+    """Parameters of tests: what needs a server in a process of its own is no part of `make unit`."""
+    return [pytest.param(name, marks=pytest.mark.server if name.startswith("redis") else ()) for name in names]
 
 
 async def append(store: Store, stream: str, *data: bytes, max_entries: int = 1000) -> list[Position]:

@@ -25,7 +25,7 @@ LAYERS = [
 ]
 ROOMS = {
     "http": ["asgi", "lane", "websocket"],
-    "stores": ["base", "groups", "memory", "sqlite", "local"],
+    "stores": ["base", "groups", "memory", "sqlite", "local", "redis"],
     "server": ["functions", "questions", "calls", "features", "handlers", "observing"],
     "transports": ["streamable", "rest", "websocket"],
     "app": [
@@ -36,7 +36,7 @@ ROOMS = {
 }
 """The order inside a house: every folder, and the files between which the order says something."""
 # fmt: on
-OPTIONAL = {"argon2", "jsonschema_rs", "keyring", "openai", "opentelemetry", "psutil", "pydantic", "redis"}
+OPTIONAL = {"argon2", "jsonschema_rs", "keyring", "openai", "opentelemetry", "psutil", "pydantic", "hiredis"}
 NAMELESS = {"utils", "helpers", "common", "core", "misc", "manager", "base", "new", "old", "modern", "legacy2"}
 PROGRAM_FOLDERS = ("src", "tests", "benches", "examples")
 UNTRACKED = {"node_modules", "__pycache__", ".venv", ".pythons", ".bench", ".git", ".hypothesis", "dist", "results"}

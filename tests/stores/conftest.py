@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from millstream.stores.base import Store
-from store_parts import BACKINGS, Backing
+from store_parts import BACKINGS, Backing, backings
 
 SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
 
 
-@pytest.fixture(params=list(BACKINGS))
+@pytest.fixture(params=backings(BACKINGS))
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     """The only worker of each store."""
     backing = BACKINGS[request.param]()
@@ -18,7 +18,7 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     await backing.close()
 
 
-@pytest.fixture(params=SHARED)
+@pytest.fixture(params=backings(SHARED))
 async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
     """Each store that several workers can share."""
     backing = BACKINGS[request.param]()

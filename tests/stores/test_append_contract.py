@@ -60,9 +60,9 @@ async def test_an_index_has_a_length_of_its_own(store: Store) -> None:
 
 async def test_an_append_that_is_refused_leaves_nothing_in_the_index(store: Store) -> None:
     """The contract of `EventLog.append`: both or none."""
-    await add(store, b"end", "call:1", seal=True)
+    await add(store, b"end", "hub:ended", seal=True)
     with pytest.raises(Sealed):
-        await add(store, b"late", "call:1", index=INDEX)
+        await add(store, b"late", "hub:ended", index=INDEX)
     with pytest.raises(StoreFull):
         await add(store, bytes(200 * 2**20), index=INDEX)
     assert await store.log.read(INDEX.stream, None) == await store.log.read("hub:journal", None) == []

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from millstream.stores.base import Entry, Gap, Position, Store
-from store_parts import BACKINGS, TTL, Backing, append, data_of, read_all
+from store_parts import BACKINGS, TTL, Backing, append, backings, data_of, read_all
 
 
 async def test_entries_are_read_in_the_order_of_append(store: Store) -> None:
@@ -72,7 +72,7 @@ async def test_the_newest_entries_can_be_had_without_the_rest(store: Store) -> N
 
 async def test_a_gap_tells_the_newest_position_so_that_a_reader_ahead_of_it_can_go_on(store: Store) -> None:
     """The contract of `Gap`: after a lost tail, a reader that stayed where it was would drop what follows."""
-    positions = await append(store, "stream", *(b"%d" % n for n in range(100)), max_entries=3)
+    positions = await append(store, "stream", *(b"%d" % n for n in range(500)), max_entries=3)
     ahead = Position(store.epoch, positions[-1].offset + 7)
     with pytest.raises(Gap) as gap:
         await store.log.read("stream", ahead)
@@ -253,7 +253,7 @@ class LogMachine(RuleBasedStateMachine):
         return got
 
 
-@pytest.mark.parametrize("name", list(BACKINGS))
+@pytest.mark.parametrize("name", backings(BACKINGS))
 def test_resume_after_any_cut_loses_and_repeats_nothing(name: str) -> None:
     """The contract of `EventLog`, as a state machine."""
     machine = type("Machine", (LogMachine,), {"make": staticmethod(BACKINGS[name])})

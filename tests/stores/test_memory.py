@@ -63,7 +63,7 @@ def test_open_store_makes_an_unshared_store_with_a_new_epoch() -> None:
     assert one.epoch != two.epoch
 
 
-@pytest.mark.parametrize("url", ["redis://user:hunter2@host/0", "memory", "", "memory:/x", "memory://hunter2"])
+@pytest.mark.parametrize("url", ["rudis://user:hunter2@host/0", "memory", "", "memory:/x", "memory://hunter2"])
 def test_another_url_is_refused_with_what_exists_and_without_the_password(url: str) -> None:
     """Our choice: the message goes to a terminal and into logs."""
     with pytest.raises(LocalError, match="memory://") as error:

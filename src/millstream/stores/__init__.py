@@ -39,6 +39,18 @@ def _sqlite(url: str, rest: str) -> Store:
     return _at_parent(location.url) or SqliteStore(location)
 
 
+def _redis(url: str, rest: str) -> Store:
+    try:
+        from millstream.stores.redis.store import RedisStore  # noqa: PLC0415  needs an extra
+    except ImportError as missing:
+        if missing.name != "hiredis":
+            raise
+        raise LocalError("A store in Redis needs an extra package: pip install 'millstream[redis]'.") from None
+    from millstream.stores.redis.address import parse_address  # noqa: PLC0415  loads TLS
+
+    return RedisStore(parse_address(url))
+
+
 def _at_parent(url: str) -> Store | None:
     """The store of this URL in the parent of this worker; None where it's nobody's worker."""
     address = parent()
@@ -49,8 +61,13 @@ def _at_parent(url: str) -> Store | None:
     return LocalStore(address, url)
 
 
-_KINDS: Final[dict[str, Callable[[str, str], Store]]] = {"memory": _memory, "sqlite": _sqlite}
+_KINDS: Final[dict[str, Callable[[str, str], Store]]] = {
+    "memory": _memory,
+    "sqlite": _sqlite,
+    **{f"{scheme}{kind}": _redis for scheme in ("redis", "rediss") for kind in ("", "+sentinel", "+cluster")},
+}
 _WHICH: Final = (
-    "The stores are memory:// (ends with the program) and sqlite:///file.db (a file, which survives it); each is for "
-    "one program on one machine, with any number of --workers."
+    "The stores are memory:// (ends with the program) and sqlite:///file.db (a file, which survives it), each for one "
+    "program on one machine, with any number of --workers; and redis://host (for any number of machines; also "
+    "rediss://, redis+sentinel:// and redis+cluster://)."
 )

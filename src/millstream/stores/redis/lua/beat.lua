@@ -1,0 +1,19 @@
+-- A worker lives. KEYS: generation, leases, inbox, places, vouched   ARGV: worker, lease, what it has read of its inbox, run
+-- Gives: time, epoch, run, worker ... (those with a lease, itself only if it kept its own)
+local now = clock()
+local known = redis.call('HMGET', KEYS[1], 'epoch', 'run')
+if known[2] == ARGV[4] and alive(KEYS[2], ARGV[1], now) then
+  redis.call('ZADD', KEYS[2], digits(now + tonumber(ARGV[2])), ARGV[1])
+  redis.call('PEXPIRE', KEYS[1], 7776000000)
+  redis.call('PEXPIRE', KEYS[2], 86400000)
+  redis.call('PEXPIRE', KEYS[4], 600000)
+  redis.call('PEXPIRE', KEYS[5], 86400000)
+  -- The probe: it must come back through the connection that reads.
+  redis.call('XTRIM', KEYS[3], 'MINID', ARGV[3])
+  redis.call('XADD', KEYS[3], '1-*', 'p', digits(now))
+  redis.call('PEXPIRE', KEYS[3], 600000)
+end
+-- What those had whom nobody missed for a day has expired.
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', digits(now - 86400000000))
+local living = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. digits(now), '+inf')
+return {digits(now), known[1] or '', known[2] or '', living}

@@ -1,0 +1,22 @@
+"""The scripts that Redis runs, each atomic. They are files of this package; nothing is ever put into them."""
+
+from functools import cache
+from hashlib import sha1
+from pathlib import Path
+from typing import NamedTuple
+
+_FOLDER = Path(__file__).parent / "lua"
+
+
+class Script(NamedTuple):
+    """A script, and the name under which Redis keeps it."""
+
+    text: bytes
+    digest: str
+
+
+@cache
+def script(name: str) -> Script:
+    """The script in the file of this name."""
+    text = (_FOLDER / "shared.lua").read_bytes() + (_FOLDER / f"{name}.lua").read_bytes()
+    return Script(text, sha1(text, usedforsecurity=False).hexdigest())

@@ -1,0 +1,111 @@
+"""What this worker is to Redis: its name, the generation of the data that it knows, its attempts, and the store's time.
+It does no I/O.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Final
+
+PLACES: Final = 1024
+"""How many attempts may be under way at once; more of them wait for their turn."""
+_STREAMS: Final = 10_000
+
+
+class Watchers:
+    """Callbacks for one thing that changes."""
+
+    __slots__ = ("_callbacks",)
+
+    def __init__(self) -> None:
+        self._callbacks: list[Callable[[], None]] = []
+
+    def add(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call it from now on; returns the way to stop, which may be called again."""
+
+        def call() -> None:
+            changed()
+
+        def stop() -> None:
+            if call in self._callbacks:
+                self._callbacks.remove(call)
+
+        self._callbacks.append(call)
+        return stop
+
+    def tell(self) -> None:
+        """Call them all."""
+        for each in tuple(self._callbacks):
+            if each in self._callbacks:
+                each()
+
+    def clear(self) -> None:
+        """Nobody is called any more."""
+        self._callbacks.clear()
+
+
+class Standing:
+    """One worker, from the time when its store is opened."""
+
+    __slots__ = (
+        "_at", "_free", "_monotonic", "_numbers", "_offsets", "_room", "_wall", "epoch", "epochs", "me", "run",
+    )  # fmt: skip
+
+    def __init__(
+        self, *, monotonic: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+    ) -> None:
+        # configuration
+        self._monotonic = monotonic
+        self._wall = wall
+        # process
+        self.me = ""
+        """The worker's name."""
+        self.epoch = ""
+        self.run = ""
+        """The run of the server that answers for the hub's slot."""
+        self.epochs = Watchers()
+        """Told when `epoch` has changed."""
+        self._numbers = count(1)
+        self._free = list(range(PLACES))
+        self._room = asyncio.Semaphore(PLACES)
+        self._offsets: dict[str, int] = {}
+        self._at: tuple[float, float] | None = None
+
+    def rename(self) -> None:
+        """Be another worker: whatever was given to the old one is void."""
+        self.me = secrets.token_hex(6)
+
+    async def take(self) -> tuple[int, int]:
+        """A place and a number, by which Redis recognizes an attempt that is made again. `give` the place back."""
+        await self._room.acquire()
+        return self._free.pop(), next(self._numbers)
+
+    def give(self, place: int) -> None:
+        """An attempt is settled."""
+        self._free.append(place)
+        self._room.release()
+
+    def seen(self, stream: str, offset: int) -> None:
+        """A stream has come so far."""
+        known = self._offsets.pop(stream, 0)
+        self._offsets[stream] = max(known, offset)
+        if len(self._offsets) > _STREAMS:
+            del self._offsets[next(iter(self._offsets))]
+
+    def floor(self, stream: str) -> int:
+        """How far it has come, as far as is known."""
+        return self._offsets.get(stream, 0)
+
+    def set_time(self, microseconds: int, asked: float) -> None:
+        """Redis said what time it is, to a question of then, by the monotonic clock."""
+        now = self._monotonic()
+        self._at = (microseconds / 1e6 + (now - asked) / 2, now)
+
+    def time(self) -> float:
+        """The time by Redis' clock."""
+        if self._at is None:
+            return self._wall()
+        told, at = self._at
+        return told + self._monotonic() - at

@@ -1,0 +1,188 @@
+"""The store in Redis: its parts, opened and closed together.
+
+Two connections: one for all commands, one that waits for what others write. In a Cluster there's one for commands to
+each server that has keys.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from millstream.protocol.errors import LocalError
+from millstream.stores.redis.address import Address
+from millstream.stores.redis.bus import RedisBus
+from millstream.stores.redis.commands import Commands
+from millstream.stores.redis.inbox import LOST, Outbox
+from millstream.stores.redis.keys import Keys
+from millstream.stores.redis.link import Link
+from millstream.stores.redis.log import CONTROL, FOLLOW_SECONDS, FOLLOWED, RedisLog
+from millstream.stores.redis.members import RedisMembers
+from millstream.stores.redis.reader import Fields, Reader
+from millstream.stores.redis.recent import Recent
+from millstream.stores.redis.repair import Repair
+from millstream.stores.redis.routes import Place, routes_to
+from millstream.stores.redis.standing import Standing
+from millstream.stores.redis.values import RedisKeyValue
+from millstream.stores.redis.workers import LEASE, RedisWorkers
+
+ROOM: Final = 64 * 1024 * 1024
+"""The bytes that the lossy values of one kind, or its indexes, may have."""
+_GOODBYE: Final = 1.0
+
+
+class RedisStore:
+    """A store that other workers share."""
+
+    def __init__(self, address: Address, *, lease: float = LEASE) -> None:
+        # configuration
+        self._address = address
+        self._keys = keys = Keys(address.prefix)
+        self._routes = routes = routes_to(address)
+        # process
+        self.shared = True
+        self._standing = standing = Standing()
+        self._commands = commands = Commands(routes)
+        self._reader = reader = Reader(routes, commands, keys.generation)
+        self._outbox = outbox = Outbox(commands, keys, standing)
+        self.kv = RedisKeyValue(commands, keys, ROOM)
+        self._recent = recent = Recent()
+        self.log = RedisLog(commands, keys, standing, reader, outbox, recent, room=ROOM)
+        self.bus = RedisBus(self.log, outbox)
+        self.members = RedisMembers(commands, keys, standing)
+        self.workers = RedisWorkers(commands, keys, standing, reader, lease=lease)
+        self.workers.renamed = self._renamed
+        self.workers.mend = commands.mend = self._mend
+        commands.connected = self._connected
+        reader.connected = self.workers.hurry
+        self._repair = Repair(commands, keys, standing, recent, lease)
+        self._mending: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._inbox = ""
+        self._sequence = -1
+
+    @property
+    def epoch(self) -> str:
+        return self._standing.epoch
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        return self._standing.epochs.add(changed)
+
+    def time(self) -> float:
+        return self._standing.time()
+
+    async def open(self) -> None:
+        commands = self._commands
+        commands.open()
+        try:
+            await commands.link(self._keys.generation)
+            await self.workers.enter()
+            self._follow_inbox()
+            self.bus.begin()
+            await self.log.listening(CONTROL)
+        except OSError as failure:
+            await commands.close()
+            raise LocalError(
+                f"The store at {self._address} can't be reached: {failure.strerror or failure}. Start it, or correct"
+                " its URL."
+            ) from None
+        except BaseException:
+            await commands.close()
+            raise
+        self._tasks = [asyncio.create_task(each) for each in (self._reader.run(), self.workers.run(), self._keep())]
+
+    async def close(self) -> None:
+        if self._commands.closed:
+            return
+        tasks = [*self._tasks, *([self._mending] if self._mending is not None else ())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks, self._mending = [], None
+        await self._outbox.close()
+        with suppress(LocalError, OSError, TimeoutError):
+            async with asyncio.timeout(_GOODBYE):
+                await self.workers.exit()
+        await self._commands.close()
+        self._reader.forget_all()
+        self._recent.clear()
+        for part in (self.log, self.bus, self.members, self.workers):
+            part.end_all()
+        self._standing.epochs.clear()
+
+    def _connected(self, link: Link, place: Place) -> None:
+        """There's a connection; the hub's server may be another one than before."""
+        if place == self._routes.place(self._keys.generation):
+            self._standing.run = link.run
+
+    def _follow_inbox(self) -> None:
+        self._reader.leave(self._inbox)
+        self._inbox, self._sequence = self._keys.inbox(self._standing.me, self._standing.run), -1
+        self._reader.follow(self._inbox, "0-0", self._take)
+
+    def _take(self, id: str, fields: Fields) -> None:
+        """A message in the inbox, or the probe."""
+        sequence = int(id.partition("-")[2])
+        if sequence != self._sequence + 1:
+            self._interrupt()
+        self._sequence = sequence
+        if fields[0] == b"p":
+            self.workers.answered(fields)
+            return
+        topic = fields[1].decode()
+        if topic == LOST:
+            self._interrupt()
+        elif topic.startswith(FOLLOWED):
+            self.log.take(topic, fields[3])
+        else:
+            self.bus.take(topic[1:], fields[3])
+
+    def _interrupt(self) -> None:
+        self.log.interrupt()
+        self.bus.interrupt()
+
+    async def _renamed(self) -> None:
+        """This worker has a new name: what was sent to the old one is gone, and nobody knows it yet."""
+        self._follow_inbox()
+        await self._reader.cover(self._inbox)
+        await self.log.note_all()
+        await self.members.vouch_again()
+        self._interrupt()
+
+    async def _mend(self, code: str) -> None:
+        """The server lost its data, or took over from another one, or this worker lost its lease. Several may ask; it's
+        done once.
+        """
+        if self._mending is not None and self._mending is asyncio.current_task():
+            await self._mend_once(code)
+            return
+        if self._mending is None or self._mending.done():
+            self._mending = asyncio.create_task(self._mend_once(code))
+        await asyncio.shield(self._mending)
+
+    async def _mend_once(self, code: str) -> None:
+        standing = self._standing
+        if code == "SUCCESSOR":
+            link = await self._commands.link(self._keys.generation)
+            if epoch := await self._repair.run(link.run):
+                opened = bool(standing.epoch)
+                self.workers.adopt(epoch)
+                if opened:
+                    self._follow_inbox()
+                    await self._reader.cover(self._inbox)
+                    await self.log.note_all()
+                    await self.members.vouch_again(quietly=True)
+                    self._interrupt()
+                return
+        await self.workers.come_again()
+        if code != "LAPSED":
+            self._recent.clear()
+            self.log.interrupt(hub=True)
+
+    async def _keep(self) -> None:
+        """What's noted in the store for this worker lives on."""
+        while True:
+            await asyncio.sleep(FOLLOW_SECONDS / 2)
+            with suppress(LocalError):
+                await self.log.note_all()
+                await self.members.keep()

@@ -1,0 +1,355 @@
+"""Redis for tests: servers that a test run starts on free ports, and stores on them."""
+
+import asyncio
+import atexit
+import inspect
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import hiredis
+import pytest
+
+from millstream.stores.base import Store
+from millstream.stores.redis.address import parse_address
+from millstream.stores.redis.store import RedisStore
+from patience import WAIT
+from processes import Tests, free_port
+
+LEASE = 1.5
+"""Seconds: as short as a slow machine can renew it."""
+
+
+def redis_server() -> str:
+    """The program. Where it's missing the test is skipped, in CI it fails."""
+    found = shutil.which("redis-server")
+    if found is None:
+        assert not os.environ.get("CI"), "redis-server is not installed; make test installs it where it may"
+        pytest.skip("redis-server is not installed; make test installs it where it may")
+    return found
+
+
+def ask(port: int, *command: str) -> Any:
+    """The reply of a server on this machine."""
+    with socket.create_connection(("127.0.0.1", port), timeout=WAIT) as peer:
+        peer.sendall(hiredis.pack_command(command))  # type: ignore[arg-type]
+        reader = hiredis.Reader()
+        while (reply := reader.gets()) is False:
+            data = peer.recv(65536)
+            if not data:
+                raise ConnectionError("Redis closed the connection")
+            reader.feed(data)
+    return reply
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Return once something is true that nobody tells."""
+    deadline = time.monotonic() + WAIT
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+class RedisServer:
+    """One server, without a file on disk unless options say so."""
+
+    def __init__(self, *options: str, port: int = 0) -> None:
+        assert Tests.may_serve, "A test that starts a server carries the mark `server`."
+        self.port = port or free_port()
+        self.options = options
+        self._folder = tempfile.TemporaryDirectory(prefix="millstream-redis-")
+        self.folder = Path(self._folder.name)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start it, again on its port and with its files."""
+        command = [
+            redis_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "",
+            "--daemonize", "no", "--loglevel", "warning", *self.options,
+        ]  # fmt: skip
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + WAIT
+        while not self.well():
+            assert self.process.poll() is None, (self.folder / "log").read_text("utf-8", "replace")
+            assert time.monotonic() < deadline, "Redis did not start"
+            time.sleep(0.01)
+
+    def well(self) -> bool:
+        """Whether it answers anything."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=WAIT) as peer:
+                peer.sendall(b"PING\r\n")
+                return peer.recv(1) != b""
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """As kill -9."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def close(self) -> None:
+        self.stop()
+        self._folder.cleanup()
+
+    def ask(self, *command: str) -> Any:
+        """The reply to a command."""
+        return ask(self.port, *command)
+
+    def flush(self) -> None:
+        self.ask("FLUSHALL")
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+
+class Proxy:
+    """A wire to a server on this machine that can be cut, frozen and half closed."""
+
+    def __init__(self, port: int) -> None:
+        self.port = 0
+        self._to = port
+        self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._open = asyncio.Event()
+        self._open.set()
+        self.deaf = False
+        """Replies get lost."""
+        self.asked = 0
+        """Bytes that went to the server."""
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut(self) -> None:
+        """Break every connection."""
+        for pair in self._pairs:
+            for side in pair:
+                side.transport.abort()
+        self._pairs.clear()
+
+    def freeze(self) -> None:
+        """From now on replies wait."""
+        self._open.clear()
+
+    def thaw(self) -> None:
+        self._open.set()
+
+    def half_close(self) -> None:
+        """The server seems to have said everything, and is still there."""
+        for client, _ in self._pairs:
+            client.write_eof()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs, ours = await asyncio.open_connection("127.0.0.1", self._to)
+        self._pairs.append((writer, ours))
+        for source, sink, replies in ((reader, ours, False), (theirs, writer, True)):
+            task = asyncio.create_task(self._pump(source, sink, replies))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, replies: bool) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                if replies:
+                    await self._open.wait()
+                    if self.deaf:
+                        continue
+                else:
+                    self.asked += len(data)
+                sink.write(data)
+                await sink.drain()
+        sink.close()
+
+
+async def until(true: Callable[[], Any]) -> None:
+    """Return once something is true, which a function says at once or when it's awaited."""
+    async with asyncio.timeout(WAIT):
+        while not (await found if inspect.isawaitable(found := true()) else found):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def kill(store: Any) -> None:
+    """End a worker as kill -9 would: its connections break, and nobody is told."""
+    store._tasks, tasks = [], store._tasks
+    for task in tasks:
+        task.cancel()
+    if store._reader._link is not None:
+        store._reader._link.close()
+    await store._commands.close()
+
+
+class Sentinels:
+    """A primary, its replica and a Sentinel that watches them, and is quick to decide."""
+
+    def __init__(self) -> None:
+        self.primary = RedisServer("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+        self.replica = RedisServer(
+            "--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1", str(self.primary.port)
+        )
+        self.port = free_port()
+        conf = self.primary.folder / "sentinel.conf"
+        conf.write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {self.primary.folder}\n"
+            f"sentinel monitor main 127.0.0.1 {self.primary.port} 1\n"
+            "sentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 3000\n"
+        )
+        self._process = subprocess.Popen([redis_server(), str(conf), "--sentinel"], stdout=subprocess.DEVNULL)
+        wait_until(lambda: b"master_link_status:up" in self.replica.ask("INFO", "replication"))
+        wait_until(lambda: knows_replica(self.port))
+
+    def well(self) -> bool:
+        return self.primary.well() and self.replica.well() and self._process.poll() is None
+
+    def flush(self) -> None:
+        self.primary.ask("FLUSHALL")
+
+    @property
+    def url(self) -> str:
+        return f"redis+sentinel://127.0.0.1:1,127.0.0.1:{self.port}/main/0"
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self.replica.close()
+        self.primary.close()
+
+
+def knows_replica(port: int) -> bool:
+    """Whether a Sentinel could fail over."""
+    try:
+        return bool(ask(port, "SENTINEL", "REPLICAS", "main"))
+    except OSError:
+        return False
+
+
+class Cluster:
+    """Three primaries that share the slots."""
+
+    def __init__(self) -> None:
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+        self.nodes = [RedisServer(*options, "--cluster-port", str(free_port())) for _ in range(3)]
+        bounds = [0, 5461, 10923, 16384]
+        for number, node in enumerate(self.nodes):
+            node.ask("CLUSTER", "ADDSLOTSRANGE", str(bounds[number]), str(bounds[number + 1] - 1))
+            node.ask("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
+            bus = node.options[node.options.index("--cluster-port") + 1]
+            self.nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", str(node.port), bus)
+        for node in self.nodes:
+            wait_until(lambda: b"cluster_state:ok" in node.ask("CLUSTER", "INFO"))  # noqa: B023
+            wait_until(lambda: len(node.ask("CLUSTER", "SLOTS")) == 3)  # noqa: B023
+
+    def add_replica(self, primary: RedisServer) -> RedisServer:
+        """One more node, which takes over when a primary dies."""
+        bus = str(free_port())
+        node = RedisServer(
+            "--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", bus,
+            "--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0",
+        )  # fmt: skip
+        self.nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", str(node.port), bus)
+        owner = primary.ask("CLUSTER", "MYID").decode()
+        wait_until(lambda: owner.encode() in node.ask("CLUSTER", "NODES"))
+        wait_until(lambda: node.ask("CLUSTER", "REPLICATE", owner) == b"OK")
+        wait_until(lambda: b"master_link_status:up" in node.ask("INFO", "replication"))
+        for each in self.nodes:
+            wait_until(lambda: str(node.port).encode() in each.ask("CLUSTER", "NODES"))  # noqa: B023
+        self.nodes.append(node)
+        return node
+
+    def well(self) -> bool:
+        return all(node.well() for node in self.nodes)
+
+    def flush(self) -> None:
+        for node in self.nodes:
+            node.ask("FLUSHALL")
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:2])
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
+
+
+_SHARED: dict[type[Any], tuple[Any, int]] = {}
+
+
+def shared_servers(kind: type[Any]) -> Any:
+    """Servers for many tests: others after a test has failed, since what that left behind is unknown."""
+    servers, failures = _SHARED.get(kind, (None, 0))
+    if servers is not None and (failures != Tests.failures or not servers.well()):
+        servers.close()
+        servers = None
+    if servers is None:
+        servers = kind()
+        if kind not in _SHARED:
+            atexit.register(_close_shared, kind)
+        _SHARED[kind] = (servers, Tests.failures)
+    return servers
+
+
+def _close_shared(kind: type[Any]) -> None:
+    _SHARED[kind][0].close()
+
+
+class RedisBacking:
+    """One Redis that many tests share, one after the other."""
+
+    shared: ClassVar[bool] = True
+    servers: ClassVar[type[Any]] = RedisServer
+
+    def __init__(self) -> None:
+        self._server: Any = None
+        self._workers: list[Store] = []
+
+    async def worker(self) -> Store:
+        if self._server is None:
+            self._server = shared_servers(self.servers)
+            self._server.flush()
+        store = RedisStore(parse_address(self._server.url), lease=LEASE)
+        await store.open()
+        self._workers.append(store)
+        return store
+
+    async def kill(self, store: Store) -> None:
+        await kill(store)
+
+    async def close(self) -> None:
+        for store in self._workers:
+            await store.close()
+
+
+class SentinelBacking(RedisBacking):
+    """Redis as Sentinel names it."""
+
+    servers: ClassVar[type[Any]] = Sentinels
+
+
+class ClusterBacking(RedisBacking):
+    """Redis as a Cluster."""
+
+    servers: ClassVar[type[Any]] = Cluster
