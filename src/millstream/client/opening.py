@@ -236,9 +236,10 @@ class Opening:
 
     async def _probe(self, transport: Transport, revision: Revision) -> Agreement | None:
         """Ask what the server offers. None: it doesn't know the question."""
+        seconds = self._options.connect_timeout + self._options.probe_timeout
         for _ in (0, 1):
             try:
-                result = await self._ask(transport, "server/discover", b"{}", revision, self._options.probe_timeout)
+                result = await self._ask(transport, "server/discover", b"{}", revision, seconds)
                 offer = _decode_discover(result)
             except Failure as exc:
                 named = versions(exc)
@@ -320,5 +321,5 @@ def newest(dates: list[str]) -> Revision | None:
 
 
 def _unknown(dates: list[str]) -> str:
-    theirs = ", ".join(dates) or "nothing that it names"
-    return f"The server speaks {theirs}; this client knows {', '.join(BY_DATE)}."
+    theirs = f"speaks {', '.join(dates)}" if dates else "does not say what it speaks"
+    return f"The server {theirs}; this client knows the revisions {', '.join(BY_DATE)}."

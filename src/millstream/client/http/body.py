@@ -61,6 +61,7 @@ class Body:
         if not self._ended:
             self._ended = True
             self._source.let_go()
+            self._wake()
 
     # What the connection says
 

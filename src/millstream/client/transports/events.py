@@ -14,7 +14,7 @@ from millstream.protocol.sse import Decoder, Event
 class EventReader:
     """Reads one connection after the other, and keeps what the next one needs: the last id and the time to wait."""
 
-    __slots__ = ("_decoder", "_events", "_max", "_retry_ms", "_stream", "last_event_id")
+    __slots__ = ("_decoder", "_events", "_max", "_retry_ms", "_stream", "given", "last_event_id")
 
     def __init__(self, max_bytes: int) -> None:
         self._max = max_bytes
@@ -23,6 +23,13 @@ class EventReader:
         self._stream: Body | None = None
         self._decoder = Decoder(max_bytes)
         self._events: deque[Event] = deque()
+        self.given: Envelope | None = None
+        """The answer, if it came on another stream."""
+
+    def give(self, answer: Envelope) -> None:
+        """End the reading: this is what it is for."""
+        self.given = answer
+        self.close()
 
     def attach(self, stream: Body) -> None:
         """Read from this connection from now on."""
@@ -61,7 +68,7 @@ class EventReader:
         return event
 
     async def message(self) -> Envelope | None:
-        """The next message. Events with other names, and empty ones, are passed over.
+        """The next message; None when the connection has ended. Events with other names, and empty ones, don't count.
 
         Raises:
             BadAnswer: an event isn't a message.
@@ -72,7 +79,7 @@ class EventReader:
                     return read(event.data.encode())
                 except ProtocolError as exc:
                     raise BadAnswer(f"The server sent something that isn't a message of MCP. {exc.message}.") from exc
-        return None
+        return self.given
 
     def wait(self, attempts: int, first: float, longest: float) -> float:
         """Seconds until the next connection: what the server said, or longer each time, with a little chance in it so

@@ -33,6 +33,8 @@ _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
 _ATTEMPTS = 5
 """Times that a stream is taken up again without anything new."""
+_STANDS = 1.0
+"""Seconds that the first call waits for the standing stream: some servers send its head with its first event."""
 _GOODBYE = 2.0
 """Seconds for the DELETE of a session."""
 
@@ -40,7 +42,7 @@ _GOODBYE = 2.0
 class StreamableTransport:
     """One endpoint; with a session in the handshake era, if the server gives one."""
 
-    __slots__ = ("_background", "_endpoint", "_listener", "_max", "_revision", "_session", "_standing")
+    __slots__ = ("_background", "_endpoint", "_following", "_listener", "_max", "_revision", "_session", "_standing")
 
     name = "streamable-http"
 
@@ -53,6 +55,8 @@ class StreamableTransport:
         # Session
         self._revision: Revision | None = None
         self._session = ""
+        self._following: dict[int, EventReader] = {}
+        """Streams that calls read, by the id of the request."""
         self._standing: asyncio.Task[None] | None = None
 
     @property
@@ -93,7 +97,12 @@ class StreamableTransport:
         if reply.status >= 400:
             raise self._trouble(reply)
         if method == "notifications/initialized" and self._revision is not None and self._revision.event_ids:
-            self._standing = self._background.start(self._stand())
+            stands = asyncio.Event()
+            self._standing = self._background.start(self._stand(stands))
+            # What a server asks outside of a call's own stream is lost, unless this one is open before the first call.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STANDS):
+                    await stands.wait()
 
     def _headers(self, request: Request) -> str:
         revision = request.revision or self._revision
@@ -143,10 +152,10 @@ class StreamableTransport:
 
     async def _follow(self, request: Request, stream: Body) -> Envelope:
         """Read a stream until the answer comes, and take it up again when it breaks."""
-        reader = EventReader(self._max)
+        reader = self._following[request.id] = EventReader(self._max)
         attempts = 0
         try:
-            while True:
+            while reader.given is None:
                 reader.attach(stream)
                 try:
                     while (message := await reader.message()) is not None:
@@ -158,7 +167,10 @@ class StreamableTransport:
                 except ConnectionLost as exc:
                     why = exc
                 stream, attempts = await self._resume(reader, attempts, why)
+            stream.close()
+            return reader.given
         finally:
+            del self._following[request.id]
             reader.close()
 
     @staticmethod
@@ -192,7 +204,7 @@ class StreamableTransport:
             extra += f"Last-Event-ID: {last_event_id}\r\n"
         return await self._endpoint.send("GET", extra, repeatable=True)
 
-    async def _stand(self) -> None:
+    async def _stand(self, stands: asyncio.Event) -> None:
         """The stream for what belongs to no call. Servers without one answer 405."""
         reader = EventReader(self._max)
         failures = 0
@@ -202,10 +214,13 @@ class StreamableTransport:
                     reply = await self._get(reader.last_event_id)
                     if reply.stream is None or reply.status != 200:
                         return
+                    stands.set()
                     reader.attach(reply.stream)
                     while (message := await reader.message()) is not None:
                         failures = 0
-                        if not message.is_answer:
+                        if message.is_answer:
+                            self._give(message)
+                        else:
                             self._listener.receive(message, self)
                 except (ConnectFailed, ConnectionLost):
                     pass
@@ -214,7 +229,14 @@ class StreamableTransport:
         except ClientError:
             return  # nothing that waiting would mend
         finally:
+            stands.set()
             reader.close()
+
+    def _give(self, message: Envelope) -> None:
+        """An answer on this stream belongs to a call whose own stream broke; servers are known to send it here."""
+        reader = self._following.get(message.id) if isinstance(message.id, int) else None
+        if reader is not None:
+            reader.give(message)
 
     # Ends
 
