@@ -7,6 +7,7 @@ do waits in a queue that has a limit, and a server that sends more is cut off.
 import asyncio
 import inspect
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar, Literal
@@ -86,12 +87,12 @@ class Running:
 
     def extend(self, now: float) -> None:
         """Something has come: the clock starts anew."""
-        if not self._scope.expired():
+        if self._latest != math.inf and not self._scope.expired():
             self._scope.reschedule(min(now + self._seconds, self._latest))
 
     def hold(self) -> None:
         """The server waits for us: the clock stands still."""
-        if not self._scope.expired():
+        if self._latest != math.inf and not self._scope.expired():
             self._scope.reschedule(self._latest)
 
 

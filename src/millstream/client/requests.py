@@ -190,7 +190,7 @@ class Requests:
                 latest = now + max(self._options.longest, seconds)
                 if seconds != math.inf:
                     scope.reschedule(now + seconds)
-                    running[request_id] = Running(scope, seconds, latest, ask.progress)
+                running[request_id] = Running(scope, seconds, latest, ask.progress)
                 answer = await link.transport.exchange(request)
         except TimeoutError as exc:
             if isinstance(exc, ClientError):
