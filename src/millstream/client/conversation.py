@@ -193,6 +193,8 @@ class Conversation:
 
         async def page(cursor: str | None) -> tuple[PaginatedResult, "list[T]"]:
             params = encode(PaginatedRequestParams(cursor))
+            if self.agreed.revision.requests.get(method, "") not in self.agreed.capabilities:
+                return PaginatedResult(), []  # the server has none of these, and would answer "method not found"
             result = await self.cached(Ask(method=method, params=params, repeatable=True), decode, fresh=fresh)
             return result, items(result)
 

@@ -246,7 +246,7 @@ class Incoming:
                 answer = error_message(message.id, exc.code, exc.message, exc.data)
             await transport.send(answer, "")
         except ClientError as exc:
-            _logger.warning("The answer to %s did not reach the server: %s", message.method, exc)
+            _logger.info("The answer to %s did not reach the server: %s", message.method, exc)
         finally:
             self._answering.pop(message.id, None)
             if not self._answering:
