@@ -45,7 +45,7 @@ format: $(VENV)/.test ## rewrite the sources in the one format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(VENV)/.test .venv-mcp1/.ready $(NODE_TOOLS) ## every test (ARGS= goes to pytest)
+test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) ## every test (ARGS= goes to pytest)
 	@scripts/apt curl chromium nginx redis-server
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) $(ARGS)
@@ -90,10 +90,10 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock
 	$(UV) install --python $(BIN)/python --require-hashes -r requirements/test.lock
 	@touch $@
 
-.venv-mcp1/.ready: $(VENV)/.setup requirements/mcp1.lock
-	@echo "Installing the 1.x client ..."
-	$(BIN)/python -m venv --clear --without-pip .venv-mcp1
-	$(UV) sync --python .venv-mcp1/bin/python --require-hashes requirements/mcp1.lock
+.venv-mcp1/.ready .venv-foreign/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
+	@echo "Installing the packages of others ($*) ..."
+	$(BIN)/python -m venv --clear --without-pip .venv-$*
+	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock
 	@touch $@
 
 $(PEERS)/.ready: $(VENV)/.setup requirements/bench.lock benches/package-lock.json

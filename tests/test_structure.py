@@ -28,6 +28,11 @@ ROOMS = {
     "stores": ["base", "groups", "memory", "sqlite", "local", "redis"],
     "server": ["functions", "questions", "calls", "features", "handlers", "observing"],
     "transports": ["streamable", "rest", "websocket"],
+    "client": [
+        "errors", "background", "http", "options", "transports", "questions", "targets", "incoming", "agreement",
+        "opening", "requests", "cache", "results", "listing", "tool_headers", "watching",
+        "conversation", "client", "blocking",
+    ],
     "app": [
         "info", "definition", "here_only", "parts", "streamed", "probes", "routes", "runtime", "runtimes", "hub_access",
         "serving", "server",
@@ -231,9 +236,22 @@ def test_the_public_surface_is_what_all_says_and_at_most_25_names() -> None:
 
 
 def test_importing_the_server_loads_at_most_250_modules() -> None:
-    """Our choice: what a user pays before the first line of their own runs."""
-    program = "import sys; before = set(sys.modules); from millstream import *; print(len(set(sys.modules) - before))"
-    assert int(run_python("-c", program).stdout) <= 250
+    """Our choice: what the author of a server pays before the first line of their own runs."""
+    names = ", ".join(name for name in millstream.__all__ if name != "Client")
+    assert modules_after(f"from millstream import {names}") <= 250
+
+
+def test_importing_the_client_loads_at_most_220_modules() -> None:
+    """Our choice: no server's code beyond what an in-memory call needs, and no library but the parsers."""
+    assert modules_after("from millstream import Client") <= 220
+    loaded, _ = loaded_by("-c", "from millstream import Client")
+    assert not loaded & {"cryptography", "h11", "rich", "starlette", "typer", "uvicorn", "uvloop", "websockets"}
+
+
+def modules_after(statement: str) -> int:
+    """How many modules a statement loads."""
+    program = f"import sys; before = set(sys.modules); {statement}; print(len(set(sys.modules) - before))"
+    return int(run_python("-c", program).stdout)
 
 
 def test_importing_the_package_alone_loads_no_third_party_module() -> None:

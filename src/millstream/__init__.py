@@ -1,4 +1,4 @@
-"""Millstream: one server for every MCP client. See `Server`."""
+"""Millstream: one server for every MCP client, and one client for every MCP server. See `Server` and `Client`."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from millstream.app.info import Info
     from millstream.app.server import Server
+    from millstream.client.client import Client
     from millstream.config import Settings
     from millstream.protocol.content import (
         Annotations,
@@ -32,6 +33,7 @@ _HOMES = {
     "Annotations": "protocol.content",
     "Audio": "protocol.content",
     "Cancelled": "protocol.errors",
+    "Client": "client.client",
     "Context": "server.calls.context",
     "Declined": "protocol.errors",
     "Elicit": "server.questions.questions",
@@ -60,6 +62,7 @@ __all__ = [
     "Annotations",
     "Audio",
     "Cancelled",
+    "Client",
     "Context",
     "Declined",
     "Elicit",

@@ -1,10 +1,9 @@
 """For tests of your server: an in-memory client of any revision, with a person and a model played by you.
 
-``async with connect(mcp, revision=..., elicit=...) as client: await client.call("add", a=1, b=2)``. Everything passes
-through the real encoder, ladder and dispatcher; only the network is left out.
+``async with connect(mcp, revision=..., elicit=...) as client: await client.call("add", a=1, b=2)``. It's
+`millstream.Client` without a network: everything passes through the real encoder, ladder and dispatcher.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,9 +12,16 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from millstream.app.server import Server
-from millstream.protocol.metadata import CAPABILITIES_KEY, CLIENT_KEY, VERSION_KEY
-from millstream.protocol.revisions import BY_DATE, NEWEST, Revision
-from millstream.transports.memory import MemoryPipe
+from millstream.client.client import Client
+from millstream.client.errors import Failure
+from millstream.client.incoming import Notification
+from millstream.client.options import Options
+from millstream.client.questions import Asked, Question
+from millstream.protocol.content import Text
+from millstream.protocol.questions import CreateMessageRequestParams, SampleResult
+from millstream.protocol.revisions import BY_DATE, NEWEST
+
+__all__ = ["Elicit", "Failure", "Result", "Sample", "TestClient", "connect"]
 
 Elicit = Callable[[str, dict[str, Any]], Any]
 """``elicit(message, schema)`` gives the answers as a dict, ``"decline"`` or ``"cancel"``."""
@@ -24,15 +30,6 @@ Sample = Callable[[dict[str, Any]], str]
 
 _WAIT = 30.0
 """Seconds until a test that waits for an answer fails."""
-
-
-class Failure(Exception):
-    """The server answered with a JSON-RPC error."""
-
-    def __init__(self, code: int, message: str, data: Any = None) -> None:
-        super().__init__(f"{message} ({code})")
-        self.code = code
-        self.data = data
 
 
 class Result(Struct, frozen=True):
@@ -55,18 +52,21 @@ class TestClient:
 
     __test__ = False  # pytest: this is no test
 
-    def __init__(
-        self, pipe: MemoryPipe, revision: Revision, capabilities: Mapping[str, Any], answer: Callable[[str, Any], Any]
-    ) -> None:
-        self._pipe = pipe
-        self._capabilities = dict(capabilities)
-        self._answer = answer
-        self._last_id = 0
-        self._revision = revision
+    def __init__(self, client: Client) -> None:
+        self._client = client
         self.notifications: list[dict[str, Any]] = []
         """Everything the server said unasked, in order."""
         self.questions: list[dict[str, Any]] = []
         """Everything the server asked, in order: ``{"method": …, "params": …}``."""
+        client.conversation.incoming.observer = self._note
+        client.conversation.questions.noted = self._note_question
+
+    def _note(self, notification: Notification) -> None:
+        params = msgspec.json.decode(notification.params)
+        self.notifications.append({"jsonrpc": "2.0", "method": notification.method, "params": params})
+
+    def _note_question(self, asked: Asked) -> None:
+        self.questions.append({"method": asked.method, "params": msgspec.json.decode(asked.params)})
 
     async def call(self, tool: str, /, **arguments: Any) -> Result:
         """Call a tool.
@@ -97,55 +97,11 @@ class TestClient:
             Failure: the server answered with an error.
             TimeoutError: it did not answer.
         """
-        sent: dict[str, Any] = dict(params or {})
-        while True:
-            reply = await self._exchange(method, sent, progress)
-            if "error" in reply:
-                error = reply["error"]
-                raise Failure(error["code"], error["message"], error.get("data"))
-            result: dict[str, Any] = reply["result"]
-            if result.get("resultType", "complete") != "input_required":
-                return result
-            sent["inputResponses"] = {key: self._reply(asked) for key, asked in result["inputRequests"].items()}
-            if "requestState" in result:
-                sent["requestState"] = result["requestState"]
+        return await self._client.request(method, params, progress=_pass_over if progress else None)
 
-    async def open(self) -> None:
-        """Shake hands, where the revision does."""
-        if self._revision.handshake:
-            about = {"name": "test", "version": "1"}
-            params = {"protocolVersion": self._revision.date, "capabilities": self._capabilities, "clientInfo": about}
-            await self._exchange("initialize", params, False)
-            self._send({"jsonrpc": "2.0", "method": "notifications/initialized"})
 
-    def _send(self, message: Mapping[str, Any]) -> None:
-        self._pipe.send(msgspec.json.encode(message))
-
-    async def _exchange(self, method: str, params: dict[str, Any], progress: bool) -> dict[str, Any]:
-        self._last_id += 1
-        meta: dict[str, Any] = {"progressToken": self._last_id} if progress else {}
-        if not self._revision.handshake:
-            meta |= {
-                VERSION_KEY: self._revision.date,
-                CAPABILITIES_KEY: self._capabilities,
-                CLIENT_KEY: {"name": "test", "version": "1"},
-            }
-        sent = {**params, "_meta": meta} if meta else params
-        self._send({"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": sent})
-        while True:
-            async with asyncio.timeout(_WAIT):
-                message: dict[str, Any] = msgspec.json.decode(await self._pipe.receive())
-            if "method" not in message:
-                return message
-            if "id" in message:
-                self._send({"jsonrpc": "2.0", "id": message["id"], "result": self._reply(message)})
-            else:
-                self.notifications.append(message)
-
-    def _reply(self, asked: Mapping[str, Any]) -> Any:
-        params = asked.get("params", {})
-        self.questions.append({"method": asked["method"], "params": params})
-        return self._answer(asked["method"], params)
+def _pass_over(value: float, total: float | None, message: str | None) -> None:
+    """The notification is kept already."""
 
 
 @asynccontextmanager
@@ -169,29 +125,24 @@ async def connect(
     Raises:
         KeyError: an unknown revision.
     """
-    capabilities: dict[str, Any] = {}
-    if elicit is not None:
-        capabilities["elicitation"] = {}
-    if sample is not None:
-        capabilities["sampling"] = {}
-    if roots is not None:
-        capabilities["roots"] = {}
 
-    def answer(method: str, params: Any) -> Any:
-        if method == "elicitation/create" and elicit is not None:
-            given = elicit(params["message"], params.get("requestedSchema", {}))
-            return {"action": given} if isinstance(given, str) else {"action": "accept", "content": given}
-        if method == "sampling/createMessage" and sample is not None:
-            return {"role": "assistant", "content": {"type": "text", "text": sample(params)}, "model": "test"}
-        if method == "roots/list":
-            return {"roots": [{"uri": uri} for uri in roots or ()]}
-        return {}
+    def fill_in(question: Question) -> Any:
+        assert elicit is not None  # noqa: S101  else the client has no handler
+        return elicit(question.message, question.requested_schema or {})
 
-    async with server.running() as runtime:
-        pipe = MemoryPipe(runtime.dispatcher)
-        client = TestClient(pipe, BY_DATE[revision], capabilities, answer)
-        try:
-            await client.open()
-            yield client
-        finally:
-            await pipe.close()
+    def complete(params: CreateMessageRequestParams) -> SampleResult:
+        assert sample is not None  # noqa: S101  else the client has no handler
+        return SampleResult("assistant", Text(sample(msgspec.to_builtins(params))), "test")
+
+    client = Client(
+        server,
+        revision=BY_DATE[revision].date,
+        timeout=_WAIT,
+        elicit=None if elicit is None else fill_in,
+        sample=None if sample is None else complete,
+        roots=roots,
+        options=Options(name="test", version="1"),
+    )
+    noted = TestClient(client)
+    async with client:
+        yield noted

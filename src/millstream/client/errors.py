@@ -1,0 +1,82 @@
+"""What can go wrong between a client and a server. Each error is one sentence that a person can act on.
+
+`Failure` is an answer: the server refused. All others mean that there was no answer, or none that counts.
+"""
+
+from typing import Any
+
+
+class ClientError(Exception):
+    """The base of everything that a client raises."""
+
+
+class TargetError(ClientError):
+    """It isn't clear which server you mean, or it can't be started."""
+
+
+class ConnectFailed(ClientError):
+    """There's no connection: no such host, nobody listens, or the server didn't start."""
+
+
+class TlsFailed(ConnectFailed):
+    """The server's certificate isn't trusted, or it doesn't speak TLS at that port."""
+
+
+class NotMcp(ClientError):
+    """Something answers at this URL, but it isn't an MCP server."""
+
+
+class AccessDenied(ClientError):
+    """401 or 403: the server wants other credentials, or more rights."""
+
+    def __init__(self, message: str, status: int, challenge: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.challenge = challenge
+        """The `WWW-Authenticate` header."""
+
+
+class ConnectionLost(ClientError):
+    """The connection ended before the answer came."""
+
+
+class SessionLost(ConnectionLost):
+    """The server has forgotten the session; a new handshake is needed."""
+
+
+class NoAnswer(ClientError, TimeoutError):
+    """The server took longer than the timeout allows."""
+
+
+class TooLarge(ClientError):
+    """The server sent more than the client is ready to keep."""
+
+
+class BadAnswer(ClientError):
+    """The server broke the protocol: unreadable JSON, another request's id, a result of the wrong shape."""
+
+
+class UnknownVersion(ClientError):
+    """The client and the server have no revision of the protocol in common."""
+
+
+class Unsupported(ClientError):
+    """The revision or transport of this connection doesn't have what you asked for."""
+
+
+class ToolFailed(ClientError):
+    """The tool ran and reported an error, where a value was asked for."""
+
+
+class Failure(ClientError):
+    """The server answered with a JSON-RPC error."""
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(f"{message} ({code})")
+        self.code = code
+        self.message = message
+        self.data = data
+
+
+class Flood(ClientError):
+    """The server says more than your handlers can take."""

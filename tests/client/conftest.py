@@ -1,0 +1,17 @@
+"""What every test of the client shares: no task outlives its client, and no verdict its test."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from millstream.client import opening
+
+
+@pytest.fixture(autouse=True)
+async def nothing_is_left_behind() -> AsyncIterator[None]:
+    """A client that is closed has no tasks."""
+    opening.forget_verdicts()
+    yield
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert {task.get_name(): task.get_coro() for task in left if "millstream" in repr(task)} == {}

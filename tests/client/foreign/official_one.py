@@ -1,0 +1,53 @@
+"""A server of the 1.x line of the official Python SDK, which asks: official_one.py (stdio|http|sse) [PORT]."""
+
+import sys
+
+from mcp.server.fastmcp import Context, FastMCP
+from mcp.types import SamplingMessage, TextContent
+from pydantic import BaseModel
+
+mcp = FastMCP("foreign", log_level="ERROR", port=int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+
+
+class Person(BaseModel):
+    name: str
+
+
+@mcp.tool()
+async def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@mcp.tool()
+async def count(steps: int, ctx: Context) -> str:  # type: ignore[type-arg]
+    """Report each step."""
+    for step in range(steps):
+        await ctx.report_progress(step + 1, steps, f"step {step + 1}")
+    return "counted"
+
+
+@mcp.tool()
+async def ask(ctx: Context) -> str:  # type: ignore[type-arg]
+    """Ask the person, the model and for the roots."""
+    person = await ctx.elicit("Who?", Person)
+    message = SamplingMessage(role="user", content=TextContent(type="text", text="Say something."))
+    said = await ctx.session.create_message([message], max_tokens=7)
+    roots = await ctx.session.list_roots()
+    name = person.data.name if person.action == "accept" else person.action
+    return f"{name}, {said.content.text}, {roots.roots[0].uri}"
+
+
+@mcp.resource("note://one")
+def note() -> str:
+    """A note."""
+    return "noted"
+
+
+@mcp.prompt()
+def greet(name: str) -> str:
+    """Greet somebody."""
+    return f"Hello, {name}!"
+
+
+mcp.run({"http": "streamable-http"}.get(sys.argv[1], sys.argv[1]))

@@ -1,0 +1,186 @@
+"""Servers that misbehave, on real sockets: each test says what happens after a request has been read."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from millstream import Client
+from millstream.client.errors import ClientError
+from millstream.client.options import Options
+from patience import WAIT
+
+OFFER = {
+    "resultType": "complete",
+    "supportedVersions": ["2026-07-28"],
+    "capabilities": {"tools": {}, "resources": {}},
+    "ttlMs": 0,
+    "cacheScope": "private",
+}
+GREETING = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "r", "version": "1"}}
+DONE = {"resultType": "complete", "content": [{"type": "text", "text": "done"}]}
+
+
+@dataclass
+class Asked:
+    """One HTTP request as it came, and the socket to answer on."""
+
+    verb: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    writer: asyncio.StreamWriter
+
+    @property
+    def message(self) -> dict[str, Any]:
+        return dict(json.loads(self.body)) if self.body else {}
+
+    @property
+    def method(self) -> str:
+        return str(self.message.get("method", ""))
+
+    async def write(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def reply(
+        self, body: bytes, *, status: str = "200 OK", type: str = "application/json", more: str = ""
+    ) -> None:
+        """A whole reply."""
+        head = f"HTTP/1.1 {status}\r\nContent-Type: {type}\r\nContent-Length: {len(body)}\r\n{more}\r\n"
+        await self.write(head.encode() + body)
+
+    async def result(self, result: dict[str, Any], **more: Any) -> None:
+        """The answer to this request."""
+        await self.reply(self.answer(result), **more)
+
+    def answer(self, result: dict[str, Any]) -> bytes:
+        return json.dumps({"jsonrpc": "2.0", "id": self.message["id"], "result": result}).encode()
+
+    async def stream(self) -> None:
+        """The head of an event stream."""
+        await self.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+    async def event(self, message: bytes, fields: str = "") -> None:
+        await self.chunk(fields.encode() + b"data: " + message + b"\n\n")
+
+    async def chunk(self, data: bytes) -> None:
+        await self.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    async def end(self) -> None:
+        await self.write(b"0\r\n\r\n")
+
+
+Behave = Callable[[Asked], Awaitable[None]]
+
+
+@dataclass
+class Rude:
+    """Where the server is, and what it was asked."""
+
+    url: str
+    asked: list[Asked] = field(default_factory=list)
+    open: int = 0
+    """Connections of clients."""
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    """No client is connected."""
+
+
+@asynccontextmanager
+async def rude(behave: Behave) -> AsyncGenerator[Rude, None]:
+    """A server that does this with each request. A behaviour that returns early closes nothing; one that raises
+    ConnectionError closes the connection.
+    """
+    world = Rude("")
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        world.open += 1
+        world.left.clear()
+        try:
+            while True:
+                asked = await read_request(reader, writer)
+                world.asked.append(asked)
+                await behave(asked)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            world.open -= 1
+            if not world.open:
+                world.left.set()
+            tasks.discard(task)
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()[:2]
+    world.url = f"http://{host}:{port}/mcp"
+    try:
+        yield world
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Asked:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    first, *rest = head.strip().split("\r\n")
+    verb, path, _ = first.split(" ")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    return Asked(verb, path, headers, body, writer)
+
+
+def discovering(behave: Behave) -> Behave:
+    """A server of 2026-07-28 that is well until something else than `server/discover` is asked."""
+
+    async def both(asked: Asked) -> None:
+        if asked.method == "server/discover":
+            await asked.result(OFFER)
+        else:
+            await behave(asked)
+
+    return both
+
+
+def greeting(behave: Behave, session: str = "") -> Behave:
+    """A server of 2025-11-25 that is well until something else than its handshake is asked; it has no GET stream."""
+
+    async def both(asked: Asked) -> None:
+        if asked.method == "initialize":
+            await asked.result(GREETING, more=f"Mcp-Session-Id: {session}\r\n" if session else "")
+        elif asked.method.startswith("notifications/"):
+            await asked.reply(b"", status="202 Accepted")
+        elif asked.method == "server/discover":
+            error = {"code": -32601, "message": "Method not found"}
+            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+        elif asked.verb in ("GET", "DELETE") and "last-event-id" not in asked.headers:
+            await asked.reply(b"", status="405 Method Not Allowed")
+        else:
+            await behave(asked)
+
+    return both
+
+
+async def fails(behave: Behave, expected: type[ClientError], *words: str, options: Options | None = None) -> None:
+    """A call ends with this error, whose text is one sentence or two with these words."""
+    async with rude(behave) as server:
+        with pytest.raises(expected) as caught:
+            async with Client(server.url, timeout=WAIT, options=options) as client:
+                await client.call("x")
+        assert_readable(caught.value, *words)
+
+
+def assert_readable(error: BaseException, *words: str) -> None:
+    text = str(error)
+    assert all(word in text for word in words), text
+    assert "\n" not in text
+    assert len(text) < 400

@@ -1,0 +1,271 @@
+"""What a program sees of a client: typed values, handlers, lists, caches. In memory; the rules are our choice."""
+
+import asyncio
+import math
+from typing import Any, TypedDict
+
+import msgspec
+import pydantic
+import pytest
+
+from client.shop import mcp
+from millstream import Client, Context, Server
+from millstream.client.blocking import BlockingClient
+from millstream.client.errors import BadAnswer, ClientError, Failure, TargetError, ToolFailed, Unsupported
+from millstream.client.incoming import Change, LogMessage, Notification
+from millstream.client.options import Options
+from millstream.client.questions import Question
+from millstream.protocol.revisions import BY_DATE
+from patience import WAIT
+
+HANDSHAKE = "2025-11-25"
+
+
+class TypedOrder(TypedDict):
+    isbn: str
+    copies: int
+
+
+class StructOrder(msgspec.Struct):
+    isbn: str
+    copies: int
+
+
+class ModelOrder(pydantic.BaseModel):
+    isbn: str
+    copies: int
+
+
+@pytest.mark.parametrize("revision", BY_DATE)
+@pytest.mark.parametrize("wanted", [TypedOrder, StructOrder, ModelOrder, dict[str, Any]])
+async def test_a_value_comes_as_the_type_that_you_want(revision: str, wanted: Any) -> None:
+    """From structured content, and before there was any, from the text."""
+    async with Client(mcp, revision=revision) as client:
+        given = await client.call("order", isbn="1", into=wanted)
+        assert msgspec.to_builtins(given.model_dump() if isinstance(given, ModelOrder) else given) == {
+            "isbn": "1",
+            "copies": 1,
+        }
+
+
+@pytest.mark.parametrize("revision", BY_DATE)
+async def test_a_value_of_another_type_is_an_error_that_says_so(revision: str) -> None:
+    """And a tool that failed is one of its own kind."""
+    async with Client(mcp, revision=revision) as client:
+        with pytest.raises(BadAnswer, match="not a list"):
+            await client.call("order", isbn="1", into=list[int])
+        with pytest.raises(ToolFailed):
+            await client.call("fail", into=str)
+        assert (await client.call("count", a=1, b=2)).data in (3, {"result": 3}, "3")
+
+
+async def test_arguments_may_have_the_names_of_options() -> None:
+    """As a mapping."""
+    server = Server("s")
+
+    @server.tool
+    async def wait(timeout: int, into: str, progress: bool) -> str:
+        """Echo."""
+        return f"{timeout} {into} {progress}"
+
+    async with Client(server) as client:
+        given = {"timeout": 3, "into": "x", "progress": True}
+        assert await client.call("wait", given, timeout=WAIT, into=str) == "3 x True"
+
+
+@pytest.mark.parametrize("revision", [HANDSHAKE, "2026-07-28"])
+@pytest.mark.parametrize("answer", ["decline", "cancel", False, None])
+async def test_the_person_may_say_no(revision: str, answer: Any) -> None:
+    """Both eras have the same actions."""
+    async with Client(mcp, revision=revision, elicit=lambda question: answer) as client:
+        assert (await client.call("deliver")).is_error
+
+
+@pytest.mark.parametrize("revision", [HANDSHAKE, "2026-07-28"])
+async def test_a_handler_that_fails_does_not_end_the_connection(revision: str) -> None:
+    """The call fails, and the next works."""
+
+    def broken(question: Question) -> dict[str, Any]:
+        raise ZeroDivisionError
+
+    async with Client(mcp, revision=revision, elicit=broken) as client:
+        if BY_DATE[revision].handshake:
+            assert (await client.call("deliver")).is_error
+        else:
+            with pytest.raises(BadAnswer, match="ZeroDivisionError"):
+                await client.call("deliver")
+        assert await client.call("count", a=1, b=1, into=int) == 2
+
+
+@pytest.mark.parametrize("revision", [HANDSHAKE, "2026-07-28"])
+async def test_a_question_stops_the_clock_of_its_call(revision: str) -> None:
+    """A person may take longer than a server."""
+    shown = asyncio.Event()
+
+    async def slow(question: Question) -> dict[str, Any]:
+        shown.set()
+        await asyncio.sleep(0.3)
+        return {"street": "a", "copies": 1}
+
+    async with Client(mcp, revision=revision, elicit=slow, timeout=0.2) as client:
+        assert (await client.call("deliver")).text == "a, 1"
+        assert shown.is_set()
+
+
+@pytest.mark.parametrize("revision", BY_DATE)
+async def test_log_messages_reach_their_handler(revision: str) -> None:
+    """By session in the handshake era, and by request after it."""
+    heard: list[LogMessage] = []
+    options = Options(log_level="info")
+    async with Client(mcp, revision=revision, on_log=heard.append, options=options) as client:
+        await client.call("say", text="hello")
+        await client.conversation.incoming.caught_up()
+    assert [(message.level, message.data) for message in heard] == [("info", "hello")]
+
+
+async def test_a_log_level_for_a_session_needs_one() -> None:
+    """https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/logging has one for each request."""
+    async with Client(mcp, revision=HANDSHAKE) as client:
+        await client.set_log_level("error")
+        with pytest.raises(ValueError, match="no log level"):
+            await client.set_log_level("loud")
+    async with Client(mcp) as client:
+        with pytest.raises(Unsupported, match="log_level"):
+            await client.set_log_level("error")
+
+
+async def test_handlers_that_wait_are_called_in_order_and_before_the_call_returns() -> None:
+    """Progress that comes after the result is worth nothing."""
+    steps: list[float] = []
+
+    async def slow(value: float, total: float | None, text: str | None) -> None:
+        await asyncio.sleep(0)
+        steps.append(value)
+
+    async with Client(mcp) as client:
+        await client.call("slowly", steps=20, progress=slow, timeout=math.inf)
+    assert steps == list(range(1, 21))
+
+
+async def test_a_handler_may_call_the_server() -> None:
+    """It has the same connection."""
+    sums: list[int] = []
+
+    async with Client(mcp) as client:
+
+        async def more(value: float, total: float | None, text: str | None) -> None:
+            sums.append(await client.call("count", a=int(value), b=1, into=int))
+
+        async with asyncio.timeout(WAIT):
+            await client.call("slowly", steps=2, progress=more)
+    assert sums == [2, 3]
+
+
+def counting(server: Server) -> tuple[Client, list[str]]:
+    """A client, and the notifications it hears."""
+    client = Client(server)
+    heard: list[str] = []
+
+    def note(notification: Notification) -> None:
+        heard.append(notification.method)
+
+    client.conversation.incoming.observer = note
+    return client, heard
+
+
+async def test_a_list_is_kept_for_as_long_as_the_server_says() -> None:
+    """https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching"""
+    server = Server("s", settings=None)
+    reads = 0
+
+    @server.resource("x://1")
+    async def one() -> str:
+        """One."""
+        nonlocal reads
+        reads += 1
+        return "1"
+
+    async with Client(server) as client:
+        cache = client.conversation._cache
+        assert cache is not None
+        await client.read("x://1")
+        kept = cache.get("resources/read", b'{"uri":"x://1"}')
+        await client.read("x://1")
+        await client.read("x://1", fresh=True)
+        assert reads == (3 if kept is None else 2)
+        cache.put("resources/read", b'{"uri":"x://2"}', "kept", 60_000)
+        assert cache.get("resources/read", b'{"uri":"x://2"}') == "kept"
+        cache.hear(Change("resource", "x://1"), None)
+        assert cache.get("resources/read", b'{"uri":"x://2"}') is None
+
+
+async def test_a_cancelled_call_stops_at_the_server() -> None:
+    """The tool is cancelled, and the connection serves on."""
+    server = Server("s")
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    @server.tool
+    async def forever(ctx: Context) -> str:
+        """Never returns."""
+        begun.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.set()
+        return ""
+
+    @server.tool
+    async def hello() -> str:
+        """Greet."""
+        return "hello"
+
+    for revision in BY_DATE:
+        begun.clear()
+        ended.clear()
+        async with Client(server, revision=revision) as client:
+            call = asyncio.create_task(client.call("forever", timeout=math.inf))
+            await begun.wait()
+            call.cancel()
+            async with asyncio.timeout(WAIT):
+                await ended.wait()
+            assert (await client.call("hello")).text == "hello"
+            with pytest.raises(asyncio.CancelledError):
+                await call
+
+
+async def test_an_unknown_tool_is_a_failure() -> None:
+    """https://modelcontextprotocol.io/specification/2026-07-28/server/tools#error-handling"""
+    async with Client(mcp) as client:
+        with pytest.raises(Failure) as caught:
+            await client.call("nothing")
+        assert caught.value.code == -32602
+
+
+async def test_any_request_can_be_made() -> None:
+    """As it is on the wire."""
+    async with Client(mcp) as client:
+        raw = await client.request("tools/call", {"name": "count", "arguments": {"a": 1, "b": 2}})
+        assert raw["resultType"] == "complete"
+
+
+async def test_a_client_outside_of_its_block_says_so() -> None:
+    """Before anything is sent."""
+    client = Client(mcp)
+    with pytest.raises(ClientError, match="async with"):
+        _ = client.revision
+
+
+def test_an_unknown_revision_is_refused_at_once() -> None:
+    """The error names those that exist."""
+    with pytest.raises(TargetError, match="2025-11-25"):
+        Client(mcp, revision="2024-01-01")
+
+
+def test_scripts_need_no_await() -> None:
+    """The same methods, each of which waits for its result."""
+    with BlockingClient(mcp) as client:
+        assert client.call("count", a=1, b=2, into=int) == 3
+        assert {"order", "count"} <= {tool.name for tool in client.tools()}
+        assert client.server.name == "shop"
+        with pytest.raises(Failure):
+            client.call("nothing")

@@ -1,0 +1,329 @@
+"""Connections: what is in their way, what they may be used for, and what happens when they break.
+
+Real sockets, and servers that misbehave on them (`rude`). The rules are our choice where no page is named.
+"""
+
+import asyncio
+import json
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from client.rude import DONE, GREETING, OFFER, Asked, assert_readable, discovering, fails, greeting, read_request, rude
+from millstream import Client
+from millstream.client.errors import (
+    AccessDenied,
+    BadAnswer,
+    ConnectFailed,
+    ConnectionLost,
+    NotMcp,
+    TlsFailed,
+    UnknownVersion,
+)
+from millstream.client.options import Options
+from patience import WAIT
+from processes import free_port
+
+NEVER = 0.05
+"""A timeout that is meant to run out."""
+
+
+async def test_a_port_where_nobody_listens() -> None:
+    """No server."""
+    with pytest.raises(ConnectFailed) as caught:
+        async with Client(f"http://127.0.0.1:{free_port()}/mcp"):
+            pass
+    assert_readable(caught.value, "There is no server at http://127.0.0.1:")
+
+
+async def test_a_host_that_does_not_exist() -> None:
+    """RFC 6761 §6.4: `.invalid` never resolves."""
+    with pytest.raises(ConnectFailed) as caught:
+        async with Client("http://nowhere.invalid/mcp"):
+            pass
+    assert_readable(caught.value, "There is no server at http://nowhere.invalid")
+
+
+@pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "405 Method Not Allowed"])
+async def test_a_web_page_instead_of_json(status: str) -> None:
+    """A wrong URL: somebody's home page."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.reply(b"<html><h1>Welcome</h1>", status=status, type="text/html; charset=utf-8")
+
+    await fails(behave, NotMcp, "not an MCP endpoint", "a web page")
+
+
+@pytest.mark.parametrize(("status", "words"), [("401 Unauthorized", "credentials"), ("403 Forbidden", "refuses")])
+async def test_refused_credentials_say_what_to_do(status: str, words: str) -> None:
+    """401 and 403 stop the probe: no other way of connecting is tried."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.reply(b"{}", status=status, more='WWW-Authenticate: Bearer scope="a"\r\n')
+
+    async with rude(behave) as server:
+        with pytest.raises(AccessDenied) as caught:
+            async with Client(server.url):
+                pass
+        assert_readable(caught.value, words)
+        assert caught.value.status == int(status[:3])
+        assert caught.value.challenge == 'Bearer scope="a"'
+        assert len(server.asked) == 1
+
+
+async def test_tls_is_asked_for_where_there_is_none() -> None:
+    """https:// for a server of http://, which takes the hello for a broken request."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        with pytest.raises(TlsFailed) as caught:
+            async with Client(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/mcp"):
+                pass
+        assert_readable(caught.value, "does not speak TLS", "http://")
+    finally:
+        server.close()
+
+
+async def test_a_certificate_that_nobody_knows(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A self-signed one: the text names the way out, and that way works."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = self_signed(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    world: list[Asked] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                asked = await read_request(reader, writer)
+                world.append(asked)
+                await asked.result(OFFER if asked.method == "server/discover" else DONE)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    url = f"https://localhost:{server.sockets[0].getsockname()[1]}/mcp"
+    try:
+        with pytest.raises(TlsFailed) as caught:
+            async with Client(url):
+                pass
+        assert_readable(caught.value, "not trusted", "Options.tls")
+        trusting = ssl.create_default_context(cafile=certificate)
+        async with Client(url, options=Options(tls=trusting)) as client:
+            assert (await client.call("x")).text == "done"
+    finally:
+        server.close()
+
+
+def self_signed(folder: object) -> tuple[str, str]:
+    """A certificate for localhost, and its key."""
+    import datetime as dt  # noqa: PLC0415
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = dt.datetime.now(dt.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, private = Path(str(folder)) / "c.pem", Path(str(folder)) / "k.pem"
+    certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return str(certificate), str(private)
+
+
+async def test_a_read_is_repeated_when_a_connection_was_closed_while_it_was_idle() -> None:
+    """RFC 9110 §9.2.2: what only reads may be sent again."""
+    dead: list[str] = []
+
+    async def behave(asked: Asked) -> None:
+        if not dead:
+            dead.append(asked.method)
+            raise ConnectionError
+        await asked.result({"resultType": "complete", "tools": [], "ttlMs": 0, "cacheScope": "private"})
+
+    async with rude(discovering(behave)) as server, Client(server.url) as client:
+        assert await client.tools() == []
+        assert dead == ["tools/list"]
+
+
+@pytest.mark.parametrize("supported", [["2099-01-01"], []])
+async def test_a_server_of_an_unknown_version(supported: list[str]) -> None:
+    """The error names both sides' revisions."""
+
+    async def behave(asked: Asked) -> None:
+        error = {"code": -32022, "message": "Unsupported protocol version", "data": {"supported": supported}}
+        body = {"jsonrpc": "2.0", "id": asked.message.get("id"), "error": error}
+        await asked.reply(json.dumps(body).encode(), status="400 Bad Request")
+
+    await fails(behave, UnknownVersion, "2026-07-28", *supported)
+
+
+async def test_a_handshake_that_answers_an_unknown_version() -> None:
+    """The client doesn't guess."""
+
+    async def behave(asked: Asked) -> None:
+        if asked.method == "initialize":
+            await asked.result({**GREETING, "protocolVersion": "1999-12-31"})
+        else:
+            await asked.reply(b'{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"no"}}')
+
+    await fails(behave, UnknownVersion, "1999-12-31")
+
+
+async def test_a_redirect_to_another_server_is_not_followed() -> None:
+    """The headers of a request, and what is in its body, are for one origin."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.reply(b"", status="307 Temporary Redirect", more="Location: http://evil.example/mcp\r\n")
+
+    await fails(behave, NotMcp, "redirects to http://evil.example/mcp")
+
+
+async def test_a_redirect_to_another_path_is_followed() -> None:
+    """A mounted application sends `/mcp` to `/mcp/`."""
+
+    async def behave(asked: Asked) -> None:
+        if asked.path == "/mcp":
+            await asked.reply(b"", status="307 Temporary Redirect", more="Location: /mcp/\r\n")
+        else:
+            await discovering(lambda asked: asked.result(DONE))(asked)
+
+    async with rude(behave) as server, Client(server.url) as client:
+        assert (await client.call("x")).text == "done"
+        assert [asked.path for asked in server.asked] == ["/mcp", "/mcp/", "/mcp/"]
+
+
+async def test_a_forgotten_session_is_opened_again_and_the_call_repeated() -> None:
+    """https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#session-management: on 404 the client
+    starts a new session. The server hasn't looked at the request.
+    """
+    seen: list[str] = []
+
+    async def behave(asked: Asked) -> None:
+        seen.append(asked.headers["mcp-session-id"])
+        if len(seen) == 1:
+            await asked.reply(
+                b'{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"x"}}', status="404 Not Found"
+            )
+        else:
+            await asked.result(DONE)
+
+    async with rude(greeting(behave, session="s1")) as server, Client(server.url) as client:
+        assert (await client.call("x")).text == "done"
+        assert [asked.method for asked in server.asked].count("initialize") == 2
+        assert "mcp-session-id" not in [asked for asked in server.asked if asked.method == "initialize"][1].headers
+
+
+async def test_a_broken_stream_is_taken_up_where_it_broke() -> None:
+    """https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#resumability-and-redelivery"""
+    call: list[Asked] = []
+
+    async def behave(asked: Asked) -> None:
+        if asked.verb == "POST":
+            call.append(asked)
+            await asked.stream()
+            await asked.event(b"", "id: e1\nretry: 1\n")
+            raise ConnectionError
+        assert asked.headers["last-event-id"] == "e1"
+        await asked.stream()
+        await asked.event(call[0].answer(DONE), "id: e2\n")
+        await asked.end()
+
+    async with rude(greeting(behave)) as server, Client(server.url) as client:
+        assert (await client.call("x")).text == "done"
+
+
+async def test_a_stream_that_breaks_without_an_event_id_loses_its_call() -> None:
+    """There's no place to take it up at."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.stream()
+        await asked.end()
+
+    await fails(greeting(behave), ConnectionLost, "before its answer")
+
+
+async def test_many_calls_share_few_connections() -> None:
+    """The pool has a limit, and calls wait for their turn."""
+    open_now = most = 0
+
+    async def behave(asked: Asked) -> None:
+        nonlocal open_now, most
+        open_now += 1
+        most = max(most, open_now)
+        await asyncio.sleep(0)
+        open_now -= 1
+        await asked.result(DONE)
+
+    options = Options(max_connections=3)
+    async with rude(discovering(behave)) as server, Client(server.url, options=options) as client:
+        results = await asyncio.gather(*(client.call("x") for _ in range(50)))
+        assert [result.text for result in results] == ["done"] * 50
+        assert len({asked.writer for asked in server.asked}) <= 3
+    assert most <= 3
+
+
+async def test_calls_that_wait_for_a_connection_can_be_cancelled() -> None:
+    """A place in the queue that nobody wants goes to the next."""
+    go_on = asyncio.Event()
+
+    async def behave(asked: Asked) -> None:
+        await go_on.wait()
+        await asked.result(DONE)
+
+    options = Options(max_connections=1)
+    async with rude(discovering(behave)) as server, Client(server.url, options=options) as client:
+        first, second, third = (asyncio.create_task(client.call("x")) for _ in range(3))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        second.cancel()
+        go_on.set()
+        async with asyncio.timeout(WAIT):
+            assert (await first).text == (await third).text == "done"
+        with pytest.raises(asyncio.CancelledError):
+            await second
+
+
+async def test_http_that_is_none() -> None:
+    """Another protocol at that port."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+
+    await fails(behave, BadAnswer, "HTTP/1.1")
+
+
+async def test_a_client_leaves_no_connection_open() -> None:
+    """Not after a good end, and not after a bad one."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.result(DONE)
+
+    async with rude(discovering(behave)) as server:
+        async with Client(server.url) as client:
+            await asyncio.gather(*(client.call("x") for _ in range(5)))
+        with pytest.raises(ZeroDivisionError):
+            async with Client(server.url) as client:
+                _ = 1 / 0
+        await asyncio.wait_for(server.left.wait(), WAIT)
+        assert server.open == 0

@@ -1,0 +1,255 @@
+"""Whatever a server does wrong ends in one typed exception with one sentence, and leaves nothing behind.
+
+Real sockets, and servers that misbehave on them (`rude`). The rules are our choice where no page is named.
+"""
+
+import asyncio
+import json
+
+import pytest
+
+from client.rude import DONE, Asked, assert_readable, discovering, fails, greeting, rude
+from millstream import Client
+from millstream.client.errors import (
+    BadAnswer,
+    ConnectionLost,
+    Failure,
+    Flood,
+    NoAnswer,
+    NotMcp,
+    TooLarge,
+)
+from millstream.client.options import Options
+from patience import WAIT
+
+NEVER = 0.05
+"""A timeout that is meant to run out."""
+
+
+async def test_a_server_that_hangs_before_it_answers() -> None:
+    """The timeout of one call; in the per-request era closing the connection is the cancel."""
+    stuck = asyncio.Event()
+
+    async def behave(asked: Asked) -> None:
+        stuck.set()
+        await asyncio.get_running_loop().create_future()
+
+    async with rude(discovering(behave)) as server, Client(server.url) as client:
+        with pytest.raises(NoAnswer) as caught:
+            await client.call("x", timeout=NEVER)
+        assert_readable(caught.value, "tools/call", "0.05 seconds")
+        assert isinstance(caught.value, TimeoutError)
+        assert stuck.is_set()
+
+
+async def test_a_server_that_hangs_after_the_head_of_a_stream() -> None:
+    """The timeout covers the whole call, not only its first byte."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.stream()
+        await asyncio.get_running_loop().create_future()
+
+    async with rude(discovering(behave)) as server, Client(server.url) as client:
+        with pytest.raises(NoAnswer):
+            await client.call("x", timeout=NEVER)
+
+
+async def test_a_hanging_call_of_the_handshake_era_is_cancelled_at_the_server() -> None:
+    """https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation"""
+    told: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
+    usual = greeting(lambda asked: asyncio.sleep(3600))
+
+    async def behave(asked: Asked) -> None:
+        if asked.method == "notifications/cancelled":
+            told.set_result({**asked.message["params"], "call": calls[0]})
+        if asked.method == "tools/call":
+            calls.append(asked.message["id"])
+        await usual(asked)
+
+    calls: list[int] = []
+    async with rude(behave) as server, Client(server.url) as client:
+        with pytest.raises(NoAnswer):
+            await client.call("x", timeout=NEVER)
+        async with asyncio.timeout(WAIT):
+            params = await told
+        assert params["requestId"] == params["call"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_server_that_dies_in_the_middle_of_a_call(*, streamed: bool) -> None:
+    """Nobody knows whether the tool ran: it isn't called again by itself."""
+    calls = 0
+
+    async def behave(asked: Asked) -> None:
+        nonlocal calls
+        calls += 1
+        if streamed:
+            await asked.stream()
+        raise ConnectionError
+
+    await fails(discovering(behave), ConnectionLost)
+    assert calls == 1
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_the_answer_to_another_request(*, streamed: bool) -> None:
+    """A wrong id is never taken for the right one."""
+
+    async def behave(asked: Asked) -> None:
+        body = json.dumps({"jsonrpc": "2.0", "id": 999, "result": DONE}).encode()
+        if not streamed:
+            return await asked.reply(body)
+        await asked.stream()
+        await asked.event(body)
+        return None
+
+    await fails(discovering(behave), BadAnswer, "999")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"{}",
+        b'{"jsonrpc":"2.0"}',
+        b'{"jsonrpc":"1.0","id":2,"result":{}}',
+        b"\xff{}",
+    ],
+)
+async def test_json_that_is_no_answer(body: bytes) -> None:
+    """Whatever stands in the body, it's one of two errors."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.reply(body)
+
+    async with rude(discovering(behave)) as server, Client(server.url) as client:
+        with pytest.raises((BadAnswer, NotMcp)) as caught:
+            await client.call("x")
+        assert_readable(caught.value)
+
+
+@pytest.mark.parametrize("result", [{}, {"content": 1}, {"content": [{"type": "hologram"}]}, {"content": [{}]}])
+async def test_a_result_of_the_wrong_shape(result: dict[str, object]) -> None:
+    """The text says which member."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.result(result)
+
+    await fails(discovering(behave), BadAnswer, "tools/call", "wrong shape")
+
+
+async def test_a_gigabyte_that_is_announced() -> None:
+    """It isn't read."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1073741824\r\n\r\n{")
+        await asyncio.get_running_loop().create_future()
+
+    await fails(discovering(behave), TooLarge, "67,108,864 bytes", "Options.max_bytes")
+
+
+@pytest.mark.parametrize("kind", ["body", "event", "line", "head"])
+async def test_a_gigabyte_that_is_not_announced(kind: str) -> None:
+    """The client stops at its limit, wherever the bytes stand."""
+    sent = 0
+    piece = b"x" * 65536
+
+    async def behave(asked: Asked) -> None:
+        nonlocal sent
+        if kind == "head":
+            await asked.write(b"HTTP/1.1 200 OK\r\nX: ")
+        else:
+            media = "application/json" if kind == "body" else "text/event-stream"
+            await asked.write(f"HTTP/1.1 200 OK\r\nContent-Type: {media}\r\n\r\n".encode())
+        if kind == "line":
+            await asked.write(b"data: ")
+        while True:
+            await asked.write(b"data: " + piece + b"\n" if kind == "event" else piece)
+            sent += len(piece)
+
+    await fails(discovering(behave), TooLarge, options=Options(max_bytes=1_000_000))
+    assert sent < 64 * 1024 * 1024
+
+
+async def test_a_bomb_of_notifications_ends_with_the_call_they_are_for() -> None:
+    """Notifications that nobody hears cost nothing but time, and the time is limited."""
+    note = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"boom"}}'
+
+    async def behave(asked: Asked) -> None:
+        await asked.stream()
+        while True:
+            await asked.event(note)
+
+    async with rude(discovering(behave)) as server, Client(server.url) as client:
+        with pytest.raises(NoAnswer):
+            await client.call("x", timeout=NEVER)
+
+
+async def test_a_bomb_of_notifications_for_a_slow_handler_is_cut_off() -> None:
+    """What waits for a handler has a limit."""
+    note = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"boom"}}'
+
+    async def behave(asked: Asked) -> None:
+        await asked.stream()
+        while True:
+            await asked.event(note)
+
+    async def slow(message: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    options = Options(max_waiting=50)
+    async with rude(discovering(behave)) as server:
+        with pytest.raises(Flood) as caught:
+            async with Client(server.url, on_log=slow, options=options) as client:
+                await client.call("x")
+        assert_readable(caught.value, "Options.max_waiting")
+
+
+async def test_progress_extends_the_timeout_but_not_for_ever() -> None:
+    """https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#timeouts"""
+
+    async def behave(asked: Asked) -> None:
+        await asked.stream()
+        step = 0
+        while True:
+            step += 1
+            params = {"progressToken": asked.message["params"]["_meta"]["progressToken"], "progress": step}
+            note = {"jsonrpc": "2.0", "method": "notifications/progress", "params": params}
+            await asked.event(json.dumps(note).encode())
+            await asyncio.sleep(0.01)
+
+    steps: list[float] = []
+    options = Options(longest=0.5)
+    async with rude(discovering(behave)) as server, Client(server.url, options=options) as client:
+        with pytest.raises(NoAnswer):
+            await client.call("x", timeout=0.2, progress=lambda value, total, text: steps.append(value))
+    assert steps
+
+
+async def test_a_server_error_is_a_failure_with_its_code_and_data() -> None:
+    """JSON-RPC 2.0 §5.1"""
+
+    async def behave(asked: Asked) -> None:
+        error = {"code": -32602, "message": "Unknown tool: x", "data": {"near": ["y"]}}
+        body = {"jsonrpc": "2.0", "id": asked.message["id"], "error": error}
+        await asked.reply(json.dumps(body).encode())
+
+    async with rude(discovering(behave)) as server, Client(server.url) as client:
+        with pytest.raises(Failure, match="Unknown tool: x") as caught:
+            await client.call("x")
+        assert (caught.value.code, caught.value.data) == (-32602, {"near": ["y"]})
+
+
+async def test_a_list_without_an_end_is_cut_off() -> None:
+    """A cursor that comes again leads nowhere."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.result({"tools": [], "nextCursor": "again", "ttlMs": 0, "cacheScope": "private"})
+
+    async with rude(discovering(behave)) as server, Client(server.url) as client:
+        with pytest.raises(BadAnswer, match="does not end"):
+            await client.tools()

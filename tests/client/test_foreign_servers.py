@@ -1,0 +1,171 @@
+"""The client works with servers that aren't ours: both lines of the official Python SDK, fastmcp, the TypeScript and Go
+SDKs and a published server, each in a process of its own, on every transport that it has.
+"""
+
+import asyncio
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millstream import Client
+from millstream.client.questions import Question
+from patience import WAIT
+from processes import NODE, ROOT, Shared, shared
+
+pytestmark = pytest.mark.server
+
+HERE = Path(__file__).resolve().parent / "foreign"
+PYTHONS = {
+    "official_two": sys.executable,
+    "official_one": str(ROOT / ".venv-mcp1" / "bin" / "python"),
+    "fast": str(ROOT / ".venv-foreign" / "bin" / "python"),
+}
+EVERYTHING = ROOT / "tests/interop/node_modules/@modelcontextprotocol/server-everything/dist/index.js"
+PATHS = {"http": "/mcp", "sse": "/sse"}
+TRANSPORTS = {"http": "streamable-http", "sse": "http+sse", "stdio": "stdio"}
+NEW, OLD = "2026-07-28", "2025-11-25"
+# Server, transport, the revision that is asked for, and the one that both sides find.
+RUNS = [
+    ("official_two", "stdio", None, NEW),
+    ("official_two", "stdio", OLD, OLD),
+    ("official_two", "http", None, NEW),
+    ("official_two", "http", NEW, NEW),
+    ("official_two", "http", OLD, OLD),
+    ("official_two", "http", "2025-06-18", "2025-06-18"),
+    ("official_two", "http", "2025-03-26", "2025-03-26"),
+    ("official_two", "sse", None, OLD),
+    ("official_one", "stdio", None, OLD),
+    ("official_one", "http", None, OLD),
+    ("official_one", "sse", None, OLD),
+    ("official_one", "sse", "2024-11-05", "2024-11-05"),
+    ("fast", "stdio", None, NEW),
+    ("fast", "http", None, NEW),
+    ("fast", "http", OLD, OLD),
+    ("fast", "sse", None, OLD),
+]
+
+
+def program(name: str, transport: str, port: int = 0) -> list[str]:
+    """The command of a Python server."""
+    return [PYTHONS[name], str(HERE / f"{name}.py"), transport, *([str(port)] if port else [])]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], str]]:
+    """Starts a server when it's first used; gives its URL."""
+    servers: dict[tuple[str, str], Shared] = {}
+    with ExitStack() as stack:
+
+        def url(name: str, transport: str) -> str:
+            if (name, transport) not in servers:
+                folder = tmp_path_factory.mktemp(name)
+                command = lambda port: program(name, transport, port)  # noqa: E731  it is made for this one
+                servers[name, transport] = stack.enter_context(shared(command, folder))
+            return f"http://127.0.0.1:{servers[name, transport].port()}{PATHS[transport]}"
+
+        yield url
+
+
+def fill_in(question: Question) -> dict[str, Any]:
+    fields = (question.requested_schema or {}).get("properties", {})
+    required = (question.requested_schema or {}).get("required", [])
+    return {**question.defaults, **{name: "Ada" for name in required if fields[name]["type"] == "string"}}
+
+
+def connect(target: Any, revision: str | None = None) -> Client:
+    """A client whose person is Ada and whose model is short."""
+    return Client(
+        target, revision=revision, timeout=WAIT, elicit=fill_in, sample=lambda _: "a word", roots=["file:///work"]
+    )
+
+
+@pytest.mark.parametrize(("name", "transport", "asked", "spoken"), RUNS, ids=lambda value: value or "auto")
+async def test_a_python_server_offers_everything(
+    running: Callable[[str, str], str], name: str, transport: str, asked: str | None, spoken: str
+) -> None:
+    """Tools with values and progress, resources, prompts; and questions, where the server asks."""
+    target = program(name, transport) if transport == "stdio" else running(name, transport)
+    steps: list[tuple[float, float | None]] = []
+    async with asyncio.timeout(2 * WAIT), connect(target, asked) as client:
+        assert (client.transport, client.revision) == (TRANSPORTS[transport], spoken)
+        tools = {tool.name for tool in await client.tools()}
+        assert {"add", "count"} <= tools
+        assert await client.call("add", a=2, b=3, into=int) == 5
+        many = await asyncio.gather(*(client.call("add", a=each, b=1, into=int) for each in range(10)))
+        assert many == list(range(1, 11))
+        result = await client.call("count", steps=3, progress=lambda value, total, _: steps.append((value, total)))
+        assert (result.text, steps) == ("counted", [(1, 3), (2, 3), (3, 3)])
+        assert (await client.read("note://one"))[0].text == "noted"
+        assert [item.uri for item in await client.resources()] == ["note://one"]
+        assert "Hello, Ada!" in str((await client.prompt("greet", name="Ada")).messages)
+        if "ask" in tools and spoken == OLD:
+            assert (await client.call("ask")).text == "Ada, a word, file:///work"
+        await client.ping()
+
+
+@pytest.mark.parametrize("transport", ["stdio", "http", "sse"])
+async def test_the_reference_server_in_typescript_offers_everything(transport: str, tmp_path: Path) -> None:
+    """It asks for roots by itself, and on the stream of its own."""
+    command = [NODE, str(EVERYTHING)]
+    with ExitStack() as stack:
+        target: Any = [*command, "stdio"]
+        if transport != "stdio":
+            mode = "streamableHttp" if transport == "http" else "sse"
+            server = stack.enter_context(shared(lambda port: ["env", f"PORT={port}", *command, mode], tmp_path))
+            target = f"http://127.0.0.1:{server.port()}{PATHS[transport]}"
+        steps: list[float] = []
+        async with asyncio.timeout(2 * WAIT), connect(target) as client:
+            assert (client.transport, client.revision) == (TRANSPORTS[transport], OLD)
+            assert (await client.call("echo", message="hi")).text == "Echo: hi"
+            assert "5" in (await client.call("get-sum", a=2, b=3)).text
+            result = await client.call("get-structured-content", location="Chicago")
+            assert set(result.data) == {"temperature", "conditions", "humidity"}
+            await client.call(
+                "trigger-long-running-operation", duration=0.2, steps=4, progress=lambda value, *_: steps.append(value)
+            )
+            assert steps == [1, 2, 3, 4]
+            assert len(await client.resources()) >= 7
+            assert len(await client.prompts()) >= 4
+            assert "Ada" in (await client.call("trigger-elicitation-request")).text
+            assert "a word" in (await client.call("trigger-sampling-request", prompt="x", maxTokens=5)).text
+            assert "file:///work" in (await client.call("get-roots-list")).text
+
+
+async def test_a_published_server_tells_the_time() -> None:
+    """mcp-server-time, as its package installs it."""
+    command = [str(ROOT / ".venv-mcp1" / "bin" / "mcp-server-time"), "--local-timezone", "UTC"]
+    async with asyncio.timeout(2 * WAIT), connect(command) as client:
+        told = (await client.call("get_current_time", timezone="Europe/Berlin")).data
+        assert "Europe/Berlin" in str(told)
+        assert (await client.call("get_current_time", timezone="Nowhere")).is_error
+
+
+@pytest.fixture(scope="module")
+def go_server(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The program that the benchmark runs beside ours, built anew."""
+    go = shutil.which("go")
+    if go is None:
+        pytest.skip("Go isn't installed, and the Go SDK's server must be built with it.")
+    target = tmp_path_factory.mktemp("go") / "official"
+    command = [go, "build", "-C", "benches/go", "-o", str(target), "./official"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=10 * WAIT, capture_output=True)
+    return str(target)
+
+
+@pytest.mark.parametrize("transport", ["stdio", "stateless", "http"])
+async def test_a_server_of_the_go_sdk_answers(go_server: str, transport: str, tmp_path: Path) -> None:
+    """With and without sessions."""
+    with ExitStack() as stack:
+        target: Any = [go_server, "stdio"]
+        if transport != "stdio":
+            server = stack.enter_context(shared(lambda port: [go_server, transport, str(port)], tmp_path))
+            target = f"http://127.0.0.1:{server.port()}/mcp"
+        async with asyncio.timeout(2 * WAIT), connect(target) as client:
+            assert [tool.name for tool in await client.tools()] == ["add"]
+            assert await client.call("add", a=2, b=3, into=int) == 5

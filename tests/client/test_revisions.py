@@ -1,0 +1,19 @@
+"""One walk through every feature, in memory and over stdio, on every revision. The rules are our choice."""
+
+import pytest
+
+from client.walk import FILE, shop, walk
+from millstream.protocol.revisions import BY_DATE
+
+
+@pytest.mark.parametrize("revision", [None, *BY_DATE])
+async def test_a_server_object_offers_everything_on_every_revision(revision: str | None) -> None:
+    """In memory; without a revision it's the newest."""
+    await walk(shop.mcp, revision, "memory")
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("revision", [None, *BY_DATE])
+async def test_a_script_offers_everything_on_every_revision(revision: str | None) -> None:
+    """A process of its own."""
+    await walk(FILE, revision, "stdio")

@@ -1,0 +1,32 @@
+"""One walk through every feature over real sockets, against our own server. The rules are our choice."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from client.walk import FILE, walk
+from millstream.protocol.revisions import BY_DATE
+from processes import Shared, millstream, shared
+
+pytestmark = pytest.mark.server
+
+DATES = list(BY_DATE)
+WAYS = [
+    *[("http", "/mcp", "streamable-http", date) for date in (None, *DATES[1:])],
+    *[("http", "/sse", "http+sse", date) for date in (None, *DATES[:-1])],
+    *[("ws", "/ws", "websocket", date) for date in (None, *DATES)],
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    with shared(lambda port: millstream(str(FILE), port, "--serve", "hub"), tmp_path_factory.mktemp("shop")) as running:
+        yield running
+
+
+@pytest.mark.parametrize(("scheme", "path", "transport", "revision"), WAYS)
+async def test_everything_is_offered_over_every_transport(
+    server: Shared, scheme: str, path: str, transport: str, revision: str | None
+) -> None:
+    """Every revision that the transport has, and the one that the client finds by itself."""
+    await walk(f"{scheme}://127.0.0.1:{server.port()}{path}", revision, transport)

@@ -1,0 +1,85 @@
+"""The client that the official suite drives: ``client.py URL``, with the scenario's name in the environment.
+
+Each scenario is what a program would do with `millstream.Client`; nothing here knows what the suite looks for.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from millstream import Client
+from millstream.client.questions import Question
+
+
+def fill_in(question: Question) -> dict[str, Any]:
+    """Confirm whatever is asked, and leave the rest as the form has it."""
+    fields = (question.requested_schema or {}).get("properties", {})
+    confirmed = {name: True for name, field in fields.items() if field.get("type") == "boolean"}
+    return confirmed | question.defaults
+
+
+async def call_first(client: Client) -> None:
+    tools = await client.tools()
+    for tool in tools[:1]:
+        numbers = {"a": 5, "b": 3} if "a" in tool.input_schema.get("properties", {}) else {}
+        await client.call(tool.name, numbers)
+
+
+async def list_tools(client: Client) -> None:
+    await client.tools()
+
+
+async def call_all(client: Client) -> None:
+    for tool in await client.tools():
+        values = dict.fromkeys(tool.input_schema.get("properties", {}), "x")
+        await client.call(tool.name, values)
+
+
+async def use_everything(client: Client) -> None:
+    for tool in await client.tools():
+        await client.call(tool.name)
+    for resource in await client.resources():
+        await client.read(resource.uri)
+    for prompt in await client.prompts():
+        await client.prompt(prompt.name)
+
+
+async def call_given(client: Client) -> None:
+    await client.tools()
+    for call in json.loads(os.environ["MCP_CONFORMANCE_CONTEXT"])["toolCalls"]:
+        await client.call(call["name"], call["arguments"])
+
+
+async def ask_in_rounds(client: Client) -> None:
+    names = [tool.name for tool in await client.tools()]
+    async with asyncio.TaskGroup() as calls:
+        for name in names:
+            calls.create_task(client.call(name))
+
+
+async def echo_schema(client: Client) -> None:
+    schemas = {tool.name: tool.input_schema for tool in await client.tools()}
+    await client.call("json_schema_echo", schema=schemas["json_schema_2020_12_tool"])
+
+
+SCENARIOS: dict[str, Callable[[Client], Awaitable[None]]] = {
+    "json-schema-ref-no-deref": list_tools,
+    "json-schema-2020-12-preservation": echo_schema,
+    "http-standard-headers": use_everything,
+    "http-custom-headers": call_given,
+    "http-invalid-tool-headers": call_all,
+    "sep-2322-client-request-state": ask_in_rounds,
+}
+
+
+async def main(url: str) -> None:
+    scenario = os.environ["MCP_CONFORMANCE_SCENARIO"]
+    async with Client(url, elicit=fill_in, sample=lambda _: "Paris", roots=["file:///work"]) as client:
+        await SCENARIOS.get(scenario, call_first)(client)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[-1]))
