@@ -252,6 +252,8 @@ class Records:
         with _refusing():
             for _ in range(_TRIES):
                 raw = await kv.get(key) if look else None
+                if raw is not None:
+                    self._note(session.id)
                 present = NO_RECORD if raw is None else _decode(raw)
                 record = None if present.ended else edit(present)
                 if record is None:
