@@ -125,7 +125,11 @@ async def settle(turns: int = 200) -> None:
 
 @asynccontextmanager
 async def fleet(
-    make: Callable[[], Server], count: int = 2, *, turns: Callable[[], int] = lambda: 1, store: SharedStore | None = None
+    make: Callable[[], Server],
+    count: int = 2,
+    *,
+    turns: Callable[[], int] = lambda: 1,
+    store: SharedStore | None = None,
 ) -> AsyncIterator[list[Worker]]:
     """Workers, for the length of the block."""
     shared = store or SharedStore(turns)
@@ -146,5 +150,4 @@ async def one_worker(make: Callable[[], Server], shared: SharedStore) -> AsyncIt
         try:
             yield worker
         finally:
-            worker.store.asleep = worker.store.dead = False
             await worker.http.close()

@@ -22,7 +22,7 @@ class SharedStore:
         self.core = MemoryStore()
         self.turns = turns
         """Turns of the loop that one way through the network takes."""
-        self.live: dict[str, "WorkerStore"] = {}
+        self.live: dict[str, WorkerStore] = {}
         """Workers with a lease, by name."""
 
     def worker(self) -> "WorkerStore":
@@ -49,7 +49,8 @@ class WorkerStore:
         self.shared = True
         self.me = ""
         self.dead = False
-        self.asleep = False
+        self._awake = asyncio.Event()
+        self._awake.set()
         self.down = False
         """The store does not answer this worker."""
         self.operations = Counter[str]()
@@ -108,12 +109,12 @@ class WorkerStore:
 
     def sleep(self) -> None:
         """Stop the worker for longer than its lease: whatever it asks of the store waits until `wake`."""
-        self.asleep = True
+        self._awake.clear()
         self.end_lease()
 
     def wake(self) -> None:
         """Go on, under a new name."""
-        self.asleep = False
+        self._awake.set()
         self._take_name()
 
     def end_lease(self) -> None:
@@ -140,8 +141,7 @@ class WorkerStore:
         """The other way."""
         for _ in range(self._shared.turns()):
             await asyncio.sleep(0)
-        while self.asleep:
-            await asyncio.sleep(0.001)
+        await self._awake.wait()
 
     def arrive(self, deliver: Callable[[], None]) -> None:
         """Deliver something after everything that is on its way."""

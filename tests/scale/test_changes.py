@@ -135,9 +135,7 @@ async def test_what_every_worker_does_may_add() -> None:
             yield
             task.cancel()
 
-        return Server(
-            "growing", lifespan=lifespan, settings=Settings(key="a secret of the tests that is long enough")
-        )
+        return Server("growing", lifespan=lifespan, settings=Settings(key="a secret of the tests that is long enough"))
 
     async with fleet(make_growing) as workers:
         streams = [await listen(each, toolsListChanged=True) for each in workers]

@@ -1,12 +1,11 @@
 """HTTP+SSE on several workers: a message finds the worker that has the stream."""
 
-import asyncio
 import json
 
 import pytest
 
 from bad_input.shop import make_shop
-from fleet import Reading, Worker, fleet, settle
+from fleet import Reading, Worker, fleet, settle, until
 from millstream.http.message import Request
 from millstream.protocol.principal import Principal
 from wire import LATEST_HANDSHAKE, request
@@ -18,8 +17,7 @@ OPENING = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo"
 async def connect(worker: Worker) -> tuple[Reading, str]:
     """An open stream, and the path for messages."""
     stream = Reading(await worker.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
-    while not stream.events:
-        await asyncio.sleep(0)
+    await until(lambda: stream.events)
     return stream, stream.events.pop(0).data
 
 

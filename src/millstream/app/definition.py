@@ -4,7 +4,7 @@ A `Definition` is a node of the tree of mounted servers. Whatever is registered 
 wherever it is mounted, and what changes is told to whoever runs one of them. Nothing here knows an event loop.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Listener(Protocol):
 
 
 @contextmanager
-def on_each_worker() -> Iterator[None]:
+def on_each_worker() -> Generator[None]:
     """What happens inside, and in the tasks that begin there, happens on every worker alike."""
     token = _ON_EACH_WORKER.set(True)
     try:

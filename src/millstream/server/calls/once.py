@@ -31,8 +31,9 @@ async def once_stored(services: Services, name: str, run: Callable[[], Awaitable
     """
     kv, ttl = services.store.kv, services.settings.state_ttl
     claim = _RUNNING + services.store.workers.me.encode()
+    limit = asyncio.timeout(ttl)
     try:
-        async with asyncio.timeout(ttl) as limit:
+        async with limit:
             seen: bytes | None = None
             while seen is None or seen[:1] == _RUNNING:
                 if await kv.compare_and_set(name, seen, claim, ttl):

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import msgspec
@@ -311,7 +311,7 @@ class Records:
 
 
 @contextlib.contextmanager
-def _refusing() -> Iterator[None]:
+def _refusing() -> Generator[None]:
     """What a store cannot do, as the error that the client gets."""
     try:
         yield
