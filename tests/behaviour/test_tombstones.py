@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 from bad_input.shop import make_shop
 from millstream import Server
-from millstream.server.calls.sessions import Records
 from millstream.stores.memory.store import MemoryKeyValue
 from wire import Wire, request, wired
 
@@ -25,7 +24,7 @@ def rule_time(wire: Wire, clock: Callable[[], float]) -> None:
     services = wire.runtime.services
     services.clock = clock
     services.store.kv = MemoryKeyValue(clock, 1_000_000)  # type: ignore[misc]
-    services.records = Records(services.store.kv, services.settings.record_ttl)
+    services.records.clock = clock
 
 
 async def delete(wire: Wire, headers: dict[str, str]) -> int:
@@ -44,7 +43,7 @@ async def test_a_tombstone_outlives_other_records_up_to_the_end_of_its_session()
         assert await delete(wire, headers) == 204
         for _ in range(2):
             clock.now += 249.0
-            await wire.runtime.services.records.load()
+            wire.runtime.services.records.forget()
             assert (await wire.post(request("ping"), headers)).status == 404
         clock.now += 3.0
         assert await wire.runtime.services.store.kv.keys("") == []

@@ -4,15 +4,17 @@ A `Definition` is a node of the tree of mounted servers. Whatever is registered 
 wherever it is mounted, and what changes is told to whoever runs one of them. Nothing here knows an event loop.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from millstream.app.info import Info
 from millstream.config import Settings
+from millstream.protocol.errors import LocalError
 from millstream.server.calls.changes import Change
 from millstream.server.features.registry import Registry
 
@@ -24,6 +26,34 @@ PARTS = ("hub", "rest", "web", "metrics")
 _NEEDS = {"web": ("hub", "rest", "metrics")}
 """The pages show what the others do."""
 _KINDS = ("tools", "resources", "templates", "prompts")
+
+
+_ON_EACH_WORKER: ContextVar[bool] = ContextVar("on_each_worker", default=False)
+
+
+class Listener(Protocol):
+    """Whoever runs a server."""
+
+    @property
+    def shared(self) -> bool:
+        """Other workers run it, too."""
+        ...
+
+    def emit(self, change: Change) -> None:
+        """Something changed."""
+
+    def removed(self, kind: str, key: str) -> None:
+        """An item was removed by the program of this worker."""
+
+
+@contextmanager
+def on_each_worker() -> Generator[None]:
+    """What happens inside, and in the tasks that begin there, happens on every worker alike."""
+    token = _ON_EACH_WORKER.set(True)
+    try:
+        yield
+    finally:
+        _ON_EACH_WORKER.reset(token)
 
 
 @dataclass(eq=False)
@@ -47,7 +77,7 @@ class Definition:
         self.registry.changed = lambda kind: self.emit(Change(kind))
         self.mounted: list[Definition] = []
         self._mounted_on: list[tuple[Definition, str]] = []
-        self.listeners: set[Callable[[Change], None]] = set()
+        self.listeners: set[Listener] = set()
         """Told of every change: one for each runtime that is open."""
 
     def configure(self, *, serve: str | Collection[str] = (), **changes: object) -> None:
@@ -76,13 +106,17 @@ class Definition:
 
         Raises:
             ValueError: its name is taken in one of these places; it is registered in none then.
+            LocalError: the server runs in several workers, and only this one would have it.
         """
+        self._check_everywhere(key)
         self._check_free(kind, key)
         self._put(kind, key, item)
 
     def remove(self, kind: str, key: str) -> None:
-        """Take an item away, here and wherever this is mounted. Raises KeyError when there is none."""
+        """Take an item away, here and wherever this is mounted, on every worker. Raises KeyError when there is none."""
         self.registry.remove(kind, key)
+        for listener in list(self.listeners):
+            listener.removed(kind, key)
         for parent, prefix in self._mounted_on:
             parent.remove(kind, prefixed(kind, key, prefix))
 
@@ -98,6 +132,19 @@ class Definition:
         kind = "templates" if "{" in reference else "prompts"
         for parent, prefix in self._mounted_on:
             parent.complete(prefixed(kind, reference, prefix), argument, function)
+
+    def _check_everywhere(self, what: str) -> None:
+        if self._runs_in_several() and not _ON_EACH_WORKER.get():
+            raise LocalError(
+                f"{what!r} would be on one worker only: this server runs, and it shares its store with other workers. "
+                "Register it before the server runs, or in its lifespan, which every worker enters (a task that begins "
+                "there may register, too)"
+            )
+
+    def _runs_in_several(self) -> bool:
+        return any(each.shared for each in self.listeners) or any(
+            parent._runs_in_several() for parent, _ in self._mounted_on
+        )
 
     def _check_free(self, kind: str, key: str) -> None:
         self.registry.check_free(kind, key)
@@ -121,9 +168,11 @@ class Definition:
         Raises:
             ValueError: the other is this server or has it mounted, has a name that is taken here, or has a lifespan
                 while this server runs already.
+            LocalError: the server runs in several workers, and only this one would have it.
         """
         if self._is_part_of(other):
             raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}: it would be a part of itself")
+        self._check_everywhere(other.name)
         if self._runs() and other.has_lifespan():
             raise ValueError(
                 f"{other.name!r} has a lifespan, and {self.name!r} runs already: mount it before, or in a lifespan"
@@ -165,7 +214,7 @@ class Definition:
         registered there changes by itself.
         """
         for listener in list(self.listeners):
-            listener(change)
+            listener.emit(change)
         if change.uri:
             for parent, prefix in self._mounted_on:
                 parent.emit(Change(change.kind, prefixed("resources", change.uri, prefix)))

@@ -10,12 +10,14 @@ from collections.abc import Awaitable, Callable, Iterable
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from millstream.app.definition import Definition
+from millstream.app.definition import Definition, on_each_worker
 from millstream.app.here_only import Bind, HereOnly
 from millstream.app.parts import make_feed, make_note, make_observer, metrics_of_machine
+from millstream.app.replicas import Replicas
 from millstream.http.hosts import HostPolicy
 from millstream.server.calls.call import Call
 from millstream.server.calls.changes import Change, Changes
+from millstream.server.calls.keys import agree
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Dispatcher
 from millstream.server.handlers import install
@@ -61,6 +63,7 @@ class Runtime:
         self.store = store
         self.store_health = StoreHealth(definition.store.partition(":")[0], store)
         self.services: Services
+        self.replicas: Replicas
         self.dispatcher: Dispatcher
         self.streams: OpenStreams
         self.sweep: Sweep
@@ -90,9 +93,12 @@ class Runtime:
         async with self._stack:
             await self.store.open()
             self._stack.push_async_callback(self.store.close)
-            self.services = Services(settings, self.store, Changes())
-            self._stack.callback(self.services.threads.close)
-            await self.services.records.load()
+            secrets = await agree(self.store, settings.key) if self.store.shared else None
+            self.services = Services(settings, self.store, Changes(), secrets)
+            self._stack.push_async_callback(self.services.close)
+            self.replicas = Replicas(definition, self.services)
+            self._stack.push_async_callback(self.replicas.close)
+            self.services.open()
             self.streams = OpenStreams(
                 max_streams=settings.max_streams,
                 max_per_owner=settings.max_streams_per_principal,
@@ -113,6 +119,7 @@ class Runtime:
             await self._open_lifespan(definition)
             definition.registry.check_completers()  # now, since the lifespan may register too
             await self._open_parts()
+            await self.replicas.join()
             self._busy = self.sweep.clock()
             self.sweep.open()
             self._stack = self._stack.pop_all()
@@ -121,7 +128,8 @@ class Runtime:
     async def _open_lifespan(self, definition: Definition) -> None:
         """A server's lifespan, then those of what is mounted on it; they close in the opposite order."""
         if definition.lifespan is not None and definition not in self._lifespans:
-            self._lifespans[definition] = await self._stack.enter_async_context(definition.lifespan())
+            with on_each_worker():
+                self._lifespans[definition] = await self._stack.enter_async_context(definition.lifespan())
         for part in definition.mounted:
             await self._open_lifespan(part)
 
@@ -184,12 +192,24 @@ class Runtime:
             )  # fmt: skip
         return self.routes
 
+    @property
+    def shared(self) -> bool:
+        """Other workers serve the same clients."""
+        return self.store.shared
+
     def emit(self, change: Change) -> None:
-        """Tell a change to whoever listens in this loop, from whatever thread."""
+        """Tell a change to whoever listens in this loop, from whatever thread, and to the other workers."""
+        self._here(self.replicas.emit, change)
+
+    def removed(self, kind: str, key: str) -> None:
+        """Have the other workers remove an item, too."""
+        self._here(self.replicas.removed, kind, key)
+
+    def _here(self, work: Callable[..., None], *arguments: object) -> None:
         if get_ident() == self.thread and self.loop.is_running():
-            self.services.changes.emit(change)
+            work(*arguments)
         elif not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.services.changes.emit, change)
+            self.loop.call_soon_threadsafe(work, *arguments)
 
     async def close(self) -> None:
         """End every stream and task, then the lifespan and the store."""

@@ -81,7 +81,7 @@ class Runtimes:
         if "hub" in definition.parts or definition.has_lifespan():
             runtime.on_idle = None
         self._by_loop[loop] = runtime
-        definition.listeners.add(runtime.emit)
+        definition.listeners.add(runtime)
         return runtime
 
     def _forget(self, runtime: Runtime) -> None:
@@ -95,14 +95,14 @@ class Runtimes:
             self._living.pop(loop, None)
             runtime = self._by_loop.pop(loop, None)
             if runtime is not None:
-                self.definition.listeners.discard(runtime.emit)
+                self.definition.listeners.discard(runtime)
 
     async def stop(self) -> None:
         """Close the runtime of this event loop, if there is one."""
         runtime = self._by_loop.pop(asyncio.get_running_loop(), None)
         if runtime is None:
             return
-        self.definition.listeners.discard(runtime.emit)
+        self.definition.listeners.discard(runtime)
         if self.current is runtime:
             self.current = None
         try:

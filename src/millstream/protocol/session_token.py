@@ -74,6 +74,8 @@ class SessionToken(Struct, frozen=True, gc=False, array_like=True):
     """Unix time in seconds; the session is over from this second on."""
     epoch: str
     """`Store.epoch` when the session began."""
+    recorded: bool = False
+    """The session had a record from its beginning, so no worker takes it for one without."""
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode

@@ -6,14 +6,23 @@ another one (https://modelcontextprotocol.io/specification/2025-11-25/basic/tran
 
 from contextlib import suppress
 from functools import partial
+from typing import Final
+
+import msgspec
 
 from millstream.config import Settings
-from millstream.protocol.errors import INTERNAL_ERROR
+from millstream.protocol.errors import INTERNAL_ERROR, SERVER_ERROR
 from millstream.protocol.jsonrpc import RequestId, error_message
-from millstream.stores.base import Position, Store, StoreFull, read_offset
+from millstream.stores.base import Position, Sealed, Store, StoreFull, read_offset
 
-MESSAGE, END = b"m", b"e"
-"""First byte of a logged entry: one more message, or the last one (which may be empty)."""
+OPEN, MESSAGE, END = b"o", b"m", b"e"
+"""First byte of a logged entry: the first one, with the id of the request; one more message; or the last one (which
+may be empty)."""
+
+_WORKER: Final = 12
+"""The characters of a worker's name."""
+_GONE = "The worker that ran this call has gone: try again"
+_decode_id = msgspec.json.Decoder(RequestId).decode
 
 _NOT_KEPT = "The result is too large to be read again on another connection"
 
@@ -39,6 +48,32 @@ async def append(
         # Too large to keep: it goes out once, and whoever resumes is told so.
         position = await put(mark if answers is None else mark + error_message(answers, INTERNAL_ERROR, _NOT_KEPT))
     return position
+
+
+async def close_abandoned(store: Store, settings: Settings, name: str) -> None:
+    """Write the end of a stream whose worker is gone: an error that says so, unless the stream had ended. Should that
+    worker only have slept, it cannot write any more.
+
+    Raises:
+        LocalError, OSError: the store does not answer.
+    """
+    first = await store.log.read(name, None, 1)
+    answer = b""
+    # A long stream has lost its beginning, and a batch has many ids: their clients see that it ends without an answer.
+    if first and first[0].data[:1] == OPEN and len(first[0].data) > 1:
+        answer = error_message(_decode_id(first[0].data[1:]), SERVER_ERROR, _GONE)
+    with suppress(Sealed):
+        await append(store, settings, name, END, answer, None)
+
+
+def stream_name(worker: str, unique: str) -> str:
+    """The name of a call's stream, as event ids have it: whoever reads one elsewhere knows who writes it."""
+    return worker + unique
+
+
+def writer_of(stream: str) -> str:
+    """The worker that a call's stream belongs to."""
+    return stream[:_WORKER]
 
 
 def log_name(session_id: str, stream: str) -> str:

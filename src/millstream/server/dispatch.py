@@ -100,7 +100,7 @@ class Dispatcher:
         self.stopping = False
         """The server ends: what still runs may be cancelled at any time, and is not answered then."""
         self.calls: set[Call] = set()
-        self.control = Control(services.questions)
+        self.control = Control(services.questions, services.peers)
         self.by_id = self.control.by_id
         """(scope, request id) -> call, for those that a later message can cancel."""
         settings = services.settings

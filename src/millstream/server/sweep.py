@@ -16,7 +16,6 @@ from millstream.server.dispatch import Dispatcher
 logger = logging.getLogger("millstream")
 
 TICK = 1.0
-_RECORDS_SECONDS = 60.0
 
 
 class Sweep:
@@ -71,7 +70,7 @@ class Sweep:
 
     async def _run(self) -> None:
         services = self._dispatcher.services
-        beat = records = self.clock()
+        beat = self.clock()
         while True:
             asked = self.clock()
             await asyncio.sleep(TICK)
@@ -83,9 +82,6 @@ class Sweep:
                 _attempt(self._beat)
                 self._beside("logs", self._touch())
                 self.report_progress()
-            if now - records >= _RECORDS_SECONDS:
-                records = now
-                self._beside("records", services.records.load())
             _attempt(self._each_tick, now)
 
     def _beside(self, key: object, work: Coroutine[Any, Any, None]) -> None:

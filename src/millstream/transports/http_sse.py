@@ -1,20 +1,27 @@
 """HTTP+SSE, the transport of 2024-11-05: a stream for everything the server says, a path for what the client says.
 
-`GET /sse` opens the stream; its first event names the path for POSTs, with an unguessable id. Closing the stream ends
-the session. Any handshake revision may be negotiated on it; a request that describes itself is
-served too.
+`GET /sse` opens the stream; its first event names the path for POSTs, with a sealed id: any worker reads from it which
+one has the stream, and whose it is. Closing the stream ends the session. Any handshake revision may be negotiated on
+it; a request that describes itself is served too.
 """
 
 import secrets
 from functools import partial
 
+import msgspec
+from msgspec import Struct
+
 from millstream.http.media import accepted, carries_json
 from millstream.http.message import STREAM_HEAD, TEXT_HEAD, Request, Response, Sink, query_value
 from millstream.protocol import sse
-from millstream.protocol.errors import INVALID_REQUEST, ProtocolError
+from millstream.protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
 from millstream.protocol.jsonrpc import check_text, require_json
+from millstream.protocol.principal import Principal
+from millstream.protocol.session_token import hash_principal
 from millstream.server.calls.services import principal_id
 from millstream.server.dispatch import Dispatcher
+from millstream.server.peers import Posted
+from millstream.stores.base import StoreUnavailable
 from millstream.transports.connection import Connection
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.refusals import NO_STREAM, SESSION_NOT_FOUND, TOO_MANY_STREAMS, WRONG_TYPE, refusal
@@ -23,7 +30,23 @@ MESSAGES_PATH = "/messages/"
 
 _ACCEPTED = Response(b"Accepted", 202, TEXT_HEAD)
 _NO_ID = refusal(400, INVALID_REQUEST, "Bad request: session_id is missing. POST to the path of the endpoint event")
+_UNREACHABLE = refusal(
+    503, SERVER_ERROR, "The stream of this session cannot be reached now: try again", head=b"retry-after: 1\r\n"
+)
 _UNKNOWN = refusal(404, SESSION_NOT_FOUND, "Session not found: open a new stream")
+
+
+class _Address(Struct, frozen=True, gc=False, array_like=True):
+    """What a session id says."""
+
+    worker: str
+    unique: bytes
+    principal_hash: bytes
+
+
+_KIND = b"sse"
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Address).decode
 
 
 class HttpSse:
@@ -36,6 +59,7 @@ class HttpSse:
         self._streams = streams
         self._connections: dict[str, tuple[Connection, str]] = {}
         """Session id -> connection and the principal that opened it."""
+        dispatcher.services.peers.on(Posted, self._posted_elsewhere)
 
     async def get(self, request: Request) -> Response | None:
         """Open the stream and serve the session until it closes."""
@@ -47,7 +71,7 @@ class HttpSse:
             return TOO_MANY_STREAMS
         sink = request.open(200, STREAM_HEAD)
         self._streams.add(sink, owner, ("sse", ""))
-        session_id = secrets.token_hex(16)
+        session_id = self._mint(principal)
         connection = Connection(
             self._dispatcher,
             partial(_write, sink),
@@ -81,15 +105,53 @@ class HttpSse:
         if not session_id:
             return _NO_ID
         found = self._connections.get(session_id)
-        if found is None or found[1] != principal_id(request.principal):
+        if found is not None and found[1] != principal_id(request.principal):
+            return _UNKNOWN
+        worker = "" if found is not None else self._worker_of(session_id, request.principal)
+        if found is None and not worker:
             return _UNKNOWN
         try:
             check_text(request.body, self._dispatcher.services.settings.max_depth)
             require_json(request.body)
         except ProtocolError as exc:
             return refusal(400, exc.code, exc.message)
-        found[0].receive(request.body)
-        return _ACCEPTED
+        if found is not None:
+            found[0].receive(request.body)
+            return _ACCEPTED
+        try:
+            there = await self._dispatcher.services.peers.send(worker, Posted(session_id, request.body))
+        except StoreUnavailable:
+            return _UNREACHABLE
+        return _ACCEPTED if there else _UNKNOWN
+
+    def _posted_elsewhere(self, message: Posted, worker: str) -> None:
+        # The other worker knows whose the session is, but not whether its stream is still open.
+        found = self._connections.get(message.connection)
+        if found is not None:
+            found[0].receive(message.body)
+
+    def _mint(self, principal: Principal | None) -> str:
+        services = self._dispatcher.services
+        address = _Address(services.store.workers.me, secrets.token_bytes(16), hash_principal(principal))
+        return services.ring.seal(_KIND, _encode(address), services.nonce())
+
+    def _worker_of(self, session_id: str, principal: Principal | None) -> str:
+        """The worker that has the stream of a session of this principal; empty when it is no such session, or ours."""
+        services = self._dispatcher.services
+        if not services.peers.shared:
+            return ""
+        plain = services.ring.open(_KIND, session_id)
+        try:
+            address = None if plain is None else _decode(plain)
+        except msgspec.DecodeError:
+            return ""
+        if (
+            address is None
+            or address.principal_hash != hash_principal(principal)
+            or services.peers.is_me(address.worker)
+        ):
+            return ""
+        return address.worker
 
 
 def _write(sink: Sink, message: bytes) -> bool:

@@ -1,5 +1,6 @@
 """The event streams that are open now: counted against their caps, kept alive by comments, closed at the end."""
 
+import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -109,8 +110,10 @@ class OpenStreams:
 
     async def touch(self, log: EventLog, ttl: float) -> None:
         """Keep the logs of the calls that run, however silent they are: one that ends later can still be resumed."""
-        for name in list(self.lines):
-            await log.touch(name, ttl)
+        done = await asyncio.gather(*(log.touch(name, ttl) for name in self.lines), return_exceptions=True)
+        for failure in done:
+            if isinstance(failure, BaseException):
+                raise failure
 
     def close(self) -> None:
         """End every stream, and say when to come back."""

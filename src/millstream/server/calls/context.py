@@ -241,7 +241,7 @@ class Context:
         if rounds is None:
             state = None
             if call.state:
-                now = int(self._services.clock())
+                now = int(self._services.clock() - self._services.leeway)
                 state = open_state(call.state, self._services.ring, call_binding(call), now)
             rounds = call.rounds = Rounds(state, call.responses or {})
         return rounds

@@ -1,7 +1,9 @@
 """Where the secret for session ids and sealed state comes from.
 
-In this order: the setting; the store's, once a shared store keeps one; a file in the user's state directory, made once
-and shared by all workers of the machine; a secret of this process, which no other worker and no restart knows.
+In this order: the setting; the store's, where several workers share one; a file in the user's state directory, made
+once and shared by all workers of the machine; a secret of this process, which no other worker and no restart knows.
+
+Whoever can read the store can read the secret that is kept there, and make sessions with it: prefer the setting.
 """
 
 import os
@@ -16,12 +18,18 @@ from typing import Final
 from msgspec import Struct
 
 from millstream.protocol.errors import LocalError
+from millstream.stores.base import Store
 
 MIN_SECRET: Final = 32
 """Characters."""
 MAX_FILE: Final = 64 * 1024
 """Characters that are read of a key file."""
 KEY_FILE: Final = "key"
+
+_STORED: Final = "secret:seal"
+_STORED_SECONDS: Final = 10 * 365 * 86_400.0
+_KEPT: Final = 4
+"""Secrets of a store that lost its data are kept for opening, the newest so many."""
 
 _ADVICE: Final = "Set MILLSTREAM_KEY to a secret shared by all workers."
 _HOW: Final = "Make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
@@ -33,7 +41,7 @@ class Secrets(Struct, frozen=True):
     values: tuple[bytes, ...]
     """The first seals, all open."""
     source: str
-    """``setting``, ``file`` or ``process``."""
+    """``setting``, ``store``, ``file`` or ``process``."""
     warning: str | None = None
     """What the person who runs the server should know at start."""
 
@@ -51,7 +59,6 @@ def load_secrets(setting: str, *, state_dir: Path | None = None) -> Secrets:
     """
     if setting.strip():
         return Secrets(_parse(setting, "MILLSTREAM_KEY"), "setting")
-    # A shared store's secret belongs here: before the file, which the other machines do not have.
     directory = state_dir or state_directory()
     if directory is None:
         return _of_process("The user has no state directory for a key file.")
@@ -64,6 +71,33 @@ def load_secrets(setting: str, *, state_dir: Path | None = None) -> Secrets:
         return Secrets(_parse(text, str(path)), "file")
     except ValueError as exc:
         raise LocalError(f"{exc} Or delete the file: the next start makes another, and open sessions end.") from None
+
+
+async def agree(store: Store, setting: str, own: Secrets | None = None) -> Secrets:
+    """The secrets of all workers that share a store: those of the setting, or the one that the store keeps.
+
+    Args:
+        store: shared, and open.
+        setting: as for `load_secrets`.
+        own: what this worker used until the store lost its data. It is put there again; where another worker was
+            faster, its secret seals from now on, and this one still opens.
+
+    Raises:
+        ValueError: the setting has a secret that is too short to be one.
+        LocalError: the store does not answer, or keeps something that is no secret.
+    """
+    if setting.strip():
+        return load_secrets(setting)
+    mine = own.values[0] if own is not None else secrets.token_urlsafe(32).encode()
+    kept = None
+    while kept is None:
+        kept = await store.kv.get(_STORED)
+        if kept is None and await store.kv.compare_and_set(_STORED, None, mine, _STORED_SECONDS):
+            kept = mine
+    if len(kept) < MIN_SECRET:
+        raise LocalError(f"The store keeps no secret under {_STORED}, but something else. Delete that. {_ADVICE}")
+    others = () if own is None else tuple(value for value in own.values if value != kept)
+    return Secrets((kept, *others)[:_KEPT], "store")
 
 
 def state_directory(environ: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path | None:

@@ -3,9 +3,9 @@
 Made by the composition root for one event loop and handed down; nothing here decides anything about a call.
 """
 
-import secrets
 import time
 from collections.abc import Callable
+from secrets import token_bytes
 from typing import Any
 
 from millstream.config import Settings
@@ -13,10 +13,11 @@ from millstream.http.budget import ByteBudget
 from millstream.protocol.principal import Publisher
 from millstream.protocol.seal import NONCE_BYTES, KeyRing
 from millstream.server.calls.changes import Changes
-from millstream.server.calls.keys import load_secrets
+from millstream.server.calls.keys import Secrets, load_secrets
 from millstream.server.calls.notes import ObserveMessage, ignore_message
 from millstream.server.calls.sessions import Records
 from millstream.server.calls.threads import Threads
+from millstream.server.peers import LEEWAY, Peers
 from millstream.server.questions.open import OpenQuestions
 from millstream.stores.base import Store
 
@@ -30,11 +31,20 @@ class Services:
     """The shared parts of one running server."""
 
     __slots__ = (
-        "_ring", "bodies", "changes", "clock", "endings", "hub", "lifespan_of", "note", "questions", "records",
+        "_ring", "bodies", "changes", "clock", "endings", "hub", "leeway", "lifespan_of", "note", "peers", "questions",
+        "records",
         "secrets", "settings", "store", "streamed", "threads",
     )  # fmt: skip
 
-    def __init__(self, settings: Settings, store: Store, changes: Changes) -> None:
+    def __init__(self, settings: Settings, store: Store, changes: Changes, secrets: Secrets | None = None) -> None:
+        """Nothing is heard of other workers before `open`.
+
+        Args:
+            settings: of the server.
+            store: of this loop, which is open.
+            changes: of this loop.
+            secrets: those that the workers agreed on, where they share a store.
+        """
         # Configuration
         self.settings = settings
         self.store = store
@@ -43,13 +53,22 @@ class Services:
         """Told of every message that becomes no call."""
         self.streamed: Callable[[Any], None] | None = None
         """Attaches the stream of a client to a call, where the hub is served."""
-        self.clock: Callable[[], float] = time.time
+        self.clock: Callable[[], float] = store.time if store.shared else time.time
+        """Unix time: that of the store, where other workers compare with it."""
+        self.leeway = LEEWAY if store.shared else 0.0
+        """Seconds for which what is sealed still opens after its time."""
+        self.secrets = secrets or load_secrets(settings.key)
+        """Found at the start, because trouble with them must stop the start and not the first request."""
+        self._ring: KeyRing | None = None
         # Shared state
-        self.records = Records(store.kv, settings.record_ttl)
+        self.peers = Peers(store, self.secrets.values)
+        """The other workers."""
+        self.records = Records(store, settings.record_ttl, self.peers, self.clock)
         self.questions = OpenQuestions(
             max_open=settings.max_questions,
             max_per_owner=settings.max_questions_per_principal,
             timeout=settings.ask_timeout,
+            workers=store.workers,
         )
         self.bodies = ByteBudget(settings.max_call_bytes, settings.max_body)
         """What large calls were asked with, for as long as they run."""
@@ -59,9 +78,23 @@ class Services:
         """Called when the server stops: open subscriptions end with their result."""
         self.lifespan_of: Callable[[Any], Any] = lambda home: None
         """What the user's lifespan yielded, as functions of a server see it that may be mounted."""
-        self._ring: KeyRing | None = None
-        self.secrets = load_secrets(settings.key)
-        """Found at the start, because trouble with them must stop the start and not the first request."""
+
+    def open(self) -> None:
+        """Begin to hear what other workers say."""
+        self.peers.open()
+        self.records.open()
+
+    async def close(self) -> None:
+        """Stop listening, and end the threads."""
+        self.threads.close()
+        await self.records.close()
+        await self.peers.close()
+
+    def use(self, secrets: Secrets) -> None:
+        """Seal with other secrets from now on."""
+        self.secrets = secrets
+        self._ring = None
+        self.peers.use(secrets.values)
 
     @property
     def ring(self) -> KeyRing:
@@ -74,4 +107,4 @@ class Services:
     @staticmethod
     def nonce() -> bytes:
         """Random bytes for one seal."""
-        return secrets.token_bytes(NONCE_BYTES)
+        return token_bytes(NONCE_BYTES)

@@ -9,7 +9,7 @@ from millstream.protocol.errors import INVALID_PARAMS, INVALID_REQUEST, RESOURCE
 from millstream.protocol.messages import ReadResourceRequestParams, ResourceRequestParams
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
-from millstream.server.calls.sessions import Record
+from millstream.server.calls.sessions import Record, Session
 from millstream.server.dispatch import Handler
 from millstream.server.features.registry import Registry
 from millstream.server.features.resources import Resource, Template
@@ -84,31 +84,35 @@ class ResourceHandlers:
     async def subscribe(self, call: Call) -> bytes:
         """Subscribe the session to changes of one resource."""
         uri = read(_uri_decoder, call).uri
-        record = await self._record(call)
-        if uri not in record.subscriptions:
+
+        def add(record: Record) -> Record | None:
+            if uri in record.subscriptions:
+                return None
             if len(record.subscriptions) >= self._services.settings.max_subscriptions:
                 raise ProtocolError(INVALID_REQUEST, "Too many subscriptions in this session: unsubscribe from some")
             self._find(uri)
-            await self._put(call, msgspec.structs.replace(record, subscriptions=[*record.subscriptions, uri]))
+            return msgspec.structs.replace(record, subscriptions=[*record.subscriptions, uri])
+
+        await self._services.records.change(_session(call), add)
         return b""
 
     async def unsubscribe(self, call: Call) -> bytes:
         """End the session's subscription to one resource."""
         uri = read(_uri_decoder, call).uri
-        record = await self._record(call)
-        if uri in record.subscriptions:
-            record.subscriptions.remove(uri)
-            await self._put(call, record)
+
+        def drop(record: Record) -> Record | None:
+            if uri not in record.subscriptions:
+                return None
+            return msgspec.structs.replace(record, subscriptions=[each for each in record.subscriptions if each != uri])
+
+        await self._services.records.change(_session(call), drop)
         return b""
 
-    async def _record(self, call: Call) -> Record:
-        if call.session is None:
-            raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session: initialize first, and send its id")
-        return await self._services.records.get(call.session)
 
-    async def _put(self, call: Call, record: Record) -> None:
-        assert call.session is not None  # noqa: S101  _record checked it
-        await self._services.records.put(call.session, record)
+def _session(call: Call) -> Session:
+    if call.session is None:
+        raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session: initialize first, and send its id")
+    return call.session
 
 
 def _not_found(uri: str) -> ProtocolError:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import msgspec
+from msgspec.structs import replace
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.messages import SetLevelRequestParams
@@ -37,8 +38,7 @@ class SessionHandlers:
         if level not in LOG_LEVELS:
             raise ProtocolError(INVALID_PARAMS, f"Unknown log level {level[:32]!r}: use one of {', '.join(LOG_LEVELS)}")
         if call.session is not None:
-            record = await self._services.records.get(call.session)
-            if record.log_level != level:
-                record.log_level = level
-                await self._services.records.put(call.session, record)
+            await self._services.records.change(
+                call.session, lambda record: None if record.log_level == level else replace(record, log_level=level)
+            )
         return b""

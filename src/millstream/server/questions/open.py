@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -12,26 +13,27 @@ import msgspec
 from millstream.protocol.errors import METHOD_NOT_FOUND, Declined, ToolError
 from millstream.protocol.jsonrpc import Envelope, PeerError, notification_message, request_message
 from millstream.protocol.notifications import CancelledNotificationParams
+from millstream.stores.base import Workers
 
 Send = Callable[[bytes], Awaitable[None]]
 
 
+_ID = re.compile(r"([0-9a-f]{12})-[0-9a-f]{32}")
 _decode_error = msgspec.json.Decoder(PeerError).decode
 
 
 class OpenQuestions:
     """Requests to clients that have no answer yet. Bounded; each ends with its call at the latest."""
 
-    __slots__ = ("_by_owner", "_open", "_timeout", "max_open", "max_per_owner", "worker")
+    __slots__ = ("_by_owner", "_open", "_timeout", "_workers", "max_open", "max_per_owner")
 
-    def __init__(self, *, max_open: int, max_per_owner: int, timeout: float) -> None:
+    def __init__(self, *, max_open: int, max_per_owner: int, timeout: float, workers: Workers) -> None:
         self._by_owner: Counter[str] = Counter()
         self._open: dict[str, tuple[str, asyncio.Future[bytes]]] = {}
         self._timeout = timeout
         self.max_open = max_open
         self.max_per_owner = max_per_owner
-        self.worker = secrets.token_hex(4)
-        """Part of every question's id: the worker on which the call waits."""
+        self._workers = workers
 
     def __len__(self) -> int:
         return len(self._open)
@@ -54,7 +56,8 @@ class OpenQuestions:
         """
         if len(self._open) >= self.max_open or self._by_owner[owner] >= self.max_per_owner:
             raise ToolError("Too many questions are open. Try again later.")
-        question_id = f"{self.worker}-{secrets.token_hex(16)}"
+        # The worker on which the call waits is a part of the id, so the answer finds its way whoever gets it.
+        question_id = f"{self._workers.me}-{secrets.token_hex(16)}"
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._open[question_id] = (scope, future)
         self._by_owner[owner] += 1
@@ -91,6 +94,12 @@ class OpenQuestions:
         for asked, future in list(self._open.values()):
             if asked == scope and not future.done():
                 future.set_exception(ToolError("The client has gone away and cannot answer."))
+
+
+def asker(question_id: object) -> str:
+    """The worker that asked a question; empty for what is no id of ours."""
+    match = _ID.fullmatch(question_id) if isinstance(question_id, str) else None
+    return "" if match is None else match[1]
 
 
 async def _give_up(send: Send, question_id: str, reason: str) -> None:

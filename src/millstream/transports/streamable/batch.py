@@ -67,10 +67,13 @@ class _Batch:
         dispatcher = self._exchange.endpoint.dispatcher
         if message.is_answer or message.id is None:
             self._note(message.method or "response")
-            if message.is_answer:
-                dispatcher.control.answer(message, self._scope)
-            else:
-                dispatcher.control.notified(message, self._scope)
+            if not message.is_answer:
+                await dispatcher.control.notified_anywhere(message, self._scope)
+                return None, b""
+            try:
+                await dispatcher.control.answer_anywhere(message, self._scope)
+            except ProtocolError as exc:
+                return None, self._refuse(None, "response", exc)
             return None, b""
         call = self._exchange.handshake_call(message, self._session, self._revision)
         try:

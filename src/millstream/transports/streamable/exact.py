@@ -118,7 +118,7 @@ async def _handshake(exchange: Exchange, message: Envelope) -> Call | Response:
         raise unknown_session()
     if message.id is None:
         check_notification(message)
-        endpoint.dispatcher.control.notified(message, "" if session is None else session.id)
+        await endpoint.dispatcher.control.notified_anywhere(message, "" if session is None else session.id)
         endpoint.services.note(message.method, "http", session, principal=request.principal)
         return _ACCEPTED
     return exchange.handshake_call(message, session, revision)
@@ -141,14 +141,11 @@ async def _initialize(exchange: Exchange, message: Envelope) -> Response:
 
 
 async def _take_answer(exchange: Exchange, message: Envelope) -> Response:
-    """A client's answer to a question of a call. One that comes too late is ignored: the client cannot know.
-
-    https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
-    """
+    """A client's answer to a question of a call, which may wait on another worker."""
     endpoint, request = exchange.endpoint, exchange.request
     if endpoint.sessions is None or b"mcp-session-id" not in request.headers:
         raise ProtocolError(INVALID_REQUEST, "Invalid request: a response needs the session of its request", status=400)
     session = await endpoint.sessions.find(request)
-    endpoint.dispatcher.control.answer(message, session.id)
+    await endpoint.dispatcher.control.answer_anywhere(message, session.id)
     endpoint.services.note("response", "http", session, principal=request.principal)
     return _ACCEPTED

@@ -40,7 +40,9 @@ class Endpoint:
         assert isinstance(request, Request)  # noqa: S101  every POST's call has its request
         readable = accepted(request.headers.get(b"accept"))
         can_stream = readable.stream and (not self.json_only or call.method == LISTEN)
-        return PostLine(request, call, self.services, self.streams, can_stream=can_stream)
+        return PostLine(
+            request, call, self.services, self.streams, can_stream=can_stream, cancel=self.dispatcher.control.cancel
+        )
 
 
 async def finish(call: Call, body: bytes) -> Response | None:

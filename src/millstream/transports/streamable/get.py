@@ -88,8 +88,8 @@ class SessionStreams:
         except ProtocolError as exc:
             return refused(exc)
         self._endpoint.services.note(SESSION_OVER, "http", session)
-        self._endpoint.dispatcher.control.end(session.id)
         self._standing.close(session.id)
+        await self._endpoint.dispatcher.control.end_anywhere(session.id)
         return Response(b"", 204, b"")
 
     async def _find(self, request: Request) -> Session:

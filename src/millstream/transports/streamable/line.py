@@ -5,30 +5,45 @@ what follows an id can be read on another connection (`resume`). Other streams e
 """
 
 import asyncio
+import logging
 import secrets
+from collections.abc import Callable
 
 from millstream.http.message import STREAM_HEAD, Request, Sink
 from millstream.protocol import sse
-from millstream.protocol.jsonrpc import RequestId
-from millstream.server.call_log import END, MESSAGE, append, event_id, log_name
+from millstream.protocol.errors import INTERNAL_ERROR
+from millstream.protocol.jsonrpc import RequestId, encode, error_message
+from millstream.server.call_log import END, MESSAGE, OPEN, append, event_id, log_name, stream_name
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services, principal_id
+from millstream.stores.base import Position, Sealed, StoreUnavailable
 from millstream.transports.open_streams import OpenStreams
 
 _LISTEN = "subscriptions/listen"
 _HIGH_WATER = 64 * 1024
+_LOST = "The store did not answer while this call ran, so a part of its stream is lost: try again"
+
+_NOWHERE = Position("", 0)
+_logger = logging.getLogger("millstream")
 
 
 class PostLine:
     """The `Line` of one POST: of its call, or of all calls of a batch."""
 
     __slots__ = (
-        "_id", "_lock", "_opened", "_owner", "_revision", "_services", "_session", "_sink", "_stream", "_streams",
-        "asks", "request",
+        "_cancel", "_id", "_kept", "_lock", "_opened", "_owner", "_revision", "_services", "_session", "_sink",
+        "_stream", "_streams", "asks", "request",
     )  # fmt: skip
 
     def __init__(
-        self, request: Request, call: Call, services: Services, streams: OpenStreams, *, can_stream: bool
+        self,
+        request: Request,
+        call: Call,
+        services: Services,
+        streams: OpenStreams,
+        *,
+        can_stream: bool,
+        cancel: Callable[[str, RequestId], object],
     ) -> None:
         # Not the call itself, which refers to its line: a cycle would keep the body of the request.
         self.request = request
@@ -43,8 +58,11 @@ class PostLine:
         self._opened = False
         session = call.session
         logged = session is not None and can_stream and call.revision.event_ids
-        self._stream = secrets.token_hex(16) if logged else ""
+        self._stream = stream_name(services.store.workers.me, secrets.token_hex(16)) if logged else ""
         self._lock = asyncio.Lock() if logged else None
+        self._kept = True
+        """Everything sent so far is in the log."""
+        self._cancel = cancel
         self.asks = can_stream and session is not None
         """Answers come back as other requests of the session."""
 
@@ -118,24 +136,54 @@ class PostLine:
 
     async def _open(self) -> None:
         self._opened = True
-        services = self._services
         assert self._streams is not None  # noqa: S101  callers have looked
         sink = self._sink = self.request.open(200, STREAM_HEAD)
         self._streams.add(sink, self._owner, ("http", self._revision.date))
         if self._lock is not None:
             self._streams.lines[self._log_name()] = self
-            position = await append(services.store, services.settings, self._log_name(), MESSAGE, b"", None)
-            if self._revision.priming:
+            position = await self._keep(OPEN, encode(self._id), None)
+            if self._revision.priming and position is not None:
                 sink.write(sse.prime(event_id(self._stream, position), None))
 
     async def _send_logged(self, mark: bytes, message: bytes, answers: RequestId | None) -> None:
         assert self._lock is not None  # noqa: S101  callers have looked
-        services = self._services
         async with self._lock:
-            position = await append(services.store, services.settings, self._log_name(), mark, message, answers)
+            try:
+                position = await self._keep(mark, message, answers)
+            except Sealed:
+                position = _NOWHERE
+            if position is _NOWHERE:
+                await self._end_here()
+                return
             sink = self._sink
             if message and sink is not None and not sink.closed:
-                sink.write(sse.encode_message(message, event_id(self._stream, position)))
+                sink.write(sse.encode_message(message, "" if position is None else event_id(self._stream, position)))
+
+    async def _keep(self, mark: bytes, message: bytes, answers: RequestId | None) -> Position | None:
+        """Put a message into the log; None when the store does not answer.
+
+        From then on the stream has no ids, since a message is missing in its log. Whoever comes back for it is told at
+        its end; the client that reads it misses nothing.
+        """
+        services, name = self._services, self._log_name()
+        try:
+            if self._kept:
+                return await append(services.store, services.settings, name, mark, message, answers)
+            if mark == END:
+                lost = error_message(self._id, INTERNAL_ERROR, _LOST)
+                await append(services.store, services.settings, name, END, lost, None)
+        except StoreUnavailable:
+            if self._kept:
+                _logger.warning("The store does not answer: the stream of a call goes on without it", exc_info=True)
+            self._kept = False
+        return None
+
+    async def _end_here(self) -> None:
+        """This worker was away for so long that another one has told the client that the call is over: it is."""
+        assert self._session is not None  # noqa: S101  only streams of a session are logged
+        self.leave()
+        self._cancel(self._session.id, self._id)
+        await asyncio.sleep(0)
 
     def _log_name(self) -> str:
         assert self._session is not None  # noqa: S101  only streams of a session are logged

@@ -1,13 +1,14 @@
 """A broken stream of a call, read again: what the log has behind an event id, then what comes, up to its end."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from millstream.http.message import STREAM_HEAD, Request, Response, Sink
 from millstream.protocol import sse
 from millstream.protocol.errors import INVALID_REQUEST
-from millstream.server.call_log import END, event_id, log_name
+from millstream.server.call_log import END, OPEN, close_abandoned, event_id, log_name, writer_of
 from millstream.server.calls.sessions import Session
+from millstream.server.peers import TakenUp
 from millstream.stores.base import Entry, Gap, Position
 from millstream.stores.follow import Tail
 from millstream.transports.refusals import refusal
@@ -23,43 +24,52 @@ class Resumption:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._readers: dict[str, Sink] = {}
+        self._readers: dict[str, _Reader] = {}
+        peers = endpoint.services.peers
+        peers.on(TakenUp, self._taken_up_elsewhere)
+        peers.on_workers(lambda: self._close_abandoned(dict(self._readers)))
 
     async def serve(
         self, request: Request, session: Session, owner: str, stream: str, position: Position
     ) -> Response | None:
         """Replay what the log has after a position, then what comes, up to the last entry."""
-        name, store = log_name(session.id, stream), self._endpoint.services.store
+        services, name = self._endpoint.services, log_name(session.id, stream)
+        log = services.store.log
         try:
-            if not await store.log.read(name, position, 1) and await self._ended(name, position):
+            if not await log.read(name, position, 1) and await self._ended(name, position):
                 return EMPTY_STREAM
         except Gap:
             return UNKNOWN_EVENT
         self._take_over(name)
-        sink = self._readers[name] = request.open(200, STREAM_HEAD)
+        sink = request.open(200, STREAM_HEAD)
+        reader = self._readers[name] = _Reader(sink, writer_of(stream), services.peers.stamp())
         self._endpoint.streams.add(sink, owner)
         sink.write(sse.COMMENT)
 
         def take(entries: Sequence[Entry]) -> None:
             for entry in entries:
-                if len(entry.data) > 1:
-                    sink.write(sse.encode_message(entry.data[1:], event_id(stream, entry.position)))
-                if entry.data[:1] == END:
+                mark, message = entry.data[:1], entry.data[1:]
+                if message and mark != OPEN:
+                    sink.write(sse.encode_message(message, event_id(stream, entry.position)))
+                if mark == END:
                     sink.close()
 
         def lost(gap: Gap) -> None:  # whoever resumes behind the last event is told
             sink.close()
 
-        tail = Tail(store.log, name, position, take, lost, drain=sink.drain)
+        tail = Tail(log, name, position, take, lost, drain=sink.drain)
         following = asyncio.create_task(tail.run())
         try:
+            await services.peers.tell(TakenUp(name, reader.stamp))
             await tail.catch_up()
+            if not sink.closed:
+                await self._close_abandoned({name: reader})
             await sink.wait_closed()
         finally:
             tail.stop()
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
-            if self._readers.get(name) is sink:
+            if self._readers.get(name) is reader:
                 del self._readers[name]
         return None
 
@@ -69,11 +79,46 @@ class Resumption:
         at = await log.read(name, Position(position.epoch, position.offset - 1), 1)
         return bool(at) and at[0].data[:1] == END
 
+    # One message, one connection
+
     def _take_over(self, name: str) -> None:
-        """Whoever else carries the stream stops: each message goes to one connection."""
+        """Whoever else carries the stream here stops."""
         reader = self._readers.pop(name, None)
         if reader is not None:
-            reader.close()
+            reader.sink.close()
         line = self._endpoint.streams.lines.get(name)
         if line is not None:
             line.leave()
+
+    def _taken_up_elsewhere(self, message: TakenUp, worker: str) -> None:
+        """The newest reader has the stream. Where the other is the older one, its worker has not heard of this."""
+        reader = self._readers.get(message.log)
+        if reader is not None and reader.stamp > message.stamp:
+            self._endpoint.services.peers.tell_soon(TakenUp(message.log, reader.stamp))
+        else:
+            self._take_over(message.log)
+
+    # Workers that are gone
+
+    async def _close_abandoned(self, readers: Mapping[str, "_Reader"]) -> None:
+        """End the streams whose worker is gone: nobody else will."""
+        services = self._endpoint.services
+        workers, lines = services.store.workers, self._endpoint.streams.lines
+        elsewhere = {name: reader.writer for name, reader in readers.items() if name not in lines}
+        gone = {each for each in set(elsewhere.values()) if each != workers.me and not await workers.alive(each)}
+        for name, writer in elsewhere.items():
+            if writer in gone:
+                await close_abandoned(services.store, services.settings, name)
+
+
+class _Reader:
+    """Somebody who reads a stream here."""
+
+    __slots__ = ("sink", "stamp", "writer")
+
+    def __init__(self, sink: Sink, writer: str, stamp: int) -> None:
+        self.sink = sink
+        self.writer = writer
+        """The worker whose call it is."""
+        self.stamp = stamp
+        """Which of several readers is the newest."""

@@ -4,7 +4,6 @@ A session is its sealed id. Verified ids are remembered for a while in a small t
 that the id does not say.
 """
 
-import contextlib
 import secrets
 
 from millstream.http.message import Request
@@ -23,7 +22,7 @@ from millstream.protocol.session_token import (
     hash_principal,
 )
 from millstream.server.calls.services import Services
-from millstream.server.calls.sessions import Record, Session
+from millstream.server.calls.sessions import NO_RECORD, Record, Session
 from millstream.transports.refusals import unknown_session
 
 _REMEMBERED = 256
@@ -44,6 +43,7 @@ class HttpSessions:
         """Principal -> when it first ended a session in this period, and how many since."""
         self._kept: tuple[float, int] = (0.0, 0)
         """When this period of keeping capabilities began, and the bytes kept since."""
+        services.records.on_forget(self._remembered.clear)
 
     async def mint(self, opening: Opening, principal: Principal | None) -> tuple[Session, str]:
         """A new session for a handshake, and its sealed id. Writes to the store only what the id cannot hold.
@@ -55,21 +55,26 @@ class HttpSessions:
         now = int(services.clock())
         capabilities = dict(opening.client.capabilities)
         bits, exact = capability_bits(capabilities)
+        expires_at = now + int(services.settings.session_ttl)
+        session = Session(secrets.token_hex(16), opening.revision, opening.client, issued_at=now, expires_at=expires_at)
+        recorded = not exact and self._affords(len(encode_json(capabilities)), now)
+        if recorded:
+            try:
+                await services.records.change(session, lambda _: Record(capabilities=capabilities))
+            except ProtocolError:
+                recorded = False
         token = SessionToken(
-            id=secrets.token_hex(16),
+            id=session.id,
             revision=opening.revision.date,
             capabilities=bits,
             client_name=opening.client.name,
             client_version=opening.client.version,
             principal_hash=hash_principal(principal),
             issued_at=now,
-            expires_at=now + int(services.settings.session_ttl),
+            expires_at=expires_at,
             epoch=services.store.epoch,
+            recorded=recorded,
         )
-        session = Session(token.id, opening.revision, opening.client, expires_at=token.expires_at)
-        if not exact and self._affords(len(encode_json(capabilities)), now):
-            with contextlib.suppress(ProtocolError):
-                await services.records.put(session, Record(capabilities=capabilities))
         return session, encode(token, services.ring, services.nonce())
 
     def _affords(self, size: int, now: float) -> bool:
@@ -110,31 +115,38 @@ class HttpSessions:
             known = self._open(value)
         if known is None or known[1] != hash_principal(request.principal):
             raise unknown_session()
-        session = known[0]
-        if session.id in self._services.records.known:
-            record = await self._services.records.get(session)
+        session, records = known[0], self._services.records
+        record = await records.get(session) if records.may_exist(session) else NO_RECORD
+        if session.id in records.known or not records.may_exist(session):
+            self._remember(value, known)
+        if record is not NO_RECORD:
             if record.ended:
                 raise unknown_session()
             if record.capabilities is not None:
                 client = Client(record.capabilities, session.client.name, session.client.version)
                 session = Session(
-                    session.id, session.revision, client, current=session.current, expires_at=session.expires_at
-                )
+                    session.id, session.revision, client, current=session.current, issued_at=session.issued_at,
+                    expires_at=session.expires_at,
+                )  # fmt: skip
         return session
 
     def _open(self, value: bytes) -> tuple[Session, bytes, int] | None:
         services = self._services
-        token = decode(value.decode("latin-1"), services.ring, services.clock())
+        token = decode(value.decode("latin-1"), services.ring, services.clock() - services.leeway)
         revision: Revision | None = HANDSHAKE.get(token.revision) if token is not None else None
         if token is None or revision is None:
             return None
         client = Client(capabilities_of(token.capabilities), token.client_name, token.client_version)
         current = token.epoch == services.store.epoch
-        session = Session(token.id, revision, client, current=current, expires_at=token.expires_at)
+        issued_at = 0 if token.recorded else token.issued_at
+        session = Session(token.id, revision, client, current=current, issued_at=issued_at, expires_at=token.expires_at)
+        return session, token.principal_hash, token.expires_at + int(services.leeway)
+
+    def _remember(self, value: bytes, known: tuple[Session, bytes, int]) -> None:
+        """Note a session that has no record, or one that this worker knows of."""
         if len(self._remembered) >= _REMEMBERED:
             self._remembered.clear()
-        known = self._remembered[value] = (session, token.principal_hash, token.expires_at)
-        return known
+        self._remembered[value] = known
 
     async def end(self, session: Session, owner: str) -> bool:
         """Write the tombstone of a session; False when the principal holds too many.
@@ -148,6 +160,7 @@ class HttpSessions:
             since, count = now, 0
         if count >= self._services.settings.max_deletes:
             return False
-        await self._services.records.bury(session, max(1.0, session.expires_at - now))
+        left = session.expires_at + self._services.leeway - now
+        await self._services.records.bury(session, max(1.0, left))
         self._ended[owner] = (since, count + 1)
         return True

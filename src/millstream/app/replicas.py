@@ -1,0 +1,99 @@
+"""What all workers of one server keep alike: what is offered, what has changed, and the secret.
+
+Each worker has a registry of its own, which its program fills. So a list that changes is told by each worker to its
+own clients, and only what one worker alone knows travels: that something was removed, or that a resource changed.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from millstream.app.definition import Definition
+from millstream.protocol.errors import LocalError
+from millstream.server.calls.changes import Change
+from millstream.server.calls.keys import agree
+from millstream.server.calls.services import Services
+from millstream.server.peers import Joined, Removed, Updated
+from millstream.stores.follow import PAUSE
+
+_logger = logging.getLogger("millstream")
+
+
+class Replicas:
+    """This worker's part in it."""
+
+    __slots__ = ("_definition", "_receiving", "_removed", "_renewing", "_services")
+
+    def __init__(self, definition: Definition, services: Services) -> None:
+        self._definition = definition
+        self._services = services
+        self._removed: dict[Removed, None] = {}
+        """What the program removed while it ran; a worker that begins later is told."""
+        self._receiving = False
+        """What is done now was done elsewhere: nobody has to be told."""
+        self._renewing: asyncio.Task[None] | None = None
+        peers = services.peers
+        peers.on(Updated, lambda message, worker: services.changes.emit(Change("updated", message.uri)))
+        peers.on(Removed, lambda message, worker: self._remove(message))
+        peers.on(Joined, self._welcome)
+        peers.on_loss(self._renew_soon)
+
+    async def join(self) -> None:
+        """Ask the others what was removed."""
+        await self._services.peers.tell(Joined())
+
+    async def close(self) -> None:
+        """End the task."""
+        task = self._renewing
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    # What happens here
+
+    def emit(self, change: Change) -> None:
+        """Tell a change to the clients of this worker, and of a resource to the other workers."""
+        self._services.changes.emit(change)
+        if change.uri:
+            self._services.peers.tell_soon(Updated(change.uri))
+
+    def removed(self, kind: str, key: str) -> None:
+        """Have the others remove an item, too."""
+        message = Removed(kind, key)
+        self._removed[message] = None
+        if not self._receiving:
+            self._services.peers.tell_soon(message)
+
+    # What happened elsewhere
+
+    def _remove(self, message: Removed) -> None:
+        self._receiving = True
+        try:
+            with suppress(KeyError):
+                self._definition.remove(message.kind, message.key)
+        finally:
+            self._receiving = False
+
+    def _welcome(self, message: Joined, worker: str) -> None:
+        for each in self._removed:
+            if each.key not in getattr(self._definition.registry, each.kind):
+                self._services.peers.tell_soon(each)
+
+    # The secret
+
+    def _renew_soon(self) -> None:
+        if self._renewing is None:
+            self._renewing = asyncio.get_running_loop().create_task(self._renew())
+
+    async def _renew(self) -> None:
+        services = self._services
+        try:
+            while services.store.shared:
+                try:
+                    services.use(await agree(services.store, services.settings.key, services.secrets))
+                    return
+                except (LocalError, OSError):
+                    _logger.warning("The secret could not be put into the store; it is tried again", exc_info=True)
+                await asyncio.sleep(PAUSE)
+        finally:
+            self._renewing = None

@@ -1,0 +1,153 @@
+"""Several workers of one server in one process, on one store, each asked through ASGI."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from behaviour.exchanges import AsgiHttp, Event, Exchange
+from millstream import Server
+from millstream.app.runtime import Runtime
+from millstream.app.serving.entry import prepare
+from patience import WAIT
+from shared_store import SharedStore, WorkerStore
+from wire import LATEST_HANDSHAKE, POST, Json, request
+
+STREAM = {"accept": "text/event-stream"}
+
+
+class Worker:
+    """One of them."""
+
+    def __init__(self, server: Server, runtime: Runtime, store: WorkerStore) -> None:
+        self.server = server
+        self.runtime = runtime
+        self.store = store
+        self.http = AsgiHttp(server)
+
+    async def post(self, message: Any, headers: dict[str, str]) -> Exchange:
+        """Send a message; returns with the head of the reply."""
+        return await self.http.fetch("POST", "/mcp", headers, json.dumps(message).encode())
+
+    async def ask(self, method: str, params: Json | None, headers: dict[str, str], id: int | str = 1) -> Json:
+        """The response to a request that is answered by one message or at the end of a stream."""
+        reply = await self.post(request(method, params, id), headers)
+        body = await reply.body()
+        if reply.streaming:
+            body = [line[6:] for line in body.split(b"\n") if line.startswith(b"data: {")][-1]
+        return {"status": reply.status, **json.loads(body)}
+
+    async def call(self, tool: str, headers: dict[str, str], **arguments: Any) -> str:
+        """The text of a tool's result."""
+        reply = await self.ask("tools/call", {"name": tool, "arguments": arguments}, headers)
+        return str(reply["result"]["content"][0]["text"])
+
+    async def initialize(self, capabilities: Json | None = None, revision: str = LATEST_HANDSHAKE) -> dict[str, str]:
+        """A session, as the headers of its requests."""
+        params = {
+            "protocolVersion": revision,
+            "capabilities": capabilities or {},
+            "clientInfo": {"name": "t", "version": "1"},
+        }
+        reply = await self.post(request("initialize", params, 0), POST)
+        await reply.body()
+        return {**POST, "mcp-session-id": reply.headers["mcp-session-id"], "mcp-protocol-version": revision}
+
+    async def get(self, headers: dict[str, str], last: str | None = None) -> "Reading":
+        """The stand-alone stream of a session, or what follows an event."""
+        given = {**headers, **STREAM} if last is None else {**headers, **STREAM, "last-event-id": last}
+        return Reading(await self.http.fetch("GET", "/mcp", given))
+
+    async def delete(self, headers: dict[str, str]) -> int:
+        """End a session; the status."""
+        return (await self.http.fetch("DELETE", "/mcp", headers)).status
+
+    async def die(self, *, noticed: bool = True) -> None:
+        """As kill -9: nothing that it does reaches anybody any more."""
+        self.store.die(noticed=noticed)
+        await self.http.close()
+
+
+class Reading:
+    """An event stream that is read as it comes."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.status = exchange.status
+        self.events: list[Event] = []
+        self.over = False
+        self._task = asyncio.get_running_loop().create_task(self._read())
+
+    async def _read(self) -> None:
+        async for event in self.exchange.events():
+            self.events.append(event)
+        self.over = True
+
+    @property
+    def messages(self) -> list[Json]:
+        """What was said so far."""
+        return [json.loads(event.data) for event in self.events if event.data]
+
+    @property
+    def last_id(self) -> str:
+        """The id to come back with."""
+        return [event.id for event in self.events if event.id][-1]  # type: ignore[return-value]
+
+    async def until(self, count: int) -> list[Json]:
+        """Wait for so many messages."""
+        await until(lambda: len(self.messages) >= count)
+        return self.messages
+
+    async def end(self) -> list[Json]:
+        """Wait for the end."""
+        await until(lambda: self.over)
+        return self.messages
+
+    def close(self) -> None:
+        """Go away."""
+        self.exchange.close()
+
+
+async def until(fact: Callable[[], Any]) -> None:
+    """Give the loop turns until something is so."""
+    deadline = asyncio.get_running_loop().time() + WAIT
+    while not fact():
+        assert asyncio.get_running_loop().time() < deadline, "it did not happen"
+        await asyncio.sleep(0.001)
+
+
+async def settle(turns: int = 200) -> None:
+    """Let everything that is on its way arrive."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def fleet(
+    make: Callable[[], Server],
+    count: int = 2,
+    *,
+    turns: Callable[[], int] = lambda: 1,
+    store: SharedStore | None = None,
+) -> AsyncIterator[list[Worker]]:
+    """Workers, for the length of the block."""
+    shared = store or SharedStore(turns)
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(one_worker(make, shared)) for _ in range(count)]
+        await settle()
+        yield workers
+
+
+@asynccontextmanager
+async def one_worker(make: Callable[[], Server], shared: SharedStore) -> AsyncIterator[Worker]:
+    """One more worker."""
+    server, store = make(), shared.worker()
+    server.runtimes._stores[asyncio.get_running_loop()] = store  # type: ignore[assignment]
+    async with server.running() as runtime:
+        prepare(server, runtime)
+        worker = Worker(server, runtime, store)
+        try:
+            yield worker
+        finally:
+            await worker.http.close()

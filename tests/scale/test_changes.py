@@ -1,0 +1,149 @@
+"""What changes on one worker is told to the clients of all."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from bad_input.shop import make_shop
+from fleet import Reading, Worker, fleet, one_worker, settle, until
+from millstream import Server, Settings
+from millstream.protocol.errors import LocalError
+from shared_store import SharedStore
+from wire import POST, enveloped, routing
+
+SIGN = "shop://sign"
+
+
+async def listen(worker: Worker, **wanted: object) -> Reading:
+    """An open `subscriptions/listen`."""
+    message = enveloped("subscriptions/listen", {"notifications": wanted})
+    stream = Reading(await worker.post(message, routing("subscriptions/listen")))
+    await stream.until(1)
+    return stream
+
+
+async def tools(worker: Worker) -> set[str]:
+    """The names of the tools that a worker lists."""
+    reply = await worker.ask("tools/list", {}, POST)
+    return {each["name"] for each in reply["result"]["tools"]}
+
+
+async def test_an_update_is_told_by_every_worker_once() -> None:
+    """A fixed defect: only clients of the same worker heard of it."""
+    async with fleet(make_shop, 3) as workers:
+        streams = [await listen(each, resourceSubscriptions=[SIGN]) for each in workers]
+        await workers[1].server.resource_updated(SIGN)
+        await workers[1].server.resource_updated("shop://other")
+        for stream in streams:
+            assert (await stream.until(2))[1]["params"]["uri"] == SIGN
+        await settle()
+        assert [len(stream.messages) for stream in streams] == [2, 2, 2]
+        for stream in streams:
+            stream.close()
+
+
+async def test_a_burst_of_updates_of_one_resource_travels_once_at_a_time() -> None:
+    """Our choice: an update is a hint, and one that waits already says the same."""
+    async with fleet(make_shop, turns=lambda: 5) as (first, second):
+        stream = await listen(second, resourceSubscriptions=[SIGN])
+        first.store.operations.clear()
+        for _ in range(1_000):
+            await first.server.resource_updated(SIGN)
+        await stream.until(2)
+        await settle()
+        assert first.store.operations["publish"] <= 2
+        stream.close()
+
+
+async def test_what_is_removed_at_run_time_is_removed_on_every_worker() -> None:
+    """A fixed defect: other workers went on to offer it."""
+    async with fleet(make_shop, 3) as workers:
+        streams = [await listen(each, toolsListChanged=True) for each in workers]
+        workers[0].server.remove_tool("add")
+        for worker, stream in zip(workers, streams, strict=True):
+            assert (await stream.until(2))[1]["method"] == "notifications/tools/list_changed"
+            assert "add" not in await tools(worker)
+        await settle()
+        assert [len(stream.messages) for stream in streams] == [2, 2, 2], "each worker tells its own clients once"
+        for stream in streams:
+            stream.close()
+
+
+async def test_a_worker_that_begins_later_is_told_what_was_removed() -> None:
+    """Our choice: a worker that is replaced offers what the others do."""
+    shared = SharedStore()
+    async with fleet(make_shop, 2, store=shared) as (first, second):
+        first.server.remove_tool("add")
+        first.server.remove_resource(SIGN)
+        await until(lambda: "add" not in second.server.registry.tools)
+        async with one_worker(make_shop, shared) as late:
+            await until(lambda: SIGN not in late.server.registry.resources)
+            assert "add" not in await tools(late)
+
+
+async def test_what_a_mounted_server_removes_is_removed_everywhere_too() -> None:
+    """Our choice: under the name that it has where it is mounted."""
+
+    def make_street() -> Server:
+        street = Server("street", settings=Settings(key="a secret of the tests that is long enough"))
+        street.mount(make_shop(), prefix="shop")
+        street.mounted_shop = street.definition.mounted[0]  # type: ignore[attr-defined]
+        return street
+
+    async with fleet(make_street) as (first, second):
+        first.server.mounted_shop.remove("tools", "add")  # type: ignore[attr-defined]
+        await until(lambda: "shop_add" not in second.server.registry.tools)
+
+
+async def test_adding_while_several_workers_run_is_refused() -> None:
+    """Our choice: it would be on one worker only, and clients would see it come and go."""
+    async with fleet(make_shop) as (first, _):
+
+        def late() -> str:
+            return "late"
+
+        for add in (first.server.tool, first.server.prompt, first.server.resource("shop://late")):
+            with pytest.raises(LocalError, match="one worker only"):
+                add(late)
+        with pytest.raises(LocalError, match="one worker only"):
+            first.server.mount(make_shop(), prefix="second")
+        assert "late" not in first.server.registry.tools
+    first.server.tool(late)
+
+
+async def test_what_every_worker_does_may_add() -> None:
+    """Our choice: the lifespan runs on each worker, and so does a task that begins in it."""
+    go = asyncio.Event()
+
+    def make_growing() -> Server:
+        @asynccontextmanager
+        async def lifespan(server: Server) -> AsyncIterator[None]:
+            def early() -> str:
+                return "early"
+
+            def late() -> str:
+                return "late"
+
+            async def grow() -> None:
+                await go.wait()
+                server.tool(late)
+
+            server.tool(early)
+            task = asyncio.create_task(grow())
+            yield
+            task.cancel()
+
+        return Server("growing", lifespan=lifespan, settings=Settings(key="a secret of the tests that is long enough"))
+
+    async with fleet(make_growing) as workers:
+        streams = [await listen(each, toolsListChanged=True) for each in workers]
+        go.set()
+        for worker, stream in zip(workers, streams, strict=True):
+            await stream.until(2)
+            assert await tools(worker) == {"early", "late"}
+        await settle()
+        assert [len(stream.messages) for stream in streams] == [2, 2]
+        for stream in streams:
+            stream.close()

@@ -1,0 +1,109 @@
+"""HTTP+SSE on several workers: a message finds the worker that has the stream."""
+
+import json
+
+import pytest
+
+from bad_input.shop import make_shop
+from fleet import Reading, Worker, fleet, settle, until
+from millstream.http.message import Request
+from millstream.protocol.principal import Principal
+from wire import LATEST_HANDSHAKE, request
+
+JSON = {"content-type": "application/json"}
+OPENING = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+
+
+async def connect(worker: Worker) -> tuple[Reading, str]:
+    """An open stream, and the path for messages."""
+    stream = Reading(await worker.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
+    await until(lambda: stream.events)
+    return stream, stream.events.pop(0).data
+
+
+async def say(worker: Worker, path: str, message: object) -> int:
+    """The status that a message gets."""
+    reply = await worker.http.fetch("POST", path, JSON, json.dumps(message).encode())
+    await reply.body()
+    return reply.status
+
+
+@pytest.mark.parametrize("turns", [0, 3])
+async def test_a_message_to_any_worker_is_answered_on_the_stream(turns: int) -> None:
+    """A fixed defect: three of four messages behind a load balancer were 404."""
+    async with fleet(make_shop, 4, turns=lambda: turns) as workers:
+        stream, path = await connect(workers[0])
+        assert await say(workers[1], path, request("initialize", OPENING, 0)) == 202
+        await stream.until(1)
+        for number in range(1, 9):
+            sent = request("tools/call", {"name": "add", "arguments": {"a": 0, "b": number}}, number)
+            assert await say(workers[number % 4], path, sent) == 202
+        messages = await stream.until(9)
+        sums = {each["id"]: each["result"]["content"][0]["text"] for each in messages[1:]}
+        assert sums == {number: str(number) for number in range(1, 9)}
+        stream.close()
+
+
+async def test_messages_to_one_worker_arrive_in_the_order_in_which_they_were_sent() -> None:
+    """MCP 2025-11-25, basic/lifecycle: what follows `initialize` belongs to the session already."""
+    async with fleet(make_shop, turns=lambda: 5) as (first, second):
+        stream, path = await connect(first)
+        assert await say(second, path, request("initialize", OPENING, 0)) == 202
+        assert await say(second, path, {"jsonrpc": "2.0", "method": "notifications/initialized"}) == 202
+        assert await say(second, path, request("resources/subscribe", {"uri": "shop://sign"}, 1)) == 202
+        assert [each["id"] for each in await stream.until(2)] == [0, 1]
+        await second.server.resource_updated("shop://sign")
+        assert (await stream.until(3))[-1]["params"] == {"uri": "shop://sign"}
+        stream.close()
+
+
+async def test_a_message_for_a_worker_that_is_gone_is_not_found() -> None:
+    """Our choice: the client opens a new stream, as it does when its stream broke."""
+    async with fleet(make_shop) as (first, second):
+        _, path = await connect(first)
+        await first.die()
+        assert await say(second, path, request("ping")) == 404
+
+
+async def test_what_is_wrong_with_a_message_is_said_where_it_arrives() -> None:
+    """Our choice: nothing unreadable travels."""
+    async with fleet(make_shop) as (first, second):
+        stream, path = await connect(first)
+        second.store.operations.clear()
+        reply = await second.http.fetch("POST", path, JSON, b"{")
+        assert reply.status == 400
+        assert await say(second, "/messages/?session_id=nonsense", request("ping")) == 404
+        assert await say(second, path[:-2], request("ping")) == 404
+        assert second.store.operations == {}
+        stream.close()
+
+
+async def test_the_session_of_somebody_else_is_not_found() -> None:
+    """Our choice: the id says whose it is, so a stolen one is refused wherever it is used."""
+    async with fleet(make_shop) as (first, second):
+        stream, path = await connect(first)
+        second.store.operations.clear()
+        handler = second.runtime.serve_http().find("POST", "/messages/")
+        assert handler is not None
+        head = {b"content-type": b"application/json"}
+        stolen = Request(
+            "POST", "/messages/", list(head.items()), head, b'{"jsonrpc":"2.0","id":1,"method":"ping"}',
+            path.partition("?")[2].encode(), principal=Principal("mallory"),
+        )  # fmt: skip
+        reply = await handler(stolen)
+        assert reply is not None
+        assert reply.status == 404  # type: ignore[union-attr]
+        assert second.store.operations == {}
+        stream.close()
+
+
+async def test_a_store_that_does_not_answer_is_told() -> None:
+    """Our choice: 503, since the session lives and the message may be sent again."""
+    async with fleet(make_shop) as (first, second):
+        stream, path = await connect(first)
+        second.store.down = True
+        assert await say(second, path, request("ping")) == 503
+        assert await say(first, path, request("initialize", OPENING, 0)) == 202, "its own streams need no store"
+        second.store.down = False
+        await settle()
+        stream.close()

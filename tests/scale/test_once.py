@@ -1,0 +1,78 @@
+"""`ctx.once(store=True)` on several workers: claimed before it runs, and taken over from a worker that died."""
+
+import asyncio
+from typing import Any
+
+from bad_input.shop import make_shop
+from fleet import Worker, fleet, until
+from millstream import Context, Server
+from wire import enveloped, routing
+
+FORM = {"type": "object", "properties": {"n": {"type": "integer"}}}
+ANSWER = {"sure": {"action": "accept", "content": {"n": 1}}}
+
+
+def make_bank() -> Server:
+    """A shop that charges behind a question, when it is let."""
+    mcp = make_shop()
+    mcp.charged, mcp.release = [], asyncio.Event()  # type: ignore[attr-defined]
+
+    @mcp.tool
+    async def buy(ctx: Context) -> str:
+        """Charge once."""
+        await ctx.elicit("Sure?", FORM, key="sure")
+
+        async def charge() -> str:
+            mcp.charged.append("card")  # type: ignore[attr-defined]
+            await mcp.release.wait()  # type: ignore[attr-defined]
+            return "paid"
+
+        return str(await ctx.once("charge", charge, store=True))
+
+    return mcp
+
+
+async def send(worker: Worker, **params: Any) -> Any:
+    """One round."""
+    message = enveloped("tools/call", {"name": "buy", "arguments": {}, **params}, elicitation={"form": {}})
+    reply = await worker.post(message, routing("tools/call", "buy"))
+    body = await reply.body()
+    return body if b'"result"' not in body else __import__("json").loads(body)["result"]
+
+
+async def second_round(worker: Worker) -> dict[str, Any]:
+    """What the second round of a new call says, which any worker can be sent."""
+    return {"requestState": (await send(worker))["requestState"], "inputResponses": ANSWER}
+
+
+async def test_a_round_that_arrives_at_two_workers_charges_once() -> None:
+    """Our choice: claim first; whoever comes second waits for the value."""
+    async with fleet(make_bank) as (first, second):
+        again = await second_round(first)
+        rounds = [asyncio.create_task(send(each, **again)) for each in (first, second)]
+        await until(lambda: first.server.charged + second.server.charged)  # type: ignore[attr-defined]
+        for each in (first, second):
+            each.server.release.set()  # type: ignore[attr-defined]
+        for each in await asyncio.gather(*rounds):
+            assert each["content"][0]["text"] == "paid"
+        assert len(first.server.charged + second.server.charged) == 1  # type: ignore[attr-defined]
+
+
+async def test_an_effect_whose_worker_died_is_run_by_another() -> None:
+    """Our choice: the claim holds as long as the lease. A fixed defect: copies waited until the round had expired."""
+    async with fleet(make_bank) as (first, second):
+        again = await second_round(first)
+        lost = asyncio.create_task(send(first, **again))
+        await until(lambda: first.server.charged)  # type: ignore[attr-defined]
+        waiting = asyncio.create_task(send(second, **again))
+        await until(lambda: second.store.operations["alive"])
+        assert not second.server.charged  # type: ignore[attr-defined]
+        first.store.sleep()
+        second.server.release.set()  # type: ignore[attr-defined]
+        assert (await waiting)["content"][0]["text"] == "paid"
+        assert second.server.charged  # type: ignore[attr-defined]
+        first.server.release.set()  # type: ignore[attr-defined]
+        first.store.wake()
+        await lost
+        key = (await second.store.core.kv.keys("once:"))[0]
+        assert await second.store.core.kv.get(key) == b'"paid"'

@@ -1,0 +1,214 @@
+"""What a session has accumulated, with several workers: nothing is lost, nothing comes back, and it costs nothing."""
+
+import asyncio
+
+import pytest
+
+from bad_input.shop import make_shop
+from fleet import Worker, fleet, settle, until
+from millstream import Context, Server
+from wire import request
+
+SIGN = {"uri": "shop://sign"}
+
+
+def make_ten() -> Server:
+    """A server with ten resources."""
+    mcp = make_shop()
+    for number in range(10):
+        mcp.resource(f"shelf://{number}", name=f"shelf{number}")(lambda: "full")
+    return mcp
+
+
+async def subscriptions(worker: Worker) -> set[str]:
+    """What the only session has subscribed to, as the store has it."""
+    keys = await worker.store.core.kv.keys("session:")
+    raw = await worker.store.core.kv.get(keys[0])
+    assert raw is not None
+    return {part for part in raw.decode().split('"') if "://" in part}
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3])
+async def test_subscriptions_that_arrive_at_once_at_several_workers_are_all_kept(turns: int) -> None:
+    """A fixed defect: two workers read, changed and wrote the same record, and one of the two was lost."""
+    async with fleet(make_ten, 4, turns=lambda: turns) as workers:
+        headers = await workers[0].initialize()
+        await asyncio.gather(
+            *(
+                workers[number % 4].ask("resources/subscribe", {"uri": f"shelf://{number}"}, headers, number)
+                for number in range(10)
+            )
+        )
+        assert await subscriptions(workers[0]) == {f"shelf://{number}" for number in range(10)}
+        await asyncio.gather(
+            *(
+                workers[number % 4].ask("resources/unsubscribe", {"uri": f"shelf://{number}"}, headers, number)
+                for number in range(0, 10, 2)
+            )
+        )
+        assert await subscriptions(workers[0]) == {f"shelf://{number}" for number in range(1, 10, 2)}
+
+
+async def test_a_deleted_session_stays_deleted_whatever_was_being_written() -> None:
+    """A fixed defect: a late write of another worker put a record in the place of the tombstone."""
+    async with fleet(make_shop) as (first, second):
+        headers = await first.initialize()
+        second.store.topics.clear()  # it does not hear that its call is cancelled
+        # It has read the record, and it is about to write.
+        reached = asyncio.Event()
+        go_on = asyncio.Event()
+        kv = second.store.kv
+
+        class Slow:
+            def __getattr__(self, name: str) -> object:
+                return getattr(kv, name)
+
+            async def compare_and_set(self, *arguments: object, **named: object) -> bool:
+                reached.set()
+                await go_on.wait()
+                return await kv.compare_and_set(*arguments, **named)  # type: ignore[no-any-return]
+
+        second.store.kv = Slow()
+        late = asyncio.create_task(second.ask("resources/subscribe", SIGN, headers))
+        await reached.wait()
+        assert await first.delete(headers) == 204
+        go_on.set()
+        await late
+        await settle()
+        for worker in (first, second):
+            assert (await worker.post(request("ping"), headers)).status == 404
+
+
+async def test_a_deleted_session_is_unknown_to_every_worker_at_once() -> None:
+    """A fixed defect: other workers served it for up to a minute."""
+    async with fleet(make_shop, 3) as workers:
+        headers = await workers[0].initialize()
+        for worker in workers:
+            assert (await worker.post(request("ping"), headers)).status == 200
+        assert await workers[0].delete(headers) == 204
+        await settle()
+        for worker in workers:
+            assert (await worker.post(request("ping"), headers)).status == 404
+            assert (await worker.get(headers)).status == 404
+
+
+async def test_capabilities_that_the_id_cannot_hold_are_known_to_every_worker_with_the_first_request() -> None:
+    """A fixed defect: another worker took the session for one that declared nothing, until it read all keys."""
+    async with fleet(make_shop) as (first, second):
+        second.store.topics.clear()  # it hears nothing: what counts is the id
+        headers = await first.initialize({"experimental": {"x": {"y": 1}}, "elicitation": {}})
+        reply = await second.post(
+            request("tools/call", {"name": "ask", "arguments": {}, "_meta": {"progressToken": 1}}), headers
+        )
+        assert reply.streaming, "it asked, so it knows the capability"
+        reply.close()
+
+
+async def test_a_session_without_a_record_costs_no_operation_of_the_store() -> None:
+    """Our choice: a call is as cheap with a shared store as without."""
+    async with fleet(make_shop) as (first, second):
+        for each in (first, second):
+            each.runtime.services.records._since = 0.0  # they run for a while
+        sessions = [await first.initialize() for _ in range(20)]
+        for worker in (first, second):
+            worker.store.operations.clear()
+            for headers in sessions:
+                assert await worker.call("add", headers, a=1, b=2) == "3"
+                assert (await worker.post(request("ping"), headers)).status == 200
+            assert worker.store.operations == {}
+
+
+async def test_a_session_that_is_older_than_the_worker_is_looked_up_once() -> None:
+    """Our choice: nobody reads all keys, neither at the start nor later."""
+    async with fleet(make_shop) as (first, second):
+        headers = await first.initialize()
+        second.runtime.services.records._since = float("inf")
+        second.store.operations.clear()
+        for _ in range(3):
+            assert await second.call("add", headers, a=1, b=2) == "3"
+        assert second.store.operations == {"get": 1}
+
+
+def make_talking() -> Server:
+    """A server with a tool that says three words."""
+    mcp = make_shop()
+
+    @mcp.tool
+    async def talks(ctx: Context) -> str:
+        """Says words."""
+        for word in ("one", "two", "three"):
+            await ctx.info(word)
+        return "said"
+
+    return mcp
+
+
+async def words(worker: Worker, headers: dict[str, str]) -> int:
+    """How many words a client gets."""
+    reply = await worker.post(request("tools/call", {"name": "talks", "arguments": {}}), headers)
+    return (await reply.body()).count(b"notifications/message")
+
+
+async def test_a_record_is_read_once_by_each_worker_until_it_changes() -> None:
+    """Our choice: a session that set a log level is not slower than others, and a logged message looks nothing up."""
+    async with fleet(make_talking) as (first, second):
+        headers = await first.initialize()
+        await first.ask("logging/setLevel", {"level": "error"}, headers)
+        await settle()
+        second.store.operations.clear()
+        for _ in range(3):
+            assert await words(second, headers) == 0
+        assert second.store.operations == {"get": 1}
+        await first.ask("logging/setLevel", {"level": "info"}, headers)
+        await settle()
+        second.store.operations.clear()
+        assert await words(second, headers) == 3
+        # The stream begins, says three words and ends: a logged message costs an append.
+        assert second.store.operations == {"get": 1, "append": 5}
+
+
+async def test_after_missed_messages_the_store_is_asked_again() -> None:
+    """Our choice: an interruption of the bus means that what is known of sessions is no longer certain."""
+    async with fleet(make_shop) as (first, second):
+        headers = await first.initialize()
+        assert await second.call("add", headers, a=1, b=2) == "3"
+        second.store.arrive = lambda deliver: None  # type: ignore[method-assign]
+        assert await first.delete(headers) == 204
+        await settle()
+        del second.store.arrive  # type: ignore[method-assign]
+        assert (await second.post(request("ping"), headers)).status == 200, "it cannot know"
+        second.store.miss()
+        assert (await second.post(request("ping"), headers)).status == 404
+
+
+async def test_the_stream_of_a_session_hears_what_it_subscribed_to_on_another_worker() -> None:
+    """A fixed defect: subscriptions were told to the streams of the same worker only."""
+    async with fleet(make_shop, 3) as (first, second, third):
+        headers = await first.initialize()
+        stream = await second.get(headers)
+        assert stream.status == 200
+        await first.ask("resources/subscribe", SIGN, headers)
+        await third.server.resource_updated("shop://sign")
+        (message,) = await stream.until(1)
+        assert message["params"] == SIGN
+        await third.ask("resources/unsubscribe", SIGN, headers)
+        await settle()
+        await first.server.resource_updated("shop://sign")
+        await settle()
+        assert len(stream.messages) == 1
+        assert await third.delete(headers) == 204
+        await until(lambda: stream.over)
+
+
+async def test_what_is_known_of_sessions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our choice: a full table is forgotten, and then the store is asked."""
+    monkeypatch.setattr("millstream.server.calls.sessions._MAX_KNOWN", 3)
+    async with fleet(make_shop) as (first, second):
+        sessions = [await first.initialize() for _ in range(10)]
+        for headers in sessions:
+            assert await first.delete(headers) == 204
+        await settle()
+        for worker in (first, second):
+            assert len(worker.runtime.services.records.known) <= 3
+            for headers in sessions:
+                assert (await worker.post(request("ping"), headers)).status == 404

@@ -1,0 +1,269 @@
+"""Streams of a session on several workers: the newest wins, and what broke on one is read on another."""
+
+import asyncio
+import json
+
+import pytest
+
+from bad_input.shop import make_shop
+from fleet import Reading, Worker, fleet, one_worker, settle, until
+from millstream import Context, Server
+from shared_store import SharedStore
+from wire import request
+
+
+def make_talking() -> Server:
+    """A server with a tool that says something whenever it may."""
+    mcp = make_shop()
+    mcp.go = asyncio.Semaphore(0)  # type: ignore[attr-defined]
+    mcp.ended = []  # type: ignore[attr-defined]
+
+    @mcp.tool
+    async def talks(ctx: Context, words: int = 3) -> str:
+        """Says words."""
+        try:
+            for number in range(words):
+                await ctx.info(f"word {number}")
+                await mcp.go.acquire()  # type: ignore[attr-defined]
+        finally:
+            mcp.ended.append(ctx.request_id)  # type: ignore[attr-defined]
+        return "said"
+
+    return mcp
+
+
+def said(messages: list[object]) -> list[object]:
+    """The words, and what else was said."""
+    return [each["params"]["data"] if "params" in each else each for each in messages]  # type: ignore[operator,index]
+
+
+async def talk(worker: Worker, headers: dict[str, str], words: int = 3, id: int | str = 5) -> Reading:
+    """A call whose first word has come."""
+    params = {"name": "talks", "arguments": {"words": words}}
+    stream = Reading(await worker.post(request("tools/call", params, id), headers))
+    await stream.until(1)
+    return stream
+
+
+def allow(worker: Worker, words: int) -> None:
+    """Let the tool go on."""
+    for _ in range(words):
+        worker.server.go.release()  # type: ignore[attr-defined]
+
+
+async def test_the_newest_stand_alone_stream_wins_on_whatever_worker() -> None:
+    """MCP 2025-11-25, basic/transports: each message goes to one stream. A fixed defect: each worker had one."""
+    async with fleet(make_shop, 3) as workers:
+        headers = await workers[0].initialize()
+        streams = []
+        for each in (*workers, workers[0]):
+            streams.append(await each.get(headers))
+            await settle()
+        assert [stream.over for stream in streams] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("turns", [0, 1, 7])
+async def test_of_streams_that_open_at_once_one_stays(turns: int) -> None:
+    """Our choice: all workers agree on which is the newest."""
+    async with fleet(make_shop, 4, turns=lambda: turns) as workers:
+        for _ in range(5):
+            headers = await workers[0].initialize()
+            streams = await asyncio.gather(*(each.get(headers) for each in workers))
+            await settle(1000)
+            assert [stream.over for stream in streams].count(False) == 1
+            for stream in streams:
+                stream.close()
+            await until(lambda: not any(len(each.runtime.streams) for each in workers))
+
+
+@pytest.mark.parametrize("turns", [0, 1, 7])
+async def test_a_broken_stream_goes_on_at_another_worker_while_the_call_runs(turns: int) -> None:
+    """MCP 2025-11-25, basic/transports: what followed on that stream, each message once, in order."""
+    async with fleet(make_talking, 3, turns=lambda: turns) as (first, second, third):
+        headers = await first.initialize()
+        broken = await talk(first, headers)
+        last = broken.last_id
+        broken.close()
+        allow(first, 1)
+        followed = await second.get(headers, last)
+        assert followed.status == 200
+        await followed.until(1)
+        allow(first, 2)
+        messages = await followed.end()
+        assert said(messages)[:2] == ["word 1", "word 2"]
+        assert messages[2]["result"]["content"][0]["text"] == "said"
+        again = await third.get(headers, last)
+        assert await again.end() == messages
+
+
+async def test_a_stream_that_is_read_elsewhere_leaves_the_older_connections() -> None:
+    """MCP 2025-11-25, basic/transports: one message, one connection, the newest, whichever workers have them."""
+    async with fleet(make_talking, 3) as (first, second, third):
+        headers = await first.initialize()
+        line = await talk(first, headers)
+        older = await second.get(headers, line.last_id)
+        await until(lambda: line.over)
+        newer = await third.get(headers, line.last_id)
+        await until(lambda: older.over)
+        allow(first, 3)
+        assert len(await newer.end()) == 3
+        assert len(line.messages) == 1
+        assert older.messages == []
+
+
+async def test_a_call_whose_worker_is_gone_ends_in_an_error_that_says_try_again() -> None:
+    """Our choice: when its lease is over, whoever has the stream writes its end, for all that read it."""
+    async with fleet(make_talking, 3) as (first, second, third):
+        headers = await first.initialize()
+        broken = await talk(first, headers, id="the call")
+        await first.die(noticed=False)
+        followed = await second.get(headers, broken.last_id)
+        assert followed.status == 200
+        await settle()
+        assert not followed.over, "its lease is not over: it may live"
+        first.store.end_lease()
+        (message,) = await followed.end()
+        assert message["id"] == "the call"
+        assert "try again" in message["error"]["message"]
+        again = await third.get(headers, broken.last_id)
+        assert await again.end() == [message]
+
+
+async def test_a_stream_is_closed_at_once_where_its_worker_is_gone_for_long() -> None:
+    """Our choice: nobody waits for a worker that nobody will hear of again."""
+    async with fleet(make_talking) as (first, second):
+        headers = await first.initialize()
+        broken = await talk(first, headers)
+        await first.die()
+        followed = await second.get(headers, broken.last_id)
+        assert "try again" in (await followed.end())[0]["error"]["message"]
+
+
+async def test_a_worker_that_wakes_behind_its_lease_writes_nothing_more_and_ends_the_call() -> None:
+    """Our choice: the client was told that the call is over, so it is."""
+    async with fleet(make_talking) as (first, second):
+        headers = await first.initialize()
+        line = await talk(first, headers)
+        first.store.sleep()
+        followed = await second.get(headers, line.last_id)
+        (error,) = await followed.end()
+        first.store.wake()
+        allow(first, 1)
+        await until(lambda: first.server.ended)  # type: ignore[attr-defined]
+        await until(lambda: not first.runtime.dispatcher.calls)
+        await until(lambda: line.over)
+        assert len(line.messages) == 1
+        assert not first.runtime.streams.lines
+        again = await second.get(headers, line.last_id)
+        assert await again.end() == [error]
+
+
+async def test_a_call_that_ended_before_its_worker_died_is_read_to_its_answer() -> None:
+    """Our choice: a stream that has its end gets no other."""
+    async with fleet(make_talking) as (first, second):
+        headers = await first.initialize()
+        line = await talk(first, headers, words=1)
+        last = line.last_id
+        allow(first, 1)
+        await line.end()
+        await first.die()
+        followed = await second.get(headers, last)
+        (message,) = await followed.end()
+        assert message["result"]["content"][0]["text"] == "said"
+
+
+async def test_a_stream_that_the_store_missed_reaches_its_reader_and_is_told_to_others() -> None:
+    """Our choice: a client that reads loses nothing while the store is down; one that comes back for it is told."""
+    async with fleet(make_talking) as (first, second):
+        headers = await first.initialize()
+        line = await talk(first, headers)
+        first.store.down = True
+        allow(first, 1)
+        await line.until(2)
+        assert line.events[-1].id is None, "nobody can come back to this one"
+        first.store.down = False
+        allow(first, 2)
+        assert said(await line.end())[:3] == ["word 0", "word 1", "word 2"]
+        assert "result" in line.messages[-1]
+        followed = await second.get(headers, line.last_id)
+        (message,) = await followed.end()
+        assert "try again" in message["error"]["message"]
+
+
+async def test_the_logs_of_silent_calls_are_kept_by_one_burst() -> None:
+    """Our choice: so many calls cost one way to the store and back, not one each."""
+    async with fleet(make_talking, 1, turns=lambda: 10) as (worker,):
+        headers = await worker.initialize()
+        lines = [await talk(worker, headers, id=number) for number in range(20)]
+        names = list(worker.runtime.streams.lines)
+        under_way = most = 0
+        touch = worker.store.log.touch
+
+        async def counted(name: str, ttl: float) -> bool:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            try:
+                return await touch(name, ttl)  # type: ignore[no-any-return]
+            finally:
+                under_way -= 1
+
+        worker.store.log.touch = counted
+        await worker.runtime.streams.touch(worker.store.log, 300.0)
+        assert most == len(names) == 20
+        for line in lines:
+            line.close()
+
+
+async def test_streams_end_when_the_store_lost_what_their_sessions_had() -> None:
+    """Our choice: the client initializes and subscribes again; a stream that goes on would hide the loss."""
+    shared = SharedStore()
+    async with fleet(make_shop, 2, store=shared) as (first, second):
+        headers = await first.initialize()
+        stream = await second.get(headers)
+        shared.lose_everything()
+        await stream.end()
+        assert (await second.get(headers)).status == 404
+        assert await second.call("add", headers, a=1, b=2) == "3", "calls go on"
+        again = await second.initialize()
+        assert (await first.get(again)).status == 200
+
+
+async def test_workers_that_share_a_store_agree_on_a_key() -> None:
+    """Our choice: without MILLSTREAM_KEY the first one puts it into the store; after a loss it is put there again, and
+    the old one still opens.
+    """
+
+    def make_keyless() -> Server:
+        return make_shop(key="")
+
+    shared = SharedStore(lambda: 2)
+    async with fleet(make_keyless, 3, store=shared) as workers:
+        assert {each.runtime.services.secrets.source for each in workers} == {"store"}
+        headers = await workers[0].initialize()
+        for each in workers:
+            assert await each.call("add", headers, a=1, b=2) == "3"
+        before = workers[0].runtime.services.secrets.values
+        shared.lose_everything()
+        await shared.core.kv.put("secret:seal", b"another worker was faster than these!", 1.0)
+        await until(lambda: all(each.runtime.services.secrets.values != before for each in workers))
+        for each in workers:
+            assert each.runtime.services.secrets.values == (b"another worker was faster than these!", *before)
+            assert await each.call("add", headers, a=1, b=2) == "3"
+        async with one_worker(make_keyless, shared) as late:
+            newer = await workers[1].initialize()
+            assert await late.call("add", newer, a=1, b=2) == "3"
+            stream = await late.get(newer)
+            await workers[0].server.resource_updated("shop://sign")
+            assert await workers[2].delete(newer) == 204
+            await stream.end()
+
+
+async def test_a_call_of_one_worker_uses_no_store_for_others() -> None:
+    """Our choice: with memory:// nothing is signed or sent."""
+    mcp = make_shop()
+    async with mcp.running() as runtime:
+        peers = runtime.services.peers
+        assert not peers.shared
+        assert not peers._keys
+        assert not await peers.send("0" * 12, json)  # type: ignore[arg-type]

@@ -1,0 +1,253 @@
+"""A store that several workers of one test share: one memory store, and for each worker a way to it that takes time.
+
+It gives no more than the contract: operations and messages come late, in the orders that the contract allows; a worker
+can die, sleep until its lease is over, or lose messages.
+"""
+
+import asyncio
+import secrets
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from millstream.stores.base import PAGE_BYTES, Entry, Index, Position, StoreUnavailable
+from millstream.stores.memory.store import MemoryStore
+from millstream.stores.memory.topics import Topics
+
+
+class SharedStore:
+    """What the workers share."""
+
+    def __init__(self, turns: Callable[[], int] = lambda: 1) -> None:
+        self.core = MemoryStore()
+        self.turns = turns
+        """Turns of the loop that one way through the network takes."""
+        self.live: dict[str, WorkerStore] = {}
+        """Workers with a lease, by name."""
+
+    def worker(self) -> "WorkerStore":
+        """The store as one more worker has it."""
+        return WorkerStore(self)
+
+    def lose_everything(self) -> None:
+        """As FLUSHALL does: a new epoch, and nothing in it."""
+        self.core = MemoryStore()
+        for each in list(self.live.values()):
+            each.epochs.tell("", b"")
+
+    def changed(self) -> None:
+        """Workers came or went."""
+        for each in list(self.live.values()):
+            each.changes.tell("", b"")
+
+
+class WorkerStore:
+    """`Store` of one worker."""
+
+    def __init__(self, shared: SharedStore) -> None:
+        self._shared = shared
+        self.shared = True
+        self.me = ""
+        self.dead = False
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self.down = False
+        """The store does not answer this worker."""
+        self.operations = Counter[str]()
+        self.kv: Any = _KeyValue(self)
+        self.log: Any = _Log(self)
+        self.bus: Any = _Bus(self)
+        self.members: Any = None
+        self.workers = _Workers(self)
+        self.topics = Topics[bytes]()
+        self.lost = Topics[bytes]()
+        self.changes = Topics[bytes]()
+        self.epochs = Topics[bytes]()
+        self._arriving: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
+        self._pump: asyncio.Task[None] | None = None
+
+    @property
+    def core(self) -> MemoryStore:
+        return self._shared.core
+
+    @property
+    def epoch(self) -> str:
+        return self._shared.core.epoch
+
+    def time(self) -> float:
+        return self._shared.core.time()
+
+    async def open(self) -> None:
+        self._take_name()
+        self._pump = asyncio.get_running_loop().create_task(self._deliver())
+
+    async def close(self) -> None:
+        self._shared.live.pop(self.me, None)
+        for topics in (self.topics, self.lost, self.changes, self.epochs):
+            topics.clear()
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+
+    def _take_name(self) -> None:
+        self.me = secrets.token_hex(6)
+        self._shared.live[self.me] = self
+        self._shared.changed()
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        return self.epochs.add("", lambda _: changed())
+
+    # What happens to a worker
+
+    def die(self, *, noticed: bool = True) -> None:
+        """Kill the worker. Its lease is over when that is noticed."""
+        self.dead = True
+        for topics in (self.topics, self.lost, self.changes, self.epochs):
+            topics.clear()
+        if noticed:
+            self.end_lease()
+
+    def sleep(self) -> None:
+        """Stop the worker for longer than its lease: whatever it asks of the store waits until `wake`."""
+        self._awake.clear()
+        self.end_lease()
+
+    def wake(self) -> None:
+        """Go on, under a new name."""
+        self._awake.set()
+        self._take_name()
+
+    def end_lease(self) -> None:
+        """The others see that the worker is gone."""
+        self._shared.live.pop(self.me, None)
+        self._shared.changed()
+
+    def miss(self) -> None:
+        """Lose every message that is on its way, and say so."""
+        while not self._arriving.empty():
+            self._arriving.get_nowait()
+        self.lost.tell("", b"")
+
+    # Time that passes
+
+    async def travel(self, operation: str) -> None:
+        """One way through the network."""
+        self.operations[operation] += 1
+        await self.back()
+        if self.down or self.dead:
+            raise StoreUnavailable("The store does not answer.")
+
+    async def back(self) -> None:
+        """The other way."""
+        for _ in range(self._shared.turns()):
+            await asyncio.sleep(0)
+        await self._awake.wait()
+
+    def arrive(self, deliver: Callable[[], None]) -> None:
+        """Deliver something after everything that is on its way."""
+        if not self.dead:
+            self._arriving.put_nowait(deliver)
+
+    async def _deliver(self) -> None:
+        while True:
+            deliver = await self._arriving.get()
+            await self.back()
+            deliver()
+
+
+class _Workers:
+    lease = 10.0
+
+    def __init__(self, store: WorkerStore) -> None:
+        self._store = store
+
+    @property
+    def me(self) -> str:
+        return self._store.me
+
+    async def alive(self, worker: str) -> bool:
+        await self._store.travel("alive")
+        return worker in self._store._shared.live
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        return self._store.changes.add("", lambda _: changed())
+
+
+class _KeyValue:
+    def __init__(self, store: WorkerStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        async def operation(*arguments: Any, **named: Any) -> Any:
+            await self._store.travel(name)
+            result = await getattr(self._store.core.kv, name)(*arguments, **named)
+            await self._store.back()
+            return result
+
+        return operation
+
+
+class _Log:
+    def __init__(self, store: WorkerStore) -> None:
+        self._store = store
+
+    async def append(
+        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+    ) -> Position:
+        await self._store.travel("append")
+        position = await self._store.core.log.append(
+            stream, data, ttl=ttl, max_entries=max_entries, index=index, seal=seal
+        )
+        await self._store.back()
+        return position
+
+    async def read(
+        self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
+    ) -> Sequence[Entry]:
+        await self._store.travel("read")
+        entries = await self._store.core.log.read(stream, after, limit, max_bytes)
+        await self._store.back()
+        return entries
+
+    async def touch(self, stream: str, ttl: float) -> bool:
+        await self._store.travel("touch")
+        return await self._store.core.log.touch(stream, ttl)
+
+    def listen(
+        self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        return self._store.core.log.listen(stream, lambda entry: self._store.arrive(lambda: heard(entry)))
+
+    async def listening(self, stream: str) -> None:
+        await self._store.travel("listening")
+
+
+class _Bus:
+    def __init__(self, store: WorkerStore) -> None:
+        self._store = store
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        await self._store.travel("publish")
+        for each in list(self._store._shared.live.values()):
+            each.arrive(lambda each=each: each.topics.tell(topic, data))  # type: ignore[misc]
+
+    async def send(self, worker: str, topic: str, data: bytes) -> bool:
+        await self._store.travel("send")
+        there = self._store._shared.live.get(worker)
+        if there is None:
+            return False
+        there.arrive(lambda: there.topics.tell(topic, data))
+        return True
+
+    def subscribe(
+        self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        stops = [self._store.topics.add(topic, receive)]
+        if interrupted is not None:
+            stops.append(self._store.lost.add("", lambda _: interrupted()))
+        return lambda: _stop_all(stops)
+
+
+def _stop_all(stops: Sequence[Callable[[], None]]) -> None:
+    for stop in stops:
+        stop()
