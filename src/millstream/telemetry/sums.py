@@ -4,13 +4,14 @@ What was counted by a process that has ended stays counted, or the sums would fa
 is gone with it.
 """
 
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
-from millstream.telemetry.metrics import Dump, Labels, Metrics
+from millstream.telemetry.metrics import Dump, Labels, Merge, Metrics
 from millstream.telemetry.sketch import union
 
 _LASTING: Final = ("counter", "histogram")
@@ -71,11 +72,9 @@ def _add(series: dict[Labels, Any], more: Dump) -> None:
         elif isinstance(values, bytes):
             series[labels] = union(held, values)
         else:
-            series[labels] = _MERGES[more.merge](held, values)
+            series[labels] = [*map(_MERGES[more.merge], held, values)]
 
 
-def _sums(one: list[int | float], other: list[int | float]) -> list[int | float]:
-    return [a + b for a, b in zip(one, other, strict=True)]
-
-
-_MERGES: Final = {"sum": _sums, "max": max, "min": min}
+_MERGES: Final[dict[Merge, Callable[[int | float, int | float], int | float]]] = {
+    "sum": operator.add, "max": max, "min": min,
+}  # fmt: skip
