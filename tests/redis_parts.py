@@ -9,20 +9,21 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import hiredis
 import pytest
 
-from millstream.stores.base import Store
+from millstream.stores.base import Store, Told
 from millstream.stores.redis.address import parse_address
 from millstream.stores.redis.store import RedisStore
 from patience import WAIT
 from processes import Tests, free_port
 
+TTL = 300.0
 LEASE = 1.5
 """Seconds: as short as a slow machine can renew it."""
 
@@ -190,6 +191,27 @@ async def until(true: Callable[[], Any]) -> None:
     async with asyncio.timeout(WAIT):
         while not (await found if inspect.isawaitable(found := true()) else found):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def opened(url: str, lease: float = LEASE) -> AsyncIterator[RedisStore]:
+    """A worker for the length of the block."""
+    store = RedisStore(parse_address(url), lease=lease)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def quiet(store: RedisStore) -> None:
+    """All scripts are known, and nothing is under way."""
+    await until(lambda: store._reader._link is not None and not store.workers._hurry.is_set())
+    await store.workers.beat()
+    for stream in ("hub:journal", "call:warm:1"):
+        await store.log.append(stream, b"warm", ttl=TTL, max_entries=1000)
+    await store.members.join("warm", "warm", b"", Told("hub:other", b"", TTL, 10))
+    await store.bus.publish("warm", b"")
 
 
 async def kill(store: Any) -> None:

@@ -142,7 +142,8 @@ async def test_members_and_messages_work_as_before_after_redis_began_anew(
     """The contract of `Members` and `Bus`: nobody seems to leave or to come, and messages arrive."""
     one, two = workers
     server.ask("SAVE")
-    assert await one.members.join("chat", "ann", b"Ann", Told(STREAM, b"+ann", TTL, 100)) is not None
+    _, position = await one.members.join("chat", "ann", b"Ann", Told(STREAM, b"+ann", TTL, 100))
+    assert position is not None
     inbox, topic, interrupted = Heard(), Heard(), asyncio.Event()
     two.bus.subscribe("inbox", inbox, interrupted=interrupted.set)
     two.bus.subscribe("topic", topic)

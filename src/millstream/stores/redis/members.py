@@ -32,13 +32,13 @@ class RedisMembers:
         self._mine: dict[tuple[str, str], tuple[bytes, Told]] = {}
         """For whom this worker vouches."""
 
-    async def join(self, group: str, member: str, value: bytes, told: Told) -> Position | None:
+    async def join(self, group: str, member: str, value: bytes, told: Told) -> tuple[bytes, Position | None]:
         self._mine[group, member] = (value, told)
         return await self._change(script("join"), group, member, value, told)
 
     async def leave(self, group: str, member: str, told: Told) -> Position | None:
         self._mine.pop((group, member), None)
-        return await self._change(script("part"), group, member, b"", told)
+        return (await self._change(script("part"), group, member, b"", told))[1]
 
     async def present(self, group: str) -> list[tuple[str, bytes]]:
         keys = self._keys
@@ -86,7 +86,9 @@ class RedisMembers:
         """This worker vouches for nobody any more."""
         self._mine.clear()
 
-    async def _change(self, change: Script, group: str, member: str, value: bytes, told: Told) -> Position | None:
+    async def _change(
+        self, change: Script, group: str, member: str, value: bytes, told: Told
+    ) -> tuple[bytes, Position | None]:
         keys, standing = self._keys, self._standing
         names = [
             keys.group(group), keys.vouched(standing.me), keys.places(standing.me), keys.generation, keys.leases,
@@ -102,10 +104,11 @@ class RedisMembers:
                     milliseconds(told.ttl), told.max_entries, standing.floor(told.stream),
                 ]  # fmt: skip
 
-            offset, epoch = await self._commands.run(change, asked)
+            offset, epoch, *stands = await self._commands.run(change, asked)
         finally:
             standing.give(place)
+        present = stands[0] if stands else b""
         if not offset:
-            return None
+            return present, None
         standing.seen(told.stream, int(offset))
-        return Position(epoch.decode(), int(offset))
+        return present, Position(epoch.decode(), int(offset))
