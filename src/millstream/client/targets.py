@@ -71,14 +71,14 @@ def _text(text: str, env: Mapping[str, str], cwd: str | None) -> Place:
     path, _, name = text.partition("#")
     if Path(path).is_file() and Path(path).suffix in (".py", *_SCRIPTS, *_CONFIGURATION):
         return _file(Path(path), name, env, cwd)
+    if not re.search(r"\s", text) and Path(path).suffix in (".py", *_SCRIPTS, *_CONFIGURATION):
+        raise TargetError(f"There is no file {path}.")
     if re.fullmatch(r"(localhost|[\w.-]+\.[a-z]{2,}|\d+(\.\d+){3})(:\d+)?(/\S*)?", text) and not shutil.which(text):
         raise TargetError(f"{text} is neither a file nor a command. If it is a URL, write http://{text}")
     try:
         words = shlex.split(text, posix=os.name != "nt")
     except ValueError as exc:
         raise TargetError(f"The command {text!r} cannot be read: {exc}.") from exc
-    if len(words) == 1 and Path(text).suffix in (".py", *_SCRIPTS, *_CONFIGURATION):
-        raise TargetError(f"There is no file {text}.")
     return _command(words, env, cwd)
 
 

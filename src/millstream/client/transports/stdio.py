@@ -26,6 +26,7 @@ from millstream.protocol.revisions import Revision
 
 _GRACE = 2.0
 """Seconds that a server has to end after its input closes, and again after SIGTERM."""
+_LAST_WORDS = 1.0
 _KEPT = 4096
 """Bytes of standard error that are kept."""
 _MAX_NOISE = 1000
@@ -63,7 +64,10 @@ class _Pipes(asyncio.SubprocessProtocol):
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd == 1:
-            self._owner.silent()
+            self._owner.hushed()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._owner.silent()
 
     def process_exited(self) -> None:
         self._owner.exited.set()
@@ -173,10 +177,18 @@ class StdioTransport:
         """Some of its standard error."""
         self._said = (self._said + data)[-_KEPT:]
 
+    def hushed(self) -> None:
+        """Its standard output is closed. Most likely it ends now, and its exit code and last words are worth a wait."""
+        asyncio.get_running_loop().call_later(_LAST_WORDS, self.silent)
+
     def silent(self) -> ClientError:
-        """Its standard output is closed; the error says so to whoever waits."""
+        """It says nothing more; the error tells whoever waits."""
         code = self._process.get_returncode() if self._process is not None else None
-        ended = "The server has ended" if code is None else f"The server has ended with exit code {code}"
+        ended = (
+            "The server has closed its standard output"
+            if code is None
+            else f"The server has ended with exit code {code}"
+        )
         last = self.said.splitlines()[-1:]
         fault = ConnectionLost(f"{ended}. It last said: {last[0][:300]}" if last else f"{ended}.")
         self._duplex.end(fault)

@@ -1,0 +1,226 @@
+"""Servers that the client starts: what is wrong with them, and that none is left behind. The rules are our choice."""
+
+import asyncio
+import os
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from millstream import Client
+from millstream.client.errors import BadAnswer, ClientError, ConnectionLost, NoAnswer, TargetError, TooLarge
+from millstream.client.options import Options
+from patience import WAIT
+
+pytestmark = pytest.mark.server
+
+LINES = """
+    import json, os, sys, time
+
+    def say(text):
+        sys.stdout.write(text + "\\n")
+        sys.stdout.flush()
+
+    def answer(message, result):
+        say(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}))
+
+    OFFER = {"resultType": "complete", "supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}},
+             "ttlMs": 0, "cacheScope": "private"}
+    DONE = {"resultType": "complete", "content": [{"type": "text", "text": str(os.getpid())}]}
+"""
+LOOP = """
+    for line in sys.stdin:
+        message = json.loads(line)
+        if message["method"] == "server/discover":
+            answer(message, OFFER)
+        elif message["method"] == "tools/call":
+            tool = message["params"]["name"]
+            if tool == "die":
+                sys.stderr.write("out of paper\\n")
+                sys.exit(3)
+            elif tool == "flood":
+                while True:
+                    sys.stdout.write("x" * 65536)
+            elif tool == "wrong":
+                answer({"id": 999}, DONE)
+            elif tool == "garbage":
+                say("{not json")
+            elif tool == "hang":
+                pass
+            else:
+                answer(message, DONE)
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """A server that does as it is told."""
+    return write(tmp_path, LOOP)
+
+
+def write(folder: Path, program: str) -> Path:
+    path = folder / "server.py"
+    path.write_text(textwrap.dedent(LINES) + textwrap.dedent(program))
+    return path
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs, and isn't just remembered."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another process does, and the system with it."""
+    while not condition():  # noqa: ASYNC110  it has no event for us
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("tool", "expected", "words"),
+    [
+        ("die", ConnectionLost, "exit code 3. It last said: out of paper"),
+        ("flood", TooLarge, "1,000,000 bytes"),
+        ("wrong", BadAnswer, "999"),
+        ("garbage", BadAnswer, "isn't a message of MCP"),
+        ("hang", NoAnswer, "within"),
+    ],
+)
+async def test_a_process_that_misbehaves(script: Path, tool: str, expected: type[ClientError], words: str) -> None:
+    """One sentence says what happened; the next call has a new process, or the same one where only a call failed."""
+    options = Options(max_bytes=1_000_000)
+    async with asyncio.timeout(WAIT), Client(script, options=options) as client:
+        first = int((await client.call("pid")).text)
+        with pytest.raises(expected, match=words):
+            await client.call(tool, timeout=0.2 if tool == "hang" else WAIT)
+        second = int((await client.call("pid")).text)
+        assert (first == second) == (tool == "hang")
+    assert not alive(first)
+    assert not alive(second)
+
+
+async def test_calls_side_by_side_end_with_the_process_that_ran_them(script: Path) -> None:
+    """None waits for ever."""
+    async with asyncio.timeout(WAIT), Client(script) as client:
+        results = await asyncio.gather(
+            *(client.call("hang") for _ in range(5)), client.call("die"), return_exceptions=True
+        )
+        assert all(isinstance(result, ConnectionLost) for result in results)
+        assert (await client.call("pid")).text
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "sys.exit(0)",
+        "raise SystemExit('no licence')",
+        "say('hello'); sys.exit(1)",
+    ],
+)
+async def test_a_process_that_ends_at_once(tmp_path: Path, program: str) -> None:
+    """It gets a second life without the probe, and that is all."""
+    with pytest.raises(ConnectionLost, match="The server has ended"):
+        async with asyncio.timeout(WAIT), Client(write(tmp_path, program)):
+            pass
+
+
+async def test_a_process_that_ends_at_the_probe_is_spoken_to_the_old_way(tmp_path: Path) -> None:
+    """Servers are known that take every first message but `initialize` for a crash."""
+    program = """
+        for line in sys.stdin:
+            message = json.loads(line)
+            if message["method"] == "server/discover":
+                sys.exit(1)
+            if message["method"] == "initialize":
+                answer(message, {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}},
+                                 "serverInfo": {"name": "old", "version": "1"}})
+            elif message["method"] == "tools/call":
+                answer(message, {"content": [{"type": "text", "text": "done"}]})
+    """
+    script = write(tmp_path, program)
+    for _ in (1, 2):  # the second client knows already
+        async with asyncio.timeout(WAIT), Client(script) as client:
+            assert client.revision == "2025-06-18"
+            assert (await client.call("x")).text == "done"
+
+
+async def test_a_server_that_never_answers_the_probe_is_spoken_to_the_old_way(tmp_path: Path) -> None:
+    """https://modelcontextprotocol.io/specification/2026-07-28/basic/lifecycle: silence is no sign of the new era."""
+    program = """
+        for line in sys.stdin:
+            message = json.loads(line)
+            if message["method"] == "initialize":
+                answer(message, {"protocolVersion": "2024-11-05", "capabilities": {},
+                                 "serverInfo": {"name": "old", "version": "1"}})
+    """
+    options = Options(connect_timeout=0.1, probe_timeout=0.1)
+    async with asyncio.timeout(WAIT), Client(write(tmp_path, program), options=options) as client:
+        assert client.revision == "2024-11-05"
+
+
+async def test_a_greeting_on_standard_output_is_passed_over(tmp_path: Path) -> None:
+    """Programs print where they must not, and mean no harm."""
+    script = write(tmp_path, "say('Welcome!')\nsay('')\n" + textwrap.dedent(LOOP))
+    async with asyncio.timeout(WAIT), Client(script) as client:
+        assert (await client.call("pid")).text
+
+
+async def test_a_process_that_ignores_every_signal_is_gone_all_the_same(tmp_path: Path) -> None:
+    """So are the processes that it has started: https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle"""
+    child = tmp_path / "child"
+    program = f"""
+        import signal, subprocess
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+        open({str(child)!r}, "w").write(str(child.pid))
+    """
+    script = write(tmp_path, textwrap.dedent(program) + textwrap.dedent(LOOP) + "\nwhile True: time.sleep(3600)\n")
+    async with asyncio.timeout(WAIT):
+        async with Client(script) as client:
+            pid = int((await client.call("pid")).text)
+        assert not alive(pid)
+        await until(lambda: not alive(int(child.read_text())))
+
+
+async def test_a_cancelled_connect_leaves_no_process(tmp_path: Path) -> None:
+    """Nor one that fails."""
+    pid = tmp_path / "pid"
+    script = write(tmp_path, f"open({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(3600)")
+
+    async def connect() -> None:
+        async with Client(script):
+            pass
+
+    task = asyncio.create_task(connect())
+    async with asyncio.timeout(WAIT):
+        await until(lambda: pid.exists() and pid.read_text() != "")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: not alive(int(pid.read_text())))
+
+
+async def test_a_program_that_does_not_exist() -> None:
+    """Before anything is started."""
+    with pytest.raises(TargetError, match="There is no program 'no-such-program'"):
+        async with Client("no-such-program --flag"):
+            pass
+
+
+async def test_a_server_gets_no_secrets_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what every program needs, and what it is given."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    program = LOOP.replace("str(os.getpid())", "")
+    script = write(tmp_path, "DONE['content'][0]['text'] = json.dumps(dict(os.environ))\n" + textwrap.dedent(program))
+    async with (
+        asyncio.timeout(WAIT),
+        Client([sys.executable, str(script)], options=Options(env={"GIVEN": "1"})) as client,
+    ):
+        seen = await client.call("x", into=dict[str, str])
+    assert seen["GIVEN"] == "1"
+    assert seen["PATH"] == os.environ["PATH"]
+    assert "AWS_SECRET_ACCESS_KEY" not in seen

@@ -1,0 +1,123 @@
+"""What a person may write to name a server, and what the error says when it names none. The rules are our choice."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millstream import Server
+from millstream.client.errors import TargetError
+from millstream.client.http.endpoint import check_headers
+from millstream.client.http.url import parse
+from millstream.client.targets import Place, Remote, find
+from millstream.client.transports.stdio import Command
+
+
+def place(target: Any) -> Place:
+    return find(target, env={}, cwd=None)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "target"),
+    [
+        ("http://example.com", "example.com", 80, "/"),
+        ("https://example.com/mcp?x=1#part", "example.com", 443, "/mcp?x=1"),
+        ("http://[::1]:8000/mcp", "::1", 8000, "/mcp"),
+        ("ws://localhost:9/ws", "localhost", 9, "/ws"),
+        ("https://bücher.example/mcp", "xn--bcher-kva.example", 443, "/mcp"),
+    ],
+)
+def test_a_url_is_read(text: str, host: str, port: int, target: str) -> None:
+    """RFC 3986; hosts in other letters by IDNA."""
+    found = place(text)
+    assert isinstance(found, Remote)
+    assert (found.url.host, found.url.port, found.url.target) == (host, port, target)
+    assert parse(str(found.url)) == found.url
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("", "empty"),
+        ("ftp://example.com", "not a URL of a server"),
+        ("http://", "not a URL of a server"),
+        ("http://exa mple.com", "control characters"),
+        ("http://example.com/\r\nX: y", "control characters"),
+        ("http://example.com:99999/", "not a URL"),
+        ("http://me:secret@example.com/", "must not hold a name or password"),
+        ("localhost:8000/mcp", "write http://localhost:8000/mcp"),
+        ("example.com/mcp", "write http://example.com/mcp"),
+        ("nothing.py", "There is no file nothing.py"),
+        ("'unclosed", "cannot be read"),
+        (Path("nothing.json"), "There is no file"),
+        ({"servers": {}}, "has no servers"),
+        ({"mcpServers": {"a": {}, "b": {}}}, "several servers: a, b"),
+        ({"mcpServers": {"a": {}}}, "neither a url nor a command"),
+        ({"mcpServers": {"a": []}}, "not configured by an object"),
+        ([], "program and its arguments"),
+        (7, "A int is not a server"),
+    ],
+)
+def test_what_names_no_server_says_why(target: Any, words: str) -> None:
+    """One sentence, with the way out where there is one."""
+    with pytest.raises(TargetError, match=re.escape(words)) as caught:
+        place(target)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_command_is_split_as_a_shell_would() -> None:
+    """Without a shell."""
+    assert place("uvx 'my server' --flag") == Command(("uvx", "my server", "--flag"))
+    assert place(["uvx", "my server"]) == Command(("uvx", "my server"))
+
+
+def test_a_script_is_run_by_its_interpreter(tmp_path: Path) -> None:
+    """One of ours by our command, since its `__main__` may do something else."""
+    plain, ours, script = tmp_path / "plain.py", tmp_path / "ours.py", tmp_path / "s.mjs"
+    plain.write_text("print()")
+    ours.write_text("from millstream import Server\nmcp = Server('x')")
+    script.write_text("")
+    assert place(str(plain)) == Command((sys.executable, str(plain)))
+    assert place(script) == Command(("node", str(script)))
+    started = place(ours)
+    assert isinstance(started, Command)
+    assert started.argv[-4:] == ("run", str(ours), "--transport", "stdio")
+
+
+def test_a_configuration_names_its_servers(tmp_path: Path) -> None:
+    """As desktop applications write it."""
+    given = {
+        "mcpServers": {
+            "files": {"command": "npx", "args": ["-y", "files", 3], "env": {"A": "1"}},
+            "shop": {"type": "http", "url": "https://shop.example/mcp", "headers": {"X-Key": "k"}},
+        }
+    }
+    path = tmp_path / "mcp.json"
+    path.write_text(json.dumps(given))
+    assert place(f"{path}#files") == Command(("npx", "-y", "files", "3"), {"A": "1"})
+    shop = place(f"{path}#shop")
+    assert isinstance(shop, Remote)
+    assert (str(shop.url), shop.headers) == ("https://shop.example/mcp", {"X-Key": "k"})
+    with pytest.raises(TargetError, match="It has: files, shop"):
+        place(f"{path}#other")
+    path.write_text("{")
+    with pytest.raises(TargetError, match="cannot be read as JSON"):
+        place(path)
+
+
+def test_a_server_object_is_one() -> None:
+    """It runs in this process."""
+    server = Server("x")
+    assert place(server) is server
+
+
+@pytest.mark.parametrize(
+    "headers", [{"X": "a\r\nY: b"}, {"X\n": "a"}, {"Host": "a"}, {"content-length": "1"}, {"X": "€"}, {"": "a"}]
+)
+def test_headers_that_would_break_a_request_are_refused(headers: dict[str, str]) -> None:
+    """RFC 9110 §5.5"""
+    with pytest.raises(TargetError):
+        check_headers(headers)
