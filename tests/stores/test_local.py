@@ -20,7 +20,7 @@ from millstream.stores.local import address, link, peer
 from millstream.stores.local.address import Address, use_parent
 from millstream.stores.local.server import LocalServer, holding
 from millstream.stores.local.store import LocalStore
-from millstream.stores.memory.store import MemoryStore
+from millstream.stores.memory.store import MemoryKeyValue, MemoryStore
 from patience import WAIT
 from store_parts import TTL, Heard, LocalBacking, append, data_of, read_all, until_workers
 
@@ -212,6 +212,25 @@ async def test_requests_of_a_worker_that_takes_no_replies_wait(backing: LocalBac
     go_on(worker)
     pages = await asyncio.gather(*asks)
     assert [len(page) for page in pages] == [8] * 50
+
+
+async def test_a_worker_that_asks_for_a_lot_lets_others_have_their_turn(
+    backing: LocalBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker's code mustn't make all others wait."""
+    greedy, modest = await backing.worker(), await backing.worker()
+    asked: list[str] = []
+    others: list[asyncio.Future[bytes | None]] = []
+
+    async def get(_values: object, key: str) -> None:
+        if not asked:
+            others.append(asyncio.ensure_future(modest.kv.get("modest")))
+        asked.append(key)
+
+    monkeypatch.setattr(MemoryKeyValue, "get", get)
+    await asyncio.gather(*(greedy.kv.get("greedy") for _ in range(50 * peer.AT_ONCE)))
+    await others[0]
+    assert asked.index("modest") < 10 * peer.AT_ONCE
 
 
 async def worker_is_idle(own: peer.Peer) -> None:

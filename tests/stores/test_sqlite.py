@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from millstream.protocol.errors import LocalError
-from millstream.stores.base import Gap, Index, Sealed, StoreFull
+from millstream.stores.base import Gap, Index, Sealed, StoreFull, StoreUnavailable
 from millstream.stores.sqlite import file as sqlite_file
 from millstream.stores.sqlite.location import locate
 from millstream.stores.sqlite.store import SqliteStore
@@ -269,6 +269,18 @@ async def test_all_that_wait_go_to_the_file_in_one_commit(path: Path, monkeypatc
         await asyncio.gather(*(append(store, "hub:journal", b"%d" % n) for n in range(1000)))
         assert len(commits) == 1
         assert len(await read_all(store, "hub:journal")) == 1000
+
+
+async def test_a_closed_store_takes_nothing_and_leaves_the_file_alone(path: Path) -> None:
+    """A late call must not open the file again that somebody else has by now."""
+    store = SqliteStore(locate(f"sqlite:///{path}"))
+    await store.open()
+    await store.close()
+    async with opened(path) as another:
+        with pytest.raises(StoreUnavailable, match="closed"):
+            await append(store, "hub:journal", b"late")
+        await append(another, "hub:journal", b"a")
+        assert data_of(await read_all(another, "hub:journal")) == [b"a"]
 
 
 # who may have it

@@ -27,6 +27,8 @@ SEND_BYTES: Final = 16 * 1024 * 1024
 """A worker that leaves so much unread that must not be dropped is gone."""
 MAX_TASKS: Final = 1_000
 """Requests of one worker that wait for the store."""
+AT_ONCE: Final = 500
+"""Requests of one worker that are answered before it's another one's turn."""
 
 
 class Shared:
@@ -131,9 +133,12 @@ class Peer(asyncio.Protocol):
 
     def _work(self) -> None:
         """Answer what can be answered now. The rest waits, and with it what the worker asks next."""
-        waiting, run = self._waiting, self._run
-        while waiting and not self._paused and len(self._tasks) < MAX_TASKS:
+        waiting, run, left = self._waiting, self._run, AT_ONCE
+        while waiting and left and not self._paused and len(self._tasks) < MAX_TASKS:
+            left -= 1
             run(waiting.popleft())
+        if not left and waiting:
+            self._loop.call_soon(self._work)
         if self._transport is not None and not self._transport.is_closing():
             if waiting:
                 self._transport.pause_reading()

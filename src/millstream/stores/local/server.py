@@ -21,8 +21,6 @@ from millstream.stores.local import wire
 from millstream.stores.local.address import Address
 from millstream.stores.local.peer import Peer, Shared, failure
 
-LEASE: Final = 1.0
-"""Seconds. The kernel tells of a death at once; the rest is the parent's, which may have something else to do."""
 _LONGEST_PATH: Final = 100
 """A little less than what systems take for the path of a socket."""
 

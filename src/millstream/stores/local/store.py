@@ -9,7 +9,6 @@ from millstream.stores.base import PAGE_BYTES, Entry, Index, Position, Told
 from millstream.stores.local import wire
 from millstream.stores.local.address import Address
 from millstream.stores.local.link import Events, Link
-from millstream.stores.local.server import LEASE
 from millstream.stores.memory.topics import Topics
 
 CLOCK: Final = 10.0
@@ -225,7 +224,7 @@ class LocalWorkers:
     def __init__(self, link: Link) -> None:
         self._link = link
         self.me = ""
-        self.lease = LEASE
+        self.lease = wire.LEASE
         self.changed = _Callbacks()
 
     async def alive(self, worker: str) -> bool:

@@ -16,6 +16,8 @@ from millstream.stores.base import Entry, Index, Position, Told
 
 VERSION: Final = 1
 """A worker of a newer release may meet the parent of an older one, which was started before an update."""
+LEASE: Final = 1.0
+"""Seconds. The kernel tells of a death at once; the rest is the parent's, which may have something else to do."""
 MAX_MESSAGE: Final = 65 * 1024 * 1024
 """The largest request: more than one value or entry may have in any store."""
 FLUSH: Final = 1024 * 1024

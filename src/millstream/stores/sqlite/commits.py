@@ -79,6 +79,8 @@ class Commits:
         # Configuration
         self._journal = journal
         # Process
+        self.open = False
+        """Changes can be made: the file is open, or will be again."""
         self._thread: ThreadPoolExecutor | None = None
         self._waiting: list[_Change] = []
         self._reads: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
@@ -117,6 +119,8 @@ class Commits:
             Exception: what `work` raises.
             LocalError: it couldn't be written.
         """
+        if not self.open:
+            raise StoreUnavailable("The store is closed.")
         if self._failed is not None:
             at, error = self._failed
             if time.monotonic() - at < PAUSE:

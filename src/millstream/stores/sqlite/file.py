@@ -41,7 +41,12 @@ _MIGRATIONS: Final[dict[int, str]] = {}
 """For each older version, the statements that make the next one of it."""
 _AT_ONCE: Final = (512, 64, 8, 1)
 """Rows of one statement: each statement takes turns with the event loop, and each new text has to be compiled."""
-_CHECKPOINT_PAGES: Final = 4000
+_PRAGMAS: Final = (
+    "locking_mode=EXCLUSIVE",
+    "synchronous=FULL",
+    "wal_autocheckpoint=4000",  # pages: 16 MiB of writing between two synchronizations of the database itself
+    f"journal_size_limit={64 * 1024 * 1024}",  # bytes of a write-ahead log that was larger for a while
+)
 
 
 class File:
@@ -192,7 +197,7 @@ class File:
         self._database = sqlite3.connect(
             self.location.path, timeout=0.0, isolation_level=None, check_same_thread=False, cached_statements=256
         )
-        for pragma in ("locking_mode=EXCLUSIVE", "synchronous=FULL", f"wal_autocheckpoint={_CHECKPOINT_PAGES}"):
+        for pragma in _PRAGMAS:
             self._run(f"PRAGMA {pragma}")
         self._look()
         self._run("PRAGMA journal_mode=WAL")

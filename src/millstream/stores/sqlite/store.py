@@ -165,8 +165,10 @@ class SqliteStore:
             raise
         self.epoch = self._saved.file.epoch
         self._saved.load(content)
+        self._commits.open = True
 
     async def close(self) -> None:
+        self._commits.open = False
         self.bus.end_all()
         self._saved.log.end_all()
         await self._commits.settle()
