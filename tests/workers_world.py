@@ -126,7 +126,8 @@ def started(command: list[str], port: int, log: Path, *, ready: bool = True, **o
     """Start a program; wait until all its workers are ready."""
     assert Tests.may_serve, "A test that starts a server carries the mark `server`."
     with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, **options)
+        options = {"stdin": subprocess.DEVNULL, **options}
+        process = subprocess.Popen(command, stdout=sink, stderr=sink, **options)
     served = Served(process, port, log)
     try:
         if ready:
@@ -191,6 +192,8 @@ class Client:
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
         self.connections = 0
+        self.announced = 0
+        """How many of them have ended with a reply that said so."""
 
     async def request(self, body: bytes = b"", path: str = "/mcp", headers: Mapping[str, str] | None = None) -> Reply:
         """POST a body, or GET without one."""
@@ -210,6 +213,7 @@ class Client:
         self._writer.write(f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + body)
         reply = await asyncio.wait_for(self._read(), WAIT)
         if reply.closes:
+            self.announced += 1
             await self.close()
         return reply
 
@@ -281,3 +285,15 @@ async def pids_by_new_connections(port: int, count: int) -> Counter[int]:
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     """Send a signal to one process."""
     os.kill(pid, number)
+
+
+async def refused(port: int) -> None:
+    """Wait until nobody listens any more."""
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            return
+        except ConnectionResetError:
+            continue
+        writer.close()

@@ -9,8 +9,19 @@ from pathlib import Path
 import pytest
 
 from patience import WAIT
-from processes import free_port
-from workers_world import Client, call, kill, pids_by_new_connections, started, until, until_async, workers
+from processes import answers, free_port, millstream
+from workers_world import (
+    PROGRAM,
+    Client,
+    call,
+    kill,
+    pids_by_new_connections,
+    refused,
+    started,
+    until,
+    until_async,
+    workers,
+)
 
 pytestmark = pytest.mark.server
 
@@ -98,18 +109,6 @@ async def test_a_signal_drains_all_workers_and_the_status_is_0(tmp_path: Path, n
             await client.close()
 
 
-async def refused(port: int) -> None:
-    """Wait until nobody listens any more."""
-    while True:
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except ConnectionRefusedError:
-            return
-        except ConnectionResetError:
-            continue
-        writer.close()
-
-
 async def test_a_second_ctrl_c_ends_all_workers_at_once(tmp_path: Path) -> None:
     """Even one whose process stands still."""
     with workers(tmp_path, 2) as served:
@@ -179,3 +178,34 @@ def test_a_stop_while_workers_start_ends_them(tmp_path: Path) -> None:
         assert served.process.wait(WAIT) == 0
         assert not any(alive(pid) for pid in pids)
         assert "Error" not in served.log
+
+
+def test_the_end_of_the_terminal_ends_the_workers_and_is_no_restart(tmp_path: Path) -> None:
+    """The kernel and a person send the same signal; the terminal tells which it was."""
+    (tmp_path / "shop.py").write_text(PROGRAM)
+    ours, theirs = os.openpty()
+    launcher = (
+        "import fcntl, os, sys, termios\nos.setsid()\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    port = free_port()
+    command = [sys.executable, "-c", launcher, *millstream(str(tmp_path / "shop.py"), port)]
+    with started([*command, "--workers", "2"], port, tmp_path / "log", stdin=theirs) as served:
+        os.close(theirs)
+        served.process.send_signal(signal.SIGHUP)
+        served.wait_until_said("Every worker is new")
+        os.close(ours)
+        assert served.process.wait(WAIT) == 0
+        assert served.said("Stopping") == 1
+
+
+def test_under_nohup_workers_outlive_the_terminal(tmp_path: Path) -> None:
+    """Whoever ignores SIGHUP means it."""
+    (tmp_path / "shop.py").write_text(PROGRAM)
+    port = free_port()
+    command = ["nohup", *millstream(str(tmp_path / "shop.py"), port, "--workers", "2")]
+    with started(command, port, tmp_path / "log") as served:
+        served.process.send_signal(signal.SIGHUP)
+        assert answers(port)
+        assert not served.said("Starting every worker anew")
+        assert set(served.children()) == set(served.pids)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 LINGER: Final = 2.0
 """Seconds that an idle connection may take for one more request, which is answered with ``connection: close``."""
 TICK: Final = 0.02
+_CLOSE = (b"connection", b"close")
 
 
 class Leaving(Struct, frozen=True):
@@ -46,13 +47,20 @@ class Dismissal:
 
     def announce(self) -> None:
         """From now on each reply says that it's the last one of its connection."""
-        close = (b"connection", b"close")
-        for connection in self._state.connections - self._told:
+        connections: set[Any] = {*self._state.connections}
+        for connection in connections - self._told:
             self._told.add(connection)
             if hasattr(connection, "announce"):
                 connection.announce()
-            elif close not in self._state.default_headers:  # plain ASGI: uvicorn puts these into each reply
-                self._state.default_headers = [*self._state.default_headers, close]
+            else:
+                self._announce_plainly(getattr(connection, "cycle", None))
+
+    def _announce_plainly(self, cycle: Any) -> None:
+        """To uvicorn's own class, which puts the default headers into the replies to later requests."""
+        if _CLOSE not in self._state.default_headers:
+            self._state.default_headers = [*self._state.default_headers, _CLOSE]
+        if cycle is not None and not cycle.response_started:
+            cycle.keep_alive = False
 
     def look(self, linger: float) -> bool:
         """Close whatever has been idle for so long. True as long as it's worth to look again."""

@@ -86,8 +86,10 @@ class StopSignals:
     def _stop(self) -> None:
         seconds = self._runtimes.definition.settings.drain_timeout
         calls = f": {self._calls('has', 'have')} up to {seconds:g} s to finish" if self._runtimes.calls else ""
-        logger.info("Stopping%s. Press Ctrl-C again to stop at once.", calls)
-        self._on_stop(Leaving.stopping(self._runtimes.definition.settings.drain_delay))
+        leaving = Leaving.stopping(self._runtimes.definition.settings.drain_delay)
+        delay = f" It goes on for {leaving.delay:g} s, and isn't ready any more." if leaving.delay else ""
+        logger.info("Stopping%s.%s Press Ctrl-C again to stop at once.", calls, delay)
+        self._on_stop(leaving)
 
     def _force(self) -> None:
         if self._task is not None:

@@ -96,7 +96,7 @@ class Child:
     def _hear(self) -> None:
         messages = self._line.read()
         if messages is None:
-            self._loop.remove_reader(self._line.socket.fileno())
+            self._loop.remove_reader(self._line.end.fileno())
             return
         for message in messages:
             if isinstance(message, Ready):
@@ -111,8 +111,8 @@ class Child:
 
     def _end(self, status: int) -> None:
         self._hear()  # its last words
-        self._loop.remove_reader(self._line.socket.fileno())
-        self._line.socket.close()
+        self._loop.remove_reader(self._line.end.fileno())
+        self._line.end.close()
         self.state = GONE
         self.left.set()
         if not self.ready.done():

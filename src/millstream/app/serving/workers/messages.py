@@ -95,22 +95,22 @@ Heard = TypeVar("Heard")
 class Line(Generic[Heard]):
     """One end of the pair."""
 
-    __slots__ = ("_buffer", "_decoder", "socket")
+    __slots__ = ("_buffer", "_decoder", "end")
 
     def __init__(self, end: socket.socket, decoder: msgspec.json.Decoder[Heard]) -> None:
-        self.socket = end
+        self.end = end
         self._decoder = decoder
         self._buffer = b""
 
     def tell(self, message: Any) -> None:
         """Say something. Who is gone, or has stood still for long, doesn't hear it."""
         with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-            self.socket.sendall(msgspec.json.encode(message) + b"\n")
+            self.end.sendall(msgspec.json.encode(message) + b"\n")
 
     def read(self) -> list[Heard] | None:
         """What has come since; None when the other end is closed, or says what nobody could."""
         try:
-            data = self.socket.recv(CHUNK)
+            data = self.end.recv(CHUNK)
             if not data:
                 return None
             *lines, self._buffer = (self._buffer + data).split(b"\n")

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from functools import partial
+from types import FrameType
 
 from millstream.app.runtimes import Application, Runtimes
 from millstream.app.serving.errors import CommandError, check_key
@@ -100,14 +101,14 @@ class Orders:
         Raises:
             SystemExit: somebody did not want to wait.
         """
-        end, main = self._place.line.socket, threading.current_thread() is threading.main_thread()
+        end, main = self._place.line.end, threading.current_thread() is threading.main_thread()
         end.setblocking(False)
         self._loop.add_reader(end.fileno(), self._hear)
         for message in self._place.early:
             self._take(message)
         before = signal.getsignal(signal.SIGTERM)
         if main:
-            signal.signal(signal.SIGTERM, lambda *_: self._loop.call_soon_threadsafe(self._take, Drain()))
+            signal.signal(signal.SIGTERM, self._terminated)
         try:
             yield
         except asyncio.CancelledError:
@@ -118,6 +119,9 @@ class Orders:
             self._loop.remove_reader(end.fileno())
             if main:
                 signal.signal(signal.SIGTERM, before)
+
+    def _terminated(self, number: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._take, Drain())
 
     def _hear(self) -> None:
         messages = self._place.line.read()
@@ -140,7 +144,7 @@ class Orders:
 
     def _gone(self) -> None:
         """Without its parent a worker has no future; whoever comes next needs the address at once."""
-        self._loop.remove_reader(self._place.line.socket.fileno())
+        self._loop.remove_reader(self._place.line.end.fileno())
         logger.warning("The parent process is gone, and this worker goes, too")
         self._stop(Leaving())
 

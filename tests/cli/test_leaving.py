@@ -1,0 +1,142 @@
+"""In which order a server that stops lets its peers go: on real sockets, and the bookkeeping with a clock by hand."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from millstream.app.serving.leaving import LINGER, Dismissal, Leaving
+from patience import WAIT
+from processes import free_port, millstream
+from workers_world import PROGRAM, Client, call, refused, started, until_async
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("lane", ["true", "false"], ids=["lane", "plain ASGI"])
+async def test_idle_connections_close_and_the_last_reply_says_that_it_is_the_last(tmp_path: Path, lane: str) -> None:
+    """A fixed defect: replies said nothing, and the next request on the connection was lost."""
+    (tmp_path / "shop.py").write_text(PROGRAM)
+    port = free_port()
+    environment = {**os.environ, "MILLSTREAM_LANE": lane}
+    command = millstream(str(tmp_path / "shop.py"), port)
+    with started(command, port, tmp_path / "log", env=environment) as served:
+        idle, busy = Client(port), Client(port)
+        await idle.request(call("who"))
+        assert not (await busy.request(call("who"))).closes
+        running = asyncio.create_task(busy.request(call("until_told")))
+        await until_async((tmp_path / "called").exists)
+        served.process.terminate()
+        await until_async(lambda: idle.ended)
+        await refused(port)
+        (tmp_path / "go").touch()
+        reply = await running
+        assert (reply.value, reply.closes) == ("done", True)
+        assert await asyncio.to_thread(served.process.wait, WAIT) == 0
+        await idle.close()
+
+
+@pytest.mark.server
+async def test_for_the_delay_a_server_is_not_ready_and_serves_as_before(tmp_path: Path) -> None:
+    """A fixed defect: it stopped listening first, while load balancers still sent it new connections."""
+    (tmp_path / "shop.py").write_text(PROGRAM)
+    port = free_port()
+    environment = {**os.environ, "MILLSTREAM_DRAIN_DELAY": "600"}
+    command = millstream(str(tmp_path / "shop.py"), port)
+    with started(command, port, tmp_path / "log", env=environment) as served:
+        kept = Client(port)
+        assert (await kept.request(path="/readyz")).status == 200
+        served.process.send_signal(signal.SIGINT)
+        while (await kept.request(path="/readyz")).status == 200:
+            pass
+        new = Client(port)
+        for client in (kept, new):
+            reply = await client.request(call("who"))
+            assert (reply.value, reply.closes) == (served.process.pid, False)
+        assert served.said("It goes on for 600 s") == 1
+        served.process.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(served.process.wait, WAIT) == 130
+        for client in (kept, new):
+            await client.close()
+
+
+class Peer:
+    """A connection as the server sees it, on a real pair of sockets."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.idle = True
+        self.arriving = False
+        self.announced = 0
+        self.closed = False
+        self.transport = self
+
+    def announce(self) -> None:
+        self.announced += 1
+
+    def get_extra_info(self, name: str) -> Any:
+        return {"socket": self.ours}[name]
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    """An idle one."""
+    one = Peer()
+    yield one
+    one.ours.close()
+    one.theirs.close()
+
+
+def test_an_idle_connection_has_time_for_one_more_request(peer: Peer) -> None:
+    """A request that crosses the end on its way is lost; one that comes before it is answered."""
+    now = [0.0]
+    dismissal = Dismissal(SimpleNamespace(connections={peer}, default_headers=[]), lambda: now[0])  # type: ignore[arg-type]
+    assert dismissal.look(LINGER)
+    assert peer.announced == 1
+    now[0] = LINGER / 2
+    assert dismissal.look(LINGER)
+    assert not peer.closed
+    now[0] = LINGER
+    assert not dismissal.look(LINGER)
+    assert peer.closed
+    assert peer.announced == 1
+
+
+def test_a_connection_whose_request_has_reached_the_machine_is_not_closed(peer: Peer) -> None:
+    """The program has not read it yet."""
+    dismissal = Dismissal(SimpleNamespace(connections={peer}, default_headers=[]), lambda: 0.0)  # type: ignore[arg-type]
+    peer.theirs.send(b"POST /mcp HTTP/1.1\r\n")
+    assert dismissal.look(0.0)
+    assert not peer.closed
+    peer.ours.recv(100)
+    assert not dismissal.look(0.0)
+    assert peer.closed
+
+
+def test_a_busy_connection_is_left_alone(peer: Peer) -> None:
+    """Its reply says that it's the last, and the connection ends with that."""
+    dismissal = Dismissal(SimpleNamespace(connections={peer}, default_headers=[]), lambda: 0.0)  # type: ignore[arg-type]
+    peer.idle = False
+    assert not dismissal.look(0.0)
+    assert not peer.closed
+    peer.arriving = True
+    assert not dismissal.look(0.0)
+    assert not peer.closed
+    assert dismissal.look(1.0)
+
+
+def test_without_a_delay_nobody_waits_for_idle_connections() -> None:
+    """Our choice: on a laptop Ctrl-C ends a server at once, browser tabs or not."""
+    assert Leaving.stopping(0.0) == Leaving(delay=0.0, linger=0.0)
+    assert Leaving.stopping(10.0) == Leaving(delay=10.0, linger=LINGER)

@@ -1,0 +1,145 @@
+"""The parts of several workers, each by itself."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from millstream.app.serving.errors import CommandError
+from millstream.app.serving.workers import place, watching
+from millstream.app.serving.workers.back_off import LONGEST, WELL, BackOff
+from millstream.app.serving.workers.child import how
+from millstream.app.serving.workers.messages import FOR_WORKER, Drain, Force, Hello, Line, Roster, Seat
+from millstream.app.serving.workers.rerun import own_command
+from millstream.app.serving.workers.sockets import open_sockets
+from patience import WAIT
+
+HELLO = Hello(worker=1, workers=2, host="127.0.0.1", port=8000, listeners=[5], run=1, key="k" * 32)
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A pair of sockets."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_a_crash_loop_is_slowed_down_and_a_long_life_forgives() -> None:
+    """The first death costs nothing; the wait doubles up to half a minute."""
+    now = [0.0]
+    waits = BackOff(lambda: now[0])
+    assert [waits.died() for _ in range(10)] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, LONGEST, LONGEST, LONGEST]
+    waits.began()
+    now[0] += WELL
+    assert waits.died() == 0.0
+
+
+def test_messages_arrive_whole_in_whatever_pieces(ends: tuple[socket.socket, socket.socket]) -> None:
+    """A stream of bytes has no borders."""
+    ours, theirs = ends
+    sent = [HELLO, Drain(replaced=True), Force(), Roster([Seat(1, 10, "ready", 0)])]
+    for message in sent:
+        Line(ours, FOR_WORKER).tell(message)
+    data = theirs.recv(65_536)
+    line, heard = Line(theirs, FOR_WORKER), []
+    for byte in data:
+        ours.send(bytes([byte]))
+        heard += line.read() or []
+    assert heard == sent
+
+
+def test_the_end_of_the_line_and_nonsense_on_it_are_the_end(ends: tuple[socket.socket, socket.socket]) -> None:
+    """What nobody could have said comes from a parent that is broken."""
+    ours, theirs = ends
+    line = Line(theirs, FOR_WORKER)
+    theirs.setblocking(False)
+    assert line.read() == []
+    ours.send(b"what?\n")
+    assert line.read() is None
+    ours.close()
+    assert line.read() is None
+    line.tell(Drain())  # nobody hears it, and nothing is raised
+
+
+@pytest.mark.parametrize("given", ["250:1", "0:1", ""], ids=["closed", "another file", "nothing"])
+def test_a_process_without_the_socket_is_nobodys_worker(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """The variable alone says nothing: it may come from a worker that started this process."""
+    monkeypatch.setenv(place.VARIABLE, given)
+    assert place.claim() is None
+    assert place.VARIABLE not in os.environ
+
+
+def test_the_own_command_names_the_file_as_it_lay_at_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The program may have changed its folder."""
+    main = ModuleType("__main__")
+    main.__file__ = str(tmp_path / "shop.py")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "shop.py", "--fast"])
+    assert own_command() == [sys.executable, "-X", "dev", str(tmp_path / "shop.py"), "--fast"]
+    main.__spec__ = SimpleNamespace(name="shop.__main__")  # type: ignore[assignment]
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "shop"])
+    assert own_command() == [sys.executable, "-m", "shop"]
+
+
+def test_a_program_that_was_typed_in_cannot_have_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says what to do."""
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    monkeypatch.setattr(sys, "orig_argv", ["python"])
+    with pytest.raises(CommandError, match="can be started again") as raised:
+        own_command()
+    assert "file" in raised.value.fix
+
+
+def test_each_worker_has_a_socket_of_the_same_port() -> None:
+    """The kernel spreads over those that listen."""
+    sockets = open_sockets("127.0.0.1", 0, 3)
+    try:
+        assert len({each.getsockname() for each in sockets}) == 1
+        # A socket whose port the kernel has picked forgets it when it stops listening; these don't.
+        for each in sockets:
+            each.listen()
+            each.shutdown(socket.SHUT_RD)
+            each.listen()
+        assert len({each.getsockname() for each in sockets}) == 1
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def test_the_end_of_a_process_is_told_in_words() -> None:
+    """Operators look for these words."""
+    assert [how(3), how(-9), how(-64)] == ["ended with status 3", "was killed by SIGKILL", "was killed by SIGRTMAX"]
+    assert how(-250) == "was killed by signal 250"
+
+
+def test_only_python_files_of_the_program_are_watched(tmp_path: Path) -> None:
+    """An environment in the program's folder has thousands of files that nobody edits."""
+    for name in ("shop.py", "prices/books.py", "notes.txt", ".venv/a.py", "env/lib/b.py", "node_modules/c.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "env" / "pyvenv.cfg").touch()
+    found = {str(Path(each).relative_to(tmp_path)) for each in watching.look(tmp_path)}
+    assert found == {"shop.py", "prices/books.py"}
+
+
+async def test_several_edits_at_once_are_one_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editor or a checkout writes one file after the other."""
+    looks = iter([{"a": (1, 1)}, {"a": (2, 1)}, {"a": (2, 1), "b": (1, 1)}, *[{"a": (2, 1), "b": (2, 2)}] * 50])
+    monkeypatch.setattr(watching, "PAUSE", 0)
+
+    def look(_: Path) -> watching.Seen:
+        for seen in looks:
+            return seen
+        raise EOFError
+
+    monkeypatch.setattr(watching, "look", look)
+    changes = watching.changes(tmp_path)
+    await asyncio.wait_for(anext(changes), WAIT)
+    with pytest.raises(EOFError):
+        await asyncio.wait_for(anext(changes), WAIT)
