@@ -1,0 +1,83 @@
+"""What the deploy files say: names that exist, figures that agree. What runs them is in the other file."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from millstream.config import PREFIX, Settings
+from processes import ROOT
+
+DEPLOY = ROOT / "deploy"
+OTHER = {"MCP_SERVER_AUTH_KEY", "MAX_CONNECTIONS"}
+"""Variables of ours that have another name."""
+
+
+def known(variable: str) -> bool:
+    """Whether the server understands a variable."""
+    fields = {field.name for field in msgspec.structs.fields(Settings)}
+    return variable in OTHER or (variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() in fields)
+
+
+def compose() -> dict[str, Any]:
+    return dict(yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8")))
+
+
+@pytest.mark.parametrize("file", ["Dockerfile", "compose.yaml", ".env.example", "chart/values.yaml"])
+@pytest.mark.parametrize("kind", ["names", "secrets"])
+def test_every_setting_that_is_named_exists_and_no_secret_has_a_value(file: str, kind: str) -> None:
+    """A misspelled variable stops the server; a default secret is one that everybody knows."""
+    text = (DEPLOY / file).read_text("utf-8")
+    if kind == "names":
+        assert [name for name in re.findall(r"\b(?:MILLSTREAM|MCP_SERVER)_[A-Z_]+\b", text) if not known(name)] == []
+    else:
+        assert re.findall(r"^ *-? *(?:\w*KEY|\w*PASSWORD) *[:=] *(?!\$\{)[^\s\\]+", text, re.MULTILINE) == []
+
+
+def test_the_settings_of_the_containers_can_be_loaded() -> None:
+    """With the values that they have, or the ones that stand for yours."""
+    environment = {
+        name: re.sub(r"\$\{(\w+)(?::-([^}]*))?[^}]*\}", r"\2", str(value)) or "x" * 40
+        for name, value in compose()["services"]["app"]["environment"].items()
+    }
+    assert Settings.load(environment).hub_connections == 1000
+    dockerfile = dict(re.findall(r"(MILLSTREAM_\w+)=(\S+)", (DEPLOY / "Dockerfile").read_text("utf-8")))
+    assert Settings.load(dockerfile).drain_delay == 5.0
+
+
+def test_whatever_the_compose_file_wants_to_be_told_is_in_the_example() -> None:
+    """Copy it, fill it in: nothing else is asked."""
+    asked = set(re.findall(r"\$\{(\w+)", (DEPLOY / "compose.yaml").read_text("utf-8")))
+    offered = set(re.findall(r"^(\w+)=", (DEPLOY / ".env.example").read_text("utf-8"), re.MULTILINE))
+    assert asked == offered
+
+
+def test_containers_and_pods_wait_longer_than_the_server_takes_to_end() -> None:
+    """Whoever is killed earlier breaks the calls that it had promised to finish."""
+    takes = 5.0 + Settings().drain_timeout
+    assert int(compose()["services"]["app"]["stop_grace_period"].removesuffix("s")) > takes
+    unit = (DEPLOY / "systemd/millstream.service").read_text("utf-8")
+    assert int(re.findall(r"^TimeoutStopSec=(\d+)", unit, re.MULTILINE)[0]) > takes
+    pods = (DEPLOY / "chart/templates/deployment.yaml").read_text("utf-8")
+    assert "terminationGracePeriodSeconds: {{ add .Values.drainDelay .Values.drainTimeout 15 }}" in pods
+
+
+def test_redis_keeps_what_it_acknowledged() -> None:
+    """One that evicts, or writes no file, loses events that were acknowledged."""
+    command = [str(part) for part in compose()["services"]["redis"]["command"]]
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert (options["--appendonly"], options["--maxmemory-policy"]) == ("yes", "noeviction")
+
+
+def test_the_image_has_files_that_are_here() -> None:
+    """A build that fails is found at once, one that nobody makes is not."""
+    text = (DEPLOY / "Dockerfile").read_text("utf-8")
+    for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists(), source
+    volumes = [volume.split(":")[0] for volume in compose()["services"]["nginx"]["volumes"]]
+    assert [each for each in volumes if not each.endswith("certs") and not (DEPLOY / each).exists()] == []
+    assert Path(ROOT / "requirements/image.lock").read_text("utf-8").count("hiredis==") == 1
