@@ -68,7 +68,7 @@ class MachineMetrics:
     async def _sums(self) -> bytes:
         kv, workers = self._store.kv, self._store.workers
         keys = sorted(await kv.keys(_KEPT))
-        alive = []
+        alive: list[bytes] = []
         for key, data in zip(keys, await kv.get_many(keys), strict=True):
             if data is None:
                 continue
