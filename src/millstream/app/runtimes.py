@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from millstream.app.definition import Definition
 from millstream.app.here_only import Bind
-from millstream.app.runtime import Runtime
-from millstream.stores import open_store
 from millstream.stores.base import Store
 
 if TYPE_CHECKING:
+    from millstream.app.runtime import Runtime
     from millstream.hub import Hub
 
 
@@ -44,7 +43,7 @@ class Runtimes:
         self.lane: Any = None
         """What the HTTP protocol class finds of `current`."""
 
-    async def start(self, *, supervised: bool = False) -> Runtime:
+    async def start(self, *, supervised: bool = False) -> "Runtime":
         """The runtime of this event loop, opened when there is none yet (single flight; a failure is tried again).
 
         Args:
@@ -66,9 +65,12 @@ class Runtimes:
             runtime.on_idle = None
         return runtime
 
-    async def _open(self, loop: asyncio.AbstractEventLoop) -> Runtime:
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> "Runtime":
         self._forget_closed_loops()
         definition = self.definition
+        from millstream.app.runtime import Runtime  # noqa: PLC0415  a program that only registers does without
+        from millstream.stores import open_store  # noqa: PLC0415
+
         store = self._stores.get(loop)
         if store is None:
             store = self._stores[loop] = open_store(definition.store)
@@ -84,7 +86,7 @@ class Runtimes:
         definition.listeners.add(runtime)
         return runtime
 
-    def _forget(self, runtime: Runtime) -> None:
+    def _forget(self, runtime: "Runtime") -> None:
         if self._living.get(runtime.loop) is runtime:
             del self._living[runtime.loop]
 
@@ -110,7 +112,7 @@ class Runtimes:
         finally:
             self._forget(runtime)
 
-    def close_idle(self, runtime: Runtime) -> None:
+    def close_idle(self, runtime: "Runtime") -> None:
         """Close a runtime that has been idle; the next request opens another."""
         if self._by_loop.get(runtime.loop) is runtime:
             task = runtime.loop.create_task(self.stop())
@@ -118,7 +120,7 @@ class Runtimes:
             task.add_done_callback(self._closing.discard)
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator[Runtime, None]:
+    async def running(self) -> "AsyncGenerator[Runtime, None]":
         """The server runs inside the ``async with`` block, in this event loop."""
         runtime = await self.start(supervised=True)
         try:
@@ -127,7 +129,7 @@ class Runtimes:
             await self.stop()
 
     @property
-    def here(self) -> Runtime | None:
+    def here(self) -> "Runtime | None":
         """The runtime of this loop, or the one that runs when this is no loop's thread."""
         try:
             return self._living.get(asyncio.get_running_loop())
