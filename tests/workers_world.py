@@ -272,12 +272,12 @@ class Load:
             await client.close()
 
 
-async def pids_by_new_connections(port: int, count: int) -> Counter[int]:
+async def pids_by_new_connections(port: int, count: int, tool: str = "who") -> Counter[int]:
     """Who answers connections that are made anew, one after the other."""
     found: Counter[int] = Counter()
     for _ in range(count):
         client = Client(port)
-        found[(await client.request(call("who"))).value] += 1
+        found[(await client.request(call(tool))).value] += 1
         await client.close()
     return found
 

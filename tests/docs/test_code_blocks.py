@@ -38,6 +38,9 @@ COMMANDS = {
     # tests/examples/test_under_uvicorn.py
     "uvicorn examples.echo_math:app",
     "uvicorn examples.hub:mcp",
+    # tests/workers/test_examples.py
+    "millstream run examples/hub.py --workers 2",
+    "millstream run examples/hub.py --reload",
     # the project's own commands
     "make setup",
     "make run",

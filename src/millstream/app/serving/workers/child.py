@@ -58,8 +58,7 @@ class Child:
         self._loop = asyncio.get_running_loop()
         self.hello = hello
         self.state = STARTING
-        self.ready: asyncio.Future[Ready] = self._loop.create_future()
-        """Done when it serves, or fails with `NotStarted`."""
+        self._ready: asyncio.Future[Ready] = self._loop.create_future()
         self.left = asyncio.Event()
         """It accepts no more."""
         self.ended: asyncio.Future[int] = self._loop.create_future()
@@ -101,7 +100,7 @@ class Child:
         for message in messages:
             if isinstance(message, Ready):
                 self.state, self.patience = READY, message.patience
-                self.ready.set_result(message)
+                self._ready.set_result(message)
             elif isinstance(message, Failed):
                 self._failed = message
             else:
@@ -115,10 +114,18 @@ class Child:
         self._line.end.close()
         self.state = GONE
         self.left.set()
-        if not self.ready.done():
-            self.ready.set_exception(NotStarted(self._why(status)))
-            self.ready.exception()  # nobody has to look
+        if not self._ready.done():
+            self._ready.set_exception(NotStarted(self._why(status)))
+            self._ready.exception()  # nobody has to look
         self.ended.set_result(status)
+
+    async def ready(self) -> Ready:
+        """Wait until it serves. Several may wait, and each may give up by itself.
+
+        Raises:
+            NotStarted: it has ended before.
+        """
+        return await asyncio.shield(self._ready)
 
     def _why(self, status: int) -> CommandError:
         if self._failed is not None:

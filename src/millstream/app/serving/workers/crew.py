@@ -139,7 +139,7 @@ class Crew:
         """From the start of a process to its end, and what follows from that."""
         slot = self.children[child]
         try:
-            await child.ready
+            await child.ready()
         except NotStarted:
             served = False  # whoever has begun it knows
         else:
@@ -174,7 +174,7 @@ class Crew:
             child: Child | None = None
             try:
                 child = self.begin(slot)
-                await child.ready
+                await child.ready()
             except NotStarted as exc:
                 why = exc.error.what.rstrip(".")
                 tell_failure(exc.error)

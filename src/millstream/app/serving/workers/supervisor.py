@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from millstream.app.serving.errors import CommandError
 from millstream.app.serving.panel import show
 from millstream.app.serving.stopping import INTERRUPTED
 from millstream.app.serving.workers.child import NotStarted
@@ -35,9 +36,9 @@ class Supervisor:
         slots: Sequence[Slot],
         *,
         host: str,
-        run: int = 1,
+        run: int,
+        store: Callable[[], AbstractAsyncContextManager[str]],
         changes: Callable[[], AsyncIterator[None]] | None = None,
-        store: Callable[[], AbstractAsyncContextManager[str]] | None = None,
     ) -> None:
         """Nothing starts before `run`.
 
@@ -46,8 +47,8 @@ class Supervisor:
             slots: one for each worker.
             host: the address as it was given: it decides who counts as local.
             run: which ``run()`` of the program this is.
-            changes: yields whenever the program has changed.
             store: opens what the workers share, around their whole life, and gives its address.
+            changes: yields whenever the program has changed.
         """
         # configuration
         self._command = command
@@ -69,7 +70,14 @@ class Supervisor:
         """
         async with AsyncExitStack() as stack:
             orders = stack.enter_context(Orders().heard())
-            store = await stack.enter_async_context(self._store()) if self._store is not None else ""
+            try:
+                store = await stack.enter_async_context(self._store())
+            except OSError as exc:
+                raise CommandError(
+                    "The parent of the workers has no place for the socket of its store.",
+                    why=str(exc),
+                    fix="Set TMPDIR to a folder that this program may write to.",
+                ) from exc
             self._crew = self._make_crew(store)
             start, stop = asyncio.create_task(self._start(orders)), asyncio.create_task(orders.stop.wait())
             self._chores += [start, stop]
@@ -101,8 +109,8 @@ class Supervisor:
     async def _start(self, orders: Orders) -> None:
         first, *others = self._slots
         try:
-            ready = await self._crew.begin(first).ready
-            await asyncio.gather(*[self._crew.begin(slot).ready for slot in others])
+            ready = await self._crew.begin(first).ready()
+            await asyncio.gather(*[self._crew.begin(slot).ready() for slot in others])
         except NotStarted as exc:
             raise exc.error from None
         show(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._crew.children]))
@@ -137,7 +145,7 @@ class Supervisor:
         for slot in self._slots:
             crew.stop_mending(slot)
             try:
-                await crew.begin(slot).ready
+                await crew.begin(slot).ready()
             except NotStarted as exc:
                 tell_failure(exc.error)
                 logger.error("Nothing has changed: the workers that served go on")

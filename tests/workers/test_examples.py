@@ -1,0 +1,32 @@
+"""docs/how-to/several-workers.md: its commands and its program, as they stand but for the port."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from patience import WAIT
+from processes import ROOT, answers, free_port, millstream
+from workers_world import pids_by_new_connections, started
+
+pytestmark = pytest.mark.server
+
+
+@pytest.mark.parametrize("options", [["--workers", "2"], ["--reload"]], ids=["workers", "reload"])
+def test_a_command_of_the_page_serves(tmp_path: Path, options: list[str]) -> None:
+    """Our choice: a command that nobody runs is wrong sooner or later."""
+    port = free_port()
+    with started(millstream("examples/hub.py", port, *options), port, tmp_path / "log", cwd=ROOT) as served:
+        assert answers(port)
+        assert len(served.pids) == (2 if "--workers" in options else 1)
+
+
+async def test_the_program_of_the_page_serves_with_two_workers(tmp_path: Path) -> None:
+    """`Server.run(workers=2)`."""
+    port = free_port()
+    program = tmp_path / "several_workers.py"
+    program.write_text((ROOT / "examples" / "several_workers.py").read_text().replace("8000", str(port)))
+    with started([sys.executable, str(program)], port, tmp_path / "log") as served:
+        assert len(await pids_by_new_connections(port, 60, "answered_by")) == 2
+        served.process.terminate()
+        assert served.process.wait(WAIT) == 0
