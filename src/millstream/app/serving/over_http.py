@@ -8,7 +8,7 @@ from millstream.app.serving.errors import CommandError, check_key, report, set_u
 from millstream.app.serving.facts import Facts, facts
 from millstream.app.serving.listening import listen, passed_sockets
 from millstream.app.serving.panel import show
-from millstream.app.serving.uvicorn_server import serve
+from millstream.app.serving.uvicorn_server import Accept, serve
 from millstream.app.serving.workers.launching import can_supervise, supervise
 from millstream.app.serving.workers.place import begin_run, claim
 from millstream.app.serving.workers.worker import serve_worker
@@ -76,7 +76,7 @@ class _Panel:
     def __init__(self, told: Facts) -> None:
         self._told = told
 
-    def started(self) -> None:
+    def started(self, accept: Accept) -> None:
         """It listens."""
         show(self._told)
 

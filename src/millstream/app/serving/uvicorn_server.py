@@ -4,9 +4,9 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
@@ -28,6 +28,10 @@ AFTER_DRAIN = 1
 logger = logging.getLogger("millstream")
 
 
+Accept = Callable[[socket.socket], Awaitable[Callable[[], None]]]
+"""Accept from one more socket; gives what ends that."""
+
+
 class Stops(Protocol):
     """Who tells a server to stop: signals, or the parent of a worker."""
 
@@ -42,8 +46,8 @@ class Stops(Protocol):
 class Told(Protocol):
     """Who is told where a server is on its way. Each is called once, in the loop."""
 
-    def started(self) -> None:
-        """It listens."""
+    def started(self, accept: Accept) -> None:
+        """It listens; `accept` makes it accept from one more socket."""
 
     def left(self) -> None:
         """It takes no new connections any more."""
@@ -92,7 +96,27 @@ class _Uvicorn(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and self._told is not None:
-            self._told.started()
+            self._told.started(self._accept)
+
+    async def _accept(self, listener: socket.socket) -> Callable[[], None]:
+        """Accept from one more socket, which stays open; gives what ends that."""
+        # As uvicorn itself makes it; the type that it declares is any protocol's.
+        make: Any = self.config.http_protocol_class
+        server = await asyncio.get_running_loop().create_server(
+            lambda: make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state),
+            sock=listener.dup(),
+            backlog=self.config.backlog,
+        )
+        self.servers.append(server)
+
+        def stop() -> None:
+            server.close()
+            self.servers.remove(server)
+
+        if self.should_exit:  # since
+            server.close()
+
+        return stop
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Not ready any more, then no new connections, then last replies, then the end of calls and streams."""

@@ -74,7 +74,7 @@ class Child:
             self._process = subprocess.Popen(  # noqa: S603  the command of this very program
                 command,
                 stdin=subprocess.DEVNULL,
-                pass_fds=(number, *hello.listeners),
+                pass_fds=(number, *hello.listeners, *(each for numbers in hello.others.values() for each in numbers)),
                 env={**os.environ, **environment, VARIABLE: f"{number}:{os.fstat(number).st_ino}"},
                 # Ctrl-C is a signal to the whole group of a terminal; only the parent decides what follows from it.
                 process_group=0,

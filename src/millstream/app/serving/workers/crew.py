@@ -68,8 +68,10 @@ class Crew:
         Raises:
             NotStarted: the system has no room for one.
         """
-        numbers = [listener.fileno() for listener in slot.listeners]
-        hello = msgspec.structs.replace(self._hello, worker=slot.number, listeners=numbers)
+        numbers = {each.number: [listener.fileno() for listener in each.listeners] for each in self.slots}
+        mine = numbers.pop(slot.number)
+        others = numbers if slot.own else {}  # where all accept from the same, nobody has to stand in
+        hello = msgspec.structs.replace(self._hello, worker=slot.number, listeners=mine, others=others)
         try:
             child = Child(self._command, hello, environment=self._environment, on_left=self._left)
         except OSError as exc:
@@ -187,10 +189,10 @@ class Crew:
                 return
 
     def _refuse(self, slot: Slot) -> None:
-        """Nobody will accept here for a while. The kernel gives connections to the others now; those that wait already
-        end. The next worker makes the socket listen again.
+        """Nobody will accept here for a while, for nobody is left who would stand in. Connections are refused now, and
+        those that wait already end. The next worker makes the socket listen again.
         """
-        if any(self.children[child] is slot for child in self.serving()):
+        if self.serving():
             return
         for listener in slot.listeners:
             # A socket that is shut twice hands out connections that are shut.

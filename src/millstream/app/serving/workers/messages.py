@@ -29,6 +29,8 @@ class Hello(Message, frozen=True, kw_only=True):
     port: int
     listeners: list[int]
     """The descriptors of the sockets that it accepts from."""
+    others: dict[int, list[int]] = {}
+    """Those of the sockets that the other workers accept from, by worker."""
     run: int
     """Which ``run()`` of the program the worker serves for, from 1 on."""
     key: str

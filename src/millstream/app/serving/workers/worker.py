@@ -16,9 +16,10 @@ from millstream.app.serving.errors import CommandError, check_key
 from millstream.app.serving.facts import facts
 from millstream.app.serving.leaving import LINGER, Leaving
 from millstream.app.serving.stopping import INTERRUPTED
-from millstream.app.serving.uvicorn_server import AFTER_DRAIN, serve
+from millstream.app.serving.uvicorn_server import AFTER_DRAIN, Accept, serve
 from millstream.app.serving.workers.messages import Drain, Force, Left, Ready, Roster, ToWorker
 from millstream.app.serving.workers.place import Place
+from millstream.app.serving.workers.standing_in import StandIn
 from millstream.server.calls.keys import load_secrets
 
 logger = logging.getLogger("millstream")
@@ -42,7 +43,11 @@ def serve_worker(place: Place, application: Application) -> None:
         listeners = [socket.socket(fileno=number) for number in hello.listeners]
         for listener in listeners:
             listener.set_inheritable(False)
-        line = _Line(place, application.runtimes)
+        others = {number: [socket.socket(fileno=each) for each in numbers] for number, numbers in hello.others.items()}
+        for listener in (each for sockets in others.values() for each in sockets):
+            listener.set_inheritable(False)
+        stand_in = StandIn(hello.worker, others)
+        line = _Line(place, application.runtimes, stand_in)
         try:
             serve(
                 application,
@@ -50,7 +55,7 @@ def serve_worker(place: Place, application: Application) -> None:
                 hello.port,
                 listeners=listeners,
                 told=line,
-                stops=partial(Orders, place),
+                stops=partial(Orders, place, stand_in),
                 seats=place.seats,
             )
         except SystemExit as exc:
@@ -62,14 +67,16 @@ def serve_worker(place: Place, application: Application) -> None:
 class _Line:
     """Tells the parent where this worker is on its way."""
 
-    def __init__(self, place: Place, runtimes: Runtimes) -> None:
+    def __init__(self, place: Place, runtimes: Runtimes, stand_in: StandIn) -> None:
         self._place = place
+        self._stand_in = stand_in
         self._definition = runtimes.definition
         self.has_started = False
 
-    def started(self) -> None:
+    def started(self, accept: Accept) -> None:
         """It listens."""
         self.has_started = True
+        self._stand_in.begin(accept)
         hello, settings = self._place.hello, self._definition.settings
         told = facts(self._definition, host=hello.host, port=hello.port)
         self._place.line.tell(Ready(told, settings.drain_delay + settings.drain_timeout + LINGER + AFTER_DRAIN))
@@ -82,11 +89,12 @@ class _Line:
 class Orders:
     """Stops a worker: by a word of its parent, by the parent's end, or by SIGTERM."""
 
-    __slots__ = ("_loop", "_on_stop", "_place", "_runtimes", "_stopping", "_task", "forced")
+    __slots__ = ("_loop", "_on_stop", "_place", "_runtimes", "_stand_in", "_stopping", "_task", "forced")
 
-    def __init__(self, place: Place, runtimes: Runtimes, on_stop: Callable[[Leaving], None]) -> None:
+    def __init__(self, place: Place, stand_in: StandIn, runtimes: Runtimes, on_stop: Callable[[Leaving], None]) -> None:
         """Nothing is heard before `heard`."""
         self._place = place
+        self._stand_in = stand_in
         self._runtimes = runtimes
         self._on_stop = on_stop
         self._loop = asyncio.get_running_loop()
@@ -141,6 +149,7 @@ class Orders:
                 self._task.cancel()
         elif isinstance(message, Roster):
             self._place.seats[:] = message.seats
+            self._stand_in.look(message.seats)
 
     def _gone(self) -> None:
         """Without its parent a worker has no future; whoever comes next needs the address at once."""
@@ -151,4 +160,5 @@ class Orders:
     def _stop(self, leaving: Leaving) -> None:
         if not self._stopping:
             self._stopping = True
+            self._stand_in.end()
             self._on_stop(leaving)

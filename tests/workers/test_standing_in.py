@@ -1,0 +1,94 @@
+"""While a dead worker has no successor, the others accept for it: nobody waits for a process to start."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from millstream.app.serving.workers.messages import Seat
+from millstream.app.serving.workers.standing_in import StandIn, stands_in
+from patience import WAIT
+from workers_world import PROGRAM, call, kill, pids_by_new_connections, workers
+
+SLOW_TO_START = """
+if (HERE / "held").exists():
+    import time
+    (HERE / "starting").touch()
+    while (HERE / "held").exists():
+        time.sleep(0.02)
+"""
+
+
+def seats(*states: str) -> list[Seat]:
+    return [Seat(number, 100 + number, state, 0) for number, state in enumerate(states, 1)]
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (("ready", "ready", "ready"), [None, None, None]),
+        (("ready", "starting", "ready"), [None, 3, None]),
+        (("starting", "ready", "leaving"), [2, None, 2]),
+        (("starting", "starting", "starting"), [None, None, None]),
+        (("ready", "gone", "gone"), [None, 1, 1]),
+    ],
+)
+def test_one_worker_stands_in_and_all_agree_who(states: tuple[str, ...], expected: list[int | None]) -> None:
+    """The next place that serves; nobody where nobody serves."""
+    assert [stands_in(place, seats(*states)) for place in (1, 2, 3)] == expected
+
+
+async def test_a_worker_begins_and_ends_with_what_it_hears() -> None:
+    """Also where it hears of the next state while it settles the last one."""
+    log: list[str] = []
+    sockets = {2: [socket.socket()], 3: [socket.socket()]}
+
+    async def accept(listener: socket.socket) -> Callable[[], None]:
+        place = next(number for number, each in sockets.items() if listener in each)
+        await asyncio.sleep(0)
+        log.append(f"+{place}")
+        return lambda: log.append(f"-{place}")
+
+    standing = StandIn(1, sockets)
+    standing.look(seats("ready", "gone", "ready"))
+    assert log == [], "it serves nobody yet"
+    standing.begin(accept)
+    standing.look(seats("ready", "gone", "gone"))
+    standing.look(seats("ready", "ready", "gone"))
+    for _ in range(9):
+        await asyncio.sleep(0)
+    assert log[-1:] == ["+3"]
+    standing.look(seats("ready", "ready", "ready"))
+    for _ in range(9):
+        await asyncio.sleep(0)
+    assert sorted(log) in (["+3", "-3"], ["+2", "+3", "-2", "-3"])
+    standing.end()
+    standing.look(seats("ready", "gone", "gone"))
+    await asyncio.sleep(0)
+    assert log[-1][0] == "-"
+    for each in (each for listeners in sockets.values() for each in listeners):
+        each.close()
+
+
+@pytest.mark.server
+@pytest.mark.skipif(os.name != "posix", reason="one process serves where sockets cannot be handed on")
+async def test_connections_to_the_place_of_a_dead_worker_are_answered_before_it_is_replaced(tmp_path: Path) -> None:
+    """Fixed defect: a third of all clients waited for the start of a process, and longer where that was slow."""
+    with workers(tmp_path, 3, program=PROGRAM + SLOW_TO_START) as served:
+        (tmp_path / "held").touch()
+        dead = served.pids[1]
+        kill(dead)
+        while not (tmp_path / "starting").exists():  # noqa: ASYNC110  another process makes it
+            await asyncio.sleep(0.02)
+        async with asyncio.timeout(WAIT):
+            found = await pids_by_new_connections(served.port, 60)
+        assert set(found) == set(served.pids) - {dead}
+        (tmp_path / "held").unlink()
+        served.wait_until_said("is ready")
+        async with asyncio.timeout(WAIT):
+            while len(await pids_by_new_connections(served.port, 30)) < 3:
+                pass
+        assert call("who")
