@@ -132,6 +132,14 @@ def test_only_python_files_of_the_program_are_watched(tmp_path: Path) -> None:
     assert found == {"shop.py", "prices/books.py"}
 
 
+async def test_an_edit_between_the_start_and_the_first_look_counts(tmp_path: Path) -> None:
+    """A fixed defect: what was saved while the workers started was never served."""
+    (tmp_path / "shop.py").write_text("1")
+    changes = watching.changes(tmp_path)
+    (tmp_path / "shop.py").write_text("12")
+    await asyncio.wait_for(anext(changes), WAIT)
+
+
 async def test_several_edits_at_once_are_one_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An editor or a checkout writes one file after the other."""
     looks = iter([{"a": (1, 1)}, {"a": (2, 1)}, {"a": (2, 1), "b": (1, 1)}, *[{"a": (2, 1), "b": (2, 2)}] * 50])
