@@ -14,6 +14,7 @@ from millstream import Server, Settings
 from millstream.app.here_only import Bind
 from millstream.app.runtime import Runtime
 from millstream.app.serving.uvicorn_server import _Uvicorn
+from millstream.app.serving.workers.messages import Seat
 from millstream.protocol.errors import LocalError
 from millstream.protocol.revisions import ALL
 from patience import WAIT
@@ -159,6 +160,6 @@ async def test_every_fact_is_listed() -> None:
     table = ROUTES.read_text("utf-8").partition("## What `/health` tells")[2].partition("\n## ")[0]
     listed = set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
     server = Server("shop", serve="all")
-    server.runtimes.bind = Bind(connections=set())
+    server.runtimes.bind = Bind(connections=set(), seats=[Seat(1, 10, "ready", 0)])
     async with server.running():
         assert set(await facts(server)) == listed

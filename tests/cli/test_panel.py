@@ -6,6 +6,7 @@ import logging
 import shlex
 from typing import Any
 
+import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 from rich.console import Console
@@ -87,6 +88,16 @@ def test_only_pages_that_answer_are_named() -> None:
 def test_the_shown_address_can_be_opened(host: str, url: str) -> None:
     """A wildcard address is for listening, not for connecting."""
     assert facts.facts(shop().definition, host=host, port=8000).url == url
+
+
+def test_several_workers_are_named_by_their_processes() -> None:
+    """Whoever wants to look at one needs its number."""
+    told = facts.facts(shop().definition, host="127.0.0.1", port=8000)
+    output = io.StringIO()
+    console = Console(file=output, width=100, color_system=None)
+    panel_drawing.draw(msgspec.structs.replace(told, workers=[41, 42]), console)
+    assert "2 (processes 41, 42)" in output.getvalue()
+    assert "processes" not in drawn(shop())
 
 
 def test_without_a_terminal_the_same_facts_are_one_log_record(caplog: pytest.LogCaptureFixture) -> None:

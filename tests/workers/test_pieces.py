@@ -4,12 +4,15 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from millstream import Server
+from millstream.app.serving import over_http
 from millstream.app.serving.errors import CommandError
 from millstream.app.serving.workers import place, watching
 from millstream.app.serving.workers.back_off import LONGEST, WELL, BackOff
@@ -17,6 +20,7 @@ from millstream.app.serving.workers.child import how
 from millstream.app.serving.workers.messages import FOR_WORKER, Drain, Force, Hello, Line, Roster, Seat
 from millstream.app.serving.workers.rerun import own_command
 from millstream.app.serving.workers.sockets import open_sockets
+from millstream.app.serving.workers.supervisor import Supervisor, slots_of
 from patience import WAIT
 
 HELLO = Hello(worker=1, workers=2, host="127.0.0.1", port=8000, listeners=[5], run=1, key="k" * 32)
@@ -128,6 +132,14 @@ def test_only_python_files_of_the_program_are_watched(tmp_path: Path) -> None:
     assert found == {"shop.py", "prices/books.py"}
 
 
+async def test_an_edit_between_the_start_and_the_first_look_counts(tmp_path: Path) -> None:
+    """A fixed defect: what was saved while the workers started was never served."""
+    (tmp_path / "shop.py").write_text("1")
+    changes = watching.changes(tmp_path)
+    (tmp_path / "shop.py").write_text("12")
+    await asyncio.wait_for(anext(changes), WAIT)
+
+
 async def test_several_edits_at_once_are_one_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An editor or a checkout writes one file after the other."""
     looks = iter([{"a": (1, 1)}, {"a": (2, 1)}, {"a": (2, 1), "b": (1, 1)}, *[{"a": (2, 1), "b": (2, 2)}] * 50])
@@ -143,3 +155,48 @@ async def test_several_edits_at_once_are_one_change(tmp_path: Path, monkeypatch:
     await asyncio.wait_for(anext(changes), WAIT)
     with pytest.raises(EOFError):
         await asyncio.wait_for(anext(changes), WAIT)
+
+
+@pytest.mark.parametrize(("transport", "workers"), [("stdio", 2), ("http", 0), (None, -1)])
+def test_a_number_of_workers_that_cannot_be_is_refused(transport: str | None, workers: int) -> None:
+    """Stdio has one peer."""
+    with pytest.raises(ValueError, match=f"workers={workers}"):
+        Server("shop").run(transport, workers=workers)
+
+
+def test_where_sockets_cannot_be_passed_one_process_serves_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on Windows."""
+    monkeypatch.setattr(over_http, "can_supervise", lambda: False)
+    assert not over_http.supervised(4)
+    assert "one process serves" in caplog.text
+    assert not over_http.supervised(1)
+
+
+def test_a_parent_without_a_place_for_its_store_says_what_to_do() -> None:
+    """The workers would have nowhere to ask."""
+
+    @asynccontextmanager
+    async def store() -> AsyncGenerator[str, None]:
+        raise OSError(28, "No space left on device")
+        yield ""
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        slots = slots_of([listener], 2, passed=False)
+        supervisor = Supervisor([], slots, host="127.0.0.1", run=1, store=store)
+        with pytest.raises(CommandError, match="no place for the socket") as raised:
+            asyncio.run(supervisor.run())
+    assert "TMPDIR" in raised.value.fix
+
+
+def test_workers_share_what_was_passed_and_own_what_was_opened_for_each() -> None:
+    """Only a socket that nobody else accepts from may stop listening while its worker is away."""
+    with socket.socket() as one, socket.socket() as two:
+        assert [(slot.listeners, slot.own) for slot in slots_of([one, two], 2, passed=False)] == [
+            ([one], True),
+            ([two], True),
+        ]
+        for slots in (slots_of([one, two], 2, passed=True), slots_of([one, two], 3, passed=False)):
+            assert {slot.own for slot in slots} == {False}
+            assert all(list(slot.listeners) == [one, two] for slot in slots)

@@ -1,5 +1,6 @@
 """`--reload`, and restarts of a program that got broken: clients notice neither."""
 
+import json
 import signal
 from collections import Counter
 from pathlib import Path
@@ -81,3 +82,25 @@ async def test_a_worker_in_a_crash_loop_is_mended_by_a_restart(tmp_path: Path) -
         found = await pids_by_new_connections(served.port, 60)
         assert len(found) == 2
         assert not set(found) & set(served.pids)
+
+
+async def test_a_restart_replaces_a_worker_that_is_being_started_after_a_death(tmp_path: Path) -> None:
+    """A fixed defect: the one that was given up stayed in the list of workers for ever."""
+    program = PROGRAM.replace(
+        "    yield\n", "    while (HERE / 'waits').exists():\n        await asyncio.sleep(0.01)\n    yield\n"
+    )
+    with workers(tmp_path, 2, program=program) as served:
+        (tmp_path / "waits").touch()
+        before = served.children()
+        kill(served.pids[0])
+        await until_async(lambda: len(set(served.children()) - set(before)) == 1)
+        served.process.send_signal(signal.SIGHUP)
+        served.wait_until_said("Starting every worker anew")
+        (tmp_path / "waits").unlink()
+        served.wait_until_said("Every worker is new")
+        client = Client(served.port)
+        told = []
+        while len(told) != 2 or {seat["state"] for seat in told} != {"ready"}:
+            told = json.loads((await client.request(path="/health")).body)["workers"]
+        assert {seat["pid"] for seat in told} == set(served.children())
+        await client.close()

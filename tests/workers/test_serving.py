@@ -205,6 +205,17 @@ def test_a_program_that_cannot_be_served_is_told_once_and_ends_with_status_1(
     assert done.stderr.count("\nError:") == 0
 
 
+def test_a_setting_that_cannot_be_is_told_once(tmp_path: Path) -> None:
+    """The parent reads the same variables, and leaves it to the worker to say so."""
+    (tmp_path / "shop.py").write_text(PROGRAM)
+    command = millstream(str(tmp_path / "shop.py"), 0, "--workers", "3")
+    environment = {**os.environ, "MILLSTREAM_KEEP_ALIVE": "long"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: MILLSTREAM_KEEP_ALIVE cannot be 'long'.")
+    assert done.stderr.count("KEEP_ALIVE") == 1
+
+
 def test_a_lifespan_that_fails_is_told_once_and_ends_with_status_1(tmp_path: Path) -> None:
     """The first worker goes ahead; nobody follows one that cannot start."""
     (tmp_path / "shop.py").write_text(PROGRAM)

@@ -108,6 +108,7 @@ class Supervisor:
 
     async def _start(self, orders: Orders) -> None:
         first, *others = self._slots
+        changes = None if self._changes is None else self._changes()  # since before the first worker reads the program
         try:
             ready = await self._crew.begin(first).ready()
             await asyncio.gather(*[self._crew.begin(slot).ready() for slot in others])
@@ -115,8 +116,8 @@ class Supervisor:
             raise exc.error from None
         show(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._crew.children]))
         self._chores.append(asyncio.create_task(self._keep_restarting(orders)))
-        if self._changes is not None:
-            self._chores.append(asyncio.create_task(self._watch(self._changes, orders)))
+        if changes is not None:
+            self._chores.append(asyncio.create_task(self._watch(changes, orders)))
 
     async def _end(self, orders: Orders) -> None:
         for chore in self._chores:
@@ -124,8 +125,8 @@ class Supervisor:
         await self._crew.end(orders.force, [each for slot in self._slots for each in slot.listeners])
         await asyncio.gather(*self._chores, return_exceptions=True)
 
-    async def _watch(self, changes: Callable[[], AsyncIterator[None]], orders: Orders) -> None:
-        async for _ in changes():
+    async def _watch(self, changes: AsyncIterator[None], orders: Orders) -> None:
+        async for _ in changes:
             logger.info("The program has changed")
             orders.restart.set()
 

@@ -15,9 +15,13 @@ _FOREIGN = frozenset({"__pycache__", "node_modules", "site-packages"})
 Seen = dict[str, tuple[int, int]]
 
 
-async def changes(folder: Path) -> AsyncIterator[None]:
-    """Yield when Python files below a folder have changed, and have stopped changing."""
-    served = before = await asyncio.to_thread(look, folder)
+def changes(folder: Path) -> AsyncIterator[None]:
+    """Yields when Python files below a folder have changed since now, and have stopped changing."""
+    return _changes(folder, look(folder))
+
+
+async def _changes(folder: Path, served: Seen) -> AsyncIterator[None]:
+    before = served
     while True:
         await asyncio.sleep(PAUSE)
         now = await asyncio.to_thread(look, folder)
