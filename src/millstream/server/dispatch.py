@@ -277,6 +277,8 @@ class Dispatcher:
             )
         except ProtocolError as error:
             return self._refuse(call, error)
+        except LocalError as error:  # the answers so far are more than a state may hold
+            return self._unexpected(call, error)
         result = {"resultType": "input_required", "inputRequests": exc.requests, "requestState": state}
         meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision, whole=False)})
         return _enveloped(call, b'%b,"_meta":%b}' % (encode(result)[:-1], meta))
