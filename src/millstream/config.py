@@ -38,7 +38,7 @@ LogLevel = Annotated[
 
 
 class VariableError(ValueError):
-    """An environment variable that cannot be used: whoever set it has to correct it, not who wrote the program."""
+    """An environment variable that can't be used: the person who set it has to correct it, not the program's author."""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -91,9 +91,9 @@ class Dispatcher:
         """What `initialize` and `server/discover` say."""
         self.gate = gate
         self.observe: Observe | None = None
-        """Told of every call when it is over."""
+        """Hears of every call when it is over."""
         self.begin: Callable[[Call], None] | None = None
-        """Told of every call when it starts, where there are traces."""
+        """Hears of every call when it starts, where there are traces."""
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
         # Process

@@ -50,7 +50,7 @@ class Services:
         self.store = store
         self.hub: Publisher | None = None
         self.note: ObserveMessage = ignore_message
-        """Told of every message that becomes no call."""
+        """Hears of every message that doesn't become a call."""
         self.streamed: Callable[[Any], None] | None = None
         """Attaches the stream of a client to a call, where the hub is served."""
         self.clock: Callable[[], float] = store.time if store.shared else time.time
