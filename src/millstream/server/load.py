@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from time import monotonic
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from millstream.http.budget import ByteBudget
 from millstream.protocol.errors import OVERLOADED, ProtocolError
 from millstream.server.calls.call import Call
+
+if TYPE_CHECKING:
+    from millstream.http.budget import ByteBudget
 
 LIGHT = 16 * 1024
 """A call that was asked with fewer bytes counts as one call, but its bytes don't count."""
@@ -34,7 +36,7 @@ class Load:
         self,
         calls: Collection[Call],
         endings: Collection[Callable[[], None]],
-        bodies: ByteBudget,
+        bodies: "ByteBudget",
         *,
         max_calls: int,
         max_each: int,
@@ -122,7 +124,7 @@ def busy() -> ProtocolError:
     return ProtocolError(OVERLOADED, "Too many calls are running: try again later", status=503)
 
 
-def lighten(call: Call, bodies: ByteBudget) -> None:
+def lighten(call: Call, bodies: "ByteBudget") -> None:
     """A large call lets go of what it was asked with, and stops counting."""
     if call.weight:
         bodies.give(call.owner, call.weight)

@@ -9,7 +9,6 @@ from secrets import token_bytes
 from typing import Any
 
 from millstream.config import Settings
-from millstream.http.budget import ByteBudget
 from millstream.protocol.principal import Publisher
 from millstream.protocol.seal import NONCE_BYTES, KeyRing
 from millstream.server.calls.changes import Changes
@@ -70,6 +69,8 @@ class Services:
             timeout=settings.ask_timeout,
             workers=store.workers,
         )
+        from millstream.http.budget import ByteBudget  # noqa: PLC0415  only a server that runs has one
+
         self.bodies = ByteBudget(settings.max_call_bytes, settings.max_body)
         """What large calls were asked with, for as long as they run."""
         self.changes = changes
