@@ -38,7 +38,7 @@ LogLevel = Annotated[
 
 
 class VariableError(ValueError):
-    """An environment variable that cannot be used: whoever set it has to correct it, not who wrote the program."""
+    """An environment variable that can't be used: the person who set it has to correct it, not the program's author."""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -174,11 +174,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             if variable.startswith(PREFIX) and not _is_foreign(variable, text):
                 name = variable.removeprefix(PREFIX).lower()
                 if variable != PREFIX + name.upper() or name not in types:
-                    raise VariableError(f"Unknown setting {variable}.{_OPTIONS.get(variable) or _nearest(name, types)}")
+                    raise VariableError(
+                        f"Unknown setting {variable}.{_OPTIONS.get(variable) or _nearest(name, types, PREFIX)}"
+                    )
                 values[name] = _read_variable(variable, text, types[name])
         for name, value in given.items():
             if name not in types:
-                raise ValueError(f"There is no setting {name!r}, see docs/reference/settings.md.")
+                raise ValueError(f"There is no setting {name!r}.{_nearest(name, types)}")
             values[name] = _convert(name, value, types[name])
         return cls(**values)
 
@@ -212,6 +214,6 @@ def _is_foreign(variable: str, text: str) -> bool:
     return bool(_OF_KUBERNETES.search(variable)) or (variable.endswith("_PORT") and "://" in text)
 
 
-def _nearest(name: str, names: Mapping[str, Any]) -> str:
+def _nearest(name: str, names: Mapping[str, Any], prefix: str = "") -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-    return f" Did you mean {PREFIX}{near[0].upper()}?" if near else ""
+    return f" Did you mean {prefix + near[0].upper() if prefix else near[0]}?" if near else ""

@@ -97,7 +97,7 @@ async def test_connections_are_told_where_our_own_server_holds_them() -> None:
     foreign, server = Server("shop"), Server("shop")
     async with foreign.running():
         assert "connections" not in await facts(foreign)
-    running = _Uvicorn(uvicorn.Config(server), server.runtimes, loopback=True)
+    running = _Uvicorn(uvicorn.Config(server), server, loopback=True)
     running.server_state.connections.add(object())  # type: ignore[arg-type]  # one of them
     async with server.running():
         assert (await facts(server))["connections"] == 1

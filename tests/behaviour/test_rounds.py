@@ -1,6 +1,8 @@
 """Several rounds of one call: what is remembered, what is sealed, and what happens to states that are not ours."""
 
+import asyncio
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +11,10 @@ from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 from behaviour.functions import JOURNAL
 from behaviour.harness import Client, Json, Reply
+from millstream import Context, Server, Settings
+from millstream.transports.memory import MemoryPipe
+from patience import WAIT
+from wire import enveloped, routing, wired
 
 POINT: Json = {"action": "accept", "content": {"x": 5, "y": 6}}
 SIZE: Json = {"action": "accept", "content": {"width": 7, "height": 8}}
@@ -163,3 +169,24 @@ async def test_only_three_methods_may_be_answered_by_questions(connect: Connect,
     client = await connect(combination)
     reply = await client.request("tools/list", {"inputResponses": {}, "requestState": "x"})
     assert reply.result["resultType"] == "complete"
+
+
+@pytest.mark.parametrize("way", ["asgi", "lane"])
+async def test_a_call_whose_state_is_too_large_to_travel_fails_with_an_incident(way: str) -> None:
+    """A fixed defect: the error escaped from the dispatcher, and over a connection nobody was answered."""
+    mcp = Server("large", settings=Settings(key="k" * 40))
+
+    @mcp.tool
+    async def keeps(ctx: Context) -> str:
+        """Keep more than a state holds, then ask."""
+        await ctx.once("pages", lambda: "x" * 1024 * 1024)
+        return str(await ctx.elicit("Go on?", {"type": "object", "properties": {}}))
+
+    message = enveloped("tools/call", {"name": "keeps", "arguments": {}}, elicitation={"form": {}})
+    async with wired(mcp, way) as wire, asyncio.timeout(WAIT):
+        reply = await wire.post(message, routing("tools/call", "keeps"))
+        assert (reply.message["error"]["code"], "incident" in reply.message["error"]["message"]) == (-32603, True)
+        pipe = MemoryPipe(wire.runtime.dispatcher)
+        pipe.send(json.dumps(message).encode())
+        assert json.loads(await pipe.receive())["error"]["code"] == -32603
+        await pipe.close()

@@ -11,8 +11,22 @@ from millstream import Context, Server
 from millstream.app.routes import Routes
 from millstream.cli.program import app
 from millstream.config import Settings
+from millstream.http.lane.guarded import MAX_FRAMING, MAX_PIPELINE
 from millstream.http.problems import KINDS
 from millstream.hub import Hub
+from millstream.protocol.depth import MAX_CONTAINERS, MAX_MEMBERS
+from millstream.protocol.handshake import MAX_DISPLAYED
+from millstream.protocol.jsonrpc import MAX_ID
+from millstream.protocol.metadata import MAX_CAPABILITIES
+from millstream.protocol.seal import MAX_TOKEN
+from millstream.server.calls.sessions import MAX_RECORD
+from millstream.server.functions import reading
+from millstream.server.functions.pydantic_types import MAX_PROBLEMS
+from millstream.server.functions.schema_check import MAX_BACKTRACKS
+from millstream.server.handlers import completion, resources
+from millstream.server.handlers.listen import MAX_URI_BYTES
+from millstream.server.load import LIGHT
+from millstream.telemetry.metrics import MAX_SERIES
 from millstream.transports.websocket.dialect import Dialect
 from scripts.docs import ROOT
 
@@ -42,6 +56,18 @@ def test_every_setting_is_listed_with_its_default() -> None:
     """Settings are read by people who run servers, not by those who wrote them."""
     listed = {name: cells[1] for name, cells in rows("settings.md").items()}
     assert listed == {name: written(getattr(Settings(), name)) for name in Settings.__struct_fields__}
+
+
+def test_limits_that_are_no_settings_are_listed_as_they_are() -> None:
+    """Somebody who meets one looks for it beside the settings."""
+    table = (REFERENCE / "settings.md").read_text("utf-8").partition("## Limits that aren't settings")[2]
+    limits = [re.findall(r"[\d,]*\d", line.split(" | ")[1]) for line in table.splitlines() if line.startswith("| ")][1:]
+    assert [int(each[0].replace(",", "")) for each in limits] == [
+        MAX_CONTAINERS, reading.MAX_VALUES, MAX_PROBLEMS, MAX_BACKTRACKS, MAX_MEMBERS, MAX_TOKEN, MAX_ID,
+        resources.MAX_URI, MAX_URI_BYTES, MAX_CAPABILITIES, MAX_DISPLAYED, completion.MAX_VALUES, MAX_PIPELINE,
+        MAX_FRAMING, LIGHT, MAX_SERIES,
+    ]  # fmt: skip
+    assert MAX_RECORD == MAX_URI_BYTES
 
 
 def test_every_option_of_run_is_listed() -> None:

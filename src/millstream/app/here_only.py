@@ -1,6 +1,6 @@
 """What answers only programs of this machine, as long as nobody has to sign in: the pages, `/publish`, `/metrics`.
 
-A loopback address is not enough: a proxy on the same machine has one too, and whoever it speaks for may be anywhere.
+A loopback address is not enough: a proxy on the same machine has one too, and its clients may be anywhere.
 So a request counts as one of this machine only if the server is bound to a loopback address (or nobody said what it is
 bound to), the peer has one, no header says that the request was forwarded, and its Host is a loopback name.
 """

@@ -28,7 +28,7 @@ class Runtimes:
         # Configuration
         self.definition = definition
         self.bind = Bind()
-        """Where the server listens: said by whoever makes it listen, before it starts."""
+        """Where the server listens, set before it starts."""
         # Process
         self._by_loop: dict[asyncio.AbstractEventLoop, Runtime] = {}
         """Those that are open."""

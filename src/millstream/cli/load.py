@@ -8,18 +8,15 @@ import difflib
 import importlib
 import importlib.util
 import sys
-import sysconfig
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
 from millstream.app import Server
-from millstream.app.serving.errors import CommandError, importing
+from millstream.app.serving.errors import CommandError, importing, place_of, show_failure, user_frames
 from millstream.config import VariableError
 
 CUSTOMARY_NAMES = ("mcp", "server", "app")
-_PROGRAM = Path(__file__).parents[1]
 
 
 def load(target: str) -> Server:
@@ -126,10 +123,7 @@ def _can_mount(value: object) -> bool:
 def _mount_hint(source: str, name: str) -> str:
     path = Path(source)
     module = ".".join(path.with_suffix("").parts) if path.suffix == ".py" and not path.is_absolute() else path.stem
-    return (
-        f'Mount a server in it, {name}.mount("/", mcp), and serve the application: uvicorn {module}:{name} '
-        "(docs/how-to/mount-in-fastapi.md)."
-    )
+    return f'Mount a server in it, {name}.mount("/", mcp), and serve the application: uvicorn {module}:{name}'
 
 
 def _named(namespace: Mapping[str, object], servers: Mapping[str, Server], name: str, source: str) -> Server:
@@ -156,7 +150,7 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
         return CommandError(
             str(exc),
             why="It is an environment variable, read when the server is made.",
-            fix="Correct it or unset it; docs/reference/settings.md has all of them.",
+            fix="Correct it or unset it; help(millstream.Settings) has all of them.",
         )
     frames = user_frames(exc)
     detail = show_failure(exc, frames)
@@ -174,35 +168,5 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
             fix='Put that under: if __name__ == "__main__":',
             detail=detail,
         )
-    place = "what the lines above show"
-    if isinstance(exc, SyntaxError) and exc.filename and exc.lineno:
-        place = f"line {exc.lineno} of {Path(exc.filename).name}"
-    elif frames and not _is_foreign(frames[-1]):
-        place = f"line {frames[-1].lineno} of {Path(frames[-1].filename).name}"
-    return CommandError(f"{source} cannot be imported: {type(exc).__name__}.", fix=f"Correct {place}.", detail=detail)
-
-
-def user_frames(exc: BaseException) -> list[traceback.FrameSummary]:
-    """The frames without those of Python, of installed packages and of this program; all of them where none is left,
-    since the person's file may lie in any of these places.
-    """
-    frames = traceback.extract_tb(exc.__traceback__)
-    shown = [each for each in frames if each.filename != __file__ and not each.filename.startswith("<frozen")]
-    return [each for each in shown if not _is_foreign(each)] or shown
-
-
-def _is_foreign(frame: traceback.FrameSummary) -> bool:
-    paths = sysconfig.get_paths()
-    places = (paths["stdlib"], paths["purelib"], paths["platlib"], _PROGRAM)
-    return any(Path(frame.filename).is_relative_to(place) for place in places)
-
-
-def show_failure(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:
-    """These frames and the error, after what it was caused by. Causes that lie in this program alone say nothing."""
-    cause = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
-    causes = user_frames(cause) if cause is not None else []
-    if cause is None or (causes and Path(causes[0].filename).is_relative_to(_PROGRAM)):
-        before = ""
-    else:
-        before = f"{show_failure(cause, causes)}\nWhich led to:\n\n"
-    return before + "".join([*traceback.format_list(frames), *traceback.format_exception_only(exc)])
+    what = f"{source} cannot be imported: {type(exc).__name__}."
+    return CommandError(what, fix=f"Correct {place_of(exc, frames)}.", detail=detail)

@@ -119,7 +119,7 @@ class Request(Struct, eq=False):
     cancel: Callable[[], object] | None = None
     """Stop the handler; set by the adapter once the handler waits for something."""
     principal: Principal | None = None
-    """Who asks, as the guard in front of the handler found out; None for an anonymous caller."""
+    """The caller, as the guard in front of the handler found out; None for an anonymous one."""
 
     @property
     def owner(self) -> str:
@@ -127,8 +127,8 @@ class Request(Struct, eq=False):
         return self.peer if self.principal is None else self.principal.id
 
     def ends_call(self) -> bool:
-        """Asked when the handler's task was cancelled, and not by the handler's leave: has the peer gone? Else it waits
-        for an answer, whoever cancelled the task.
+        """Called when the handler's task was cancelled, but not its call. True if the peer has gone; if not, it still
+        waits for an answer.
         """
         return False
 

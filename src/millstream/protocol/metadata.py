@@ -128,5 +128,4 @@ def read_capabilities(raw: bytes) -> dict[str, Any]:
     }
 
 
-decode_meta = msgspec.json.Decoder(RequestMeta).decode
 decode_loose_params = msgspec.json.Decoder(LooseParams).decode

@@ -91,9 +91,9 @@ class Dispatcher:
         """What `initialize` and `server/discover` say."""
         self.gate = gate
         self.observe: Observe | None = None
-        """Told of every call when it is over."""
+        """Hears of every call when it is over."""
         self.begin: Callable[[Call], None] | None = None
-        """Told of every call when it starts, where there are traces."""
+        """Hears of every call when it starts, where there are traces."""
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
         # Process
@@ -277,6 +277,8 @@ class Dispatcher:
             )
         except ProtocolError as error:
             return self._refuse(call, error)
+        except LocalError as error:  # the answers so far are more than a state may hold
+            return self._unexpected(call, error)
         result = {"resultType": "input_required", "inputRequests": exc.requests, "requestState": state}
         meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision, whole=False)})
         return _enveloped(call, b'%b,"_meta":%b}' % (encode(result)[:-1], meta))

@@ -3,14 +3,16 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from time import monotonic
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from millstream.http.budget import ByteBudget
 from millstream.protocol.errors import OVERLOADED, ProtocolError
 from millstream.server.calls.call import Call
 
+if TYPE_CHECKING:
+    from millstream.http.budget import ByteBudget
+
 LIGHT = 16 * 1024
-"""What is asked with fewer bytes than these counts as a call only, and not by its size."""
+"""A call that was asked with fewer bytes counts as one call, but its bytes don't count."""
 
 _RECOUNT = 0.25
 """Seconds for which a count of the calls of each caller is good enough to refuse by."""
@@ -34,7 +36,7 @@ class Load:
         self,
         calls: Collection[Call],
         endings: Collection[Callable[[], None]],
-        bodies: ByteBudget,
+        bodies: "ByteBudget",
         *,
         max_calls: int,
         max_each: int,
@@ -50,7 +52,7 @@ class Load:
         self._shares: Counter[str] = Counter()
         """Caller -> its calls, counted when it matters."""
         self._full: set[str] = set()
-        """Callers that were found with as many as they may have since then."""
+        """Callers that had as many as they may have, when somebody looked since then."""
         self._counted_at = -_RECOUNT
 
     @property
@@ -73,7 +75,7 @@ class Load:
             raise busy()
 
     def take(self, call: Call, size: int) -> None:
-        """Count what a call was asked with until the call is over: the last step before it runs.
+        """Count the bytes that a call was asked with until it's over. This is the last step before it runs.
 
         Raises:
             ProtocolError: there is no room for it, see `admit`.
@@ -106,7 +108,7 @@ class Load:
         return False
 
     def takes(self, call: Call, size: int) -> bool:
-        """As `take`, for those who leave the refusal to others."""
+        """As `take`, but gives False instead of raising."""
         try:
             self.take(call, size)
         except ProtocolError:
@@ -122,8 +124,8 @@ def busy() -> ProtocolError:
     return ProtocolError(OVERLOADED, "Too many calls are running: try again later", status=503)
 
 
-def lighten(call: Call, bodies: ByteBudget) -> None:
-    """Nothing of what a large call was asked with is held any more."""
+def lighten(call: Call, bodies: "ByteBudget") -> None:
+    """A large call lets go of what it was asked with, and stops counting."""
     if call.weight:
         bodies.give(call.owner, call.weight)
         call.weight = 0

@@ -21,7 +21,7 @@ class ActiveSessions:
 
     def __init__(self, ended: Callable[[Labels, float], None], *, max_sessions: int = MAX_SESSIONS) -> None:
         self._ended = ended
-        """Told labels (transport, revision) and seconds of each session that is over."""
+        """Gets the labels (transport, revision) and seconds of each session that is over."""
         self._max = max_sessions
         self._seen: dict[str, tuple[float, float, Labels]] = {}
 

@@ -31,7 +31,7 @@ DURATIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 1
 FINE = tuple(
     float(f"{digit}e{power}") for power in range(-5, 2) for digit in ("1", "1.5", "2", "3", "4", "5", "6", "8")
 )
-"""Bounds between which quantiles are told: nearly all of our calls end before the first of `DURATIONS`."""
+"""Bounds that quantiles lie between: nearly all of our calls end before the first of `DURATIONS`."""
 
 _METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL_NAME = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
@@ -201,12 +201,12 @@ class Histogram:
     def __init__(self, family: Family, bounds: Sequence[float], finer: Sequence[float] = ()) -> None:
         self.family = family
         self.bounds = tuple(sorted({*bounds, *finer}))
-        """Those that are counted; of these only `bounds` are rendered, which hold the sums of the finer ones."""
+        """The bounds that are counted by. Only `bounds` are rendered, with the sums of the finer ones."""
         self.series: dict[Labels, Series] = {} if family.labels else {(): Series(self.bounds)}
         self._shown = tuple((self.bounds.index(bound) + 1, _number(bound)) for bound in sorted(bounds))
 
     def of(self, labels: Labels = ()) -> Series:
-        """The series of these label values, begun when it is new."""
+        """The series of these label values; makes it if it's new."""
         series = self.series.get(labels)
         if series is None:
             labels = self.family.admit(labels, len(self.series))

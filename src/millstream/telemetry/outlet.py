@@ -1,6 +1,6 @@
 """Text to a stream whose reader may be slow or stand still: nobody waits for it.
 
-Standard error is often a pipe, and the loop of a server must not stand still because whoever reads the pipe does.
+Standard error is often a pipe, and the loop of a server must not stand still because the reader of the pipe does.
 """
 
 import contextlib

@@ -129,7 +129,7 @@ class Connection:
         return await self._dispatcher.call(call, self.id)
 
     def _open(self, message: Envelope) -> Call | None:
-        """The call that a message asks for, or None where nothing is to be waited for."""
+        """The call that a message asks for; None if nobody waits for an answer."""
         dispatcher = self._dispatcher
         if message.is_answer:
             dispatcher.control.answer(message, self.id)

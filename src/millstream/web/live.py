@@ -60,7 +60,7 @@ class LogTail(logging.Handler):
 
 
 class DashboardFeed:
-    """The handler of `GET /dashboard/events`, and what is told there."""
+    """The handler of `GET /dashboard/events`, and what it sends."""
 
     __slots__ = ("_behind", "_info", "_instance", "_latest", "_measure", "_snapshot", "_streams", "_watched",
                  "_watchers", "log")  # fmt: skip
@@ -74,7 +74,7 @@ class DashboardFeed:
         info: Mapping[str, Any],
         measure: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        """Nothing is told before `run`.
+        """It sends nothing before `run`.
 
         Args:
             snapshot: the figures now (`Observer.snapshot`).

@@ -1,4 +1,4 @@
-"""What a person is told about a server that listens: where, what it has, what protects it, one call to try."""
+"""What a person learns about a server that listens: where, what it has, what protects it, one call to try."""
 
 import shlex
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ NO_AUTH = (
 
 
 class Facts(Struct, frozen=True, kw_only=True):
-    """What is told about a server that listens."""
+    """What there is to say about a server that listens."""
 
     name: str
     version: str

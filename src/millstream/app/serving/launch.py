@@ -6,7 +6,7 @@ import stat
 import sys
 
 from millstream.app.runtimes import Application, Runtimes
-from millstream.app.serving.errors import CommandError, check_key, check_not_importing, report
+from millstream.app.serving.errors import CommandError, check_key, check_not_importing, report, starting
 from millstream.app.serving.stopping import StopSignals
 from millstream.transports.stdio import off_stdout, serve_stdio
 
@@ -52,7 +52,7 @@ def run_stdio(runtimes: Runtimes, stdout: int) -> None:
     """Serve the parent program until it closes standard input, or a signal says so.
 
     Raises:
-        CommandError: the key for sealed state must not be used.
+        CommandError: the key for sealed state must not be used, or the server cannot start.
     """
     check_key(runtimes.definition.settings)
     asyncio.run(_stdio(runtimes, stdout))
@@ -61,5 +61,7 @@ def run_stdio(runtimes: Runtimes, stdout: int) -> None:
 async def _stdio(runtimes: Runtimes, stdout: int) -> None:
     stop = asyncio.Event()
     with StopSignals(runtimes, lambda _: stop.set()).heard():
+        with starting(runtimes.definition.name):
+            await runtimes.start(supervised=True)
         async with runtimes.running() as runtime:
             await serve_stdio(runtime.dispatcher, stdout=stdout, stop=stop)

@@ -35,7 +35,7 @@ class StopSignals:
         """Nothing is heard before `heard`.
 
         Args:
-            runtimes: whose calls are told about.
+            runtimes: their calls are counted in messages.
             on_stop: called in the loop at the first signal.
         """
         self._runtimes = runtimes

@@ -14,6 +14,8 @@ from uvicorn.config import STARTUP_FAILURE
 from millstream.app.here_only import Bind
 from millstream.app.runtime import Runtime
 from millstream.app.runtimes import Application, Runtimes
+from millstream.app.serving.entry import prepare
+from millstream.app.serving.errors import starting
 from millstream.app.serving.leaving import TICK, Dismissal, Leaving
 from millstream.app.serving.stopping import StopSignals
 from millstream.http.hosts import is_loopback
@@ -59,7 +61,7 @@ class _Uvicorn(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        runtimes: Runtimes,
+        application: Application,
         *,
         loopback: bool,
         told: Told | None = None,
@@ -67,11 +69,12 @@ class _Uvicorn(uvicorn.Server):
         seats: Collection[object] = (),
     ) -> None:
         super().__init__(config)
-        self._runtimes = runtimes
+        self._application = application
+        self._runtimes = application.runtimes
         self._told = told
         self._stops = stops
         self._leaving = Leaving()
-        runtimes.bind = Bind(loopback, self.server_state.connections, seats)
+        self._runtimes.bind = Bind(loopback, self.server_state.connections, seats)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """With our signals instead of uvicorn's, which end the process by the same signal again: neither what follows
@@ -79,6 +82,8 @@ class _Uvicorn(uvicorn.Server):
         """
         stops = self._stops(self._runtimes, self._stop)
         with stops.heard():
+            with starting(self._runtimes.definition.name):
+                prepare(self._application, await self._runtimes.start(supervised=True))
             try:
                 await self._serve(sockets)
             finally:
@@ -199,7 +204,7 @@ def serve(
         timeout_keep_alive=int(settings.keep_alive),
         timeout_graceful_shutdown=AFTER_DRAIN,
     )
-    running = _Uvicorn(config, application.runtimes, loopback=is_loopback(host), told=told, stops=stops, seats=seats)
+    running = _Uvicorn(config, application, loopback=is_loopback(host), told=told, stops=stops, seats=seats)
     try:
         running.run(sockets=listeners)
     except SystemExit as exc:

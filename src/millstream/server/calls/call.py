@@ -55,8 +55,8 @@ class Origin(Protocol):
     """Stops the work, once something can be stopped; None where only the task of the call can be."""
 
     def ends_call(self) -> bool:
-        """Asked when the task of a call was cancelled, but not the call: True when the other side has gone. Else it
-        waits for an answer, because the function cancelled its own task.
+        """Called when the task of a call was cancelled, but not the call. True if the other side has gone; if not, the
+        function cancelled its own task, and the other side still waits for an answer.
         """
         ...
 
@@ -135,7 +135,7 @@ class Call(Struct, eq=False, kw_only=True):
     stop: Callable[[], object] | None = None
     """Cancels the task of the call, where its origin does not."""
     weight: int = 0
-    """Bytes of the budget for what calls were asked with, see `Load.take`; most calls are too small to count."""
+    """Bytes that the call takes of the budget for large ones, see `Load.take`. Most calls take nothing."""
     started: float = 0.0
     """When the sweep first saw it."""
     cancelled: bool = False

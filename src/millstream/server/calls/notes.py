@@ -1,4 +1,4 @@
-"""What observers hear of a message that becomes no call."""
+"""What observers hear of a message that doesn't become a call."""
 
 from typing import Protocol
 
@@ -11,8 +11,8 @@ SESSION_OVER = "$session over"
 
 
 class ObserveMessage(Protocol):
-    """What observers are told of a message that is no call: a handshake, a notification, an answer, a refusal, and
-    what is said to the hub. The dispatcher's observer is told of calls.
+    """Hears of every message that isn't a call: a handshake, a notification, an answer, a refusal, and what is said to
+    the hub. The dispatcher's observer hears of calls.
     """
 
     def __call__(

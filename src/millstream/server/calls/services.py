@@ -9,7 +9,6 @@ from secrets import token_bytes
 from typing import Any
 
 from millstream.config import Settings
-from millstream.http.budget import ByteBudget
 from millstream.protocol.principal import Publisher
 from millstream.protocol.seal import NONCE_BYTES, KeyRing
 from millstream.server.calls.changes import Changes
@@ -50,7 +49,7 @@ class Services:
         self.store = store
         self.hub: Publisher | None = None
         self.note: ObserveMessage = ignore_message
-        """Told of every message that becomes no call."""
+        """Hears of every message that doesn't become a call."""
         self.streamed: Callable[[Any], None] | None = None
         """Attaches the stream of a client to a call, where the hub is served."""
         self.clock: Callable[[], float] = store.time if store.shared else time.time
@@ -70,6 +69,8 @@ class Services:
             timeout=settings.ask_timeout,
             workers=store.workers,
         )
+        from millstream.http.budget import ByteBudget  # noqa: PLC0415  only a server that runs has one
+
         self.bodies = ByteBudget(settings.max_call_bytes, settings.max_body)
         """What large calls were asked with, for as long as they run."""
         self.changes = changes

@@ -95,7 +95,7 @@ class SyncHub:
         return self._wait(self._hub.send(client_id, data, event=event, id=id))
 
     def presence(self, channel: str) -> list[Any]:
-        """Who is on a channel."""
+        """The clients that are on a channel."""
         members: list[Any] = self._wait(self._hub.presence(channel))
         return members
 

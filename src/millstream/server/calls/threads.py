@@ -94,7 +94,7 @@ def run_carried(function: Callable[..., T], *args: Any) -> T:
     """Call a function in a worker thread, so that whatever it raises can travel back.
 
     Raises:
-        RuntimeError: it raised what a future does not carry: whoever waits would wait for ever, or be closed.
+        RuntimeError: it raised what a future does not carry: the call would wait for ever, or be closed.
     """
     try:
         return function(*args)

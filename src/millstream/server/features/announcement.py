@@ -56,7 +56,7 @@ class Announcement:
         return made[key]
 
     def discover_meta(self, revision: Revision) -> dict[str, Any]:
-        """`_meta` of that result: all that the server says about itself, of which other results repeat the name."""
+        """`_meta` of that result: all that the server says about itself. Other results repeat the name only."""
         return {SERVER_KEY: projection.implementation(self._info, revision)}
 
     def _kept(self) -> dict[tuple[str, str, bool], bytes]:

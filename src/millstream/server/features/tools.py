@@ -1,4 +1,4 @@
-"""A tool: what clients are told about it, how its arguments are read, how it runs, and what its result looks like.
+"""A tool: what clients learn about it, how its arguments are read, how it runs, and what its result looks like.
 
 It knows no function: `sources.Source` is what it works with. Everything that can be known at registration is.
 """

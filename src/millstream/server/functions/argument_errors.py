@@ -1,4 +1,4 @@
-"""What a model is told when its arguments do not fit: what is wrong, and what was expected.
+"""What a model reads when its arguments don't fit: what is wrong, and what was expected.
 
 msgspec stops at the first problem and speaks of Python types; this puts it into JSON's words, and adds every missing
 and unknown name. Runs only for arguments that were refused; what a schema written by hand refuses is told by

@@ -60,7 +60,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "input_schema": _SCHEMA,
     "output_schema": _SCHEMA,
 }
-"""Option -> whether a value is right, and what is."""
+"""Option -> a check of its value, and what the value must be."""
 
 
 def check_options(

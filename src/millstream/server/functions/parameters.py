@@ -192,7 +192,7 @@ def struct_of(name: str, arguments: list[Argument], *, forbid_unknown_fields: bo
 
 
 def schema_of_arguments(struct: type[Any], arguments: list[Argument]) -> Schema:
-    """What clients are told about the struct."""
+    """What clients read about the struct."""
     schema = object_schema(struct, hook=schema_hook)
     properties = schema["properties"]
     for name, node in properties.items():

@@ -1,4 +1,4 @@
-"""Arguments for a planned function: from JSON or from texts, and what a model is told of those that do not fit.
+"""Arguments for a planned function: from JSON or from texts, and what a model reads about those that don't fit.
 
 What the decoder refuses gets a second look. Nothing large is walked in Python, however it came to be refused.
 """
@@ -32,7 +32,7 @@ def bind(plan: Plan, values: dict[str, Any]) -> Any:
 
 
 def read_texts(plan: Plan, values: dict[str, Any]) -> Any:
-    """`bind` for whoever knows no plan.
+    """As `bind`, for callers that don't know plans.
 
     Raises:
         ArgumentError: with what is wrong.
@@ -46,7 +46,7 @@ def read_texts(plan: Plan, values: dict[str, Any]) -> Any:
 
 
 def argument_error(error: Exception, plan: Plan, raw: bytes = b"") -> str:
-    """What a model is told to fix: ``Invalid arguments for tool 'add': 'a' must be an integer, got a string. …``.
+    """What a model has to fix, in words: ``Invalid arguments for tool 'add': 'a' must be an integer, got a string. …``.
 
     Args:
         error: what `Plan.decoder` or `bind` raised.

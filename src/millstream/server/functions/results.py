@@ -59,7 +59,7 @@ class Output(Struct, frozen=True):
     trusted: type | None = None
     """Values of exactly this class are not read back: the class checks itself, or reading has effects."""
     model: bool = False
-    """They are of a pydantic model, which can be made or changed without a check."""
+    """The values are of a pydantic model. Those can be made or changed without a check."""
     by_hand: SchemaCheck | None = None
 
     def check(self, value: Any, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Values against a schema written by hand: whether they fit, and what a model is told when they do not.
+"""Values against a schema written by hand: whether they fit, and what a model reads when they don't.
 
 `jsonschema-rs` decides, in time that grows with the value and not with the number of ways through the schema. Its
 list of errors has no such bound, so the reasons are looked for here: from the root down into what does not fit, a

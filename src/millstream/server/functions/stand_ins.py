@@ -14,7 +14,7 @@ class StandIn(type):
     """The class of such classes."""
 
     read: Callable[[Any], Any]
-    """The value that a JSON value stands for; raises ValueError saying why it is none."""
+    """The value that a JSON value stands for. Raises ValueError, which says why there is none."""
     schema: Schema
 
     def __instancecheck__(cls, instance: Any) -> bool:

@@ -17,7 +17,7 @@ from millstream.server.functions.reading import ArgumentError
 from millstream.server.functions.results import encode_contents
 from millstream.server.handlers.params import page_decoder, read, take_rounds
 
-_MAX_URI = 8 * 1024
+MAX_URI = 8 * 1024
 
 
 _read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)
@@ -71,7 +71,7 @@ class ResourceHandlers:
         resource = self._registry.resources.get(uri)
         if resource is not None:
             return resource, resource.read({})
-        if len(uri) <= _MAX_URI:
+        if len(uri) <= MAX_URI:
             for template in self._registry.templates.values():
                 variables = template.template.match(uri)
                 if variables is not None:

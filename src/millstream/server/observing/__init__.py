@@ -1,1 +1,1 @@
-"""Who watches calls: metrics, the message log, traces."""
+"""Watching calls: metrics, the message log, traces."""

@@ -185,7 +185,7 @@ class Observer:
         )
 
     def _clean(self, labels: Labels) -> Labels:
-        """Labels of which a peer can name no new one."""
+        """Labels to which a peer can't add a new one."""
         method, tool, outcome, revision = labels
         return (
             method if method in _METHODS else OTHER,

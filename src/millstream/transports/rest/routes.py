@@ -54,7 +54,7 @@ _BROWSER = (b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest", 
 
 
 class _Envelope(Struct, gc=False):
-    """A body of the dialect. What is absent is fine; what is there must be right."""
+    """A body of the dialect. Any member may be absent, but those that are there must be right."""
 
     jsonrpc: str = "2.0"
     id: RequestId | None = None

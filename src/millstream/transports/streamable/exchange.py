@@ -1,5 +1,7 @@
 """One POST to the MCP endpoint: what it shares with all others (`Endpoint`), and the request itself (`Exchange`)."""
 
+from typing import Any
+
 from millstream.http.media import Accepted, accepted
 from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, client_id_of
 from millstream.protocol import sse
@@ -108,34 +110,24 @@ class Exchange:
         """A call of the handshake era. Without a session nobody can come back for its answer: it ends with its
         connection.
         """
-        request = self.request
-        request.cancel_on_disconnect = session is None
-        return calls.handshake_call(
-            message,
-            session,
-            revision,
-            open_reply=self.endpoint.open_line,
-            origin=request,
-            transport="http",
-            principal=request.principal,
-            headers=request.headers,
-            client_id=client_id_of(request.query) if request.query else "",
-        )
+        self.request.cancel_on_disconnect = session is None
+        return calls.handshake_call(message, session, revision, **self._way())
 
     def per_request_call(self, message: Envelope, admitted: Admitted) -> Call:
         """A call of the per-request era; it ends with its connection."""
+        self.request.cancel_on_disconnect = True
+        return calls.per_request_call(admitted, message, **self._way())
+
+    def _way(self) -> dict[str, Any]:
         request = self.request
-        request.cancel_on_disconnect = True
-        return calls.per_request_call(
-            admitted,
-            message,
-            open_reply=self.endpoint.open_line,
-            origin=request,
-            transport="http",
-            principal=request.principal,
-            headers=request.headers,
-            client_id=client_id_of(request.query) if request.query else "",
-        )
+        return {
+            "open_reply": self.endpoint.open_line,
+            "origin": request,
+            "transport": "http",
+            "principal": request.principal,
+            "headers": request.headers,
+            "client_id": client_id_of(request.query) if request.query else "",
+        }
 
     async def run(self, call: Call) -> Response | None:
         """Run a call to its reply."""

@@ -97,7 +97,7 @@ def encode_event(event: Event) -> bytes:
 
 
 class Peer(Struct, frozen=True):
-    """Who is at the other end."""
+    """The other end of a socket."""
 
     address: str
     headers: Mapping[bytes, bytes]

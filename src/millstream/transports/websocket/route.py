@@ -101,7 +101,7 @@ class WebSocketRoute:
             await asyncio.wait(tasks, timeout=seconds)
 
     async def _admit(self, scope: Scope) -> Peer | Response:
-        """Who it is, or why not. A socket can do what a POST can, so the rules of one hold."""
+        """Find out who it is, or why it's refused. A socket can do what a POST can, so the same rules hold."""
         raw_headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         headers = dict(raw_headers)
         client = scope.get("client")
