@@ -7,8 +7,7 @@ import asyncio
 import gc
 import sys
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -17,245 +16,9 @@ from http_peer import WAIT, ToyApp, request, serve
 from millstream.config import Settings
 from millstream.http.lane.standby import StandbyTask, Starter
 from millstream.http.message import Request, Response
+from task_scenarios import SCENARIOS, Notes, Scenario, current, nothing, turns, variable
 
 pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12), reason="This Python has eager tasks.")
-
-Notes = list[object]
-Scenario = Callable[[Notes], Coroutine[Any, Any, None]]
-
-_variable: ContextVar[str] = ContextVar("_variable", default="nothing")
-
-
-def _current() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    assert task is not None
-    return task
-
-
-async def nothing(notes: Notes) -> None:
-    """It waits for nothing."""
-    notes.append("done")
-
-
-async def turns(notes: Notes) -> None:
-    """The same task before and after it waited."""
-    before = _current()
-    for _ in range(3):
-        await asyncio.sleep(0)
-        notes.append(_current() is before)
-
-
-async def gathers(notes: Notes) -> None:
-    """Futures, other tasks, and their results."""
-    loop = asyncio.get_running_loop()
-    future = loop.create_future()
-    loop.call_soon(future.set_result, 7)
-    notes.append(await asyncio.gather(future, asyncio.sleep(0, 8)))
-    notes.append(await loop.run_in_executor(None, lambda: 9))
-
-
-async def expires(notes: Notes) -> None:
-    """`asyncio.timeout` cancels its task, and takes that back."""
-    try:
-        async with asyncio.timeout(0):
-            await asyncio.Event().wait()
-    except TimeoutError as exc:
-        notes.append((str(exc), type(exc.__cause__), _current().cancelling()))
-    notes.append(sys.exc_info())
-    await asyncio.sleep(0)
-    notes.append("on")
-
-
-async def in_time(notes: Notes) -> None:
-    """A timeout that nothing waits in."""
-    async with asyncio.timeout(WAIT) as limit:  # noqa: ASYNC100  that's the point
-        notes.append(limit.expired())
-    notes.append(_current().cancelling())
-
-
-async def groups(notes: Notes) -> None:
-    """A group whose one task fails cancels the other."""
-
-    async def fails() -> None:
-        await asyncio.sleep(0)
-        raise ValueError("of the group")
-
-    async def waits() -> None:
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            notes.append("cancelled")
-            raise
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(fails())
-            group.create_task(waits())
-    except* ValueError as exc:
-        notes.append([str(each) for each in exc.exceptions])
-    notes.append(_current().cancelling())
-
-
-async def cancels_itself(notes: Notes) -> None:
-    """It hears of it where it first waits."""
-    _current().cancel("enough")
-    notes.append(_current().cancelling())
-    try:
-        await asyncio.get_running_loop().create_future()
-    except asyncio.CancelledError as exc:
-        notes.append((exc.args, _current().cancelling()))
-        raise
-
-
-async def cancels_itself_in_a_turn(notes: Notes) -> None:
-    """The same where it only gives way, and then goes on."""
-    _current().cancel()
-    try:
-        await asyncio.sleep(0)
-    except asyncio.CancelledError as exc:
-        notes.append((exc.args, _current().cancelling(), _current().uncancel()))
-    await asyncio.sleep(0)
-    notes.append("on")
-
-
-async def cancels_twice(notes: Notes) -> None:
-    """Each one counts."""
-    _current().cancel("first")
-    _current().cancel("second")
-    try:
-        await asyncio.sleep(0)
-    except asyncio.CancelledError as exc:
-        notes.append((exc.args, _current().cancelling()))
-
-
-async def takes_it_back(notes: Notes) -> None:
-    """What is taken back no longer counts."""
-    _current().cancel()
-    notes.append(_current().uncancel())
-    try:
-        await asyncio.sleep(0)
-    except asyncio.CancelledError:
-        notes.append("cancelled")
-    notes.append(_current().cancelling())
-
-
-async def cancels_at_its_end(notes: Notes) -> None:
-    """A task that is asked to stop and is over is a cancelled one."""
-    notes.append(_current().cancel())
-
-
-async def waits_for_what_cannot_be_cancelled(notes: Notes) -> None:
-    """A future that is done already has its turn."""
-    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    asyncio.get_running_loop().call_soon(future.set_result, 1)
-    _current().cancel()
-    try:
-        notes.append(await asyncio.shield(future))
-    except asyncio.CancelledError:
-        notes.append("cancelled")
-
-
-async def raises(notes: Notes) -> None:
-    """An error ends the task."""
-    notes.append("raises")
-    raise ValueError("at once")
-
-
-async def raises_later(notes: Notes) -> None:
-    """So it does after a turn."""
-    await asyncio.sleep(0)
-    notes.append("raises")
-    raise ValueError("later")
-
-
-async def stops(notes: Notes) -> None:
-    """Nobody cancelled it, and it ends as if."""
-    notes.append("stops")
-    raise asyncio.CancelledError("of its own")
-
-
-async def handles(notes: Notes) -> None:
-    """An error that was handled is nobody's context."""
-    try:
-        async with asyncio.timeout(0):
-            await asyncio.Event().wait()
-    except TimeoutError:
-        notes.append("late")
-    try:
-        raise ValueError("of the user")
-    except ValueError as exc:
-        notes.append(exc.__context__)
-
-
-async def sees_no_error(notes: Notes) -> None:
-    """Nor is one of a future."""
-    future = asyncio.get_running_loop().create_future()
-    future.set_exception(KeyError("of the future"))
-    try:
-        await asyncio.gather(future, asyncio.sleep(0))
-    except KeyError as exc:
-        notes.append((exc.args, exc.__context__))
-    notes.append(sys.exc_info())
-
-
-async def sets_a_variable(notes: Notes) -> None:
-    """It is there after a wait, in callbacks and in tasks, and not outside."""
-    notes.append(_variable.get())
-    token = _variable.set("here")
-    asyncio.get_running_loop().call_soon(lambda: notes.append(_variable.get()))
-    await asyncio.sleep(0)
-    notes.append(_variable.get())
-
-    async def inner() -> None:
-        notes.append(_variable.get())
-
-    await asyncio.create_task(inner())
-    _variable.reset(token)
-    notes.append(_variable.get())
-    _variable.set("left")
-
-
-async def is_told(notes: Notes) -> None:
-    """Callbacks of the task are called when it is over."""
-    _current().add_done_callback(lambda task: notes.append((task.done(), task.cancelled())))
-
-
-async def has_a_name(notes: Notes) -> None:
-    """A name is kept while the task works."""
-    _current().set_name("mine")
-    await asyncio.sleep(0)
-    notes.append(_current().get_name())
-
-
-async def is_awaited(notes: Notes) -> None:
-    """Others wait for the task."""
-
-    async def waits(task: asyncio.Task[Any]) -> None:
-        notes.append(await task)
-
-    notes.append(asyncio.create_task(waits(_current())).done())
-    await asyncio.sleep(0)
-
-
-async def yields_nonsense(notes: Notes) -> None:
-    """What no task can wait for is an error of the coroutine."""
-
-    class Nonsense:
-        def __await__(self) -> Any:
-            yield 7
-
-    try:
-        await Nonsense()  # type: ignore[misc]
-    except RuntimeError as exc:
-        notes.append(str(exc).partition(":")[0])
-    await asyncio.sleep(0)
-
-
-SCENARIOS: list[Scenario] = [
-    nothing, turns, gathers, expires, in_time, groups, cancels_itself, cancels_itself_in_a_turn, cancels_twice,
-    takes_it_back, cancels_at_its_end, waits_for_what_cannot_be_cancelled, raises, raises_later, stops, handles,
-    sees_no_error, sets_a_variable, is_told, has_a_name, is_awaited, yields_nonsense,
-]  # fmt: skip
 
 
 async def in_the_loop(do: Callable[[], object]) -> None:
@@ -304,7 +67,7 @@ async def by_standby(scenario: Scenario) -> tuple[Notes, Notes]:
 
 
 async def _noting(scenario: Scenario, notes: Notes, kept: list[asyncio.Task[Any]]) -> None:
-    kept.append(_current())
+    kept.append(current())
     await scenario(notes)
 
 
@@ -338,7 +101,7 @@ async def test_whatever_a_call_did_the_next_one_finds_nothing_of_it(scenario: Sc
 
 
 async def _looking(notes: Notes) -> None:
-    notes += [_current().cancelling(), _variable.get(), sys.exc_info()]
+    notes += [current().cancelling(), variable.get(), sys.exc_info()]
 
 
 async def test_calls_that_wait_for_nothing_have_the_same_task_and_no_turn_of_the_loop() -> None:
@@ -413,7 +176,7 @@ async def test_a_task_of_which_anything_is_kept_serves_no_other_call(
     standby: Any = starter._standby
 
     async def call() -> None:
-        keep(_current(), kept)
+        keep(current(), kept)
         numbers.append(1)
 
     gc.disable()  # a cycle has to count, too
@@ -432,7 +195,7 @@ async def test_all_tasks_may_be_looked_at_and_cancelled_between_calls() -> None:
     """Tools for debugging look at them; `asyncio.run` cancels them at its end."""
     starter = await standing_by()
     notes: Notes = []
-    mine = _current()
+    mine = current()
     for how in ("look", "cancel", "look", "cancel"):
         standby: Any = starter._standby
         for task in asyncio.all_tasks():
@@ -498,7 +261,7 @@ async def test_nothing_of_a_call_is_kept_when_it_is_over() -> None:
             if "fail" in self._how:
                 raise ValueError(self)
             if "cancel" in self._how:
-                _current().cancel()
+                current().cancel()
                 await asyncio.sleep(0)
 
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # a log keeps what it was told

@@ -22,6 +22,7 @@ from millstream.http.lane.states import ASGI_BODY, BODY, CLOSED, HEAD, IDLE, NEW
 from millstream.http.limits import HttpLimits
 from millstream.http.message import Response
 
+_EAGER = sys.version_info >= (3, 12)
 _TOO_SLOW = {HEAD: HEADER_TIMEOUT, ASGI_BODY: BODY_TIMEOUT, BODY: BODY_TIMEOUT, USUAL_BODY: BODY_TIMEOUT}
 """How a peer is refused that keeps us waiting. In the other states it is not waited for, or asks for nothing."""
 _LINGER = 2.0
@@ -98,7 +99,7 @@ class Guard:
         """For all bodies that have begun and not ended, as far as they came in more than one piece."""
         self.leaving = False
         """The server ends soon: each connection gets one more reply at most, which says that it's the last."""
-        self._starter = Starter(loop) if sys.version_info < (3, 12) else None
+        self._starter = None if _EAGER else Starter(loop)
         self.start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None] | None] = (
             partial(cast("Any", asyncio.Task), loop=loop, eager_start=True)
             if self._starter is None
