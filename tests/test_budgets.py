@@ -131,6 +131,22 @@ async def test_one_call_costs_no_more_of_our_python_calls_than_the_budget(
     assert len(names) <= most, f"{way}: {len(names)} calls: {names}"
 
 
+async def test_a_list_takes_a_short_cut_too() -> None:
+    """Our choice: sixteen calls, the ten below the endpoint's handler among them."""
+    server, _ = make_server()
+
+    async def ask() -> None:
+        reply = await over_asgi(
+            server, "POST", "/mcp", pairs(routing("tools/list")), json.dumps(enveloped("tools/list")).encode()
+        )
+        assert len(reply.message["result"]["tools"]) == 1
+
+    async with server.running() as runtime:
+        prepare(server, runtime)
+        names = await measure(ask)
+    assert len(names) <= 16, names
+
+
 @pytest.mark.parametrize("calls", [through_asgi, through_lane])
 async def test_there_are_no_more_than_seven_frames_from_the_application_to_the_function(
     calls: Callable[[Server], Any],
