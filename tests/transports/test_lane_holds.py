@@ -4,7 +4,6 @@ import asyncio
 import gc
 import json
 import logging
-import sys
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -335,7 +334,7 @@ async def test_three_thousand_requests_in_one_segment_are_answered_in_order(firs
         pipeline = b"".join(request(body=b"%d" % number, extra=first) for number in range(3001))
         # From the loop and in one piece, as a socket with a large buffer gives it.
         asyncio.get_running_loop().call_soon(connection.data_received, pipeline)  # type: ignore[union-attr]
-        eager = sys.version_info >= (3, 12) and not waits
+        eager = not waits
         answered = 3001 if eager else 1 + MAX_PIPELINE
         for number in range(answered):
             status, headers, body = await peer.reply()

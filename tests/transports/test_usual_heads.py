@@ -40,8 +40,6 @@ class Side:
         self._class: Any = load_lane().protocol
         self._config = uvicorn.Config(app, http=self._class, log_config=None, access_log=False)
         self._config.load()
-        self._state = ServerState()
-        self._state.default_headers = [(b"server", b"toy")]
 
     async def _echo(self, request: Request) -> Response:
         self.heard.append(
@@ -54,16 +52,22 @@ class Side:
         await asyncio.sleep(0)
         return await self._echo(request)
 
+    def connect(self) -> Any:
+        """A connection to a server in the loop that runs: a server has one, and so has each example."""
+        state = ServerState()
+        state.default_headers = [(b"server", b"toy")]
+        return self._class(config=self._config, server_state=state, app_state={})
+
     async def talk(self, pieces: list[bytes]) -> tuple[bytes, bool, list[object]]:
         """What was answered, whether the connection was ended, and what the handler got."""
         self.heard = []
-        connection = self._class(config=self._config, server_state=self._state, app_state={})
+        connection, loop = self.connect(), asyncio.get_running_loop()
         transport = KeptTransport()
         connection.connection_made(transport)
         for piece in pieces:
             if not transport.closed and piece:
-                connection.data_received(piece)
-            for _ in range(4):
+                loop.call_soon(connection.data_received, piece)  # as from a socket: no task runs
+            for _ in range(5):
                 await asyncio.sleep(0)
         for _ in range(12):
             await asyncio.sleep(0)
@@ -165,7 +169,7 @@ def test_every_name_in_the_list_is_read_as_the_parser_reads_it(spelling: bytes) 
 
 async def test_a_connection_that_missed_goes_to_the_parser_at_once_from_then_on() -> None:
     """A client that sends such a line sends it again: each attempt would cost it about a microsecond."""
-    connection = SHORT._class(config=SHORT._config, server_state=SHORT._state, app_state={})
+    connection = SHORT.connect()
     connection.connection_made(KeptTransport())
     whole = [message([*USUAL, *odd, b"content-length: 1"], b"x") for odd in ([], [b"x-made-up: 1"])]
     for data, tries in ((whole[0], True), (b"GET /other HTTP/1.1\r\nhost: a\r\n\r\n", True), (whole[1], False)):
@@ -269,7 +273,7 @@ class CountingParser:
 @pytest.mark.parametrize(("side", "fed"), [(SHORT, 0), (EXACT, 2)], ids=["short", "exact"])
 async def test_the_usual_request_does_not_meet_the_parser(side: Side, fed: int) -> None:
     """Otherwise everything above would compare the parser with itself."""
-    connection = side._class(config=side._config, server_state=side._state, app_state={})
+    connection = side.connect()
     connection.connection_made(KeptTransport())
     data = message([*USUAL, b"content-length: 1"], b"x")
     connection.data_received(data)  # it makes the Host known

@@ -7,8 +7,9 @@ lifespan belong to the application.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, MutableMapping
+from types import coroutine
+from typing import Any, cast
 
 from millstream.http.asgi.sink import AsgiSink, Send, header_list, header_lists
 from millstream.http.budget import ByteBudget
@@ -34,6 +35,10 @@ _TOO_SLOW = refusal(408, "The body came too slowly.", connection="close")
 _TOO_MANY = refusal(
     503, "The server is receiving too much at once. Send the request again.", retry_after="1", connection="close"
 )
+
+
+_OVER: Any = object()
+_current_task = cast("Callable[[], asyncio.Task[Any]]", asyncio.current_task)
 
 
 class AsgiAdapter:
@@ -118,6 +123,8 @@ class AsgiExchange(Request, eq=False, kw_only=True):
     send: Send
     cors: bytes = b""
     # reply
+    answer: Response | Sink | None = None
+    """What the handler gave, or the refusal of the body."""
     sink: AsgiSink | None = None
     # waiting
     arrived: bool = False
@@ -133,14 +140,15 @@ class AsgiExchange(Request, eq=False, kw_only=True):
 
     async def serve(self, handler: Handler) -> None:
         """Read the body, run the handler, send what it gives."""
-        task: Any = asyncio.current_task()
-        # It runs only when something waits: a plain call is over before the loop's next turn.
-        waits = asyncio.get_running_loop().call_soon(self.wait, task)
-        response: Response | Sink | None = None
+        step = self.work(handler).__await__()
         try:
-            response = await self.work(handler, task)
+            pending = next(step, _OVER)
+            if pending is not _OVER:
+                self.wait(_current_task())
+                await _resume(step, pending)
+            response = self.answer
         except asyncio.CancelledError:
-            if self.ends_with(task):
+            if self.ends_with(_current_task()):
                 raise
             response = None if self.arrived else _TOO_SLOW
         except Exception as exc:
@@ -148,9 +156,8 @@ class AsgiExchange(Request, eq=False, kw_only=True):
                 raise
             response = self.failed(exc)
         finally:
-            waits.cancel()
             if self.waiting is not None:
-                await self.settle(task)
+                await self.settle(_current_task())
         if (
             type(response) is Response
             and self.sink is None
@@ -170,7 +177,7 @@ class AsgiExchange(Request, eq=False, kw_only=True):
             # It has been answered. But the task is the server's, and whoever cancelled it waits for its end.
             raise asyncio.CancelledError
 
-    async def work(self, handler: Handler, task: asyncio.Task[Any]) -> Response | Sink | None:
+    async def work(self, handler: Handler) -> None:
         """Read the body, run the handler, and stay with a stream that it gives back open."""
         message = await self.receive()
         self.body = message.get("body", b"")
@@ -179,18 +186,18 @@ class AsgiExchange(Request, eq=False, kw_only=True):
             or message.get("more_body", False)
             or len(self.body) > self.adapter.limits.max_body
         ):
-            refused = await self.read(message)
-            if refused is not None:
-                return refused
+            self.answer = await self.read(message)
+            if self.answer is not None:
+                return
         del message  # the body belongs to the handler, which may let go of it
         self.arrived = True
         if self.waiting is not None:
             self.waiting.cancel()
+            task = _current_task()
             self.waiting = task.get_loop().call_soon(self.wait, task)
-        response = await handler(self)
+        self.answer = response = await handler(self)
         if self.sink is not None and response is self.sink:
             await self.sink.wait_closed()
-        return response
 
     async def end(self, response: Response | Sink | None) -> None:
         """Send what the handler gave: a reply, or the rest of a stream."""
@@ -302,3 +309,24 @@ class AsgiExchange(Request, eq=False, kw_only=True):
         if self.sink is not None:
             self.sink.cut()
         return failure(exc, self.method, self.path)
+
+
+@coroutine
+def _resume(step: Generator[Any, Any, None], pending: Any) -> Generator[Any, Any, None]:
+    """Let a coroutine go on that was driven by hand up to where it first waits."""
+    while True:
+        thrown: BaseException | None = None
+        try:
+            yield pending
+        except BaseException as exc:
+            thrown = exc
+        if thrown is None:
+            yield from step
+            return
+        # Out here: in a handler, no error of another is being handled.
+        try:
+            pending = step.throw(thrown)
+        except StopIteration:
+            return
+        finally:
+            del thrown  # its traceback refers to this frame

@@ -6,18 +6,23 @@ headers, the rest of a body, the next request, or the peer's reading.
 """
 
 import asyncio
+import sys
 from collections import Counter
+from collections.abc import Callable, Coroutine
+from functools import partial
 from math import inf
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from uvicorn.server import ServerState
 
 from millstream.http.budget import ByteBudget
 from millstream.http.lane.reply import BODY_TIMEOUT, HEADER_TIMEOUT, Heads
+from millstream.http.lane.standby import Starter
 from millstream.http.lane.states import ASGI_BODY, BODY, CLOSED, HEAD, IDLE, NEW, REFUSED, USUAL_BODY
 from millstream.http.limits import HttpLimits
 from millstream.http.message import Response
 
+_EAGER = sys.version_info >= (3, 12)
 _TOO_SLOW = {HEAD: HEADER_TIMEOUT, ASGI_BODY: BODY_TIMEOUT, BODY: BODY_TIMEOUT, USUAL_BODY: BODY_TIMEOUT}
 """How a peer is refused that keeps us waiting. In the other states it is not waited for, or asks for nothing."""
 _LINGER = 2.0
@@ -62,8 +67,8 @@ class Guard:
     """The guard of one running server."""
 
     __slots__ = (
-        "_connections", "_counts", "_interval", "_limits", "_loop", "_patience", "_spares", "_state", "_timer", "clock",
-        "heads", "leaving", "unfinished",
+        "_connections", "_counts", "_interval", "_limits", "_loop", "_patience", "_spares", "_starter", "_state",
+        "_timer", "clock", "heads", "leaving", "start", "unfinished",
     )  # fmt: skip
 
     def __init__(self, state: ServerState, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
@@ -94,6 +99,13 @@ class Guard:
         """For all bodies that have begun and not ended, as far as they came in more than one piece."""
         self.leaving = False
         """The server ends soon: each connection gets one more reply at most, which says that it's the last."""
+        self._starter = None if _EAGER else Starter(loop)
+        self.start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None] | None] = (
+            partial(cast("Any", asyncio.Task), loop=loop, eager_start=True)
+            if self._starter is None
+            else self._starter.start
+        )
+        """Start a call, as a coroutine, at once where that can be. It gives the task that goes on with it, if any."""
 
     def admit(self, connection: Guarded) -> bool:
         """Watch a new connection (already in the server's set); False when there are too many.
@@ -127,6 +139,8 @@ class Guard:
         """Stop watching a connection that is over, or that another protocol goes on with."""
         self._connections.discard(connection)
         self._spares.discard(connection)
+        if self._starter is not None and not self._connections:
+            self._starter.rest()
         if connection.peer in self._counts:
             self._counts[connection.peer] -= 1
 

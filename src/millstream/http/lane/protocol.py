@@ -5,8 +5,6 @@ short cut would bypass, this class is only the guard. A usual head is not even p
 """
 
 import asyncio
-import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -16,10 +14,6 @@ from millstream.http.lane.reply import BODY_TOO_LARGE
 from millstream.http.lane.states import ASGI_BODY, ASKS, ENDS, EXPECTED, PERMITTED, REFUSED, TAKEN
 
 _UNUSUAL = frozenset({b"origin", b"sec-fetch-site", b"expect", b"upgrade", b"x-forwarded-for", b"x-forwarded-proto"})
-_new_task = cast("Callable[..., asyncio.Task[None]]", asyncio.Task)
-if sys.version_info >= (3, 12):
-    # It takes its first step at once: a call that waits for nothing costs no turn of the loop.
-    _new_task = partial(_new_task, eager_start=True)
 
 
 class LaneProtocol(GuardedProtocol):
@@ -152,8 +146,8 @@ class LaneProtocol(GuardedProtocol):
     def begin(self, call: LaneExchange) -> None:
         """Run a call in a task of its own: a task that served two calls would carry one client's cancel to another."""
         self.current = call
-        task = _new_task(call.run(), loop=self.loop)
-        if not (call.response_complete or call.left_open):
+        task = self.guard.start(call.run())
+        if task is not None and not (call.response_complete or call.left_open):
             # It can be cancelled now, and the server waits for it.
             call.task = task
             call.cancel = task.cancel

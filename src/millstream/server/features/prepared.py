@@ -66,6 +66,25 @@ decode_handshake_call = msgspec.json.Decoder(_HandshakeCall).decode
 """A whole `tools/call` of the handshake era, the arguments still raw."""
 
 
+class _RequestParams(Struct, gc=False, rename={"meta": "_meta"}):
+    meta: _Meta
+
+
+class _Request(Struct, gc=False):
+    jsonrpc: Literal["2.0"]
+    id: int | str
+    method: str
+    params: Raw
+    result: UnsetType = UNSET
+    error: UnsetType = UNSET
+
+
+decode_request = msgspec.json.Decoder(_Request).decode
+"""A whole request of the per-request era, its parameters still raw."""
+decode_request_params = msgspec.json.Decoder(_RequestParams).decode
+"""Parameters, opened as far as their `_meta`."""
+
+
 class PreparedCall:
     """The decoder of one tool's calls."""
 

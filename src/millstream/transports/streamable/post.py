@@ -1,4 +1,4 @@
-"""Streamable HTTP, the POST side: the short cuts of usual tool calls. Everything else takes the exact way.
+"""Streamable HTTP, the POST side: the short cuts of usual tool calls and lists. Everything else takes the exact way.
 
 A usual call of either era is decoded in one or two typed passes and handed to the dispatcher, with no object of its
 own besides the `Call`. What is unusual in any respect is left to `exact`, which has the exact answer to it.
@@ -12,10 +12,16 @@ from msgspec import UNSET
 from millstream.http.media import REMEMBERED, accepted
 from millstream.http.message import Request, Response
 from millstream.protocol.depth import overgrown
+from millstream.protocol.jsonrpc import MAX_ID
 from millstream.protocol.metadata import Client
 from millstream.protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
 from millstream.server.calls.call import NOBODY, Call
-from millstream.server.features.prepared import PreparedCall, decode_handshake_call
+from millstream.server.features.prepared import (
+    PreparedCall,
+    decode_handshake_call,
+    decode_request,
+    decode_request_params,
+)
 from millstream.server.load import LIGHT
 from millstream.transports.streamable.exact import serve_exactly
 from millstream.transports.streamable.exchange import Endpoint, finish
@@ -26,6 +32,7 @@ _BY_HEADER: Mapping[bytes | None, Revision] = {
     **{date.encode(): revision for date, revision in HANDSHAKE.items()},
 }
 """`MCP-Protocol-Version` of a handshake-era request -> revision, where no session says more."""
+_LISTS = {method.encode(): method for method in NEWEST.requests if method.endswith("/list")}
 _MAX_USUAL = 64 * 1024
 """Bytes of a usual body. The exact way reads a large one in pieces, each with a bound of its own."""
 
@@ -68,6 +75,8 @@ class Streamable:
                 fast = self._fast.get(headers.get(b"mcp-name", b""))
                 if fast is not None:
                     call = self._fast_call(request, fast)
+            elif headers[b"mcp-method"] in _LISTS and headers.get(b"mcp-protocol-version") == _VERSION:
+                call = self._fast_list(request)
         if call is None or (size > LIGHT and not self._dispatcher.load.takes(call, size)):
             del body  # a stream may be open for a day
             return await serve_exactly(self._endpoint, request)
@@ -146,3 +155,33 @@ class Streamable:
         call.state = params.state
         request.cancel_on_disconnect = True
         return call
+
+    def _fast_list(self, request: Request) -> Call | None:
+        """A list in two typed passes, its parameters read by its handler; None when anything is unusual."""
+        headers, body = request.headers, request.body
+        if len(body) > MAX_ID or request.query:
+            return None
+        try:
+            envelope = decode_request(body)
+            meta = decode_request_params(envelope.params).meta
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        method = envelope.method
+        if method != _LISTS[headers[b"mcp-method"]] or not self._dispatcher.registry.serves(method, NEWEST):
+            return None
+        about = meta.client
+        request.cancel_on_disconnect = True
+        return Call(
+            revision=NEWEST,
+            id=envelope.id,
+            method=method,
+            params=bytes(envelope.params),
+            client=Client(meta.capabilities, about.name, about.version) if about else Client(meta.capabilities),
+            open_reply=self._open_line,
+            origin=request,
+            transport="http",
+            principal=request.principal,
+            headers=headers,
+            token=None if meta.token is UNSET else meta.token,
+            log_level=meta.log_level or "",
+        )

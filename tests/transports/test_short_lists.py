@@ -1,0 +1,133 @@
+"""A list of 2026-07-28 in its usual form takes a short cut; nobody can tell, except by its speed."""
+
+import json
+from typing import Any
+
+import pytest
+
+from millstream import Server, Settings
+from millstream.protocol.jsonrpc import MAX_ID
+from wire import META, Json, Reply, Wire, enveloped, pairs, routing, wired
+
+LISTS = ["tools/list", "prompts/list", "resources/list", "resources/templates/list"]
+
+
+def make_server(**settings: Any) -> Server:
+    """Two pages of tools, one resource, and no prompts."""
+    server = Server("lists", settings=Settings(page_size=2, **settings))
+    for number in range(3):
+        server.tool(name=f"tool{number}")(_tool)
+    server.resource("note://one")(_note)
+    return server
+
+
+async def _tool(a: int) -> int:
+    return a
+
+
+async def _note() -> str:
+    return "one"
+
+
+def meta(**members: Any) -> Json:
+    """Parameters with these members in their `_meta`, beside the required ones."""
+    return {"_meta": {**enveloped("x")["params"]["_meta"], **members}}
+
+
+MESSAGES: dict[str, Any] = {
+    "usual": enveloped("tools/list"),
+    "a text for an id": enveloped("tools/list", id="ä" * 20),
+    "prompts": enveloped("prompts/list"),
+    "resources": enveloped("resources/list"),
+    "templates": enveloped("resources/templates/list"),
+    "first page": enveloped("tools/list", {"cursor": None}),
+    "cursor": enveloped("tools/list", {"cursor": "dG9vbHM6dG9vbDE="}),
+    "wrong cursor": enveloped("tools/list", {"cursor": "x"}),
+    "empty cursor": enveloped("tools/list", {"cursor": ""}),
+    "cursor of no text": enveloped("tools/list", {"cursor": 7}),
+    "unknown member": enveloped("tools/list", {"more": [1]}),
+    "who asks": enveloped("tools/list", meta(**{f"{META}clientInfo": {"name": "c", "version": "1"}})),
+    "who asks, badly": enveloped("tools/list", meta(**{f"{META}clientInfo": 7})),
+    "level": enveloped("tools/list", meta(**{f"{META}logLevel": "info"})),
+    "unknown level": enveloped("tools/list", meta(**{f"{META}logLevel": "loud"})),
+    "token": enveloped("tools/list", meta(progressToken=1)),
+    "odd token": enveloped("tools/list", meta(progressToken=[])),
+    "another version": enveloped("tools/list", meta(**{f"{META}protocolVersion": "2025-11-25"})),
+    "unknown version": enveloped("tools/list", meta(**{f"{META}protocolVersion": "2031-01-01"})),
+    "no capabilities": {**enveloped("tools/list"), "params": {"_meta": {f"{META}protocolVersion": "2026-07-28"}}},
+    "capabilities of no object": enveloped("tools/list", meta(**{f"{META}clientCapabilities": 1})),
+    "large capabilities": enveloped("tools/list", x={"y": "z" * 5000}),
+    "no meta": {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}},
+    "no params": {"jsonrpc": "2.0", "id": 1, "method": "tools/list"},
+    "params of no object": {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": []},
+    "another method": enveloped("prompts/list"),
+    "a call": enveloped("tools/call", {"name": "tool0", "arguments": {"a": 1}}),
+    "unknown method": enveloped("tools/lists"),
+    "no id": {**enveloped("tools/list"), "id": None},
+    "an id too many": enveloped("tools/list", id="x" * (MAX_ID + 1)),
+    "an id that just fits": enveloped("tools/list", id="x" * (MAX_ID - 2)),
+    "an answer": {"jsonrpc": "2.0", "id": 1, "result": {}},
+    "both": {**enveloped("tools/list"), "result": {}},
+    "another protocol": {**enveloped("tools/list"), "jsonrpc": "1.0"},
+    "a batch": [enveloped("tools/list")],
+    "a number": 7,
+}
+METHODS = {"prompts": LISTS[1], "resources": LISTS[2], "templates": LISTS[3]}
+
+
+ANSWERED = {
+    "usual", "a text for an id", "resources", "templates", "first page", "cursor", "unknown member", "who asks",
+    "level", "token", "large capabilities", "an id that just fits",
+}  # fmt: skip
+
+
+async def both(wire: Wire, message: Any, *more: tuple[bytes, bytes], path: str = "/mcp", **headers: str) -> list[Reply]:
+    """The reply to a message, sent so that it may take the short cut, and so that it can't."""
+    body = json.dumps(message).encode()
+    fields = {**routing("tools/list"), **{name.replace("_", "-"): value for name, value in headers.items()}}
+    return [
+        await wire.ask("POST", path, [*pairs({**fields, "content-type": content_type}), *more], body)
+        for content_type in ("application/json", "application/json; charset=utf-8")
+    ]
+
+
+@pytest.mark.parametrize("way", ["asgi", "lane"])
+@pytest.mark.parametrize("kind", MESSAGES)
+async def test_a_list_is_answered_the_same_by_either_way(kind: str, way: str) -> None:
+    """Our choice: the short cut has no answer of its own."""
+    async with wired(make_server(), way) as wire:
+        short, exact = await both(wire, MESSAGES[kind], mcp_method=METHODS.get(kind, "tools/list"))
+    assert short == exact
+    assert (b'"result":' in short.body) == (kind in ANSWERED), short
+
+
+HEADERS: dict[str, dict[str, str]] = {
+    "another method": {"mcp_method": "prompts/list"},
+    "another list": {"mcp_method": "resources/list"},
+    "a name": {"mcp_name": "tool0"},
+    "another version": {"mcp_protocol_version": "2025-11-25"},
+    "an unknown version": {"mcp_protocol_version": "2031-01-01"},
+    "only streams": {"accept": "text/event-stream"},
+    "only JSON": {"accept": "application/json"},
+    "neither": {"accept": "text/html"},
+    "white space": {"mcp_method": " tools/list "},
+    "compressed": {"content_encoding": "gzip"},
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+async def test_headers_decide_the_same_by_either_way(kind: str) -> None:
+    """The routing headers repeat what the body says, in either way."""
+    async with wired(make_server(), "asgi") as wire:
+        short, exact = await both(wire, enveloped("tools/list"), **HEADERS[kind])
+    assert short == exact
+    assert (short.status == 200) == (kind in {"a name", "only streams", "only JSON", "white space"}), short
+
+
+async def test_a_header_that_comes_twice_and_a_query_are_for_the_exact_way() -> None:
+    """A repeated routing header is refused, and a query may name the stream of a client."""
+    async with wired(make_server(), "asgi") as wire:
+        short, exact = await both(wire, enveloped("tools/list"), (b"mcp-method", b"tools/list"))
+        assert (short.status, short) == (400, exact)
+        short, exact = await both(wire, enveloped("tools/list"), path="/mcp?client_id=one")
+        assert (short.status, short) == (200, exact)
