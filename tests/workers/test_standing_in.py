@@ -69,8 +69,8 @@ async def test_a_worker_begins_and_ends_with_what_it_hears() -> None:
     standing.look(seats("ready", "gone", "gone"))
     await asyncio.sleep(0)
     assert log[-1][0] == "-"
-    for each in (each for listeners in sockets.values() for each in listeners):
-        each.close()
+    standing.close()
+    assert {each.fileno() for listeners in sockets.values() for each in listeners} == {-1}
 
 
 @pytest.mark.server

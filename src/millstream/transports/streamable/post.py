@@ -146,7 +146,7 @@ class Streamable:
             headers=request.headers,
             name=params.name,
             token=None if meta.token is UNSET else meta.token,
-            log_level=meta.log_level or "",
+            log_level="" if meta.log_level is UNSET else meta.log_level,
         )
         call.tool = fast.tool
         call.arguments = params.arguments
@@ -183,5 +183,5 @@ class Streamable:
             principal=request.principal,
             headers=headers,
             token=None if meta.token is UNSET else meta.token,
-            log_level=meta.log_level or "",
+            log_level="" if meta.log_level is UNSET else meta.log_level,
         )

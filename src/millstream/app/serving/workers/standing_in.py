@@ -28,7 +28,7 @@ class StandIn:
 
         Args:
             me: the place of this worker.
-            others: the sockets of each other place. They stay open.
+            others: the sockets of each other place.
         """
         # configuration
         self._me = me
@@ -48,6 +48,12 @@ class StandIn:
     def end(self) -> None:
         """This worker goes: it stands in for nobody else. What it accepts from already ends with its own sockets."""
         self._accept = None
+
+    def close(self) -> None:
+        """Let go of the others' sockets: as long as anybody has them, the kernel takes connections for them."""
+        self.end()
+        for listener in (each for listeners in self._others.values() for each in listeners):
+            listener.close()
 
     def look(self, seats: Collection[Seat]) -> None:
         """How all workers are now."""

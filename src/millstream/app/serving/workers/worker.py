@@ -83,6 +83,7 @@ class _Line:
 
     def left(self) -> None:
         """It accepts no more."""
+        self._stand_in.close()
         self._place.line.tell(Left())
 
 
