@@ -21,9 +21,9 @@ import uvloop
 
 from millstream.stores import open_store
 from millstream.stores.base import Store
-from millstream.stores.local.address import parse
 from millstream.stores.local.server import LocalServer
 from millstream.stores.local.store import LocalStore
+from millstream.stores.parent import parse
 
 TTL = 300.0
 

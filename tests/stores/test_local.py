@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from millstream.protocol.errors import LocalError
-from millstream.stores import open_store
+from millstream.stores import open_store, parent
 from millstream.stores.base import Entry, StoreUnavailable, Told
-from millstream.stores.local import address, link, peer
-from millstream.stores.local.address import Address, use_parent
+from millstream.stores.local import link, peer
 from millstream.stores.local.server import LocalServer, holding
 from millstream.stores.local.store import LocalStore
 from millstream.stores.memory.store import MemoryKeyValue, MemoryStore
+from millstream.stores.parent import Address, use_parent
 from patience import WAIT
 from store_parts import TTL, Heard, LocalBacking, append, data_of, read_all, until_workers
 
@@ -55,7 +55,7 @@ async def test_the_socket_is_in_a_folder_that_nobody_else_can_enter_and_goes_wit
 
 async def test_a_process_that_was_told_of_its_parent_has_no_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our choice: the program says `memory://` as ever; who started it decides whose memory that is."""
-    monkeypatch.setattr(address._Given, "address", None)
+    monkeypatch.setattr(parent._Given, "address", None)
     assert isinstance(open_store("memory://"), MemoryStore)
     async with holding(lambda url: MemoryStore()) as text:
         use_parent(text)
@@ -74,7 +74,7 @@ async def test_without_unix_sockets_only_who_knows_the_secret_gets_in(monkeypatc
     monkeypatch.delattr(socket, "AF_UNIX")
     server = LocalServer(lambda url: MemoryStore())
     at = await server.start()
-    assert address.parse(str(at)) == at
+    assert parent.parse(str(at)) == at
     assert at.port
     store = LocalStore(at, "memory://")
     await store.open()
@@ -292,7 +292,7 @@ WORKER = """
 import asyncio, sys
 from millstream.stores import open_store
 from millstream.stores.base import StoreUnavailable, Told
-from millstream.stores.local.address import use_parent
+from millstream.stores.parent import use_parent
 
 async def main():
     use_parent(sys.argv[2])

@@ -16,8 +16,8 @@ from millstream.server.calls.notes import SESSION_OVER, ObserveMessage
 from millstream.server.calls.sessions import Session
 from millstream.stores.base import Store
 from millstream.stores.health import StoreHealth
-from millstream.stores.local.address import parent
 from millstream.stores.memory.store import MemoryStore
+from millstream.stores.parent import parent_address
 from millstream.transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def make_observer(
 
 async def metrics_of_machine(metrics: "Metrics", stack: AsyncExitStack) -> Callable[[], Awaitable[bytes]]:
     """What renders the metrics: those of this process, or of all workers where there are several."""
-    if parent() is None:
+    if parent_address() is None:
 
         async def render() -> bytes:
             return metrics.render()

@@ -5,8 +5,8 @@ from typing import Final
 
 from millstream.protocol.errors import LocalError
 from millstream.stores.base import Store
-from millstream.stores.local.address import parent
 from millstream.stores.memory.store import MemoryStore
+from millstream.stores.parent import parent_address
 
 
 def open_store(url: str) -> Store:
@@ -53,7 +53,7 @@ def _redis(url: str, rest: str) -> Store:
 
 def _at_parent(url: str) -> Store | None:
     """The store of this URL in the parent of this worker; None where it's nobody's worker."""
-    address = parent()
+    address = parent_address()
     if address is None:
         return None
     from millstream.stores.local.store import LocalStore  # noqa: PLC0415  most processes are nobody's workers

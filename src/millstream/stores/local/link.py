@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from millstream.protocol.errors import LocalError
 from millstream.stores.base import Gap, Sealed, StoreFull, StoreUnavailable
 from millstream.stores.local import wire
-from millstream.stores.local.address import Address
+from millstream.stores.parent import Address
 
 PATIENCE: Final = 10.0
 """Seconds in which the parent must say something while it's asked; seconds, too, to be connected again."""

@@ -18,8 +18,8 @@ from typing import Final
 from millstream.protocol.errors import LocalError
 from millstream.stores.base import Store
 from millstream.stores.local import wire
-from millstream.stores.local.address import Address
 from millstream.stores.local.peer import Peer, Shared, failure
+from millstream.stores.parent import Address
 
 _LONGEST_PATH: Final = 100
 """A little less than what systems take for the path of a socket."""

@@ -7,9 +7,9 @@ from typing import Any, Final, Generic, TypeVar
 
 from millstream.stores.base import PAGE_BYTES, Entry, Index, Position, Told
 from millstream.stores.local import wire
-from millstream.stores.local.address import Address
 from millstream.stores.local.link import Events, Link
 from millstream.stores.memory.topics import Topics
+from millstream.stores.parent import Address
 
 CLOCK: Final = 10.0
 """Seconds until the clock of the store is looked at again."""

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 from millstream.app.serving.errors import CommandError
 from millstream.app.serving.workers.messages import FOR_WORKER, Failed, Hello, Line, Seat
-from millstream.stores.local.address import use_parent
+from millstream.stores.parent import use_parent
 
 VARIABLE = "_MILLSTREAM_WORKER"
 """No setting, hence the underscore."""

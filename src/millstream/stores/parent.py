@@ -34,6 +34,6 @@ def use_parent(text: str) -> None:
     _Given.address = parse(text)
 
 
-def parent() -> Address | None:
+def parent_address() -> Address | None:
     """Where the parent of this worker holds the stores; None in a process that is nobody's worker."""
     return _Given.address
