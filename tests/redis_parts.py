@@ -165,7 +165,11 @@ class Proxy:
             client.write_eof()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        theirs, ours = await asyncio.open_connection("127.0.0.1", self._to)
+        try:
+            theirs, ours = await asyncio.open_connection("127.0.0.1", self._to)
+        except OSError:
+            writer.close()
+            return
         self._pairs.append((writer, ours))
         for source, sink, replies in ((reader, ours, False), (theirs, writer, True)):
             task = asyncio.create_task(self._pump(source, sink, replies))

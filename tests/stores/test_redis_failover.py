@@ -170,6 +170,7 @@ async def test_members_and_messages_work_as_before_after_redis_began_anew(
     await inbox.until(b"after")
     await one.bus.publish("topic", b"published")
     await topic.until(b"published")
+    await until(lambda: two.members.present("chat"))
     assert await two.members.present("chat") == [("ann", b"Ann")]
     assert data_of(await read_all(two, STREAM)) == [b"+ann", b"after"]
 
