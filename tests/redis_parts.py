@@ -129,8 +129,6 @@ class Proxy:
         self._open.set()
         self.deaf = False
         """Replies get lost."""
-        self.asked = 0
-        """Bytes that went to the server."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -183,8 +181,6 @@ class Proxy:
                     await self._open.wait()
                     if self.deaf:
                         continue
-                else:
-                    self.asked += len(data)
                 sink.write(data)
                 await sink.drain()
         sink.close()
