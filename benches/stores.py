@@ -1,6 +1,6 @@
 """What a store costs, by itself: one call, many at once, and appends of many publishers.
 
-    python -m benches.stores local|memory|sqlite:normal|sqlite:full [SECONDS]
+    python -m benches.stores local|memory|sqlite:normal|sqlite:full|redis [SECONDS]
 
 Wall time says something on a quiet machine only; the processor time of each side is the honest figure.
 """
@@ -10,17 +10,20 @@ import json
 import multiprocessing
 import os
 import resource
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import uvloop
 
+from millstream.protocol.errors import LocalError
 from millstream.stores import open_store
-from millstream.stores.base import Store
+from millstream.stores.base import Index, Store
 from millstream.stores.local.server import LocalServer
 from millstream.stores.local.store import LocalStore
 from millstream.stores.parent import parse
@@ -80,8 +83,17 @@ async def measure(store: Store, seconds: float, parent: Callable[[], float]) -> 
     async def append() -> object:
         return await log.append("hub:journal", value, ttl=TTL, max_entries=10_000)
 
+    async def publish() -> object:
+        nonlocal published
+        published += 1
+        index = Index(f"hub:channel:{published % 50}", TTL, 101)
+        return await log.append("hub:events", value, ttl=TTL, max_entries=10_000, index=index)
+
+    published = 0
+    log.listen("hub:events", lambda _entry: None)
+    await log.listening("hub:events")
     await kv.put("key", value, TTL)
-    for name, call in (("get", get), ("append", append)):
+    for name, call in (("get", get), ("append", append), ("publish and hear", publish)):
         print(name, "alone", shown(await one_by_one(call, seconds)))
         for callers in (64, 1000):
             print(name, f"{callers} at once", shown(await at_once(call, callers, seconds, parent)))
@@ -136,13 +148,43 @@ async def here(url: str, seconds: float) -> None:
     await store.close()
 
 
+async def redis(folder: str, seconds: float) -> None:
+    """A Redis of its own, on the same machine. Its processor time is the parent's."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["redis-server", "--port", str(port), "--save", "", "--dir", folder, "--logfile", "redis.log"]
+    process = await asyncio.create_subprocess_exec(*command)
+    store = open_store(f"redis://127.0.0.1:{port}")
+    try:
+        for _ in range(100):
+            with suppress(LocalError):
+                await store.open()
+                break
+            await asyncio.sleep(0.05)
+        await measure(store, seconds, lambda: cpu_of(process.pid))
+        await store.close()
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+def cpu_of(pid: int) -> float:
+    """Processor seconds of another process."""
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
     what, _, how = sys.argv[1].partition(":")
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 3.0
     print(sys.version.split()[0], os.cpu_count(), "cores, load", os.getloadavg()[0])
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'bench.db'}?synchronous={how}" if how else "memory://"
-        uvloop.run(local(url, seconds) if what == "local" else here(url, seconds))
+        if what == "redis":
+            uvloop.run(redis(folder, seconds))
+        else:
+            uvloop.run(local(url, seconds) if what == "local" else here(url, seconds))
 
 
 if __name__ == "__main__":

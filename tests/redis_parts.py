@@ -24,7 +24,7 @@ from patience import WAIT
 from processes import Tests, free_port
 
 TTL = 300.0
-LEASE = 1.5
+LEASE = 2.0
 """Seconds: as short as a slow machine can renew it."""
 
 
@@ -129,8 +129,6 @@ class Proxy:
         self._open.set()
         self.deaf = False
         """Replies get lost."""
-        self.asked = 0
-        """Bytes that went to the server."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -165,7 +163,11 @@ class Proxy:
             client.write_eof()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        theirs, ours = await asyncio.open_connection("127.0.0.1", self._to)
+        try:
+            theirs, ours = await asyncio.open_connection("127.0.0.1", self._to)
+        except OSError:
+            writer.close()
+            return
         self._pairs.append((writer, ours))
         for source, sink, replies in ((reader, ours, False), (theirs, writer, True)):
             task = asyncio.create_task(self._pump(source, sink, replies))
@@ -179,8 +181,6 @@ class Proxy:
                     await self._open.wait()
                     if self.deaf:
                         continue
-                else:
-                    self.asked += len(data)
                 sink.write(data)
                 await sink.drain()
         sink.close()
@@ -225,9 +225,9 @@ async def kill(store: Any) -> None:
 
 
 class Sentinels:
-    """A primary, its replica and a Sentinel that watches them, and is quick to decide."""
+    """A primary, its replica and a Sentinel that watches them, and takes the primary for dead after some seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, dead_after: float = 30.0) -> None:
         self.primary = RedisServer("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
         self.replica = RedisServer(
             "--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1", str(self.primary.port)
@@ -237,7 +237,7 @@ class Sentinels:
         conf.write_text(
             f"port {self.port}\nbind 127.0.0.1\ndir {self.primary.folder}\n"
             f"sentinel monitor main 127.0.0.1 {self.primary.port} 1\n"
-            "sentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 3000\n"
+            f"sentinel down-after-milliseconds main {int(dead_after * 1000)}\nsentinel failover-timeout main 3000\n"
         )
         self._process = subprocess.Popen([redis_server(), str(conf), "--sentinel"], stdout=subprocess.DEVNULL)
         wait_until(lambda: b"master_link_status:up" in self.replica.ask("INFO", "replication"))
@@ -269,11 +269,11 @@ def knows_replica(port: int) -> bool:
 
 
 class Cluster:
-    """Three primaries that share the slots."""
+    """Three primaries that share the slots, and take each other for dead after some seconds."""
 
-    def __init__(self) -> None:
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
-        self.nodes = [RedisServer(*options, "--cluster-port", str(free_port())) for _ in range(3)]
+    def __init__(self, dead_after: float = 30.0) -> None:
+        self._options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(int(dead_after * 1000)))
+        self.nodes = [RedisServer(*self._options, "--cluster-port", str(free_port())) for _ in range(3)]
         bounds = [0, 5461, 10923, 16384]
         for number, node in enumerate(self.nodes):
             node.ask("CLUSTER", "ADDSLOTSRANGE", str(bounds[number]), str(bounds[number + 1] - 1))
@@ -288,8 +288,8 @@ class Cluster:
         """One more node, which takes over when a primary dies."""
         bus = str(free_port())
         node = RedisServer(
-            "--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", bus,
-            "--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0",
+            *self._options, "--cluster-port", bus, "--repl-diskless-sync-delay", "0",
+            "--cluster-replica-validity-factor", "0",
         )  # fmt: skip
         self.nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", str(node.port), bus)
         owner = primary.ask("CLUSTER", "MYID").decode()

@@ -2,12 +2,18 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from millstream.protocol.errors import LocalError
 from millstream.stores import open_store
 from millstream.stores.base import Index, StoreFull, Told
+from processes import ROOT, free_port
 from redis_parts import RedisServer, opened, quiet, until
 from store_parts import TTL, Heard, append
 
@@ -219,18 +225,15 @@ async def test_a_full_redis_refuses_and_takes_again_when_it_has_room(server: Red
         assert second.offset == first.offset + 1
 
 
-ACL = (
-    "~millstream:* -@all +auth +select +client|setname +client|id +client|unblock +info +evalsha +eval +xread +get"
-    " +hget +hset +unlink +srem +zscore +zrangebyscore +pexpire +scan +time +hmget +hsetnx +hdel +hgetall +hincrby "
-    " +smembers +sadd +spop +exists +set +xadd +xtrim +xlen +xrange +xrevrange +zadd +zrem +zcard +zrange +zrevrange"
-    " +zremrangebyscore"
-)
-"""As in docs/how-to/use-redis.md."""
+def documented() -> list[str]:
+    """The rights of a user as the page gives them, without its name and password."""
+    page = (ROOT / "docs/how-to/use-redis.md").read_text("utf-8")
+    return page.partition("ACL SETUSER millstream on >PASSWORD ")[2].partition("```")[0].split()
 
 
 async def test_a_user_that_may_do_only_what_is_documented_can_do_everything(server: RedisServer) -> None:
     """docs/how-to/use-redis.md names the commands."""
-    server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *ACL.split())
+    server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
     async with opened(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
         await quiet(store)
         heard = Heard()
@@ -255,3 +258,45 @@ async def test_a_user_that_may_do_only_what_is_documented_can_do_everything(serv
         await store.log.trim("hub:late")
     refused = server.ask("ACL", "LOG")
     assert refused == []
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for localhost that signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "cert.pem", folder / "key.pem"
+    files[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    files[1].write_bytes(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
+    return files
+
+
+async def test_a_connection_with_tls_is_made_only_with_a_server_whose_certificate_is_right(tmp_path: Path) -> None:
+    """`rediss://`: the name and the authority of the certificate are checked."""
+    cert, key = certificate(tmp_path)
+    port = free_port()
+    options = ["--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(key)]
+    server = RedisServer(*options, "--tls-ca-cert-file", str(cert))
+    try:
+        async with opened(f"rediss://localhost:{port}?ca={cert}&cert={cert}&key={key}") as store:
+            positions = await append(store, STREAM, b"event")
+            assert (await store.log.newest(STREAM, 1))[0].position == positions[0]
+        for url in (f"rediss://localhost:{port}", f"rediss://127.0.0.1:{port}?ca={cert}"):
+            with pytest.raises(LocalError, match=r"can't be reached.*certificate"):
+                async with opened(url):
+                    pass
+    finally:
+        server.close()

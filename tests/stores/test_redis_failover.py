@@ -19,6 +19,13 @@ pytestmark = pytest.mark.server
 STREAM = "hub:journal"
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is slow to come isn't one that doesn't come."""
+    monkeypatch.setattr("millstream.stores.redis.repair.PATIENCE", WAIT / 2)
+    monkeypatch.setattr("millstream.stores.redis.commands.PATIENCE", WAIT)
+
+
 @pytest.fixture
 def server() -> RedisServer:
     """A Redis of the test's own: it'll be killed."""
@@ -93,9 +100,10 @@ async def test_an_index_is_brought_back_with_its_stream(server: RedisServer, wor
 
 
 async def test_what_a_dead_worker_appended_is_brought_back_by_one_that_saw_it(
-    server: RedisServer, workers: list[RedisStore]
+    server: RedisServer, workers: list[RedisStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Our promise. The dead one may have known more than the others, so the data also get a new epoch."""
+    monkeypatch.setattr("millstream.stores.redis.repair.PATIENCE", 1.0)
     one, two = workers
     epoch = two.epoch
     await append(one, STREAM, b"before")
@@ -112,8 +120,11 @@ async def test_what_a_dead_worker_appended_is_brought_back_by_one_that_saw_it(
         await two.log.read(STREAM, lost)
 
 
-async def test_where_nobody_remembers_every_reader_is_told(server: RedisServer, workers: list[RedisStore]) -> None:
+async def test_where_nobody_remembers_every_reader_is_told(
+    server: RedisServer, workers: list[RedisStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The contract of `Position`: an offset that was given out means nothing else later."""
+    monkeypatch.setattr("millstream.stores.redis.repair.PATIENCE", 1.0)
     one, two = workers
     await append(one, STREAM, b"before")
     server.ask("SAVE")
@@ -159,6 +170,7 @@ async def test_members_and_messages_work_as_before_after_redis_began_anew(
     await inbox.until(b"after")
     await one.bus.publish("topic", b"published")
     await topic.until(b"published")
+    await until(lambda: two.members.present("chat"))
     assert await two.members.present("chat") == [("ann", b"Ann")]
     assert data_of(await read_all(two, STREAM)) == [b"+ann", b"after"]
 

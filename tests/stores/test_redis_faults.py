@@ -13,6 +13,7 @@ from store_parts import TTL, Heard, append, data_of, read_all
 
 pytestmark = pytest.mark.server
 STREAM = "hub:journal"
+LEASES = "millstream:{j0}:w"
 
 
 @pytest.fixture
@@ -153,21 +154,37 @@ async def test_a_reader_that_silently_stopped_is_noticed_and_connects_again(serv
 
 async def test_a_worker_that_lost_its_lease_goes_on_under_a_new_name(server: RedisServer) -> None:
     """The contract of `Workers`: what was given to the old one is void, and it vouches again."""
-    async with opened(server.url) as store:
+    async with opened(server.url) as store, opened(server.url) as other:
         told = Told("hub:visits", b"+ann", TTL, 10)
         await store.members.join("chat", "ann", b"Ann", told)
         changed, interrupted = asyncio.Event(), asyncio.Event()
         store.workers.watch(changed.set)
         store.bus.subscribe("topic", Heard(), interrupted=interrupted.set)
         old = store.workers.me
-        server.ask("ZADD", "millstream:{j0}:w", "1", old)
+        server.ask("ZADD", LEASES, "1", old)
         async with asyncio.timeout(WAIT):
-            await changed.wait()
+            while store.workers.me == old:
+                await changed.wait()
+                changed.clear()
             await interrupted.wait()
-        assert store.workers.me != old
-        assert not await store.bus.send(old, "topic", b"void")
-        assert await store.members.abandoned() == []
-        assert await store.members.present("chat") == [("ann", b"Ann")]
+        assert not await other.bus.send(old, "topic", b"void")
+        assert await other.members.abandoned() == []
+        assert await other.members.present("chat") == [("ann", b"Ann")]
+
+
+async def test_after_a_pause_of_redis_nobody_counts_as_dead_who_could_not_renew_a_lease(server: RedisServer) -> None:
+    """A pause that is longer than a lease must not make every member leave and come again."""
+    async with opened(server.url, 600.0) as one, opened(server.url, 600.0) as two:
+        await one.members.join("chat", "ann", b"Ann", Told(STREAM, b"+ann", TTL, 10))
+        names = [one.workers.me, two.workers.me]
+        for name in names:
+            server.ask("ZADD", LEASES, "1000000", name)
+        await two.workers.beat()
+        assert await two.members.abandoned() == []
+        await one.workers.beat()
+        assert [one.workers.me, two.workers.me] == names
+        assert await two.members.present("chat") == [("ann", b"Ann")]
+        assert await two.workers.alive(names[0])
 
 
 async def test_random_channels_cannot_fill_the_server(server: RedisServer) -> None:

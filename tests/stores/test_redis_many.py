@@ -12,11 +12,18 @@ from millstream.stores.base import StoreUnavailable
 from millstream.stores.redis.address import parse_address
 from millstream.stores.redis.keys import slot_of
 from millstream.stores.redis.store import RedisStore
+from patience import WAIT
 from redis_parts import LEASE, Cluster, RedisServer, Sentinels, until, wait_until
 from store_parts import TTL, Heard, append, data_of, read_all
 
 pytestmark = pytest.mark.server
 STREAM = "hub:journal"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is slow to come isn't one that doesn't come."""
+    monkeypatch.setattr("millstream.stores.redis.repair.PATIENCE", WAIT / 2)
 
 
 @asynccontextmanager
@@ -44,7 +51,7 @@ async def insist(store: RedisStore, data: bytes) -> None:
 
 async def test_after_a_failover_that_lost_its_tail_no_acknowledged_event_is_missing() -> None:
     """Our promise: while a worker that saw an event lives. Redis itself replicates late, and loses it."""
-    servers = Sentinels()
+    servers = Sentinels(dead_after=1.0)
     try:
         async with opened(servers.url, 2) as (one, two):
             epoch = one.epoch
@@ -119,7 +126,7 @@ async def test_keys_that_move_to_another_node_are_found_there_and_on_the_way() -
 
 async def test_a_replica_that_takes_over_in_a_cluster_is_found() -> None:
     """The hub's slot has another server then: workers read and write there, and nothing acknowledged is missing."""
-    servers = Cluster()
+    servers = Cluster(dead_after=2.0)
     hub = next(node for number, node in enumerate(servers.nodes) if slot_of("j0") < [5461, 10923, 16384][number])
     replica = servers.add_replica(hub)
     try:

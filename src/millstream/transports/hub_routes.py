@@ -23,6 +23,7 @@ from millstream.protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolErr
 from millstream.protocol.jsonrpc import check_text, encode
 from millstream.server.calls.notes import ObserveMessage, ignore_message
 from millstream.server.calls.services import principal_id
+from millstream.stores.base import StoreFull, StoreUnavailable
 from millstream.transports.open_streams import OpenStreams
 
 CLIENT_PATH = "/mcp/sse/"
@@ -169,7 +170,7 @@ class HubRoutes:
             reply = Response(encode({"id": published.id, "subscribers": published.subscribers}), 200, JSON_HEAD)
         except ProtocolError as exc:
             reply = plain_problem(max(exc.status, 400), exc.message)
-        except (InvalidName, Forbidden, TooLarge) as exc:
+        except (InvalidName, Forbidden, TooLarge, StoreFull, StoreUnavailable) as exc:
             reply = _refusal(exc)
         status = "" if reply.status == 200 else str(reply.status)
         self._note("hub/publish", "http", status=status, target=channel, principal=principal)
@@ -198,12 +199,21 @@ _STATUS: dict[type[Exception], tuple[int, bytes]] = {
     Forbidden: (403, b""),
     TooLarge: (413, b""),
     TooMany: (503, _RETRY_AFTER),
+    StoreFull: (503, _RETRY_AFTER),
+    StoreUnavailable: (503, _RETRY_AFTER),
 }
+
+
+_SAID: dict[type[Exception], str] = {
+    StoreFull: "The store is full. The event is not published.",
+    StoreUnavailable: "The store didn't answer in time. The event may be published or not.",
+}
+"""What is said instead of the error's own text, which is for operators: it may name a server."""
 
 
 def _refusal(exc: Exception) -> Response:
     status, head = _STATUS[type(exc)]
-    return plain_problem(status, str(exc), head)
+    return plain_problem(status, _SAID.get(type(exc)) or str(exc), head)
 
 
 def _last(query: dict[str, list[str]], name: str) -> str:

@@ -39,7 +39,7 @@ _logger = logging.getLogger("millstream.stores")
 class _Question:
     """A command, for as long as it's tried."""
 
-    __slots__ = ("again", "at", "command", "key", "renew", "text")
+    __slots__ = ("again", "at", "begun", "command", "key", "renew", "text", "whole")
 
     def __init__(self, key: str, command: tuple[Argument, ...], again: bool, text: bytes = b"") -> None:
         self.key = key
@@ -47,9 +47,17 @@ class _Question:
         self.again = again
         self.text = text
         """Of the script."""
+        self.begun = asyncio.get_running_loop().time()
+        self.renew: Callable[[], tuple[Argument, ...]] | None = None
         self.at: Place | None = None
         """The only server where it's to be asked, and only once: the key is being moved there."""
-        self.renew: Callable[[], tuple[Argument, ...]] = lambda: self.command
+        self.whole = False
+        """The server doesn't know the script: send it."""
+
+    def put(self) -> tuple[Argument, ...]:
+        """What to send."""
+        command = self.command if self.renew is None else self.renew()
+        return ("EVAL", self.text, *command[2:]) if self.whole else command
 
 
 class Commands:
@@ -159,8 +167,7 @@ class Commands:
 
     async def _insist(self, asked: "_Question", failure: Exception | None) -> Any:
         """Ask until it's answered, or the patience ends."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + PATIENCE
+        deadline = asked.begun + PATIENCE
         pauses = chain(_PAUSES, repeat(_PAUSES[-1]))
         while not self.closed:
             try:
@@ -173,14 +180,12 @@ class Commands:
             except OSError as broken:
                 failure = broken
                 continue
-            if not isinstance(failure, Refused):
-                # Another connection, perhaps to a server that is another one: the question says whom it takes it for.
-                asked.command = asked.renew()
             try:
                 if asked.at is not None:
                     asked.at = None
                     link.ask("ASKING")  # counts for the next command on this connection
-                return await link.ask(*asked.command)
+                # Put anew each time: it says which run of the server it's meant for.
+                return await link.ask(*asked.put())
             except Lost as broken:
                 if not asked.again:
                     raise _unavailable("the connection broke") from None
@@ -196,11 +201,10 @@ class Commands:
             await self._routes.renew("LOST")
             return
         code = failure.code
-        if code == "NOSCRIPT" and asked.text:
-            asked.command = ("EVAL", asked.text, *asked.command[2:])
+        if code == "NOSCRIPT":
+            asked.whole = True
         elif code in _MEND and self.mend is not None:
             await self.mend(code)
-            asked.command = asked.renew()
         elif code in _AGAIN:
             if code in _MOVED:
                 asked.at = await self._reroute(asked.key, failure)
@@ -233,7 +237,7 @@ class Commands:
         task = self._connecting.get(place)
         if task is None:
             task = self._connecting[place] = asyncio.create_task(self._connect(place))
-            task.add_done_callback(lambda _: self._connecting.pop(place, None))
+            task.add_done_callback(lambda done: self._connected_or_not(place, done))
         return await asyncio.shield(task)
 
     async def _connect(self, place: Place) -> Link:
@@ -242,6 +246,11 @@ class Commands:
         if self.connected is not None:
             self.connected(link, place)
         return link
+
+    def _connected_or_not(self, place: Place, task: asyncio.Task[Link]) -> None:
+        self._connecting.pop(place, None)
+        if not task.cancelled():
+            task.exception()  # those who wait get it; perhaps nobody does any more
 
     def _broke(self, link: Link) -> None:
         for place, each in list(self._links.items()):

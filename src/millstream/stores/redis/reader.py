@@ -134,7 +134,10 @@ class Reader:
             if take is None:
                 return
             self._places[stream] = at = id.decode()
-            take(at, fields)
+            try:
+                take(at, fields)
+            except Exception:  # the connection is everybody's: one that fails must not end it for all
+                _logger.exception("What was heard of the store could not be taken.")
 
 
 def _ignore(link: Link) -> None:

@@ -23,6 +23,7 @@ PATIENCE: Final = 3.0
 _PAGE: Final = 200
 _PAUSE: Final = 0.05
 _DONE: Final = "done"
+_HOLE: Final = "hole "
 
 _logger = logging.getLogger("millstream.stores")
 
@@ -41,7 +42,7 @@ class Repair:
         """Bring what is remembered, and wait for the others; gives the epoch, or "" where the store lost everything."""
         _logger.warning("Another run of Redis has taken over: workers bring it what it may lack.")
         keys = self._keys
-        says = await self._bring(run, force=False)
+        says = await self._bring(run, "")
         while True:
             args: list[Argument] = [
                 run,
@@ -56,21 +57,21 @@ class Repair:
             if verdict == b"over":
                 return str(epoch, "ascii")
             if verdict == b"again":
-                says = await self._bring(run, force=True)
+                says = await self._bring(run, says.removeprefix(_HOLE))
             else:
                 await asyncio.sleep(_PAUSE)
 
-    async def _bring(self, run: str, *, force: bool) -> str:
-        """Bring everything; gives what there is to say about it."""
+    async def _bring(self, run: str, hole: str) -> str:
+        """Bring everything, in order, and leave a hole in front of this offset only; gives what there is to say."""
         for stream in self._recent.streams():
             for page in self._recent.pages(stream, _PAGE):
-                entries: list[Any] = [run, int(force), self._keys.hub]
+                entries: list[Any] = [run, hole, self._keys.hub]
                 for entry in page:
                     entries += entry
-                names = [self._keys.generation, self._keys.repair, self._keys.stream(stream), self._keys.meta(stream)]
+                names = [self._keys.generation, self._keys.stream(stream), self._keys.meta(stream)]
                 told = await self._commands.run(script("refill"), (names, entries))
                 if told == b"over":
                     return _DONE
                 if told != b"done":
-                    return f"hole {str(told, 'ascii')}"
+                    return _HOLE + str(told, "ascii")
         return _DONE

@@ -29,6 +29,7 @@ from millstream.stores.redis.workers import LEASE, RedisWorkers
 ROOM: Final = 64 * 1024 * 1024
 """The bytes that the lossy values of one kind, or its indexes, may have."""
 _GOODBYE: Final = 1.0
+_PAUSE: Final = 0.5
 
 
 class RedisStore:
@@ -51,12 +52,15 @@ class RedisStore:
         self.bus = RedisBus(self.log, outbox)
         self.members = RedisMembers(commands, keys, standing)
         self.workers = RedisWorkers(commands, keys, standing, reader, lease=lease)
-        self.workers.renamed = self._renamed
         self.workers.mend = commands.mend = self._mend
         commands.connected = self._connected
         reader.connected = self.workers.hurry
         self._repair = Repair(commands, keys, standing, recent, lease)
         self._mending: asyncio.Task[None] | None = None
+        self._restoring: asyncio.Task[None] | None = None
+        self._anew = self._lost = False
+        self._quietly = True
+        """Nobody is told that the members are there: everybody knows it."""
         self._tasks: list[asyncio.Task[None]] = []
         self._inbox = ""
         self._sequence = -1
@@ -80,29 +84,31 @@ class RedisStore:
             self._follow_inbox()
             self.bus.begin()
             await self.log.listening(CONTROL)
-        except OSError as failure:
-            await commands.close()
-            raise LocalError(
-                f"The store at {self._address} can't be reached: {failure.strerror or failure}. Start it, or correct"
-                " its URL."
-            ) from None
-        except BaseException:
-            await commands.close()
+        except BaseException as failure:
+            await self._end()
+            if isinstance(failure, OSError):
+                why = failure.strerror or failure
+                raise LocalError(
+                    f"The store at {self._address} can't be reached: {why}. Start it, or correct its URL."
+                ) from None
             raise
         self._tasks = [asyncio.create_task(each) for each in (self._reader.run(), self.workers.run(), self._keep())]
 
     async def close(self) -> None:
         if self._commands.closed:
             return
-        tasks = [*self._tasks, *([self._mending] if self._mending is not None else ())]
+        tasks = [*self._tasks, *(task for task in (self._mending, self._restoring) if task is not None)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._tasks, self._mending = [], None
+        self._tasks, self._mending, self._restoring = [], None, None
         await self._outbox.close()
         with suppress(LocalError, OSError, TimeoutError):
             async with asyncio.timeout(_GOODBYE):
                 await self.workers.exit()
+        await self._end()
+
+    async def _end(self) -> None:
         await self._commands.close()
         self._reader.forget_all()
         self._recent.clear()
@@ -141,14 +147,6 @@ class RedisStore:
         self.log.interrupt()
         self.bus.interrupt()
 
-    async def _renamed(self) -> None:
-        """This worker has a new name: what was sent to the old one is gone, and nobody knows it yet."""
-        self._follow_inbox()
-        await self._reader.cover(self._inbox)
-        await self.log.note_all()
-        await self.members.vouch_again()
-        self._interrupt()
-
     async def _mend(self, code: str) -> None:
         """The server lost its data, or took over from another one, or this worker lost its lease. Several may ask; it's
         done once.
@@ -162,22 +160,41 @@ class RedisStore:
 
     async def _mend_once(self, code: str) -> None:
         standing = self._standing
+        before = standing.epoch
         if code == "SUCCESSOR":
             link = await self._commands.link(self._keys.generation)
             if epoch := await self._repair.run(link.run):
-                opened = bool(standing.epoch)
                 self.workers.adopt(epoch)
-                if opened:
-                    self._follow_inbox()
-                    await self._reader.cover(self._inbox)
-                    await self.log.note_all()
-                    await self.members.vouch_again(quietly=True)
-                    self._interrupt()
+                if before:
+                    self._restore_soon(lost=epoch != before, quietly=True)
                 return
         await self.workers.come_again()
         if code != "LAPSED":
             self._recent.clear()
-            self.log.interrupt(hub=True)
+        self._restore_soon(lost=code != "LAPSED", quietly=False)
+
+    def _restore_soon(self, *, lost: bool, quietly: bool) -> None:
+        self._follow_inbox()
+        self._lost |= lost
+        self._quietly &= quietly
+        self._anew = True
+        if self._restoring is None or self._restoring.done():
+            self._restoring = asyncio.create_task(self._restore())
+
+    async def _restore(self) -> None:
+        """What others know of this worker is gone, or may be: they learn it again. Then whoever listens is told."""
+        while self._anew:
+            self._anew = False
+            try:
+                await self._reader.cover(self._inbox)
+                await self.log.note_all()
+                await self.members.vouch_again(quietly=self._quietly)
+            except LocalError:
+                self._anew = True
+                await asyncio.sleep(_PAUSE)
+        self.log.interrupt(hub=self._lost)
+        self.bus.interrupt()
+        self._lost, self._quietly = False, True
 
     async def _keep(self) -> None:
         """What's noted in the store for this worker lives on."""

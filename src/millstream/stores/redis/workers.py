@@ -49,8 +49,6 @@ class RedisWorkers:
         self._standing = standing
         self._reader = reader
         self._clock = clock
-        self.renamed: Callable[[], Awaitable[None]] | None = None
-        """Called under a new name, when the lease of the old one was over."""
         self.mend: Callable[[str], Awaitable[None]] | None = None
         """Called when the data are of another run of the server than the one that answers."""
         # process
@@ -161,8 +159,6 @@ class RedisWorkers:
         old = self.me
         await self.enter()
         self._living = frozenset({self.me, *self._living} - {old})
-        if self.renamed is not None:
-            await self.renamed()
         self._watchers.tell()
 
     def answered(self, _fields: Fields) -> None:

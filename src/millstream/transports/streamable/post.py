@@ -5,9 +5,10 @@ own besides the `Call`. What is unusual in any respect is left to `exact`, which
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from millstream.http.media import REMEMBERED, accepted
 from millstream.http.message import Request, Response
@@ -169,7 +170,7 @@ class Streamable:
         method = envelope.method
         if method != _LISTS[headers[b"mcp-method"]] or not self._dispatcher.registry.serves(method, NEWEST):
             return None
-        about = meta.client
+        about, level = meta.client, cast("str | UnsetType", meta.log_level)
         request.cancel_on_disconnect = True
         return Call(
             revision=NEWEST,
@@ -183,5 +184,5 @@ class Streamable:
             principal=request.principal,
             headers=headers,
             token=None if meta.token is UNSET else meta.token,
-            log_level="" if meta.log_level is UNSET else meta.log_level,
+            log_level=level or "",
         )

@@ -2,6 +2,14 @@
 -- Gives: time, epoch, run, worker ... (those with a lease, itself only if it kept its own)
 local now = clock()
 local known = redis.call('HMGET', KEYS[1], 'epoch', 'run')
+local latest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+if known[2] == ARGV[4] and latest[2] and tonumber(latest[2]) <= now then
+  -- Nobody could renew a lease: Redis stood still, and not the workers. They go on as if it hadn't.
+  local lease = tonumber(ARGV[2])
+  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], digits(tonumber(latest[2]) - 2 * lease), '+inf')) do
+    redis.call('ZADD', KEYS[2], digits(now + lease), worker)
+  end
+end
 if known[2] == ARGV[4] and alive(KEYS[2], ARGV[1], now) then
   redis.call('ZADD', KEYS[2], digits(now + tonumber(ARGV[2])), ARGV[1])
   redis.call('PEXPIRE', KEYS[1], 7776000000)

@@ -20,7 +20,7 @@ if redis.call('HGET', KEYS[3], 'run') ~= ARGV[1] then
       redis.call('ZADD', KEYS[2], 'GT', digits(now + lease), worker)
     end
   else
-    redis.call('HSET', KEYS[3], 'hole', '1')
+    redis.call('HSET', KEYS[3], 'nobody', '1')
   end
 end
 redis.call('HSET', KEYS[3], 'w' .. ARGV[2], ARGV[3])
@@ -34,7 +34,7 @@ for i = 1, #fields, 2 do
   local field, value = fields[i], fields[i + 1]
   if field == 'until' then
     late = now > tonumber(value)
-  elseif field == 'hole' then
+  elseif field == 'nobody' then
     sure = false
   elseif string.sub(field, 1, 1) == 'w' and value == '' then
     pending = true

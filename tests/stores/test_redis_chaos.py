@@ -1,0 +1,125 @@
+"""Every fault, one after the other, while workers publish and follow: what was acknowledged is there, once, and all see
+the same.
+"""
+
+import asyncio
+import itertools
+import random
+import signal
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import pytest
+
+from millstream.stores.base import Entry, Gap, StoreUnavailable
+from millstream.stores.follow import Tail
+from millstream.stores.redis.store import RedisStore
+from patience import WAIT
+from redis_parts import Proxy, RedisServer, opened, until
+from store_parts import TTL, append, read_all
+
+pytestmark = pytest.mark.server
+STREAM = "hub:journal"
+FAULTS = ["cut", "half close", "lost replies", "freeze", "restart", "save", "pause", "flap"]
+
+
+class World:
+    """A Redis, three workers, each behind a wire of its own, and what they did and saw."""
+
+    def __init__(self, server: RedisServer, wires: list[Proxy], workers: list[RedisStore]) -> None:
+        self.server = server
+        self.wires = wires
+        self.workers = workers
+        self.acknowledged: list[Entry] = []
+        self.taken: list[list[Entry]] = [[] for _ in workers]
+        self.told: list[Gap] = []
+        self.over = False
+        self._numbers = itertools.count()
+
+    async def publish(self, worker: RedisStore) -> None:
+        while not self.over:
+            data = b"%d" % next(self._numbers)
+            try:
+                at = await worker.log.append(STREAM, data, ttl=TTL, max_entries=10**6)
+            except StoreUnavailable:
+                continue
+            self.acknowledged.append(Entry(at, data))
+
+    async def follow(self, number: int) -> None:
+        def take(entries: Sequence[Entry]) -> None:
+            self.taken[number].extend(entries)
+
+        await Tail(self.workers[number].log, STREAM, None, take, self.told.append).run()
+
+    async def suffer(self, fault: str, wire: Proxy) -> None:
+        """One fault, in the middle of the work."""
+        process = self.server.process
+        assert process is not None
+        if fault == "cut":
+            wire.cut()
+        elif fault == "half close":
+            wire.half_close()
+        elif fault == "lost replies":
+            wire.deaf = True
+            await self.more(20)
+            wire.deaf = False
+            wire.cut()
+        elif fault == "freeze":
+            wire.freeze()
+            await self.more(20)
+            wire.thaw()
+        elif fault == "save":
+            self.server.ask("SAVE")
+        elif fault == "restart":  # what wasn't saved is lost
+            self.server.stop()
+            self.server.start()
+        elif fault == "pause":
+            process.send_signal(signal.SIGSTOP)
+            process.send_signal(signal.SIGCONT)
+        else:
+            for each in self.wires:
+                each.cut()
+
+    async def more(self, count: int) -> None:
+        """Return when so many more events are acknowledged."""
+        goal = len(self.acknowledged) + count
+        await until(lambda: len(self.acknowledged) >= goal)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_breaks_acknowledged_events_are_there_once_and_all_see_one_order(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our promise: nothing acknowledged is lost while a worker that saw it lives, and nothing is there twice."""
+    monkeypatch.setattr("millstream.stores.redis.repair.PATIENCE", WAIT / 2)
+    dice = random.Random(seed)
+    faults = dice.sample(FAULTS * 2, len(FAULTS) * 2)
+    async with AsyncExitStack() as stack:
+        server = RedisServer()
+        stack.callback(server.close)
+        wires = [await stack.enter_async_context(Proxy(server.port)) for _ in range(3)]
+        urls = [f"redis://127.0.0.1:{wire.port}" for wire in wires]
+        # A lease that outlasts any fault: who lives and who doesn't isn't the subject.
+        workers = [await stack.enter_async_context(opened(url, lease=WAIT)) for url in urls]
+        world = World(server, wires, workers)
+        await append(workers[0], STREAM, b"first")
+        server.ask("SAVE")
+        epoch = workers[0].epoch
+        tails = [asyncio.create_task(world.follow(number)) for number in range(3)]
+        publishers = [asyncio.create_task(world.publish(worker)) for worker in workers for _ in range(4)]
+        for fault in faults:
+            await world.more(60)
+            await world.suffer(fault, dice.choice(wires))
+        await world.more(60)
+        world.over = True
+        await asyncio.gather(*publishers)
+        stream = await read_all(workers[0], STREAM)
+        data = [entry.data for entry in stream]
+        assert len(data) == len(set(data)), faults
+        assert set(world.acknowledged) <= set(stream), faults
+        assert {entry.position.epoch for entry in stream} == {epoch}
+        await until(lambda: all(taken and taken[-1] == stream[-1] for taken in world.taken))
+        assert world.taken == [stream] * 3
+        for task in tails:
+            task.cancel()
+        await asyncio.gather(*tails, return_exceptions=True)
