@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from behaviour.exchanges import AsgiHttp, Event, Exchange
@@ -82,8 +82,9 @@ class Reading:
         self._task = asyncio.get_running_loop().create_task(self._read())
 
     async def _read(self) -> None:
-        async for event in self.exchange.events():
-            self.events.append(event)
+        with suppress(ValueError, OSError):  # a connection may break between two events
+            async for event in self.exchange.events():
+                self.events.append(event)
         self.over = True
 
     @property
