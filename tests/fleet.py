@@ -3,15 +3,17 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from behaviour.exchanges import AsgiHttp, Event, Exchange
 from millstream import Server
 from millstream.app.runtime import Runtime
 from millstream.app.serving.entry import prepare
+from millstream.stores.base import Store
 from patience import WAIT
-from shared_store import SharedStore, WorkerStore
+from shared_store import SharedStore
+from store_parts import Backing
 from wire import LATEST_HANDSHAKE, POST, Json, request
 
 STREAM = {"accept": "text/event-stream"}
@@ -20,7 +22,7 @@ STREAM = {"accept": "text/event-stream"}
 class Worker:
     """One of them."""
 
-    def __init__(self, server: Server, runtime: Runtime, store: WorkerStore) -> None:
+    def __init__(self, server: Server, runtime: Runtime, store: Any) -> None:
         self.server = server
         self.runtime = runtime
         self.store = store
@@ -80,8 +82,9 @@ class Reading:
         self._task = asyncio.get_running_loop().create_task(self._read())
 
     async def _read(self) -> None:
-        async for event in self.exchange.events():
-            self.events.append(event)
+        with suppress(ValueError, OSError):  # a connection may break between two events
+            async for event in self.exchange.events():
+                self.events.append(event)
         self.over = True
 
     @property
@@ -140,10 +143,36 @@ async def fleet(
 
 
 @asynccontextmanager
+async def real_fleet(make: Callable[[], Server], backing: Backing, count: int = 3) -> AsyncIterator[list[Worker]]:
+    """Workers on a real store, for the length of the block."""
+    async with AsyncExitStack() as stack:
+        stores = [_Opened(await backing.worker()) for _ in range(count)]
+        yield [await stack.enter_async_context(_running(make(), store)) for store in stores]
+
+
+class _Opened:
+    """A store that is open already."""
+
+    def __init__(self, store: Store) -> None:
+        self.real = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    async def open(self) -> None:
+        """It is."""
+
+
+@asynccontextmanager
 async def one_worker(make: Callable[[], Server], shared: SharedStore) -> AsyncIterator[Worker]:
     """One more worker."""
-    server, store = make(), shared.worker()
-    server.runtimes._stores[asyncio.get_running_loop()] = store  # type: ignore[assignment]
+    async with _running(make(), shared.worker()) as worker:
+        yield worker
+
+
+@asynccontextmanager
+async def _running(server: Server, store: Any) -> AsyncIterator[Worker]:
+    server.runtimes._stores[asyncio.get_running_loop()] = store
     async with server.running() as runtime:
         prepare(server, runtime)
         worker = Worker(server, runtime, store)

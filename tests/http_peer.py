@@ -67,7 +67,7 @@ class Peer:
         while line := await self.line():
             name, _, value = line.partition(b": ")
             assert name not in headers or name == b"vary", name
-            headers[name] = value
+            headers[name.lower()] = value
         return int(status.split()[1]), headers
 
     async def chunk(self) -> bytes:

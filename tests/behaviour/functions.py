@@ -6,15 +6,14 @@ transport.
 
 import asyncio
 import threading
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
 import pydantic
 
+from behaviour.boards import GATES, JOURNAL, tell, turn, until
 from millstream import (
     Audio,
     Cancelled,
@@ -39,42 +38,17 @@ from patience import WAIT
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
 WAV = b"RIFF" + bytes(8)
-JOURNAL: dict[str, list[str]] = defaultdict(list)
-GATES: dict[str, threading.Event] = defaultdict(threading.Event)
-TURNS: dict[str, int] = defaultdict(int)
-
-
-_NEWS: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
-"""Who waits for a journal or a gate, and in which loop."""
-
-
-def _tell() -> None:
-    for loop, event in list(_NEWS):
-        with suppress(RuntimeError):  # the loop of a test that has ended
-            loop.call_soon_threadsafe(event.set)
-
-
-async def until(fact: Callable[[], bool]) -> None:
-    """Wait until a journal or a gate makes something true."""
-    entry = (asyncio.get_running_loop(), asyncio.Event())
-    _NEWS.add(entry)
-    try:
-        while not fact():
-            await entry[1].wait()
-            entry[1].clear()
-    finally:
-        _NEWS.discard(entry)
 
 
 def note(key: str, text: str) -> None:
     """Write to a journal; from the loop or a thread."""
     JOURNAL[key].append(text)
-    _tell()
+    tell()
 
 
 def journal(key: str) -> list[str]:
     """What was written under a key."""
-    return JOURNAL[key]
+    return list(JOURNAL[key])
 
 
 async def awaited(key: str, text: str) -> str:
@@ -87,7 +61,7 @@ async def awaited(key: str, text: str) -> str:
 def open_gate(key: str) -> str:
     """Lets a function go on that waits at a gate."""
     GATES[key].set()
-    _tell()
+    tell()
     return "open"
 
 
@@ -372,15 +346,13 @@ def asks_twice_in_thread(key: str, ctx: SyncContext) -> str:
 
 async def changes_its_mind(key: str, ctx: Context) -> str:
     """The first question reads differently from the third run on."""
-    TURNS[key] += 1
-    first = await ctx.elicit("Old?" if TURNS[key] < 3 else "New?", Point)
+    first = await ctx.elicit("Old?" if turn(key) < 3 else "New?", Point)
     second = await ctx.elicit("And?", Size)
     return f"{first.x} {second.width}"
 
 
 async def never_content(key: str, ctx: Context) -> str:
-    TURNS[key] += 1
-    await ctx.elicit(f"Question {TURNS[key]}?", Point)
+    await ctx.elicit(f"Question {turn(key)}?", Point)
     return "content"
 
 

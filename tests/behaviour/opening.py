@@ -2,19 +2,25 @@
 
 import itertools
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from pathlib import Path
 
+from uvicorn.server import ServerState
+
 from behaviour import world
 from behaviour.combinations import Combination
-from behaviour.exchanges import serve_http
+from behaviour.exchanges import Http, LaneHttp, serve_http
 from behaviour.harness import EVERYTHING, Answer, Client, Json
 from behaviour.links import WORLD, MemoryLink, Process, SseLink, StdioLink, StreamableLink
+from http_peer import Running
 from millstream import Server
 from processes import Tests
 
+ANYWHERE = os.environ.get("BEHAVIOUR_PORT", "")
+"""Where several workers serve the world, for the tests that need no server of their own."""
 SETTINGS: dict[str, Json] = {"sessionless": {"sessions": False}, "json": {"json_only": True}}
 
 
@@ -72,6 +78,12 @@ async def well(process: Process, combination: Combination, capabilities: Json) -
     return answered and not (probe.notes or probe.stray or probe.asked)
 
 
+def _abort(running: Running) -> None:
+    """Close the connections that a test made."""
+    for peer in running.peers:
+        peer.writer.transport.abort()
+
+
 @asynccontextmanager
 async def open_client(
     combination: Combination,
@@ -95,7 +107,12 @@ async def open_client(
             runtime = await stack.enter_async_context(client.server.running())
             client.link = MemoryLink(runtime, client.take)
         else:
-            http = await stack.enter_async_context(serve_http(client.server, lane=transport == "lane"))
+            if ANYWHERE and server is None and transport in ("lane", "sse"):
+                running = Running(ServerState(), int(ANYWHERE))
+                stack.callback(_abort, running)
+                http: Http = LaneHttp(running)
+            else:
+                http = await stack.enter_async_context(serve_http(client.server, lane=transport == "lane"))
             if transport == "sse":
                 client.link = await SseLink(http, client.take).open()
             else:

@@ -160,7 +160,7 @@ async def test_the_state_hides_what_it_holds(connect: Connect, combination: Comb
     sealed = second.result["requestState"]
     for plain in (b"123456", b"first", b"paid"):
         assert plain not in base64.urlsafe_b64decode(sealed + "==")
-    assert JOURNAL[key] == ["paid"]
+    assert list(JOURNAL[key]) == ["paid"]
 
 
 @every("requests of its own")

@@ -107,3 +107,16 @@ async def test_a_store_that_does_not_answer_is_told() -> None:
         second.store.down = False
         await settle()
         stream.close()
+
+
+async def test_the_streams_of_a_worker_that_got_another_name_end() -> None:
+    """Our choice: other workers can no longer send messages to it by the old one, so the client opens a new stream."""
+    async with fleet(make_shop) as (first, second):
+        stream, _ = await connect(first)
+        first.store.sleep()
+        first.store.wake()
+        await stream.end()
+        stream, path = await connect(first)
+        assert await say(second, path, request("initialize", OPENING, 0)) == 202
+        await stream.until(1)
+        stream.close()

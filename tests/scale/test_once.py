@@ -1,6 +1,7 @@
 """`ctx.once(store=True)` on several workers: claimed before it runs, and taken over from a worker that died."""
 
 import asyncio
+import json
 from typing import Any
 
 from bad_input.shop import make_shop
@@ -37,7 +38,7 @@ async def send(worker: Worker, **params: Any) -> Any:
     message = enveloped("tools/call", {"name": "buy", "arguments": {}, **params}, elicitation={"form": {}})
     reply = await worker.post(message, routing("tools/call", "buy"))
     body = await reply.body()
-    return body if b'"result"' not in body else __import__("json").loads(body)["result"]
+    return body if b'"result"' not in body else json.loads(body)["result"]
 
 
 async def second_round(worker: Worker) -> dict[str, Any]:

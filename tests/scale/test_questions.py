@@ -181,3 +181,15 @@ async def test_a_message_to_a_worker_is_taken_once() -> None:
         await second.store.bus.send(first.store.me, "workers", letter)
         await settle()
         assert len(taken) == 2
+
+
+async def test_a_question_of_a_worker_that_got_another_name_fails_its_call() -> None:
+    """Our choice: the answer cannot find it, so nobody waits until the time for it is up."""
+    async with fleet(make_shop) as (first, second):
+        headers = await first.initialize({"elicitation": {}})
+        stream, question = await ask(first, headers)
+        first.store.sleep()
+        assert await answer(second, headers, question) == 400
+        first.store.wake()
+        messages = await stream.end()
+        assert "Try again" in messages[-1]["result"]["content"][0]["text"]

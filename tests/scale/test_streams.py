@@ -8,6 +8,7 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import Reading, Worker, fleet, one_worker, settle, until
 from millstream import Context, Server
+from millstream.server.calls.keys import load_secrets
 from shared_store import SharedStore
 from wire import request
 
@@ -267,3 +268,18 @@ async def test_a_call_of_one_worker_uses_no_store_for_others() -> None:
         assert not peers.shared
         assert not peers._keys
         assert not await peers.send("0" * 12, json)  # type: ignore[arg-type]
+
+
+async def test_the_key_of_a_store_is_the_same_again_after_everything_was_restarted() -> None:
+    """Our choice: it is derived from the machine's key file, which it does not give away."""
+
+    def make_keyless() -> Server:
+        return make_shop(key="")
+
+    async with fleet(make_keyless, 2) as (worker, _):
+        headers = await worker.initialize()
+        kept = await worker.store.core.kv.get("secret:seal")
+        assert kept is not None
+        assert load_secrets("").values[0] not in kept
+    async with fleet(make_keyless, 2) as (_, other):
+        assert await other.call("add", headers, a=1, b=2) == "3"

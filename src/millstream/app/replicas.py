@@ -13,8 +13,7 @@ from millstream.protocol.errors import LocalError
 from millstream.server.calls.changes import Change
 from millstream.server.calls.keys import agree
 from millstream.server.calls.services import Services
-from millstream.server.peers import Joined, Removed, Updated
-from millstream.stores.follow import PAUSE
+from millstream.server.peers import PAUSE, Joined, Removed, Updated
 
 _logger = logging.getLogger("millstream")
 

@@ -34,6 +34,7 @@ class Control:
         peers.on(Answered, self._answered_elsewhere)
         peers.on(CancelledCall, self._cancelled_elsewhere)
         peers.on(Ended, lambda message, worker: self.end(message.session))
+        peers.on_workers(self._look_at_my_name)
 
     def enter(self, call: Call, scope: str) -> bool:
         """Note a call before it runs, so that whatever follows it can name it; False when its id is in flight."""
@@ -103,6 +104,9 @@ class Control:
         """Cancel every call of a session that was deleted, and close its streams on other workers."""
         self.end(session_id)
         await self._peers.tell(Ended(session_id))
+
+    async def _look_at_my_name(self) -> None:
+        self._questions.end_misnamed()
 
     def _cancelled_elsewhere(self, message: CancelledCall, worker: str) -> None:
         self.cancel(message.session, _decode_id(message.id))

@@ -16,10 +16,11 @@ from msgspec import Struct
 
 from millstream.protocol.errors import LocalError
 from millstream.stores.base import Store
-from millstream.stores.follow import PAUSE
 
 LEEWAY: Final = 60.0
 """Seconds by which a message may seem too old or too new."""
+PAUSE: Final = 1.0
+"""Seconds until a store that failed is asked again."""
 _TOPIC: Final = "workers"
 _LABEL: Final = b"millstream worker messages v1"
 _MAC_BYTES: Final = 16

@@ -52,13 +52,16 @@ _decode = msgspec.msgpack.Decoder(_Address).decode
 class HttpSse:
     """The two handlers of the transport."""
 
-    __slots__ = ("_connections", "_dispatcher", "_streams")
+    __slots__ = ("_connections", "_dispatcher", "_name", "_sinks", "_streams")
 
     def __init__(self, dispatcher: Dispatcher, streams: OpenStreams) -> None:
         self._dispatcher = dispatcher
         self._streams = streams
         self._connections: dict[str, tuple[Connection, str]] = {}
         """Session id -> connection and the principal that opened it."""
+        self._sinks: set[Sink] = set()
+        self._name = dispatcher.services.store.workers.me
+        dispatcher.services.peers.on_workers(self._look_at_my_name)
         dispatcher.services.peers.on(Posted, self._posted_elsewhere)
 
     async def get(self, request: Request) -> Response | None:
@@ -82,11 +85,13 @@ class HttpSse:
             transport="sse",
         )
         self._connections[session_id] = (connection, owner)
+        self._sinks.add(sink)
         try:
             sink.write(sse.endpoint(f"{request.root_path}{MESSAGES_PATH}?session_id={session_id}"))
             await sink.wait_closed()
         finally:
             del self._connections[session_id]
+            self._sinks.discard(sink)
             sink.close()
             await connection.close()
         return None
@@ -123,6 +128,14 @@ class HttpSse:
         except StoreUnavailable:
             return _UNREACHABLE
         return _ACCEPTED if there else _UNKNOWN
+
+    async def _look_at_my_name(self) -> None:
+        """End every stream whose session id has the name of a worker that is gone, though it was this one."""
+        if self._dispatcher.services.peers.is_me(self._name):
+            return
+        self._name = self._dispatcher.services.store.workers.me
+        for sink in list(self._sinks):
+            sink.close()
 
     def _posted_elsewhere(self, message: Posted, worker: str) -> None:
         # The other worker knows whose the session is, but not whether its stream is still open.

@@ -253,7 +253,8 @@ class Context:
 
         Args:
             store: also hold when a round is sent twice, or to two workers at once: whoever comes second waits for the
-                value of the first. A copy of the first round, which carries no state yet, is another call.
+                value of the first. When the first one's worker dies, the next copy runs the effect again. A copy of
+                the first round, which carries no state yet, is another call.
         """
         slot = f"once:{key}"
         if self._call.revision.handshake:

@@ -6,10 +6,12 @@ once and shared by all workers of the machine; a secret of this process, which n
 Whoever can read the store can read the secret that is kept there, and make sessions with it: prefer the setting.
 """
 
+import hmac
 import os
 import secrets
 import stat
 import sys
+from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -84,11 +86,15 @@ async def agree(store: Store, setting: str, own: Secrets | None = None) -> Secre
 
     Raises:
         ValueError: the setting has a secret that is too short to be one.
-        LocalError: the store does not answer, or keeps something that is no secret.
+        LocalError: the key file must not be used; the store does not answer, or keeps something that is no secret.
     """
     if setting.strip():
         return load_secrets(setting)
-    mine = own.values[0] if own is not None else secrets.token_urlsafe(32).encode()
+    if own is None:
+        own = load_secrets("")
+        mine = _derived(own.values[0])
+    else:
+        mine = own.values[0]
     kept = None
     while kept is None:
         kept = await store.kv.get(_STORED)
@@ -96,7 +102,7 @@ async def agree(store: Store, setting: str, own: Secrets | None = None) -> Secre
             kept = mine
     if len(kept) < MIN_SECRET:
         raise LocalError(f"The store keeps no secret under {_STORED}, but something else. Delete that. {_ADVICE}")
-    others = () if own is None else tuple(value for value in own.values if value != kept)
+    others = tuple(value for value in own.values if value != kept)
     return Secrets((kept, *others)[:_KEPT], "store")
 
 
@@ -112,6 +118,13 @@ def state_directory(environ: Mapping[str, str] | None = None, platform: str = sy
     else:
         base, below = environ.get("HOME", ""), ".local/state"
     return Path(base, below, "millstream") if base else None
+
+
+def _derived(secret: bytes) -> bytes:
+    """What goes into a store for the secret of a machine: the same again after a restart, and no way back to that one,
+    which may be the secret of other servers, too.
+    """
+    return b64encode(hmac.digest(secret, _STORED.encode(), "sha256"))
 
 
 def _of_process(why: str) -> Secrets:

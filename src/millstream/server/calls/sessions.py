@@ -19,9 +19,8 @@ from msgspec import Struct
 from millstream.protocol.errors import INVALID_REQUEST, LocalError, ProtocolError
 from millstream.protocol.metadata import Client
 from millstream.protocol.revisions import Revision
-from millstream.server.peers import Ended, Peers, Recorded
+from millstream.server.peers import PAUSE, Ended, Peers, Recorded
 from millstream.stores.base import Store, StoreFull, StoreUnavailable
-from millstream.stores.follow import PAUSE
 
 _PREFIX = "session:"
 MAX_RECORD = 128 * 1024

@@ -89,6 +89,14 @@ class OpenQuestions:
             future.set_result(message.result)
         return True
 
+    def end_misnamed(self) -> None:
+        """Fail every question whose answer cannot arrive, because this worker got another name."""
+        for question_id, (_, future) in list(self._open.items()):
+            if asker(question_id) != self._workers.me and not future.done():
+                future.set_exception(
+                    ToolError("The server was stopped for a while, and the answer is lost. Try again.")
+                )
+
     def end(self, scope: str) -> None:
         """Fail every question to a session or connection whose client has gone for good."""
         for asked, future in list(self._open.values()):

@@ -1,0 +1,103 @@
+"""What functions of the behaviour tests leave for other calls: journals, gates and counts.
+
+They are in this process, or in a folder when several workers serve the tests: `BEHAVIOUR_FOLDER` names it then.
+"""
+
+import asyncio
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from patience import WAIT
+
+FOLDER = os.environ.get("BEHAVIOUR_FOLDER")
+_NEWS: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+"""Who waits for a journal or a gate, and in which loop."""
+
+
+class _Lines:
+    """A journal in a file. One worker's line is whole, whoever else writes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, text: str) -> None:
+        with self._path.open("a") as file:
+            file.write(text + "\n")
+
+    def __iter__(self) -> Any:
+        return iter(self._path.read_text().splitlines() if self._path.exists() else [])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class _Gate:
+    """A gate that is open when a file is there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def set(self) -> None:
+        self._path.touch()
+
+    def is_set(self) -> bool:
+        return self._path.exists()
+
+    def wait(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not self.is_set() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.is_set()
+
+
+class _Files(dict[str, Any]):
+    """Journals or gates by their keys."""
+
+    def __init__(self, make: Callable[[Path], Any], suffix: str) -> None:
+        super().__init__()
+        self._make = make
+        self._suffix = suffix
+
+    def __missing__(self, key: str) -> Any:
+        assert FOLDER is not None
+        found = self[key] = self._make(Path(FOLDER, sha256(key.encode()).hexdigest() + self._suffix))
+        return found
+
+
+JOURNAL: dict[str, Any] = defaultdict(list) if FOLDER is None else _Files(_Lines, ".journal")
+GATES: dict[str, Any] = defaultdict(threading.Event) if FOLDER is None else _Files(_Gate, ".gate")
+_TURNS: dict[str, Any] = defaultdict(list) if FOLDER is None else _Files(_Lines, ".turns")
+
+
+def turn(key: str) -> int:
+    """How often this was asked, this time included."""
+    _TURNS[key].append("x")
+    return len(_TURNS[key])
+
+
+def tell() -> None:
+    """Say that there is news on a board."""
+    for loop, event in list(_NEWS):
+        with suppress(RuntimeError):  # the loop of a test that has ended
+            loop.call_soon_threadsafe(event.set)
+
+
+async def until(fact: Callable[[], bool]) -> None:
+    """Wait until a journal or a gate makes something true."""
+    entry = (asyncio.get_running_loop(), asyncio.Event())
+    _NEWS.add(entry)
+    try:
+        while not fact():
+            with suppress(TimeoutError):  # nobody tells what another process wrote
+                async with asyncio.timeout(WAIT if FOLDER is None else 0.01):
+                    await entry[1].wait()
+            entry[1].clear()
+    finally:
+        _NEWS.discard(entry)

@@ -1,0 +1,194 @@
+"""What travels between workers, on every store that workers can share."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bad_input.shop import make_shop
+from fleet import Reading, Worker, real_fleet, settle, until
+from millstream import Context, Server
+from patience import WAIT
+from store_parts import BACKINGS, Backing, backings
+from wire import LATEST_HANDSHAKE, request
+
+SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
+SIGN = {"uri": "shop://sign"}
+OPENING = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+
+
+@pytest.fixture(params=backings(SHARED))
+async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
+    """Each store that several workers can share."""
+    backing = BACKINGS[request.param]()
+    yield backing
+    await backing.close()
+
+
+def make_talking() -> Server:
+    """A shop with a tool that says a word whenever it may, and resources to subscribe to."""
+    mcp = make_shop()
+    mcp.go = asyncio.Semaphore(0)  # type: ignore[attr-defined]
+    mcp.ended = asyncio.Event()  # type: ignore[attr-defined]
+
+    @mcp.tool
+    async def talks(ctx: Context) -> str:
+        """Says words."""
+        try:
+            for number in range(3):
+                await ctx.info(f"word {number}")
+                await mcp.go.acquire()  # type: ignore[attr-defined]
+        finally:
+            mcp.ended.set()  # type: ignore[attr-defined]
+        return "said"
+
+    for number in range(9):
+        mcp.resource(f"shelf://{number}", name=f"shelf{number}")(lambda: "full")
+    return mcp
+
+
+async def talk(worker: Worker, headers: dict[str, str]) -> Reading:
+    """A call whose first word has come."""
+    stream = Reading(await worker.post(request("tools/call", {"name": "talks", "arguments": {}}, 5), headers))
+    await stream.until(1)
+    return stream
+
+
+async def status(worker: Worker, message: object, headers: dict[str, str]) -> int:
+    """Of a POST."""
+    reply = await worker.post(message, headers)
+    await reply.body()
+    return reply.status
+
+
+async def until_status(worker: Worker, message: object, headers: dict[str, str], wanted: int) -> None:
+    """Wait until a POST gets a status: what another worker did is on its way."""
+    async with asyncio.timeout(WAIT):
+        while await status(worker, message, headers) != wanted:
+            await settle()
+
+
+async def test_changes_of_a_session_at_several_workers_are_all_kept_until_it_ends(backing: Backing) -> None:
+    """Our choice: compare-and-set for records, and a tombstone that every worker hears of."""
+    async with real_fleet(make_talking, backing) as workers:
+        headers = await workers[0].initialize()
+        stream = await workers[2].get(headers)
+        await asyncio.gather(
+            *(
+                workers[number % 3].ask("resources/subscribe", {"uri": f"shelf://{number}"}, headers, number)
+                for number in range(9)
+            )
+        )
+        for number in range(9):
+            await workers[(number + 1) % 3].server.resource_updated(f"shelf://{number}")
+        found = await stream.until(9)
+        assert {each["params"]["uri"] for each in found} == {f"shelf://{number}" for number in range(9)}
+        assert await workers[1].delete(headers) == 204
+        await stream.end()
+        for worker in workers:
+            await until_status(worker, request("ping"), headers, 404)
+
+
+async def test_an_answer_finds_its_question(backing: Backing) -> None:
+    """Our choice: the question's id names the worker that asked."""
+    async with real_fleet(make_shop, backing) as (first, second, _):
+        headers = await first.initialize({"elicitation": {}})
+        asked = request("tools/call", {"name": "ask", "arguments": {}}, 7)
+        stream = Reading(await first.post(asked, headers))
+        (question,) = await stream.until(1)
+        accepted = {"action": "accept", "content": {"name": "Ada"}}
+        assert await status(second, {"jsonrpc": "2.0", "id": question["id"], "result": accepted}, headers) == 202
+        assert (await stream.end())[-1]["result"]["content"][0]["text"] == "It is Ada."
+
+
+async def test_a_cancellation_finds_its_call(backing: Backing) -> None:
+    """Our choice: whoever runs the call hears of it."""
+    async with real_fleet(make_talking, backing) as (first, second, _):
+        headers = await first.initialize()
+        stream = await talk(first, headers)
+        note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 5}}
+        assert await status(second, note, headers) == 202
+        await first.server.ended.wait()  # type: ignore[attr-defined]
+        await stream.end()
+
+
+async def test_the_newest_stream_of_a_session_stays(backing: Backing) -> None:
+    """Our choice: all workers agree on which one that is, also of those that open at once."""
+    async with real_fleet(make_shop, backing) as workers:
+        headers = await workers[0].initialize()
+        streams = await asyncio.gather(*(each.get(headers) for each in workers))
+        await until(lambda: [stream.over for stream in streams].count(True) == 2)
+        newest = await workers[1].get(headers)
+        await until(lambda: all(stream.over for stream in streams))
+        assert not newest.over
+        newest.close()
+
+
+async def test_a_broken_stream_is_read_at_another_worker(backing: Backing) -> None:
+    """Our choice: each message once, in order, on the newest connection."""
+    async with real_fleet(make_talking, backing) as (first, second, third):
+        headers = await first.initialize()
+        line = await talk(first, headers)
+        older = await second.get(headers, line.last_id)
+        await until(lambda: line.over)
+        first.server.go.release()  # type: ignore[attr-defined]
+        await older.until(1)
+        newer = await third.get(headers, older.last_id)
+        await until(lambda: older.over)
+        for _ in range(2):
+            first.server.go.release()  # type: ignore[attr-defined]
+        messages = line.messages + older.messages + await newer.end()
+        assert [each["params"]["data"] for each in messages[:-1]] == ["word 0", "word 1", "word 2"]
+        assert messages[-1]["result"]["content"][0]["text"] == "said"
+
+
+async def test_a_call_whose_worker_died_ends_in_an_error(backing: Backing) -> None:
+    """Our choice: whoever reads its stream writes the end, once the lease is over."""
+    async with real_fleet(make_talking, backing) as (first, second, _):
+        headers = await second.initialize()
+        line = await talk(first, headers)
+        followed = await second.get(headers, line.last_id)
+        await until(lambda: line.over)
+        await backing.kill(first.store.real)
+        (error,) = await followed.end()
+        assert error["id"] == 5
+        assert "try again" in error["error"]["message"]
+
+
+async def test_a_message_of_http_sse_finds_its_stream(backing: Backing) -> None:
+    """Our choice: the session id names the worker that has it."""
+    async with real_fleet(make_shop, backing) as (first, second, third):
+        stream = Reading(await first.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
+        await until(lambda: stream.events)
+        path = stream.events.pop(0).data
+        for number, (worker, message) in enumerate(
+            [
+                (second, request("initialize", OPENING, 0)),
+                (third, request("ping", {}, 1)),
+                (first, request("ping", {}, 2)),
+            ]
+        ):
+            head = {"content-type": "application/json"}
+            reply = await worker.http.fetch("POST", path, head, json.dumps(message).encode())
+            assert reply.status == 202
+            await stream.until(number + 1)
+        assert [each["id"] for each in stream.messages] == [0, 1, 2]
+        stream.close()
+
+
+async def test_what_is_removed_is_removed_on_every_worker(backing: Backing) -> None:
+    """Our choice: a registry for each process, which agree."""
+    async with real_fleet(make_shop, backing) as workers:
+        workers[1].server.remove_tool("add")
+        for worker in workers:
+            await until(lambda worker=worker: "add" not in worker.server.registry.tools)
+
+
+async def test_workers_without_a_setting_have_one_key(backing: Backing) -> None:
+    """Our choice: the store keeps it, and each worker opens what another one sealed."""
+    async with real_fleet(lambda: make_shop(key=""), backing) as workers:
+        assert len({each.runtime.services.secrets.values for each in workers}) == 1
+        headers = await workers[0].initialize()
+        for worker in workers:
+            assert await worker.call("add", headers, a=1, b=2) == "3"
