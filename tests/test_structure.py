@@ -37,7 +37,7 @@ ROOMS = {
         "info", "definition", "here_only", "parts", "streamed", "probes", "routes", "runtime", "runtimes", "hub_access",
         "serving", "server",
     ],
-    "cli": ["load", "stdio", "commands", "program"],
+    "cli": ["help", "load", "stdio", "showing", "connecting", "commands", "program"],
 }
 """The order inside a house: every folder, and the files between which the order says something."""
 # fmt: on

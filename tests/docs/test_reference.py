@@ -9,7 +9,7 @@ from typer.main import get_command
 
 from millstream import Context, Server
 from millstream.app.routes import Routes
-from millstream.cli.program import app
+from millstream.cli.program import program
 from millstream.config import Settings
 from millstream.http.lane.guarded import MAX_FRAMING, MAX_PIPELINE
 from millstream.http.problems import KINDS
@@ -72,7 +72,7 @@ def test_limits_that_are_no_settings_are_listed_as_they_are() -> None:
 
 def test_every_option_of_run_is_listed() -> None:
     """The command and its page say the same."""
-    command = get_command(app)
+    command = get_command(program())
     run = command.commands["run"]  # type: ignore[attr-defined] # the command is a group
     options = {option for parameter in run.params for option in parameter.opts if option.startswith("--")}
     assert options == {name for name in rows("cli.md") if name.startswith("--")}
