@@ -1,7 +1,7 @@
 """A client under measurement: `clients.py (ours|mcp) SECONDS (URL | COMMAND...)`. It prints one JSON object.
 
-Both get the same: uvloop, some calls to warm up, then calls of `add` with sixteen in flight, whose sums are checked. The
-processor time is the client's own.
+Both get the same: uvloop, some calls to warm up, then calls of `add` with sixteen in flight, whose sums are checked.
+The processor time is the client's own.
 """
 
 import asyncio
