@@ -29,8 +29,8 @@ ROOMS = {
     "server": ["functions", "questions", "calls", "features", "handlers", "observing"],
     "transports": ["streamable", "rest", "websocket"],
     "client": [
-        "errors", "background", "http", "options", "transports", "questions", "targets", "incoming", "agreement",
-        "opening", "requests", "cache", "results", "listing", "tool_headers", "watching",
+        "errors", "background", "http", "oauth", "options", "transports", "questions", "targets", "incoming",
+        "agreement", "opening", "requests", "cache", "results", "listing", "tool_headers", "watching",
         "conversation", "client", "blocking",
     ],
     "app": [
