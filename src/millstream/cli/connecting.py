@@ -36,6 +36,7 @@ Target = Annotated[
 Header = Annotated[
     list[str] | None, typer.Option("--header", "-H", help='Send this with each HTTP request: "Name: value".')
 ]
+Login = Annotated[bool, typer.Option("--login", help="Log in with a browser if the server wants it; kept for later.")]
 Env = Annotated[list[str] | None, typer.Option("--env", "-e", help="Give a server that is started NAME=VALUE.")]
 Revision = Annotated[str, typer.Option("--revision", help="Speak only this revision of the protocol, by its date.")]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds until an answer must come.")]
@@ -47,19 +48,26 @@ class Way(Struct, frozen=True, kw_only=True):
 
     target: str
     header: list[str] | None = None
+    login: bool = False
     env: list[str] | None = None
     revision: str = ""
     timeout: float = 60.0
 
     def client(self, *, elicit: Elicit | None = None, log_level: str = "", **more: Any) -> Client:
         """A client for it."""
+        auth = None
+        if self.login:
+            from millstream.client.oauth.flow import OAuth  # noqa: PLC0415 - only who logs in needs it
+
+            auth = OAuth()
+        env = pairs(self.env or [], "=", "--env takes NAME=VALUE")
         return Client(
             self.target,
             revision=self.revision or None,
             headers=pairs(self.header or [], ":", '--header takes "Name: value"'),
             timeout=self.timeout,
             elicit=elicit,
-            options=Options(env=pairs(self.env or [], "=", "--env takes NAME=VALUE"), log_level=log_level),
+            options=Options(env=env, log_level=log_level, auth=auth),
             **more,
         )
 

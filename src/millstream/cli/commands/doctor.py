@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream.cli.connecting import Env, Header, Json, Revision, Target, Timeout, Way, ended, pairs, status_of
+from millstream.cli.connecting import Env, Header, Json, Login, Revision, Target, Timeout, Way, ended, pairs, status_of
 from millstream.cli.showing import print_json, print_text
 from millstream.client.client import Client
 from millstream.client.errors import AccessDenied, ClientError, ConnectFailed, NotMcp, TlsFailed
@@ -33,6 +33,7 @@ def doctor(
     server: Target,
     *,
     header: Header = None,
+    login: Login = False,
     env: Env = None,
     revision: Revision = "",
     timeout: Timeout = 20,
@@ -43,7 +44,7 @@ def doctor(
     It looks up the name, connects, checks the certificate, asks over HTTP, finds what the server speaks, looks at the
     headers that browsers need, and calls nothing. The exit status is that of the first step that failed.
     """
-    way = Way(target=server, header=header, env=env, revision=revision, timeout=timeout)
+    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work() -> int:
         steps: list[Step] = []
@@ -178,7 +179,7 @@ def remedy_of(error: ClientError) -> str:
     remedies: list[tuple[type[ClientError], str]] = [
         (TlsFailed, "Ask for a certificate that the system trusts, or check the clock of this machine."),
         (ConnectFailed, "Check host and port, and that the server runs and listens on more than 127.0.0.1."),
-        (AccessDenied, 'Send credentials: --header "Authorization: Bearer …".'),
+        (AccessDenied, 'Log in with --login, or send credentials: --header "Authorization: Bearer …".'),
         (NotMcp, "Check the path: most servers are at /mcp, old ones at /sse."),
     ]
     return next((text for kind, text in remedies if isinstance(error, kind)), "")

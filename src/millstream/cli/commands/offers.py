@@ -13,6 +13,7 @@ from millstream.cli.connecting import (
     Env,
     Header,
     Json,
+    Login,
     Revision,
     Target,
     Timeout,
@@ -32,6 +33,7 @@ def list_(
     server: Target,
     *,
     header: Header = None,
+    login: Login = False,
     env: Env = None,
     revision: Revision = "",
     timeout: Timeout = 60,
@@ -41,7 +43,7 @@ def list_(
 
     In a pipe each line is: kind, name or URI, description, with tabs between.
     """
-    way = Way(target=server, header=header, env=env, revision=revision, timeout=timeout)
+    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
         tools, resources = await client.tools(), await client.resources()
@@ -69,6 +71,7 @@ def call(
         str, typer.Option("--input", help="All arguments as one JSON object; - reads it from the input.")
     ] = "",
     header: Header = None,
+    login: Login = False,
     env: Env = None,
     revision: Revision = "",
     timeout: Timeout = 60,
@@ -85,7 +88,7 @@ def call(
 
     - `echo '{"isbn": "978-0"}' | millstream call http://127.0.0.1:8000/mcp order --input -`
     """
-    way = Way(target=server, header=header, env=env, revision=revision, timeout=timeout)
+    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
     given = pairs(arguments or [], "=", "Arguments are NAME=VALUE")
     values = _object(input)
 
@@ -116,13 +119,14 @@ def read(
     *,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the content into this file.")] = None,
     header: Header = None,
+    login: Login = False,
     env: Env = None,
     revision: Revision = "",
     timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
     """Print a resource, or write it into a file. Bytes are printed only into a pipe."""
-    way = Way(target=server, header=header, env=env, revision=revision, timeout=timeout)
+    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
         contents = await client.read(uri)
@@ -143,13 +147,14 @@ def prompt(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Its arguments.")] = None,
     *,
     header: Header = None,
+    login: Login = False,
     env: Env = None,
     revision: Revision = "",
     timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
     """Print the messages of a prompt."""
-    way = Way(target=server, header=header, env=env, revision=revision, timeout=timeout)
+    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
     given = pairs(arguments or [], "=", "Arguments are NAME=VALUE")
 
     async def work(client: Client) -> None:

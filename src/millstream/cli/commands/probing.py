@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from millstream.cli.connecting import Env, Header, Json, Revision, Target, Timeout, Way, with_client
+from millstream.cli.connecting import Env, Header, Json, Login, Revision, Target, Timeout, Way, with_client
 from millstream.cli.showing import print_json, print_rows, print_text
 from millstream.client.client import Client
 
@@ -24,13 +24,14 @@ def info(
     server: Target,
     *,
     header: Header = None,
+    login: Login = False,
     env: Env = None,
     revision: Revision = "",
     timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
     """Show what a server is, what it speaks, what it offers, and how fast it answers (the middle of five)."""
-    way = Way(target=server, header=header, env=env, revision=revision, timeout=timeout)
+    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
         times = sorted([await latency_ms(client) for _ in range(_PINGS)])
@@ -63,13 +64,14 @@ def ping(
     count: Annotated[int, typer.Option("--count", "-c", min=1, help="How many times.")] = 1,
     interval: Annotated[float, typer.Option("--interval", min=0, help="Seconds between two.")] = 1.0,
     header: Header = None,
+    login: Login = False,
     env: Env = None,
     revision: Revision = "",
     timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
     """See whether a server answers, and how fast. Connecting doesn't count."""
-    way = Way(target=server, header=header, env=env, revision=revision, timeout=timeout)
+    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
         times: list[float] = []

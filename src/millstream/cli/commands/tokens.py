@@ -6,7 +6,7 @@ differ by model, and by no more than a third for such text. What counts is which
 
 import msgspec
 
-from millstream.cli.connecting import Env, Header, Json, Revision, Target, Timeout, Way, with_client
+from millstream.cli.connecting import Env, Header, Json, Login, Revision, Target, Timeout, Way, with_client
 from millstream.cli.showing import print_json, print_rows
 from millstream.client.client import Client
 from millstream.protocol.messages import ToolDescription
@@ -24,6 +24,7 @@ def tokens(
     server: Target,
     *,
     header: Header = None,
+    login: Login = False,
     env: Env = None,
     revision: Revision = "",
     timeout: Timeout = 60,
@@ -33,7 +34,7 @@ def tokens(
 
     It's an estimate: four characters of name, description and schema are a token. Instructions count, too.
     """
-    way = Way(target=server, header=header, env=env, revision=revision, timeout=timeout)
+    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
         costs = sorted(((cost(tool), tool.name) for tool in await client.tools()), reverse=True)

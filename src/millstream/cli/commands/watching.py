@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from millstream.cli.connecting import Env, Header, Json, Revision, Target, Timeout, Way, with_client
+from millstream.cli.connecting import Env, Header, Json, Login, Revision, Target, Timeout, Way, with_client
 from millstream.cli.showing import one_line, print_json, print_text
 from millstream.client.client import Client
 from millstream.client.incoming import Change, Notification
@@ -22,6 +22,7 @@ def watch(
     count: Annotated[int, typer.Option("--count", "-c", min=0, help="Stop after so many; 0 goes on until Ctrl-C.")] = 0,
     level: Annotated[str, typer.Option("--level", help="The least severe log messages to ask for.")] = "info",
     header: Header = None,
+    login: Login = False,
     env: Env = None,
     revision: Revision = "",
     timeout: Timeout = 60,
@@ -32,7 +33,7 @@ def watch(
     Without URIs that is every change of its lists. `again` means that the connection broke and stands again: whatever
     changed meanwhile wasn't told. With --json each line is one object.
     """
-    way = Way(target=server, header=header, env=env, revision=revision, timeout=timeout)
+    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
         client.conversation.incoming.observer = lambda said: show_notification(said, as_json=json)
