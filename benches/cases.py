@@ -15,7 +15,7 @@ class Case:
     targets: tuple[str, ...]
     budgets: dict[str, float]
     kind: str = ""
-    """Request kind of `wire.KINDS`; without one the load goes over stdio."""
+    """Request kind of `wire.KINDS`; without one the load goes over stdio. `client-…` measures clients instead."""
     cpu_budgets: dict[str, float] = field(default_factory=dict)
     """Target -> the least ratio of processor times for one answer, theirs / ours."""
 
@@ -100,6 +100,18 @@ CASES = {
             "bare-stdio",
         ),
         {"mcp-stdio": 14},
+    ),
+    "client-http": Case(
+        "client, tools/call over HTTP, 16 calls in flight, the same server of ours",
+        ("ours-client", "mcp-client"),
+        {"mcp-client": 5},
+        "client-http",
+    ),
+    "client-stdio": Case(
+        "client, tools/call over stdio, 16 calls in flight, the same server of ours",
+        ("ours-client", "mcp-client"),
+        {"mcp-client": 5},
+        "client-stdio",
     ),
 }
 SIZES = (100, 1_000, 5_000, 10_000)

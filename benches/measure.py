@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benches import broadcast, endurance, http_load, processes, startup, stdio_load
+from benches import broadcast, client_load, endurance, http_load, processes, startup, stdio_load
 from benches.cases import BROADCASTS, CASES, Case
 from benches.processes import BenchError, Running
 from benches.targets import TARGETS, present
@@ -92,6 +92,10 @@ class Bench:
         return self._load(CASES[name], target)
 
     def _load(self, case: Case, target: str) -> dict[str, Any]:
+        if case.kind == "client-http":
+            return asdict(client_load.over_http(target, self._server("ours"), self._seconds))
+        if case.kind == "client-stdio":
+            return asdict(client_load.over_stdio(target, self._seconds))
         if case.kind:
             return asdict(http_load.drive(self._server(target), KINDS[case.kind], self._seconds))
         command, environment = TARGETS[target].command(0), dict(TARGETS[target].environment)

@@ -19,6 +19,7 @@ ENVIRONMENT = Path(sys.prefix).name.removeprefix(".")
 """What the Makefile calls the environment of this Python, and that of the peers on the same Python: `venv-3.14`."""
 PYTHON = str(PEERS / ENVIRONMENT / "bin" / "python")
 SERVERS = ROOT / "benches" / "servers"
+CLIENTS = ROOT / "benches" / "clients.py"
 RUN = [sys.executable, "-c", "from millstream.cli import main; main()", "run", str(SERVERS / "ours.py")]
 
 
@@ -143,5 +144,7 @@ TARGETS = {
     "fastapi-websocket": Target("FastAPI, Starlette's WebSockets", _python("fastapi_sse.py")),
     "nchan": Target("nginx + Nchan", _python("nchan.py"), program=NCHAN),
     "bare-sse": Target("bare uvloop", _python("bare_sse.py")),
+    "ours-client": Target("millstream's client", lambda _: [sys.executable, str(CLIENTS), "ours"]),
+    "mcp-client": Target("mcp 2.3.0's client", lambda _: [PYTHON, str(CLIENTS), "mcp"]),
     "bare-stdio": Target("bare stdio loop", _python("bare_stdio.py")),
 }

@@ -67,7 +67,7 @@ def test_every_case_names_known_targets_and_compares_with_its_own() -> None:
         assert set(case.targets) <= set(TARGETS)
         assert case.targets[0].startswith("ours")
         assert set(case.budgets) | set(case.cpu_budgets) <= set(case.targets[1:])
-        assert not case.kind or case.kind in KINDS
+        assert not case.kind or case.kind in {*KINDS, "client-http", "client-stdio"}
 
 
 def test_every_broadcast_names_known_targets_and_its_peers_run_in_the_same_case() -> None:

@@ -29,15 +29,15 @@ ROOMS = {
     "server": ["functions", "questions", "calls", "features", "handlers", "observing"],
     "transports": ["streamable", "rest", "websocket"],
     "client": [
-        "errors", "background", "http", "options", "transports", "questions", "targets", "incoming", "agreement",
-        "opening", "requests", "cache", "results", "listing", "tool_headers", "watching",
+        "errors", "background", "http", "oauth", "options", "transports", "questions", "targets", "incoming",
+        "agreement", "opening", "requests", "cache", "results", "listing", "tool_headers", "watching",
         "conversation", "client", "blocking",
     ],
     "app": [
         "info", "definition", "here_only", "parts", "streamed", "probes", "routes", "runtime", "runtimes", "hub_access",
         "serving", "server",
     ],
-    "cli": ["load", "stdio", "commands", "program"],
+    "cli": ["help", "load", "stdio", "showing", "connecting", "commands", "program"],
 }
 """The order inside a house: every folder, and the files between which the order says something."""
 # fmt: on

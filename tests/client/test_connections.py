@@ -45,7 +45,7 @@ async def test_a_host_that_does_not_exist() -> None:
     with pytest.raises(ConnectFailed) as caught:
         async with Client("http://nowhere.invalid/mcp"):
             pass
-    assert_readable(caught.value, "There is no server at http://nowhere.invalid")
+    assert_readable(caught.value, "http://nowhere.invalid")
 
 
 @pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "405 Method Not Allowed"])

@@ -11,6 +11,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from millstream import Client
+from millstream.client.oauth.fetching import fetch
+from millstream.client.oauth.flow import OAuth
+from millstream.client.oauth.store import MemoryStore
+from millstream.client.options import Options
 from millstream.client.questions import Question
 
 
@@ -75,9 +79,28 @@ SCENARIOS: dict[str, Callable[[Client], Awaitable[None]]] = {
 }
 
 
+async def visit(url: str) -> str:
+    """The person, who agrees to everything: where the browser is sent back to."""
+    return (await fetch("GET", url)).header(b"location")
+
+
+def credentials() -> OAuth:
+    """Those that a scenario gives, else whatever the server wants."""
+    given = json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT", "{}"))
+    return OAuth(
+        store=MemoryStore(),
+        visit=visit,
+        client_id=given.get("client_id", ""),
+        client_secret=given.get("client_secret", ""),
+        client_metadata_url="https://conformance-test.local/client-metadata.json",
+        as_itself="client-credentials" in os.environ["MCP_CONFORMANCE_SCENARIO"],
+    )
+
+
 async def main(url: str) -> None:
     scenario = os.environ["MCP_CONFORMANCE_SCENARIO"]
-    async with Client(url, elicit=fill_in, sample=lambda _: "Paris", roots=["file:///work"]) as client:
+    options = Options(auth=credentials())
+    async with Client(url, elicit=fill_in, sample=lambda _: "Paris", roots=["file:///work"], options=options) as client:
         await SCENARIOS.get(scenario, call_first)(client)
 
 

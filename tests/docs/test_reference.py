@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from millstream import Context, Server
+from millstream import Client, Context, Server
 from millstream.app.routes import Routes
-from millstream.cli.program import app
+from millstream.cli.program import program
+from millstream.client import errors
+from millstream.client.options import Options
 from millstream.config import Settings
 from millstream.http.lane.guarded import MAX_FRAMING, MAX_PIPELINE
 from millstream.http.problems import KINDS
@@ -72,10 +74,33 @@ def test_limits_that_are_no_settings_are_listed_as_they_are() -> None:
 
 def test_every_option_of_run_is_listed() -> None:
     """The command and its page say the same."""
-    command = get_command(app)
+    command = get_command(program())
     run = command.commands["run"]  # type: ignore[attr-defined] # the command is a group
     options = {option for parameter in run.params for option in parameter.opts if option.startswith("--")}
     assert options == {name for name in rows("cli.md") if name.startswith("--")}
+
+
+def test_every_option_of_the_other_commands_is_listed() -> None:
+    """The commands and their page say the same."""
+    text = (REFERENCE / "commands.md").read_text("utf-8")
+    commands = {name: each for name, each in get_command(program()).commands.items() if name != "run"}  # type: ignore[attr-defined]
+    assert set(re.findall(r"`millstream (\w+)` \|", text)) == set(commands)
+    for name, command in commands.items():
+        options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+        assert options <= set(re.findall(r"`(--[\w-]+)`", text)), name
+
+
+def test_every_member_option_and_error_of_the_client_is_listed() -> None:
+    """The reference is what people search."""
+    page = rows("client.md")
+    members = {f"client.{name}" for name, _ in inspect.getmembers(Client) if not name.startswith("_")}
+    assert members == {name.partition("(")[0] for name in page if name.startswith("client.")}
+    assert set(Options.__struct_fields__) <= set(page)
+    kinds = {
+        name for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, errors.ClientError)
+    }
+    assert kinds - {"ClientError"} <= set(page)
+    assert set(inspect.signature(Client).parameters) <= set(page)
 
 
 @pytest.mark.parametrize("name", [name for name, _ in inspect.getmembers(Context) if not name.startswith("_")])

@@ -1,26 +1,38 @@
 """The ``millstream`` command.
 
-`main` looks for the one command whose start-up time matters, serving over stdio, before it imports what the others
-need.
+`main` loads no more than the command needs that was asked for: a desktop client waits for a stdio server, and a person
+for help. So the first words are read here, before any command-line library.
 """
 
 import sys
 
-from millstream.app.serving.errors import CommandError, report
+from millstream.cli.help import overview
 from millstream.cli.stdio import plain_stdio, serve_stdio
 
 
 def main() -> None:
     """Entry point of the command; exits 1 with a message when it cannot do what it was asked."""
+    arguments = sys.argv[1:]
     try:
-        if stdio := plain_stdio(sys.argv[1:]):
+        if arguments in ([], ["--help"], ["-h"], ["help"]):
+            sys.stdout.write(overview())
+            sys.exit(0 if arguments else 2)
+        if arguments in (["--version"], ["version"]):
+            import millstream  # noqa: PLC0415 - see above
+
+            sys.stdout.write(f"millstream {millstream.__version__}\n")
+        elif stdio := plain_stdio(arguments):
             serve_stdio(*stdio)
         else:
-            from millstream.cli.program import app  # noqa: PLC0415 - not for stdio: see above
+            from millstream.cli.program import program  # noqa: PLC0415 - see above
 
-            app()
-    except CommandError as exc:
-        report(exc)
-        sys.exit(1)
+            program(arguments[0] if arguments else "")(prog_name="millstream")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as exc:
+        from millstream.app.serving.errors import CommandError, report  # noqa: PLC0415 - who raises it has loaded it
+
+        if not isinstance(exc, CommandError):
+            raise
+        report(exc)
+        sys.exit(1)

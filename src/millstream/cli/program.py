@@ -1,21 +1,47 @@
-"""The ``millstream`` program: its commands put together, its help and its version."""
+"""The ``millstream`` program: its commands put together, or the one that is needed."""
 
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 import millstream
-from millstream.cli.commands.run import run
+from millstream.cli.help import COMMANDS
 
-app = typer.Typer(
-    name="millstream",
-    help="Millstream: one server for every MCP client.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
-app.command()(run)
+MODULES = {
+    "run": "run",
+    "list": "offers",
+    "call": "offers",
+    "read": "offers",
+    "prompt": "offers",
+    "watch": "watching",
+    "info": "probing",
+    "ping": "probing",
+    "doctor": "doctor",
+    "tokens": "tokens",
+}
+"""Command -> its module, in `millstream.cli.commands`."""
+
+
+def program(only: str = "") -> typer.Typer:
+    """The program; with the name of a command, it has only that one, and loads only what it needs."""
+    app = typer.Typer(
+        name="millstream",
+        help="Millstream: one server for every MCP client, and one client for every MCP server.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_root)
+    for name in [only] if only in MODULES else MODULES:
+        module = import_module(f"millstream.cli.commands.{MODULES[name]}")
+        app.command(name, rich_help_panel=_panel(name))(getattr(module, "list_" if name == "list" else name))
+    return app
+
+
+def _panel(name: str) -> str:
+    return next(heading for heading, group in COMMANDS.items() if name in group)
 
 
 def _print_version(asked: bool) -> None:
@@ -24,10 +50,9 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def root(
+def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Millstream: one server for every MCP client."""
+    """Millstream: one server for every MCP client, and one client for every MCP server."""

@@ -6,12 +6,7 @@ at most). Whatever is not plain (help, a wrong option, HTTP) is left to `millstr
 
 from collections.abc import Sequence
 
-from millstream.app.serving.errors import set_up_logs
-from millstream.app.serving.launch import run_stdio
-from millstream.cli.load import load
-from millstream.telemetry import logs
-from millstream.transports.stdio import off_stdout
-
+LEVELS = ("debug", "info", "warning", "error", "critical")
 OPTIONS = ("--transport", "--log-level")
 
 
@@ -30,7 +25,7 @@ def plain_stdio(arguments: Sequence[str]) -> tuple[str, str] | None:
             targets.append(argument)
     level = given.get("--log-level", "")
     plain = given.get("--transport") == "stdio" and len(targets) == 1 and not targets[0].startswith("-")
-    return (targets[0], level) if plain and level in ("", *logs.LEVELS) else None
+    return (targets[0], level) if plain and level in ("", *LEVELS) else None
 
 
 def serve_stdio(target: str, log_level: str) -> None:
@@ -38,6 +33,12 @@ def serve_stdio(target: str, log_level: str) -> None:
 
     What the user's file prints while it is imported, and its lifespan while it starts, goes to stderr.
     """
+    # Imported here, because `millstream --help` and other commands need none of it.
+    from millstream.app.serving.errors import set_up_logs  # noqa: PLC0415
+    from millstream.app.serving.launch import run_stdio  # noqa: PLC0415
+    from millstream.cli.load import load  # noqa: PLC0415
+    from millstream.transports.stdio import off_stdout  # noqa: PLC0415
+
     with off_stdout() as private:
         server = load(target)
         set_up_logs(server.settings, log_level)

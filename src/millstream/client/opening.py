@@ -275,6 +275,10 @@ class Opening:
         except msgspec.MsgspecError as exc:
             raise BadAnswer(f"The server's answer to initialize is not one: {exc}.") from exc
         agreed = HANDSHAKE.get(result.protocol_version)
+        if result.protocol_version in PER_REQUEST:
+            # A server of the new era whose answer to the probe was lost, or late.
+            dates = {"supported": [result.protocol_version]}
+            raise Failure(UNSUPPORTED_VERSION, "The server has no handshake", dates)
         if agreed is None:
             raise UnknownVersion(_unknown([result.protocol_version]))
         transport.agreed(agreed)

@@ -1,0 +1,155 @@
+"""What the commands that use a server share: their options, the connection, and how errors end a command."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, cast
+
+import typer
+from msgspec import Struct
+
+from millstream.cli.showing import one_line
+from millstream.client.client import Client
+from millstream.client.errors import (
+    AccessDenied,
+    ClientError,
+    ConnectFailed,
+    ConnectionLost,
+    NoAnswer,
+    NotMcp,
+    TargetError,
+    UnknownVersion,
+)
+from millstream.client.options import Options
+from millstream.client.questions import Elicit, Question
+
+FAILED, UNREACHABLE, DENIED, LATE = 1, 3, 4, 5
+"""Exit statuses: what was asked for failed, there's no connection, no access, no answer in time. 2 is wrong use."""
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="SERVER",
+        help="A URL, a command in quotes, a .py or .js file, or a .json file with mcpServers: FILE#NAME.",
+    ),
+]
+Header = Annotated[
+    list[str] | None, typer.Option("--header", "-H", help='Send this with each HTTP request: "Name: value".')
+]
+Login = Annotated[bool, typer.Option("--login", help="Log in with a browser if the server wants it; kept for later.")]
+Env = Annotated[list[str] | None, typer.Option("--env", "-e", help="Give a server that is started NAME=VALUE.")]
+Revision = Annotated[str, typer.Option("--revision", help="Speak only this revision of the protocol, by its date.")]
+Timeout = Annotated[float, typer.Option("--timeout", help="Seconds until an answer must come.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Way(Struct, frozen=True, kw_only=True):
+    """How to reach the server, as the options say."""
+
+    target: str
+    header: list[str] | None = None
+    login: bool = False
+    env: list[str] | None = None
+    revision: str = ""
+    timeout: float = 60.0
+
+    def client(self, *, elicit: Elicit | None = None, log_level: str = "", **more: Any) -> Client:
+        """A client for it."""
+        auth = None
+        if self.login:
+            from millstream.client.oauth.flow import OAuth  # noqa: PLC0415 - only who logs in needs it
+
+            auth = OAuth()
+        env = pairs(self.env or [], "=", "--env takes NAME=VALUE")
+        return Client(
+            self.target,
+            revision=self.revision or None,
+            headers=pairs(self.header or [], ":", '--header takes "Name: value"'),
+            timeout=self.timeout,
+            elicit=elicit,
+            options=Options(env=env, log_level=log_level, auth=auth),
+            **more,
+        )
+
+
+def pairs(given: list[str], mark: str, usage: str) -> dict[str, str]:
+    """``NAME=VALUE`` words as a dict."""
+    found: dict[str, str] = {}
+    for word in given:
+        name, sign, value = word.partition(mark)
+        if not sign or not name.strip():
+            raise typer.BadParameter(f"{usage}, not {word!r}.")
+        found[name.strip()] = value.strip() if mark == ":" else value
+    return found
+
+
+def with_client(client: Callable[[], Client], work: Callable[[Client], Coroutine[Any, Any, int | None]]) -> None:
+    """Connect, do the work, and end the command: with the status that the work gives, or the one of the error."""
+
+    async def connected() -> int | None:
+        async with client() as opened:
+            return await work(opened)
+
+    ended(connected)
+
+
+def ended(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
+    """Run the work of a command; an error of the client is one line, never a traceback."""
+    try:
+        status = asyncio.run(work()) or 0
+    except ClientError as exc:
+        typer.echo(f"Error: {one_line(str(exc))}", err=True)
+        status = status_of(exc)
+    except BrokenPipeError:  # `millstream list … | head`
+        sys.stderr.close()
+        status = 0
+    if status:
+        raise typer.Exit(status)
+
+
+def status_of(error: ClientError) -> int:
+    """The exit status for an error."""
+    if isinstance(error, AccessDenied):
+        return DENIED
+    if isinstance(error, NoAnswer):
+        return LATE
+    unreachable = (ConnectFailed, ConnectionLost, NotMcp, TargetError, UnknownVersion)
+    return UNREACHABLE if isinstance(error, unreachable) else FAILED
+
+
+def person() -> Elicit | None:
+    """Asks at the terminal; without one nobody can be asked, and the server is told so."""
+    return _ask if sys.stdin.isatty() and sys.stderr.isatty() else None
+
+
+async def _ask(question: Question) -> Any:
+    return await asyncio.to_thread(_fill_in, question)
+
+
+def _fill_in(question: Question) -> Any:
+    typer.secho(f"The server asks: {one_line(question.message)}", err=True, bold=True)
+    if question.url:
+        return typer.confirm(f"Open {one_line(question.url)} yourself, and go on?", err=True)
+    answers: dict[str, Any] = {}
+    fields: dict[str, Any] = (question.requested_schema or {}).get("properties") or {}
+    for name, field in fields.items():
+        text = typer.prompt(
+            one_line(str(field.get("title") or name)), default=question.defaults.get(name, ""), err=True
+        )
+        answers[name] = value_of(str(text), field)
+    return answers
+
+
+def value_of(text: str, schema: Any) -> Any:
+    """A word of the command line as the type that a schema wants."""
+    import json  # noqa: PLC0415 - few commands need it
+
+    kind = cast("dict[str, Any]", schema).get("type") if isinstance(schema, dict) else None
+    if kind == "string":
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        if kind == "boolean" and text.lower() in ("yes", "y", "no", "n"):
+            return text.lower().startswith("y")
+        return [part.strip() for part in text.split(",")] if kind == "array" else text

@@ -1,0 +1,46 @@
+"""What ``millstream --help`` prints: every command, by what it is for. It loads nothing, so it is there at once."""
+
+COMMANDS = {
+    "Serve": {
+        "run": "Serve the MCP server in a file or module.",
+    },
+    "Use a server (a URL, a command, a script or a configuration file)": {
+        "list": "Show its tools, resources and prompts.",
+        "call": "Call a tool.",
+        "read": "Print a resource.",
+        "prompt": "Print the messages of a prompt.",
+        "watch": "Print changes and log messages as they happen.",
+    },
+    "Look into a server": {
+        "info": "What it is, what it speaks, what it offers, how fast it answers.",
+        "ping": "See whether it answers, and how fast.",
+        "doctor": "Find out why a connection fails, and what to do.",
+        "tokens": "What its tools cost a model, tool by tool.",
+    },
+    "Millstream": {
+        "version": "Print the version.",
+        "help": "Print this.",
+    },
+}
+"""Heading -> command -> what it does."""
+
+_EXAMPLES = """\
+Examples
+  millstream run shop.py
+  millstream list http://127.0.0.1:8000/mcp
+  millstream call shop.py order isbn=978-0 copies=2
+  millstream call "uvx mcp-server-time" get_current_time timezone=Europe/Berlin
+  millstream info https://example.com/mcp --header "Authorization: Bearer …"
+"""
+
+
+def overview() -> str:
+    """The text."""
+    width = max(len(name) for group in COMMANDS.values() for name in group) + 2
+    lines = ["Millstream: one server for every MCP client, and one client for every MCP server.", ""]
+    lines += ["Usage: millstream COMMAND [OPTIONS]", ""]
+    for heading, group in COMMANDS.items():
+        lines.append(heading)
+        lines += [f"  {name.ljust(width)}{what}" for name, what in group.items()]
+        lines.append("")
+    return "\n".join(lines) + "\n" + _EXAMPLES + "\nEach command explains itself: millstream COMMAND --help\n"

@@ -1,0 +1,82 @@
+"""What commands print: tables for people at a terminal, lines with tabs for pipes, JSON for programs."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+import msgspec
+
+# Control and format characters of a server must not reach a terminal: they could rewrite what stands there.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def safe(text: str) -> str:
+    """Text of a server without characters that steer a terminal."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document, indented at a terminal."""
+    text = json.dumps(msgspec.to_builtins(value), indent=2 if sys.stdout.isatty() else None, ensure_ascii=False)
+    sys.stdout.write(text + "\n")
+
+
+def print_text(text: str, to: TextIO | None = None) -> None:
+    """Text of a server; a pipe gets it as it is."""
+    out = to or sys.stdout
+    out.write((safe(text) if out.isatty() else text) + "\n")
+    out.flush()
+
+
+def print_rows(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
+    """A table: columns that fit the terminal, the last of which is cut; in a pipe one line a row, with tabs."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            sys.stdout.write("\t".join(one_line(cell) for cell in row) + "\n")
+        return
+    width = shutil.get_terminal_size().columns
+    table = [[safe(one_line(cell)) for cell in row] for row in (header, *rows)]
+    sizes = [max(len(row[column]) for row in table) for column in range(len(header))]
+    room = width - sum(sizes[:-1]) - 2 * (len(sizes) - 1)
+    for number, row in enumerate(table):
+        cells = [cell.ljust(size) for cell, size in zip(row[:-1], sizes[:-1], strict=True)]
+        last = row[-1] if len(row[-1]) <= room or room < 10 else row[-1][: room - 1] + "…"
+        line = "  ".join([*cells, last]).rstrip()
+        sys.stdout.write(f"\x1b[1m{line}\x1b[0m\n" if number == 0 else f"{line}\n")
+
+
+def one_line(text: str) -> str:
+    """Text without line ends and tabs."""
+    return " ".join(text.split())
+
+
+class Progress:
+    """How far a call is, on standard error: one line that changes at a terminal, a line a step in a pipe."""
+
+    def __init__(self) -> None:
+        self._open = False
+        self._live = sys.stderr.isatty()
+
+    def step(self, value: float, total: float | None, message: str | None) -> None:
+        """For `Client.call`."""
+        share = f"{value:g}/{total:g}" if total else f"{value:g}"
+        text = one_line(f"{share} {message or ''}")
+        if not self._live:
+            sys.stderr.write(f"progress {text}\n")
+            return
+        bar = ""
+        if total:
+            done = max(0, min(20, round(20 * value / total)))
+            bar = "█" * done + "░" * (20 - done) + " "
+        sys.stderr.write(f"\r\x1b[K{bar}{safe(text)}")
+        sys.stderr.flush()
+        self._open = True
+
+    def close(self) -> None:
+        """Take the line away."""
+        if self._open:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

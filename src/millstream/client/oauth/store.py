@@ -1,0 +1,86 @@
+"""Where tokens and registrations are kept: in memory, or in a file that only you can read."""
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+
+
+class Registration(Struct, omit_defaults=True):
+    """Who we are at one issuer."""
+
+    client_id: str = ""
+    client_secret: str = ""
+    token_endpoint_auth_method: str = ""
+
+
+class Tokens(Struct, omit_defaults=True):
+    """What one issuer gave us for one server."""
+
+    access_token: str
+    issuer: str = ""
+    refresh_token: str = ""
+    scope: str = ""
+    expires_at: float = 0
+    """Unix time; 0 where the issuer doesn't say."""
+
+
+class Kept(Struct, omit_defaults=True):
+    """Everything that is kept."""
+
+    registrations: dict[str, Registration] = {}
+    """By issuer."""
+    tokens: dict[str, Tokens] = {}
+    """By the URL of the server."""
+
+
+class Store(Protocol):
+    """Reads and writes it whole."""
+
+    def load(self) -> Kept:
+        """What was saved last."""
+        ...
+
+    def save(self, kept: Kept) -> None:
+        """Keep this."""
+
+
+class MemoryStore:
+    """For as long as the program runs."""
+
+    def __init__(self) -> None:
+        self._kept = Kept({}, {})
+
+    def load(self) -> Kept:
+        """What was saved last."""
+        return self._kept
+
+    def save(self, kept: Kept) -> None:
+        """Keep this."""
+        self._kept = kept
+
+
+class FileStore:
+    """A JSON file with mode 0600, replaced as a whole."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        self.path = path or state / "millstream" / "tokens.json"
+
+    def load(self) -> Kept:
+        """What was saved last; a file that can't be read counts as none."""
+        try:
+            return msgspec.json.decode(self.path.read_bytes(), type=Kept)
+        except (OSError, msgspec.MsgspecError):
+            return Kept({}, {})
+
+    def save(self, kept: Kept) -> None:
+        """Keep this."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = self.path.with_suffix(f".{os.getpid()}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(kept))
+        draft.replace(self.path)

@@ -1,0 +1,248 @@
+"""The commands that use a server, as people start them: what they print, and their exit status.
+
+The rules are our choice: lines with tabs in a pipe, a table at a terminal, JSON if it's asked for, never a traceback.
+"""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from millstream.cli.help import COMMANDS, overview
+from millstream.cli.program import MODULES, program
+from patience import WAIT
+from processes import ROOT, Shared, free_port, millstream, shared
+
+COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream.cli import main; main()"]
+SHOP = str(ROOT / "tests" / "client" / "shop.py")
+OWN = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "PYTHONPATH": str(ROOT / "tests")}
+
+
+def run(*arguments: str, given: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*COMMAND, *arguments], input=given, capture_output=True, text=True, timeout=WAIT, cwd=ROOT, check=False,
+        env={**OWN, **(env or {})},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def printed(*arguments: str, given: str = "") -> str:
+    done = run(*arguments, given=given)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def as_json(*arguments: str) -> Any:
+    return json.loads(printed(*arguments, "--json"))
+
+
+def at_terminal(*arguments: str, columns: int = 80) -> str:
+    """What a person sees who has a terminal this wide."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=ROOT,
+        env={**OWN, "COLUMNS": str(columns)},
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            seen += chunk
+    except OSError:
+        pass  # Linux ends a terminal like this
+    process.wait(WAIT)
+    os.close(ours)
+    return seen.decode()
+
+
+def test_the_overview_names_every_command_and_no_other() -> None:
+    """It's written by hand, so that it's there at once."""
+    named = {name for group in COMMANDS.values() for name in group} - {"help", "version"}
+    assert named == set(MODULES)
+    commands = get_command(program()).commands  # type: ignore[attr-defined]  # it is a group
+    assert set(commands) == named
+    for name, command in commands.items():
+        assert command.help
+        assert f"  {name} " in overview()
+
+
+def test_every_command_that_uses_a_server_prints_json_if_asked() -> None:
+    """One option, the same everywhere."""
+    commands = get_command(program()).commands  # type: ignore[attr-defined]  # it is a group
+    for name, command in commands.items():
+        assert "--json" in {option for parameter in command.params for option in parameter.opts}, name
+
+
+@pytest.mark.server
+def test_help_loads_no_command_line_library() -> None:
+    """A person waits for it: 200 ms at most, most of which is Python's own start."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *COMMAND[1:], "--help"],
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=True,
+    )
+    assert done.stdout == overview()
+    names = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert not names & {"asyncio", "httptools", "msgspec", "rich", "typer"}
+
+
+@pytest.mark.server
+def test_a_client_command_loads_no_server() -> None:
+    """Nor the framework of one."""
+    program = "import sys; sys.argv[1:] = ['list', 'http://127.0.0.1:1/mcp']\nfrom millstream.cli import main\n"
+    check = "try: main()\nexcept SystemExit: print(*[n for n in sys.modules if n in ('millstream.app', 'uvicorn')])"
+    done = subprocess.run(
+        [sys.executable, "-c", program + check], capture_output=True, text=True, timeout=WAIT, check=True
+    )
+    assert done.stdout == "\n"
+
+
+@pytest.mark.server
+class TestInAPipe:
+    """What programs read."""
+
+    def test_list_is_lines_with_tabs(self) -> None:
+        """Kind, name, description."""
+        lines = [line.split("\t") for line in printed("list", SHOP).splitlines()]
+        assert ["tool", "order", "Order a book."] in lines
+        assert ["template", "book://{isbn}", "One book."] in lines
+        assert ["prompt", "pitch", "Praise a book."] in lines
+
+    def test_list_is_json_if_asked(self) -> None:
+        """As on the wire."""
+        found = as_json("list", SHOP)
+        assert set(found) == {"tools", "resources", "resourceTemplates", "prompts"}
+        assert found["tools"][0]["inputSchema"]["type"] == "object"
+
+    def test_call_reads_values_as_the_schema_wants_them(self) -> None:
+        """A number that is a text stays one."""
+        assert json.loads(printed("call", SHOP, "order", "isbn=9780", "copies=2")) == {"isbn": "9780", "copies": 2}
+        result = as_json("call", SHOP, "count", "a=1", "b=2")
+        assert (result["isError"], result["content"][0]["text"]) == (False, "3")
+
+    def test_call_takes_json_from_the_input(self) -> None:
+        """For other programs."""
+        assert printed("call", SHOP, "count", "--input", "-", given='{"a": 1, "b": 2}') == "3\n"
+
+    def test_progress_goes_to_standard_error(self) -> None:
+        """A line a step."""
+        done = run("call", SHOP, "slowly", "steps=2")
+        assert (done.stdout, done.stderr) == ("done\n", "progress 1/2\nprogress 2/2\n")
+
+    def test_read_and_prompt_print_text(self) -> None:
+        """As it is."""
+        assert printed("read", SHOP, "book://7") == "Book 7\n"
+        assert printed("prompt", SHOP, "pitch", "title=Emma") == "user: Praise Emma, warm.\n"
+
+    def test_read_writes_a_file(self, tmp_path: Path) -> None:
+        """With nothing added."""
+        target = tmp_path / "book"
+        printed("read", SHOP, "book://7", "--output", str(target))
+        assert target.read_bytes() == b"Book 7"
+
+    def test_info_ping_and_tokens_have_figures(self) -> None:
+        """Each has JSON as well."""
+        about = as_json("info", SHOP)
+        assert (about["name"], about["transport"]) == ("shop", "stdio")
+        assert len(as_json("ping", SHOP, "--count", "3", "--interval", "0")["ms"]) == 3
+        costs = as_json("tokens", SHOP)
+        assert costs["total"] == sum(tool["tokens"] for tool in costs["tools"]) + costs["instructions"]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["list", "http://127.0.0.1:{port}/mcp"], 3, "There is no server at"),
+        (["list", "no-such-program"], 3, "There is no program"),
+        (["list", "nothing.py"], 3, "There is no file"),
+        (["call", SHOP, "fail"], 1, "Internal error"),
+        (["call", SHOP, "nothing"], 1, "Error: "),
+        (["call", SHOP, "order", "isbn"], 2, "NAME=VALUE"),
+        (["call", SHOP, "order", "--input", "["], 2, "not JSON"),
+        (["list", SHOP, "--header", "nothing"], 2, "Name: value"),
+        (["list", SHOP, "--revision", "2020-01-01"], 3, "2025-11-25"),
+        (["list"], 2, "Missing argument"),
+        (["lsit"], 2, "No such command"),
+    ],
+)
+def test_what_fails_is_one_line_and_a_status(arguments: list[str], status: int, words: str) -> None:
+    """Programs go by the status, people by the line."""
+    done = run(*(word.replace("{port}", str(free_port())) for word in arguments))
+    assert done.returncode == status, done.stderr
+    assert words in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminal_gets_a_table_that_fits(columns: int) -> None:
+    """No line is longer than the terminal, and the columns have names."""
+    seen = at_terminal("list", SHOP, columns=columns)
+    lines = seen.replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
+    assert lines[0].split() == ["KIND", "NAME", "DESCRIPTION"]
+    assert max(map(len, lines)) <= columns
+    assert "\t" not in seen
+
+
+@pytest.mark.server
+def test_a_terminal_gets_a_bar_that_goes_away() -> None:
+    """The result stands on a line of its own."""
+    seen = at_terminal("call", SHOP, "slowly", "steps=2")
+    assert "█" in seen
+    assert seen.rstrip().endswith("done")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    with shared(lambda port: millstream(SHOP, port), tmp_path_factory.mktemp("shop")) as running:
+        yield running
+
+
+@pytest.mark.server
+def test_watch_prints_changes_as_they_happen(server: Shared) -> None:
+    """And ends after as many as were asked for."""
+    url = f"http://127.0.0.1:{server.port()}/mcp"
+    watching = subprocess.Popen(
+        [*COMMAND, "watch", url, "shop://news", "--count", "1"], stdout=subprocess.PIPE, text=True, env=OWN, cwd=ROOT
+    )
+    assert watching.stdout is not None
+    try:
+        assert watching.stdout.readline().startswith("Watching shop")
+        printed("call", url, "publish")
+        assert watching.stdout.readline() == "changed\tresource\tshop://news\n"
+        assert watching.wait(WAIT) == 0
+    finally:
+        watching.kill()
+        watching.stdout.close()
+        watching.wait()
+
+
+@pytest.mark.server
+def test_doctor_goes_step_by_step(server: Shared) -> None:
+    """What is well, and at which step it ends."""
+    url = f"http://127.0.0.1:{server.port()}"
+    well = as_json("doctor", f"{url}/mcp")
+    assert [step["name"] for step in well["steps"]][:3] == ["name", "protocol", "offers"]
+    assert well["ok"]
+    done = run("doctor", f"{url}/nothing")
+    assert done.returncode == 3
+    assert "FAIL  connection:" in done.stdout
+    assert "Do: Check the path" in done.stdout
+    done = run("doctor", f"http://127.0.0.1:{free_port()}/mcp", "--json")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["steps"][-1]["remedy"].startswith("Check host and port")

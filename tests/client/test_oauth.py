@@ -1,0 +1,191 @@
+"""How a client logs in, beyond what the official suite looks at. The rules are RFCs 6749, 7636, 8252, 9207 and 9728,
+and https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization.
+"""
+
+import asyncio
+import json
+import stat
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from client.rude import DONE, Asked, discovering, rude
+from millstream import Client
+from millstream.client.errors import AccessDenied
+from millstream.client.http.url import parse
+from millstream.client.oauth.discovery import Issuer, challenge_parameters
+from millstream.client.oauth.fetching import checked, fetch
+from millstream.client.oauth.flow import OAuth, code_of, method_of
+from millstream.client.oauth.person import Loopback, answer_of
+from millstream.client.oauth.store import FileStore, Kept, MemoryStore, Registration, Tokens
+from millstream.client.options import Options
+from patience import WAIT
+
+ISSUER = Issuer(issuer="https://as.example", authorization_response_iss_parameter_supported=True)
+
+
+def test_a_challenge_is_read_with_its_quotes() -> None:
+    """RFC 9110 §11.6.1"""
+    header = 'Bearer error="insufficient_scope", scope="a b", resource_metadata="https://x/y?z=1,2", n=1'
+    assert challenge_parameters(header) == {
+        "error": "insufficient_scope",
+        "scope": "a b",
+        "resource_metadata": "https://x/y?z=1,2",
+        "n": "1",
+    }
+    assert challenge_parameters("Basic") == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"code": "c", "state": "s"}, "did not"),
+        ({"code": "c", "state": "s", "iss": "https://evil.example"}, "evil.example"),
+        ({"code": "c", "state": "s", "iss": "https://as.example/"}, "as.example/"),
+        ({"code": "c", "state": "other", "iss": "https://as.example"}, "another login"),
+        ({"code": "c", "iss": "https://as.example"}, "another login"),
+        ({"error": "access_denied", "state": "s", "iss": "https://as.example"}, "access_denied"),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_refused(answer: dict[str, str], words: str) -> None:
+    """RFC 9207 §2.4 before anything else, then the state."""
+    with pytest.raises(AccessDenied, match=words):
+        code_of(answer, "s", ISSUER)
+    assert code_of({"code": "c", "state": "s", "iss": "https://as.example"}, "s", ISSUER) == "c"
+
+
+def test_a_parameter_that_is_there_twice_is_refused() -> None:
+    """RFC 6749 §3.1"""
+    with pytest.raises(AccessDenied, match="twice"):
+        answer_of("/callback?code=a&code=b")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://as.example/token", "http://192.168.0.1/token", "http://127.0.0.1.evil.example/"]
+)
+def test_credentials_go_nowhere_without_tls_but_to_this_machine(url: str) -> None:
+    """RFC 6749 §3.2: TLS is required."""
+    with pytest.raises(AccessDenied, match="https"):
+        checked(url)
+    assert checked("http://127.0.0.1:1/token").port == 1
+
+
+def test_the_way_to_prove_who_we_are_is_the_issuers() -> None:
+    """RFC 8414 §2, and what a registration says wins."""
+    offered = Issuer(token_endpoint_auth_methods_supported=["client_secret_post"])
+    assert method_of(offered, Registration("a", "b")) == "client_secret_post"
+    assert method_of(offered, Registration("a", "b", "client_secret_basic")) == "client_secret_basic"
+    assert method_of(Issuer(), Registration("a", "b")) == "client_secret_basic"
+    assert method_of(Issuer(), Registration("a")) == "none"
+
+
+def test_tokens_are_kept_in_a_file_that_only_you_can_read(tmp_path: Path) -> None:
+    """Ours: nobody else on the machine."""
+    store = FileStore(tmp_path / "state" / "tokens.json")
+    assert store.load() == Kept({}, {})
+    kept = Kept({"https://as.example": Registration("id")}, {"https://x/mcp": Tokens("t")})
+    store.save(kept)
+    assert store.load() == kept
+    assert stat.S_IMODE(store.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(store.path.parent.stat().st_mode) == 0o700
+    store.path.write_text("{")
+    assert store.load() == Kept({}, {})
+
+
+async def test_the_browser_comes_back_to_a_page_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 8252 §7.3; another path is none of ours."""
+    loopback = Loopback()
+    redirect = await loopback.open()
+
+    def open_browser(url: str) -> None:
+        other = redirect.replace("/callback", "/favicon.ico")
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(other, timeout=WAIT)  # noqa: S310  our own page
+        urllib.request.urlopen(f"{redirect}?code=c&state=s", timeout=WAIT).close()  # noqa: S310  our own page
+
+    monkeypatch.setattr("webbrowser.open", open_browser)
+    try:
+        async with asyncio.timeout(WAIT):
+            assert answer_of(await loopback.visit("https://as.example/authorize")) == {"code": "c", "state": "s"}
+    finally:
+        await loopback.close()
+
+
+async def test_many_calls_log_in_once_and_a_token_is_renewed_without_the_person() -> None:
+    """One server is the resource and the issuer: it counts who comes."""
+    visits = registrations = renewals = 0
+    valid = {"t1"}
+
+    async def behave(asked: Asked) -> None:
+        nonlocal registrations, renewals
+        origin = f"http://{asked.headers['host']}"
+        path = asked.path.partition("?")[0]
+        if path.startswith("/.well-known/oauth-protected-resource"):
+            about = {"resource": f"{origin}/mcp", "authorization_servers": [origin], "scopes_supported": ["read"]}
+            await asked.reply(json.dumps(about).encode())
+        elif path == "/.well-known/oauth-authorization-server":
+            about = {
+                "issuer": origin,
+                "authorization_endpoint": f"{origin}/authorize",
+                "token_endpoint": f"{origin}/token",
+                "registration_endpoint": f"{origin}/register",
+                "code_challenge_methods_supported": ["S256"],
+            }
+            await asked.reply(json.dumps(about).encode())
+        elif path == "/register":
+            registrations += 1
+            await asked.reply(b'{"client_id": "me"}', status="201 Created")
+        elif path == "/authorize":
+            query = parse_qs(urlsplit(asked.path).query)
+            location = f"{query['redirect_uri'][0]}?code=c&state={query['state'][0]}"
+            await asked.reply(b"", status="302 Found", more=f"Location: {location}\r\n")
+        elif path == "/token":
+            form = parse_qs(asked.body.decode())
+            assert form["resource"] == [f"{origin}/mcp"]
+            if form["grant_type"] == ["refresh_token"]:
+                renewals += 1
+                valid.add("t2")
+                await asked.reply(b'{"access_token": "t2", "token_type": "Bearer"}')
+            else:
+                assert len(form["code_verifier"][0]) >= 43
+                await asked.reply(b'{"access_token": "t1", "refresh_token": "r", "token_type": "Bearer"}')
+        elif asked.headers.get("authorization", "").removeprefix("Bearer ") not in valid:
+            await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
+        else:
+            await discovering(lambda asked: asked.result(DONE))(asked)
+
+    async def visit(url: str) -> str:
+        nonlocal visits
+        visits += 1
+        return (await fetch("GET", url)).header(b"location")
+
+    store = MemoryStore()
+    options = Options(auth=OAuth(store=store, visit=visit))
+    async with rude(behave) as server, Client(server.url, options=options) as client:
+        await asyncio.gather(*(client.call("x") for _ in range(10)))
+        assert (visits, registrations, renewals) == (1, 1, 0)
+        valid.clear()
+        results = await asyncio.gather(*(client.call("x") for _ in range(10)))
+        assert {result.text for result in results} == {"done"}
+        assert (visits, registrations, renewals) == (1, 1, 1)
+        assert store.load().tokens[str(parse(server.url))].refresh_token == "r"
+
+
+async def test_a_server_that_wants_tokens_of_another_server_gets_none() -> None:
+    """RFC 9728 §3.3: the resource must be the one that was asked."""
+
+    async def behave(asked: Asked) -> None:
+        if asked.path.startswith("/.well-known/"):
+            about = {"resource": "https://bank.example/", "authorization_servers": ["https://as.example"]}
+            await asked.reply(json.dumps(about).encode())
+        else:
+            await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
+
+    options = Options(auth=OAuth(store=MemoryStore()))
+    async with rude(behave) as server:
+        with pytest.raises(AccessDenied, match=r"bank\.example"):
+            async with Client(server.url, options=options):
+                pass

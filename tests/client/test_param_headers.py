@@ -1,0 +1,47 @@
+"""Arguments in headers: https://modelcontextprotocol.io/specification/2026-07-28/server/tools#x-mcp-header."""
+
+import json
+
+from client.rude import DONE, Asked, discovering, rude
+from millstream import Client
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "region": {"type": "string", "x-mcp-header": "Region"},
+        "count": {"type": "integer", "x-mcp-header": "Count"},
+        "fast": {"type": "boolean", "x-mcp-header": "Fast"},
+    },
+}
+BROKEN = {"type": "object", "properties": {"a": {"type": "object", "x-mcp-header": "A"}}}
+
+
+async def behave(asked: Asked) -> None:
+    """A server that wants the header, and doesn't say so before it's asked for its tools."""
+    if asked.method == "tools/list":
+        tools = [{"name": "x", "inputSchema": SCHEMA}, {"name": "broken", "inputSchema": BROKEN}]
+        await asked.result({"tools": tools, "ttlMs": 0, "cacheScope": "private"})
+    elif "mcp-param-region" not in asked.headers:
+        error = {"code": -32020, "message": "Header mismatch"}
+        body = {"jsonrpc": "2.0", "id": asked.message["id"], "error": error}
+        await asked.reply(json.dumps(body).encode(), status="400 Bad Request")
+    else:
+        await asked.result(DONE)
+
+
+async def test_a_call_that_lacks_a_header_is_repeated_once_the_tools_are_known() -> None:
+    """The client SHOULD list the tools and try again; later calls have the headers at once."""
+    async with rude(discovering(behave)) as server, Client(server.url) as client:
+        for _ in (1, 2):
+            assert (await client.call("x", region=" Zürich", count=3, fast=True)).text == "done"
+        assert [asked.method for asked in server.asked][1:] == ["tools/call", "tools/list", "tools/call", "tools/call"]
+        last = server.asked[-1].headers
+        assert last["mcp-param-region"] == "=?base64?IFrDvHJpY2g=?="
+        assert (last["mcp-param-count"], last["mcp-param-fast"]) == ("3", "true")
+        assert last["mcp-name"] == "x"
+
+
+async def test_a_tool_whose_annotations_break_the_rules_is_left_out() -> None:
+    """The others are there."""
+    async with rude(discovering(behave)) as server, Client(server.url) as client:
+        assert [tool.name for tool in await client.tools()] == ["x"]

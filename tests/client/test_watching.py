@@ -1,0 +1,108 @@
+"""Subscriptions that break, or that the server doesn't give. The walk in `test_revisions.py` has those that work.
+
+https://modelcontextprotocol.io/specification/2026-07-28/basic/utilities/subscriptions
+"""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from client.rude import DONE, Asked, discovering, greeting, rude
+from millstream import Client
+from millstream.client.errors import BadAnswer, ConnectionLost, Failure
+from millstream.client.incoming import Change
+from patience import WAIT
+
+KEY = "io.modelcontextprotocol/subscriptionId"
+
+
+def note(asked: Asked, name: str, **params: Any) -> bytes:
+    """A notification of this subscription."""
+    method = f"notifications/{name}"
+    return json.dumps(
+        {"jsonrpc": "2.0", "method": method, "params": {**params, "_meta": {KEY: asked.message["id"]}}}
+    ).encode()
+
+
+async def test_a_subscription_that_breaks_is_opened_again_and_says_so() -> None:
+    """What changed meanwhile is unknown: the change is `again`."""
+    opened = 0
+
+    async def behave(asked: Asked) -> None:
+        nonlocal opened
+        opened += 1
+        await asked.stream()
+        await asked.event(note(asked, "subscriptions/acknowledged", notifications={"toolsListChanged": True}))
+        if opened == 1:
+            raise ConnectionError
+        await asked.event(note(asked, "tools/list_changed"))
+        await asyncio.get_running_loop().create_future()
+
+    async with rude(discovering(behave)) as server, Client(server.url) as client, asyncio.timeout(WAIT):
+        changes = client.watch(tools=True)
+        async with changes:
+            assert await anext(changes) == Change("again")
+            assert await anext(changes) == Change("tools")
+    assert opened == 2
+
+
+async def test_what_belongs_to_another_subscription_is_not_told() -> None:
+    """Each has the id of its request."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.stream()
+        await asked.event(note(asked, "subscriptions/acknowledged", notifications={}))
+        other = {"jsonrpc": "2.0", "method": "notifications/prompts/list_changed", "params": {"_meta": {KEY: 999}}}
+        await asked.event(json.dumps(other).encode())
+        await asked.event(note(asked, "resources/updated", uri="a://1"))
+        await asyncio.get_running_loop().create_future()
+
+    async with rude(discovering(behave)) as server, Client(server.url) as client, asyncio.timeout(WAIT):
+        changes = client.watch("a://1")
+        async with changes:
+            assert await anext(changes) == Change("resource", "a://1")
+
+
+@pytest.mark.parametrize("how", ["error", "end", "close"])
+async def test_a_server_that_gives_no_subscription_is_not_asked_again_and_again(how: str) -> None:
+    """Opening it fails at once."""
+    asked_for = 0
+
+    async def behave(asked: Asked) -> None:
+        nonlocal asked_for
+        asked_for += 1
+        if how == "error":
+            error = {"code": -32601, "message": "Method not found"}
+            body = {"jsonrpc": "2.0", "id": asked.message["id"], "error": error}
+            return await asked.reply(json.dumps(body).encode(), status="404 Not Found")
+        await asked.stream()
+        if how == "close":
+            raise ConnectionError
+        return await asked.end()
+
+    async with rude(discovering(behave)) as server, Client(server.url) as client, asyncio.timeout(WAIT):
+        with pytest.raises((Failure, ConnectionLost, BadAnswer)):
+            async with client.watch():
+                pass
+    assert asked_for == 1
+
+
+async def test_subscriptions_of_a_session_are_renewed_with_it() -> None:
+    """The server has forgotten the session, and what was subscribed in it."""
+    seen: list[str] = []
+
+    async def behave(asked: Asked) -> None:
+        seen.append(asked.method)
+        if asked.method == "tools/call" and seen.count("tools/call") == 1:
+            await asked.reply(b"", status="404 Not Found")
+        else:
+            await asked.result(DONE if asked.method == "tools/call" else {})
+
+    async with rude(greeting(behave, session="s")) as server, Client(server.url) as client, asyncio.timeout(WAIT):
+        changes = client.watch("a://1")
+        async with changes:
+            assert (await client.call("x")).text == "done"
+            assert await anext(changes) == Change("again")
+    assert seen == ["resources/subscribe", "tools/call", "resources/subscribe", "tools/call", "resources/unsubscribe"]
