@@ -5,6 +5,8 @@ from typing import Annotated
 import typer
 
 import millstream
+from millstream.cli.commands.audit import audit
+from millstream.cli.commands.keys import keys
 from millstream.cli.commands.run import run
 
 app = typer.Typer(
@@ -16,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+app.add_typer(keys, name="keys")
+app.add_typer(audit, name="audit")
 
 
 def _print_version(asked: bool) -> None:

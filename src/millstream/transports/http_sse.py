@@ -57,8 +57,8 @@ class HttpSse:
     def __init__(self, dispatcher: Dispatcher, streams: OpenStreams) -> None:
         self._dispatcher = dispatcher
         self._streams = streams
-        self._connections: dict[str, tuple[Connection, str]] = {}
-        """Session id -> connection and the principal that opened it."""
+        self._connections: dict[str, tuple[Connection, bytes]] = {}
+        """Session id -> connection, and what stands for the principal that opened it."""
         dispatcher.services.peers.on(Posted, self._posted_elsewhere)
 
     async def get(self, request: Request) -> Response | None:
@@ -81,7 +81,7 @@ class HttpSse:
             headers=request.headers,
             transport="sse",
         )
-        self._connections[session_id] = (connection, owner)
+        self._connections[session_id] = (connection, hash_principal(principal))
         try:
             sink.write(sse.endpoint(f"{request.root_path}{MESSAGES_PATH}?session_id={session_id}"))
             await sink.wait_closed()
@@ -105,7 +105,7 @@ class HttpSse:
         if not session_id:
             return _NO_ID
         found = self._connections.get(session_id)
-        if found is not None and found[1] != principal_id(request.principal):
+        if found is not None and found[1] != hash_principal(request.principal):
             return _UNKNOWN
         worker = "" if found is not None else self._worker_of(session_id, request.principal)
         if found is None and not worker:
