@@ -57,9 +57,9 @@ def our_frames() -> list[str]:
     return names
 
 
-def make_server() -> tuple[Server, list[list[str]]]:
-    """A server with one tool, which notes how deep it was called."""
-    mcp = Server("budget", settings=Settings())
+def make_server(key: str = "") -> tuple[Server, list[list[str]]]:
+    """A server with one tool, which notes how deep it was called; behind a key, if there is one."""
+    mcp = Server("budget", settings=Settings(auth_key=key))
     stacks: list[list[str]] = []
 
     @mcp.tool
@@ -84,11 +84,17 @@ async def measure(ask: Callable[[], Any]) -> list[str]:
     return count.names
 
 
+def with_key(server: Server) -> list[tuple[bytes, bytes]]:
+    """The headers of a call, with the key of the server."""
+    key = server.settings.auth_key
+    return [*HEADERS, (b"authorization", b"Bearer %b" % key.encode())] if key else HEADERS
+
+
 async def through_asgi(server: Server) -> list[str]:
     """One call as ASGI messages."""
 
     async def ask() -> None:
-        reply = await over_asgi(server, "POST", "/mcp", HEADERS, BODY)
+        reply = await over_asgi(server, "POST", "/mcp", with_key(server), BODY)
         assert reply.message["result"]["structuredContent"] == 5
 
     return await measure(ask)
@@ -104,7 +110,7 @@ async def through_lane(server: Server) -> list[str]:
     protocol = protocol_class(config=config, server_state=state, app_state={}, _loop=asyncio.get_running_loop())
     transport = KeptTransport()
     protocol.connection_made(transport)
-    data = encode_request("POST", "/mcp", HEADERS, BODY)
+    data = encode_request("POST", "/mcp", with_key(server), BODY)
 
     async def ask() -> None:
         transport.written.clear()
@@ -145,6 +151,20 @@ async def test_a_list_takes_a_short_cut_too() -> None:
         prepare(server, runtime)
         names = await measure(ask)
     assert len(names) <= 16, names
+
+
+@pytest.mark.parametrize("calls", [through_asgi, through_lane])
+async def test_a_key_that_is_known_costs_one_python_call(calls: Callable[[Server], Any]) -> None:
+    """Our choice: a warm credential is one look-up, and every short cut stays on."""
+    counts: list[list[str]] = []
+    for key in ("", "a-key-for-the-budget"):
+        server, _ = make_server(key)
+        async with server.running() as runtime:
+            prepare(server, runtime)
+            counts.append(await calls(server))
+    plain, keyed = counts
+    keyed.remove("Guard.protect.<locals>.protected")
+    assert sorted(keyed) == sorted(plain)
 
 
 @pytest.mark.parametrize("calls", [through_asgi, through_lane])

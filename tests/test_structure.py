@@ -34,14 +34,24 @@ ROOMS = {
         "conversation", "client", "blocking",
     ],
     "app": [
-        "info", "definition", "here_only", "parts", "streamed", "probes", "routes", "runtime", "runtimes", "hub_access",
-        "serving", "server",
+        "info", "sign_in_methods", "definition", "here_only", "protection", "throttle", "auditing", "parts", "streamed",
+        "probes", "routes", "runtime", "runtimes", "hub_access", "serving", "server",
     ],
     "cli": ["help", "load", "stdio", "showing", "connecting", "commands", "program"],
 }
 """The order inside a house: every folder, and the files between which the order says something."""
 # fmt: on
-OPTIONAL = {"argon2", "jsonschema_rs", "keyring", "openai", "opentelemetry", "psutil", "pydantic", "hiredis"}
+OPTIONAL = {
+    "argon2",
+    "joserfc",
+    "jsonschema_rs",
+    "keyring",
+    "openai",
+    "opentelemetry",
+    "psutil",
+    "pydantic",
+    "hiredis",
+}  # fmt: skip
 NAMELESS = {"utils", "helpers", "common", "core", "misc", "manager", "base", "new", "old", "modern", "legacy2"}
 PROGRAM_FOLDERS = ("src", "tests", "benches", "examples")
 UNTRACKED = {"node_modules", "__pycache__", ".venv", ".pythons", ".bench", ".git", ".hypothesis", "dist", "results"}

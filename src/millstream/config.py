@@ -8,19 +8,21 @@ import os
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta, Struct
 
 PREFIX = "MILLSTREAM_"
-_OTHER_NAMES = {"MAX_CONNECTIONS": "hub_connections"}
+_OTHER_NAMES = {"MAX_CONNECTIONS": "hub_connections", "MCP_SERVER_AUTH_KEY": "auth_key"}
+"""Variables without the prefix that are understood, too; one with it wins."""
+_NEVER_EMPTY = {"auth_key", "auth_keys"}
+"""Whoever sets these wants protection, and an empty value is a variable that somebody forgot to fill in."""
 _OPTIONS = {
     "MILLSTREAM_HOST": " To choose an address, use --host.",
     "MILLSTREAM_PORT": " To choose a port, use --port.",
 }
 """What a person means by variables that don't exist."""
-"""Variables without the prefix that are understood, too; one with it wins."""
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 """Kubernetes sets these, and ``…_PORT`` with an address, for every service whose name begins like ours."""
 
@@ -31,6 +33,13 @@ Cap = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
 """A size whose 0 means that there is no bound, or nothing to keep."""
 Seconds = Annotated[float, Meta(ge=0, le=1e9, description="a number of seconds, 0 or more")]
 UrlPath = Annotated[str, Meta(pattern="^/", description="a path that starts with /")]
+RateText = Annotated[
+    str,
+    Meta(
+        pattern=r"^([1-9][0-9]{0,8} ?/ ?(second|minute|hour|day))?$",
+        description="a number and a unit: 600/minute, 5/second",
+    ),
+]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error", "critical"],
     Meta(description="debug, info, warning, error or critical"),
@@ -57,6 +66,24 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Origins besides loopback ones on a loopback bind; ``*`` allows any."""
     key: str = ""
     """Secret for session ids and sealed state; several, separated by commas: the first seals, all open."""
+    auth_key: str = ""
+    """A key that callers have to send as ``Authorization: Bearer KEY``. ``MCP_SERVER_AUTH_KEY`` sets it, too."""
+    auth_keys: str = ""
+    """A file of keys that ``millstream keys`` looks after."""
+    limit_requests: RateText = ""
+    """How often one caller may ask for anything: ``600/minute``. A principal, or an address where there is none."""
+    limit_calls: RateText = ""
+    """How often one caller may call tools."""
+    limit_address: RateText = ""
+    """How often one address may ask for anything, whoever asks there."""
+    tls_cert: str = ""
+    """A certificate chain in PEM form: serve https with it. A renewed file is used without a restart."""
+    tls_key: str = ""
+    """Its key, if that is not in the same file."""
+    audit_log: str = ""
+    """A file that says who called what, and with what result."""
+    public_without_auth: Switch = False
+    """Serve on an address that others reach although nobody has to sign in."""
     page_size: Size = 1000
     max_body: Size = 4 * 1024 * 1024
     max_unfinished: Size = 256 * 1024 * 1024
@@ -169,7 +196,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         values: dict[str, Any] = {}
         for variable, name in _OTHER_NAMES.items():
             if variable in source:
-                values[name] = _read_variable(variable, source[variable], types[name])
+                values[name] = _read_variable(variable, source[variable], name)
         for variable, text in source.items():
             if variable.startswith(PREFIX) and not _is_foreign(variable, text):
                 name = variable.removeprefix(PREFIX).lower()
@@ -177,7 +204,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     raise VariableError(
                         f"Unknown setting {variable}.{_OPTIONS.get(variable) or _nearest(name, types, PREFIX)}"
                     )
-                values[name] = _read_variable(variable, text, types[name])
+                values[name] = _read_variable(variable, text, name)
         for name, value in given.items():
             if name not in types:
                 raise ValueError(f"There is no setting {name!r}.{_nearest(name, types)}")
@@ -190,8 +217,10 @@ def _types() -> dict[str, Any]:
     return {field.name: field.type for field in msgspec.structs.fields(Settings)}
 
 
-def _read_variable(variable: str, text: str, kind: Any) -> Any:
-    value: object = text
+def _read_variable(variable: str, text: str, name: str) -> Any:
+    kind, value = _types()[name], cast("object", text)
+    if name in _NEVER_EMPTY and not text.strip():
+        raise VariableError(f"{variable} is empty, and would protect nothing. Give it a value, or unset it.")
     if kind == tuple[str, ...]:
         value = tuple(part.strip() for part in text.split(","))
     elif kind == LogLevel:

@@ -79,7 +79,7 @@ def test_a_session_id_is_read_as_it_was_made_until_its_time_or_not_at_all(
 
 
 calls = st.tuples(
-    st.text(max_size=3),
+    st.binary(max_size=3),
     st.sampled_from(["tools/call", "prompts/get"]),
     st.text(max_size=3),
     st.dictionaries(texts, json_values, max_size=2),
@@ -88,11 +88,11 @@ calls = st.tuples(
 
 @given(calls, calls)
 def test_two_calls_have_one_binding_only_when_they_are_the_same_call(
-    first: tuple[str, str, str, dict], second: tuple[str, str, str, dict]
+    first: tuple[bytes, str, str, dict], second: tuple[bytes, str, str, dict]
 ) -> None:  # type: ignore[type-arg]
     """A state belongs to principal, method, name and arguments, however those are cut and ordered."""
 
-    def bound(call: tuple[str, str, str, dict]) -> bytes:  # type: ignore[type-arg]
+    def bound(call: tuple[bytes, str, str, dict]) -> bytes:  # type: ignore[type-arg]
         principal, method, name, arguments = call
         return binding(principal, method, name, msgspec.json.encode(arguments))
 

@@ -9,7 +9,7 @@ from millstream.protocol.seal import KeyRing
 
 RING = KeyRing([b"k" * 32])
 NONCE = b"n" * 12
-BOUND = binding("p", "tools/call", "t", b'{"a":1,"b":2}')
+BOUND = binding(b"p", "tools/call", "t", b'{"a":1,"b":2}')
 
 
 def code_of(token: str, bound: bytes = BOUND, now: int = 0) -> int:
@@ -36,11 +36,11 @@ def test_a_state_is_bound_to_its_call_and_time() -> None:
     token = sealed(Rounds(None, {}))
     assert code_of(token, now=11) == INVALID_PARAMS
     assert code_of(token + "x") == INVALID_PARAMS
-    for other in (("q", "tools/call", "t"), ("p", "prompts/get", "t"), ("p", "tools/call", "u")):
+    for other in ((b"q", "tools/call", "t"), (b"p", "prompts/get", "t"), (b"p", "tools/call", "u")):
         assert code_of(token, binding(*other, b'{"a":1,"b":2}')) == INVALID_PARAMS
-    assert code_of(token, binding("p", "tools/call", "t", b'{"a":1}')) == INVALID_PARAMS
-    assert binding("p", "tools/call", "t", b'{"b":2, "a":1}') == BOUND, "the order of members is no difference"
-    assert binding("p", "m", "n", b"") == binding("p", "m", "n", b"{}")
+    assert code_of(token, binding(b"p", "tools/call", "t", b'{"a":1}')) == INVALID_PARAMS
+    assert binding(b"p", "tools/call", "t", b'{"b":2, "a":1}') == BOUND, "the order of members is no difference"
+    assert binding(b"p", "m", "n", b"") == binding(b"p", "m", "n", b"{}")
 
 
 def test_a_sealed_text_that_is_no_state_is_refused() -> None:

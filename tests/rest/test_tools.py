@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from judged import protect
 from millstream.http.message import Response
 from millstream.http.problems import KINDS
-from millstream.protocol.principal import Refusal
-from millstream.transports.authenticate import protect
+from millstream.protocol.errors import ProtocolError
+from millstream.server.calls.call import Call
 from millstream.transports.rest.routes import RestRoutes
 from millstream.transports.silent import SilentLine
 from millstream.web.pages import asset
@@ -196,7 +197,11 @@ async def test_too_many_calls_are_503_with_a_time_to_come_back() -> None:
 async def test_a_refusal_of_the_gate_keeps_its_status() -> None:
     """Scopes and limits decide in one place for every transport."""
     async with world().running() as runtime:
-        runtime.dispatcher.gate = lambda principal, method, name: Refusal(-32000, f"No {name} for you", status=429)
+
+        def refuse(call: Call) -> None:
+            raise ProtocolError(-32000, "No add for you", status=429)
+
+        runtime.dispatcher.gate = refuse
         response = await RestRoutes(runtime.dispatcher).run_tool(post("/tools/add", b'{"a":1}'))
     body = json.loads(response.body)
     check(response, body, 429, "refused")

@@ -12,11 +12,11 @@ import pytest
 
 from bad_input.shop import make_shop
 from http_peer import Peer, Running, ToyApp, serve
+from judged import protect
 from millstream import Server
 from millstream.app.runtime import Runtime
 from millstream.http.message import Request
 from millstream.protocol.principal import Principal
-from millstream.transports.authenticate import protect
 from millstream.transports.http_sse import MESSAGES_PATH, HttpSse
 from millstream.transports.streamable.exchange import Endpoint
 from millstream.transports.streamable.get import SessionStreams

@@ -7,7 +7,9 @@ get through, and our own gate must never see the header's word for it.
 import pytest
 
 from bad_input.shop import make_shop
-from millstream.protocol.principal import Principal, Refusal
+from millstream.protocol.admission import target_name
+from millstream.protocol.errors import ProtocolError
+from millstream.server.calls.call import Call
 from wire import Wire, enveloped, routing, wired
 
 CHEAP, DEAR = "add", "refuses"
@@ -24,9 +26,11 @@ def watch(wire: Wire) -> list[tuple[str, str]]:
     """What the gate was asked."""
     asked: list[tuple[str, str]] = []
 
-    def gate(principal: Principal | None, method: str, name: str) -> Refusal | None:
-        asked.append((method, name))
-        return Refusal(-32099, "Not for you.", status=403) if name == DEAR else None
+    def gate(call: Call) -> None:
+        name = call.name or target_name(call.method, call.params)
+        asked.append((call.method, name))
+        if name == DEAR:
+            raise ProtocolError(-32099, "Not for you.", status=403)
 
     wire.runtime.dispatcher.gate = gate
     return asked

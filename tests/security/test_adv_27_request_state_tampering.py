@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from bad_input.shop import make_shop
+from judged import protect
 from millstream.http.message import Request, Response
 from millstream.protocol.principal import Principal
-from millstream.transports.authenticate import protect
 from millstream.transports.streamable.exchange import Endpoint
 from millstream.transports.streamable.post import Streamable
 from wire import Reply, Wire, enveloped, pairs, routing, wired

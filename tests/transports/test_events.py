@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from http_peer import Peer, Running, ToyApp, request, serve
+from judged import protect
 from millstream.config import Settings
 from millstream.hub import Hub, HubLimits
 from millstream.protocol.principal import Principal
 from millstream.protocol.sse import COMMENT, Decoder, Event
 from millstream.stores.memory.store import MemoryStore
-from millstream.transports.authenticate import protect
 from millstream.transports.hub_routes import HubRoutes
 from millstream.transports.open_streams import OpenStreams
 from patience import WAIT

@@ -15,10 +15,10 @@ from uvicorn.server import ServerState
 
 from http_peer import ToyApp
 from millstream.config import Settings
+from millstream.http.lane import lines as usual_heads
 from millstream.http.lane import load_lane
-from millstream.http.lane import usual as usual_heads
+from millstream.http.lane.lines import UsualLines
 from millstream.http.lane.states import BODY, IDLE, USUAL_BODY
-from millstream.http.lane.usual import UsualLines
 from millstream.http.message import Request, Response
 from strategies import bytewise, cuts
 from wire import KeptTransport
@@ -252,6 +252,19 @@ def test_lines_are_kept_up_to_a_number_and_secrets_are_not() -> None:
     assert lines[b"Authorization: Bearer x"] == (b"authorization", b"Bearer x")
     assert lines[b"user-agent: " + b"a" * 600] == (b"user-agent", b"a" * 600)
     assert not {line for line in lines if line.startswith((b"Auth", b"user"))}
+    lines.keep_credential(b"Bearer valid")
+    for number in range(5000):
+        assert lines[b"user-agent: %d" % number] == (b"user-agent", b"%d" % number)
+    assert {line for line in lines if line[1:].startswith(b"uth")} == {
+        b"Authorization: Bearer valid",
+        b"authorization: Bearer valid",
+    }
+    lines.forget_credentials()
+    assert not {line for line in lines if line[1:].startswith(b"uth")}
+    for number in range(1000):
+        lines.keep_credential(b"Bearer %d" % number)
+    lines.keep_credential(b"k" * 3000)
+    assert sum(line.startswith((b"auth", b"Auth")) for line in lines) == 512
 
 
 class CountingParser:

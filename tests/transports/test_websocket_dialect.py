@@ -248,7 +248,7 @@ async def test_without_a_hub_the_dialect_says_what_to_serve() -> None:
 async def test_where_publishing_is_off_it_is_forbidden() -> None:
     """Our choice: without authentication only a loopback bind takes it."""
     async with world() as app:
-        app.route.may_publish = lambda address, headers: False
+        app.route.may_publish = lambda principal, address, headers: False
         async with app.client() as socket:
             await hear(socket)
             assert (await ask(socket, {"type": "publish", "data": 1}))["error"]["code"] == -32003

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from millstream.app.info import Info
+from millstream.app.sign_in_methods import is_protected
 from millstream.config import Settings
 from millstream.protocol.errors import LocalError
 from millstream.server.calls.changes import Change
 from millstream.server.features.registry import Registry
 
 if TYPE_CHECKING:
+    from millstream.auth.method import Method
     from millstream.hub.subscriber import Authorize
 
 PARTS = ("hub", "rest", "web", "metrics")
@@ -70,10 +72,12 @@ class Definition:
     parts: frozenset[str]
     authorize_channel: "Authorize | None"
     settings: Settings
+    auth: "tuple[Method, ...]" = ()
 
     def __post_init__(self) -> None:
         self.store = self.store or self.settings.store or "memory://"
         self.registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
+        self.registry.private = self.protected
         self.registry.changed = lambda kind: self.emit(Change(kind))
         self.mounted: list[Definition] = []
         self._mounted_on: list[tuple[Definition, str]] = []
@@ -94,6 +98,20 @@ class Definition:
             self.parts = chosen(serve)
         values: dict[str, Any] = {**msgspec.structs.asdict(self.settings), **changes}
         self.settings = Settings(**values)
+        self.registry.private = self.protected
+
+    @property
+    def protected(self) -> bool:
+        """Whether callers have to sign in."""
+        return is_protected(self.auth, self.settings)
+
+    @property
+    def limited(self) -> bool:
+        """Whether there are limits on how often somebody may ask."""
+        settings = self.settings
+        return bool(settings.limit_requests or settings.limit_calls or settings.limit_address) or any(
+            tool.limit for tool in self.registry.tools.values()
+        )
 
     def describe(self) -> dict[str, Any]:
         """Name, version and information as the newest revision has them."""

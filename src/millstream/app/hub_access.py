@@ -11,6 +11,7 @@ from millstream.protocol.errors import LocalError
 
 if TYPE_CHECKING:
     from millstream.hub import Event, Hub, HubStats, Member, Published
+    from millstream.protocol.principal import Principal
 
 
 class HubAccess:
@@ -33,9 +34,17 @@ class HubAccess:
         """Publish to a channel, see `Hub.publish`."""
         return await (await self._open()).publish(channel, data, event=event, id=id)
 
-    async def send(self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None) -> "Published":
+    async def send(
+        self,
+        client_id: str,
+        data: Any,
+        *,
+        event: str | None = None,
+        id: str | None = None,
+        principal: "Principal | None" = None,
+    ) -> "Published":
         """Publish to one client, see `Hub.send`."""
-        return await (await self._open()).send(client_id, data, event=event, id=id)
+        return await (await self._open()).send(client_id, data, event=event, id=id, principal=principal)
 
     async def presence(self, channel: str) -> "list[Member]":
         """The clients on a channel, see `Hub.presence`."""

@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
-from millstream.app.here_only import HereOnly
 from millstream.app.probes import Probes
+from millstream.app.protection import Protection
 from millstream.http.hosts import EXEMPT, of_this_site
 from millstream.http.message import TEXT_HEAD, Handler, Request, Response
 from millstream.server.dispatch import Dispatcher
@@ -35,7 +35,7 @@ class Routes:
         dispatcher: Dispatcher,
         streams: OpenStreams,
         health: StoreHealth,
-        here_only: HereOnly,
+        protection: Protection,
         probes: Probes,
         *,
         hub: "Hub | None" = None,
@@ -61,21 +61,24 @@ class Routes:
             "/health": {"GET": probes.health},
             "/livez": {"GET": probes.live},
             "/readyz": {"GET": probes.ready},
+            **protection.own,
         }
         self._streams = {path, path.rstrip("/") + "/", "/sse", "/events", "/dashboard/events"}
         """A HEAD of these would open a stream."""
         self._prefixes: list[tuple[str, Mapping[str, Handler]]] = []
         if hub is not None:
-            self._add_hub(hub, dispatcher, streams, here_only, websocket)
+            self._add_hub(hub, dispatcher, streams, websocket)
         if "rest" in parts:
-            self._add_rest(dispatcher, here_only, pages="web" in parts)
+            self._add_rest(dispatcher, pages="web" in parts)
         if hub is not None and feed is not None:
-            self._add_live(hub, feed, here_only)
+            self._add_live(hub, feed)
         if render_metrics is not None:
-            self._add_metrics(render_metrics, health, here_only)
+            self._add_metrics(render_metrics, health)
         for each in self._streams & self._by_path.keys():
             handlers = self._by_path[each]
             self._by_path[each] = {**handlers, "GET": of_this_site(handlers["GET"])}
+        self._by_path = {each: protection.protect(each, handlers) for each, handlers in self._by_path.items()}
+        self._prefixes = [(each, protection.protect(each, handlers)) for each, handlers in self._prefixes]
         self._hot = {
             (method.encode(), each.encode()): handler
             for each, handlers in self._by_path.items()
@@ -89,7 +92,6 @@ class Routes:
         hub: "Hub",
         dispatcher: Dispatcher,
         streams: OpenStreams,
-        here_only: HereOnly,
         websocket: "WebSocketRoute | None",
     ) -> None:
         from millstream.transports.hub_routes import HubRoutes  # noqa: PLC0415  each part only where it is served
@@ -98,12 +100,12 @@ class Routes:
         gzip, max_depth = services.settings.gzip_streams, services.settings.max_depth
         handlers = HubRoutes(hub, streams, max_depth=max_depth, gzip=gzip, note=services.note)
         self._by_path["/events"] = {"GET": handlers.events}
-        self._by_path["/publish"] = {"POST": here_only.guard(handlers.publish, message="hub/publish")}
+        self._by_path["/publish"] = {"POST": handlers.publish}
         self._prefixes.append(("/mcp/sse/", {"GET": of_this_site(handlers.client_stream)}))
         if websocket is not None:
             self._by_path["/ws"] = {"GET": websocket.plain}
 
-    def _add_rest(self, dispatcher: Dispatcher, here_only: HereOnly, *, pages: bool) -> None:
+    def _add_rest(self, dispatcher: Dispatcher, *, pages: bool) -> None:
         from millstream.transports.rest.routes import RestRoutes  # noqa: PLC0415
         from millstream.web.pages import page_names  # noqa: PLC0415
         from millstream.web.pages import pages as all_pages  # noqa: PLC0415
@@ -115,20 +117,19 @@ class Routes:
         self._prefixes.append(("/tools/", {"POST": rest.run_tool}))
         shown = set(page_names()) if pages else {"docs"}
         for path, handler in all_pages().items():
-            is_page = path.count("/") == 1
-            if not is_page or path[1:] in shown:
-                self._by_path[path] = {"GET": here_only.guard(handler) if is_page and path != "/docs" else handler}
+            if path.count("/") > 1 or path[1:] in shown:
+                self._by_path[path] = {"GET": handler}
 
-    def _add_live(self, hub: "Hub", feed: "DashboardFeed", here_only: HereOnly) -> None:
+    def _add_live(self, hub: "Hub", feed: "DashboardFeed") -> None:
         from millstream.web.live import ChatMembers  # noqa: PLC0415
 
-        self._by_path["/dashboard/events"] = {"GET": here_only.guard(feed.events)}
-        self._by_path["/chat/members"] = {"GET": here_only.guard(ChatMembers(hub.presence).get)}
+        self._by_path["/dashboard/events"] = {"GET": feed.events}
+        self._by_path["/chat/members"] = {"GET": ChatMembers(hub.presence).get}
 
-    def _add_metrics(self, render: Callable[[], Awaitable[bytes]], health: StoreHealth, here_only: HereOnly) -> None:
+    def _add_metrics(self, render: Callable[[], Awaitable[bytes]], health: StoreHealth) -> None:
         from millstream.telemetry.endpoint import MetricsHttp  # noqa: PLC0415
 
-        self._by_path["/metrics"] = {"GET": here_only.guard(MetricsHttp(render, measure=health.look).get)}
+        self._by_path["/metrics"] = {"GET": MetricsHttp(render, measure=health.look).get}
 
     def find(self, method: str, path: str) -> Handler | None:
         """The handler of a path below the mount point; None for 404."""

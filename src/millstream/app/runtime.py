@@ -14,6 +14,7 @@ from millstream.app.definition import Definition, on_each_worker
 from millstream.app.here_only import Bind, HereOnly
 from millstream.app.parts import make_feed, make_note, make_observer, metrics_of_machine
 from millstream.app.replicas import Replicas
+from millstream.app.sign_in_methods import make_guard
 from millstream.http.hosts import HostPolicy
 from millstream.server.calls.call import Call
 from millstream.server.calls.changes import Change, Changes
@@ -29,6 +30,7 @@ from millstream.transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
     from millstream.app.routes import Routes
+    from millstream.auth.guard import Guard
     from millstream.hub import Hub
     from millstream.server.observing.observer import Observer
     from millstream.transports.websocket.route import WebSocketRoute
@@ -73,6 +75,8 @@ class Runtime:
         self.websocket: WebSocketRoute | None = None
         self.feed: DashboardFeed | None = None
         self.policy: HostPolicy
+        self.guard: Guard | None = None
+        """In front of every path, where callers sign in."""
         self.routes: Routes | None = None
         self.adapter: Any = None
         """The ASGI adapter, once HTTP is served."""
@@ -96,6 +100,7 @@ class Runtime:
             secrets = await agree(self.store, settings.key) if self.store.shared else None
             self.services = Services(settings, self.store, Changes(), secrets)
             self._stack.push_async_callback(self.services.close)
+            self._open_guard()
             self.replicas = Replicas(definition, self.services)
             self._stack.push_async_callback(self.replicas.close)
             self.services.open()
@@ -108,12 +113,13 @@ class Runtime:
                 definition.registry, self.services, info=definition.describe(), instructions=definition.instructions
             )
             install(self.dispatcher)
+            self._open_gate()
             self.services.lifespan_of = lambda home: home.nearest(self._lifespans)
             self.sweep = Sweep(
                 self.dispatcher,
                 beat=self.streams.beat,
                 touch=lambda: self.streams.touch(self.store.log, settings.log_ttl),
-                each_tick=self._watch_idleness,
+                each_tick=self._each_second,
             )
             await self._open_hub()  # around the lifespan, which may publish
             await self._open_lifespan(definition)
@@ -124,6 +130,17 @@ class Runtime:
             self.sweep.open()
             self._stack = self._stack.pop_all()
         return self
+
+    def _open_gate(self) -> None:
+        if self.dispatcher.gate is None and self.definition.limited:
+            from millstream.app.throttle import Throttle  # noqa: PLC0415  only where something is limited
+
+            self.dispatcher.gate = Throttle(self.definition.settings, self.definition.registry).check
+
+    def _open_guard(self) -> None:
+        guard = self.guard = make_guard(self.definition.auth, self.definition.settings)
+        if guard is not None:
+            self.services.lacking = guard.challenges.refuse
 
     async def _open_lifespan(self, definition: Definition) -> None:
         """A server's lifespan, then those of what is mounted on it; they close in the opposite order."""
@@ -148,6 +165,13 @@ class Runtime:
 
     async def _open_parts(self) -> None:
         """Whoever observes, where they are served."""
+        await self._open_observer()
+        if self.definition.settings.audit_log:
+            from millstream.app.auditing import Audit  # noqa: PLC0415  only where somebody wants it
+
+            self._stack.callback(Audit.open(self.definition.settings.audit_log, self.dispatcher, self.guard).close)
+
+    async def _open_observer(self) -> None:
         self.observer = observer = make_observer(
             self.definition, streams=self.streams, health=self.store_health, hub=self.hub
         )
@@ -170,24 +194,29 @@ class Runtime:
         """The HTTP side, made when it is first needed: stdio does without."""
         if self.routes is None:
             from millstream.app.probes import Probes  # noqa: PLC0415
+            from millstream.app.protection import Protection, own_paths  # noqa: PLC0415
             from millstream.app.routes import Routes  # noqa: PLC0415
 
             definition, settings = self.definition, self.definition.settings
             here_only = HereOnly(self.bind, self.services.note)
+            hooked = definition.authorize_channel is not None
+            own = own_paths(self.guard, definition, self.services)
+            protection = Protection(self.guard, here_only, hooked=hooked, own=own)
             self.policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=self.bind.loopback)
             if self.hub is not None:
                 from millstream.transports.websocket.route import WebSocketRoute  # noqa: PLC0415
 
                 self.websocket = WebSocketRoute(
-                    self.dispatcher, self.hub, self.policy, self.streams, may_publish=here_only.allows
-                )
+                    self.dispatcher, self.hub, self.policy, self.streams,
+                    guard=self.guard, may_publish=protection.may_publish,
+                )  # fmt: skip
             probes = Probes(
                 definition, self.dispatcher, self.streams, self.sweep, self.store_health,
                 connections=self.bind.connections, seats=self.bind.seats, hub=self.hub, observer=self.observer,
                 draining=lambda: self.draining,
             )  # fmt: skip
             self.routes = Routes(
-                definition.parts, self.dispatcher, self.streams, self.store_health, here_only, probes,
+                definition.parts, self.dispatcher, self.streams, self.store_health, protection, probes,
                 hub=self.hub, render_metrics=self.render_metrics, websocket=self.websocket, feed=self.feed,
             )  # fmt: skip
         return self.routes
@@ -199,6 +228,8 @@ class Runtime:
 
     def emit(self, change: Change) -> None:
         """Tell a change to whoever listens in this loop, from whatever thread, and to the other workers."""
+        if change.kind == "tools":
+            self._open_gate()
         self._here(self.replicas.emit, change)
 
     def removed(self, kind: str, key: str) -> None:
@@ -245,6 +276,12 @@ class Runtime:
     def _end_subscriptions(self) -> None:
         for end in list(self.services.endings):
             end()
+
+    def _each_second(self, now: float) -> None:
+        if self.guard is not None and self.guard.refresh():
+            holds = self.guard.holds
+            self.streams.end_of(lambda owner: not holds(owner))
+        self._watch_idleness(now)
 
     def _watch_idleness(self, now: float) -> None:
         requests = 0 if self.adapter is None else self.adapter.requests

@@ -1,6 +1,6 @@
 """`Server`: what a person writes against. Decorators register, and the object is the ASGI application."""
 
-from collections.abc import AsyncGenerator, Callable, Collection, MutableMapping
+from collections.abc import AsyncGenerator, Callable, Collection, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from threading import get_ident
@@ -10,6 +10,7 @@ from millstream.app.definition import Definition, chosen
 from millstream.app.hub_access import HubAccess, no_hub
 from millstream.app.info import Info
 from millstream.app.runtimes import Runtimes
+from millstream.app.sign_in_methods import given_methods
 from millstream.config import Settings
 from millstream.server.calls.changes import Change
 from millstream.server.features.prompts import Prompt, PromptOptions, prompt_of
@@ -19,6 +20,7 @@ from millstream.server.features.tools import Tool, ToolOptions, tool_of
 
 if TYPE_CHECKING:
     from millstream.app.runtime import Runtime
+    from millstream.auth.method import Method
     from millstream.hub.subscriber import Authorize
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,6 +38,7 @@ class Server:
         store: where streams and session records live: a URL, by default that of the settings, else ``memory://``.
         lifespan: ``async with`` context around the time the server runs; its value is ``ctx.lifespan``.
         serve: what runs beside MCP: hub, rest, web, metrics, or all.
+        auth: how callers sign in, from `millstream.auth`: ``auth.keys(…)``, ``auth.jwt(…)``, or a list of them.
         authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` says who may use a channel of the hub.
         settings: everything operational; by default from ``MILLSTREAM_…`` variables.
 
@@ -53,6 +56,7 @@ class Server:
         store: str = "",
         lifespan: Lifespan | None = None,
         serve: str | Collection[str] = (),
+        auth: "Method | Sequence[Method] | None" = None,
         authorize_channel: "Authorize | None" = None,
         settings: Settings | None = None,
     ) -> None:
@@ -66,6 +70,7 @@ class Server:
             parts=chosen(serve),
             authorize_channel=authorize_channel,
             settings=settings if settings is not None else Settings.load(),
+            auth=given_methods(auth),
         )
         """What the server is."""
         self.runtimes = Runtimes(self.definition)

@@ -17,7 +17,7 @@ from millstream.http.message import Request
 from millstream.hub.channels import check_client_id
 from millstream.hub.limits import InvalidName, TooLarge
 from millstream.protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError
-from millstream.protocol.jsonrpc import RequestId, error_message
+from millstream.protocol.jsonrpc import error_message
 from millstream.server.calls.call import Call
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Streamed:
             check_client_id(client_id)
         except InvalidName as exc:
             raise ProtocolError(INVALID_PARAMS, f"Invalid client id in {place}: {exc}", status=400) from exc
-        call.tee = _Mirror(self._hub, client_id, call.id).send
+        call.tee = _Mirror(self._hub, client_id, call).send
         root = call.origin.root_path if isinstance(call.origin, Request) else ""
         url = f"{root}/mcp/sse/{quote(client_id, safe='')}"
         call.meta = {**(call.meta or {}), "clientId": client_id, "streamUrl": url}
@@ -85,12 +85,14 @@ class Streamed:
 class _Mirror:
     """Sends what a call says to a client's stream, as far as the hub takes it: the caller's own reply comes first."""
 
-    __slots__ = ("_client_id", "_hub", "_request_id")
+    __slots__ = ("_client_id", "_hub", "_principal", "_request_id")
 
-    def __init__(self, hub: "Hub", client_id: str, request_id: RequestId) -> None:
+    def __init__(self, hub: "Hub", client_id: str, call: Call) -> None:
+        # Not the call, which refers to what is made here.
         self._hub = hub
         self._client_id = client_id
-        self._request_id = request_id
+        self._principal = call.principal
+        self._request_id = call.id
 
     async def send(self, message: bytes) -> None:
         if not message:
@@ -106,7 +108,7 @@ class _Mirror:
     async def _send(self, message: bytes) -> str:
         """Send, and say why a message is too large for that."""
         try:
-            await self._hub.send(self._client_id, message.decode())
+            await self._hub.send(self._client_id, message.decode(), principal=self._principal)
         except TooLarge as exc:
             return str(exc)
         return ""

@@ -3,6 +3,8 @@
 COMMANDS = {
     "Serve": {
         "run": "Serve the MCP server in a file or module.",
+        "keys": "Make, list, revoke and rotate API keys.",
+        "audit": "Check audit logs.",
     },
     "Use a server (a URL, a command, a script or a configuration file)": {
         "list": "Show its tools, resources and prompts.",

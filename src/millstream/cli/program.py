@@ -19,6 +19,8 @@ MODULES = {
     "ping": "probing",
     "doctor": "doctor",
     "tokens": "tokens",
+    "keys": "keys",
+    "audit": "audit",
 }
 """Command -> its module, in `millstream.cli.commands`."""
 
@@ -36,7 +38,11 @@ def program(only: str = "") -> typer.Typer:
     app.callback()(_root)
     for name in [only] if only in MODULES else MODULES:
         module = import_module(f"millstream.cli.commands.{MODULES[name]}")
-        app.command(name, rich_help_panel=_panel(name))(getattr(module, "list_" if name == "list" else name))
+        command = getattr(module, "list_" if name == "list" else name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=_panel(name))
+        else:
+            app.command(name, rich_help_panel=_panel(name))(command)
     return app
 
 

@@ -16,6 +16,9 @@ from millstream.http.message import Handler, Request, Response, Sink, refusal
 EXEMPT = frozenset({"/livez", "/readyz", "/health"})
 """Paths that probes call by whatever name they have; callers skip the check for them."""
 
+METADATA = "/.well-known/oauth-"
+"""What paths begin with that say where to get a token: browser clients of any origin read them."""
+
 _HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,255}))(?::([0-9]{1,5}))?")
 _ORIGIN = re.compile(rb"([a-z][a-z0-9+.-]*)://([^/?#@\s]+)")
 _DEFAULT_PORTS = {b"http": b"80", b"https": b"443", b"ws": b"80", b"wss": b"443"}
@@ -28,7 +31,10 @@ _TOKENS = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
 _ALLOW_HEADERS = (
     b"authorization, content-type, accept, mcp-protocol-version, mcp-method, mcp-name, mcp-session-id, last-event-id"
 )
-_EXPOSED = b"access-control-expose-headers: mcp-session-id, www-authenticate, retry-after, link\r\nvary: origin\r\n"
+_EXPOSED = (
+    b"access-control-expose-headers: mcp-session-id, www-authenticate, retry-after, ratelimit, ratelimit-policy, "
+    b"link\r\nvary: origin\r\n"
+)
 _PREFLIGHT = (
     b"access-control-allow-methods: POST, GET, DELETE, OPTIONS\r\naccess-control-max-age: 600\r\n"
     b"vary: access-control-request-headers\r\n"
@@ -156,6 +162,8 @@ class HostPolicy:
 
     def screen(self, request: Request) -> tuple[Response | None, bytes]:
         """All of it for one request: a refusal or the answer to a preflight, if either, and the reply's CORS lines."""
+        if request.path.startswith(METADATA):
+            return self._screen_metadata(request)
         wrong = None
         if request.path not in EXEMPT:
             wrong = self.check(request.method, request.headers, request.raw_headers, request.peer)
@@ -163,6 +171,16 @@ class HostPolicy:
         if wrong is not None or origin is None:
             return wrong, b""
         return self.preflight(request), self.cors_head(origin)
+
+    def _screen_metadata(self, request: Request) -> tuple[Response | None, bytes]:
+        """Any page may read what everybody may know, under a Host that is served."""
+        origin = {name: value for name, value in request.headers.items() if name != b"origin"}
+        wrong = self.check("GET", origin, origin.items(), request.peer)
+        cors = b"access-control-allow-origin: *\r\n"
+        if wrong is None and request.method == "OPTIONS":
+            head = cors + b"access-control-allow-methods: GET\r\naccess-control-allow-headers: *\r\n"
+            return Response(b"", 204, head), b""
+        return wrong, cors
 
     def preflight(self, request: Request) -> Response | None:
         """The answer to a CORS preflight whose Origin passed ``check``; `None` when it is not a preflight."""

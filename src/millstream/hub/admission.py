@@ -6,7 +6,15 @@ The hub asks it for every subscription. Transports ask it before they answer, so
 from collections.abc import Sequence
 
 from millstream.hub.audience import Audience
-from millstream.hub.channels import CLIENT, check_channel, check_client_id, check_name, check_pattern
+from millstream.hub.channels import (
+    CLIENT,
+    check_channel,
+    check_client_id,
+    check_name,
+    check_pattern,
+    owned,
+    owner_of,
+)
 from millstream.hub.limits import Forbidden, HubLimits, InvalidName
 from millstream.hub.subscriber import Authorize
 from millstream.protocol.principal import Principal
@@ -74,16 +82,16 @@ class AccessRules:
         return wanted
 
     def receive(self, client_id: str, *, principal: Principal | None = None, address: str = "") -> str:
-        """The channel of a client, if somebody may listen to it now.
+        """The mailbox of a principal's client, if somebody may listen to it now.
 
         Raises:
             InvalidName, Forbidden, TooMany: it is not so.
         """
         check_client_id(client_id)
-        channel = CLIENT + client_id
-        self._allow(principal, "subscribe", channel)
-        self._audience.check_room((channel,), address)
-        return channel
+        mailbox = owned(client_id, owner_of(principal))
+        self._allow(principal, "subscribe", CLIENT + client_id)
+        self._audience.check_room((CLIENT + mailbox,), address)
+        return mailbox
 
     def _allow(self, principal: Principal | None, action: str, channel: str) -> None:
         if self._authorize is not None and not self._authorize(principal, action, channel):

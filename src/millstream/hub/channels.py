@@ -7,6 +7,7 @@ the first place reaches them: who listens to everything does not hear what is me
 import re
 
 from millstream.hub.limits import InvalidName
+from millstream.protocol.principal import Principal
 
 DEFAULT = "broadcast"
 PRESENCE = "$presence."
@@ -56,6 +57,16 @@ def check_client_id(client_id: str) -> None:
     if "/" in client_id:
         raise InvalidName("A client id has no slash: it is one segment of a path.")
     check_channel(CLIENT + client_id)
+
+
+def owner_of(principal: Principal | None) -> str:
+    """What stands for a principal in the names of what it owns."""
+    return "" if principal is None else principal.bound.hex()
+
+
+def owned(client_id: str, owner: str) -> str:
+    """The client id of one owner among those of all: two people may choose the same. Client ids have no slash."""
+    return f"{owner}/{client_id}" if owner else client_id
 
 
 def check_name(name: str) -> None:

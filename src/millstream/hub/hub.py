@@ -16,7 +16,7 @@ from millstream.hub.admission import AccessRules, check_target
 from millstream.hub.arrivals import Arrivals
 from millstream.hub.attendance import Attendance
 from millstream.hub.audience import Audience
-from millstream.hub.channels import CLIENT, PRESENCE, check_channel, check_client_id
+from millstream.hub.channels import CLIENT, PRESENCE, check_channel, check_client_id, owned, owner_of
 from millstream.hub.delivery import Delivery
 from millstream.hub.event import Event, Published, Record, check_event_id, check_event_name, encode_data, position_id
 from millstream.hub.journal import Journal
@@ -33,6 +33,10 @@ _TURN = 32
 """Publications after which the loop gets a turn, so that sockets can take what was written."""
 
 _logger = logging.getLogger("millstream.hub")
+
+
+Caller = Principal | None
+"""Somebody who signed in, or anybody."""
 
 
 class HubStats(Struct, frozen=True):
@@ -135,14 +139,16 @@ class Hub:
         check_target(channel)
         return await self._publish(channel, data, event, id)
 
-    async def send(self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None) -> Published:
-        """Publish to one client. While it is offline its mailbox keeps the message.
+    async def send(
+        self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None, principal: Caller = None
+    ) -> Published:
+        """Publish to one client of a principal. While it is offline its mailbox keeps the message.
 
         Raises:
             InvalidName, TooLarge, TypeError: as `publish`.
         """
         check_client_id(client_id)
-        return await self._publish(CLIENT + client_id, data, event, id)
+        return await self._publish(CLIENT + owned(client_id, owner_of(principal)), data, event, id)
 
     # Subscribing
 
@@ -156,7 +162,7 @@ class Hub:
         history: int = 0,
         client_id: str = "",
         name: str = "",
-        principal: Principal | None = None,
+        principal: Caller = None,
         address: str = "",
         transport: str = "",
     ) -> Subscription:
@@ -181,7 +187,7 @@ class Hub:
         wanted = self.admission.subscribe(
             channels, client_id=client_id, name=name, principal=principal, address=address
         )
-        member = Member(client_id, name, self._clock()) if client_id else None
+        member = Member(client_id, name, self._clock(), owner_of(principal)) if client_id else None
         subscription = Subscription(
             wanted,
             outlet,
@@ -202,7 +208,7 @@ class Hub:
         *,
         encode: Encode,
         last_event_id: str = "",
-        principal: Principal | None = None,
+        principal: Caller = None,
         address: str = "",
         transport: str = "",
     ) -> Subscription:
@@ -211,17 +217,11 @@ class Hub:
         Without a last event id these are the messages that no connection of the client was written; with one, those
         behind it. Arguments and errors as `subscribe`.
         """
-        channel = self.admission.receive(client_id, principal=principal, address=address)
+        mailbox = self.admission.receive(client_id, principal=principal, address=address)
         subscription = Subscription(
-            (channel,),
-            outlet,
-            encode,
-            self._attendance.leave,
-            mailbox=client_id,
-            principal=principal,
-            address=address,
-            transport=transport,
-        )
+            (CLIENT + mailbox,), outlet, encode, self._attendance.leave,
+            mailbox=mailbox, principal=principal, address=address, transport=transport,
+        )  # fmt: skip
         return await self._attendance.welcome(subscription, last_event_id, 0)
 
     async def presence(self, channel: str) -> list[Member]:

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from millstream.hub.channels import owned
 from millstream.stores.base import Position, Store, Told
 
 _GROUP: Final = "presence:"
@@ -30,6 +31,13 @@ class Member(Struct, frozen=True, omit_defaults=True):
     client_id: str
     name: str = ""
     since: float = 0.0
+    owner: str = ""
+    """Stands for the principal whose client it is, so that nobody else can appear as the same; empty without one."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other client."""
+        return owned(self.client_id, self.owner)
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -64,20 +72,20 @@ class Presence:
 
     async def join(self, channel: str, member: Member) -> None:
         """A connection of a client joins a channel."""
-        here = self._here.setdefault((channel, member.client_id), [])
+        here = self._here.setdefault((channel, member.key), [])
         here.append(member)
         if len(here) == 1:
-            await self._settle(channel, member.client_id)
+            await self._settle(channel, member.key)
 
     async def leave(self, channel: str, member: Member) -> None:
         """A connection that joined, or was about to, is gone."""
-        here = self._here.get((channel, member.client_id), [])
+        here = self._here.get((channel, member.key), [])
         if member not in here:
             return
         here.remove(member)
         if not here:
-            del self._here[channel, member.client_id]
-            await self._settle(channel, member.client_id)
+            del self._here[channel, member.key]
+            await self._settle(channel, member.key)
 
     async def members(self, channel: str) -> list[Member]:
         """Everyone on a channel, in the order of arrival."""

@@ -14,6 +14,8 @@ URL_ELICITATION_REQUIRED = -32042
 HEADER_MISMATCH = -32020
 MISSING_CLIENT_CAPABILITY = -32021
 UNSUPPORTED_VERSION = -32022
+RATE_LIMITED = -31429
+INSUFFICIENT_SCOPE = -31403
 OVERLOADED = -31503
 """Ours: outside the range that JSON-RPC reserves, as the per-request era wants. Handshake revisions say `-32000`."""
 SERVER_ERROR = -32000
@@ -21,14 +23,19 @@ SERVER_ERROR = -32000
 
 
 class ProtocolError(Exception):
-    """The peer's fault: becomes a JSON-RPC error. `status` is the HTTP status where a transport has one."""
+    """The peer's fault: becomes a JSON-RPC error.
 
-    def __init__(self, code: int, message: str, data: Any = None, *, status: int = 200) -> None:
+    Where a transport has them, `status` is the HTTP status, and `head` holds finished header lines. An error with a
+    head has its status in every revision, because clients act on the two together (401, 403, 429).
+    """
+
+    def __init__(self, code: int, message: str, data: Any = None, *, status: int = 200, head: bytes = b"") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.data = data
         self.status = status
+        self.head = head
 
 
 class LocalError(Exception):

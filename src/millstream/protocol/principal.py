@@ -1,31 +1,45 @@
 """The caller's identity, and the small seams that upper layers fill in."""
 
+from collections.abc import Collection
+from hashlib import sha256
 from typing import Any, Protocol
 
 from msgspec import Struct
+from msgspec.structs import force_setattr
+
+EVERYTHING = "*"
+"""A scope that includes all others. Only keys can have it: what an issuer calls its scopes is its own affair."""
 
 
 class Principal(Struct, frozen=True):
-    """An authenticated caller. `id` is unique for issuer and subject together."""
+    """An authenticated caller."""
 
-    id: str
+    subject: str
+    """Who it is, as the issuer names them; the name of an API key."""
+    issuer: str = ""
+    """Who vouches for that: a URL; empty for an API key."""
+    client: str = ""
+    """The program that acts for the subject, where the credential names one."""
     scopes: frozenset[str] = frozenset()
     claims: dict[str, Any] = {}
+    """What else the credential says."""
+    id: str = ""
+    """Follows from the others: unique for issuer and subject together. Shares of the server's capacity go by it."""
+    bound: bytes = b""
+    """Follows from the others: 16 bytes that stand for issuer, subject and client. What a caller owns goes by it."""
 
+    def __post_init__(self) -> None:
+        """Work out what follows, once: a principal is kept with its credential and seen by every request."""
+        id = f"{self.issuer} {self.subject}" if self.issuer else self.subject
+        parts = [part.encode("utf-8", "surrogatepass") for part in (self.issuer, self.subject, self.client)]
+        # Lengths in front keep apart what different parts would spell alike.
+        digest = sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()[:16]
+        force_setattr(self, "id", id)
+        force_setattr(self, "bound", digest)
 
-class Refusal(Struct, frozen=True):
-    """A gate's answer to a call that it does not let through."""
-
-    code: int
-    message: str
-    data: Any = None
-    status: int = 200
-
-
-class CallPolicy(Protocol):
-    """Scopes and limits: asked once for each request; `None` lets it pass."""
-
-    def __call__(self, principal: Principal | None, method: str, name: str) -> Refusal | None: ...
+    def has(self, scopes: Collection[str]) -> bool:
+        """Whether all of these scopes were granted."""
+        return EVERYTHING in self.scopes or self.scopes.issuperset(scopes)
 
 
 class Publisher(Protocol):

@@ -61,11 +61,11 @@ def digest(method: str, params: Any) -> str:
     return hashlib.sha256(_encode_sorted([method, params])).hexdigest()[:16]
 
 
-def binding(principal: str, method: str, name: str, arguments: bytes) -> bytes:
+def binding(principal: bytes, method: str, name: str, arguments: bytes) -> bytes:
     """The hash that ties a state to its request; `arguments` is raw JSON, hashed in a canonical form."""
     canonical = _encode_sorted(msgspec.json.decode(arguments)) if arguments else b"{}"
     hasher = hashlib.sha256()
-    for part in (principal.encode("utf-8", "surrogatepass"), method.encode(), name.encode(), canonical):
+    for part in (principal, method.encode(), name.encode(), canonical):
         hasher.update(len(part).to_bytes(8, "big"))
         hasher.update(part)
     return hasher.digest()

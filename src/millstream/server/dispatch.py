@@ -15,7 +15,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from millstream.protocol import projection
-from millstream.protocol.admission import method_not_found, target_name
+from millstream.protocol.admission import method_not_found
 from millstream.protocol.errors import (
     INTERNAL_ERROR,
     INVALID_REQUEST,
@@ -27,7 +27,6 @@ from millstream.protocol.errors import (
 )
 from millstream.protocol.jsonrpc import encode, error_message
 from millstream.protocol.metadata import SERVER_KEY
-from millstream.protocol.principal import CallPolicy
 from millstream.protocol.revisions import ALL, Revision
 from millstream.protocol.rounds import InputRequired
 from millstream.server.calls.call import Call, Failure
@@ -78,7 +77,6 @@ class Dispatcher:
         *,
         info: dict[str, Any],
         instructions: str = "",
-        gate: CallPolicy | None = None,
     ) -> None:
         # Configuration
         self.registry = registry
@@ -89,7 +87,8 @@ class Dispatcher:
             registry, info, instructions, discover_ttl_ms=services.settings.discover_ttl_ms
         )
         """What `initialize` and `server/discover` say."""
-        self.gate = gate
+        self.gate: Callable[[Call], None] | None = None
+        """Limits: asked about every call; lets it pass, or raises `ProtocolError`."""
         self.observe: Observe | None = None
         """Hears of every call when it is over."""
         self.begin: Callable[[Call], None] | None = None
@@ -143,7 +142,7 @@ class Dispatcher:
         answer = b""
         try:
             if self.gate is not None:
-                self._pass_gate(call)
+                self.gate(call)
             tool = call.tool
             if tool is not None:
                 members = tool.encode(await tool.run(call.arguments, call), call)
@@ -194,12 +193,6 @@ class Dispatcher:
             return False
         return True
 
-    def _pass_gate(self, call: Call) -> None:
-        assert self.gate is not None  # noqa: S101  asked only where there is one
-        refusal = self.gate(call.principal, call.method, call.name or target_name(call.method, call.params))
-        if refusal is not None:
-            raise ProtocolError(refusal.code, refusal.message, refusal.data, status=refusal.status)
-
     def _failure(self, call: Call, exc: BaseException) -> bytes:
         """The answer for what a handler raised, whatever it was: one call ends neither the server nor unanswered.
 
@@ -243,7 +236,7 @@ class Dispatcher:
     def _refuse(self, call: Call, exc: ProtocolError, incident: str = "") -> bytes:
         error = projection.error(exc, call.revision)
         # What was raised has a traceback, whose frames refer to the call: such a cycle would keep the body.
-        kept = ProtocolError(error.code, error.message, error.data, status=error.status)
+        kept = ProtocolError(error.code, error.message, error.data, status=error.status, head=error.head)
         call.failure = Failure(str(error.code), kept, incident)
         return b"" if call.bare or _given_up(call) else error_message(call.id, error.code, error.message, error.data)
 

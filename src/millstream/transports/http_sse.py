@@ -57,8 +57,8 @@ class HttpSse:
     def __init__(self, dispatcher: Dispatcher, streams: OpenStreams) -> None:
         self._dispatcher = dispatcher
         self._streams = streams
-        self._connections: dict[str, tuple[Connection, str]] = {}
-        """Session id -> connection and the principal that opened it."""
+        self._connections: dict[str, tuple[Connection, bytes]] = {}
+        """Session id -> connection, and what stands for the principal that opened it."""
         self._sinks: set[Sink] = set()
         self._name = dispatcher.services.store.workers.me
         dispatcher.services.peers.on_workers(self._look_at_my_name)
@@ -84,7 +84,7 @@ class HttpSse:
             headers=request.headers,
             transport="sse",
         )
-        self._connections[session_id] = (connection, owner)
+        self._connections[session_id] = (connection, hash_principal(principal))
         self._sinks.add(sink)
         try:
             sink.write(sse.endpoint(f"{request.root_path}{MESSAGES_PATH}?session_id={session_id}"))
@@ -110,7 +110,7 @@ class HttpSse:
         if not session_id:
             return _NO_ID
         found = self._connections.get(session_id)
-        if found is not None and found[1] != principal_id(request.principal):
+        if found is not None and found[1] != hash_principal(request.principal):
             return _UNKNOWN
         worker = "" if found is not None else self._worker_of(session_id, request.principal)
         if found is None and not worker:

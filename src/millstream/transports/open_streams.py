@@ -39,8 +39,8 @@ class OpenStreams:
         self._clock = clock
         self._max = max_streams
         self._max_per_owner = max_per_owner
-        self._sinks: dict[Sink, tuple[Code, float, Callable[[], None]]] = {}
-        """Stream -> its coding, when it was opened, and how it is ended."""
+        self._sinks: dict[Sink, tuple[Code, float, Callable[[], None], str | None]] = {}
+        """Stream -> its coding, when it was opened, how it is ended, and whose cap it counts against."""
         self._by_owner: dict[str, int] = {}
         self._owned = 0
         """Streams that count: all but those of calls, which have a cap of their own."""
@@ -81,7 +81,7 @@ class OpenStreams:
             code: puts bytes into the coding of the stream.
             end: how it is ended, if not by its `close`.
         """
-        self._sinks[sink] = (code, self._clock(), end or sink.close)
+        self._sinks[sink] = (code, self._clock(), end or sink.close, owner)
         self.by_kind[kind] += 1
         if owner is not None:
             self._owned += 1
@@ -102,11 +102,17 @@ class OpenStreams:
     def beat(self) -> None:
         """One comment to every stream, so that proxies and clients know it is alive; those too old end."""
         oldest = self._clock() - self._max_age
-        for sink, (code, opened, end) in list(self._sinks.items()):
+        for sink, (code, opened, end, _) in list(self._sinks.items()):
             if opened < oldest:
                 end()
             else:
                 sink.write(code(COMMENT))
+
+    def end_of(self, gone: Callable[[str], bool]) -> None:
+        """End the streams of those who may not listen any more."""
+        for _, _, end, owner in list(self._sinks.values()):
+            if owner is not None and gone(owner):
+                end()
 
     async def touch(self, log: EventLog, ttl: float) -> None:
         """Keep the logs of the calls that run, however silent they are: one that ends later can still be resumed."""
@@ -117,6 +123,6 @@ class OpenStreams:
 
     def close(self) -> None:
         """End every stream, and say when to come back."""
-        for sink, (code, _, end) in list(self._sinks.items()):
+        for sink, (code, _, end, _) in list(self._sinks.items()):
             sink.write(code(retry(randint(*_AWAY_MS))))  # noqa: S311  spreads load, hides nothing
             end()

@@ -16,6 +16,7 @@ from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, S
 from millstream.http.problems import plain_problem
 from millstream.protocol import sse
 from millstream.protocol.jsonrpc import encode
+from millstream.server.calls.services import principal_id
 from millstream.telemetry.logs import JsonLines
 from millstream.transports.open_streams import OpenStreams
 
@@ -128,10 +129,11 @@ class DashboardFeed:
 
     async def events(self, request: Request) -> Response | None:
         """`GET` of the stream. ``Last-Event-ID``, or ``?last_event_id=``, spares lines that were already told."""
-        if self._streams.full(""):
+        owner = principal_id(request.principal)
+        if self._streams.full(owner):
             return _BUSY
         sink = request.open(200, STREAM_HEAD)
-        self._streams.add(sink, "", ("dashboard", ""))
+        self._streams.add(sink, owner, ("dashboard", ""))
         try:
             self._welcome(sink, last_event_id(request))
             await sink.wait_closed()

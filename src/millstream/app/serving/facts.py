@@ -19,6 +19,10 @@ NO_AUTH = (
     "Anyone who reaches this address can call every tool: there is no authentication. "
     "Bind to 127.0.0.1, or let only a proxy that authenticates reach it."
 )
+NO_TLS = (
+    "Keys and tokens travel in the clear. Let only a proxy that speaks TLS reach this address, or use --tls-cert and "
+    "--tls-key."
+)
 
 
 class Facts(Struct, frozen=True, kw_only=True):
@@ -41,34 +45,39 @@ class Facts(Struct, frozen=True, kw_only=True):
 def facts(definition: Definition, *, host: str, port: int) -> Facts:
     """Collect them for a server that listens on an address."""
     shown = EVERY_ADDRESS.get(host, host)
-    origin = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
     registry, settings = definition.registry, definition.settings
+    scheme = "https" if settings.tls_cert else "http"
+    origin = f"{scheme}://[{shown}]:{port}" if ":" in shown else f"{scheme}://{shown}:{port}"
     kinds = ("tools", "resources", "templates", "prompts")
+    public = not is_loopback(host)
+    warned = public and not definition.protected
+    clear = NO_TLS if public and not settings.tls_cert else ""
     return Facts(
         name=definition.name,
         version=definition.version,
         url=origin + settings.path,
         sse_url=origin + "/sse" if settings.sessions else "",
-        pages=[f"{origin}/{page}" for page in pages_of(definition.parts, local=is_loopback(host))],
+        pages=[f"{origin}/{page}" for page in pages_of(definition.parts, served=not warned)],
         counts={kind: len(getattr(registry, kind)) for kind in kinds},
-        protections=protections(settings, guarded=load_lane().protocol is not None),
-        curl=curl(origin + settings.path, registry.tools),
-        warning="" if is_loopback(host) else NO_AUTH,
+        protections=protections(settings, guarded=load_lane().protocol is not None, signed_in=definition.protected),
+        curl=curl(origin + settings.path, registry.tools, signed_in=definition.protected),
+        warning=NO_AUTH if warned else clear,
     )
 
 
-def pages_of(parts: frozenset[str], *, local: bool) -> list[str]:
-    """The pages that answer; all but the documentation do so only on a server that is bound to a loopback address."""
-    if "web" in parts and local:
+def pages_of(parts: frozenset[str], *, served: bool) -> list[str]:
+    """The pages that answer. Where nobody signs in, all but the documentation do so only on a loopback address."""
+    if "web" in parts and served:
         return ["dashboard", "chat", "inspect", "docs"]
     return ["docs"] if "rest" in parts else []
 
 
-def protections(settings: Settings, *, guarded: bool) -> list[str]:
+def protections(settings: Settings, *, guarded: bool, signed_in: bool = False) -> list[str]:
     """The limits that hold for every peer: as the settings have them, and only the guard's where there is one."""
     names = [("Host", "*" not in settings.allowed_hosts), ("Origin", "*" not in settings.allowed_origins)]
     checked = " and ".join(name for name, on in names if on)
     return [
+        *(["callers sign in"] if signed_in else []),
         *([f"{checked} checked"] if checked else []),
         f"bodies ≤ {settings.max_body / 1024 / 1024:g} MiB",
         *([f"headers ≤ {settings.header_timeout:g} s"] if guarded else []),
@@ -76,15 +85,19 @@ def protections(settings: Settings, *, guarded: bool) -> list[str]:
     ]
 
 
-def curl(url: str, tools: Mapping[str, Tool]) -> str:
-    """A command that calls the first tool with the arguments it needs; lists the tools when there are none."""
+def curl(url: str, tools: Mapping[str, Tool], *, signed_in: bool = False) -> str:
+    """A command that calls the first tool with the arguments it needs; lists the tools when there are none.
+
+    The key is left to a variable: what is shown stands in logs and on screens.
+    """
     message: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     if tools:
         name, tool = next(iter(tools.items()))
         params = {"name": name, "arguments": example(tool.describe()["inputSchema"])}
         message |= {"method": "tools/call", "params": params}
     body = shlex.quote(msgspec.json.encode(message).decode())
-    return f"curl -s {url} -H content-type:application/json -d {body}"
+    key = ' --oauth2-bearer "$MCP_SERVER_AUTH_KEY"' if signed_in else ""
+    return f"curl -s {url}{key} -H content-type:application/json -d {body}"
 
 
 def example(schema: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from millstream.app.serving.errors import CommandError, check_key, report, set_u
 from millstream.app.serving.facts import Facts, facts
 from millstream.app.serving.listening import listen, passed_sockets
 from millstream.app.serving.panel import show
+from millstream.app.serving.public import check_public
 from millstream.app.serving.uvicorn_server import Accept, serve
 from millstream.app.serving.workers.launching import can_supervise, supervise
 from millstream.app.serving.workers.place import begin_run, claim
@@ -67,6 +68,12 @@ def serve_with_panel(application: Application, host: str, port: int, *, descript
     listeners = passed or [listen(host, port)]
     name = listeners[0].getsockname()
     host, port = name[0] if passed else host, name[1]
+    try:
+        check_public(definition, host)  # bound, and not listening yet
+    except CommandError:
+        for each in listeners:
+            each.close()
+        raise
     serve(application, host, port, listeners=listeners, told=_Panel(facts(definition, host=host, port=port)))
 
 

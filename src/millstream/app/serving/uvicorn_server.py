@@ -18,6 +18,7 @@ from millstream.app.serving.entry import prepare
 from millstream.app.serving.errors import starting
 from millstream.app.serving.leaving import TICK, Dismissal, Leaving
 from millstream.app.serving.stopping import StopSignals
+from millstream.app.serving.tls import Certificate
 from millstream.http.hosts import is_loopback
 from millstream.http.lane import GUARD_ONLY, load_lane
 
@@ -67,8 +68,10 @@ class _Uvicorn(uvicorn.Server):
         told: Told | None = None,
         stops: Callable[[Runtimes, Callable[[Leaving], None]], Stops] = StopSignals,
         seats: Collection[object] = (),
+        certificate: Certificate | None = None,
     ) -> None:
         super().__init__(config)
+        self._certificate = certificate
         self._application = application
         self._runtimes = application.runtimes
         self._told = told
@@ -81,12 +84,15 @@ class _Uvicorn(uvicorn.Server):
         `run` in the user's program nor its `atexit` would run.
         """
         stops = self._stops(self._runtimes, self._stop)
+        watch = None if self._certificate is None else asyncio.create_task(self._certificate.watch())
         with stops.heard():
             with starting(self._runtimes.definition.name):
                 prepare(self._application, await self._runtimes.start(supervised=True))
             try:
                 await self._serve(sockets)
             finally:
+                if watch is not None:
+                    watch.cancel()
                 if stops.forced:
                     if self._runtimes.here is not None:
                         self._runtimes.here.dispatcher.stopping = True
@@ -187,8 +193,10 @@ def serve(
     if protocol is None:
         why = loaded.reason or "it was switched off"
         logger.warning("Serving through plain ASGI (%s). Not enforced: %s.", why, "; ".join(GUARD_ONLY))
+    certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
     config = uvicorn.Config(
         application,
+        ssl_context_factory=None if certificate is None else certificate.given,
         host=host,
         port=port,
         http=protocol or "httptools",
@@ -204,7 +212,10 @@ def serve(
         timeout_keep_alive=int(settings.keep_alive),
         timeout_graceful_shutdown=AFTER_DRAIN,
     )
-    running = _Uvicorn(config, application, loopback=is_loopback(host), told=told, stops=stops, seats=seats)
+    running = _Uvicorn(
+        config, application,
+        loopback=is_loopback(host), told=told, stops=stops, seats=seats, certificate=certificate,
+    )  # fmt: skip
     try:
         running.run(sockets=listeners)
     except SystemExit as exc:

@@ -4,6 +4,7 @@ A stdio server, which a desktop client starts and waits for, does without the co
 (`millstream.cli.main`).
 """
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from enum import StrEnum
 from typing import Annotated, TypedDict, Unpack
@@ -37,11 +38,9 @@ class Options(TypedDict):
     """What is put over the settings of a server."""
 
     serve: str
-    sessions: bool
-    json_only: bool
-    path: str
     store: str
-    log_level: str
+    settings: Mapping[str, object]
+    """By name; None leaves a setting as it is."""
 
 
 def run(  # noqa: PLR0913  the options of the command
@@ -75,6 +74,18 @@ def run(  # noqa: PLR0913  the options of the command
     fd: Annotated[
         int | None, typer.Option(min=0, help="HTTP: a listening socket to use instead of --host and --port.")
     ] = None,
+    auth_key: Annotated[
+        str,
+        typer.Option(help="HTTP: the key that callers have to send. MCP_SERVER_AUTH_KEY sets it, too.", metavar="KEY"),
+    ] = "",
+    auth_keys: Annotated[
+        str, typer.Option(help="HTTP: a file of keys, made by `millstream keys add`.", metavar="FILE")
+    ] = "",
+    tls_cert: Annotated[str, typer.Option(help="HTTP: serve https with this certificate chain.", metavar="FILE")] = "",
+    tls_key: Annotated[str, typer.Option(help="HTTP: the key of the certificate.", metavar="FILE")] = "",
+    public_without_auth: Annotated[
+        bool, typer.Option("--public-without-auth", help="HTTP: let everybody who reaches the address call every tool.")
+    ] = False,
     log_level: Annotated[LogLevel | None, typer.Option(help="How much to log.", show_default="info")] = None,
 ) -> None:
     """Serve the MCP server in a file or module.
@@ -89,6 +100,8 @@ def run(  # noqa: PLR0913  the options of the command
 
     - `millstream run shop.py --transport stdio`: what a desktop client starts
 
+    - `millstream run shop.py --host 0.0.0.0 --auth-key KEY`: for callers with a key, from anywhere
+
     Every other setting is an environment variable, such as MILLSTREAM_ALLOWED_HOSTS=mcp.example.com.
     """
     if transport is Transport.stdio:
@@ -102,11 +115,18 @@ def run(  # noqa: PLR0913  the options of the command
             workers=workers,
             reload=reload,
             serve=serve,
-            sessions=not no_sessions,
-            json_only=json,
-            path=path,
             store=store,
-            log_level=log_level or "",
+            settings={
+                "sessions": False if no_sessions else None,
+                "json_only": json or None,
+                "path": "/" + path.strip("/") if path else None,
+                "auth_key": auth_key or None,
+                "auth_keys": auth_keys or None,
+                "tls_cert": tls_cert or None,
+                "tls_key": tls_key or None,
+                "public_without_auth": public_without_auth or None,
+                "log_level": log_level,
+            },
         )
 
 
@@ -127,7 +147,7 @@ def serve_http(
     """
     place = claim()
     if place is None and supervised(workers, reload=reload):
-        set_up_logs(_settings(), options["log_level"])
+        set_up_logs(_settings(), str(options["settings"].get("log_level") or ""))
         watched = folder_of(target) if reload else None
         supervise(host, port, workers, descriptor=descriptor, watched=watched)
         return
@@ -141,27 +161,17 @@ def serve_http(
         serve_with_panel(server, host, port, descriptor=descriptor)
 
 
-def configure(
-    server: Server, *, serve: str, sessions: bool, json_only: bool, path: str, store: str, log_level: str
-) -> None:
+def configure(server: Server, *, serve: str, store: str, settings: Mapping[str, object]) -> None:
     """Put the options over what the program says.
 
     Raises:
         CommandError: one of them cannot be.
     """
-    changes: dict[str, object] = {}
-    if not sessions:
-        changes["sessions"] = False
-    if json_only:
-        changes["json_only"] = True
-    if path:
-        changes["path"] = "/" + path.strip("/")
+    said = {name: value for name, value in settings.items() if value is not None}
     if store:
         server.definition.store = store
-    if log_level:
-        changes["log_level"] = log_level
     try:
-        server.definition.configure(serve=serve, **changes)
+        server.definition.configure(serve=serve, **said)
     except ValueError as exc:
         raise CommandError(str(exc), fix="Use --serve all, or some of them: --serve hub,rest") from exc
 

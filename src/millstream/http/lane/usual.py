@@ -1,10 +1,9 @@
 """A usual head is read without the parser: all of that trick, and its proof.
 
-Clients of this protocol send the same few header lines with nearly every request. `UsualLines` knows the lines it has
-seen and reads new ones in the one form that needs no thought: a common name as everybody spells it, a colon, a space,
-printable ASCII (RFC 9112 §5, without folding and without more white space). Whatever else a line is, and whatever
-changes how a message is framed, is a KeyError: then the HTTP parser reads the request, from its beginning, and all that
-follow on the connection, because a client that sends such a line will send it again.
+Clients of this protocol send the same few header lines with nearly every request. `lines` knows those it has seen and
+reads new ones in the one form that needs no thought. Whatever else a line is, and whatever changes how a message is
+framed, is a KeyError: then the HTTP parser reads the request, from its beginning, and all that follow on the
+connection, because a client that sends such a line will send it again.
 
 Framing has one case, HTTP/1.1 with a Content-Length of digits, so there is one reading of each message. The proof is
 ``tests/transports/test_usual_heads.py``: each connection is made twice, with and without this class's short reading.
@@ -14,62 +13,9 @@ See docs/decisions/0007-usual-heads.md.
 import asyncio
 
 from millstream.http.lane.call import LaneExchange
+from millstream.http.lane.lines import usual_lines
 from millstream.http.lane.protocol import LaneProtocol
 from millstream.http.lane.states import IDLE, READ_IN_PART, READ_WHOLE, USUAL_BODY
-
-_REPEATED = (
-    "accept", "accept-encoding", "accept-language", "cache-control", "connection", "content-length", "content-type",
-    "host", "mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id", "pragma", "sec-fetch-mode",
-    "user-agent",
-)  # fmt: skip
-"""Lines that a client repeats. They are kept; those of the others are read anew each time."""
-_OTHERS = (
-    "authorization", "baggage", "cookie", "dnt", "forwarded", "from", "last-event-id", "priority", "referer",
-    "sec-ch-ua", "sec-ch-ua-mobile", "sec-ch-ua-platform", "sec-fetch-dest", "sec-fetch-user", "sec-gpc",
-    "traceparent", "tracestate", "via", "x-amzn-trace-id", "x-correlation-id", "x-forwarded-for", "x-forwarded-host",
-    "x-forwarded-port", "x-forwarded-proto", "x-forwarded-server", "x-real-ip", "x-request-id",
-)  # fmt: skip
-"""What proxies and browsers add. None of it changes how a message is framed. `Origin` and ``Sec-Fetch-Site`` are not
-here: they decide whether a request is served at all, so its head is for the parser."""
-
-_NAMES = {
-    spelling.encode(): name.encode()
-    for name in _REPEATED + _OTHERS
-    for spelling in (name, name.title(), name.title().replace("Mcp", "MCP"))
-}
-_KEPT = frozenset(name.encode() for name in _REPEATED)
-_PRINTABLE = bytes(range(0x20, 0x7F))
-_MAX_LINES = 1024
-_MAX_LINE = 512
-"""Bytes of a line that is kept: session ids have up to 400."""
-_MAX_DIGITS = 15
-
-
-class UsualLines(dict[bytes, tuple[bytes, bytes]]):
-    """Line without its end -> (lower-case name, value). For all connections; what it takes is bounded."""
-
-    __slots__ = ()
-
-    def __missing__(self, line: bytes) -> tuple[bytes, bytes]:
-        spelling, _, value = line.partition(b": ")
-        name = _NAMES.get(spelling)
-        if (
-            name is None
-            or value != value.strip(b" ")
-            or value.translate(None, _PRINTABLE)
-            or (name == b"content-length" and not (value.isdigit() and len(value) <= _MAX_DIGITS))
-            or (name == b"connection" and value.lower() != b"keep-alive")
-        ):
-            raise KeyError(line)
-        header = (name, value)
-        if name in _KEPT and len(line) <= _MAX_LINE:
-            if len(self) >= _MAX_LINES:
-                self.clear()
-            self[line] = header
-        return header
-
-
-_lines = UsualLines()
 
 
 class UsualProtocol(LaneProtocol):
@@ -106,7 +52,7 @@ class UsualProtocol(LaneProtocol):
             self._parse(data)
             return
         try:
-            fields = dict(map(_lines.__getitem__, lines))
+            fields = dict(map(usual_lines.__getitem__, lines))
             size = int(fields[b"content-length"])
         except KeyError:
             # Nothing else happens in here: user code must not see this error as the context of its own.

@@ -16,9 +16,10 @@ from millstream.protocol.notifications import LoggingMessageNotificationParams, 
 from millstream.protocol.principal import Principal, Publisher
 from millstream.protocol.questions import Root, SampleResult
 from millstream.protocol.rounds import Rounds, binding, open_state
+from millstream.protocol.session_token import hash_principal
 from millstream.server.calls.asking import ask_by_request, ask_by_round
 from millstream.server.calls.call import Call, Progress
-from millstream.server.calls.services import Services, principal_id
+from millstream.server.calls.services import Services
 from millstream.server.calls.sessions import Session
 from millstream.server.questions.questions import Elicit, ElicitUrl, Question, Roots, Sample
 
@@ -291,7 +292,7 @@ def _state_id(call: Call) -> str:
 def call_binding(call: Call) -> bytes:
     """What the state of a call is bound to: principal, method, name and arguments."""
     arguments = encode(call.arguments) if call.arguments is not None else b""
-    return binding(principal_id(call.principal), call.method, call.name, arguments)
+    return binding(hash_principal(call.principal), call.method, call.name, arguments)
 
 
 async def send_progress(call: Call, progress: float, total: float | None, message: str | None) -> None:

@@ -9,6 +9,7 @@ from secrets import token_bytes
 from typing import Any
 
 from millstream.config import Settings
+from millstream.protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream.protocol.principal import Publisher
 from millstream.protocol.seal import NONCE_BYTES, KeyRing
 from millstream.server.calls.changes import Changes
@@ -22,16 +23,24 @@ from millstream.stores.base import Store
 
 
 def principal_id(principal: Any) -> str:
-    """The part of a principal that things are bound to; empty for an anonymous caller."""
+    """Whose share of the server's capacity something takes; empty for an anonymous caller."""
     return principal.id if principal is not None else ""
+
+
+def without_sign_in(needed: frozenset[str]) -> ProtocolError:
+    """The refusal of a caller whose scopes do not cover something, where nobody can sign in."""
+    wanted = " ".join(sorted(needed))
+    text = f"This needs the scope {wanted}, and the server has no way to sign in."
+    data = {"error": "insufficient_scope", "scope": wanted}
+    return ProtocolError(INSUFFICIENT_SCOPE, text, data, status=403, head=b"cache-control: no-store\r\n")
 
 
 class Services:
     """The shared parts of one running server."""
 
     __slots__ = (
-        "_ring", "bodies", "changes", "clock", "endings", "hub", "leeway", "lifespan_of", "note", "peers", "questions",
-        "records",
+        "_ring", "bodies", "changes", "clock", "endings", "hub", "lacking", "leeway", "lifespan_of", "note", "peers",
+        "questions", "records",
         "secrets", "settings", "store", "streamed", "threads",
     )  # fmt: skip
 
@@ -59,6 +68,8 @@ class Services:
         self.secrets = secrets or load_secrets(settings.key)
         """Found at the start, because trouble with them must stop the start and not the first request."""
         self._ring: KeyRing | None = None
+        self.lacking: Callable[[frozenset[str]], ProtocolError] = without_sign_in
+        """The refusal of a caller whose scopes do not cover something."""
         # Shared state
         self.peers = Peers(store, self.secrets.values)
         """The other workers."""

@@ -48,7 +48,7 @@ class Announcement:
                 "supportedVersions": list(PER_REQUEST),
                 "capabilities": self._registry.capabilities(revision),
                 "ttlMs": self._discover_ttl_ms,
-                "cacheScope": "public",
+                "cacheScope": "private" if self._registry.private else "public",
             }
             if self._instructions:
                 result["instructions"] = self._instructions

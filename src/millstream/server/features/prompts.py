@@ -1,10 +1,10 @@
 """Prompts: descriptions for clients, and how they are made."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Unpack
 
-from millstream.server.features.sources import Source, source_of
+from millstream.server.features.sources import Source, checked, source_of
 from millstream.server.functions.description import Labels, check_options, described
 from millstream.server.functions.plan import name_of
 
@@ -15,18 +15,21 @@ class PromptOptions(Labels, total=False):
     name: str | None
     thread: bool
     """A `def` function runs in a worker thread, unless this is false."""
+    scopes: Collection[str] | None
+    """What a caller must have been granted; others neither see the prompt nor get it."""
 
 
 class Prompt:
     """One registered prompt."""
 
-    __slots__ = ("_described", "choices", "name", "parameters", "read", "run")
+    __slots__ = ("_described", "choices", "name", "parameters", "read", "run", "scopes")
 
-    def __init__(self, source: Source, **labels: Unpack[Labels]) -> None:
+    def __init__(self, source: Source, *, scopes: Collection[str] | None = None, **labels: Unpack[Labels]) -> None:
         self.name = source.name
         self.read = source.read
         """``read(texts)``: the arguments from their texts; raises `ArgumentError`."""
-        self.run = source.run
+        self.scopes = frozenset(scopes or ())
+        self.run = checked(source.run, self.scopes)
         """``run(arguments, call)``: an awaitable of the messages."""
         self.parameters = source.parameters
         self.choices = source.choices

@@ -45,6 +45,8 @@ _KINDS: Mapping[str, tuple[str, str]] = {
 }
 """Kind -> (member of the list result, kind of the change notification)."""
 _NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource", "prompts": "prompt"}
+_MAX_PAGES = 1024
+"""Prepared pages, of all callers. Where they are more, they are made again."""
 _COMPLETED = frozenset(("prompts", "templates"))
 """The kinds whose arguments clients complete."""
 
@@ -55,7 +57,9 @@ class Registry:
     def __init__(self, *, page_size: int, list_ttl_ms: int) -> None:
         # Configuration
         self._page_size = page_size
-        self._hints = {"ttlMs": list_ttl_ms, "cacheScope": "public"}
+        self._list_ttl_ms = list_ttl_ms
+        self.private = False
+        """Callers sign in: nothing may be kept for others than the one who asked."""
         # What is registered
         self.tools: dict[str, Tool] = {}
         self.resources: dict[str, Resource] = {}
@@ -66,7 +70,10 @@ class Registry:
         # Prepared
         self.fast: dict[bytes, PreparedCall] = {}
         """Value of `Mcp-Name` -> one typed pass over a whole 2026-07-28 call of that tool."""
-        self._pages: dict[tuple[str, str, str], bytes] = {}
+        self._pages: dict[tuple[str, str, str, frozenset[str] | None], bytes] = {}
+        """(kind, revision, cursor, the scopes of the caller that make a difference) -> members of the result."""
+        self._scopes: dict[str, frozenset[str]] = {}
+        """Kind -> all scopes that items of it need; no entry for a kind that needs none."""
         self._offered: set[str] = {"", "logging"}
         self.extensions: list[Extension] = []
         self.changed: Callable[[str], None] = lambda kind: None
@@ -116,6 +123,7 @@ class Registry:
     def _touch(self, kind: str) -> None:
         change = _KINDS[kind][1]
         self._offered.add(change)
+        self._scopes[kind] = frozenset().union(*(item.scopes for item in getattr(self, kind).values()))
         if kind in _COMPLETED:
             self._offered.add("completions")
         self._pages = {page: made for page, made in self._pages.items() if page[0] != kind}
@@ -187,22 +195,48 @@ class Registry:
                 offered[extension.capability] = {**offered.get(extension.capability, {}), **extension.announced}
         return offered
 
-    def page(self, kind: str, revision: Revision, cursor: str | None) -> bytes:
+    @property
+    def scopes(self) -> frozenset[str]:
+        """All scopes that something here needs."""
+        return frozenset[str]().union(*self._scopes.values())
+
+    def page(self, kind: str, revision: Revision, cursor: str | None, granted: frozenset[str] | None = None) -> bytes:
         """The members of one page of a list.
+
+        Args:
+            kind: of the items.
+            revision: whose shapes they have.
+            cursor: where the last page ended.
+            granted: the scopes of the caller, who sees what they cover; None for one who sees everything.
 
         Raises:
             ProtocolError: INVALID_PARAMS for a cursor that is not ours.
         """
-        key = (kind, revision.date, cursor if cursor is not None else "")
+        seen = self.distinct(kind, granted)
+        key = (kind, revision.date, cursor if cursor is not None else "", seen)
         made = self._pages.get(key)
         if made is None or cursor == "":
-            made = self._make_page(kind, revision, cursor)
+            made = self._make_page(kind, revision, cursor, seen)
             if cursor != "":
+                if len(self._pages) >= _MAX_PAGES:
+                    self._pages.clear()
                 self._pages[key] = made
         return made
 
-    def _make_page(self, kind: str, revision: Revision, cursor: str | None) -> bytes:
+    def distinct(self, kind: str, granted: frozenset[str] | None) -> frozenset[str] | None:
+        """Those scopes that tell what one caller sees of a kind from what another one sees."""
+        needed = self._scopes.get(kind)
+        return None if granted is None or not needed else granted & needed
+
+    def visible(self, kind: str, granted: frozenset[str] | None) -> dict[str, Any]:
+        """The items of a kind that these scopes cover."""
         items: dict[str, Any] = getattr(self, kind)
+        if granted is None or not self._scopes.get(kind):
+            return items
+        return {name: item for name, item in items.items() if item.scopes <= granted}
+
+    def _make_page(self, kind: str, revision: Revision, cursor: str | None, granted: frozenset[str] | None) -> bytes:
+        items = self.visible(kind, granted)
         names = list(items)
         start = 0 if cursor is None else self._start(kind, names, cursor)
         shown = names[start : start + self._page_size]
@@ -211,7 +245,8 @@ class Registry:
         if start + self._page_size < len(names):
             result["nextCursor"] = base64.urlsafe_b64encode(f"{kind}:{shown[-1]}".encode()).decode()
         if revision.result_type:
-            result |= self._hints
+            private = self.private or bool(self._scopes.get(kind))
+            result |= {"ttlMs": self._list_ttl_ms, "cacheScope": "private" if private else "public"}
         return encode(result)[1:-1]
 
     @staticmethod

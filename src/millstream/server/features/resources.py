@@ -2,12 +2,12 @@
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Unpack
 
 from millstream.protocol.content import Annotations
 from millstream.protocol.uri_template import UriTemplate
-from millstream.server.features.sources import Source, source_of
+from millstream.server.features.sources import Source, checked, source_of
 from millstream.server.functions.description import Labels, check_options, described
 from millstream.server.functions.plan import name_of
 
@@ -22,6 +22,8 @@ class ResourceLabels(Labels, total=False):
     mime_type: str | None
     size: int | None
     """In bytes; of a resource, not of a template."""
+    scopes: Collection[str] | None
+    """What a caller must have been granted; others neither see the resource nor read it."""
 
 
 class ResourceOptions(ResourceLabels, total=False):
@@ -35,7 +37,7 @@ class ResourceOptions(ResourceLabels, total=False):
 class _Readable:
     """What resources and templates share."""
 
-    __slots__ = ("_described", "choices", "meta", "mime_type", "parameters", "read", "run")
+    __slots__ = ("_described", "choices", "meta", "mime_type", "parameters", "read", "run", "scopes")
 
     def __init__(self, address: Mapping[str, str], source: Source, labels: ResourceLabels) -> None:
         for uri in address.values():
@@ -43,7 +45,8 @@ class _Readable:
                 raise ValueError(f"resource {uri!r}: a URI begins with a scheme, as in 'shop://{uri.lstrip('/:')}'")
         self.read = source.read
         """``read(variables)``: the arguments from their texts; raises `ArgumentError`."""
-        self.run = source.run
+        self.scopes = frozenset(labels.get("scopes") or ())
+        self.run = checked(source.run, self.scopes)
         """``run(arguments, call)``: an awaitable of what is read."""
         self.parameters = source.parameters
         self.choices = source.choices

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from millstream.protocol.json_schema import Schema
 from millstream.protocol.param_headers import ParamHeader, find_annotations
+from millstream.server.calls.access import check_scopes
 from millstream.server.calls.call import Call
 from millstream.server.calls.context import Context, send_progress
 from millstream.server.calls.sync_context import SyncContext, Waits
@@ -30,6 +31,18 @@ Read = Callable[[Any], Any]
 
 Raises `ArgumentError` with what is wrong with them.
 """
+
+
+def checked(run: Run, scopes: frozenset[str]) -> Run:
+    """`run` for callers with these scopes, however the call was prepared; as it is where it needs none."""
+    if not scopes:
+        return run
+
+    def run_if_granted(arguments: Any, call: Call) -> Awaitable[Any]:
+        check_scopes(call, scopes)
+        return run(arguments, call)
+
+    return run_if_granted
 
 
 class Source(Struct, frozen=True):

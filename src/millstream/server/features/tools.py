@@ -7,7 +7,7 @@ import asyncio
 import copy
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Unpack
 
 from millstream.protocol import projection
@@ -16,7 +16,7 @@ from millstream.protocol.errors import ToolError
 from millstream.protocol.jsonrpc import encode as encode_json
 from millstream.protocol.revisions import Revision
 from millstream.server.calls.call import Call
-from millstream.server.features.sources import Run, Source, source_of
+from millstream.server.features.sources import Run, Source, checked, source_of
 from millstream.server.functions.description import Labels, check_options, described
 from millstream.server.functions.plan import name_of
 from millstream.server.functions.results import ToolResult, encode, encode_result
@@ -36,6 +36,12 @@ class ToolOptions(Labels, total=False):
     """A `def` function runs in a worker thread, unless this is false."""
     requires: Mapping[str, Any] | None
     """Client capabilities without which a call is refused before it runs."""
+    scopes: Collection[str] | None
+    """What a caller must have been granted; others neither see the tool nor run it."""
+    limit: str | None
+    """How often one caller may call it: ``10/minute``."""
+    cost: float | None
+    """How many calls one call counts as, in the limits of its caller."""
 
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -52,8 +58,8 @@ _SCALAR_RESULTS = {
 class Tool:
     """One registered tool."""
 
-    __slots__ = ("_described", "_output", "_simple", "decode", "headers", "name", "parameters", "plain", "read",
-                 "requires", "run", "struct", "timeout", "wraps")  # fmt: skip
+    __slots__ = ("_described", "_output", "_simple", "cost", "decode", "headers", "limit", "name", "parameters",
+                 "plain", "read", "requires", "run", "scopes", "struct", "timeout", "wraps")  # fmt: skip
 
     def __init__(
         self,
@@ -61,6 +67,9 @@ class Tool:
         *,
         timeout: float | None = None,
         requires: Mapping[str, Any] | None = None,
+        scopes: Collection[str] | None = None,
+        limit: str | None = None,
+        cost: float | None = None,
         annotations: ToolAnnotations | Mapping[str, Any] | None = None,
         **labels: Unpack[Labels],
     ) -> None:
@@ -68,11 +77,14 @@ class Tool:
         self.name = source.name
         self.read = source.read
         """``read(raw)``: the arguments of a call from their JSON; raises `ArgumentError`."""
-        self.run = source.run
+        self.scopes = frozenset(scopes or ())
+        self.run = checked(source.run, self.scopes)
         """``run(arguments, call)``: an awaitable of what `encode` takes."""
         self.parameters = source.parameters
         self.headers = source.headers
         self.timeout = timeout
+        self.limit = limit or ""
+        self.cost = 1.0 if cost is None else float(cost)
         self.requires: Mapping[str, Any] = requires or {}
         """Client capabilities without which a call is refused before it runs."""
         self.struct = source.struct

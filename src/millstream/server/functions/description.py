@@ -1,5 +1,6 @@
 """What tools, resources and prompts say about themselves, and the check of the options that decorators take."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any, TypedDict, cast
@@ -42,6 +43,16 @@ def _are_icons(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(each, Icon) for each in cast("Sequence[Any]", value))
 
 
+def _are_scopes(value: Any) -> bool:
+    return isinstance(value, list | tuple | set | frozenset) and all(
+        isinstance(each, str) and _SCOPE.fullmatch(each) for each in cast("Iterable[Any]", value)
+    )
+
+
+MAX_COST = 1_000_000
+_RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
+"""RFC 6749 §3.3, scope-token."""
 _TEXT = (_is_text, "a string")
 _NAMED = (_is_named, "a dict whose keys are strings")
 _SCHEMA = (is_object, "a JSON Schema as a dict")
@@ -53,6 +64,12 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "icons": (_are_icons, "a list of Icon"),
     "meta": _NAMED,
     "requires": _NAMED,
+    "limit": (
+        lambda value: isinstance(value, str) and bool(_RATE.fullmatch(value)),
+        "a number and a unit: 10/minute, 5/second",
+    ),
+    "cost": (lambda value: type(value) in (int, float) and 0 <= value <= MAX_COST, f"a number up to {MAX_COST}"),
+    "scopes": (_are_scopes, "a list of scopes, without blanks and quotes"),
     "annotations": (lambda value: isinstance(value, Struct) or _is_named(value), "an annotations object or a dict"),
     "timeout": (_is_time, "a number of seconds, or 0 for no limit"),
     "size": (_is_size, "a number of bytes"),

@@ -9,6 +9,7 @@ import msgspec
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.jsonrpc import encode
 from millstream.protocol.messages import CompleteRequestParams, Completion, Reference
+from millstream.server.calls.access import check_scopes
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
@@ -39,7 +40,7 @@ class CompletionHandlers:
     async def complete(self, call: Call) -> bytes:
         """Return values that begin as the person typed, from the registered function or else the parameter's type."""
         params = read(_decoder, call)
-        item, reference = self._find(params.ref)
+        item, reference = self._find(params.ref, call)
         if params.argument.name not in item.parameters:
             raise ProtocolError(INVALID_PARAMS, f"Unknown argument: {params.argument.name[:128]!r}")
         known = params.context.arguments if params.context is not None and call.revision.completion_context else {}
@@ -51,15 +52,17 @@ class CompletionHandlers:
         shown = values[:MAX_VALUES]
         return b'"completion":%b' % encode(Completion(shown, len(values), len(values) > len(shown)))
 
-    def _find(self, reference: Reference) -> tuple[Prompt | Template, str]:
+    def _find(self, reference: Reference, call: Call) -> tuple[Prompt | Template, str]:
         if reference.type == "ref/prompt":
             prompt = self._registry.prompts.get(reference.name)
             if prompt is not None:
+                check_scopes(call, prompt.scopes)
                 return prompt, reference.name
             raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {reference.name[:128]!r}")
         if reference.type == "ref/resource":
             template = self._registry.templates.get(reference.uri)
             if template is not None:
+                check_scopes(call, template.scopes)
                 return template, reference.uri
             raise ProtocolError(INVALID_PARAMS, f"Unknown resource template: {reference.uri[:256]!r}")
         raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type is ref/prompt or ref/resource")

@@ -15,12 +15,14 @@ from millstream.protocol.notifications import (
     ResourceUpdatedNotificationParams,
     SubscriptionsAcknowledgedNotificationParams,
 )
+from millstream.server.calls.access import granted
 from millstream.server.calls.call import Call
 from millstream.server.calls.changes import UPDATED, Change
 from millstream.server.calls.services import Services, principal_id
 from millstream.server.dispatch import Handler
 from millstream.server.features.registry import Registry
 from millstream.server.handlers.params import read
+from millstream.server.handlers.resources import find_readable
 from millstream.server.load import lighten
 
 MAX_URI_BYTES = 128 * 1024
@@ -75,7 +77,7 @@ class ListenHandlers:
 
     async def _serve(self, call: Call, wanted: SubscriptionFilter) -> bytes:
         mark = {SUBSCRIPTION_KEY: call.id}
-        honoured = self._honoured(wanted)
+        honoured = self._honoured(wanted, call)
         line = call.open_line()
         call.meta = dict(mark)
         acknowledgement = notification_message(
@@ -85,7 +87,7 @@ class ListenHandlers:
             await line.send(acknowledgement)
             return b""
         kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(honoured, f"{kind}_list_changed")}
-        uris = frozenset(wanted.resource_subscriptions)
+        uris = frozenset(honoured.resource_subscriptions)
         lists = {kind: notification_message(Change(kind).method, NotificationParams(mark)) for kind in kinds}
         over = asyncio.Event()
         early: list[bytes] | None = []
@@ -115,11 +117,18 @@ class ListenHandlers:
             self._services.endings.discard(over.set)
         return b""
 
-    def _honoured(self, wanted: SubscriptionFilter) -> SubscriptionFilter:
-        offers = self._registry.offers
+    def _honoured(self, wanted: SubscriptionFilter, call: Call) -> SubscriptionFilter:
+        offers, scopes = self._registry.offers, granted(call)
+        uris = wanted.resource_subscriptions if offers("resources") else []
+        if scopes is not None and self._registry.scopes:
+            uris = [uri for uri in uris if self._covers(scopes, uri)]
         return SubscriptionFilter(
             wanted.tools_list_changed and offers("tools"),
             wanted.prompts_list_changed and offers("prompts"),
             wanted.resources_list_changed and offers("resources"),
-            wanted.resource_subscriptions if offers("resources") else [],
+            uris,
         )
+
+    def _covers(self, scopes: frozenset[str], uri: str) -> bool:
+        readable, _ = find_readable(self._registry, uri)
+        return readable is None or readable.scopes <= scopes

@@ -9,6 +9,7 @@ from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.jsonrpc import encode
 from millstream.protocol.messages import GetPromptRequestParams
 from millstream.protocol.revisions import NEWEST
+from millstream.server.calls.access import check_scopes, granted
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
@@ -35,7 +36,7 @@ class PromptHandlers:
 
     async def list(self, call: Call) -> bytes:
         """One page of prompt descriptions."""
-        return self._registry.page("prompts", call.revision, read(page_decoder, call).cursor)
+        return self._registry.page("prompts", call.revision, read(page_decoder, call).cursor, granted(call))
 
     async def get(self, call: Call) -> bytes:
         """The messages of one prompt."""
@@ -43,6 +44,7 @@ class PromptHandlers:
         prompt = self._registry.prompts.get(params.name)
         if prompt is None:
             raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {params.name[:128]!r}")
+        check_scopes(call, prompt.scopes)
         call.name = params.name
         take_rounds(call, params)
         try:

@@ -7,6 +7,7 @@ import msgspec
 
 from millstream.protocol.errors import INVALID_PARAMS, INVALID_REQUEST, RESOURCE_NOT_FOUND, ProtocolError
 from millstream.protocol.messages import ReadResourceRequestParams, ResourceRequestParams
+from millstream.server.calls.access import check_scopes, granted
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.calls.sessions import Record, Session
@@ -48,18 +49,18 @@ class ResourceHandlers:
 
     async def list(self, call: Call) -> bytes:
         """One page of resources with a URI of their own."""
-        return self._registry.page("resources", call.revision, read(page_decoder, call).cursor)
+        return self._registry.page("resources", call.revision, read(page_decoder, call).cursor, granted(call))
 
     async def list_templates(self, call: Call) -> bytes:
         """One page of resource templates."""
-        return self._registry.page("templates", call.revision, read(page_decoder, call).cursor)
+        return self._registry.page("templates", call.revision, read(page_decoder, call).cursor, granted(call))
 
     async def read(self, call: Call) -> bytes:
         """Read one resource."""
         params = read(_read_decoder, call)
         call.name = params.uri
         take_rounds(call, params)
-        source, arguments = self._find(params.uri)
+        source, arguments = self._find(params.uri, call)
         value = await source.run(arguments, call)
         if value is None:
             raise _not_found(params.uri)
@@ -67,19 +68,15 @@ class ResourceHandlers:
         members = encode_contents(value, params.uri, source.mime_type, meta)
         return members + _HINTS if call.revision.result_type else members
 
-    def _find(self, uri: str) -> tuple[Resource | Template, Any]:
-        resource = self._registry.resources.get(uri)
-        if resource is not None:
-            return resource, resource.read({})
-        if len(uri) <= MAX_URI:
-            for template in self._registry.templates.values():
-                variables = template.template.match(uri)
-                if variables is not None:
-                    try:
-                        return template, template.read(variables)
-                    except ArgumentError as exc:
-                        raise ProtocolError(INVALID_PARAMS, f"Invalid resource URI: {exc}", {"uri": uri}) from exc
-        raise _not_found(uri)
+    def _find(self, uri: str, call: Call) -> tuple[Resource | Template, Any]:
+        found, variables = find_readable(self._registry, uri)
+        if found is None:
+            raise _not_found(uri)
+        check_scopes(call, found.scopes)
+        try:
+            return found, found.read(variables)
+        except ArgumentError as exc:
+            raise ProtocolError(INVALID_PARAMS, f"Invalid resource URI: {exc}", {"uri": uri}) from exc
 
     async def subscribe(self, call: Call) -> bytes:
         """Subscribe the session to changes of one resource."""
@@ -90,7 +87,7 @@ class ResourceHandlers:
                 return None
             if len(record.subscriptions) >= self._services.settings.max_subscriptions:
                 raise ProtocolError(INVALID_REQUEST, "Too many subscriptions in this session: unsubscribe from some")
-            self._find(uri)
+            self._find(uri, call)
             return msgspec.structs.replace(record, subscriptions=[*record.subscriptions, uri])
 
         await self._services.records.change(_session(call), add)
@@ -113,6 +110,17 @@ def _session(call: Call) -> Session:
     if call.session is None:
         raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session: initialize first, and send its id")
     return call.session
+
+
+def find_readable(registry: Registry, uri: str) -> tuple[Resource | Template | None, Mapping[str, Any]]:
+    """The resource or template of a URI, and what the URI says for the variables."""
+    resource = registry.resources.get(uri)
+    if resource is None and len(uri) <= MAX_URI:
+        for template in registry.templates.values():
+            variables = template.template.match(uri)
+            if variables is not None:
+                return template, variables
+    return resource, {}
 
 
 def _not_found(uri: str) -> ProtocolError:

@@ -10,6 +10,7 @@ from millstream.protocol.jsonrpc import encode
 from millstream.protocol.messages import CallToolRequestParams
 from millstream.protocol.metadata import declares
 from millstream.protocol.param_headers import check
+from millstream.server.calls.access import check_scopes, granted
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
@@ -38,7 +39,7 @@ class ToolHandlers:
 
     async def list(self, call: Call) -> bytes:
         """One page of tool descriptions."""
-        return self._registry.page("tools", call.revision, read(page_decoder, call).cursor)
+        return self._registry.page("tools", call.revision, read(page_decoder, call).cursor, granted(call))
 
     async def call(self, call: Call) -> bytes:
         """Run a tool. Calls that a transport has prepared skip this handler."""
@@ -65,6 +66,7 @@ class ToolHandlers:
         call.name = params.name if tool is not None else params.name[:128]
         if tool is None:
             raise ProtocolError(INVALID_PARAMS, f"Unknown tool: {call.name!r}")
+        check_scopes(call, tool.scopes)  # before the arguments are read: what is wrong with them says what is right
         if tool.requires and call.revision.handshake and not declares(call.client.capabilities, tool.requires):
             raise ToolError(f"This tool needs a client that declares: {', '.join(tool.requires)}.")
         take_rounds(call, params)

@@ -39,6 +39,7 @@ from millstream.protocol.errors import (
 )
 from millstream.protocol.jsonrpc import RequestId, check_text, encode, require_json
 from millstream.protocol.revisions import NEWEST, NEWEST_HANDSHAKE, Revision
+from millstream.server.calls.access import scopes_of
 from millstream.server.calls.call import Call
 from millstream.server.dispatch import Dispatcher, Outcome
 from millstream.server.features.tools import Tool
@@ -48,6 +49,8 @@ from millstream.transports.rest import openapi
 from millstream.transports.silent import silent_call
 
 TOOLS_PATH = openapi.TOOLS_PATH
+_MAX_DESCRIBED = 64
+"""Documents that are kept: of mount points, and of callers who see different tools."""
 
 _FORM = b"application/x-www-form-urlencoded"
 _BROWSER = (b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest", b"sec-fetch-user")
@@ -94,7 +97,7 @@ _decode_content = msgspec.json.Decoder(list[_Content]).decode
 class RestRoutes:
     """The handlers: `list_tools` and `call_tool` of the dialect, `run_tool` and `describe` of plain REST."""
 
-    __slots__ = ("_described", "_described_from", "_dispatcher", "_max_depth", "_note", "_registry")  # fmt: skip
+    __slots__ = ("_described", "_dispatcher", "_max_depth", "_note", "_registry")  # fmt: skip
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         # Configuration
@@ -104,9 +107,10 @@ class RestRoutes:
         self._note = dispatcher.services.note
         self._max_depth = settings.max_depth
         # Prepared
-        self._described: dict[str, _Described] = {}
-        self._described_from = b""
-        """The list of tools that the documents were made from; the registry gives the same object until it changes."""
+        self._described: dict[tuple[str, frozenset[str] | None], tuple[bytes, _Described]] = {}
+        """(mount point, scopes that make a difference) -> the list of tools that a document was made from, and the
+        document. The registry gives the same object for a list until it changes.
+        """
 
     # The dialect
 
@@ -145,7 +149,8 @@ class RestRoutes:
         if error is not None:
             members = {"code": error.code, "message": error.message, "data": error.data}
             said = encode({name: value for name, value in members.items() if value is not None})
-            return Response(b'{"jsonrpc":"2.0",%b"error":%b}' % (mark, said))
+            body = b'{"jsonrpc":"2.0",%b"error":%b}' % (mark, said)
+            return Response(body, error.status, JSON_HEAD + error.head) if error.head else Response(body)
         return Response(b'{"jsonrpc":"2.0",%b"result":%b}' % (mark, outcome.result))
 
     @staticmethod
@@ -176,9 +181,9 @@ class RestRoutes:
         """`POST /tools/{name}`: the body is the arguments, the reply is the structured result."""
         root, name = request.root_path, request.path.removeprefix(TOOLS_PATH)
 
-        def refuse(kind: Kind, detail: str, status: int = 0) -> Response:
+        def refuse(kind: Kind, detail: str, head: bytes = b"") -> Response:
             self._note("tools/call", "rest", status=kind.slug, target=name, principal=request.principal)
-            return problem(kind, detail, root_path=root, status=status)
+            return problem(kind, detail, root_path=root, head=head)
 
         if self._dispatcher.load.full(request.owner):
             return refuse(BUSY, "Too many calls are running. Try again later.")
@@ -187,6 +192,10 @@ class RestRoutes:
         tool = self._registry.tools.get(name)
         if tool is None:
             return refuse(UNKNOWN_TOOL, f"There is no tool {name[:128]!r}.")
+        scopes = scopes_of(request.principal)
+        if scopes is not None and not tool.scopes <= scopes:
+            lacking = self._dispatcher.services.lacking(tool.scopes)
+            return refuse(REFUSED, lacking.message, head=lacking.head)
         if tool.requires:
             return refuse(NEEDS_ANSWERS, f"The tool needs {', '.join(tool.requires)} of its client.")
         try:
@@ -207,19 +216,21 @@ class RestRoutes:
     async def describe(self, request: Request) -> Response:
         """`GET /openapi.json`, made when somebody first asks, and again when the tools have changed."""
         root = request.root_path
-        page = self._registry.page("tools", NEWEST, None)
-        if page is not self._described_from:
-            self._described.clear()
-            self._described_from = page
-        found = self._described.get(root)
-        if found is None:
+        scopes = scopes_of(request.principal)
+        page = self._registry.page("tools", NEWEST, None, scopes)
+        key = (root, self._registry.distinct("tools", scopes))
+        made_from, found = self._described.get(key, (b"", None))
+        if found is None or made_from is not page:
+            if len(self._described) >= _MAX_DESCRIBED:
+                self._described.clear()
             body = openapi.document(
-                self._registry.tools.values(),
+                self._registry.visible("tools", scopes).values(),
                 self._dispatcher.info,
                 instructions=self._dispatcher.instructions,
                 root_path=root,
             )
-            found = self._described[root] = _Described.of(body)
+            found = _Described.of(body)
+            self._described[key] = (page, found)
         known = request.headers.get(b"if-none-match", b"")
         return found.unchanged if found.tag in known else found.whole
 
@@ -297,5 +308,5 @@ def _rest_error(outcome: Outcome, error: ProtocolError, root: str) -> Response:
     if outcome.incident:
         return problem(INTERNAL, error.message, root_path=root, incident=outcome.incident)
     if error.status >= 400:
-        return problem(REFUSED, error.message, root_path=root, status=error.status)
+        return problem(REFUSED, error.message, root_path=root, status=error.status, head=error.head)
     return problem(TOOL_ERROR, error.message, root_path=root)

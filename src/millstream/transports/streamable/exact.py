@@ -73,7 +73,7 @@ def _refuse(exchange: Exchange, message: Envelope | None, exc: ProtocolError) ->
     exchange.endpoint.services.note(method, "http", status=str(exc.code))
     if exc.status == 503:
         return refused(exc, request_id)
-    return exchange.reply(error_message(request_id, exc.code, exc.message, exc.data), exc.status)
+    return exchange.reply(error_message(request_id, exc.code, exc.message, exc.data), exc.status, exc.head)
 
 
 def _describes_itself(exchange: Exchange, message: Envelope) -> bool:

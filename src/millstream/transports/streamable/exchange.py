@@ -55,15 +55,16 @@ async def finish(call: Call, body: bytes) -> Response | None:
         return None
     if not body:
         return EMPTY_STREAM
-    return Response(body, _status(call))
+    error = call.failure.error if call.failure is not None else None
+    return Response(body, _status(call), JSON_HEAD + error.head if error is not None else JSON_HEAD)
 
 
 def _status(call: Call) -> int:
-    """The HTTP status of a call's answer; in the handshake era errors of a method are 200."""
-    failure = call.failure
-    if failure is None or failure.error is None or not call.revision.result_type:
+    """The HTTP status of a call's answer; in the handshake era errors of a method are 200, unless they have a head."""
+    error = call.failure.error if call.failure is not None else None
+    if error is None or not (call.revision.result_type or error.head):
         return 200
-    return failure.error.status
+    return error.status
 
 
 class Exchange:

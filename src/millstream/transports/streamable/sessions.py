@@ -95,7 +95,7 @@ class HttpSessions:
         session, principal_hash, expires_at = known
         services = self._services
         if (
-            ((principal_hash or principal is not None) and hash_principal(principal) != principal_hash)
+            (b"" if principal is None else principal.bound) != principal_hash
             or session.id in services.records.known
             or expires_at <= services.clock()
         ):

@@ -184,8 +184,9 @@ class Dialect:
         error = projection.error(exc, NEWEST_HANDSHAKE)
         return self._fail(id, error.code, error.message)
 
-    def _fail(self, id: Raw, code: int, message: str, **about: Any) -> int:
-        self._reply(id, "error", **about, error={"code": code, "message": message})
+    def _fail(self, id: Raw, code: int, message: str, data: Any = None, **about: Any) -> int:
+        error = {"code": code, "message": message} if data is None else {"code": code, "message": message, "data": data}
+        self._reply(id, "error", **about, error=error)
         return code
 
     def _note(self, head: _Head, code: int) -> None:
@@ -225,7 +226,7 @@ class Dialect:
     async def _call(self, call: Call, tool: str, id: Raw) -> None:
         outcome = await self._dispatcher.outcome(call)
         if outcome.error is not None:
-            self._fail(id, outcome.error.code, outcome.error.message, tool=tool)
+            self._fail(id, outcome.error.code, outcome.error.message, outcome.error.data, tool=tool)
         elif outcome.result:
             self._reply(id, "mcp_result", tool=tool, result=Raw(outcome.result))
 

@@ -19,12 +19,16 @@ from millstream.http.websocket.direct import EXTENSION, DirectSocket, Wire
 from millstream.http.websocket.queued import QueuedSocket
 from millstream.http.websocket.socket import GOING_AWAY, INTERNAL, TOO_BIG, UNSUPPORTED_DATA, Socket
 from millstream.hub import Hub
+from millstream.protocol.principal import Principal
 from millstream.server.calls.services import principal_id
 from millstream.server.dispatch import Dispatcher
-from millstream.transports.authenticate import Guard
 from millstream.transports.connection import Connection
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.websocket.dialect import Dialect, Peer
+
+Authenticate = Callable[[Request], Awaitable[Principal | Response | None]]
+"""Who asks: the caller, None for an anonymous one, or the reply that refuses the handshake."""
+MayPublish = Callable[[Principal | None, str, Mapping[bytes, bytes]], bool]
 
 SUBPROTOCOL = "mcp"
 _NOTIFICATION = b'{"jsonrpc":"2.0","method"'
@@ -47,8 +51,8 @@ class WebSocketRoute:
         policy: HostPolicy,
         streams: OpenStreams,
         *,
-        guard: Guard | None = None,
-        may_publish: Callable[[str, Mapping[bytes, bytes]], bool] = lambda address, headers: True,
+        guard: Authenticate | None = None,
+        may_publish: MayPublish = lambda principal, address, headers: True,
     ) -> None:
         # Configuration
         self._dispatcher = dispatcher
@@ -58,7 +62,7 @@ class WebSocketRoute:
         self._streams = streams
         self._guard = guard
         self.may_publish = may_publish
-        """Whether the dialect takes ``publish`` from an address, whose handshake had these headers."""
+        """Whether the dialect takes ``publish`` from a caller at an address, whose handshake had these headers."""
         # Process
         self._sockets: dict[Socket, asyncio.Task[Any] | None] = {}
         self._stopping = False
@@ -119,7 +123,7 @@ class WebSocketRoute:
             principal = found
         if self._stopping or self._streams.full(principal_id(principal)):
             return _BUSY
-        return Peer(address, headers, principal, self.may_publish(address, headers))
+        return Peer(address, headers, principal, self.may_publish(principal, address, headers))
 
     def _outbox(self, scope: Scope, send: Send) -> Socket:
         """What carries the messages out: straight to the transport, where the server is ours and shows it."""

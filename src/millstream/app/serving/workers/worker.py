@@ -15,6 +15,7 @@ from millstream.app.runtimes import Application, Runtimes
 from millstream.app.serving.errors import CommandError, check_key
 from millstream.app.serving.facts import facts
 from millstream.app.serving.leaving import LINGER, Leaving
+from millstream.app.serving.public import check_public
 from millstream.app.serving.stopping import INTERRUPTED
 from millstream.app.serving.uvicorn_server import AFTER_DRAIN, Accept, serve
 from millstream.app.serving.workers.messages import Drain, Force, Left, Ready, Roster, ToWorker
@@ -35,6 +36,7 @@ def serve_worker(place: Place, application: Application) -> None:
     place.mark_logs()
     with place.reporting():
         check_key(definition.settings)
+        check_public(definition, hello.host)
         secrets = load_secrets(definition.settings.key)
         if secrets.source == "process":
             definition.configure(key=hello.key)

@@ -1,0 +1,24 @@
+"""A server whose callers can't ask as often as they like."""
+
+from millstream import Server, Settings
+
+# region: server
+mcp = Server("search", settings=Settings.load(limit_calls="60/minute"))
+
+
+@mcp.tool(limit="2/minute")
+async def crawl(url: str) -> str:
+    """Fetch a whole site."""
+    return f"fetched {url}"
+
+
+@mcp.tool(cost=10)
+async def summarize(text: str) -> str:
+    """Summarize a text, which counts as ten calls."""
+    return text[:80]
+
+
+# endregion
+
+if __name__ == "__main__":
+    mcp.run()

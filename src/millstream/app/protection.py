@@ -1,0 +1,109 @@
+"""Which paths stand behind the guard, and which are open.
+
+Every path stands behind it, but for those that are open by name. Where nobody signs in, what is nobody else's business
+answers on the server's own machine only (`here_only`).
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from millstream.app.here_only import HereOnly
+from millstream.http.hosts import EXEMPT
+from millstream.http.message import Handler
+from millstream.protocol.principal import Principal
+from millstream.server.calls.services import Services
+
+if TYPE_CHECKING:
+    from millstream.app.definition import Definition
+    from millstream.auth.guard import Guard
+
+WATCH = "millstream:watch"
+"""The scope for the figures of the server: the dashboard, what it reads, and metrics."""
+PUBLISH = "millstream:publish"
+"""The scope for publishing from outside, where no hook says who may publish."""
+
+
+_PRIVATE = {
+    "/publish": PUBLISH,
+    "/dashboard": WATCH,
+    "/dashboard/events": WATCH,
+    "/metrics": WATCH,
+    "/chat": "",
+    "/chat/members": "",
+    "/inspect": "",
+}
+"""Path -> the scope that it takes. Where nobody signs in, these answer on this machine only."""
+Paths = Mapping[str, Mapping[str, Handler]]
+"""Path -> handlers by method."""
+_NOTED = {"/publish": "hub/publish"}
+"""What a refused request would have been, for those who log messages."""
+_OPEN = ("/assets/", "/.well-known/oauth-", "/sign-in", "/sign-out")
+"""What anybody may have: how the pages look, where to get a token, and the form to sign in."""
+
+
+class Protection:
+    """Puts every path of a running server behind what it takes."""
+
+    __slots__ = ("_guard", "_here_only", "_hooked", "own")
+
+    def __init__(self, guard: "Guard | None", here_only: HereOnly, *, hooked: bool, own: Paths) -> None:
+        """Prepare it.
+
+        Args:
+            guard: in front of every path, where callers sign in.
+            here_only: in front of some, where nobody does.
+            hooked: the program says who may publish, so that no scope is needed for it.
+            own: the paths by which callers sign in.
+        """
+        self.own = own
+        self._guard = guard
+        self._here_only = here_only
+        self._hooked = hooked
+
+    def protect(self, path: str, handlers: Mapping[str, Handler]) -> Mapping[str, Handler]:
+        """The handlers of a path, or of those that begin so, behind what it takes."""
+        if path in EXEMPT or path.startswith(_OPEN):
+            return handlers
+        guard, private = self._guard, _PRIVATE.get(path)
+        if guard is not None:
+            scope = "" if private == PUBLISH and self._hooked else private or ""
+            return {method: guard.protect(handler, scope=scope) for method, handler in handlers.items()}
+        if private is None:
+            return handlers
+        message = _NOTED.get(path, "")
+        return {method: self._here_only.guard(handler, message=message) for method, handler in handlers.items()}
+
+    def may_publish(self, principal: Principal | None, address: str, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether somebody may publish on a socket, where the hub's own rules allow it."""
+        if self._guard is None:
+            return self._here_only.allows(address, headers)
+        return self._hooked or (principal is not None and principal.has((PUBLISH,)))
+
+
+def own_paths(guard: "Guard | None", definition: "Definition", services: Services) -> Paths:
+    """The paths by which callers sign in."""
+    if guard is None:
+        return {}
+    own = {path: {"GET": handler} for path, handler in _metadata(guard, definition).items()}
+    return own if "rest" not in definition.parts else {**own, **_sign_in(guard, definition, services)}
+
+
+def _metadata(guard: "Guard", definition: "Definition") -> Mapping[str, Handler]:
+    """Where to get a token; none where no authorization server gives any."""
+    if not any(each.issuers for each in guard.methods):
+        return {}
+    from millstream.auth import ask_issuer  # noqa: PLC0415
+    from millstream.auth.resource import ResourceMetadata  # noqa: PLC0415
+
+    name, registry = definition.info.title or definition.name, definition.registry
+    return ResourceMetadata(guard.methods, name, lambda: registry.scopes, ask_issuer).paths(definition.settings.path)
+
+
+def _sign_in(guard: "Guard", definition: "Definition", services: Services) -> Paths:
+    """Where people sign in to the pages."""
+    from millstream.auth.sign_in import OUT_PATH, PATH, SignIn  # noqa: PLC0415
+
+    pages = {"/docs", "/dashboard", "/chat", "/inspect"} if "web" in definition.parts else {"/docs"}
+    sign_in = SignIn(guard, pages, lambda: services.ring, services.nonce)
+    guard.ambient, guard.challenges.form = sign_in.ambient, sign_in.page
+    return {PATH: {"GET": sign_in.show, "POST": sign_in.take}, OUT_PATH: {"POST": sign_in.leave}}

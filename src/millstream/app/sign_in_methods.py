@@ -1,0 +1,70 @@
+"""The ways to sign in that the program and the settings name, put together as one guard.
+
+A server without any imports nothing of `millstream.auth`.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from millstream.config import Settings
+
+if TYPE_CHECKING:
+    from millstream.auth.guard import Guard
+    from millstream.auth.method import Method
+
+
+def given_methods(auth: "Method | Sequence[Method] | None") -> "tuple[Method, ...]":
+    """What ``Server(auth=…)`` was given, as a tuple.
+
+    Raises:
+        TypeError: it is none of what `millstream.auth` makes. A list without any would protect nothing.
+    """
+    if auth is None:
+        return ()
+    methods = tuple(auth) if isinstance(auth, Sequence) else (auth,)
+    if not methods:
+        raise TypeError("auth=[] protects nothing. Leave it out, or name a method, such as auth.keys(…).")
+    for each in methods:
+        if not hasattr(each, "identify"):
+            raise TypeError(f"auth takes what millstream.auth makes, such as auth.keys(…), not {each!r}")
+    return methods
+
+
+def is_protected(methods: "Sequence[Method]", settings: Settings) -> bool:
+    """Whether callers have to sign in."""
+    return bool(methods or settings.auth_key or settings.auth_keys)
+
+
+def all_methods(given: "Sequence[Method]", settings: Settings) -> "list[Method]":
+    """The methods of the program, then the keys of the settings.
+
+    Raises:
+        LocalError, ValueError: a key or a key file cannot be used.
+    """
+    methods = list(given)
+    if settings.auth_key or settings.auth_keys:
+        from millstream import auth  # noqa: PLC0415  only where somebody has to sign in
+
+        methods.append(auth.keys(*([settings.auth_key] if settings.auth_key else []), file=settings.auth_keys))
+    return methods
+
+
+def make_guard(given: "Sequence[Method]", settings: Settings) -> "Guard | None":
+    """The guard of a server; None where nobody has to sign in.
+
+    Raises:
+        LocalError, ValueError: a key or a key file cannot be used.
+    """
+    if not is_protected(given, settings):
+        return None
+    from millstream.auth.challenge import Challenges  # noqa: PLC0415  only where somebody has to sign in
+    from millstream.auth.guard import Guard  # noqa: PLC0415
+
+    methods = all_methods(given, settings)
+    resources = [each.resource for each in methods if each.resource]
+    challenges = Challenges(
+        resource=resources[0] if resources else "",
+        oauth=any(each.issuers for each in methods),
+        scopes=[scope for each in methods for scope in each.scopes],
+    )
+    return Guard(methods, challenges)

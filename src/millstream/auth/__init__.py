@@ -1,0 +1,196 @@
+"""Who asks: ``Server(auth=auth.keys(…))``, and the other ways to sign in. A list combines them.
+
+Each function makes a method (`auth.method`), and loads what that needs; a server without ``auth`` loads none of it.
+"""
+
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from millstream.protocol.principal import EVERYTHING
+
+if TYPE_CHECKING:
+    from millstream.auth.claims import Rules
+    from millstream.auth.method import Method
+    from millstream.http.outbound import Fetched
+
+__all__ = ["introspected", "jwt", "keys", "oidc"]
+
+
+def keys(
+    *given: str, named: "Mapping[str, str | tuple[str, Collection[str]]] | None" = None, file: str | Path = ""
+) -> "Method":
+    """API keys, sent as ``Authorization: Bearer KEY``.
+
+    Args:
+        given: keys whose holder may do everything; read them from the environment, not from the program's text.
+        named: name -> key, or -> key and scopes. The name is the principal's `subject`.
+        file: a file that ``millstream keys`` looks after. What is added or revoked there counts at once.
+
+    Raises:
+        ValueError: no key at all, an empty one, or a name or scope that cannot be.
+        LocalError: the file cannot be used.
+    """
+    from millstream.auth.api_keys import KeyMethod  # noqa: PLC0415
+    from millstream.auth.key_file import KeyFile, StoredKey, check_name, check_scopes, digest_of  # noqa: PLC0415
+
+    if not (given or named or file):
+        raise ValueError("auth.keys() needs a key, or the file that has them: auth.keys(file='keys.json')")
+    wanted: list[tuple[str, str, Collection[str]]] = [("key", each, (EVERYTHING,)) for each in given]
+    for name, value in (named or {}).items():
+        key, scopes = (value, ()) if isinstance(value, str) else value
+        wanted.append((check_name(name), key, scopes))
+    for name, key, _ in wanted:
+        if not key.strip() or not key.isascii() or not key.isprintable() or " " in key:
+            raise ValueError(f"The key {name!r} is empty, or has blanks or characters that a header can't hold.")
+    now = time.time()
+    stored = tuple(StoredKey(name, digest_of(key), now, check_scopes(tuple(scopes))) for name, key, scopes in wanted)
+    return KeyMethod(stored, KeyFile(Path(file)) if file else None)
+
+
+def jwt(
+    *,
+    issuer: str,
+    audience: str,
+    jwks: "str | Mapping[str, Any]" = "",
+    secret: str = "",
+    algorithms: Collection[str] = (),
+    scopes: Collection[str] = (),
+    implied: Mapping[str, Collection[str]] | None = None,
+) -> "Method":
+    """Signed tokens (JSON Web Tokens) of an issuer.
+
+    Args:
+        issuer: its exact name, the claim ``iss``.
+        audience: this server's own URL, as clients know it: ``https://mcp.example.com/mcp``. A token for another server
+            doesn't count, nor does one for a URL that merely begins alike.
+        jwks: the URL of the issuer's public keys, or the keys themselves as a set.
+        secret: a secret shared with the issuer, of at least 32 bytes, instead of public keys.
+        algorithms: which signatures count; by default all asymmetric ones, or HS256 with a secret.
+        scopes: what everybody needs who gets in.
+        implied: scope -> further scopes that it includes.
+
+    Raises:
+        ValueError: something is missing, or can't be.
+        ImportError: the extra is not installed: ``pip install 'millstream[auth]'``.
+    """
+    from millstream.auth.jose import ASYMMETRIC, read_keys, shared_secret  # noqa: PLC0415
+    from millstream.auth.key_sets import FetchedKeys, GivenKeys  # noqa: PLC0415
+    from millstream.auth.tokens import TokenMethod  # noqa: PLC0415
+    from millstream.http.outbound import check_url  # noqa: PLC0415
+
+    if bool(jwks) == bool(secret):
+        raise ValueError("auth.jwt() needs either the issuer's keys, jwks=, or a shared secret, secret=")
+    allowed = tuple(algorithms) or (("HS256",) if secret else ASYMMETRIC)
+    possible = ("HS256", "HS384", "HS512") if secret else ASYMMETRIC
+    if unknown := [each for each in allowed if each not in possible]:
+        raise ValueError(f"The algorithm {unknown[0]!r} isn't possible here: use some of {', '.join(possible)}")
+    keys: GivenKeys | FetchedKeys
+    if secret:
+        keys = GivenKeys([shared_secret(secret)])
+    elif isinstance(jwks, str):
+        url = check_url(jwks).geturl()
+
+        async def where() -> str:
+            return url
+
+        keys = FetchedKeys(where, ask_issuer)
+    else:
+        keys = GivenKeys(read_keys(jwks))
+    return TokenMethod(_rules(issuer, audience, scopes, implied), keys, algorithms=allowed, scopes=scopes)
+
+
+def oidc(
+    issuer: str,
+    *,
+    audience: str,
+    algorithms: Collection[str] = (),
+    scopes: Collection[str] = (),
+    implied: Mapping[str, Collection[str]] | None = None,
+) -> "Method":
+    """Signed tokens of an issuer that says by itself where its keys are (OpenID Connect Discovery, RFC 8414).
+
+    Arguments and errors are those of `jwt`.
+    """
+    from millstream.auth.discovery import Discovery  # noqa: PLC0415
+    from millstream.auth.jose import ASYMMETRIC  # noqa: PLC0415
+    from millstream.auth.key_sets import FetchedKeys  # noqa: PLC0415
+    from millstream.auth.tokens import TokenMethod  # noqa: PLC0415
+
+    rules = _rules(issuer, audience, scopes, implied)
+    keys = FetchedKeys(Discovery(issuer, ask_issuer).keys_url, ask_issuer)
+    return TokenMethod(rules, keys, algorithms=tuple(algorithms) or ASYMMETRIC, scopes=scopes)
+
+
+def introspected(
+    *,
+    issuer: str,
+    audience: str,
+    endpoint: str,
+    client: str,
+    secret: str,
+    scopes: Collection[str] = (),
+    implied: Mapping[str, Collection[str]] | None = None,
+) -> "Method":
+    """Tokens that only their issuer can read: its introspection endpoint is asked (RFC 7662).
+
+    Args:
+        issuer: its exact name.
+        audience: as for `jwt`; the endpoint has to name it.
+        endpoint: where to ask.
+        client: by which name this server signs in there.
+        secret: and with what.
+        scopes: as for `jwt`.
+        implied: as for `jwt`.
+
+    Raises:
+        ValueError: something is missing, or can't be.
+    """
+    from millstream.auth.introspection import IntrospectedMethod  # noqa: PLC0415
+    from millstream.http.outbound import check_url, fetch  # noqa: PLC0415
+
+    url = check_url(endpoint).geturl()
+    if not (client and secret):
+        raise ValueError("auth.introspected() needs the client and the secret by which it signs in at the endpoint")
+
+    async def post(form: bytes, authorization: str) -> "Fetched":
+        return await fetch(url, form=form, headers={"authorization": authorization}, judge=_anywhere)
+
+    rules = _rules(issuer, audience, scopes, implied, believed=30.0)
+    return IntrospectedMethod(rules, post, client=client, secret=secret, scopes=scopes)
+
+
+def _rules(
+    issuer: str,
+    audience: str,
+    scopes: Collection[str],
+    implied: Mapping[str, Collection[str]] | None,
+    *,
+    believed: float = 60.0,
+) -> "Rules":
+    from millstream.auth.claims import Rules  # noqa: PLC0415
+    from millstream.auth.key_file import check_scopes  # noqa: PLC0415
+    from millstream.http.outbound import check_url  # noqa: PLC0415
+
+    check_url(issuer)
+    parts = urlsplit(audience)
+    if not audience or parts.fragment or " " in audience or not audience.isprintable() or '"' in audience:
+        raise ValueError("audience is this server's own URL, such as https://mcp.example.com/mcp, without a fragment")
+    if isinstance(scopes, str):
+        raise TypeError(f"scopes is a list: [{scopes!r}]")
+    check_scopes(tuple(scopes))
+    return Rules(issuer, audience, dict(implied or {}), believed)
+
+
+def _anywhere(address: str) -> bool:
+    """The operator wrote the issuer's URL, which may well be in the operator's own network."""
+    return True
+
+
+async def ask_issuer(url: str) -> "Fetched":
+    """Fetch what an issuer says, wherever it is: the operator has named it."""
+    from millstream.http.outbound import fetch  # noqa: PLC0415
+
+    return await fetch(url, judge=_anywhere)

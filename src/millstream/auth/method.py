@@ -1,0 +1,53 @@
+"""A way to tell who a credential belongs to: keys, signed tokens, an introspection endpoint.
+
+A method knows one kind of credential and nothing of HTTP. The guard asks the methods of a server in their order, and
+keeps what they found.
+"""
+
+from typing import Protocol
+
+from msgspec import Struct
+
+from millstream.protocol.principal import Principal
+
+
+class Identity(Struct, frozen=True):
+    """Whom a credential belongs to."""
+
+    principal: Principal
+    seconds: float
+    """For how long that may be believed without asking the method again."""
+
+
+class Unavailable(Exception):
+    """A method cannot tell now: what it needs for that does not answer. The caller may try again."""
+
+
+class Method(Protocol):
+    """One kind of credential."""
+
+    resource: str
+    """The URL that tokens of this kind are for; empty for a kind that anybody can use anywhere."""
+    issuers: tuple[str, ...]
+    """The authorization servers whose tokens these are; empty where there is none to send a client to."""
+    scopes: tuple[str, ...]
+    """Scopes without which nobody gets in."""
+
+    async def identify(self, credential: str) -> Identity | None:
+        """Whom a credential belongs to; None for one that is not valid here, for whatever reason.
+
+        Raises:
+            Unavailable: nobody can say now.
+        """
+        ...
+
+    def holds(self, id: str) -> bool:
+        """Whether somebody with this `Principal.id` may still have a credential: the streams of others are ended."""
+        ...
+
+    def epoch(self) -> int:
+        """A number that changes when something may have been taken back: what was found before has to be asked again.
+
+        Asked once a second by every guard that has this method; it may look at a file for that.
+        """
+        ...

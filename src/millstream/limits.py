@@ -1,0 +1,122 @@
+"""How often something may happen: GCRA, the generic cell rate algorithm, with one number for each key.
+
+The number is the time at which the key's allowance is whole again. Something is allowed while that time is not too far
+ahead, which permits a burst, refills evenly, and says exactly how long to wait. Decisions are local to one worker.
+Nothing here knows who is limited, or why.
+"""
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
+from math import ceil
+from time import monotonic
+
+from msgspec import Struct
+
+_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+_RATE = re.compile(r"([1-9][0-9]{0,8}) ?/ ?(second|minute|hour|day)")
+_NEIGHBOURS = 64
+"""Bits of an IPv6 address that name a customer; the rest is theirs to choose."""
+
+
+class Rate(Struct, frozen=True):
+    """So many in so many seconds, all of them at once if need be."""
+
+    count: int
+    seconds: int
+
+    @classmethod
+    def of(cls, text: str) -> "Rate":
+        """Read ``100/minute``; the units are second, minute, hour and day.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        match = _RATE.fullmatch(text.strip())
+        if match is None:
+            raise ValueError(f"{text!r} is not a rate. Write a number and a unit, such as 100/minute or 5/second.")
+        return cls(int(match[1]), _UNITS[match[2]])
+
+
+class Limiter:
+    """One rate, for every key by itself. For one event loop."""
+
+    __slots__ = ("_clock", "_each", "_max_keys", "_whole_at", "name", "rate")
+
+    def __init__(
+        self, name: str, rate: Rate, *, clock: Callable[[], float] = monotonic, max_keys: int = 100_000
+    ) -> None:
+        # Configuration
+        self.name = name
+        self.rate = rate
+        self._each = rate.seconds / rate.count
+        self._clock = clock
+        self._max_keys = max_keys
+        # Process
+        self._whole_at: dict[str, float] = {}
+        """Key -> when its allowance is whole again; in the order of first use."""
+
+    def __len__(self) -> int:
+        return len(self._whole_at)
+
+    def wait(self, key: str, cost: float = 1.0) -> float:
+        """Seconds until a key may have this much; 0 when it may now. Takes nothing."""
+        now = self._clock()
+        whole_at = self._whole_at.get(key, now)
+        return max(0.0, whole_at - now - (self.rate.seconds - self._each * min(cost, self.rate.count)))
+
+    def take(self, key: str, cost: float = 1.0) -> float:
+        """Take from a key's allowance, if it is enough; else take nothing, and give the seconds until it will be."""
+        missing = self.wait(key, cost)
+        if missing > 0:
+            return missing
+        now = self._clock()
+        if key not in self._whole_at and len(self._whole_at) >= self._max_keys:
+            self._forget(now)
+        self._whole_at[key] = max(now, self._whole_at.get(key, now)) + self._each * cost
+        return 0.0
+
+    def left(self, key: str) -> int:
+        """How many a key may still have now."""
+        now = self._clock()
+        return int((self.rate.seconds - max(0.0, self._whole_at.get(key, now) - now)) / self._each + 1e-9)
+
+    def _forget(self, now: float) -> None:
+        """Make room: those whose allowance is whole need no entry; of the rest, the older half goes."""
+        kept = {key: at for key, at in self._whole_at.items() if at > now}
+        if len(kept) >= self._max_keys:
+            kept = dict(list(kept.items())[len(kept) // 2 :])
+        self._whole_at = kept
+
+
+def told(limiter: Limiter, key: str, wait: float) -> bytes:
+    """Header lines that tell a caller what its limit is and when to come back.
+
+    https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/ and RFC 9110 §10.2.3.
+    """
+    name, seconds = limiter.name.encode(), max(1, ceil(wait))
+    return b'retry-after: %d\r\nratelimit-policy: "%b";q=%d;w=%d\r\nratelimit: "%b";r=%d;t=%d\r\n' % (
+        seconds,
+        name,
+        limiter.rate.count,
+        limiter.rate.seconds,
+        name,
+        limiter.left(key),
+        seconds,
+    )
+
+
+@lru_cache(maxsize=4096)
+def neighbourhood(address: str) -> str:
+    """What counts as one address: of IPv6 the network of one customer, since its owner has all addresses in it."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    if not isinstance(parsed, IPv6Address):
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    network = int(parsed) >> (128 - _NEIGHBOURS) << (128 - _NEIGHBOURS)
+    return f"{IPv6Address(network)}/{_NEIGHBOURS}"

@@ -1,0 +1,161 @@
+"""The audit log: what stands in it, and that nobody changes it unnoticed."""
+
+import json
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from auth_world import ALICE, BOB, guarded, make_server
+from millstream.protocol.errors import LocalError
+from millstream.telemetry.audit import START, AuditLog, Broken, Entry, verify
+from patience import WAIT
+from wire import request
+
+
+def written(path: Path, *methods: str) -> AuditLog:
+    """A log with some lines, closed."""
+    log = AuditLog(path)
+    for method in methods:
+        log.write(Entry("2026-01-01T00:00:00.000Z", method))
+    log.close()
+    return log
+
+
+async def test_every_call_and_every_refused_credential_has_a_line_with_who_and_what_came_of_it(tmp_path: Path) -> None:
+    """On every transport; arguments, results and credentials are not in it."""
+    path = tmp_path / "audit.jsonl"
+    async with guarded(make_server(audit_log=str(path))) as world:
+        await world.call(ALICE, "order", {"isbn": "9780261103573"})
+        await world.call(BOB, "order", {"isbn": "1"})
+        await world.post("wrong-key", request("tools/list"))
+        await world.ask(BOB, "POST", "/tools/who", b"{}", content_type="application/json")
+        async with world.socket(ALICE) as socket:
+            await socket.recv()
+            await socket.send('{"type":"mcp_call","tool":"who"}')
+            await socket.recv()
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    names = {"subject": "", "method": "", "target": "", "outcome": "ok", "transport": ""}
+    told = [tuple(each.get(name, default) for name, default in names.items()) for each in lines]
+    assert told == [
+        ("alice", "tools/call", "order", "ok", "http"),
+        ("bob", "tools/call", "order", "-31403", "http"),
+        ("", "sign-in", "", "refused", ""),
+        ("bob", "tools/call", "who", "ok", "rest"),
+        ("alice", "tools/call", "who", "ok", "websocket"),
+    ]
+    assert all(each["address"] == "127.0.0.1" for each in lines)
+    text = path.read_text("utf-8")
+    assert not any(secret in text for secret in (ALICE, BOB, "wrong-key", "9780261103573"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert verify(path) == (5, lines[-1]["hash"])
+
+
+def test_a_log_is_continued_after_a_restart(tmp_path: Path) -> None:
+    """One chain."""
+    path = tmp_path / "a"
+    assert written(path).hash == START
+    first = written(path, "a", "b")
+    second = written(path, "c")
+    assert (second.seq, verify(path)) == (3, (3, second.hash))
+    assert first.hash in path.read_text("utf-8").splitlines()[2]
+
+
+def test_a_second_process_writes_beside_the_first(tmp_path: Path) -> None:
+    """Workers of one server each have a file."""
+    path = tmp_path / "a"
+    one, two = AuditLog(path), AuditLog(path)
+    try:
+        assert (one.path, two.path) == (path, tmp_path / "a.1")
+    finally:
+        one.close()
+        two.close()
+
+
+def change(lines: list[bytes], what: str) -> list[bytes]:
+    """Somebody who can write to the file, and knows no trick."""
+    kinds = {
+        "a word": lambda: [*lines[:1], lines[1].replace(b"two", b"six"), *lines[2:]],
+        "a line is gone": lambda: [lines[0], *lines[2:]],
+        "the first line is gone": lambda: lines[1:],
+        "a line is there twice": lambda: [lines[0], lines[0], *lines[1:]],
+        "two lines changed places": lambda: [lines[1], lines[0], *lines[2:]],
+        "a line of another log": lambda: [lines[0], lines[0].replace(b"one", b"own"), *lines[1:]],
+        "an empty line": lambda: [lines[0], b"\n", *lines[1:]],
+        "no end": lambda: [*lines[:-1], lines[-1][:-1]],
+        "no JSON": lambda: [*lines, b"x\n"],
+    }
+    return kinds[what]()
+
+
+@pytest.mark.parametrize("what", ["a word", "a line is gone", "the first line is gone", "a line is there twice",
+                                  "two lines changed places", "a line of another log", "an empty line", "no end",
+                                  "no JSON"])  # fmt: skip
+def test_whatever_somebody_changes_in_the_file_is_found(tmp_path: Path, what: str) -> None:
+    """The chain."""
+    path = tmp_path / "a"
+    written(path, "one", "two", "three", "four")
+    path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True), what)))
+    with pytest.raises(Broken):
+        verify(path)
+
+
+def test_a_changed_word_with_its_own_hash_made_anew_is_found_in_the_next_line(tmp_path: Path) -> None:
+    """It would take all lines that follow to be written anew, and then the last hash differs."""
+    path, other = tmp_path / "a", tmp_path / "b"
+    written(path, "one", "two", "three")
+    written(other, "one", "six")
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = other.read_bytes().splitlines(keepends=True)[1]
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(Broken, match="line 3"):
+        verify(path)
+
+
+@given(st.text(max_size=60), st.text(max_size=600))
+def test_no_text_of_a_peer_breaks_a_line_or_looks_like_a_hash(
+    tmp_path_factory: pytest.TempPathFactory, one: str, two: str
+) -> None:
+    """Log injection: names of tools and subjects are others' to choose."""
+    path = tmp_path_factory.mktemp("audit") / "a"
+    log = AuditLog(path)
+    for text in (one, two, f'{one}","hash":"{two}', f"{one}\r\n{two}\x00"):
+        log.write(Entry("now", "tools/call", text, subject=text))
+    log.close()
+    assert verify(path)[0] == 4
+    assert written(path, "more").seq == 5
+
+
+def test_a_file_whose_end_is_no_audit_log_is_not_continued(tmp_path: Path) -> None:
+    """What was written after it would hide that something happened."""
+    path = tmp_path / "a"
+    for text in (b"x\n", b'{"hash":"x"}\n', b"half a line"):
+        path.write_bytes(text)
+        with pytest.raises(LocalError, match="Move the file away"):
+            AuditLog(path)
+    with pytest.raises(LocalError, match="can't be written"):
+        AuditLog(tmp_path / "none" / "a")
+
+
+@pytest.mark.server
+def test_the_command_says_whether_a_log_is_whole(tmp_path: Path) -> None:
+    """Exit status 1 when it is not, or when its end is another one than was noted."""
+    path = tmp_path / "a"
+    last = written(path, "one", "two").hash
+    start = [sys.executable, "-c", "from millstream.cli import main; main()", "audit", "verify", str(path)]
+
+    def run(*more: str) -> tuple[int, str]:
+        done = subprocess.run([*start, *more], capture_output=True, timeout=WAIT, check=False)
+        return done.returncode, (done.stdout + done.stderr).decode()
+
+    assert run() == (0, f"2 lines, none changed. The last one has the hash {last}\n")
+    assert run("--last", last)[0] == 0
+    written(path, "three")
+    assert run("--last", last)[0] == 1
+    path.write_bytes(path.read_bytes().replace(b"one", b"own"))
+    status, said = run()
+    assert (status, "Line 1" in said, "Traceback" in said) == (1, True, False)

@@ -1,0 +1,75 @@
+"""The examples of the pages about security, and what those pages show."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from auth_world import guarded
+from examples import archive, limits, tokens
+from issuer_world import claims, issuing, token
+from millstream import Server, auth
+from millstream.app.sign_in_methods import given_methods
+from scripts.docs import ROOT
+from wire import request
+
+AUDIENCE = "https://mcp.example.com/mcp"
+
+
+def protect(server: Server, *methods: Any) -> Server:
+    """The server of an example, behind these ways to sign in."""
+    server.definition.auth = given_methods(methods)
+    server.definition.configure()
+    return server
+
+
+async def test_the_page_about_keys_shows_what_a_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/how-to/protect-with-keys.md"""
+    page = (ROOT / "docs" / "how-to" / "protect-with-keys.md").read_text("utf-8")
+    monkeypatch.setattr(archive.mcp.definition, "auth", ())
+    keys = auth.keys(named={"alice": ("alice-key", ["notes:write"]), "bob": "bob-key"})
+    async with guarded(protect(archive.mcp, keys)) as world:
+        for key in (None, "wrong"):
+            assert (await world.post(key, request("ping"))).body.decode() in page
+        assert (await world.call("bob-key", "write", {"name": "a", "text": "b"})).status == 403
+        assert (await world.call("alice-key", "write", {"name": "a", "text": "b"})).status == 200
+        assert "b (alice)" in (await world.call("bob-key", "read", {"name": "a"})).body.decode()
+
+
+async def test_the_page_about_tokens_shows_the_challenge_of_its_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/how-to/accept-tokens.md: the issuer is one of the test's own."""
+    page = (ROOT / "docs" / "how-to" / "accept-tokens.md").read_text("utf-8")
+    monkeypatch.setattr(tokens.mcp.definition, "auth", tokens.mcp.definition.auth)
+    async with issuing() as issuer:
+        implied = {"notes:write": ["notes:read"]}
+        method = auth.oidc(issuer.url, audience=AUDIENCE, scopes=["notes:read"], implied=implied)
+        async with guarded(protect(tokens.mcp, method)) as world:
+            missing = await world.post(None, request("ping"))
+            assert missing.headers[b"www-authenticate"].decode() in page
+            good = token(claims(iss=issuer.url, scope="notes:write"))
+            reply = await world.call(good, "write", {"text": "hello"})
+            assert reply.message["result"]["content"][0]["text"] == "ada wrote hello"
+            reader = token(claims(iss=issuer.url, scope="notes:read"))
+            assert (await world.call(reader, "write", {"text": "hello"})).status == 403
+
+
+async def test_the_example_of_limits_is_limited() -> None:
+    """docs/how-to/limit-callers.md"""
+    async with guarded(limits.mcp) as world:
+        statuses = [(await world.call(None, "crawl", {"url": "x"})).status for _ in range(3)]
+        assert statuses == [200, 200, 429]
+        statuses = [(await world.call(None, "summarize", {"text": "x"})).status for _ in range(6)]
+        assert statuses == [200] * 5 + [429]
+
+
+def test_the_words_of_the_pages_are_those_of_the_program() -> None:
+    """What they call functions, scopes and settings."""
+    pages = "".join((ROOT / "docs" / "how-to" / f"{name}.md").read_text("utf-8") for name in (
+        "protect-with-keys", "accept-tokens", "limit-callers", "keep-an-audit-log", "serve-https",
+    ))  # fmt: skip
+    for name in re.findall(r"auth\.(\w+)\(", pages):
+        assert name in auth.__all__
+    settings = {field.upper() for field in json.loads(json.dumps(Server("x").settings.__struct_fields__))}
+    for name in re.findall(r"MILLSTREAM_(\w+)", pages):
+        assert name in settings

@@ -1,0 +1,172 @@
+"""The guard in front of every path: a valid credential gets through, everything else gets a challenge."""
+
+from typing import Any
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from auth_world import ALICE, BOB, ROOT, Guarded, guarded, make_server
+from millstream import Server, Settings, auth
+from wire import encode_request, pairs, request
+
+PING = request("ping", id=5)
+OPEN = ("/health", "/livez", "/readyz", "/assets/", "/sign-in", "/sign-out")
+
+
+def paths(world: Guarded) -> list[tuple[str, str]]:
+    """Every method and path that is served, an example for those that begin so."""
+    routes = world.runtime.serve_http()
+    exact = [(method, path) for path, handlers in routes._by_path.items() for method in handlers]
+    below = [(method, f"{prefix}x") for prefix, handlers in routes._prefixes for method in handlers]
+    return exact + below
+
+
+@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+async def test_every_path_wants_a_credential_but_probes_and_what_the_pages_look_like(lane: bool) -> None:
+    """Our choice: a path is open by name or not at all, so that no new one is forgotten."""
+    async with guarded(lane=lane) as world:
+        for method, path in paths(world):
+            reply = await world.ask(None, method, path)
+            if path.startswith(OPEN):
+                assert reply.status != 401, path
+            else:
+                assert reply.status == 401, (method, path)
+                assert reply.headers[b"www-authenticate"].startswith(b"Bearer"), path
+                assert reply.headers[b"cache-control"] == b"no-store"
+
+
+@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+async def test_a_wrong_key_is_403_and_nobody_is_anonymous_because_of_it(lane: bool) -> None:
+    """The first wish of our users: a key that does not match is 403. A missing one is 401 (RFC 6750 §3)."""
+    async with guarded(lane=lane) as world:
+        for method, path in paths(world):
+            if not path.startswith(OPEN):
+                reply = await world.ask("wrong-key", method, path)
+                assert reply.status in (403, 429), (method, path)
+                assert b"www-authenticate" not in reply.headers
+
+
+@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+async def test_the_function_sees_who_asks_on_every_transport(lane: bool) -> None:
+    """`ctx.principal`."""
+    async with guarded(lane=lane) as world:
+        for key, name in ((ALICE, "alice"), (BOB, "bob"), (ROOT, "key")):
+            for _ in range(3):  # cold, warm, and by what the lane remembers of heads
+                reply = await world.call(key, "who")
+                assert reply.message["result"]["content"][0]["text"] == name
+            reply = await world.post(key, request("tools/call", {"name": "who", "arguments": {}}))
+            assert reply.message["result"]["content"][0]["text"] == name
+            reply = await world.ask(key, "POST", "/tools/who", b"{}", content_type="application/json")
+            assert name in reply.body.decode()
+            async with world.socket(key) as socket:
+                await socket.recv()
+                await socket.send('{"type":"mcp_call","tool":"who"}')
+                assert name in str(await socket.recv())
+
+
+MALFORMED = {
+    "no scheme": ("key", 401),
+    "basic": ("Basic a2V5OmtleQ==", 401),
+    "nothing": ("", 401),
+    "bearer alone": ("Bearer", 400),
+    "bearer and blanks": ("Bearer    ", 400),
+    "two tokens": (f"Bearer {ALICE} {BOB}", 400),
+    "not ascii": ("Bearer k\xe9y", 400),
+}
+
+
+@pytest.mark.parametrize(("value", "status"), MALFORMED.values(), ids=MALFORMED)
+async def test_what_is_no_credential_gets_nobody_in(value: str, status: int) -> None:
+    """RFC 6750 §3.1: a malformed request is 400, another scheme is asked to use this one."""
+    async with guarded() as world:
+        reply = await world.ask(None, "POST", "/mcp", b"{}", content_type="application/json", authorization=value)
+        assert reply.status == status
+
+
+@pytest.mark.parametrize("name", ["Bearer", "bearer", "BEARER"])
+async def test_the_scheme_is_read_in_any_case(name: str) -> None:
+    """RFC 9110 §11.1."""
+    async with guarded() as world:
+        assert (await world.ask(None, "GET", "/docs", authorization=f"{name} {ALICE}")).status == 200
+
+
+@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+@pytest.mark.parametrize("order", [(ALICE, "wrong"), ("wrong", ALICE), (ALICE, BOB), (ALICE, ALICE)])
+async def test_two_authorization_headers_are_400_even_when_one_is_known(lane: bool, order: tuple[str, str]) -> None:
+    """A proxy in front may have looked at the other one."""
+    async with guarded(lane=lane) as world:
+        assert (await world.post(ALICE, PING)).status == 200
+        fields = pairs({"host": "127.0.0.1", "content-type": "application/json"})
+        fields += [(b"authorization", f"Bearer {key}".encode()) for key in order]
+        peer = await world.running.connect()
+        await peer.send(encode_request("POST", "/mcp", fields, b"{}"))
+        assert (await peer.reply())[0] == 400
+
+
+async def test_a_key_in_the_query_or_in_another_header_is_no_credential() -> None:
+    """Tokens never stand in a URL: logs and histories keep those."""
+    async with guarded() as world:
+        for path in (f"/docs?access_token={ALICE}", f"/docs?key={ALICE}", f"/events?token={ALICE}"):
+            assert (await world.ask(None, "GET", path, accept="text/event-stream")).status == 401
+        for name in ("x_api_key", "x_forwarded_authorization", "x_upstream_authorization", "proxy_authorization"):
+            assert (await world.ask(None, "GET", "/docs", **{name: f"Bearer {ALICE}"})).status == 401
+
+
+async def test_a_websocket_is_refused_before_it_is_accepted() -> None:
+    """RFC 6455 §4.2.2: the handshake is answered with the challenge."""
+    async with guarded() as world:
+        for key, status in ((None, 401), ("wrong", 403)):
+            with pytest.raises(InvalidStatus) as refused:
+                async with world.socket(key):
+                    pass
+            assert refused.value.response.status_code == status
+
+
+async def test_an_address_that_sends_many_wrong_keys_is_slowed_and_known_callers_are_not() -> None:
+    """Our choice: 30 a minute, then 429 with the time to wait, before anything is looked up."""
+    async with guarded() as world:
+        assert (await world.post(ALICE, PING)).status == 200
+        statuses = [(await world.post(f"wrong{number}", PING)).status for number in range(32)]
+        assert statuses == [403] * 30 + [429] * 2
+        reply = await world.post("wrong", PING)
+        assert reply.headers[b"retry-after"] == b"2"
+        assert reply.headers[b"ratelimit-policy"] == b'"sign-in";q=30;w=60'
+        assert (await world.post(ALICE, PING)).status == 200
+
+
+async def test_a_huge_credential_is_refused_without_being_looked_at() -> None:
+    """16 KiB are enough for any token."""
+    async with guarded() as world:
+        assert (await world.post("k" * 20_000, PING)).status == 403
+        assert not any(len(value) > 100 for value in world.runtime.guard.verdicts)  # type: ignore[union-attr]
+
+
+async def test_a_list_of_methods_is_asked_in_order() -> None:
+    """`auth=[…]` combines."""
+    both = [auth.keys(named={"one": "first-key"}), auth.keys(named={"two": "second-key"})]
+    async with guarded(make_server(both)) as world:
+        for key, name in (("first-key", "one"), ("second-key", "two")):
+            assert name in (await world.call(key, "who")).body.decode()
+        assert (await world.call("third-key", "who")).status == 403
+
+
+@pytest.mark.parametrize("wrong", [[], (), "key", object(), [auth.keys("k"), None]])
+def test_what_protects_nothing_is_refused_when_the_server_is_made(wrong: Any) -> None:
+    """An empty list would look like protection."""
+    with pytest.raises(TypeError, match="auth"):
+        Server("s", auth=wrong, settings=Settings())
+
+
+@pytest.mark.parametrize("key", ["", "  ", "two words", "k\xe9y", "a\nb"])
+def test_a_key_that_cannot_be_sent_is_refused_when_the_server_is_made(key: str) -> None:
+    """It would lock everybody out, or, when it is empty, let everybody in."""
+    with pytest.raises(ValueError, match="key"):
+        auth.keys(key)
+
+
+async def test_without_auth_there_is_no_frame_and_no_import_for_it() -> None:
+    """Our choice: pay only when asked."""
+    server = Server("open", settings=Settings())
+    async with server.running() as runtime:
+        assert runtime.guard is None
+        assert runtime.serve_http()._by_path["/mcp"]["POST"].__name__ == "post"

@@ -1,0 +1,301 @@
+"""Keys, metadata and answers that are fetched from an issuer: kept, shared by those who wait, and seldom asked for."""
+
+import asyncio
+import json
+import time
+from base64 import b64decode
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+
+from auth_world import guarded, make_server
+from issuer_world import AUDIENCE, OTHER, Issuer, claims, issuing, key_set, token
+from millstream import auth
+from millstream.auth.discovery import Discovery, places
+from millstream.auth.key_sets import FetchedKeys
+from millstream.auth.method import Unavailable
+from wire import encode_request, pairs, request
+
+PING = request("ping", id=5)
+CONFIGURATION = "/.well-known/openid-configuration"
+
+
+def signed(issuer: Issuer, **changes: Any) -> str:
+    """A token of the issuer."""
+    return token(claims(iss=issuer.url, **changes))
+
+
+async def test_a_server_finds_the_keys_of_an_issuer_by_its_name() -> None:
+    """One fetch of each, when the first token comes."""
+    async with issuing() as issuer, guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
+        assert issuer.asked.total() == 0
+        for number in range(3):
+            reply = await world.call(signed(issuer, sub=f"ada{number}"), "who")
+            assert reply.message["result"]["content"][0]["text"] == f"ada{number}"
+        assert issuer.asked == {CONFIGURATION: 1, "/keys": 1}
+
+
+async def test_a_thousand_tokens_with_unknown_keys_cost_one_fetch() -> None:
+    """Anybody can make up key ids; issuers must not be flooded through us."""
+    async with issuing() as issuer:
+        method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys")
+        assert await method.identify(signed(issuer)) is not None
+        bad = [token(claims(iss=issuer.url), key=OTHER, kid=f"made-up-{number}") for number in range(1000)]
+        assert set(await asyncio.gather(*map(method.identify, bad))) == {None}
+        assert issuer.asked["/keys"] == 1
+
+
+async def test_those_who_come_at_once_share_a_fetch_and_one_who_gives_up_takes_nothing_from_the_others() -> None:
+    """Single flight."""
+    async with issuing() as issuer:
+        issuer.gate = asyncio.Event()
+        method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys")
+        waiting = [asyncio.create_task(method.identify(signed(issuer, sub=f"s{n}"))) for n in range(20)]
+        for _ in iter(lambda: issuer.asked["/keys"], 1):
+            await asyncio.sleep(0)
+        waiting[0].cancel()
+        issuer.gate.set()
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert isinstance(found[0], asyncio.CancelledError)
+        assert all(each is not None and not isinstance(each, BaseException) for each in found[1:])
+        assert issuer.asked["/keys"] == 1
+
+
+class Clock:
+    """Time that stands still."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def kept_keys(issuer: Issuer) -> tuple[FetchedKeys, Clock]:
+    """Fetched keys by a clock of the test's own."""
+    clock = Clock()
+
+    async def where() -> str:
+        return f"{issuer.url}/keys"
+
+    return FetchedKeys(where, auth.ask_issuer, clock=clock), clock
+
+
+async def test_a_new_key_of_the_issuer_is_found_once_the_pause_is_over() -> None:
+    """Issuers rotate keys: an unknown id fetches the set again, every half minute at most."""
+    async with issuing() as issuer:
+        issuer.answers["/keys"] = key_set("RS256")
+        keys, clock = await kept_keys(issuer)
+        assert await keys.find("es", "ES256") == []
+        issuer.answers["/keys"] = key_set("RS256", "ES256")
+        clock.now += 29
+        assert await keys.find("es", "ES256") == []
+        clock.now += 1
+        assert len(await keys.find("es", "ES256")) == 1
+        assert (issuer.asked["/keys"], keys.epoch) == (2, 2)
+
+
+async def test_a_key_that_the_issuer_has_taken_away_ends_what_was_believed() -> None:
+    """The set is fetched again when it is old; with it changes the epoch, by which guards forget."""
+    async with issuing() as issuer:
+        keys, clock = await kept_keys(issuer)
+        assert len(await keys.find("es", "ES256")) == 1
+        issuer.answers["/keys"] = key_set("RS256")
+        clock.now += 601
+        assert await keys.find("es", "ES256") == []
+        assert keys.epoch == 2
+
+
+async def test_while_the_issuer_is_away_known_keys_count_for_a_day() -> None:
+    """And then nobody can say any more who is who: 503, not 401, because a new token would not help."""
+    async with issuing() as issuer:
+        keys, clock = await kept_keys(issuer)
+        assert len(await keys.find("es", "ES256")) == 1
+        issuer.answers["/keys"] = b"HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n"
+        clock.now += 3600
+        assert len(await keys.find("es", "ES256")) == 1
+        clock.now += 86_400
+        with pytest.raises(Unavailable):
+            await keys.find("es", "ES256")
+
+
+async def test_a_server_whose_issuer_is_away_answers_503_and_lets_keys_in() -> None:
+    """The methods of a list do not wait for each other."""
+    async with issuing() as issuer:
+        issuer.answers.clear()
+        both = [auth.oidc(issuer.url, audience=AUDIENCE), auth.keys("a-key-that-works")]
+        async with guarded(make_server(both)) as world:
+            reply = await world.post(signed(issuer), PING)
+            assert (reply.status, reply.headers[b"retry-after"]) == (503, b"5")
+            assert (await world.post("a-key-that-works", PING)).status == 200
+
+
+@pytest.mark.parametrize("changes", [{"issuer": "https://evil.example"}, {"issuer": None}, {"jwks_uri": "file:///x"},
+                                     {"jwks_uri": "http://192.0.2.1/keys"}, {"jwks_uri": 5}])  # fmt: skip
+async def test_metadata_of_another_issuer_or_with_odd_addresses_are_not_believed(changes: dict[str, Any]) -> None:
+    """RFC 8414 §3.3, mix-up."""
+    async with issuing() as issuer:
+        issuer.answers[CONFIGURATION] |= changes
+        with pytest.raises(Unavailable):
+            await auth.oidc(issuer.url, audience=AUDIENCE).identify(signed(issuer))
+        assert issuer.asked["/keys"] == 0
+
+
+def test_metadata_is_looked_for_where_the_specifications_put_it() -> None:
+    """RFC 8414 §3 puts the well-known part in front of the path, OpenID Connect behind it."""
+    assert places("https://a.example/tenant/") == [
+        "https://a.example/tenant/.well-known/openid-configuration",
+        "https://a.example/.well-known/oauth-authorization-server/tenant",
+        "https://a.example/.well-known/openid-configuration/tenant",
+    ]
+    assert len(places("https://a.example")) == 2
+
+
+async def test_metadata_is_fetched_once_and_not_again_at_once_when_it_fails() -> None:
+    """Ten seconds of pause."""
+    async with issuing() as issuer:
+        clock = Clock()
+        discovery = Discovery(issuer.url, auth.ask_issuer, clock=clock)
+        saved, issuer.answers = issuer.answers, {}
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await discovery.metadata()
+        assert issuer.asked[CONFIGURATION] == 1
+        issuer.answers = saved
+        clock.now += 10
+        assert (await discovery.metadata())["issuer"] == issuer.url
+        issuer.answers = {}
+        clock.now += 4000
+        assert (await discovery.metadata())["issuer"] == issuer.url
+
+
+# Introspection
+
+
+def introspected(issuer: Issuer, **options: Any) -> Any:
+    """A method that asks the issuer."""
+    given = {"issuer": issuer.url, "audience": AUDIENCE, "endpoint": f"{issuer.url}/introspect",
+             "client": "mill:stream", "secret": "s%cret/"}  # fmt: skip
+    return auth.introspected(**{**given, **options})
+
+
+def answers(issuer: Issuer, tokens: dict[str, Any]) -> None:
+    """What the endpoint says of tokens."""
+
+    def answer(asked: bytes) -> bytes:
+        body = asked.partition(b"\r\n\r\n")[2].decode()
+        found = json.dumps(tokens.get(parse_qs(body)["token"][0], {"active": False})).encode()
+        return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(found), found)
+
+    issuer.answers["/introspect"] = answer
+
+
+async def test_an_opaque_token_is_asked_about_once_and_then_believed_for_a_while() -> None:
+    """RFC 7662 §2; the server signs in there by Basic, encoded as RFC 6749 §2.3.1 has it."""
+    async with issuing() as issuer:
+        answers(issuer, {"opaque+/=": {**claims(iss=None), "active": True}})
+        async with guarded(make_server(introspected(issuer))) as world:
+            for _ in range(3):
+                assert (await world.call("opaque+/=", "who")).message["result"]["content"][0]["text"] == "ada"
+            assert issuer.asked["/introspect"] == 1
+            head = issuer.requests[0].decode()
+            assert head.startswith("POST /introspect HTTP/1.1\r\n")
+            basic = head.split("authorization: Basic ")[1].split("\r\n")[0]
+            assert b64decode(basic) == b"mill%3Astream:s%25cret%2F"
+            assert (await world.post("unknown", PING)).status == 401
+
+
+@pytest.mark.parametrize("changes", [
+    {"active": False}, {"active": "true"}, {"active": 1}, {"aud": "https://other.example"}, {"aud": None},
+    {"exp": time.time() - 100}, {"exp": None}, {"sub": None}, {"iss": "https://other.example"}, {"token_type": "DPoP"},
+])  # fmt: skip
+async def test_what_the_endpoint_does_not_vouch_for_is_refused(changes: dict[str, Any]) -> None:
+    """Active, for this server, until a time, of this issuer."""
+    async with issuing() as issuer:
+        said: dict[str, Any] = {**claims(iss=None), "active": True, **changes}
+        answers(issuer, {"t": {name: value for name, value in said.items() if value is not None}})
+        assert await introspected(issuer).identify("t") is None
+
+
+async def test_an_endpoint_that_fails_is_503_and_not_a_wrong_token() -> None:
+    """A new token would not help."""
+    async with issuing() as issuer:
+        for bad in (
+            b"HTTP/1.1 500 x\r\ncontent-length: 0\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]",
+            b"",
+        ):
+            issuer.answers["/introspect"] = bad
+            with pytest.raises(Unavailable):
+                await introspected(issuer).identify("t")
+
+
+async def test_many_unknown_tokens_at_once_do_not_all_reach_the_endpoint() -> None:
+    """64 questions at a time; those who send the same token share one."""
+    async with issuing() as issuer:
+        issuer.gate = asyncio.Event()
+        answers(issuer, {})
+        method = introspected(issuer)
+        waiting = [asyncio.create_task(method.identify(f"t{number % 100}")) for number in range(200)]
+        for _ in iter(lambda: issuer.asked["/introspect"], 64):
+            await asyncio.sleep(0)
+        issuer.gate.set()
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert issuer.asked["/introspect"] == 64
+        assert sum(isinstance(each, Unavailable) for each in found) == 72
+
+
+# What the server says about itself
+
+
+@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+async def test_the_metadata_of_the_resource_are_where_clients_look_and_for_everybody(lane: bool) -> None:
+    """RFC 9728 §3; both places satisfy every client."""
+    async with issuing() as issuer:
+        method = auth.oidc(issuer.url, audience="https://mcp.example.com/shop/mcp", scopes=["mcp:use"])
+        async with guarded(make_server(method), lane=lane) as world:
+            missing = await world.post(None, PING)
+            url = missing.headers[b"www-authenticate"].split(b'resource_metadata="')[1].rstrip(b'"').decode()
+            assert url == "https://mcp.example.com/.well-known/oauth-protected-resource/shop/mcp"
+            root = "/.well-known/oauth-protected-resource"
+            for path in (root, f"{root}/mcp", f"{root}/shop/mcp"):
+                for origin in ({}, {"origin": "https://evil.example"}):
+                    reply = await world.ask(None, "GET", path, **origin)
+                    assert reply.status == 200
+                    assert reply.message == {
+                        "resource": "https://mcp.example.com/shop/mcp",
+                        "authorization_servers": [issuer.url],
+                        "scopes_supported": ["mcp:use", "orders:write", "secrets"],
+                        "bearer_methods_supported": ["header"],
+                        "resource_name": "guarded",
+                    }
+                    if origin:
+                        assert reply.headers[b"access-control-allow-origin"] == b"*"
+                preflight = await world.ask(
+                    None, "OPTIONS", path, origin="https://a.example", access_control_request_method="GET",
+                    access_control_request_headers="mcp-protocol-version",
+                )  # fmt: skip
+                assert (preflight.status, preflight.headers[b"access-control-allow-origin"]) == (204, b"*")
+                evil = {"host": "evil.example"}
+                peer = await world.running.connect()
+                await peer.send(encode_request("GET", path, pairs(evil), b""))
+                assert (await peer.reply())[0] == 421
+
+
+async def test_the_metadata_of_the_authorization_server_are_at_the_origin_for_old_clients() -> None:
+    """MCP 2025-03-26, basic/authorization: its clients look nowhere else."""
+    async with issuing() as issuer:
+        issuer.answers[CONFIGURATION]["token_endpoint"] = f"{issuer.url}/token"
+        async with guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
+            reply = await world.ask(None, "GET", "/.well-known/oauth-authorization-server")
+            assert reply.message == issuer.answers[CONFIGURATION]
+            issuer.answers.clear()
+        async with guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
+            assert (await world.ask(None, "GET", "/.well-known/oauth-authorization-server")).status == 503
+
+
+async def test_a_server_with_keys_alone_has_no_metadata() -> None:
+    """There is no authorization server to send anybody to."""
+    async with guarded() as world:
+        for path in ("/.well-known/oauth-protected-resource", "/.well-known/oauth-authorization-server"):
+            assert (await world.ask(None, "GET", path)).status == 404

@@ -1,0 +1,125 @@
+"""``millstream keys`` and the options of ``millstream run``, in processes of their own, with a real server."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from patience import WAIT
+from processes import free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"who","arguments":{}}}'
+PROGRAM = """
+from millstream import Context, Server
+
+mcp = Server("shop")
+
+@mcp.tool
+async def who(ctx: Context) -> str:
+    return ctx.principal.subject if ctx.principal else "nobody"
+"""
+
+
+def keys(folder: Path, *arguments: str, fails: bool = False) -> tuple[str, str]:
+    """Run the command in a folder: what it printed, and what it said on standard error."""
+    start = "from millstream.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", start, "keys", *arguments], cwd=folder, capture_output=True, timeout=WAIT, check=False
+    )
+    assert (done.returncode != 0) == fails, done.stderr.decode()
+    return done.stdout.decode().strip(), done.stderr.decode()
+
+
+def status(port: int, key: str | None, body: bytes = CALL) -> tuple[int, str]:
+    """The status of a call, and what it answered."""
+    headers = {"content-type": "application/json", **({} if key is None else {"authorization": f"Bearer {key}"})}
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}/mcp", body, headers)
+    try:
+        with urllib.request.urlopen(asked, timeout=WAIT) as reply:  # noqa: S310
+            return reply.status, json.load(reply)["result"]["content"][0]["text"]
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return exc.code, exc.read().decode()
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> str:
+    """A program."""
+    (tmp_path / "shop.py").write_text(PROGRAM, "utf-8")
+    return str(tmp_path / "shop.py")
+
+
+def test_the_key_of_the_command_line_and_of_the_environment_protect_a_server(
+    shop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the first of our users wrote it: ``--auth-key``, ``MCP_SERVER_AUTH_KEY``, 403 for one that does not match."""
+    for given in (["--auth-key", "my_secret_key"], []):
+        if not given:
+            monkeypatch.setenv("MCP_SERVER_AUTH_KEY", "my_secret_key")
+        port = free_port()
+        with serving(millstream(shop, port, *given), port, tmp_path / "log"):
+            assert status(port, None)[0] == 401
+            assert status(port, "my_super_secret_key")[0] == 403
+            assert status(port, "my_secret_key") == (200, "key")
+        log = (tmp_path / "log").read_text("utf-8")
+        assert "my_secret_key" not in log
+        assert "my_super_secret_key" not in log
+
+
+def test_keys_are_added_listed_rotated_and_revoked_beside_a_server_that_runs(shop: str, tmp_path: Path) -> None:
+    """The server looks at the file once a second."""
+    first, said = keys(tmp_path, "add", "first", "--scope", "orders:write", "--days", "30")
+    assert "shown only now" in said
+    port, file = free_port(), str(tmp_path / "millstream-keys.json")
+    with serving(millstream(shop, port, "--auth-keys", file), port, tmp_path / "log"):
+        assert status(port, first) == (200, "first")
+        second, _ = keys(tmp_path, "add", "second")
+        until(port, second, 200)
+        third, _ = keys(tmp_path, "rotate", "second", "--grace", "0")
+        until(port, second, 403)
+        assert status(port, third) == (200, "second")
+        keys(tmp_path, "revoke", "second")
+        until(port, third, 403)
+    listed, _ = keys(tmp_path, "list")
+    assert listed.startswith("first  orders:write  since ")
+    assert "expires" in listed
+    assert first not in listed
+
+
+def until(port: int, key: str, wanted: int) -> None:
+    """Ask until the server has heard of it. A key that is not known yet is slow to be tried again, so wait for that."""
+    deadline = time.monotonic() + WAIT
+    while status(port, key)[0] != wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("revoke", "nobody"), "There is no key 'nobody'"),
+        (("rotate", "nobody"), "There is no key 'nobody'"),
+        (("add", "a b"), "can't be a key's name"),
+        (("add", "x", "--scope", "a b"), "can't be a scope"),
+        (("list",), "keys add"),
+        (("list", "--file", "none/at/all.json"), "can't be read"),
+    ],
+)
+def test_what_cannot_be_done_is_said_with_what_to_do(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
+    """Without a traceback."""
+    _, said = keys(tmp_path, *arguments, fails=True)
+    assert text in said
+    assert "Traceback" not in said
+
+
+def test_a_name_is_given_once(tmp_path: Path) -> None:
+    """Two keys of one name would be one caller."""
+    keys(tmp_path, "add", "ci")
+    _, said = keys(tmp_path, "add", "ci", fails=True)
+    assert "already" in said

@@ -1,0 +1,202 @@
+"""Keys in a file: hashed, with names, scopes and expiry, looked after while the server runs."""
+
+import asyncio
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from auth_world import STREAM, guarded, make_server
+from millstream import auth
+from millstream.auth.api_keys import KeyMethod
+from millstream.auth.key_file import PREFIX, KeyFile, digest_of
+from millstream.protocol.errors import LocalError
+from wire import request
+
+PING = request("ping", id=5)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> KeyFile:
+    """A file with a key of nobody."""
+    file = KeyFile(tmp_path / "keys.json")
+    file.add("first", (), 0.0, None)
+    return file
+
+
+def test_a_key_is_kept_as_a_hash_in_a_file_of_its_owner(kept: KeyFile) -> None:
+    """Whoever reads the file learns nothing that signs in."""
+    key = kept.add("ci", ("orders:write",), 1.0, 2.0)
+    text = kept.path.read_text("utf-8")
+    assert key.startswith(PREFIX)
+    assert len(key) >= 43
+    assert key not in text
+    assert key[len(PREFIX) :] not in text
+    assert digest_of(key) in text
+    assert stat.S_IMODE(kept.path.stat().st_mode) == 0o600
+
+
+def test_no_two_keys_are_alike(kept: KeyFile) -> None:
+    """They are random."""
+    assert len({kept.add(f"k{number}", (), 0.0, None) for number in range(50)}) == 50
+
+
+@pytest.mark.parametrize("name", ["", " ", "a b", "a\n", "../x", "é", "x" * 65, "-x"])
+def test_a_name_that_could_confuse_a_log_is_refused(kept: KeyFile, name: str) -> None:
+    """It becomes the principal's subject."""
+    with pytest.raises(ValueError, match="name"):
+        kept.add(name, (), 0.0, None)
+
+
+@pytest.mark.parametrize("scope", ["", "a b", 'a"b', "a\\b", "é", "a\r\nx: y"])
+def test_a_scope_that_would_break_a_challenge_is_refused(kept: KeyFile, scope: str) -> None:
+    """RFC 6749 §3.3; scopes stand quoted in ``WWW-Authenticate``."""
+    with pytest.raises(ValueError, match="scope"):
+        kept.add("x", (scope,), 0.0, None)
+
+
+def test_two_writers_at_once_lose_nothing(tmp_path: Path) -> None:
+    """Each reads the file under the lock before it writes."""
+    path = tmp_path / "keys.json"
+    first, second = KeyFile(path), KeyFile(path)
+    first.add("one", (), 0.0, None)
+    second.add("two", (), 0.0, None)
+    first.revoke("one")
+    first.load()
+    assert [each.name for each in first.keys] == ["two"]
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_may_write_to_is_refused(kept: KeyFile, mode: int) -> None:
+    """They could add a key."""
+    kept.path.chmod(mode)
+    with pytest.raises(LocalError, match="chmod 600"):
+        kept.load()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"keys":[{"name":1}]}', '{"keys":[],"more":1}'])
+def test_what_is_no_key_file_is_refused_and_never_taken_for_an_empty_one(tmp_path: Path, text: str) -> None:
+    """A server that starts with half a file would lock people out, or let them in."""
+    path = tmp_path / "keys.json"
+    path.write_text(text, "utf-8")
+    path.chmod(0o600)
+    with pytest.raises(LocalError, match="key file"):
+        auth.keys(file=path)
+    with pytest.raises(LocalError, match="keys add"):
+        auth.keys(file=tmp_path / "none.json")
+
+
+async def test_an_expired_key_is_a_wrong_one(tmp_path: Path) -> None:
+    """And so is one that has just expired: what was found before is asked again."""
+    file, now = KeyFile(tmp_path / "keys.json"), [100.0]
+    key = file.add("brief", (), 0.0, 200.0)
+    method = KeyMethod((), KeyFile(file.path), clock=lambda: now[0])
+    found = await method.identify(key)
+    assert found is not None
+    assert (found.principal.subject, found.seconds) == ("brief", 100.0)
+    before = method.epoch()
+    now[0] = 200.0
+    assert await method.identify(key) is None
+    assert method.epoch() != before
+    assert not method.holds("brief")
+
+
+async def test_keys_are_added_rotated_and_revoked_while_the_server_runs(kept: KeyFile) -> None:
+    """No restart; a rotated key is the same caller, whose session goes on."""
+    async with guarded(make_server(auth.keys(file=kept.path))) as world:
+        guard = world.runtime.guard
+        assert guard is not None
+        key = kept.add("ci", (), 0.0, None)
+        guard.refresh()
+        session = await world.initialize(key)
+        assert (await world.post(key, PING, mcp_session_id=session)).status == 200
+        new = kept.rotate("ci", 0.0, 0.0)
+        assert guard.refresh()
+        assert (await world.post(key, PING, mcp_session_id=session)).status == 403
+        assert (await world.post(new, PING, mcp_session_id=session)).status == 200
+        kept.revoke("ci")
+        assert guard.refresh()
+        assert (await world.post(new, PING, mcp_session_id=session)).status == 403
+
+
+async def test_a_rotated_key_works_for_its_grace_and_no_longer(tmp_path: Path) -> None:
+    """Callers need time to get the new one; one that expires anyway does not live longer for it."""
+    file, now = KeyFile(tmp_path / "keys.json"), [0.0]
+    old = file.add("ci", ("a",), 0.0, None)
+    new = file.rotate("ci", 0.0, 60.0)
+    method = KeyMethod((), KeyFile(file.path), clock=lambda: now[0])
+    for key in (old, new):
+        found = await method.identify(key)
+        assert found is not None
+        assert found.principal.scopes == {"a"}
+    now[0] = 60.0
+    assert await method.identify(old) is None
+    assert await method.identify(new) is not None
+
+
+@pytest.mark.parametrize("path", ["/events", "/mcp/sse/me", "/sse", "/mcp"])
+async def test_the_streams_of_a_revoked_key_end(kept: KeyFile, path: str) -> None:
+    """Within a second: the server looks at the file once a second."""
+    key, other = kept.add("ci", (), 0.0, None), kept.add("other", (), 0.0, None)
+    async with guarded(make_server(auth.keys(file=kept.path))) as world:
+        streams = []
+        for each in (key, other):
+            more = {"mcp_session_id": await world.initialize(each)} if path == "/mcp" else {}
+            peer = await world.send(each, "GET", path, **STREAM, **more)
+            assert (await peer.head())[0] == 200
+            streams.append(peer)
+        assert len(world.runtime.streams) == 2
+        kept.revoke("ci")
+        while chunk := await streams[0].chunk():
+            assert chunk
+        assert len(world.runtime.streams) == 1
+
+
+async def test_the_socket_of_a_revoked_key_ends(kept: KeyFile) -> None:
+    """A socket was judged when it was opened, and its calls are not judged again."""
+    key = kept.add("ci", (), 0.0, None)
+    async with guarded(make_server(auth.keys(file=kept.path))) as world, world.socket(key) as socket:
+        await socket.recv()
+        kept.revoke("ci")
+        await socket.wait_closed()
+
+
+async def test_a_file_that_is_gone_takes_its_keys_along(kept: KeyFile, caplog: pytest.LogCaptureFixture) -> None:
+    """Somebody may have deleted it because a key leaked. It is said once, and the keys are back with the file."""
+    key = kept.add("ci", (), 0.0, None)
+    saved = kept.path.read_bytes()
+    async with guarded(make_server(auth.keys(file=kept.path))) as world:
+        guard = world.runtime.guard
+        assert guard is not None
+        assert (await world.post(key, PING)).status == 200
+        kept.path.unlink()
+        assert guard.refresh()
+        assert not guard.refresh()
+        assert (await world.post(key, PING)).status == 403
+        assert sum("none of its keys works" in each.message for each in caplog.records) == 1
+        kept.path.write_bytes(saved)
+        kept.path.chmod(0o600)
+        assert guard.refresh()
+        assert (await world.post(key, PING)).status == 200
+
+
+async def test_two_loops_of_one_server_both_hear_of_a_revocation(kept: KeyFile) -> None:
+    """A server answers in several event loops, and its methods are shared between them."""
+    key = kept.add("ci", (), 0.0, None)
+    method = auth.keys(file=kept.path)
+    async with guarded(make_server(method)) as one, guarded(make_server(method)) as two:
+        for world in (one, two):
+            assert (await world.post(key, PING)).status == 200
+        kept.revoke("ci")
+        for world in (one, two):
+            assert world.runtime.guard is not None
+            assert world.runtime.guard.refresh()
+            assert (await world.post(key, PING)).status == 403
+        await asyncio.sleep(0)
+
+
+def test_the_file_says_what_it_needs_and_no_more(kept: KeyFile) -> None:
+    """It is read by people, too."""
+    (first,) = json.loads(kept.path.read_text("utf-8"))["keys"]
+    assert first.keys() == {"name", "hash", "created"}

@@ -1,0 +1,242 @@
+"""Limits: the algorithm, and what a caller hears that asks too often, on every transport."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from auth_world import ALICE, BOB, Guarded, guarded, make_server
+from millstream import Server, Settings
+from millstream.limits import Limiter, Rate, neighbourhood
+from millstream.testing import Failure, connect
+from wire import request, wired
+
+
+class Clock:
+    """Time that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_burst_is_allowed_and_then_so_many_in_so_much_time() -> None:
+    """GCRA: the whole allowance at once, then one for each share of the time."""
+    clock = Clock()
+    limiter = Limiter("x", Rate.of("10/minute"), clock=clock)
+    assert [limiter.take("a") for _ in range(10)] == [0.0] * 10
+    assert limiter.take("a") == pytest.approx(6.0)
+    assert limiter.take("b") == 0.0
+    clock.now += 5.9
+    assert limiter.take("a") == pytest.approx(0.1)
+    clock.now += 0.1001
+    assert limiter.take("a") == 0.0
+    assert limiter.take("a") > 5.9
+    assert limiter.left("a") == 0
+    clock.now += 60
+    assert limiter.left("a") == 10
+
+
+@given(st.lists(st.tuples(st.floats(0, 20), st.integers(1, 4)), max_size=60), st.integers(1, 20), st.integers(1, 60))
+def test_no_stretch_of_time_has_more_than_a_burst_and_what_refills_in_it(
+    steps: list[tuple[float, int]], count: int, seconds: int
+) -> None:
+    """The promise of the algorithm, for any order of requests and costs; and the wait it names is enough."""
+    clock = Clock()
+    limiter = Limiter("x", Rate(count, seconds), clock=clock)
+    taken: list[tuple[float, int]] = []
+    for pause, cost in steps:
+        clock.now += pause
+        wait = limiter.take("k", cost)
+        if not wait:
+            taken.append((clock.now, cost))
+        elif cost <= count:
+            at, clock.now = clock.now, clock.now + wait + 1e-6
+            assert limiter.wait("k", cost) == 0.0
+            clock.now = at
+    most = max(4, count)
+    for first, (start, _) in enumerate(taken):
+        total = 0
+        for end, cost in taken[first:]:
+            total += cost
+            assert total <= most + count + (end - start) * count / seconds + 1e-6
+
+
+def test_keys_that_need_no_entry_make_room_and_the_table_is_bounded() -> None:
+    """Anybody can come from many addresses."""
+    clock = Clock()
+    limiter = Limiter("x", Rate.of("2/second"), clock=clock, max_keys=100)
+    for number in range(1000):
+        limiter.take(f"a{number}")
+    assert len(limiter) <= 100
+    clock.now += 10
+    limiter.take("new")
+    assert len(limiter) <= 100
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10", "10/fortnight", "0/minute", "-1/minute", "1.5/minute", "10 per minute", "/s"]
+)
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    """With what one looks like."""
+    with pytest.raises(ValueError, match="100/minute"):
+        Rate.of(text)
+
+
+@pytest.mark.parametrize(("address", "counted"), [
+    ("192.0.2.7", "192.0.2.7"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"), ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+    ("::ffff:192.0.2.7", "192.0.2.7"), ("", ""), ("unix", "unix"),
+])  # fmt: skip
+def test_an_ipv6_address_counts_as_its_network(address: str, counted: str) -> None:
+    """Whoever has one of them has 2**64."""
+    assert neighbourhood(address) == counted
+
+
+def limited(**options: Any) -> Server:
+    """A server of several people, with a tool that has a limit of its own."""
+    server = make_server(**options)
+
+    @server.tool(limit="2/minute")
+    async def rare() -> str:
+        """Seldom."""
+        return "rare"
+
+    @server.tool(cost=3)
+    async def dear() -> str:
+        """Costs three."""
+        return "dear"
+
+    return server
+
+
+def check(reply: Any, policy: str, count: int) -> None:
+    """A refusal as clients know it."""
+    assert reply.status == 429
+    error = reply.message["error"]
+    assert error["code"] == -31429
+    assert error["data"]["code"] == "rate_limited"
+    assert error["data"]["policy"] == policy
+    assert 0 < error["data"]["retryAfterMs"] <= 60_000
+    assert int(reply.headers[b"retry-after"]) * 1000 >= error["data"]["retryAfterMs"]
+    assert reply.headers[b"ratelimit-policy"] == f'"{policy}";q={count};w=60'.encode()
+    assert reply.headers[b"ratelimit"].startswith(f'"{policy}";r=0;t='.encode())
+
+
+async def test_a_tool_has_a_limit_for_each_caller() -> None:
+    """429 in both eras, with the id of the request."""
+    async with guarded(limited()) as world:
+        for key in (ALICE, BOB):
+            assert (await world.call(key, "rare")).status == 200
+            assert (await world.post(key, request("tools/call", {"name": "rare"}))).status == 200
+            check(await world.call(key, "rare"), "tool:rare", 2)
+            session = await world.initialize(key)
+            reply = await world.post(key, request("tools/call", {"name": "rare"}, 7), mcp_session_id=session)
+            check(reply, "tool:rare", 2)
+            assert reply.message["id"] == 7
+            assert (await world.call(key, "who")).status == 200
+
+
+async def test_a_limit_holds_on_rest_and_on_sockets_too() -> None:
+    """The same gate for every transport."""
+    async with guarded(limited()) as world:
+        for _ in range(2):
+            assert (await world.call(BOB, "rare")).status == 200
+        reply = await world.ask(BOB, "POST", "/tools/rare", b"{}", content_type="application/json")
+        assert (reply.status, b"retry-after" in reply.headers) == (429, True)
+        reply = await world.ask(
+            BOB, "POST", "/mcp/tools/call", b'{"params":{"name":"rare"}}', content_type="application/json"
+        )
+        check(reply, "tool:rare", 2)
+        async with world.socket(BOB) as socket:
+            await socket.recv()
+            await socket.send('{"type":"mcp_call","tool":"rare"}')
+            error = json.loads(await socket.recv())["error"]
+            assert (error["code"], error["data"]["retryAfterMs"] > 0) == (-31429, True)
+
+
+async def test_a_tool_that_costs_more_counts_as_so_many_calls_and_refused_calls_cost_nothing() -> None:
+    """If one limit refuses, none is charged."""
+    async with guarded(limited(limit_calls="5/minute")) as world:
+        assert (await world.call(ALICE, "dear")).status == 200
+        check_left = await world.call(ALICE, "dear")
+        assert check_left.status == 429
+        assert (await world.call(ALICE, "who")).status == 200
+        assert (await world.call(ALICE, "who")).status == 200
+        check(await world.call(ALICE, "who"), "calls", 5)
+        assert (await world.call(BOB, "who")).status == 200
+        assert (await world.modern(ALICE, "tools/list")).status == 200
+
+
+async def ask_pings(world: Guarded, key: str, number: int) -> list[int]:
+    """The statuses of so many requests."""
+    return [(await world.post(key, request("ping"))).status for _ in range(number)]
+
+
+async def test_all_requests_of_a_caller_or_of_an_address_can_be_limited() -> None:
+    """Several people behind one address share what the address may do."""
+    async with guarded(limited(limit_requests="3/minute")) as world:
+        assert await ask_pings(world, ALICE, 4) == [200, 200, 200, 429]
+        assert await ask_pings(world, BOB, 1) == [200]
+    async with guarded(limited(limit_address="3/minute")) as world:
+        assert await ask_pings(world, ALICE, 2) == [200, 200]
+        assert await ask_pings(world, BOB, 2) == [200, 429]
+
+
+@pytest.mark.parametrize("way", ["lane", "asgi"])
+async def test_without_sign_in_the_address_is_the_caller(way: str) -> None:
+    """And a header that anybody can send changes nothing about it."""
+    async with wired(Server("s", settings=Settings(limit_requests="2/minute")), way) as wire:
+        statuses = []
+        for number in range(4):
+            fields = {"host": "127.0.0.1", "content-type": "application/json", "x-real-ip": f"192.0.2.{number}",
+                      "forwarded": f"for=192.0.2.{number}", "client-ip": "192.0.2.1"}  # fmt: skip
+            statuses.append((await wire.post(request("ping"), fields)).status)
+        assert statuses == [200, 200, 429, 429]
+
+
+async def test_a_socket_counts_for_its_address_too() -> None:
+    """A fixed defect: JSON-RPC on a WebSocket had no address, so no limit of an address held there."""
+    async with guarded(limited(limit_address="2/minute")) as world, world.socket(BOB) as socket:
+        await socket.recv()
+        said = []
+        for number in range(3):
+            await socket.send(json.dumps(request("tools/list", id=number)))
+            said.append("error" in json.loads(await socket.recv()))
+        assert said == [False, False, True]
+
+
+async def test_the_parent_program_is_held_to_the_limits_of_tools_only() -> None:
+    """It has the server to itself; what stands behind a tool may still have a limit."""
+    server = limited(limit_requests="1/minute", limit_calls="1/minute")
+    async with connect(server) as client:
+        for _ in range(2):
+            assert (await client.call("rare")).text == "rare"
+        assert (await client.call("who")).text == "nobody"
+        with pytest.raises(Failure) as failed:
+            await client.call("rare")
+        assert failed.value.code == -31429
+
+
+async def test_without_limits_there_is_no_gate_and_a_tool_that_comes_later_brings_one() -> None:
+    """Pay only when asked."""
+    server = Server("s", settings=Settings())
+    async with guarded(server) as world:
+        assert world.runtime.dispatcher.gate is None
+        server.tool(name="late", limit="1/minute")(lambda: "late")
+        assert [(await world.call(None, "late")).status for _ in range(2)] == [200, 429]
+
+
+@pytest.mark.parametrize(
+    "options", [{"limit": "often"}, {"limit": "0/minute"}, {"cost": -1}, {"cost": True}, {"cost": 1e9}]
+)
+def test_what_is_no_limit_is_refused_at_registration(options: Any) -> None:
+    """The message says what one looks like."""
+    server = Server("s", settings=Settings())
+    with pytest.raises(TypeError, match=r"limit|cost"):
+        server.tool(**options)(lambda: "x")
+    with pytest.raises(ValueError, match="600/minute"):
+        Settings(limit_calls="often")

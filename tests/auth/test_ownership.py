@@ -1,0 +1,210 @@
+"""What a caller owns is worth nothing in other hands: the answer is that of an id that never was.
+
+Each test has the owner, a stranger with a valid key, and what was made up, on the same route.
+"""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from auth_world import ALICE, BOB, STREAM, Guarded, guarded
+from millstream.protocol.principal import Principal
+from patience import WAIT
+from wire import Reply, request
+
+PING = request("ping", id=5)
+BOTH = "text/event-stream, application/json"
+
+
+def same(stolen: Reply, unknown: Reply) -> None:
+    """Two replies that tell the same, which is nothing."""
+    assert (stolen.status, stolen.body) == (unknown.status, unknown.body)
+    assert stolen.headers.keys() == unknown.headers.keys()
+
+
+@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+async def test_a_session_is_its_owners_on_every_method(method: str) -> None:
+    """MCP 2025-11-25, basic/security_best_practices: sessions are bound to users."""
+    async with guarded() as world:
+        session = await world.initialize(ALICE)
+        body = json.dumps(PING).encode() if method == "POST" else b""
+        for _ in range(2):
+            assert (await world.post(ALICE, PING, mcp_session_id=session)).status == 200  # remembered now
+            headers = {"content_type": "application/json", "accept": BOTH}
+            stolen = await world.ask(BOB, method, "/mcp", body, mcp_session_id=session, **headers)
+            unknown = await world.ask(BOB, method, "/mcp", body, mcp_session_id="Q" * len(session), **headers)
+            assert stolen.status == 404
+            same(stolen, unknown)
+
+
+async def test_a_tool_call_by_the_short_cut_does_not_trust_a_remembered_session() -> None:
+    """The table of verified ids is one for all callers."""
+    call = request("tools/call", {"name": "who", "arguments": {}})
+    async with guarded() as world:
+        session = await world.initialize(ALICE)
+        for key, status in ((ALICE, 200), (BOB, 404), (ALICE, 200), (BOB, 404)):
+            reply = await world.post(key, call, mcp_session_id=session, mcp_protocol_version="2025-11-25")
+            assert reply.status == status
+
+
+async def test_a_broken_stream_is_resumed_by_its_owner_only() -> None:
+    """`Last-Event-ID` names a stream of a session, and the session is bound."""
+    async with guarded() as world:
+        session = await world.initialize(ALICE)
+        params = {"name": "counts", "arguments": {}, "_meta": {"progressToken": 1}}
+        reply = await world.post(ALICE, request("tools/call", params), mcp_session_id=session)
+        ids = [line[4:].decode() for line in reply.body.split(b"\n") if line.startswith(b"id: ")]
+        assert ids
+        for key, wanted in ((BOB, 404), (ALICE, 200)):
+            peer = await world.send(key, "GET", "/mcp", **STREAM, mcp_session_id=session, last_event_id=ids[0])
+            assert (await peer.head())[0] == wanted
+        own = await world.initialize(BOB)
+        peer = await world.send(BOB, "GET", "/mcp", **STREAM, mcp_session_id=own, last_event_id=ids[0])
+        stolen = Reply(*await peer.reply())
+        made_up = ids[0][::-1]
+        peer = await world.send(BOB, "GET", "/mcp", **STREAM, mcp_session_id=own, last_event_id=made_up)
+        same(stolen, Reply(*await peer.reply()))
+
+
+async def test_a_message_to_somebody_elses_sse_session_is_404() -> None:
+    """HTTP+SSE: the id in the query is no credential."""
+    async with guarded() as world:
+        stream = await world.send(ALICE, "GET", "/sse", **STREAM)
+        await stream.head()
+        path = (await stream.chunk()).split(b"data: ")[1].strip().decode()
+        body = json.dumps(PING).encode()
+        stolen = await world.ask(BOB, "POST", path, body, content_type="application/json")
+        unknown = await world.ask(BOB, "POST", path[:-4] + "0000", body, content_type="application/json")
+        assert stolen.status == 404
+        same(stolen, unknown)
+        assert (await world.ask(ALICE, "POST", path, body, content_type="application/json")).status == 202
+
+
+async def first_of(peer: Any, text: bytes) -> bytes:
+    """The chunk with a text; others before it are dropped."""
+    while text not in (chunk := await peer.chunk()):
+        assert chunk
+    return bytes(chunk)
+
+
+async def streamed(world: Guarded, key: str, client_id: str) -> None:
+    """A call whose progress and result also go to a client's stream."""
+    body = b'{"stream":true}'
+    reply = await world.ask(key, "POST", "/tools/counts", body, content_type="application/json", x_client_id=client_id)
+    assert reply.status == 200
+
+
+async def test_a_client_id_is_another_mailbox_for_every_caller() -> None:
+    """A stranger who knows the id listens to a mailbox of their own, as with an id that nobody has."""
+    async with guarded() as world:
+        await streamed(world, ALICE, "desk")  # waits in the mailbox
+        thief = await world.send(BOB, "GET", "/mcp/sse/desk", **STREAM)
+        assert (await thief.head())[0] == 200
+        owner = await world.send(ALICE, "GET", "/mcp/sse/desk", **STREAM)
+        assert (await owner.head())[0] == 200
+        assert b'"result"' in await first_of(owner, b'"result"')
+        await streamed(world, ALICE, "desk")  # goes to whoever listens now
+        await first_of(owner, b'"result"')
+        await streamed(world, BOB, "desk")
+        heard = await first_of(thief, b'"result"')
+        assert heard.count(b'"result"') == 1
+        alice = Principal("alice", client="alice")
+        await world.server.hub.send("desk", "for alice", principal=alice)
+        await world.server.hub.send("desk", "for nobody")
+        assert b"for alice" in await first_of(owner, b"for ")
+
+
+async def test_nobody_reaches_a_mailbox_by_its_inner_name() -> None:
+    """What a client id becomes inside cannot be said from outside."""
+    inner = f"{Principal('alice', client='alice').bound.hex()}/desk"
+    async with guarded() as world:
+        paths = [f"/mcp/sse/{inner}", f"/mcp/sse/{inner.replace('/', '%2F')}"]
+        paths += [f"/events?channel=$client.{inner}", "/events?channel=$client.*", "/events?channel=$client.>"]
+        for path in paths:
+            reply = await world.ask(BOB, "GET", path, **STREAM)
+            assert reply.status in (400, 403, 404), path
+
+
+async def test_nobody_appears_in_a_channel_as_somebody_elses_client() -> None:
+    """Presence tells them apart, and each leaves by themselves."""
+    async with guarded() as world:
+        path = "/events?channel=room&client_id=desk&name=Me"
+        peers = [await world.send(key, "GET", path, **STREAM) for key in (ALICE, BOB)]
+        for peer in peers:
+            assert (await peer.head())[0] == 200
+        members = await world.server.hub.presence("room")
+        assert [each.client_id for each in members] == ["desk", "desk"]
+        assert len({each.owner for each in members}) == 2
+        peers[0].close()
+        left = members
+        async with asyncio.timeout(WAIT):
+            while len(left) == 2:
+                left = await world.server.hub.presence("room")
+                await asyncio.sleep(0)
+        assert left[0].owner == Principal("bob", client="bob").bound.hex()
+
+
+async def test_a_question_is_answered_by_its_own_session_only() -> None:
+    """The id of a question is a small number; the session of the answer has to be that of the question."""
+    async with guarded() as world:
+        session, other = await world.initialize(ALICE), await world.initialize(BOB)
+        call = json.dumps(request("tools/call", {"name": "asks", "arguments": {}})).encode()
+        headers = {"content_type": "application/json", "accept": BOTH}
+        peer = await world.send(ALICE, "POST", "/mcp", call, mcp_session_id=session, **headers)
+        assert (await peer.head())[0] == 200
+        question = json.loads((await first_of(peer, b"elicitation/create")).split(b"data: ")[1])
+        answer = {"jsonrpc": "2.0", "id": question["id"], "result": {"action": "accept", "content": {"n": 6}}}
+        assert (await world.post(BOB, answer, mcp_session_id=session)).status == 404
+        assert (await world.post(BOB, answer, mcp_session_id=other)).status == 202  # too late, as far as it can know
+        assert len(world.runtime.services.questions) == 1
+        assert (await world.post(ALICE, answer, mcp_session_id=session)).status == 202
+        assert b"asked" in await first_of(peer, b'"result"')
+
+
+async def test_the_state_of_a_round_is_its_callers_only() -> None:
+    """MCP 2026-07-28, basic/patterns/mrtr: `requestState` is bound to the principal."""
+    async with guarded() as world:
+        asked = (await world.call(ALICE, "asks")).message["result"]
+        assert asked["resultType"] == "input_required"
+        (question,) = asked["inputRequests"]
+        more = {
+            "inputResponses": {question: {"action": "accept", "content": {"n": 1}}},
+            "requestState": asked["requestState"],
+        }
+        stolen = await world.call(BOB, "asks", **more)
+        unknown = await world.call(BOB, "asks", **{**more, "requestState": "Q" * len(asked["requestState"])})
+        same(stolen, unknown)
+        assert "error" in stolen.message
+        assert (await world.call(ALICE, "asks", **more)).message["result"]["content"][0]["text"] == "asked"
+
+
+async def test_a_call_is_cancelled_by_its_own_session_only() -> None:
+    """Request ids are small numbers, too."""
+    async with guarded() as world:
+        session, other = await world.initialize(ALICE), await world.initialize(BOB)
+        call = json.dumps(request("tools/call", {"name": "asks", "arguments": {}}, "same")).encode()
+        headers = {"content_type": "application/json", "accept": BOTH}
+        peer = await world.send(ALICE, "POST", "/mcp", call, mcp_session_id=session, **headers)
+        await peer.head()
+        await first_of(peer, b"elicitation/create")
+        cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "same"}}
+        for of, status in ((session, 404), (other, 202)):
+            assert (await world.post(BOB, cancel, mcp_session_id=of)).status == status
+            assert len(world.runtime.dispatcher.calls) == 1
+        assert (await world.post(ALICE, cancel, mcp_session_id=session)).status == 202
+        async with asyncio.timeout(WAIT):
+            for _ in iter(lambda: len(world.runtime.dispatcher.calls), 0):
+                await asyncio.sleep(0)
+
+
+def test_two_programs_of_one_person_share_capacity_and_no_session() -> None:
+    """`id` is issuer and subject; what is owned goes by the client, too."""
+    desk, phone = (
+        Principal("ada", "https://issuer.example", "desk"),
+        Principal("ada", "https://issuer.example", "phone"),
+    )
+    assert desk.id == phone.id
+    assert desk.bound != phone.bound
+    assert Principal("a", "bc").bound != Principal("ab", "c").bound != Principal("abc").bound

@@ -1,0 +1,80 @@
+"""An address that others reach is served with auth, or because somebody said so in so many words."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from millstream import Server, Settings, auth
+from millstream.app.serving.errors import CommandError
+from millstream.app.serving.public import check_public
+from millstream.config import VariableError
+from patience import WAIT
+
+PUBLIC = ["0.0.0.0", "::", "", "192.0.2.1", "example.com"]  # noqa: S104
+HERE = ["127.0.0.1", "::1", "localhost", "127.1.2.3"]
+LONG = "a-key-that-is-long-enough"
+
+
+@pytest.mark.parametrize("host", PUBLIC)
+def test_a_public_address_without_auth_is_refused_and_the_message_says_both_ways_out(host: str) -> None:
+    """Known servers of this kind were found open by the thousand."""
+    with pytest.raises(CommandError) as refused:
+        check_public(Server("s", settings=Settings()).definition, host)
+    assert "--auth-key" in refused.value.fix
+    assert "--public-without-auth" in refused.value.fix
+
+
+@pytest.mark.parametrize("host", PUBLIC + HERE)
+def test_auth_or_the_plain_words_open_every_address(host: str) -> None:
+    """Each of the ways to say it."""
+    for server in (
+        Server("s", auth=auth.keys(LONG), settings=Settings()),
+        Server("s", settings=Settings(auth_key=LONG)),
+        Server("s", settings=Settings(public_without_auth=True)),
+    ):
+        check_public(server.definition, host)
+
+
+@pytest.mark.parametrize("host", HERE)
+def test_a_loopback_address_needs_nothing(host: str) -> None:
+    """Only programs of this machine reach it."""
+    check_public(Server("s", settings=Settings()).definition, host)
+    check_public(Server("s", settings=Settings(auth_key="short")).definition, host)
+
+
+@pytest.mark.parametrize("host", PUBLIC)
+def test_a_key_that_can_be_guessed_is_not_enough_for_a_public_address(host: str) -> None:
+    """16 characters, as of `my_secret_key` there are fewer."""
+    with pytest.raises(CommandError, match="too short"):
+        check_public(Server("s", settings=Settings(auth_key="my_secret_key")).definition, host)
+
+
+@pytest.mark.parametrize("name", ["MCP_SERVER_AUTH_KEY", "MILLSTREAM_AUTH_KEY", "MILLSTREAM_AUTH_KEYS"])
+@pytest.mark.parametrize("value", ["", " "])
+def test_a_variable_that_was_not_filled_in_stops_the_start(name: str, value: str) -> None:
+    """``MCP_SERVER_AUTH_KEY=${KEY}`` with no KEY would otherwise serve everybody."""
+    with pytest.raises(VariableError, match=f"{name} is empty"):
+        Settings.load({name: value})
+
+
+def test_the_variable_of_the_key_has_two_names_and_the_one_with_the_prefix_wins() -> None:
+    """`MCP_SERVER_AUTH_KEY` is what clients are configured by, too."""
+    assert Settings.load({"MCP_SERVER_AUTH_KEY": "a"}).auth_key == "a"
+    assert Settings.load({"MCP_SERVER_AUTH_KEY": "a", "MILLSTREAM_AUTH_KEY": "b"}).auth_key == "b"
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("program", [
+    ["-c", "from millstream.cli import main; main()", "run", "FILE", "--host", "0.0.0.0"],  # noqa: S104
+    ["-c", "import runpy; runpy.run_path('FILE')['mcp'].run('http', host='0.0.0.0')"],
+])  # fmt: skip
+def test_neither_the_command_nor_run_serves_a_public_address_without_auth(program: list[str], tmp_path: Path) -> None:
+    """Both ways to start a server."""
+    file = tmp_path / "shop.py"
+    file.write_text("from millstream import Server\nmcp = Server('shop')\n", "utf-8")
+    command = [sys.executable, *(part.replace("FILE", str(file)) for part in program)]
+    done = subprocess.run(command, capture_output=True, timeout=WAIT, check=False)
+    assert done.returncode == 1
+    assert b"--public-without-auth" in done.stderr

@@ -1,0 +1,205 @@
+"""Scopes on tools, resources and prompts: who lacks them neither sees nor uses the item, and hears what to ask for."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from auth_world import ALICE, BOB, ROOT, Guarded, guarded, make_server
+from millstream import Server, Settings
+from millstream.testing import connect
+from wire import POST, enveloped, request
+
+LISTS = {
+    "tools/list": ("tools", "name", {"order"}),
+    "resources/list": ("resources", "uri", {"secret://plan"}),
+    "resources/templates/list": ("resourceTemplates", "uriTemplate", {"secret://{name}"}),
+    "prompts/list": ("prompts", "name", {"whisper"}),
+}
+REVISIONS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
+
+
+async def listed(world: Guarded, key: str, method: str, *, modern: bool) -> tuple[set[str], dict[str, Any]]:
+    """The names of a list, and the whole result."""
+    member, name, _ = LISTS[method]
+    reply = await world.modern(key, method) if modern else await world.post(key, request(method))
+    result = reply.message["result"]
+    return {each[name] for each in result[member]}, result
+
+
+@pytest.mark.parametrize("modern", [True, False], ids=["per-request", "handshake"])
+@pytest.mark.parametrize("method", LISTS)
+async def test_a_list_has_what_the_callers_scopes_cover_whoever_asked_before(method: str, modern: bool) -> None:
+    """Prepared lists are kept for many callers: none of them sees another one's."""
+    hidden = LISTS[method][2]
+    async with guarded() as world:
+        for _ in range(2):
+            everything, result = await listed(world, ROOT, method, modern=modern)
+            assert hidden <= everything
+            assert (await listed(world, ALICE, method, modern=modern))[0] == everything
+            assert (await listed(world, BOB, method, modern=modern))[0] == everything - hidden
+            if modern:
+                assert result["cacheScope"] == "private"
+
+
+async def test_a_page_that_a_caller_must_not_see_cannot_be_had_by_a_cursor_or_a_change() -> None:
+    """A cursor names the last item of a page, and a change clears what was prepared."""
+    server = make_server(page_size=1)
+    async with guarded(server) as world:
+
+        async def walk(key: str) -> list[str]:
+            names: list[str] = []
+            cursor: Any = None
+            while True:
+                params = {} if cursor is None else {"cursor": cursor}
+                result = (await world.post(key, request("tools/list", params))).message["result"]
+                names += [each["name"] for each in result["tools"]]
+                cursor = result.get("nextCursor")
+                if cursor is None:
+                    return names
+
+        assert await walk(ROOT) == ["who", "order", "asks", "counts"]
+        assert await walk(BOB) == ["who", "asks", "counts"]
+        server.tool(name="late", scopes=["orders:write"])(lambda: "late")
+        assert await walk(ROOT) == ["who", "order", "asks", "counts", "late"]
+        assert await walk(BOB) == ["who", "asks", "counts"]
+        pages = (await world.post(ROOT, request("tools/list"))).message["result"]
+        pages = (await world.post(ROOT, request("tools/list", {"cursor": pages["nextCursor"]}))).message["result"]
+        assert pages["tools"][0]["name"] == "order"
+        reply = await world.post(BOB, request("tools/list", {"cursor": pages["nextCursor"]}))
+        assert reply.message["error"]["message"].startswith("Invalid cursor")
+
+
+USES = {
+    "tools/call": ({"name": "order", "arguments": {"isbn": "1"}}, "orders:write", "order"),
+    "resources/read": ({"uri": "secret://plan"}, "secrets", "secret://plan"),
+    "prompts/get": ({"name": "whisper", "arguments": {"word": "w"}}, "secrets", "whisper"),
+    "completion/complete": (
+        {"ref": {"type": "ref/prompt", "name": "whisper"}, "argument": {"name": "word", "value": ""}}, "secrets", "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", USES)
+async def test_what_a_caller_may_not_use_is_403_with_the_scopes_to_ask_for_in_every_revision(method: str) -> None:
+    """MCP 2025-11-25, basic/authorization: Scope Challenge Handling; 403 is for all revisions that know HTTP's."""
+    params, scope, name = USES[method]
+    challenge = f'Bearer error="insufficient_scope", scope="{scope}"'.encode()
+    async with guarded() as world:
+        replies = [await world.modern(BOB, method, params, name)]
+        replies += [await world.post(BOB, request(method, params), mcp_session_id=await world.initialize(BOB, revision))
+                    for revision in REVISIONS]  # fmt: skip
+        for reply in replies:
+            assert reply.status == 403
+            assert reply.headers[b"www-authenticate"] == challenge
+            assert reply.message["error"]["code"] == -31403
+            assert reply.message["error"]["data"] == {"error": "insufficient_scope", "scope": scope}
+            assert reply.message["id"] == 1
+        for key in (ALICE, ROOT):
+            assert (await world.modern(key, method, params, name)).status == 200
+
+
+async def test_arguments_are_not_looked_at_before_the_scopes() -> None:
+    """What is wrong with them would say what the tool takes."""
+    async with guarded() as world:
+        for arguments in ({}, {"isbn": 1}, {"nonsense": True}):
+            reply = await world.post(BOB, request("tools/call", {"name": "order", "arguments": arguments}))
+            assert reply.status == 403
+            body = json.dumps(arguments).encode()
+            reply = await world.ask(BOB, "POST", "/tools/order", body, content_type="application/json")
+            assert reply.status == 403
+            assert b"isbn" not in reply.body
+        uri = {"uri": "secret://a/b?c"}
+        assert (await world.post(BOB, request("resources/read", {"uri": "secret://x"}))).status == 403
+        assert (await world.post(BOB, request("resources/read", uri))).message["error"]["code"] == -32002
+
+
+async def test_rest_and_its_description_follow_the_scopes() -> None:
+    """`/openapi.json` is made for those who see the same tools."""
+    async with guarded() as world:
+        for _ in range(2):
+            for key, sees in ((ROOT, True), (BOB, False), (ALICE, True)):
+                paths = json.loads((await world.ask(key, "GET", "/openapi.json")).body)["paths"]
+                assert ("/tools/order" in paths) == sees
+        reply = await world.ask(BOB, "POST", "/tools/order", b'{"isbn":"1"}', content_type="application/json")
+        assert (reply.status, b"orders:write" in reply.headers[b"www-authenticate"]) == (403, True)
+        body = b'{"params":{"name":"order","arguments":{"isbn":"1"}}}'
+        reply = await world.ask(BOB, "POST", "/mcp/tools/call", body, content_type="application/json")
+        assert (reply.status, reply.message["error"]["code"]) == (403, -31403)
+        body = b'{"params":{"name":"order","arguments":{"isbn":"1"}}}'
+        assert (await world.ask(ALICE, "POST", "/mcp/tools/call", body, content_type="application/json")).status == 200
+        names = (await world.ask(BOB, "POST", "/mcp/tools/list", b"{}", content_type="application/json")).body
+        assert b"order" not in names
+
+
+async def test_a_socket_follows_the_scopes_of_who_opened_it() -> None:
+    """The dialect, and JSON-RPC on the same socket."""
+    async with guarded() as world:
+        for key, works in ((ALICE, True), (BOB, False)):
+            async with world.socket(key) as socket:
+                await socket.recv()
+                await socket.send('{"type":"mcp_call","tool":"order","arguments":{"isbn":"1"}}')
+                said = json.loads(await socket.recv())
+                assert (said["type"] == "mcp_result") == works
+                if not works:
+                    assert said["error"]["code"] == -31403
+
+
+async def test_a_subscription_to_what_a_caller_may_not_read_is_not_granted() -> None:
+    """In a session it is refused; on a stream of 2026-07-28 it is left out of what is acknowledged."""
+    async with guarded() as world:
+        session = await world.initialize(BOB)
+        reply = await world.post(BOB, request("resources/subscribe", {"uri": "secret://x"}), mcp_session_id=session)
+        assert reply.status == 403
+        params = {"notifications": {"resourceSubscriptions": ["secret://x", "open://news"]}}
+        for key, granted in ((BOB, ["open://news"]), (ALICE, ["secret://x", "open://news"])):
+            headers = {**POST, "mcp-protocol-version": "2026-07-28", "mcp-method": "subscriptions/listen"}
+            body = json.dumps(enveloped("subscriptions/listen", params)).encode()
+            fields = {name.replace("-", "_"): value for name, value in headers.items()}
+            peer = await world.send(key, "POST", "/mcp", body, **fields)
+            assert (await peer.head())[0] == 200
+            said = json.loads((await peer.chunk()).split(b"data: ")[1])
+            assert said["params"]["notifications"]["resourceSubscriptions"] == granted
+
+
+async def test_without_a_way_to_sign_in_nobody_has_scopes_over_http_and_the_parent_program_has_all() -> None:
+    """Our choice: a scope that nobody checks would be a promise that nobody keeps."""
+    server = Server("open", settings=Settings())
+
+    @server.tool(scopes=["orders:write"])
+    async def order() -> str:
+        """Order."""
+        return "ordered"
+
+    async with guarded(server) as world:
+        reply = await world.call(None, "order")
+        assert (reply.status, reply.message["error"]["data"]["scope"]) == (403, "orders:write")
+        assert (await world.post(None, request("tools/list"))).message["result"]["tools"] == []
+    async with connect(server) as client:
+        assert (await client.call("order")).text == "ordered"
+
+
+@pytest.mark.parametrize("scopes", ["orders", [1], [""], ["a b"], ['a"'], {"a": 1}, 5])
+def test_what_cannot_be_scopes_is_refused_at_registration(scopes: Any) -> None:
+    """They stand in a header."""
+    server = Server("s", settings=Settings())
+    with pytest.raises(TypeError, match="scopes"):
+        server.tool(scopes=scopes)(lambda: "x")
+
+
+async def test_the_pages_of_the_operator_and_publishing_take_scopes_of_their_own() -> None:
+    """The dashboard shows the log; who may call tools need not see it."""
+    async with guarded() as world:
+        for path in ("/dashboard", "/metrics"):
+            assert (await world.ask(ROOT, "GET", path)).status == 200
+            reply = await world.ask(BOB, "GET", path)
+            assert (reply.status, b"millstream:watch" in reply.headers[b"www-authenticate"]) == (403, True)
+        for key, status in ((ROOT, 200), (BOB, 403)):
+            reply = await world.ask(key, "POST", "/publish", b'{"data":1}', content_type="application/json")
+            assert reply.status == status
+            async with world.socket(key) as socket:
+                await socket.recv()
+                await socket.send('{"type":"publish","data":1}')
+                assert ("published" in str(await socket.recv())) == (status == 200)
+        await asyncio.sleep(0)

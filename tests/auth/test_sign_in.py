@@ -1,0 +1,232 @@
+"""Signing in to the pages by a form: what the cookie is, and for whom and what it counts."""
+
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from auth_world import ALICE, BOB, ROOT, STREAM, Guarded, guarded, make_server
+from millstream import auth
+from millstream.auth.key_file import KeyFile
+from wire import POST, Reply, encode_request, pairs
+
+FORM = {"content_type": "application/x-www-form-urlencoded"}
+OWN = {"origin": "http://127.0.0.1", "sec_fetch_site": "same-origin"}
+JSON = {"content_type": "application/json", "accept": POST["accept"]}
+PING = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
+
+
+async def sign_in(world: Guarded, key: str = ROOT, wanted: str = "/dashboard", **headers: str) -> Reply:
+    """Send the form."""
+    body = urlencode({"key": key, "next": wanted}).encode()
+    return await world.ask(None, "POST", "/sign-in", body, **{**FORM, **OWN, **headers})
+
+
+async def cookie(world: Guarded, key: str = ROOT) -> str:
+    """The cookie of somebody who has signed in, as a browser sends it."""
+    reply = await sign_in(world, key)
+    assert reply.status == 303, reply
+    return reply.headers[b"set-cookie"].split(b";")[0].decode()
+
+
+async def test_a_page_that_nobody_has_signed_in_for_shows_the_form() -> None:
+    """401 with the form for people, problem details for programs."""
+    async with guarded() as world:
+        for page in ("/dashboard", "/chat", "/inspect", "/docs"):
+            reply = await world.ask(None, "GET", page, accept="text/html,*/*")
+            assert reply.status == 401
+            assert reply.headers[b"content-type"].startswith(b"text/html")
+            assert f'value="{page}"'.encode() in reply.body
+            policy = reply.headers[b"content-security-policy"]
+            assert b"default-src 'none'" in policy
+            assert b"frame-ancestors 'none'" in policy
+            assert b"script" not in policy
+            reply = await world.ask(None, "GET", page)
+            assert reply.headers[b"content-type"] == b"application/problem+json"
+        assert (await world.ask(None, "POST", "/mcp", b"{}", accept="text/html")).headers[b"content-type"] == (
+            b"application/problem+json"
+        )
+
+
+async def test_the_form_leads_to_the_page_with_a_cookie_that_scripts_and_other_sites_cannot_use() -> None:
+    """HttpOnly and SameSite=Strict; `Secure` wherever browsers keep such a cookie."""
+    async with guarded() as world:
+        reply = await sign_in(world)
+        assert (reply.status, reply.headers[b"location"]) == (303, b"/dashboard")
+        name, *rest = reply.headers[b"set-cookie"].decode().split("; ")
+        assert name.startswith("millstream=")
+        assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(rest)
+        assert ROOT not in reply.headers[b"set-cookie"].decode()
+        jar = name
+        for page in ("/dashboard", "/chat", "/inspect", "/docs"):
+            for site in ({}, {"sec_fetch_site": "none"}, {"sec_fetch_site": "same-origin"}):
+                assert (await world.ask(None, "GET", page, cookie=f"other=1; {jar}", **site)).status == 200
+        secure = await sign_in(world, x_forwarded_proto="https")
+        if b"__Host-" in secure.headers[b"set-cookie"]:  # by a proxy that is trusted
+            assert b"; Secure" in secure.headers[b"set-cookie"]
+
+
+@pytest.mark.parametrize("wanted", ["https://evil.example", "//evil.example", "/\\evil.example", "", "/mcp",
+                                    "dashboard",
+                                    "/dashboard\r\nx: y", "/dashboard/../x", "javascript:alert(1)"])  # fmt: skip
+async def test_the_form_leads_nowhere_but_to_a_page(wanted: str) -> None:
+    """No open redirect."""
+    async with guarded() as world:
+        reply = await sign_in(world, wanted=wanted)
+        assert reply.headers[b"location"] == b"/chat"
+        assert b"x" not in reply.headers
+
+
+@pytest.mark.parametrize("wanted", ['"><script>alert(1)</script>', "'onload=alert(1)", "&lt;"])
+async def test_nothing_that_was_sent_stands_in_the_form(wanted: str) -> None:
+    """Only the name of a page does."""
+    async with guarded() as world:
+        reply = await sign_in(world, key="wrong", wanted=wanted)
+        assert reply.status == 403
+        assert wanted.encode() not in reply.body
+        assert b'name="next" value=""' in reply.body
+
+
+FOREIGN: list[dict[str, str]] = [
+    {"origin": "http://localhost"}, {"origin": "http://127.0.0.1:9"}, {"sec_fetch_site": "same-site"},
+    {"sec_fetch_site": "cross-site"}, {"sec_fetch_site": "none"}, {},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+async def test_a_form_of_another_origin_is_refused(headers: dict[str, str]) -> None:
+    """Nobody signs you in as somebody else (login CSRF), nor out."""
+    async with guarded() as world:
+        body = urlencode({"key": ROOT}).encode()
+        for path in ("/sign-in", "/sign-out"):
+            reply = await world.ask(None, "POST", path, body, **FORM, **headers)
+            assert reply.status == 403
+            assert b"set-cookie" not in reply.headers
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/mcp"),
+        ("DELETE", "/mcp"),
+        ("POST", "/publish"),
+        ("GET", "/events"),
+        ("POST", "/tools/who"),
+        ("GET", "/dashboard/events"),
+        ("GET", "/openapi.json"),
+    ],
+)
+async def test_the_cookie_counts_only_for_requests_of_this_origins_own_pages(
+    method: str, path: str, headers: dict[str, str]
+) -> None:
+    """A browser sends it unasked; that is what cross-site request forgery lives on."""
+    async with guarded() as world:
+        reply = await world.ask(None, method, path, PING, cookie=await cookie(world), **JSON, **headers)
+        assert reply.status in (401, 403)
+        assert b"result" not in reply.body
+
+
+async def test_the_calls_that_pages_make_work_with_the_cookie() -> None:
+    """`/inspect` speaks MCP, `/chat` publishes and listens, `/docs` runs tools."""
+    async with guarded() as world:
+        jar = await cookie(world)
+        for own in ({"origin": "http://127.0.0.1"}, {"sec_fetch_site": "same-origin"}):
+            assert (await world.ask(None, "POST", "/mcp", PING, cookie=jar, **JSON, **own)).status == 200
+            assert (await world.ask(None, "POST", "/publish", b'{"data":1}', cookie=jar, **JSON, **own)).status == 200
+            reply = await world.ask(None, "POST", "/tools/who", b"{}", cookie=jar, **JSON, **own)
+            assert b"key" in reply.body
+            for path in ("/events", "/dashboard/events", "/mcp/sse/me"):
+                peer = await world.send(None, "GET", path, cookie=jar, **STREAM, **own)
+                assert (await peer.head())[0] == 200
+        origin = f"http://127.0.0.1:{world.running.port}"
+        async with world.socket(None, cookie=jar, origin=origin) as socket:
+            assert "connected" in str(await socket.recv())
+
+
+@pytest.mark.parametrize("path", ["/sse", "/metrics", "/messages/?session_id=x", "/mcp/tools/list"])
+async def test_the_cookie_is_for_nothing_else(path: str) -> None:
+    """Programs send their key."""
+    async with guarded() as world:
+        method = "POST" if "mess" in path or "tools" in path else "GET"
+        reply = await world.ask(None, method, path, b"{}", cookie=await cookie(world), accept=POST["accept"], **OWN)
+        assert reply.status == 401
+
+
+@pytest.mark.parametrize("place", [0, 5, -1])
+async def test_a_cookie_that_was_changed_or_made_up_or_sent_twice_is_none(place: int) -> None:
+    """It is sealed. Two of a name may be one of a neighbour domain's making."""
+    async with guarded() as world:
+        jar = await cookie(world)
+        name, _, value = jar.partition("=")
+        letters = list(value)
+        letters[place] = "A" if letters[place] != "A" else "B"
+        for wrong in (f"{name}={''.join(letters)}", f"{name}=", f"{name}=x", f"{jar}; {jar}", f"__Host-{jar}", value):
+            assert (await world.ask(None, "GET", "/docs", cookie=wrong)).status == 401
+        assert (await world.ask(None, "GET", "/docs", cookie=jar)).status == 200
+
+
+async def test_the_sealed_value_is_no_credential_by_itself() -> None:
+    """Not as a bearer token, and not under the name by which it is kept."""
+    async with guarded() as world:
+        value = (await cookie(world)).partition("=")[2]
+        assert (await world.ask(None, "GET", "/docs", cookie=f"millstream={value}")).status == 200
+        for given in (f"Bearer {value}", value, f"cookie {value}"):
+            assert (await world.ask(None, "GET", "/docs", authorization=given)).status in (400, 401, 403)
+
+
+async def test_a_wrong_authorization_is_not_healed_by_a_cookie() -> None:
+    """A presented credential that is not valid never makes a caller."""
+    async with guarded() as world:
+        assert (await world.ask("wrong", "GET", "/docs", cookie=await cookie(world), **OWN)).status == 403
+
+
+async def test_the_cookie_ends_with_its_key_and_with_its_time(tmp_path: Any) -> None:
+    """What it stands for is looked at, not what it says."""
+    file = KeyFile(tmp_path / "keys.json")
+    key = file.add("ada", ("*",), 0.0, None)
+    async with guarded(make_server(auth.keys(file=file.path))) as world:
+        jar = await cookie(world, key)
+        assert (await world.ask(None, "GET", "/docs", cookie=jar)).status == 200
+        file.revoke("ada")
+        assert world.runtime.guard is not None
+        world.runtime.guard.refresh()
+        assert (await world.ask(None, "GET", "/docs", cookie=jar)).status == 401
+
+
+async def test_wrong_keys_in_the_form_are_counted_with_all_others() -> None:
+    """The form is no way around the limit."""
+    async with guarded() as world:
+        statuses = [(await sign_in(world, key=f"wrong{number}")).status for number in range(31)]
+        assert statuses == [403] * 30 + [429]
+        assert (await sign_in(world)).status == 429
+
+
+async def test_signing_out_takes_the_cookie_away() -> None:
+    """And leads back to the form."""
+    async with guarded() as world:
+        reply = await world.ask(None, "POST", "/sign-out", b"", **OWN)
+        assert (reply.status, reply.headers[b"location"]) == (303, b"/sign-in")
+        assert b"Max-Age=0" in reply.headers[b"set-cookie"]
+
+
+async def test_over_plain_http_from_elsewhere_nobody_signs_in() -> None:
+    """The key would travel in the clear, and browsers keep no `Secure` cookie of such a page."""
+    async with guarded(make_server(allowed_hosts=("mcp.example.com",))) as world:
+        fields = {"host": "mcp.example.com", "origin": "http://mcp.example.com", "sec-fetch-site": "same-origin",
+                  "content-type": FORM["content_type"]}  # fmt: skip
+        peer = await world.running.connect()
+        await peer.send(encode_request("POST", "/sign-in", pairs(fields), urlencode({"key": ROOT}).encode()))
+        status, headers, body = await peer.reply()
+        assert (status, b"https" in body, b"set-cookie" in headers) == (403, True, False)
+
+
+async def test_the_pages_see_the_scopes_of_who_signed_in() -> None:
+    """Bob may call tools, and not watch the server."""
+    async with guarded() as world:
+        bob, alice = await cookie(world, BOB), await cookie(world, ALICE)
+        assert (await world.ask(None, "GET", "/dashboard", cookie=bob)).status == 403
+        assert (await world.ask(None, "GET", "/inspect", cookie=bob)).status == 200
+        for jar, sees in ((bob, False), (alice, True)):
+            reply = await world.ask(None, "GET", "/openapi.json", cookie=jar, **OWN)
+            assert (b"/tools/order" in reply.body) == sees

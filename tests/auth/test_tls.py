@@ -1,0 +1,113 @@
+"""Serving https, and renewing the certificate while connections are open."""
+
+import datetime as dt
+import socket
+import ssl
+import time
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from millstream.app.serving.errors import CommandError
+from millstream.app.serving.tls import Certificate
+from patience import WAIT
+from processes import free_port, millstream, serving
+
+
+def make(folder: Path, name: str, *, passphrase: bytes = b"") -> tuple[str, str]:
+    """A certificate of its own for localhost, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = dt.datetime.now(dt.UTC)
+    cert = (
+        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+        .serial_number(x509.random_serial_number()).not_valid_before(now).not_valid_after(now + dt.timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    kept = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, kept)
+    paths = folder / "cert.pem", folder / "key.pem"
+    paths[0].write_bytes(cert.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(pem)
+    return str(paths[0]), str(paths[1])
+
+
+def shown(port: int) -> tuple[str, str, bytes]:
+    """The name in the certificate that a server shows, the version of TLS, and what it answers to a probe."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=WAIT) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as secure,
+    ):
+        secure.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = b""
+        while data := secure.recv(4096):
+            answer += data
+        raw = secure.getpeercert(binary_form=True)
+        assert raw is not None
+        (name,) = x509.load_der_x509_certificate(raw).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return str(name.value), secure.version() or "", answer
+
+
+@pytest.mark.server
+def test_a_server_speaks_https_and_takes_a_renewed_certificate_without_a_restart(tmp_path: Path) -> None:
+    """New connections get the new one."""
+    cert, key = make(tmp_path, "old")
+    port = free_port()
+    command = millstream("examples/greet.py", port, "--tls-cert", cert, "--tls-key", key)
+    with serving(command, port, tmp_path / "log"):
+        name, version, answer = shown(port)
+        assert (name, version) == ("old", "TLSv1.3")
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        make(tmp_path, "new")
+        deadline = time.monotonic() + WAIT
+        while shown(port)[0] != "new":
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert f"https://127.0.0.1:{port}/mcp" in (tmp_path / "log").read_text("utf-8")
+
+
+def test_half_a_renewal_changes_nothing_until_the_other_half_is_there(tmp_path: Path) -> None:
+    """The two files are written one after the other."""
+    cert, key = make(tmp_path, "old")
+    certificate = Certificate(cert, key)
+    assert not certificate.renew()
+    old_key = Path(key).read_bytes()
+    make(tmp_path, "new")
+    new_key = Path(key).read_bytes()
+    Path(key).write_bytes(old_key)
+    assert not certificate.renew()
+    Path(key).write_bytes(b"not a key")
+    assert not certificate.renew()
+    Path(key).unlink()
+    assert not certificate.renew()
+    Path(key).write_bytes(new_key)
+    assert certificate.renew()
+    assert not certificate.renew()
+
+
+def test_old_versions_of_tls_are_not_spoken(tmp_path: Path) -> None:
+    """1.2 and up."""
+    assert Certificate(*make(tmp_path, "x")).context.minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+def test_a_certificate_that_cannot_be_used_stops_the_start_and_says_why(tmp_path: Path) -> None:
+    """No such file, no pair, a passphrase that nobody could type."""
+    cert, key = make(tmp_path, "x")
+    other = tmp_path / "other"
+    other.mkdir()
+    stranger = make(other, "y")[1]
+    for pair in ((cert, stranger), (cert, str(tmp_path / "none")), (key, cert), (cert, "")):
+        with pytest.raises(CommandError, match="certificate"):
+            Certificate(*pair)
+    cert, key = make(tmp_path, "x", passphrase=b"secret")
+    with pytest.raises(CommandError) as refused:
+        Certificate(cert, key)
+    assert "passphrase" in refused.value.why

@@ -1,0 +1,268 @@
+"""Signed tokens: which count, and that whatever is wrong with one gets nobody in."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+from joserfc.jwk import OctKey
+
+from auth_world import guarded, make_server
+from issuer_world import AUDIENCE, ISSUER, KEYS, OTHER, by_hand, claims, key_set, misread, token
+from millstream import auth
+from millstream.auth.claims import LEEWAY
+from wire import request
+
+PING = request("ping", id=5)
+METADATA = "https://mcp.example.com/.well-known/oauth-protected-resource/mcp"
+
+
+def method(**options: Any) -> Any:
+    """Tokens of the issuer, whose keys are given."""
+    return auth.jwt(**{"issuer": ISSUER, "audience": AUDIENCE, "jwks": key_set(), **options})
+
+
+@pytest.mark.parametrize("alg", KEYS)
+@pytest.mark.parametrize("kid", [True, False])
+async def test_a_good_token_says_who_it_is(alg: str, kid: bool) -> None:
+    """RFC 9068: the claims of an access token."""
+    found = await method().identify(token(alg=alg, **({} if kid else {"kid": None})))
+    assert found is not None
+    principal = found.principal
+    assert (principal.subject, principal.issuer, principal.client) == ("ada", ISSUER, "desk")
+    assert principal.scopes == {"orders:write"}
+    assert principal.claims["exp"] > time.time()
+    assert 0 < found.seconds <= 60
+
+
+NOW = time.time()
+WRONG_CLAIMS: dict[str, dict[str, Any]] = {
+    "no issuer": {"iss": None},
+    "another issuer": {"iss": "https://evil.example"},
+    "an issuer that begins alike": {"iss": ISSUER + ".evil.example"},
+    "an issuer with a slash": {"iss": ISSUER + "/"},
+    "no audience": {"aud": None},
+    "another audience": {"aud": "https://other.example/mcp"},
+    "an audience that begins alike": {"aud": AUDIENCE + "2"},
+    "a shorter audience": {"aud": AUDIENCE[:-1]},
+    "an audience below": {"aud": AUDIENCE + "/x"},
+    "other audiences": {"aud": ["https://other.example", AUDIENCE + "2"]},
+    "an audience that is an object": {"aud": {AUDIENCE: 1}},
+    "an audience in an array of arrays": {"aud": [[AUDIENCE]]},
+    "no subject": {"sub": None},
+    "an empty subject": {"sub": ""},
+    "a subject that is a number": {"sub": 7},
+    "a subject without an end": {"sub": "a" * 600},
+    "no expiry": {"exp": None},
+    "expired": {"exp": NOW - LEEWAY - 5},
+    "an expiry that is a text": {"exp": str(int(NOW + 600))},
+    "an expiry that is true": {"exp": True},
+    "an expiry that is an array": {"exp": [NOW + 600]},
+    "an expiry out of all reason": {"exp": 1e300},
+    "not yet": {"nbf": NOW + LEEWAY + 60},
+    "a beginning that is a text": {"nbf": "0"},
+    "made in the future": {"iat": NOW + LEEWAY + 60},
+    "made at a text": {"iat": "0"},
+}
+
+
+@pytest.mark.parametrize("changes", WRONG_CLAIMS.values(), ids=WRONG_CLAIMS)
+async def test_a_token_with_wrong_claims_is_refused(changes: dict[str, Any]) -> None:
+    """RFC 7519 §4.1, RFC 8707: for this server, of this issuer, for now."""
+    assert await method().identify(token(claims(**changes))) is None
+
+
+@pytest.mark.parametrize("changes", [{"exp": NOW - LEEWAY + 30}, {"nbf": NOW + LEEWAY - 30}, {"aud": ["x", AUDIENCE]}])
+async def test_clocks_may_differ_by_a_minute_and_audiences_be_several(changes: dict[str, Any]) -> None:
+    """Our choice: 60 seconds."""
+    assert await method().identify(token(claims(**changes))) is not None
+
+
+RS_PEM = KEYS["RS256"].as_pem(private=False)
+JWK = OTHER.as_dict(private=False)
+FORGED: dict[str, str] = {
+    "no signature": by_hand({"alg": "none"}),
+    "no signature, spelled otherwise": by_hand({"alg": "None"}),
+    "none with a signature": by_hand({"alg": "none"}, signature=b"x" * 64),
+    "a public key as a secret": misread(RS_PEM, kid="rs"),
+    "a public key as a secret, without an id": misread(RS_PEM),
+    "somebody else's key": token(key=OTHER),
+    "a key in the token": token(key=OTHER, jwk=JWK),
+    "a key in the token, without an id": token(key=OTHER, jwk=JWK, kid=None),
+    "the address of a key": token(key=OTHER, jku="https://evil.example/keys"),
+    "the address of a certificate": token(key=OTHER, x5u="https://evil.example/cert"),
+    "a certificate": token(key=OTHER, x5c=["MIIB"]),
+    "an unknown key": token(kid="nobody"),
+    "an id that is a path": token(kid="../../dev/null"),
+    "an id that is SQL": token(kid="' OR 1=1 --"),
+    "the id of a key of another kind": token(kid="rs"),
+    "something critical": by_hand({"alg": "ES256", "kid": "es", "crit": ["exp"], "exp": 1}, signature=b"x" * 64),
+    "an empty list of critical things": by_hand({"alg": "ES256", "kid": "es", "crit": []}, signature=b"x" * 64),
+    "an ID token's type": token(typ="id+jwt"),
+    "a logout token's type": token(typ="logout+jwt"),
+    "a proof's type": token(typ="dpop+jwt"),
+    "an algorithm in small letters": by_hand({"alg": "es256", "kid": "es"}, signature=b"x" * 64),
+    "an algorithm that is a number": by_hand({"alg": 256, "kid": "es"}, signature=b"x" * 64),
+    "an id that is a number": by_hand({"alg": "ES256", "kid": 1}, signature=b"x" * 64),
+    "an empty signature": by_hand({"alg": "ES256", "kid": "es"}),
+    "a signature of zeros": by_hand({"alg": "ES256", "kid": "es"}, signature=bytes(64)),
+    "encrypted": "a.b.c.d.e",
+    "two parts": "a.b",
+    "four parts": token() + ".x",
+    "no parts": "ey",
+    "dots": "..",
+    "no JSON": "eHh4.e30.eA",
+    "an array for a header": "W10.e30.eA",
+    "claims that are no object": token(b"[]"),
+    "claims that are no JSON": token(b"\xff"),
+    "claims without an end": token(b'{"a":' * 5000),
+}
+
+
+@pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
+async def test_a_forged_token_is_401_with_a_challenge_and_no_reason(forged: str) -> None:
+    """CVE-2026-32597, CVE-2025-59420, CVE-2024-37568, CVE-2025-62706 and their kind; RFC 6750 §3.1."""
+    assert await method().identify(forged) is None
+    async with guarded(make_server(method())) as world:
+        reply = await world.post(forged, PING)
+        if forged != "..":
+            assert reply.status == 401
+        assert reply.headers[b"www-authenticate"] == (
+            b'Bearer error="invalid_token", resource_metadata="%b"' % METADATA.encode()
+        )
+        assert json.loads(reply.body)["detail"] == "The token isn't valid here, or not any more."
+
+
+async def test_a_changed_token_is_refused_wherever_it_was_changed() -> None:
+    """One character of each part."""
+    good, judge = token(), method()
+    assert await judge.identify(good) is not None
+    for place in (3, good.index(".") + 3, good.rindex(".") + 3):
+        changed = good[:place] + ("A" if good[place] != "A" else "B") + good[place + 1 :]
+        assert await judge.identify(changed) is None
+
+
+@pytest.mark.parametrize("size", [5_000, 20_000, 60_000])
+async def test_a_huge_token_is_refused(size: int) -> None:
+    """Before it is decoded, where it is beyond all use."""
+    async with guarded(make_server(method())) as world:
+        huge = token(claims(padding="x" * size))
+        assert (await world.post(huge, PING)).status == (200 if size < 8000 else 401 if size < 40_000 else 431)
+
+
+async def test_an_algorithm_that_is_not_listed_does_not_count() -> None:
+    """The list is the server's, not the token's."""
+    judge = method(algorithms=["ES256"])
+    assert await judge.identify(token(alg="ES256")) is not None
+    assert await judge.identify(token(alg="RS256")) is None
+
+
+async def test_a_key_is_used_for_its_own_algorithm_only() -> None:
+    """RFC 7517 §4.4; a key for encryption verifies nothing."""
+    keys = key_set("RS256")
+    keys["keys"][0]["alg"] = "PS256"
+    assert await method(jwks=keys).identify(token(alg="RS256")) is None
+    assert await method(jwks=keys).identify(token(alg="PS256", key=KEYS["RS256"])) is not None
+    keys["keys"][0] |= {"use": "enc"}
+    assert await method(jwks=keys).identify(token(alg="PS256", key=KEYS["RS256"])) is None
+
+
+async def test_a_set_of_keys_may_hold_what_nobody_understands() -> None:
+    """One odd key must not lock everybody out, and a secret among them is no key."""
+    keys = key_set("ES256")
+    secret = OctKey.import_key("s" * 40, {"kid": "es"})
+    keys["keys"] += [None, 1, {}, {"kty": "XX"}, {"kty": "EC", "crv": "P-256", "x": "!"}, secret.as_dict()]
+    judge = method(jwks=keys)
+    assert await judge.identify(token()) is not None
+    assert await judge.identify(token(alg="HS256", key=secret)) is None
+
+
+async def test_a_shared_secret_verifies_hs256_and_nothing_else() -> None:
+    """For a single program that mints and reads; it has to be long."""
+    secret = "s" * 40
+    judge = method(jwks="", secret=secret)
+    assert await judge.identify(token(alg="HS256", key=OctKey.import_key(secret), kid=None)) is not None
+    assert await judge.identify(token()) is None
+    with pytest.raises(ValueError, match="32 bytes"):
+        method(jwks="", secret="short")
+
+
+@pytest.mark.parametrize("wrong", [
+    {"jwks": ""}, {"secret": "s" * 40}, {"audience": ""}, {"audience": f"{AUDIENCE}#x"}, {"audience": 'a"b'},
+    {"issuer": "http://issuer.example"}, {"issuer": "issuer"}, {"algorithms": ["none"]}, {"algorithms": ["HS256"]},
+    {"jwks": "http://issuer.example/keys"}, {"jwks": "file:///etc/passwd"}, {"scopes": ['a"b']}, {"jwks": {}},
+])  # fmt: skip
+def test_what_cannot_protect_is_refused_when_the_server_is_made(wrong: dict[str, Any]) -> None:
+    """A typing error must not be found by an attacker."""
+    with pytest.raises(ValueError, match=r"."):
+        method(**wrong)
+
+
+SCOPES: list[tuple[dict[str, Any], set[str]]] = [
+    ({"scope": "a b"}, {"a", "b"}), ({"scope": ""}, set()), ({"scope": None, "scp": "a b"}, {"a", "b"}),
+    ({"scope": None, "scp": ["a", "b", 1, None]}, {"a", "b"}), ({"scope": 5}, set()), ({"scope": {"a": 1}}, set()),
+    ({"scope": "* a"}, {"a"}), ({"scope": ["*"]}, set()), ({"scope": "admin"}, {"admin", "write", "read"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "scopes"), SCOPES)
+async def test_scopes_are_read_as_issuers_write_them_and_none_of_them_is_everything(
+    changes: dict[str, Any], scopes: set[str]
+) -> None:
+    """RFC 8693 §4.2; a scope that is called `*` elsewhere is a name like any other."""
+    found = await method(implied={"admin": ["write"], "write": ["read"]}).identify(token(claims(**changes)))
+    assert found is not None
+    assert found.principal.scopes == scopes
+
+
+async def test_a_token_without_the_scopes_that_everybody_needs_is_403_and_says_which() -> None:
+    """RFC 6750 §3.1, MCP 2025-11-25: step-up."""
+    async with guarded(make_server(method(scopes=["mcp:use"]))) as world:
+        missing = await world.post(None, PING)
+        assert missing.status == 401
+        assert missing.headers[b"www-authenticate"] == (
+            b'Bearer scope="mcp:use", resource_metadata="%b"' % METADATA.encode()
+        )
+        reply = await world.post(token(), PING)
+        assert reply.status == 403
+        assert reply.headers[b"www-authenticate"].startswith(b'Bearer error="insufficient_scope", scope="mcp:use"')
+        assert (await world.post(token(claims(scope="mcp:use")), PING)).status == 200
+        reply = await world.call(token(claims(scope="mcp:use")), "order", {"isbn": "1"})
+        assert b'scope="mcp:use orders:write"' in reply.headers[b"www-authenticate"]
+
+
+async def test_two_issuers_may_name_their_people_alike() -> None:
+    """`Principal.id` and what a caller owns go by the issuer, too."""
+    second = auth.jwt(issuer="https://second.example", audience=AUDIENCE, jwks=key_set())
+    async with guarded(make_server([method(), second, auth.keys(named={"ada": "key-of-ada"})])) as world:
+        keys = [token(), token(claims(iss="https://second.example")), "key-of-ada"]
+        sessions = [await world.initialize(key) for key in keys]
+        for number, session in enumerate(sessions):
+            statuses = [(await world.post(key, PING, mcp_session_id=session)).status for key in keys]
+            assert statuses == [200 if place == number else 404 for place in range(3)]
+
+
+async def test_a_known_token_is_believed_for_a_minute_at_most_and_never_beyond_its_end() -> None:
+    """The cache forgets by its own clock."""
+    async with guarded(make_server(method())) as world:
+        brief = token(claims(exp=time.time() - LEEWAY + 30))
+        assert (await world.post(brief, PING)).status == 200
+        guard = world.runtime.guard
+        assert guard is not None
+        (verdict,) = guard.verdicts.values()
+        assert verdict.until - time.monotonic() <= 30
+        value = f"Bearer {brief}".encode()
+        guard.verdicts[value] = verdict._replace(until=time.monotonic() - 1)
+        assert (await world.post(brief, PING)).status == 200  # looked at again, and still valid
+        assert guard.verdicts[value].until > time.monotonic()
+
+
+async def test_a_subject_cannot_write_into_logs_or_headers(capfd: pytest.CaptureFixture[str]) -> None:
+    """It is the issuer's to choose, and some let people choose it."""
+    async with guarded(make_server(method(), access_log=True)) as world:
+        evil = token(claims(sub='ada\r\nset-cookie: x=1\n{"level":"error"}', client_id="\x1b[2J"))
+        assert (await world.call(evil, "who")).status == 200
+    lines = capfd.readouterr().err.splitlines()
+    assert any("set-cookie" in line for line in lines)
+    assert all(json.loads(line)["level"] in ("info", "warning") for line in lines if line.startswith("{"))
+    assert not any(line.startswith(("set-cookie", '{"level":"error"}')) or "\x1b" in line for line in lines)

@@ -1,0 +1,140 @@
+"""A server with everything behind keys, on a socket of its own, and requests of several people to it."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from http_peer import Peer, Running, serve
+from millstream import Context, Server, Settings, auth
+from millstream.app.runtime import Runtime
+from millstream.app.serving.entry import prepare
+from millstream.http.websocket.uvicorn import WebSocketProtocol
+from patience import WAIT
+from wire import LATEST_HANDSHAKE, POST, Reply, encode_request, enveloped, pairs, request, routing
+
+ALICE = "key-of-alice-0123456789"
+BOB = "key-of-bob-0123456789"
+ROOT = "key-of-root-0123456789"
+STREAM = {"host": "127.0.0.1", "accept": "text/event-stream"}
+
+
+def make_server(methods: Any = None, **options: Any) -> Server:
+    """Tools, resources and prompts, some of which take scopes. Alice may write orders, Bob may nothing special."""
+    methods = methods or auth.keys(ROOT, named={"alice": (ALICE, ["orders:write", "secrets"]), "bob": BOB})
+    server = Server("guarded", serve="all", auth=methods, settings=Settings(**options))
+
+    @server.tool
+    async def who(ctx: Context) -> str:
+        """Who asks."""
+        principal = ctx.principal
+        return "nobody" if principal is None else principal.subject
+
+    @server.tool(scopes=["orders:write"])
+    async def order(isbn: str) -> str:
+        """Order a book."""
+        return f"ordered {isbn}"
+
+    @server.tool
+    async def asks(ctx: Context) -> str:
+        """Ask the person."""
+        return await ctx.elicit("How many?", {"type": "object", "properties": {"n": {"type": "integer"}}}) and "asked"
+
+    @server.tool
+    async def counts(ctx: Context, stream: bool = False) -> int:
+        """Count, and say so."""
+        await ctx.progress(1, 2, "half")
+        return 2
+
+    @server.resource("secret://plan", scopes=["secrets"])
+    async def plan() -> str:
+        """The plan."""
+        return "the plan"
+
+    @server.resource("secret://{name}", scopes=["secrets"])
+    async def secret(name: str) -> str:
+        """A secret."""
+        return name
+
+    @server.resource("open://news")
+    async def news() -> str:
+        """News."""
+        return "news"
+
+    @server.prompt(scopes=["secrets"])
+    async def whisper(word: str) -> str:
+        """Whisper."""
+        return word
+
+    return server
+
+
+class Guarded:
+    """The running server."""
+
+    def __init__(self, server: Server, runtime: Runtime, running: Running) -> None:
+        self.server = server
+        self.runtime = runtime
+        self.running = running
+
+    async def send(self, key: str | None, method: str, path: str, body: bytes = b"", **headers: str) -> Peer:
+        """Send a request on a connection of its own; the reply is the caller's to read."""
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        if key is not None:
+            fields["authorization"] = f"Bearer {key}"
+        peer = await self.running.connect()
+        await peer.send(encode_request(method, path, pairs({"host": "127.0.0.1", **fields}), body))
+        return peer
+
+    async def ask(self, key: str | None, method: str, path: str, body: bytes = b"", **headers: str) -> Reply:
+        """One request and its reply."""
+        peer = await self.send(key, method, path, body, **headers)
+        reply = Reply(*await peer.reply(head_only=method == "HEAD"))
+        peer.close()
+        return reply
+
+    async def post(self, key: str | None, message: Any, **headers: str) -> Reply:
+        """POST a message of the handshake era."""
+        given = {name.replace("-", "_"): value for name, value in POST.items()}
+        return await self.ask(key, "POST", "/mcp", json.dumps(message).encode(), **{**given, **headers})
+
+    async def call(self, key: str | None, tool: str, arguments: Any = None, **more: Any) -> Reply:
+        """A tool call of the per-request era."""
+        headers = {name.replace("-", "_"): value for name, value in routing("tools/call", tool).items()}
+        params = {"name": tool, "arguments": arguments or {}, **more}
+        body = json.dumps(enveloped("tools/call", params, elicitation={})).encode()
+        return await self.ask(key, "POST", "/mcp", body, **headers)
+
+    async def modern(self, key: str | None, method: str, params: Any = None, name: str = "") -> Reply:
+        """A request of the per-request era."""
+        headers = {field.replace("-", "_"): value for field, value in routing(method, name).items()}
+        return await self.ask(key, "POST", "/mcp", json.dumps(enveloped(method, params)).encode(), **headers)
+
+    async def initialize(self, key: str | None, revision: str = LATEST_HANDSHAKE) -> str:
+        """A session."""
+        about = {"name": "t", "version": "1"}
+        params = {"protocolVersion": revision, "capabilities": {"elicitation": {}}, "clientInfo": about}
+        reply = await self.post(key, request("initialize", params, 0))
+        assert reply.status == 200, reply
+        return reply.headers[b"mcp-session-id"].decode()
+
+    @asynccontextmanager
+    async def socket(self, key: str | None, **headers: str) -> AsyncIterator[ClientConnection]:
+        """A WebSocket."""
+        given = {"authorization": f"Bearer {key}"} if key is not None else {}
+        uri = f"ws://127.0.0.1:{self.running.port}/ws"
+        options: Any = {"compression": None, "proxy": None, "open_timeout": WAIT, "close_timeout": 1}
+        async with connect(uri, additional_headers={**given, **headers}, **options) as socket:
+            yield socket
+
+
+@asynccontextmanager
+async def guarded(server: Server | None = None, *, lane: bool = True, **options: Any) -> AsyncIterator[Guarded]:
+    """Run a server for the length of the block."""
+    server = server or make_server(**options)
+    async with server.running() as runtime:
+        prepare(server, runtime)
+        async with serve(server, lane=lane, ws=WebSocketProtocol) as running:
+            yield Guarded(server, runtime, running)

@@ -1,0 +1,119 @@
+"""An issuer of tokens for tests: its keys, its tokens, and a small HTTP server that counts what it is asked.
+
+Signing is done here by joserfc and by hand, since some of these tokens must not be made by any library.
+"""
+
+import asyncio
+import hmac
+import json
+import re
+import time
+from base64 import urlsafe_b64encode
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from joserfc import jws
+from joserfc.jwk import ECKey, OKPKey, RSAKey
+
+ISSUER = "https://issuer.example"
+AUDIENCE = "https://mcp.example.com/mcp"
+KEYS: dict[str, Any] = {
+    "ES256": ECKey.generate_key("P-256", {"kid": "es"}),
+    "RS256": RSAKey.generate_key(2048, {"kid": "rs"}),
+    "PS256": RSAKey.generate_key(2048, {"kid": "ps"}),
+    "Ed25519": OKPKey.generate_key("Ed25519", {"kid": "ed"}),
+}
+OTHER = ECKey.generate_key("P-256", {"kid": "es"})
+"""Somebody else's key of the same id."""
+
+
+def key_set(*names: str) -> dict[str, Any]:
+    """The public keys, as the issuer serves them."""
+    return {"keys": [KEYS[name].as_dict(private=False) for name in names or KEYS]}
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    """Good ones, but for the changes; None takes a claim away."""
+    now = int(time.time())
+    good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ada", "client_id": "desk", "iat": now, "exp": now + 600,
+            "scope": "orders:write"}  # fmt: skip
+    return {name: value for name, value in {**good, **changes}.items() if value is not None}
+
+
+def token(said: dict[str, Any] | bytes | None = None, *, alg: str = "ES256", key: Any = None, **header: Any) -> str:
+    """A signed token."""
+    key = key or KEYS[alg]
+    head = {"alg": alg, "typ": "at+jwt", "kid": key.kid, **header}
+    payload = said if isinstance(said, bytes) else json.dumps(claims() if said is None else said).encode()
+    registry = jws.JWSRegistry(algorithms=[alg], strict_check_header=False)
+    registry.max_header_length = 1 << 20
+    kept = {name: value for name, value in head.items() if value is not None}
+    return jws.serialize_compact(kept, payload, key, registry=registry)
+
+
+def by_hand(header: dict[str, Any], said: dict[str, Any] | None = None, signature: bytes = b"") -> str:
+    """A token with any header and any signature."""
+    parts = (json.dumps(header).encode(), json.dumps(claims() if said is None else said).encode(), signature)
+    return ".".join(urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
+
+
+def misread(pem: bytes, **header: Any) -> str:
+    """A token signed with a public key as if that were a shared secret, which no good library does."""
+    unsigned = by_hand({"alg": "HS256", **header})[:-1]
+    signature = hmac.digest(pem, unsigned.encode(), "sha256")
+    return f"{unsigned}.{urlsafe_b64encode(signature).rstrip(b'=').decode()}"
+
+
+Answer = Callable[[str, bytes], tuple[int, dict[str, str], bytes]]
+
+
+class Issuer:
+    """The HTTP server."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.asked: Counter[str] = Counter()
+        self.requests: list[bytes] = []
+        self.answers: dict[str, Any] = {}
+        """Path -> what is answered: JSON, raw bytes, or a function of the request."""
+        self.gate: asyncio.Event | None = None
+        """Answers wait for it."""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One request."""
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+            request = head + await reader.readexactly(int(length[1]) if length else 0)
+            path = head.split(b" ")[1].decode()
+            self.asked[path] += 1
+            self.requests.append(request)
+            if self.gate is not None:
+                await self.gate.wait()
+            answer = self.answers.get(path, b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+            answer = answer(request) if callable(answer) else answer
+            if not isinstance(answer, bytes):
+                body = json.dumps(answer).encode()
+                answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+            writer.write(answer)
+            await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def issuing() -> AsyncIterator[Issuer]:
+    """An issuer for the length of the block. It has metadata and keys."""
+    issuer = Issuer(0)
+    server = await asyncio.start_server(issuer.serve, "127.0.0.1", 0)
+    issuer.port = server.sockets[0].getsockname()[1]
+    issuer.url = f"http://127.0.0.1:{issuer.port}"
+    issuer.answers["/.well-known/openid-configuration"] = {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"}
+    issuer.answers["/keys"] = key_set()
+    async with server:
+        yield issuer

@@ -1,0 +1,34 @@
+"""A token for another server (CVE-2026-116684, CVE-2025-69196): each server takes only tokens that name it.
+
+Which claims count in detail: tests/auth/test_tokens.py.
+"""
+
+import pytest
+
+from auth_world import guarded, make_server
+from issuer_world import ISSUER, claims, key_set, token
+from millstream import auth
+from wire import request
+
+SHOP, BANK = "https://mcp.example.com/shop/mcp", "https://mcp.example.com/bank/mcp"
+
+
+@pytest.mark.parametrize("mine", [SHOP, BANK])
+async def test_two_servers_of_one_origin_do_not_take_each_others_tokens(mine: str) -> None:
+    """RFC 8707: the audience is the server's own URL, with its path."""
+    async with guarded(make_server(auth.jwt(issuer=ISSUER, audience=mine, jwks=key_set()))) as world:
+        for audience, status in ((SHOP, 200), (BANK, 200), ("https://mcp.example.com", 401), ([SHOP, BANK], 200)):
+            wanted = status if audience == mine or isinstance(audience, list) else 401
+            reply = await world.post(token(claims(aud=audience)), request("ping"))
+            assert reply.status == wanted, audience
+
+
+async def test_the_token_of_a_caller_does_not_leave_the_server() -> None:
+    """No passthrough: what a function sees of a token are its claims."""
+    async with guarded(make_server(auth.jwt(issuer=ISSUER, audience=SHOP, jwks=key_set()))) as world:
+        sent = token(claims(aud=SHOP))
+        guard = world.runtime.guard
+        assert guard is not None
+        await world.post(sent, request("ping"))
+        (verdict,) = guard.verdicts.values()
+        assert sent not in repr(verdict.principal)

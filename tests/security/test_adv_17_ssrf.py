@@ -1,0 +1,187 @@
+"""Requests that a server makes for others (CVE-2026-116686, CVE-2026-77822, CVE-2026-79747 and their kind).
+
+One fetcher makes them all: https, addresses judged after they were looked up and connected to as judged, no redirects,
+caps on size and time. Redirects that take credentials along are CVE-2026-116685 and CVE-2026-111769.
+"""
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+
+from issuer_world import issuing
+from millstream.http import outbound
+from millstream.http.outbound import OutboundError, check_url, fetch, is_public
+
+INNER = [
+    "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",  # noqa: S104
+    "192.0.0.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "fc00::1", "fd12::1",
+    "fe80::1", "fe80::1%eth0", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254",
+    "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:a00:1::", "2001:db8::1", "fec0::1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", INNER)
+def test_an_address_of_this_machine_or_its_networks_is_not_public_however_it_is_written(address: str) -> None:
+    """Mapped, translated and tunnelled ones, too."""
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
+)
+def test_an_address_of_the_internet_is_public(address: str) -> None:
+    """Otherwise nothing could be fetched."""
+    assert is_public(address)
+
+
+@pytest.mark.parametrize("url", [
+    "http://example.com/", "http://169.254.169.254/latest", "ftp://example.com/", "file:///etc/passwd", "gopher://a/",
+    "https://user@example.com/", "https://user:secret@example.com/", "https://:secret@example.com/", "https:///x",
+    "https://", "", "example.com", "//example.com", "https://exa mple.com/", "https://example.com/\r\nx: y",
+    "https://example.com:0/", "https://example.com:99999/", "https://[::1/", "https://example.com/\x00", "https://é.example/",
+    "javascript:alert(1)", "data:text/plain,x", "http://localhost.evil.example/", "http://127.0.0.1.evil.example/",
+    "https://example.com/" + "a" * 3000,
+])  # fmt: skip
+def test_a_url_that_must_not_be_asked_is_refused_before_anything_is_looked_up(url: str) -> None:
+    """Only https, and http of this machine by its own names."""
+    with pytest.raises(OutboundError):
+        check_url(url)
+
+
+def names(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
+    """Make a name resolve to something else each time; gives what was asked."""
+    asked: list[str] = []
+
+    async def resolve(host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        found = answers[min(len(asked), len(answers)) - 1]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve, raising=False)
+    return asked
+
+
+class _Connected(Exception):
+    """With the address."""
+
+
+def connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tell what would be connected to, instead."""
+
+    async def connect(host: str, port: int, **options: Any) -> Any:
+        raise _Connected(host, port, options.get("server_hostname"))
+
+    monkeypatch.setattr(outbound.asyncio, "open_connection", connect)
+
+
+@pytest.mark.parametrize("addresses", [["10.0.0.1"], ["1.1.1.1", "127.0.0.1"], ["169.254.169.254"], ["1.1.1.1", "::1"]])
+async def test_a_name_with_an_inner_address_is_not_asked(addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even at its other address: such a name is there to deceive."""
+    names(monkeypatch, addresses)
+    connects(monkeypatch)
+    with pytest.raises(OutboundError, match="isn't asked"):
+        await fetch("https://rebind.example/keys")
+
+
+async def test_a_name_is_looked_up_once_and_the_judged_address_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNS rebinding between check and use; the certificate is still that of the name."""
+    asked = names(monkeypatch, ["1.1.1.1"], ["127.0.0.1"])
+    connects(monkeypatch)
+    with pytest.raises(_Connected) as to:
+        await fetch("https://rebind.example:8443/keys")
+    assert to.value.args == ("1.1.1.1", 8443, "rebind.example")
+    assert asked == ["rebind.example"]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:{}/", "http://localhost:{}/", "https://localhost:{}/", "http://[::1]:{}/"]
+)
+async def test_this_machine_is_asked_only_where_the_operator_has_said_so(url: str) -> None:
+    """A URL that came from outside never reaches it."""
+    async with issuing() as issuer:
+        with pytest.raises(OutboundError):
+            await fetch(url.format(issuer.port))
+        assert issuer.asked.total() == 0
+
+
+def anywhere(address: str) -> bool:
+    return True
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("where", ["same", "other"])
+async def test_no_redirect_is_followed_and_so_no_credential_travels(status: int, where: str) -> None:
+    """Not even within an origin: nothing that is fetched this way needs it."""
+    async with issuing() as issuer, issuing() as other:
+        target = f"{issuer.url if where == 'same' else other.url}/keys"
+        issuer.answers["/from"] = b"HTTP/1.1 %d x\r\nlocation: %b\r\ncontent-length: 0\r\n\r\n" % (
+            status,
+            target.encode(),
+        )
+        with pytest.raises(OutboundError, match=str(status)):
+            await fetch(f"{issuer.url}/from", headers={"authorization": "Basic secret"}, judge=anywhere)
+        assert issuer.asked == {"/from": 1}
+        assert other.asked.total() == 0
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+BAD: dict[str, bytes] = {
+    "too large": OK + b"content-length: 70000\r\n\r\n" + b"x" * 70_000,
+    "too large in chunks": OK
+    + b"transfer-encoding: chunked\r\n\r\n"
+    + b"4000\r\n"
+    + b"x" * 0x4000
+    + b"\r\n" * 1
+    + (b"4000\r\n" + b"x" * 0x4000 + b"\r\n") * 5,
+    "too large without a length": OK + b"\r\n" + b"x" * 70_000,
+    "a head without an end": OK + b"x-a: b\r\n" * 20_000,
+    "not HTTP": b"SSH-2.0-OpenSSH\r\n",
+    "nothing": b"",
+    "half a head": OK + b"content-le",
+    "half a body": OK + b"content-length: 10\r\n\r\nabc",
+    "half a chunk": OK + b"transfer-encoding: chunked\r\n\r\n5\r\nab",
+    "compressed": OK + b"content-encoding: gzip\r\ncontent-length: 3\r\n\r\nabc",
+    "an error": b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+    "nothing new": b"HTTP/1.1 204 No Content\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("answer", BAD.values(), ids=BAD)
+async def test_an_answer_that_is_not_small_and_whole_is_refused(answer: bytes) -> None:
+    """64 KiB, within five seconds, status 200."""
+    async with issuing() as issuer:
+        issuer.answers["/x"] = answer
+        with pytest.raises(OutboundError):
+            await fetch(f"{issuer.url}/x", judge=anywhere)
+
+
+async def test_a_peer_that_never_answers_is_left() -> None:
+    """The time is for all of it."""
+    async with issuing() as issuer:
+        issuer.gate = asyncio.Event()
+        with pytest.raises(OutboundError, match="seconds"):
+            await fetch(f"{issuer.url}/keys", judge=anywhere, seconds=0.05)
+        issuer.gate.set()
+
+
+@pytest.mark.parametrize("answer", [
+    OK + b"content-length: 2\r\n\r\n{}",
+    OK + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n",
+    OK + b"\r\n{}",
+])  # fmt: skip
+async def test_a_good_answer_is_read_in_every_framing(answer: bytes) -> None:
+    """RFC 9112 §6."""
+    async with issuing() as issuer:
+        issuer.answers["/x?y=z"] = answer
+        assert (await fetch(f"{issuer.url}/x?y=z#part", judge=anywhere)).body == b"{}"
+        assert b"\r\nhost: 127.0.0.1:%d\r\n" % issuer.port in issuer.requests[0]
+
+
+async def test_a_header_cannot_be_broken_out_of() -> None:
+    """What is sent may come from a configuration file with a line end at its end."""
+    async with issuing() as issuer:
+        with pytest.raises(OutboundError):
+            await fetch(f"{issuer.url}/keys", headers={"authorization": "a\r\nx: y"}, judge=anywhere)
+        assert issuer.asked.total() == 0

@@ -1,0 +1,33 @@
+"""A credential that is not valid makes nobody anonymous (CVE-2026-59822), and no header stands in for another
+(CVE-2026-110279). On every path: tests/auth/test_guard.py.
+"""
+
+import pytest
+
+from auth_world import ALICE, guarded
+from wire import request
+
+BOGUS = ["", "x", "Bearer", "Bearer x", "bearer null", "Bearer undefined", "Bearer  ", "Basic eDp4", "Basic",
+         "Digest a=b", "Negotiate x", "Token x", "Bearer " + "a" * 4000, "Bearer \xff", f"Basic {ALICE}",
+         ALICE]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", BOGUS)
+@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+async def test_no_value_of_authorization_is_worth_more_than_none(value: str, lane: bool) -> None:
+    """Nothing but a valid credential gets to a handler."""
+    async with guarded(lane=lane) as world:
+        reply = await world.post(None, request("tools/list"), authorization=value)
+        assert reply.status in (400, 401, 403)
+        assert b"tools" not in reply.body
+
+
+@pytest.mark.parametrize("name", ["x-upstream-authorization", "x-forwarded-user", "x-remote-user",
+                                  "x-auth-request-user", "x-api-key", "x-user",
+                                  "x-original-authorization"])  # fmt: skip
+async def test_a_header_that_a_proxy_might_set_says_nothing_here(name: str) -> None:
+    """Whoever reaches the server directly could set it, too."""
+    async with guarded() as world:
+        for value in ("alice", ALICE, f"Bearer {ALICE}"):
+            assert (await world.post(None, request("ping"), **{name.replace("-", "_"): value})).status == 401
+            assert (await world.post("wrong", request("ping"), **{name.replace("-", "_"): value})).status == 403

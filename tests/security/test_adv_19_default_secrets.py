@@ -1,0 +1,42 @@
+"""Default secrets and open doors (CVE-2026-53709, CVE-2026-78573): there is no key that everybody knows.
+
+Which addresses are served without any: tests/auth/test_public_bind.py.
+"""
+
+import re
+from pathlib import Path
+
+import millstream
+from auth_world import guarded
+from millstream import Server, Settings
+from wire import request
+
+COMMON = ["", "secret", "changeme", "admin", "password", "key", "token", "test", "default", "my_secret_key",
+          "millstream", "ma_cle_docker_secrete", "my-test-key", "null", "None", "undefined",
+          "0", "true", "*"]  # fmt: skip
+
+
+async def test_no_common_secret_gets_in() -> None:
+    """Nor one of the pages of others."""
+    async with guarded() as world:
+        for key in COMMON:
+            assert (await world.post(key, request("ping"))).status in (400, 401, 403)
+
+
+def test_a_server_has_no_key_until_somebody_gives_it_one() -> None:
+    """The default is that nobody can sign in, and that only this machine reaches the server."""
+    assert Settings().auth_key == Settings().auth_keys == ""
+    assert not Server("s", settings=Settings()).definition.protected
+
+
+def test_no_secret_stands_in_the_code() -> None:
+    """What looks like one: a long text of mixed characters given to a name that says so."""
+    pattern = re.compile(
+        r"""(?i)(?:key|secret|token|password)\w*\s*[:=]\s*["'](?=\S*\d)(?=\S*[a-z])[\w+/=-]{20,}["']"""
+    )
+    found = [
+        f"{path.name}: {match[0]}"
+        for path in Path(millstream.__file__).parent.rglob("*.py")
+        for match in pattern.finditer(path.read_text("utf-8"))
+    ]
+    assert found == []
