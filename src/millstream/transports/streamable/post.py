@@ -5,10 +5,10 @@ own besides the `Call`. What is unusual in any respect is left to `exact`, which
 """
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from millstream.http.media import REMEMBERED, accepted
 from millstream.http.message import Request, Response
@@ -164,13 +164,13 @@ class Streamable:
             return None
         try:
             envelope = decode_request(body)
-            meta = decode_request_params(envelope.params).meta
+            meta: Any = decode_request_params(envelope.params).meta  # its levels are a Literal made at run time
         except (msgspec.DecodeError, RecursionError):
             return None
         method = envelope.method
         if method != _LISTS[headers[b"mcp-method"]] or not self._dispatcher.registry.serves(method, NEWEST):
             return None
-        about, level = meta.client, cast("str | UnsetType", meta.log_level)
+        about = meta.client
         request.cancel_on_disconnect = True
         return Call(
             revision=NEWEST,
@@ -184,5 +184,5 @@ class Streamable:
             principal=request.principal,
             headers=headers,
             token=None if meta.token is UNSET else meta.token,
-            log_level=level or "",
+            log_level="" if meta.log_level is UNSET else meta.log_level,
         )
