@@ -73,7 +73,9 @@ class Registry:
         self._pages: dict[tuple[str, str, str, frozenset[str] | None], bytes] = {}
         """(kind, revision, cursor, the scopes of the caller that make a difference) -> members of the result."""
         self._scopes: dict[str, frozenset[str]] = {}
-        """Kind -> all scopes that items of it need; no entry for a kind that needs none."""
+        """Kind -> all scopes that items of it need."""
+        self.scoped = False
+        """Something here needs a scope: else nobody has to be asked for theirs."""
         self._offered: set[str] = {"", "logging"}
         self.extensions: list[Extension] = []
         self.changed: Callable[[str], None] = lambda kind: None
@@ -124,6 +126,7 @@ class Registry:
         change = _KINDS[kind][1]
         self._offered.add(change)
         self._scopes[kind] = frozenset().union(*(item.scopes for item in getattr(self, kind).values()))
+        self.scoped = any(self._scopes.values())
         if kind in _COMPLETED:
             self._offered.add("completions")
         self._pages = {page: made for page, made in self._pages.items() if page[0] != kind}
@@ -212,7 +215,7 @@ class Registry:
         Raises:
             ProtocolError: INVALID_PARAMS for a cursor that is not ours.
         """
-        seen = self.distinct(kind, granted)
+        seen = None if granted is None else self.distinct(kind, granted)
         key = (kind, revision.date, cursor if cursor is not None else "", seen)
         made = self._pages.get(key)
         if made is None or cursor == "":

@@ -36,7 +36,9 @@ class PromptHandlers:
 
     async def list(self, call: Call) -> bytes:
         """One page of prompt descriptions."""
-        return self._registry.page("prompts", call.revision, read(page_decoder, call).cursor, granted(call))
+        return self._registry.page(
+            "prompts", call.revision, read(page_decoder, call).cursor, granted(call) if self._registry.scoped else None
+        )
 
     async def get(self, call: Call) -> bytes:
         """The messages of one prompt."""

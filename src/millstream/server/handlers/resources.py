@@ -49,11 +49,21 @@ class ResourceHandlers:
 
     async def list(self, call: Call) -> bytes:
         """One page of resources with a URI of their own."""
-        return self._registry.page("resources", call.revision, read(page_decoder, call).cursor, granted(call))
+        return self._registry.page(
+            "resources",
+            call.revision,
+            read(page_decoder, call).cursor,
+            granted(call) if self._registry.scoped else None,
+        )
 
     async def list_templates(self, call: Call) -> bytes:
         """One page of resource templates."""
-        return self._registry.page("templates", call.revision, read(page_decoder, call).cursor, granted(call))
+        return self._registry.page(
+            "templates",
+            call.revision,
+            read(page_decoder, call).cursor,
+            granted(call) if self._registry.scoped else None,
+        )
 
     async def read(self, call: Call) -> bytes:
         """Read one resource."""

@@ -39,7 +39,9 @@ class ToolHandlers:
 
     async def list(self, call: Call) -> bytes:
         """One page of tool descriptions."""
-        return self._registry.page("tools", call.revision, read(page_decoder, call).cursor, granted(call))
+        return self._registry.page(
+            "tools", call.revision, read(page_decoder, call).cursor, granted(call) if self._registry.scoped else None
+        )
 
     async def call(self, call: Call) -> bytes:
         """Run a tool. Calls that a transport has prepared skip this handler."""
