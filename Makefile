@@ -5,6 +5,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 ARGS ?=
+MINUTES ?= 10
+STORE ?=
 VENV := .venv
 # Another Python, in an environment of its own: make test-python VERSION=3.14, make bench VERSION=3.14. It counts only on
 # the command line, because some machines have a VERSION of something else in their environment.
@@ -23,7 +25,7 @@ NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tes
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: help setup run check format test unit test-python busy bench docs lock clean
+.PHONY: help setup run check format test unit test-python busy bench chaos docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -65,6 +67,11 @@ bench: $(VENV)/.setup $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure us
 	scripts/apt wrk
 	-@scripts/apt nginx libnginx-mod-nchan
 	$(BIN)/python -m benches $(ARGS)
+
+chaos: $(VENV)/.test ## kill workers for MINUTES=10 while subscribers resume; then cycles of kill -9 and failing disks (STORE=redis://...)
+	@scripts/apt strace redis-server
+	$(BIN)/python -m benches.chaos $(MINUTES) $(if $(STORE),--store $(STORE))
+	STORE_CYCLES=200 $(PYTEST) -m server tests/stores/test_sqlite_faults.py tests/stores/test_redis_chaos.py $(ARGS)
 
 docs: $(VENV)/.test ## put the examples into the documents and check their links
 	$(BIN)/python scripts/docs.py

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from benches.chaos.run import Report, cluster, kill_workers, storm
@@ -34,10 +35,11 @@ async def run(given: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         async with cluster(log, workers=given.workers, store=given.store) as running:
+            end = time.monotonic() + given.minutes * 60
             await storm(
                 running,
                 report,
-                seconds=given.minutes * 60,
+                until=lambda: time.monotonic() >= end,
                 subscribers=given.subscribers,
                 rate=given.rate,
                 channels=given.channels,

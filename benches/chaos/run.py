@@ -7,7 +7,6 @@ import json
 import os
 import random
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -147,14 +146,14 @@ async def storm(
     running: Cluster,
     report: Report,
     *,
-    seconds: float,
+    until: Callable[[], bool],
     subscribers: int,
     rate: float,
     channels: int,
     publishers: int = 16,
     harm: Harm | None = None,
 ) -> Report:
-    """Publish and listen for some time while harm is done; then wait until all have got the last event, and compare."""
+    """Publish and listen while harm is done, `until` it is enough; then wait for the last event, and compare."""
     names = [f"chaos.{number}" for number in range(channels)]
     log: list[Publication] = []
     listeners = [Listener(running.port, names[number % channels]) for number in range(subscribers)]
@@ -167,8 +166,7 @@ async def storm(
         choose = itertools.cycle(names)
         sending = [asyncio.create_task(paced(each, rate / publishers, lambda: next(choose))) for each in senders]
         harming = asyncio.create_task(harm(running)) if harm is not None else None
-        began = time.monotonic()
-        while time.monotonic() - began < seconds:
+        while not until():
             await asyncio.sleep(0.1)
             for task in (*sending, *([harming] if harming else [])):
                 if task.done():
