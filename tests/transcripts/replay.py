@@ -19,7 +19,7 @@ VOLATILE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("date", re.compile(r"^date: (.+)$", re.MULTILINE)),
     ("length", re.compile(r"^content-length: (\d+)$", re.MULTILINE)),
     ("session", re.compile(r"^mcp-session-id: (\S+)$", re.MULTILINE)),
-    ("connection", re.compile(r"session_id=(\w+)")),
+    ("connection", re.compile(r"session_id=([\w.~-]+)")),
     ("event", re.compile(r"^id: (\S+)$", re.MULTILINE)),
     ("question", re.compile(r'"id":"([0-9a-f]{8}-[0-9a-f]{32})"')),
     ("state", re.compile(r'"requestState":"([^"]+)"')),
