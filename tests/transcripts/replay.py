@@ -21,7 +21,7 @@ VOLATILE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("session", re.compile(r"^mcp-session-id: (\S+)$", re.MULTILINE)),
     ("connection", re.compile(r"session_id=([\w.~-]+)")),
     ("event", re.compile(r"^id: (\S+)$", re.MULTILINE)),
-    ("question", re.compile(r'"id":"([0-9a-f]{8}-[0-9a-f]{32})"')),
+    ("question", re.compile(r'"id":"([0-9a-f]+(?:-[0-9a-f]+)+)"')),
     ("state", re.compile(r'"requestState":"([^"]+)"')),
     ("incident", re.compile(r"incident ([0-9a-f]{16})")),
 )
