@@ -127,6 +127,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._open = asyncio.Event()
         self._open.set()
+        self._held: list[asyncio.Event] = []
         self.deaf = False
         """Replies get lost."""
 
@@ -154,8 +155,16 @@ class Proxy:
         """From now on replies wait."""
         self._open.clear()
 
-    def thaw(self) -> None:
+    def freeze_old(self) -> None:
+        """From now on replies wait on the connections that there are; new ones work."""
+        self._open.clear()
+        self._held.append(self._open)
+        self._open = asyncio.Event()
         self._open.set()
+
+    def thaw(self) -> None:
+        for each in (self._open, *self._held):
+            each.set()
 
     def half_close(self) -> None:
         """The server seems to have said everything, and is still there."""
@@ -169,16 +178,18 @@ class Proxy:
             writer.close()
             return
         self._pairs.append((writer, ours))
-        for source, sink, replies in ((reader, ours, False), (theirs, writer, True)):
-            task = asyncio.create_task(self._pump(source, sink, replies))
+        for source, sink, may_reply in ((reader, ours, None), (theirs, writer, self._open)):
+            task = asyncio.create_task(self._pump(source, sink, may_reply))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, replies: bool) -> None:
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, may_reply: asyncio.Event | None
+    ) -> None:
         with suppress(OSError):
             while data := await source.read(65536):
-                if replies:
-                    await self._open.wait()
+                if may_reply is not None:
+                    await may_reply.wait()
                     if self.deaf:
                         continue
                 sink.write(data)

@@ -1,4 +1,6 @@
-"""Every fault, one after the other, while workers publish and follow: what was acknowledged is there, once."""
+"""Every fault, one after the other, while workers publish and follow: what was acknowledged is there, once, and all see
+the same.
+"""
 
 import asyncio
 import itertools
@@ -84,8 +86,10 @@ class World:
         await until(lambda: len(self.acknowledged) >= goal)
 
 
-@pytest.mark.parametrize("seed", range(3))
-async def test_whatever_breaks_acknowledged_events_are_there_once(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_breaks_acknowledged_events_are_there_once_and_all_see_one_order(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Our promise: nothing acknowledged is lost while a worker that saw it lives, and nothing is there twice."""
     monkeypatch.setattr("millstream.stores.redis.repair.PATIENCE", WAIT / 2)
     dice = random.Random(seed)
@@ -114,6 +118,8 @@ async def test_whatever_breaks_acknowledged_events_are_there_once(seed: int, mon
         assert len(data) == len(set(data)), faults
         assert set(world.acknowledged) <= set(stream), faults
         assert {entry.position.epoch for entry in stream} == {epoch}
+        await until(lambda: all(taken and taken[-1] == stream[-1] for taken in world.taken))
+        assert world.taken == [stream] * 3
         for task in tails:
             task.cancel()
         await asyncio.gather(*tails, return_exceptions=True)

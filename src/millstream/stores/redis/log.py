@@ -16,7 +16,7 @@ from millstream.stores.redis.commands import Asked, Commands
 from millstream.stores.redis.inbox import Outbox
 from millstream.stores.redis.keys import Keys, in_hub
 from millstream.stores.redis.reader import Fields, Reader
-from millstream.stores.redis.recent import Recent
+from millstream.stores.redis.recent import REMEMBERED, Recent
 from millstream.stores.redis.scripts import script
 from millstream.stores.redis.standing import Standing, Watchers
 
@@ -158,8 +158,12 @@ class RedisLog:
 
         told, gap, found = await self._commands.run(self._reading, asked)
         epoch = told.decode() or self._standing.epoch
-        pairs = zip(found[::2], found[1::2], strict=True)
-        return epoch, gap, [Entry(Position(epoch, int(offset)), data) for offset, data in pairs]
+        entries: list[Entry] = []
+        for id, data, about in zip(found[::3], found[1::3], found[2::3], strict=True):
+            entries.append(Entry(Position(epoch, offset := int(id)), data))
+            if about:  # not in an index, nor in the log of a call
+                self._recent.add(stream, offset, about, data)
+        return epoch, gap, entries
 
     async def touch(self, stream: str, ttl: float) -> bool:
         keys = self._keys
@@ -209,6 +213,22 @@ class RedisLog:
         if stream in self._listeners:
             self._reader.follow(key, f"{last.decode()}-0" if last else "0-0", self._taker(stream))
             await self._reader.cover(key)
+
+    async def look_again(self, *, lost: bool) -> None:
+        """Another run of Redis has the streams: read along from where they end, if that's not as far as before.
+
+        Args:
+            lost: entries may be others than those that were seen.
+        """
+        for stream in tuple(self._arranged):
+            if in_hub(stream):
+                key = self._keys.stream(stream)
+                last = await self._commands.ask(key, "HGET", self._keys.meta(stream), "last")
+                self._reader.rewind(key, int(last or 0))
+        if lost:
+            for stream in self._recent.streams():
+                self._recent.forget(stream)
+                await self.newest(stream, REMEMBERED)
 
     async def _be_noted(self, stream: str) -> None:
         self._followed.add(stream)

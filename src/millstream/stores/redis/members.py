@@ -11,6 +11,7 @@ from millstream.stores.base import Position, Told
 from millstream.stores.redis.commands import Asked, Commands
 from millstream.stores.redis.keys import Keys
 from millstream.stores.redis.log import milliseconds
+from millstream.stores.redis.recent import Recent
 from millstream.stores.redis.scripts import Script, script
 from millstream.stores.redis.standing import Standing
 
@@ -23,11 +24,12 @@ _AT_ONCE: Final = 100
 class RedisMembers:
     """The groups."""
 
-    def __init__(self, commands: Commands, keys: Keys, standing: Standing) -> None:
+    def __init__(self, commands: Commands, keys: Keys, standing: Standing, recent: Recent) -> None:
         # configuration
         self._commands = commands
         self._keys = keys
         self._standing = standing
+        self._recent = recent
         # process
         self._mine: dict[tuple[str, str], tuple[bytes, Told]] = {}
         """For whom this worker vouches."""
@@ -111,4 +113,6 @@ class RedisMembers:
         if not offset:
             return present, None
         standing.seen(told.stream, int(offset))
+        about = f"- - - {milliseconds(told.ttl)} {told.max_entries}"
+        self._recent.add(told.stream, int(offset), about.encode(), told.data)
         return present, Position(epoch.decode(), int(offset))

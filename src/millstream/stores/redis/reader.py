@@ -48,6 +48,8 @@ class Reader:
         """What the read that is under way covers."""
         self._turned = asyncio.Event()
         self._link: Link | None = None
+        self._may = asyncio.Event()
+        self._may.set()
 
     def follow(self, stream: str, last: str, take: Take) -> None:
         """Read a stream behind an id. `cover` makes it take effect at once."""
@@ -67,6 +69,11 @@ class Reader:
         """The id of the last entry that was read."""
         return self._places.get(stream, "0-0")
 
+    def rewind(self, stream: str, end: int) -> None:
+        """A stream ends here now: what's behind it is news, although it was read before."""
+        if int(self.last(stream).partition("-")[0]) > end:
+            self._places[stream] = f"{end}-0"
+
     def forget_all(self) -> None:
         """Read nothing any more."""
         self._wanted.clear()
@@ -85,6 +92,15 @@ class Reader:
                 async with asyncio.timeout(_TURN):
                     await self._turned.wait()
 
+    def hold(self) -> None:
+        """Read nothing until `go_on`, not even what's on its way: it's of a run of the server that has ended."""
+        self._may.clear()
+        self.reset()
+
+    def go_on(self) -> None:
+        """Read again."""
+        self._may.set()
+
     def reset(self) -> None:
         """The connection may be wedged: make another one."""
         if self._link is not None:
@@ -94,6 +110,7 @@ class Reader:
         """Read, until canceled."""
         failures = 0
         while True:
+            await self._may.wait()
             try:
                 await self._routes.prepare()
                 link = await self._routes.connect(self._routes.place(self._key), "reader", _ignore)
@@ -105,6 +122,9 @@ class Reader:
                 await asyncio.sleep(_PAUSE * min(failures, _PAUSES))
                 continue
             failures = 0
+            if not self._may.is_set():
+                link.close()
+                continue
             self._link = link
             if self.connected is not None:
                 self.connected()
@@ -125,6 +145,8 @@ class Reader:
             self._turned.set()
             ids = [self._places[stream] for stream in streams]
             reply: Any = await link.ask("XREAD", "COUNT", _PAGE, "BLOCK", 0, "STREAMS", *streams, *ids)
+            if not link.alive:  # what came is read again, unless it's of a server that is no more
+                raise Lost("The connection was closed.")
             for name, entries in reply or ():
                 self._take(name.decode(), entries)
 

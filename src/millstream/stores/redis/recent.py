@@ -3,38 +3,56 @@ newest entries, and gets them from here. No I/O.
 """
 
 from collections.abc import Iterator
+from heapq import heappop, heappush
 from typing import Final
 
-_ENTRIES: Final = 4_000
+REMEMBERED: Final = 4_000
+"""Entries of each stream."""
 _BYTES: Final = 4 * 1024 * 1024
 _STREAMS: Final = 64
+
+
+class _Newest:
+    """The newest entries of one stream, in whatever order they come: who reads what is old drops nothing new."""
+
+    __slots__ = ("_offsets", "_size", "entries")
+
+    def __init__(self) -> None:
+        self.entries: dict[int, tuple[bytes, bytes]] = {}
+        self._offsets: list[int] = []
+        """A heap: the lowest one is first."""
+        self._size = 0
+
+    def add(self, offset: int, about: bytes, data: bytes) -> None:
+        entries = self.entries
+        known = entries.get(offset)
+        if known is None:
+            heappush(self._offsets, offset)
+        else:
+            self._size -= len(known[1])
+        entries[offset] = (about, data)
+        self._size += len(data)
+        while len(entries) > REMEMBERED or (self._size > _BYTES and len(entries) > 1):
+            _, dropped = entries.pop(heappop(self._offsets))
+            self._size -= len(dropped)
 
 
 class Recent:
     """The newest entries of each stream."""
 
-    __slots__ = ("_sizes", "_streams")
+    __slots__ = ("_streams",)
 
     def __init__(self) -> None:
-        self._streams: dict[str, dict[int, tuple[bytes, bytes]]] = {}
-        self._sizes: dict[str, int] = {}
+        self._streams: dict[str, _Newest] = {}
 
     def add(self, stream: str, offset: int, about: bytes, data: bytes) -> None:
-        """An entry was read or appended, perhaps both."""
-        entries = self._streams.get(stream)
-        if entries is None:
+        """An entry was appended, heard or read, perhaps all three. What came last counts."""
+        newest = self._streams.get(stream)
+        if newest is None:
             if len(self._streams) >= _STREAMS:
-                oldest = next(iter(self._streams))
-                del self._streams[oldest], self._sizes[oldest]
-            entries = self._streams[stream] = {}
-            self._sizes[stream] = 0
-        if offset in entries:
-            return
-        entries[offset] = (about, data)
-        self._sizes[stream] += len(data)
-        while len(entries) > _ENTRIES or (self._sizes[stream] > _BYTES and len(entries) > 1):
-            _, dropped = entries.pop(next(iter(entries)))
-            self._sizes[stream] -= len(dropped)
+                del self._streams[next(iter(self._streams))]
+            newest = self._streams[stream] = _Newest()
+        newest.add(offset, about, data)
 
     def streams(self) -> list[str]:
         """Those of which something is kept."""
@@ -42,7 +60,8 @@ class Recent:
 
     def pages(self, stream: str, count: int) -> Iterator[list[tuple[int, bytes, bytes]]]:
         """What is kept of a stream, in order, so many at a time."""
-        entries = self._streams.get(stream, {})
+        newest = self._streams.get(stream)
+        entries = {} if newest is None else dict(newest.entries)
         offsets = sorted(entries)
         for start in range(0, len(offsets), count):
             yield [(offset, *entries[offset]) for offset in offsets[start : start + count]]
@@ -50,9 +69,7 @@ class Recent:
     def forget(self, stream: str) -> None:
         """The stream is gone."""
         self._streams.pop(stream, None)
-        self._sizes.pop(stream, None)
 
     def clear(self) -> None:
         """Forget everything."""
         self._streams.clear()
-        self._sizes.clear()

@@ -9,9 +9,9 @@ have had it doesn't come, the data get a new epoch, and every reader learns that
 import asyncio
 import logging
 import secrets
-from typing import Any, Final
+from typing import Final
 
-from millstream.stores.redis.commands import Commands
+from millstream.stores.redis.commands import Asked, Commands
 from millstream.stores.redis.keys import Keys
 from millstream.stores.redis.link import Argument
 from millstream.stores.redis.recent import Recent
@@ -38,38 +38,47 @@ class Repair:
         self._recent = recent
         self._lease = lease
 
-    async def run(self, run: str) -> str:
-        """Bring what is remembered, and wait for the others; gives the epoch, or "" where the store lost everything."""
-        _logger.warning("Another run of Redis has taken over: workers bring it what it may lack.")
-        keys = self._keys
-        says = await self._bring(run, "")
-        while True:
-            args: list[Argument] = [
-                run,
-                self._standing.me,
-                says,
-                int(self._lease * 1e6),
-                int(PATIENCE * 1e6),
-                secrets.token_hex(6),
-            ]
-            names = [keys.generation, keys.leases, keys.repair]
-            verdict, epoch = await self._commands.run(script("settle"), (names, args))
-            if verdict == b"over":
-                return str(epoch, "ascii")
-            if verdict == b"again":
-                says = await self._bring(run, says.removeprefix(_HOLE))
-            else:
-                await asyncio.sleep(_PAUSE)
+    async def run(self) -> tuple[str, str]:
+        """Bring what is remembered, and wait for the others.
 
-    async def _bring(self, run: str, hole: str) -> str:
+        Returns:
+            The run of the server that has the data now, and their epoch, or "" where the store lost everything.
+        """
+        _logger.warning("Another run of Redis has taken over: workers bring it what it may lack.")
+        keys, standing = self._keys, self._standing
+        names = [keys.generation, keys.leases, keys.repair]
+        while True:
+            await self._commands.link(keys.generation)
+            run = standing.run
+            says = await self._bring("")
+            while standing.run == run:  # else it has ended, too, and the next one has nothing of what was brought
+
+                def asked(run: str = run, says: str = says) -> Asked:
+                    said = says if standing.run == run else ""
+                    lease, patience = int(self._lease * 1e6), int(PATIENCE * 1e6)
+                    return names, [standing.run, standing.me, said, lease, patience, secrets.token_hex(6)]
+
+                verdict, epoch = await self._commands.run(script("settle"), asked)
+                if standing.run != run:
+                    break
+                if verdict == b"over":
+                    return run, str(epoch, "ascii")
+                if verdict == b"again":
+                    says = await self._bring(says.removeprefix(_HOLE))
+                else:
+                    await asyncio.sleep(_PAUSE)
+
+    async def _bring(self, hole: str) -> str:
         """Bring everything, in order, and leave a hole in front of this offset only; gives what there is to say."""
         for stream in self._recent.streams():
+            names = [self._keys.generation, self._keys.stream(stream), self._keys.meta(stream)]
             for page in self._recent.pages(stream, _PAGE):
-                entries: list[Any] = [run, hole, self._keys.hub]
-                for entry in page:
-                    entries += entry
-                names = [self._keys.generation, self._keys.stream(stream), self._keys.meta(stream)]
-                told = await self._commands.run(script("refill"), (names, entries))
+                entries: list[Argument] = [part for entry in page for part in entry]
+
+                def asked(names: list[str] = names, entries: list[Argument] = entries) -> Asked:
+                    return names, [self._standing.run, hole, self._keys.hub, *entries]
+
+                told = await self._commands.run(script("refill"), asked)
                 if told == b"over":
                     return _DONE
                 if told != b"done":

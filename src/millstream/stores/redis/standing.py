@@ -51,6 +51,7 @@ class Standing:
 
     __slots__ = (
         "_at", "_free", "_monotonic", "_numbers", "_offsets", "_room", "_wall", "epoch", "epochs", "me", "run",
+        "settled",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +66,8 @@ class Standing:
         self.epoch = ""
         self.run = ""
         """The run of the server that answers for the hub's slot."""
+        self.settled = ""
+        """The last run that this worker has brought what it remembered, and whose data it reads."""
         self.epochs = Watchers()
         """Told when `epoch` has changed."""
         self._numbers = count(1)

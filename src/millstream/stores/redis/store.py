@@ -50,12 +50,14 @@ class RedisStore:
         self._recent = recent = Recent()
         self.log = RedisLog(commands, keys, standing, reader, outbox, recent, room=ROOM)
         self.bus = RedisBus(self.log, outbox)
-        self.members = RedisMembers(commands, keys, standing)
+        self.members = RedisMembers(commands, keys, standing, recent)
         self.workers = RedisWorkers(commands, keys, standing, reader, lease=lease)
         self.workers.mend = commands.mend = self._mend
         commands.connected = self._connected
         reader.connected = self.workers.hurry
         self._repair = Repair(commands, keys, standing, recent, lease)
+        self._hub: Link | None = None
+        """The connection to the server that has the hub's slot."""
         self._mending: asyncio.Task[None] | None = None
         self._restoring: asyncio.Task[None] | None = None
         self._anew = self._lost = False
@@ -119,6 +121,9 @@ class RedisStore:
     def _connected(self, link: Link, place: Place) -> None:
         """There's a connection; the hub's server may be another one than before."""
         if place == self._routes.place(self._keys.generation):
+            if self._hub is not None and self._hub.run != link.run:
+                self._hub.close()  # it may be alive where another server took over: what it says is void
+            self._hub = link
             self._standing.run = link.run
 
     def _follow_inbox(self) -> None:
@@ -161,17 +166,24 @@ class RedisStore:
     async def _mend_once(self, code: str) -> None:
         standing = self._standing
         before = standing.epoch
+        if code != "LAPSED":
+            standing.settled = ""
+            self._reader.hold()
         if code == "SUCCESSOR":
-            link = await self._commands.link(self._keys.generation)
-            if epoch := await self._repair.run(link.run):
+            run, epoch = await self._repair.run()
+            if epoch:
+                await self.log.look_again(lost=epoch != before)
                 self.workers.adopt(epoch)
+                standing.settled = run
+                self._reader.go_on()
                 if before:
                     self._restore_soon(lost=epoch != before, quietly=True)
                 return
-        await self.workers.come_again()
         if code != "LAPSED":
             self._recent.clear()
+        await self.workers.come_again()
         self._restore_soon(lost=code != "LAPSED", quietly=False)
+        self._reader.go_on()
 
     def _restore_soon(self, *, lost: bool, quietly: bool) -> None:
         self._follow_inbox()

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 from millstream.protocol.errors import LocalError
-from millstream.stores.redis.commands import Commands
+from millstream.stores.redis.commands import Asked, Commands
 from millstream.stores.redis.keys import Keys
 from millstream.stores.redis.link import Argument
 from millstream.stores.redis.reader import Fields, Reader
@@ -83,21 +83,21 @@ class RedisWorkers:
             OSError: it isn't there.
         """
         standing, keys = self._standing, self._keys
-        link = await self._commands.link(keys.generation)
+        await self._commands.link(keys.generation)
         standing.rename()
-        asked = self._clock()
-        args: list[Argument] = [
-            standing.me,
-            int(self.lease * 1e6),
-            secrets.token_hex(6),
-            link.run,
-        ]
-        now, epoch, run = await self._commands.run(script("enter"), ([keys.generation, keys.leases], args))
-        standing.set_time(int(now), asked)
+        begun = self._clock()
+
+        def asked() -> Asked:
+            args: list[Argument] = [standing.me, int(self.lease * 1e6), secrets.token_hex(6), standing.run]
+            return [keys.generation, keys.leases], args
+
+        now, epoch, run = await self._commands.run(script("enter"), asked)
+        standing.set_time(int(now), begun)
         self._living |= {standing.me}
         self._unanswered = 0
-        if run.decode() == link.run:
+        if run.decode() == standing.run:
             self.adopt(epoch.decode())
+            standing.settled = standing.run
         else:
             await self._mend("SUCCESSOR")
 
@@ -110,10 +110,10 @@ class RedisWorkers:
     async def run(self) -> None:
         """Beat, until canceled."""
         while True:
-            self._hurry.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.lease * BEAT):
                     await self._hurry.wait()
+            self._hurry.clear()  # who hurries from here on wants another beat than this one
             try:
                 await self.beat()
             except (LocalError, OSError) as failure:
@@ -126,23 +126,27 @@ class RedisWorkers:
     async def beat(self) -> None:
         """Renew the lease."""
         standing, keys = self._standing, self._keys
-        link = await self._commands.link(keys.generation)
-        me, inbox = standing.me, keys.inbox(standing.me, link.run)
-        names = [keys.generation, keys.leases, inbox, keys.places(me), keys.vouched(me)]
+        me = standing.me
         if self._unanswered >= _UNANSWERED:
             _logger.warning("The connection that reads the store is wedged: connecting again.")
             self._unanswered = 0
             self._reader.reset()
         self._unanswered += 1
-        asked = self._clock()
-        head, _, tail = self._reader.last(inbox).partition("-")
-        args: list[Argument] = [me, int(self.lease * 1e6), f"{head}-{int(tail) + 1}", link.run]
-        now, epoch, run, living = await self._commands.run(script("beat"), (names, args))
-        standing.set_time(int(now), asked)
+        await self._commands.link(keys.generation)
+        begun = self._clock()
+
+        def asked() -> Asked:
+            inbox = keys.inbox(me, standing.run)
+            head, _, tail = self._reader.last(inbox).partition("-")
+            names = [keys.generation, keys.leases, inbox, keys.places(me), keys.vouched(me)]
+            return names, [me, int(self.lease * 1e6), f"{head}-{int(tail) + 1}", standing.run]
+
+        now, epoch, run, living = await self._commands.run(script("beat"), asked)
+        standing.set_time(int(now), begun)
         if not epoch:
             await self._mend("EMPTY")
             return
-        if run.decode() != link.run:
+        if run.decode() != standing.run or standing.settled != standing.run:
             await self._mend("SUCCESSOR")
             return
         self.adopt(epoch.decode())
