@@ -9,10 +9,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import asdict
+
 from millstream.app.definition import Definition
 from millstream.protocol.handshake import Opening
 from millstream.protocol.principal import Principal
 from millstream.server.calls.notes import SESSION_OVER, ObserveMessage
+from millstream.server.calls.services import Services
 from millstream.server.calls.sessions import Session
 from millstream.stores.base import Store
 from millstream.stores.health import StoreHealth
@@ -21,6 +24,7 @@ from millstream.stores.parent import parent_address
 from millstream.transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
+    from millstream.app.fleet import Fleet
     from millstream.hub import Hub
     from millstream.server.observing.observer import Observer
     from millstream.telemetry.metrics import Metrics
@@ -124,10 +128,12 @@ def make_note(observer: "Observer") -> ObserveMessage:
 
 
 def make_feed(
-    definition: Definition, observer: "Observer", hub: "Hub", *, streams: OpenStreams, health: StoreHealth, store: Store
-) -> "DashboardFeed":
-    """What the dashboard hears."""
-    from millstream.web.live import DashboardFeed, LogTail  # noqa: PLC0415  only where the pages are served
+    definition: Definition, services: Services, observer: "Observer", hub: "Hub", *, streams: OpenStreams,
+    health: StoreHealth,
+) -> "tuple[DashboardFeed, Fleet]":  # fmt: skip
+    """What the dashboard hears, and whom it hears it from."""
+    from millstream.app.fleet import Fleet  # noqa: PLC0415  only where the pages are served
+    from millstream.web.live import DashboardFeed, LogTail  # noqa: PLC0415
 
     info = {
         "name": definition.name,
@@ -136,13 +142,17 @@ def make_feed(
         "started": time.time(),
         "facts": {"Serves": ", ".join(["mcp", *sorted(definition.parts)]), "Endpoint": definition.settings.path},
     }
-    return DashboardFeed(
-        lambda: observer.snapshot(hub=hub.stats(), store=store_figures(health, store)),
-        LogTail(),
-        streams,
-        info=info,
-        measure=health.look,
+    store = services.store
+    fleet = Fleet(services.peers, store.workers, observer.figures, hub=lambda: asdict(hub.stats()))
+
+    async def measure() -> None:
+        fleet.watch()
+        await health.look()
+
+    feed = DashboardFeed(
+        lambda: fleet.snapshot(store=store_figures(health, store)), LogTail(), streams, info=info, measure=measure
     )
+    return feed, fleet
 
 
 def store_figures(health: StoreHealth, store: Store) -> dict[str, Any]:

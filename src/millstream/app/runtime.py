@@ -184,11 +184,12 @@ class Runtime:
         if "metrics" in self.definition.parts:
             self.render_metrics = await metrics_of_machine(observer.registry, self._stack)
         if self.hub is not None and "web" in self.definition.parts:
-            self.feed = feed = make_feed(
-                self.definition, observer, self.hub, streams=self.streams, health=self.store_health, store=self.store
+            self.feed, fleet = make_feed(
+                self.definition, self.services, observer, self.hub, streams=self.streams, health=self.store_health
             )
-            self._stack.callback(overhear(feed.log))
-            self._stack.callback(self.loop.create_task(feed.run()).cancel)
+            self._stack.callback(overhear(self.feed.log))
+            for running in (self.feed.run(), fleet.run()):
+                self._stack.callback(self.loop.create_task(running).cancel)
 
     def serve_http(self) -> "Routes":
         """The HTTP side, made when it is first needed: stdio does without."""
