@@ -49,7 +49,8 @@ def test_calls_of_two_workers_are_added_up_and_percentiles_are_of_all() -> None:
     assert (page["calls"], page["errors"], add["calls"], slow_row["calls"]) == (102, 1, 101, 1)
     assert (page["per_second"][-1], len(page["per_second"])) == (102, 60)
     assert add["per_second"] == 10.1
-    assert add["p50_ms"] <= 1.0 < 800 < add["p95_ms"] <= add["p99_ms"] <= 1000
+    assert add["p50_ms"] <= 1.0
+    assert 800 < add["p95_ms"] <= add["p99_ms"] <= 1000
     assert alone["tools"][0]["p99_ms"] <= 1.0
     json.dumps(page)
 

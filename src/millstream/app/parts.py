@@ -3,6 +3,7 @@
 A server that serves none of them imports none of them.
 """
 
+import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,10 +22,10 @@ from millstream.stores.base import Store
 from millstream.stores.health import StoreHealth
 from millstream.stores.memory.store import MemoryStore
 from millstream.stores.parent import parent_address
+from millstream.telemetry.logs import overhear
 from millstream.transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
-    from millstream.app.fleet import Fleet
     from millstream.hub import Hub
     from millstream.server.observing.observer import Observer
     from millstream.telemetry.metrics import Metrics
@@ -127,11 +128,11 @@ def make_note(observer: "Observer") -> ObserveMessage:
     return note
 
 
-def make_feed(
-    definition: Definition, services: Services, observer: "Observer", hub: "Hub", *, streams: OpenStreams,
-    health: StoreHealth,
-) -> "tuple[DashboardFeed, Fleet]":  # fmt: skip
-    """What the dashboard hears, and whom it hears it from."""
+def open_feed(
+    definition: Definition, services: Services, observer: "Observer", hub: "Hub", stack: AsyncExitStack, *,
+    streams: OpenStreams, health: StoreHealth,
+) -> "DashboardFeed":  # fmt: skip
+    """What the dashboard hears, of all workers, for the life of the stack."""
     from millstream.app.fleet import Fleet  # noqa: PLC0415  only where the pages are served
     from millstream.web.live import DashboardFeed, LogTail  # noqa: PLC0415
 
@@ -152,7 +153,10 @@ def make_feed(
     feed = DashboardFeed(
         lambda: fleet.snapshot(store=store_figures(health, store)), LogTail(), streams, info=info, measure=measure
     )
-    return feed, fleet
+    stack.callback(overhear(feed.log))
+    for running in (feed.run(), fleet.run()):
+        stack.callback(asyncio.create_task(running).cancel)
+    return feed
 
 
 def store_figures(health: StoreHealth, store: Store) -> dict[str, Any]:

@@ -6,7 +6,7 @@ here is a value; nothing knows how figures travel.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from msgspec import Struct
 
@@ -186,7 +186,9 @@ def _sum(one: Any, other: Any) -> Any:
     """Of numbers, of what has numbers under names, and of nothing, which adds nothing."""
     if one is None or other is None:
         return other if one is None else one
-    return _joined((one, other), _sum) if isinstance(one, dict) else one + other
+    if isinstance(one, dict):
+        return _joined(cast("list[dict[str, Any]]", [one, other]), _sum)
+    return one + other
 
 
 def _sum_of_all(several: Sequence[Any]) -> Any:

@@ -204,12 +204,13 @@ function drawWorkers(rows) {
   dropLines(workerLines, rows.map((row) => row.name));
   for (const row of rows) {
     if (!workerLines.has(row.name)) workerLines.set(row.name, newWorkerLine(row));
-    const { cells, node } = workerLines.get(row.name);
+    const { cells } = workerLines.get(row.name);
     const memory = row.memory_bytes === null ? null : row.memory_bytes / MIB;
     const texts = [row.pid, count(row.calls_per_second), count(row.streams), figure(memory), figure(row.lag_ms), moment(row.since, "short", "medium")];
     texts.forEach((text, index) => write(cells[index], text));
-    if (!node.isConnected) $("workers").append(node);
   }
+  const order = rows.map((row) => workerLines.get(row.name).node);
+  if (order.some((node, index) => $("workers").rows[index] !== node)) $("workers").replaceChildren(...order);
 }
 
 // The server: what never changes, and what its snapshot says
