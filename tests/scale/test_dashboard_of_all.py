@@ -10,13 +10,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from fleet import settle
+from fleet import Reading, Worker, real_fleet, settle, until
+from millstream import Server
 from millstream.app.fleet import HEARD, MAX_CHANNELS, SAY_EVERY, Fleet
+from millstream.app.here_only import Bind
 from millstream.server.observing.observer import Observer
 from millstream.server.peers import Measured, Peers
 from observed import a_call
 from patience import WAIT
 from shared_store import SharedStore
+from store_parts import BACKINGS, backings
 from workers_world import Client, call, workers
 
 HUB: dict[str, Any] = {"subscribers": 0, "channels": {}}
@@ -210,6 +213,53 @@ async def test_figures_of_one_moment_are_taken_once_for_all_who_show_them() -> N
         for watched in (one, other):
             (add,) = watched.fleet.snapshot()["tools"]
             assert add["rate"] == 3.0
+
+
+@pytest.mark.parametrize("kind", backings([name for name, backing in BACKINGS.items() if backing.shared]))  # type: ignore[attr-defined]
+async def test_the_dashboard_of_any_runtime_counts_a_call_of_each_and_a_session_of_all_once(kind: str) -> None:
+    """On every store that workers can share, and through the event stream of the page."""
+    backing = BACKINGS[kind]()
+    try:
+        async with real_fleet(make_served, backing) as served:
+            session = await served[0].initialize()
+            for each in served:
+                assert await each.call("add", session, a=1, b=1) == "2"
+            for each in served[:2]:
+                page = await shown_by(each, len(served))
+                (add,) = page["tools"]
+                assert add["calls"] == 3
+                assert [row["count"] for row in page["sessions"]] == [1]
+                assert {row["name"] for row in page["workers"]} == {one.store.workers.me for one in served}
+    finally:
+        await backing.close()
+
+
+def make_served() -> Server:
+    """A server with the pages."""
+    server = Server("shop", serve="web")
+    server.runtimes.bind = Bind(loopback=True)
+
+    @server.tool
+    def add(a: int, b: int) -> int:
+        """Add."""
+        return a + b
+
+    return server
+
+
+async def shown_by(worker: Worker, count: int) -> dict[str, Any]:
+    """The first snapshot with so many workers."""
+    stream = Reading(await worker.http.fetch("GET", "/dashboard/events"))
+    found: list[dict[str, Any]] = []
+
+    def told() -> bool:
+        pages = [json.loads(event.data) for event in stream.events if event.name == "snapshot"]
+        found[:] = [page for page in pages if len(page["workers"]) == count]
+        return bool(found)
+
+    await until(told)
+    stream.close()
+    return found[0]
 
 
 @pytest.mark.server
