@@ -86,6 +86,13 @@ def test_no_two_landmarks_have_the_same_name(hub: str, open_page: OpenPage, name
     assert opened(hub, open_page, name).evaluate(LANDMARKS) == []
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_a_list_stays_a_list(hub: str, open_page: OpenPage, name: str) -> None:
+    """A fixed defect (axe: aria-allowed-role, listitem): the lines of the dashboard's log were items of no list."""
+    page = opened(hub, open_page, name)
+    assert page.evaluate("() => [...document.querySelectorAll('ol[role], ul[role]')].map((node) => node.id)") == []
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("name", PAGES)
 def test_the_keyboard_reaches_everything_that_scrolls(hub: str, open_page: OpenPage, name: str, width: int) -> None:

@@ -8,9 +8,11 @@ from playwright.sync_api import Locator, Page, expect
 
 from pages_world import OpenPage, call, counted
 from processes import free_port, millstream, serving
+from workers_world import kill, workers
 
 pytestmark = pytest.mark.server
 
+SIDEWAYS = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 INKED = """canvas => {
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   return data.some((value) => value !== 0);
@@ -151,4 +153,39 @@ def test_a_restarted_server_is_found_again(tmp_path: Path, open_page: OpenPage) 
         expect(page.get_by_role("alert")).to_be_hidden()
         call(f"http://127.0.0.1:{port}", "greet", {})
         expect(page.locator("#calls")).to_have_text("1")
+        page.context.close()
+
+
+def test_each_worker_has_a_row_until_it_is_gone(tmp_path: Path, open_page: OpenPage) -> None:
+    """Our choice: the dashboard adds up over all workers, and tells them apart; one alone needs no table."""
+    with workers(tmp_path, 2, "--serve", "all") as served:
+        page = open_page(f"http://127.0.0.1:{served.port}/dashboard", lossy=True)
+        live(page)
+        rows = page.locator("#workers > tr")
+        expect(rows).to_have_count(2)
+        shown = {int(each.get_by_role("cell").nth(0).inner_text()) for each in rows.all()}
+        assert shown == set(served.pids)
+        kill(served.pids[0])
+        expect(rows.filter(has_text=str(served.pids[0]))).to_have_count(0)
+        expect(rows).to_have_count(2)
+        page.context.close()
+
+
+def test_one_worker_alone_has_no_table_of_workers(hub: str, open_page: OpenPage) -> None:
+    """Our choice: whoever runs one process sees nothing of others."""
+    page = open_page(f"{hub}/dashboard")
+    live(page)
+    expect(page.locator("#fleet")).to_be_hidden()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_table_of_workers_is_reached_by_keyboard_and_fits_a_phone(
+    tmp_path: Path, open_page: OpenPage, width: int
+) -> None:
+    """WCAG 2.2, 2.1.1, and our choice: phone width. The row of a long host name scrolls in a box of its own."""
+    with workers(tmp_path, 2, "--serve", "all") as served:
+        page = open_page(f"http://127.0.0.1:{served.port}/dashboard", width=width)
+        page.locator("#fleet").wait_for()
+        expect(page.get_by_role("group", name="Table of workers")).to_have_attribute("tabindex", "0")
+        assert page.evaluate(SIDEWAYS) <= 0
         page.context.close()

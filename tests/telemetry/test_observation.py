@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from millstream import Principal, Server, ToolError
 from millstream.protocol.revisions import FIRST, NEWEST, NEWEST_HANDSHAKE
 from millstream.server.calls.sessions import Session
+from millstream.server.observing.figures import present
 from millstream.server.observing.observer import Observer
 from millstream.telemetry import process
 from millstream.telemetry.active import IDLE_SECONDS
@@ -176,6 +177,11 @@ def test_sessions_are_counted_by_what_is_heard_of_them() -> None:
     assert f"mcp_server_session_duration_seconds_sum{labels} 7.0\n" in text
 
 
+def page(observer: Observer, *, hub: dict[str, Any] | None = None, store: Any = None) -> dict[str, Any]:
+    """What a dashboard shows of one worker alone."""
+    return present({"me": observer.figures(hub=hub)}, "me", store=store)
+
+
 def rows(snapshot: dict[str, Any], part: str) -> dict[str, dict[str, Any]]:
     return {row["name"] or row["method"]: row for row in snapshot[part]}
 
@@ -194,7 +200,7 @@ def test_a_message_that_is_no_call_is_counted_without_a_duration_that_nobody_too
     assert f'{total}{{mcp_method_name="initialize",mcp_protocol_version="{date}"}} 1\n' in text
     assert f'{total}{{mcp_method_name="response"}} 1\n' in text
     assert f'{total}{{mcp_method_name="{OTHER}",error_type="-32700",mcp_protocol_version="{OTHER}"}} 2\n' in text
-    assert observer.snapshot()["methods"] == []
+    assert page(observer)["methods"] == []
 
 
 def test_a_snapshot_agrees_with_the_metrics() -> None:
@@ -208,7 +214,7 @@ def test_a_snapshot_agrees_with_the_metrics() -> None:
     observer(a_call(method="tools/call", name="add", outcome="tool_error", revision=FIRST), 0.0004, b"")
     observer(a_call(method="tools/call", name="slow"), 12.0, b"")
     observer(a_call(method="tools/list"), 0.02, b"")
-    shown = observer.snapshot(hub={"streams": 3}, store={"ok": True})
+    shown = page(observer, hub={"streams": 3}, store={"ok": True})
     assert (shown["calls"], shown["errors"], shown["uptime_seconds"], shown["window_seconds"]) == (13, 1, 5.0, 5.0)
     assert sum(counts(observer.registry, DURATION).values()) == shown["calls"]
     assert shown["per_second"][-5:] == [2, 2, 2, 2, 2]
@@ -230,27 +236,41 @@ def test_a_snapshot_tells_rates_and_percentiles_of_the_last_moments() -> None:
     clock = Clock()
     observer = Observer({"add"}, clock=clock)
     observer(a_call(method="tools/call", name="add"), 5.0, b"")
-    observer.snapshot()
+    page(observer)
     for _ in range(20):
         clock.now += 1
         observer(a_call(method="tools/call", name="add"), 0.001, b"")
-        shown = observer.snapshot()
+        shown = page(observer)
     assert 10 <= shown["window_seconds"] <= 15
     (add,) = shown["tools"]
     assert (add["calls"], add["per_second"]) == (21, 1.0)
     assert add["p99_ms"] <= 1.0
     clock.now += 12
-    (idle,) = observer.snapshot()["tools"]
+    (idle,) = page(observer)["tools"]
     clock.now += 12
-    (idle,) = observer.snapshot()["tools"]
+    (idle,) = page(observer)["tools"]
     assert (idle["calls"], idle["per_second"], idle["p50_ms"]) == (21, 0.0, None)
+
+
+def test_the_calls_of_now_are_told_only_where_somebody_looked_a_moment_ago() -> None:
+    """Our choice: the chart of a tool begins with nothing, not with the average of an hour in which nobody looked."""
+    clock = Clock()
+    observer = Observer({"add"}, clock=clock)
+    rates = []
+    for passed in (0, 2, 1, 60, 1):
+        clock.now += passed
+        for _ in range(3):
+            observer(a_call(method="tools/call", name="add"), 0.001, b"")
+        (add,) = page(observer)["tools"]
+        rates.append(add["rate"])
+    assert rates == [None, 1.5, 3.0, None, 3.0]
 
 
 async def test_the_observer_samples_the_event_loop_until_it_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our choice: one task, which the runtime owns."""
     monkeypatch.setattr(process, "INTERVAL", 0.0)
     observer = Observer(())
-    assert observer.snapshot()["loop_lag_ms"] == {"last": 0.0, "worst": 0.0}
+    assert page(observer)["loop_lag_ms"] == {"last": 0.0, "worst": 0.0}
     task = asyncio.create_task(observer.run())
     for _ in range(5):
         await asyncio.sleep(0)

@@ -3,21 +3,26 @@
 A server that serves none of them imports none of them.
 """
 
+import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import asdict
+
 from millstream.app.definition import Definition
 from millstream.protocol.handshake import Opening
 from millstream.protocol.principal import Principal
 from millstream.server.calls.notes import SESSION_OVER, ObserveMessage
+from millstream.server.calls.services import Services
 from millstream.server.calls.sessions import Session
 from millstream.stores.base import Store
 from millstream.stores.health import StoreHealth
 from millstream.stores.memory.store import MemoryStore
 from millstream.stores.parent import parent_address
+from millstream.telemetry.logs import overhear
 from millstream.transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
@@ -123,11 +128,13 @@ def make_note(observer: "Observer") -> ObserveMessage:
     return note
 
 
-def make_feed(
-    definition: Definition, observer: "Observer", hub: "Hub", *, streams: OpenStreams, health: StoreHealth, store: Store
-) -> "DashboardFeed":
-    """What the dashboard hears."""
-    from millstream.web.live import DashboardFeed, LogTail  # noqa: PLC0415  only where the pages are served
+def open_feed(
+    definition: Definition, services: Services, observer: "Observer", hub: "Hub", stack: AsyncExitStack, *,
+    streams: OpenStreams, health: StoreHealth,
+) -> "DashboardFeed":  # fmt: skip
+    """What the dashboard hears, of all workers, for the life of the stack."""
+    from millstream.app.fleet import Fleet  # noqa: PLC0415  only where the pages are served
+    from millstream.web.live import DashboardFeed, LogTail  # noqa: PLC0415
 
     info = {
         "name": definition.name,
@@ -136,13 +143,20 @@ def make_feed(
         "started": time.time(),
         "facts": {"Serves": ", ".join(["mcp", *sorted(definition.parts)]), "Endpoint": definition.settings.path},
     }
-    return DashboardFeed(
-        lambda: observer.snapshot(hub=hub.stats(), store=store_figures(health, store)),
-        LogTail(),
-        streams,
-        info=info,
-        measure=health.look,
+    store = services.store
+    fleet = Fleet(services.peers, store.workers, observer.figures, hub=lambda: asdict(hub.stats()))
+
+    async def measure() -> None:
+        fleet.watch()
+        await health.look()
+
+    feed = DashboardFeed(
+        lambda: fleet.snapshot(store=store_figures(health, store)), LogTail(), streams, info=info, measure=measure
     )
+    stack.callback(overhear(feed.log))
+    for running in (feed.run(), fleet.run()):
+        stack.callback(asyncio.create_task(running).cancel)
+    return feed
 
 
 def store_figures(health: StoreHealth, store: Store) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.app.definition import Definition, on_each_worker
 from millstream.app.here_only import Bind, HereOnly
-from millstream.app.parts import make_feed, make_note, make_observer, metrics_of_machine
+from millstream.app.parts import make_note, make_observer, metrics_of_machine, open_feed
 from millstream.app.replicas import Replicas
 from millstream.app.sign_in_methods import make_guard
 from millstream.http.hosts import HostPolicy
@@ -25,7 +25,6 @@ from millstream.server.handlers import install
 from millstream.server.sweep import Sweep
 from millstream.stores.base import Store
 from millstream.stores.health import StoreHealth
-from millstream.telemetry.logs import overhear
 from millstream.transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
@@ -184,11 +183,10 @@ class Runtime:
         if "metrics" in self.definition.parts:
             self.render_metrics = await metrics_of_machine(observer.registry, self._stack)
         if self.hub is not None and "web" in self.definition.parts:
-            self.feed = feed = make_feed(
-                self.definition, observer, self.hub, streams=self.streams, health=self.store_health, store=self.store
-            )
-            self._stack.callback(overhear(feed.log))
-            self._stack.callback(self.loop.create_task(feed.run()).cancel)
+            self.feed = open_feed(
+                self.definition, self.services, observer, self.hub, self._stack,
+                streams=self.streams, health=self.store_health,
+            )  # fmt: skip
 
     def serve_http(self) -> "Routes":
         """The HTTP side, made when it is first needed: stdio does without."""

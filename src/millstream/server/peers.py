@@ -97,8 +97,19 @@ class Joined(Struct, frozen=True, array_like=True, tag="join"):
     """The sender has just begun: it knows only what its program registers."""
 
 
+class Watched(Struct, frozen=True, array_like=True, tag="watch"):
+    """Somebody watches the dashboard at the sender."""
+
+
+class Measured(Struct, frozen=True, array_like=True, tag="figures"):
+    """What the sender measured, for a dashboard at the receiver."""
+
+    figures: bytes
+
+
 Message = (
-    Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Joined
+    Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Joined | Watched
+    | Measured
 )  # fmt: skip
 
 

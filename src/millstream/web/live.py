@@ -78,7 +78,7 @@ class DashboardFeed:
         """It sends nothing before `run`.
 
         Args:
-            snapshot: the figures now (`Observer.snapshot`).
+            snapshot: the figures now, as the page shows them.
             log: the newest lines; it is a handler of the root logger while the server runs.
             streams: the server's open streams.
             info: ``name``, ``title``, ``version``, ``started`` (seconds since 1970) and ``facts``, a mapping from

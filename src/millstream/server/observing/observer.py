@@ -6,6 +6,9 @@ everything else is ``_other``. What never becomes a call (`initialize`, notifica
 `message`.
 """
 
+import math
+import os
+import socket
 import time
 from collections.abc import Callable, Container, Mapping
 from types import MappingProxyType
@@ -13,14 +16,18 @@ from typing import Any
 
 from millstream.protocol.revisions import ALL, BY_DATE
 from millstream.server.calls.call import Call
+from millstream.server.observing.figures import Figures, Operation, Sessions
 from millstream.server.observing.tracing import Tracing
 from millstream.telemetry.active import ActiveSessions
 from millstream.telemetry.messages import AccessRecord, MessageLog
-from millstream.telemetry.metrics import DURATIONS, FINE, OTHER, Counter, Histogram, Labels, Metrics, Series, quantile
+from millstream.telemetry.metrics import DURATIONS, FINE, OTHER, Counter, Histogram, Labels, Metrics, Series
 from millstream.telemetry.process import LoopLag, ProcessFigures
 from millstream.telemetry.recent import Growth, PerSecond
+from millstream.telemetry.sketch import sketch
 
 HISTORY_SECONDS = 60
+LATELY = 5.0
+"""Seconds after which a look is too long ago for telling how many calls there are now."""
 
 _METHODS = frozenset(
     (
@@ -35,8 +42,9 @@ class Observer:
     """Metrics, access log and spans of one running server."""
 
     __slots__ = (
-        "_by_call", "_clock", "_connections", "_durations", "_growth", "_lag", "_log", "_messages", "_per_second",
-        "_process", "_session_durations", "_sessions", "_started", "_tools", "_tracing", "_wall", "begin", "registry",
+        "_by_call", "_clock", "_connections", "_durations", "_growth", "_lag", "_log", "_looked", "_messages",
+        "_per_second", "_process", "_session_durations", "_sessions", "_since", "_started", "_tools", "_tracing",
+        "_wall", "begin", "registry",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +81,9 @@ class Observer:
         """To be called before each call, in its task; None where nothing begins."""
         # Process
         self._started = clock()
+        self._since = wall()
+        self._looked: tuple[float, dict[tuple[str, str], int]] = (-math.inf, {})
+        """When figures were taken last, and how many calls there were."""
         self._by_call: dict[Labels, Series] = {}
         """(method, name, outcome, revision) as calls have them -> their series, for those with clean labels."""
         self._per_second = PerSecond(HISTORY_SECONDS + 4)
@@ -206,35 +217,48 @@ class Observer:
 
     # For a live page
 
-    def snapshot(self, *, hub: Any = None, store: Any = None) -> dict[str, Any]:
-        """Everything a dashboard shows, as JSON values.
-
-        Rates and percentiles are of the last 10 to 15 seconds where somebody asked in time for the state before them,
-        else of a longer time: ``window_seconds`` says which. Take it once for all viewers.
+    def figures(self, *, hub: dict[str, Any] | None = None, sketched: bool = False) -> Figures:
+        """What was measured so far. Take it about once a second for all viewers: rates are those since the last look.
 
         Args:
             hub: figures of the hub, passed through.
-            store: health of the store, passed through.
+            sketched: say which sessions there are, for adding up with other workers.
         """
         now = self._clock()
         counts, errors = self._sums()
         passed, grown = self._growth.since(now, counts)
-        rows = [self._row(key, counts[key], errors[key], grown[key], passed) for key in sorted(counts)]
-        return {
-            "uptime_seconds": round(now - self._started, 3),
-            "window_seconds": round(passed, 3),
-            "calls": sum(row["calls"] for row in rows),
-            "errors": sum(row["errors"] for row in rows),
-            "per_second": self._per_second.last(int(now), HISTORY_SECONDS),
-            "tools": [row for row in rows if row["method"] == "tools/call"],
-            "methods": [row for row in rows if row["method"] != "tools/call"],
-            "sessions": _rows(self._sessions.count(now)),
-            "connections": _rows(self._connections),
-            "loop_lag_ms": {"last": round(self._lag.last * 1000, 3), "worst": round(self._lag.worst * 1000, 3)},
-            "process": self._process.now(),
-            "hub": hub,
-            "store": store,
+        calls = {key: sum(each) for key, each in counts.items()}
+        looked, before = self._looked
+        self._looked = now, calls
+        past = now - looked
+        operations = {
+            key: Operation(
+                calls[key],
+                errors[key],
+                each if any(each) else [],
+                sum(each) / passed if passed > 0 else 0.0,
+                (calls[key] - before.get(key, 0)) / past if 0 < past <= LATELY else None,
+            )
+            for key, each in grown.items()
         }
+        return Figures(
+            os.getpid(),
+            socket.gethostname(),
+            self._since,
+            now - self._started,
+            passed,
+            self._durations.bounds,
+            operations,
+            self._per_second.last(int(now), HISTORY_SECONDS),
+            {
+                labels: Sessions(len(names), sketch(names) if sketched else b"")
+                for labels, names in self._sessions.names(now).items()
+            },
+            {labels: int(count) for labels, count in self._connections.items()},
+            (round(self._lag.last * 1000, 3), round(self._lag.worst * 1000, 3)),
+            self._process.now(),
+            hub,
+        )
 
     def _sums(self) -> tuple[dict[tuple[str, str], list[int]], dict[tuple[str, str], int]]:
         """Counts by bucket and number of errors, for each method and tool."""
@@ -248,27 +272,3 @@ class Observer:
             )
             errors[key] = errors.get(key, 0) + (sum(series.counts) if outcome else 0)
         return counts, errors
-
-    def _row(
-        self, key: tuple[str, str], counts: list[int], errors: int, grown: list[int], passed: float
-    ) -> dict[str, Any]:
-        bounds = self._durations.bounds
-        row: dict[str, Any] = {
-            "method": key[0],
-            "name": key[1],
-            "calls": sum(counts),
-            "errors": errors,
-            "per_second": round(sum(grown) / passed, 2) if passed > 0 else 0.0,
-        }
-        for name, share in (("p50_ms", 0.5), ("p95_ms", 0.95), ("p99_ms", 0.99)):
-            value = quantile(bounds, grown, share)
-            row[name] = None if value is None else round(value * 1000, 3)
-        return row
-
-
-def _rows(values: Mapping[Labels, float]) -> list[dict[str, Any]]:
-    return [
-        {"transport": transport, "revision": revision, "count": int(count)}
-        for (transport, revision), count in sorted(values.items())
-        if count
-    ]

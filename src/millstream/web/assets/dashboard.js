@@ -35,7 +35,7 @@ const memoryChart = new LineChart($("memory-chart"), {
 
 const history = { all: [], lag: [], cpu: [], memory: [], rows: new Map() };
 let instance = "";
-let before = null;
+let workers = 0;
 let chosen = null;
 let picked = false;
 
@@ -46,34 +46,38 @@ function keep(samples, t, ...values) {
 
 /** The server's own count of the seconds before this page was opened. */
 function prefill(snapshot) {
-  const seconds = snapshot.per_second;
+  const seconds = snapshot.per_second.slice(0, -1);
   const start = Math.max(0, seconds.length - Math.floor(snapshot.uptime_seconds));
-  seconds.slice(start).forEach((calls, index, all) => {
-    history.all.push({ t: snapshot.uptime_seconds - (all.length - index), values: [calls] });
-  });
+  history.all = seconds.slice(start).map((calls, index, all) => ({ t: snapshot.at_seconds - (all.length - index), values: [calls] }));
 }
 
+/** What was drawn before more workers were heard of: the sums know their past, too. */
+function addPast(snapshot) {
+  for (const sample of history.all) {
+    const calls = snapshot.per_second.at(Math.round(sample.t - snapshot.at_seconds) - 1);
+    if (calls !== undefined) sample.values = [calls];
+  }
+}
+
+const moment = (seconds, dateStyle, timeStyle) => new Date(seconds * 1_000).toLocaleString(undefined, { dateStyle, timeStyle });
 const key = (row) => (row.method === "tools/call" ? row.name : row.method);
 
-/** Calls of each second, from how the counts grew since the snapshot before. */
+/** What the charts show. Rates are the server's: a sum over workers that come and go says nothing by its growth. */
 function remember(snapshot, rows) {
-  const t = snapshot.uptime_seconds;
-  const passed = before ? t - before.t : 0;
-  if (before === null) prefill(snapshot);
-  if (passed > 0) keep(history.all, t, (snapshot.calls - before.calls) / passed);
-  const counts = new Map();
+  const t = snapshot.at_seconds;
+  if (workers === 0) prefill(snapshot);
+  else if (snapshot.workers.length > workers) addPast(snapshot);
+  workers = snapshot.workers.length;
+  keep(history.all, t, snapshot.per_second.at(-1));
   for (const row of rows) {
     const name = key(row);
-    counts.set(name, row.calls);
     if (!history.rows.has(name)) history.rows.set(name, []);
-    const grown = row.calls - (before?.counts.get(name) ?? (before ? 0 : row.calls));
-    keep(history.rows.get(name), t, passed > 0 ? grown / passed : null, row.p50_ms, row.p95_ms, row.p99_ms);
+    keep(history.rows.get(name), t, row.rate, row.p50_ms, row.p95_ms, row.p99_ms);
   }
   keep(history.lag, t, snapshot.loop_lag_ms.last, snapshot.loop_lag_ms.worst);
   keep(history.cpu, t, snapshot.process.cpu_percent);
   const memory = snapshot.process.resident_bytes;
   keep(history.memory, t, memory === null ? null : memory / MIB);
-  before = { t, calls: snapshot.calls, counts };
 }
 
 function drawCharts() {
@@ -102,6 +106,7 @@ function drawTiles(snapshot) {
   const subscribers = snapshot.hub?.subscribers ?? 0;
   write($("subscriber-count"), `${count(subscribers)} ${subscribers === 1 ? "subscriber" : "subscribers"} to channels`);
   write($("uptime"), duration(snapshot.uptime_seconds));
+  write($("started"), `since ${moment(snapshot.workers[0].since, "medium", "short")}`);
 }
 
 // Tables
@@ -127,7 +132,17 @@ function newLine(row) {
   return { button, canvas, cells, node };
 }
 
+/** Without the lines of what is not told any more: it went with its worker. */
+function dropLines(kept, names) {
+  for (const [name, line] of kept) {
+    if (names.includes(name)) continue;
+    line.node.remove();
+    kept.delete(name);
+  }
+}
+
 function drawRows(rows) {
+  dropLines(lines, rows.map(key));
   for (const row of rows) {
     const name = key(row);
     if (!lines.has(name)) {
@@ -173,6 +188,29 @@ function drawPeers(snapshot) {
   write($("cut-slow"), count(slow));
   write($("cut-other"), count(Object.values(cut).reduce((sum, each) => sum + each, 0) - slow));
   $("cut-slow").classList.toggle("raised", slow > 0);
+}
+
+const workerLines = new Map();
+
+function newWorkerLine(worker) {
+  const cells = Array.from({ length: 6 }, () => element("td", { className: "number" }));
+  return { cells, node: element("tr", {}, element("th", { scope: "row" }, worker.host), ...cells) };
+}
+
+/** A row for each worker, where there are several. */
+function drawWorkers(rows) {
+  $("fleet").hidden = rows.length < 2;
+  write($("worker-count"), count(rows.length));
+  dropLines(workerLines, rows.map((row) => row.name));
+  for (const row of rows) {
+    if (!workerLines.has(row.name)) workerLines.set(row.name, newWorkerLine(row));
+    const { cells } = workerLines.get(row.name);
+    const memory = row.memory_bytes === null ? null : row.memory_bytes / MIB;
+    const texts = [row.pid, count(row.calls_per_second), count(row.streams), figure(memory), figure(row.lag_ms), moment(row.since, "short", "medium")];
+    texts.forEach((text, index) => write(cells[index], text));
+  }
+  const order = rows.map((row) => workerLines.get(row.name).node);
+  if (order.some((node, index) => $("workers").rows[index] !== node)) $("workers").replaceChildren(...order);
 }
 
 // The server: what never changes, and what its snapshot says
@@ -222,13 +260,12 @@ function drawServer(snapshot) {
 function takeServer(info) {
   if (instance && instance !== info.instance) {
     Object.assign(history, { all: [], lag: [], cpu: [], memory: [], rows: new Map() });
-    before = null;
+    workers = 0;
   }
   instance = info.instance;
   $("name").textContent = document.title = info.title || info.name;
   $("version").textContent = info.version;
   $("version").hidden = !info.version;
-  $("started").textContent = `since ${new Date(info.started * 1_000).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" })}`;
   Object.assign(fixed, info.facts);
 }
 
@@ -243,6 +280,7 @@ function takeSnapshot(snapshot) {
   drawTiles(snapshot);
   drawRows(rows);
   drawPeers(snapshot);
+  drawWorkers(snapshot.workers);
   drawServer(snapshot);
   drawCharts();
 }
@@ -253,7 +291,7 @@ const feed = new Feed(
   (event) => take[event.type]?.(JSON.parse(event.data)),
   (state) => {
     showState($("state"), $("note"), state);
-    $("main").classList.toggle("stale", state.state !== "open" && before !== null);
+    $("main").classList.toggle("stale", state.state !== "open" && workers > 0);
   },
 );
 feed.start();

@@ -1,0 +1,106 @@
+"""The figures of several workers as one page: what is added up, what is not, and what counts once."""
+
+import json
+from typing import Any
+
+import msgspec
+
+from millstream.server.observing.figures import Figures, present
+from millstream.server.observing.observer import Observer
+from observed import a_call
+
+
+class Clock:
+    """Seconds, as a test says."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def measured(
+    calls: dict[str, list[float]], *, sessions: tuple[str, ...] = (), began: float = 1.0, errors: int = 0, **given: Any
+) -> Figures:
+    """The figures of a worker that ran for 10 seconds, as they arrive at another one."""
+    clock = Clock()
+    observer = Observer({"add", "slow"}, clock=clock, wall=lambda: began, connections=given.pop("connections", {}))
+    for name in sessions:
+        observer._sessions.heard(name, clock.now, "http", "2025-11-25")
+    clock.now += 9
+    for tool, times in calls.items():
+        for seconds in times:
+            observer(a_call(method="tools/call", name=tool), seconds, b"")
+    for _ in range(errors):
+        observer(a_call(method="tools/call", name="add", outcome="tool_error"), 0.001, b"")
+    clock.now += 1
+    figures = observer.figures(sketched=True, hub=given.pop("hub", None))
+    sent = msgspec.msgpack.encode(msgspec.structs.replace(figures, **given))
+    return msgspec.msgpack.decode(sent, type=Figures)
+
+
+def test_calls_of_two_workers_are_added_up_and_percentiles_are_of_all() -> None:
+    """Our choice: counts by bucket travel, since percentiles can't be added up."""
+    fast, slow = measured({"add": [0.001] * 90}, errors=1), measured({"add": [1.0] * 10, "slow": [2.0]})
+    page = present({"a": fast, "b": slow}, "a")
+    alone = present({"a": fast}, "a")
+    add, slow_row = page["tools"]
+    assert (page["calls"], page["errors"], add["calls"], slow_row["calls"]) == (102, 1, 101, 1)
+    assert (page["per_second"][-1], len(page["per_second"])) == (102, 60)
+    assert add["per_second"] == 10.1
+    assert add["p50_ms"] <= 1.0
+    assert 800 < add["p95_ms"] <= add["p99_ms"] <= 1000
+    assert alone["tools"][0]["p99_ms"] <= 1.0
+    json.dumps(page)
+
+
+def test_a_session_of_two_workers_counts_once() -> None:
+    """Any worker serves any session, so a sum of their numbers would be too many."""
+    one, other = measured({}, sessions=("a", "b", "c")), measured({}, sessions=("b", "c", "d"))
+    page = present({"a": one, "b": other}, "a")
+    assert page["sessions"] == [{"transport": "http", "revision": "2025-11-25", "count": 4}]
+
+
+def test_what_a_worker_has_is_added_up_and_the_worst_lag_is_that_of_all() -> None:
+    """Our choice: memory, descriptors, connections and the hub's counts are sums; of lags the largest counts."""
+    hub = {"subscribers": 2, "channels": {"news": 2}, "cut": {"slow": 1}}
+    more = {"subscribers": 3, "channels": {"news": 1, "chat": 2}, "cut": {}}
+    kind = ("http", "")
+    one = measured({}, hub=hub, lag=(1.0, 9.0), process={"resident_bytes": 10, "max_descriptors": None},
+                   connections={kind: 2})  # fmt: skip
+    other = measured({}, hub=more, lag=(4.0, 5.0), process={"resident_bytes": 32, "max_descriptors": 5},
+                     connections={kind: 1})  # fmt: skip
+    page = present({"a": one, "b": other}, "a", store={"up": True})
+    assert page["hub"] == {"subscribers": 5, "channels": {"news": 3, "chat": 2}, "cut": {"slow": 1}}
+    assert page["loop_lag_ms"] == {"last": 4.0, "worst": 9.0}
+    assert page["process"] == {"resident_bytes": 42, "max_descriptors": 5}
+    assert page["connections"] == [{"transport": "http", "revision": "", "count": 3}]
+    assert page["store"] == {"up": True}
+
+
+def test_each_worker_has_a_row_and_the_oldest_is_the_first() -> None:
+    """Our choice: the order of the rows doesn't depend on who answers."""
+    young = measured({"add": [0.001] * 3}, began=50.0, pid=7, host="east", lag=(1.5, 2.0), connections={("ws", ""): 4})
+    old = measured({}, began=20.0, pid=8, host="west")
+    for here in ("a", "b"):
+        first, second = present({"a": young, "b": old}, here)["workers"]
+        assert (first["name"], first["pid"], first["host"], first["since"]) == ("b", 8, "west", 20.0)
+        assert second == {
+            "name": "a",
+            "pid": 7,
+            "host": "east",
+            "calls_per_second": 3,
+            "streams": 4,
+            "memory_bytes": young.process["resident_bytes"],
+            "lag_ms": 1.5,
+            "since": 50.0,
+        }
+
+
+def test_a_worker_with_other_buckets_still_counts() -> None:
+    """During a deploy another version may measure differently: its calls are counted, its times are left out."""
+    own = measured({"add": [0.001]})
+    other = msgspec.structs.replace(measured({"add": [2.0] * 9}), bounds=(1.0,))
+    (add,) = present({"a": own, "b": other}, "a")["tools"]
+    assert (add["calls"], add["p99_ms"]) == (10, present({"a": own}, "a")["tools"][0]["p99_ms"])
