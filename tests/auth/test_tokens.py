@@ -72,10 +72,15 @@ async def test_a_token_with_wrong_claims_is_refused(changes: dict[str, Any]) -> 
     assert await method().identify(token(claims(**changes))) is None
 
 
-@pytest.mark.parametrize("changes", [{"exp": NOW - LEEWAY + 30}, {"nbf": NOW + LEEWAY - 30}, {"aud": ["x", AUDIENCE]}])
-async def test_clocks_may_differ_by_a_minute_and_audiences_be_several(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("claim", "differs"), [("exp", -LEEWAY + 30), ("nbf", LEEWAY - 30)])
+async def test_clocks_may_differ_by_a_minute(claim: str, differs: int) -> None:
     """Our choice: 60 seconds."""
-    assert await method().identify(token(claims(**changes))) is not None
+    assert await method().identify(token(claims(**{claim: int(time.time()) + differs}))) is not None
+
+
+async def test_a_token_may_be_for_several_servers() -> None:
+    """RFC 7519 §4.1.3: one of them is this one."""
+    assert await method().identify(token(claims(aud=["x", AUDIENCE]))) is not None
 
 
 RS_PEM = KEYS["RS256"].as_pem(private=False)

@@ -149,6 +149,21 @@ async def _after_permission(peer: Peer) -> tuple[int, dict[bytes, bytes], bytes]
 
 
 AWAITED_IN_EXCEPT = {
+    **dict.fromkeys(
+        (
+            "client/conversation.py",
+            "client/opening.py",
+            "client/requests.py",
+            "client/transports/websocket.py",
+            "client/watching.py",
+        ),
+        "a client, which runs nothing of a server's",
+    ),
+    **dict.fromkeys(
+        ("stores/redis/commands.py", "stores/redis/inbox.py", "stores/redis/reader.py", "stores/redis/store.py"),
+        "asks Redis again, or tells other workers",
+    ),
+    "stores/sqlite/commits.py": "waits for the writer's thread",
     "stores/follow.py": "waits a moment before it reads the stream again",
     "server/calls/once.py": "gives its lease back before the user's own error goes on",
     "server/questions/open.py": "writes a message to the client, which no code of the user sees",

@@ -159,7 +159,7 @@ async def seen_by_browsers(place: Remote, way: Way) -> AsyncIterator[Step]:
         proxies = [name for name in (b"via", b"x-cache", b"cf-ray", b"x-served-by") if name in reply.headers]
         if proxies:
             shown = ", ".join(name.decode() for name in proxies)
-            remedy = "Switch buffering and compression off for event streams (docs/how-to/behind-nginx.md)."
+            remedy = "Switch buffering and compression off for event streams: in nginx, proxy_buffering off."
             yield Step("proxy", ok=True, found=f"there is one ({shown})", remedy=remedy)
     except (ClientError, TimeoutError):
         yield Step("browsers", ok=True, found="preflight requests get no answer: pages of other origins cannot use it")
