@@ -223,7 +223,7 @@ def test_a_lifespan_that_fails_is_told_once_and_ends_with_status_1(tmp_path: Pat
     command = millstream(str(tmp_path / "shop.py"), 0, "--workers", "3")
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
     assert done.returncode == 1
-    assert done.stderr.count("shop cannot start.") == 1
+    assert done.stderr.count("shop could not start") == 1
     assert done.stderr.count("RuntimeError: the disk is full") == 1
 
 

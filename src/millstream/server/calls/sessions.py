@@ -281,7 +281,7 @@ class Records:
 
     def unwatch(self, session_id: str, watcher: OnRecord) -> None:
         """Stop telling, unless a newer stream took over."""
-        if self._watchers.get(session_id) is watcher:
+        if self._watchers.get(session_id) == watcher:  # of bound methods there are many that are equal
             del self._watchers[session_id]
 
     def _read_soon(self, session_id: str) -> None:

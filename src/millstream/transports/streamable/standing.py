@@ -52,10 +52,12 @@ class _Standing:
 
     def watcher(self, change: Change, message: bytes) -> None:
         """Tell a change, where the session wants to know of it."""
-        if change.kind != "updated" or change.uri in self.subscribed:
+        if change.kind == "updated" and self._held is not None:
+            # Also what was subscribed to: the change that is being read may be the end of that.
+            if len(self._held) < _MAX_HELD:
+                self._held.append((change.uri, message))
+        elif change.kind != "updated" or change.uri in self.subscribed:
             self.write(message)
-        elif self._held is not None and len(self._held) < _MAX_HELD:
-            self._held.append((change.uri, message))
 
     def recorded(self, record: Record | None) -> None:
         """Take the subscriptions of a session; another worker may have changed them, or ended it."""
