@@ -59,9 +59,9 @@ WRONG_CLAIMS: dict[str, dict[str, Any]] = {
     "an expiry that is true": {"exp": True},
     "an expiry that is an array": {"exp": [NOW + 600]},
     "an expiry out of all reason": {"exp": 1e300},
-    "not yet": {"nbf": NOW + LEEWAY + 60},
+    "not yet": {"nbf": NOW + LEEWAY + 7200},
     "a beginning that is a text": {"nbf": "0"},
-    "made in the future": {"iat": NOW + LEEWAY + 60},
+    "made in the future": {"iat": NOW + LEEWAY + 7200},
     "made at a text": {"iat": "0"},
 }
 
