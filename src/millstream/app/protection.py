@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from millstream.app.here_only import HereOnly
-from millstream.http.hosts import EXEMPT
+from millstream.config import Settings
+from millstream.http.hosts import EXEMPT, HostPolicy
 from millstream.http.message import Handler
 from millstream.protocol.principal import Principal
 from millstream.server.calls.services import Services
@@ -33,6 +34,8 @@ _PRIVATE = {
     "/inspect": "",
 }
 """Path -> the scope that it takes. Where nobody signs in, these answer on this machine only."""
+_LOOKS = ("/assets/base.css", "/assets/sign-in.css")
+"""The style sheets of the pages of an authorization server."""
 Paths = Mapping[str, Mapping[str, Handler]]
 """Path -> handlers by method."""
 _NOTED = {"/publish": "hub/publish"}
@@ -44,7 +47,7 @@ _OPEN = ("/assets/", "/.well-known/oauth-", "/sign-in", "/sign-out")
 class Protection:
     """Puts every path of a running server behind what it takes."""
 
-    __slots__ = ("_guard", "_here_only", "_hooked", "own")
+    __slots__ = ("_guard", "_here_only", "_hooked", "_open", "_shared", "own")
 
     def __init__(self, guard: "Guard | None", here_only: HereOnly, *, hooked: bool, own: Paths) -> None:
         """Prepare it.
@@ -56,13 +59,28 @@ class Protection:
             own: the paths by which callers sign in.
         """
         self.own = own
+        self._shared = frozenset[str]()
+        """Paths that pages of any origin may use."""
+        self._open = frozenset[str]()
+        """Those of an authorization server: whoever comes there has no token yet."""
+        if guard is not None:
+            from millstream.auth.method import Serving  # noqa: PLC0415  only where somebody has to sign in
+
+            serving = [each for each in guard.methods if isinstance(each, Serving)]
+            self._shared = frozenset(path for each in serving for path in each.shared_paths())
+            self._open = frozenset(path for each in serving for path in each.paths())
         self._guard = guard
         self._here_only = here_only
         self._hooked = hooked
 
+    def policy(self, settings: Settings, *, loopback_bind: bool | None) -> HostPolicy:
+        """Which Host and Origin may talk to the server."""
+        hosts, origins = settings.allowed_hosts, settings.allowed_origins
+        return HostPolicy(hosts, origins, loopback_bind=loopback_bind, shared=self._shared)
+
     def protect(self, path: str, handlers: Mapping[str, Handler]) -> Mapping[str, Handler]:
         """The handlers of a path, or of those that begin so, behind what it takes."""
-        if path in EXEMPT or path.startswith(_OPEN):
+        if path in EXEMPT or path in self._open or path.startswith(_OPEN):
             return handlers
         guard, private = self._guard, _PRIVATE.get(path)
         if guard is not None:
@@ -84,8 +102,12 @@ def own_paths(guard: "Guard | None", definition: "Definition", services: Service
     """The paths by which callers sign in."""
     if guard is None:
         return {}
-    own = {path: {"GET": handler} for path, handler in _metadata(guard, definition).items()}
-    return own if "rest" not in definition.parts else {**own, **_sign_in(guard, definition, services)}
+    own: dict[str, Mapping[str, Handler]] = {
+        path: {"GET": handler} for path, handler in _metadata(guard, definition).items()
+    }
+    if "rest" in definition.parts:
+        own |= _sign_in(guard, definition, services)
+    return {**own, **_issuing(guard)}
 
 
 def _metadata(guard: "Guard", definition: "Definition") -> Mapping[str, Handler]:
@@ -95,8 +117,10 @@ def _metadata(guard: "Guard", definition: "Definition") -> Mapping[str, Handler]
     from millstream.auth import ask_issuer  # noqa: PLC0415
     from millstream.auth.resource import ResourceMetadata  # noqa: PLC0415
 
-    name, registry = definition.info.title or definition.name, definition.registry
-    return ResourceMetadata(guard.methods, name, lambda: registry.scopes, ask_issuer).paths(definition.settings.path)
+    registry = definition.registry
+    return ResourceMetadata(guard.methods, definition.title, lambda: registry.scopes, ask_issuer).paths(
+        definition.settings.path
+    )
 
 
 def _sign_in(guard: "Guard", definition: "Definition", services: Services) -> Paths:
@@ -107,3 +131,20 @@ def _sign_in(guard: "Guard", definition: "Definition", services: Services) -> Pa
     sign_in = SignIn(guard, pages, lambda: services.ring, services.nonce)
     guard.ambient, guard.challenges.form = sign_in.ambient, sign_in.page
     return {PATH: {"GET": sign_in.show, "POST": sign_in.take}, OUT_PATH: {"POST": sign_in.leave}}
+
+
+def _issuing(guard: "Guard") -> Paths:
+    """The paths of an authorization server that is part of this one, and what its pages look like."""
+    from millstream.auth.method import Serving  # noqa: PLC0415  only where somebody has to sign in
+
+    found: dict[str, Mapping[str, Handler]] = {}
+    for each in guard.methods:
+        if isinstance(each, Serving):
+            from millstream.web.pages import pages  # noqa: PLC0415  only where there are any
+
+            paths = each.paths()
+            below = {path.removesuffix("/authorize") for path in paths if path.endswith("/authorize")}
+            looks = {name: handler for name, handler in pages().items() if name in _LOOKS}
+            found |= {prefix + name: {"GET": handler} for prefix in below for name, handler in looks.items()}
+            found |= paths
+    return found

@@ -4,6 +4,7 @@ COMMANDS = {
     "Serve": {
         "run": "Serve the MCP server in a file or module.",
         "keys": "Make, list, revoke and rotate API keys.",
+        "users": "Add, list and remove the people who may sign in.",
         "audit": "Check audit logs.",
     },
     "Use a server (a URL, a command, a script or a configuration file)": {

@@ -20,6 +20,7 @@ MODULES = {
     "doctor": "doctor",
     "tokens": "tokens",
     "keys": "keys",
+    "users": "users",
     "audit": "audit",
 }
 """Command -> its module, in `millstream.cli.commands`."""

@@ -1,0 +1,91 @@
+"""A client signs in at a server that is its own authorization server: over real sockets, with our own client."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from html import unescape
+from re import search
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from auth_world import guarded
+from issuing_world import FORM, Known
+from millstream import Client, Context, Server, Settings, auth
+from millstream.client.oauth.fetching import fetch
+from millstream.client.oauth.flow import OAuth
+from millstream.client.oauth.store import MemoryStore
+from millstream.client.options import Options
+from processes import free_port
+
+
+def shop(url: str, people: Known, **options: Any) -> Server:
+    """A server that gives out its own tokens."""
+    server = Server("shop", auth=auth.issuer(url, users=people, **options), settings=Settings())
+
+    @server.tool
+    async def who(ctx: Context) -> str:
+        """Who asks, and by which program."""
+        assert ctx.principal is not None
+        return f"{ctx.principal.subject} {' '.join(sorted(ctx.principal.scopes))}"
+
+    @server.tool(scopes=["orders:write"])
+    async def order() -> str:
+        """Order a book."""
+        return "ordered"
+
+    return server
+
+
+@asynccontextmanager
+async def serving(people: Known | None = None, **options: Any) -> AsyncIterator[str]:
+    """The URL of a running shop."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    async with guarded(shop(url, people or Known(), **options), port=port):
+        yield url
+
+
+class Person:
+    """Ada at her browser."""
+
+    def __init__(self) -> None:
+        self.visits = 0
+        self.cookies: dict[str, str] = {}
+
+    async def visit(self, url: str) -> str:
+        """Open a link, sign in, agree; where the browser is sent back to."""
+        self.visits += 1
+        page = await fetch("GET", url, headers=self._headers())
+        if page.status == 303:
+            return page.header(b"location")
+        self._keep(page.header(b"set-cookie"))
+        text = page.body.decode()
+        found = search(r'name="ticket" value="([^"]*)"', text)
+        assert found, text
+        parts = urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}"
+        form = {"ticket": unescape(found[1]), "answer": "allow"}
+        if 'name="password"' in text:
+            form |= {"name": "ada", "password": "correct horse"}
+        headers = {**self._headers(), "content-type": FORM, "origin": origin}
+        reply = await fetch("POST", f"{origin}/authorize", headers=headers, body=urlencode(form).encode())
+        self._keep(reply.header(b"set-cookie"))
+        return reply.header(b"location")
+
+    def _headers(self) -> dict[str, str]:
+        return {"cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())} if self.cookies else {}
+
+    def _keep(self, line: str) -> None:
+        name, _, rest = line.partition("=")
+        if name:
+            self.cookies[name] = rest.partition(";")[0]
+
+
+async def test_our_client_registers_signs_in_and_gets_more_rights_when_a_tool_needs_them() -> None:
+    """MCP 2026-07-28, basic/authorization: discovery, registration, PKCE, step-up."""
+    person = Person()
+    async with serving() as url:
+        oauth = OAuth(store=MemoryStore(), visit=person.visit, scope="")
+        async with Client(f"{url}/mcp", options=Options(auth=oauth)) as client:
+            assert (await client.call("who")).content[0].text == "ada orders:write"
+            assert (await client.call("order")).content[0].text == "ordered"
+        assert person.visits == 1
