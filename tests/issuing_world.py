@@ -172,7 +172,7 @@ class Desk:
         assert reply.status == 303, reply.text
         return reply.answer
 
-    async def token(self, client: str, code: str, **changes: Any) -> Reply:
+    async def token(self, client: str, code: str, /, **changes: Any) -> Reply:
         """Exchange a code."""
         form = {"grant_type": "authorization_code", "client_id": client, "code": code, "redirect_uri": BACK,
                 "code_verifier": VERIFIER, **changes}  # fmt: skip
@@ -184,7 +184,7 @@ class Desk:
         assert reply.status == 200, reply.text
         return reply.message
 
-    async def refresh(self, client: str, token: str, **more: Any) -> Reply:
+    async def refresh(self, client: str, token: str, /, **more: Any) -> Reply:
         """Use a refresh token."""
         return await self.post(
             "/token", {"grant_type": "refresh_token", "client_id": client, "refresh_token": token, **more}

@@ -90,7 +90,7 @@ class Consent:
         if "none" in asked.prompt:
             error = "login_required" if user is None else "consent_required"
             return self._asking.refuse(asked.redirect_uri, asked.state, error, "The person has to be asked.")
-        return self._page(request, client, asked, user)
+        return await self._page(request, client, asked, user)
 
     def _may_fetch(self, request: Request) -> Callable[[], bool]:
         return lambda: self._lookups.take(neighbourhood(request.peer)) <= 0
@@ -107,14 +107,15 @@ class Consent:
             return False
         return await self._plan.provider.remembers(user, client, scopes)
 
-    def _page(
+    async def _page(
         self, request: Request, client: Client, asked: Asked, user: User | None, *,
         said: str = "", name: str = "", status: int = 200, head: bytes = b"",
     ) -> Response:  # fmt: skip
         browser, cookie = self._tickets.browser(request)
+        scopes = asked.scopes if user is None else await self._people.grantable(user, client, asked.scopes)
         shown = pages.Shown(
             self._server, client, asked, self._tickets.ask(browser, asked),
-            pages.words_of(asked.scopes, self._plan.described), user, self._people.passwords is not None,
+            pages.words_of(scopes, self._plan.described), user, self._people.passwords is not None,
             tuple(self._people.upstreams.values()), said, name,
         )  # fmt: skip
         return pages.ask(shown, status, cookie + head)
@@ -138,7 +139,7 @@ class Consent:
         if form.get("answer") == "deny":
             return self._asking.refuse(asked.redirect_uri, asked.state, "access_denied", "The person said no.")
         if form.get("answer") == "other":
-            return self._page(request, client, asked, None, head=self._tickets.forget())
+            return await self._page(request, client, asked, None, head=self._tickets.forget())
         if form.get("way"):
             return await self._send_away(request, client, asked, form.get("way"))
         return await self._agree(request, client, asked, form)
@@ -156,13 +157,13 @@ class Consent:
             found = await self._check(request, form.get("name"), form.get("password"))
             if isinstance(found, str):
                 status = 429 if found == _SLOW else 403
-                return self._page(request, client, asked, None, said=found, name=form.get("name"), status=status)
+                return await self._page(request, client, asked, None, said=found, name=form.get("name"), status=status)
             user, way = found, LOCAL
             cookie = self._tickets.keep(user, way)
         else:
             person, way = self._signed_in(request)
             if person is None or form.get("answer") != "allow":
-                return self._page(request, client, asked, None, said="Sign in first.", status=403)
+                return await self._page(request, client, asked, None, said="Sign in first.", status=403)
             user = person
         return await self._finish(client, asked, user, way, cookie)
 
@@ -206,7 +207,7 @@ class Consent:
         try:
             away = await upstream.begin(self._callback(upstream), state)
         except SignInFailed as exc:
-            return self._page(request, client, asked, None, said=str(exc), status=503)
+            return await self._page(request, client, asked, None, said=str(exc), status=503)
         if len(away.kept) > _MAX_AWAY:
             raise ValueError(f"{name} keeps {len(away.kept)} bytes; {_MAX_AWAY} are allowed.")
         kept = self._vault.seal(_AWAY_KIND, _Away(asked, name_of(browser), name, away.kept))

@@ -1,6 +1,6 @@
 """`POST /revoke` (RFC 7009) and `POST /introspect` (RFC 7662): a token's end, and whether it has come."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from millstream.auth.issuing.answers import OAuthError, form_of, reply
@@ -8,7 +8,7 @@ from millstream.auth.issuing.client_proof import ClientProof
 from millstream.auth.issuing.grants import Grants
 from millstream.auth.issuing.people import People
 from millstream.auth.issuing.plan import Plan
-from millstream.auth.issuing.records import Client
+from millstream.auth.issuing.records import Client, Grant
 from millstream.auth.issuing.signing import Signing
 from millstream.auth.jose import InvalidToken, read_header, verify
 from millstream.http.message import Request, Response
@@ -28,15 +28,15 @@ class Endings:
         self._people = people
         self._clock = clock
 
-    async def stands(self, claims: dict[str, Any]) -> bool:
-        """Whether nobody has ended what an access token of ours came from."""
+    async def standing(self, claims: Mapping[str, Any]) -> Grant | bool:
+        """The grant of an access token of ours; True for one without; False when somebody has ended it."""
         id = claims.get("grant_id")
-        if id is None:
-            given = self._plan.clients.get(str(claims.get("client_id")))
-            own = given or await self._plan.provider.find_client(str(claims.get("client_id")))
-            return own is not None and not await self._grants.revoked(str(claims.get("jti")))
-        grant = await self._grants.get(str(id))
-        return grant is not None and self._people.again(grant) is not None
+        if id is not None:
+            grant = await self._grants.get(str(id))
+            return grant if grant is not None and self._people.again(grant) is not None else False
+        client = str(claims.get("client_id"))
+        known = self._plan.clients.get(client) or await self._plan.provider.find_client(client)
+        return known is not None and not await self._grants.revoked(str(claims.get("jti")))
 
     async def revoke(self, request: Request) -> Response:
         """End a token, and the grant that it came from. An unknown one has ended already."""
@@ -58,7 +58,7 @@ class Endings:
             if grant.client == client.id:
                 await self._grants.end(said.grant, grant.subject)
             return
-        claims = await self._claims(token)
+        claims = await self.claims(token)
         if claims is None or claims.get("client_id") != client.id:
             return
         if "grant_id" in claims:
@@ -90,12 +90,12 @@ class Endings:
                 return None
             return {"client_id": grant.client, "sub": grant.subject, "scope": " ".join(grant.scopes),
                     "iss": self._plan.url, "token_type": "refresh_token"}  # fmt: skip
-        claims = await self._claims(token)
-        if claims is None or claims["exp"] <= self._clock() or not await self.stands(claims):
+        claims = await self.claims(token)
+        if claims is None or claims["exp"] <= self._clock() or await self.standing(claims) is False:
             return None
         return {**claims, "token_type": "Bearer"}
 
-    async def _claims(self, token: str) -> dict[str, Any] | None:
+    async def claims(self, token: str) -> dict[str, Any] | None:
         """What an access token of ours says; None for any other text. Its time may be over."""
         try:
             header = read_header(token)

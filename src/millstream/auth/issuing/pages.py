@@ -43,7 +43,7 @@ class Shown(Struct, frozen=True):
     asked: Asked
     ticket: str
     words: Mapping[str, str]
-    """Scope -> what it allows."""
+    """Scope -> what it allows; of those that the client can get."""
     user: User | None = None
     """Who has signed in at this browser."""
     passwords: bool = False
@@ -92,10 +92,9 @@ def _warning(client: Client, uri: str) -> str:
 
 
 def _scopes(shown: Shown) -> str:
-    words = [shown.words.get(each) or each for each in shown.asked.scopes]
-    if not words:
+    if not shown.words:
         return f"<p>It will use {escape(shown.server)} in your name.</p>\n"
-    items = "".join(f"<li>{escape(each)}</li>" for each in words)
+    items = "".join(f"<li>{escape(each)}</li>" for each in shown.words.values())
     return f"<section class='stack tight'><h2>In your name, it may</h2><ul class='scopes'>{items}</ul></section>\n"
 
 

@@ -4,6 +4,8 @@ The running one is a method of the guard, too. It verifies its own tokens withou
 looks once a minute, and when a worker tells of it, whether the grant of a token still stands.
 """
 
+import logging
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 
 from millstream.auth.claims import Rules, judge
@@ -28,17 +30,21 @@ from millstream.auth.issuing.metadata import (
 )
 from millstream.auth.issuing.people import People
 from millstream.auth.issuing.plan import Plan
+from millstream.auth.issuing.records import Grant
 from millstream.auth.issuing.registration import Registration
 from millstream.auth.issuing.signing import Signing
 from millstream.auth.issuing.token import TokenEndpoint
 from millstream.auth.issuing.vault import Vault
-from millstream.auth.jose import InvalidToken, read_header, verify
 from millstream.auth.method import Identity, Unavailable
-from millstream.http.message import JSON_HEAD, Handler, Request, Response
+from millstream.http.message import JSON_HEAD, Handler, Request, Response, Sink
+from millstream.http.problems import plain_problem
 from millstream.protocol.errors import LocalError
 from millstream.protocol.jsonrpc import encode
 from millstream.server.calls.services import Services
 
+logger = logging.getLogger("millstream")
+
+_MAX_MET = 20_000
 _PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 
 
@@ -88,6 +94,8 @@ class RunningIssuer:
         self._ended: set[str] = set()
         """Ids of principals of whom something has ended since the last look."""
         self._just_ended: set[str] = set()
+        self._met: OrderedDict[str, Grant | None] = OrderedDict()
+        """Id of a principal -> the grant by which they came last; None for clients that act for themselves."""
         self._changes = 0
         self._stop = vault.hear(ENDED, self._heard, self._missed)
 
@@ -100,24 +108,30 @@ class RunningIssuer:
     async def identify(self, credential: str) -> Identity | None:
         """Whom one of our tokens is about."""
         try:
-            header = read_header(credential)
-            if header.alg != "ES256" or header.typ != "at+jwt":
+            claims = await self._endings.claims(credential)
+            found = judge(claims, self._rules, self._clock()) if claims is not None else None
+            standing = await self._endings.standing(claims) if claims is not None and found is not None else False
+            if found is None or standing is False:
                 return None
-            for key in await self.signing.find(header.kid, header.alg):
-                claims = verify(credential, key, header.alg)
-                found = judge(claims, self._rules, self._clock())
-                return found if found is not None and await self._endings.stands(claims) else None
-        except InvalidToken:
-            pass
+            self._meet(found.principal.id, standing if isinstance(standing, Grant) else None)
         except LocalError as exc:
             raise Unavailable("The store doesn't answer. Try again later.") from exc
-        return None
+        return found
+
+    def _meet(self, id: str, grant: Grant | None) -> None:
+        self._met.pop(id, None)
+        while len(self._met) >= _MAX_MET:
+            self._met.popitem(last=False)
+        self._met[id] = grant
 
     def holds(self, id: str) -> bool:
         """Whether a principal may still have a token. When one of theirs ended, their streams end; those who still may
         come back.
         """
-        return id.startswith(f"{self._plan.url} ") and id not in self._just_ended
+        if id in self._just_ended or id not in self._met:
+            return False
+        grant = self._met[id]
+        return grant is None or self._people.again(grant) is not None
 
     def epoch(self) -> int:
         """Changes when something has ended anywhere, or somebody was removed."""
@@ -149,7 +163,10 @@ class RunningIssuer:
         for name in self._people.upstreams:
             ends[CALLBACK + name] = {"GET": self._consent.returned}
         found = {prefix + path: each for prefix in {"", self._plan.path} for path, each in ends.items()}
-        return {**found, **{path: {"GET": self._metadata} for path in places(self._plan)}}
+        found |= {path: {"GET": self._metadata} for path in places(self._plan)}
+        return {
+            path: {method: _told(handler) for method, handler in handlers.items()} for path, handlers in found.items()
+        }
 
     def shared_paths(self) -> frozenset[str]:
         """Those that pages of any origin may use."""
@@ -161,3 +178,16 @@ class RunningIssuer:
 
     async def _keys(self, request: Request) -> Response:
         return Response(encode(await self.signing.public()), 200, _PUBLIC)
+
+
+def _told(handler: Handler) -> Handler:
+    """A handler that says so when the store doesn't answer, or is full."""
+
+    async def asked(request: Request) -> Response | Sink | None:
+        try:
+            return await handler(request)
+        except LocalError as exc:
+            logger.error("%s %s can't be answered: %s", request.method, request.path, exc)
+            return plain_problem(503, "The server can't do this now. Try again later.", b"retry-after: 5\r\n")
+
+    return asked
