@@ -1,5 +1,6 @@
 """A client signs in at a server that is its own authorization server: over real sockets, with our own client."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from html import unescape
@@ -7,13 +8,16 @@ from re import search
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from msgspec.structs import replace
+
 from auth_world import guarded
 from issuing_world import FORM, Known
 from millstream import Client, Context, Server, Settings, auth
-from millstream.client.oauth.fetching import fetch
+from millstream.client.oauth.fetching import fetch, post_form
 from millstream.client.oauth.flow import OAuth
 from millstream.client.oauth.store import MemoryStore
 from millstream.client.options import Options
+from patience import WAIT
 from processes import free_port
 
 
@@ -80,12 +84,27 @@ class Person:
             self.cookies[name] = rest.partition(";")[0]
 
 
-async def test_our_client_registers_signs_in_and_gets_more_rights_when_a_tool_needs_them() -> None:
-    """MCP 2026-07-28, basic/authorization: discovery, registration, PKCE, step-up."""
-    person = Person()
-    async with serving() as url:
-        oauth = OAuth(store=MemoryStore(), visit=person.visit, scope="")
+def said(result: Any) -> str:
+    """The text of a tool's answer."""
+    return str(result.content[0].text)
+
+
+async def test_our_client_registers_signs_in_steps_up_refreshes_and_finds_itself_revoked() -> None:
+    """MCP 2026-07-28, basic/authorization: discovery, registration, PKCE, step-up. The whole life of a grant."""
+    person, kept = Person(), MemoryStore()
+    async with serving(scopes=["shop:use"]) as url:
+        oauth = OAuth(store=kept, visit=person.visit)
         async with Client(f"{url}/mcp", options=Options(auth=oauth)) as client:
-            assert (await client.call("who")).content[0].text == "ada orders:write"
-            assert (await client.call("order")).content[0].text == "ordered"
-        assert person.visits == 1
+            assert said(await client.call("who")) == "ada shop:use"
+            assert said(await client.call("order")) == "ordered"
+            assert person.visits == 2
+            (tokens,) = kept.load().tokens.values()
+            kept.load().tokens[f"{url}/mcp"] = replace(tokens, expires_at=1.0)
+            assert said(await client.call("who")) == "ada orders:write shop:use"
+            (renewed,) = kept.load().tokens.values()
+            assert renewed.refresh_token != tokens.refresh_token
+            form = {"client_id": kept.load().registrations[url].client_id, "token": renewed.refresh_token}
+            assert (await post_form(f"{url}/revoke", form, {}, None)).status == 200
+            async with asyncio.timeout(WAIT):
+                while person.visits == 2:  # within a second, the token counts no more
+                    assert said(await client.call("who")) == "ada orders:write shop:use"
