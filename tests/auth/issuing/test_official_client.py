@@ -130,7 +130,7 @@ async def test_it_signs_in_by_a_document_about_itself(trusted: ssl.SSLContext) -
         asked += 1
         await reader.readuntil(b"\r\n\r\n")
         about = {"client_id": document, "client_name": "Official", "redirect_uris": [BACK],
-                 "grant_types": ["authorization_code", "refresh_token"], "token_endpoint_auth_method": "none"}  # fmt: skip
+                 "grant_types": ["authorization_code"], "token_endpoint_auth_method": "none"}  # fmt: skip
         body = json.dumps(about).encode()
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
         writer.write(head + body)

@@ -79,7 +79,7 @@ async def test_the_page_offers_both_ways_and_the_upstream_gets_nobody_who_has_no
     id = (await desk_of.register())["client_id"]
     page = await browser.open(id)
     assert 'name="password"' in page.text
-    assert "Continue with Elsewhere and allow" in page.text
+    assert "Continuing allows what is listed above" in page.text
     assert elsewhere.sent == []
     assert (await browser.send({"ticket": page.ticket, "way": "nobody"})).status == 400
 

@@ -60,8 +60,7 @@ def ask(shown: Shown, status: int = 200, head: bytes = b"") -> Response:
     name = client.name or "A program without a name"
     notice = f'<p class="notice bad" role="alert">{escape(shown.said)}</p>\n' if shown.said else ""
     body = (
-        f'<header class="stack tight"><p class="soft small">{escape(shown.server)}</p>\n'
-        f"<h1>{escape(name)} asks for access</h1></header>\n"
+        f"<h1>{escape(name)} wants to use {escape(shown.server)}</h1>\n"
         f"{notice}{_facts(client, uri)}{_scopes(shown)}"
         f'<form method="post" action="authorize" class="stack">\n'
         f'<input type="hidden" name="ticket" value="{escape(shown.ticket)}">\n'
@@ -71,31 +70,35 @@ def ask(shown: Shown, status: int = 200, head: bytes = b"") -> Response:
 
 
 def _facts(client: Client, uri: str) -> str:
-    rows = {"Returns to": shown_host(uri)}
+    rows = {"Takes you back to": shown_host(uri)}
     if client.source == "document":
-        rows = {"Described at": client.id.partition("://")[2].partition("/")[0], **rows}
+        rows = {"Described by": client.id.partition("://")[2].partition("/")[0], **rows}
     facts = "".join(
         f"<div><dt>{each}</dt><dd><strong>{escape(said)}</strong></dd></div>" for each, said in rows.items()
     )
     warning = _warning(client, uri)
-    return f'<dl class="facts">{facts}</dl>\n' + (f'<p class="soft small">{warning}</p>\n' if warning else "")
+    more = f'<p class="soft small">{warning}</p>\n' if warning else ""
+    return f'<div class="stack tight">\n<dl class="facts">{facts}</dl>\n{more}</div>\n'
 
 
 def _warning(client: Client, uri: str) -> str:
     if is_loopback(uri):
-        return (
-            "It runs on this computer. Any program here could call itself that: go on only if you have just started it."
-        )
+        return "It runs on your computer, where any program could use that name. Continue only if you just started it."
     if not is_identified(uri):
-        return "It is an app on this device. Go on only if you have just started it."
-    return "Nobody has checked its name. Go on only if you know the address." if client.source == "registered" else ""
+        return "It's an app on your device. Continue only if you just started it."
+    return (
+        "Nobody has checked its name. Continue only if you know this address." if client.source == "registered" else ""
+    )
 
 
 def _scopes(shown: Shown) -> str:
     if not shown.words:
-        return f"<p>It will use {escape(shown.server)} in your name.</p>\n"
+        return f"<p>It will use {escape(shown.server)} as you.</p>\n"
     items = "".join(f"<li>{escape(each)}</li>" for each in shown.words.values())
-    return f"<section class='stack tight'><h2>In your name, it may</h2><ul class='scopes'>{items}</ul></section>\n"
+    return (
+        f'<section class="stack tight" aria-labelledby="able"><h2 id="able">As you, it will be able to</h2>\n'
+        f'<ul class="scopes">{items}</ul></section>\n'
+    )
 
 
 def _person(shown: Shown) -> str:
@@ -103,9 +106,9 @@ def _person(shown: Shown) -> str:
     if shown.user is not None:
         who = escape(shown.user.name or shown.user.subject)
         return (
-            f'<p class="small">You are signed in as <strong>{who}</strong>.</p>\n'
+            f"<p>You are signed in as <strong>{who}</strong>.</p>\n"
             f'<p class="answers"><button class="primary" name="answer" value="allow">Allow</button>{deny}</p>\n'
-            '<p><button class="quiet small" name="answer" value="other">Use another account</button></p>\n'
+            '<p class="answers"><button class="quiet" name="answer" value="other">Use another account</button></p>\n'
         )
     parts: list[str] = []
     if shown.passwords:
@@ -117,7 +120,10 @@ def _person(shown: Shown) -> str:
             '<p class="answers"><button class="primary" name="answer" value="allow">Sign in and allow</button>'
             f"{deny}</p>\n"
         )
-    parts += [_upstream(each) for each in shown.upstreams]
+    if shown.upstreams:
+        parts.append('<p class="or soft small"><span>or</span></p>\n' if shown.passwords else "")
+        parts += [_upstream(each) for each in shown.upstreams]
+        parts.append('<p class="soft small">Continuing allows what is listed above.</p>\n')
     if not shown.passwords:
         parts.append(f'<p class="answers">{deny}</p>\n')
     return "".join(parts)
@@ -125,7 +131,7 @@ def _person(shown: Shown) -> str:
 
 def _upstream(each: Upstream) -> str:
     label, name = escape(each.label), escape(each.name)
-    return f'<p class="answers"><button name="way" value="{name}" formnovalidate>{label} and allow</button></p>\n'
+    return f'<p class="answers"><button name="way" value="{name}" formnovalidate>{label}</button></p>\n'
 
 
 def wrong(title: str, text: str, status: int = 400, *, up: str = "") -> Response:
