@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from millstream.app.here_only import HereOnly
 from millstream.config import Settings
 from millstream.http.hosts import EXEMPT, HostPolicy
-from millstream.http.message import Handler
+from millstream.http.message import Handler, Request, Response
 from millstream.protocol.principal import Principal
 from millstream.server.calls.services import Services
 
@@ -47,7 +47,7 @@ _OPEN = ("/assets/", "/.well-known/oauth-", "/sign-in", "/sign-out")
 class Protection:
     """Puts every path of a running server behind what it takes."""
 
-    __slots__ = ("_guard", "_here_only", "_hooked", "_open", "_shared", "own")
+    __slots__ = ("_guard", "_here_only", "_hooked", "own")
 
     def __init__(self, guard: "Guard | None", here_only: HereOnly, *, hooked: bool, own: Paths) -> None:
         """Prepare it.
@@ -56,19 +56,9 @@ class Protection:
             guard: in front of every path, where callers sign in.
             here_only: in front of some, where nobody does.
             hooked: the program says who may publish, so that no scope is needed for it.
-            own: the paths by which callers sign in.
+            own: the paths by which callers sign in: they have no credential yet, so nothing stands before these.
         """
         self.own = own
-        self._shared = frozenset[str]()
-        """Paths that pages of any origin may use."""
-        self._open = frozenset[str]()
-        """Those of an authorization server: whoever comes there has no token yet."""
-        if guard is not None:
-            from millstream.auth.method import Serving  # noqa: PLC0415  only where somebody has to sign in
-
-            serving = [each for each in guard.methods if isinstance(each, Serving)]
-            self._shared = frozenset(path for each in serving for path in each.shared_paths())
-            self._open = frozenset(path for each in serving for path in each.paths())
         self._guard = guard
         self._here_only = here_only
         self._hooked = hooked
@@ -76,11 +66,16 @@ class Protection:
     def policy(self, settings: Settings, *, loopback_bind: bool | None) -> HostPolicy:
         """Which Host and Origin may talk to the server."""
         hosts, origins = settings.allowed_hosts, settings.allowed_origins
-        return HostPolicy(hosts, origins, loopback_bind=loopback_bind, shared=self._shared)
+        shared: frozenset[str] = frozenset()
+        if self._guard is not None:
+            from millstream.auth.method import Serving  # noqa: PLC0415  only where somebody has to sign in
+
+            shared = shared.union(*(each.shared_paths() for each in self._guard.methods if isinstance(each, Serving)))
+        return HostPolicy(hosts, origins, loopback_bind=loopback_bind, shared=shared)
 
     def protect(self, path: str, handlers: Mapping[str, Handler]) -> Mapping[str, Handler]:
         """The handlers of a path, or of those that begin so, behind what it takes."""
-        if path in EXEMPT or path in self._open or path.startswith(_OPEN):
+        if path in EXEMPT or path in self.own or path.startswith(_OPEN):
             return handlers
         guard, private = self._guard, _PRIVATE.get(path)
         if guard is not None:
@@ -140,11 +135,18 @@ def _issuing(guard: "Guard") -> Paths:
     found: dict[str, Mapping[str, Handler]] = {}
     for each in guard.methods:
         if isinstance(each, Serving):
-            from millstream.web.pages import pages  # noqa: PLC0415  only where there are any
-
             paths = each.paths()
             below = {path.removesuffix("/authorize") for path in paths if path.endswith("/authorize")}
-            looks = {name: handler for name, handler in pages().items() if name in _LOOKS}
-            found |= {prefix + name: {"GET": handler} for prefix in below for name, handler in looks.items()}
+            found |= {prefix + name: {"GET": _look(name)} for prefix in below for name in _LOOKS}
             found |= paths
     return found
+
+
+def _look(name: str) -> Handler:
+    """The handler of a style sheet, wherever it is."""
+    from millstream.web.pages import asset  # noqa: PLC0415  only where there are pages
+
+    async def get(request: Request) -> Response:
+        return asset(name, query=request.query, known=request.headers.get(b"if-none-match", b""))
+
+    return get

@@ -210,13 +210,13 @@ def issuer(
     from millstream.auth.issuing.given import plan_of  # noqa: PLC0415
     from millstream.auth.issuing.server import Issuer  # noqa: PLC0415
 
-    for each in (audience or url, *resources):
-        _rules(url, each, scopes, implied)
     ways = list(users) if isinstance(users, Sequence) else [users]
     plan = plan_of(
         url, ways, clients, audience=audience, resources=resources, scopes=scopes, described=described or {},
         implied=implied or {}, registration=registration, provider=provider,
     )  # fmt: skip
+    for each in (audience or url, *resources):
+        _rules(url, each, scopes, implied)
     return Issuer(plan)
 
 

@@ -38,8 +38,16 @@ def plan_of(
         ValueError: something can't be.
     """
     parts = urlsplit(url)
-    if parts.query or parts.fragment or parts.path.endswith("//") or "?" in url or "#" in url:
-        raise ValueError("The issuer is a URL without a query or fragment, such as https://mcp.example.com")
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.netloc
+        or parts.path.endswith("//")
+        or "?" in url
+        or "#" in url
+    ):
+        raise ValueError(
+            f"The issuer is a URL without a query or fragment, such as https://mcp.example.com, not {url!r}."
+        )
     upstreams = [each for each in ways if isinstance(each, Upstream)]
     passwords = [each for each in ways if not isinstance(each, Upstream)]
     if not ways or len(passwords) > 1:
