@@ -26,7 +26,7 @@ from millstream.auth.method import Unavailable
 from millstream.http.message import Request, Response
 from millstream.limits import Limiter, Rate, neighbourhood
 
-_REMEMBERED = 90 * 86_400.0
+REMEMBERED = 90 * 86_400.0
 _AWAY_SECONDS = 600.0
 _MAX_AWAY = 2048
 _LOOKUPS, _FAILURES, _NAMED, _AGREED = Rate(60, 60), Rate(10, 60), Rate(30, 300), Rate(60, 3600)
@@ -186,7 +186,7 @@ class Consent:
         scopes = await self._people.grantable(user, client, asked.scopes)
         key = _agreed_key(user, client)
         before = await self._vault.get(key, tuple[str, ...]) or ()
-        await self._vault.put(key, tuple(dict.fromkeys((*before, *scopes))), _REMEMBERED, lossy=True)
+        await self._vault.put(key, tuple(dict.fromkeys((*before, *scopes))), REMEMBERED, lossy=True)
         await self._clients.used(client)
         return await self._go_back(asked, user, way, scopes, cookie)
 
