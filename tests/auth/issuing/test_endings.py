@@ -213,6 +213,26 @@ async def test_a_warm_token_costs_one_look_into_a_dictionary(desk: Desk) -> None
     assert [each.subject for each in seen] == ["ada", "ada"]
 
 
+async def test_what_ends_while_the_store_is_being_asked_is_not_believed(desk: Desk) -> None:
+    """The answer may be older than the word that it ended; a guard would keep it for a minute."""
+    id = (await desk.register())["client_id"]
+    given = await desk.tokens(id)
+    endings = desk.running._endings
+    ask, asked = endings.standing, 0
+
+    async def slow(claims: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        found = await ask(claims)
+        if asked == 1:
+            await desk.post("/revoke", {"client_id": id, "token": given["access_token"]})
+        return found
+
+    endings.standing = slow  # type: ignore[method-assign]
+    assert await desk.who(given["access_token"]) is None
+    assert asked == 2
+
+
 # What is kept
 
 

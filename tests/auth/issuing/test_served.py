@@ -11,6 +11,7 @@ import pytest
 from auth_world import Guarded, guarded
 from issuing_world import BACK, FORM, Known, authorization
 from millstream import Server, Settings, auth
+from processes import free_port
 
 HOST = "mcp.example.com"
 EVIL = "https://evil.example"
@@ -126,14 +127,14 @@ async def test_other_methods_are_not_allowed_and_other_servers_have_no_such_path
             assert (await world.ask(None, "POST", path, origin=EVIL)).status == 403
 
 
-async def signed_in(world: Guarded) -> str:
+async def signed_in(world: Guarded, **asked: Any) -> str:
     """Ada's token, over the network."""
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "none", "grant_types": ["authorization_code"]}
     reply = await world.ask(
         None, "POST", "/register", json.dumps(about).encode(), host=HOST, content_type="application/json"
     )
     id = reply.message["client_id"]
-    page = await world.ask(None, "GET", f"/authorize?{authorization(id, scope='orders:write')}", host=HOST)
+    page = await world.ask(None, "GET", f"/authorize?{authorization(id, scope='orders:write', **asked)}", host=HOST)
     ticket = page.body.decode().split('name="ticket" value="')[1].split('"')[0]
     form = urlencode({"ticket": ticket, "name": "ada", "password": "correct horse", "answer": "allow"}).encode()
     cookie = page.headers[b"set-cookie"].decode().split(";")[0]
@@ -160,6 +161,18 @@ async def test_its_tokens_stand_beside_keys_and_each_counts_for_what_it_is(lane:
         assert f'resource_metadata="https://{HOST}/.well-known/oauth-protected-resource/mcp"' in challenge
         forged = token[:-6] + ("AAAAAA" if not token.endswith("AAAAAA") else "BBBBBB")
         assert (await world.call(forged, "order")).status == 401
+
+
+async def test_another_server_takes_its_tokens_by_what_it_says_about_itself() -> None:
+    """`resources=[…]` here, `auth.oidc(…)` there; a token for this server is none for that one."""
+    port, other = free_port(), "https://other.example.com/mcp"
+    url = f"http://127.0.0.1:{port}"
+    async with guarded(shop(url, resources=[other]), port=port) as world:
+        method = auth.oidc(url, audience=other)
+        found = await method.identify(await signed_in(world, resource=other))
+        assert found is not None
+        assert (found.principal.subject, found.principal.issuer) == ("ada", url)
+        assert await method.identify(await signed_in(world, resource=None)) is None
 
 
 def test_a_server_without_it_loads_nothing_of_it() -> None:

@@ -7,6 +7,7 @@ looks once a minute, and when a worker tells of it, whether the grant of a token
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from millstream.auth.claims import Rules, judge
 from millstream.auth.issuing.asking import Asking, Targets
@@ -44,6 +45,7 @@ from millstream.server.calls.services import Services
 
 logger = logging.getLogger("millstream")
 
+_TRIES = 8
 _MAX_MET = 20_000
 _PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 
@@ -97,6 +99,8 @@ class RunningIssuer:
         self._met: OrderedDict[str, Grant | None] = OrderedDict()
         """Id of a principal -> the grant by which they came last; None for clients that act for themselves."""
         self._changes = 0
+        self._words = 0
+        """How often somebody has told that something ended."""
         self._stop = vault.hear(ENDED, self._heard, self._missed)
 
     def close(self) -> None:
@@ -110,13 +114,24 @@ class RunningIssuer:
         try:
             claims = await self._endings.claims(credential)
             found = judge(claims, self._rules, self._clock()) if claims is not None else None
-            standing = await self._endings.standing(claims) if claims is not None and found is not None else False
-            if found is None or standing is False:
+            if claims is None or found is None:
+                return None
+            standing = await self._standing(claims)
+            if standing is False:
                 return None
             self._meet(found.principal.id, standing if isinstance(standing, Grant) else None)
         except LocalError as exc:
             raise Unavailable("The store doesn't answer. Try again later.") from exc
         return found
+
+    async def _standing(self, claims: Mapping[str, Any]) -> Grant | bool:
+        """See `Endings.standing`. What ended while the store was asked is asked again: the answer may be older."""
+        for _ in range(_TRIES):
+            words = self._words
+            standing = await self._endings.standing(claims)
+            if words == self._words:
+                return standing
+        raise Unavailable("Too much changes just now. Try again later.")
 
     def _meet(self, id: str, grant: Grant | None) -> None:
         self._met.pop(id, None)
@@ -142,9 +157,11 @@ class RunningIssuer:
         return self._changes + self.signing.epoch + (0 if people is None else people.epoch())
 
     def _heard(self, data: bytes) -> None:
+        self._words += 1
         self._ended.add(f"{self._plan.url} {data.decode('utf-8', 'replace').partition(' ')[2]}")
 
     def _missed(self) -> None:
+        self._words += 1
         self._ended.add("")
 
     # Over HTTP
