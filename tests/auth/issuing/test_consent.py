@@ -1,5 +1,6 @@
 """The page that asks: who sees it, what it says, and whose answer counts."""
 
+import asyncio
 import re
 from typing import Any
 from urllib.parse import urlencode
@@ -8,6 +9,7 @@ import pytest
 
 from issuing_world import BACK, FORM, URL, Browser, Clock, Desk, authorization
 from millstream.auth.issuing.provider import Provider
+from patience import WAIT
 
 NATIVE = "http://127.0.0.1:7777/back"
 
@@ -70,6 +72,31 @@ async def test_passwords_cannot_be_guessed_fast(desk: Desk) -> None:
     for number in range(30):
         await desk.ask("POST", "/authorize", body=body, peer=f"198.51.100.{number}", **headers)
     assert (await desk.ask("POST", "/authorize", body=right, peer="203.0.113.1", **headers)).status == 429
+
+
+async def test_many_guesses_at_once_are_no_more_than_one_after_the_other(desk: Desk) -> None:
+    """Forty forms, sent before the first is answered: ten passwords are looked at."""
+    looked = 0
+    gate = asyncio.Event()
+
+    async def slowly(name: str, password: str) -> None:
+        nonlocal looked
+        looked += 1
+        await gate.wait()
+
+    desk.people.check = slowly
+    id = (await desk.register())["client_id"]
+    browser = Browser(desk)
+    page = await browser.open(id)
+    guesses = [
+        asyncio.create_task(browser.answer(page, name="ada", password=f"{n}", answer="allow")) for n in range(40)
+    ]
+    async with asyncio.timeout(WAIT):
+        while sum(each.done() for each in guesses) < 30:
+            await asyncio.sleep(0)
+    gate.set()
+    statuses = sorted(each.status for each in await asyncio.gather(*guesses))
+    assert (looked, statuses) == (10, [403] * 10 + [429] * 30)
 
 
 async def consented(desk: Desk, **about: Any) -> tuple[str, Browser]:

@@ -12,6 +12,7 @@ from millstream.auth.browser import is_own
 from millstream.auth.issuing import pages
 from millstream.auth.issuing.answers import OAuthError, Parameters, form_of
 from millstream.auth.issuing.asking import Asking, NotAClient
+from millstream.auth.issuing.attempts import Attempts
 from millstream.auth.issuing.clients import Clients
 from millstream.auth.issuing.grants import Grants
 from millstream.auth.issuing.metadata import CALLBACK
@@ -63,8 +64,8 @@ class Consent:
         self._tickets = Tickets(plan, vault)
         # Process
         self._lookups = Limiter("client-lookup", _LOOKUPS)
-        self._failures = Limiter("sign-in", _FAILURES)
-        self._named = Limiter("sign-in-name", _NAMED)
+        self._failures = Attempts("sign-in", _FAILURES)
+        self._named = Attempts("sign-in-name", _NAMED)
         self._agreed = Limiter("consent", _AGREED)
 
     # The browser comes
@@ -170,14 +171,18 @@ class Consent:
     async def _check(self, request: Request, name: str, password: str) -> User | str:
         """The person of a name and password, or what to say instead."""
         address = neighbourhood(request.peer)
-        if self._failures.wait(address) > 0 or self._named.wait(name) > 0:
+        who = name.casefold()[:128]
+        if not (self._failures.may(address) and self._named.may(who)):
             return _SLOW
-        user = await self._people.check(name, password)
-        if user is None:
-            self._failures.take(address)
-            self._named.take(name)
-            return "The name or the password is wrong."
-        return user
+        with self._failures.trying(address), self._named.trying(who):
+            try:
+                user = await self._people.check(name, password)
+            except SignInFailed as exc:
+                return str(exc)
+            if user is None:
+                self._failures.failed(address)
+                self._named.failed(who)
+        return user or "The name or the password is wrong."
 
     async def _finish(self, client: Client, asked: Asked, user: User, way: str, cookie: bytes) -> Response:
         """The person has agreed."""

@@ -11,7 +11,10 @@ from functools import cache
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from millstream.auth.issuing.ways import SignInFailed
+
 _AT_ONCE = 2
+_MAX_WAITING = 64
 MIN_PASSWORD = 8
 MAX_PASSWORD = 1024
 
@@ -51,11 +54,22 @@ class Checks:
 
     def __init__(self) -> None:
         self._turns: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+        self._waiting = 0
 
     async def __call__(self, password: str, kept: str | None) -> bool:
-        """See `verify_password`."""
+        """See `verify_password`.
+
+        Raises:
+            SignInFailed: too many wait already.
+        """
+        if self._waiting >= _MAX_WAITING:
+            raise SignInFailed("Too many people are signing in just now. Try again in a minute.")
         loop = asyncio.get_running_loop()
         for each in [each for each in self._turns if each.is_closed()]:
             del self._turns[each]
-        async with self._turns.setdefault(loop, asyncio.Semaphore(_AT_ONCE)):
-            return await asyncio.to_thread(verify_password, password, kept)
+        self._waiting += 1
+        try:
+            async with self._turns.setdefault(loop, asyncio.Semaphore(_AT_ONCE)):
+                return await asyncio.to_thread(verify_password, password, kept)
+        finally:
+            self._waiting -= 1

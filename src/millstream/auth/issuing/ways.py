@@ -96,7 +96,11 @@ class Passwords(Protocol):
     """People who have a name and password here."""
 
     async def check(self, name: str, password: str) -> User | None:
-        """The person; None for a wrong name or password, which takes as long."""
+        """The person; None for a wrong name or password, which takes as long.
+
+        Raises:
+            SignInFailed: nobody can tell now.
+        """
         ...
 
     def find(self, subject: str) -> User | None:
