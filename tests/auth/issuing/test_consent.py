@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from issuing_world import BACK, FORM, URL, Browser, Clock, Desk, authorization
+from issuing_world import BACK, FORM, OTHER, RESOURCE, URL, Browser, Clock, Desk, authorization
 from millstream.auth.issuing.provider import Provider
 from patience import WAIT
 
@@ -120,12 +120,22 @@ async def test_what_was_agreed_to_is_not_asked_again_but_more_is(desk: Desk) -> 
     assert (await browser.open(id, scope="orders:write")).status == 303
 
 
+async def test_what_was_agreed_to_for_one_server_counts_for_no_other(desk: Desk) -> None:
+    """And the page says for which one."""
+    id, browser = await consented(desk)
+    for resource in (OTHER, [RESOURCE, OTHER]):
+        page = await browser.open(id, scope="orders:read", resource=resource)
+        assert (page.status, "other.example.com/mcp" in page.text) == (200, True)
+    await browser.answer(page)
+    assert (await browser.open(id, scope="orders:read", resource=OTHER)).status == 303
+
+
 async def test_a_client_that_nobody_has_agreed_to_always_gets_the_page(desk: Desk) -> None:
     """Even in a browser that knows the person, and though another client of the same name was agreed to."""
     _, browser = await consented(desk)
     other = (await desk.register())["client_id"]
     assert (await browser.open(other, scope="orders:read")).status == 200
-    assert (await browser.open(other, prompt="none")).answer["error"] == "consent_required"
+    assert "error=consent_required" in (await browser.open(other, prompt="none")).text
 
 
 @pytest.mark.parametrize("uri", [NATIVE, "com.example.app:/back"])

@@ -6,6 +6,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import pytest
 
 from issuing_world import BACK, OTHER, RESOURCE, URL, Browser, Desk, authorization, challenge, claims_of
+from millstream import auth
 from millstream.auth.issuing.redirects import check_redirect, named_by
 
 REFUSED = [
@@ -82,6 +83,29 @@ def _named(changes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def knows(desk: Desk) -> Desk:
+    """One that knows a client, whose address the program vouches for."""
+    return Desk(desk.services.store, clients=[auth.client("ours", redirect_uris=[BACK])])
+
+
+async def test_an_error_does_not_send_the_browser_to_an_address_that_anybody_could_register(desk: Desk) -> None:
+    """RFC 9700 §4.11.2: no open redirector. The person sees where it would go, until they have agreed to the client."""
+    id = (await desk.register())["client_id"]
+    browser = Browser(desk)
+    for changes in ({"scope": "no:such"}, {"prompt": "none"}, {"response_type": "token"}):
+        page = await browser.open(id, **changes)
+        assert (page.status, "location" in page.headers) == (400, False)
+        assert "Go back to app.example.com" in page.text
+        assert f'href="{BACK}?error=' in page.text
+    await browser.answer(await browser.open(id))
+    assert (await browser.open(id, scope="no:such")).answer["error"] == "invalid_scope"
+    native = (await desk.register(redirect_uris=["http://127.0.0.1/cb"]))["client_id"]
+    reply = await desk.ask(
+        "GET", "/authorize", query=authorization(native, redirect_uri="http://127.0.0.1:9/cb", scope="no:such")
+    )
+    assert reply.answer["error"] == "invalid_scope"
+
+
 @pytest.mark.parametrize(("changes", "error"), [
     ({"response_type": "token"}, "unsupported_response_type"), ({"response_type": None}, "invalid_request"),
     ({"response_type": "code id_token"}, "unsupported_response_type"),
@@ -101,8 +125,8 @@ async def test_a_request_that_cannot_be_goes_back_to_the_client_with_an_error_st
     desk: Desk, changes: dict[str, Any], error: str
 ) -> None:
     """OAuth 2.1 §4.1.2.1, RFC 7636 §4.4.1, RFC 8707 §2, RFC 9207 §2. Old clients that send no PKCE are refused, too."""
-    id = (await desk.register())["client_id"]
-    reply = await desk.ask("GET", "/authorize", query=authorization(id, **changes))
+    desk = knows(desk)
+    reply = await desk.ask("GET", "/authorize", query=authorization("ours", **changes))
     assert reply.status == 303
     assert reply.location.startswith(f"{BACK}?")
     assert (reply.answer["error"], reply.answer["state"], reply.answer["iss"]) == (error, "st", URL)
@@ -114,8 +138,8 @@ async def test_a_request_that_cannot_be_goes_back_to_the_client_with_an_error_st
 )
 async def test_state_comes_back_byte_for_byte(desk: Desk, state: bytes) -> None:
     """OAuth 2.1 §4.1.2: the exact value, whatever it is."""
-    id = (await desk.register())["client_id"]
-    query = authorization(id, state=None) + "&state=" + quote(state, safe="")
+    desk = knows(desk)
+    query = authorization("ours", state=None) + "&state=" + quote(state, safe="")
     page = await Browser(desk).ask("GET", "/authorize", query=query)
     browser = Browser(desk)
     page = await browser.ask("GET", "/authorize", query=query)
@@ -126,7 +150,7 @@ async def test_state_comes_back_byte_for_byte(desk: Desk, state: bytes) -> None:
 
 async def test_a_request_without_state_gets_none_and_one_with_too_much_is_refused(desk: Desk) -> None:
     """An answer of 4 KiB fits into every header."""
-    id = (await desk.register())["client_id"]
+    desk, id = knows(desk), "ours"
     assert "state" not in await desk.sign_in(id, state=None)
     reply = await desk.ask("GET", "/authorize", query=authorization(id, state="x" * 4097))
     assert reply.answer["error"] == "invalid_request"
@@ -134,7 +158,7 @@ async def test_a_request_without_state_gets_none_and_one_with_too_much_is_refuse
 
 async def test_a_state_that_is_there_twice_is_not_chosen_from(desk: Desk) -> None:
     """OAuth 2.1 §3.1."""
-    id = (await desk.register())["client_id"]
+    desk, id = knows(desk), "ours"
     reply = await desk.ask("GET", "/authorize", query=authorization(id, state=["a", "b"]))
     assert reply.answer == {
         "error": "invalid_request",

@@ -45,7 +45,7 @@ class Parameters:
         Raises:
             OAuthError: there are too many.
         """
-        text = raw.decode("latin-1").encode("ascii", "ignore").decode()
+        text = raw.decode("utf-8", "surrogateescape")
         try:
             pairs = parse_qsl(text, keep_blank_values=True, errors="surrogateescape", max_num_fields=_MAX_FIELDS)
         except ValueError:

@@ -1,7 +1,7 @@
 """The authorization request, checked (OAuth 2.1 §4.1.1, RFC 7636, RFC 8707).
 
-Before client and redirect URI are known to belong together, an error is a page for the person. After that it goes back
-to the client, with `state` and `iss`, and the person sees nothing.
+Before client and redirect URI are known to belong together, an error is a page for the person. After that it is for the
+client, with `state` and `iss`.
 """
 
 import re
@@ -25,6 +25,17 @@ _PROMPTS = {"none", "login", "consent", "select_account"}
 
 class NotAClient(Exception):
     """Nobody can be told but the person: there is no such client, or the redirect URI is not its own."""
+
+
+class NotGranted(Exception):
+    """The client asks for something that cannot be, and is to be told."""
+
+    def __init__(self, client: Client, redirect: str, answer: Response, text: str) -> None:
+        super().__init__(text)
+        self.client = client
+        self.redirect = redirect
+        self.answer = answer
+        """Sends the browser back with the error."""
 
 
 class Targets:
@@ -78,11 +89,12 @@ class Asking:
         self._clients = clients
         self._targets = targets
 
-    async def read(self, given: Parameters, may_fetch: Callable[[], bool]) -> tuple[Client, Asked] | Response:
-        """Who asks for what; or the answer that sends the browser back with an error.
+    async def read(self, given: Parameters, may_fetch: Callable[[], bool]) -> tuple[Client, Asked]:
+        """Who asks for what.
 
         Raises:
             NotAClient: with a text for the person.
+            NotGranted: with an answer for the client.
         """
         client, redirect, named = await self._client(given, may_fetch)
         raw = given.get("state")
@@ -90,7 +102,13 @@ class Asking:
         try:
             return client, self._asked(given, client, redirect, state, named)
         except OAuthError as exc:
-            return self.refuse(redirect, None if "state" in given.repeated else state, exc.error, str(exc))
+            echoed = None if "state" in given.repeated else state
+            answer = self.refuse(redirect, echoed, exc.error, str(exc))
+            raise NotGranted(client, redirect, answer, str(exc)) from None
+
+    def elsewhere(self, asked: Asked) -> tuple[str, ...]:
+        """The servers that a request is about, where that is not just this one."""
+        return () if asked.resources == (self._targets.own,) else asked.resources
 
     def refuse(self, redirect: str, state: str | None, error: str, text: str) -> Response:
         """Send the browser back to the client with an error."""

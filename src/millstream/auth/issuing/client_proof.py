@@ -68,15 +68,15 @@ class ClientProof:
             raise
 
     async def _client(self, header: bytes | None, form: Parameters) -> Client:
-        ways = [header is not None, "client_secret" in form, "client_assertion" in form]
-        if sum(ways) > 1:
+        secret, assertion = form.get("client_secret"), form.get("client_assertion")
+        if sum((header is not None, bool(secret), bool(assertion))) > 1:
             raise OAuthError("invalid_request", "The client shows in more than one way who it is.")
         if header is not None:
             return await self._by_secret(*_basic(header, form), "Basic")
-        if form.get("client_assertion"):
+        if assertion:
             return await self._by_assertion(form)
-        if "client_secret" in form:
-            return await self._by_secret(form.get("client_id"), form.get("client_secret"), "")
+        if secret:
+            return await self._by_secret(form.get("client_id"), secret, "")
         client = await self._find(form.get("client_id"), "")
         if client.method != "none":
             raise _refused("This client has to show who it is.")

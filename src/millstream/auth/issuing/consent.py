@@ -11,7 +11,7 @@ from msgspec import Struct
 from millstream.auth.browser import is_own
 from millstream.auth.issuing import pages
 from millstream.auth.issuing.answers import OAuthError, Parameters, form_of
-from millstream.auth.issuing.asking import Asking, NotAClient
+from millstream.auth.issuing.asking import Asking, NotAClient, NotGranted
 from millstream.auth.issuing.attempts import Attempts
 from millstream.auth.issuing.clients import Clients
 from millstream.auth.issuing.grants import Grants
@@ -19,7 +19,7 @@ from millstream.auth.issuing.metadata import CALLBACK
 from millstream.auth.issuing.people import LOCAL, People
 from millstream.auth.issuing.plan import Plan
 from millstream.auth.issuing.records import Asked, Client, digest, new_secret
-from millstream.auth.issuing.redirects import is_identified, named_by
+from millstream.auth.issuing.redirects import is_identified, named_by, shown_host
 from millstream.auth.issuing.tickets import Tickets, name_of, same_browser
 from millstream.auth.issuing.vault import Vault
 from millstream.auth.issuing.ways import Returned, SignInFailed, Upstream, User
@@ -73,14 +73,11 @@ class Consent:
     async def get(self, request: Request) -> Response:
         """`GET /authorize`: the page that asks, or the answer where there is nothing to ask."""
         try:
-            found = await self._asking.read(Parameters(request.query), self._may_fetch(request))
-        except NotAClient as exc:
-            return pages.wrong("This link does not work", str(exc))
-        except OAuthError as exc:
-            return pages.wrong("This link does not work", str(exc))
-        if isinstance(found, Response):
-            return found
-        client, asked = found
+            client, asked = await self._asking.read(Parameters(request.query), self._may_fetch(request))
+        except (NotAClient, OAuthError) as exc:
+            return pages.wrong("This link doesn't work", str(exc))
+        except NotGranted as exc:
+            return await self._refuse(request, exc)
         user, way = self._signed_in(request)
         if "login" in asked.prompt or "select_account" in asked.prompt:
             user = None
@@ -89,9 +86,22 @@ class Consent:
             if await self._may_skip(user, client, asked, scopes):
                 return await self._go_back(asked, user, way, scopes)
         if "none" in asked.prompt:
-            error = "login_required" if user is None else "consent_required"
-            return self._asking.refuse(asked.redirect_uri, asked.state, error, "The person has to be asked.")
+            error, text = "login_required" if user is None else "consent_required", "The person has to be asked."
+            answer = self._asking.refuse(asked.redirect_uri, asked.state, error, text)
+            return await self._refuse(request, NotGranted(client, asked.redirect_uri, answer, text))
         return await self._page(request, client, asked, user)
+
+    async def _refuse(self, request: Request, refused: NotGranted) -> Response:
+        """Tell the client. The browser goes there by itself only where somebody has vouched for the address.
+
+        Anybody can register one, and would have links that begin with our name and end there (RFC 9700 §4.11.2).
+        """
+        user, _ = self._signed_in(request)
+        if refused.client.source == "given" or not is_identified(refused.redirect):
+            return refused.answer
+        if user is not None and await self._agreed_to(user, refused.client):
+            return refused.answer
+        return pages.stop(refused.answer, shown_host(refused.redirect), str(refused))
 
     def _may_fetch(self, request: Request) -> Callable[[], bool]:
         return lambda: self._lookups.take(neighbourhood(request.peer)) <= 0
@@ -103,10 +113,14 @@ class Consent:
     async def _may_skip(self, user: User, client: Client, asked: Asked, scopes: tuple[str, ...]) -> bool:
         if not is_identified(asked.redirect_uri):
             return False
-        agreed = await self._vault.get(_agreed_key(user, client), tuple[str, ...])
-        if agreed is None or not set(scopes) <= set(agreed):
+        agreed = await self._agreed_to(user, client)
+        if not all(each in agreed and set(scopes) <= set(agreed[each]) for each in asked.resources):
             return False
         return await self._plan.provider.remembers(user, client, scopes)
+
+    async def _agreed_to(self, user: User, client: Client) -> dict[str, tuple[str, ...]]:
+        """Resource -> scopes that the person has let the client have there."""
+        return await self._vault.get(_agreed_key(user, client), dict[str, tuple[str, ...]]) or {}
 
     async def _page(
         self, request: Request, client: Client, asked: Asked, user: User | None, *,
@@ -117,7 +131,7 @@ class Consent:
         shown = pages.Shown(
             self._server, client, asked, self._tickets.ask(browser, asked),
             pages.words_of(scopes, self._plan.described), user, self._people.passwords is not None,
-            tuple(self._people.upstreams.values()), said, name,
+            tuple(self._people.upstreams.values()), said, name, self._asking.elsewhere(asked),
         )  # fmt: skip
         return pages.ask(shown, status, cookie + head)
 
@@ -136,7 +150,7 @@ class Consent:
             return pages.wrong("Start again", _TOO_OLD, 403)
         client = await self._still_there(asked)
         if client is None:
-            return pages.wrong("Start again", "The program is not known any more. Start again from there.")
+            return pages.wrong("Start again", "The program isn't known any more. Start again from there.")
         if form.get("answer") == "deny":
             return self._asking.refuse(asked.redirect_uri, asked.state, "access_denied", "The person said no.")
         if form.get("answer") == "other":
@@ -189,9 +203,9 @@ class Consent:
         if self._agreed.take(user.subject) > 0:
             return pages.wrong("Wait a little", "You have agreed to a lot in the last hour. Try again later.", 429)
         scopes = await self._people.grantable(user, client, asked.scopes)
-        key = _agreed_key(user, client)
-        before = await self._vault.get(key, tuple[str, ...]) or ()
-        await self._vault.put(key, tuple(dict.fromkeys((*before, *scopes))), REMEMBERED, lossy=True)
+        agreed = await self._agreed_to(user, client)
+        agreed |= {each: tuple(dict.fromkeys((*agreed.get(each, ()), *scopes))) for each in asked.resources}
+        await self._vault.put(_agreed_key(user, client), agreed, REMEMBERED, lossy=True)
         await self._clients.used(client)
         return await self._go_back(asked, user, way, scopes, cookie)
 
@@ -207,7 +221,7 @@ class Consent:
     async def _send_away(self, request: Request, client: Client, asked: Asked, name: str) -> Response:
         upstream = self._people.upstreams.get(name)
         if upstream is None:
-            return pages.wrong("Start again", "This way to sign in is not offered any more.")
+            return pages.wrong("Start again", "This way to sign in isn't offered any more.")
         state, browser = new_secret(), self._tickets.known_browser(request)
         try:
             away = await upstream.begin(self._callback(upstream), state)
@@ -235,7 +249,7 @@ class Consent:
             return pages.wrong("Start again", _TOO_OLD, 403, up="../../")
         client = await self._still_there(away.asked)
         if client is None:
-            return pages.wrong("Start again", "The program is not known any more. Start again from there.", up="../../")
+            return pages.wrong("Start again", "The program isn't known any more. Start again from there.", up="../../")
         query: Mapping[str, str] = given.values()
         try:
             user = await upstream.finish(Returned(query, self._callback(upstream), away.kept))

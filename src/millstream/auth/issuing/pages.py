@@ -52,6 +52,8 @@ class Shown(Struct, frozen=True):
     """What went wrong before."""
     name: str = ""
     """What was typed as a name then."""
+    elsewhere: tuple[str, ...] = ()
+    """Servers that the token would be for, where that is not just this one."""
 
 
 def ask(shown: Shown, status: int = 200, head: bytes = b"") -> Response:
@@ -61,7 +63,7 @@ def ask(shown: Shown, status: int = 200, head: bytes = b"") -> Response:
     notice = f'<p class="notice bad" role="alert">{escape(shown.said)}</p>\n' if shown.said else ""
     body = (
         f"<h1>{escape(name)} wants to use {escape(shown.server)}</h1>\n"
-        f"{notice}{_facts(client, uri)}{_scopes(shown)}"
+        f"{notice}{_facts(shown)}{_scopes(shown)}"
         f'<form method="post" action="authorize" class="stack">\n'
         f'<input type="hidden" name="ticket" value="{escape(shown.ticket)}">\n'
         f"{_person(shown)}</form>\n"
@@ -69,8 +71,11 @@ def ask(shown: Shown, status: int = 200, head: bytes = b"") -> Response:
     return _page(f"{name} – {shown.server}", body, status, head, target=form_target(uri))
 
 
-def _facts(client: Client, uri: str) -> str:
+def _facts(shown: Shown) -> str:
+    client, uri = shown.client, shown.asked.redirect_uri
     rows = {"Takes you back to": shown_host(uri)}
+    if shown.elsewhere:
+        rows = {"Would use": ", ".join(each.partition("://")[2] for each in shown.elsewhere), **rows}
     if client.source == "document":
         rows = {"Described by": client.id.partition("://")[2].partition("/")[0], **rows}
     facts = "".join(
@@ -138,6 +143,16 @@ def wrong(title: str, text: str, status: int = 400, *, up: str = "") -> Response
     """The page that says what is wrong. It leads nowhere: where to would be for the client to say."""
     body = f"<h1>{escape(title)}</h1>\n<p>{escape(text)}</p>\n"
     return _page(title, body, status, up=up)
+
+
+def stop(answer: Response, host: str, text: str) -> Response:
+    """The page in place of an answer that goes to an address which nobody has vouched for: the person decides."""
+    url = answer.head.partition(b"location: ")[2].partition(b"\r\n")[0].decode("ascii")
+    body = (
+        f"<h1>This request can't be granted</h1>\n<p>{escape(text)}</p>\n"
+        f'<p><a class="button" rel="noreferrer" href="{escape(url)}">Go back to {escape(host)}</a></p>\n'
+    )
+    return _page("This request can't be granted", body, 400)
 
 
 def lead_on(url: str, label: str, head: bytes = b"") -> Response:
