@@ -16,7 +16,9 @@ from millstream.auth.issuing.client_proof import ASSERTION
 from millstream.auth.issuing.documents import client_of, judge_of
 from millstream.auth.issuing.provider import Provider, Refused
 from millstream.auth.issuing.records import Client
+from millstream.auth.issuing.ways import User
 from millstream.stores.base import Store
+from millstream.stores.memory.store import MemoryStore
 
 JSON = "application/json"
 
@@ -92,6 +94,37 @@ async def test_whoever_registers_without_end_is_slowed_and_displaces_nobody_who_
     kinds = desk.services.store.kv.kinds  # type: ignore[attr-defined]  in memory
     assert set(kinds["oauth-new"].lossy) == set(kinds["oauth-new"].values)
     assert not kinds["oauth-client"].lossy
+
+
+async def test_a_flood_of_registrations_keeps_nobody_out_of_a_store_that_is_full_of_them() -> None:
+    """Those that nobody has used make room for each other; a client in use and new sign-ins have room of their own."""
+    store = MemoryStore(max_value_bytes=64 * 1024)
+    await store.open()
+    desk = Desk(store)
+    used = (await desk.register())["client_id"]
+    given = await desk.tokens(used)
+    for number in range(500):
+        about = {"redirect_uris": [f"{BACK}/{number}"], "client_name": "x" * 80}
+        assert (await register(desk, about, peer=f"10.0.{number // 250}.{number % 250}")).status == 201
+    assert 10 < len(await store.kv.keys("oauth-new:")) < 400
+    assert (await desk.refresh(used, given["refresh_token"])).status == 200
+    assert (await desk.tokens((await desk.register())["client_id"]))["access_token"]
+
+
+async def test_a_provider_says_what_a_person_may_hand_on(desk: Desk) -> None:
+    """`Provider.grantable`, at the consent and at each refresh; what everybody gets stays."""
+    allowed = ["orders:read", "orders:write"]
+
+    class Ours(Provider):
+        async def grantable(self, user: User, client: Client, scopes: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(each for each in scopes if each in allowed)
+
+    desk = Desk(desk.services.store, provider=Ours(), scopes=["shop:use"])
+    id = (await desk.register())["client_id"]
+    given = await desk.tokens(id, scope="orders:read orders:write")
+    assert given["scope"] == "shop:use orders:read orders:write"
+    allowed.remove("orders:write")
+    assert (await desk.refresh(id, given["refresh_token"])).message["scope"] == "shop:use orders:read"
 
 
 async def test_where_registration_is_off_there_is_no_such_path_and_no_word_of_it(desk: Desk) -> None:
@@ -326,12 +359,18 @@ async def test_a_client_with_keys_cannot_do_without_them_nor_name_another(batch:
 
 
 async def test_a_clients_keys_may_be_at_a_url(desk: Desk) -> None:
-    """And are fetched when they are needed."""
+    """And are fetched when they are needed: in the author's own network, where the program's author has named them."""
     async with issuing() as site:
         site.answers["/jwks"] = JWKS
         client = auth.client("batch", jwks=f"{site.url}/jwks")
-        desk = Desk(desk.services.store, url=HERE, clients=[client])
-        assert (await prove(desk, assertion(aud=HERE))).status == 200
+        desk = Desk(desk.services.store, clients=[client])
+        assert (await prove(desk, assertion())).status == 200
+        assert site.asked["/jwks"] == 1
+        about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt"}
+        id = (await desk.register(**about, jwks_uri=f"{site.url}/jwks"))["client_id"]
+        assert (
+            await prove(desk, assertion(iss=id, sub=id), grant_type="refresh_token", refresh_token="x")
+        ).status == 503
         assert site.asked["/jwks"] == 1
 
 

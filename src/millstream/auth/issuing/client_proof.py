@@ -6,6 +6,7 @@ refused, too.
 
 from base64 import b64decode
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeGuard
 from urllib.parse import unquote_plus
 
@@ -21,7 +22,7 @@ from millstream.auth.jose import ASYMMETRIC, InvalidToken, PublicKey, read_heade
 from millstream.auth.key_sets import FetchedKeys, fitting
 from millstream.auth.method import Unavailable
 from millstream.http.message import Request
-from millstream.http.outbound import Fetched, fetch
+from millstream.http.outbound import fetch
 from millstream.limits import Limiter, Rate, neighbourhood, told
 from millstream.protocol.json_schema import is_array
 
@@ -43,8 +44,8 @@ class ClientProof:
         self._judge = judge_of(here=not plan.secure)
         # Process
         self._failures = Limiter("client-sign-in", _FAILURES)
-        self._keys: dict[str, FetchedKeys] = {}
-        """By URL; the oldest go first."""
+        self._keys: dict[tuple[str, bool], FetchedKeys] = {}
+        """By URL, and whether the program's author has named it; the oldest go first."""
 
     async def client(self, request: Request, form: Parameters) -> Client:
         """Who asks.
@@ -145,20 +146,24 @@ class ClientProof:
         if not client.keys_url:
             return []
         try:
-            return await self._fetched(client.keys_url).find(kid, algorithm)
+            return await self._fetched(client).find(kid, algorithm)
         except Unavailable as exc:
             raise OAuthError("temporarily_unavailable", str(exc), 503) from None
 
-    def _fetched(self, url: str) -> FetchedKeys:
-        keys = self._keys.get(url)
+    def _fetched(self, client: Client) -> FetchedKeys:
+        # The program's author may name a place in the author's own network; nobody else may.
+        judge = _anywhere if client.source == "given" else self._judge
+        place = (client.keys_url, client.source == "given")
+        keys = self._keys.get(place)
         if keys is None:
             while len(self._keys) >= _MAX_KEYS:
                 del self._keys[next(iter(self._keys))]
-            keys = self._keys[url] = FetchedKeys(_always(url), self._get)
+            keys = self._keys[place] = FetchedKeys(_always(client.keys_url), partial(fetch, judge=judge))
         return keys
 
-    async def _get(self, url: str) -> Fetched:
-        return await fetch(url, judge=self._judge)
+
+def _anywhere(address: str) -> bool:
+    return True
 
 
 def _always(url: str) -> Callable[[], Any]:
