@@ -277,6 +277,20 @@ def test_only_a_server_under_development_asks_its_own_machine() -> None:
     assert not judge_of(here=True)("169.254.169.254")
 
 
+async def test_whoever_is_not_on_this_machine_has_nothing_of_it_asked(desk: Desk) -> None:
+    """A server under development that listens on every address is no port scanner: neither the page nor `/token`."""
+    desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
+    async with issuing() as site:
+        id = described(site)
+        for _ in range(2):
+            shown = await desk.ask("GET", "/authorize", query=authorization(id), peer="192.0.2.7")
+            assert shown.status == 400
+            form = {"grant_type": "refresh_token", "client_id": id, "refresh_token": "x"}
+            assert (await desk.post("/token", form, peer="192.0.2.7")).status == 401
+        assert site.asked["/client.json"] == 0
+        assert (await desk.ask("GET", "/authorize", query=authorization(id))).status == 200
+
+
 async def test_many_who_come_with_one_client_share_one_question_and_an_address_asks_for_few(desk: Desk) -> None:
     """Single flight; sixty look-ups a minute for an address."""
     desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
