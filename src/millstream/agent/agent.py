@@ -1,7 +1,7 @@
 """`Agent`: a model, the servers whose tools it uses, and a conversation."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
@@ -88,7 +88,7 @@ class Agent:
     async def __aexit__(self, *exc: object) -> None:
         await self._closing.aclose()
 
-    def say(self, text: str) -> AsyncIterator[Event]:
+    def say(self, text: str) -> AsyncGenerator[Event, None]:
         """Say something, and hear what happens until the answer is over.
 
         ``@server:uri`` in the text puts that resource beside it. Leaving the loop stops the answer; what was said and
@@ -101,7 +101,7 @@ class Agent:
         """
         return self._events(lambda: self._spoken(text))
 
-    def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> AsyncIterator[Event]:
+    def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> AsyncGenerator[Event, None]:
         """Say what a prompt of a server says; ``server:name`` if several have one. Errors are those of `say`."""
         return self._events(lambda: self._prompted(name, arguments or {}))
 
@@ -172,7 +172,7 @@ class Agent:
         text = "\n".join(str(message["content"]) for message in messages if message["role"] == "user")
         return Said(text, (f"/prompt {server.name}:{prompt.name}",))
 
-    async def _events(self, begin: Callable[[], Coroutine[Any, Any, Said]]) -> AsyncIterator[Event]:
+    async def _events(self, begin: Callable[[], Coroutine[Any, Any, Said]]) -> AsyncGenerator[Event, None]:
         """The events of one answer, which runs in a task of its own until it's over or nobody reads on."""
         if self._answering:
             raise AgentError("The agent is answering already. Read that answer to its end first.")

@@ -1,0 +1,248 @@
+"""``millstream chat``: talk to a model that uses the tools of servers; one question in a pipe, or a conversation."""
+
+import json as json_module
+import os
+import sys
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from msgspec import Struct
+
+from millstream.agent.agent import Agent
+from millstream.agent.configuration import Configuration
+from millstream.agent.errors import AgentError, ConfigurationError, ModelDenied, ModelUnreachable
+from millstream.agent.limits import Limits
+from millstream.agent.servers import ServerAt
+from millstream.cli.chatting.asking import Desk
+from millstream.cli.chatting.debugging import Steps, steps_of_configuration, steps_of_connection
+from millstream.cli.chatting.screen import JsonScreen, PlainScreen, Screen
+from millstream.cli.chatting.slash import Rows
+from millstream.cli.chatting.talk import Stopped, Talk
+from millstream.cli.connecting import (
+    DENIED,
+    FAILED,
+    UNREACHABLE,
+    Env,
+    Header,
+    Json,
+    Login,
+    Revision,
+    Timeout,
+    pairs,
+    status_of,
+)
+from millstream.cli.showing import one_line, print_rows
+from millstream.client.errors import ClientError, TargetError
+from millstream.client.options import Options
+from millstream.client.targets import Target as ClientTarget
+from millstream.client.targets import servers as entries_of
+
+_INTERRUPTED = 130
+
+
+def chat(  # noqa: PLR0913  the options of the command
+    servers: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SERVER]...",
+            help="URLs, commands in quotes, .py or .js files, or .json files with mcpServers; else MCP_SERVER_URL.",
+        ),
+    ] = None,
+    *,
+    message: Annotated[
+        str, typer.Option("--message", "-m", help="Ask this, print the answer and end; so does text in a pipe.")
+    ] = "",
+    model: Annotated[str, typer.Option("--model", help="The model, or the deployment at Azure.", metavar="NAME")] = "",
+    api_url: Annotated[
+        str, typer.Option("--api-url", help="An OpenAI-compatible API: http://127.0.0.1:11434/v1", metavar="URL")
+    ] = "",
+    system: Annotated[str, typer.Option("--system", help="What the model should know first.", metavar="TEXT")] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Allow every tool without asking.")] = False,
+    max_rounds: Annotated[
+        int, typer.Option("--max-rounds", min=1, help="How often the model is asked for one answer.")
+    ] = Limits().max_rounds,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=0, help="Tokens that one answer may cost; 0 means no bound.")
+    ] = Limits().max_tokens,
+    env_file: Annotated[
+        str, typer.Option("--env-file", help="Read the configuration from this file.", show_default=".env")
+    ] = "",
+    debug: Annotated[bool, typer.Option("--debug", help="Show each step.")] = False,
+    header: Header = None,
+    login: Login = False,
+    env: Env = None,
+    revision: Revision = "",
+    timeout: Timeout = 60,
+    json: Json = False,
+) -> None:
+    """Talk to a model that uses the tools of one or more servers.
+
+    The model comes from API_URL, API_KEY and DEFAULT_MODEL in `.env` or the environment, or from OPENAI_API_KEY, or
+    from AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY and OPENAI_API_VERSION. MCP_SERVER_AUTH_KEY is sent to the server
+    of MCP_SERVER_URL and to no other. Before a tool that isn't marked as harmless runs, you're asked.
+
+    **Examples**
+
+    - `millstream chat shop.py`
+
+    - `millstream chat http://127.0.0.1:8000/mcp -m "What time is it?"`
+
+    - `git diff | millstream chat "uvx mcp-server-git" --yes --json`
+
+    In a conversation, /help lists what you can type beside questions.
+    """
+    way = _Way(
+        servers=servers or [],
+        header=header,
+        options=Options(env=pairs(env or [], "=", "--env takes NAME=VALUE"), auth=_login() if login else None),
+        revision=revision,
+        timeout=timeout,
+    )
+    question = message or ("" if sys.stdin.isatty() else sys.stdin.read().strip())
+    if not question and not sys.stdin.isatty():
+        raise typer.BadParameter("There is no question: use -m TEXT, or send text into the pipe.")
+    try:
+        configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
+        places = _places(way, configuration)
+        chosen = configuration.model(model, api_url)
+    except (AgentError, ClientError) as exc:
+        _end(exc)
+    screen, steps = _screen(json=json, debug=debug)
+    if steps is not None:
+        for each in steps_of_configuration(chosen, places):
+            steps.tell(each)
+    attended = sys.stdin.isatty() and sys.stderr.isatty()
+    desk = Desk(screen, input if attended else None, yes=yes)
+
+    def make() -> Agent:
+        return Agent(
+            chosen,
+            places,
+            system=system,
+            approve=talk.in_main(desk.approve),
+            elicit=talk.in_main(desk.fill_in) if desk.attended else None,
+            limits=Limits(max_rounds=max_rounds, max_tokens=max_tokens),
+        )
+
+    try:
+        with Talk(screen) as talk:
+            agent, tools = talk.open(make)
+            if steps is not None:
+                for each in steps_of_connection(agent, places, tools):
+                    steps.tell(each)
+            if question:
+                talk.answer(question)
+            else:
+                _edit_lines()
+                names = ", ".join(server.name for server in agent.servers)
+                screen.note(f"{chosen.name} with {len(tools)} tools of {names}. /help lists commands, Ctrl-D leaves.")
+                talk.converse(input, _print)
+    except (ClientError, AgentError) as exc:
+        if json:
+            screen.fail(one_line(str(exc)))
+            raise typer.Exit(_status(exc)) from exc
+        _end(exc)
+    except Stopped as exc:
+        raise typer.Exit(_INTERRUPTED) from exc
+
+
+class _Way(Struct, frozen=True, kw_only=True):
+    """How to reach the servers, as the options say."""
+
+    servers: list[str]
+    header: list[str] | None
+    options: Options
+    revision: str
+    timeout: float
+
+    def place(self, target: ClientTarget, name: str, headers: dict[str, str]) -> ServerAt:
+        """One server."""
+        return ServerAt(
+            target,
+            name,
+            headers=headers,
+            timeout=self.timeout,
+            options=self.options,
+            revision=self.revision or None,
+        )
+
+
+def _places(way: _Way, configuration: Configuration) -> list[ServerAt]:
+    """The servers that are meant.
+
+    Raises:
+        AgentError, TargetError: there are none.
+    """
+    if not way.servers:
+        place = configuration.server()
+        if place is None:
+            raise ConfigurationError("Which server? Name one, or put MCP_SERVER_URL into .env.")
+        return [way.place(place.target, "", {**place.headers, **_headers(way.header)})]
+    places: list[ServerAt] = []
+    for text in way.servers:
+        if text.endswith(".json") and Path(text).is_file():
+            entries = entries_of(_read_json(text), text)
+            places += [way.place({"mcpServers": {name: entry}}, name, {}) for name, entry in entries.items()]
+        else:
+            key = configuration.headers_for(text) if "://" in text else {}
+            places.append(way.place(text, "", {**key, **_headers(way.header)}))
+    return places
+
+
+def _headers(given: list[str] | None) -> dict[str, str]:
+    return pairs(given or [], ":", '--header takes "Name: value"')
+
+
+def _read_json(path: str) -> object:
+    try:
+        return json_module.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as exc:
+        raise TargetError(f"{path} cannot be read as JSON: {exc}.") from exc
+
+
+def _login() -> Any:
+    from millstream.client.oauth.flow import OAuth  # noqa: PLC0415 - only who logs in needs it
+
+    return OAuth()
+
+
+def _screen(*, json: bool, debug: bool) -> tuple[Screen, Steps | None]:
+    screen: Screen
+    if json:
+        screen = JsonScreen()
+    elif sys.stdout.isatty() and sys.stderr.isatty():
+        from millstream.cli.chatting.terminal import TerminalScreen  # noqa: PLC0415 - pipes do without
+
+        screen = TerminalScreen()
+    else:
+        screen = PlainScreen()
+    steps = Steps(screen) if debug else None
+    return steps or screen, steps
+
+
+def _edit_lines() -> None:
+    """Arrow keys and a history while a line is typed, where Python has them."""
+    with suppress(ImportError):  # Windows has none
+        import_module("readline")
+
+
+def _print(rows: Rows) -> None:
+    if any(about for _, about in rows):
+        print_rows(rows, ["NAME", "DESCRIPTION"])
+    else:
+        typer.echo("\n".join(name for name, _ in rows) or "There are none.")
+
+
+def _end(exc: Exception) -> NoReturn:
+    typer.echo(f"Error: {one_line(str(exc))}", err=True)
+    raise typer.Exit(_status(exc)) from exc
+
+
+def _status(exc: Exception) -> int:
+    if isinstance(exc, ClientError):
+        return status_of(exc)
+    statuses: dict[type[Exception], int] = {ConfigurationError: 2, ModelDenied: DENIED, ModelUnreachable: UNREACHABLE}
+    return statuses.get(type(exc), FAILED)
