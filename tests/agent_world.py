@@ -1,4 +1,4 @@
-"""A scripted OpenAI-compatible API on a real socket, in a thread of its own: it checks each request and streams replies.
+"""A scripted OpenAI-compatible API on a real socket, in a thread of its own: it checks requests and streams replies.
 
 What it checks is what such APIs insist on: names of tools, a result for each call, arguments that are JSON. A request
 that breaks a rule gets 400, and the test fails by what it then sees.
@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from millstream.agent import Agent, Event, OpenAIModel
+from millstream.agent import Event, OpenAIModel
 from patience import WAIT
 
 KEY = "sk-right"
@@ -62,8 +62,8 @@ def calls(*wanted: tuple[str, str], text: str = "", tokens: int = 10) -> Answer:
         half = len(arguments) // 2
         head = {"index": index, "id": f"call_{index}_{name[:20]}", "type": "function"}
         pieces.append(delta({"tool_calls": [{**head, "function": {"name": name, "arguments": ""}}]}))
-        for part in (arguments[:half], arguments[half:]):
-            pieces.append(delta({"tool_calls": [{"index": index, "function": {"arguments": part}}]}))
+        halves = arguments[:half], arguments[half:]
+        pieces += [delta({"tool_calls": [{"index": index, "function": {"arguments": part}}]}) for part in halves]
     return Answer(pieces=[*pieces, delta({}, "tool_calls"), *usage(tokens)])
 
 
@@ -75,7 +75,12 @@ def repeats(before: str) -> Callable[[dict[str, Any]], Answer]:
 def refuses(status: int, message: str, code: str | None = None, **headers: str) -> Answer:
     """An error as OpenAI writes it."""
     body = json.dumps({"error": {"message": message, "type": "error", "code": code}}).encode()
-    return Answer(status, [body], {name.replace("_", "-"): value for name, value in headers.items()}, "application/json")
+    return Answer(
+        status, [body], {name.replace("_", "-"): value for name, value in headers.items()}, "application/json"
+    )
+
+
+BUSY_FOR_GOOD = refuses(429, "Come back tomorrow.", retry_after="86400")
 
 
 def breaks_off(text: str) -> Answer:

@@ -15,9 +15,9 @@ class Address:
     copies: int = 1
 
 
-def make(name: str = "shop") -> Server:
+def make() -> Server:  # noqa: C901  a list of tools
     """A new one."""
-    mcp = Server(name, instructions="Sell books.")
+    mcp = Server("shop", instructions="Sell books.")
 
     @mcp.tool(annotations=READ)
     async def price(isbn: str) -> int:
@@ -92,3 +92,7 @@ def make(name: str = "shop") -> Server:
         return f"Praise {title}, {tone}."
 
     return mcp
+
+
+mcp = make()
+"""For processes that run this file."""

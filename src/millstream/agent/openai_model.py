@@ -4,8 +4,10 @@ Its own retries are off, because whoever waits should hear why. Replies are read
 indexes and counts, and some send arguments in one piece.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 from urllib.parse import urlsplit
 
 from millstream.agent.errors import (
@@ -46,31 +48,30 @@ class OpenAIModel:
         ConfigurationError: the package `openai` isn't installed, or the URL isn't one.
     """
 
-    __slots__ = ("_answered", "_client", "_has_key", "_library", "_name", "_official", "url")
+    __slots__ = ("_answered", "_azure_version", "_client", "_key", "_name", "_official", "_timeout", "url")
 
     def __init__(
         self, name: str, *, key: str = "", url: str = "", azure_version: str = "", timeout: float = 120.0
     ) -> None:
-        try:
-            import openai  # noqa: PLC0415  takes most of a second
-        except ModuleNotFoundError as exc:
-            if exc.name != "openai":
-                raise
+        if find_spec("openai") is None:
             raise ConfigurationError(
                 "The package openai isn't installed. Install it with: pip install 'millstream[agent]'"
-            ) from exc
-        if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+            )
+        if azure_version and not url:
+            raise ConfigurationError("Azure OpenAI needs the endpoint: https://NAME.openai.azure.com")
+        self.url = (url or "https://api.openai.com/v1").rstrip("/")
+        """Of the API."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigurationError(f"{url!r} is no URL of an API. It looks like https://api.example.com/v1.")
         # Configuration
-        self._library = openai
         self._name = name
-        self._has_key = bool(key)
-        self._client = _client(openai, key or _NO_KEY, url, azure_version, timeout)
-        self.url = str(self._client.base_url).rstrip("/")
-        """Of the API."""
-        host = urlsplit(self.url).hostname or ""
-        self._official = bool(azure_version) or host == "api.openai.com"
+        self._key = key
+        self._azure_version = azure_version
+        self._timeout = timeout
+        self._official = bool(azure_version) or parts.hostname == "api.openai.com"
         # Process
+        self._client: openai.AsyncOpenAI | None = None
         self._answered = False
 
     @property
@@ -80,16 +81,20 @@ class OpenAIModel:
 
     async def stream(self, request: Request) -> AsyncGenerator[str | Reply, None]:
         """See `Model.stream`."""
+        if self._client is None:
+            self._client = await asyncio.to_thread(self._connect)  # the import takes most of a second
+        import openai  # noqa: PLC0415  only who asks loads it
+
         assembly = _Assembly()
+        create: Any = self._client.chat.completions.create
         try:
-            create: Any = self._client.chat.completions.create
             chunks: Any = await create(**self._arguments(request))
             async with chunks:
                 async for chunk in chunks:
                     text = assembly.add(chunk)
                     if text:
                         yield text
-        except self._library.APIError as exc:
+        except openai.APIError as exc:
             raise self._explain(exc, begun=assembly.begun) from exc
         except (ValueError, RecursionError) as exc:
             raise ModelBroken(f"{self.url} sent something that isn't JSON. {_HINT}") from exc
@@ -98,7 +103,18 @@ class OpenAIModel:
 
     async def close(self) -> None:
         """See `Model.close`."""
-        await self._client.close()
+        if self._client is not None:
+            await self._client.close()
+
+    def _connect(self) -> "openai.AsyncOpenAI":
+        import openai  # noqa: PLC0415  only who asks loads it
+
+        key, more = self._key or _NO_KEY, _Options(max_retries=0, timeout=self._timeout)
+        if self._azure_version:
+            return openai.AsyncAzureOpenAI(
+                azure_endpoint=self.url, api_version=self._azure_version, api_key=key, **more
+            )
+        return openai.AsyncOpenAI(api_key=key, base_url=self.url, **more)
 
     def _arguments(self, request: Request) -> dict[str, Any]:
         given: dict[str, Any] = {
@@ -132,10 +148,11 @@ class OpenAIModel:
     # Errors
 
     def _explain(self, exc: "openai.APIError", *, begun: bool) -> ModelError:
-        library = self._library
-        if isinstance(exc, library.APITimeoutError):
+        import openai  # noqa: PLC0415  only who asks loads it
+
+        if isinstance(exc, openai.APITimeoutError):
             return ModelBroken(f"The model at {self.url} said nothing in time.", temporary=begun)
-        if isinstance(exc, library.APIConnectionError):
+        if isinstance(exc, openai.APIConnectionError):
             if begun:
                 return ModelBroken("The connection to the model was lost.", temporary=True)
             why = f": {exc.__cause__}" if exc.__cause__ is not None and str(exc.__cause__) else ""
@@ -143,14 +160,14 @@ class OpenAIModel:
                 f"There is no answer from {self.url}{_one_line(why)}. Check the URL of the API and the network.",
                 temporary=self._answered,
             )
-        if isinstance(exc, library.APIStatusError):
+        if isinstance(exc, openai.APIStatusError):
             return self._explain_status(exc)
         return ModelBroken(f"The model failed: {_message(exc)}", temporary=begun)
 
     def _explain_status(self, exc: "openai.APIStatusError") -> ModelError:
         status = exc.status_code
         if status in (401, 403):
-            if not self._has_key:
+            if not self._key:
                 return ModelDenied(f"{self.url} wants an API key ({status}), and none is set.")
             return ModelDenied(
                 f"{self.url} doesn't accept the API key ({status}). Check the key, and that it belongs to this URL."
@@ -180,6 +197,11 @@ class OpenAIModel:
             temporary=True,
             retry_after=_retry_after(exc.response.headers),
         )
+
+
+class _Options(TypedDict):
+    max_retries: int
+    timeout: float
 
 
 class _Assembly:
@@ -246,20 +268,6 @@ class _Assembly:
             seen.add(id)
             found.append(Wish(id, wish["name"], wish["arguments"]))
         return tuple(found)
-
-
-def _client(library: Any, key: str, url: str, azure_version: str, timeout: float) -> "openai.AsyncOpenAI":
-    if azure_version:
-        if not url:
-            raise ConfigurationError("Azure OpenAI needs the endpoint: https://NAME.openai.azure.com")
-        return cast(
-            "openai.AsyncOpenAI",
-            library.AsyncAzureOpenAI(
-                azure_endpoint=url, api_version=azure_version, api_key=key, max_retries=0, timeout=timeout
-            ),
-        )
-    base = url or "https://api.openai.com/v1"
-    return cast("openai.AsyncOpenAI", library.AsyncOpenAI(api_key=key, base_url=base, max_retries=0, timeout=timeout))
 
 
 def _message(exc: Any) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from millstream.agent.agent import Agent
@@ -29,6 +29,11 @@ class Steps:
         self._number += 1
         sys.stderr.write(f"[debug {self._number:>2}] {safe(one_line(what))}\n")
         sys.stderr.flush()
+
+    def tell_all(self, steps: Iterable[str]) -> None:
+        """Several steps."""
+        for each in steps:
+            self.tell(each)
 
     def show(self, event: Event) -> None:
         """See `Screen`."""

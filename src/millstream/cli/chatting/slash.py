@@ -14,7 +14,7 @@ HELP = """\
 /prompt                      the prompts there are
 /prompt NAME [KEY=VALUE]...  say what a prompt says
 /read                        the resources there are
-/read SERVER:URI             show the model a resource; @SERVER:URI in a sentence does the same
+/read SERVER:URI             show the model a resource, as @SERVER:URI in a sentence does
 /save FILE                   write the conversation as JSON Lines
 /help                        this
 /quit                        leave (or Ctrl-D)

@@ -58,6 +58,9 @@ class Talk:
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_END)
+            if not self._thread.is_alive():
+                self._loop.run_until_complete(self._loop.shutdown_default_executor())
+                self._loop.close()
 
     def in_main(self, ask: Callable[..., T]) -> Callable[..., Awaitable[T]]:
         """A question that the agent's thread awaits, and that the person is asked in the main thread."""

@@ -8,7 +8,7 @@ import re
 from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
-from rich.padding import Padding
+from rich.segment import Segment, Segments
 from rich.text import Text
 
 from millstream.agent.events import (
@@ -101,7 +101,7 @@ class TerminalScreen:
             self._stop()
             self._put(done)
         if self._block.strip():
-            self._draw(self._markdown(self._block))
+            self._draw(self._trimmed(self._block))
 
     def _flush(self) -> None:
         self._stop()
@@ -110,16 +110,23 @@ class TerminalScreen:
         self._block = ""
 
     def _put(self, block: str) -> None:
+        """A block and one empty line, whatever space its elements would like."""
         if block.strip():
-            self._console.print(self._markdown(block))
+            self._console.print(self._trimmed(block))
             self._console.print()
 
-    def _markdown(self, block: str) -> Padding:
-        spare = max(0, self._console.width - _WIDEST)
+    def _trimmed(self, block: str) -> Segments:
         # With hyperlinks an address would hide behind a text of the model's choice.
-        return Padding(Markdown(block.strip("\n"), hyperlinks=False), (0, spare, 0, 0))
+        markdown = Markdown(block.strip("\n"), hyperlinks=False)
+        options = self._console.options.update(width=min(self._console.width, _WIDEST))
+        lines = self._console.render_lines(markdown, options, pad=False)
+        while lines and _empty(lines[0]):
+            del lines[0]
+        while lines and _empty(lines[-1]):
+            del lines[-1]
+        return Segments(segment for line in lines for segment in (*line, Segment.line()))
 
-    def _draw(self, content: Text | Padding) -> None:
+    def _draw(self, content: Text | Segments) -> None:
         if not self._console.is_terminal:
             return
         if self._live is None:
@@ -131,6 +138,10 @@ class TerminalScreen:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def _empty(line: list[Segment]) -> bool:
+    return not "".join(segment.text for segment in line).strip()
 
 
 def end_of_block(text: str) -> int:

@@ -3,10 +3,11 @@
 import json as json_module
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from msgspec import Struct
@@ -15,6 +16,7 @@ from millstream.agent.agent import Agent
 from millstream.agent.configuration import Configuration
 from millstream.agent.errors import AgentError, ConfigurationError, ModelDenied, ModelUnreachable
 from millstream.agent.limits import Limits
+from millstream.agent.openai_model import OpenAIModel
 from millstream.agent.servers import ServerAt
 from millstream.cli.chatting.asking import Desk
 from millstream.cli.chatting.debugging import Steps, steps_of_configuration, steps_of_connection
@@ -94,57 +96,27 @@ def chat(  # noqa: PLR0913  the options of the command
 
     In a conversation, /help lists what you can type beside questions.
     """
+    question = message or ("" if sys.stdin.isatty() else sys.stdin.read().strip())
+    if not question and not sys.stdin.isatty():
+        raise typer.BadParameter("There is no question: use -m TEXT, or send text into the pipe.")
     way = _Way(
         servers=servers or [],
-        header=header,
+        headers=pairs(header or [], ":", '--header takes "Name: value"'),
         options=Options(env=pairs(env or [], "=", "--env takes NAME=VALUE"), auth=_login() if login else None),
         revision=revision,
         timeout=timeout,
     )
-    question = message or ("" if sys.stdin.isatty() else sys.stdin.read().strip())
-    if not question and not sys.stdin.isatty():
-        raise typer.BadParameter("There is no question: use -m TEXT, or send text into the pipe.")
+    screen = _screen(json=json)
     try:
         configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
         places = _places(way, configuration)
         chosen = configuration.model(model, api_url)
-    except (AgentError, ClientError) as exc:
-        _end(exc)
-    screen, steps = _screen(json=json, debug=debug)
-    if steps is not None:
-        for each in steps_of_configuration(chosen, places):
-            steps.tell(each)
-    attended = sys.stdin.isatty() and sys.stderr.isatty()
-    desk = Desk(screen, input if attended else None, yes=yes)
-
-    def make() -> Agent:
-        return Agent(
-            chosen,
-            places,
-            system=system,
-            approve=talk.in_main(desk.approve),
-            elicit=talk.in_main(desk.fill_in) if desk.attended else None,
-            limits=Limits(max_rounds=max_rounds, max_tokens=max_tokens),
-        )
-
-    try:
-        with Talk(screen) as talk:
-            agent, tools = talk.open(make)
-            if steps is not None:
-                for each in steps_of_connection(agent, places, tools):
-                    steps.tell(each)
-            if question:
-                talk.answer(question)
-            else:
-                _edit_lines()
-                names = ", ".join(server.name for server in agent.servers)
-                screen.note(f"{chosen.name} with {len(tools)} tools of {names}. /help lists commands, Ctrl-D leaves.")
-                talk.converse(input, _print)
+        steps = Steps(screen) if debug else None
+        limits = Limits(max_rounds=max_rounds, max_tokens=max_tokens)
+        _talk(chosen, places, question, steps or screen, steps, system=system, yes=yes, limits=limits)
     except (ClientError, AgentError) as exc:
-        if json:
-            screen.fail(one_line(str(exc)))
-            raise typer.Exit(_status(exc)) from exc
-        _end(exc)
+        screen.fail(one_line(str(exc)))
+        raise typer.Exit(_status(exc)) from exc
     except Stopped as exc:
         raise typer.Exit(_INTERRUPTED) from exc
 
@@ -153,12 +125,12 @@ class _Way(Struct, frozen=True, kw_only=True):
     """How to reach the servers, as the options say."""
 
     servers: list[str]
-    header: list[str] | None
+    headers: Mapping[str, str]
     options: Options
     revision: str
     timeout: float
 
-    def place(self, target: ClientTarget, name: str, headers: dict[str, str]) -> ServerAt:
+    def place(self, target: ClientTarget, name: str, headers: Mapping[str, str]) -> ServerAt:
         """One server."""
         return ServerAt(
             target,
@@ -168,6 +140,42 @@ class _Way(Struct, frozen=True, kw_only=True):
             options=self.options,
             revision=self.revision or None,
         )
+
+
+def _talk(
+    model: OpenAIModel,
+    places: Sequence[ServerAt],
+    question: str,
+    screen: Screen,
+    steps: Steps | None,
+    *,
+    system: str,
+    yes: bool,
+    limits: Limits,
+) -> None:
+    """Connect, and answer one question or all that come."""
+    attended = sys.stdin.isatty() and sys.stderr.isatty()
+    desk = Desk(screen, input if attended else None, yes=yes)
+
+    def make() -> Agent:
+        elicit = talk.in_main(desk.fill_in) if attended else None
+        approve = talk.in_main(desk.approve)
+        return Agent(model, places, system=system, approve=approve, elicit=elicit, limits=limits)
+
+    if steps is not None:
+        steps.tell_all(steps_of_configuration(model, places))
+    with Talk(screen) as talk:
+        agent, tools = talk.open(make)
+        if steps is not None:
+            steps.tell_all(steps_of_connection(agent, places, tools))
+        if question:
+            talk.answer(question)
+            return
+        with suppress(ImportError):  # arrow keys and a history, where Python has them
+            import_module("readline")
+        names = ", ".join(server.name for server in agent.servers)
+        screen.note(f"{model.name} with {len(tools)} tools of {names}. /help lists commands, Ctrl-D leaves.")
+        talk.converse(input, _print)
 
 
 def _places(way: _Way, configuration: Configuration) -> list[ServerAt]:
@@ -180,7 +188,7 @@ def _places(way: _Way, configuration: Configuration) -> list[ServerAt]:
         place = configuration.server()
         if place is None:
             raise ConfigurationError("Which server? Name one, or put MCP_SERVER_URL into .env.")
-        return [way.place(place.target, "", {**place.headers, **_headers(way.header)})]
+        return [way.place(place.target, "", {**place.headers, **way.headers})]
     places: list[ServerAt] = []
     for text in way.servers:
         if text.endswith(".json") and Path(text).is_file():
@@ -188,12 +196,8 @@ def _places(way: _Way, configuration: Configuration) -> list[ServerAt]:
             places += [way.place({"mcpServers": {name: entry}}, name, {}) for name, entry in entries.items()]
         else:
             key = configuration.headers_for(text) if "://" in text else {}
-            places.append(way.place(text, "", {**key, **_headers(way.header)}))
+            places.append(way.place(text, "", {**key, **way.headers}))
     return places
-
-
-def _headers(given: list[str] | None) -> dict[str, str]:
-    return pairs(given or [], ":", '--header takes "Name: value"')
 
 
 def _read_json(path: str) -> object:
@@ -209,24 +213,14 @@ def _login() -> Any:
     return OAuth()
 
 
-def _screen(*, json: bool, debug: bool) -> tuple[Screen, Steps | None]:
-    screen: Screen
+def _screen(*, json: bool) -> Screen:
     if json:
-        screen = JsonScreen()
-    elif sys.stdout.isatty() and sys.stderr.isatty():
+        return JsonScreen()
+    if sys.stdout.isatty() and sys.stderr.isatty():
         from millstream.cli.chatting.terminal import TerminalScreen  # noqa: PLC0415 - pipes do without
 
-        screen = TerminalScreen()
-    else:
-        screen = PlainScreen()
-    steps = Steps(screen) if debug else None
-    return steps or screen, steps
-
-
-def _edit_lines() -> None:
-    """Arrow keys and a history while a line is typed, where Python has them."""
-    with suppress(ImportError):  # Windows has none
-        import_module("readline")
+        return TerminalScreen()
+    return PlainScreen()
 
 
 def _print(rows: Rows) -> None:
@@ -234,11 +228,6 @@ def _print(rows: Rows) -> None:
         print_rows(rows, ["NAME", "DESCRIPTION"])
     else:
         typer.echo("\n".join(name for name, _ in rows) or "There are none.")
-
-
-def _end(exc: Exception) -> NoReturn:
-    typer.echo(f"Error: {one_line(str(exc))}", err=True)
-    raise typer.Exit(_status(exc)) from exc
 
 
 def _status(exc: Exception) -> int:
