@@ -117,10 +117,12 @@ class ScriptedModel:
         self._script = list(script)
         self._key = key
         self.asked: list[Asked] = []
-        self.hanging = threading.Event()
+        self.hung = threading.Semaphore(0)
+        """Is released by each reply that hangs."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._server: asyncio.Server | None = None
+        self._never = asyncio.Event()  # a task that nothing refers to would be collected
         self.port = 0
 
     @property
@@ -141,10 +143,11 @@ class ScriptedModel:
         async def stop() -> None:
             assert self._server is not None
             self._server.close()
-            rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in rest:
-                task.cancel()
-            await asyncio.gather(*rest, return_exceptions=True)
+            while rest := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in rest:
+                    task.cancel()
+                await asyncio.wait(rest)
+            await asyncio.sleep(0)  # transports close in the loop's next round
 
         asyncio.run_coroutine_threadsafe(stop(), self._loop).result(WAIT)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -154,7 +157,7 @@ class ScriptedModel:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._answer(await _read(reader), writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
@@ -169,8 +172,8 @@ class ScriptedModel:
             writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
             await writer.drain()
         if answer.then == "hang":
-            self.hanging.set()
-            await asyncio.Event().wait()
+            self.hung.release()
+            await self._never.wait()
         if answer.then == "end":
             writer.write(b"0\r\n\r\n")
             await writer.drain()

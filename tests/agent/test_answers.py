@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from agent.shop import make
-from agent_world import ScriptedModel, calls, heard, model, of, repeats, says
+from agent_world import ScriptedModel, calls, hangs, heard, model, of, repeats, says
 from millstream.agent import (
     Agent,
     AgentError,
@@ -312,13 +311,31 @@ async def test_leaving_the_answer_stops_the_call_and_keeps_the_conversation_vali
     """The next question finds a result for each call."""
     with ScriptedModel(calls(("forever", "{}"), ("price", '{"isbn": ""}')), says("As you like.")) as api:
         async with Agent(model(api), [make()]) as agent:
-            async with asyncio.timeout(WAIT), aclosing(agent.say("Wait")) as events:  # type: ignore[type-var]
-                async for each in events:
+            async with asyncio.timeout(WAIT):
+                async for each in agent.say("Wait"):
                     if isinstance(each, Returned):
                         break
             assert (await heard(agent.say("Never mind")))[-1] == Finished("done", 1, 10)
     results = [message["content"] for message in api.asked[1].body["messages"] if message["role"] == "tool"]
     assert results == ["The person stopped this call. It may have done its work or part of it.", "0"]
+
+
+async def test_text_that_was_said_before_a_stop_stays() -> None:
+    """The model sees where it was interrupted; a cancelled reader stops the answer as well."""
+    with ScriptedModel(hangs("Once upon"), hangs("Twice upon"), says("The end.")) as api:
+        async with Agent(model(api)) as agent:
+            async for each in agent.say("A story"):
+                if isinstance(each, Delta):
+                    break
+            reading = asyncio.create_task(heard(agent.say("Another")))
+            await asyncio.to_thread(api.hung.acquire, timeout=WAIT)  # the first
+            await asyncio.to_thread(api.hung.acquire, timeout=WAIT)
+            reading.cancel()
+            await asyncio.wait([reading])
+            await heard(agent.say("Go on"))
+    said = [message["content"] for message in api.asked[2].body["messages"]]
+    assert said[:3] == ["A story", "Once upon", "Another"]
+    assert said[-1] == "Go on"
 
 
 async def test_one_answer_at_a_time() -> None:

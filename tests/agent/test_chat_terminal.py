@@ -117,7 +117,7 @@ def test_a_form_is_filled_in_and_mistakes_are_asked_for_again(chat: Chat) -> Non
 
 def test_ctrl_c_stops_an_answer_and_twice_leaves(chat: Chat) -> None:
     """What was said stays, the conversation goes on, and Ctrl-C at the prompt has to be meant."""
-    shown = chat(hangs("Wait for it"), calls(("forever", "{}")), says("Still here."))
+    shown = chat(hangs("Wait for it"), calls(("forever", "{}")), calls(("burn", '{"isbn": "1"}')), says("Still here."))
     shown.until("\n>")
     shown.type("Hello")
     shown.until("Wait for it")
@@ -127,6 +127,10 @@ def test_ctrl_c_stops_an_answer_and_twice_leaves(chat: Chat) -> None:
     shown.until("→ shop: forever()")
     shown.press("C-c")
     shown.until("→ shop: forever()", "Stopped.", "\n>")
+    shown.type("Burn it")
+    shown.until("Allow it?")
+    shown.press("C-c")
+    shown.until("Allow it?", "Stopped.", "\n>")
     shown.type("Are you there?")
     shown.until("Still here.", "\n>")
     shown.press("C-c")

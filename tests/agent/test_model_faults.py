@@ -229,10 +229,20 @@ async def test_azure_is_asked_at_its_own_address() -> None:
     assert asked.headers["api-key"] == KEY
 
 
+async def test_an_api_that_does_not_count_is_asked_once_more_without_the_question() -> None:
+    """Older versions of Azure's refuse it."""
+    refused = refuses(400, "Unrecognized request argument supplied: stream_options")
+    events, api = await answered(refused, calls(("count", "")), says("Good."))
+    assert ["stream_options" in asked.body for asked in api.asked] == [True, False, False]
+    assert of(Waiting, events) == []
+
+
 def test_what_cannot_be_an_api_is_told_when_it_is_made() -> None:
     """Before anything is asked."""
     with pytest.raises(ConfigurationError, match="is no URL of an API"):
         OpenAIModel("m", url="api.example.com/v1")
+    with pytest.raises(ConfigurationError, match="Copy it once more"):
+        OpenAIModel("m", key="sk-\n")
     with pytest.raises(ConfigurationError, match="needs the endpoint"):
         OpenAIModel("m", azure_version="2024-10-21")
 

@@ -5,6 +5,7 @@ with it speaks to OpenAI-compatible APIs and to Azure OpenAI (``pip install 'mil
 """
 
 from millstream.agent.agent import Agent
+from millstream.agent.answer import Answer
 from millstream.agent.errors import (
     AgentError,
     ConfigurationError,
@@ -38,6 +39,7 @@ from millstream.agent.servers import ServerAt
 __all__ = [
     "Agent",
     "AgentError",
+    "Answer",
     "Answered",
     "Approval",
     "Asking",

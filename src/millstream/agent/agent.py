@@ -1,14 +1,16 @@
 """`Agent`: a model, the servers whose tools it uses, and a conversation."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, Self
 
+from millstream.agent.answer import Answer, Line
 from millstream.agent.calling import Caller
 from millstream.agent.content import Part, message_content
 from millstream.agent.context import find_prompt, mentions, prompt_messages, read
-from millstream.agent.errors import AgentError, ContextError, ModelError
+from millstream.agent.errors import ContextError, ModelError
 from millstream.agent.events import Event, Said, Sampled
 from millstream.agent.limits import Limits
 from millstream.agent.model import Message, Model
@@ -21,9 +23,6 @@ from millstream.agent.turn import Turn
 from millstream.client.client import Client
 from millstream.client.questions import Answered, Question, Roots
 from millstream.protocol.questions import CreateMessageRequestParams, SampleResult
-
-_ROOM = 256
-"""Events that may wait to be read; then the answer waits for its reader."""
 
 
 class Agent:
@@ -68,8 +67,7 @@ class Agent:
         """What the model has heard and said, as its API takes it."""
         self.transcript = Transcript()
         self._closing = AsyncExitStack()
-        self._answering = False
-        self._note: Callable[[Event], Coroutine[Any, Any, None]] | None = None
+        self._line = Line()
 
     async def __aenter__(self) -> Self:
         """Connect to every server.
@@ -88,7 +86,7 @@ class Agent:
     async def __aexit__(self, *exc: object) -> None:
         await self._closing.aclose()
 
-    def say(self, text: str) -> AsyncGenerator[Event, None]:
+    def say(self, text: str) -> Answer:
         """Say something, and hear what happens until the answer is over.
 
         ``@server:uri`` in the text puts that resource beside it. Leaving the loop stops the answer; what was said and
@@ -99,11 +97,11 @@ class Agent:
             ContextError: a resource can't be read.
             AgentError: an answer is under way already.
         """
-        return self._events(lambda: self._spoken(text))
+        return self._answer(partial(self._spoken, text))
 
-    def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> AsyncGenerator[Event, None]:
+    def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> Answer:
         """Say what a prompt of a server says; ``server:name`` if several have one. Errors are those of `say`."""
-        return self._events(lambda: self._prompted(name, arguments or {}))
+        return self._answer(partial(self._prompted, name, arguments or {}))
 
     async def tools(self) -> Toolbox:
         """The tools as the model knows them now."""
@@ -156,8 +154,8 @@ class Agent:
 
     async def _happened(self, event: Event) -> None:
         self.transcript.note(event)
-        if self._note is not None:
-            await self._note(event)
+        if self._line.emit is not None:
+            await self._line.emit(event)
 
     async def _spoken(self, text: str) -> Said:
         found = mentions(text, self.servers)
@@ -172,24 +170,10 @@ class Agent:
         text = "\n".join(str(message["content"]) for message in messages if message["role"] == "user")
         return Said(text, (f"/prompt {server.name}:{prompt.name}",))
 
-    async def _events(self, begin: Callable[[], Coroutine[Any, Any, Said]]) -> AsyncGenerator[Event, None]:
-        """The events of one answer, which runs in a task of its own until it's over or nobody reads on."""
-        if self._answering:
-            raise AgentError("The agent is answering already. Read that answer to its end first.")
-        waiting: asyncio.Queue[Event | None] = asyncio.Queue(_ROOM)
-        self._answering, self._note = True, waiting.put
-        task = asyncio.create_task(self._answer(begin, waiting))
-        try:
-            while (event := await waiting.get()) is not None:
-                yield event
-            await task
-        finally:
-            if not task.done():
-                task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            self._answering, self._note = False, None
+    def _answer(self, begin: Callable[[], Coroutine[Any, Any, Said]]) -> Answer:
+        return Answer(self._line, partial(self._carry_out, begin))
 
-    async def _answer(self, begin: Callable[[], Coroutine[Any, Any, Said]], waiting: "asyncio.Queue[Any]") -> None:
+    async def _carry_out(self, begin: Callable[[], Coroutine[Any, Any, Said]]) -> None:
         before = len(self.messages)
         try:
             await self._happened(await begin())
@@ -202,9 +186,6 @@ class Agent:
         except ModelError:
             del self.messages[before:]
             raise
-        finally:
-            if (running := asyncio.current_task()) is not None and not running.cancelling():
-                await waiting.put(None)
 
     def _opening(self) -> Sequence[Message]:
         """The system message: yours, and what the servers want a model to know."""

@@ -5,20 +5,19 @@ Nothing that a model or a server does ends the conversation here.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from msgspec import Struct
 
+from millstream.agent.answer import Emit
 from millstream.agent.content import Part, cut, show_result
-from millstream.agent.events import Calling, Event, Outcome, Progressed, Returned
+from millstream.agent.events import Calling, Outcome, Progressed, Returned
 from millstream.agent.limits import Limits
 from millstream.agent.model import Wish
 from millstream.agent.person import Approval, Person, needs_approval
 from millstream.agent.tools import Tool, Toolbox
 from millstream.client.errors import ClientError
 
-Emit = Callable[[Event], Awaitable[None]]
 _SHOWN = 200
 """Characters of unreadable arguments that the model is shown."""
 

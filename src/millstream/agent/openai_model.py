@@ -48,7 +48,7 @@ class OpenAIModel:
         ConfigurationError: the package `openai` isn't installed, or the URL isn't one.
     """
 
-    __slots__ = ("_answered", "_azure_version", "_client", "_key", "_name", "_official", "_timeout", "url")
+    __slots__ = ("_answered", "_azure_version", "_client", "_counts", "_key", "_name", "_official", "_timeout", "url")
 
     def __init__(
         self, name: str, *, key: str = "", url: str = "", azure_version: str = "", timeout: float = 120.0
@@ -64,6 +64,8 @@ class OpenAIModel:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigurationError(f"{url!r} is no URL of an API. It looks like https://api.example.com/v1.")
+        if not (key.isascii() and key.isprintable()) and key:
+            raise ConfigurationError("The API key has characters that a key can't have. Copy it once more.")
         # Configuration
         self._name = name
         self._key = key
@@ -73,6 +75,8 @@ class OpenAIModel:
         # Process
         self._client: openai.AsyncOpenAI | None = None
         self._answered = False
+        self._counts = True
+        """Whether the API may be asked for the number of tokens; some refuse the question."""
 
     @property
     def name(self) -> str:
@@ -86,10 +90,8 @@ class OpenAIModel:
         import openai  # noqa: PLC0415  only who asks loads it
 
         assembly = _Assembly()
-        create: Any = self._client.chat.completions.create
         try:
-            chunks: Any = await create(**self._arguments(request))
-            async with chunks:
+            async with await self._create(request) as chunks:
                 async for chunk in chunks:
                     text = assembly.add(chunk)
                     if text:
@@ -100,6 +102,18 @@ class OpenAIModel:
             raise ModelBroken(f"{self.url} sent something that isn't JSON. {_HINT}") from exc
         self._answered = True
         yield self._whole(assembly, request)
+
+    async def _create(self, request: Request) -> Any:
+        import openai  # noqa: PLC0415  only who asks loads it
+
+        create: Any = self._client.chat.completions.create if self._client is not None else None
+        try:
+            return await create(**self._arguments(request))
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as exc:
+            if not self._counts or "stream_options" not in str(exc):
+                raise
+        self._counts = False
+        return await create(**self._arguments(request))
 
     async def close(self) -> None:
         """See `Model.close`."""
@@ -121,8 +135,9 @@ class OpenAIModel:
             "model": self._name,
             "messages": list(request.messages),
             "stream": True,
-            "stream_options": {"include_usage": True},
         }
+        if self._counts:
+            given["stream_options"] = {"include_usage": True}
         if request.tools:
             given["tools"] = list(request.tools)
         if request.max_tokens:

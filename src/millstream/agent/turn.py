@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Literal
 
-from millstream.agent.calling import Called, Caller, Emit
+from millstream.agent.answer import Emit
+from millstream.agent.calling import Called, Caller
 from millstream.agent.content import Part, text_part
 from millstream.agent.errors import ModelError
 from millstream.agent.events import Answered, Asking, Delta, Finished, Waiting

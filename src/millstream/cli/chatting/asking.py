@@ -5,15 +5,13 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from millstream.agent.person import Approval
-from millstream.cli.chatting.screen import Screen
+from millstream.cli.chatting.screen import Screen, short
 from millstream.cli.connecting import value_of
 from millstream.cli.showing import one_line, safe
 from millstream.client.questions import Answered, Question
 from millstream.protocol.json_schema import is_array, is_object
 
 _NO = "/no"
-_SHOWN = 2000
-"""Characters of a value or a text that the person decides about."""
 _KINDS = {"integer": int, "number": (int, float), "boolean": bool, "array": list, "string": str}
 
 
@@ -115,15 +113,10 @@ def problem_of(value: Any, field: dict[str, Any], choices: list[str]) -> str:
 
 def _described(request: Approval) -> list[str]:
     if request.kind == "sampling":
-        return [f"{request.server} wants to ask the model: {_short(request.text)}"]
+        return [f"{request.server} wants to ask the model: {short(request.text)}"]
     about = f" ({one_line(request.description)[:200]})" if request.description else ""
     lines = [f"The model wants to run {request.tool} of {request.server}{about}:"]
     return lines + [
-        f"  {one_line(name)}: {_short(json.dumps(value, ensure_ascii=False))}"
+        f"  {one_line(name)}: {short(json.dumps(value, ensure_ascii=False))}"
         for name, value in request.arguments.items()
     ]
-
-
-def _short(text: str) -> str:
-    line = one_line(text)
-    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}… ({len(line):,} characters)"

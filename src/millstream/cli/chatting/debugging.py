@@ -10,8 +10,8 @@ from millstream.agent.events import Answered, Asking, Calling, Event, Finished, 
 from millstream.agent.openai_model import OpenAIModel
 from millstream.agent.servers import ServerAt
 from millstream.agent.tools import Toolbox
-from millstream.cli.chatting.screen import Screen, waiting_of
-from millstream.cli.showing import one_line, safe
+from millstream.cli.chatting.screen import Screen, short, waiting_of
+from millstream.cli.showing import safe
 
 
 class Steps:
@@ -27,7 +27,7 @@ class Steps:
         """The next step."""
         self._screen.pause()
         self._number += 1
-        sys.stderr.write(f"[debug {self._number:>2}] {safe(one_line(what))}\n")
+        sys.stderr.write(f"[debug {self._number:>2}] {safe(short(what))}\n")
         sys.stderr.flush()
 
     def tell_all(self, steps: Iterable[str]) -> None:

@@ -29,6 +29,10 @@ ENDINGS = {
 """Reason -> what to tell the person; `done` needs no words."""
 
 
+_LONGEST = 2000
+"""Characters of a line."""
+
+
 class Screen(Protocol):
     """Shows what happens. All methods are called by one thread."""
 
@@ -110,14 +114,20 @@ def line_of(event: Event) -> str:
     if isinstance(event, Progressed):
         return f"progress\t{progress_of(event)}"
     if isinstance(event, Returned):
-        return f"{event.outcome}\t{event.server}\t{event.tool}\t{one_line(event.text)}"
+        return f"{event.outcome}\t{event.server}\t{event.tool}\t{short(event.text)}"
     if isinstance(event, Sampled):
-        return f"sampled\t{event.server}\t{one_line(event.text)}"
+        return f"sampled\t{event.server}\t{short(event.text)}"
     if isinstance(event, Waiting):
         return waiting_of(event)
     if isinstance(event, Finished):
         return ending_of(event)
     return ""
+
+
+def short(text: str) -> str:
+    """Text on one line that people can still read."""
+    line = one_line(text)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}… ({len(line):,} characters)"
 
 
 def progress_of(event: Progressed) -> str:

@@ -1,12 +1,12 @@
 """What a person types instead of a question: ``/tools``, ``/prompt``, ``/read``, ``/save``, ``/help``, ``/quit``."""
 
 import shlex
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
 from millstream.agent.agent import Agent
+from millstream.agent.answer import Answer
 from millstream.agent.errors import AgentError
-from millstream.agent.events import Event
 from millstream.cli.showing import one_line
 
 HELP = """\
@@ -32,7 +32,7 @@ class Slash:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
 
-    async def run(self, line: str) -> Rows | AsyncGenerator[Event, None]:
+    async def run(self, line: str) -> Rows | Answer:
         """Carry out a line that begins with a slash.
 
         Raises:
@@ -51,7 +51,7 @@ class Slash:
     async def _tools(self, words: list[str]) -> Rows:
         return [(tool.name, one_line(tool.described.description or "")) for tool in await self._agent.tools()]
 
-    async def _prompt(self, words: list[str]) -> Rows | AsyncGenerator[Event, None]:
+    async def _prompt(self, words: list[str]) -> Rows | Answer:
         if words:
             pairs = [word.partition("=") for word in words[1:]]
             wrong = next((word for word, sign, _ in pairs if not sign), None)
@@ -95,7 +95,7 @@ class Slash:
     async def _help(self, words: list[str]) -> Rows:
         return [(line, "") for line in HELP.splitlines()]
 
-    _COMMANDS: ClassVar[dict[str, Callable[["Slash", list[str]], Awaitable[Rows | AsyncGenerator[Event, None]]]]] = {
+    _COMMANDS: ClassVar[dict[str, Callable[["Slash", list[str]], Awaitable[Rows | Answer]]]] = {
         "/tools": _tools,
         "/prompt": _prompt,
         "/read": _read,

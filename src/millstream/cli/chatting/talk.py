@@ -8,15 +8,15 @@ is repeated, ends the program.
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Self, TypeVar
 
 from millstream.agent.agent import Agent
+from millstream.agent.answer import Answer
 from millstream.agent.errors import AgentError
-from millstream.agent.events import Event
 from millstream.agent.tools import Toolbox
 from millstream.cli.chatting.screen import Screen
 from millstream.cli.chatting.slash import Rows, Slash
@@ -53,8 +53,8 @@ class Talk:
         try:
             if agent is not None:
                 asyncio.run_coroutine_threadsafe(agent.__aexit__(), self._loop).result(_END)
-        except (TimeoutError, KeyboardInterrupt):
-            pass  # the thread is a daemon
+        except (TimeoutError, ClientError, KeyboardInterrupt):
+            pass  # the thread is a daemon, and nobody waits for more
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_END)
@@ -184,7 +184,7 @@ class Talk:
         if self._task is not None:
             self._task.cancel()
 
-    async def _show(self, begin: Callable[[], AsyncGenerator[Event, None]]) -> None:
+    async def _show(self, begin: Callable[[], Answer]) -> None:
         async with aclosing(begin()) as events:
             async for event in events:
                 self._jobs.put(partial(self._screen.show, event))
