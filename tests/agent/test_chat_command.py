@@ -198,6 +198,19 @@ def test_without_a_question_in_a_pipe_nothing_is_asked(tmp_path: Path) -> None:
     assert (done.status, "There is no question" in done.err) == (2, True)
 
 
+def test_a_reader_that_goes_away_ends_the_command(tmp_path: Path) -> None:
+    """As with `| head`: no traceback."""
+    with ScriptedModel(says("word " * 50_000, pieces=50)) as api:
+        process = start(SHOP, "-m", "Hello", folder=tmp_path, api=api)
+        assert process.stdout is not None
+        assert process.stdout.read(4) == "word"
+        process.stdout.close()
+        process.stdout = None
+        _, said = process.communicate(timeout=WAIT)
+    assert "Traceback" not in said
+    assert process.returncode == 0, said
+
+
 def test_ctrl_c_ends_one_question(tmp_path: Path) -> None:
     """With the status of an interrupted program, and without a server left behind."""
     with ScriptedModel(hangs("Wait for it")) as api:

@@ -4,6 +4,7 @@ Only the block that is being written is drawn anew, so that nothing flickers and
 """
 
 import re
+import time
 
 from rich.console import Console
 from rich.live import Live
@@ -27,6 +28,8 @@ from millstream.cli.chatting.screen import call_of, ending_of, progress_of, wait
 from millstream.cli.showing import one_line, safe
 
 _FENCE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)
+_PAUSE = 0.05
+"""Seconds between two drawings of a block."""
 _WIDEST = 100
 """Columns of text; longer lines are hard to read."""
 
@@ -34,12 +37,14 @@ _WIDEST = 100
 class TerminalScreen:
     """For people."""
 
-    __slots__ = ("_block", "_console", "_live")
+    __slots__ = ("_block", "_console", "_drawn", "_live")
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
         self._block = ""
         self._live: Live | None = None
+        self._drawn = 0.0
+        """When the block was drawn last; each time costs as much as the block is long."""
 
     def show(self, event: Event) -> None:
         """See `Screen`."""
@@ -100,8 +105,10 @@ class TerminalScreen:
             done, self._block = self._block[:end], self._block[end:]
             self._stop()
             self._put(done)
-        if self._block.strip():
+        now = time.monotonic()
+        if self._block.strip() and now - self._drawn >= _PAUSE:
             self._draw(self._trimmed(self._block))
+            self._drawn = now
 
     def _flush(self) -> None:
         self._stop()

@@ -96,7 +96,7 @@ def chat(  # noqa: PLR0913  the options of the command
 
     In a conversation, /help lists what you can type beside questions.
     """
-    question = message or ("" if sys.stdin.isatty() else sys.stdin.read().strip())
+    question = message or ("" if sys.stdin.isatty() else _piped())
     if not question and not sys.stdin.isatty():
         raise typer.BadParameter("There is no question: use -m TEXT, or send text into the pipe.")
     way = _Way(
@@ -117,6 +117,8 @@ def chat(  # noqa: PLR0913  the options of the command
     except (ClientError, AgentError) as exc:
         screen.fail(one_line(str(exc)))
         raise typer.Exit(_status(exc)) from exc
+    except BrokenPipeError:  # `millstream chat … | head`
+        sys.stderr.close()
     except Stopped as exc:
         raise typer.Exit(_INTERRUPTED) from exc
 
@@ -198,6 +200,10 @@ def _places(way: _Way, configuration: Configuration) -> list[ServerAt]:
             key = configuration.headers_for(text) if "://" in text else {}
             places.append(way.place(text, "", {**key, **way.headers}))
     return places
+
+
+def _piped() -> str:
+    return sys.stdin.buffer.read().decode("utf-8", "replace").strip()
 
 
 def _read_json(path: str) -> object:
