@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -72,9 +73,10 @@ def terminal(
     arguments: list[str], folder: Path, *, columns: int, lines: int = 50, env: Mapping[str, str] | None = None
 ) -> Iterator[Terminal]:
     """`millstream` with these arguments at a terminal, in this folder."""
-    opened = Terminal(folder / "tmux")
-    opened.start([*COMMAND, *arguments], columns, lines, env or {}, folder)
-    try:
-        yield opened
-    finally:
-        opened.end()
+    with TemporaryDirectory() as short:  # the path of a socket has little room
+        opened = Terminal(Path(short) / "tmux")
+        opened.start([*COMMAND, *arguments], columns, lines, env or {}, folder)
+        try:
+            yield opened
+        finally:
+            opened.end()

@@ -135,7 +135,7 @@ class Agent:
             await self._happened(Sampled(name, result.text))
             return result
 
-        client = Client(  # the functions above see it
+        client = Client(
             place.target,
             revision=place.revision,
             headers=place.headers,

@@ -85,13 +85,14 @@ class OpenAIModel:
 
     async def stream(self, request: Request) -> AsyncGenerator[str | Reply, None]:
         """See `Model.stream`."""
-        if self._client is None:
-            self._client = await asyncio.to_thread(self._connect)  # the import takes most of a second
+        client = self._client
+        if client is None:
+            client = self._client = await asyncio.to_thread(self._connect)
         import openai  # noqa: PLC0415  only who asks loads it
 
         assembly = _Assembly()
         try:
-            async with await self._create(request) as chunks:
+            async with await self._create(client, request) as chunks:
                 async for chunk in chunks:
                     text = assembly.add(chunk)
                     if text:
@@ -103,10 +104,10 @@ class OpenAIModel:
         self._answered = True
         yield self._whole(assembly, request)
 
-    async def _create(self, request: Request) -> Any:
+    async def _create(self, client: "openai.AsyncOpenAI", request: Request) -> Any:
         import openai  # noqa: PLC0415  only who asks loads it
 
-        create: Any = self._client.chat.completions.create if self._client is not None else None
+        create: Any = client.chat.completions.create
         try:
             return await create(**self._arguments(request))
         except (openai.BadRequestError, openai.UnprocessableEntityError) as exc:
@@ -121,6 +122,7 @@ class OpenAIModel:
             await self._client.close()
 
     def _connect(self) -> "openai.AsyncOpenAI":
+        """In a thread: the import takes most of a second."""
         import openai  # noqa: PLC0415  only who asks loads it
 
         key, more = self._key or _NO_KEY, _Options(max_retries=0, timeout=self._timeout)

@@ -28,8 +28,8 @@ from millstream.cli.chatting.screen import call_of, ending_of, progress_of, wait
 from millstream.cli.showing import one_line, safe
 
 _FENCE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)
-_PAUSE = 0.05
-"""Seconds between two drawings of a block."""
+_LONG, _PAUSE = 2000, 0.1
+"""A block of so many characters is drawn at most once in so many seconds."""
 _WIDEST = 100
 """Columns of text; longer lines are hard to read."""
 
@@ -106,7 +106,8 @@ class TerminalScreen:
             self._stop()
             self._put(done)
         now = time.monotonic()
-        if self._block.strip() and now - self._drawn >= _PAUSE:
+        due = len(self._block) < _LONG or now - self._drawn >= _PAUSE
+        if self._block.strip() and due:
             self._draw(self._trimmed(self._block))
             self._drawn = now
 

@@ -94,7 +94,7 @@ def chat(  # noqa: PLR0913  the options of the command
 
     - `git diff | millstream chat "uvx mcp-server-git" --yes --json`
 
-    In a conversation, /help lists what you can type beside questions.
+    In a conversation, /help lists what else you can type.
     """
     question = message or ("" if sys.stdin.isatty() else _piped())
     if not question and not sys.stdin.isatty():
@@ -157,7 +157,7 @@ def _talk(
 ) -> None:
     """Connect, and answer one question or all that come."""
     attended = sys.stdin.isatty() and sys.stderr.isatty()
-    desk = Desk(screen, input if attended else None, yes=yes)
+    desk = Desk(screen, _read_line if attended else None, yes=yes)
 
     def make() -> Agent:
         elicit = talk.in_main(desk.fill_in) if attended else None
@@ -176,8 +176,9 @@ def _talk(
         with suppress(ImportError):  # arrow keys and a history, where Python has them
             import_module("readline")
         names = ", ".join(server.name for server in agent.servers)
-        screen.note(f"{model.name} with {len(tools)} tools of {names}. /help lists commands, Ctrl-D leaves.")
-        talk.converse(input, _print)
+        count = f"{len(tools)} tool{'' if len(tools) == 1 else 's'}"
+        screen.note(f"{model.name} with {count} of {names}. /help lists commands, Ctrl-D leaves.")
+        talk.converse(_read_line, _print)
 
 
 def _places(way: _Way, configuration: Configuration) -> list[ServerAt]:
@@ -200,6 +201,18 @@ def _places(way: _Way, configuration: Configuration) -> list[ServerAt]:
             key = configuration.headers_for(text) if "://" in text else {}
             places.append(way.place(text, "", {**key, **way.headers}))
     return places
+
+
+def _read_line(prompt: str) -> str:
+    """A line of the person's. The prompt is no part of what a file or pipe gets."""
+    if sys.stdout.isatty():
+        return input(prompt)
+    sys.stderr.write(prompt)
+    sys.stderr.flush()
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\n")
 
 
 def _piped() -> str:
