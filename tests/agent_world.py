@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Self
 
 from millstream.agent import Event, OpenAIModel
@@ -117,8 +118,6 @@ class ScriptedModel:
         self._script = list(script)
         self._key = key
         self.asked: list[Asked] = []
-        self.hung = threading.Semaphore(0)
-        """Is released by each reply that hangs."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._server: asyncio.Server | None = None
@@ -172,7 +171,6 @@ class ScriptedModel:
             writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
             await writer.drain()
         if answer.then == "hang":
-            self.hung.release()
             await self._never.wait()
         if answer.then == "end":
             writer.write(b"0\r\n\r\n")
@@ -197,8 +195,15 @@ def problem_of(body: dict[str, Any]) -> str:
     for tool in body.get("tools", []):
         if not NAME.fullmatch(tool["function"]["name"]) or tool["function"]["parameters"].get("type") != "object":
             return f"invalid tool {tool['function']['name']}"
+    return problem_of_messages(body["messages"])
+
+
+def problem_of_messages(messages: list[dict[str, Any]]) -> str:
+    """Roles take turns, and each call has one result."""
+    if any(first["role"] == second["role"] == "user" for first, second in pairwise(messages)):
+        return "roles must alternate"
     open_calls: set[str] = set()
-    for message in body["messages"]:
+    for message in messages:
         if message["role"] == "tool":
             if message["tool_call_id"] not in open_calls or not isinstance(message["content"], str):
                 return f"unexpected result of {message['tool_call_id']}"

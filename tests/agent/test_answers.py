@@ -291,7 +291,7 @@ async def test_a_resource_that_cannot_be_read_stops_the_question() -> None:
             assert (api.asked, agent.messages) == ([], [])
             await agent.read("shop", "book://9")
             await heard(agent.say("And now?"))
-    assert api.asked[0].body["messages"][1]["content"][0]["text"] == "Content of book://9:\nBook 9"
+    assert [part["text"] for part in api.asked[0].last["content"]] == ["And now?", "Content of book://9:\nBook 9"]
 
 
 async def test_a_prompt_is_said_instead_of_a_sentence() -> None:
@@ -327,15 +327,20 @@ async def test_text_that_was_said_before_a_stop_stays() -> None:
             async for each in agent.say("A story"):
                 if isinstance(each, Delta):
                     break
-            reading = asyncio.create_task(heard(agent.say("Another")))
-            await asyncio.to_thread(api.hung.acquire, timeout=WAIT)  # the first
-            await asyncio.to_thread(api.hung.acquire, timeout=WAIT)
+            seen = asyncio.Event()
+
+            async def read() -> None:
+                async for each in agent.say("Another"):
+                    if isinstance(each, Delta):
+                        seen.set()
+
+            reading = asyncio.create_task(read())
+            await asyncio.wait_for(seen.wait(), WAIT)
             reading.cancel()
             await asyncio.wait([reading])
             await heard(agent.say("Go on"))
     said = [message["content"] for message in api.asked[2].body["messages"]]
-    assert said[:3] == ["A story", "Once upon", "Another"]
-    assert said[-1] == "Go on"
+    assert said == ["A story", "Once upon", "Another", "Twice upon", "Go on"]
 
 
 async def test_one_answer_at_a_time() -> None:

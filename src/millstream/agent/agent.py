@@ -66,6 +66,8 @@ class Agent:
         self.messages: list[Message] = []
         """What the model has heard and said, as its API takes it."""
         self.transcript = Transcript()
+        self._beside: list[Part] = []
+        """What goes along with the next sentence."""
         self._closing = AsyncExitStack()
         self._line = Line()
 
@@ -109,7 +111,7 @@ class Agent:
         return Toolbox(list(zip(self.servers, lists, strict=True)))
 
     async def read(self, server: str, uri: str) -> list[Part]:
-        """Put a resource into the conversation, for what's said next; gives what the model will see.
+        """Put a resource beside what's said next; gives what the model will see.
 
         Raises:
             ContextError: there's no such server, or it doesn't give the resource.
@@ -119,7 +121,7 @@ class Agent:
             names = ", ".join(each.name for each in self.servers)
             raise ContextError(f"There is no server {server!r}. The servers are: {names or 'none'}.")
         parts = await read(found, uri, self.limits.max_result)
-        self.messages.append({"role": "user", "content": parts})
+        self._beside += parts
         self.transcript.note(Said("", (f"@{server}:{uri}",)))
         return parts
 
@@ -160,12 +162,16 @@ class Agent:
     async def _spoken(self, text: str) -> Said:
         found = mentions(text, self.servers)
         parts = [part for server, uri in found for part in await read(server, uri, self.limits.max_result)]
-        self.messages.append({"role": "user", "content": message_content(text, parts)})
+        self.messages.append({"role": "user", "content": message_content(text, [*self._beside, *parts])})
+        self._beside = []
         return Said(text, tuple(f"@{server.name}:{uri}" for server, uri in found))
 
     async def _prompted(self, name: str, arguments: Mapping[str, str]) -> Said:
         server, prompt = await find_prompt(name, self.servers)
         messages = await prompt_messages(server, prompt, arguments, self.limits.max_result)
+        if self._beside:
+            self.messages.append({"role": "user", "content": self._beside})
+            self._beside = []
         self.messages += messages
         text = "\n".join(str(message["content"]) for message in messages if message["role"] == "user")
         return Said(text, (f"/prompt {server.name}:{prompt.name}",))
@@ -174,7 +180,7 @@ class Agent:
         return Answer(self._line, partial(self._carry_out, begin))
 
     async def _carry_out(self, begin: Callable[[], Coroutine[Any, Any, Said]]) -> None:
-        before = len(self.messages)
+        before, beside = len(self.messages), self._beside
         try:
             await self._happened(await begin())
             toolbox = await self.tools()
@@ -185,6 +191,7 @@ class Agent:
             await turn.run()
         except ModelError:
             del self.messages[before:]
+            self._beside = beside
             raise
 
     def _opening(self) -> Sequence[Message]:

@@ -64,14 +64,22 @@ class Turn:
             if reply.text:
                 await self._emit(Answered(reply.text))
             if not reply.wishes:
-                self._messages.append({"role": "assistant", "content": reply.text})
+                self._say(reply.text)
                 await self._emit(Finished(_REASONS.get(reply.stop, "done"), number, tokens))
                 return
             await self._call_all(reply)
             if 0 < self._limits.max_tokens <= tokens:
-                await self._emit(Finished("tokens", number, tokens))
+                await self._stop("tokens", number, tokens)
                 return
-        await self._emit(Finished("rounds", self._limits.max_rounds, tokens))
+        await self._stop("rounds", self._limits.max_rounds, tokens)
+
+    async def _stop(self, limit: Literal["rounds", "tokens"], rounds: int, tokens: int) -> None:
+        self._say(f"(Stopped at the limit of {limit}.)")
+        await self._emit(Finished(limit, rounds, tokens))
+
+    def _say(self, text: str) -> None:
+        """There's always an answer before the next question: many models insist on taking turns."""
+        self._messages.append({"role": "assistant", "content": text})
 
     async def _ask(self) -> Reply:
         """One reply, in as many attempts as it takes."""
@@ -87,8 +95,7 @@ class Turn:
                 await self._emit(Waiting(round(pause, 3), attempt, str(exc), bool(said)))
                 await asyncio.sleep(pause)
             except asyncio.CancelledError:
-                if said:
-                    self._messages.append({"role": "assistant", "content": "".join(said)})
+                self._say("".join(said) or "(The person stopped this answer.)")
                 raise
         raise AssertionError("counting doesn't end")
 
