@@ -296,15 +296,19 @@ async def test_a_resource_that_cannot_be_read_stops_the_question() -> None:
 
 async def test_a_prompt_is_said_instead_of_a_sentence() -> None:
     """With its arguments."""
-    with ScriptedModel(says("Great book!")) as api:
+    with ScriptedModel(says("Great book!"), says("Again!")) as api:
         async with Agent(model(api), [make()]) as agent:
             events = await heard(agent.prompt("pitch", {"title": "Emma"}))
+            await agent.read("shop", "book://9")
+            await heard(agent.prompt("shop:pitch", {"title": "Emma", "tone": "dry"}))
             assert events[0].context == ("/prompt shop:pitch",)  # type: ignore[union-attr]
             with pytest.raises(ContextError, match="needs title"):
                 await heard(agent.prompt("pitch"))
             with pytest.raises(ContextError, match="The prompts are: pitch"):
                 await heard(agent.prompt("nothing"))
     assert api.asked[0].last == {"role": "user", "content": "Praise Emma, warm."}
+    parts = [part["text"] for part in api.asked[1].last["content"]]
+    assert parts == ["Praise Emma, dry.", "Content of book://9:\nBook 9"]
 
 
 async def test_leaving_the_answer_stops_the_call_and_keeps_the_conversation_valid() -> None:

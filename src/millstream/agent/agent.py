@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from millstream.agent.answer import Answer, Line
 from millstream.agent.calling import Caller
-from millstream.agent.content import Part, message_content
+from millstream.agent.content import Part, message_content, text_part
 from millstream.agent.context import find_prompt, mentions, prompt_messages, read
 from millstream.agent.errors import ContextError, ModelError
 from millstream.agent.events import Event, Said, Sampled
@@ -169,11 +169,12 @@ class Agent:
     async def _prompted(self, name: str, arguments: Mapping[str, str]) -> Said:
         server, prompt = await find_prompt(name, self.servers)
         messages = await prompt_messages(server, prompt, arguments, self.limits.max_result)
-        if self._beside:
-            self.messages.append({"role": "user", "content": self._beside})
+        text = "\n".join(str(message["content"]) for message in messages if message["role"] == "user")
+        if self._beside and messages:
+            said = messages[0]["content"]
+            messages[0]["content"] = [*([text_part(said)] if isinstance(said, str) else said), *self._beside]
             self._beside = []
         self.messages += messages
-        text = "\n".join(str(message["content"]) for message in messages if message["role"] == "user")
         return Said(text, (f"/prompt {server.name}:{prompt.name}",))
 
     def _answer(self, begin: Callable[[], Coroutine[Any, Any, Said]]) -> Answer:
