@@ -115,6 +115,7 @@ class Hub:
         self._attendance.forget()
         await self._mailboxes.save()
         await self._presence.leave_all()
+        self._journal.close()
 
     # Publishing
 
