@@ -54,6 +54,7 @@ ELSEWHERE = {
     "test_a_session_outlives_a_restart": "compares with servers that have another key",
     "test_an_id_in_flight_cannot_be_used_again": "ids in flight are compared on one worker",
     "test_a_reply_is_json_until": "expects a header that nginx keeps for itself",
+    "test_a_deleted_session_is_not_found": "the other workers hear of a deletion a moment after its answer",
     "test_a_thread_that_takes_too_long": "looks at the threads of its own process",
 }
 """Beginnings of the names of tests that need one process, and why."""
@@ -141,9 +142,8 @@ def test_clocks_that_are_three_minutes_apart_change_no_behaviour(tmp_path: Path)
         redis = stack.enter_context(closing(RedisServer()))
         ports = free_port(), free_port()
         for port, skew in zip(ports, ("90", "-90"), strict=True):
-            serve = millstream("tests/behaviour/world.py:mcp", port, "--workers", "2")
+            serve = millstream("tests/behaviour/world.py:mcp", port, "--workers", "2", "--store", redis.url)
             clock = {"LD_PRELOAD": clock_library(tmp_path), "CLOCK_SHIFT": skew}
-            store = {"MILLSTREAM_STORE": f"redis://127.0.0.1:{redis.port}"}
-            stack.enter_context(running(serve, port, tmp_path / f"log{port}", **shared, **clock, **store))
+            stack.enter_context(running(serve, port, tmp_path / f"log{port}", **shared, **clock))
         front = stack.enter_context(nginx(tmp_path, *ports))
         assert judge(tmp_path, front, chosen, shared) > 300
