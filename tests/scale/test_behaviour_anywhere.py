@@ -113,7 +113,7 @@ def judge(folder: Path, front: int, chosen: str, shared: dict[str, str]) -> int:
 def board(folder: Path) -> dict[str, str]:
     """The environment that the server and its judges share."""
     (folder / "board").mkdir()
-    return {"BEHAVIOUR_FOLDER": str(folder / "board"), "PYTHONPATH": str(ROOT / "tests")}
+    return {"BEHAVIOUR_FOLDER": str(folder / "board"), "PYTHONPATH": str(ROOT / "tests"), "BEHAVIOUR_THREADS": "40"}
 
 
 def test_the_behaviour_of_four_workers_behind_nginx_is_that_of_one(tmp_path: Path) -> None:
