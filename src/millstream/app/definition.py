@@ -76,7 +76,7 @@ class Definition:
 
     def __post_init__(self) -> None:
         self.store = self.store or self.settings.store or "memory://"
-        self.registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
+        self.registry: Registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
         self.registry.private = self.protected
         self.registry.changed = lambda kind: self.emit(Change(kind))
         self.mounted: list[Definition] = []

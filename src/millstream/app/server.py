@@ -60,7 +60,7 @@ class Server:
         authorize_channel: "Authorize | None" = None,
         settings: Settings | None = None,
     ) -> None:
-        self.definition = Definition(
+        self.definition: Definition = Definition(
             name,
             version=version,
             instructions=instructions,
@@ -73,7 +73,7 @@ class Server:
             auth=given_methods(auth),
         )
         """What the server is."""
-        self.runtimes = Runtimes(self.definition)
+        self.runtimes: Runtimes = Runtimes(self.definition)
         """Where it runs."""
 
     @property

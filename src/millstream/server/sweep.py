@@ -46,10 +46,10 @@ class Sweep:
         self._beat = beat
         self._touch = touch
         self._each_tick = each_tick
-        self.clock = clock
+        self.clock: Callable[[], float] = clock
         # Process
-        self.started = clock()
-        self.lag = 0.0
+        self.started: float = clock()
+        self.lag: float = 0.0
         """Seconds by which the last tick came too late: what every call waits for besides its own work."""
         self._task: asyncio.Task[None] | None = None
         self._pending: dict[object, asyncio.Task[None]] = {}

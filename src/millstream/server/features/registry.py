@@ -74,7 +74,7 @@ class Registry:
         """(kind, revision, cursor, the scopes of the caller that make a difference) -> members of the result."""
         self._scopes: dict[str, frozenset[str]] = {}
         """Kind -> all scopes that items of it need."""
-        self.scoped = False
+        self.scoped: bool = False
         """Something here needs a scope: else nobody has to be asked for theirs."""
         self._offered: set[str] = {"", "logging"}
         self.extensions: list[Extension] = []
