@@ -161,7 +161,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (
         "tool",
         {"annotations": {"readOnly": True}},
-        "nothing: annotations have no 'readOnly'; there is title, readOnlyHint,",
+        "nothing: annotations have no 'readOnly'; did you mean 'readOnlyHint'? There is title, readOnlyHint,",
     ),
     ("tool", {"annotations": {"readOnlyHint": "yes"}}, "nothing: annotations: Expected `bool | null`, got `str`"),
     ("tool", {"annotations": Annotations(priority=1)}, "nothing: annotations must be ToolAnnotations or a dict"),

@@ -6,7 +6,6 @@ It knows no function: `sources.Source` is what it works with. Everything that ca
 import asyncio
 import copy
 import re
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Unpack
 
@@ -18,6 +17,7 @@ from millstream.protocol.revisions import Revision
 from millstream.server.calls.call import Call
 from millstream.server.features.sources import Run, Source, checked, source_of
 from millstream.server.functions.description import Labels, check_options, described
+from millstream.server.functions.notices import notice
 from millstream.server.functions.plan import name_of
 from millstream.server.functions.results import ToolResult, encode, encode_result
 
@@ -174,15 +174,11 @@ def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unp
 
 def _check_name(source: Source) -> None:
     if not _NAME.fullmatch(source.name):
-        text = (
+        notice(
             f"The tool name {source.name!r} will not work with every client: use 1 to 128 ASCII letters, digits, "
-            "underscores, hyphens and dots"
+            "underscores, hyphens and dots",
+            source.code,
         )
-        code = source.code
-        if code is None:
-            warnings.warn(text, stacklevel=3)
-        else:
-            warnings.warn_explicit(text, UserWarning, code.co_filename, code.co_firstlineno)
 
 
 async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float) -> Any:

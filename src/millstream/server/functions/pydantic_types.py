@@ -1,14 +1,17 @@
 """pydantic models as parameters and results, and `pydantic.Field` as constraints: the only module that knows pydantic.
 
-It is never imported here: a program that uses a model has imported it, so a look into `sys.modules` is enough, and
-programs without it pay nothing. The two hooks are given to every msgspec decoder and encoder of `server/`.
+A program that uses a model has imported pydantic, so a look into `sys.modules` is enough, and programs without it pay
+nothing. It is imported here only for a type that nobody else can read (`available`). The two hooks are given to every
+msgspec decoder and encoder of `server/`.
 """
 
 import functools
 import inspect
+import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
+from pathlib import PurePath
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,6 +19,8 @@ from msgspec import NODEFAULT, Meta, Struct
 from msgspec.json import schema_components
 
 from millstream.protocol.json_schema import Schema, is_object, shown
+from millstream.server.functions.aliases import unaliased
+from millstream.server.functions.choices import PATH, is_path, path_of
 from millstream.server.functions.stand_ins import StandIn, stand_in
 
 _HOMES = ("pydantic", "pydantic_core", "pydantic_extra_types")
@@ -24,7 +29,25 @@ ANYTHING: Schema = {"description": "Any JSON value."}
 """Instead of an empty schema, which msgspec takes for none."""
 MAX_PROBLEMS = 1_000
 MAX_LISTED = 20
+MAX_SHOWN = 80
 CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
+
+
+def available() -> bool:
+    """Whether pydantic can be asked about a type. Loads it, where it is installed."""
+    try:
+        from pydantic import TypeAdapter, errors, fields, json_schema  # noqa: F401, PLC0415  only where a type needs it
+    except ImportError:
+        return False
+    return True
+
+
+def knows(annotation: Any) -> bool:
+    """Whether pydantic, where the program has loaded it, can describe a type."""
+    try:
+        return "pydantic" in sys.modules and bool(adapted(annotation).schema)
+    except TypeError:
+        return False
 
 
 def is_model(annotation: Any) -> bool:
@@ -54,6 +77,8 @@ def dec_hook(annotation: Any, value: Any) -> Any:
     """
     if isinstance(annotation, StandIn):
         return annotation.read(value)
+    if is_path(annotation):
+        return path_of(annotation, value)
     if not is_model(annotation):
         raise TypeError(f"{annotation.__name__} cannot be read from JSON")
     return _validated(annotation.model_validate, value)
@@ -76,14 +101,19 @@ def _problems(error: Any) -> str:
 
 def _problem(item: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in item["loc"])
-    return f"{where}: {item['msg']}" if where else str(item["msg"])
+    text = f"{where}: {item['msg']}" if where else str(item["msg"])
+    value = item["input"]
+    if not isinstance(value, str | int | float):
+        return text  # an object shows too much; a `SecretStr` is none of these
+    got = json.dumps(value[: MAX_SHOWN + 1] if isinstance(value, str) else value)
+    return f"{text}, got {got if len(got) <= MAX_SHOWN else got[:MAX_SHOWN] + '…'}"
 
 
 def enc_hook(value: Any) -> Any:
     """Turn what msgspec does not know into JSON values.
 
     Raises:
-        TypeError: for a value of a class that is no model.
+        TypeError: for a value that nobody can write.
     """
     if inspect.isawaitable(value):
         if inspect.iscoroutine(value):
@@ -92,9 +122,17 @@ def enc_hook(value: Any) -> Any:
             f"the function returned {getattr(value, '__qualname__', type(value).__name__)!r} without waiting for it: "
             "write `await` before the call, and `async def` for the function"
         )
-    if not is_model(type(value)):
-        raise TypeError(f"a value of type {type(value).__name__} cannot be written as JSON")
-    return value.model_dump(mode="json", by_alias=True)
+    if isinstance(value, PurePath):
+        return str(value)
+    if is_model(type(value)):
+        return value.model_dump(mode="json", by_alias=True)
+    pydantic_core = sys.modules.get("pydantic_core")
+    try:
+        if pydantic_core is not None:
+            return pydantic_core.to_jsonable_python(value)
+    except ValueError:
+        pass
+    raise TypeError(f"a value of type {type(value).__name__} cannot be written as JSON")
 
 
 def check_model(model: Any, value: Any) -> None:
@@ -120,6 +158,8 @@ def schema_hook(annotation: Any) -> Schema:
     """
     if isinstance(annotation, StandIn):
         return annotation.schema
+    if is_path(annotation):
+        return dict(PATH)
     if not is_model(annotation):
         raise TypeError(f"{getattr(annotation, '__name__', annotation)!r} is not supported")
     schema: Schema = annotation.model_json_schema(by_alias=True, schema_generator=_untitled())
@@ -138,10 +178,12 @@ def adapted(annotation: Any) -> Any:
     """
     pydantic = sys.modules["pydantic"]
     try:
+        if get_origin(annotation) is type:
+            raise TypeError("a class is nothing that clients could send")
         adapter = pydantic.TypeAdapter(_for_pydantic(annotation))
         schema = adapter.json_schema(by_alias=True, schema_generator=_untitled())
     except (pydantic.errors.PydanticUserError, pydantic.errors.PydanticSchemaGenerationError, ImportError) as error:
-        raise TypeError(str(error).partition("\n")[0]) from error
+        raise TypeError(f"{shown(annotation)} is not supported") from error
     return stand_in(shown(annotation), functools.partial(_validated, adapter.validate_python), schema or ANYTHING)
 
 
@@ -173,6 +215,7 @@ def needs_pydantic(annotation: Any, *, inside: bool = False) -> bool:
         annotation: of a parameter.
         inside: it is of a field, where msgspec sees nothing but its own `Meta`.
     """
+    annotation = unaliased(annotation)
     if "pydantic" not in sys.modules or get_origin(annotation) is Literal:
         return False
     parts = get_args(annotation)
