@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from millstream.app.given import check_completer
 from millstream.app.info import Info
 from millstream.app.sign_in_methods import is_protected
 from millstream.config import Settings
@@ -144,6 +145,7 @@ class Definition:
         Raises:
             ValueError: the prompt or template has no such argument.
         """
+        check_completer(f"complete({reference!r}, {argument!r})", function)
         self.registry.check_argument(reference, argument)
         self.registry.completers[(reference, argument)] = function
         self.registry.offer("completions")

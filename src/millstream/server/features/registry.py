@@ -115,6 +115,8 @@ class Registry:
         Raises:
             KeyError: there is none of that name.
         """
+        if key not in getattr(self, kind):
+            raise KeyError(f"There is no {_NOUNS[kind]} {key!r}")
         del getattr(self, kind)[key]
         if kind in _COMPLETED:
             self.completers = {at: completer for at, completer in self.completers.items() if at[0] != key}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Unpack
 
 from millstream.protocol import projection
-from millstream.protocol.content import ToolAnnotations
+from millstream.protocol.content import ToolAnnotations, ToolAnnotationsDict
 from millstream.protocol.errors import ToolError
 from millstream.protocol.jsonrpc import encode as encode_json
 from millstream.protocol.revisions import Revision
@@ -26,7 +26,7 @@ class ToolOptions(Labels, total=False):
     """Options of ``@mcp.tool``."""
 
     name: str | None
-    annotations: ToolAnnotations | Mapping[str, Any] | None
+    annotations: ToolAnnotations | ToolAnnotationsDict | None
     input_schema: dict[str, Any] | None
     """Listed as it is; arguments have to fit."""
     output_schema: dict[str, Any] | None

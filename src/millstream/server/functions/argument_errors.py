@@ -102,15 +102,20 @@ def _node(schema: Schema, path: str) -> Schema:
     """What a schema says about the value at a path; nothing where it cannot be found."""
     node = schema
     for name, index in STEP.findall(path):
-        node = next(filter(None, (_child(part, name, index) for part in _parts(node, schema))), {})
+        found = [child for part in _parts(node, schema) if (child := _child(part, name, index))]
+        node = found[0] if found else {}
     return node
 
 
 def _parts(node: Schema, schema: Schema) -> list[Schema]:
     """A schema and its alternatives, without references."""
     definitions = schema.get("$defs", {})
-    several: list[Any] = [node, *node.get("anyOf", ())]
-    return [definitions.get(part.get("$ref", "").rpartition("/")[2], part) for part in several if is_object(part)]
+    alternatives: list[Any] = node.get("anyOf", [])
+    return [
+        definitions.get(part.get("$ref", "").rpartition("/")[2], part)
+        for part in (node, *alternatives)
+        if is_object(part)
+    ]
 
 
 def _child(node: Schema, name: str, index: str) -> Schema:
@@ -164,7 +169,7 @@ def in_words(problem: str, subject: str, node: Schema, raw: bytes, path: str) ->
             inside = f" in {subject}" if path else ""
             return f"{word} '{found[1][:MAX_SHOWN]}'{inside}"
     if found := NOT_LISTED.fullmatch(problem):
-        choices: list[Any] = next((part["enum"] for part in _parts(node, {}) if "enum" in part), [])
+        choices: list[Any] = [each for part in _parts(node, {}) for each in part.get("enum", ())]
         wanted = ", ".join(map(_json, choices[:MAX_LISTED])) + (", …" if len(choices) > MAX_LISTED else "")
         got = _got(raw, path, node) or f", got {found[1][:MAX_SHOWN]}"
         return f"{subject} {f'must be one of {wanted}' if choices else 'has no such choice'}{got}"

@@ -4,6 +4,10 @@ import inspect
 from typing import Any
 
 
+_ABOVE = {"classmethod": "__func__", "property": "fget"}
+"""Decorators whose result nobody can call -> where the function is in it."""
+
+
 def check_function(function: Any, kind: str) -> None:
     """Make sure that something can be called by clients, before anything is known about its signature.
 
@@ -29,12 +33,12 @@ def check_function(function: Any, kind: str) -> None:
             f"mcp.{kind} was given the result of calling {function.__name__}. Give it the function: "
             f"mcp.{kind}({function.__name__}), without parentheses"
         )
-    if isinstance(function, classmethod | property):
-        wrapped: Any = function.fget if isinstance(function, property) else function.__func__
-        word = type(function).__name__
+    word = _ABOVE.get(type(function).__name__)
+    if word is not None and not callable(function):
+        name = getattr(getattr(function, word, None), "__name__", "this")
         raise TypeError(
-            f"{wrapped.__name__}: @mcp.{kind} can't stand above @{word}. Leave @mcp.{kind} out of the class, and write "
-            f"mcp.{kind}(…) below it, with the method of an object or class"
+            f"{name}: @mcp.{kind} can't stand above @{type(function).__name__}. Leave it out, and write "
+            f"mcp.{kind}(…) below the class, with the method of an object or class"
         )
     if not callable(function):
         raise TypeError(f"mcp.{kind} takes a function, not {function!r}")

@@ -33,25 +33,29 @@ def path_of(kind: Any, value: Any) -> PurePath:
 
 def choice_of(annotation: Any) -> Any:
     """What msgspec reads instead of an enum or a `Literal`: the annotation itself, or a class that stands for it."""
+    choices: tuple[Any, ...]
+    kind: Any = annotation
     if get_origin(annotation) is Literal:
         choices = get_args(annotation)
         if not any(isinstance(each, enum.Enum) for each in choices):
             return annotation
         values = [each.value if isinstance(each, enum.Enum) else each for each in choices]
     elif isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        choices = tuple(annotation)
+        choices = tuple(kind)
         values = [each.value for each in choices]
         if all(isinstance(each, str) for each in values) or all(type(each) is int for each in values):
-            return annotation
+            return kind
     else:
-        return annotation
+        return kind
     if not values or not all(isinstance(each, _SCALARS) for each in values):
-        return annotation
+        return kind
     return _one_of(shown(annotation), values, choices)
 
 
 def _one_of(name: str, values: list[Any], choices: tuple[Any, ...]) -> Any:
-    by_value = {(type(value), value): choice for value, choice in zip(values, choices, strict=True)}
+    by_value: dict[tuple[Any, Any], Any] = {
+        (type(value), value): choice for value, choice in zip(values, choices, strict=True)
+    }
 
     def read(value: Any) -> Any:
         if isinstance(value, _SCALARS):

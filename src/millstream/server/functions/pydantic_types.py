@@ -6,6 +6,7 @@ msgspec decoder and encoder of `server/`.
 """
 
 import functools
+import importlib
 import inspect
 import json
 import sys
@@ -36,7 +37,8 @@ CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length"
 def available() -> bool:
     """Whether pydantic can be asked about a type. Loads it, where it is installed."""
     try:
-        from pydantic import TypeAdapter, errors, fields, json_schema  # noqa: F401, PLC0415  only where a type needs it
+        for name in ("pydantic.errors", "pydantic.fields", "pydantic.json_schema", "pydantic.type_adapter"):
+            importlib.import_module(name)
     except ImportError:
         return False
     return True
