@@ -115,7 +115,7 @@ class Server:
         return self._decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
 
     def resource(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:
-        """``@mcp.resource("book://{isbn}")`` registers a function as a resource, or as a template if it has ``{variables}``.
+        """``@mcp.resource("book://{isbn}")`` registers a function as a resource, or with ``{variables}`` as a template.
 
         Keyword options: see `millstream.server.features.resources.ResourceOptions`.
         """
@@ -132,7 +132,7 @@ class Server:
     @overload
     def prompt(self, /, **options: Unpack[PromptOptions]) -> Callable[[F], F]: ...
     def prompt(self, function: Any = None, /, **options: Unpack[PromptOptions]) -> Any:
-        """Register a function as a prompt: ``@mcp.prompt``. Keyword options: see `server.features.prompts.PromptOptions`."""
+        """Register a function as a prompt: ``@mcp.prompt``. Options: see `server.features.prompts.PromptOptions`."""
         return self._decorate(
             function, lambda each: self._add("prompts", prompt_of(each, home=self.definition, **options))
         )

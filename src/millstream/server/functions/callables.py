@@ -3,7 +3,6 @@
 import inspect
 from typing import Any
 
-
 _ABOVE = {"classmethod": "__func__", "property": "fget"}
 """Decorators whose result nobody can call -> where the function is in it."""
 
