@@ -35,6 +35,7 @@ from millstream.server.calls.services import Services
 from millstream.server.control import Control
 from millstream.server.features.announcement import Announcement
 from millstream.server.features.registry import Registry
+from millstream.server.frames import users_view
 from millstream.server.load import Load, lighten
 
 logger = logging.getLogger("millstream")
@@ -250,7 +251,12 @@ class Dispatcher:
     def _unexpected(self, call: Call, exc: BaseException) -> bytes:
         incident = secrets.token_hex(8)
         logger.error(
-            "%s %s failed [incident %s]", call.method, call.name, incident, exc_info=exc, extra={"incident": incident}
+            "%s %s failed [incident %s]",
+            call.method,
+            call.name,
+            incident,
+            exc_info=users_view(exc),
+            extra={"incident": incident},
         )
         text = f"Internal error. The server's log has the details under incident {incident}."
         if isinstance(exc, LocalError):

@@ -34,6 +34,10 @@ MAX_SHOWN = 80
 CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
 
 
+class NotJson(TypeError):
+    """A value that nobody can write as JSON; the text says which, and says all there is to say."""
+
+
 def available() -> bool:
     """Whether pydantic can be asked about a type. Loads it, where it is installed."""
     try:
@@ -115,12 +119,12 @@ def enc_hook(value: Any) -> Any:
     """Turn what msgspec does not know into JSON values.
 
     Raises:
-        TypeError: for a value that nobody can write.
+        NotJson: for a value that nobody can write.
     """
     if inspect.isawaitable(value):
         if inspect.iscoroutine(value):
             value.close()  # else Python warns a second time, later and elsewhere
-        raise TypeError(
+        raise NotJson(
             f"the function returned {getattr(value, '__qualname__', type(value).__name__)!r} without waiting for it: "
             "write `await` before the call, and `async def` for the function"
         )
@@ -134,7 +138,10 @@ def enc_hook(value: Any) -> Any:
             return pydantic_core.to_jsonable_python(value)
     except ValueError:
         pass
-    raise TypeError(f"a value of type {type(value).__name__} cannot be written as JSON")
+    raise NotJson(
+        f"a value of type {type(value).__name__} cannot be written as JSON: use builtins, a dataclass, TypedDict, "
+        "Struct or pydantic model"
+    )
 
 
 def check_model(model: Any, value: Any) -> None:

@@ -86,7 +86,7 @@ class Output(Struct, frozen=True):
                 why = str(error)
                 if "got `null`" in why and _has_no_number(msgspec.to_builtins(value, enc_hook=enc_hook)):
                     why = why.replace("got `null`", "got NaN or an infinity, and JSON has no number for these")
-                raise LocalError(f"the result does not fit the output schema: {why}") from error
+                raise LocalError(f"the result does not fit the output schema: {why}") from None
         elif self.by_hand is not None and not self.by_hand.fits(written := msgspec.json.decode(data)):
             reasons = self.by_hand.reasons(written, len(data))
             raise LocalError(f"the result does not fit the output schema: {reasons}")
