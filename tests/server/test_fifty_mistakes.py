@@ -4,6 +4,9 @@ The mistakes are data: `fifty_mistakes.toml`. What a sentence has to say is our 
 """
 
 import logging
+import os
+import socket
+import subprocess
 import sys
 import tomllib
 import warnings
@@ -17,6 +20,7 @@ import millstream
 from millstream.app.serving.errors import CommandError, report, starting
 from millstream.cli.load import load
 from millstream.testing import connect
+from patience import WAIT
 
 PREAMBLE = """from typing import Annotated
 from millstream import Context, Field, Server, Settings, SyncContext, auth
@@ -121,3 +125,40 @@ async def test_a_mistake_in_a_call_is_told(
     assert "the server's log has the details" in answer.lower()
     assert mistake["says"] not in answer
     check(logging.Formatter().format(record), line, mistake)
+
+
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys; sys.argv[0] = 'millstream'; from millstream.cli import main; main()",
+    "run",
+]
+
+
+@pytest.mark.server
+@staged("command")
+def test_a_mistake_ends_the_command(folder: Path, mistake: dict[str, Any]) -> None:
+    """With a status that scripts see, and no traceback."""
+    line = written(folder, mistake)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        args = [each.format(taken=other.getsockname()[1]) for each in mistake["args"]]
+        environment = {**os.environ, "NO_COLOR": "1", **mistake.get("environment", {})}
+        done = subprocess.run(
+            [*COMMAND, *args], capture_output=True, text=True, timeout=WAIT, cwd=folder, check=False, env=environment
+        )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    check(done.stderr, line, mistake)
+
+
+@pytest.mark.server
+@staged("stdio")
+async def test_what_a_tool_prints_does_not_break_stdio(folder: Path, mistake: dict[str, Any]) -> None:
+    """MCP 2025-11-25, transports, stdio: nothing but messages may stand on standard output."""
+    written(folder, mistake)
+    errors = folder / "errors.txt"
+    (folder / "main.py").write_text("from shop import mcp\nmcp.run('stdio')\n")
+    script = f"exec {sys.executable} main.py 2>{errors}"
+    async with millstream.Client(["sh", "-c", script], timeout=WAIT) as client:
+        assert (await client.call("run")).content == [millstream.Text("done")]
+    assert mistake["says"] in errors.read_text("utf-8")
