@@ -1,8 +1,8 @@
 """Give every module that is not public a private name: `millstream.app` becomes `millstream._app`, and so on.
 
-A module whose name begins with an underscore is private to type checkers: `pyright --verifytypes` leaves it out. Run this
-once on a checkout, ``python scripts/private_modules.py .``. It renames folders and files, and rewrites what names them in
-sources, tests, documents and settings. `tests/typing` runs it on a copy, to see what is public and has types.
+A module whose name begins with an underscore is private to type checkers: `pyright --verifytypes` leaves it out. Run
+this once on a checkout, ``python scripts/private_modules.py .``. It renames folders and files, and rewrites what names
+them in sources, tests, documents and settings. `tests/typing` runs it on a copy, to see what is public and has types.
 """
 
 import re
