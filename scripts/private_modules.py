@@ -11,6 +11,8 @@ from pathlib import Path
 
 PUBLIC = frozenset(("__init__", "__main__", "auth", "config", "testing"))
 """Modules of the package that users import from; a folder among them keeps its own name and hides what is inside."""
+EMPTY = ("gateway", "agent")
+"""Houses that have a place in the order, and may have no code yet."""
 TEXTS = frozenset((".py", ".md", ".toml", ".html", ".css", ".js", ".txt", ".yml", ".yaml", ".cfg", ".json", ""))
 LEFT_ALONE = frozenset((".git", ".venv", "node_modules", "__pycache__"))
 
@@ -26,11 +28,36 @@ def rename(root: Path) -> None:
     for path in sorted(root.rglob("*")):
         if path.is_file() and path.suffix in TEXTS and not LEFT_ALONE & set(path.relative_to(root).parts):
             _rewrite(path, rules)
+    _rewrite_drawings(root / "docs" / "architecture.md", houses)
+    _rewrite_layers(root / "tests" / "test_structure.py", houses)
     homes = re.compile(rf'^(    "\w+": ")({"|".join(houses)})\b', re.MULTILINE)
     _rewrite(package / "__init__.py", [(homes, r"\1_\2")])
     for home, names in rooms.items():
         _move(package / home, names)
     _move(package, houses)
+
+
+def _rewrite_drawings(path: Path, houses: list[str]) -> None:
+    """``server/dispatch.py`` in a drawing, and the table of houses."""
+    names = "|".join([*houses, *EMPTY])
+    if path.exists():
+        steps = re.compile(rf"(^|[ \[])({names})(?=/[\w/]+\.py\b)", re.MULTILINE)
+        cells = re.compile(rf"^(\| `)({names})(?=` \|)", re.MULTILINE)
+        _rewrite(path, [(steps, r"\1_\2"), (cells, r"\1_\2")])
+
+
+def _rewrite_layers(path: Path, houses: list[str]) -> None:
+    """The order of the houses, the names of those with rooms, and two files that are named alone."""
+    if not path.exists():
+        return
+    text = path.read_text("utf-8")
+    layers = re.search(r"^LAYERS = \[.*?^\]", text, re.MULTILINE | re.DOTALL)
+    names = "|".join([*houses, *EMPTY])
+    if layers is not None:
+        text = text.replace(layers[0], re.sub(rf'"({names})"', r'"_\1"', layers[0]))
+    text = re.sub(rf'^(    ")({names})(?=": \[)', r"\1_\2", text, flags=re.MULTILINE)
+    text = re.sub(rf'(PACKAGE / ")({names})(?=")', r"\1_\2", text)
+    path.write_text(text.replace('return "cli" if', 'return "_cli" if'), "utf-8")
 
 
 def _modules(folder: Path) -> set[str]:
