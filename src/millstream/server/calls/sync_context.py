@@ -119,7 +119,7 @@ class SampleOptions(TypedDict, total=False):
 
 
 class SyncContext:
-    """The current call, for a `def` function. Add a parameter annotated ``SyncContext`` and it is passed in."""
+    """The current call, for a `def` function. Add a parameter ``ctx: SyncContext`` and it is passed in."""
 
     __slots__ = ("_context", "_wait")
 
