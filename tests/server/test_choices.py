@@ -1,11 +1,12 @@
 """Paths, choices of mixed kinds, and names for types."""
 
 import enum
+import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, NewType
+from typing import Annotated, Any, Literal, NewType, cast
 
 import pytest
 from pydantic import AfterValidator, HttpUrl, SecretStr
@@ -165,6 +166,40 @@ def test_a_default_that_clients_could_not_send_is_refused(annotation: Any, defau
     """A fixed defect: clients were told a default that broke the schema beside it."""
     with pytest.raises(TypeError, match=r"parameter 'x': its default .* doesn't fit its type: "):
         tool_with_default(annotation, default) if default is not ... else tool_with(annotation)
+
+
+STATEMENTS = """
+from dataclasses import dataclass
+type Age = Annotated[int, Field(ge=0)]
+type Either = Film | Folder
+type Several[T] = list[T]
+type Tree = dict[str, Tree] | int
+@dataclass
+class Box[T]:
+    item: T
+    age: Age = 1
+def tool(age: Age, either: Either, several: Several[Age], box: Box[int]) -> Either:
+    return either
+def grow(tree: Tree) -> None: ...
+def grown() -> Tree: ...
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the syntax of PEP 695 is that of Python 3.12")
+def test_the_type_statement_means_what_it_stands_for() -> None:
+    """PEP 695; an alias that refers to itself has no schema that could be written down in one piece."""
+    names = {"Annotated": Annotated, "Field": Field, "Film": Film, "Folder": Folder, "__name__": __name__}
+    exec(STATEMENTS, names)  # noqa: S102  older versions cannot read it
+    made = plan(cast("Any", names["tool"]))
+    assert made.input_schema["properties"]["several"]["items"] == {"type": "integer", "minimum": 0}
+    arguments = read_arguments(made, b'{"age":1,"either":{"title":"Momo"},"several":[2],"box":{"item":3}}')
+    assert (arguments.either, arguments.box.age) == (Film("Momo"), 1)
+    with pytest.raises(ArgumentError, match=r"'box.age' must be an integer >= 0, got -1"):
+        read_arguments(made, b'{"age":1,"either":{"title":"Momo"},"several":[2],"box":{"item":3,"age":-1}}')
+    with pytest.raises(TypeError, match="parameter 'tree': the alias Tree refers to itself; use a dataclass that does"):
+        plan(cast("Any", names["grow"]))
+    with pytest.warns(UserWarning, match="grown: the tool has no output schema"):
+        plan(cast("Any", names["grown"]))
 
 
 async def test_results_of_these_types_are_written_as_they_are_read() -> None:

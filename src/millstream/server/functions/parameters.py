@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
-from millstream.protocol.json_schema import Schema, object_schema, without_modules, without_null
+from millstream.protocol.json_schema import Schema, object_schema, shown, without_modules, without_null
 from millstream.server.functions.aliases import unaliased
 from millstream.server.functions.choices import choice_of
 from millstream.server.functions.fields import HEADER_KEYWORD
@@ -80,6 +80,8 @@ def argument_of(
     except TypeError as error:
         works = WHAT_WORKS if available() else WHAT_WORKS + MORE_WORKS
         raise TypeError(f"{where}: {without_modules(str(error)).partition(' - type')[0]}; {works}") from error
+    except RecursionError:
+        raise TypeError(f"{where}: the alias {shown(hint)} refers to itself; use a dataclass that does") from None
     _check_default(default, annotation, where)
     return Argument(parameter.name, wire, annotation, default)
 

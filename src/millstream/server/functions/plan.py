@@ -278,7 +278,7 @@ def _output(
         if isinstance(annotation, str):
             raise TypeError(f"the annotation {annotation!r} cannot be resolved")
         return output_of(annotation, rewritten(annotation))
-    except TypeError as error:
+    except (TypeError, RecursionError) as error:
         notice(
             f"{name}: the tool has no output schema, because its return type can't be described to clients: "
             f"{without_modules(str(error)).partition(' - type')[0]}. Return a dataclass, TypedDict, Struct, pydantic "

@@ -185,6 +185,7 @@ def adapted(annotation: Any) -> Any:
     Raises:
         TypeError: pydantic does not know the type either.
     """
+    available()
     pydantic = sys.modules["pydantic"]
     try:
         if get_origin(annotation) is type:
@@ -259,8 +260,8 @@ def _fields_need(holder: Any) -> bool:
 
 def _is_plain(item: Any, inside: bool) -> bool:
     """Whether `as_meta` says all that an element of ``Annotated`` says."""
-    fields = sys.modules["pydantic.fields"]
-    if isinstance(item, fields.FieldInfo):
+    fields = sys.modules.get("pydantic.fields")  # loaded with the first `Field`
+    if fields is not None and isinstance(item, fields.FieldInfo):
         texts_only = not item.metadata and item.alias is None and item.validation_alias is None
         return item.discriminator is None and (texts_only or not inside) and all(map(_is_bound, item.metadata))
     if type(item).__module__ == "annotated_types":
@@ -299,7 +300,7 @@ def wire_name(items: Iterable[Any]) -> str | None:
 @functools.cache
 def _untitled() -> Any:
     """pydantic's generator, told not to derive a title from each field's name."""
-    generator = sys.modules["pydantic.json_schema"].GenerateJsonSchema
+    generator = importlib.import_module("pydantic.json_schema").GenerateJsonSchema
 
     def never(_self: Any, _schema: Any) -> bool:
         return False
