@@ -157,7 +157,10 @@ class Server:
     @staticmethod
     def _decorate(function: Any, register: Callable[[Any], None]) -> Any:
         def decorate(each: Any) -> Any:
-            register(each)
+            try:
+                register(each)
+            except (TypeError, ValueError, ImportError) as error:
+                raise error.with_traceback(None) from None  # it is about the line above, and says everything
             return each
 
         return decorate if function is None else decorate(function)
