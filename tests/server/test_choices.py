@@ -123,11 +123,22 @@ def test_a_refused_value_is_shown_with_what_would_be_right(annotation: Any, raw:
 
 def test_a_password_is_not_repeated() -> None:
     """The text may stand in a log."""
-    secret = Annotated[str, Field(min_length=10, extra={"format": "password"})]
-    with pytest.raises(ArgumentError) as refused:
-        read(secret, '"s3cret"')
-    assert "'x' must be a string of length >= 10. Expected" in str(refused.value)
-    assert "s3cret" not in str(refused.value)
+    marked = Annotated[str, Field(min_length=10, extra={"format": "password"})]
+    checked = Annotated[str, AfterValidator(inside)]
+
+    def tool(x: marked | None = None, api_key: int = 0, token: checked = "", at: int | Film = 0) -> None: ...
+
+    for raw, text in [
+        ('{"x":"s3cret"}', "'x' must be a string of length >= 10. Expected"),
+        ('{"api_key":"s3cret"}', "'api_key' must be an integer, got a string. Expected"),
+        ('{"token":"..s3cret"}', "'token': Value error, it leaves the folder. Expected"),
+        ('{"at":{"name":"Momo","password":"s3cret"}}', "missing 'title' in 'at'. Expected"),
+        ('{"at":[{"password":"s3cret"}]}', "'at' must be an integer or an object, got an array. Expected"),
+    ]:
+        with pytest.raises(ArgumentError) as refused:
+            read_arguments(plan(tool), raw.encode())
+        assert text in str(refused.value)
+        assert "s3cret" not in str(refused.value)
 
 
 def tool_with_default(annotation: Any, default: Any) -> Plan:

@@ -36,7 +36,7 @@ def check_given(name: Any, lifespan: Any, kinds: dict[str, tuple[Any, type]], **
     for argument, (value, kind) in kinds.items():
         if value is not None and not isinstance(value, kind):
             home = f"millstream.{kind.__name__}"
-            raise TypeError(f"Server({name!r}): {argument} must be {home}(…), not {value!r}")
+            raise TypeError(f"Server({name!r}): {argument} must be {home}(…), not a {type(value).__name__}")
     if lifespan is not None:
         _check_lifespan(f"Server({name!r}): lifespan", lifespan)
 

@@ -47,7 +47,10 @@ def keys(
         wanted.append((check_name(name), key, scopes))
     for name, key, _ in wanted:
         if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  os.environ.get gives None
-            raise TypeError(f"The key {name!r} is {key!r}. If it comes from the environment, its variable is not set.")
+            raise TypeError(
+                f"The key {name!r} must be a string, not {type(key).__name__}. If it comes from the environment, "
+                "its variable is not set."
+            )
         if not key.strip() or not key.isascii() or not key.isprintable() or " " in key:
             raise ValueError(f"The key {name!r} is empty, or has blanks or characters that a header can't hold.")
     now = time.time()
@@ -82,7 +85,11 @@ def jwt(
         ImportError: the extra is not installed: ``pip install 'millstream[auth]'``.
 
     Example:
-        ``auth.jwt(issuer="https://id.example.com", audience="https://mcp.example.com/mcp", jwks="https://id.example.com/keys")``
+        >>> auth.jwt(
+        ...     issuer="https://id.example.com",
+        ...     audience="https://mcp.example.com/mcp",
+        ...     jwks="https://id.example.com/keys",
+        ... )
     """
     from millstream.auth.jose import ASYMMETRIC, read_keys, shared_secret  # noqa: PLC0415
     from millstream.auth.key_sets import FetchedKeys, GivenKeys  # noqa: PLC0415

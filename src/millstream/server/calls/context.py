@@ -250,7 +250,7 @@ class Context:
     # Side effects
 
     async def once(self, key: str, function: Callable[[], Awaitable[T] | T], *, store: bool = False) -> T:
-        """Run a side effect, plain or async, once across the rounds of a call: ``await ctx.once("order", buy)``.
+        """Run an effect once across the rounds of a call: ``await ctx.once("order", buy)``. Its value is JSON.
 
         Args:
             store: also hold when a round is sent twice, or to two workers at once: whoever comes second waits for the

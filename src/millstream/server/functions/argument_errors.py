@@ -40,6 +40,8 @@ FORMS = {
 }
 """What msgspec says of a text that is not what it should be, and what that is."""
 
+SECRET = re.compile(r"passw|passphrase|secret|token|credential|authorization|api_?key", re.IGNORECASE)
+"""Names of what is not repeated, whatever its schema says: the text may end in a log."""
 STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 PLACE = re.compile(r"(.*?)(?: - at (`key` in )?`([^`]*)`)?", re.DOTALL)
 WRONG_TYPE = re.compile(r"Expected `(.+)`, got `(.+)`")
@@ -131,9 +133,12 @@ def _child(node: Schema, name: str, index: str) -> Schema:
 def _got(raw: bytes, path: str, node: Schema, kind: str = "") -> str:
     """``, got the string "hello"``: what stands at a path, cut; nothing of what is secret."""
     value, found = _value(raw, path)
-    if not found or node.get("writeOnly") or node.get("format") == "password":
+    text = _json(value) if found else ""
+    hidden = SECRET.search(path) or any(
+        part.get("writeOnly") or part.get("format") == "password" for part in _parts(node, {})
+    )
+    if not found or hidden or (text[0] in "[{" and SECRET.search(text)):
         return f", got {kind}" if kind else ""
-    text = _json(value)
     text = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
     return f", got {'the ' + kind.partition(' ')[2] + ' ' if kind.startswith(('a ', 'an ')) else ''}{text}"
 
@@ -175,7 +180,7 @@ def in_words(problem: str, subject: str, node: Schema, raw: bytes, path: str) ->
         return f"{subject} {f'must be one of {wanted}' if choices else 'has no such choice'}{got}"
     if problem.startswith(WHOLE):
         return f"{subject} {problem}{_got(raw, path, node)}"
-    return f"{subject}: {problem}"
+    return f"{subject}: {problem.partition(', got ')[0] if SECRET.search(path) else problem}"
 
 
 def words(types: str) -> str:
