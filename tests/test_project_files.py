@@ -1,0 +1,104 @@
+"""The files that a public project has: forms, checks on other machines, the package."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import millstream
+from patience import WAIT
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+TARGETS = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+
+
+def loaded(path: Path) -> Any:
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
+def workflow() -> dict[str, Any]:
+    return dict(loaded(ROOT / ".github" / "workflows" / "checks.yml"))
+
+
+def test_the_workflow_runs_commands_that_everybody_has() -> None:
+    """Our choice: CI does nothing that you can't do with the same words."""
+    steps = [step for job in workflow()["jobs"].values() for step in job["steps"] if "run" in step]
+    commands = [step["run"] for step in steps if not step["run"].startswith("choco ")]
+    assert {command.split()[0] for command in commands} == {"make"}
+    assert {command.split()[1] for command in commands} <= TARGETS
+    assert {"check", "test", "test-python", "unit", "docs-site", "dist"} <= {each.split()[1] for each in commands}
+
+
+def test_the_workflow_covers_every_python_and_system() -> None:
+    """What the classifiers promise is what is tried."""
+    jobs = workflow()["jobs"]
+    promised = [each.rpartition(" ")[2] for each in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", each)]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == promised
+    assert jobs["unit"]["strategy"]["matrix"]["python"] == promised
+    systems = [jobs["test"]["runs-on"], *jobs["unit"]["strategy"]["matrix"]["system"]]
+    assert [system.partition("-")[0] for system in systems] == ["ubuntu", "macos", "windows"]
+
+
+@pytest.mark.parametrize(
+    "page", ["CONTRIBUTING.md", "docs/contributing/releasing.md", ".github/pull_request_template.md"]
+)
+def test_a_page_for_contributors_names_commands_that_exist(page: str) -> None:
+    """A command that is gone is the first thing that a newcomer meets."""
+    named = set(re.findall(r"(?:`|^ *)make ([a-z-]+)", (ROOT / page).read_text("utf-8"), re.MULTILINE))
+    assert named
+    assert named <= TARGETS
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md", "CHANGELOG.md"])
+def test_links_of_the_project_files_lead_somewhere(page: str) -> None:
+    """The other pages have this test in tests/docs."""
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text("utf-8"))
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+@pytest.mark.parametrize("form", [path for path in FORMS if path.name != "config.yml"], ids=lambda path: path.stem)
+def test_a_form_for_issues_has_what_github_wants(form: Path) -> None:
+    """https://docs.github.com/communities: a name, a description, and fields with an id and a label each."""
+    content = loaded(form)
+    assert content["name"]
+    assert content["description"]
+    fields = [field for field in content["body"] if field["type"] != "markdown"]
+    assert len({field["id"] for field in fields}) == len(fields) > 0
+    assert all(field["attributes"]["label"] for field in fields)
+
+
+def test_hooks_before_a_commit_run_what_check_runs() -> None:
+    """The same tools in the same versions: a hook that differs is a fight."""
+    (repository,) = loaded(ROOT / ".pre-commit-config.yaml")["repos"]
+    assert repository["repo"] == "local"
+    for hook in repository["hooks"]:
+        tool, *rest = hook["entry"].split()
+        assert tool.startswith(".venv/bin/")
+        assert f"$(BIN)/{tool.removeprefix('.venv/bin/')} {rest[0] if rest else ''}".strip() in MAKEFILE
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    """What the index says, and what the program says."""
+    assert PROJECT["version"] == millstream.__version__
+    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+@pytest.mark.server
+def test_the_package_installs_from_both_its_files_and_answers(tmp_path: Path) -> None:
+    """`make dist`: built, checked, and each file used in an empty environment."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "dist.py", "--out", tmp_path / "dist"],
+        capture_output=True, text=True, timeout=10 * WAIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.partition(":")[2] for line in done.stdout.splitlines()] == [
+        f" installs, says it is {millstream.__version__}, and answers over stdio"
+    ] * 2
