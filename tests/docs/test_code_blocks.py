@@ -45,6 +45,12 @@ COMMANDS = {
     "make setup",
     "make run",
     "make test",
+    "make check",
+    "make docs-site",
+    # tests/test_project_files.py
+    "make dist",
+    # .github/workflows/checks.yml
+    "make test-python VERSION=3.14",
 }
 NOT_RUN = {
     "python3 -m venv .venv": "the tests make one themselves",
@@ -53,6 +59,41 @@ NOT_RUN = {
     "pip install fastapi": "it asks the index",
     "pip install pytest pytest-asyncio": "it asks the index",
     "claude mcp add --transport http hello http://127.0.0.1:8000/mcp": "it needs Claude Code",
+    **dict.fromkeys(
+        (
+            "docker build -f deploy/Dockerfile -t millstream .",
+            (
+                "docker run -p 8000:8000 --env-file deploy/.env "
+                '--mount type=bind,source="$PWD/shop.py",target=/app/server.py millstream'
+            ),
+            "docker compose -f deploy/compose.yaml up --build",
+        ),
+        "it needs Docker; tests/deploy reads the files, and runs what they set up",
+    ),
+    **dict.fromkeys(
+        (
+            "sudo python3 -m venv /opt/millstream",
+            "sudo /opt/millstream/bin/pip install millstream",
+            "sudo install -D shop.py /srv/millstream/server.py",
+            "sudo cp deploy/systemd/millstream.socket deploy/systemd/millstream.service /etc/systemd/system/",
+            "sudo systemctl enable --now millstream.socket millstream.service",
+            "sudo systemctl reload millstream",
+        ),
+        "it changes the machine; tests/deploy and tests/workers run what the unit runs",
+    ),
+    **dict.fromkeys(
+        (
+            (
+                "kubectl create secret generic millstream --from-literal=MILLSTREAM_KEY=… "
+                "--from-literal=MCP_SERVER_AUTH_KEY=… --from-literal=MILLSTREAM_STORE=redis://…"
+            ),
+            (
+                "helm install shop deploy/chart --set image.repository=registry.example.com/millstream "
+                "--set hosts={mcp.example.com} --set-file server=shop.py"
+            ),
+        ),
+        "it needs a cluster; tests/deploy reads the chart",
+    ),
 }
 """Commands that no test runs as they stand, and why."""
 INSTALL = "install.md"

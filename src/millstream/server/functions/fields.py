@@ -33,16 +33,24 @@ def Field(  # noqa: N802, PLR0913 - read as a type: `Annotated[int, Field(ge=1)]
     """Describe and constrain a value: ``copies: Annotated[int, Field(ge=1, le=9)] = 1``.
 
     Args:
-        ge, gt, le, lt, multiple_of: bounds of a number.
-        min_length, max_length: bounds of a string, or of a collection.
+        ge: the least number.
+        gt: what a number must be greater than.
+        le: the greatest number.
+        lt: what a number must be less than.
+        multiple_of: what a number must be a multiple of.
+        min_length: the least length of a string or collection.
+        max_length: the greatest length of a string or collection.
         pattern: a regular expression that a string must contain a match of.
-        title, description, examples: texts for people and models.
-        default: of a parameter, where ``= value`` is not convenient.
+        title: a short name for people.
+        description: what the value means, for people and models.
+        examples: values that make sense.
+        default: the default of a parameter, where ``= value`` isn't convenient.
         header: also send this parameter as the HTTP header ``Mcp-Param-<header>``.
         extra: further JSON Schema keywords, for example ``{"format": "email"}``.
 
     Raises:
-        TypeError, ValueError: for bounds that make no sense together, and a pattern that is none.
+        TypeError: for a bound of the wrong type.
+        ValueError: for bounds that contradict each other, and a pattern that isn't a regular expression.
 
     Example:
         >>> @mcp.tool

@@ -1,0 +1,14 @@
+"""The test of the shop, as the pages show it."""
+
+# region: test
+from examples.coming_from.shop import mcp
+from millstream.testing import connect
+
+
+async def test_search() -> None:
+    async with connect(mcp) as client:
+        found = await client.call("search", words="Momo", limit=1)
+    assert found.structured == ["Momo, volume 1"]
+
+
+# endregion
