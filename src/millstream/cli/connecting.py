@@ -53,7 +53,9 @@ class Way(Struct, frozen=True, kw_only=True):
     revision: str = ""
     timeout: float = 60.0
 
-    def client(self, *, elicit: Elicit | None = None, log_level: str = "", **more: Any) -> Client:
+    def client(
+        self, *, elicit: Elicit | None = None, log_level: str = "", max_connections: int = 100, **more: Any
+    ) -> Client:
         """A client for it."""
         auth = None
         if self.login:
@@ -67,7 +69,7 @@ class Way(Struct, frozen=True, kw_only=True):
             headers=pairs(self.header or [], ":", '--header takes "Name: value"'),
             timeout=self.timeout,
             elicit=elicit,
-            options=Options(env=env, log_level=log_level, auth=auth),
+            options=Options(env=env, log_level=log_level, auth=auth, max_connections=max_connections),
             **more,
         )
 

@@ -10,6 +10,9 @@ from millstream.cli.help import COMMANDS
 
 MODULES = {
     "run": "run",
+    "dev": "dev",
+    "init": "init",
+    "install": "install",
     "list": "offers",
     "call": "offers",
     "read": "offers",
@@ -19,8 +22,12 @@ MODULES = {
     "ping": "probing",
     "doctor": "doctor",
     "tokens": "tokens",
+    "bench": "bench",
+    "record": "record",
+    "replay": "replay",
     "keys": "keys",
     "audit": "audit",
+    "completion": "completion",
 }
 """Command -> its module, in `millstream.cli.commands`."""
 
