@@ -43,7 +43,7 @@ def program(only: str = "") -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_root)
-    for name in [only] if only in MODULES else MODULES:
+    for name in [only] if only in MODULES and only != "completion" else MODULES:
         module = import_module(f"millstream.cli.commands.{MODULES[name]}")
         command = getattr(module, "list_" if name == "list" else name)
         if isinstance(command, typer.Typer):
