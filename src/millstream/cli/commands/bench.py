@@ -79,7 +79,7 @@ class Tally:
         return [(min(self.slowest, bound), counts[number]) for number, bound in enumerate(bounds)]
 
 
-def bench(
+def bench(  # noqa: PLR0913  the options of the command
     server: Target,
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Arguments of the tool.")
@@ -132,7 +132,7 @@ async def _typed(client: Client, tool: str, given: dict[str, str]) -> dict[str, 
     if not given:
         return {}
     found = next((each for each in await client.tools() if each.name == tool), None)
-    schemas = (found.input_schema.get("properties") or {}) if found is not None else {}
+    schemas: dict[str, Any] = (found.input_schema.get("properties") or {}) if found is not None else {}
     return {name: value_of(text, schemas.get(name)) for name, text in given.items()}
 
 

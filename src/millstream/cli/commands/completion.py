@@ -175,7 +175,7 @@ def _zsh(commands: list[Command]) -> str:
             lines += [f"    {_zsh_option(option, name)} \\" for name in option.names]
         if each.words:
             cases = [f"        {word}) _millstream_{_identifier(f'{each.name} {word}')} ;;" for word in each.words]
-            cases = [case for case in cases if not case.split(") ")[0].strip() in ("help", "version")]
+            cases = [case for case in cases if case.split(") ")[0].strip() not in ("help", "version")]
             shown = " ".join(_quoted(f"{word}:{_about(each.name, word)}") for word in each.words)
             lines += ["    '1: :->command' '*:: :->rest'", "  case $state in", "    command)"]
             lines += [f"      local -a words_; words_=({shown})", "      _describe -t commands command words_ ;;"]
@@ -222,4 +222,4 @@ def _identifier(name: str) -> str:
 
 def _quoted(text: str) -> str:
     """For a shell. The three agree on single quotes, but not on how one stands inside: so none does."""
-    return "'" + text.replace("'", "’") + "'"
+    return "'" + text.replace("'", "\u2019") + "'"

@@ -77,7 +77,7 @@ An MCP server. `server.py` has the tools; `test_server.py` tests them.
 | `millstream install server.py --client claude` | add it to an application; `millstream install --help` lists them |
 | `pytest` | run the tests |
 
-`pip install millstream pytest` brings both programs; with uv, `uv sync` does, and then `uv run` goes before each command.
+`pip install millstream pytest` brings both programs. With uv, `uv sync` does; then put `uv run` before each command.
 """
 _STARTS = {
     "http": "| `millstream run server.py` | serve it at http://127.0.0.1:8000/mcp |",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypedDict, Unpack
+from typing import Annotated, TypedDict, Unpack, cast
 
 import typer
 
@@ -205,6 +205,7 @@ def configure(
         CommandError: one of them cannot be.
     """
     said = {name: value for name, value in settings.items() if value is not None}
+    check_inspected(said.get("inspect", ()))
     if store:
         server.definition.store = store
     try:
@@ -213,6 +214,26 @@ def configure(
             server.definition.configure(serve=server.definition.parts | more)
     except ValueError as exc:
         raise CommandError(str(exc), fix="Use --serve all, or some of them: --serve hub,rest") from exc
+
+
+def check_inspected(urls: object) -> None:
+    """See that the inspector can reach the servers that it's given, before anything starts.
+
+    Raises:
+        CommandError: one of them isn't a URL.
+    """
+    if not urls:
+        return
+    from millstream.client.errors import TargetError  # noqa: PLC0415  only who inspects others needs it
+    from millstream.client.http.url import parse  # noqa: PLC0415
+
+    for each in cast("tuple[str, ...]", urls):
+        try:
+            known = parse(each).scheme in ("http", "https")
+        except TargetError as exc:
+            raise CommandError(str(exc)) from exc
+        if not known:
+            raise CommandError(f"{each} can't be inspected.", fix="Give an http or https URL.")
 
 
 def _settings() -> Settings:

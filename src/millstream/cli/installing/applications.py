@@ -6,7 +6,7 @@ where a folder of work has its own.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from msgspec import Struct
 
@@ -208,7 +208,8 @@ def merged(old: Any, new: dict[str, Any]) -> dict[str, Any]:
     """An entry in place of an old one."""
     if not isinstance(old, Mapping):
         return new
-    kept = {name: value for name, value in old.items() if name not in LAUNCHING}  # pyright: ignore[reportUnknownVariableType]  # JSON
-    if "command" in old and "command" in new and "env" in old and "env" not in new:
-        kept["env"] = old["env"]
+    fields = cast("Mapping[str, Any]", old)
+    kept = {name: value for name, value in fields.items() if name not in LAUNCHING}
+    if "command" in fields and "command" in new and "env" in fields and "env" not in new:
+        kept["env"] = fields["env"]
     return {**new, **kept}

@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from msgspec import Struct
 
@@ -189,7 +189,9 @@ def _copies(path: Path, name: str) -> list[Path]:
     start = f"{path.name}.before-{_mark(name)}."
     if not path.parent.is_dir():
         return []
-    return [each for each in path.parent.iterdir() if each.name.startswith(start) and "." not in each.name[len(start) :]]
+    return [
+        each for each in path.parent.iterdir() if each.name.startswith(start) and "." not in each.name[len(start) :]
+    ]
 
 
 def _refused(path: Path, exc: Broken) -> CommandError:
@@ -212,10 +214,10 @@ def _in_toml(text: str, path: Sequence[str]) -> Any:
 
 def _at(document: Any, path: Sequence[str]) -> Any:
     for name in path:
-        if not isinstance(document, Mapping) or name not in document:
+        if not isinstance(document, Mapping):
             return None
-        document = document[name]  # pyright: ignore[reportUnknownVariableType]  # JSON
-    return document  # pyright: ignore[reportUnknownVariableType]  # JSON
+        document = cast("Mapping[str, Any]", document).get(name)
+    return document
 
 
 _Put = Callable[[str, Sequence[str], Any], str]

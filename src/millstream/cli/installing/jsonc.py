@@ -109,7 +109,9 @@ def _insert(text: str, root: Node, node: Node, name: str, value: Any) -> str:
     if members and "\n" not in inside:
         spot = members[-1].node.end
         gap = " " if style.unit else ""
-        return f"{text[:spot]},{gap}{json.dumps(name, ensure_ascii=False)}:{gap}{style.render(value, None)}{text[spot:]}"
+        return (
+            f"{text[:spot]},{gap}{json.dumps(name, ensure_ascii=False)}:{gap}{style.render(value, None)}{text[spot:]}"
+        )
     outer = style.margin(node.start)
     if not style.unit:
         return f"{text[: node.start + 1]}{json.dumps(name)}:{style.render(value, None)}{text[node.end - 1 :]}"
@@ -198,7 +200,7 @@ class _Reader:
 
     def _string(self) -> str:
         try:
-            value, self._at = json.decoder.scanstring(self._text, self._at + 1, True)
+            value, self._at = json.JSONDecoder().raw_decode(self._text, self._at)
         except ValueError:
             raise self._broken("a string that isn't one") from None
         return str(value)
@@ -246,4 +248,3 @@ class _Reader:
             return -1
         self._at += 1
         return self._at - 1
-

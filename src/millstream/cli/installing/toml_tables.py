@@ -149,7 +149,7 @@ def _value(value: Any) -> str:
         items = cast("Mapping[str, Any]", value).items()
         return "{ " + ", ".join(f"{_key(name)} = {_value(each)}" for name, each in items) + " }" if items else "{}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_value, cast('list[Any]', value)))}]"
+        return f"[{', '.join(map(_value, cast('list[object]', value)))}]"
     if isinstance(value, bool | int | float):
         return json.dumps(value)
     # A JSON string is a TOML string, but for DEL and what lies outside the basic plane.

@@ -8,7 +8,7 @@ of the request at hand.
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from millstream.cli.recording.standard_input import lines, say
 from millstream.cli.recording.transcript import Exchange, is_answer, plain_params, progress_token
@@ -33,9 +33,9 @@ class Actor:
                 message: Any = json.loads(line)
             except ValueError:
                 continue
-            for each in message if isinstance(message, list) else [message]:  # pyright: ignore[reportUnknownVariableType]  # JSON
+            for each in cast("list[object]", message) if isinstance(message, list) else [message]:
                 if isinstance(each, dict):
-                    self._take(each)  # pyright: ignore[reportUnknownArgumentType]  # JSON
+                    self._take(cast("dict[str, Any]", each))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -87,8 +87,9 @@ class Actor:
     def _as_now(reply: Mapping[str, Any], then: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
         if is_answer(reply) and reply.get("id") == then.get("id"):
             return {**reply, "id": now["id"]}
-        params: Any = reply.get("params")
+        found: Any = reply.get("params")
+        params = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
         token = progress_token(then)
-        if token is not None and isinstance(params, dict) and params.get("progressToken") == token:  # pyright: ignore[reportUnknownMemberType]  # JSON
+        if token is not None and params.get("progressToken") == token:
             return {**reply, "params": {**params, "progressToken": progress_token(now)}}
         return reply

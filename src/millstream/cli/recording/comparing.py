@@ -107,7 +107,7 @@ def _without(value: Any, names: Collection[str]) -> Any:
         fields = cast("dict[str, Any]", value)
         return {name: _without(each, names) for name, each in fields.items() if name not in names}
     if isinstance(value, list):
-        return [_without(each, names) for each in cast("list[Any]", value)]
+        return [_without(each, names) for each in cast("list[object]", value)]
     return value
 
 

@@ -120,8 +120,9 @@ def _read(line: str, number: int, path: Path) -> list[Said]:
         )
     fields = cast("dict[str, Any]", entry)
     found: Any = fields.get("message")
-    messages = cast("list[Any]", found) if isinstance(found, list) else [found]
-    return [Said(str(fields.get("from")), each, number) for each in messages if isinstance(each, dict)]
+    messages = cast("list[object]", found) if isinstance(found, list) else [found]
+    who = str(fields.get("from"))
+    return [Said(who, cast("dict[str, Any]", each), number) for each in messages if isinstance(each, dict)]
 
 
 class Exchange(Struct):
