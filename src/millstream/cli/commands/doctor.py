@@ -44,6 +44,10 @@ def doctor(
 
     It looks up the name, connects, checks the certificate, asks over HTTP, finds what the server speaks, looks at the
     headers that browsers need, and calls nothing. The exit status is that of the first step that failed.
+
+    **Example**
+
+    - `millstream doctor https://example.com/mcp`
     """
     way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 

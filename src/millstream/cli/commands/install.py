@@ -168,13 +168,18 @@ def agreed(change: Change, *, dry_run: bool, yes: bool, json: bool) -> bool:
             sys.stdout.write(style(safe(line), {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")) + "\n")
     if dry_run or yes:
         return not dry_run
-    if json or not sys.stdin.isatty():
+    if json or not somebody_looks():
         typer.echo("Nothing was written: there's nobody to ask. Use --yes.", err=True)
         raise typer.Exit(2)
     if not typer.confirm("Write this?", err=True):
         typer.echo("Nothing was written.", err=True)
         raise typer.Exit(1)
     return True
+
+
+def somebody_looks() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin.isatty()
 
 
 def _tell(change: Change, application: Application, name: str, done: str, *, dry_run: bool, json: bool) -> None:

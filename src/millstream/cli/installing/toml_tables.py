@@ -42,7 +42,7 @@ def put(text: str, path: Sequence[str], value: Mapping[str, Any]) -> str:
     if spans:
         first = spans[0][0]
         kept = _without(lines[first:], [(a - first, b - first) for a, b in spans])
-        changed = "".join(lines[:first]) + rendered + end + kept
+        changed = "".join(lines[:first]) + rendered + end + (end if kept.strip() else "") + kept
     else:
         before = text if not text or text.endswith("\n") else text + end
         changed = before + (end if before.strip("\ufeff \r\n") else "") + rendered + end
