@@ -62,9 +62,9 @@ PLACES = {
 
 BEFORE = {
     "claude": '{\n  "globalShortcut": "",\n  "mcpServers": {\n    "files": {\n      "command": "npx"\n    }\n  }\n}\n',
-    "claude-code": '{\n  "numStartups": 7,\n  "mcpServers": {},\n  "projects": {\n    "/home/a": {"history": []}\n  }\n}',
+    "claude-code": '{\n  "numStartups": 7,\n  "mcpServers": {},\n  "projects": {\n    "/a": {"history": []}\n  }\n}',
     "cursor": '{"mcpServers":{"other":{"url":"https://example.com/other"}}}',
-    "vscode": '// mine\n{\n\t"inputs": [],\n\t"servers": {\n\t\t"old": { "type": "http", "url": "u" }, // one\n\t}\n}\n',
+    "vscode": '// mine\n{\n\t"inputs": [],\n\t"servers": {\n\t\t"old": { "type": "http", "url": "u" }, // 1\n\t}\n}\n',
     "windsurf": '{\r\n  "mcpServers": {\r\n    "other": {\r\n      "serverUrl": "u"\r\n    }\r\n  }\r\n}\r\n',
     "zed": '// Zed settings\n{\n  "theme": "One Dark", // dark\n  "vim_mode": true,\n}\n',
     "goose": "GOOSE_MODEL: gpt-5 # good\nextensions:\n  developer:\n    enabled: true\n    type: builtin\n",
@@ -122,7 +122,7 @@ def command_value(text: str) -> Any:
 def test_every_application_gets_its_entry_at_its_place(
     key: str, place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On each system, in a file with other things in it, which stay; then `--undo` brings the file back byte by byte."""
+    """On each system, in a file with other things in it, which stay; then `--undo` brings the file back."""
     system = System(kind=("linux", "macos", "windows")[place], home=tmp_path)
     monkeypatch.setattr(command, "system_here", lambda: system)
     path = tmp_path / PLACES[key][place]

@@ -127,7 +127,9 @@ class Pool:
                     return await self._through(proxy)
                 _, connection = await self._loop.create_connection(self._connection, url.host, url.port, ssl=self._tls)
         except TimeoutError as exc:
-            raise ConnectFailed(f"{url.origin} did not accept a connection within {self._timeout:g} seconds.") from exc
+            hint = " Is it http:// rather than https://?" if url.secure else ""
+            text = f"{url.origin} did not accept a connection within {self._timeout:g} seconds.{hint}"
+            raise ConnectFailed(text) from exc
         except ssl.SSLCertVerificationError as exc:
             raise TlsFailed(
                 f"The certificate of {url.origin} is not trusted: {exc.verify_message}. "

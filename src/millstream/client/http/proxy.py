@@ -9,7 +9,6 @@ import asyncio
 import base64
 import os
 from collections.abc import Mapping
-from typing import cast
 from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
@@ -94,6 +93,25 @@ def _is_excepted(url: Url, exceptions: str) -> bool:
     return False
 
 
+class _Asking(asyncio.Protocol):
+    """Reads the head of what a proxy answers to CONNECT."""
+
+    def __init__(self) -> None:
+        self.head: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._data = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Some of the answer. The server says nothing before we do, so there's nothing behind it."""
+        self._data += data
+        if not self.head.done() and (b"\r\n\r\n" in self._data or len(self._data) > _MAX_HEAD):
+            self.head.set_result(self._data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It's gone."""
+        if not self.head.done():
+            self.head.set_result(b"")
+
+
 async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
     """A connection to the server of a URL, through a proxy.
 
@@ -101,25 +119,23 @@ async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
         ConnectFailed: the proxy isn't there, or doesn't connect us.
     """
     try:
-        reader, writer = await asyncio.open_connection(proxy.host, proxy.port, limit=_MAX_HEAD)
+        transport, asking = await asyncio.get_running_loop().create_connection(_Asking, proxy.host, proxy.port)
     except OSError as exc:
         raise no_proxy(proxy, exc) from exc
     host = f"[{url.host}]" if ":" in url.host else url.host
     place = f"{host}:{url.port}"
+    transport.write(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (place.encode(), place.encode(), proxy.fields))
     try:
-        writer.write(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (place.encode(), place.encode(), proxy.fields))
-        head = await reader.readuntil(b"\r\n\r\n")
-    except (OSError, EOFError, asyncio.LimitOverrunError) as exc:
-        writer.transport.abort()
-        raise ConnectFailed(f"The proxy {proxy} gave no answer when asked to connect to {place}.") from exc
+        head = await asking.head
+        words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
+        if len(words) < 2 or not words[0].startswith("HTTP/1."):
+            raise ConnectFailed(f"The proxy {proxy} gave no answer when asked to connect to {place}.")
+        if not words[1].startswith("2"):
+            raise refused(proxy, place, " ".join(words[1:]))
     except BaseException:
-        writer.transport.abort()
+        transport.abort()
         raise
-    words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
-    if len(words) < 2 or not words[1].startswith("2"):
-        writer.transport.abort()
-        raise refused(proxy, place, " ".join(words[1:]))
-    return cast("asyncio.Transport", writer.transport)
+    return transport
 
 
 def refused(proxy: Proxy, place: str, status: str) -> ConnectFailed:
