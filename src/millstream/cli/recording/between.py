@@ -6,9 +6,9 @@ import shutil
 import sys
 from contextlib import suppress
 
-from millstream.app.serving.errors import CommandError
 from millstream.cli.recording.standard_input import lines, say
 from millstream.cli.recording.transcript import Writer
+from millstream.client.errors import TargetError
 from millstream.client.transports.stdio import Command
 from millstream.protocol.lines import LineSplitter
 
@@ -20,13 +20,11 @@ async def stand_between(command: Command, writer: Writer) -> int:
     """Run until the client or the server ends; the exit status of the server.
 
     Raises:
-        CommandError: it can't be started.
+        TargetError: it can't be started.
     """
     program = shutil.which(command.argv[0])
     if program is None:
-        raise CommandError(
-            f"There is no program {command.argv[0]!r}.", fix="Check its name, and that it is on the PATH."
-        )
+        raise TargetError(f"There is no program {command.argv[0]!r}. Check its name, and that it is on the PATH.")
     try:
         # It gets all that we got: the client chose these variables for it.
         process = await asyncio.create_subprocess_exec(
@@ -34,7 +32,7 @@ async def stand_between(command: Command, writer: Writer) -> int:
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
     except OSError as exc:
-        raise CommandError(f"{command.argv[0]} can't be started: {exc.strerror}.") from exc
+        raise TargetError(f"{command.argv[0]} can't be started: {exc.strerror}.") from exc
     inward = asyncio.create_task(_from_client(process, writer))
     outward = [asyncio.create_task(_from_server(process, writer)), asyncio.create_task(_asides(process, writer))]
     try:
@@ -63,9 +61,8 @@ async def _from_client(process: asyncio.subprocess.Process, writer: Writer) -> N
     assert stdin is not None  # noqa: S101  it's a pipe
     with suppress(ConnectionError):
         async for line in lines():
-            if line.strip():
-                writer.line("client", line.strip())
-            stdin.write(line)
+            writer.line("client", line)
+            stdin.write(line + b"\n")
             await stdin.drain()
     stdin.close()
 

@@ -44,8 +44,7 @@ class Bridge:
         """Until the client ends."""
         try:
             async for line in lines():
-                if line.strip():
-                    await self._take(line.strip())
+                await self._take(line)
         finally:
             for task in list(self._tasks):
                 task.cancel()

@@ -1,31 +1,45 @@
 """Lines of standard input for an event loop, on every system; one after the other, so that a fast writer waits."""
 
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import AsyncIterator
 
+from millstream.protocol.lines import LineSplitter
+
 MAX_LINE = 64 * 1024 * 1024
+"""What is longer isn't a message that anybody takes."""
 
 
 async def lines() -> AsyncIterator[bytes]:
-    """Each line with its end, until there are no more; one that's too long ends them, too."""
+    """Each line without its end, until there are no more; blank ones, and those that are too long, are left out."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[bytes] = asyncio.Queue(16)
+    descriptor = sys.stdin.fileno()
 
     def read() -> None:
-        while True:
-            line = sys.stdin.buffer.readline(MAX_LINE)
+        # Not the buffered reader: its lock would be in the way when the program ends while this thread waits.
+        data = b" "
+        while data:
             try:
-                asyncio.run_coroutine_threadsafe(queue.put(line), loop).result()
+                data = os.read(descriptor, 65536)
+            except OSError:
+                data = b""
+            try:
+                asyncio.run_coroutine_threadsafe(queue.put(data), loop).result()
             except RuntimeError:
                 return  # the loop is closed
-            if not line:
-                return
 
     threading.Thread(target=read, daemon=True).start()
-    while line := await queue.get():
-        yield line
+    splitter = LineSplitter(MAX_LINE)
+    while data := await queue.get():
+        for line in splitter.feed(data):
+            if line is not None:
+                yield line
+    for line in splitter.end():
+        if line is not None:
+            yield line
 
 
 async def say(line: bytes) -> None:
