@@ -28,34 +28,30 @@ from processes import free_port, wait_for_port
 COMMAND = [sys.executable, "-m", "millstream"]
 
 
-def invoke(*arguments: str) -> object:
-    return CliRunner().invoke(program(arguments[0]), list(arguments))
-
-
-@pytest.mark.parametrize("transport", ["http", "stdio"])
 @pytest.mark.server
-async def test_a_new_project_runs_and_its_test_passes(transport: str, folder: Path) -> None:
+async def test_a_new_project_runs_and_its_test_passes(folder: Path) -> None:
     """With nothing but the program itself: no network, no repository."""
-    done = CliRunner().invoke(program("init"), ["init", "My Shop", f"--{transport}", "--json"])
-    assert json.loads(done.stdout)["files"] == [
-        "server.py",
-        "test_server.py",
-        "pyproject.toml",
-        "README.md",
-        ".gitignore",
-    ]
+    done = CliRunner().invoke(program("init"), ["init", "My Shop", "--json"])
+    names = ["server.py", "test_server.py", "pyproject.toml", "README.md", ".gitignore"]
+    assert json.loads(done.stdout)["files"] == names
     project = folder / "My Shop"
-    tested = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=project, capture_output=True, text=True,
-        timeout=WAIT, check=False,
-    )  # fmt: skip
-    assert tested.returncode == 0, tested.stdout
-    assert "1 passed" in tested.stdout
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    process = await asyncio.create_subprocess_exec(*command, cwd=project, stdout=subprocess.PIPE)
+    async with asyncio.timeout(WAIT):
+        printed, _ = await process.communicate()
+    assert process.returncode == 0, printed
+    assert b"1 passed" in printed
     async with Client([sys.executable, str(project / "server.py")]) as client:
         assert (client.server.name, client.transport) == ("My Shop", "stdio")
         assert await client.call("greet", name="Ada", into=str) == "Hello, Ada!"
-    assert ("--transport stdio" in (project / "README.md").read_text("utf-8")) is (transport == "stdio")
+
+
+@pytest.mark.parametrize(("transport", "run"), [("http", "mcp.run()"), ("stdio", 'mcp.run(transport="stdio")')])
+def test_a_new_project_says_how_it_is_served(transport: str, run: str, folder: Path) -> None:
+    """In its program and in its README."""
+    assert CliRunner().invoke(program("init"), ["init", f"--{transport}"]).exit_code == 0
+    assert run in (folder / "server.py").read_text("utf-8")
+    assert ("--transport stdio" in (folder / "README.md").read_text("utf-8")) is (transport == "stdio")
 
 
 def test_a_new_project_overwrites_nothing(folder: Path) -> None:
