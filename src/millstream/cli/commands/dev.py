@@ -102,8 +102,11 @@ class _Beside:
             words = [self._npx, "-y", INSPECTOR, "--transport", "http", "--server-url", told.url]
             environment = {**os.environ, "MCP_AUTO_OPEN_ENABLED": "true" if self._opens else "false"}
             self._inspector = subprocess.Popen(words, env=environment)  # noqa: S603  no shell, and the words are ours
-        elif self._opens and has_browser():
-            page = next(each for each in told.pages if each.endswith("/inspect"))
+            return
+        page = next(each for each in told.pages if each.endswith("/inspect"))
+        if sys.stderr.isatty():
+            sys.stderr.write(f"Try your tools at {page}\n")
+        if self._opens and has_browser():
             threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
 
     def close(self) -> None:
