@@ -77,6 +77,7 @@ def test_the_overview_names_every_command_and_no_other() -> None:
         command = commands[name]
         assert command.help
         assert f"  {name} " in overview()
+    assert max(map(len, overview().splitlines())) <= 80
 
 
 SILENT = {"dev", "record", "completion"}
