@@ -192,6 +192,10 @@ def test_json_tells_programs_what_happened(home: Path) -> None:
     assert (first["result"], first["file"]) == ("installed", str(home / ".cursor/mcp.json"))
     again = json.loads(install(str(SHOP), "--client", "cursor", "--yes", "--json").stdout)
     assert (again["result"], again["diff"]) == ("unchanged", "")
+    path = home / ".cursor" / "mcp.json"
+    path.write_text(path.read_text("utf-8").replace("\n", ""), "utf-8")
+    written_otherwise = json.loads(install(str(SHOP), "--client", "cursor", "--yes", "--json").stdout)
+    assert written_otherwise["result"] == "unchanged"
 
 
 def test_what_a_person_added_to_an_entry_stays(home: Path) -> None:
