@@ -36,7 +36,9 @@ async def test_a_pace_gives_its_count_at_once_and_then_says_how_long_to_wait(sto
 
 async def test_a_cost_takes_more_and_one_above_the_count_takes_it_all(store: Store) -> None:
     """The contract of `Rates.take`: whoever asks for more than the whole count waits for the whole count."""
-    first, second = (await store.rates.take([Pace("a", 10, HOUR, cost=4), Quota("a", 10, store.time() + HOUR, 4)])).taken
+    first, second = (
+        await store.rates.take([Pace("a", 10, HOUR, cost=4), Quota("a", 10, store.time() + HOUR, 4)])
+    ).taken
     assert (first.amount, round(first.left)) == (second.amount, round(second.left)) == (4.0, 6)
     assert not await allowed(store, Pace("a", 10, HOUR, cost=7))
     assert await allowed(store, Pace("b", 10, HOUR, cost=25))

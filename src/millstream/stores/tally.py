@@ -1,5 +1,5 @@
-"""`Rates` in the memory of the process that holds a store, for one worker or several. Quotas are values of the store, so
-they last as long as values do.
+"""`Rates` in the memory of the process that holds a store, for one worker or several. Quotas are values of the store,
+so they last as long as values do.
 """
 
 import asyncio

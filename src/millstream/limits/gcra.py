@@ -1,7 +1,7 @@
 """How often something may happen: GCRA, the generic cell rate algorithm, with one number for each key.
 
 The number is the time at which the key's allowance is whole again. Something is allowed while that time is not too far
-ahead, which permits a burst, refills evenly, and says exactly how long to wait. Decisions are local to one worker.
+ahead, which permits a burst, refills evenly, and says exactly how long to wait. These decisions are of one worker.
 Nothing here knows who is limited, or why.
 """
 
@@ -77,6 +77,16 @@ class Limiter:
         self._whole_at[key] = max(now, self._whole_at.get(key, now)) + self._each * cost
         return 0.0
 
+    def put_back(self, key: str, cost: float) -> None:
+        """What was taken wasn't needed."""
+        if key in self._whole_at:
+            self._whole_at[key] -= self._each * cost
+
+    def block(self, key: str, wait: float) -> None:
+        """Allow a key nothing for so many seconds, because somebody else knows that it had enough."""
+        until = self._clock() + wait + self.rate.seconds - self._each
+        self._whole_at[key] = max(until, self._whole_at.get(key, until))
+
     def left(self, key: str) -> int:
         """How many a key may still have now."""
         now = self._clock()
@@ -91,18 +101,23 @@ class Limiter:
 
 
 def told(limiter: Limiter, key: str, wait: float) -> bytes:
-    """Header lines that tell a caller what its limit is and when to come back.
+    """Header lines that tell a caller what its limit is and when to come back."""
+    return rate_lines(limiter.name, limiter.rate, limiter.left(key), wait)
+
+
+def rate_lines(name: str, rate: Rate, left: int, wait: float) -> bytes:
+    """The same of any limit that has a time.
 
     https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/ and RFC 9110 §10.2.3.
     """
-    name, seconds = limiter.name.encode(), max(1, ceil(wait))
+    policy, seconds = name.encode(), max(1, ceil(wait))
     return b'retry-after: %d\r\nratelimit-policy: "%b";q=%d;w=%d\r\nratelimit: "%b";r=%d;t=%d\r\n' % (
         seconds,
-        name,
-        limiter.rate.count,
-        limiter.rate.seconds,
-        name,
-        limiter.left(key),
+        policy,
+        rate.count,
+        rate.seconds,
+        policy,
+        left,
         seconds,
     )
 
