@@ -66,4 +66,4 @@ class Limited:
         return {(policy,): count for policy, count in refused.items()}
 
     def _alone(self) -> dict[tuple[str, ...], float]:
-        return {(): float(self._pool is not None and self._pool.away)}
+        return {(): int(self._pool is not None and self._pool.away)}

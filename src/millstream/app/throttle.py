@@ -25,7 +25,7 @@ from millstream.server.calls.call import Call
 from millstream.server.features.registry import Registry
 from millstream.server.features.tools import Tool
 from millstream.stores.base import Store
-from millstream.stores.rates import SEAT_WAIT, Charge, Decision, Seat
+from millstream.stores.rates import SEAT_WAIT, Charge, Decision, Pace, Seat, Taken
 
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
 """What a name in a header had better not have."""
@@ -122,7 +122,7 @@ class Throttle:
     async def _ask(self, call: Call, paces: Sequence[_Pace], policies: list[str], charges: list[Charge]) -> None:
         """Charge it where the store has a say."""
         seats = [charge for charge in charges if isinstance(charge, Seat)]
-        mine: list[Charge] = []
+        mine: list[Pace] = []
         if self._shared:
             mine = [limiter.pace(key, named(limiter.name, key), price) for limiter, key, price in paces]
         else:
@@ -133,7 +133,8 @@ class Throttle:
             if decision is None:
                 self._take_alone(paces, policies, charges)
             else:
-                self._judge(decision, paces if self._shared else (), policies, charges)
+                self._learn(decision, paces, mine)
+                self._judge(decision.taken[len(mine) :], policies, charges)
         except ProtocolError:
             if not self._shared:
                 for limiter, key, price in paces:
@@ -142,19 +143,20 @@ class Throttle:
         if seats:
             self._hold(call, seats)
 
-    def _judge(
-        self, decision: Decision, paces: Sequence[_Pace], policies: Sequence[str], charges: Sequence[Charge]
-    ) -> None:
-        """Remember what the store said, and refuse if it did."""
-        first = decision.taken[: len(paces)]
-        for (limiter, key, price), taken in zip(paces, first, strict=True):
+    def _learn(self, decision: Decision, paces: Sequence[_Pace], asked: Sequence[Pace]) -> None:
+        """Remember what the store said of paces, and refuse if it did."""
+        said = list(zip(paces, asked, decision.taken, strict=False))  # the rest are of other kinds
+        for (limiter, key, _), pace, taken in said:
             limiter.workers = decision.workers
             limiter.rejoin()
-            limiter.learn(key, price, taken)
-        for (limiter, key, _), taken in zip(paces, first, strict=True):
+            limiter.learn(key, pace, taken)
+        for (limiter, key, _), _, taken in said:
             if taken.wait > 0:
                 raise self._refusal(limiter.name, limiter.rate, limiter.left(key), taken.wait)
-        for policy, charge, taken in zip(policies, charges, decision.taken[len(paces) :], strict=True):
+
+    def _judge(self, said: Sequence[Taken], policies: Sequence[str], charges: Sequence[Charge]) -> None:
+        """Refuse if the store said so."""
+        for policy, charge, taken in zip(policies, charges, said, strict=True):
             if taken.wait > 0:
                 if isinstance(charge, Seat):
                     raise self._full(policy, charge)

@@ -119,5 +119,5 @@ class Pool:
             logger.warning(
                 "Limits can't be shared: %s. Until the store answers, each worker counts alone, with its part of every "
                 "limit.",
-                str(exc) or type(exc).__name__,
+                str(exc).rstrip(".") or type(exc).__name__,
             )

@@ -17,6 +17,8 @@ from millstream.stores.rates import Pace, Taken
 _SHARE: Final = 100
 """One part in so many is what a worker takes in advance."""
 _MOST: Final = 20
+_LOST: Final = 5.0
+"""Seconds after which an answer doesn't come any more."""
 _HOT: Final = 1.0
 """Seconds: whoever comes again within this time gets tokens in advance."""
 
@@ -29,6 +31,8 @@ class _Known(Struct):
     tokens: float = 0.0
     """Taken in advance, until `stale`: by then the store has refilled them, and they'd count twice."""
     stale: float = 0.0
+    fetching: float = -_LOST
+    """When some were last asked for; the answer sets it back."""
     denied_until: float = 0.0
     denied: float = 0.0
     """The cost that was denied; a smaller one may be granted earlier."""
@@ -79,12 +83,16 @@ class SharedLimiter:
 
     def pace(self, key: str, name: str, cost: float) -> Pace:
         """What to ask of the store, which knows the key by a name."""
-        known, advance = self._known.get(key), min(_MOST, self.rate.count // _SHARE)
-        hot = known is not None and known.tokens < cost and self._clock() - known.asked < _HOT
-        return Pace(name, self.rate.count, self.rate.seconds, cost, cost + advance if hot else cost)
+        known, advance, now = self._known.get(key), min(_MOST, self.rate.count // _SHARE), self._clock()
+        hot = known is not None and now - known.asked < _HOT
+        if known is None or not hot or known.tokens >= cost or now - known.fetching < _LOST:
+            return Pace(name, self.rate.count, self.rate.seconds, cost, cost)
+        known.fetching = now
+        return Pace(name, self.rate.count, self.rate.seconds, cost, cost + advance)
 
-    def learn(self, key: str, cost: float, taken: Taken) -> None:
+    def learn(self, key: str, asked: Pace, taken: Taken) -> None:
         """The store has answered."""
+        cost, advanced = asked.cost, asked.most > asked.cost
         now = self._clock()
         known = self._known.get(key)
         if known is None:
@@ -92,6 +100,8 @@ class SharedLimiter:
                 self._known = dict(list(self._known.items())[self._max_keys // 2 :])
             known = self._known[key] = _Known()
         known.asked, known.left = now, taken.left
+        if advanced:
+            known.fetching = -_LOST
         if taken.wait > 0:
             known.denied_until, known.denied = now + taken.wait, cost
         elif taken.amount > cost:

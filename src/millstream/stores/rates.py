@@ -70,10 +70,10 @@ class Rates(Protocol):
     async def take(self, charges: Sequence[Charge]) -> Decision:
         """Take from every key, if each has enough; else from none.
 
-        Atomic: of all workers that ask at once, no more get something than there is. The charges of
-        one call are for distinct keys; keys of different kinds have nothing to do with each other. Who asks for more than the whole count waits for the whole count. Taking a seat that one holds
-        already changes nothing. Where an error is raised, it may have been taken or not; seats can be given back in
-        any case.
+        Atomic: of all workers that ask at once, no more get something than there is. The charges of one call are for
+        distinct keys; keys of different kinds have nothing to do with each other. Who asks for more than the whole
+        count waits for the whole count. Taking a seat that one holds already changes nothing. Where an error is
+        raised, it may have been taken or not; seats can be given back in any case.
 
         Quotas live as long as values do. Paces and seats may begin anew when the store is opened again or loses data,
         and a store that has very many of them may forget the oldest.
