@@ -9,7 +9,7 @@ import pytest
 from millstream import Server
 from millstream.app.here_only import Bind
 
-HERE_ONLY = ["/dashboard", "/dashboard/events", "/chat", "/chat/members", "/inspect", "/metrics"]
+HERE_ONLY = ["/dashboard", "/dashboard/audit", "/dashboard/events", "/chat", "/chat/members", "/inspect", "/metrics"]
 OUTSIDE = ("10.0.0.5", 1)
 HERE = ("127.0.0.1", 1)
 
