@@ -36,7 +36,7 @@ def newest(path: Path, *, words: str = "", failed: bool = False, limit: int = 10
         for line in _tail(each)
         if not (failed and line.get("outcome", "ok") == "ok") and _has(line, wanted)
     ]
-    found.sort(key=lambda line: str(line.get("at", "")), reverse=True)
+    found.sort(key=lambda line: (str(line.get("at", "")), str(line.get("seq", "")).zfill(12)), reverse=True)
     return [
         {name: value for name, value in line.items() if name not in ("hash", "prev")}
         for line in found[: max(0, min(limit, MAX_LINES))]
