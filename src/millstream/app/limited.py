@@ -62,8 +62,9 @@ class Limited:
         return self._pool
 
     def _refused(self) -> dict[tuple[str, ...], float]:
-        refused = {} if self._throttle is None else self._throttle.refused
-        return {(policy,): count for policy, count in refused.items()}
+        if self._throttle is None:
+            return {}
+        return {(policy,): count for policy, count in self._throttle.refused.items()}
 
     def _alone(self) -> dict[tuple[str, ...], float]:
         return {(): int(self._pool is not None and self._pool.away)}
