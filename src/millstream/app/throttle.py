@@ -42,7 +42,7 @@ class Throttle:
     """The limits of one running server."""
 
     __slots__ = (
-        "_address", "_calls", "_concurrency", "_held", "_holders", "_limiter", "_pool", "_quota", "_registry",
+        "_address", "_calls", "_concurrency", "_held", "_holders", "_limiter", "_only", "_pool", "_quota", "_registry",
         "_requests", "_shared", "_time", "_tools", "refused",
     )  # fmt: skip
 
@@ -58,6 +58,8 @@ class Throttle:
         self._address = self._of("address", settings.limit_address)
         self._quota = CalendarQuota(settings.limit_quota) if settings.limit_quota else None
         self._concurrency = settings.limit_concurrency
+        self._only = self._single()
+        """The one limit that a prepared tool call is charged to, where there are no others."""
         # Process
         self.refused = Counter[str]()
         """Policy -> how many calls it refused."""
@@ -67,14 +69,32 @@ class Throttle:
         """Name of a limit -> the seats that calls of this worker hold."""
         self._holders = count()
 
+    def _single(self) -> Limiter | None:
+        paces = [each for each in (self._requests, self._calls, self._address) if each is not None]
+        if len(paces) != 1 or self._address is not None or self._quota is not None or self._concurrency:
+            return None
+        return paces[0] if isinstance(paces[0], Limiter) else None
+
     def check(self, call: Call) -> Awaitable[None] | None:
         """Charge a call to its caller: now, or when the result is awaited, where the store has a say.
 
         Raises:
             ProtocolError: RATE_LIMITED, HTTP 429, with the time to wait.
         """
+        only, tool, principal = self._only, call.tool, call.principal
+        peer = "" if principal is not None or call.origin is None else neighbourhood(call.origin.peer)
+        owner = peer if principal is None else principal.id
+        if only is None or tool is None or tool.limit or tool.concurrency or not owner:
+            return self._check_all(call, owner)
+        # What most limited servers have is one pace of the caller, in this worker: one look, and no list.
+        wait = only.take(owner, tool.cost)
+        if wait > 0:
+            raise self._refusal(only.name, only.rate, only.left(owner), wait)
+        return None
+
+    def _check_all(self, call: Call, owner: str) -> Awaitable[None] | None:
+        """The same for whatever limits there are."""
         peer = "" if call.origin is None else neighbourhood(call.origin.peer)
-        owner = peer if call.principal is None else call.principal.id
         tool = self._tool(call) if call.method == "tools/call" else None
         paces = self._paces(call, tool, owner, peer)
         for limiter, key, price in paces:

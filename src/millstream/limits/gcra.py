@@ -16,6 +16,8 @@ from msgspec import Struct
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _RATE = re.compile(r"([1-9][0-9]{0,8}) ?/ ?(second|minute|hour|day)")
+_SLACK = 1e-6
+"""Seconds that sums of fractions may be off."""
 _NEIGHBOURS = 64
 """Bits of an IPv6 address that name a customer; the rest is theirs to choose."""
 
@@ -64,17 +66,22 @@ class Limiter:
         """Seconds until a key may have this much; 0 when it may now. Takes nothing."""
         now = self._clock()
         whole_at = self._whole_at.get(key, now)
-        return max(0.0, whole_at - now - (self.rate.seconds - self._each * min(cost, self.rate.count)))
+        missing = whole_at - now - self.rate.seconds + self._each * min(cost, self.rate.count)
+        return missing if missing > _SLACK else 0.0
 
     def take(self, key: str, cost: float = 1.0) -> float:
         """Take from a key's allowance, if it is enough; else take nothing, and give the seconds until it will be."""
-        missing = self.wait(key, cost)
-        if missing > 0:
+        # The same sum as in `wait`, spelled out: every call of a limited server comes this way.
+        now, rate, each = self._clock(), self.rate, self._each
+        whole_at = self._whole_at.get(key)
+        if whole_at is None or whole_at < now:
+            if whole_at is None and len(self._whole_at) >= self._max_keys:
+                self._forget(now)
+            whole_at = now
+        missing = whole_at - now - rate.seconds + each * (min(rate.count, cost))
+        if missing > _SLACK:
             return missing
-        now = self._clock()
-        if key not in self._whole_at and len(self._whole_at) >= self._max_keys:
-            self._forget(now)
-        self._whole_at[key] = max(now, self._whole_at.get(key, now)) + self._each * cost
+        self._whole_at[key] = whole_at + each * cost
         return 0.0
 
     def put_back(self, key: str, cost: float) -> None:
