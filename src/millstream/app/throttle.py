@@ -81,10 +81,9 @@ class Throttle:
         Raises:
             ProtocolError: RATE_LIMITED, HTTP 429, with the time to wait.
         """
-        only, tool, principal = self._only, call.tool, call.principal
-        peer = "" if principal is not None or call.origin is None else neighbourhood(call.origin.peer)
-        owner = peer if principal is None else principal.id
-        if only is None or tool is None or tool.limit or tool.concurrency or not owner:
+        only, tool, principal, origin = self._only, call.tool, call.principal, call.origin
+        owner = principal.id if principal is not None else "" if origin is None else neighbourhood(origin.peer)
+        if only is None or tool is None or not owner or tool.limited:
             return self._check_all(call, owner)
         # What most limited servers have is one pace of the caller, in this worker: one look, and no list.
         wait = only.take(owner, tool.cost)

@@ -44,7 +44,7 @@ class Rate(Struct, frozen=True):
 class Limiter:
     """One rate, for every key by itself. For one event loop."""
 
-    __slots__ = ("_clock", "_each", "_max_keys", "_whole_at", "name", "rate")
+    __slots__ = ("_clock", "_each", "_max_keys", "_most", "_room", "_whole_at", "name", "rate")
 
     def __init__(
         self, name: str, rate: Rate, *, clock: Callable[[], float] = monotonic, max_keys: int = 100_000
@@ -53,6 +53,8 @@ class Limiter:
         self.name = name
         self.rate = rate
         self._each = rate.seconds / rate.count
+        self._room = float(rate.seconds)
+        self._most = rate.count
         self._clock = clock
         self._max_keys = max_keys
         # Process
@@ -72,16 +74,19 @@ class Limiter:
     def take(self, key: str, cost: float = 1.0) -> float:
         """Take from a key's allowance, if it is enough; else take nothing, and give the seconds until it will be."""
         # The same sum as in `wait`, spelled out: every call of a limited server comes this way.
-        now, rate, each = self._clock(), self.rate, self._each
-        whole_at = self._whole_at.get(key)
-        if whole_at is None or whole_at < now:
-            if whole_at is None and len(self._whole_at) >= self._max_keys:
-                self._forget(now)
-            whole_at = now
-        missing = whole_at - now - rate.seconds + each * (min(rate.count, cost))
-        if missing > _SLACK:
-            return missing
-        self._whole_at[key] = whole_at + each * cost
+        now, whole = self._clock(), self._whole_at
+        whole_at = whole.get(key, 0.0)
+        if whole_at > now:
+            price = cost if cost < self._most else self._most  # noqa: FURB136  `min` would be a call
+            missing = whole_at - now - self._room + self._each * price
+            if missing > _SLACK:
+                return missing
+            whole[key] = whole_at + self._each * cost
+            return 0.0
+        if not whole_at and len(whole) >= self._max_keys:
+            self._forget(now)
+            whole = self._whole_at
+        whole[key] = now + self._each * cost
         return 0.0
 
     def put_back(self, key: str, cost: float) -> None:

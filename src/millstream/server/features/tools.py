@@ -60,8 +60,8 @@ _SCALAR_RESULTS = {
 class Tool:
     """One registered tool."""
 
-    __slots__ = ("_described", "_output", "_simple", "concurrency", "cost", "decode", "headers", "limit", "name",
-                 "parameters", "plain", "read", "requires", "run", "scopes", "struct", "timeout", "wraps")  # fmt: skip
+    __slots__ = ("_described", "_output", "_simple", "concurrency", "cost", "decode", "headers", "limit", "limited",
+                 "name", "parameters", "plain", "read", "requires", "run", "scopes", "struct", "timeout", "wraps")  # fmt: skip
 
     def __init__(
         self,
@@ -89,6 +89,8 @@ class Tool:
         self.limit = limit or ""
         self.concurrency = concurrency or 0
         """How many calls of it may run at a time; 0 for any number."""
+        self.limited = bool(limit or concurrency)
+        """It has limits of its own."""
         self.cost = 1.0 if cost is None else float(cost)
         self.requires: Mapping[str, Any] = requires or {}
         """Client capabilities without which a call is refused before it runs."""
