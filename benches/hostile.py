@@ -10,9 +10,11 @@ import contextlib
 import json
 import os
 import random
+import socket
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -39,43 +41,53 @@ KIND = KINDS["call-2026"]
 T = TypeVar("T")
 
 
-class Healthy:
-    """One client that calls again and again, and how long each call took."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self.took: list[float] = []
-
-    async def run(self, seconds: float) -> None:
-        """Call for so long, a hundred times a second at most."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        until = time.monotonic() + seconds
-        number = 0
-        while time.monotonic() < until:
-            number += 1
-            body = KIND.body.replace("@", str(number)).encode()
+def call_until_told(port: int) -> None:
+    """Call a tool on one connection, a hundred times a second at most, until standard input ends; print how long each
+    call took. In a process of its own: a crowd keeps the loop that makes it busy.
+    """
+    stop = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    took: list[float] = []
+    with socket.create_connection(("127.0.0.1", port)) as peer:
+        while not stop.wait(0.01):
+            body = KIND.body.replace("@", str(len(took))).encode()
             head = f"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n{KIND.head}authorization: Bearer {KEY}\r\n"
-            begun = time.monotonic()
-            writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-            told = await reader.readuntil(b"\r\n\r\n")
+            begun = time.perf_counter()
+            peer.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            told = b""
+            while not told.endswith(b"}}"):
+                piece = peer.recv(65536)
+                assert piece, told
+                told += piece
+            took.append(time.perf_counter() - begun)
             assert told.startswith(b"HTTP/1.1 200"), told
-            length = next(line for line in told.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-            await reader.readexactly(int(length.partition(b":")[2]))
-            self.took.append(time.monotonic() - begun)
-            await asyncio.sleep(0.01)
-        writer.close()
+    print(json.dumps(took))
 
-    @property
-    def p99(self) -> float:
-        """In milliseconds."""
-        return statistics.quantiles(self.took, n=100)[98] * 1000
+
+@contextlib.asynccontextmanager
+async def calling(port: int) -> AsyncIterator[list[float]]:
+    """A healthy client for the length of the block; then the list has how long its calls took, in milliseconds."""
+    command = [sys.executable, "-m", "benches.hostile", "--healthy", str(port)]
+    pipe = asyncio.subprocess.PIPE
+    client = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, cwd=ROOT)
+    took: list[float] = []
+    try:
+        yield took
+    finally:
+        said, _ = await client.communicate()
+        took += [each * 1000 for each in json.loads(said)]
 
 
 async def healthy(port: int, seconds: float) -> float:
-    """The 99th percentile of calls within some seconds."""
-    client = Healthy(port)
-    await client.run(seconds)
-    return client.p99
+    """The 99th percentile of calls within some seconds, in milliseconds."""
+    async with calling(port) as took:
+        await asyncio.sleep(seconds)
+    return p99(took)
+
+
+def p99(took: list[float]) -> float:
+    """The 99th percentile."""
+    return statistics.quantiles(took, n=100)[98]
 
 
 async def slow(port: int, count: int, begin: bytes, drop: bytes, seconds: float) -> list[float]:
@@ -189,15 +201,9 @@ def served(keys: int) -> Iterator[Running]:
 async def beside(port: int, crowd: Callable[[], Awaitable[T]], seconds: float) -> tuple[T, float, float]:
     """What a crowd gives, and the healthy client's p99 before and meanwhile."""
     before = await healthy(port, seconds)
-    client = Healthy(port)
-    calling = asyncio.ensure_future(client.run(1e9))
-    try:
+    async with calling(port) as took:
         given = await crowd()
-    finally:
-        calling.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await calling
-    return given, before, client.p99
+    return given, before, p99(took)
 
 
 class Table:
@@ -260,7 +266,11 @@ def main() -> int:
     parser.add_argument("--sessions", type=int, default=100_000)
     parser.add_argument("--rate", type=int, default=1_000, help="bad tokens a second")
     parser.add_argument("--seconds", type=float, default=5.0, help="of the healthy client alone")
+    parser.add_argument("--healthy", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.healthy:
+        call_until_told(options.healthy)
+        return 0
     raise_file_limit()
     table = asyncio.run(run(options))
     print("\n".join(["| crowd | figure | at most | |", "|---|---|---|---|", *table.rows]))

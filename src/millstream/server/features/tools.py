@@ -60,8 +60,10 @@ _SCALAR_RESULTS = {
 class Tool:
     """One registered tool."""
 
-    __slots__ = ("_described", "_output", "_simple", "concurrency", "cost", "decode", "headers", "limit", "limited",
-                 "name", "parameters", "plain", "read", "requires", "run", "scopes", "struct", "timeout", "wraps")  # fmt: skip
+    __slots__ = (
+        "_described", "_output", "_simple", "concurrency", "cost", "decode", "headers", "limit", "limited", "name",
+        "parameters", "plain", "read", "requires", "run", "scopes", "struct", "timeout", "wraps",
+    )  # fmt: skip
 
     def __init__(
         self,
