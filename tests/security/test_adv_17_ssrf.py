@@ -198,7 +198,7 @@ async def test_a_schema_that_refers_to_another_place_is_refused_and_nothing_is_a
         server = Server("s", settings=Settings())
         for options in ({"input_schema": schema}, {"output_schema": schema}):
             with pytest.raises(ValueError, match="never fetched"):
-                server.tool(name="t", **options)(lambda **given: given)
+                server.tool(name="t", **options)(lambda arguments: arguments)
     assert asked == []
 
 
