@@ -15,6 +15,8 @@ from fleet import until
 from millstream import Server, Settings
 from millstream.limits import Limiter, Rate, neighbourhood
 from millstream.limits.quota import period
+from millstream.limits.shared import SharedLimiter
+from millstream.stores.rates import Taken
 from millstream.testing import Failure, connect
 from wire import request, wired
 
@@ -77,6 +79,22 @@ def test_no_stretch_of_time_has_more_than_a_burst_and_what_refills_in_it(
         for end, cost in taken[first:]:
             total += cost
             assert total <= most + count + (end - start) * count / seconds + 1e-6
+
+
+def test_what_was_taken_in_advance_is_used_before_it_is_stale_and_then_taken_again() -> None:
+    """The store has refilled it by then: using it later would let more through than the rate allows."""
+    clock = Clock()
+    limiter = SharedLimiter("x", Rate(600, 60), clock=clock)
+    first = limiter.pace("a", "n", 1.0)
+    assert (first.cost, first.most) == (1.0, 1.0)
+    limiter.learn("a", first, Taken(0.0, 500.0, 1.0))
+    for _ in range(3):
+        assert not limiter.spend("a", 1.0)
+        asked, beside = limiter.pace("a", "n", 1.0), limiter.pace("a", "n", 1.0)
+        assert (asked.most, beside.most) == (7.0, 1.0)
+        limiter.learn("a", asked, Taken(0.0, 490.0, 7.0))
+        assert [limiter.spend("a", 1.0) for _ in range(5)] == [True] * 5
+        clock.now += 0.7
 
 
 def test_keys_that_need_no_entry_make_room_and_the_table_is_bounded() -> None:

@@ -84,6 +84,8 @@ class SharedLimiter:
     def pace(self, key: str, name: str, cost: float) -> Pace:
         """What to ask of the store, which knows the key by a name."""
         known, advance, now = self._known.get(key), min(_MOST, self.rate.count // _SHARE), self._clock()
+        if known is not None and known.stale <= now:
+            known.tokens = 0.0
         hot = known is not None and now - known.asked < _HOT
         if known is None or not hot or known.tokens >= cost or now - known.fetching < _LOST:
             return Pace(name, self.rate.count, self.rate.seconds, cost, cost)
