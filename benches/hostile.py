@@ -74,7 +74,7 @@ async def calling(port: int) -> AsyncIterator[list[float]]:
     try:
         yield took
     finally:
-        said, _ = await client.communicate()
+        said, _ = await client.communicate(b"")
         took += [each * 1000 for each in json.loads(said)]
 
 
