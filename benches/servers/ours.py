@@ -4,7 +4,7 @@ import os
 from collections.abc import Awaitable, Callable
 
 from benches import wire
-from millstream import Server, auth
+from millstream import Context, Server, auth
 
 tokens = os.environ.get("BENCH_AUTH") == "jwt"
 mcp = Server(
@@ -18,6 +18,16 @@ mcp = Server(
 async def add(a: int, b: int) -> int:
     """Add two numbers."""
     return a + b
+
+
+if "BENCH_LOGGED" in os.environ:
+
+    @mcp.tool
+    async def add_logged(a: int, b: int, ctx: Context) -> int:
+        """Add two numbers, and log five messages."""
+        for number in range(5):
+            await ctx.info(f"message {number}")
+        return a + b
 
 
 def another(number: int) -> Callable[[int, int], Awaitable[int]]:

@@ -108,7 +108,7 @@ class MessageLog:
         lines = (not stream.isatty()) if json is None else json
         self._format: Callable[[AccessRecord], str] = self._json_line if lines else self._human_lines(stream)
         # Process
-        self.lost = 0
+        self.lost: int = 0
         """Lines that the stream did not take."""
         self._pending: list[AccessRecord] = []
         self._timer: asyncio.TimerHandle | None = None
