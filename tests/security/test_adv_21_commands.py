@@ -24,7 +24,7 @@ from wire import request
 PACKAGE = Path(millstream.__file__).parent
 STARTS = {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.fork", "os.forkpty",
           "os.startfile", "pty.spawn", "webbrowser.open"}  # fmt: skip
-COMMAND = "touch /tmp/owned; $(id) `id` | sh & calc.exe"
+COMMAND = "touch owned; $(id) `id` | sh & calc.exe"
 
 
 class Started:
