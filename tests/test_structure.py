@@ -25,7 +25,7 @@ LAYERS = [
 ]
 ROOMS = {
     "http": ["asgi", "lane", "websocket"],
-    "stores": ["base", "groups", "memory", "sqlite", "local", "redis"],
+    "stores": ["rates", "base", "groups", "tally", "memory", "sqlite", "local", "redis"],
     "server": ["functions", "questions", "calls", "features", "handlers", "observing"],
     "auth": ["method", "key_file", "issuing"],
     "transports": ["streamable", "rest", "websocket"],
@@ -35,8 +35,8 @@ ROOMS = {
         "conversation", "client", "blocking",
     ],
     "app": [
-        "info", "sign_in_methods", "definition", "here_only", "protection", "throttle", "auditing", "parts", "streamed",
-        "probes", "routes", "runtime", "runtimes", "hub_access", "serving", "server",
+        "info", "sign_in_methods", "definition", "here_only", "protection", "throttle", "limited", "auditing", "parts",
+        "streamed", "probes", "routes", "runtime", "runtimes", "hub_access", "serving", "server",
     ],
     "cli": [
         "help", "load", "stdio", "showing", "uv", "variables", "installing", "connecting", "recording", "chatting",

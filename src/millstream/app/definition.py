@@ -115,9 +115,11 @@ class Definition:
     def limited(self) -> bool:
         """Whether there are limits on how often somebody may ask."""
         settings = self.settings
-        return bool(settings.limit_requests or settings.limit_calls or settings.limit_address) or any(
-            tool.limit for tool in self.registry.tools.values()
-        )
+        given = (
+            settings.limit_requests, settings.limit_calls, settings.limit_address, settings.limit_quota,
+            settings.limit_concurrency,
+        )  # fmt: skip
+        return any(given) or any(tool.limit or tool.concurrency for tool in self.registry.tools.values())
 
     def describe(self) -> dict[str, Any]:
         """Name, version and information as the newest revision has them."""

@@ -27,6 +27,7 @@ PUBLISH = "millstream:publish"
 _PRIVATE = {
     "/publish": PUBLISH,
     "/dashboard": WATCH,
+    "/dashboard/audit": WATCH,
     "/dashboard/events": WATCH,
     "/metrics": WATCH,
     "/chat": "",

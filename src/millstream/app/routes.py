@@ -71,7 +71,7 @@ class Routes:
         if "rest" in parts:
             self._add_rest(dispatcher, pages="web" in parts)
         if hub is not None and feed is not None:
-            self._add_live(hub, feed)
+            self._add_live(hub, feed, settings.audit_log)
         if "web" in parts:
             self._add_inspecting(settings.inspect, streams)
         if render_metrics is not None:
@@ -122,9 +122,11 @@ class Routes:
             if path.count("/") > 1 or path[1:] in shown:
                 self._by_path[path] = {"GET": handler}
 
-    def _add_live(self, hub: "Hub", feed: "DashboardFeed") -> None:
+    def _add_live(self, hub: "Hub", feed: "DashboardFeed", audit_log: str) -> None:
+        from millstream.web.audit import AuditRecords  # noqa: PLC0415
         from millstream.web.live import ChatMembers  # noqa: PLC0415
 
+        self._by_path["/dashboard/audit"] = {"GET": AuditRecords(audit_log).get}
         self._by_path["/dashboard/events"] = {"GET": feed.events}
         self._by_path["/chat/members"] = {"GET": ChatMembers(hub.presence).get}
 

@@ -25,7 +25,7 @@ from millstream.auth.issuing.vault import Vault
 from millstream.auth.issuing.ways import Returned, SignInFailed, Upstream, User
 from millstream.auth.method import Unavailable
 from millstream.http.message import Request, Response
-from millstream.limits import Limiter, Rate, neighbourhood
+from millstream.limits.gcra import Limiter, Rate, neighbourhood
 
 REMEMBERED = 90 * 86_400.0
 _AWAY_SECONDS = 600.0
