@@ -253,7 +253,9 @@ class Server:
 
         await entry.serve(self, scope, receive, send)
 
-    def run(self, transport: str | None = None, *, host: str = "127.0.0.1", port: int = 8000, workers: int = 1) -> None:
+    def run(
+        self, transport: str | None = None, *, host: str | None = None, port: int | None = None, workers: int = 1
+    ) -> None:
         """Serve until stopped.
 
         With several workers this process looks after them, and each of them runs your program from its start, up to
@@ -261,8 +263,8 @@ class Server:
 
         Args:
             transport: ``http`` or ``stdio``; by default stdio when standard input is a pipe, else HTTP.
-            host: address to listen on.
-            port: port to listen on.
+            host: address to listen on; by default ``MILLSTREAM_HOST``, else 127.0.0.1.
+            port: port to listen on; by default ``MILLSTREAM_PORT``, else 8000.
             workers: processes that serve over HTTP.
         """
         from millstream.app.serving import launch  # noqa: PLC0415  loads an HTTP server only where one is wanted

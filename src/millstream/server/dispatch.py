@@ -36,6 +36,7 @@ from millstream.server.control import Control
 from millstream.server.features.announcement import Announcement
 from millstream.server.features.registry import Registry
 from millstream.server.load import Load, lighten
+from millstream.telemetry.user_frames import shown_error, with_user_frames
 
 logger = logging.getLogger("millstream")
 
@@ -249,10 +250,14 @@ class Dispatcher:
 
     def _unexpected(self, call: Call, exc: BaseException) -> bytes:
         incident = secrets.token_hex(8)
+        if not logger.isEnabledFor(logging.DEBUG):
+            exc = with_user_frames(exc)
         logger.error(
             "%s %s failed [incident %s]", call.method, call.name, incident, exc_info=exc, extra={"incident": incident}
         )
         text = f"Internal error. The server's log has the details under incident {incident}."
+        if self.services.settings.show_errors:
+            text = shown_error(exc)
         if isinstance(exc, LocalError):
             return self._refuse(call, ProtocolError(INTERNAL_ERROR, text), incident)
         return self._tool_error(call, text, incident)

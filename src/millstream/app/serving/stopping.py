@@ -85,7 +85,11 @@ class StopSignals:
 
     def _stop(self) -> None:
         seconds = self._runtimes.definition.settings.drain_timeout
-        calls = f": {self._calls('has', 'have')} up to {seconds:g} s to finish" if self._runtimes.calls else ""
+        waits = [f"{self._calls('has', 'have')} up to {seconds:g} s to finish"] if self._runtimes.calls else []
+        streams = self._runtimes.streams
+        if streams:
+            waits.append("1 stream ends" if streams == 1 else f"{streams} streams end")
+        calls = f": {', then '.join(waits)}" if waits else ""
         leaving = Leaving.stopping(self._runtimes.definition.settings.drain_delay)
         delay = f" It goes on for {leaving.delay:g} s, and isn't ready any more." if leaving.delay else ""
         logger.info("Stopping%s.%s Press Ctrl-C again to stop at once.", calls, delay)

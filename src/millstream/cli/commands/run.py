@@ -13,13 +13,14 @@ import typer
 
 from millstream.app import Server
 from millstream.app.serving.errors import CommandError, set_up_logs
+from millstream.app.serving.listening import chosen_address
 from millstream.app.serving.over_http import serve_with_panel, supervised
 from millstream.app.serving.workers.launching import supervise
 from millstream.app.serving.workers.place import claim
 from millstream.app.serving.workers.worker import serve_worker
 from millstream.cli.load import folder_of, load
 from millstream.cli.stdio import serve_stdio
-from millstream.config import Settings, VariableError
+from millstream.config import DEVELOPING, Settings, VariableError
 
 
 class Transport(StrEnum):
@@ -50,9 +51,14 @@ def run(  # noqa: PLR0913  the options of the command
     ],
     *,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 means every address of this machine.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free port.")] = 8000,
+        str | None,
+        typer.Option(
+            help="Address to listen on; 0.0.0.0 means every address of this machine.", show_default="127.0.0.1"
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on; 0 picks a free port.", show_default="8000")
+    ] = None,
     transport: Annotated[
         Transport, typer.Option(help="http serves /mcp and /sse; stdio talks to the parent program.")
     ] = (Transport.http),
@@ -71,6 +77,9 @@ def run(  # noqa: PLR0913  the options of the command
     reload: Annotated[
         bool, typer.Option("--reload", help="HTTP: serve anew when a Python file in the program's folder changes.")
     ] = False,
+    dev: Annotated[
+        bool, typer.Option("--dev", help="Show callers what fails in your code, and write a line for each message.")
+    ] = False,
     fd: Annotated[
         int | None, typer.Option(min=0, help="HTTP: a listening socket to use instead of --host and --port.")
     ] = None,
@@ -86,7 +95,9 @@ def run(  # noqa: PLR0913  the options of the command
     public_without_auth: Annotated[
         bool, typer.Option("--public-without-auth", help="HTTP: let everybody who reaches the address call every tool.")
     ] = False,
-    log_level: Annotated[LogLevel | None, typer.Option(help="How much to log.", show_default="info")] = None,
+    log_level: Annotated[
+        LogLevel | None, typer.Option(case_sensitive=False, help="How much to log.", show_default="info")
+    ] = None,
 ) -> None:
     """Serve the MCP server in a file or module.
 
@@ -105,7 +116,7 @@ def run(  # noqa: PLR0913  the options of the command
     Every other setting is an environment variable, such as MILLSTREAM_ALLOWED_HOSTS=mcp.example.com.
     """
     if transport is Transport.stdio:
-        serve_stdio(target, log_level or "")
+        serve_stdio(target, log_level or "", settings=DEVELOPING if dev else {})
     else:
         serve_http(
             target,
@@ -126,14 +137,15 @@ def run(  # noqa: PLR0913  the options of the command
                 "tls_key": tls_key or None,
                 "public_without_auth": public_without_auth or None,
                 "log_level": log_level,
+                **(DEVELOPING if dev else {}),
             },
         )
 
 
 def serve_http(
     target: str,
-    host: str,
-    port: int,
+    host: str | None,
+    port: int | None,
     *,
     descriptor: int | None,
     workers: int,
@@ -145,6 +157,7 @@ def serve_http(
     Raises:
         CommandError: the server cannot be found, or the address or an option cannot be used.
     """
+    host, port = chosen_address(host, port)
     place = claim()
     if place is None and supervised(workers, reload=reload):
         set_up_logs(_settings(), str(options["settings"].get("log_level") or ""))
