@@ -17,7 +17,7 @@ from millstream.app.sign_in_methods import is_protected
 from millstream.config import Settings
 from millstream.protocol.errors import LocalError
 from millstream.server.calls.changes import Change
-from millstream.server.features.registry import Registry
+from millstream.server.features.registry import Completer, Registry
 
 if TYPE_CHECKING:
     from millstream.auth.method import Method
@@ -81,6 +81,8 @@ class Definition:
         self.registry.changed = lambda kind: self.emit(Change(kind))
         self.mounted: list[Definition] = []
         self._mounted_on: list[tuple[Definition, str]] = []
+        self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
+        """Dependency -> what stands in for it, in tests."""
         self.listeners: set[Listener] = set()
         """Told of every change: one for each runtime that is open."""
 
@@ -138,7 +140,7 @@ class Definition:
         for parent, prefix in self._mounted_on:
             parent.remove(kind, prefixed(kind, key, prefix))
 
-    def complete(self, reference: str, argument: str, function: Callable[..., Any]) -> None:
+    def complete(self, reference: str, argument: str, function: Completer) -> None:
         """Register what completes an argument of a prompt or template.
 
         Raises:
@@ -224,6 +226,13 @@ class Definition:
                 return values[each]
             around += [parent for parent, _ in each._mounted_on]
         return None
+
+    def overriding(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
+        """What stands in for dependencies here: as this server says, and those that it is mounted on."""
+        found = self.overrides
+        for parent, _ in self._mounted_on:
+            found = {**found, **parent.overriding()}
+        return found
 
     # Changes
 

@@ -114,6 +114,7 @@ class Runtime:
             install(self.dispatcher)
             self._open_gate()
             self.services.lifespan_of = lambda home: home.nearest(self._lifespans)
+            self.services.overrides_of = lambda home: home.overriding()
             self.sweep = Sweep(
                 self.dispatcher,
                 beat=self.streams.beat,

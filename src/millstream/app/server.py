@@ -13,6 +13,7 @@ from millstream.app.runtimes import Runtimes
 from millstream.app.sign_in_methods import given_methods
 from millstream.config import Settings
 from millstream.server.calls.changes import Change
+from millstream.server.features.completers import completer_of
 from millstream.server.features.prompts import Prompt, PromptOptions, prompt_of
 from millstream.server.features.registry import Registry
 from millstream.server.features.resources import ResourceOptions, resource_of
@@ -96,6 +97,11 @@ class Server:
         """What is registered."""
         return self.definition.registry
 
+    @property
+    def dependency_overrides(self) -> dict[Callable[..., Any], Callable[..., Any]]:
+        """For tests: a function that others depend on (`Depends`) -> the one that stands in for it."""
+        return self.definition.overrides
+
     # Registration
 
     @overload
@@ -144,7 +150,7 @@ class Server:
         """
 
         def register(function: F) -> F:
-            self.definition.complete(reference, argument, function)
+            self.definition.complete(reference, argument, completer_of(function, home=self.definition))
             return function
 
         return register

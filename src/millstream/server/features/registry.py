@@ -16,12 +16,13 @@ from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.jsonrpc import encode
 from millstream.protocol.revisions import ALL, Revision
 from millstream.server.calls.call import Call
+from millstream.server.features.completers import Filled
 from millstream.server.features.prepared import PreparedCall
 from millstream.server.features.prompts import Prompt
 from millstream.server.features.resources import Resource, Template
 from millstream.server.features.tools import Tool
 
-Completer = Callable[..., Any]
+Completer = Callable[..., Any] | Filled
 
 
 class Extension(Struct, frozen=True):
