@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "millstream"
 # fmt: off
 LAYERS = [
-    "protocol", "config", "http", "telemetry", "stores", "server", "limits", "hub", "auth", "transports", "client",
-    "gateway", "agent", "web", "app", "testing", "cli",
+    "protocol", "config", "http", "telemetry", "stores", "server", "middleware", "limits", "hub", "auth", "transports",
+    "client", "gateway", "agent", "web", "app", "testing", "cli",
 ]
 ROOMS = {
     "http": ["asgi", "lane", "websocket"],

@@ -4,7 +4,7 @@ A `Definition` is a node of the tree of mounted servers. Whatever is registered 
 wherever it is mounted, and what changes is told to whoever runs one of them. Nothing here knows an event loop.
 """
 
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from millstream.app.sign_in_methods import is_protected
 from millstream.config import Settings
 from millstream.protocol.errors import LocalError
 from millstream.server.calls.changes import Change
+from millstream.server.features.hooks import hooks_of
 from millstream.server.features.registry import Completer, Registry
 
 if TYPE_CHECKING:
@@ -73,12 +74,15 @@ class Definition:
     authorize_channel: "Authorize | None"
     settings: Settings
     auth: "tuple[Method, ...]" = ()
+    middleware: Sequence[object] = ()
 
     def __post_init__(self) -> None:
         self.store = self.store or self.settings.store or "memory://"
         self.registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
         self.registry.private = self.protected
         self.registry.changed = lambda kind: self.emit(Change(kind))
+        self.hooks = hooks_of(self.middleware, self) if self.middleware else None
+        """The middleware, if there is any."""
         self.mounted: list[Definition] = []
         self._mounted_on: list[tuple[Definition, str]] = []
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -172,6 +176,8 @@ class Definition:
             parent._check_free(kind, prefixed(kind, key, prefix))
 
     def _put(self, kind: str, key: str, item: Any) -> None:
+        if self.hooks is not None:
+            item = item.within(self.hooks)
         self.registry.add(kind, key, item)
         for parent, prefix in self._mounted_on:
             parent._take(kind, key, item, prefix)
@@ -193,9 +199,10 @@ class Definition:
         if self._is_part_of(other):
             raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}: it would be a part of itself")
         self._check_everywhere(other.name)
-        if self._runs() and other.has_lifespan():
+        if self._runs() and (other.has_lifespan() or other.has_wide_hooks()):
+            what = "a lifespan" if other.has_lifespan() else "middleware for messages or lists"
             raise ValueError(
-                f"{other.name!r} has a lifespan, and {self.name!r} runs already: mount it before, or in a lifespan"
+                f"{other.name!r} has {what}, and {self.name!r} runs already: mount it before, or in a lifespan"
             )
         items = [(kind, key, item) for kind in _KINDS for key, item in getattr(other.registry, kind).items()]
         for kind, key, _ in items:
@@ -217,6 +224,10 @@ class Definition:
     def has_lifespan(self) -> bool:
         """Whether this server, or one that is mounted on it, has a lifespan."""
         return self.lifespan is not None or any(part.has_lifespan() for part in self.mounted)
+
+    def has_wide_hooks(self) -> bool:
+        """Whether this server, or one that is mounted on it, has middleware around messages or lists."""
+        return (self.hooks is not None and self.hooks.wide) or any(part.has_wide_hooks() for part in self.mounted)
 
     def nearest(self, values: "Mapping[Definition, Any]") -> Any:
         """The value of this server, or of the nearest one with a value that it is mounted on."""

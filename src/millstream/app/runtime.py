@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.app.definition import Definition, on_each_worker
 from millstream.app.here_only import Bind, HereOnly
-from millstream.app.parts import make_note, make_observer, metrics_of_machine, open_feed
+from millstream.app.parts import make_around, make_note, make_observer, metrics_of_machine, open_feed
 from millstream.app.replicas import Replicas
 from millstream.app.sign_in_methods import make_guard
 from millstream.http.hosts import HostPolicy
@@ -112,6 +112,7 @@ class Runtime:
                 definition.registry, self.services, info=definition.describe(), instructions=definition.instructions
             )
             install(self.dispatcher)
+            self.dispatcher.around = make_around(definition)
             self._open_gate()
             self.services.lifespan_of = lambda home: home.nearest(self._lifespans)
             self.services.overrides_of = lambda home: home.overriding()

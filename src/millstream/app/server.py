@@ -41,13 +41,14 @@ class Server:
         serve: what runs beside MCP: hub, rest, web, metrics, or all.
         auth: how callers sign in, from `millstream.auth`: ``auth.keys(…)``, ``auth.jwt(…)``, or a list of them.
         authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` says who may use a channel of the hub.
+        middleware: hooks around calls, reads, prompts, lists and messages (`millstream.middleware`), outermost first.
         settings: everything operational; by default from ``MILLSTREAM_…`` variables.
 
     Example:
         ``mcp = Server("shop")``, then ``@mcp.tool`` on a function, then ``mcp.run()``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  each is of the server itself, and named
         self,
         name: str,
         *,
@@ -59,6 +60,7 @@ class Server:
         serve: str | Collection[str] = (),
         auth: "Method | Sequence[Method] | None" = None,
         authorize_channel: "Authorize | None" = None,
+        middleware: Sequence[object] = (),
         settings: Settings | None = None,
     ) -> None:
         self.definition = Definition(
@@ -72,6 +74,7 @@ class Server:
             authorize_channel=authorize_channel,
             settings=settings if settings is not None else Settings.load(),
             auth=given_methods(auth),
+            middleware=tuple(middleware),
         )
         """What the server is."""
         self.runtimes = Runtimes(self.definition)

@@ -67,8 +67,8 @@ class Dispatcher:
     """Runs calls. One for each running server."""
 
     __slots__ = (
-        "_handlers", "_heads", "announcement", "begin", "by_id", "calls", "control", "gate", "info", "instructions",
-        "load", "observe", "registry", "services", "stopping",
+        "_handlers", "_heads", "announcement", "around", "begin", "by_id", "calls", "control", "gate", "info",
+        "instructions", "load", "observe", "registry", "services", "stopping",
     )  # fmt: skip
 
     def __init__(
@@ -90,6 +90,8 @@ class Dispatcher:
         """What `initialize` and `server/discover` say."""
         self.gate: Callable[[Call], None] | None = None
         """Limits: asked about every call; lets it pass, or raises `ProtocolError`."""
+        self.around: Callable[[Call, Handler], Awaitable[bytes]] | None = None
+        """Middleware around the handlers."""
         self.observe: Observe | None = None
         """Hears of every call when it is over."""
         self.begin: Callable[[Call], None] | None = None
@@ -149,7 +151,8 @@ class Dispatcher:
                 members = tool.encode(await tool.run(call.arguments, call), call)
             else:
                 check_offered(call, self.registry)
-                members = await _handler(self._handlers, self.registry, call)(call)
+                handler, around = _handler(self._handlers, self.registry, call), self.around
+                members = await (handler(call) if around is None else around(call, handler))
             head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
             head = head if members else head.removesuffix(b",")
             answer = (

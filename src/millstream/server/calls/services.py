@@ -39,8 +39,8 @@ class Services:
     """The shared parts of one running server."""
 
     __slots__ = (
-        "_ring", "bodies", "changes", "clock", "endings", "hub", "lacking", "leeway", "lifespan_of", "note", "overrides_of",
-        "peers", "questions", "records", "secrets", "settings", "store", "streamed", "threads",
+        "_ring", "bodies", "changes", "clock", "endings", "hub", "lacking", "leeway", "lifespan_of", "note",
+        "overrides_of", "peers", "questions", "records", "secrets", "settings", "store", "streamed", "threads",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, store: Store, changes: Changes, secrets: Secrets | None = None) -> None:

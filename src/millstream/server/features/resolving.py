@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from millstream.server.calls.call import Call
-from millstream.server.calls.context import Context
+from millstream.server.calls.context import Context, shared_context
 from millstream.server.calls.sync_context import SyncContext, Waits
 from millstream.server.functions.dependencies import Dependency
 from millstream.server.functions.needs import Need, need_of
@@ -46,7 +46,7 @@ class _Resolution:
 
     def __init__(self, call: Call, home: object) -> None:
         self._call = call
-        self._context = Context(call, home)
+        self._context = shared_context(call, home)
         self._overrides = call.services.overrides_of(home)
         self._values: dict[Callable[..., Any], Any] = {}
         self._exits: list[Exit] = []

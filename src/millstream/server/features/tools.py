@@ -16,6 +16,7 @@ from millstream.protocol.errors import ToolError
 from millstream.protocol.jsonrpc import encode as encode_json
 from millstream.protocol.revisions import Revision
 from millstream.server.calls.call import Call
+from millstream.server.features.hooks import Hooks, hooked
 from millstream.server.features.sources import Run, Source, checked, source_of
 from millstream.server.functions.description import Labels, check_options, described
 from millstream.server.functions.plan import name_of
@@ -59,7 +60,7 @@ class Tool:
     """One registered tool."""
 
     __slots__ = ("_described", "_output", "_simple", "cost", "decode", "headers", "limit", "name", "parameters",
-                 "plain", "read", "requires", "run", "scopes", "struct", "timeout", "wraps")  # fmt: skip
+                 "path", "plain", "read", "requires", "run", "scopes", "struct", "timeout", "wraps")  # fmt: skip
 
     def __init__(
         self,
@@ -78,6 +79,8 @@ class Tool:
         self.read = source.read
         """``read(raw)``: the arguments of a call from their JSON; raises `ArgumentError`."""
         self.scopes = frozenset(scopes or ())
+        self.path: tuple[Hooks, ...] = ()
+        """The middleware of each server through which it is reached, where any of them has some."""
         self.run = checked(source.run, self.scopes)
         """``run(arguments, call)``: an awaitable of what `encode` takes."""
         self.parameters = source.parameters
@@ -118,6 +121,14 @@ class Tool:
         other = copy.copy(self)
         other.name = name
         other._described = {**self._described, "name": name}
+        return other
+
+    def within(self, hooks: Hooks) -> "Tool":
+        """The same tool with the middleware of its server around it."""
+        other = copy.copy(self)
+        other.path = (hooks, *self.path)
+        other.run = checked(hooked("tools", self.name, self.run, self.read, hooks), self.scopes)
+        other.plain = self.plain and not hooks.wide
         return other
 
     def encode(self, value: Any, call: Call) -> bytes:

@@ -331,7 +331,9 @@ def _given(
     function: Callable[..., Any], positional: list[str], keyword_only: list[str], context: str | None
 ) -> Invoker:
     def call(arguments: Any, given: Given) -> Any:
-        values: dict[str | None, Any] = {**given.values, context: given.context}
+        values = dict(given.values)
+        if context is not None:
+            values[context] = given.context
         listed = [values[name] if name in values else getattr(arguments, name) for name in positional]
         named = {name: values[name] if name in values else getattr(arguments, name) for name in keyword_only}
         return function(*listed, **named)

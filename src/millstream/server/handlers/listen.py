@@ -20,9 +20,9 @@ from millstream.server.calls.call import Call
 from millstream.server.calls.changes import UPDATED, Change
 from millstream.server.calls.services import Services, principal_id
 from millstream.server.dispatch import Handler
+from millstream.server.features.finding import find_readable
 from millstream.server.features.registry import Registry
 from millstream.server.handlers.params import read
-from millstream.server.handlers.resources import find_readable
 from millstream.server.load import lighten
 
 MAX_URI_BYTES = 128 * 1024

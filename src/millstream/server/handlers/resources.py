@@ -12,14 +12,12 @@ from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.calls.sessions import Record, Session
 from millstream.server.dispatch import Handler
+from millstream.server.features.finding import find_readable
 from millstream.server.features.registry import Registry
 from millstream.server.features.resources import Resource, Template
 from millstream.server.functions.reading import ArgumentError
 from millstream.server.functions.results import encode_contents
 from millstream.server.handlers.params import page_decoder, read, take_rounds
-
-MAX_URI = 8 * 1024
-
 
 _read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)
 _uri_decoder = msgspec.json.Decoder(ResourceRequestParams)
@@ -120,17 +118,6 @@ def _session(call: Call) -> Session:
     if call.session is None:
         raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session: initialize first, and send its id")
     return call.session
-
-
-def find_readable(registry: Registry, uri: str) -> tuple[Resource | Template | None, Mapping[str, Any]]:
-    """The resource or template of a URI, and what the URI says for the variables."""
-    resource = registry.resources.get(uri)
-    if resource is None and len(uri) <= MAX_URI:
-        for template in registry.templates.values():
-            variables = template.template.match(uri)
-            if variables is not None:
-                return template, variables
-    return resource, {}
 
 
 def _not_found(uri: str) -> ProtocolError:
