@@ -34,8 +34,8 @@ ROOMS = {
         "conversation", "client", "blocking",
     ],
     "app": [
-        "info", "sign_in_methods", "definition", "here_only", "protection", "throttle", "auditing", "parts", "streamed",
-        "probes", "routes", "runtime", "runtimes", "hub_access", "serving", "server",
+        "info", "sign_in_methods", "files", "added", "definition", "here_only", "protection", "throttle", "auditing",
+        "parts", "streamed", "probes", "routes", "runtime", "runtimes", "hub_access", "serving", "with_paths", "server",
     ],
     "cli": ["help", "load", "stdio", "showing", "connecting", "commands", "program"],
 }

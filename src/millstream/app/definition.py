@@ -4,7 +4,7 @@ A `Definition` is a node of the tree of mounted servers. Whatever is registered 
 wherever it is mounted, and what changes is told to whoever runs one of them. Nothing here knows an event loop.
 """
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from millstream.server.features.hooks import hooks_of
 from millstream.server.features.registry import Completer, Registry
 
 if TYPE_CHECKING:
+    from millstream.app.added import Added
     from millstream.auth.method import Method
     from millstream.hub.subscriber import Authorize
 
@@ -85,6 +86,8 @@ class Definition:
         """The middleware, if there is any."""
         self.mounted: list[Definition] = []
         self._mounted_on: list[tuple[Definition, str]] = []
+        self.added: list[Added] = []
+        """Paths of the program's own."""
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
         """Dependency -> what stands in for it, in tests."""
         self.listeners: set[Listener] = set()
@@ -209,11 +212,52 @@ class Definition:
             self._check_free(kind, prefixed(kind, key, prefix))
         self.mounted.append(other)
         other._mounted_on.append((self, prefix))
+        if any(other.paths()):
+            try:
+                if self._runs():
+                    raise ValueError(f"{other.name!r} has routes, and {self.name!r} runs already: mount it before")
+                self._check_paths()
+            except ValueError:
+                self.mounted.remove(other)
+                other._mounted_on.remove((self, prefix))
+                raise
         for kind, key, item in items:
             self._take(kind, key, item, prefix)
         for (reference, argument), completer in other.registry.completers.items():
             kind = "templates" if "{" in reference else "prompts"
             self.complete(prefixed(kind, reference, prefix), argument, completer)
+
+    def add_path(self, added: "Added") -> None:
+        """Serve a path of the program's own, here and wherever this is mounted.
+
+        Raises:
+            ValueError: another one has the path.
+            LocalError: the server runs.
+        """
+        if self._runs():
+            raise LocalError(f"{added.path!r} comes too late: add routes before the server runs")
+        self.added.append(added)
+        try:
+            self._check_paths()
+        except ValueError:
+            self.added.remove(added)
+            raise
+
+    def paths(self, before: str = "") -> "Iterator[tuple[str, Added]]":
+        """The paths of the program's own, those of mounted servers included, each with what stands before it."""
+        yield from ((before, each) for each in self.added)
+        for part in dict.fromkeys(self.mounted):
+            for parent, prefix in part._mounted_on:
+                if parent is self:
+                    yield from part.paths(f"{before}/{prefix}" if prefix else before)
+
+    def _check_paths(self) -> None:
+        """Raises ValueError when two paths of the program's own are the same, here or where this is mounted."""
+        from millstream.app.added import AddedPaths  # noqa: PLC0415  only for programs with pages of their own
+
+        AddedPaths(self.paths(), path=self.settings.path, show_errors=bool)
+        for parent, _ in self._mounted_on:
+            parent._check_paths()
 
     def _is_part_of(self, other: "Definition") -> bool:
         return self is other or any(parent._is_part_of(other) for parent, _ in self._mounted_on)

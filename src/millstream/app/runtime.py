@@ -194,14 +194,14 @@ class Runtime:
         """The HTTP side, made when it is first needed: stdio does without."""
         if self.routes is None:
             from millstream.app.probes import Probes  # noqa: PLC0415
-            from millstream.app.protection import Protection, own_paths  # noqa: PLC0415
+            from millstream.app.protection import Protection, added_paths, own_paths  # noqa: PLC0415
             from millstream.app.routes import Routes  # noqa: PLC0415
 
             definition, settings = self.definition, self.definition.settings
             here_only = HereOnly(self.bind, self.services.note)
             hooked = definition.authorize_channel is not None
-            own = own_paths(self.guard, definition, self.services)
-            protection = Protection(self.guard, here_only, hooked=hooked, own=own)
+            own, added = own_paths(self.guard, definition, self.services), added_paths(definition)
+            protection = Protection(self.guard, here_only, hooked=hooked, own=own, added=added)
             self.policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=self.bind.loopback)
             if self.hub is not None:
                 from millstream.transports.websocket.route import WebSocketRoute  # noqa: PLC0415

@@ -11,6 +11,7 @@ from millstream.app.hub_access import HubAccess, no_hub
 from millstream.app.info import Info
 from millstream.app.runtimes import Runtimes
 from millstream.app.sign_in_methods import given_methods
+from millstream.app.with_paths import WithPaths
 from millstream.config import Settings
 from millstream.server.calls.changes import Change
 from millstream.server.features.completers import completer_of
@@ -28,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
 
 
-class Server:
+class Server(WithPaths):
     """An MCP server: register functions, then run it, mount it or give it to any ASGI server.
 
     Args:
