@@ -34,8 +34,9 @@ ROOMS = {
         "conversation", "client", "blocking",
     ],
     "app": [
-        "info", "sign_in_methods", "files", "added", "definition", "here_only", "protection", "throttle", "auditing",
-        "parts", "streamed", "probes", "routes", "runtime", "runtimes", "hub_access", "serving", "with_paths", "server",
+        "info", "sign_in_methods", "files", "added", "tree", "definition", "here_only", "protection", "throttle",
+        "auditing", "parts", "streamed", "probes", "routes", "runtime", "runtimes", "hub_access", "serving",
+        "with_paths", "with_switches", "server",
     ],
     "cli": ["help", "load", "stdio", "showing", "connecting", "commands", "program"],
 }

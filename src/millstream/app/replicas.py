@@ -13,7 +13,7 @@ from millstream.protocol.errors import LocalError
 from millstream.server.calls.changes import Change
 from millstream.server.calls.keys import agree
 from millstream.server.calls.services import Services
-from millstream.server.peers import PAUSE, Joined, Removed, Updated
+from millstream.server.peers import PAUSE, Joined, Removed, Switched, Updated
 
 _logger = logging.getLogger("millstream")
 
@@ -21,19 +21,22 @@ _logger = logging.getLogger("millstream")
 class Replicas:
     """This worker's part in it."""
 
-    __slots__ = ("_definition", "_receiving", "_removed", "_renewing", "_services")
+    __slots__ = ("_definition", "_receiving", "_removed", "_renewing", "_services", "_switched")
 
     def __init__(self, definition: Definition, services: Services) -> None:
         self._definition = definition
         self._services = services
         self._removed: dict[Removed, None] = {}
         """What the program removed while it ran; a worker that begins later is told."""
+        self._switched: dict[tuple[str, str], Switched] = {}
+        """What the program switched while it ran, as it is now."""
         self._receiving = False
         """What is done now was done elsewhere: nobody has to be told."""
         self._renewing: asyncio.Task[None] | None = None
         peers = services.peers
         peers.on(Updated, lambda message, worker: services.changes.emit(Change("updated", message.uri)))
         peers.on(Removed, lambda message, worker: self._remove(message))
+        peers.on(Switched, lambda message, worker: self._switch(message))
         peers.on(Joined, self._welcome)
         peers.on_loss(self._renew_soon)
 
@@ -56,10 +59,15 @@ class Replicas:
         if change.uri:
             self._services.peers.tell_soon(Updated(change.uri))
 
-    def removed(self, kind: str, key: str) -> None:
-        """Have the others remove an item, too."""
-        message = Removed(kind, key)
-        self._removed[message] = None
+    def altered(self, kind: str, key: str, how: str) -> None:
+        """Have the others remove an item, too, or switch it ``on`` or ``off``."""
+        message: Removed | Switched
+        if how == "removed":
+            message = Removed(kind, key)
+            self._removed[message] = None
+            self._switched.pop((kind, key), None)
+        else:
+            message = self._switched[kind, key] = Switched(kind, key, how == "on")
         if not self._receiving:
             self._services.peers.tell_soon(message)
 
@@ -73,10 +81,20 @@ class Replicas:
         finally:
             self._receiving = False
 
+    def _switch(self, message: Switched) -> None:
+        self._receiving = True
+        try:
+            with suppress(KeyError):
+                self._definition.switch(message.kind, message.key, on=message.on)
+        finally:
+            self._receiving = False
+
     def _welcome(self, message: Joined, worker: str) -> None:
         for each in self._removed:
             if each.key not in getattr(self._definition.registry, each.kind):
                 self._services.peers.tell_soon(each)
+        for switched in self._switched.values():
+            self._services.peers.tell_soon(switched)
 
     # The secret
 

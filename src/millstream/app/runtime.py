@@ -21,6 +21,7 @@ from millstream.server.calls.changes import Change, Changes
 from millstream.server.calls.keys import agree
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Dispatcher
+from millstream.server.features.finding import check_completers
 from millstream.server.handlers import install
 from millstream.server.sweep import Sweep
 from millstream.stores.base import Store
@@ -124,7 +125,7 @@ class Runtime:
             )
             await self._open_hub()  # around the lifespan, which may publish
             await self._open_lifespan(definition)
-            definition.registry.check_completers()  # now, since the lifespan may register too
+            check_completers(definition.registry)  # now, since the lifespan may register too
             await self._open_parts()
             await self.replicas.join()
             self._busy = self.sweep.clock()
@@ -198,8 +199,7 @@ class Runtime:
             from millstream.app.routes import Routes  # noqa: PLC0415
 
             definition, settings = self.definition, self.definition.settings
-            here_only = HereOnly(self.bind, self.services.note)
-            hooked = definition.authorize_channel is not None
+            here_only, hooked = HereOnly(self.bind, self.services.note), definition.authorize_channel is not None
             own, added = own_paths(self.guard, definition, self.services), added_paths(definition)
             protection = Protection(self.guard, here_only, hooked=hooked, own=own, added=added)
             self.policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=self.bind.loopback)
@@ -232,9 +232,9 @@ class Runtime:
             self._open_gate()
         self._here(self.replicas.emit, change)
 
-    def removed(self, kind: str, key: str) -> None:
-        """Have the other workers remove an item, too."""
-        self._here(self.replicas.removed, kind, key)
+    def altered(self, kind: str, key: str, how: str) -> None:
+        """Have the other workers remove or switch an item, too."""
+        self._here(self.replicas.altered, kind, key, how)
 
     def _here(self, work: Callable[..., None], *arguments: object) -> None:
         if get_ident() == self.thread and self.loop.is_running():

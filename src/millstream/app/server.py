@@ -12,6 +12,7 @@ from millstream.app.info import Info
 from millstream.app.runtimes import Runtimes
 from millstream.app.sign_in_methods import given_methods
 from millstream.app.with_paths import WithPaths
+from millstream.app.with_switches import WithSwitches
 from millstream.config import Settings
 from millstream.server.calls.changes import Change
 from millstream.server.features.completers import completer_of
@@ -29,7 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
 
 
-class Server(WithPaths):
+class Server(WithPaths, WithSwitches):
     """An MCP server: register functions, then run it, mount it or give it to any ASGI server.
 
     Args:
@@ -173,18 +174,6 @@ class Server(WithPaths):
     def _add_resource(self, uri: str, function: Callable[..., Any], options: ResourceOptions) -> None:
         item = resource_of(uri, function, home=self.definition, **options)
         self.definition.add("templates" if "{" in uri else "resources", uri, item)
-
-    def remove_tool(self, name: str) -> None:
-        """Take a tool away. Raises KeyError when there is none."""
-        self.definition.remove("tools", name)
-
-    def remove_prompt(self, name: str) -> None:
-        """Take a prompt away. Raises KeyError when there is none."""
-        self.definition.remove("prompts", name)
-
-    def remove_resource(self, uri: str) -> None:
-        """Take a resource or template away. Raises KeyError when there is none."""
-        self.definition.remove("templates" if uri in self.registry.templates else "resources", uri)
 
     # Composition
 

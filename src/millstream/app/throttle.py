@@ -65,7 +65,8 @@ class Throttle:
         if call.tool is not None:
             tool: Tool = call.tool
             return tool
-        return self._registry.tools.get(call.name or target_name(call.method, call.params))
+        found = self._registry.tools.get(call.name or target_name(call.method, call.params))
+        return None if found is not None and found.visible is not None and not found.visible(call.principal) else found
 
     def _of(self, tool: Tool) -> Limiter:
         key = (tool.name, tool.limit)

@@ -93,6 +93,14 @@ class Removed(Struct, frozen=True, array_like=True, tag="remove"):
     key: str
 
 
+class Switched(Struct, frozen=True, array_like=True, tag="switch"):
+    """Something that is registered is offered again, or not for now."""
+
+    kind: str
+    key: str
+    on: bool
+
+
 class Joined(Struct, frozen=True, array_like=True, tag="join"):
     """The sender has just begun: it knows only what its program registers."""
 
@@ -108,8 +116,8 @@ class Measured(Struct, frozen=True, array_like=True, tag="figures"):
 
 
 Message = (
-    Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Joined | Watched
-    | Measured
+    Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Switched | Joined
+    | Watched | Measured
 )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ class Around:
 
         async def inside(request: MessageRequest) -> dict[str, Any]:
             if request.params is not params or encode(params) != before:
-                call.params = encode(request.params)
+                call.params, call.arguments = encode(request.params), None
             return _members(await handler(call))
 
         before = encode(params)

@@ -6,7 +6,7 @@ from typing import Any, Unpack
 
 from millstream.server.features.hooks import Hooks, hooked
 from millstream.server.features.sources import Source, checked, source_of
-from millstream.server.functions.description import Labels, check_options, described
+from millstream.server.functions.description import Labels, check_options, described, shown_of
 from millstream.server.functions.plan import name_of
 
 
@@ -23,13 +23,16 @@ class PromptOptions(Labels, total=False):
 class Prompt:
     """One registered prompt."""
 
-    __slots__ = ("_described", "choices", "name", "parameters", "path", "read", "run", "scopes")
+    __slots__ = (
+        "_described", "choices", "enabled", "name", "parameters", "path", "read", "run", "scopes", "tags", "visible",
+    )  # fmt: skip
 
     def __init__(self, source: Source, *, scopes: Collection[str] | None = None, **labels: Unpack[Labels]) -> None:
         self.name = source.name
         self.read = source.read
         """``read(texts)``: the arguments from their texts; raises `ArgumentError`."""
         self.scopes = frozenset(scopes or ())
+        self.tags, self.enabled, self.visible = shown_of(labels)
         self.path: tuple[Hooks, ...] = ()
         """The middleware of each server through which it is reached, where any of them has some."""
         self.run = checked(source.run, self.scopes)

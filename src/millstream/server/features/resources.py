@@ -9,7 +9,7 @@ from millstream.protocol.content import Annotations
 from millstream.protocol.uri_template import UriTemplate
 from millstream.server.features.hooks import Hooks, hooked
 from millstream.server.features.sources import Source, checked, source_of
-from millstream.server.functions.description import Labels, check_options, described
+from millstream.server.functions.description import Labels, check_options, described, shown_of
 from millstream.server.functions.plan import name_of
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\{")
@@ -38,7 +38,10 @@ class ResourceOptions(ResourceLabels, total=False):
 class _Readable:
     """What resources and templates share."""
 
-    __slots__ = ("_described", "choices", "meta", "mime_type", "parameters", "path", "read", "run", "scopes")
+    __slots__ = (
+        "_described", "choices", "enabled", "meta", "mime_type", "parameters", "path", "read", "run", "scopes", "tags",
+        "visible",
+    )  # fmt: skip
 
     def __init__(self, address: Mapping[str, str], source: Source, labels: ResourceLabels) -> None:
         for uri in address.values():
@@ -47,6 +50,7 @@ class _Readable:
         self.read = source.read
         """``read(variables)``: the arguments from their texts; raises `ArgumentError`."""
         self.scopes = frozenset(labels.get("scopes") or ())
+        self.tags, self.enabled, self.visible = shown_of(labels)
         self.path: tuple[Hooks, ...] = ()
         """The middleware of each server through which it is reached, where any of them has some."""
         self.run = checked(source.run, self.scopes)

@@ -18,7 +18,7 @@ from millstream.protocol.revisions import Revision
 from millstream.server.calls.call import Call
 from millstream.server.features.hooks import Hooks, hooked
 from millstream.server.features.sources import Run, Source, checked, source_of
-from millstream.server.functions.description import Labels, check_options, described
+from millstream.server.functions.description import Labels, check_options, described, shown_of
 from millstream.server.functions.plan import name_of
 from millstream.server.functions.results import ToolResult, encode, encode_result
 
@@ -59,8 +59,10 @@ _SCALAR_RESULTS = {
 class Tool:
     """One registered tool."""
 
-    __slots__ = ("_described", "_output", "_simple", "cost", "decode", "headers", "limit", "name", "parameters",
-                 "path", "plain", "read", "requires", "run", "scopes", "struct", "timeout", "wraps")  # fmt: skip
+    __slots__ = (
+        "_described", "_output", "_simple", "cost", "decode", "enabled", "headers", "limit", "name", "parameters",
+        "path", "plain", "read", "requires", "run", "scopes", "struct", "tags", "timeout", "visible", "wraps",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -79,6 +81,7 @@ class Tool:
         self.read = source.read
         """``read(raw)``: the arguments of a call from their JSON; raises `ArgumentError`."""
         self.scopes = frozenset(scopes or ())
+        self.tags, self.enabled, self.visible = shown_of(labels)
         self.path: tuple[Hooks, ...] = ()
         """The middleware of each server through which it is reached, where any of them has some."""
         self.run = checked(source.run, self.scopes)
@@ -94,7 +97,7 @@ class Tool:
         """What `decode` makes of well-formed arguments."""
         self.decode: Callable[[Any], Any] | None = source.decode
         self.plain = self.decode is not None and not (
-            self.requires or self.timeout or self.headers or "stream" in self.parameters
+            self.requires or self.timeout or self.headers or self.visible or "stream" in self.parameters
         )
         """A transport may decode its arguments and hand the call over prepared: nothing is to be done around it."""
         self._output = source.output

@@ -17,6 +17,7 @@ from millstream.server.features.completers import Filled
 from millstream.server.features.prompts import Prompt
 from millstream.server.features.registry import Registry
 from millstream.server.features.resources import Template
+from millstream.server.handlers.listing import sees
 from millstream.server.handlers.params import read
 
 MAX_VALUES = 100
@@ -56,13 +57,13 @@ class CompletionHandlers:
     def _find(self, reference: Reference, call: Call) -> tuple[Prompt | Template, str]:
         if reference.type == "ref/prompt":
             prompt = self._registry.prompts.get(reference.name)
-            if prompt is not None:
+            if prompt is not None and sees(call, prompt):
                 check_scopes(call, prompt.scopes)
                 return prompt, reference.name
             raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {reference.name[:128]!r}")
         if reference.type == "ref/resource":
             template = self._registry.templates.get(reference.uri)
-            if template is not None:
+            if template is not None and sees(call, template):
                 check_scopes(call, template.scopes)
                 return template, reference.uri
             raise ProtocolError(INVALID_PARAMS, f"Unknown resource template: {reference.uri[:256]!r}")
