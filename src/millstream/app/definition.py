@@ -118,6 +118,9 @@ class Definition(Tree):
         self._check_everywhere(key)
         self._check_free(kind, key)
         self._put(kind, key, item, on=item.enabled)
+        if not _ON_EACH_WORKER.get():
+            for listener in list(self.listeners):
+                listener.altered(kind, key, "added")
 
     def remove(self, kind: str, key: str) -> None:
         """Take an item away, here and wherever this is mounted, on every worker. Raises KeyError when there is none."""

@@ -223,8 +223,8 @@ class Runtime:
 
     @property
     def shared(self) -> bool:
-        """Other workers serve the same clients."""
-        return self.store.shared
+        """Other workers serve the same clients, and this one has heard of them."""
+        return self.store.shared and not self.replicas.alone
 
     def emit(self, change: Change) -> None:
         """Tell a change to whoever listens in this loop, from whatever thread, and to the other workers."""

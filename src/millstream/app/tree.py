@@ -25,7 +25,7 @@ class Listener(Protocol):
         """Something changed."""
 
     def altered(self, kind: str, key: str, how: str) -> None:
-        """The program of this worker has removed an item, or switched it ``on`` or ``off``."""
+        """The program of this worker has removed an item, ``added`` it, or switched it ``on`` or ``off``."""
 
 
 class Tree:

@@ -105,6 +105,10 @@ class Joined(Struct, frozen=True, array_like=True, tag="join"):
     """The sender has just begun: it knows only what its program registers."""
 
 
+class Present(Struct, frozen=True, array_like=True, tag="present"):
+    """The sender has heard of one that has just begun, and was there before."""
+
+
 class Watched(Struct, frozen=True, array_like=True, tag="watch"):
     """Somebody watches the dashboard at the sender."""
 
@@ -117,7 +121,7 @@ class Measured(Struct, frozen=True, array_like=True, tag="figures"):
 
 Message = (
     Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Switched | Joined
-    | Watched | Measured
+    | Present | Watched | Measured
 )  # fmt: skip
 
 
