@@ -209,3 +209,26 @@ def test_under_nohup_workers_outlive_the_terminal(tmp_path: Path) -> None:
         assert answers(port)
         assert not served.said("Starting every worker anew")
         assert set(served.children()) == set(served.pids)
+
+
+@pytest.mark.parametrize(("times", "number"), [(2, "SIGKILL"), (99, "SIGKILL"), (1, "SIGSEGV")])
+def test_a_worker_that_is_killed_while_it_starts_for_the_first_time_is_followed_by_another(
+    tmp_path: Path, times: int, number: str
+) -> None:
+    """A fixed defect: it stopped the whole. One that is killed each time, or by a fault of its program, still does."""
+    killed = f"""
+    deaths = HERE / "deaths"
+    count = len(deaths.read_text()) if deaths.exists() else 0
+    if count < {times}:
+        deaths.write_text("x" * (count + 1))
+        os.kill(os.getpid(), signal.{number})
+"""
+    program = PROGRAM.replace("async def lifespan(server):\n", f"async def lifespan(server):{killed}")
+    gives_up = times == 99 or number == "SIGSEGV"
+    with workers(tmp_path, 1, "--reload", program=program, ready=False) as served:
+        if gives_up:
+            assert served.process.wait(WAIT) == 1
+            assert f"Worker 1 was killed by {number} before it served" in served.log
+        else:
+            served.wait_until_said("is serving on")
+    assert len((tmp_path / "deaths").read_text()) == (5 if times == 99 else times)

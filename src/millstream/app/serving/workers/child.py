@@ -28,12 +28,18 @@ PATIENCE: Final = 30.0
 """Seconds for one that has not said how long it may take to end."""
 
 
+_BY_OTHERS = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+"""How a person or the kernel, short of memory, ends a process. Whatever else kills one is the program's own."""
+
+
 class NotStarted(Exception):
     """A worker has ended before it served; it has said why, or nothing."""
 
-    def __init__(self, error: CommandError) -> None:
+    def __init__(self, error: CommandError, *, killed: bool = False) -> None:
         super().__init__(error.what)
         self.error = error
+        self.killed = killed
+        """Somebody else has ended it, and its program may be fine."""
 
 
 class Child:
@@ -115,7 +121,8 @@ class Child:
         self.state = GONE
         self.left.set()
         if not self._ready.done():
-            self._ready.set_exception(NotStarted(self._why(status)))
+            killed = self._failed is None and -status in _BY_OTHERS
+            self._ready.set_exception(NotStarted(self._why(status), killed=killed))
             self._ready.exception()  # nobody has to look
         self.ended.set_result(status)
 
