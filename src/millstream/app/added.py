@@ -7,7 +7,7 @@ where callers sign in. Starlette is loaded by the first one that is added.
 import inspect
 import logging
 import re
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from secrets import token_hex
 from typing import Any, Final
 
@@ -177,7 +177,6 @@ def _page(function: Callable[..., Any]) -> Application:
         from starlette.concurrency import run_in_threadpool  # noqa: PLC0415  loaded by now
         from starlette.requests import Request as PageRequest  # noqa: PLC0415
         from starlette.responses import Response as PageResponse  # noqa: PLC0415
-        from starlette.responses import StreamingResponse  # noqa: PLC0415
 
         request: PageRequest = PageRequest(scope, receive, send)
         response = await function(request) if awaited else await run_in_threadpool(function, request)
@@ -190,8 +189,9 @@ def _page(function: Callable[..., Any]) -> Application:
             await response(scope, receive, send)
         finally:
             # A stream whose reader has gone is left where it waits: what it opened is to be closed now.
-            if isinstance(response, StreamingResponse) and isinstance(response.body_iterator, AsyncGenerator):
-                await response.body_iterator.aclose()
+            end: Any = getattr(getattr(response, "body_iterator", None), "aclose", None)
+            if end is not None:
+                await end()
 
     return answer
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import cast
 
 from millstream.telemetry.logs import MAX_TEXT
 
@@ -62,7 +63,7 @@ def _chain(exc: BaseException, seen: set[int]) -> Iterator[BaseException]:
         yield each
         waiting += [each.__cause__, None if each.__suppress_context__ else each.__context__]
         if isinstance(each, BaseExceptionGroup):
-            waiting += each.exceptions
+            waiting += cast("BaseExceptionGroup[BaseException]", each).exceptions
 
 
 def _cut(trace: TracebackType | None) -> TracebackType | None:
