@@ -157,6 +157,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     drain_timeout: Seconds = 30.0
     drain_delay: Seconds = 0.0
     """How long a server that stops serves on, and is not ready: load balancers notice it in that time."""
+    watchdog: Seconds = 0.0
+    """Several workers: one whose event loop stands still for so long is killed and replaced; 0 means never."""
     lane: Switch = True
     """`millstream run` serves by its own HTTP protocol class; False leaves plain ASGI, without the guard."""
     log_level: LogLevel = "info"

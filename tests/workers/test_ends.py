@@ -55,6 +55,24 @@ async def test_a_worker_that_is_killed_is_replaced_and_whoever_waits_at_its_sock
             await client.close()
 
 
+async def test_a_worker_whose_loop_stands_still_is_replaced_where_a_watchdog_is_set(tmp_path: Path) -> None:
+    """docs/reference/settings.md. A process that is there and answers nobody looks alive to everybody else."""
+    environment = {**os.environ, "MILLSTREAM_WATCHDOG": "3"}
+    with workers(tmp_path, 1, "--reload", env=environment) as served:
+        (first,) = served.pids
+        stopper = Client(served.port)
+        stopped = asyncio.create_task(stopper.request(call("stands_still")))
+        waiting = Client(served.port)
+        await until_async(lambda: state(first) == "T")
+        assert (await waiting.request(call("who"))).value != first
+        assert served.said("has stood still for 3 s, and is killed") == 1
+        assert served.said("was killed by SIGKILL; starting another") == 1
+        with pytest.raises((OSError, EOFError)):
+            await stopped
+        for client in (waiting, stopper):
+            await client.close()
+
+
 async def test_a_worker_in_a_crash_loop_is_started_less_and_less_often_and_the_others_serve_on(tmp_path: Path) -> None:
     """Nobody is sent to its socket meanwhile, and when it can start again, it does."""
     with workers(tmp_path, 2) as served:

@@ -12,7 +12,9 @@ from typing import Final
 
 from millstream.app.serving.errors import CommandError
 from millstream.app.serving.workers.messages import (
+    BEATS,
     FOR_PARENT,
+    Alive,
     Drain,
     Failed,
     Force,
@@ -72,6 +74,9 @@ class Child:
         self.leaves = False
         """It was told to, or does so by itself, and is replaced already if it has to be."""
         self.patience = PATIENCE
+        self.watchdog = 0.0
+        self.heard = 0.0
+        """When its event loop last said that it goes on."""
         self._on_left = on_left
         self._failed: Failed | None = None
         ours, theirs = socket.socketpair()
@@ -105,8 +110,11 @@ class Child:
             return
         for message in messages:
             if isinstance(message, Ready):
-                self.state, self.patience = READY, message.patience
+                self.state, self.patience, self.watchdog = READY, message.patience, message.watchdog
+                self.heard = self._loop.time()
                 self._ready.set_result(message)
+            elif isinstance(message, Alive):
+                self.heard = self._loop.time()
             elif isinstance(message, Failed):
                 self._failed = message
             else:
@@ -142,6 +150,17 @@ class Child:
             f"Worker {self.hello.worker} {how(status)} before it served.",
             why="A worker runs your program up to run(). What it wrote stands above.",
         )
+
+    async def stands_still(self) -> bool:
+        """Wait while its event loop goes on. True once it has said nothing for too long; False when it leaves."""
+        late = 0
+        while self.state == READY:
+            await asyncio.sleep(self.watchdog / BEATS)
+            # Twice in a row: if this process stood still itself, what was said meanwhile has to be read first.
+            late = late + 1 if self._loop.time() - self.heard > self.watchdog else 0
+            if late == 2:
+                return self.state == READY
+        return False
 
     def drain(self, *, replaced: bool) -> None:
         """Let it finish what it has, and end."""
