@@ -79,7 +79,7 @@ def shop(**options: Any) -> tuple[Server, dict[str, asyncio.Event]]:
 @LANES
 async def test_a_program_has_pages_and_webhooks_of_its_own(lane: bool) -> None:
     """docs/how-to/own-routes.md."""
-    mcp, events = shop()
+    mcp, events = shop(settings=Settings(max_body=1000))
     async with asked(mcp, lane=lane) as client:
         page = await client.get("/")
         assert (page.text[:13], page.headers["content-type"], page.headers["x-shop"]) == (
@@ -122,10 +122,12 @@ async def test_where_callers_sign_in_they_do_for_a_page_too_unless_it_is_public(
     mcp, _ = shop(auth=auth.keys(named={"alice": KEY}))
     mcp.static("/app", tmp_path)
     mcp.static("/open", tmp_path, public=True)
+    mcp.route("/sign-in-help")(home_page)
     async with asked(mcp, lane=lane) as client:
-        for path in ("/", "/blocking", "/app", "/app/", "/app/index.html"):
+        for path in ("/", "/blocking", "/app", "/app/", "/app/index.html", "/sign-in-help"):
             assert (await client.get(path)).status_code == 401, path
-        assert (await client.get("/open/")).text == "app"
+        opened = await client.get("/open/")
+        assert (opened.text, opened.headers["cache-control"]) == ("app", "public, no-cache")
         assert (await client.post("/hooks/a/1", json={})).status_code == 201
         client.headers["authorization"] = f"Bearer {KEY}"
         assert (await client.get("/blocking")).text == "alice"
@@ -208,7 +210,7 @@ async def test_a_folder_is_served_and_nothing_outside_of_it(lane: bool, tmp_path
             request.url = request.url.copy_with(raw_path=path.encode())
             assert (await client.send(request)).status_code == 404, path
         whole = await client.get("/app/large.bin")
-        assert (len(whole.content), whole.headers["cache-control"]) == (600_000, "public, max-age=60")
+        assert (len(whole.content), whole.headers["cache-control"]) == (600_000, "private, max-age=60")
         assert whole.headers["x-content-type-options"] == "nosniff"
         again = await client.get("/app/large.bin", headers={"if-none-match": whole.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
@@ -281,6 +283,9 @@ async def test_two_pages_cannot_have_one_path_here_or_by_a_mount_and_none_comes_
     with pytest.raises(ValueError, match="added twice"):
         mcp.mount(other)
     assert mcp.definition.mounted == []
+    for prefix in ("assets", "dashboard", "tools"):
+        with pytest.raises(ValueError, match="of Millstream's own"):
+            mcp.mount(other, prefix=prefix)
     mcp.mount(other, prefix="other")
     with pytest.raises(ValueError, match="where MCP is served"):
         Server("x", settings=Settings(path="/rpc")).route("/rpc")(home_page)

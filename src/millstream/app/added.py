@@ -69,6 +69,7 @@ class AddedPaths:
         self._public: set[str] = set()
         for before, each in added:
             whole = before + each.path
+            check_path(whole + "/" if each.below and each.path != "/" else whole)
             if whole.rstrip("/") == path.rstrip("/"):
                 raise ValueError(f"{whole!r} is where MCP is served. Use another path, or serve MCP elsewhere")
             handlers = dict.fromkeys(sorted(each.methods), each.make(before, show_errors))
@@ -150,7 +151,7 @@ def static_of(path: str, folder: str, *, max_age: int, public: bool) -> Added:
     check_path(path.rstrip("/") + "/" if path != "/" else "/")
     if "{" in path:
         raise ValueError(f"static({path!r}): the path can't have parameters")
-    files = Files(folder, max_age=max_age, max_ranges=MAX_RANGES)
+    files = Files(folder, max_age=max_age, max_ranges=MAX_RANGES, shared=public)
 
     def make(before: str, show_errors: Callable[[], bool]) -> Handler:
         return _watched(Hosted(files, below=before + path.rstrip("/")).serve, show_errors)

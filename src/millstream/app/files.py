@@ -16,13 +16,14 @@ class Files:
 
     __slots__ = ("_files", "_kept", "_max_ranges")
 
-    def __init__(self, folder: str, *, max_age: int, max_ranges: int) -> None:
+    def __init__(self, folder: str, *, max_age: int, max_ranges: int, shared: bool) -> None:
         """Serve a folder.
 
         Args:
             folder: of the files; everybody who may ask gets all of it.
             max_age: seconds for which clients keep a file without asking again.
             max_ranges: that one request may ask for.
+            shared: caches on the way may keep them for others, too.
 
         Raises:
             ValueError: there is no such folder.
@@ -31,7 +32,8 @@ class Files:
         if not place.is_dir():
             raise ValueError(f"There is no folder {folder!r}, seen from {Path.cwd()}")
         self._files = StaticFiles(directory=place, html=True)
-        self._kept = b"public, max-age=%d" % max_age if max_age else b"no-cache"
+        whose = b"public" if shared else b"private"
+        self._kept = b"%b, max-age=%d" % (whose, max_age) if max_age else b"%b, no-cache" % whose
         self._max_ranges = max_ranges
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

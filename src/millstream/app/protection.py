@@ -75,7 +75,10 @@ class Protection:
 
     def protect(self, path: str, handlers: Mapping[str, Handler]) -> Mapping[str, Handler]:
         """The handlers of a path, or of those that begin so, behind what it takes."""
-        if path in EXEMPT or path.startswith(_OPEN) or (self.added is not None and self.added.is_public(path)):
+        if self.added is not None and path in self.added.exact:
+            guard = None if self.added.is_public(path) else self._guard
+            return handlers if guard is None else _guarded(guard, handlers)
+        if path in EXEMPT or path.startswith(_OPEN):
             return handlers
         guard, private = self._guard, _PRIVATE.get(path)
         if guard is not None:
