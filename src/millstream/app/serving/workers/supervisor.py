@@ -134,9 +134,8 @@ class Supervisor:
             except NotStarted as exc:
                 if not (exc.killed and left):
                     raise
-                seconds = slot.back_off.died()
                 logger.error("%s; starting another", exc.error.what.rstrip("."))
-                await asyncio.sleep(seconds)
+            await asyncio.sleep(slot.back_off.died())
         raise AssertionError
 
     async def _end(self, orders: Orders) -> None:
