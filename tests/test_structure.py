@@ -39,7 +39,7 @@ ROOMS = {
         "auditing", "parts", "streamed", "probes", "routes", "runtime", "runtimes", "hub_access", "serving",
         "with_paths", "with_switches", "server",
     ],
-    "cli": ["help", "load", "stdio", "showing", "connecting", "commands", "program"],
+    "cli": ["help", "load", "stdio", "showing", "connecting", "chatting", "commands", "program"],
 }
 """The order inside a house: every folder, and the files between which the order says something."""
 # fmt: on

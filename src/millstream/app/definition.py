@@ -65,7 +65,7 @@ class Definition(Tree):
 
     def __post_init__(self) -> None:
         self.store = self.store or self.settings.store or "memory://"
-        self.registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
+        self.registry: Registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
         self.registry.private = self.protected
         self.registry.changed = lambda kind: self.emit(Change(kind))
         self.hooks = hooks_of(self.middleware, self) if self.middleware else None

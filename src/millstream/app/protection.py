@@ -65,10 +65,10 @@ class Protection:
             own: the paths by which callers sign in.
             added: the paths of the program's own.
         """
-        self.added = added
+        self.added: AddedPaths | None = added
         if added is not None and guard is not None:
             added.protect(lambda handlers: _guarded(guard, handlers))
-        self.own = own
+        self.own: Paths = own
         self._guard = guard
         self._here_only = here_only
         self._hooked = hooked

@@ -23,17 +23,19 @@ _MAX_CHAIN = 64
 def user_frames(exc: BaseException) -> list[traceback.FrameSummary]:
     """The frames of the person's own code; all of them where none is left, since the person's file may lie anywhere."""
     shown = [each for each in traceback.extract_tb(exc.__traceback__) if not each.filename.startswith("<frozen")]
-    return [each for each in shown if not is_foreign(each.filename)] or shown
+    own = [each for each in shown if not is_foreign(each.filename)]
+    return own if own or isinstance(exc, SyntaxError) else shown  # such an error says by itself where it is
 
 
-def with_user_frames(exc: BaseException) -> BaseException:
+def with_user_frames(exc: BaseException, *, told: tuple[type[BaseException], ...] = ()) -> BaseException:
     """The same exception, with the tracebacks of it and of everything that led to it cut down to the person's frames.
 
-    One of which no frame is left keeps those that aren't Millstream's, else all.
+    One of which no frame is left keeps those that aren't Millstream's, else all; none, if it is of a kind in `told`,
+    whose texts say everything.
     """
     seen: set[int] = set()
     for each in _chain(exc, seen):
-        each.__traceback__ = _cut(each.__traceback__)
+        each.__traceback__ = _cut(each.__traceback__, whole=not isinstance(each, told))
     return exc
 
 
@@ -66,13 +68,14 @@ def _chain(exc: BaseException, seen: set[int]) -> Iterator[BaseException]:
             waiting += cast("BaseExceptionGroup[BaseException]", each).exceptions
 
 
-def _cut(trace: TracebackType | None) -> TracebackType | None:
+def _cut(trace: TracebackType | None, *, whole: bool) -> TracebackType | None:
     links: list[TracebackType] = []
     while trace is not None:
         links.append(trace)
         trace = trace.tb_next
     kept = [each for each in links if not is_foreign(_file(each.tb_frame))]
-    kept = kept or [each for each in links if not Path(_file(each.tb_frame)).is_relative_to(PROGRAM)] or links
+    kept = kept or [each for each in links if not Path(_file(each.tb_frame)).is_relative_to(PROGRAM)]
+    kept = kept or (links if whole else [])
     cut: TracebackType | None = None
     for each in reversed(kept):
         cut = TracebackType(cut, each.tb_frame, each.tb_lasti, each.tb_lineno)

@@ -74,7 +74,7 @@ class Registry:
         members of the result."""
         self._scopes: dict[str, frozenset[str]] = {}
         """Kind -> all scopes that items of it need."""
-        self.scoped = False
+        self.scoped: bool = False
         """Something here needs a scope: else nobody has to be asked for theirs."""
         self.conditional: dict[str, tuple[str, ...]] = {}
         """Kind -> the names of those that not everybody sees."""
@@ -122,6 +122,8 @@ class Registry:
             KeyError: there is none of that name.
         """
         if key not in self.disabled[kind]:
+            if key not in getattr(self, kind):
+                raise KeyError(f"There is no {_NOUNS[kind]} {key!r}")
             self.disable(kind, key)
         del self.disabled[kind][key]
         if kind in _COMPLETED:
