@@ -109,7 +109,7 @@ class Server(WithPaths, WithSwitches):
 
     @property
     def dependency_overrides(self) -> dict[Callable[..., Any], Callable[..., Any]]:
-        """For tests: a function that others depend on (`Depends`) -> the one that stands in for it."""
+        """For tests, what stands in for a dependency: ``mcp.dependency_overrides[database] = fake``."""
         return self.definition.overrides
 
     # Registration

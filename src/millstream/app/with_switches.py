@@ -13,15 +13,15 @@ class WithSwitches:
     definition: Definition
 
     def remove_tool(self, name: str) -> None:
-        """Take a tool away. Raises KeyError when there is none."""
+        """Take a tool away: ``mcp.remove_tool("add")``. Raises KeyError when there is none."""
         self.definition.remove("tools", name)
 
     def remove_prompt(self, name: str) -> None:
-        """Take a prompt away. Raises KeyError when there is none."""
+        """Take a prompt away: ``mcp.remove_prompt("review")``. Raises KeyError when there is none."""
         self.definition.remove("prompts", name)
 
     def remove_resource(self, uri: str) -> None:
-        """Take a resource or template away. Raises KeyError when there is none."""
+        """Take a resource or template away: ``mcp.remove_resource("shop://1")``. Raises KeyError when there is none."""
         self.definition.remove(self.definition.kind_of("resource", uri), uri)
 
     def disable(self, kind: Kind | None = None, name: str = "", *, tag: str = "") -> None:
@@ -44,7 +44,11 @@ class WithSwitches:
         self._switch(kind, name, tag, on=False)
 
     def enable(self, kind: Kind | None = None, name: str = "", *, tag: str = "") -> None:
-        """Offer something again that was disabled, in its place. Arguments and errors are those of `disable`."""
+        """Offer something again that was disabled, in its place. Arguments and errors are those of `disable`.
+
+        Example:
+            ``mcp.enable("tool", "order")``, or ``mcp.enable(tag="beta")``.
+        """
         self._switch(kind, name, tag, on=True)
 
     def _switch(self, kind: Kind | None, name: str, tag: str, *, on: bool) -> None:
