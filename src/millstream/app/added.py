@@ -4,6 +4,7 @@ They are requests, responses and files of Starlette, behind our checks of Host a
 where callers sign in. Starlette is loaded by the first one that is added.
 """
 
+import asyncio
 import inspect
 import logging
 import re
@@ -173,6 +174,8 @@ def check_path(path: str) -> None:
 
 def _page(function: Callable[..., Any]) -> Application:
     awaited = inspect.iscoroutinefunction(function)
+    later: set[asyncio.Task[None]] = set()
+    """What goes on behind a reply: nobody else holds these."""
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         from starlette.concurrency import run_in_threadpool  # noqa: PLC0415  loaded by now
@@ -186,8 +189,13 @@ def _page(function: Callable[..., Any]) -> Application:
                 f"{function.__name__} gave a {type(response).__name__}; a route returns a response, such as "
                 "starlette.responses.JSONResponse"
             )
+        background, response.background = response.background, None
         try:
             await response(scope, receive, send)
+            if background is not None:
+                task = asyncio.create_task(background())
+                later.add(task)
+                task.add_done_callback(later.discard)
         finally:
             # A stream whose reader has gone is left where it waits: what it opened is to be closed now.
             end: Any = getattr(getattr(response, "body_iterator", None), "aclose", None)

@@ -1,7 +1,7 @@
 """An ASGI application as one of our handlers: what serves a page or a webhook of the program's own.
 
-A small reply is collected and sent as ours are, so the lane has it, too; anything else is a stream. What the
-application does after its reply (background tasks) goes on in its own task.
+A small reply is collected and sent as ours are, once the application is through, so the lane has it, too; anything else
+is a stream.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _BREAKS = (b"\r", b"\n", b"\0")
 class Hosted:
     """Runs the application for one request after the other."""
 
-    __slots__ = ("_application", "_below", "_parameters", "_tasks")
+    __slots__ = ("_application", "_below", "_parameters")
 
     def __init__(
         self,
@@ -42,7 +42,6 @@ class Hosted:
         self._application = application
         self._below = below
         self._parameters = parameters
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, request: Request) -> Response | Sink | None:
         """Answer one request.
@@ -55,27 +54,18 @@ class Hosted:
         scope = _scope(request, self._below)
         if self._parameters is not None:
             scope["path_params"] = self._parameters(request)
-        task = asyncio.create_task(self._run(scope, reply))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         try:
-            await asyncio.wait((task, reply.complete), return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
-        if not reply.complete.done():
-            reply.complete.cancel()
-            failed = task.exception() or RuntimeError("The application gave no complete reply.")
+            with contextlib.suppress(_Enough):
+                await self._application(scope, reply.receive, reply.send)
+            if not reply.complete and not reply.left:
+                raise RuntimeError("The application gave no complete reply.")
+        except Exception as exc:
             if reply.left:
                 return None
             if reply.begun:
-                raise BrokenReply(str(failed)) from failed
-            raise failed
-        return reply.complete.result()
-
-    async def _run(self, scope: MutableMapping[str, Any], reply: "_Reply") -> None:
-        with contextlib.suppress(_Enough):
-            await self._application(scope, reply.receive, reply.send)
+                raise BrokenReply(str(exc)) from exc
+            raise
+        return reply.response
 
 
 class BrokenReply(Exception):
@@ -89,7 +79,8 @@ class _Enough(Exception):
 class _Reply:
     """The reply to one request on its way: ASGI messages become a `Response`, or chunks of a stream."""
 
-    __slots__ = ("_asked", "_collects", "_head", "_parts", "_request", "_sink", "_status", "_streams", "complete")
+    __slots__ = ("_asked", "_collects", "_head", "_parts", "_request", "_sink", "_status", "_streams", "complete",
+                 "response")  # fmt: skip
 
     def __init__(self, request: Request) -> None:
         self._request = request
@@ -100,7 +91,9 @@ class _Reply:
         self._collects = False
         self._sink: Sink | None = None
         self._streams = asyncio.Event()
-        self.complete: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
+        self.complete = False
+        self.response: Response | None = None
+        """The whole reply, where it was no stream."""
 
     @property
     def begun(self) -> bool:
@@ -166,8 +159,7 @@ class _Reply:
 
     def _finish(self, response: Response | None) -> None:
         self._streams.set()
-        if not self.complete.done():
-            self.complete.set_result(response)
+        self.complete, self.response = True, response
 
 
 def _scope(request: Request, below: str) -> dict[str, Any]:
