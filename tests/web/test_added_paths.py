@@ -18,7 +18,11 @@ from starlette.routing import Mount
 
 from http_peer import serve
 from millstream import Server, Settings, auth
+from millstream.app.added import AddedPaths, route_of
+from millstream.app.here_only import Bind, HereOnly
+from millstream.app.protection import Protection
 from millstream.app.serving.entry import prepare
+from millstream.server.calls.notes import ignore_message
 from patience import WAIT
 
 KEY = "a-key-for-the-pages-0123456789"
@@ -270,6 +274,15 @@ async def test_every_path_of_ours_is_refused_and_so_is_what_is_no_path() -> None
 
 async def home_page(request: Request) -> Response:
     return PlainTextResponse("")
+
+
+def test_a_page_cannot_have_a_path_by_which_callers_sign_in() -> None:
+    """What an authorization server of the program's own needs is known when the server starts."""
+    added = AddedPaths(
+        [("", route_of("/token", home_page, methods=["GET"], public=True))], path="/mcp", show_errors=bool
+    )
+    with pytest.raises(ValueError, match="by which callers sign in"):
+        Protection(None, HereOnly(Bind(), ignore_message), hooked=False, own={"/token": {}}, added=added)
 
 
 async def test_two_pages_cannot_have_one_path_here_or_by_a_mount_and_none_comes_too_late() -> None:

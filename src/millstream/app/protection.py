@@ -64,8 +64,16 @@ class Protection:
             hooked: the program says who may publish, so that no scope is needed for it.
             own: the paths by which callers sign in.
             added: the paths of the program's own.
+
+        Raises:
+            ValueError: one of these is a path by which callers sign in.
         """
         self.added: AddedPaths | None = added
+        taken = set[str]() if added is None else own.keys() & added.exact.keys()
+        if taken:
+            raise ValueError(
+                f"{min(taken)!r} is a path by which callers sign in here. Use another one for your own route"
+            )
         if added is not None and guard is not None:
             added.protect(lambda handlers: _guarded(guard, handlers))
         self.own: Paths = own
