@@ -27,7 +27,7 @@ _Table = dict[str, Mapping[str, Handler]]
 class Routes:
     """The paths of one running server."""
 
-    __slots__ = ("_by_path", "_hot", "_prefixes", "_streams")
+    __slots__ = ("_added", "_by_path", "_hot", "_prefixes", "_streams")
 
     def __init__(
         self,
@@ -76,6 +76,9 @@ class Routes:
             self._add_inspecting(settings.inspect, streams)
         if render_metrics is not None:
             self._add_metrics(render_metrics, health)
+        self._added = protection.added
+        if self._added is not None:
+            self._by_path = {**self._added.exact, **self._by_path}
         for each in self._streams & self._by_path.keys():
             handlers = self._by_path[each]
             self._by_path[each] = {**handlers, "GET": of_this_site(handlers["GET"])}
@@ -155,7 +158,10 @@ class Routes:
         return handler if handler is not None else _not_allowed(handlers)
 
     def _below(self, path: str) -> Mapping[str, Handler] | None:
-        return next((handlers for prefix, handlers in self._prefixes if path.startswith(prefix)), None)
+        for prefix, handlers in self._prefixes:
+            if path.startswith(prefix):
+                return handlers
+        return None if self._added is None else self._added.find(path)
 
     @property
     def hot(self) -> dict[tuple[bytes, bytes], tuple[Handler, str, str]]:
@@ -167,7 +173,7 @@ class Routes:
     def find_hot(self, method: bytes, path: bytes) -> Handler | None:
         """The handler of a path that the lane serves itself."""
         found = self._hot.get((method, path))
-        if found is None and self._prefixes:
+        if found is None and (self._prefixes or self._added is not None):
             below = self._below(path.decode("latin-1"))
             return None if below is None else below.get(method.decode("latin-1"))
         return found

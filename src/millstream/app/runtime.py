@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.app.definition import Definition, on_each_worker
 from millstream.app.here_only import Bind, HereOnly
 from millstream.app.limited import Limited
-from millstream.app.parts import make_note, make_observer, metrics_of_machine, open_feed
+from millstream.app.parts import make_around, make_note, make_observer, metrics_of_machine, open_feed
 from millstream.app.replicas import Replicas
 from millstream.app.sign_in_methods import make_guard
 from millstream.http.hosts import HostPolicy
@@ -22,6 +22,7 @@ from millstream.server.calls.changes import Change, Changes
 from millstream.server.calls.keys import agree
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Dispatcher
+from millstream.server.features.finding import check_completers
 from millstream.server.handlers import install
 from millstream.server.sweep import Sweep
 from millstream.stores.base import Store
@@ -116,7 +117,9 @@ class Runtime:
             )
             install(self.dispatcher)
             self.limited.gate(self.dispatcher)
+            self.dispatcher.around = make_around(definition)
             self.services.lifespan_of = lambda home: home.nearest(self._lifespans)
+            self.services.overrides_of = lambda home: home.overriding()
             self.sweep = Sweep(
                 self.dispatcher,
                 beat=self.streams.beat,
@@ -125,7 +128,7 @@ class Runtime:
             )
             await self._open_hub()  # around the lifespan, which may publish
             await self._open_lifespan(definition)
-            definition.registry.check_completers()  # now, since the lifespan may register too
+            check_completers(definition.registry)  # now, since the lifespan may register too
             await self._open_parts()
             await self.replicas.join()
             self._busy = self.sweep.clock()
@@ -192,14 +195,13 @@ class Runtime:
         """The HTTP side, made when it is first needed: stdio does without."""
         if self.routes is None:
             from millstream.app.probes import Probes  # noqa: PLC0415
-            from millstream.app.protection import Protection, own_paths  # noqa: PLC0415
+            from millstream.app.protection import Protection, added_paths, own_paths  # noqa: PLC0415
             from millstream.app.routes import Routes  # noqa: PLC0415
 
             definition, settings = self.definition, self.definition.settings
-            here_only = HereOnly(self.bind, self.services.note)
-            hooked = definition.authorize_channel is not None
-            own = own_paths(self.guard, definition, self.services)
-            protection = Protection(self.guard, here_only, hooked=hooked, own=own)
+            here_only, hooked = HereOnly(self.bind, self.services.note), definition.authorize_channel is not None
+            own, added = own_paths(self.guard, definition, self.services), added_paths(definition)
+            protection = Protection(self.guard, here_only, hooked=hooked, own=own, added=added)
             self.policy = protection.policy(settings, loopback_bind=self.bind.loopback)
             if self.hub is not None:
                 from millstream.transports.websocket.route import WebSocketRoute  # noqa: PLC0415
@@ -221,8 +223,8 @@ class Runtime:
 
     @property
     def shared(self) -> bool:
-        """Other workers serve the same clients."""
-        return self.store.shared
+        """Other workers serve the same clients, and this one has heard of them."""
+        return self.store.shared and not self.replicas.alone
 
     def emit(self, change: Change) -> None:
         """Tell a change to whoever listens in this loop, from whatever thread, and to the other workers."""
@@ -230,9 +232,9 @@ class Runtime:
             self.limited.gate(self.dispatcher)
         self._here(self.replicas.emit, change)
 
-    def removed(self, kind: str, key: str) -> None:
-        """Have the other workers remove an item, too."""
-        self._here(self.replicas.removed, kind, key)
+    def altered(self, kind: str, key: str, how: str) -> None:
+        """Have the other workers remove or switch an item, too."""
+        self._here(self.replicas.altered, kind, key, how)
 
     def _here(self, work: Callable[..., None], *arguments: object) -> None:
         if get_ident() == self.thread and self.loop.is_running():

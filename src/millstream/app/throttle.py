@@ -214,7 +214,8 @@ class Throttle:
         if call.tool is not None:
             tool: Tool = call.tool
             return tool
-        return self._registry.tools.get(call.name or target_name(call.method, call.params))
+        found = self._registry.tools.get(call.name or target_name(call.method, call.params))
+        return None if found is not None and found.visible is not None and not found.visible(call.principal) else found
 
     def _of(self, name: str, rate: str) -> Limiter | SharedLimiter | None:
         return self._limiter(name, Rate.of(rate)) if rate else None

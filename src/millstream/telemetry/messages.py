@@ -8,7 +8,6 @@ for those that come again.
 
 import asyncio
 import hashlib
-import logging
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from millstream.telemetry.logs import HumanLines, escape, redact_text
+from millstream.telemetry.logs import escape, redact_text
 from millstream.telemetry.outlet import LAST_MS, TextOutlet
 
 LOGGER = "millstream.access"
@@ -226,24 +225,21 @@ class MessageLog:
 
 
 def _human_lines(stream: TextIO) -> Callable[[_Line], str]:
-    """Lines as `logs` writes them to a terminal."""
-    lines = HumanLines(color=stream.isatty() and "NO_COLOR" not in os.environ)
+    """Short lines: when, how it ended, what it was, how long it took, and who asked."""
+    color = stream.isatty() and "NO_COLOR" not in os.environ
+    dim, plain = ("\x1b[2m", "\x1b[0m") if color else ("", "")
 
     def format_line(line: _Line) -> str:
-        fields = {name: value for name in _SHOWN if (value := getattr(line, name))}
+        clock = datetime.fromisoformat(line.ts).astimezone().strftime("%H:%M:%S")
+        who = " ".join(each for each in (line.client or line.transport, line.principal) if each)
         about = f"{line.method} {line.target}" if line.target else line.method
-        record = logging.makeLogRecord(
-            {
-                "name": LOGGER,
-                "levelname": line.level.upper(),
-                "created": datetime.fromisoformat(line.ts).timestamp(),
-                "msg": f"{about} {line.status} {line.duration_ms} ms",
-                **fields,
-            }
+        mark = f"\x1b[{_COLORS[line.level]}m" if color else ""
+        return (
+            f"{dim}{clock}{plain} {mark}{line.status:<10}{plain} {about}  {line.duration_ms:g} ms  {dim}{who}{plain}\n"
         )
-        return f"{lines.format(record)}\n"
 
     return format_line
 
 
-_SHOWN = ("revision", "client", "principal", "session", "transport", "bytes", "trace_id")
+_COLORS = {"info": "32", "warning": "33", "error": "31"}
+"""Of the outcome, on a terminal."""

@@ -109,6 +109,8 @@ class Call(Struct, eq=False, kw_only=True):
     """The rounds of this call, made when user code first asks."""
     token: ProgressToken | None = None
     log_level: str = ""
+    shared: dict[str, Any] | None = None
+    """`Context.state`, where several contexts of the call share one: middleware, dependencies and the function."""
     # Who asked
     client: Client
     session: Session | None = None

@@ -15,8 +15,9 @@ from millstream.protocol.errors import ToolError
 from millstream.protocol.jsonrpc import encode as encode_json
 from millstream.protocol.revisions import Revision
 from millstream.server.calls.call import Call
+from millstream.server.features.hooks import Hooks, hooked
 from millstream.server.features.sources import Run, Source, checked, source_of
-from millstream.server.functions.description import Labels, check_options, described
+from millstream.server.functions.description import Labels, check_options, described, shown_of
 from millstream.server.functions.notices import notice
 from millstream.server.functions.plan import name_of
 from millstream.server.functions.results import ToolResult, encode, encode_result
@@ -61,8 +62,9 @@ class Tool:
     """One registered tool."""
 
     __slots__ = (
-        "_described", "_output", "_simple", "concurrency", "cost", "decode", "headers", "limit", "limited", "name",
-        "parameters", "plain", "read", "requires", "run", "scopes", "struct", "timeout", "wraps",
+        "_described", "_output", "_simple", "concurrency", "cost", "decode", "enabled", "headers", "limit", "limited",
+        "name", "parameters", "path", "plain", "read", "requires", "run", "scopes", "struct", "tags", "timeout",
+        "visible", "wraps",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +85,9 @@ class Tool:
         self.read = source.read
         """``read(raw)``: the arguments of a call from their JSON; raises `ArgumentError`."""
         self.scopes = frozenset(scopes or ())
+        self.tags, self.enabled, self.visible = shown_of(labels)
+        self.path: tuple[Hooks, ...] = ()
+        """The middleware of each server through which it is reached, where any of them has some."""
         self.run = checked(source.run, self.scopes)
         """``run(arguments, call)``: an awaitable of what `encode` takes."""
         self.parameters = source.parameters
@@ -100,7 +105,7 @@ class Tool:
         """What `decode` makes of well-formed arguments."""
         self.decode: Callable[[Any], Any] | None = source.decode
         self.plain = self.decode is not None and not (
-            self.requires or self.timeout or self.headers or "stream" in self.parameters
+            self.requires or self.timeout or self.headers or self.visible or "stream" in self.parameters
         )
         """A transport may decode its arguments and hand the call over prepared: nothing is to be done around it."""
         self._output = source.output
@@ -127,6 +132,14 @@ class Tool:
         other = copy.copy(self)
         other.name = name
         other._described = {**self._described, "name": name}
+        return other
+
+    def within(self, hooks: Hooks) -> "Tool":
+        """The same tool with the middleware of its server around it."""
+        other = copy.copy(self)
+        other.path = (hooks, *self.path)
+        other.run = checked(hooked("tools", self.name, self.run, self.read, hooks), self.scopes)
+        other.plain = self.plain and not hooks.wide
         return other
 
     def encode(self, value: Any, call: Call) -> bytes:
