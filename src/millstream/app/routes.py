@@ -1,6 +1,6 @@
 """Which handler serves which path, for both HTTP adapters."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from millstream.app.probes import Probes
@@ -27,7 +27,7 @@ _Table = dict[str, Mapping[str, Handler]]
 class Routes:
     """The paths of one running server."""
 
-    __slots__ = ("_by_path", "_hot", "_prefixes", "_streams")
+    __slots__ = ("_added", "_by_path", "_hot", "_prefixes", "_streams")
 
     def __init__(
         self,
@@ -71,9 +71,14 @@ class Routes:
         if "rest" in parts:
             self._add_rest(dispatcher, pages="web" in parts)
         if hub is not None and feed is not None:
-            self._add_live(hub, feed)
+            self._add_live(hub, feed, settings.audit_log)
+        if "web" in parts:
+            self._add_inspecting(settings.inspect, streams)
         if render_metrics is not None:
             self._add_metrics(render_metrics, health)
+        self._added = protection.added
+        if self._added is not None:
+            self._by_path = {**self._added.exact, **self._by_path}
         for each in self._streams & self._by_path.keys():
             handlers = self._by_path[each]
             self._by_path[each] = {**handlers, "GET": of_this_site(handlers["GET"])}
@@ -120,11 +125,21 @@ class Routes:
             if path.count("/") > 1 or path[1:] in shown:
                 self._by_path[path] = {"GET": handler}
 
-    def _add_live(self, hub: "Hub", feed: "DashboardFeed") -> None:
+    def _add_live(self, hub: "Hub", feed: "DashboardFeed", audit_log: str) -> None:
+        from millstream.web.audit import AuditRecords  # noqa: PLC0415
         from millstream.web.live import ChatMembers  # noqa: PLC0415
 
+        self._by_path["/dashboard/audit"] = {"GET": AuditRecords(audit_log).get}
         self._by_path["/dashboard/events"] = {"GET": feed.events}
         self._by_path["/chat/members"] = {"GET": ChatMembers(hub.presence).get}
+
+    def _add_inspecting(self, urls: Sequence[str], streams: OpenStreams) -> None:
+        from millstream.web.inspecting import Inspecting  # noqa: PLC0415
+
+        inspecting = Inspecting(urls, streams)
+        self._by_path["/inspect/servers"] = {"GET": inspecting.servers}
+        relay = inspecting.relay
+        self._prefixes.append(("/inspect/via/", {"POST": relay, "GET": of_this_site(relay), "DELETE": relay}))
 
     def _add_metrics(self, render: Callable[[], Awaitable[bytes]], health: StoreHealth) -> None:
         from millstream.telemetry.endpoint import MetricsHttp  # noqa: PLC0415
@@ -143,7 +158,10 @@ class Routes:
         return handler if handler is not None else _not_allowed(handlers)
 
     def _below(self, path: str) -> Mapping[str, Handler] | None:
-        return next((handlers for prefix, handlers in self._prefixes if path.startswith(prefix)), None)
+        for prefix, handlers in self._prefixes:
+            if path.startswith(prefix):
+                return handlers
+        return None if self._added is None else self._added.find(path)
 
     @property
     def hot(self) -> dict[tuple[bytes, bytes], tuple[Handler, str, str]]:
@@ -155,7 +173,7 @@ class Routes:
     def find_hot(self, method: bytes, path: bytes) -> Handler | None:
         """The handler of a path that the lane serves itself."""
         found = self._hot.get((method, path))
-        if found is None and self._prefixes:
+        if found is None and (self._prefixes or self._added is not None):
             below = self._below(path.decode("latin-1"))
             return None if below is None else below.get(method.decode("latin-1"))
         return found

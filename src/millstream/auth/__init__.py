@@ -285,6 +285,9 @@ def client(
 
     Raises:
         ValueError: something can't be.
+
+    Example:
+        >>> auth.client("shop", redirect_uris=["https://shop.example.com/signed-in"])
     """
     from millstream.auth.issuing.given import given_client  # noqa: PLC0415
 

@@ -2,7 +2,10 @@
 
 COMMANDS = {
     "Serve": {
+        "init": "Make a new project: a server, a test, and what they need.",
         "run": "Serve the MCP server in a file or module.",
+        "dev": "Serve it while you write it, with its inspector open.",
+        "install": "Write a server into the configuration of an application.",
         "keys": "Make, list, revoke and rotate API keys.",
         "users": "Add, list and remove the people who may sign in.",
         "audit": "Check audit logs.",
@@ -20,8 +23,12 @@ COMMANDS = {
         "ping": "See whether it answers, and how fast.",
         "doctor": "Find out why a connection fails, and what to do.",
         "tokens": "What its tools cost a model, tool by tool.",
+        "bench": "Call it from many connections, and show how fast it answers.",
+        "record": "Write down what a client and a server say to each other.",
+        "replay": "Play a recording: as the server, or against one.",
     },
     "Millstream": {
+        "completion": "Complete commands and options in your shell.",
         "version": "Print the version.",
         "help": "Print this.",
     },
@@ -30,6 +37,7 @@ COMMANDS = {
 
 _EXAMPLES = """\
 Examples
+  millstream dev shop.py
   millstream run shop.py
   millstream list http://127.0.0.1:8000/mcp
   millstream call shop.py order isbn=978-0 copies=2
@@ -41,7 +49,7 @@ Examples
 def overview() -> str:
     """The text."""
     width = max(len(name) for group in COMMANDS.values() for name in group) + 2
-    lines = ["Millstream: one server for every MCP client, and one client for every MCP server.", ""]
+    lines = ["Millstream: one MCP server for every client, and one client for every server.", ""]
     lines += ["Usage: millstream COMMAND [OPTIONS]", ""]
     for heading, group in COMMANDS.items():
         lines.append(heading)

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import ModuleType
 
 from millstream.app import Server
-from millstream.app.serving.errors import CommandError, importing, place_of, show_failure, user_frames
+from millstream.app.serving.errors import CommandError, importing, place_of, show_failure
 from millstream.config import VariableError
+from millstream.telemetry.user_frames import user_frames
 
 CUSTOMARY_NAMES = ("mcp", "server", "app")
 

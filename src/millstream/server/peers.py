@@ -93,8 +93,20 @@ class Removed(Struct, frozen=True, array_like=True, tag="remove"):
     key: str
 
 
+class Switched(Struct, frozen=True, array_like=True, tag="switch"):
+    """Something that is registered is offered again, or not for now."""
+
+    kind: str
+    key: str
+    on: bool
+
+
 class Joined(Struct, frozen=True, array_like=True, tag="join"):
     """The sender has just begun: it knows only what its program registers."""
+
+
+class Present(Struct, frozen=True, array_like=True, tag="present"):
+    """The sender has heard of one that has just begun, and was there before."""
 
 
 class Watched(Struct, frozen=True, array_like=True, tag="watch"):
@@ -108,8 +120,8 @@ class Measured(Struct, frozen=True, array_like=True, tag="figures"):
 
 
 Message = (
-    Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Joined | Watched
-    | Measured
+    Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Switched | Joined
+    | Present | Watched | Measured
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from millstream.app.serving.stopping import StopSignals
 from millstream.transports.stdio import off_stdout, serve_stdio
 
 
-def launch(application: Application, transport: str | None, host: str, port: int, workers: int) -> None:
+def launch(application: Application, transport: str | None, host: str | None, port: int | None, workers: int) -> None:
     """Serve over HTTP or stdio.
 
     Raises:

@@ -25,7 +25,7 @@ from millstream.auth.issuing.vault import Vault
 from millstream.auth.issuing.ways import Returned, SignInFailed, Upstream, User
 from millstream.auth.method import Unavailable
 from millstream.http.message import Request, Response
-from millstream.limits import Limiter, Rate, neighbourhood
+from millstream.limits.gcra import Limiter, Rate, neighbourhood
 
 REMEMBERED = 90 * 86_400.0
 _AWAY_SECONDS = 600.0
@@ -70,12 +70,15 @@ class Consent:
 
     async def get(self, request: Request) -> Response:
         """`GET /authorize`: the page that asks, or the answer where there is nothing to ask."""
+        refused: NotGranted | None = None
         try:
             client, asked = await self._asking.read(Parameters(request.query), self._clients.lookups.by(request))
         except (NotAClient, OAuthError) as exc:
             return pages.wrong("This link doesn't work", str(exc))
         except NotGranted as exc:
-            return await self._refuse(request, exc)
+            refused = exc
+        if refused is not None:
+            return await self._refuse(request, refused)
         user, way = self._signed_in(request)
         if "login" in asked.prompt or "select_account" in asked.prompt:
             user = None
@@ -218,10 +221,13 @@ class Consent:
         if upstream is None:
             return pages.wrong("Start again", "This way to sign in isn't offered any more.")
         state, browser = new_secret(), self._tickets.known_browser(request)
+        failure = ""
         try:
             away = await upstream.begin(self._callback(upstream), state)
         except SignInFailed as exc:
-            return await self._page(request, client, asked, None, said=str(exc), status=503)
+            failure = str(exc)
+        if failure:
+            return await self._page(request, client, asked, None, said=failure, status=503)
         if len(away.kept) > _MAX_AWAY:
             raise ValueError(f"{name} keeps {len(away.kept)} bytes; {_MAX_AWAY} are allowed.")
         kept = self._vault.seal(_AWAY_KIND, _Away(asked, name_of(browser), name, away.kept))

@@ -40,8 +40,9 @@ class Context:
         self._home = home
         self._services: Services = call.services
         self._memo: dict[str, Any] = {}
-        self.state: dict[str, Any] = {}
-        """A place for values of this call; middleware and functions share it."""
+        shared = call.shared
+        self.state: dict[str, Any] = {} if shared is None else shared
+        """A place for values of this call; middleware, dependencies and functions share it."""
 
     # About the caller
 
@@ -277,6 +278,13 @@ class Context:
         from millstream.server.calls.once import once_stored  # noqa: PLC0415  few effects are stored
 
         return await once_stored(self._services, f"{slot}:{_state_id(self._call)}", run)
+
+
+def shared_context(call: Call, home: object) -> Context:
+    """A context whose state others of the same call see, too."""
+    if call.shared is None:
+        call.shared = {}
+    return Context(call, home)
 
 
 async def _value(function: Callable[[], Any]) -> Any:

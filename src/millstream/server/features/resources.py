@@ -3,12 +3,13 @@
 import copy
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 from millstream.protocol.content import Annotations, AnnotationsDict
 from millstream.protocol.uri_template import UriTemplate
+from millstream.server.features.hooks import Hooks, hooked
 from millstream.server.features.sources import Source, checked, source_of
-from millstream.server.functions.description import Labels, check_options, described
+from millstream.server.functions.description import Labels, check_options, described, shown_of
 from millstream.server.functions.plan import name_of
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\{")
@@ -37,7 +38,10 @@ class ResourceOptions(ResourceLabels, total=False):
 class _Readable:
     """What resources and templates share."""
 
-    __slots__ = ("_described", "choices", "meta", "mime_type", "parameters", "read", "run", "scopes")
+    __slots__ = (
+        "_described", "choices", "enabled", "meta", "mime_type", "parameters", "path", "read", "run", "scopes", "tags",
+        "visible",
+    )  # fmt: skip
 
     def __init__(self, address: Mapping[str, str], source: Source, labels: ResourceLabels) -> None:
         for uri in address.values():
@@ -46,6 +50,9 @@ class _Readable:
         self.read = source.read
         """``read(variables)``: the arguments from their texts; raises `ArgumentError`."""
         self.scopes = frozenset(labels.get("scopes") or ())
+        self.tags, self.enabled, self.visible = shown_of(labels)
+        self.path: tuple[Hooks, ...] = ()
+        """The middleware of each server through which it is reached, where any of them has some."""
         self.run = checked(source.run, self.scopes)
         """``run(arguments, call)``: an awaitable of what is read."""
         self.parameters = source.parameters
@@ -60,6 +67,13 @@ class _Readable:
             mimeType=self.mime_type,
             size=labels.get("size"),
         )
+
+    def within(self, hooks: Hooks) -> Self:
+        """The same with the middleware of its server around it."""
+        other = copy.copy(self)
+        other.path = (hooks, *self.path)
+        other.run = checked(hooked("resources", "", self.run, self.read, hooks), self.scopes)
+        return other
 
     def describe(self) -> dict[str, Any]:
         """The description in the newest shape."""

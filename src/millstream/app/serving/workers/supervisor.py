@@ -12,19 +12,23 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from millstream.app.serving.errors import CommandError
+from millstream.app.serving.facts import Facts
 from millstream.app.serving.panel import show
 from millstream.app.serving.stopping import INTERRUPTED
 from millstream.app.serving.workers.child import NotStarted
 from millstream.app.serving.workers.crew import Crew, Slot, tell_failure
-from millstream.app.serving.workers.messages import Hello
+from millstream.app.serving.workers.messages import Hello, Ready
 from millstream.app.serving.workers.orders import Orders
 
 logger = logging.getLogger("millstream")
+
+STARTS: Final = 5
+"""Processes that are started for one place, if all of them are killed, before the whole is given up."""
 
 
 class Supervisor:
@@ -39,6 +43,7 @@ class Supervisor:
         run: int,
         store: Callable[[], AbstractAsyncContextManager[str]],
         changes: Callable[[], AsyncIterator[None]] | None = None,
+        told: Callable[[Facts], None] = show,
     ) -> None:
         """Nothing starts before `run`.
 
@@ -49,6 +54,7 @@ class Supervisor:
             run: which ``run()`` of the program this is.
             store: opens what the workers share, around their whole life, and gives its address.
             changes: yields whenever the program has changed.
+            told: hears once that the workers serve.
         """
         # configuration
         self._command = command
@@ -56,6 +62,7 @@ class Supervisor:
         self._host = host
         self._run = run
         self._changes = changes
+        self._told = told
         self._store = store
         # process
         self._crew: Crew
@@ -110,14 +117,30 @@ class Supervisor:
         first, *others = self._slots
         changes = None if self._changes is None else self._changes()  # since before the first worker reads the program
         try:
-            ready = await self._crew.begin(first).ready()
-            await asyncio.gather(*[self._crew.begin(slot).ready() for slot in others])
+            ready = await self._begin(first)
+            await asyncio.gather(*[self._begin(slot) for slot in others])
         except NotStarted as exc:
             raise exc.error from None
-        show(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._crew.children]))
+        self._told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._crew.children]))
         self._chores.append(asyncio.create_task(self._keep_restarting(orders)))
         if changes is not None:
             self._chores.append(asyncio.create_task(self._watch(changes, orders)))
+
+    async def _begin(self, slot: Slot) -> Ready:
+        """Start a worker for the first time. If somebody kills it, which says nothing of the program, another follows.
+
+        Raises:
+            NotStarted: it cannot start, or was killed again and again.
+        """
+        for left in reversed(range(STARTS)):
+            try:
+                return await self._crew.begin(slot).ready()
+            except NotStarted as exc:
+                if not (exc.killed and left):
+                    raise
+                logger.error("%s; starting another", exc.error.what.rstrip("."))
+            await asyncio.sleep(slot.back_off.died())
+        raise AssertionError
 
     async def _end(self, orders: Orders) -> None:
         for chore in self._chores:
