@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "millstream"
 # fmt: off
 LAYERS = [
     "protocol", "config", "http", "telemetry", "stores", "server", "limits", "hub", "auth", "transports", "client",
-    "gateway", "agent", "web", "app", "testing", "cli",
+    "gateway", "agent", "web", "app", "testing", "compat", "cli",
 ]
 ROOMS = {
     "http": ["asgi", "lane", "websocket"],
@@ -37,6 +37,7 @@ ROOMS = {
         "info", "sign_in_methods", "definition", "here_only", "protection", "throttle", "auditing", "parts", "streamed",
         "probes", "routes", "runtime", "runtimes", "hub_access", "serving", "server",
     ],
+    "compat": ["pydantic_parts", "types", "fastmcp"],
     "cli": ["help", "load", "stdio", "showing", "connecting", "commands", "program"],
 }
 """The order inside a house: every folder, and the files between which the order says something."""

@@ -136,10 +136,11 @@ class Context:
         call = self._call
         if call.revision.log_level_per_request:
             return LOG_LEVELS.index(call.log_level) if call.log_level else _NO_LEVEL
+        usual = self._services.settings.client_log_level
         if call.session is None:
-            return LOG_LEVELS.index("info")
+            return LOG_LEVELS.index(usual)
         record = await self._services.records.get(call.session)
-        return LOG_LEVELS.index(record.log_level or "info")
+        return LOG_LEVELS.index(record.log_level or usual)
 
     async def debug(self, data: Any) -> None:
         """`log` at level debug."""

@@ -58,6 +58,9 @@ _SCALAR_RESULTS = {
 class Tool:
     """One registered tool."""
 
+    keeps_params = False
+    """The parameters of a call stay with it while the tool runs."""
+
     __slots__ = ("_described", "_output", "_simple", "cost", "decode", "headers", "limit", "name", "parameters",
                  "plain", "read", "requires", "run", "scopes", "struct", "timeout", "wraps")  # fmt: skip
 

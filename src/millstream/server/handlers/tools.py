@@ -48,7 +48,8 @@ class ToolHandlers:
         tool = self._open(call)
         if self._services.streamed is not None:
             self._services.streamed(call)
-        call.params = b""  # they have been read, and the tool may take long
+        if not tool.keeps_params:
+            call.params = b""  # they have been read, and the tool may take long
         timeout = self._timeout if tool.timeout is None else tool.timeout
         if timeout:
             value = await run_with_timeout(tool.run, call, call.arguments, timeout)

@@ -1,0 +1,87 @@
+"""fastmcp's middleware: classes whose methods stand around calls."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+CallNext = Callable[["MiddlewareContext"], Awaitable[Any]]
+
+
+class MiddlewareContext(Struct, frozen=True):
+    """What a middleware sees of a call."""
+
+    message: Any
+    fastmcp_context: Any = None
+    source: str = "client"
+    type: str = "request"
+    method: str | None = None
+    timestamp: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def copy(self, **changes: Any) -> "MiddlewareContext":
+        """The same, with changes."""
+        return replace(self, **changes)
+
+
+_HOOKS = {"tools/call": "on_call_tool", "resources/read": "on_read_resource", "prompts/get": "on_get_prompt"}
+
+
+class Middleware:
+    """The base. Each method awaits ``call_next(context)`` and gives its result, or something else."""
+
+    async def __call__(self, context: MiddlewareContext, call_next: CallNext) -> Any:
+        """Stand around a call with every method that fits it."""
+        inner = call_next
+        names = ["on_message", f"on_{context.type}"]
+        if context.method in _HOOKS:
+            names.append(_HOOKS[context.method])
+        for name in reversed(names):
+            inner = partial(getattr(self, name), call_next=inner)
+        return await inner(context)
+
+    async def on_message(self, context: MiddlewareContext, call_next: CallNext) -> Any:
+        """Around everything."""
+        return await call_next(context)
+
+    async def on_request(self, context: MiddlewareContext, call_next: CallNext) -> Any:
+        """Around every request."""
+        return await call_next(context)
+
+    async def on_call_tool(self, context: MiddlewareContext, call_next: CallNext) -> Any:
+        """Around calls of tools."""
+        return await call_next(context)
+
+    async def on_read_resource(self, context: MiddlewareContext, call_next: CallNext) -> Any:
+        """Around reads of resources."""
+        return await call_next(context)
+
+    async def on_get_prompt(self, context: MiddlewareContext, call_next: CallNext) -> Any:
+        """Around prompts."""
+        return await call_next(context)
+
+
+class Asked(Struct):
+    """Name and arguments of a call, which a middleware may replace."""
+
+    name: str = ""
+    arguments: dict[str, Any] | None = None
+    uri: Any = None
+
+
+async def run_through(
+    chain: Sequence[Any], method: str, asked: Asked, context: Any, work: Callable[[Asked], Awaitable[Any]]
+) -> Any:
+    """Run the work of a call inside all middleware, the first one outermost."""
+    if not chain:
+        return await work(asked)
+
+    async def innermost(around: MiddlewareContext) -> Any:
+        return await work(around.message)
+
+    inner: CallNext = innermost
+    for each in reversed(chain):
+        inner = partial(each, call_next=inner)
+    return await inner(MiddlewareContext(asked, context, method=method))

@@ -1,0 +1,287 @@
+"""What a server of the door offers: the decorators, and the methods that add, remove and list."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from millstream.app.server import Server
+from millstream.compat import types
+from millstream.compat.fastmcp.completion import complete_for
+from millstream.compat.fastmcp.exceptions import ToolError
+from millstream.compat.fastmcp.items import prompt_item, resource_item, template_item, tool_item
+from millstream.compat.fastmcp.prompts import Prompt
+from millstream.compat.fastmcp.resources import FunctionResource, Resource, ResourceTemplate
+from millstream.compat.fastmcp.signatures import signature_of
+from millstream.compat.fastmcp.tools import Tool
+from millstream.compat.fastmcp.ways import Ways
+
+logger = logging.getLogger("millstream")
+
+_KINDS: dict[str, str] = {"tools": "Tool", "resources": "Resource", "templates": "Template", "prompts": "Prompt"}
+_ITEMS: dict[str, Callable[..., Any]] = {
+    "tools": tool_item,
+    "resources": resource_item,
+    "templates": template_item,
+    "prompts": prompt_item,
+}
+
+
+class Offered:
+    """The tools, resources, templates and prompts of one server, as the program gave them."""
+
+    def __init__(self, server: Any, engine: Server, ways: Ways, on_duplicate: dict[str, str]) -> None:
+        self._server = server
+        self._engine = engine
+        self._on_duplicate = on_duplicate
+        self.ways = ways
+        self.tools: dict[str, Tool] = {}
+        self.resources: dict[str, Resource] = {}
+        self.templates: dict[str, ResourceTemplate] = {}
+        self.prompts: dict[str, Prompt] = {}
+        self.completion: Callable[..., Any] | None = None
+        self.include_tags: set[str] | None = None
+        self.exclude_tags: set[str] = set()
+        self.hidden: set[tuple[str, str]] = set()
+
+    def add(self, kind: str, item: Any) -> Any:
+        """Add an item; one of the same name makes way or stays, as the server was told.
+
+        Raises:
+            ValueError: there is one of that name, and the server was told to refuse.
+        """
+        items: dict[str, Any] = getattr(self, kind)
+        key: str = item.key
+        if key in items:
+            way = self._on_duplicate[kind]
+            if way == "error":
+                raise ValueError(f"{_KINDS[kind]} already exists: {key}")
+            if way in ("warn", "keep"):
+                logger.warning("%s already exists: %s", _KINDS[kind], key)
+            if way == "ignore" or (way in ("warn", "keep", "quiet") and self.ways.keeps_first):
+                return items[key]
+            self.remove(kind, key)
+        items[key] = item
+        self.show(kind, item)
+        return item
+
+    def remove(self, kind: str, key: str) -> None:
+        """Take an item away. Raises KeyError when there is none."""
+        del getattr(self, kind)[key]
+        self._hide(kind, key)
+
+    def visible(self, kind: str) -> list[Any]:
+        """The items of a kind that clients see."""
+        return [item for item in getattr(self, kind).values() if self._is_visible(kind, item)]
+
+    def _is_visible(self, kind: str, item: Any) -> bool:
+        if not item.enabled or (kind, item.key) in self.hidden or item.tags & self.exclude_tags:
+            return False
+        return self.include_tags is None or bool(item.tags & self.include_tags)
+
+    def show(self, kind: str, item: Any) -> None:
+        """Let clients see an item, or not, as it says now."""
+        definition = self._engine.definition
+        shown = item.key in getattr(definition.registry, kind)
+        if self._is_visible(kind, item) and not shown:
+            definition.add(kind, item.key, _ITEMS[kind](self._server, item, definition))
+            self._complete(kind, item)
+        elif shown and not self._is_visible(kind, item):
+            self._hide(kind, item.key)
+
+    def _hide(self, kind: str, key: str) -> None:
+        definition = self._engine.definition
+        if key in getattr(definition.registry, kind):
+            definition.remove(kind, key)
+
+    def refresh(self) -> None:
+        """Look again at what clients may see."""
+        for kind in _KINDS:
+            for item in list(getattr(self, kind).values()):
+                self.show(kind, item)
+
+    def complete_by(self, function: Callable[..., Any]) -> None:
+        """Complete every argument of prompts and templates by this function."""
+        self.completion = function
+        for kind in ("prompts", "templates"):
+            for item in getattr(self, kind).values():
+                self._complete(kind, item)
+
+    def _complete(self, kind: str, item: Any) -> None:
+        if self.completion is None or kind not in ("prompts", "templates"):
+            return
+        names = item.variables if kind == "templates" else [each.name for each in item.arguments]
+        for name in names:
+            self._engine.definition.complete(item.key, name, complete_for(kind, item.key, name, self._completed))
+
+    def _completed(self, *values: Any) -> Any:
+        assert self.completion is not None  # noqa: S101  it was given before anything is completed by it
+        return self.completion(*values)
+
+
+class Registration:
+    """The decorators and methods of `FastMCP` that add and list."""
+
+    ways: Ways
+    offered: Offered
+
+    # Tools
+
+    def tool(self, name: Any = None, title: str | None = None, description: str | None = None, **options: Any) -> Any:
+        """Register a function as a tool: ``@mcp.tool()``, ``@mcp.tool``, ``@mcp.tool("name")``, or a plain call.
+
+        Args:
+            name: instead of the function's own.
+            title: for people.
+            description: instead of the docstring.
+            options: `annotations`, `icons`, `meta`, `structured_output`, `output_schema`, `tags`, `enabled`,
+                `timeout`, `run_in_thread`, as the other libraries have them.
+        """
+        return self._decorated(name, lambda each, own: self._add_tool(each, own, title, description, options), options)
+
+    def add_tool(self, fn: Any, name: str | None = None, **options: Any) -> Any:
+        """Register a function, or a `Tool`, as a tool. Gives the tool."""
+        if isinstance(fn, Tool):
+            return self.offered.add("tools", fn)
+        return self._add_tool(fn, name, options.pop("title", None), options.pop("description", None), options)
+
+    def _add_tool(self, fn: Any, name: Any, title: Any, description: Any, options: dict[str, Any]) -> Any:
+        made = Tool.from_function(fn, name, title, description, ways=self.ways, **_known(options))
+        return self.offered.add("tools", made)
+
+    def remove_tool(self, name: str, version: str | None = None) -> None:
+        """Take a tool away.
+
+        Raises:
+            ToolError: there is none of that name.
+        """
+        if name not in self.offered.tools:
+            raise ToolError(f"Unknown tool: {name}")
+        self.offered.remove("tools", name)
+
+    # Resources
+
+    def resource(self, uri: str, **options: Any) -> Callable[[Any], Any]:
+        """Register a function as a resource, or as a template when the URI has ``{variables}``.
+
+        Args:
+            uri: where clients read it.
+            options: `name`, `title`, `description`, `mime_type`, `icons`, `annotations`, `meta`, `tags`, `enabled`.
+        """
+        if not isinstance(uri, str):
+            raise TypeError(
+                "The @resource decorator was used incorrectly. It requires a URI as the first argument. "
+                "Did you forget to call it? Use @resource('uri') instead of @resource"
+            )
+
+        def decorate(function: Any) -> Any:
+            self.add_resource_fn(function, uri, **options)
+            return function
+
+        return decorate
+
+    def add_resource_fn(self, fn: Any, uri: str, **options: Any) -> Any:
+        """Register a function as a resource or template."""
+        options = _known(options)
+        signature = signature_of(fn, self.ways, name=options.get("name"))
+        if "{" in uri or signature.names:
+            made: Any = ResourceTemplate.from_function(fn, uri, ways=self.ways, **options)
+            return self.offered.add("templates", made)
+        return self.offered.add("resources", FunctionResource.from_function(fn, uri, ways=self.ways, **options))
+
+    def add_resource(self, resource: Any) -> Any:
+        """Register a `Resource`. Gives the one that is registered."""
+        return self.offered.add("resources", resource)
+
+    def add_template(self, template: ResourceTemplate) -> Any:
+        """Register a `ResourceTemplate`."""
+        return self.offered.add("templates", template)
+
+    # Prompts
+
+    def prompt(self, name: Any = None, title: str | None = None, description: str | None = None, **options: Any) -> Any:
+        """Register a function as a prompt; see `tool` for the forms.
+
+        Args:
+            name: instead of the function's own.
+            title: for people.
+            description: instead of the docstring.
+            options: `icons`, `meta`, `tags`, `enabled`.
+        """
+
+        def add(each: Any, own: Any) -> Any:
+            made = Prompt.from_function(
+                each, own, ways=self.ways, title=title, description=description, **_known(options)
+            )
+            return self.offered.add("prompts", made)
+
+        return self._decorated(name, add, options)
+
+    def add_prompt(self, prompt: Any) -> Any:
+        """Register a `Prompt`, or a function as one. Gives the one that is registered."""
+        made = prompt if isinstance(prompt, Prompt) else Prompt.from_function(prompt, ways=self.ways)
+        return self.offered.add("prompts", made)
+
+    def remove_prompt(self, name: str) -> None:
+        """Take a prompt away. Raises ValueError when there is none."""
+        if name not in self.offered.prompts:
+            raise ValueError(f"Unknown prompt: {name}")
+        self.offered.remove("prompts", name)
+
+    def completion(self, handler: Any = None) -> Any:
+        """Register what completes arguments: ``async def f(ref, argument, context)`` gives a `Completion` or None."""
+
+        def register(function: Any) -> Any:
+            self.offered.complete_by(function)
+            return function
+
+        return register if handler is None else register(handler)
+
+    add_completion_handler = completion
+
+    @staticmethod
+    def _decorated(name: Any, add: Callable[[Any, Any], Any], options: dict[str, Any]) -> Any:
+        if name is not None and not isinstance(name, str):
+            add(name, options.pop("name", None))  # `@mcp.tool` without parentheses, or a plain call
+            return name
+
+        def decorate(function: Any) -> Any:
+            add(function, name)
+            return function
+
+        return decorate
+
+    # What is visible
+
+    def enable(self, *, names: Sequence[str] = (), tags: Sequence[str] = (), components: Sequence[str] = ()) -> None:
+        """Show what was hidden, by name or tag."""
+        self._change(names, tags, components, hide=False)
+
+    def disable(self, *, names: Sequence[str] = (), tags: Sequence[str] = (), components: Sequence[str] = ()) -> None:
+        """Hide items, by name or tag."""
+        self._change(names, tags, components, hide=True)
+
+    def _change(self, names: Sequence[str], tags: Sequence[str], components: Sequence[str], *, hide: bool) -> None:
+        kinds = [f"{each}s" for each in components] or list(_KINDS)
+        for kind in kinds:
+            for key, item in getattr(self.offered, kind).items():
+                meant = (not names and not tags) or item.name in names or key in names or item.tags & set(tags)
+                if meant:
+                    (self.offered.hidden.add if hide else self.offered.hidden.discard)((kind, key))
+        self.offered.refresh()
+
+
+_OF_OTHERS = frozenset(("version", "app", "task", "auth", "security", "exclude_args", "serializer"))
+"""Options of fastmcp that the door takes and that change nothing."""
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in _OF_OTHERS and value is not None}
+
+
+def labels_of(item: Any) -> types.Wire:
+    """An item as clients see it."""
+    for method in ("to_mcp_tool", "to_mcp_resource", "to_mcp_template", "to_mcp_prompt"):
+        if hasattr(item, method):
+            found: types.Wire = getattr(item, method)()
+            return found
+    raise TypeError(f"{item!r} is nothing that clients see")
