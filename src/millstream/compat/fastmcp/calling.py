@@ -14,7 +14,7 @@ from millstream.compat.fastmcp.middleware import Asked, run_through
 from millstream.compat.fastmcp.prompts import Prompt, PromptResult
 from millstream.compat.fastmcp.registration import Offered, labels_of
 from millstream.compat.fastmcp.resources import ResourceContent, ResourceResult
-from millstream.compat.fastmcp.tools import Contents, Pair, Tool, ToolResult
+from millstream.compat.fastmcp.tools import Contents, Pair, Tool, ToolResult, WrongArguments
 from millstream.compat.fastmcp.ways import Ways
 
 logger = logging.getLogger("millstream")
@@ -57,9 +57,9 @@ class Calling:
 
     async def _run_masked(self, tool: Tool, arguments: dict[str, Any], context: Context[Any, Any, Any]) -> ToolResult:
         try:
-            made: ToolResult = await tool.run(arguments, context, thread=context.run_in_thread)
+            made: ToolResult = await tool.run(arguments, context, True, thread=context.run_in_thread)
         except FastMCPError as error:
-            if error.__cause__ is not None:
+            if error.__cause__ is not None and not isinstance(error.__cause__, WrongArguments):
                 logger.error("Error calling tool %r", tool.name, exc_info=error.__cause__)
                 if self.mask_error_details and not isinstance(error.__cause__, FastMCPError):
                     raise ToolError(f"Error calling tool {tool.name!r}") from error

@@ -163,7 +163,9 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         """The session of the caller."""
         if self._session is None:
             host: Host = self.fastmcp
-            self._session = ServerSession(self._engine, host.emit)
+            engine, call = self._engine, self._call
+            assert call is not None  # noqa: S101  `_engine` saw it
+            self._session = ServerSession(engine, call, host.emit)
         return self._session
 
     @property
@@ -272,7 +274,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
     async def elicit_url(self, message: str, url: str, elicitation_id: str = "") -> Any:
         """Ask the person to open a URL."""
         try:
-            await self._engine.elicit_url(message, url)
+            await self._engine.elicit_url(message, url, id=elicitation_id)
         except Declined:
             return DeclinedElicitation()
         except Cancelled:

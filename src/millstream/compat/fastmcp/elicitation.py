@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from millstream.compat.fastmcp.signatures import is_union
 from millstream.compat.pydantic_parts import BaseModel, TypeAdapter
+from millstream.protocol.json_schema import without_null
 
 T = TypeVar("T")
 
@@ -53,11 +54,11 @@ class Form:
         """The answer is the only field, `value`."""
         if isinstance(answer, type) and issubclass(answer, BaseModel):
             _check_fields(answer)
-            self.schema: dict[str, Any] = answer.model_json_schema()
+            self.schema: dict[str, Any] = _shown(answer.model_json_schema())
             self.adapter = TypeAdapter(answer)
         elif isinstance(answer, type) and is_dataclass(answer):
             self.adapter = TypeAdapter(answer)
-            self.schema = self.adapter.json_schema()
+            self.schema = _shown(self.adapter.json_schema())
         elif answer is None:
             raise TypeError("elicit needs to know what to ask for: pass a type, for example bool for a confirmation")
         else:
@@ -93,6 +94,24 @@ class Form:
         """
         value = content.get("value") if self.alone else content
         return value if self.adapter is None else self.adapter.validate_python(value)
+
+
+def _shown(schema: dict[str, Any]) -> dict[str, Any]:
+    """A model's schema as a form: nothing is null, and choices stand where they are chosen."""
+    definitions = schema.pop("$defs", {})
+
+    def field(node: dict[str, Any]) -> dict[str, Any]:
+        node = without_null(node)
+        if "$ref" in node:
+            node = {**definitions[node["$ref"].rpartition("/")[2]], **node}
+            del node["$ref"]
+        return {**node, "items": field(node["items"])} if isinstance(node.get("items"), dict) else node
+
+    properties = {name: field(node) for name, node in schema.get("properties", {}).items()}
+    for node in properties.values():
+        if node.get("default", 0) is None:
+            del node["default"]
+    return {**schema, "properties": properties}
 
 
 def _check_fields(model: type[BaseModel]) -> None:

@@ -63,3 +63,16 @@ class UrlElicitationRequiredError(McpError):
         urls = [each.model_dump(mode="json", by_alias=True, exclude_none=True) for each in elicitations]
         text = message or f"URL elicitation{'s' if len(urls) > 1 else ''} required"
         super().__init__(types.ErrorData(code=URL_ELICITATION_REQUIRED, message=text, data={"elicitations": urls}))
+
+
+def of_protocol(error: BaseException) -> bool:
+    """Whether an error is one of the protocol, of this module or of an installed SDK."""
+    return hasattr(error, "error") and type(error).__name__ in _OF_PROTOCOL
+
+
+def asks_for_url(error: BaseException) -> bool:
+    """Whether an error asks the person to open URLs."""
+    return any(each.__name__ == "UrlElicitationRequiredError" for each in type(error).__mro__)
+
+
+_OF_PROTOCOL = frozenset(("McpError", "MCPError", "UrlElicitationRequiredError"))

@@ -7,13 +7,13 @@ import msgspec
 
 from millstream.compat.fastmcp.context import Context, entered
 from millstream.compat.fastmcp.conversion import as_wire
-from millstream.compat.fastmcp.exceptions import FastMCPError, McpError
+from millstream.compat.fastmcp.exceptions import FastMCPError, of_protocol
 from millstream.compat.fastmcp.prompts import Prompt, PromptResult
 from millstream.compat.fastmcp.resources import Resource, ResourceResult, ResourceTemplate, UriPattern
 from millstream.compat.fastmcp.tools import Tool, ToolResult
 from millstream.protocol import projection
 from millstream.protocol.content import EmbeddedResource, Message, ResourceContents
-from millstream.protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, ProtocolError, ToolError
+from millstream.protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, Cancelled, Declined, ProtocolError, ToolError
 from millstream.protocol.jsonrpc import encode
 from millstream.server.calls.call import Call
 from millstream.server.features import prompts, resources, tools
@@ -78,10 +78,12 @@ def tool_item(server: Runs, tool: Tool, home: object) -> ToolItem:
         with entered(context):
             try:
                 return await server.run_tool(tool, arguments, context)
-            except McpError as error:
-                raise ProtocolError(error.code, str(error), error.data) from error
             except FastMCPError as error:
                 raise ToolError(str(error)) from error
+            except Exception as error:
+                if of_protocol(error):
+                    raise _refused(error) from error
+                raise
 
     source = Source(
         tool.name,
@@ -112,10 +114,10 @@ def _icons(item: Any) -> list[Any] | None:
     return [as_wire(icon) for icon in item.icons] if item.icons else None
 
 
-def _refused(error: Exception) -> ProtocolError:
-    if isinstance(error, McpError):
-        return ProtocolError(error.code, str(error), error.data)
-    return ProtocolError(INTERNAL_ERROR, str(error))
+def _refused(error: Any, code: int = INTERNAL_ERROR) -> ProtocolError:
+    if of_protocol(error):
+        return ProtocolError(error.error.code, str(error), error.error.data)
+    return ProtocolError(code, str(error))
 
 
 def _contents(value: Any, uri: str) -> Any:
@@ -146,7 +148,9 @@ def resource_item(server: Runs, resource: Resource, home: object) -> resources.R
             try:
                 read = lambda: resource.read_in(context.run_in_thread)  # noqa: E731  what middleware stands around
                 return _contents(await server.run_resource(uri, read, context), uri)
-            except (ValueError, FastMCPError, McpError, NotImplementedError, OSError) as error:
+            except (ProtocolError, Declined, Cancelled):
+                raise
+            except Exception as error:
                 raise _refused(error) from error
 
     source = Source(resource.name, run, lambda _: None, description=resource.description or "")
@@ -182,7 +186,9 @@ def template_item(server: Runs, template: ResourceTemplate, home: object) -> Tem
             try:
                 read = lambda: template.read_in(variables, context.run_in_thread)  # noqa: E731  as for resources
                 return _contents(await server.run_resource(call.name, read, context), call.name)
-            except (ValueError, FastMCPError, McpError, OSError) as error:
+            except (ProtocolError, Declined, Cancelled):
+                raise
+            except Exception as error:
                 raise _refused(error) from error
 
     schema = {"properties": {name: {"type": "string"} for name in template.variables}}
@@ -208,8 +214,10 @@ def prompt_item(server: Runs, prompt: Prompt, home: object) -> prompts.Prompt:
         with entered(context):
             try:
                 result = await server.run_prompt(prompt, arguments, context)
-            except (ValueError, FastMCPError, McpError) as error:
-                raise ProtocolError(INVALID_PARAMS, str(error)) from error
+            except (ProtocolError, Declined, Cancelled):
+                raise
+            except Exception as error:
+                raise _refused(error, INVALID_PARAMS) from error
         call.meta = result.meta
         return [msgspec.convert(_message(each), Message) for each in result.messages]
 

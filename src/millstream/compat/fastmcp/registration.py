@@ -32,7 +32,7 @@ class Offered:
     def __init__(self, server: Any, engine: Server, ways: Ways, on_duplicate: dict[str, str]) -> None:
         self._server = server
         self._engine = engine
-        self._on_duplicate = on_duplicate
+        self.on_duplicate = on_duplicate
         self.ways = ways
         self.tools: dict[str, Tool] = {}
         self.resources: dict[str, Resource] = {}
@@ -52,7 +52,7 @@ class Offered:
         items: dict[str, Any] = getattr(self, kind)
         key: str = item.key
         if key in items:
-            way = self._on_duplicate[kind]
+            way = self.on_duplicate[kind]
             if way == "error":
                 raise ValueError(f"{_KINDS[kind]} already exists: {key}")
             if way in ("warn", "keep"):

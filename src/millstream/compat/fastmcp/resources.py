@@ -1,5 +1,6 @@
 """Resources: text, bytes, functions, files, folders, web pages; and templates, which are families of resources."""
 
+import abc
 import asyncio
 import inspect
 import json
@@ -15,7 +16,7 @@ from millstream.compat.fastmcp.injection import current
 from millstream.compat.fastmcp.signatures import Signature, signature_of
 from millstream.compat.fastmcp.tools import RunInThread, call_function
 from millstream.compat.fastmcp.ways import SDK, Ways
-from millstream.compat.pydantic_parts import AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field, to_json
+from millstream.compat.pydantic_parts import AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, to_json
 from millstream.protocol.errors import Cancelled, Declined, ProtocolError
 
 _PATTERN = r"^[a-zA-Z0-9]+/[a-zA-Z0-9\-+.]+(;\s*[a-zA-Z0-9\-_.]+=[a-zA-Z0-9\-_.]+)*$"
@@ -23,13 +24,13 @@ _VARIABLE = re.compile(r"\{(\w+)(\*?)\}")
 _QUERY = re.compile(r"\{\?([\w,]+)\}")
 
 
-class Resource(BaseModel):
+class Resource(BaseModel, abc.ABC):
     """The base of all resources. A class of your own has an ``async def read(self) -> str | bytes``."""
 
     model_config = ConfigDict(validate_default=True, arbitrary_types_allowed=True, extra="allow")
 
     uri: Annotated[AnyUrl, BeforeValidator(lambda value: value if isinstance(value, AnyUrl) else AnyUrl(str(value)))]
-    name: str = ""
+    name: str | None = None
     title: str | None = None
     description: str | None = None
     mime_type: str = Field(default="text/plain", pattern=_PATTERN)
@@ -39,26 +40,27 @@ class Resource(BaseModel):
     tags: set[str] = Field(default_factory=set)
     enabled: bool = True
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Without a name, the URI is the name.
-
-        Raises:
-            ValueError: of pydantic, without either.
-        """
-        self.name = self.name or str(self.uri)
+    @field_validator("name", mode="before")
+    @classmethod
+    def _named(cls, name: str | None, info: Any) -> str:
+        """Without a name, the URI is the name."""
+        found = name or info.data.get("uri")
+        if not found:
+            raise ValueError("Either name or uri must be provided")
+        return str(found)
 
     @property
     def key(self) -> str:
         """What the resource is found by."""
         return str(self.uri)
 
+    @abc.abstractmethod
     async def read(self) -> Any:
         """The content: text, bytes, or a value for JSON."""
-        raise NotImplementedError("a resource has a method read")
 
     async def read_in(self, thread: RunInThread) -> Any:
         """Read where there are threads for functions; the same as `read`, if that is all that the class has."""
-        return await self.read()
+        return written(await self.read(), SDK)
 
     @staticmethod
     def from_function(fn: Callable[..., Any], uri: str, **options: Any) -> "FunctionResource":
@@ -188,7 +190,6 @@ class FileResource(Resource):
         Raises:
             ValueError: the path is relative.
         """
-        super().model_post_init(context)
         if not self.path.is_absolute():
             raise ValueError("Path must be absolute")
         self.is_binary = self.is_binary or not self.mime_type.startswith("text/")
@@ -219,7 +220,6 @@ class DirectoryResource(Resource):
         Raises:
             ValueError: it is relative.
         """
-        super().model_post_init(context)
         if not self.path.is_absolute():
             raise ValueError("Path must be absolute")
 
@@ -365,11 +365,15 @@ class ResourceTemplate:
 
     async def create_resource(self, uri: str, params: dict[str, Any], context: Any = None) -> Resource:
         """The resource of one URI, read already."""
-        value = await self.read_in(params, asyncio.to_thread)
-        labels = {"name": self.name, "title": self.title, "description": self.description, "meta": self.meta}
-        if isinstance(value, bytes):
-            return BinaryResource(uri=AnyUrl(uri), data=value, mime_type=self.mime_type, **_given(labels))
-        return TextResource(uri=AnyUrl(uri), text=value, mime_type=self.mime_type, **_given(labels))
+        token = current.set(context) if context is not None else None
+        try:
+            value = await self.read_in(params, asyncio.to_thread)
+        finally:
+            if token is not None:
+                current.reset(token)
+        labels = ("name", "title", "description", "mime_type", "icons", "annotations", "meta")
+        given = _given({label: getattr(self, label) for label in labels})
+        return FunctionResource(uri=AnyUrl(uri), fn=lambda: value, **given)
 
     def to_mcp_template(self) -> types.ResourceTemplate:
         """The template as clients see it."""

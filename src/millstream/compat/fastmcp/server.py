@@ -87,6 +87,8 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
         )
         """Our server, which runs it all."""
         self.offered = Offered(self, self.engine, self.ways, _ways_of_duplicates(options))
+        for capability in ("tools", "resources", "prompts"):
+            self.engine.registry.offer(capability)  # with nothing in it, too
         self.offered.include_tags = set(options["include_tags"]) if options.get("include_tags") else None
         self.offered.exclude_tags = set(options.get("exclude_tags") or ())
         for tool in options.get("tools") or ():

@@ -1,7 +1,7 @@
 """The caller's session as programs for the other libraries see it: what can be sent to it and asked of it."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -10,18 +10,18 @@ from millstream.compat.fastmcp.conversion import as_wire
 from millstream.protocol.content import Message
 from millstream.protocol.errors import Cancelled, Declined
 from millstream.protocol.metadata import declares
+from millstream.protocol.jsonrpc import notification_message
+from millstream.server.calls.call import Call
 from millstream.server.calls.changes import Change
 from millstream.server.calls.context import Context as EngineContext
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class ServerSession:
     """One client. It answers for as long as the call that it came with runs."""
 
-    def __init__(self, engine: EngineContext, emit: "Callable[[Change], None]") -> None:
+    def __init__(self, engine: EngineContext, call: Call, emit: Callable[[Change], None]) -> None:
         self._engine = engine
+        self._call = call
         self._emit = emit
 
     @property
@@ -75,6 +75,12 @@ class ServerSession:
         """Tell subscribers of a resource that it changed."""
         self._emit(Change("updated", str(uri)))
 
+    async def send_elicit_complete(self, elicitation_id: str, related_request_id: Any = None) -> None:
+        """Tell the client that what the person did at a URL is done (2025-11-25)."""
+        if self._call.revision.elicitation_ids:
+            params = {"elicitationId": elicitation_id}
+            await self._call.say(notification_message("notifications/elicitation/complete", params))
+
     # Asking
 
     async def elicit_form(
@@ -96,7 +102,7 @@ class ServerSession:
     ) -> types.ElicitResult:
         """Ask the person to open a URL."""
         try:
-            await self._engine.elicit_url(message, url)
+            await self._engine.elicit_url(message, url, id=elicitation_id)
         except Declined:
             return types.ElicitResult(action="decline")
         except Cancelled:

@@ -9,7 +9,7 @@ from typing import Any
 
 from millstream.compat import types
 from millstream.compat.fastmcp.conversion import as_wire, blocks_of, is_content, is_result, wire_blocks
-from millstream.compat.fastmcp.exceptions import FastMCPError, ToolError, UrlElicitationRequiredError, ValidationError
+from millstream.compat.fastmcp.exceptions import FastMCPError, ToolError, ValidationError, asks_for_url, of_protocol
 from millstream.compat.fastmcp.injection import current, resolve
 from millstream.compat.fastmcp.outputs import Promise, promise_by_hand, promise_of
 from millstream.compat.fastmcp.signatures import Signature, signature_of
@@ -238,14 +238,14 @@ class Tool:
         )
 
     async def run(
-        self, arguments: dict[str, Any], context: Any = None, convert_result: bool = True, *, thread: Any = None
+        self, arguments: dict[str, Any], context: Any = None, convert_result: bool | None = None, *, thread: Any = None
     ) -> Any:
         """Run the function.
 
         Args:
             arguments: as a client sends them.
             context: for the parameter that wants it; by default that of the call around this one.
-            convert_result: give a `ToolResult`, not what the function returned.
+            convert_result: give a `ToolResult`, not what the function returned; by default as the library does.
             thread: what runs a function in a thread.
 
         Raises:
@@ -255,14 +255,17 @@ class Tool:
         try:
             async with asyncio.timeout(self.timeout):
                 value = await self._call(arguments, thread or asyncio.to_thread)
-            return self.converted(value) if convert_result else value
-        except (UrlElicitationRequiredError, ProtocolError, Declined, Cancelled):
+            wanted = not self.ways.pairs if convert_result is None else convert_result
+            return self.converted(value) if wanted else value
+        except (ProtocolError, Declined, Cancelled):
             raise
         except FastMCPError as error:
             if self.ways.plain_failures:
                 raise
             raise self.failed(error) from error
         except Exception as error:
+            if asks_for_url(error) or (self.ways.plain_failures and of_protocol(error)):
+                raise
             raise self.failed(error) from error
         finally:
             if token is not None:
@@ -272,7 +275,7 @@ class Tool:
         """What is said of an error of the function."""
         if isinstance(error, TimeoutError) and self.timeout is not None:
             return ToolError(f"Tool {self.name!r} execution timed out after {self.timeout}s")
-        if isinstance(error, _WrongArguments) and self.ways.plain_failures:
+        if isinstance(error, WrongArguments) and self.ways.plain_failures:
             return ValidationError(str(error))
         return ToolError(self.ways.failure.format(name=self.name, error=error))
 
@@ -281,7 +284,7 @@ class Tool:
         try:
             values = signature.read(arguments)
         except PydanticError as error:
-            raise _WrongArguments(str(error)) from error
+            raise WrongArguments(str(error)) from error
         if signature.context is not None:
             values[signature.context] = current.get(None)
         return await call_function(signature, values, thread if self.run_in_thread else None)
@@ -317,7 +320,7 @@ class Tool:
         return made
 
 
-class _WrongArguments(Exception):
+class WrongArguments(Exception):
     """Arguments that the function does not take."""
 
 

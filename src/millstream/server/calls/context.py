@@ -184,9 +184,13 @@ class Context:
         """
         return await self._ask_one(Elicit(message, answer), key)
 
-    async def elicit_url(self, message: str, url: str, *, key: str | None = None) -> None:
-        """Ask the person to open a URL; returns when they agreed to. Raises as `elicit` does."""
-        await self._ask_one(ElicitUrl(message, url), key)
+    async def elicit_url(self, message: str, url: str, *, id: str = "", key: str | None = None) -> None:
+        """Ask the person to open a URL; returns when they agreed to. Raises as `elicit` does.
+
+        Args:
+            id: the elicitation's, for revisions that have one; a random one by default.
+        """
+        await self._ask_one(ElicitUrl(message, url, id), key)
 
     async def sample(
         self,
