@@ -4,6 +4,7 @@ from typing import Any
 
 from millstream.compat.fastmcp.exceptions import ToolError
 from millstream.compat.fastmcp.server import FastMCP
+from millstream.compat.fastmcp.signatures import opened
 from millstream.compat.fastmcp.tools import Contents, Pair, Tool
 
 
@@ -103,3 +104,35 @@ class PromptManager:
         if prompt is None:
             raise ValueError(f"Unknown prompt: {name}")
         return await prompt.render(arguments, context=context)
+
+
+class FuncMetadata:
+    """A function's arguments and results, as the SDK's `func_metadata` has them."""
+
+    def __init__(self, made: Tool) -> None:
+        self._made = made
+        self.arg_model = made.signature.model
+        self.output_schema = made.output_schema
+        self.output_model = made.promise
+        self.wrap_output = made.promise is not None and made.promise.wrapped
+
+    def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
+        return opened(self.arg_model.model_fields, data)
+
+    async def call_fn_with_arg_validation(
+        self, fn: Any, fn_is_async: bool, arguments_to_validate: Any, arguments_to_pass_directly: Any = None
+    ) -> Any:
+        value = fn(**self._made.signature.read(arguments_to_validate), **(arguments_to_pass_directly or {}))
+        return await value if fn_is_async else value
+
+    def convert_result(self, value: Any) -> Any:
+        result = self._made.converted(value)
+        if type(value).__name__ == "CallToolResult":
+            return value
+        return result.content if self._made.promise is None else (result.content, result.structured_content)
+
+
+def func_metadata(func: Any, skip_names: Any = (), structured_output: bool | None = None) -> FuncMetadata:
+    """What the door finds out about a function."""
+    name = "function" if func.__name__ == "<lambda>" else func.__name__
+    return FuncMetadata(Tool.from_function(func, name, structured_output=structured_output))

@@ -40,6 +40,12 @@ _module("mcp.server.fastmcp", **{name: getattr(door, name) for name in door.__al
 _module("mcp.server.fastmcp.server", FastMCP=FastMCP, Context=door.Context, Settings=settings.Settings)
 _module("mcp.server.fastmcp.exceptions", **_public(exceptions))
 _module("mcp.server.fastmcp.utilities")
+_module(
+    "mcp.server.fastmcp.utilities.func_metadata",
+    func_metadata=sdk_parts.func_metadata,
+    FuncMetadata=sdk_parts.FuncMetadata,
+    ArgModelBase=object,
+)
 _module("mcp.server.fastmcp.utilities.types", Image=media.Image, Audio=media.Audio)
 _module("mcp.server.fastmcp.prompts", **_public(prompts))
 _module("mcp.server.fastmcp.prompts.base", **_public(prompts), TextContent=mcp.types.TextContent)

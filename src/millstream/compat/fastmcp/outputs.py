@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NoReturn, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, ClassVar, Final, Literal, NoReturn, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from msgspec import Struct
 
@@ -77,6 +77,8 @@ def promise_of(returns: Any, name: str, ways: Ways, *, structured: bool | None =
 
 def _as_sdk(returns: Any, name: str) -> Promise | None:
     annotation = get_args(returns)[0] if get_origin(returns) is Annotated else returns
+    if annotation is Final or get_origin(annotation) in (Final, ClassVar):
+        raise InvalidSignature(f"Function {name}: return annotation contains an invalid type qualifier")
     if is_union(annotation) and any(_is_result(part) for part in get_args(annotation)):
         raise InvalidSignature(
             f"Function {name}: CallToolResult cannot be used in Union or Optional types. "

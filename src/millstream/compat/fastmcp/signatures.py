@@ -46,11 +46,11 @@ class Signature(Struct, frozen=True):
         Raises:
             pydantic.ValidationError: they are wrong.
         """
-        values = self.model.model_validate(_opened(self.model.model_fields, arguments))
+        values = self.model.model_validate(opened(self.model.model_fields, arguments))
         return {parameter: getattr(values, field) for field, parameter in self.names.items()}
 
 
-def _opened(fields: Mapping[str, FieldInfo], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def opened(fields: Mapping[str, FieldInfo], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments, where JSON that came as text is what it says: some hosts send lists and objects so."""
     by_key = {**{info.alias: info for info in fields.values() if info.alias}, **fields}
     opened = dict(arguments)
