@@ -3,28 +3,29 @@
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-CallNext = Callable[["MiddlewareContext"], Awaitable[Any]]
-
-
-class MiddlewareContext(Struct, frozen=True):
+T = TypeVar("T")
+R = TypeVar("R")
+class MiddlewareContext(Struct, Generic[T], frozen=True):
     """What a middleware sees of a call."""
 
-    message: Any
+    message: T
     fastmcp_context: Any = None
     source: str = "client"
     type: str = "request"
     method: str | None = None
     timestamp: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    def copy(self, **changes: Any) -> "MiddlewareContext":
+    def copy(self, **changes: Any) -> "MiddlewareContext[T]":
         """The same, with changes."""
         return replace(self, **changes)
 
+
+CallNext = Callable[[MiddlewareContext[T]], Awaitable[R]]
 
 _HOOKS = {"tools/call": "on_call_tool", "resources/read": "on_read_resource", "prompts/get": "on_get_prompt"}
 
@@ -32,7 +33,7 @@ _HOOKS = {"tools/call": "on_call_tool", "resources/read": "on_read_resource", "p
 class Middleware:
     """The base. Each method awaits ``call_next(context)`` and gives its result, or something else."""
 
-    async def __call__(self, context: MiddlewareContext, call_next: CallNext) -> Any:
+    async def __call__(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         """Stand around a call with every method that fits it."""
         inner = call_next
         names = ["on_message", f"on_{context.type}"]
@@ -42,23 +43,23 @@ class Middleware:
             inner = partial(getattr(self, name), call_next=inner)
         return await inner(context)
 
-    async def on_message(self, context: MiddlewareContext, call_next: CallNext) -> Any:
+    async def on_message(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         """Around everything."""
         return await call_next(context)
 
-    async def on_request(self, context: MiddlewareContext, call_next: CallNext) -> Any:
+    async def on_request(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         """Around every request."""
         return await call_next(context)
 
-    async def on_call_tool(self, context: MiddlewareContext, call_next: CallNext) -> Any:
+    async def on_call_tool(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         """Around calls of tools."""
         return await call_next(context)
 
-    async def on_read_resource(self, context: MiddlewareContext, call_next: CallNext) -> Any:
+    async def on_read_resource(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         """Around reads of resources."""
         return await call_next(context)
 
-    async def on_get_prompt(self, context: MiddlewareContext, call_next: CallNext) -> Any:
+    async def on_get_prompt(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         """Around prompts."""
         return await call_next(context)
 
@@ -78,10 +79,10 @@ async def run_through(
     if not chain:
         return await work(asked)
 
-    async def innermost(around: MiddlewareContext) -> Any:
+    async def innermost(around: MiddlewareContext[Any]) -> Any:
         return await work(around.message)
 
-    inner: CallNext = innermost
+    inner: CallNext[Any, Any] = innermost
     for each in reversed(chain):
         inner = partial(each, call_next=inner)
     return await inner(MiddlewareContext(asked, context, method=method))

@@ -32,6 +32,10 @@ class Message(BaseModel):
             content = types.TextContent(text=to_json(content, fallback=str).decode())
         super().__init__(content=content, **({} if role is None else {"role": role}), **more)
 
+    def to_mcp_prompt_message(self) -> types.PromptMessage:
+        """The message as the protocol has it."""
+        return types.PromptMessage(role=self.role, content=self.content)
+
 
 class UserMessage(Message):
     """What the user says."""
