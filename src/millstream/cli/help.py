@@ -19,6 +19,9 @@ COMMANDS = {
         "doctor": "Find out why a connection fails, and what to do.",
         "tokens": "What its tools cost a model, tool by tool.",
     },
+    "Come from another library": {
+        "port": "See whether a program for the official SDK or fastmcp runs here.",
+    },
     "Millstream": {
         "version": "Print the version.",
         "help": "Print this.",

@@ -21,6 +21,7 @@ MODULES = {
     "tokens": "tokens",
     "keys": "keys",
     "audit": "audit",
+    "port": "port",
 }
 """Command -> its module, in `millstream.cli.commands`."""
 

@@ -39,6 +39,13 @@ from millstream.compat.fastmcp.exceptions import (
 from millstream.compat.fastmcp.media import Audio, File, Image
 from millstream.compat.fastmcp.middleware import Middleware, MiddlewareContext
 from millstream.compat.fastmcp.prompts import AssistantMessage, Message, Prompt, PromptResult, UserMessage
+from millstream.compat.fastmcp.provider import (
+    AuthorizationCode,
+    AuthorizationParams,
+    OAuthAuthorizationServerProvider,
+    OAuthToken,
+    RefreshToken,
+)
 from millstream.compat.fastmcp.resources import (
     BinaryResource,
     DirectoryResource,
@@ -65,7 +72,11 @@ from millstream.compat.fastmcp.sign_in import (
 from millstream.compat.fastmcp.tools import Tool, ToolResult
 from millstream.compat.types import Annotations, Icon, ToolAnnotations
 
+MCPError = McpError
+"""What SDK 2.x calls it."""
+
 __all__ = [
+    "MCPError",
     "AcceptedElicitation",
     "AcceptedUrlElicitation",
     "AccessToken",
@@ -73,6 +84,8 @@ __all__ = [
     "AssistantMessage",
     "Audio",
     "AuthSettings",
+    "AuthorizationCode",
+    "AuthorizationParams",
     "BinaryResource",
     "CancelledElicitation",
     "ClientRegistrationOptions",
@@ -100,11 +113,14 @@ __all__ = [
     "Middleware",
     "MiddlewareContext",
     "NotFoundError",
+    "OAuthAuthorizationServerProvider",
+    "OAuthToken",
     "Prompt",
     "PromptError",
     "PromptResult",
     "ProviderTokenVerifier",
     "ReadResourceContents",
+    "RefreshToken",
     "RequestContext",
     "Resource",
     "ResourceContent",
