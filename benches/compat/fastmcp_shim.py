@@ -11,6 +11,7 @@ import fastmcp.exceptions
 import mcp_types
 
 from benches.compat import values
+from benches.compat.memory_session import streams_of
 from millstream.compat.fastmcp import dependencies, exceptions, standalone
 from millstream.compat.fastmcp import elicitation as elicitations
 from millstream.compat.fastmcp import context as contexts
@@ -74,7 +75,9 @@ _PATCHED: dict[str, dict[str, Any]] = {
     "fastmcp.tools.base": {"Tool": Tool, "ToolResult": tools.ToolResult},
     "fastmcp.tools.function_tool": {"FunctionTool": Tool},
     "fastmcp.tools": {"Tool": Tool, "ToolResult": tools.ToolResult, "FunctionTool": Tool},
-    "fastmcp.resources.base": {name: getattr(resources, name) for name in ("Resource", "ResourceContent", "ResourceResult")},
+    "fastmcp.resources.base": {
+        name: getattr(resources, name) for name in ("Resource", "ResourceContent", "ResourceResult")
+    },
     "fastmcp.resources.function_resource": {"FunctionResource": resources.FunctionResource},
     "fastmcp.resources.template": {"ResourceTemplate": ResourceTemplate},
     "fastmcp.resources.types": {
@@ -82,7 +85,11 @@ _PATCHED: dict[str, dict[str, Any]] = {
         for name in ("TextResource", "BinaryResource", "FileResource", "DirectoryResource", "HttpResource")
     },
     "fastmcp.resources": {
-        **{name: getattr(standalone, name) for name in standalone.__all__ if "Resource" in name and name != "ResourceError"},
+        **{
+            name: getattr(standalone, name)
+            for name in standalone.__all__
+            if "Resource" in name and name != "ResourceError"
+        },
         "ResourceTemplate": ResourceTemplate,
         "BinaryResource": resources.BinaryResource,
         "DirectoryResource": resources.DirectoryResource,
@@ -106,6 +113,20 @@ class _LowLevel:
 
     def __init__(self, server: Any) -> None:
         self._server = server
+
+    async def __aenter__(self) -> Any:
+        from mcp.shared.message import SessionMessage
+
+        self._open = streams_of(
+            self._server.engine,
+            SessionMessage,
+            mcp_types.jsonrpc_message_adapter.validate_json,
+            lambda sent: sent.message.model_dump_json(by_alias=True, exclude_none=True).encode(),
+        )
+        return await self._open.__aenter__()
+
+    async def __aexit__(self, *exc: Any) -> Any:
+        return await self._open.__aexit__(*exc)
 
     def create_initialization_options(self, **options: Any) -> None:
         """Nothing that the door needs."""

@@ -46,7 +46,7 @@ def source_of(item: Any) -> str:
     """The text of a test and of the fixtures of its file that it uses."""
     functions = [item.function]
     for definitions in item._fixtureinfo.name2fixturedefs.values():
-        functions += [each.func for each in definitions if each.baseid and each.baseid in item.nodeid]
+        functions += [each.func for each in definitions if ".py" in each.baseid and each.baseid in item.nodeid]
     texts = []
     for function in functions:
         try:

@@ -86,9 +86,7 @@ async def _connected(
         mcp.types.JSONRPCMessage.model_validate_json,
         lambda sent: sent.message.model_dump_json(by_alias=True, exclude_none=True).encode(),
     ) as (read, write):
-        async with mcp.client.session.ClientSession(
-            read, write, read_timeout_seconds, *callbacks, **more
-        ) as client:
+        async with mcp.client.session.ClientSession(read, write, read_timeout_seconds, *callbacks, **more) as client:
             result = await client.initialize()
 
             async def again() -> Any:

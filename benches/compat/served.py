@@ -9,7 +9,17 @@ import sys
 from types import ModuleType
 
 import millstream.compat.fastmcp as door
-from millstream.compat.fastmcp import dependencies, exceptions, logs, media, middleware, prompts, resources, standalone, tools
+from millstream.compat.fastmcp import (
+    dependencies,
+    exceptions,
+    logs,
+    media,
+    middleware,
+    prompts,
+    resources,
+    standalone,
+    tools,
+)
 
 
 def alias(name: str, *sources: ModuleType) -> None:

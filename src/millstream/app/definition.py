@@ -81,6 +81,8 @@ class Definition:
         self.registry.changed = lambda kind: self.emit(Change(kind))
         self.mounted: list[Definition] = []
         self._mounted_on: list[tuple[Definition, str]] = []
+        self._passed_over: set[tuple[int, str, str]] = set()
+        """Items of mounted servers whose names were taken here: (server, kind, key)."""
         self.listeners: set[Listener] = set()
         """Told of every change: one for each runtime that is open."""
 
@@ -136,7 +138,10 @@ class Definition:
         for listener in list(self.listeners):
             listener.removed(kind, key)
         for parent, prefix in self._mounted_on:
-            parent.remove(kind, prefixed(kind, key, prefix))
+            if (id(self), kind, key) in parent._passed_over:
+                parent._passed_over.discard((id(self), kind, key))
+            else:
+                parent.remove(kind, prefixed(kind, key, prefix))
 
     def complete(self, reference: str, argument: str, function: Callable[..., Any]) -> None:
         """Register what completes an argument of a prompt or template.
@@ -180,8 +185,13 @@ class Definition:
 
     # The tree
 
-    def mount(self, other: "Definition", prefix: str) -> None:
+    def mount(self, other: "Definition", prefix: str, *, first_wins: bool = False) -> None:
         """Offer what another server has as part of this one, now and later.
+
+        Args:
+            other: the other server.
+            prefix: of the names that its items have here.
+            first_wins: pass over what has a name that is taken here, instead of refusing it.
 
         Raises:
             ValueError: the other is this server or has it mounted, has a name that is taken here, or has a lifespan
@@ -196,6 +206,10 @@ class Definition:
                 f"{other.name!r} has a lifespan, and {self.name!r} runs already: mount it before, or in a lifespan"
             )
         items = [(kind, key, item) for kind in _KINDS for key, item in getattr(other.registry, kind).items()]
+        if first_wins:
+            taken = [each for each in items if prefixed(each[0], each[1], prefix) in getattr(self.registry, each[0])]
+            items = [each for each in items if each not in taken]
+            self._passed_over.update((id(other), kind, key) for kind, key, _ in taken)
         for kind, key, _ in items:
             self._check_free(kind, prefixed(kind, key, prefix))
         self.mounted.append(other)

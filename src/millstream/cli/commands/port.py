@@ -8,6 +8,7 @@ import typer
 
 from millstream.app.serving.errors import CommandError
 from millstream.cli.showing import print_json, print_rows
+
 if TYPE_CHECKING:
     from millstream.compat.porting.survey import Survey
 

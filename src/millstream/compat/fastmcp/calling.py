@@ -68,7 +68,17 @@ class Calling:
 
     async def run_resource(self, uri: str, read: Callable[[], Awaitable[Any]], context: Context[Any, Any, Any]) -> Any:
         """The content of a resource, inside all middleware."""
-        return await run_through(self._middleware, "resources/read", Asked(uri=uri), context, lambda _: read())
+        try:
+            return await run_through(self._middleware, "resources/read", Asked(uri=uri), context, lambda _: read())
+        except ValueError as error:
+            self._mask(error, f"Error reading resource {uri!r}")
+            raise
+
+    def _mask(self, error: ValueError, text: str) -> None:
+        """Say no more than this of an error, where the server was told so."""
+        if self.mask_error_details and not isinstance(error.__cause__, FastMCPError):
+            logger.error(text, exc_info=error)
+            raise ResourceError(text) from error
 
     async def run_prompt(
         self, prompt: Prompt, arguments: dict[str, Any], context: Context[Any, Any, Any]
@@ -78,14 +88,25 @@ class Calling:
         async def work(asked: Asked) -> PromptResult:
             return await prompt.result(asked.arguments, context=context, thread=context.run_in_thread)
 
-        found: PromptResult = await run_through(
-            self._middleware, "prompts/get", Asked(prompt.name, arguments), context, work
-        )
+        asked = Asked(prompt.name, arguments)
+        try:
+            found: PromptResult = await run_through(self._middleware, "prompts/get", asked, context, work)
+        except ValueError as error:
+            self._mask(error, f"Error rendering prompt {prompt.name!r}")
+            raise
         return found
 
     # Direct calls
 
-    async def call_tool(self, name: str, arguments: dict[str, Any] | None = None, context: Any = None) -> Any:
+    async def call_tool(
+        self,
+        name: str,
+        arguments: dict[str, Any] | None = None,
+        context: Any = None,
+        *,
+        run_middleware: bool = True,
+        **more: Any,
+    ) -> Any:
         """Call a tool.
 
         Raises:
@@ -94,7 +115,8 @@ class Calling:
         context = context or self.get_context()
         server, own = self._owner("tools", name)
         tool = server._find_tool(own)
-        result = await server.run_tool(tool, arguments or {}, context)
+        run = server.run_tool if run_middleware else server._run_masked
+        result = await run(tool, arguments or {}, context)
         if not self.ways.pairs:
             return result
         return Pair(result) if tool.promise is not None else Contents(result)
@@ -105,7 +127,9 @@ class Calling:
             raise ToolError(f"Unknown tool: {name}") if self.ways.pairs else NotFoundError(f"Unknown tool: {name!r}")
         return tool
 
-    async def read_resource(self, uri: Any, context: Any = None) -> Any:
+    async def read_resource(
+        self, uri: Any, context: Any = None, *, run_middleware: bool = True, **more: Any
+    ) -> Any:
         """Read a resource.
 
         Raises:
@@ -118,7 +142,8 @@ class Calling:
             raise (ResourceError if self.ways.pairs else NotFoundError)(f"Unknown resource: {text}")
         server, read, mime_type, meta = found
         try:
-            value = await server.run_resource(text, lambda: read(context.run_in_thread), context)
+            around = server if run_middleware else _PLAIN
+            value = await around.run_resource(text, lambda: read(context.run_in_thread), context)
         except ValueError as error:
             raise ResourceError(str(error)) from error
         if not self.ways.pairs:
@@ -153,24 +178,27 @@ class Calling:
         description = result.description or prompt.description
         return types.GetPromptResult(description=description, messages=[_plain(each) for each in result.messages])
 
-    async def render_prompt(self, name: str, arguments: dict[str, Any] | None = None) -> PromptResult:
+    async def render_prompt(
+        self, name: str, arguments: dict[str, Any] | None = None, *, run_middleware: bool = True, **more: Any
+    ) -> PromptResult:
         """The messages of a prompt, as its function made them."""
-        return (await self._render(name, arguments, None))[0]
+        return (await self._render(name, arguments, None, run_middleware=run_middleware))[0]
 
     async def _render(
-        self, name: str, arguments: dict[str, Any] | None, context: Any
+        self, name: str, arguments: dict[str, Any] | None, context: Any, *, run_middleware: bool = True
     ) -> tuple[PromptResult, Prompt]:
         server, own = self._owner("prompts", name)
         prompt = server.offered.prompts.get(own)
         if prompt is None:
             raise ValueError(f"Unknown prompt: {name}") if self.ways.pairs else NotFoundError(f"Unknown prompt: {name}")
-        return await server.run_prompt(prompt, arguments or {}, context or self.get_context()), prompt
+        around = server if run_middleware else _PLAIN
+        return await around.run_prompt(prompt, arguments or {}, context or self.get_context()), prompt
 
     def _owner(self, kind: str, name: str) -> "tuple[Calling, str]":
         """The server that has an item, and what it is called there."""
         if name in getattr(self.offered, kind):
             return self, name
-        for server, prefix in reversed(self._mounted):
+        for server, prefix in self._mounted:
             if not prefix or name.startswith(f"{prefix}_"):
                 found, own = server._owner(kind, name.removeprefix(f"{prefix}_") if prefix else name)
                 if own in getattr(found.offered, kind):
@@ -218,6 +246,16 @@ class Calling:
         return found or next((each for each in templates.values() if each.matches(str(uri)) is not None), None)
 
 
+class _WithoutMiddleware(Calling):
+    """Runs things with nothing around them."""
+
+    def __init__(self) -> None:
+        self._middleware = []
+
+
+_PLAIN = _WithoutMiddleware()
+
+
 def _plain(message: Any) -> Any:
     return types.PromptMessage(role=message.role, content=message.content)
 
@@ -239,5 +277,3 @@ def _renamed(item: Any, field: str, value: str) -> Any:
     made.__dict__.update(item.__dict__)
     setattr(made, field, value)
     return made
-
-

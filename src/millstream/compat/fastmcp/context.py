@@ -48,6 +48,10 @@ class Host(Protocol):
         ...
 
 
+_TRANSPORTS = {"http": "streamable-http", "sse": "sse", "stdio": "stdio", "websocket": "websocket"}
+"""Our names of transports -> those of the other libraries."""
+
+
 class RequestContext(Struct, frozen=True):
     """The request behind a call."""
 
@@ -78,6 +82,14 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         """However many parameters: SDK 1.x has three, 2.x has two."""
         several = parameters if isinstance(parameters, tuple) else (parameters,)
         return super().__class_getitem__((*several, Any, Any)[:3])  # type: ignore[misc]  # typing's own method
+
+    async def __aenter__(self) -> "Context[SessionT, LifespanT, RequestT]":
+        """It is the current context inside the block."""
+        self._token = current.set(self)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        current.reset(self._token)
 
     @property
     def _engine(self) -> EngineContext:
@@ -155,8 +167,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
     @property
     def transport(self) -> str | None:
         """What carried the request."""
-        names = {"http": "streamable-http"}
-        return None if self._call is None else names.get(self._call.transport, self._call.transport)
+        return None if self._call is None else _TRANSPORTS.get(self._call.transport)
 
     @property
     def session(self) -> ServerSession:

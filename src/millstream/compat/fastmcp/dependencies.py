@@ -1,5 +1,7 @@
 """What functions can ask for besides their arguments."""
 
+from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 from millstream.compat.fastmcp.injection import Depends, Injected, current
@@ -36,21 +38,26 @@ def get_http_request() -> Any:
     return request
 
 
-def get_http_headers(include_all: bool = False, **more: Any) -> dict[str, str]:
-    """HTTP headers of the call that runs, lower-case names; empty without. Those that must not be passed on to other
-    servers are left out, unless all are asked for.
+def get_http_headers(include_all: bool = False, include: Collection[str] | None = None) -> dict[str, str]:
+    """HTTP headers of the call that runs, lower-case names; empty without.
+
+    Args:
+        include_all: also those that must not be passed on to other servers.
+        include: names of such headers that are wanted nevertheless.
     """
     context = current.get(None)
     try:
         headers = {} if context is None else dict(context.headers)
     except ValueError:
         return {}
-    return headers if include_all else {name: value for name, value in headers.items() if name not in _OWN}
+    hidden = frozenset[str]() if include_all else _OWN - {name.lower() for name in include or ()}
+    return {name: value for name, value in headers.items() if name not in hidden}
 
 
 _OWN = frozenset(
     ("host", "content-length", "content-type", "connection", "transfer-encoding", "accept", "authorization", "upgrade",
-     "te", "keep-alive", "expect", "mcp-session-id", "proxy-authorization", "proxy-authenticate", "proxy-connection")
+     "te", "keep-alive", "expect", "mcp-session-id", "proxy-authorization", "proxy-authenticate", "proxy-connection",
+     "cookie")
 )  # fmt: skip
 
 
@@ -71,7 +78,7 @@ def CurrentRequest() -> Any:  # noqa: N802  read as a type
 
 def CurrentHeaders() -> Any:  # noqa: N802  read as a type
     """A parameter's default: the HTTP headers of the call."""
-    return Injected(get_http_headers)
+    return Injected(partial(get_http_headers, include_all=True))
 
 
 def CurrentAccessToken() -> Any:  # noqa: N802  read as a type

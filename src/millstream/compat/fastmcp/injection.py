@@ -5,7 +5,7 @@ A parameter annotated `Context` gets the context. A parameter whose default is `
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from types import UnionType
@@ -23,9 +23,12 @@ current: ContextVar[Any] = ContextVar("millstream_compat_context")
 class Injected:
     """A default value that stands for something that is made for each call."""
 
-    def __init__(self, make: Callable[..., Any], *, use_cache: bool = True) -> None:
+    def __init__(
+        self, make: Callable[..., Any], *, use_cache: bool = True, arguments: Mapping[str, Any] | None = None
+    ) -> None:
         self.make = make
-        self.use_cache = use_cache
+        self.use_cache = use_cache and not arguments
+        self.arguments = dict(arguments or {})
 
     @property
     def dependency(self) -> Callable[..., Any]:
@@ -33,9 +36,17 @@ class Injected:
         return self.make
 
 
-def Depends(dependency: Callable[..., Any], *, use_cache: bool = True) -> Any:  # noqa: N802  read as a type
-    """A parameter's default: each call gets what the function gives; clients never see the parameter."""
-    return Injected(dependency, use_cache=use_cache)
+def Depends(  # noqa: N802  read as a type
+    dependency: Callable[..., Any], *, use_cache: bool = True, **arguments: Any
+) -> Any:
+    """A parameter's default: each call gets what the function gives; clients never see the parameter.
+
+    Args:
+        dependency: the function.
+        use_cache: one value for all that ask in one call.
+        arguments: for the function.
+    """
+    return Injected(dependency, use_cache=use_cache, arguments=arguments)
 
 
 def is_context(annotation: Any) -> bool:
@@ -59,7 +70,11 @@ async def resolve(injected: Injected, stack: AsyncExitStack, made: dict[Any, Any
     """The value for one parameter; `made` holds those that the call has already."""
     if injected.use_cache and injected.make in made:
         return made[injected.make]
-    value = await _open(injected.make, await _inner(injected.make, stack, made), stack)
+    values = {**await _inner(injected.make, stack, made), **injected.arguments}
+    for name, each in values.items():
+        if isinstance(each, Injected):
+            values[name] = await resolve(each, stack, made)
+    value = await _open(injected.make, values, stack)
     made[injected.make] = value
     return value
 

@@ -120,10 +120,11 @@ def _refused(error: Any, code: int = INTERNAL_ERROR) -> ProtocolError:
     return ProtocolError(code, str(error))
 
 
-def _contents(value: Any, uri: str) -> Any:
+def _contents(value: Any, uri: str, call: Call) -> Any:
     """What was read, as our encoder takes it."""
     if not isinstance(value, ResourceResult):
         return value
+    call.meta = value.meta
     return [
         EmbeddedResource(
             resource=ResourceContents(
@@ -147,7 +148,7 @@ def resource_item(server: Runs, resource: Resource, home: object) -> resources.R
         with entered(context):
             try:
                 read = lambda: resource.read_in(context.run_in_thread)  # noqa: E731  what middleware stands around
-                return _contents(await server.run_resource(uri, read, context), uri)
+                return _contents(await server.run_resource(uri, read, context), uri, call)
             except (ProtocolError, Declined, Cancelled):
                 raise
             except Exception as error:
@@ -185,7 +186,7 @@ def template_item(server: Runs, template: ResourceTemplate, home: object) -> Tem
         with entered(context):
             try:
                 read = lambda: template.read_in(variables, context.run_in_thread)  # noqa: E731  as for resources
-                return _contents(await server.run_resource(call.name, read, context), call.name)
+                return _contents(await server.run_resource(call.name, read, context), call.name, call)
             except (ProtocolError, Declined, Cancelled):
                 raise
             except Exception as error:

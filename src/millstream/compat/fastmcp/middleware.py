@@ -10,6 +10,8 @@ from msgspec.structs import replace
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
 class MiddlewareContext(Struct, Generic[T], frozen=True):
     """What a middleware sees of a call."""
 

@@ -2,7 +2,19 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Final, Literal, NoReturn, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    NoReturn,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from msgspec import Struct
 
@@ -193,7 +205,9 @@ def promise_by_hand(schema: dict[str, Any], ways: Ways) -> Promise:
         ValueError: it does not describe an object.
     """
     if schema.get("type", "object") != "object" and "properties" not in schema:
-        raise ValueError(f"Output schemas must represent object types due to MCP spec limitations. Received: {schema!r}")
+        raise ValueError(
+            f"Output schemas must represent object types due to MCP spec limitations. Received: {schema!r}"
+        )
     wrapped = bool(ways.wrap_mark and schema.get(ways.wrap_mark))
 
     def structure(value: Any) -> dict[str, Any]:
@@ -208,10 +222,10 @@ def _promises_content(annotation: Any) -> bool:
     if annotation in (bytes, list, tuple) or get_origin(annotation) is Literal:
         return annotation is bytes
     if isinstance(annotation, type) and get_origin(annotation) is None:
-        return (
-            issubclass(annotation, Image | Audio | File)
-            or annotation.__name__ in BLOCK_NAMES | {"CallToolResult", "ToolResult"}
-        )
+        return issubclass(annotation, Image | Audio | File) or annotation.__name__ in BLOCK_NAMES | {
+            "CallToolResult",
+            "ToolResult",
+        }
     if get_origin(annotation) is dict:
         return False
     return any(_promises_content(part) for part in get_args(annotation))

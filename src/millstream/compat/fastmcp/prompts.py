@@ -125,9 +125,10 @@ class Prompt:
         """What the prompt is found by."""
         return self.name
 
-    async def render(self, arguments: Mapping[str, Any] | None = None, context: Any = None) -> list[Any]:
-        """The messages. Raises ValueError as `result` does."""
-        return (await self.result(arguments, context=context)).messages
+    async def render(self, arguments: Mapping[str, Any] | None = None, context: Any = None) -> Any:
+        """The messages, or a `PromptResult` with fastmcp's ways. Raises ValueError as `result` does."""
+        result = await self.result(arguments, context=context)
+        return result.messages if self.ways.pairs else result
 
     async def result(
         self, arguments: Mapping[str, Any] | None = None, *, context: Any = None, thread: RunInThread | None = None
@@ -175,9 +176,13 @@ class Prompt:
 
 
 def _message(value: Any) -> Any:
-    if isinstance(value, Message) or (isinstance(value, BaseModel) and {"role", "content"} <= set(type(value).model_fields)):
+    if isinstance(value, Message) or (
+        isinstance(value, BaseModel) and {"role", "content"} <= set(type(value).model_fields)
+    ):
         return value
     if isinstance(value, Mapping) and "content" in value:
         maker = AssistantMessage if value.get("role") == "assistant" else UserMessage
         return maker(value["content"])
-    return UserMessage(value if isinstance(value, str) or is_content(value) else to_json(value, fallback=str, indent=2).decode())
+    return UserMessage(
+        value if isinstance(value, str) or is_content(value) else to_json(value, fallback=str, indent=2).decode()
+    )

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from millstream.app.definition import prefixed
 from millstream.app.server import Server
 from millstream.compat import types
 from millstream.compat.fastmcp.completion import complete_for
@@ -74,9 +75,7 @@ class Offered:
         return [item for item in getattr(self, kind).values() if self._is_visible(kind, item)]
 
     def _is_visible(self, kind: str, item: Any) -> bool:
-        if not item.enabled or (kind, item.key) in self.hidden or item.tags & self.exclude_tags:
-            return False
-        return self.include_tags is None or bool(item.tags & self.include_tags)
+        return item.enabled and (kind, item.key) not in self.hidden and self._has_tags(item)
 
     def show(self, kind: str, item: Any) -> None:
         """Let clients see an item, or not, as it says now."""
@@ -98,6 +97,30 @@ class Offered:
         for kind in _KINDS:
             for item in list(getattr(self, kind).values()):
                 self.show(kind, item)
+        self.screen()
+
+    def screen(self) -> None:
+        """Let clients see what is mounted here, or not, by what this server hides."""
+        definition = self._engine.definition
+        for server, prefix in self._server._mounted:
+            for kind in _KINDS:
+                for item in getattr(server.offered, kind).values():
+                    self._screen(definition, server, kind, item, prefixed(kind, item.key, prefix))
+
+    def _screen(self, definition: Any, server: Any, kind: str, item: Any, key: str) -> None:
+        shown = key in getattr(definition.registry, kind)
+        wanted = (kind, key) not in self.hidden and self._has_tags(item)
+        if shown and not wanted:
+            definition.registry.remove(kind, key)
+        elif wanted and not shown:
+            own = getattr(server.engine.registry, kind).get(item.key)
+            if own is not None:
+                definition.registry.add(kind, key, own.named(key))
+
+    def _has_tags(self, item: Any) -> bool:
+        if item.tags & self.exclude_tags:
+            return False
+        return self.include_tags is None or bool(item.tags & self.include_tags)
 
     def complete_by(self, function: Callable[..., Any]) -> None:
         """Complete every argument of prompts and templates by this function."""
@@ -123,20 +146,32 @@ class Registration:
 
     ways: Ways
     offered: Offered
+    strict: bool
+    _mounted: list[tuple[Any, str]]
 
     # Tools
 
-    def tool(self, name: Any = None, title: str | None = None, description: str | None = None, **options: Any) -> Any:
+    def tool(
+        self,
+        first: Any = None,
+        /,
+        title: str | None = None,
+        description: str | None = None,
+        *,
+        name: str | None = None,
+        **options: Any,
+    ) -> Any:
         """Register a function as a tool: ``@mcp.tool()``, ``@mcp.tool``, ``@mcp.tool("name")``, or a plain call.
 
         Args:
+            first: the name, or the function.
             name: instead of the function's own.
             title: for people.
             description: instead of the docstring.
             options: `annotations`, `icons`, `meta`, `structured_output`, `output_schema`, `tags`, `enabled`,
                 `timeout`, `run_in_thread`, as the other libraries have them.
         """
-        return self._decorated(name, lambda each, own: self._add_tool(each, own, title, description, options), options)
+        return self._decorated(first, name, lambda each, own: self._add_tool(each, own, title, description, options))
 
     def add_tool(self, fn: Any, name: str | None = None, **options: Any) -> Any:
         """Register a function, or a `Tool`, as a tool. Gives the tool."""
@@ -145,6 +180,7 @@ class Registration:
         return self._add_tool(fn, name, options.pop("title", None), options.pop("description", None), options)
 
     def _add_tool(self, fn: Any, name: Any, title: Any, description: Any, options: dict[str, Any]) -> Any:
+        options = {"strict": self.strict, **options}
         made = Tool.from_function(fn, name, title, description, ways=self.ways, **_known(options))
         return self.offered.add("tools", made)
 
@@ -198,10 +234,20 @@ class Registration:
 
     # Prompts
 
-    def prompt(self, name: Any = None, title: str | None = None, description: str | None = None, **options: Any) -> Any:
+    def prompt(
+        self,
+        first: Any = None,
+        /,
+        title: str | None = None,
+        description: str | None = None,
+        *,
+        name: str | None = None,
+        **options: Any,
+    ) -> Any:
         """Register a function as a prompt; see `tool` for the forms.
 
         Args:
+            first: the name, or the function.
             name: instead of the function's own.
             title: for people.
             description: instead of the docstring.
@@ -214,7 +260,7 @@ class Registration:
             )
             return self.offered.add("prompts", made)
 
-        return self._decorated(name, add, options)
+        return self._decorated(first, name, add)
 
     def add_prompt(self, prompt: Any) -> Any:
         """Register a `Prompt`, or a function as one. Gives the one that is registered."""
@@ -239,10 +285,11 @@ class Registration:
     add_completion_handler = completion
 
     @staticmethod
-    def _decorated(name: Any, add: Callable[[Any, Any], Any], options: dict[str, Any]) -> Any:
-        if name is not None and not isinstance(name, str):
-            add(name, options.pop("name", None))  # `@mcp.tool` without parentheses, or a plain call
-            return name
+    def _decorated(first: Any, name: str | None, add: Callable[[Any, Any], Any]) -> Any:
+        if first is not None and not isinstance(first, str):
+            add(first, name)  # `@mcp.tool` without parentheses, or a plain call
+            return first
+        name = name or first
 
         def decorate(function: Any) -> Any:
             add(function, name)
@@ -264,10 +311,16 @@ class Registration:
         kinds = [f"{each}s" for each in components] or list(_KINDS)
         for kind in kinds:
             for key, item in getattr(self.offered, kind).items():
-                meant = (not names and not tags) or item.name in names or key in names or item.tags & set(tags)
-                if meant:
-                    (self.offered.hidden.add if hide else self.offered.hidden.discard)((kind, key))
+                self._note(kind, key, item, names, tags, hide=hide)
+            for server, prefix in self._mounted:
+                for key, item in getattr(server.offered, kind).items():
+                    self._note(kind, prefixed(kind, key, prefix), item, names, tags, hide=hide)
         self.offered.refresh()
+
+
+    def _note(self, kind: str, key: str, item: Any, names: Sequence[str], tags: Sequence[str], *, hide: bool) -> None:
+        if (not names and not tags) or item.name in names or key in names or item.tags & set(tags):
+            (self.offered.hidden.add if hide else self.offered.hidden.discard)((kind, key))
 
 
 _OF_OTHERS = frozenset(("version", "app", "task", "auth", "security", "exclude_args", "serializer"))

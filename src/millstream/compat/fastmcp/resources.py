@@ -16,7 +16,16 @@ from millstream.compat.fastmcp.injection import current
 from millstream.compat.fastmcp.signatures import Signature, signature_of
 from millstream.compat.fastmcp.tools import RunInThread, call_function
 from millstream.compat.fastmcp.ways import SDK, Ways
-from millstream.compat.pydantic_parts import AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, to_json
+from millstream.compat.pydantic_parts import (
+    AnyUrl,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    to_json,
+    to_jsonable_python,
+)
 from millstream.protocol.errors import Cancelled, Declined, ProtocolError
 
 _PATTERN = r"^[a-zA-Z0-9]+/[a-zA-Z0-9\-+.]+(;\s*[a-zA-Z0-9\-_.]+=[a-zA-Z0-9\-_.]+)*$"
@@ -151,6 +160,10 @@ def written(value: Any, ways: Ways) -> Any:
     """A function's value as text or bytes."""
     if isinstance(value, str | bytes) or is_contents(value):
         return value
+    if isinstance(value, list) and value and all(isinstance(each, ResourceContent) for each in value):
+        return ResourceResult(value)
+    if ways.indent is None:
+        return json.dumps(to_jsonable_python(value, fallback=str))
     return to_json(value, fallback=str, indent=ways.indent).decode()
 
 
@@ -396,6 +409,8 @@ class UriPattern:
         if found is None:
             return None
         values = {name: unquote(value) for name, value in found.groupdict().items()}
+        if any("\0" in value or ".." in value.split("/") for value in values.values()):
+            return None  # functions use values as file names
         asked = parse_qs(query)
         return {**values, **{name: asked[name][0] for name in self.query if name in asked}}
 

@@ -64,6 +64,7 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
         self.settings = settings_of(options)
         self.icons = list(icons) if icons else None
         self.website_url = website_url
+        self.strict = bool(options.get("strict_input_validation"))
         self.mask_error_details = bool(options.get("mask_error_details"))
         self._middleware = list(options.get("middleware") or ())
         self._mounted: list[tuple[Calling, str]] = []
@@ -83,7 +84,7 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
             ),
             lifespan=None if lifespan is None else lambda _: self._lifespan(lifespan),
             auth=method_of(options.get("auth"), token_verifier, auth_server_provider),
-            settings=Settings.load(**self.settings.ours()),
+            settings=Settings.load(**self.settings.ours(), **_page_size(options)),
         )
         """Our server, which runs it all."""
         self.offered = Offered(self, self.engine, self.ways, _ways_of_duplicates(options))
@@ -146,8 +147,9 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
             server, prefix = prefix, server  # fastmcp 2 took the prefix first
         name = namespace or prefix or ""
         server.configure()
-        self.engine.mount(server.engine, prefix=name)
+        self.engine.definition.mount(server.engine.definition, name, first_wins=not self.ways.keeps_first)
         self._mounted.append((server, name))
+        self.offered.screen()
 
     async def import_server(self, server: Any, prefix: Any = None) -> None:
         """Take what another server has now into this one."""
@@ -174,10 +176,29 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
         return state
 
 
+def _page_size(options: Options) -> dict[str, int]:
+    """How long lists are, where the program says so.
+
+    Raises:
+        ValueError: it says something that cannot be.
+    """
+    size = options.get("list_page_size")
+    if size is None:
+        return {}
+    if size <= 0:
+        raise ValueError("list_page_size must be a positive integer")
+    return {"page_size": size}
+
+
 def _ways_of_duplicates(options: Options) -> dict[str, str]:
     """Kind -> what happens to the second item of one name."""
     made: dict[str, str] = {}
-    for kind, name in (("tools", "tools"), ("resources", "resources"), ("templates", "resources"), ("prompts", "prompts")):
+    for kind, name in (
+        ("tools", "tools"),
+        ("resources", "resources"),
+        ("templates", "resources"),
+        ("prompts", "prompts"),
+    ):
         told = options.get(f"on_duplicate_{name}") or options.get("on_duplicate")
         warns = options.get(f"warn_on_duplicate_{name}", True)
         made[kind] = str(told) if told else "keep" if warns else "quiet"
@@ -197,7 +218,9 @@ class MCPServer(FastMCP[LifespanT]):
         icons: Sequence[Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(name or "mcp-server", instructions, website_url, icons, title=title, description=description, **options)
+        super().__init__(
+            name or "mcp-server", instructions, website_url, icons, title=title, description=description, **options
+        )
 
 
 class StandaloneFastMCP(FastMCP[LifespanT]):

@@ -144,12 +144,19 @@ class Serving:
             routes = [*routes, Route("/.well-known/{rest:path}", endpoint=self.engine)]
         app = HttpApp(
             debug=self.settings.debug,
-            routes=[*routes, *self._custom_routes],
+            routes=[*routes, *self._own_routes()],
             middleware=list(middleware or ()),
             lifespan=self._running,
         )
         app.state.fastmcp_server = self
         return app
+
+    def _own_routes(self) -> list[Route]:
+        """The routes of this server and of those that are mounted on it."""
+        routes = list(self._custom_routes)
+        for server, _ in getattr(self, "_mounted", ()):
+            routes += server._own_routes()
+        return routes
 
     def _running(self, app: Any) -> AbstractAsyncContextManager[Any]:
         return self.session_manager.run()

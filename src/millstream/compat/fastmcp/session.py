@@ -84,7 +84,10 @@ class ServerSession:
     # Asking
 
     async def elicit_form(
-        self, message: str, requestedSchema: dict[str, Any], related_request_id: Any = None  # noqa: N803  the SDK's name
+        self,
+        message: str,
+        requestedSchema: dict[str, Any],
+        related_request_id: Any = None,  # noqa: N803  the SDK's name
     ) -> types.ElicitResult:
         """Ask the person to fill in a form."""
         try:

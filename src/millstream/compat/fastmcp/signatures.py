@@ -17,7 +17,7 @@ from msgspec import Struct
 from millstream.compat.fastmcp.exceptions import InvalidSignature
 from millstream.compat.fastmcp.injection import Injected, injected_default, is_context
 from millstream.compat.fastmcp.ways import Ways
-from millstream.compat.pydantic_parts import BaseModel, ConfigDict, Field, FieldInfo, WithJsonSchema, create_model
+from millstream.compat.pydantic_parts import BaseModel, ConfigDict, Field, FieldInfo, WithJsonSchema, create_model, to_json
 from millstream.server.functions.docstrings import describe
 
 _ARGUMENTS = ConfigDict(arbitrary_types_allowed=True)
@@ -40,13 +40,23 @@ class Signature(Struct, frozen=True):
     schema: dict[str, Any]
     """JSON Schema of the arguments."""
 
-    def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    opens_json: bool = True
+
+    def read(self, arguments: Mapping[str, Any], *, strict: bool = False) -> dict[str, Any]:
         """Keyword arguments of the function.
+
+        Args:
+            arguments: as they came.
+            strict: JSON types have to be the right ones: no numbers as text.
 
         Raises:
             pydantic.ValidationError: they are wrong.
         """
-        values = self.model.model_validate(opened(self.model.model_fields, arguments))
+        if strict:
+            values = self.model.model_validate_json(to_json(dict(arguments)), strict=True)
+        else:
+            given = opened(self.model.model_fields, arguments) if self.opens_json else arguments
+            values = self.model.model_validate(given)
         return {parameter: getattr(values, field) for field, parameter in self.names.items()}
 
 
@@ -108,6 +118,7 @@ def signature_of(function: Callable[..., Any], ways: Ways, *, name: str | None =
         injected,
         signature.return_annotation,
         schema if ways.titles else untitled(schema),
+        ways.opens_json,
     )
 
 
@@ -192,4 +203,3 @@ def _follows(title: str, name: str) -> bool:
 def is_union(annotation: Any) -> bool:
     """Whether an annotation has alternatives."""
     return get_origin(annotation) in (Union, UnionType)
-

@@ -121,7 +121,9 @@ class Tool:
         timeout: float | None = None,
         run_in_thread: bool = True,
         serializer: Callable[[Any], str] | None = None,
+        strict: bool = False,
     ) -> None:
+        self.strict = strict
         self.signature = signature
         self.ways = ways
         self.promise = promise
@@ -163,6 +165,8 @@ class Tool:
             InvalidSignature, ValueError: the function cannot be a tool.
         """
         signature = signature_of(fn, ways, name=name)
+        if more.get("timeout") is not None and more.get("run_in_thread") is False and not _waits(signature.function):
+            raise ValueError(f"{signature.name}: a plain function in the event loop cannot have a timeout")
         if output_schema is None:
             structured_output = False
         if isinstance(output_schema, Mapping):
@@ -282,7 +286,7 @@ class Tool:
     async def _call(self, arguments: dict[str, Any], thread: RunInThread) -> Any:
         signature = self.signature
         try:
-            values = signature.read(arguments)
+            values = signature.read(arguments, strict=self.strict)
         except PydanticError as error:
             raise WrongArguments(str(error)) from error
         if signature.context is not None:
@@ -318,6 +322,10 @@ class Tool:
             self.promise.check(structured)
         made = ToolResult(list(value.content), structured, wire.get("_meta"), wire.get("isError", False))
         return made
+
+
+def _waits(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
 class WrongArguments(Exception):

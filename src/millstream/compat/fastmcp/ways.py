@@ -13,6 +13,8 @@ class Ways(Struct, frozen=True):
     """Schemas have the titles that pydantic derives from names, and descriptions are whole docstrings."""
     closed: bool
     """Arguments that a function does not have are refused; else they are ignored."""
+    opens_json: bool
+    """An argument that is JSON as text is what the text says, where no text is wanted: some hosts send lists so."""
     indent: int | None
     """Of values as JSON text."""
     one_text: bool
@@ -38,6 +40,7 @@ SDK = Ways(
     keeps_first=True,
     titles=True,
     closed=False,
+    opens_json=True,
     indent=2,
     one_text=False,
     content_schema=True,
@@ -55,6 +58,7 @@ STANDALONE = Ways(
     keeps_first=False,
     titles=False,
     closed=True,
+    opens_json=False,
     indent=None,
     one_text=True,
     content_schema=False,
