@@ -7,15 +7,20 @@ from typing import Any
 from msgspec import Struct
 
 from millstream.compat import types
-from millstream.compat.fastmcp.context import Context
+from millstream.app.definition import prefixed
+from millstream.compat.fastmcp.completion import completed
+from millstream.compat.fastmcp.context import Context, entered
+from millstream.compat.fastmcp.conversion import as_wire
 from millstream.compat.fastmcp.exceptions import FastMCPError, NotFoundError, ResourceError, ToolError
 from millstream.compat.fastmcp.injection import current
-from millstream.compat.fastmcp.middleware import Asked, run_through
+from millstream.compat.fastmcp.middleware import Asked, looks_at_lists, run_through
 from millstream.compat.fastmcp.prompts import Prompt, PromptResult
 from millstream.compat.fastmcp.registration import Offered, labels_of
 from millstream.compat.fastmcp.resources import ResourceContent, ResourceResult
 from millstream.compat.fastmcp.tools import Contents, Pair, Tool, ToolResult, WrongArguments
 from millstream.compat.fastmcp.ways import Ways
+from millstream.protocol.messages import CompleteRequestParams, Completion
+from millstream.server.calls.call import Call
 
 logger = logging.getLogger("millstream")
 
@@ -94,6 +99,45 @@ class Calling:
         except ValueError as error:
             self._mask(error, f"Error rendering prompt {prompt.name!r}")
             raise
+        return found
+
+    async def run_completion(self, call: Call, params: CompleteRequestParams) -> Completion:
+        """Values for an argument, inside all middleware."""
+        context = Context[Any, Any, Any](self, call=call)
+
+        async def work(asked: Asked) -> Completion:
+            for server in [self, *(each for each, _ in self._mounted)]:
+                if server.offered.completion is not None:
+                    found = await completed(server.offered.completion, params, context.run_in_thread)
+                    if found is not None:
+                        return found
+            return Completion([], 0, False)
+
+        made: Completion = await run_through(self._middleware, "completion/complete", Asked(), context, work)
+        return made
+
+    async def run_list(self, kind: str, call: Call) -> list[dict[str, Any]] | None:
+        """A list for one caller, inside all middleware; None where no middleware is about lists."""
+        if not any(looks_at_lists(each) for each in self._middleware):
+            return None
+
+        async def work(asked: Asked) -> list[Any]:
+            return self._items(kind)
+
+        context = Context[Any, Any, Any](self, call=call)
+        method = f"{'resources/templates' if kind == 'templates' else kind}/list"
+        with entered(context):
+            found = await run_through(self._middleware, method, Asked(), context, work)
+        return [as_wire(labels_of(each)) for each in found]
+
+    def _items(self, kind: str) -> list[Any]:
+        found = list(self.offered.visible(kind))
+        for server, prefix in self._mounted:
+            found += [
+                _prefixed(each, kind, prefix)
+                for each in server._items(kind)
+                if self.offered.sees(kind, prefixed(kind, each.key, prefix), each)
+            ]
         return found
 
     # Direct calls
@@ -224,11 +268,8 @@ class Calling:
         return self._listed("prompts")
 
     def _listed(self, kind: str) -> list[Any]:
-        own = self.offered.visible(kind)
-        found = [labels_of(each) for each in own] if self.ways.pairs else list(own)
-        for server, prefix in self._mounted:
-            found += [_prefixed(each, kind, prefix) for each in server._listed(kind)]
-        return found
+        found = self._items(kind)
+        return [labels_of(each) for each in found] if self.ways.pairs else found
 
     async def get_tool(self, name: str, version: Any = None) -> Any:
         """The tool of that name, or None."""

@@ -29,7 +29,17 @@ class MiddlewareContext(Struct, Generic[T], frozen=True):
 
 CallNext = Callable[[MiddlewareContext[T]], Awaitable[R]]
 
-_HOOKS = {"tools/call": "on_call_tool", "resources/read": "on_read_resource", "prompts/get": "on_get_prompt"}
+_HOOKS = {
+    "tools/call": "on_call_tool",
+    "resources/read": "on_read_resource",
+    "prompts/get": "on_get_prompt",
+    "tools/list": "on_list_tools",
+    "resources/list": "on_list_resources",
+    "resources/templates/list": "on_list_resource_templates",
+    "prompts/list": "on_list_prompts",
+    "completion/complete": "on_complete",
+}
+_LISTS = ("on_message", "on_request", *(name for name in _HOOKS.values() if "_list_" in name))
 
 
 class Middleware:
@@ -61,9 +71,39 @@ class Middleware:
         """Around reads of resources."""
         return await call_next(context)
 
+    async def on_list_tools(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        """Around the list of tools, which the result is."""
+        return await call_next(context)
+
+    async def on_list_resources(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        """Around the list of resources."""
+        return await call_next(context)
+
+    async def on_list_resource_templates(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        """Around the list of resource templates."""
+        return await call_next(context)
+
+    async def on_list_prompts(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        """Around the list of prompts."""
+        return await call_next(context)
+
+    async def on_complete(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+        """Around completion."""
+        return await call_next(context)
+
     async def on_get_prompt(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         """Around prompts."""
         return await call_next(context)
+
+
+def looks_at_lists(middleware: Any) -> bool:
+    """Whether a middleware does something around lists; without one, lists are prepared."""
+    kind = type(middleware)
+    if not issubclass(kind, Middleware):
+        return True
+    return kind.__call__ is not Middleware.__call__ or any(
+        getattr(kind, name) is not getattr(Middleware, name) for name in _LISTS
+    )
 
 
 class Asked(Struct):

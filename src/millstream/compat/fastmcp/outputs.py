@@ -21,7 +21,7 @@ from msgspec import Struct
 from millstream.compat.fastmcp.conversion import BLOCK_NAMES
 from millstream.compat.fastmcp.exceptions import InvalidSignature
 from millstream.compat.fastmcp.media import Audio, File, Image
-from millstream.compat.fastmcp.signatures import is_union, untitled
+from millstream.compat.fastmcp.signatures import inlined, is_union, untitled
 from millstream.compat.fastmcp.ways import Ways
 from millstream.compat.pydantic_parts import (
     BaseModel,
@@ -82,6 +82,17 @@ def promise_of(returns: Any, name: str, ways: Ways, *, structured: bool | None =
     if made is None and structured:
         raise InvalidSignature(f"Function {name}: return type {returns} is not serializable for structured output")
     return made
+
+
+class _ByConfig(_Strict):
+    """Names fields as they are written: by their aliases only where a model says so."""
+
+    def model_schema(self, schema: Any) -> dict[str, Any]:
+        before, self.by_alias = self.by_alias, bool(schema["cls"].model_config.get("serialize_by_alias"))
+        try:
+            return super().model_schema(schema)
+        finally:
+            self.by_alias = before
 
 
 # As the official SDK does.
@@ -176,10 +187,10 @@ def _standalone(returns: Any, ways: Ways) -> Promise | None:
         return None
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(returns)
-        schema = adapter.json_schema(mode="serialization", schema_generator=_Strict)
+        schema = adapter.json_schema(mode="serialization", schema_generator=_ByConfig)
     except _REFUSED:
         return None
-    schema = _rooted(untitled(schema))
+    schema = inlined(_rooted(untitled(schema)))
     wrapped = not (schema.get("type") == "object" or "properties" in schema)
     if wrapped:
         definitions = schema.pop("$defs", None)
@@ -190,7 +201,7 @@ def _standalone(returns: Any, ways: Ways) -> Promise | None:
 
     def structure(value: Any) -> dict[str, Any]:
         try:
-            found = adapter.dump_python(value, mode="json", by_alias=True, warnings=False)
+            found = adapter.dump_python(value, mode="json", warnings=False)
         except ValueError:
             found = to_jsonable_python(value, fallback=str)
         return {"result": found} if wrapped else cast("dict[str, Any]", found)

@@ -5,6 +5,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from msgspec import structs
+
 from millstream.compat import types
 from millstream.compat.fastmcp.conversion import as_wire, is_content
 from millstream.compat.fastmcp.injection import current
@@ -108,7 +110,7 @@ class Prompt:
         Raises:
             InvalidSignature, ValueError: the function cannot be a prompt.
         """
-        return cls(signature_of(fn, ways, name=name), ways, **options)
+        return cls(signature_of(fn, structs.replace(ways, closed=False), name=name), ways, **options)
 
     @property
     def fn(self) -> Callable[..., Any]:

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from msgspec import Struct
+
 from millstream.app.definition import prefixed
 from millstream.app.server import Server
 from millstream.compat import types
-from millstream.compat.fastmcp.completion import complete_for
 from millstream.compat.fastmcp.exceptions import ToolError
 from millstream.compat.fastmcp.items import prompt_item, resource_item, template_item, tool_item
 from millstream.compat.fastmcp.prompts import Prompt
@@ -27,6 +28,22 @@ _ITEMS: dict[str, Callable[..., Any]] = {
 }
 
 
+class Rule(Struct, frozen=True):
+    """What was said about what is visible."""
+
+    kinds: frozenset[str]
+    names: frozenset[str]
+    tags: frozenset[str]
+    hide: bool
+
+    def means(self, kind: str, key: str, item: Any) -> bool:
+        """Whether it is about an item."""
+        if kind not in self.kinds:
+            return False
+        named = item.name in self.names or key in self.names
+        return named or bool(item.tags & self.tags) or not (self.names or self.tags)
+
+
 class Offered:
     """The tools, resources, templates and prompts of one server, as the program gave them."""
 
@@ -42,7 +59,7 @@ class Offered:
         self.completion: Callable[..., Any] | None = None
         self.include_tags: set[str] | None = None
         self.exclude_tags: set[str] = set()
-        self.hidden: set[tuple[str, str]] = set()
+        self.rules: list[Rule] = []
 
     def add(self, kind: str, item: Any) -> Any:
         """Add an item; one of the same name makes way or stays, as the server was told.
@@ -75,7 +92,15 @@ class Offered:
         return [item for item in getattr(self, kind).values() if self._is_visible(kind, item)]
 
     def _is_visible(self, kind: str, item: Any) -> bool:
-        return item.enabled and (kind, item.key) not in self.hidden and self._has_tags(item)
+        return item.enabled and self.sees(kind, item.key, item)
+
+    def sees(self, kind: str, key: str, item: Any) -> bool:
+        """Whether clients of this server see an item of its own, or of a mounted server, that has this key here."""
+        return not self._hides(kind, key, item) and self._has_tags(item)
+
+    def _hides(self, kind: str, key: str, item: Any) -> bool:
+        """Whether the last rule about an item hides it."""
+        return next((rule.hide for rule in reversed(self.rules) if rule.means(kind, key, item)), False)
 
     def show(self, kind: str, item: Any) -> None:
         """Let clients see an item, or not, as it says now."""
@@ -83,7 +108,6 @@ class Offered:
         shown = item.key in getattr(definition.registry, kind)
         if self._is_visible(kind, item) and not shown:
             definition.add(kind, item.key, _ITEMS[kind](self._server, item, definition))
-            self._complete(kind, item)
         elif shown and not self._is_visible(kind, item):
             self._hide(kind, item.key)
 
@@ -109,7 +133,7 @@ class Offered:
 
     def _screen(self, definition: Any, server: Any, kind: str, item: Any, key: str) -> None:
         shown = key in getattr(definition.registry, kind)
-        wanted = (kind, key) not in self.hidden and self._has_tags(item)
+        wanted = self.sees(kind, key, item)
         if shown and not wanted:
             definition.registry.remove(kind, key)
         elif wanted and not shown:
@@ -123,22 +147,15 @@ class Offered:
         return self.include_tags is None or bool(item.tags & self.include_tags)
 
     def complete_by(self, function: Callable[..., Any]) -> None:
-        """Complete every argument of prompts and templates by this function."""
+        """Complete every argument by this function."""
         self.completion = function
-        for kind in ("prompts", "templates"):
-            for item in getattr(self, kind).values():
-                self._complete(kind, item)
+        self.complete()
 
-    def _complete(self, kind: str, item: Any) -> None:
-        if self.completion is None or kind not in ("prompts", "templates"):
-            return
-        names = item.variables if kind == "templates" else [each.name for each in item.arguments]
-        for name in names:
-            self._engine.definition.complete(item.key, name, complete_for(kind, item.key, name, self._completed))
-
-    def _completed(self, *values: Any) -> Any:
-        assert self.completion is not None  # noqa: S101  it was given before anything is completed by it
-        return self.completion(*values)
+    def complete(self) -> None:
+        """Let the server and those that it is mounted on complete."""
+        registry = self._engine.registry
+        registry.completes = self._server.run_completion
+        registry.offer("completions")
 
 
 class Registration:
@@ -147,7 +164,6 @@ class Registration:
     ways: Ways
     offered: Offered
     strict: bool
-    _mounted: list[tuple[Any, str]]
 
     # Tools
 
@@ -308,19 +324,9 @@ class Registration:
         self._change(names, tags, components, hide=True)
 
     def _change(self, names: Sequence[str], tags: Sequence[str], components: Sequence[str], *, hide: bool) -> None:
-        kinds = [f"{each}s" for each in components] or list(_KINDS)
-        for kind in kinds:
-            for key, item in getattr(self.offered, kind).items():
-                self._note(kind, key, item, names, tags, hide=hide)
-            for server, prefix in self._mounted:
-                for key, item in getattr(server.offered, kind).items():
-                    self._note(kind, prefixed(kind, key, prefix), item, names, tags, hide=hide)
+        kinds = frozenset(f"{each}s" for each in components or ("tool", "resource", "template", "prompt"))
+        self.offered.rules.append(Rule(kinds, frozenset(names), frozenset(tags), hide))
         self.offered.refresh()
-
-
-    def _note(self, kind: str, key: str, item: Any, names: Sequence[str], tags: Sequence[str], *, hide: bool) -> None:
-        if (not names and not tags) or item.name in names or key in names or item.tags & set(tags):
-            (self.offered.hidden.add if hide else self.offered.hidden.discard)((kind, key))
 
 
 _OF_OTHERS = frozenset(("version", "app", "task", "auth", "security", "exclude_args", "serializer"))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, quote, unquote
 
 from millstream.compat import types
 from millstream.compat.fastmcp.conversion import as_wire
@@ -29,7 +29,9 @@ from millstream.compat.pydantic_parts import (
 from millstream.protocol.errors import Cancelled, Declined, ProtocolError
 
 _PATTERN = r"^[a-zA-Z0-9]+/[a-zA-Z0-9\-+.]+(;\s*[a-zA-Z0-9\-_.]+=[a-zA-Z0-9\-_.]+)*$"
-_VARIABLE = re.compile(r"\{(\w+)(\*?)\}")
+_VARIABLE = re.compile(r"\{([\w-]+)(\*?)\}")
+_KEPT = "%/:?#[]@!$&'()*+,;=~"
+"""Characters that are not encoded when a URI is compared."""
 _QUERY = re.compile(r"\{\?([\w,]+)\}")
 
 
@@ -399,13 +401,16 @@ class UriPattern:
     def __init__(self, template: str) -> None:
         path = _QUERY.sub("", template)
         self.query = tuple(name for names in _QUERY.findall(template) for name in names.split(","))
-        self.variables: tuple[str, ...] = (*(name for name, _ in _VARIABLE.findall(path)), *self.query)
-        self._path = re.compile("".join(map(_piece, re.split(r"(\{\w+\*?\})", path))))
+        self.variables: tuple[str, ...] = (
+            *(name.replace("-", "_") for name, _ in _VARIABLE.findall(path)),
+            *self.query,
+        )
+        self._path = re.compile("".join(map(_piece, re.split(r"(\{[\w-]+\*?\})", path))))
 
     def match(self, uri: str) -> dict[str, str] | None:
         """The values of the variables; None for a URI of another family."""
         path, _, query = uri.partition("?") if self.query else (uri, "", "")
-        found = self._path.fullmatch(path)
+        found = self._path.fullmatch(quote(path, safe=_KEPT))
         if found is None:
             return None
         values = {name: unquote(value) for name, value in found.groupdict().items()}
@@ -418,8 +423,8 @@ class UriPattern:
 def _piece(text: str) -> str:
     found = _VARIABLE.fullmatch(text)
     if found is None:
-        return re.escape(text)
-    return f"(?P<{found[1]}>{'.+' if found[2] else '[^/]+'})"
+        return re.escape(quote(text, safe=_KEPT))
+    return f"(?P<{found[1].replace('-', '_')}>{'.+' if found[2] else '[^/]+'})"
 
 
 def _required(signature: Signature) -> set[str]:

@@ -1,5 +1,6 @@
 """`FastMCP`: a program for the official SDK or for fastmcp writes against it, and our engine runs it."""
 
+import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -73,7 +74,7 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
         self._states: OrderedDict[str, dict[str, Any]] = OrderedDict()
         lifespan = options.get("lifespan")
         self.engine = Server(
-            name or "FastMCP",
+            name or ("FastMCP" if self.ways.keeps_first else f"FastMCP-{secrets.token_hex(2)}"),
             version=str(options.get("version") or ""),
             instructions=instructions or "",
             info=Info(
@@ -92,6 +93,7 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
             self.engine.registry.offer(capability)  # with nothing in it, too
         self.offered.include_tags = set(options["include_tags"]) if options.get("include_tags") else None
         self.offered.exclude_tags = set(options.get("exclude_tags") or ())
+        self._look_at_lists()
         for tool in options.get("tools") or ():
             self.add_tool(tool)
         for resource in options.get("resources") or ():
@@ -150,6 +152,8 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
         self.engine.definition.mount(server.engine.definition, name, first_wins=not self.ways.keeps_first)
         self._mounted.append((server, name))
         self.offered.screen()
+        if server.offered.completion is not None:
+            self.offered.complete()
 
     async def import_server(self, server: Any, prefix: Any = None) -> None:
         """Take what another server has now into this one."""
@@ -160,6 +164,11 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
     def add_middleware(self, middleware: Any) -> None:
         """Let a `Middleware` stand around calls."""
         self._middleware.append(middleware)
+        self._look_at_lists()
+
+    def _look_at_lists(self) -> None:
+        if self._middleware:
+            self.engine.registry.lists = self.run_list
 
     # What contexts need
 

@@ -117,7 +117,7 @@ def signature_of(function: Callable[..., Any], ways: Ways, *, name: str | None =
         context,
         injected,
         signature.return_annotation,
-        schema if ways.titles else untitled(schema),
+        schema if ways.titles else inlined(untitled(schema)),
         ways.opens_json,
     )
 
@@ -198,6 +198,29 @@ def untitled(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _follows(title: str, name: str) -> bool:
     return not name or title in (name, name.title().replace("_", " ").strip())
+
+
+def inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose definitions stand where they are used; one that contains itself stays a definition."""
+    definitions: dict[str, Any] = schema.get("$defs", {})
+    kept: dict[str, Any] = {}
+
+    def put(node: Any, inside: tuple[str, ...]) -> Any:
+        if isinstance(node, list):
+            return [put(each, inside) for each in node]
+        if not isinstance(node, dict):
+            return node
+        name = str(node.get("$ref", "")).rpartition("/")[2]
+        if name in definitions:
+            if name in inside:
+                kept[name] = definitions[name]
+                return node
+            rest = {key: value for key, value in node.items() if key != "$ref"}
+            return {**put(definitions[name], (*inside, name)), **rest}
+        return {key: put(value, inside) for key, value in node.items() if key != "$defs" or inside}
+
+    made: dict[str, Any] = put({key: value for key, value in schema.items() if key != "$defs"}, ())
+    return {**made, "$defs": definitions} if kept else made
 
 
 def is_union(annotation: Any) -> bool:

@@ -307,7 +307,9 @@ class Tool:
         made.meta, made.is_error, made.structured_content = None, False, None
         made.content = blocks_of(self.serializer(value) if self.serializer is not None else value, self.ways)
         if self.promise is not None:
-            made.structured_content = self.promise.structure(value)
+            made.structured_content = structured = self.promise.structure(value)
+            if self.ways.one_text and self.serializer is None and not _holds_content(value):
+                made.content = blocks_of(structured["result"] if self.promise.wrapped else structured, self.ways)
             if self.promise.wrapped and self.ways.wrap_mark:
                 made.meta = {"fastmcp": {"wrap_result": True}}
         elif self.ways.structured_dicts and not is_content(value) and not isinstance(value, list | tuple | bytes | str):
@@ -322,6 +324,10 @@ class Tool:
             self.promise.check(structured)
         made = ToolResult(list(value.content), structured, wire.get("_meta"), wire.get("isError", False))
         return made
+
+
+def _holds_content(value: Any) -> bool:
+    return is_content(value) or (isinstance(value, list | tuple) and any(map(is_content, value)))
 
 
 def _waits(function: Callable[..., Any]) -> bool:

@@ -14,6 +14,7 @@ from msgspec import Struct
 from millstream.protocol import projection
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.jsonrpc import encode
+from millstream.protocol.messages import CompleteRequestParams, Completion
 from millstream.protocol.revisions import ALL, Revision
 from millstream.server.calls.call import Call
 from millstream.server.features.prepared import PreparedCall
@@ -22,6 +23,9 @@ from millstream.server.features.resources import Resource, Template
 from millstream.server.features.tools import Tool
 
 Completer = Callable[..., Any]
+CompleteAny = Callable[[Call, CompleteRequestParams], Awaitable[Completion]]
+ListFor = Callable[[str, Call], Awaitable["list[dict[str, Any]] | None"]]
+"""``f(kind, call)`` gives descriptions in the newest shape."""
 
 
 class Extension(Struct, frozen=True):
@@ -76,6 +80,10 @@ class Registry:
         """Kind -> all scopes that items of it need."""
         self.scoped = False
         """Something here needs a scope: else nobody has to be asked for theirs."""
+        self.completes: CompleteAny | None = None
+        """Completes every argument, of what is registered here or not, instead of `completers`."""
+        self.lists: ListFor | None = None
+        """Makes a list for each call, in the place of the prepared one; None from it leaves that."""
         self._offered: set[str] = {"", "logging"}
         self.extensions: list[Extension] = []
         self.changed: Callable[[str], None] = lambda kind: None
@@ -225,6 +233,14 @@ class Registry:
                     self._pages.clear()
                 self._pages[key] = made
         return made
+
+    def encode_list(self, kind: str, descriptions: Iterable[dict[str, Any]], revision: Revision) -> bytes:
+        """The members of a list that was made for one call; it has one page."""
+        describe = projection.tool if kind == "tools" else projection.named
+        result: dict[str, Any] = {_KINDS[kind][0]: [describe(each, revision) for each in descriptions]}
+        if revision.result_type:
+            result |= {"ttlMs": 0, "cacheScope": "private"}
+        return encode(result)[1:-1]
 
     def distinct(self, kind: str, granted: frozenset[str] | None) -> frozenset[str] | None:
         """Those scopes that tell what one caller sees of a kind from what another one sees."""

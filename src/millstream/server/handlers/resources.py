@@ -7,7 +7,7 @@ import msgspec
 
 from millstream.protocol.errors import INVALID_PARAMS, INVALID_REQUEST, RESOURCE_NOT_FOUND, ProtocolError
 from millstream.protocol.messages import ReadResourceRequestParams, ResourceRequestParams
-from millstream.server.calls.access import check_scopes, granted
+from millstream.server.calls.access import check_scopes
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.calls.sessions import Record, Session
@@ -16,7 +16,8 @@ from millstream.server.features.registry import Registry
 from millstream.server.features.resources import Resource, Template
 from millstream.server.functions.reading import ArgumentError
 from millstream.server.functions.results import encode_contents
-from millstream.server.handlers.params import page_decoder, read, take_rounds
+from millstream.server.handlers.listing import list_page
+from millstream.server.handlers.params import read, take_rounds
 
 MAX_URI = 8 * 1024
 
@@ -49,21 +50,11 @@ class ResourceHandlers:
 
     async def list(self, call: Call) -> bytes:
         """One page of resources with a URI of their own."""
-        return self._registry.page(
-            "resources",
-            call.revision,
-            read(page_decoder, call).cursor,
-            granted(call) if self._registry.scoped else None,
-        )
+        return await list_page(self._registry, "resources", call)
 
     async def list_templates(self, call: Call) -> bytes:
         """One page of resource templates."""
-        return self._registry.page(
-            "templates",
-            call.revision,
-            read(page_decoder, call).cursor,
-            granted(call) if self._registry.scoped else None,
-        )
+        return await list_page(self._registry, "templates", call)
 
     async def read(self, call: Call) -> bytes:
         """Read one resource."""

@@ -10,14 +10,15 @@ from millstream.protocol.jsonrpc import encode
 from millstream.protocol.messages import CallToolRequestParams
 from millstream.protocol.metadata import declares
 from millstream.protocol.param_headers import check
-from millstream.server.calls.access import check_scopes, granted
+from millstream.server.calls.access import check_scopes
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
 from millstream.server.features.registry import Registry
 from millstream.server.features.tools import Tool, run_with_timeout
 from millstream.server.functions.reading import ArgumentError
-from millstream.server.handlers.params import page_decoder, read, take_rounds
+from millstream.server.handlers.listing import list_page
+from millstream.server.handlers.params import read, take_rounds
 
 _call_decoder = msgspec.json.Decoder(CallToolRequestParams)
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
@@ -39,9 +40,7 @@ class ToolHandlers:
 
     async def list(self, call: Call) -> bytes:
         """One page of tool descriptions."""
-        return self._registry.page(
-            "tools", call.revision, read(page_decoder, call).cursor, granted(call) if self._registry.scoped else None
-        )
+        return await list_page(self._registry, "tools", call)
 
     async def call(self, call: Call) -> bytes:
         """Run a tool. Calls that a transport has prepared skip this handler."""
