@@ -12,10 +12,9 @@ import mcp_types
 
 from benches.compat import values
 from benches.compat.memory_session import streams_of
-from millstream.compat.fastmcp import dependencies, exceptions, standalone
-from millstream.compat.fastmcp import elicitation as elicitations
 from millstream.compat.fastmcp import context as contexts
-from millstream.compat.fastmcp import middleware, prompts, resources, tools
+from millstream.compat.fastmcp import dependencies, exceptions, middleware, prompts, resources, standalone, tools
+from millstream.compat.fastmcp import elicitation as elicitations
 from millstream.compat.fastmcp.media import Audio, File, Image
 from millstream.compat.fastmcp.server import StandaloneFastMCP
 from millstream.compat.fastmcp.ways import STANDALONE
@@ -125,7 +124,7 @@ class _LowLevel:
         )
         return await self._open.__aenter__()
 
-    async def __aexit__(self, *exc: Any) -> Any:
+    async def __aexit__(self, *exc: object) -> Any:
         return await self._open.__aexit__(*exc)
 
     def create_initialization_options(self, **options: Any) -> None:

@@ -36,7 +36,6 @@ def alias(name: str, *sources: ModuleType) -> None:
 
 def stand_in() -> None:
     """Let every import of the two libraries find the door."""
-    import mcp.server  # noqa: PLC0415  the rest of the SDK is its own
 
     for name, sources in {
         "mcp.server.fastmcp": (door,),

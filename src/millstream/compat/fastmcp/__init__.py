@@ -76,7 +76,6 @@ MCPError = McpError
 """What SDK 2.x calls it."""
 
 __all__ = [
-    "MCPError",
     "AcceptedElicitation",
     "AcceptedUrlElicitation",
     "AccessToken",
@@ -107,6 +106,7 @@ __all__ = [
     "Icon",
     "Image",
     "InvalidSignature",
+    "MCPError",
     "MCPServer",
     "McpError",
     "Message",

@@ -6,8 +6,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream.compat import types
 from millstream.app.definition import prefixed
+from millstream.compat import types
 from millstream.compat.fastmcp.completion import completed
 from millstream.compat.fastmcp.context import Context, entered
 from millstream.compat.fastmcp.conversion import as_wire
@@ -171,9 +171,7 @@ class Calling:
             raise ToolError(f"Unknown tool: {name}") if self.ways.pairs else NotFoundError(f"Unknown tool: {name!r}")
         return tool
 
-    async def read_resource(
-        self, uri: Any, context: Any = None, *, run_middleware: bool = True, **more: Any
-    ) -> Any:
+    async def read_resource(self, uri: Any, context: Any = None, *, run_middleware: bool = True, **more: Any) -> Any:
         """Read a resource.
 
         Raises:

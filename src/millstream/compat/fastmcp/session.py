@@ -9,8 +9,8 @@ from millstream.compat import types
 from millstream.compat.fastmcp.conversion import as_wire
 from millstream.protocol.content import Message
 from millstream.protocol.errors import Cancelled, Declined
-from millstream.protocol.metadata import declares
 from millstream.protocol.jsonrpc import notification_message
+from millstream.protocol.metadata import declares
 from millstream.server.calls.call import Call
 from millstream.server.calls.changes import Change
 from millstream.server.calls.context import Context as EngineContext
@@ -87,7 +87,7 @@ class ServerSession:
         self,
         message: str,
         requestedSchema: dict[str, Any],
-        related_request_id: Any = None,  # noqa: N803  the SDK's name
+        related_request_id: Any = None,
     ) -> types.ElicitResult:
         """Ask the person to fill in a form."""
         try:

@@ -17,7 +17,15 @@ from msgspec import Struct
 from millstream.compat.fastmcp.exceptions import InvalidSignature
 from millstream.compat.fastmcp.injection import Injected, injected_default, is_context
 from millstream.compat.fastmcp.ways import Ways
-from millstream.compat.pydantic_parts import BaseModel, ConfigDict, Field, FieldInfo, WithJsonSchema, create_model, to_json
+from millstream.compat.pydantic_parts import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FieldInfo,
+    WithJsonSchema,
+    create_model,
+    to_json,
+)
 from millstream.server.functions.docstrings import describe
 
 _ARGUMENTS = ConfigDict(arbitrary_types_allowed=True)

@@ -5,6 +5,5 @@ Beside `FastMCP`, everything is what `millstream.compat.fastmcp` has.
 
 from millstream.compat.fastmcp import *  # noqa: F403  the names are those of the door
 from millstream.compat.fastmcp import __all__ as _names
-from millstream.compat.fastmcp.server import StandaloneFastMCP as FastMCP
 
 __all__ = sorted({*_names, "FastMCP"})
