@@ -37,7 +37,7 @@ ROOMS = {
         "info", "sign_in_methods", "definition", "here_only", "protection", "throttle", "auditing", "parts", "streamed",
         "probes", "routes", "runtime", "runtimes", "hub_access", "serving", "server",
     ],
-    "compat": ["pydantic_parts", "types", "fastmcp"],
+    "compat": ["pydantic_parts", "types", "fastmcp", "porting"],
     "cli": ["help", "load", "stdio", "showing", "connecting", "commands", "program"],
 }
 """The order inside a house: every folder, and the files between which the order says something."""

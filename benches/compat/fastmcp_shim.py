@@ -9,11 +9,21 @@ from typing import Any
 import anyio
 import fastmcp.exceptions
 import mcp_types
+from mcp.shared.message import SessionMessage
 
 from benches.compat import values
 from benches.compat.memory_session import streams_of
 from millstream.compat.fastmcp import context as contexts
-from millstream.compat.fastmcp import dependencies, exceptions, middleware, prompts, resources, standalone, tools
+from millstream.compat.fastmcp import (
+    dependencies,
+    exceptions,
+    middleware,
+    prompts,
+    resources,
+    standalone,
+    templates,
+    tools,
+)
 from millstream.compat.fastmcp import elicitation as elicitations
 from millstream.compat.fastmcp.media import Audio, File, Image
 from millstream.compat.fastmcp.server import StandaloneFastMCP
@@ -45,7 +55,7 @@ class Prompt(prompts.Prompt):
         return super().from_function(fn, name, **options)
 
 
-class ResourceTemplate(resources.ResourceTemplate):
+class ResourceTemplate(templates.ResourceTemplate):
     """The door's template, made with fastmcp's ways."""
 
     @classmethod
@@ -114,8 +124,6 @@ class _LowLevel:
         self._server = server
 
     async def __aenter__(self) -> Any:
-        from mcp.shared.message import SessionMessage
-
         self._open = streams_of(
             self._server.engine,
             SessionMessage,
@@ -132,8 +140,6 @@ class _LowLevel:
 
     async def run(self, read: Any, write: Any, options: Any = None, **more: Any) -> None:
         """Serve these streams until they end."""
-        from mcp.shared.message import SessionMessage
-
         runtime = await self._server.engine.start(supervised=True)
         pipe = MemoryPipe(runtime.dispatcher)
 

@@ -14,11 +14,12 @@ import mcp.client.session
 import mcp.server.elicitation
 import mcp.shared.memory
 import mcp.types
+from mcp.shared.message import SessionMessage
 
 import millstream.compat.fastmcp as door
 from benches.compat import sdk_parts, values
 from benches.compat.memory_session import streams_of
-from millstream.compat.fastmcp import exceptions, media, prompts, resources, settings, tools
+from millstream.compat.fastmcp import exceptions, media, prompts, resources, settings, templates, tools
 from millstream.compat.fastmcp.server import FastMCP
 
 
@@ -49,7 +50,12 @@ _module(
 _module("mcp.server.fastmcp.utilities.types", Image=media.Image, Audio=media.Audio)
 _module("mcp.server.fastmcp.prompts", **_public(prompts))
 _module("mcp.server.fastmcp.prompts.base", **_public(prompts), TextContent=mcp.types.TextContent)
-_module("mcp.server.fastmcp.resources", **_public(resources), ResourceManager=sdk_parts.ResourceManager)
+_module(
+    "mcp.server.fastmcp.resources",
+    **_public(resources),
+    ResourceTemplate=templates.ResourceTemplate,
+    ResourceManager=sdk_parts.ResourceManager,
+)
 _module("mcp.server.fastmcp.prompts.manager", PromptManager=sdk_parts.PromptManager)
 _module("mcp.server.fastmcp.tools", **_public(tools), ToolManager=sdk_parts.ToolManager)
 _module("mcp.server.fastmcp.tools.base", **_public(tools))
@@ -78,22 +84,22 @@ for _name in ("_mcp_server", "_tool_manager", "_resource_manager", "_prompt_mana
 async def _connected(
     server: Any, read_timeout_seconds: Any = None, *callbacks: Any, raise_exceptions: bool = False, **more: Any
 ) -> AsyncGenerator[Any]:
-    from mcp.shared.message import SessionMessage
+    parse = mcp.types.JSONRPCMessage.model_validate_json
 
-    async with streams_of(
-        server.engine,
-        SessionMessage,
-        mcp.types.JSONRPCMessage.model_validate_json,
-        lambda sent: sent.message.model_dump_json(by_alias=True, exclude_none=True).encode(),
-    ) as (read, write):
-        async with mcp.client.session.ClientSession(read, write, read_timeout_seconds, *callbacks, **more) as client:
-            result = await client.initialize()
+    def dump(sent: Any) -> bytes:
+        return sent.message.model_dump_json(by_alias=True, exclude_none=True).encode()
 
-            async def again() -> Any:
-                return result  # the SDK's servers let a client initialize twice, and its tests do
+    async with (
+        streams_of(server.engine, SessionMessage, parse, dump) as (read, write),
+        mcp.client.session.ClientSession(read, write, read_timeout_seconds, *callbacks, **more) as client,
+    ):
+        result = await client.initialize()
 
-            client.initialize = again
-            yield client
+        async def again() -> Any:
+            return result  # the SDK's servers let a client initialize twice, and its tests do
+
+        client.initialize = again
+        yield client
 
 
 mcp.shared.memory.create_connected_server_and_client_session = _connected

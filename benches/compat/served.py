@@ -18,6 +18,7 @@ from millstream.compat.fastmcp import (
     prompts,
     resources,
     standalone,
+    templates,
     tools,
 )
 
@@ -43,7 +44,7 @@ def stand_in() -> None:
         "mcp.server.fastmcp.exceptions": (exceptions,),
         "mcp.server.fastmcp.prompts": (prompts,),
         "mcp.server.fastmcp.prompts.base": (prompts,),
-        "mcp.server.fastmcp.resources": (resources,),
+        "mcp.server.fastmcp.resources": (resources, templates),
         "mcp.server.fastmcp.tools": (tools,),
         "mcp.server.fastmcp.utilities": (media,),
         "mcp.server.fastmcp.utilities.types": (media,),
@@ -51,7 +52,7 @@ def stand_in() -> None:
         "fastmcp": (standalone,),
         "fastmcp.exceptions": (exceptions,),
         "fastmcp.prompts": (prompts,),
-        "fastmcp.resources": (resources,),
+        "fastmcp.resources": (resources, templates),
         "fastmcp.server": (standalone,),
         "fastmcp.server.context": (standalone,),
         "fastmcp.server.dependencies": (dependencies,),

@@ -146,7 +146,7 @@ class SamplingMessage(_WithMeta):
 class CallToolResult(_WithMeta):
     """What a tool gives back, spelled out."""
 
-    content: list[ContentBlock] = []
+    content: list[ContentBlock] = Field(default_factory=list[ContentBlock])
     structured_content: dict[str, Any] | None = None
     is_error: bool = False
 
@@ -155,7 +155,7 @@ class GetPromptResult(_WithMeta):
     """The messages of a prompt."""
 
     description: str | None = None
-    messages: list[PromptMessage] = []
+    messages: list[PromptMessage] = Field(default_factory=list[PromptMessage])
 
 
 class CreateMessageResult(_WithMeta):
@@ -184,7 +184,7 @@ class Root(_WithMeta):
 class ListRootsResult(_WithMeta):
     """All such folders."""
 
-    roots: list[Root] = []
+    roots: list[Root] = Field(default_factory=list[Root])
 
 
 class Implementation(Wire):

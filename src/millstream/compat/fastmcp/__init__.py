@@ -55,7 +55,6 @@ from millstream.compat.fastmcp.resources import (
     Resource,
     ResourceContent,
     ResourceResult,
-    ResourceTemplate,
     TextResource,
 )
 from millstream.compat.fastmcp.server import FastMCP, MCPServer
@@ -69,6 +68,7 @@ from millstream.compat.fastmcp.sign_in import (
     RevocationOptions,
     TokenVerifier,
 )
+from millstream.compat.fastmcp.templates import ResourceTemplate
 from millstream.compat.fastmcp.tools import Tool, ToolResult
 from millstream.compat.types import Annotations, Icon, ToolAnnotations
 

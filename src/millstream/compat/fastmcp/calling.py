@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from copy import copy
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -201,7 +203,7 @@ class Calling:
         for template in self.offered.visible("templates"):
             values = template.matches(uri)
             if values is not None:
-                return self, lambda thread: template.read_in(values, thread), template.mime_type, template.meta
+                return self, partial(template.read_in, values), template.mime_type, template.meta
         for server, prefix in self._mounted:
             scheme, _, rest = uri.partition("://")
             if not prefix or rest.startswith(f"{prefix}/"):
@@ -312,7 +314,6 @@ def _prefixed(item: Any, kind: str, prefix: str) -> Any:
 def _renamed(item: Any, field: str, value: str) -> Any:
     if hasattr(item, "model_copy"):
         return item.model_copy(update={field: value})
-    made = object.__new__(type(item))
-    made.__dict__.update(item.__dict__)
+    made: Any = copy(item)
     setattr(made, field, value)
     return made

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -43,7 +43,7 @@ async def completed(
 
 def _completion(found: Any) -> Completion:
     if isinstance(found, list | tuple):
-        values = [str(each) for each in found]
+        values = [str(each) for each in cast("list[Any]", found)]
         return Completion(values[:MAX_VALUES], len(values), len(values) > MAX_VALUES)
     wire = found.model_dump(mode="json", by_alias=True, exclude_none=True)
     wire["values"] = wire["values"][:MAX_VALUES]

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -68,7 +68,50 @@ class _Meta(types.Wire):
     progress_token: str | int | None = None
 
 
-class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
+class Telling(ContextMark):
+    """The log messages of a context."""
+
+    _engine_context: EngineContext | None
+
+    async def log(
+        self, first: str, second: Any = None, *, logger_name: str | None = None, extra: Any = None, **named: Any
+    ) -> None:
+        """Send a log message: ``log(level, message)`` as in the SDK, or ``log(message, level)`` as in fastmcp."""
+        if second is None and "level" not in named and first in LOG_LEVELS and "message" in named:
+            second = named["message"]
+        level = named.get("level")
+        if level is None:
+            first_is_level = first in LOG_LEVELS and second not in LOG_LEVELS and second is not None
+            level, message = (first, second) if first_is_level else (second or "info", first)
+        else:
+            message = first
+        await self._say(cast("types.LoggingLevel", level), message, logger_name, extra)
+
+    async def _say(self, level: types.LoggingLevel, message: Any, logger_name: str | None, extra: Any) -> None:
+        if self._engine_context is None:
+            return
+        if extra is not None:
+            message = {"msg": message, "extra": extra}
+        await self._engine_context.log(level, message, logger_name)
+
+    async def debug(self, message: Any, logger_name: str | None = None, extra: Any = None) -> None:
+        """`log` at level debug."""
+        await self._say("debug", message, logger_name, extra)
+
+    async def info(self, message: Any, logger_name: str | None = None, extra: Any = None) -> None:
+        """`log` at level info."""
+        await self._say("info", message, logger_name, extra)
+
+    async def warning(self, message: Any, logger_name: str | None = None, extra: Any = None) -> None:
+        """`log` at level warning."""
+        await self._say("warning", message, logger_name, extra)
+
+    async def error(self, message: Any, logger_name: str | None = None, extra: Any = None) -> None:
+        """`log` at level error."""
+        await self._say("error", message, logger_name, extra)
+
+
+class Context(Telling, Generic[SessionT, LifespanT, RequestT]):
     """The call that runs. Annotate a parameter with this class, and it gets it."""
 
     def __init__(self, fastmcp: Any = None, *, call: Call | None = None, home: object = None) -> None:
@@ -80,7 +123,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
 
     def __class_getitem__(cls, parameters: Any) -> Any:
         """However many parameters: SDK 1.x has three, 2.x has two."""
-        several = parameters if isinstance(parameters, tuple) else (parameters,)
+        several = (*parameters,) if isinstance(parameters, tuple) else (parameters,)  # pyright: ignore[reportUnknownVariableType]
         return super().__class_getitem__((*several, Any, Any)[:3])  # type: ignore[misc]  # typing's own method
 
     async def __aenter__(self) -> "Context[SessionT, LifespanT, RequestT]":
@@ -196,43 +239,6 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         """Report progress, where the caller asked for it."""
         if self._engine_context is not None:
             await self._engine_context.progress(progress, total, message)
-
-    async def log(
-        self, first: str, second: Any = None, *, logger_name: str | None = None, extra: Any = None, **named: Any
-    ) -> None:
-        """Send a log message: ``log(level, message)`` as in the SDK, or ``log(message, level)`` as in fastmcp."""
-        if second is None and "level" not in named and first in LOG_LEVELS and "message" in named:
-            second = named["message"]
-        level = named.get("level")
-        if level is None:
-            first_is_level = first in LOG_LEVELS and second not in LOG_LEVELS and second is not None
-            level, message = (first, second) if first_is_level else (second or "info", first)
-        else:
-            message = first
-        await self._say(level, message, logger_name, extra)
-
-    async def _say(self, level: str, message: Any, logger_name: str | None, extra: Any) -> None:
-        if self._engine_context is None:
-            return
-        if extra is not None:
-            message = {"msg": message, "extra": extra}
-        await self._engine_context.log(level, message, logger_name)
-
-    async def debug(self, message: Any, logger_name: str | None = None, extra: Any = None) -> None:
-        """`log` at level debug."""
-        await self._say("debug", message, logger_name, extra)
-
-    async def info(self, message: Any, logger_name: str | None = None, extra: Any = None) -> None:
-        """`log` at level info."""
-        await self._say("info", message, logger_name, extra)
-
-    async def warning(self, message: Any, logger_name: str | None = None, extra: Any = None) -> None:
-        """`log` at level warning."""
-        await self._say("warning", message, logger_name, extra)
-
-    async def error(self, message: Any, logger_name: str | None = None, extra: Any = None) -> None:
-        """`log` at level error."""
-        await self._say("error", message, logger_name, extra)
 
     async def close_sse_stream(self) -> None:
         """Drop the connection but not the call, where the client can come back for the rest."""
@@ -360,5 +366,5 @@ def _preferences(value: Any) -> Any:
     if isinstance(value, str):
         value = [value]
     if isinstance(value, Sequence):
-        return types.ModelPreferences(hints=[types.ModelHint(name=each) for each in value])
+        return types.ModelPreferences(hints=[types.ModelHint(name=each) for each in cast("Sequence[str]", value)])
     return value

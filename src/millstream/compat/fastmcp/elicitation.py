@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from enum import Enum
 from types import NoneType
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+from typing import Any, Generic, Literal, TypeVar, cast, get_args, get_origin
 
 from millstream.compat.fastmcp.signatures import is_union
 from millstream.compat.pydantic_parts import BaseModel, TypeAdapter
@@ -71,7 +71,8 @@ class Form:
         if isinstance(answer, list) and answer and isinstance(answer[0], list | Mapping):
             return {"type": "array", "items": self._field(answer[0])}
         if isinstance(answer, Mapping):
-            choices = [{"const": key, "title": about.get("title", key)} for key, about in answer.items()]
+            named = cast("Mapping[str, Mapping[str, str]]", answer)
+            choices = [{"const": key, "title": about.get("title", key)} for key, about in named.items()]
             return {"type": "string", "oneOf": choices}
         if isinstance(answer, list):
             return {"type": "string", "enum": answer}

@@ -41,9 +41,9 @@ class McpError(Exception):
     def __init__(self, error: Any = None, message: str = "", data: Any = None, *, code: int | None = None) -> None:
         if isinstance(error, int):
             code = error
-        made = types.ErrorData(code=code, message=message, data=data) if code is not None else error
+        made: Any = error if code is None else types.ErrorData(code=code, message=message, data=data)
         super().__init__(made.message)
-        self.error = made
+        self.error: Any = made
 
     @property
     def code(self) -> int:

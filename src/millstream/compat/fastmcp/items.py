@@ -1,7 +1,7 @@
 """Tools, resources and prompts of the door as our registry has them: how they are described, read, run and encoded."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
 
@@ -9,7 +9,8 @@ from millstream.compat.fastmcp.context import Context, entered
 from millstream.compat.fastmcp.conversion import as_wire
 from millstream.compat.fastmcp.exceptions import FastMCPError, of_protocol
 from millstream.compat.fastmcp.prompts import Prompt, PromptResult
-from millstream.compat.fastmcp.resources import Resource, ResourceResult, ResourceTemplate, UriPattern
+from millstream.compat.fastmcp.resources import Resource, ResourceResult
+from millstream.compat.fastmcp.templates import ResourceTemplate, UriPattern
 from millstream.compat.fastmcp.tools import Tool, ToolResult
 from millstream.protocol import projection
 from millstream.protocol.content import EmbeddedResource, Message, ResourceContents
@@ -43,12 +44,13 @@ class _Said:
 
     __slots__ = ()
 
-    _described: dict[str, Any]
+    if TYPE_CHECKING:
+        _described: dict[str, Any]
 
     def say(self, **members: Any) -> Self:
         """Add members to the description, where they have a value."""
         given = {name: value for name, value in members.items() if value is not None}
-        self._described = {**self._described, **given}
+        setattr(self, "_described", {**self._described, **given})  # noqa: B010  the slot is of the class beside this
         return self
 
 
@@ -154,7 +156,7 @@ def resource_item(server: Runs, resource: Resource, home: object) -> resources.R
             except Exception as error:
                 raise _refused(error) from error
 
-    source = Source(resource.name, run, lambda _: None, description=resource.description or "")
+    source = Source(resource.name or uri, run, lambda _: None, description=resource.description or "")
     item = ResourceItem(
         uri,
         source,

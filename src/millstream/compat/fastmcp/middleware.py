@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -98,7 +98,7 @@ class Middleware:
 
 def looks_at_lists(middleware: Any) -> bool:
     """Whether a middleware does something around lists; without one, lists are prepared."""
-    kind = type(middleware)
+    kind: Any = cast("object", type(middleware))
     if not issubclass(kind, Middleware):
         return True
     return kind.__call__ is not Middleware.__call__ or any(

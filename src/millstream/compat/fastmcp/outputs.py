@@ -124,7 +124,7 @@ def _as_sdk(returns: Any, name: str) -> Promise | None:
 
     def structure(value: Any) -> dict[str, Any]:
         found = held.model_validate({"result": value} if wrapped else value)
-        return cast("dict[str, Any]", found.model_dump(mode="json", by_alias=True))
+        return found.model_dump(mode="json", by_alias=True)
 
     return Promise(_rooted(schema), structure, held.model_validate, wrapped)
 
@@ -145,16 +145,16 @@ def _model(annotation: Any, returns: Any, name: str) -> tuple[type[BaseModel] | 
         return None, False
 
 
-def _class_model(annotation: Any) -> type[BaseModel] | None:
+def _class_model(annotation: type[Any]) -> type[BaseModel] | None:
     if issubclass(annotation, BaseModel):
-        return cast("type[BaseModel]", annotation)
+        return annotation
     hints = get_type_hints(annotation, include_extras=True) if annotation is not object else {}
     hints = {field: hint for field, hint in hints.items() if not field.startswith("_")}
     if not hints:
         return None
     fields: dict[str, Any]
     if is_typeddict(annotation):
-        required = annotation.__required_keys__
+        required: frozenset[str] = getattr(annotation, "__required_keys__", frozenset())
         fields = {field: hint if field in required else (hint, None) for field, hint in hints.items()}
         return _created(annotation.__name__, fields, ConfigDict())
     fields = {

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from msgspec import structs
 
@@ -27,7 +27,7 @@ class Message(BaseModel):
         if isinstance(content, str):
             content = types.TextContent(text=content)
         elif isinstance(content, Mapping):
-            content = _block(content)
+            content = _block(cast("Mapping[str, Any]", content))
         elif is_content(content) and hasattr(content, "to_content"):
             content = content.to_content()
         elif not is_content(content):
@@ -162,7 +162,7 @@ class Prompt:
     def _result(self, value: Any) -> PromptResult:
         if isinstance(value, PromptResult):
             return PromptResult([_message(each) for each in value.messages], value.description, value.meta)
-        items = value if isinstance(value, list | tuple) else [value]
+        items: list[Any] = list(cast("list[Any]", value)) if isinstance(value, list | tuple) else [value]
         return PromptResult([_message(each) for each in items])
 
     def to_mcp_prompt(self) -> types.Prompt:
@@ -173,7 +173,7 @@ class Prompt:
             description=self.description,
             arguments=[as_wire(each) for each in self.arguments],
             icons=None if self.icons is None else [as_wire(icon) for icon in self.icons],
-            meta=self.meta,
+            _meta=self.meta,
         )
 
 
@@ -183,8 +183,8 @@ def _message(value: Any) -> Any:
     ):
         return value
     if isinstance(value, Mapping) and "content" in value:
+        value = cast("Mapping[str, Any]", value)
         maker = AssistantMessage if value.get("role") == "assistant" else UserMessage
-        return maker(value["content"])
-    return UserMessage(
-        value if isinstance(value, str) or is_content(value) else to_json(value, fallback=str, indent=2).decode()
-    )
+        return maker(content=value["content"])
+    plain = isinstance(value, str) or is_content(value)
+    return UserMessage(content=value if plain else to_json(value, fallback=str, indent=2).decode())

@@ -7,7 +7,7 @@ from millstream.compat.types import Url
 
 CodeT = TypeVar("CodeT")
 RefreshT = TypeVar("RefreshT")
-AccessT = TypeVar("AccessT")
+AccessT_co = TypeVar("AccessT_co", covariant=True)
 
 
 class AuthorizationParams(BaseModel):
@@ -47,13 +47,13 @@ class OAuthToken(BaseModel):
     """What a client gets."""
 
     access_token: str
-    token_type: Literal["Bearer"] = "Bearer"
+    token_type: Literal["Bearer"] = "Bearer"  # noqa: S105  the name of a kind of token
     expires_in: int | None = None
     scope: str | None = None
     refresh_token: str | None = None
 
 
-class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, AccessT]):
+class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, AccessT_co]):
     """Issues tokens. The door asks `load_access_token` whose a token is."""
 
     async def get_client(self, client_id: str) -> Any:
@@ -80,7 +80,7 @@ class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, Access
         """New tokens."""
         ...
 
-    async def load_access_token(self, token: str) -> AccessT | None:
+    async def load_access_token(self, token: str) -> AccessT_co | None:
         """An access token that was issued, and is valid now."""
 
     async def revoke_token(self, token: Any) -> None:

@@ -12,8 +12,9 @@ from millstream.compat import types
 from millstream.compat.fastmcp.exceptions import ToolError
 from millstream.compat.fastmcp.items import prompt_item, resource_item, template_item, tool_item
 from millstream.compat.fastmcp.prompts import Prompt
-from millstream.compat.fastmcp.resources import FunctionResource, Resource, ResourceTemplate
+from millstream.compat.fastmcp.resources import FunctionResource, Resource
 from millstream.compat.fastmcp.signatures import signature_of
+from millstream.compat.fastmcp.templates import ResourceTemplate
 from millstream.compat.fastmcp.tools import Tool
 from millstream.compat.fastmcp.ways import Ways
 
@@ -219,7 +220,7 @@ class Registration:
             uri: where clients read it.
             options: `name`, `title`, `description`, `mime_type`, `icons`, `annotations`, `meta`, `tags`, `enabled`.
         """
-        if not isinstance(uri, str):
+        if callable(uri):
             raise TypeError(
                 "The @resource decorator was used incorrectly. It requires a URI as the first argument. "
                 "Did you forget to call it? Use @resource('uri') instead of @resource"

@@ -47,7 +47,7 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
 
     ways: Ways = SDK
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  in the order of the SDK
         self,
         name: str | None = None,
         instructions: str | None = None,
@@ -61,7 +61,7 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
     ) -> None:
         unknown = options.keys() - Options.__optional_keys__
         if unknown:
-            raise TypeError(f"FastMCP has no option {sorted(unknown)[0]!r} here")
+            raise TypeError(f"FastMCP has no option {min(unknown)!r} here")
         self.settings = settings_of(options)
         self.icons = list(icons) if icons else None
         self.website_url = website_url
@@ -85,13 +85,13 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
             ),
             lifespan=None if lifespan is None else lambda _: self._lifespan(lifespan),
             auth=method_of(options.get("auth"), token_verifier, auth_server_provider),
-            settings=Settings.load(**self.settings.ours(), **_page_size(options)),
+            settings=Settings.load(None, **self.settings.ours(), **_page_size(options)),
         )
         """Our server, which runs it all."""
         self.offered = Offered(self, self.engine, self.ways, _ways_of_duplicates(options))
         for capability in ("tools", "resources", "prompts"):
             self.engine.registry.offer(capability)  # with nothing in it, too
-        self.offered.include_tags = set(options["include_tags"]) if options.get("include_tags") else None
+        self.offered.include_tags = set(options.get("include_tags") or ()) or None
         self.offered.exclude_tags = set(options.get("exclude_tags") or ())
         self._look_at_lists()
         for tool in options.get("tools") or ():

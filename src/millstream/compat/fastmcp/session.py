@@ -9,6 +9,7 @@ from millstream.compat import types
 from millstream.compat.fastmcp.conversion import as_wire
 from millstream.protocol.content import Message
 from millstream.protocol.errors import Cancelled, Declined
+from millstream.protocol.json_schema import is_array
 from millstream.protocol.jsonrpc import notification_message
 from millstream.protocol.metadata import declares
 from millstream.server.calls.call import Call
@@ -43,7 +44,7 @@ class ServerSession:
     # Telling
 
     async def send_log_message(
-        self, level: str, data: Any, logger: str | None = None, related_request_id: Any = None
+        self, level: types.LoggingLevel, data: Any, logger: str | None = None, related_request_id: Any = None
     ) -> None:
         """Send a log message."""
         await self._engine.log(level, data, logger)
@@ -86,7 +87,7 @@ class ServerSession:
     async def elicit_form(
         self,
         message: str,
-        requestedSchema: dict[str, Any],
+        requestedSchema: dict[str, Any],  # noqa: N803  the SDK's name
         related_request_id: Any = None,
     ) -> types.ElicitResult:
         """Ask the person to fill in a form."""
@@ -146,7 +147,7 @@ class ServerSession:
 
 
 def _contents(value: Any) -> Any:
-    if isinstance(value, list):
+    if is_array(value):
         return [_contents(each) for each in value]
     if value.get("type") in ("text", "image", "audio"):
         return types.PromptMessage.model_validate({"role": "assistant", "content": value}).content

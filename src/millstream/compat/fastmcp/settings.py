@@ -1,7 +1,7 @@
 """What a server of the door is set to: the options of the other libraries, and what they are in our settings."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -121,7 +121,12 @@ def _without_port(host: str) -> str:
     return name if name and (port == "*" or port.isdigit()) else host
 
 
-_FROM_ENVIRONMENT = {"host": str, "port": int, "log_level": str, "debug": lambda text: text.lower() in ("1", "true")}
+_FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
+    "host": str,
+    "port": int,
+    "log_level": str,
+    "debug": lambda text: text.lower() in ("1", "true"),
+}
 
 
 def settings_of(options: Options) -> Settings:

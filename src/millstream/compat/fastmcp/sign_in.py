@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from millstream.auth.method import Identity, Unavailable
 from millstream.compat.fastmcp.injection import current
-from millstream.compat.pydantic_parts import BaseModel
+from millstream.compat.pydantic_parts import BaseModel, Field
 from millstream.compat.types import Url
 from millstream.protocol.principal import Principal
 
@@ -19,7 +19,7 @@ class AccessToken(BaseModel):
 
     token: str
     client_id: str
-    scopes: list[str] = []
+    scopes: list[str] = Field(default_factory=list[str])
     expires_at: int | None = None
     resource: str | None = None
     subject: str | None = None

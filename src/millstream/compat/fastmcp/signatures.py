@@ -26,6 +26,7 @@ from millstream.compat.pydantic_parts import (
     create_model,
     to_json,
 )
+from millstream.protocol.json_schema import is_array, is_object
 from millstream.server.functions.docstrings import describe
 
 _ARGUMENTS = ConfigDict(arbitrary_types_allowed=True)
@@ -145,7 +146,7 @@ def _name_of(function: Any) -> str:
 
 
 def _described(function: Any, called: Any) -> tuple[str, dict[str, str]]:
-    outer = function if called is function else type(function)
+    outer: Any = function if called is function else typing.cast("object", type(function))
     text, texts = describe(called)
     return (inspect.cleandoc(outer.__doc__ or "") if outer is not called else text) or text, texts
 
@@ -166,7 +167,7 @@ def _field(parameter: inspect.Parameter, field: str, text: str | None, ways: Way
         about.append(WithJsonSchema({"title": parameter.name, "type": "string"}))
     if get_origin(annotation) is Annotated and isinstance(get_args(annotation)[1], str):
         text = get_args(annotation)[1]  # fastmcp takes a bare text for a description
-    keywords = {} if field == parameter.name else {"alias": parameter.name}
+    keywords: dict[str, Any] = {} if field == parameter.name else {"alias": parameter.name}
     if text is not None and not ways.titles and not _has_description(parameter):
         about.append(Field(description=text, **keywords))
     else:
@@ -184,13 +185,13 @@ def untitled(schema: dict[str, Any]) -> dict[str, Any]:
     """A schema without the titles that follow from names, and with the definitions it uses."""
 
     def strip(node: Any, name: str = "") -> Any:
-        if isinstance(node, list):
+        if is_array(node):
             return [strip(each) for each in node]
-        if not isinstance(node, dict):
+        if not is_object(node):
             return node
         kept: dict[str, Any] = {}
         for key, value in node.items():
-            if key in ("properties", "$defs") and isinstance(value, dict):
+            if key in ("properties", "$defs") and is_object(value):
                 kept[key] = {each: strip(inner, each) for each, inner in value.items()}
             elif key == "title" and isinstance(value, str) and _follows(value, name):
                 continue
@@ -214,9 +215,9 @@ def inlined(schema: dict[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
 
     def put(node: Any, inside: tuple[str, ...]) -> Any:
-        if isinstance(node, list):
+        if is_array(node):
             return [put(each, inside) for each in node]
-        if not isinstance(node, dict):
+        if not is_object(node):
             return node
         name = str(node.get("$ref", "")).rpartition("/")[2]
         if name in definitions:

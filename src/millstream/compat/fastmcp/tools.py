@@ -5,7 +5,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Self, cast
 
 from millstream.compat import types
 from millstream.compat.fastmcp.conversion import as_wire, blocks_of, is_content, is_result, wire_blocks
@@ -17,6 +17,7 @@ from millstream.compat.fastmcp.ways import SDK, Ways
 from millstream.compat.pydantic_parts import ValidationError as PydanticError
 from millstream.compat.pydantic_parts import to_jsonable_python
 from millstream.protocol.errors import Cancelled, Declined, ProtocolError
+from millstream.protocol.json_schema import is_object
 
 logger = logging.getLogger("millstream")
 
@@ -84,14 +85,14 @@ class Contents(list[Any]):
         self.meta = result.meta
 
 
-class Pair(tuple[Any, Any]):
+class Pair(tuple[Any, Any]):  # noqa: SLOT001  it has attributes
     """Content and structured content of a call, in the shape of SDK 1.x; the attributes are those of 2.x."""
 
     content: list[Any]
     structured_content: Any
     is_error: bool
 
-    def __new__(cls, result: ToolResult) -> "Pair":
+    def __new__(cls, result: ToolResult) -> Self:
         made = super().__new__(cls, (result.content, result.structured_content))
         made.content = result.content
         made.structured_content = result.structured_content
@@ -105,7 +106,7 @@ _RESULT_WAYS = SDK
 class Tool:
     """A tool of a server."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one for each option
         self,
         signature: Signature,
         ways: Ways,
@@ -133,7 +134,7 @@ class Tool:
         if not self.description and not ways.empty_description:
             self.description = None  # type: ignore[assignment]  # fastmcp leaves it out
         self.parameters: dict[str, Any] = signature.schema
-        self.annotations = types.ToolAnnotations(**annotations) if isinstance(annotations, Mapping) else annotations
+        self.annotations: Any = annotations_of(annotations)
         self.icons = icons
         self.meta = meta
         self.tags = set(tags or ())
@@ -143,7 +144,7 @@ class Tool:
         self.serializer = serializer
 
     @classmethod
-    def from_function(
+    def from_function(  # noqa: PLR0913, PLR0917  in the order of the SDK
         cls,
         fn: Callable[..., Any],
         name: str | None = None,
@@ -238,7 +239,7 @@ class Tool:
             output_schema=self.output_schema,
             annotations=as_wire(self.annotations),
             icons=None if self.icons is None else [as_wire(icon) for icon in self.icons],
-            meta=self.meta,
+            _meta=self.meta,
         )
 
     async def run(
@@ -322,12 +323,16 @@ class Tool:
         structured = wire.get("structuredContent")
         if self.promise is not None and self.promise.check is not None:
             self.promise.check(structured)
-        made = ToolResult(list(value.content), structured, wire.get("_meta"), wire.get("isError", False))
-        return made
+        return ToolResult(list(value.content), structured, wire.get("_meta"), wire.get("isError", False))
 
 
 def _holds_content(value: Any) -> bool:
-    return is_content(value) or (isinstance(value, list | tuple) and any(map(is_content, value)))
+    return is_content(value) or (isinstance(value, list | tuple) and any(map(is_content, cast("list[Any]", value))))
+
+
+def annotations_of(given: Any) -> Any:
+    """Hints about a tool, as a model where they came as a dict."""
+    return types.ToolAnnotations.model_validate(given) if is_object(given) else given
 
 
 def _waits(function: Callable[..., Any]) -> bool:

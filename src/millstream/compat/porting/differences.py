@@ -10,7 +10,7 @@ OPTIONS: Mapping[str, str] = {
     "dependencies": "kept, and nothing is installed",
     "debug": "only Starlette's own debug pages",
     "host": "an address that others reach is served although nobody signs in, as the program says",
-    "stateless_http": "no session ids; clients of revision 2026-07-28 have none anyway",
+    "stateless_http": "no session ids; clients of the newest revision have none anyway",
     "strict_input_validation": "taken and not used: arguments are always read leniently",
     "list_page_size": "taken and not used: set MILLSTREAM_PAGE_SIZE",
     "auth_server_provider": "its tokens are checked; its endpoints for signing in are not served",
@@ -35,7 +35,7 @@ MEMBERS: Mapping[str, str] = {
 CONTEXT: Mapping[str, str] = {
     "set_state": "a coroutine; kept in this process, for the session",
     "get_state": "a coroutine; kept in this process, for the session",
-    "elicit": "with revision 2026-07-28 the function runs again from its start with the answer",
+    "elicit": "with the newest revision the function runs again from its start with the answer",
     "sample": "gives the content; tools and result types are not supported",
     "request_context": "request has headers; lifespan_context, meta, session and request_id are there",
     "report_progress": "values that do not increase are not sent",
@@ -61,7 +61,7 @@ MISSING: Mapping[str, str] = {
 
 BEHAVIOR: Mapping[str, str] = {
     "an unknown tool": "a protocol error (-32602), as the specification says, not a result with isError",
-    "an unknown resource": "the specification's error for it (-32002, or -32602 in revision 2026-07-28)",
+    "an unknown resource": "the specification's error for it (-32002, or -32602 in the newest revision)",
     "a plain function": "runs in a worker thread, as in the SDK 2.x and fastmcp; SDK 1.x runs it in the event loop",
     "a tool that raises": "the same text for the model; the traceback goes to standard error",
     "a session": "is no memory here: state kept for it is of this process",

@@ -132,9 +132,11 @@ def _imported(home: ModuleType, name: str) -> tuple[bool, str]:
 
 
 def _import(node: ast.Import, uses: list[Use]) -> None:
-    for alias in node.names:
-        if alias.name.split(".")[0] in ("mcp", "fastmcp"):
-            uses.append(Use(node.lineno, f"import {alias.name}", False, "import names: from … import FastMCP"))
+    uses.extend(
+        Use(node.lineno, f"import {alias.name}", False, "import names: from … import FastMCP")
+        for alias in node.names
+        if alias.name.split(".")[0] in ("mcp", "fastmcp")
+    )
 
 
 # Servers
@@ -143,10 +145,11 @@ def _import(node: ast.Import, uses: list[Use]) -> None:
 def _servers(tree: ast.Module) -> Iterator[str]:
     """Names that hold a server."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Call):
-            if _called(node.value) in _SERVERS:
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                yield from (target.id for target in targets if isinstance(target, ast.Name))
+        if not isinstance(node, ast.Assign | ast.AnnAssign):
+            continue
+        if isinstance(node.value, ast.Call) and _called(node.value) in _SERVERS:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
 
 
 def _called(call: ast.Call) -> str:
