@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self, cast
 
@@ -170,8 +170,8 @@ class Tool:
             raise ValueError(f"{signature.name}: a plain function in the event loop cannot have a timeout")
         if output_schema is None:
             structured_output = False
-        if isinstance(output_schema, Mapping):
-            promise: Promise | None = promise_by_hand(dict(output_schema), ways)
+        if is_object(output_schema):
+            promise: Promise | None = promise_by_hand(output_schema, ways)
         else:
             promise = promise_of(signature.returns, signature.name, ways, structured=structured_output)
         return cls(
