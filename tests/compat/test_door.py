@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import msgspec
 import pytest
 from pydantic import BaseModel, Field
+from starlette.responses import PlainTextResponse
 
 from millstream.client.errors import Failure
 from millstream.compat import types
@@ -347,3 +349,28 @@ def test_a_wrong_option_is_refused() -> None:
         FastMCP("wrong", statless_http=True)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="auth settings"):
         FastMCP("half", token_verifier=object())
+
+
+async def test_the_application_serves_the_programs_path_and_routes() -> None:
+    """`streamable_http_path`, `custom_route`, and `session_manager.run()` around it all."""
+    mcp = FastMCP("paths", host="shop.example", streamable_http_path="/talk", json_response=True, stateless_http=True)
+
+    @mcp.custom_route("/hi", methods=["GET"])
+    async def hi(request: Any) -> PlainTextResponse:
+        return PlainTextResponse(f"hi {request.query_params['name']}")
+
+    app = mcp.streamable_http_app()
+    params = {"protocolVersion": HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    async with (
+        mcp.session_manager.run(),
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://shop.example") as http,
+    ):
+        assert (await http.get("/hi?name=Ada")).text == "hi Ada"
+        opened = await http.post(
+            "/talk",
+            json={"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params},
+            headers={"accept": "application/json, text/event-stream"},
+        )
+        assert (await http.post("/mcp", json={})).status_code == 404
+    assert opened.json()["result"]["serverInfo"]["name"] == "paths"
+    assert "mcp-session-id" not in opened.headers

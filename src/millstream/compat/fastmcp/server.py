@@ -1,5 +1,6 @@
 """`FastMCP`: a program for the official SDK or for fastmcp writes against it, and our engine runs it."""
 
+import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from millstream.compat.fastmcp.ways import SDK, STANDALONE, Ways
 from millstream.config import Settings
 from millstream.protocol.content import Icon
 from millstream.server.calls.changes import Change
+
+logger = logging.getLogger("millstream")
 
 LifespanT = TypeVar("LifespanT")
 
@@ -101,7 +104,9 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
 
     @property
     def __millstream_server__(self) -> Server:
-        """What ``millstream run`` serves."""
+        """What ``millstream run`` serves: the server without routes and middleware of the program's HTTP side."""
+        if self._custom_routes:
+            logger.warning("%s has routes of its own, which only its run() and its applications serve.", self.name)
         self.configure()
         return self.engine
 

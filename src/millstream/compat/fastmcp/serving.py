@@ -12,6 +12,7 @@ from starlette.routing import Mount, Route
 from millstream.app.server import Server
 from millstream.app.serving import launch
 from millstream.compat.fastmcp.settings import Settings
+from millstream.http.hosts import is_loopback
 from millstream.transports.stdio import off_stdout
 
 logger = logging.getLogger("millstream")
@@ -205,6 +206,8 @@ class Serving:
             options = {**options, "sse_path" if transport == "sse" else "streamable_http_path": path}
         self._set(options)
         self.configure()
+        if transport != "stdio" and not is_loopback(self.settings.host) and not self.engine.definition.protected:
+            logger.warning("%s is an address that others reach, and nobody has to sign in.", self.settings.host)
         return transport
 
     async def run_async(self, transport: str | None = None, **options: Any) -> None:
