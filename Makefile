@@ -25,7 +25,7 @@ NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tes
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: help setup run check format test unit test-python busy bench chaos compat docs lock clean
+.PHONY: help setup run check format test unit test-python busy bench fuzz chaos compat docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -48,7 +48,7 @@ format: $(VENV)/.test ## rewrite the sources in the one format
 	$(BIN)/ruff check --fix .
 
 test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) ## every test (ARGS= goes to pytest)
-	@scripts/apt chromium curl nginx redis-server strace
+	@scripts/apt chromium curl fish nginx redis-server strace tmux zsh
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) $(ARGS)
 
@@ -67,6 +67,9 @@ bench: $(VENV)/.setup $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure us
 	scripts/apt wrk
 	-@scripts/apt nginx libnginx-mod-nchan
 	$(BIN)/python -m benches $(ARGS)
+
+fuzz: .venv-fuzz/.ready ## feed every parser and every route with damaged input for MINUTES=10
+	cd tests && ../.venv-fuzz/bin/python -m fuzz $(MINUTES)
 
 chaos: $(VENV)/.test ## kill workers for MINUTES=10 while subscribers resume; then cycles of kill -9 and failing disks (STORE=redis://...)
 	@scripts/apt strace redis-server
@@ -104,6 +107,13 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock
 	@echo "Installing the packages of others ($*) ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-$*
 	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock
+	@touch $@
+
+.venv-fuzz/.ready: $(VENV)/.setup requirements/fuzz.lock
+	@echo "Installing what the fuzzer needs ..."
+	$(BIN)/python -m venv --clear --without-pip .venv-fuzz
+	$(UV) sync --python .venv-fuzz/bin/python --require-hashes requirements/fuzz.lock
+	$(UV) install --python .venv-fuzz/bin/python --no-deps --editable .
 	@touch $@
 
 $(PEERS)/.ready: $(VENV)/.setup requirements/bench.lock benches/package-lock.json

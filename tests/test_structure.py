@@ -25,8 +25,9 @@ LAYERS = [
 ]
 ROOMS = {
     "http": ["asgi", "lane", "websocket"],
-    "stores": ["base", "groups", "memory", "sqlite", "local", "redis"],
+    "stores": ["rates", "base", "groups", "tally", "memory", "sqlite", "local", "redis"],
     "server": ["functions", "questions", "calls", "features", "handlers", "observing"],
+    "auth": ["method", "key_file", "issuing"],
     "transports": ["streamable", "rest", "websocket"],
     "client": [
         "errors", "background", "http", "oauth", "options", "transports", "questions", "targets", "incoming",
@@ -34,11 +35,14 @@ ROOMS = {
         "conversation", "client", "blocking",
     ],
     "app": [
-        "info", "sign_in_methods", "definition", "here_only", "protection", "throttle", "auditing", "parts", "streamed",
-        "probes", "routes", "runtime", "runtimes", "hub_access", "serving", "server",
+        "info", "sign_in_methods", "definition", "here_only", "protection", "throttle", "limited", "auditing", "parts",
+        "streamed", "probes", "routes", "runtime", "runtimes", "hub_access", "serving", "server",
+    ],
+    "cli": [
+        "help", "load", "stdio", "showing", "uv", "variables", "installing", "connecting", "recording", "chatting",
+        "commands", "program",
     ],
     "compat": ["pydantic_parts", "types", "fastmcp", "porting"],
-    "cli": ["help", "load", "stdio", "showing", "connecting", "commands", "program"],
 }
 """The order inside a house: every folder, and the files between which the order says something."""
 # fmt: on

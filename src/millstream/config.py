@@ -40,6 +40,10 @@ RateText = Annotated[
         description="a number and a unit: 600/minute, 5/second",
     ),
 ]
+QuotaText = Annotated[
+    str,
+    Meta(pattern=r"^([1-9][0-9]{0,8} ?/ ?(day|month))?$", description="a number and day or month: 10000/day"),
+]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error", "critical"],
     Meta(description="debug, info, warning, error or critical"),
@@ -83,10 +87,16 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How often one caller may call tools."""
     limit_address: RateText = ""
     """How often one address may ask for anything, whoever asks there."""
+    limit_quota: QuotaText = ""
+    """How many tool calls one caller has for a calendar day or month (UTC): ``10000/day``."""
+    limit_concurrency: Cap = 0
+    """How many tool calls of one caller may run at a time; 0 for any number."""
     tls_cert: str = ""
     """A certificate chain in PEM form: serve https with it. A renewed file is used without a restart."""
     tls_key: str = ""
     """Its key, if that is not in the same file."""
+    inspect: tuple[str, ...] = ()
+    """URLs of other MCP servers that `/inspect` may reach, for programs of this machine."""
     audit_log: str = ""
     """A file that says who called what, and with what result."""
     public_without_auth: Switch = False

@@ -172,3 +172,6 @@ def test_every_security_test_of_an_advisory_is_listed() -> None:
     text = (ROOT / "docs" / "security" / "advisories.md").read_text("utf-8")
     files = {path.name for path in (ROOT / "tests" / "security").glob("test_adv_*.py")}
     assert set(re.findall(r"`(test_adv_\w+\.py)`", text)) == files
+    intro = text.partition("\n| ")[0]
+    numbers = {int(number) for number in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    assert numbers | {int(number) for number in re.findall(r"\b(\d+), the", intro)} == set(range(1, 29))

@@ -26,8 +26,9 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-LOST = re.compile(r"Failed to load resource: net::ERR_|status of (404|50[23])")
-"""What Chromium itself says of a connection that a test cuts, and of a session that a new server doesn't know."""
+LOST = re.compile(r"Failed to load resource: net::ERR_|status of (40[34]|50[23])")
+"""What Chromium itself says of a connection that a test cuts, of a session that a new server doesn't know, and of a
+wrong password."""
 
 WATCH = """
 document.addEventListener("securitypolicyviolation", (event) => {

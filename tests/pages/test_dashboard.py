@@ -1,12 +1,15 @@
 """The dashboard: figures that move and match `/metrics`, charts, the log, and a server that goes and comes."""
 
+import json
 import re
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from pages_world import OpenPage, call, counted
+from patience import WAIT
 from processes import free_port, millstream, serving
 from workers_world import kill, workers
 
@@ -189,3 +192,27 @@ def test_the_table_of_workers_is_reached_by_keyboard_and_fits_a_phone(
         expect(page.get_by_role("group", name="Table of workers")).to_have_attribute("tabindex", "0")
         assert page.evaluate(SIDEWAYS) <= 0
         page.context.close()
+
+
+def test_the_audit_log_is_shown_and_filtered_and_its_content_is_text(tmp_path: Path, open_page: OpenPage) -> None:
+    """Who called what, when, and with what result; a name that is markup stays a name."""
+    port = free_port()
+    file = tmp_path / "loud.py"
+    audited = f'Server("loud", serve="all", settings=Settings(audit_log={str(tmp_path / "audit.jsonl")!r}))'
+    file.write_text(PROGRAM.replace("import Server", "import Server, Settings").replace('Server("loud")', audited))
+    markup = "<img src=x onerror=alert(1)>"
+    address = f"http://127.0.0.1:{port}"
+    with serving(millstream(str(file), port), port, tmp_path / "log"):
+        call(address, "note", {"text": "hello"})
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "prompts/get", "params": {"name": markup}}).encode()
+        asked = Request(f"{address}/mcp", body, {"content-type": "application/json", "accept": "application/json"})  # noqa: S310
+        urlopen(asked, timeout=WAIT).close()  # noqa: S310  loopback
+        page = open_page(f"{address}/dashboard")
+        rows = page.locator("#audit-rows tr")
+        expect(rows).to_have_count(2)
+        expect(rows.nth(0)).to_contain_text(markup)
+        expect(rows.nth(1)).to_contain_text("tools/call note")
+        page.locator("#audit-failed").check()
+        expect(rows).to_have_count(1)
+        page.locator("#audit-filter").fill("note")
+        expect(page.locator("#no-audit")).to_be_visible()

@@ -230,3 +230,18 @@ async def test_a_log_whose_reader_stands_still_stops_nobody_and_goes_on_when_it_
 
 async def as_coroutine(function: Callable[[], Any]) -> Any:
     return function()
+
+
+@given(
+    text=st.text(max_size=20), seconds=st.floats(0, 1e6), size=st.integers(0, 2**40), status=st.sampled_from(["", "x"])
+)
+async def test_a_line_of_a_kind_that_was_written_before_says_the_same_as_one_that_was_not(
+    text: str, seconds: float, size: int, status: str
+) -> None:
+    """Lines that differ in time, duration and size only are put together from pieces; a traced one is encoded whole."""
+    given_fields: tuple[Any, ...] = (text, status, seconds, "2025-11-25", text, "1", text, text, size, "http")
+    pieces = AccessRecord(AT, "tools/call", *given_fields)
+    whole = AccessRecord(AT, "tools/call", *given_fields, "a" * 32, "b" * 16)
+    first, second, traced = await lines_of(AccessRecord(AT + 1, "tools/call", *given_fields), pieces, whole)
+    assert list(second.items()) == list(traced.items())[:-2]
+    assert second == {**first, "ts": second["ts"]}

@@ -21,7 +21,7 @@ from millstream.server.calls.changes import Change
 from millstream.server.features.registry import Registry
 
 if TYPE_CHECKING:
-    from millstream.auth.method import Method
+    from millstream.auth.method import Given
     from millstream.hub.subscriber import Authorize
 
 PARTS = ("hub", "rest", "web", "metrics")
@@ -73,7 +73,7 @@ class Definition:
     parts: frozenset[str]
     authorize_channel: "Authorize | None"
     settings: Settings
-    auth: "tuple[Method, ...]" = ()
+    auth: "tuple[Given, ...]" = ()
 
     def __post_init__(self) -> None:
         self.store = self.store or self.settings.store or "memory://"
@@ -104,6 +104,11 @@ class Definition:
         self.registry.private = self.protected
 
     @property
+    def title(self) -> str:
+        """What people know it by."""
+        return self.info.title or self.name
+
+    @property
     def protected(self) -> bool:
         """Whether callers have to sign in."""
         return is_protected(self.auth, self.settings)
@@ -112,9 +117,11 @@ class Definition:
     def limited(self) -> bool:
         """Whether there are limits on how often somebody may ask."""
         settings = self.settings
-        return bool(settings.limit_requests or settings.limit_calls or settings.limit_address) or any(
-            tool.limit for tool in self.registry.tools.values()
-        )
+        given = (
+            settings.limit_requests, settings.limit_calls, settings.limit_address, settings.limit_quota,
+            settings.limit_concurrency,
+        )  # fmt: skip
+        return any(given) or any(tool.limit or tool.concurrency for tool in self.registry.tools.values())
 
     def describe(self) -> dict[str, Any]:
         """Name, version and information as the newest revision has them."""

@@ -1,6 +1,6 @@
 """Which handler serves which path, for both HTTP adapters."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from millstream.app.probes import Probes
@@ -71,7 +71,9 @@ class Routes:
         if "rest" in parts:
             self._add_rest(dispatcher, pages="web" in parts)
         if hub is not None and feed is not None:
-            self._add_live(hub, feed)
+            self._add_live(hub, feed, settings.audit_log)
+        if "web" in parts:
+            self._add_inspecting(settings.inspect, streams)
         if render_metrics is not None:
             self._add_metrics(render_metrics, health)
         for each in self._streams & self._by_path.keys():
@@ -120,11 +122,21 @@ class Routes:
             if path.count("/") > 1 or path[1:] in shown:
                 self._by_path[path] = {"GET": handler}
 
-    def _add_live(self, hub: "Hub", feed: "DashboardFeed") -> None:
+    def _add_live(self, hub: "Hub", feed: "DashboardFeed", audit_log: str) -> None:
+        from millstream.web.audit import AuditRecords  # noqa: PLC0415
         from millstream.web.live import ChatMembers  # noqa: PLC0415
 
+        self._by_path["/dashboard/audit"] = {"GET": AuditRecords(audit_log).get}
         self._by_path["/dashboard/events"] = {"GET": feed.events}
         self._by_path["/chat/members"] = {"GET": ChatMembers(hub.presence).get}
+
+    def _add_inspecting(self, urls: Sequence[str], streams: OpenStreams) -> None:
+        from millstream.web.inspecting import Inspecting  # noqa: PLC0415
+
+        inspecting = Inspecting(urls, streams)
+        self._by_path["/inspect/servers"] = {"GET": inspecting.servers}
+        relay = inspecting.relay
+        self._prefixes.append(("/inspect/via/", {"POST": relay, "GET": of_this_site(relay), "DELETE": relay}))
 
     def _add_metrics(self, render: Callable[[], Awaitable[bytes]], health: StoreHealth) -> None:
         from millstream.telemetry.endpoint import MetricsHttp  # noqa: PLC0415

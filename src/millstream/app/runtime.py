@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.app.definition import Definition, on_each_worker
 from millstream.app.here_only import Bind, HereOnly
+from millstream.app.limited import Limited
 from millstream.app.parts import make_note, make_observer, metrics_of_machine, open_feed
 from millstream.app.replicas import Replicas
 from millstream.app.sign_in_methods import make_guard
@@ -76,6 +77,7 @@ class Runtime:
         self.policy: HostPolicy
         self.guard: Guard | None = None
         """In front of every path, where callers sign in."""
+        self.limited = Limited(definition, store)
         self.routes: Routes | None = None
         self.adapter: Any = None
         """The ASGI adapter, once HTTP is served."""
@@ -96,6 +98,7 @@ class Runtime:
         async with self._stack:
             await self.store.open()
             self._stack.push_async_callback(self.store.close)
+            self._stack.push_async_callback(self.limited.close)
             secrets = await agree(self.store, settings.key) if self.store.shared else None
             self.services = Services(settings, self.store, Changes(), secrets)
             self._stack.push_async_callback(self.services.close)
@@ -112,7 +115,7 @@ class Runtime:
                 definition.registry, self.services, info=definition.describe(), instructions=definition.instructions
             )
             install(self.dispatcher)
-            self._open_gate()
+            self.limited.gate(self.dispatcher)
             self.services.lifespan_of = lambda home: home.nearest(self._lifespans)
             self.sweep = Sweep(
                 self.dispatcher,
@@ -130,16 +133,12 @@ class Runtime:
             self._stack = self._stack.pop_all()
         return self
 
-    def _open_gate(self) -> None:
-        if self.dispatcher.gate is None and self.definition.limited:
-            from millstream.app.throttle import Throttle  # noqa: PLC0415  only where something is limited
-
-            self.dispatcher.gate = Throttle(self.definition.settings, self.definition.registry).check
-
     def _open_guard(self) -> None:
-        guard = self.guard = make_guard(self.definition.auth, self.definition.settings)
+        guard = self.guard = make_guard(self.definition, self.services)
         if guard is not None:
+            self._stack.callback(guard.close)
             self.services.lacking = guard.challenges.refuse
+            self.limited.guard(guard)
 
     async def _open_lifespan(self, definition: Definition) -> None:
         """A server's lifespan, then those of what is mounted on it; they close in the opposite order."""
@@ -176,6 +175,7 @@ class Runtime:
         )
         if observer is None:
             return
+        self.limited.show(observer)
         self.dispatcher.observe, self.dispatcher.begin = observer, observer.begin
         self.services.note = make_note(observer)
         self._stack.callback(observer.close)
@@ -200,7 +200,7 @@ class Runtime:
             hooked = definition.authorize_channel is not None
             own = own_paths(self.guard, definition, self.services)
             protection = Protection(self.guard, here_only, hooked=hooked, own=own)
-            self.policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=self.bind.loopback)
+            self.policy = protection.policy(settings, loopback_bind=self.bind.loopback)
             if self.hub is not None:
                 from millstream.transports.websocket.route import WebSocketRoute  # noqa: PLC0415
 
@@ -227,7 +227,7 @@ class Runtime:
     def emit(self, change: Change) -> None:
         """Tell a change to whoever listens in this loop, from whatever thread, and to the other workers."""
         if change.kind == "tools":
-            self._open_gate()
+            self.limited.gate(self.dispatcher)
         self._here(self.replicas.emit, change)
 
     def removed(self, kind: str, key: str) -> None:

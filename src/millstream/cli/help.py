@@ -2,8 +2,12 @@
 
 COMMANDS = {
     "Serve": {
+        "init": "Make a new project: a server, a test, and what they need.",
         "run": "Serve the MCP server in a file or module.",
+        "dev": "Serve it while you write it, with its inspector open.",
+        "install": "Write a server into the configuration of an application.",
         "keys": "Make, list, revoke and rotate API keys.",
+        "users": "Add, list and remove the people who may sign in.",
         "audit": "Check audit logs.",
     },
     "Use a server (a URL, a command, a script or a configuration file)": {
@@ -12,17 +16,22 @@ COMMANDS = {
         "read": "Print a resource.",
         "prompt": "Print the messages of a prompt.",
         "watch": "Print changes and log messages as they happen.",
+        "chat": "Talk to a model that uses its tools.",
     },
     "Look into a server": {
         "info": "What it is, what it speaks, what it offers, how fast it answers.",
         "ping": "See whether it answers, and how fast.",
         "doctor": "Find out why a connection fails, and what to do.",
         "tokens": "What its tools cost a model, tool by tool.",
+        "bench": "Call it from many connections, and show how fast it answers.",
+        "record": "Write down what a client and a server say to each other.",
+        "replay": "Play a recording: as the server, or against one.",
     },
     "Come from another library": {
         "port": "See whether a program for the official SDK or fastmcp runs here.",
     },
     "Millstream": {
+        "completion": "Complete commands and options in your shell.",
         "version": "Print the version.",
         "help": "Print this.",
     },
@@ -31,6 +40,7 @@ COMMANDS = {
 
 _EXAMPLES = """\
 Examples
+  millstream dev shop.py
   millstream run shop.py
   millstream list http://127.0.0.1:8000/mcp
   millstream call shop.py order isbn=978-0 copies=2
@@ -42,7 +52,7 @@ Examples
 def overview() -> str:
     """The text."""
     width = max(len(name) for group in COMMANDS.values() for name in group) + 2
-    lines = ["Millstream: one server for every MCP client, and one client for every MCP server.", ""]
+    lines = ["Millstream: one MCP server for every client, and one client for every server.", ""]
     lines += ["Usage: millstream COMMAND [OPTIONS]", ""]
     for heading, group in COMMANDS.items():
         lines.append(heading)

@@ -44,6 +44,7 @@ Handler = Callable[[Call], Awaitable[bytes]]
 """Gives the members of the result without the braces around them (empty for an empty result)."""
 
 
+Gate = Callable[[Call], Awaitable[None] | None]
 Observe = Callable[[Call, float, bytes], None]
 """``observe(call, seconds, answer)``."""
 
@@ -88,8 +89,8 @@ class Dispatcher:
             registry, info, instructions, discover_ttl_ms=services.settings.discover_ttl_ms
         )
         """What `initialize` and `server/discover` say."""
-        self.gate: Callable[[Call], None] | None = None
-        """Limits: asked about every call; lets it pass, or raises `ProtocolError`."""
+        self.gate: Gate | None = None
+        """Limits: asked about every call; lets it pass, or raises `ProtocolError`, at once or when it's awaited."""
         self.observe: Observe | None = None
         """Hears of every call when it is over."""
         self.begin: Callable[[Call], None] | None = None
@@ -142,8 +143,8 @@ class Dispatcher:
             self.begin(call)
         answer = b""
         try:
-            if self.gate is not None:
-                self.gate(call)
+            if self.gate is not None and (asked := self.gate(call)) is not None:
+                await asked
             tool = call.tool
             if tool is not None:
                 members = tool.encode(await tool.run(call.arguments, call), call)
@@ -164,8 +165,8 @@ class Dispatcher:
             self.calls.discard(call)
             if scope:
                 del self.by_id[key]
-            if call.weight:
-                lighten(call, self.services.bodies)
+            if call.weight or call.release is not None:
+                self._give_back(call)
             if observe is not None:
                 observe(call, perf_counter() - started, answer)
         if call.tee is not None:
@@ -185,6 +186,13 @@ class Dispatcher:
         """Forget a call that was counted and will never run: its task was cancelled before it began."""
         self.by_id.pop((scope, call.id), None)
         lighten(call, self.services.bodies)
+
+    def _give_back(self, call: Call) -> None:
+        """What the call held is for others now."""
+        if call.weight:
+            lighten(call, self.services.bodies)
+        if call.release is not None:
+            call.release()
 
     def _begin_in(self, call: Call, scope: str) -> bool:
         if not self.control.enter(call, scope):

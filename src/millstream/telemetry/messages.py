@@ -16,6 +16,7 @@ from typing import TextIO
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from millstream.telemetry.logs import HumanLines, escape, redact_text
 from millstream.telemetry.outlet import LAST_MS, TextOutlet
@@ -70,6 +71,8 @@ class _Line(Struct, gc=False, omit_defaults=True):
     span_id: str = ""
 
 
+_TRACED = ("trace_id", "span_id")
+"""What a line ends with, if there's a trace."""
 _LEVELS = {"ok": "info", "-32603": "error"}
 """Status -> level; every other failure is the caller's, and a warning."""
 
@@ -87,7 +90,8 @@ class MessageLog:
     """Writes messages to a stream. For one event loop; `flush` at the end writes what still waits."""
 
     __slots__ = (
-        "_format", "_hashes", "_millisecond", "_outlet", "_pending", "_stamp", "_texts", "_timer", "_worker", "lost",
+        "_format", "_frames", "_hashes", "_millisecond", "_outlet", "_pending", "_stamp", "_texts", "_timer", "_worker",
+        "lost",
     )  # fmt: skip
 
     def __init__(self, stream: TextIO, *, worker: str = "", json: bool | None = None) -> None:
@@ -102,7 +106,7 @@ class MessageLog:
         self._outlet = TextOutlet(stream)
         self._worker = worker or str(os.getpid())
         lines = (not stream.isatty()) if json is None else json
-        self._format: Callable[[_Line], str] = _json_line if lines else _human_lines(stream)
+        self._format: Callable[[AccessRecord], str] = self._json_line if lines else self._human_lines(stream)
         # Process
         self.lost: int = 0
         """Lines that the stream did not take."""
@@ -110,6 +114,8 @@ class MessageLog:
         self._timer: asyncio.TimerHandle | None = None
         self._texts: dict[str, str] = {}
         self._hashes: dict[str, str] = {}
+        self._frames: dict[tuple[str, ...], tuple[str, str, str]] = {}
+        """What lines have in common, around the time, the duration and the size."""
         self._millisecond = -1
         self._stamp = ""
 
@@ -130,7 +136,7 @@ class MessageLog:
         pending, self._pending = self._pending, []
         if not pending and not self._outlet.kept:
             return
-        text = "".join([self._format(self._line(message)) for message in pending])
+        text = "".join([self._format(message) for message in pending])
         try:
             taken = self._outlet.write(text, wait_ms=LAST_MS if last else 0)
         except (OSError, ValueError):  # ValueError: the stream is closed
@@ -139,6 +145,37 @@ class MessageLog:
             self.lost += len(pending)
         if self._outlet.kept and not last:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+
+    def _json_line(self, message: AccessRecord) -> str:
+        if message.trace_id:
+            return f"{_encode(self._line(message)).decode()}\n"
+        key = (
+            message.method, message.target, message.status, message.revision, message.client, message.client_version,
+            message.session, message.principal, message.transport,
+        )  # fmt: skip
+        frame = self._frames.get(key)
+        if frame is None:
+            frame = self._frame(key, message)
+        duration = int(message.seconds * 1_000_000) / 1000
+        return f'{{"ts":"{self._time(message.at)}"{frame[0]}{duration}{frame[1]}{message.size}{frame[2]}'
+
+    def _frame(self, key: tuple[str, ...], message: AccessRecord) -> tuple[str, str, str]:
+        """A line in three pieces: it's encoded once, and most calls differ in three figures only."""
+        if len(self._frames) >= _REMEMBERED:
+            self._frames.clear()
+        fields = {name: _encode(value).decode() for name, value in asdict(self._line(message)).items()}
+        members = [f',"{name}":{value}' for name, value in fields.items() if name not in _TRACED]
+        duration, size = (list(fields).index(name) for name in ("duration_ms", "bytes"))
+        first = "".join(members[1:duration]) + ',"duration_ms":'
+        second = "".join(members[duration + 1 : size]) + ',"bytes":'
+        third = "".join(members[size + 1 :]) + "}\n"
+        if sum(map(len, key)) <= MAX_TEXT * 2:
+            self._frames[key] = (first, second, third)
+        return first, second, third
+
+    def _human_lines(self, stream: TextIO) -> Callable[[AccessRecord], str]:
+        write = _human_lines(stream)
+        return lambda message: write(self._line(message))
 
     def _line(self, message: AccessRecord) -> _Line:
         known, hashes, status = self._texts, self._hashes, message.status or "ok"
@@ -186,10 +223,6 @@ class MessageLog:
             self._hashes.clear()
         hashed = self._hashes[session] = session_hash(session)
         return hashed
-
-
-def _json_line(line: _Line) -> str:
-    return f"{_encode(line).decode()}\n"
 
 
 def _human_lines(stream: TextIO) -> Callable[[_Line], str]:

@@ -19,7 +19,9 @@ def watch(
     server: Target,
     uris: Annotated[list[str] | None, typer.Argument(metavar="[URI]...", help="Resources to watch.")] = None,
     *,
-    count: Annotated[int, typer.Option("--count", "-c", min=0, help="Stop after so many; 0 goes on until Ctrl-C.")] = 0,
+    count: Annotated[
+        int, typer.Option("--count", "-c", min=0, metavar="N", help="Stop after so many; 0 goes on until Ctrl-C.")
+    ] = 0,
     level: Annotated[str, typer.Option("--level", help="The least severe log messages to ask for.")] = "info",
     header: Header = None,
     login: Login = False,
@@ -32,6 +34,12 @@ def watch(
 
     Without URIs that is every change of its lists. `again` means that the connection broke and stands again: whatever
     changed meanwhile wasn't told. With --json each line is one object.
+
+    **Examples**
+
+    - `millstream watch http://127.0.0.1:8000/mcp`
+
+    - `millstream watch http://127.0.0.1:8000/mcp shop://news --count 1`: wait for one change
     """
     way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 

@@ -134,6 +134,8 @@ class Call(Struct, eq=False, kw_only=True):
     """Of the running server; set by the dispatcher."""
     stop: Callable[[], object] | None = None
     """Cancels the task of the call, where its origin does not."""
+    release: Callable[[], object] | None = None
+    """Called when the call is over, where it holds something that others wait for."""
     weight: int = 0
     """Bytes that the call takes of the budget for large ones, see `Load.take`. Most calls take nothing."""
     started: float = 0.0

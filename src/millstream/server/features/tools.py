@@ -42,6 +42,8 @@ class ToolOptions(Labels, total=False):
     """How often one caller may call it: ``10/minute``."""
     cost: float | None
     """How many calls one call counts as, in the limits of its caller."""
+    concurrency: int | None
+    """How many calls of it may run at a time, whoever makes them."""
 
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -61,8 +63,10 @@ class Tool:
     keeps_params = False
     """The parameters of a call stay with it while the tool runs."""
 
-    __slots__ = ("_described", "_output", "_simple", "cost", "decode", "headers", "limit", "name", "parameters",
-                 "plain", "read", "requires", "run", "scopes", "struct", "timeout", "wraps")  # fmt: skip
+    __slots__ = (
+        "_described", "_output", "_simple", "concurrency", "cost", "decode", "headers", "limit", "limited", "name",
+        "parameters", "plain", "read", "requires", "run", "scopes", "struct", "timeout", "wraps",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -73,6 +77,7 @@ class Tool:
         scopes: Collection[str] | None = None,
         limit: str | None = None,
         cost: float | None = None,
+        concurrency: int | None = None,
         annotations: ToolAnnotations | Mapping[str, Any] | None = None,
         **labels: Unpack[Labels],
     ) -> None:
@@ -87,6 +92,10 @@ class Tool:
         self.headers = source.headers
         self.timeout = timeout
         self.limit = limit or ""
+        self.concurrency = concurrency or 0
+        """How many calls of it may run at a time; 0 for any number."""
+        self.limited = bool(limit or concurrency)
+        """It has limits of its own."""
         self.cost = 1.0 if cost is None else float(cost)
         self.requires: Mapping[str, Any] = requires or {}
         """Client capabilities without which a call is refused before it runs."""

@@ -51,6 +51,7 @@ def _are_scopes(value: Any) -> bool:
 
 
 MAX_COST = 1_000_000
+MAX_SEATS = 10_000
 _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 """RFC 6749 §3.3, scope-token."""
@@ -70,6 +71,10 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "a number and a unit: 10/minute, 5/second",
     ),
     "cost": (lambda value: type(value) in (int, float) and 0 <= value <= MAX_COST, f"a number up to {MAX_COST}"),
+    "concurrency": (
+        lambda value: type(value) is int and 1 <= value <= MAX_SEATS,
+        f"how many calls may run at a time, a whole number from 1 to {MAX_SEATS}",
+    ),
     "scopes": (_are_scopes, "a list of scopes, without blanks and quotes"),
     "annotations": (lambda value: isinstance(value, Struct) or _is_named(value), "an annotations object or a dict"),
     "timeout": (_is_time, "a number of seconds, or 0 for no limit"),
