@@ -9,7 +9,7 @@ from millstream.http.hosts import EXEMPT, of_this_site
 from millstream.http.message import TEXT_HEAD, Handler, Request, Response
 from millstream.server.dispatch import Dispatcher
 from millstream.stores.health import StoreHealth
-from millstream.transports.http_sse import MESSAGES_PATH, HttpSse
+from millstream.transports.http_sse import HttpSse
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.streamable.exchange import Endpoint
 from millstream.transports.streamable.get import SessionStreams
@@ -55,15 +55,15 @@ class Routes:
         self._by_path: _Table = {
             path: mcp,
             path.rstrip("/") + "/": mcp,
-            "/sse": {"GET": legacy.get},
-            MESSAGES_PATH: {"POST": legacy.post},
-            MESSAGES_PATH.rstrip("/"): {"POST": legacy.post},
+            settings.sse_path: {"GET": legacy.get},
+            settings.messages_path: {"POST": legacy.post},
+            settings.messages_path.rstrip("/") or "/": {"POST": legacy.post},
             "/health": {"GET": probes.health},
             "/livez": {"GET": probes.live},
             "/readyz": {"GET": probes.ready},
             **protection.own,
         }
-        self._streams = {path, path.rstrip("/") + "/", "/sse", "/events", "/dashboard/events"}
+        self._streams = {path, path.rstrip("/") + "/", settings.sse_path, "/events", "/dashboard/events"}
         """A HEAD of these would open a stream."""
         self._prefixes: list[tuple[str, Mapping[str, Handler]]] = []
         if hub is not None:
