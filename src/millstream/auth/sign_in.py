@@ -40,16 +40,19 @@ _FORM = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Sign in</title>
+<link rel="stylesheet" href="{root}/assets/tokens.css">
 <link rel="stylesheet" href="{root}/assets/base.css">
+<link rel="stylesheet" href="{root}/assets/sign-in.css">
 </head>
 <body>
-<main>
+<main class="card stack">
 <h1>Sign in</h1>
-<p role="status">{said}</p>
-<form method="post" action="{root}/sign-in">
+<p role="status" class="error">{said}</p>
+<form method="post" action="{root}/sign-in" class="stack">
 <input type="hidden" name="next" value="{next}">
-<p><label>Key or token <input type="password" name="key" autocomplete="current-password" required autofocus></label></p>
-<p><button>Sign in</button></p>
+<p class="field"><label for="key">Key or token</label>
+<input id="key" type="password" name="key" autocomplete="current-password" required autofocus></p>
+<p><button class="primary">Sign in</button></p>
 </form>
 </main>
 </body>

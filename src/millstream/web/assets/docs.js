@@ -109,9 +109,8 @@ function draw(root) {
     const words = `${operation.operationId} ${operation.description}`.toLowerCase();
     return { node, item, words };
   });
-  $("name").textContent = document.title = root.info.title;
-  $("version").textContent = root.info.version;
-  $("version").hidden = false;
+  $("server-name").textContent = document.title = root.info.title;
+  $("server-version").textContent = root.info.version;
   if (root.info.description) $("about").textContent = root.info.description;
   $("index").replaceChildren(...shown.map((each) => each.item));
   $("list").replaceChildren(...shown.map((each) => each.node));

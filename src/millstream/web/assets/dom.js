@@ -27,6 +27,23 @@ export function either(content, empty, there) {
   empty.hidden = there;
 }
 
+const colors = new Map();
+const forget = () => colors.clear();
+addEventListener("millstream-theme", forget);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", forget);
+
+/** A token such as "--accent" as the color it is now, for a canvas. */
+export function color(token) {
+  if (!colors.has(token)) {
+    const probe = element("span", { hidden: true });
+    probe.style.color = `var(${token})`;
+    document.body.append(probe);
+    colors.set(token, getComputedStyle(probe).color);
+    probe.remove();
+  }
+  return colors.get(token);
+}
+
 const whole = new Intl.NumberFormat(undefined, { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat(undefined, { notation: "compact", maximumFractionDigits: 1 });
 
