@@ -111,7 +111,7 @@ def inspect(page: Page, open_other: Callable[[str], Page]) -> None:
     """A tool that asks."""
     page.goto(f"{ADDRESS}/inspect")
     page.locator("#state:text-is('Connected')").wait_for()
-    page.locator("#items").get_by_role("button", name="order_parcel").click()
+    page.locator("#items").get_by_role("option", name="order_parcel").click()
     page.get_by_role("textbox", name="item").fill("A lamp")
     page.locator("#detail").get_by_role("button", name="Run").click()
     page.get_by_label("street").fill("Mill Lane 1")

@@ -23,7 +23,7 @@ def inspect(hub: str, open_page: OpenPage, revision: str = "2026-07-28", **optio
     connected(page)
     if revision != "2026-07-28":
         page.get_by_label("Revision").select_option(revision)
-    expect(page.locator("#about")).to_contain_text(f"Revision{revision}")
+    expect(page.locator("#state")).to_have_attribute("data-revision", revision)
     connected(page)
     return page
 
@@ -31,13 +31,13 @@ def inspect(hub: str, open_page: OpenPage, revision: str = "2026-07-28", **optio
 def connected(page: Page) -> None:
     """Wait until the lists are there."""
     expect(page.locator("#state")).to_have_text("Connected")
-    expect(page.locator("#kinds")).to_contain_text(re.compile("Tools [1-9]"))
+    expect(page.locator("#kinds")).to_contain_text(re.compile("Tools ?[1-9]"))
 
 
 def choose(page: Page, kind: str, name: str) -> None:
     """Open an item of one kind."""
-    page.locator("#kinds").get_by_role("button", name=kind).click()
-    page.locator("#items").get_by_role("button", name=name).click()
+    page.locator("#kinds").get_by_role("tab", name=kind).click()
+    page.locator("#items").get_by_role("option", name=name).click()
     expect(page.locator("#detail").get_by_role("heading", name=name)).to_be_visible()
 
 
@@ -146,7 +146,7 @@ def test_resources_are_read(hub: str, open_page: OpenPage, revision: str) -> Non
     choose(page, "Resources", "about")
     run(page, "Read")
     expect(result(page)).to_contain_text("# hub")
-    choose(page, "Resources", "time_in")
+    choose(page, "Templates", "time_in")
     page.get_by_role("combobox", name="area").fill("Europe")
     page.get_by_role("combobox", name="city").fill("Berlin")
     run(page, "Read")
@@ -190,7 +190,7 @@ def test_every_message_can_be_looked_at(hub: str, open_page: OpenPage, revision:
 def test_an_error_of_the_server_is_told_with_its_code(hub: str, open_page: OpenPage, revision: str) -> None:
     """Our choice: an inspector shows what is wrong, not that something is."""
     page = inspect(hub, open_page, revision)
-    choose(page, "Request", "Any request")
+    choose(page, "Server", "Any request")
     page.get_by_label("method").fill("tools/call")
     page.get_by_label("params").fill('{"name": "no_such_tool"}')
     run(page, "Send")
@@ -214,7 +214,7 @@ def test_a_lost_network_is_told_and_survived(hub: str, open_page: OpenPage) -> N
 def test_a_watched_resource_is_read_again_when_it_changes(hub: str, open_page: OpenPage, revision: str) -> None:
     """The specification: subscriptions in the one era, `subscriptions/listen` in the other."""
     page = inspect(hub, open_page, revision)
-    choose(page, "Resources", "order_status")
+    choose(page, "Templates", "order_status")
     page.get_by_label("number").fill("0")
     page.get_by_role("button", name="Clear").click()
     page.get_by_role("button", name="Watch").click()
@@ -257,7 +257,7 @@ def test_the_list_of_tools_has_two_fifths_of_the_window(hub: str, open_page: Ope
     box = page.locator("#items").bounding_box()
     assert box is not None
     assert min(box["y"] + box["height"], height) - box["y"] >= 0.4 * height
-    page.locator("#items").get_by_role("button", name="greet").click()
+    page.locator("#items").get_by_role("option", name="greet").click()
     expect(page.locator("#detail").get_by_role("heading", name="greet")).to_be_in_viewport()
     run(page)
     expect(result(page)).to_contain_text("Hello, world!")
@@ -295,7 +295,7 @@ def test_a_server_that_restarts_between_two_calls_is_found_again(open_page: Open
         page = inspect(f"http://127.0.0.1:{port}", open_page, "2025-11-25", lossy=True)
         page.get_by_role("button", name="Clear").click()
     with serving(millstream("examples/hub.py", port, "--serve", "web"), port, tmp_path / "second"):
-        expect(page.locator("#server-name")).to_have_text("hub 1.0.0")
+        expect(page.locator(".server")).to_have_text("hub 1.0.0")
         connected(page)
         choose(page, "Tools", "add_numbers")
 

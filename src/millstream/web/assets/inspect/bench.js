@@ -3,6 +3,7 @@
 import { element, figure } from "../dom.js";
 import { RpcError } from "../mcp/wire.js";
 import { jsonBlock, tree } from "../render/json.js";
+import { markdown } from "../render/markdown.js";
 import { validate } from "../schema/validate.js";
 import { copy, copyable } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
@@ -26,7 +27,8 @@ export function say(error) {
 /**
  * @typedef {object} Work what is on the bench
  * @property {string} heading
- * @property {string} [about]
+ * @property {string} [sub] a name or an address, as it is
+ * @property {string} [about] Markdown
  * @property {Node[]} [badges]
  * @property {object | null} form as `schemaForm` makes it; null where nothing is entered
  * @property {Node[]} [parts] fields that stand in place of a form's
@@ -44,7 +46,7 @@ export function say(error) {
 
 /** The nodes of one thing, and `start()`, which runs it. @param {Work} work */
 export function bench(work) {
-  const { heading, about, badges = [], form, parts = [], read, verb, watch = null, copies = [], extra = [] } = work;
+  const { heading, sub = "", about, badges = [], form, parts = [], read, verb, watch = null, copies = [], extra = [] } = work;
   const button = element("button", { className: "primary", type: "submit", title: "Ctrl-Enter runs it from any field" }, icon("play"), verb);
   const cancel = element("button", { type: "button", hidden: true }, icon("stop"), "Cancel");
   const force = element("button", { type: "button", hidden: true }, `${verb} anyway`);
@@ -89,8 +91,8 @@ export function bench(work) {
   force.addEventListener("click", () => start(true));
   follow.addEventListener("click", () => toggle(follow, node, status, work));
   const title = element("div", { className: "row title" }, element("h2", { dir: "auto" }, heading), ...badges, element("span", { className: "spacer" }), ...(form?.toolbar ? [form.toolbar] : []));
-  const header = element("header", { className: "stack tight" }, title, about ? element("p", { className: "description soft", dir: "auto" }, about) : "");
-  return [element("article", { className: "card stack", "aria-label": heading }, header, node, ...extra), status, output];
+  const header = element("header", { className: "stack tight" }, title, sub ? element("p", { className: "sub code soft", dir: "auto" }, sub) : "", about ? element("div", { className: "markdown soft", dir: "auto" }, ...markdown(about)) : "");
+  return [element("article", { className: "card stack", "aria-label": heading }, header, node, ...(extra.length ? [element("div", { className: "folds" }, ...extra)] : [])), status, output];
 }
 
 async function toggle(follow, form, status, { read, request, watch }) {

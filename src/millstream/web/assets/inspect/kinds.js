@@ -76,7 +76,7 @@ function tool(item, values) {
   const badges = Object.entries(HINTS).filter(([name]) => item.annotations?.[name] === true).map(([, [text, look]]) => badge(text, look));
   const schemas = [[item.inputSchema, "Schema of the arguments"], ...(item.outputSchema ? [[item.outputSchema, "Schema of the result"]] : [])];
   return show("tools", item, values, {
-    heading: item.title ?? item.annotations?.title ?? item.name, about: [item.title && item.title !== item.name ? item.name : "", item.description].filter(Boolean).join("\n"), badges,
+    heading: item.title ?? item.annotations?.title ?? item.name, sub: item.title && item.title !== item.name ? item.name : "", about: item.description, badges,
     form, read: (force) => form.read(force), verb: "Run", outputSchema: item.outputSchema,
     request: (given) => ({ method: "tools/call", params: { name: item.name, arguments: given } }),
     send: (method, params, options) => request(method, params, { ...options, schema: item.inputSchema }),
@@ -95,7 +95,7 @@ async function watch({ uri }, signal, changed) {
 function resource(item, values) {
   const size = item.size === undefined ? [] : [badge(`${item.size.toLocaleString()} bytes`)];
   return show("resources", item, values, {
-    heading: item.title ?? item.name, about: [item.uri, item.description].filter(Boolean).join("\n"), badges: [...(item.mimeType ? [badge(item.mimeType)] : []), ...size],
+    heading: item.title ?? item.name, sub: item.uri, about: item.description, badges: [...(item.mimeType ? [badge(item.mimeType)] : []), ...size],
     form: null, read: () => ({}), verb: "Read", request: () => ({ method: "resources/read", params: { uri: item.uri } }),
     watch: session.server.capabilities?.resources?.subscribe ? watch : null,
     draw: (result) => contents(result.contents ?? []), extra: item.described === false ? [] : [folded("Definition", [item, "Definition"])],
@@ -105,7 +105,7 @@ function resource(item, values) {
 function template(item, values) {
   const form = textForm(variables(item.uriTemplate).map((name) => ({ name, required: true })), { type: "ref/resource", uri: item.uriTemplate });
   return show("templates", item, values, {
-    heading: item.title ?? item.name, about: [item.uriTemplate, item.description].filter(Boolean).join("\n"), badges: item.mimeType ? [badge(item.mimeType)] : [],
+    heading: item.title ?? item.name, sub: item.uriTemplate, about: item.description, badges: item.mimeType ? [badge(item.mimeType)] : [],
     form, read: form.read, verb: "Read", request: (given) => ({ method: "resources/read", params: { uri: expand(item.uriTemplate, given) } }),
     watch: session.server.capabilities?.resources?.subscribe ? watch : null,
     draw: (result) => contents(result.contents ?? []), extra: [folded("Definition", [item, "Definition"])],

@@ -43,7 +43,7 @@ const matching = () => (offered[kind] ?? []).filter((item) => fits(item, $("filt
 const current = () => offered[kind]?.find((item) => item.name === chosen[kind]);
 
 const items = new LongList($("items"), {
-  row: (item) => [element("strong", { dir: "auto" }, item.title ?? item.name), element("span", { dir: "auto" }, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])],
+  row: (item) => [element("strong", {}, item.title ?? item.name), element("span", {}, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])],
   choose: (item) => {
     show(item);
     view("detail");

@@ -100,7 +100,10 @@ function line(entry) {
   );
   const details = element("details", {}, summary);
   // Most are never opened: a message is written out when it is.
-  details.addEventListener("toggle", () => details.open && details.childElementCount === 1 && details.append(...opened(entry)));
+  details.addEventListener("toggle", () => {
+    if (details.open && details.childElementCount === 1) details.append(...opened(entry));
+    if (details.open) details.scrollIntoView({ block: "nearest" });
+  });
   return element("li", { id: `message-${entry.number}`, className: `${out ? "out" : "in"}${failed ? " failed" : ""}` }, details);
 }
 

@@ -62,7 +62,7 @@ function local(text) {
   return new Date(moment.getTime() - moment.getTimezoneOffset() * 60_000).toISOString().slice(0, 19);
 }
 
-export function text(schema, { id, required, single = false }) {
+export function text(schema, { id, single = false }) {
   const type = INPUTS[schema.format] ?? "text";
   const moment = schema.format === "date-time";
   const grows = type === "text" && !schema.format && !single;
@@ -81,7 +81,8 @@ export function text(schema, { id, required, single = false }) {
   const write = (value) => (control.value = typeof value !== "string" ? "" : moment ? local(value) : value);
   write(schema.default);
   const read = () => {
-    if (control.value === "") return required && type === "text" && !schema.format ? "" : undefined;
+    // A text that must be there and isn't is told as missing; an empty one can be sent as JSON.
+    if (control.value === "") return undefined;
     return moment ? new Date(control.value).toISOString() : control.value;
   };
   return { control, write, read };

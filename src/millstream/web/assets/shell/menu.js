@@ -26,6 +26,7 @@ export function menu(title, shown, actions) {
   const open = (at) => {
     list.hidden = false;
     button.ariaExpanded = "true";
+    list.scrollIntoView({ block: "nearest" });
     items.at(at).focus();
   };
   const close = () => {
