@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from millstream.web.pages import asset
-from pages_world import OpenPage, call
+from pages_world import OpenPage, axe, call
 
 pytestmark = pytest.mark.server
 
@@ -78,6 +78,18 @@ def test_everything_has_a_name(hub: str, open_page: OpenPage, name: str) -> None
         found = page.get_by_role(role, **({"level": 1} if role == "heading" else {})).count()  # type: ignore[arg-type]
         assert found == (count or 1), role
     assert page.get_by_role("navigation", name="Pages").count() == 1
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_nothing(hub: str, open_page: OpenPage, name: str) -> None:
+    """Our choice: all of its rules, in both schemes, on a desk and on a phone."""
+    page = opened(hub, open_page, name)
+    found = []
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+        found += axe(page)
+    assert found == []
 
 
 @pytest.mark.parametrize("name", PAGES)

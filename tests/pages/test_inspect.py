@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from pages_world import OpenPage
+from pages_world import OpenPage, axe, outside
 from processes import free_port, millstream, serving
 
 pytestmark = pytest.mark.server
@@ -60,7 +60,7 @@ def test_a_tool_runs_at_every_revision(hub: str, open_page: OpenPage, revision: 
     page.get_by_role("spinbutton", name="b", exact=True).fill("23")
     run(page)
     expect(result(page)).to_contain_text("Done")
-    expect(result(page).get_by_label("Text")).to_have_text("42")
+    expect(result(page).get_by_label("Text", exact=True)).to_have_text("42")
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
@@ -106,7 +106,7 @@ def test_a_sampling_is_answered_by_the_person(hub: str, open_page: OpenPage, rev
     expect(page.get_by_role("dialog")).to_contain_text("A long text.")
     page.get_by_label("Reply of the model").fill("It is long.")
     page.get_by_role("button", name="Accept").click()
-    expect(result(page).get_by_label("Text")).to_have_text("It is long.")
+    expect(result(page).get_by_label("Text", exact=True)).to_have_text("It is long.")
 
 
 @pytest.mark.parametrize("revision", BOTH_ERAS)
@@ -173,7 +173,7 @@ def test_prompts_are_got_with_completed_arguments(hub: str, open_page: OpenPage,
 def test_every_message_can_be_looked_at(hub: str, open_page: OpenPage, revision: str) -> None:
     """Our choice: watch raw messages, in both directions."""
     page = inspect(hub, open_page, revision)
-    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="Clear", exact=True).click()
     choose(page, "Tools", "greet")
     run(page)
     expect(result(page)).to_contain_text("Done")
@@ -181,7 +181,7 @@ def test_every_message_can_be_looked_at(hub: str, open_page: OpenPage, revision:
     expect(messages.filter(has_text="sent tools/call greet")).to_have_count(1)
     expect(messages.filter(has_text="received result of tools/call")).to_have_count(1)
     messages.first.locator("summary").click()
-    shown = json.loads(messages.first.get_by_label("Message").inner_text())
+    shown = json.loads(messages.first.get_by_label("Message", exact=True).inner_text())
     assert shown["jsonrpc"] == "2.0"
     assert shown["params"]["name"] == "greet"
 
@@ -216,7 +216,7 @@ def test_a_watched_resource_is_read_again_when_it_changes(hub: str, open_page: O
     page = inspect(hub, open_page, revision)
     choose(page, "Templates", "order_status")
     page.get_by_label("number").fill("0")
-    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="Clear", exact=True).click()
     page.get_by_role("button", name="Watch").click()
     expect(page.locator("#traffic").get_by_text(ACCEPTED[revision])).to_have_count(1)
     other = inspect(hub, open_page)
@@ -226,7 +226,7 @@ def test_a_watched_resource_is_read_again_when_it_changes(hub: str, open_page: O
     other.get_by_label("street").fill("Mill Lane 1")
     other.get_by_label("city").fill("York")
     other.get_by_role("button", name="Accept").click()
-    number = json.loads(result(other).get_by_label("Text").inner_text())["order"]
+    number = json.loads(result(other).get_by_label("Text", exact=True).inner_text())["order"]
     page.get_by_role("button", name="Watch").click()
     expect(page.get_by_role("button", name="Watch")).to_have_attribute("aria-pressed", "false")
     page.get_by_label("number").fill(str(int(number) + 1))
@@ -278,6 +278,8 @@ def test_a_server_that_stops_is_missed_and_found_again(
         page.get_by_role("textbox", name="name").fill("Ada")
     expect(page.locator("#state")).to_have_text("Not connected")
     expect(page.get_by_role("alert")).to_contain_text("reconnects when the server is back")
+    assert axe(page) == []
+    assert outside(page) == []
     run(page)
     expect(result(page)).to_contain_text("The server can't be reached.")
     with serving(command, port, tmp_path / "second"):
@@ -293,7 +295,7 @@ def test_a_server_that_restarts_between_two_calls_is_found_again(open_page: Open
     command = millstream("examples/greet.py", port, "--serve", "web")
     with serving(command, port, tmp_path / "first"):
         page = inspect(f"http://127.0.0.1:{port}", open_page, "2025-11-25", lossy=True)
-        page.get_by_role("button", name="Clear").click()
+        page.get_by_role("button", name="Clear", exact=True).click()
     with serving(millstream("examples/hub.py", port, "--serve", "web"), port, tmp_path / "second"):
         expect(page.locator(".server")).to_have_text("hub 1.0.0")
         connected(page)
@@ -312,7 +314,7 @@ def test_the_inspector_does_what_the_tutorial_says(open_page: OpenPage, tmp_path
         page.get_by_label("city").fill("Oxford")
         page.get_by_role("button", name="Accept").click()
         expect(result(page)).to_contain_text("Done")
-        assert json.loads(result(page).get_by_label("Text").inner_text()) == {"ordered": 1}
+        assert json.loads(result(page).get_by_label("Text", exact=True).inner_text()) == {"ordered": 1}
 
 
 def test_a_server_whose_endpoint_was_moved_is_inspected(open_page: OpenPage, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ const items = new LongList($("items"), {
   choose: (item) => {
     show(item);
     view("detail");
-    $("main").focus({ preventScroll: true });
+    $("pane").focus({ preventScroll: true });
   },
   height: () => Number.parseFloat(getComputedStyle($("items")).getPropertyValue("--row")) * 16,
 });
@@ -89,7 +89,7 @@ function show(item, values = null) {
   chosen[kind] = item.name;
   items.mark(item);
   $("detail").replaceChildren(...KINDS[kind].show(item, values));
-  $("main").scrollTop = 0;
+  $("pane").scrollTop = 0;
   history.replaceState(null, "", links.write(kind, item.name));
 }
 
@@ -160,7 +160,7 @@ function again() {
 
 /** On a phone one of three views is shown: "list", "detail" or "activity". */
 function view(name) {
-  $("bench").dataset.view = name;
+  $("main").dataset.view = name;
   for (const button of $("views").children) button.ariaCurrent = String(button.dataset.view === name);
 }
 

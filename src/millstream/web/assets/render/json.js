@@ -48,7 +48,8 @@ function branch(name, value, problems, depth) {
   if (value === null || typeof value !== "object") return element("li", {}, ...title, value === undefined ? element("span", { className: "soft" }, "missing") : leaf(value), ...here);
   const entries = Array.isArray(value) ? [...value.entries()] : Object.entries(value);
   const missing = problems.filter(({ path }) => path.length === depth + 1 && !Object.hasOwn(value, path[depth])).map(({ path }) => [path[depth], undefined]);
-  const count = Array.isArray(value) ? `${entries.length} items` : `${entries.length} properties`;
+  const words = Array.isArray(value) ? ["item", "items"] : ["property", "properties"];
+  const count = `${entries.length} ${words[entries.length === 1 ? 0 : 1]}`;
   const open = depth === 0 || entries.length <= OPEN_ENTRIES || problems.some(({ path }) => path.length > depth);
   const body = element("ul");
   const fill = () => {

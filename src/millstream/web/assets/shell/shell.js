@@ -10,7 +10,7 @@ const THEMES = { auto: { next: "light", icon: "auto", says: "as the system" }, l
 const links = [...document.querySelectorAll(".bar nav a")];
 
 function barButtons() {
-  const find = element("button", { type: "button", className: "quiet small find", title: "Find a command", "aria-label": "Find a command" }, icon("search"), element("span", {}, "Find"), ...keycaps("mod+k"));
+  const find = element("button", { type: "button", className: "quiet small find", title: "Find a command" }, icon("search"), element("span", { className: "name" }, "Find"), element("span", { className: "row", "aria-hidden": "true" }, ...keycaps("mod+k")));
   find.addEventListener("click", () => openPalette());
   const shown = icon("auto");
   const theme = element("button", { type: "button", className: "quiet small square", id: "theme" }, shown);
