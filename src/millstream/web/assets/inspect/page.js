@@ -17,7 +17,7 @@ import { KINDS, SERVER, connectKinds, updated } from "./kinds.js";
 import * as links from "./links.js";
 import { clearNotes, connectNotes, note } from "./notes.js";
 import { ask } from "./questions.js";
-import { TRANSPORTS, applyLevel, connect, connectSession, session } from "./session.js";
+import { TRANSPORTS, applyLevel, connect, connectSession, otherServers, session } from "./session.js";
 import { connectSettings, openSettings } from "./settings.js";
 import * as traffic from "./traffic.js";
 
@@ -34,6 +34,7 @@ let kind = "tools";
 const offered = {};
 const chosen = {};
 let asked = links.read(location.hash); // what the address asked for, until it is opened
+let others = [];
 let begun = false; // whether a list was ever shown
 
 // Lists
@@ -114,6 +115,14 @@ async function findEndpoint() {
   return session.endpoint;
 }
 
+/** Offer the other servers that the operator named, where there are any. */
+async function offerServers() {
+  others = await otherServers();
+  const titles = [["", "This server"], ...others.map(({ name, url }) => [name, url])];
+  $("server").replaceChildren(...titles.map(([value, title]) => element("option", { value }, title)));
+  $("other-servers").hidden = others.length === 0;
+}
+
 function state(text, look) {
   $("state").textContent = text;
   $("state").className = `badge state ${look}`;
@@ -148,6 +157,9 @@ async function notified(method, params) {
 
 function again() {
   cease();
+  session.via = others.find(({ name }) => name === $("server").value) ?? null;
+  if (session.via) $("transport").value = "http"; // There is one way through.
+  $("transport").disabled = session.via !== null;
   session.transport = $("transport").value;
   if (session.transport === "sse" && $("revision").value > "2026") $("revision").value = "2024-11-05";
   for (const option of $("revision").options) option.disabled = session.transport === "sse" && option.value > "2026";
@@ -185,6 +197,7 @@ $("transport").append(...Object.entries(TRANSPORTS).map(([value, { title }]) => 
 $("revision").append(...REVISIONS.map((date) => element("option", { value: date }, date)));
 $("level").append(...LEVELS.map((level) => element("option", { value: level }, level || "not asked for")));
 $("connection").addEventListener("submit", (event) => (event.preventDefault(), again()));
+$("server").addEventListener("change", again);
 $("transport").addEventListener("change", again);
 $("revision").addEventListener("change", again);
 $("level").addEventListener("change", () => {
@@ -221,7 +234,8 @@ connectHistory({ open: jump, count: (total) => activity.count("runs", moments(to
 connectNotes({ count: (name, total, look) => activity.count(name, moments(total), look) });
 connectKinds({ open: (uri) => jump({ kind: "resources", name: uri, values: null }) });
 connectSettings(again);
-connectSession({ sent: (message, how) => traffic.record(true, message, how), got: (message, how) => traffic.record(false, message, how), ask, notified, state, ready });
+connectSession({ sent: (message, how) => traffic.record(true, message, how), got: (message, how) => traffic.record(false, message, how), failed: traffic.fail, ask, notified, state, ready });
 view("list");
+offerServers().catch(() => {});
 session.endpoint = await findEndpoint().catch(() => session.endpoint);
 connect().catch(() => {});

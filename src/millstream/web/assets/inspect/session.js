@@ -22,6 +22,7 @@ export const session = {
   /** @type {Client | null} */ client: null,
   server: {}, // what the server said about itself when we last connected
   endpoint: "mcp",
+  /** @type {{name: string, url: string} | null} */ via: null, // another server, which this one passes requests on to
   transport: "http",
   revision: "2026-07-28",
   level: "",
@@ -32,24 +33,37 @@ let failures = 0;
 let events = {};
 
 /**
- * @param {object} on `sent`, `got`, `ask` and `notified` as the client tells them; `state(text, look)`; `ready()` is
+ * @param {object} on `sent`, `got`, `failed`, `ask` and `notified` as the client tells them; `state(text, look)`; `ready()` is
  *   awaited when a server is there, before the page calls itself connected
  */
 export const connectSession = (on) => (events = on);
 
-const target = () => TRANSPORTS[session.transport].path ?? session.endpoint;
+const target = () => (session.via ? `inspect/via/${encodeURIComponent(session.via.name)}` : (TRANSPORTS[session.transport].path ?? session.endpoint));
+
+/** What goes with each request. On the way to another server, the key has a name of its own: ours is for this one. */
+function headers() {
+  const own = ownHeaders();
+  if (!session.via) return own;
+  return Object.fromEntries(Object.entries(own).map(([name, value]) => [name.toLowerCase() === "authorization" ? "mcp-inspect-authorization" : name, value]));
+}
 
 /** The address of the endpoint for programs elsewhere. */
-export const address = () => new URL(session.endpoint, document.baseURI).href;
+export const address = () => session.via?.url ?? new URL(session.endpoint, document.baseURI).href;
+
+/** The other servers that the operator named: `{name, url}`. */
+export async function otherServers() {
+  const response = await fetch("inspect/servers", { cache: "no-store" });
+  return response.ok ? (await response.json()).servers : [];
+}
 
 /** Start a new connection. Resolves with the client. Rejects if there is no connection, but the page keeps trying. */
 export function connect() {
   session.client?.close();
   events.state("Connecting…", "");
   const gone = (error) => mine === session.client && fail(mine, error);
-  const { sent, got, ask, notified } = events;
+  const { sent, got, failed, ask, notified } = events;
   const Line = TRANSPORTS[session.transport].line;
-  const mine = new Client((on) => new Line(target(), ownHeaders(), on), session.revision, capabilities(), { sent, got, ask, notified, lost: gone });
+  const mine = new Client((on) => new Line(target(), headers(), on), session.revision, capabilities(), { sent, got, failed, ask, notified, lost: gone });
   mine.logLevel = session.level;
   session.client = mine;
   const attempt = establish(mine);

@@ -63,7 +63,7 @@ export function openSettings(focus = "") {
     "form", { className: "stack" },
     element("h2", { id: "settings-title" }, "Connection settings"),
     element("div", { className: "field" }, element("label", { htmlFor: key.id }, "Key or token"), key, element("span", { className: "hint" }, "Sent as Authorization: Bearer. This tab forgets it when you close it.")),
-    element("div", { className: "field" }, element("span", { className: "label" }, "Headers"), list, element("div", {}, add), element("span", { className: "hint" }, "Sent with every HTTP request. A browser can't add headers to a WebSocket.")),
+    element("div", { className: "field" }, element("span", { className: "label" }, "Headers"), list, element("div", {}, add), element("span", { className: "hint" }, "Sent with every HTTP request. A browser can't add headers to a WebSocket, and another server only gets those that start with Mcp-.")),
     element("div", { className: "field", role: "group", "aria-label": "Capabilities" }, element("span", { className: "label" }, "What this client says it can do"), ...boxes.map(([, box, title]) => element("label", { className: "check" }, box, title))),
     error, element("div", { className: "row end" }, cancel, element("button", { type: "submit", className: "primary" }, "Save and reconnect")),
   );

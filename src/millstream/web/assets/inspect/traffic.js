@@ -9,7 +9,7 @@ import { icon } from "../shell/icons.js";
 const KEPT = 500;
 const SHOWN = 300;
 
-/** @typedef {{number: number, out: boolean, message: object, how: object, at: Date, when: number, what: string, took: number | null, failed: boolean, question: object | null, answer: object | null}} Entry */
+/** @typedef {{number: number, out: boolean, message: object, how: object, at: Date, when: number, what: string, took: number | null, failed: boolean, question: object | null, answer: object | null, problem?: string}} Entry */
 
 /** @type {Entry[]} */
 const entries = [];
@@ -64,6 +64,16 @@ export function record(out, message, how) {
   if (!waiting.length) requestAnimationFrame(flush);
   waiting.push(entry);
   return entry;
+}
+
+/** A request got no answer. */
+export function fail(message, error) {
+  const entry = asked.get(`true ${message.id}`);
+  if (!entry) return;
+  asked.delete(`true ${message.id}`);
+  Object.assign(entry, { failed: true, problem: error.name === "TypeError" ? "The server can't be reached." : error.message });
+  $(`message-${entry.number}`)?.replaceWith(line(entry));
+  tell();
 }
 
 const fits = (entry) => {
@@ -125,7 +135,8 @@ function opened(entry) {
   }
   const headers = Object.entries(how.headers ?? {}).map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, secret(name) ? "••••" : value)));
   const head = headers.length ? [element("details", {}, element("summary", {}, `Headers (${headers.length})`), element("dl", { className: "facts headers" }, ...headers))] : [];
-  return [tools, ...head, element("pre", { tabIndex: 0, "aria-label": "Message", dir: "ltr" }, ...colored(text))];
+  const problem = entry.problem ? [element("p", { className: "notice bad" }, entry.problem)] : [];
+  return [tools, ...problem, ...head, element("pre", { tabIndex: 0, "aria-label": "Message", dir: "ltr" }, ...colored(text))];
 }
 
 /** What nobody should see on a shared screen, or in a transcript. */

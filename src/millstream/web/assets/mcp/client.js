@@ -15,6 +15,7 @@ const LISTS = { toolsListChanged: true, promptsListChanged: true, resourcesListC
  * @typedef {object} Events what a client tells
  * @property {(message: object, how: object) => void} sent each message that goes out
  * @property {(message: object, how: object) => void} got each message that comes in
+ * @property {(message: object, error: Error) => void} failed a request that got no answer
  * @property {(method: string, params: object, signal: AbortSignal) => Promise<object>} ask a question of the server
  * @property {(method: string, params: object) => void} notified a notification
  * @property {(error: Error) => void} lost the connection is lost, and this client with it
@@ -147,6 +148,7 @@ export class Client {
     try {
       return await this.#answer(message, this.#headers(message, schema), stop);
     } catch (error) {
+      if (!(error instanceof RpcError)) this.#on.failed(message, error);
       if (error instanceof TypeError) this.#lose(error);
       throw error;
     } finally {

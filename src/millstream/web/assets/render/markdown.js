@@ -3,7 +3,7 @@
 
 import { element } from "../dom.js";
 
-const INLINE = /(`+)([\s\S]*?[^`])\1(?!`)|!?\[([^\]]*)\]\(\s*<?([^\s)>]+)>?(?:\s+"[^"]*")?\s*\)|(\*\*|__)(?=\S)([\s\S]*?\S)\5|([*_])(?=\S)([\s\S]*?\S)\7(?!\w)|~~(?=\S)([\s\S]*?\S)~~|<(https?:[^\s>]+)>|\b(https?:\/\/[^\s<>()]*[^\s<>().,:;!?'"])/;
+const INLINE = /(`+)([\s\S]*?[^`])\1(?!`)|!?\[([^\]]*)\]\(\s*<?((?:[^\s()<>]|\([^\s()<>]*\))+)>?(?:\s+"[^"]*")?\s*\)|(\*\*|__)(?=\S)([\s\S]*?\S)\5|([*_])(?=\S)([\s\S]*?\S)\7(?!\w)|~~(?=\S)([\s\S]*?\S)~~|<(https?:[^\s>]+)>|\b(https?:\/\/[^\s<>()]*[^\s<>().,:;!?'"])/;
 const MAX_DEPTH = 12;
 
 /** An address that may be followed: pages, mail, and places in this server's own world are told as text. */

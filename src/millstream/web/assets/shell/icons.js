@@ -1,4 +1,5 @@
-// Icons of `icons.svg`, in the color of the text around them.
+// Icons, in the color of the text around them. Their shapes stand in the page (parts/bar.html), so that they are there
+// when the server is not.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -8,10 +9,10 @@ export function icon(name) {
   made.setAttribute("class", "icon");
   made.setAttribute("aria-hidden", "true");
   const use = document.createElementNS(SVG, "use");
-  use.setAttribute("href", `assets/icons.svg#${name}`);
+  use.setAttribute("href", `#icon-${name}`);
   made.append(use);
   return made;
 }
 
 /** Show another icon in its place. */
-export const swap = (made, name) => made.firstChild.setAttribute("href", `assets/icons.svg#${name}`);
+export const swap = (made, name) => made.firstChild.setAttribute("href", `#icon-${name}`);
