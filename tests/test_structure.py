@@ -37,7 +37,10 @@ ROOMS = {
         "info", "sign_in_methods", "definition", "here_only", "protection", "throttle", "auditing", "parts", "streamed",
         "probes", "routes", "runtime", "runtimes", "hub_access", "serving", "server",
     ],
-    "cli": ["help", "load", "stdio", "showing", "connecting", "commands", "program"],
+    "cli": [
+        "help", "load", "stdio", "showing", "uv", "variables", "installing", "connecting", "recording", "commands",
+        "program",
+    ],
 }
 """The order inside a house: every folder, and the files between which the order says something."""
 # fmt: on

@@ -80,6 +80,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A certificate chain in PEM form: serve https with it. A renewed file is used without a restart."""
     tls_key: str = ""
     """Its key, if that is not in the same file."""
+    inspect: tuple[str, ...] = ()
+    """URLs of other MCP servers that `/inspect` may reach, for programs of this machine."""
     audit_log: str = ""
     """A file that says who called what, and with what result."""
     public_without_auth: Switch = False

@@ -6,13 +6,10 @@ Real sockets, and servers that misbehave on them (`rude`). The rules are our cho
 import asyncio
 import json
 import ssl
-from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from client.certificates import self_signed
 from client.rude import DONE, GREETING, OFFER, Asked, assert_readable, discovering, fails, greeting, read_request, rude
 from millstream import Client
 from millstream.client.errors import (
@@ -122,33 +119,6 @@ async def test_a_certificate_that_nobody_knows(tmp_path_factory: pytest.TempPath
             assert (await client.call("x")).text == "done"
     finally:
         server.close()
-
-
-def self_signed(folder: object) -> tuple[str, str]:
-    """A certificate for localhost, and its key."""
-    import datetime as dt  # noqa: PLC0415
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = dt.datetime.now(dt.UTC)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    certificate, private = Path(str(folder)) / "c.pem", Path(str(folder)) / "k.pem"
-    certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
-    private.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return str(certificate), str(private)
 
 
 async def test_a_read_is_repeated_when_a_connection_was_closed_while_it_was_idle() -> None:

@@ -9,7 +9,10 @@ import pytest
 from millstream import Server
 from millstream.app.here_only import Bind
 
-HERE_ONLY = ["/dashboard", "/dashboard/events", "/chat", "/chat/members", "/inspect", "/metrics"]
+HERE_ONLY = [
+    "/dashboard", "/dashboard/events", "/chat", "/chat/members", "/inspect", "/inspect/servers", "/inspect/via/1",
+    "/metrics",
+]  # fmt: skip
 OUTSIDE = ("10.0.0.5", 1)
 HERE = ("127.0.0.1", 1)
 

@@ -33,6 +33,8 @@ _PRIVATE = {
     "/inspect": "",
 }
 """Path -> the scope that it takes. Where nobody signs in, these answer on this machine only."""
+_ALWAYS_HERE = ("/inspect/servers", "/inspect/via/")
+"""These answer on this machine only, also where callers sign in: they reach what this machine reaches."""
 Paths = Mapping[str, Mapping[str, Handler]]
 """Path -> handlers by method."""
 _NOTED = {"/publish": "hub/publish"}
@@ -64,6 +66,8 @@ class Protection:
         """The handlers of a path, or of those that begin so, behind what it takes."""
         if path in EXEMPT or path.startswith(_OPEN):
             return handlers
+        if path in _ALWAYS_HERE:
+            handlers = {method: self._here_only.guard(handler) for method, handler in handlers.items()}
         guard, private = self._guard, _PRIVATE.get(path)
         if guard is not None:
             scope = "" if private == PUBLISH and self._hooked else private or ""

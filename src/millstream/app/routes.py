@@ -1,6 +1,6 @@
 """Which handler serves which path, for both HTTP adapters."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from millstream.app.probes import Probes
@@ -72,6 +72,8 @@ class Routes:
             self._add_rest(dispatcher, pages="web" in parts)
         if hub is not None and feed is not None:
             self._add_live(hub, feed)
+        if "web" in parts:
+            self._add_inspecting(settings.inspect, streams)
         if render_metrics is not None:
             self._add_metrics(render_metrics, health)
         for each in self._streams & self._by_path.keys():
@@ -122,6 +124,14 @@ class Routes:
 
         self._by_path["/dashboard/events"] = {"GET": feed.events}
         self._by_path["/chat/members"] = {"GET": ChatMembers(hub.presence).get}
+
+    def _add_inspecting(self, urls: Sequence[str], streams: OpenStreams) -> None:
+        from millstream.web.inspecting import Inspecting  # noqa: PLC0415
+
+        inspecting = Inspecting(urls, streams)
+        self._by_path["/inspect/servers"] = {"GET": inspecting.servers}
+        relay = inspecting.relay
+        self._prefixes.append(("/inspect/via/", {"POST": relay, "GET": of_this_site(relay), "DELETE": relay}))
 
     def _add_metrics(self, render: Callable[[], Awaitable[bytes]], health: StoreHealth) -> None:
         from millstream.telemetry.endpoint import MetricsHttp  # noqa: PLC0415

@@ -17,10 +17,11 @@ def main() -> None:
         if arguments in ([], ["--help"], ["-h"], ["help"]):
             sys.stdout.write(overview())
             sys.exit(0 if arguments else 2)
-        if arguments in (["--version"], ["version"]):
+        if arguments[:1] in (["--version"], ["version"]):
             import millstream  # noqa: PLC0415 - see above
 
-            sys.stdout.write(f"millstream {millstream.__version__}\n")
+            version = millstream.__version__
+            sys.stdout.write(f'{{"version": "{version}"}}\n' if "--json" in arguments else f"millstream {version}\n")
         elif stdio := plain_stdio(arguments):
             serve_stdio(*stdio)
         else:

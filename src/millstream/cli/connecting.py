@@ -53,7 +53,9 @@ class Way(Struct, frozen=True, kw_only=True):
     revision: str = ""
     timeout: float = 60.0
 
-    def client(self, *, elicit: Elicit | None = None, log_level: str = "", **more: Any) -> Client:
+    def client(
+        self, *, elicit: Elicit | None = None, log_level: str = "", max_connections: int = 100, **more: Any
+    ) -> Client:
         """A client for it."""
         auth = None
         if self.login:
@@ -67,7 +69,14 @@ class Way(Struct, frozen=True, kw_only=True):
             headers=pairs(self.header or [], ":", '--header takes "Name: value"'),
             timeout=self.timeout,
             elicit=elicit,
-            options=Options(env=env, log_level=log_level, auth=auth),
+            options=Options(
+                env=env,
+                log_level=log_level,
+                auth=auth,
+                max_connections=max_connections,
+                connect_timeout=min(10.0, self.timeout),
+                probe_timeout=min(10.0, self.timeout),
+            ),
             **more,
         )
 
@@ -98,13 +107,20 @@ def ended(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
     try:
         status = asyncio.run(work()) or 0
     except ClientError as exc:
-        typer.echo(f"Error: {one_line(str(exc))}", err=True)
+        typer.echo(f"Error: {one_line(text_of(exc))}", err=True)
         status = status_of(exc)
     except BrokenPipeError:  # `millstream list … | head`
         sys.stderr.close()
         status = 0
     if status:
         raise typer.Exit(status)
+
+
+def text_of(error: ClientError) -> str:
+    """What an error says, with the way out that the command line has."""
+    if isinstance(error, AccessDenied) and error.status == 401:
+        return f'{error.message} Log in with --login, or send a key: --header "Authorization: Bearer …".'
+    return str(error)
 
 
 def status_of(error: ClientError) -> int:

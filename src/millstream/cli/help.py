@@ -2,7 +2,10 @@
 
 COMMANDS = {
     "Serve": {
+        "init": "Make a new project: a server, a test, and what they need.",
         "run": "Serve the MCP server in a file or module.",
+        "dev": "Serve it while you write it: reload on change, and open its inspector.",
+        "install": "Write a server into the configuration of an application.",
         "keys": "Make, list, revoke and rotate API keys.",
         "audit": "Check audit logs.",
     },
@@ -18,8 +21,12 @@ COMMANDS = {
         "ping": "See whether it answers, and how fast.",
         "doctor": "Find out why a connection fails, and what to do.",
         "tokens": "What its tools cost a model, tool by tool.",
+        "bench": "Call it from many connections, and show how fast it answers.",
+        "record": "Write down what a client and a server say to each other.",
+        "replay": "Play a recording: as the server, or against one.",
     },
     "Millstream": {
+        "completion": "Complete commands and options in your shell.",
         "version": "Print the version.",
         "help": "Print this.",
     },

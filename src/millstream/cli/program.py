@@ -10,6 +10,9 @@ from millstream.cli.help import COMMANDS
 
 MODULES = {
     "run": "run",
+    "dev": "dev",
+    "init": "init",
+    "install": "install",
     "list": "offers",
     "call": "offers",
     "read": "offers",
@@ -19,8 +22,12 @@ MODULES = {
     "ping": "probing",
     "doctor": "doctor",
     "tokens": "tokens",
+    "bench": "bench",
+    "record": "record",
+    "replay": "replay",
     "keys": "keys",
     "audit": "audit",
+    "completion": "completion",
 }
 """Command -> its module, in `millstream.cli.commands`."""
 
@@ -36,7 +43,7 @@ def program(only: str = "") -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_root)
-    for name in [only] if only in MODULES else MODULES:
+    for name in [only] if only in MODULES and only != "completion" else MODULES:
         module = import_module(f"millstream.cli.commands.{MODULES[name]}")
         command = getattr(module, "list_" if name == "list" else name)
         if isinstance(command, typer.Typer):

@@ -1,6 +1,7 @@
 """What commands print: tables for people at a terminal, lines with tabs for pipes, JSON for programs."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -45,7 +46,17 @@ def print_rows(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
         cells = [cell.ljust(size) for cell, size in zip(row[:-1], sizes[:-1], strict=True)]
         last = row[-1] if len(row[-1]) <= room or room < 10 else row[-1][: room - 1] + "…"
         line = "  ".join([*cells, last]).rstrip()
-        sys.stdout.write(f"\x1b[1m{line}\x1b[0m\n" if number == 0 else f"{line}\n")
+        sys.stdout.write(f"{style(line, 'bold') if number == 0 else line}\n")
+
+
+_COLORS = {"bold": "1", "green": "32", "red": "31", "yellow": "33", "cyan": "36", "dim": "2"}
+
+
+def style(text: str, color: str) -> str:
+    """Text in a color, or bold, if standard output is a terminal and NO_COLOR isn't set (https://no-color.org)."""
+    if not color or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\x1b[{_COLORS[color]}m{text}\x1b[0m"
 
 
 def one_line(text: str) -> str:

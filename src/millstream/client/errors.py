@@ -29,8 +29,10 @@ class NotMcp(ClientError):
 class AccessDenied(ClientError):
     """401 or 403: the server wants other credentials, or more rights."""
 
-    def __init__(self, message: str, status: int, challenge: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, message: str, status: int, challenge: str = "", *, remedy: str = "") -> None:
+        super().__init__(f"{message} {remedy}" if remedy else message)
+        self.message = message
+        """What happened, without what a program can do about it."""
         self.status = status
         self.challenge = challenge
         """The `WWW-Authenticate` header."""

@@ -1,5 +1,6 @@
 """What the command line says when it cannot do what it was asked: what happened, why, and what to do."""
 
+import os
 import sys
 import sysconfig
 import traceback
@@ -56,7 +57,8 @@ def check_not_importing() -> None:
 
 def report(error: CommandError) -> None:
     """Write the message to standard error, one part a line."""
-    bold, dim, plain = ("\x1b[1;31m", "\x1b[2m", "\x1b[0m") if sys.stderr.isatty() else ("", "", "")
+    colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    bold, dim, plain = ("\x1b[1;31m", "\x1b[2m", "\x1b[0m") if colored else ("", "", "")
     lines = [f"{bold}Error:{plain} {error.what}"]
     if error.detail:
         lines += [f"{dim}{error.detail.rstrip()}{plain}", ""]

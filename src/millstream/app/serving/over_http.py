@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Callable
 
 from millstream.app.runtimes import Application
 from millstream.app.serving.errors import CommandError, check_key, report, set_up_logs
@@ -50,7 +51,14 @@ def supervised(workers: int, *, reload: bool = False) -> bool:
     return False
 
 
-def serve_with_panel(application: Application, host: str, port: int, *, descriptor: int | None = None) -> None:
+def serve_with_panel(
+    application: Application,
+    host: str,
+    port: int,
+    *,
+    descriptor: int | None = None,
+    told: Callable[[Facts], None] = show,
+) -> None:
     """Listen, say so, and serve until stopped.
 
     Args:
@@ -58,6 +66,7 @@ def serve_with_panel(application: Application, host: str, port: int, *, descript
         host: address to listen on.
         port: port to listen on.
         descriptor: of a socket to listen on instead.
+        told: hears that it serves.
 
     Raises:
         CommandError: the address cannot be used, or the key for session ids.
@@ -74,18 +83,19 @@ def serve_with_panel(application: Application, host: str, port: int, *, descript
         for each in listeners:
             each.close()
         raise
-    serve(application, host, port, listeners=listeners, told=_Panel(facts(definition, host=host, port=port)))
+    serve(application, host, port, listeners=listeners, told=_Panel(facts(definition, host=host, port=port), told))
 
 
 class _Panel:
     """What a person is told about a server that serves alone."""
 
-    def __init__(self, told: Facts) -> None:
+    def __init__(self, facts: Facts, told: Callable[[Facts], None]) -> None:
+        self._facts = facts
         self._told = told
 
     def started(self, accept: Accept) -> None:
         """It listens."""
-        show(self._told)
+        self._told(self._facts)
 
     def left(self) -> None:
         """Its signals have said so."""

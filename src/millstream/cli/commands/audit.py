@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from millstream.app.serving.errors import CommandError
+from millstream.cli.showing import print_json
 from millstream.telemetry.audit import Broken
 from millstream.telemetry.audit import verify as verify_file
 
@@ -24,10 +25,15 @@ def verify(
     last: Annotated[
         str, typer.Option(help="The hash that the last line has to have, as you noted it earlier.", metavar="HASH")
     ] = "",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check that no line was changed, removed or inserted, and print the hash of the last one.
 
     That lines were cut off at the end shows only if you noted the hash of the last line elsewhere, and give it here.
+
+    **Example**
+
+    - `millstream audit verify audit.jsonl --last HASH`
     """
     try:
         count, found = verify_file(file)
@@ -43,4 +49,7 @@ def verify(
             why=f"Its last line has the hash {found}.",
             fix="If lines were added since, give a copy of the file as it was then.",
         )
+    if json:
+        print_json({"lines": count, "hash": found})
+        return
     typer.echo(f"{count} lines, none changed. The last one has the hash {found}")

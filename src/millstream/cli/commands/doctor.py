@@ -16,6 +16,7 @@ from millstream.client.errors import AccessDenied, ClientError, ConnectFailed, N
 from millstream.client.http.connection import Reply
 from millstream.client.http.endpoint import Endpoint
 from millstream.client.http.pool import Pool, plain
+from millstream.client.http.proxy import proxy_for
 from millstream.client.http.url import Url
 from millstream.client.targets import Remote, find
 
@@ -43,6 +44,10 @@ def doctor(
 
     It looks up the name, connects, checks the certificate, asks over HTTP, finds what the server speaks, looks at the
     headers that browsers need, and calls nothing. The exit status is that of the first step that failed.
+
+    **Example**
+
+    - `millstream doctor https://example.com/mcp`
     """
     way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
@@ -82,8 +87,12 @@ async def examine(way: Way) -> AsyncIterator[Step]:
     place = find(way.target, env={}, cwd=None)
     if isinstance(place, Remote):
         url = place.url
-        yield await looked_up(url)
-        if url.secure:
+        proxy = proxy_for(url)
+        if proxy is not None:
+            yield Step("proxy", ok=True, found=f"{url.host} is reached through {proxy}, which the environment names")
+        else:
+            yield await looked_up(url)
+        if url.secure and proxy is None:
             yield await trusted(url)
     begun = time.perf_counter()
     async with way.client() as client:

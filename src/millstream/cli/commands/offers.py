@@ -42,6 +42,12 @@ def list_(
     """Show the tools, resources, templates and prompts of a server.
 
     In a pipe each line is: kind, name or URI, description, with tabs between.
+
+    **Examples**
+
+    - `millstream list shop.py`
+
+    - `millstream list https://example.com/mcp --login`
     """
     way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
@@ -125,7 +131,14 @@ def read(
     timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
-    """Print a resource, or write it into a file. Bytes are printed only into a pipe."""
+    """Print a resource, or write it into a file. Bytes are printed only into a pipe.
+
+    **Examples**
+
+    - `millstream read shop.py book://978-0`
+
+    - `millstream read http://127.0.0.1:8000/mcp logo://small --output logo.png`
+    """
     way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
@@ -153,7 +166,12 @@ def prompt(
     timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
-    """Print the messages of a prompt."""
+    """Print the messages of a prompt.
+
+    **Example**
+
+    - `millstream prompt shop.py pitch title=Emma`
+    """
     way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
     given = pairs(arguments or [], "=", "Arguments are NAME=VALUE")
 

@@ -30,7 +30,12 @@ def info(
     timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
-    """Show what a server is, what it speaks, what it offers, and how fast it answers (the middle of five)."""
+    """Show what a server is, what it speaks, what it offers, and how fast it answers (the middle of five).
+
+    **Example**
+
+    - `millstream info "uvx mcp-server-time"`
+    """
     way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
@@ -70,7 +75,12 @@ def ping(
     timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
-    """See whether a server answers, and how fast. Connecting doesn't count."""
+    """See whether a server answers, and how fast. Connecting doesn't count.
+
+    **Example**
+
+    - `millstream ping http://127.0.0.1:8000/mcp --count 5 --interval 0.2`
+    """
     way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:

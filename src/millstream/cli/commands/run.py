@@ -4,21 +4,26 @@ A stdio server, which a desktop client starts and waits for, does without the co
 (`millstream.cli.main`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from enum import StrEnum
-from typing import Annotated, TypedDict, Unpack
+from pathlib import Path
+from typing import Annotated, TypedDict, Unpack, cast
 
 import typer
 
 from millstream.app import Server
 from millstream.app.serving.errors import CommandError, set_up_logs
+from millstream.app.serving.facts import Facts
 from millstream.app.serving.over_http import serve_with_panel, supervised
+from millstream.app.serving.panel import show
 from millstream.app.serving.workers.launching import supervise
 from millstream.app.serving.workers.place import claim
 from millstream.app.serving.workers.worker import serve_worker
 from millstream.cli.load import folder_of, load
 from millstream.cli.stdio import serve_stdio
+from millstream.cli.uv import run_with
+from millstream.cli.variables import use_file
 from millstream.config import Settings, VariableError
 
 
@@ -34,11 +39,30 @@ class LogLevel(StrEnum):
     error = "error"
 
 
+EnvFile = Annotated[
+    Path | None,
+    typer.Option("--env-file", metavar="FILE", help="Set the variables in this file, unless they are set already."),
+]
+Packages = Annotated[
+    list[str] | None, typer.Option("--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
+]
+Editable = Annotated[
+    list[str] | None,
+    typer.Option("--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv. Repeat it."),
+]
+Inspect = Annotated[
+    list[str] | None,
+    typer.Option("--inspect", metavar="URL", help="HTTP: let /inspect reach this server, too. Repeat it."),
+]
+
+
 class Options(TypedDict):
     """What is put over the settings of a server."""
 
     serve: str
     store: str
+    more: frozenset[str]
+    """What is served beside what the program or `serve` says."""
     settings: Mapping[str, object]
     """By name; None leaves a setting as it is."""
 
@@ -87,6 +111,10 @@ def run(  # noqa: PLR0913  the options of the command
         bool, typer.Option("--public-without-auth", help="HTTP: let everybody who reaches the address call every tool.")
     ] = False,
     log_level: Annotated[LogLevel | None, typer.Option(help="How much to log.", show_default="info")] = None,
+    env_file: EnvFile = None,
+    packages: Packages = None,
+    editable: Editable = None,
+    inspect: Inspect = None,
 ) -> None:
     """Serve the MCP server in a file or module.
 
@@ -102,8 +130,12 @@ def run(  # noqa: PLR0913  the options of the command
 
     - `millstream run shop.py --host 0.0.0.0 --auth-key KEY`: for callers with a key, from anywhere
 
+    - `millstream run shop.py --with pandas`: with a package that isn't installed
+
     Every other setting is an environment variable, such as MILLSTREAM_ALLOWED_HOSTS=mcp.example.com.
     """
+    run_with(packages or (), editable or ())
+    use_file(env_file)
     if transport is Transport.stdio:
         serve_stdio(target, log_level or "")
     else:
@@ -116,6 +148,7 @@ def run(  # noqa: PLR0913  the options of the command
             reload=reload,
             serve=serve,
             store=store,
+            more=frozenset({"web"} if inspect else ()),
             settings={
                 "sessions": False if no_sessions else None,
                 "json_only": json or None,
@@ -126,6 +159,7 @@ def run(  # noqa: PLR0913  the options of the command
                 "tls_key": tls_key or None,
                 "public_without_auth": public_without_auth or None,
                 "log_level": log_level,
+                "inspect": tuple(inspect) if inspect else None,
             },
         )
 
@@ -138,6 +172,7 @@ def serve_http(
     descriptor: int | None,
     workers: int,
     reload: bool,
+    told: Callable[[Facts], None] = show,
     **options: Unpack[Options],
 ) -> None:
     """Serve until stopped: alone, as the parent of workers, or as one of them.
@@ -149,7 +184,7 @@ def serve_http(
     if place is None and supervised(workers, reload=reload):
         set_up_logs(_settings(), str(options["settings"].get("log_level") or ""))
         watched = folder_of(target) if reload else None
-        supervise(host, port, workers, descriptor=descriptor, watched=watched)
+        supervise(host, port, workers, descriptor=descriptor, watched=watched, told=told)
         return
     with place.reporting() if place is not None else nullcontext():
         server = load(target)
@@ -158,22 +193,47 @@ def serve_http(
     if place is not None:
         serve_worker(place, server)
     else:
-        serve_with_panel(server, host, port, descriptor=descriptor)
+        serve_with_panel(server, host, port, descriptor=descriptor, told=told)
 
 
-def configure(server: Server, *, serve: str, store: str, settings: Mapping[str, object]) -> None:
+def configure(
+    server: Server, *, serve: str, store: str, settings: Mapping[str, object], more: frozenset[str] = frozenset()
+) -> None:
     """Put the options over what the program says.
 
     Raises:
         CommandError: one of them cannot be.
     """
     said = {name: value for name, value in settings.items() if value is not None}
+    check_inspected(said.get("inspect", ()))
     if store:
         server.definition.store = store
     try:
         server.definition.configure(serve=serve, **said)
+        if not server.definition.parts >= more:
+            server.definition.configure(serve=server.definition.parts | more)
     except ValueError as exc:
         raise CommandError(str(exc), fix="Use --serve all, or some of them: --serve hub,rest") from exc
+
+
+def check_inspected(urls: object) -> None:
+    """See that the inspector can reach the servers that it's given, before anything starts.
+
+    Raises:
+        CommandError: one of them isn't a URL.
+    """
+    if not urls:
+        return
+    from millstream.client.errors import TargetError  # noqa: PLC0415  only who inspects others needs it
+    from millstream.client.http.url import parse  # noqa: PLC0415
+
+    for each in cast("tuple[str, ...]", urls):
+        try:
+            known = parse(each).scheme in ("http", "https")
+        except TargetError as exc:
+            raise CommandError(str(exc)) from exc
+        if not known:
+            raise CommandError(f"{each} can't be inspected.", fix="Give an http or https URL.")
 
 
 def _settings() -> Settings:

@@ -33,6 +33,10 @@ def tokens(
     """Show what a server's tools cost a model in tokens, the most expensive first.
 
     It's an estimate: four characters of name, description and schema are a token. Instructions count, too.
+
+    **Example**
+
+    - `millstream tokens shop.py`
     """
     way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 

@@ -32,6 +32,12 @@ def watch(
 
     Without URIs that is every change of its lists. `again` means that the connection broke and stands again: whatever
     changed meanwhile wasn't told. With --json each line is one object.
+
+    **Examples**
+
+    - `millstream watch http://127.0.0.1:8000/mcp`
+
+    - `millstream watch http://127.0.0.1:8000/mcp shop://news --count 1`: wait for one change
     """
     way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 

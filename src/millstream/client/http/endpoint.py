@@ -111,12 +111,10 @@ def lines(headers: Mapping[str, str]) -> str:
 def denied(url: Url, reply: Reply, challenge: str, *, has_auth: bool) -> AccessDenied:
     """The error for 401 and 403, with the way out."""
     if reply.status == 401:
-        remedy = (
-            "The credentials were not accepted"
-            if has_auth
-            else "Send credentials, for example headers={'Authorization': 'Bearer …'}"
-        )
-        text = f"{url} wants credentials (401). {remedy}."
+        if not has_auth:
+            remedy = "Send credentials, for example headers={'Authorization': 'Bearer …'}."
+            return AccessDenied(f"{url} wants credentials (401).", reply.status, challenge, remedy=remedy)
+        text = f"{url} wants credentials (401). The credentials were not accepted."
     elif "insufficient_scope" in challenge:
         text = f"{url} wants more rights than these credentials have (403): {challenge}."
     else:

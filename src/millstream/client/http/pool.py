@@ -11,6 +11,7 @@ from collections import deque
 
 from millstream.client.errors import ConnectFailed, ConnectionLost, TlsFailed
 from millstream.client.http.connection import HttpConnection, Reply
+from millstream.client.http.proxy import Proxy, no_proxy, proxy_for, refused, tunnel
 from millstream.client.http.url import Url
 
 _FRESH = 3.0
@@ -20,8 +21,8 @@ _FRESH = 3.0
 class Pool:
     """Requests go out as bytes that are ready, head and body."""
 
-    __slots__ = ("_all", "_closed", "_connecting", "_free", "_loop", "_max", "_max_body", "_queue", "_timeout", "_tls",
-                 "_url")  # fmt: skip
+    __slots__ = ("_all", "_closed", "_connecting", "_free", "_loop", "_max", "_max_body", "_proxy", "_queue",
+                 "_timeout", "_tls", "_url")  # fmt: skip
 
     def __init__(
         self, url: Url, *, max_connections: int, max_body: int, connect_timeout: float, tls: ssl.SSLContext | None
@@ -32,6 +33,7 @@ class Pool:
         self._max_body = max_body
         self._timeout = connect_timeout
         self._tls = (tls or ssl.create_default_context()) if url.secure else None
+        self._proxy = proxy_for(url)
         self._loop = asyncio.get_running_loop()
         # Connections
         self._all: set[HttpConnection] = set()
@@ -51,11 +53,17 @@ class Pool:
             ConnectFailed: nobody is there.
             ConnectionLost: the server closed before it answered.
         """
+        proxy = None if self._url.secure else self._proxy
+        if proxy is not None:
+            data = proxy.forwarded(self._url, data)
         while True:
             connection = await self._take(_FRESH if not repeatable else 3600)
             waiter = connection.send(data)
             try:
-                return await waiter
+                reply = await waiter
+                if proxy is not None and reply.status == 407:
+                    raise refused(proxy, self._url.authority, "407")
+                return reply
             except ConnectionLost:
                 if not (repeatable and connection.untouched):
                     raise
@@ -112,14 +120,16 @@ class Pool:
         return connection
 
     async def _dial(self) -> HttpConnection:
-        url = self._url
+        url, proxy = self._url, self._proxy
         try:
             async with asyncio.timeout(self._timeout):
-                _, connection = await self._loop.create_connection(
-                    lambda: HttpConnection(self._loop, self._max_body, self._ended), url.host, url.port, ssl=self._tls
-                )
+                if proxy is not None:
+                    return await self._through(proxy)
+                _, connection = await self._loop.create_connection(self._connection, url.host, url.port, ssl=self._tls)
         except TimeoutError as exc:
-            raise ConnectFailed(f"{url.origin} did not accept a connection within {self._timeout:g} seconds.") from exc
+            hint = " Is it http:// rather than https://?" if url.secure else ""
+            text = f"{url.origin} did not accept a connection within {self._timeout:g} seconds.{hint}"
+            raise ConnectFailed(text) from exc
         except ssl.SSLCertVerificationError as exc:
             raise TlsFailed(
                 f"The certificate of {url.origin} is not trusted: {exc.verify_message}. "
@@ -131,6 +141,26 @@ class Pool:
             ) from exc
         except OSError as exc:
             raise ConnectFailed(f"There is no server at {url.origin}: {plain(exc)}.") from exc
+        return connection
+
+    def _connection(self) -> HttpConnection:
+        return HttpConnection(self._loop, self._max_body, self._ended)
+
+    async def _through(self, proxy: Proxy) -> HttpConnection:
+        """A connection to a proxy that passes requests on, or through it to the server."""
+        url = self._url
+        if self._tls is None:
+            try:
+                _, connection = await self._loop.create_connection(self._connection, proxy.host, proxy.port)
+            except OSError as exc:
+                raise no_proxy(proxy, exc) from exc
+            return connection
+        below = await tunnel(proxy, url)
+        connection = self._connection()
+        transport = await self._loop.start_tls(below, connection, self._tls, server_hostname=url.host)
+        if transport is None:
+            raise ConnectFailed(f"The proxy {proxy} closed the connection to {url.origin}.")
+        connection.connection_made(transport)
         return connection
 
     def _ended(self, connection: HttpConnection) -> None:

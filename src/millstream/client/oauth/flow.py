@@ -23,8 +23,9 @@ from millstream.client.oauth.discovery import (
     find_resource,
 )
 from millstream.client.oauth.fetching import checked, fetch, post_form
+from millstream.client.oauth.keeping import default_store
 from millstream.client.oauth.person import Loopback, Visit, answer_of
-from millstream.client.oauth.store import FileStore, Registration, Store, Tokens
+from millstream.client.oauth.store import Registration, Store, Tokens
 
 _EARLY = 30.0
 """Seconds before its end at which a token is renewed."""
@@ -71,7 +72,7 @@ class OAuth:
         redirect_uri: str = "http://127.0.0.1:8765/callback",
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._store = store or FileStore()
+        self._store = store or default_store()
         self._ours = Registration(client_id, client_secret)
         self._metadata_url = client_metadata_url
         self._name = name

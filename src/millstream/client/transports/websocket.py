@@ -12,6 +12,7 @@ from millstream.client.background import Background
 from millstream.client.errors import AccessDenied, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client.http.connection import too_large
 from millstream.client.http.pool import plain
+from millstream.client.http.proxy import proxy_for
 from millstream.client.http.url import Url
 from millstream.client.transports.duplex import Duplex
 from millstream.client.transports.transport import Listener, Request
@@ -60,6 +61,7 @@ class WebSocketTransport:
             ClientError: there's no WebSocket of MCP.
         """
         url = self._url
+        proxy = proxy_for(url)
         try:
             socket = await connect(
                 str(url),
@@ -68,7 +70,7 @@ class WebSocketTransport:
                 max_size=self._max,
                 open_timeout=self._timeout,
                 ssl=self._tls if url.secure else None,
-                proxy=None,
+                proxy=None if proxy is None else proxy.address,
             )
         except InvalidStatus as exc:
             status = exc.response.status_code

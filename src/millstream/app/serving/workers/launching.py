@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from millstream.app.serving.facts import Facts
 from millstream.app.serving.listening import passed_sockets
+from millstream.app.serving.panel import show
 from millstream.app.serving.workers.rerun import own_command
 from millstream.app.serving.workers.sockets import open_sockets
 from millstream.app.serving.workers.supervisor import Supervisor, slots_of
@@ -21,7 +23,14 @@ def can_supervise() -> bool:
 
 
 def supervise(
-    host: str, port: int, workers: int, *, run: int = 1, descriptor: int | None = None, watched: Path | None = None
+    host: str,
+    port: int,
+    workers: int,
+    *,
+    run: int = 1,
+    descriptor: int | None = None,
+    watched: Path | None = None,
+    told: Callable[[Facts], None] = show,
 ) -> None:
     """Serve with so many workers until stopped.
 
@@ -32,6 +41,7 @@ def supervise(
         run: which ``run()`` of the program this is.
         descriptor: of a socket to listen on instead.
         watched: a folder; when a Python file in it changes, all workers start anew.
+        told: hears once that the workers serve.
 
     Raises:
         CommandError: the address cannot be used, or a worker cannot start.
@@ -46,7 +56,8 @@ def supervise(
     try:
         slots = slots_of(sockets, workers, passed=bool(passed))
         program = None if watched is None else partial(changes, watched)
-        supervisor = Supervisor(command, slots, host=host, run=run, changes=program, store=partial(holding, open_store))
+        store = partial(holding, open_store)
+        supervisor = Supervisor(command, slots, host=host, run=run, changes=program, store=store, told=told)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(supervisor.run())
     finally:

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from millstream.app.serving.errors import CommandError
+from millstream.app.serving.facts import Facts
 from millstream.app.serving.panel import show
 from millstream.app.serving.stopping import INTERRUPTED
 from millstream.app.serving.workers.child import NotStarted
@@ -39,6 +40,7 @@ class Supervisor:
         run: int,
         store: Callable[[], AbstractAsyncContextManager[str]],
         changes: Callable[[], AsyncIterator[None]] | None = None,
+        told: Callable[[Facts], None] = show,
     ) -> None:
         """Nothing starts before `run`.
 
@@ -49,6 +51,7 @@ class Supervisor:
             run: which ``run()`` of the program this is.
             store: opens what the workers share, around their whole life, and gives its address.
             changes: yields whenever the program has changed.
+            told: hears once that the workers serve.
         """
         # configuration
         self._command = command
@@ -56,6 +59,7 @@ class Supervisor:
         self._host = host
         self._run = run
         self._changes = changes
+        self._told = told
         self._store = store
         # process
         self._crew: Crew
@@ -114,7 +118,7 @@ class Supervisor:
             await asyncio.gather(*[self._crew.begin(slot).ready() for slot in others])
         except NotStarted as exc:
             raise exc.error from None
-        show(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._crew.children]))
+        self._told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._crew.children]))
         self._chores.append(asyncio.create_task(self._keep_restarting(orders)))
         if changes is not None:
             self._chores.append(asyncio.create_task(self._watch(changes, orders)))

@@ -1,0 +1,1 @@
+"""Writes MCP servers into the configurations of other applications, and takes them out again."""

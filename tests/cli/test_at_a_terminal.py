@@ -1,0 +1,187 @@
+"""What a person sees at a terminal of 80 and of 120 columns: a real one, in tmux.
+
+The rules are our choice: nothing is cut or wrapped in an ugly place, colors go with NO_COLOR, and a question is asked.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from patience import WAIT
+from processes import ROOT, Shared, free_port, millstream, shared
+
+TMUX = shutil.which("tmux")
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(TMUX is None, reason="tmux is not installed; make test installs it where it may"),
+]
+SHOP = ROOT / "tests" / "client" / "shop.py"
+LINES = 50
+
+
+class Screen:
+    """One terminal in a tmux of its own."""
+
+    def __init__(self, columns: int, folder: Path) -> None:
+        self.columns = columns
+        self._folder = folder
+        self._socket = f"millstream-{uuid4().hex[:12]}"
+
+    def tmux(self, *words: str) -> str:
+        assert TMUX is not None
+        done = subprocess.run(
+            [TMUX, "-L", self._socket, "-f", "/dev/null", *words],
+            capture_output=True,
+            text=True,
+            timeout=WAIT,
+            check=False,
+        )
+        return done.stdout
+
+    def start(self, *words: str, **variables: str) -> None:
+        """Run a command of ours; its last words stay on the screen."""
+        given = {"PYTHONPATH": str(ROOT / "tests"), "HOME": str(self._folder), "PATH": os.environ["PATH"], **variables}
+        environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
+        command = shlex.join([sys.executable, "-m", "millstream", *words])
+        self.tmux(
+            "new-session", "-d", "-x", str(self.columns), "-y", str(LINES), "-c", str(self._folder),
+            f"env -u NO_COLOR -u COLUMNS {environment} {command}; echo ended with $?; sleep 600",
+        )  # fmt: skip
+
+    def seen(self, *, colors: bool = False) -> str:
+        return self.tmux("capture-pane", "-p", *(["-e"] if colors else []))
+
+    def until(self, what: str | Callable[[str], bool]) -> list[str]:
+        """The lines of the screen as soon as it shows this."""
+        deadline = time.monotonic() + WAIT
+        while time.monotonic() < deadline:
+            text = self.seen()
+            if what in text if isinstance(what, str) else what(text):
+                return text.rstrip().splitlines()
+            time.sleep(0.05)
+        raise AssertionError(f"never showed {what}:\n{self.seen()}")
+
+    def press(self, *keys: str) -> None:
+        self.tmux("send-keys", *keys)
+
+    def close(self) -> None:
+        self.tmux("kill-server")
+
+
+@pytest.fixture(params=[80, 120])
+def screen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Screen]:
+    opened = Screen(request.param, tmp_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    with shared(lambda port: millstream(str(SHOP), port), tmp_path_factory.mktemp("shop")) as running:
+        yield running
+
+
+def framed(lines: list[str], columns: int) -> None:
+    """Every line of a frame has both its sides, so nothing was wrapped into it."""
+    inside = [line for line in lines if line.startswith(("│", "╭", "╰"))]
+    assert inside
+    assert {line[-1] for line in inside} <= {"│", "╮", "╯"}
+    assert max(map(len, inside)) <= columns
+
+
+def test_run_shows_a_panel_and_ends_with_ctrl_c(screen: Screen) -> None:
+    """Where, what, and how to try it."""
+    port = free_port()
+    screen.start("run", str(SHOP), "--port", str(port))
+    lines = screen.until("Ctrl-C")
+    framed(lines, screen.columns)
+    assert any(f"http://127.0.0.1:{port}/mcp" in line for line in lines)
+    screen.press("C-c")
+    screen.until("ended with 0")
+
+
+def test_dev_shows_a_panel_and_then_a_mistake_of_ours(screen: Screen, tmp_path: Path) -> None:
+    """With the line of the mistake, and that the old program serves on."""
+    program = tmp_path / "shop.py"
+    program.write_text("from millstream import Server\n\nmcp = Server('shop')\n", "utf-8")
+    port = free_port()
+    screen.start("dev", "shop.py", "--no-open", "--port", str(port))
+    lines = screen.until("Try your tools at")
+    framed(lines, screen.columns)
+    assert f"Try your tools at http://127.0.0.1:{port}/inspect" in lines
+    program.write_text("from millstream import Server\n\nmcp = Sever('shop')\n", "utf-8")
+    lines = screen.until("Nothing has changed")
+    assert any("NameError: name 'Sever' is not defined" in line for line in lines)
+    assert any("Correct line 3 of shop.py" in line for line in lines)
+    screen.press("C-c")
+    screen.until("ended with 0")
+
+
+def test_watch_shows_what_happens(screen: Screen, server: Shared) -> None:
+    """A line for each change."""
+    url = f"http://127.0.0.1:{server.port()}/mcp"
+    screen.start("watch", url, "shop://news")
+    screen.until("Watching shop")
+    subprocess.run(
+        [sys.executable, "-m", "millstream", "call", url, "publish"], check=True, capture_output=True, timeout=WAIT
+    )
+    lines = screen.until("shop://news")
+    assert lines[0] == "Watching shop (2026-07-28, streamable-http)."
+    assert lines[1].split() == ["changed", "resource", "shop://news"]
+    screen.press("C-c")
+    screen.until("ended with 130")
+
+
+def test_bench_fills_a_bar_and_draws_a_chart_that_fits(screen: Screen, server: Shared) -> None:
+    """Bars as wide as the terminal, and no wider."""
+    screen.start("bench", f"http://127.0.0.1:{server.port()}/mcp", "--tool", "count", "a=1", "b=2", "--seconds", "1")
+    screen.until("░")
+    lines = screen.until("ended with 0")
+    assert lines[0].startswith("shop (2026-07-28, streamable-http): 10 connections for 1.")
+    assert lines[1].split() == ["WHAT", "VALUE"]
+    bars = [line for line in lines if "█" in line]
+    assert 2 <= len(bars) <= 10
+    assert all(line.lstrip().startswith("≤ ") for line in bars)
+    assert screen.columns - 4 <= max(map(len, bars)) <= screen.columns
+    assert "\x1b[36m" in screen.seen(colors=True)
+
+
+def test_no_color_is_respected(tmp_path: Path, server: Shared) -> None:
+    """https://no-color.org: bold is no color, and yet it goes, too."""
+    screen = Screen(80, tmp_path)
+    try:
+        url = f"http://127.0.0.1:{server.port()}/mcp"
+        screen.start("bench", url, "--seconds", "0.2", NO_COLOR="1")
+        screen.until("ended with 0")
+        assert "\x1b[" not in screen.seen(colors=True)
+    finally:
+        screen.close()
+
+
+def test_install_shows_the_change_and_asks(screen: Screen, tmp_path: Path) -> None:
+    """Nothing is written before the answer."""
+    path = tmp_path / ".cursor" / "mcp.json"
+    screen.start("install", str(SHOP), "--client", "cursor")
+    lines = screen.until("Write this? [y/N]:")
+    assert any(line.startswith('+    "shop": {') for line in lines)
+    assert not path.exists()
+    screen.press("y", "Enter")
+    lines = screen.until("ended with 0")
+    assert any(line.startswith("Cursor has shop now.") for line in lines)
+    assert path.exists()
+
+
+def test_an_error_of_a_server_is_one_sentence(screen: Screen) -> None:
+    """And no frame of ours."""
+    screen.start("list", f"http://127.0.0.1:{free_port()}/mcp")
+    lines = screen.until("ended with 3")
+    assert lines[0].startswith("Error: There is no server at http://127.0.0.1:")
+    assert len(lines) <= 3  # the sentence may take two

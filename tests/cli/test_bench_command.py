@@ -1,0 +1,94 @@
+"""``millstream bench``: what it counts, and how it shows it. The rules are our choice."""
+
+import json
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from cli.test_faults import run
+from client.rude import Asked, discovering, rude
+from millstream.cli.commands.bench import Tally, shown
+from processes import ROOT, Shared, millstream, shared
+
+SHOP = str(ROOT / "tests" / "client" / "shop.py")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    with shared(lambda port: millstream(SHOP, port), tmp_path_factory.mktemp("shop")) as running:
+        yield running
+
+
+def test_percentiles_are_right_to_one_percent() -> None:
+    """Compared with all values, sorted."""
+    tally, source = Tally(), random.Random(7)
+    values = sorted(source.lognormvariate(-6, 1) for _ in range(20_000))
+    for value in values:
+        tally.add(value)
+    for share in (50, 90, 99, 99.9):
+        exact = values[min(len(values) - 1, int(len(values) * share / 100))]
+        assert tally.percentile(share) == pytest.approx(exact, rel=0.011)
+    assert tally.percentile(100) == values[-1]
+    spread = tally.spread(10)
+    assert len(spread) <= 10
+    assert sum(count for _, count in spread) == 20_000
+    assert spread[-1][0] == values[-1]
+
+
+def test_one_value_and_none_make_no_trouble() -> None:
+    """A server that never answered has no percentiles."""
+    tally = Tally()
+    assert (tally.spread(10), tally.percentile(99)) == ([], 0.0)
+    tally.add(0.0)
+    assert tally.percentile(99) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0001234, "0.123 ms"), (0.0123, "12.3 ms"), (0.2346, "235 ms"), (2, "2 s")]
+)
+def test_durations_have_three_digits(seconds: float, text: str) -> None:
+    """As people read them."""
+    assert shown(seconds) == text
+
+
+@pytest.mark.server
+async def test_calls_are_counted_and_all_reach_the_server(server: Shared) -> None:
+    """In JSON for programs."""
+    url = f"http://127.0.0.1:{server.port()}/mcp"
+    words = ["--tool", "count", "a=1", "b=2", "--connections", "3", "--seconds", "0.2", "--json"]
+    code, out, error = await run("bench", url, *words)
+    assert (code, error) == (0, "")
+    found = json.loads(out)
+    assert (found["connections"], found["errors"], found["server"]) == (3, {}, "shop")
+    assert found["calls"] >= 3
+    assert 0 < found["latencyMs"]["p50"] <= found["latencyMs"]["p99.9"] <= found["latencyMs"]["max"]
+    assert found["callsPerSecond"] == pytest.approx(found["calls"] / found["seconds"], rel=0.01)
+
+
+@pytest.mark.server
+async def test_errors_are_counted_by_what_they_say(server: Shared) -> None:
+    """And the status says that there were some."""
+    url = f"http://127.0.0.1:{server.port()}/mcp"
+    code, out, error = await run("bench", url, "--tool", "nothing", "--seconds", "0.1", "--connections", "1")
+    assert code == 1
+    assert "errors\t" in out
+    assert "× Unknown tool" in error
+    code, out, error = await run("bench", url, "a=1")
+    assert (code, out) == (2, "")
+    assert "--tool" in error
+
+
+async def test_a_server_that_dies_is_not_asked_in_a_tight_loop() -> None:
+    """A connection that breaks waits before its next call."""
+    asked: list[str] = []
+
+    async def die(request: Asked) -> None:
+        asked.append(request.method)
+        raise ConnectionError
+
+    async with rude(discovering(die)) as there:
+        code, out, _ = await run("bench", there.url, "--tool", "x", "--seconds", "0.25", "--connections", "1", "--json")
+    assert code == 1
+    assert json.loads(out)["calls"] == 0
+    assert 1 <= len(asked) <= 4

@@ -1,0 +1,184 @@
+"""Whatever is wrong with a server, a command says it in one sentence and ends with its status, without a traceback.
+
+Real sockets and processes that misbehave. The commands run in this process, in a thread with a loop of its own. The
+rules are our choice.
+"""
+
+import asyncio
+import json
+import os
+import re
+import ssl
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from client.certificates import self_signed
+from client.rude import Asked, Behave, discovering, rude
+from millstream.cli.program import program
+from millstream.client import opening
+from patience import WAIT
+from processes import free_port
+
+
+@pytest.fixture(autouse=True)
+def no_verdicts() -> None:
+    """Nothing is known of a server from another test."""
+    opening.forget_verdicts()
+
+
+async def run(*arguments: str) -> tuple[int, str, str]:
+    """Status, output and errors of a command."""
+
+    def invoke() -> tuple[int, str, str]:
+        done = CliRunner().invoke(program(arguments[0]), list(arguments))
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return done.exit_code, done.stdout, done.stderr
+
+    async with asyncio.timeout(WAIT):
+        return await asyncio.to_thread(invoke)
+
+
+async def fails(status: int, words: str, *arguments: str) -> None:
+    """The command ends with this status, and one line with these words."""
+    code, out, error = await run(*arguments)
+    assert (code, out) == (status, ""), error
+    assert error.startswith("Error: ")
+    assert error.count("\n") == 1
+    assert re.search(words, error), error
+    assert "Traceback" not in error
+
+
+async def status(asked: Asked, line: str, more: str = "") -> None:
+    await asked.reply(b"no", status=line, type="text/plain", more=more)
+
+
+async def page(asked: Asked) -> None:
+    await asked.reply(b"<!doctype html><title>Hello</title>", type="text/html")
+
+
+async def hang(asked: Asked) -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+async def die(asked: Asked) -> None:
+    raise ConnectionError
+
+
+async def wrong_id(asked: Asked) -> None:
+    await asked.reply(b'{"jsonrpc":"2.0","id":999,"result":{"content":[]}}')
+
+
+async def gigabyte(asked: Asked) -> None:
+    await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1073741824\r\n\r\n{")
+    await hang(asked)
+
+
+async def bomb(asked: Asked) -> None:
+    await asked.stream()
+    note = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"boom"}}'
+    while True:
+        await asked.event(note)
+
+
+async def unknown(asked: Asked) -> None:
+    if asked.method == "initialize":
+        result = {"protocolVersion": "1999-01-01", "capabilities": {}, "serverInfo": {"name": "r", "version": "1"}}
+        await asked.result(result)
+    else:
+        error = {"code": -32601, "message": "Method not found"}
+        await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message.get("id"), "error": error}).encode())
+
+
+CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
+    (page, 3, "answers with 200 and a web page, not JSON", ()),
+    (lambda asked: status(asked, "404 Not Found"), 3, "Check the path", ()),
+    (lambda asked: status(asked, "500 Oops"), 3, "failed with status 500", ()),
+    (lambda asked: status(asked, "401 Unauthorized"), 4, r"wants credentials \(401\)\. .*--login.*--header", ()),
+    (lambda asked: status(asked, "403 Forbidden"), 4, r"\(403\)", ()),
+    (lambda asked: status(asked, "302 Found", "Location: https://example.com/\r\n"), 3, "redirects to", ()),
+    (unknown, 3, "1999-01-01", ()),
+    (discovering(hang), 5, "did not answer tools/call within 0.3 seconds", ("--timeout", "0.3")),
+    (discovering(die), 3, "closed the connection before it answered", ()),
+    (discovering(wrong_id), 1, "999", ()),
+    (discovering(gigabyte), 1, "more than 67,108,864 bytes", ()),
+    (discovering(bomb), 5, "did not answer", ("--timeout", "0.3")),
+]
+
+
+@pytest.mark.parametrize(("behave", "code", "words", "more"), CALLS)
+async def test_a_server_that_misbehaves(behave: Behave, code: int, words: str, more: tuple[str, ...]) -> None:
+    """The status says what kind of trouble it is, the sentence says what to do."""
+    async with rude(behave) as server:
+        await fails(code, words, "call", server.url, "x", *more)
+
+
+async def test_no_server() -> None:
+    """Nobody listens, there's no such host, it's no URL."""
+    await fails(3, "There is no server at", "list", f"http://127.0.0.1:{free_port()}/mcp")
+    await fails(3, r"There is no server at http://nothing\.invalid", "list", "http://nothing.invalid/mcp")
+    await fails(3, "If it is a URL, write http://", "list", "localhost:8000/mcp")
+
+
+@pytest.fixture
+async def unasked(tmp_path: Path) -> AsyncIterator[int]:
+    """The port of a server that speaks TLS with a certificate that nobody trusts."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*self_signed(tmp_path))
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+
+
+async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """What servers without TLS say to those who greet them with it."""
+    await reader.read(1)
+    writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+    await writer.drain()
+    writer.close()
+
+
+async def test_tls_that_is_not_trusted_or_not_there(unasked: int) -> None:
+    """The certificate is the trouble, or there's no TLS at all, or there is although nobody asked for it."""
+    await fails(
+        3,
+        r"certificate of https://localhost:\d+ is not trusted: self.signed",
+        "list",
+        f"https://localhost:{unasked}/mcp",
+    )
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        await fails(3, r"does not speak TLS .* http:// rather than https://", "list", f"https://localhost:{port}/mcp")
+    await fails(3, "closed the connection|does not speak HTTP", "list", f"http://localhost:{unasked}/mcp")
+
+
+PROGRAMS = [
+    ("import sys; sys.exit('no such database')", 3, "It last said: no such database"),
+    ("print('Welcome!')\nimport time; time.sleep(600)", 5, "did not answer"),
+    ("while True: print('x' * 10)", 1, "writes text to its standard output"),
+]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(("source", "code", "words"), PROGRAMS)
+async def test_a_program_that_is_no_server(source: str, code: int, words: str, tmp_path: Path) -> None:
+    """It ends, says nothing, or talks too much; and it's gone afterwards."""
+    script = tmp_path / "program.py"
+    mark = tmp_path / "pid"
+    script.write_text(
+        f"import os; open({str(mark)!r}, 'w').write(str(os.getpid()))\n{textwrap.dedent(source)}", "utf-8"
+    )
+    await fails(code, words, "list", f"{sys.executable} {script}", "--timeout", "0.2")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text("utf-8")), 0)
+
+
+@pytest.mark.parametrize("command", ["info", "ping", "tokens", "watch", "bench"])
+async def test_every_command_that_connects_says_it_alike(command: str) -> None:
+    """One way to fail."""
+    await fails(3, "There is no server at", command, f"http://127.0.0.1:{free_port()}/mcp")

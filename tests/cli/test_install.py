@@ -1,0 +1,344 @@
+"""``millstream install``: each application's file, on each system, as people have it; and back again.
+
+The files are shaped like real ones. What an entry looks like stands in the documentation of each application, which
+`installing/applications.py` names.
+"""
+
+import json
+import stat
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from millstream.app.serving.errors import CommandError
+from millstream.cli.commands import install as command
+from millstream.cli.installing import launch
+from millstream.cli.installing.applications import APPLICATIONS, System
+from millstream.cli.program import program
+from millstream.client.targets import find
+from millstream.client.transports.stdio import Command
+
+SHOP = Path(__file__).resolve().parents[1] / "client" / "shop.py"
+PROGRAM = str(Path(sys.executable).with_name("millstream"))
+ARGS = ["run", str(SHOP), "--transport", "stdio"]
+LOCAL = {"command": PROGRAM, "args": ARGS}
+URL = "https://example.com/mcp"
+BEARER = {"Authorization": "Bearer k"}
+VIA_REMOTE = {
+    "command": "npx",
+    "args": ["-y", "mcp-remote", URL, "--header", "Authorization:${MCP_HEADER_0}"],
+    "env": {"MCP_HEADER_0": "Bearer k"},
+}
+
+PLACES = {
+    "claude": (
+        ".config/Claude/claude_desktop_config.json",
+        "Library/Application Support/Claude/claude_desktop_config.json",
+        "AppData/Roaming/Claude/claude_desktop_config.json",
+    ),
+    "claude-code": (".claude.json",) * 3,
+    "cursor": (".cursor/mcp.json",) * 3,
+    "vscode": (
+        ".config/Code/User/mcp.json",
+        "Library/Application Support/Code/User/mcp.json",
+        "AppData/Roaming/Code/User/mcp.json",
+    ),
+    "windsurf": (".codeium/windsurf/mcp_config.json",) * 3,
+    "zed": (".config/zed/settings.json", ".config/zed/settings.json", "AppData/Roaming/Zed/settings.json"),
+    "goose": (
+        ".config/goose/config.yaml",
+        ".config/goose/config.yaml",
+        "AppData/Roaming/Block/goose/config/config.yaml",
+    ),
+    "gemini": (".gemini/settings.json",) * 3,
+    "codex": (".codex/config.toml",) * 3,
+}
+"""Below the home of a person: on Linux, macOS and Windows."""
+
+BEFORE = {
+    "claude": '{\n  "globalShortcut": "",\n  "mcpServers": {\n    "files": {\n      "command": "npx"\n    }\n  }\n}\n',
+    "claude-code": '{\n  "numStartups": 7,\n  "mcpServers": {},\n  "projects": {\n    "/a": {"history": []}\n  }\n}',
+    "cursor": '{"mcpServers":{"other":{"url":"https://example.com/other"}}}',
+    "vscode": '// mine\n{\n\t"inputs": [],\n\t"servers": {\n\t\t"old": { "type": "http", "url": "u" }, // 1\n\t}\n}\n',
+    "windsurf": '{\r\n  "mcpServers": {\r\n    "other": {\r\n      "serverUrl": "u"\r\n    }\r\n  }\r\n}\r\n',
+    "zed": '// Zed settings\n{\n  "theme": "One Dark", // dark\n  "vim_mode": true,\n}\n',
+    "goose": "GOOSE_MODEL: gpt-5 # good\nextensions:\n  developer:\n    enabled: true\n    type: builtin\n",
+    "gemini": '{\n  "theme": "GitHub",\n  "mcpServers": {\n    "other": {\n      "httpUrl": "u"\n    }\n  }\n}\n',
+    "codex": '# mine\nmodel = "gpt-5.1-codex"\n\n[mcp_servers.other]\nurl = "u"\n',
+}
+ENTRIES = {
+    "claude": (LOCAL, VIA_REMOTE),
+    "claude-code": ({"type": "stdio", **LOCAL}, {"type": "http", "url": URL, "headers": BEARER}),
+    "cursor": (LOCAL, {"url": URL, "headers": BEARER}),
+    "vscode": ({"type": "stdio", **LOCAL}, {"type": "http", "url": URL, "headers": BEARER}),
+    "windsurf": (LOCAL, {"serverUrl": URL, "headers": BEARER}),
+    "zed": (LOCAL, {"url": URL, "headers": BEARER}),
+    "goose": (
+        {"name": "shop", "type": "stdio", "enabled": True, "cmd": PROGRAM, "args": ARGS, "envs": {}, "timeout": 300},
+        {"name": "shop", "type": "streamable_http", "enabled": True, "uri": URL, "headers": BEARER, "timeout": 300},
+    ),
+    "gemini": (LOCAL, {"httpUrl": URL, "headers": BEARER}),
+    "codex": (LOCAL, {"url": URL, "http_headers": BEARER}),
+}
+"""How each writes a server in a file, and one at a URL."""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A person's home; the machine is the one of the test otherwise, with Linux' paths."""
+    system = System(kind="linux", home=tmp_path)
+    monkeypatch.setattr(command, "system_here", lambda: system)
+    return tmp_path
+
+
+def install(*arguments: str, given: str | None = None) -> Result:
+    return CliRunner().invoke(program("install"), ["install", *arguments], input=given)
+
+
+def written(key: str, text: str) -> Any:
+    """The entry in a file of an application."""
+    under = APPLICATIONS[key].under
+    if key == "goose":
+        lines = text.partition("  shop:\n")[2].splitlines()
+        return {name.strip(): json.loads(value) for name, value in (line.split(": ", 1) for line in lines)}
+    if key == "codex":
+        return tomllib.loads(text)[under]["shop"]
+    return command_value(text)[under]["shop"]
+
+
+def command_value(text: str) -> Any:
+    from millstream.cli.installing import jsonc  # noqa: PLC0415 - what the applications read, comments aside
+
+    return jsonc.read(text).value
+
+
+@pytest.mark.parametrize("key", APPLICATIONS)
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["linux", "macos", "windows"])
+def test_every_application_gets_its_entry_at_its_place(
+    key: str, place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On each system, in a file with other things in it, which stay; then `--undo` brings the file back."""
+    system = System(kind=("linux", "macos", "windows")[place], home=tmp_path)
+    monkeypatch.setattr(command, "system_here", lambda: system)
+    path = tmp_path / PLACES[key][place]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(BEFORE[key].encode())
+    for target, wanted in ((str(SHOP), ENTRIES[key][0]), (URL, ENTRIES[key][1])):
+        more = ["--header", "Authorization: Bearer k"] if target == URL else []
+        done = install(target, "--client", key, "--name", "shop", "--yes", *more)
+        assert done.exit_code == 0, done.output
+        text = path.read_bytes().decode()
+        assert written(key, text) == wanted
+        rest = iter(text)
+        assert all(letter in rest for letter in BEFORE[key]), "something of the file is gone, or in another order"
+        assert install(str(SHOP), "--client", key, "--name", "shop", "--undo", "--yes").exit_code == 0
+        assert path.read_bytes().decode() == BEFORE[key]
+        assert [each.name for each in path.parent.iterdir() if "before" in each.name] == []
+
+
+@pytest.mark.parametrize("key", APPLICATIONS)
+def test_a_missing_folder_is_made_and_undo_removes_the_file(key: str, home: Path) -> None:
+    """Nobody but the person may read a new file: it may hold keys."""
+    assert install(str(SHOP), "--client", key, "--yes").exit_code == 0
+    path = home / PLACES[key][0]
+    assert written(key, path.read_text("utf-8")) == ENTRIES[key][0]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert install(str(SHOP), "--client", key, "--undo", "--yes").exit_code == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("key", APPLICATIONS)
+@pytest.mark.parametrize("broken", [b"{]", b"\xff\xfe{}", b"a: [\n\tb"], ids=["text", "bytes", "tab"])
+def test_a_broken_file_is_refused_and_left_as_it_is(key: str, broken: bytes, home: Path) -> None:
+    """The message says where it's broken, and how to go on."""
+    path = home / PLACES[key][0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(broken)
+    done = install(str(SHOP), "--client", key, "--yes")
+    assert isinstance(done.exception, CommandError)
+    assert str(path) in done.exception.what
+    assert done.exception.fix
+    assert path.read_bytes() == broken
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_change_is_shown_and_nothing_is_written_unless_somebody_agrees(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--dry-run` only shows; a pipe can't be asked; a person can say no."""
+    path = home / PLACES["claude"][0]
+    path.parent.mkdir(parents=True)
+    path.write_text(BEFORE["claude"], "utf-8")
+    shown = install(str(SHOP), "--client", "claude", "--dry-run")
+    assert '+    "shop": {' in shown.stdout.splitlines()
+    assert shown.exit_code == 0
+    assert install(str(SHOP), "--client", "claude").exit_code == 2
+    monkeypatch.setattr(command, "somebody_looks", lambda: True)
+    assert install(str(SHOP), "--client", "claude", given="n\n").exit_code == 1
+    assert path.read_text("utf-8") == BEFORE["claude"]
+    done = install(str(SHOP), "--client", "claude", given="y\n")
+    assert (done.exit_code, "Quit Claude Desktop" in done.output) == (0, True)
+    assert '"shop"' in path.read_text("utf-8")
+
+
+def test_json_tells_programs_what_happened(home: Path) -> None:
+    """And the same again is no change."""
+    first = json.loads(install(str(SHOP), "--client", "cursor", "--yes", "--json").stdout)
+    assert (first["result"], first["file"]) == ("installed", str(home / ".cursor/mcp.json"))
+    again = json.loads(install(str(SHOP), "--client", "cursor", "--yes", "--json").stdout)
+    assert (again["result"], again["diff"]) == ("unchanged", "")
+
+
+def test_what_a_person_added_to_an_entry_stays(home: Path) -> None:
+    """Switches of the application, and variables that aren't given anew."""
+    path = home / ".gemini" / "settings.json"
+    assert install(str(SHOP), "--client", "gemini", "--yes", "-v", "KEY=1").exit_code == 0
+    text = path.read_text("utf-8").replace('"command"', '"trust": true,\n      "command"')
+    path.write_text(text, "utf-8")
+    assert install(str(SHOP) + ":mcp", "--client", "gemini", "--yes").exit_code == 0
+    entry = command_value(path.read_text("utf-8"))["mcpServers"]["shop"]
+    assert (entry["trust"], entry["env"], entry["args"][1]) == (True, {"KEY": "1"}, f"{SHOP}:mcp")
+
+
+def test_undo_keeps_what_was_changed_since(home: Path) -> None:
+    """Only the one entry becomes what it was."""
+    path = home / ".codex" / "config.toml"
+    path.parent.mkdir()
+    path.write_text(BEFORE["codex"], "utf-8")
+    install(str(SHOP), "--client", "codex", "--yes")
+    install(URL, "--client", "codex", "--name", "web", "--yes")
+    done = install(str(SHOP), "--client", "codex", "--undo", "--yes")
+    assert done.exit_code == 0, done.output
+    servers = tomllib.loads(path.read_text("utf-8"))["mcp_servers"]
+    assert set(servers) == {"other", "web"}
+    assert isinstance(install(str(SHOP), "--client", "codex", "--undo", "--yes").exception, CommandError)
+
+
+def test_modes_and_links_stay(home: Path) -> None:
+    """Files of settings are often links into a repository."""
+    real = home / "dotfiles.json"
+    real.write_text("{}", "utf-8")
+    real.chmod(0o640)
+    path = home / ".cursor" / "mcp.json"
+    path.parent.mkdir()
+    path.symlink_to(real)
+    assert install(str(SHOP), "--client", "cursor", "--yes").exit_code == 0
+    assert path.is_symlink()
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert "shop" in real.read_text("utf-8")
+
+
+def test_a_file_that_changes_while_a_person_decides_is_not_written(home: Path) -> None:
+    """Applications write their files, too."""
+    from millstream.cli.installing.change import prepare, write  # noqa: PLC0415 - only here is it done by hand
+
+    path = home / "mcp.json"
+    change = prepare(path, "json", ("servers", "x"), lambda old: {})
+    path.write_text('{"new": 1}', "utf-8")
+    with pytest.raises(CommandError, match="has changed while you decided"):
+        write(change, "x")
+    assert path.read_text("utf-8") == '{"new": 1}'
+
+
+def test_variables_come_from_options_and_a_file(home: Path, tmp_path: Path) -> None:
+    """Options win."""
+    file = tmp_path / "my.env"
+    file.write_text("# mine\nexport A='1 2'\nB=\"x\\ny\" # two\nC = plain  # three\n\nD=#\n", "utf-8")
+    install(str(SHOP), "--client", "cursor", "--yes", "-f", str(file), "-v", "A=3")
+    entry = command_value((home / ".cursor/mcp.json").read_text("utf-8"))["mcpServers"]["shop"]
+    assert entry["env"] == {"A": "3", "B": "x\ny", "C": "plain", "D": "#"}
+    file.write_text("A=1\nnothing\n", "utf-8")
+    done = install(str(SHOP), "--client", "cursor", "--yes", "-f", str(file))
+    assert isinstance(done.exception, CommandError)
+    assert "Line 2" in done.exception.what
+
+
+def test_the_project_has_files_of_its_own(home: Path, folder: Path) -> None:
+    """Where the application knows any."""
+    assert install(str(SHOP), "--client", "vscode", "--project", "--yes").exit_code == 0
+    assert "shop" in command_value((folder / ".vscode" / "mcp.json").read_text("utf-8"))["servers"]
+    assert isinstance(install(str(SHOP), "--client", "claude", "--project", "--yes").exception, CommandError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing.py", "--client", "claude"], "There is no file nothing.py"),
+        ([__file__.replace(".py", ".txt"), "--client", "claude"], "There is no file"),
+        ([str(SHOP), "--client", "emacs"], "isn't an application"),
+        ([str(SHOP)], "None of the applications"),
+        ([URL, "--client", "cursor", "-v", "A=1"], "takes no variables"),
+        ([str(SHOP), "--client", "cursor", "--header", "A: 1"], "takes no headers"),
+        (["ftp://example.com", "--client", "cursor"], "not a URL of a server"),
+        ([str(SHOP), "--client", "cursor", "--with-editable", "nowhere"], "There is no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_sentence(arguments: list[str], words: str, home: Path) -> None:
+    """And nothing is written."""
+    done = install(*arguments, "--yes")
+    assert isinstance(done.exception, CommandError)
+    assert words in done.exception.what
+    assert [each for each in home.rglob("*") if each.is_file()] == []
+
+
+def test_the_only_application_that_is_here_is_meant(home: Path) -> None:
+    """With two, it has to be named."""
+    (home / ".cursor").mkdir()
+    assert "Cursor has shop now" in install(str(SHOP), "--yes").output
+    (home / ".gemini").mkdir()
+    done = install(str(SHOP), "--yes")
+    assert isinstance(done.exception, CommandError)
+    assert "cursor, gemini" in done.exception.what
+
+
+def test_without_uv_a_sentence_says_what_to_install(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages on top of an environment are uv's work."""
+    monkeypatch.setattr(sys, "executable", str(home / "python"))
+    monkeypatch.setenv("PATH", str(home))
+    done = install(str(SHOP), "--client", "cursor", "--with", "pandas", "--yes")
+    assert isinstance(done.exception, CommandError)
+    assert "pip install uv" in done.exception.fix
+
+
+def test_packages_are_run_by_uv_in_this_environment(home: Path) -> None:
+    """With absolute paths, since an application knows neither folder nor PATH."""
+    done = install(str(SHOP), "--client", "json", "--with", "pandas", "--with-editable", str(home))
+    entry = json.loads(done.stdout)["mcpServers"]["shop"]
+    assert Path(entry["command"]).is_absolute()
+    assert entry["args"] == [
+        "run", "--quiet", "--no-project", "--python", sys.executable, "--with", "pandas", "--with-editable", str(home),
+        "python", "-m", "millstream", *ARGS,
+    ]  # fmt: skip
+
+
+def test_what_is_printed_is_a_configuration_that_our_client_takes(home: Path) -> None:
+    """The entry reaches the server."""
+    configuration = json.loads(install(str(SHOP), "--client", "json").stdout)
+    place = find(configuration, env={}, cwd=None)
+    assert isinstance(place, Command)
+    assert place.argv == (PROGRAM, *ARGS)
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [("a/shop.py", "shop"), ("a/shop.py:mcp", "shop"), ("https://mcp.linear.app/mcp", "linear"),
+     ("https://example.com/mcp", "example"), ("http://127.0.0.1:8000/mcp", "server")],
+)  # fmt: skip
+def test_a_server_is_called_after_its_file_or_host(target: str, name: str) -> None:
+    """Unless somebody says so."""
+    assert launch.name_of(target) == name
+
+
+def test_servers_that_are_not_ours_are_started_as_they_are(tmp_path: Path) -> None:
+    """A script of another SDK runs by itself."""
+    for name, text in (("other.py", "import mcp\n"), ("other.js", "")):
+        (tmp_path / name).write_text(text, "utf-8")
+    python = launch.launch_of(str(tmp_path / "other.py"), env={}, headers={})
+    assert (python.command, python.args) == (sys.executable, (str(tmp_path / "other.py"),))
+    assert launch.launch_of(str(tmp_path / "other.js"), env={}, headers={}).args == (str(tmp_path / "other.js"),)
+    assert launch.Launch(url="http://10.0.0.1/mcp").by_remote().args[-1] == "--allow-http"

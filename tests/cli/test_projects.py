@@ -1,0 +1,214 @@
+"""A project from its first file on: ``init``, ``dev``, ``run --with`` and variables from a file.
+
+Real processes, from a folder outside the repository. The rules are our choice.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from millstream import Client
+from millstream.app.serving.errors import CommandError
+from millstream.cli.commands import dev as dev_command
+from millstream.cli.program import program
+from millstream.cli.uv import without_packages
+from millstream.client.errors import ClientError
+from patience import WAIT
+from processes import free_port, wait_for_port
+
+COMMAND = [sys.executable, "-m", "millstream"]
+
+
+@pytest.mark.server
+async def test_a_new_project_runs_and_its_test_passes(folder: Path) -> None:
+    """With nothing but the program itself: no network, no repository."""
+    done = CliRunner().invoke(program("init"), ["init", "My Shop", "--json"])
+    names = ["server.py", "test_server.py", "pyproject.toml", "README.md", ".gitignore"]
+    assert json.loads(done.stdout)["files"] == names
+    project = folder / "My Shop"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    process = await asyncio.create_subprocess_exec(*command, cwd=project, stdout=subprocess.PIPE)
+    async with asyncio.timeout(WAIT):
+        printed, _ = await process.communicate()
+    assert process.returncode == 0, printed
+    assert b"1 passed" in printed
+    async with Client([sys.executable, str(project / "server.py")]) as client:
+        assert (client.server.name, client.transport) == ("My Shop", "stdio")
+        assert await client.call("greet", name="Ada", into=str) == "Hello, Ada!"
+
+
+@pytest.mark.parametrize(("transport", "run"), [("http", "mcp.run()"), ("stdio", 'mcp.run(transport="stdio")')])
+def test_a_new_project_says_how_it_is_served(transport: str, run: str, folder: Path) -> None:
+    """In its program and in its README."""
+    assert CliRunner().invoke(program("init"), ["init", f"--{transport}"]).exit_code == 0
+    assert run in (folder / "server.py").read_text("utf-8")
+    assert ("--transport stdio" in (folder / "README.md").read_text("utf-8")) is (transport == "stdio")
+
+
+def test_a_new_project_overwrites_nothing(folder: Path) -> None:
+    """One file that's there is enough, and nothing is written then."""
+    (folder / "README.md").write_text("mine", "utf-8")
+    done = CliRunner().invoke(program("init"), ["init"])
+    assert isinstance(done.exception, CommandError)
+    assert "README.md" in done.exception.what
+    assert [each.name for each in folder.iterdir()] == ["README.md"]
+
+
+def test_a_name_with_quotes_makes_a_file_that_runs(folder: Path) -> None:
+    """Whatever people call their servers."""
+    name = "a \"b\" \\ 'c' é"
+    assert CliRunner().invoke(program("init"), ["init", "x", "--name", name]).exit_code == 0
+    source = (folder / "x" / "server.py").read_text("utf-8")
+    scope: dict[str, object] = {"__name__": "server"}
+    exec(compile(source, "server.py", "exec"), scope)  # noqa: S102 - it's ours
+    assert scope["mcp"].name == name  # type: ignore[attr-defined]  # a server
+
+
+@contextmanager
+def started(folder: Path, *arguments: str, env: dict[str, str]) -> Iterator[tuple[int, Path]]:
+    """A command that serves, and what it says."""
+    port, log = free_port(), folder / "log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [*COMMAND, *arguments, "--port", str(port)], cwd=folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+            env={**os.environ, **env},
+        )  # fmt: skip
+    try:
+        wait_for_port(process, port, log)
+        yield port, log
+    finally:
+        process.terminate()
+        process.wait(WAIT)
+
+
+def wheel(folder: Path) -> Path:
+    """A package that nobody has installed."""
+    path = folder / "whistle-1.0-py3-none-any.whl"
+    about = "Metadata-Version: 2.1\nName: whistle\nVersion: 1.0\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("whistle.py", "TUNE = 'la'\n")
+        archive.writestr("whistle-1.0.dist-info/METADATA", about)
+        archive.writestr(
+            "whistle-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("whistle-1.0.dist-info/RECORD", "")
+    return path
+
+
+SERVER = """\
+import os
+import whistle
+from millstream import Server
+
+mcp = Server("tunes")
+
+@mcp.tool
+def {name}() -> str:
+    return whistle.TUNE + os.environ["TUNE"]
+"""
+
+
+async def called(port: int, tool: str) -> str:
+    async with Client(f"http://127.0.0.1:{port}/mcp") as client:
+        return (await client.call(tool)).text
+
+
+async def until(port: int, tool: str, text: str) -> None:
+    """Call until the new program serves."""
+    async with asyncio.timeout(WAIT):
+        while True:
+            try:
+                if await called(port, tool) == text:
+                    return
+            except ClientError:
+                pass
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.server
+async def test_dev_brings_packages_opens_the_inspector_and_follows_the_file(tmp_path: Path) -> None:
+    """A package on top of the environment, variables of a file, a browser once; a mistake is shown, and what worked
+    serves on until it's corrected.
+    """
+    (tmp_path / "tunes.py").write_text(SERVER.format(name="sing"), "utf-8")
+    (tmp_path / ".env").write_text("TUNE=la\nOTHER=file\n", "utf-8")
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/opened\n', "utf-8")
+    browser.chmod(0o755)
+    words = ["dev", "tunes.py", "--with", str(wheel(tmp_path)), "--env-file", ".env"]
+    with started(tmp_path, *words, env={"BROWSER": str(browser)}) as (port, log):
+        await until(port, "sing", "lala")
+        (tmp_path / "tunes.py").write_text(SERVER.format(name="hum") + "\nnothing\n", "utf-8")
+        async with asyncio.timeout(WAIT):
+            while "NameError" not in log.read_text("utf-8"):  # noqa: ASYNC110 - a file tells nobody
+                await asyncio.sleep(0.05)
+        assert await called(port, "sing") == "lala"
+        (tmp_path / "tunes.py").write_text(SERVER.format(name="hum"), "utf-8")
+        await until(port, "hum", "lala")
+        async with asyncio.timeout(WAIT):
+            while not (tmp_path / "opened").exists():  # noqa: ASYNC110 - a file tells nobody
+                await asyncio.sleep(0.05)
+    assert (tmp_path / "opened").read_text("utf-8") == f"http://127.0.0.1:{port}/inspect\n"
+
+
+@pytest.mark.server
+async def test_run_brings_packages_and_keeps_variables_that_are_set(tmp_path: Path) -> None:
+    """The environment of the program wins over the file."""
+    (tmp_path / "tunes.py").write_text(SERVER.format(name="sing"), "utf-8")
+    (tmp_path / "vars").write_text("TUNE=file\n", "utf-8")
+    words = ["run", "tunes.py", f"--with={wheel(tmp_path)}", "--env-file", "vars"]
+    with started(tmp_path, *words, env={"TUNE": "set"}) as (port, _):
+        assert await called(port, "sing") == "laset"
+
+
+def test_the_program_that_uv_starts_has_no_packages_to_bring() -> None:
+    """Else it would start uv again."""
+    words = ["run", "a.py", "--with", "x", "--with=y", "--port", "1", "--with-editable", "z", "--with-editable=w"]
+    assert without_packages(words) == ["run", "a.py", "--port", "1"]
+
+
+@pytest.mark.parametrize("name", ["dev", "run"])
+def test_without_uv_a_sentence_says_what_to_install(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has started by then."""
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", str(folder))
+    done = CliRunner().invoke(program(name), [name, "a.py", "--with", "x"])
+    assert isinstance(done.exception, CommandError)
+    assert "pip install uv" in done.exception.fix
+
+
+def test_the_official_inspector_needs_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has started by then."""
+    monkeypatch.setenv("PATH", str(folder))
+    done = CliRunner().invoke(program("dev"), ["dev", "a.py", "--official"])
+    assert isinstance(done.exception, CommandError)
+    assert "Node.js" in done.exception.what
+
+
+@pytest.mark.server
+async def test_the_official_inspector_is_started_with_the_servers_address(tmp_path: Path) -> None:
+    """By npx, which this test has in its place; it ends with the server."""
+    (tmp_path / "empty.py").write_text("from millstream import Server\nmcp = Server('empty')\n", "utf-8")
+    npx = tmp_path / "npx"
+    npx.write_text(f'#!/bin/sh\necho $$ "$@" > {tmp_path}/said\nexec sleep 600\n', "utf-8")
+    npx.chmod(0o755)
+    with started(tmp_path, "dev", "empty.py", "--official", env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as (
+        port,
+        _,
+    ):
+        async with asyncio.timeout(WAIT):
+            while not (tmp_path / "said").exists() or not (tmp_path / "said").read_text("utf-8"):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    pid, *words = (tmp_path / "said").read_text("utf-8").split()
+    assert words == ["-y", dev_command.INSPECTOR, "--transport", "http", "--server-url", f"http://127.0.0.1:{port}/mcp"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)

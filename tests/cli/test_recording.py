@@ -1,0 +1,175 @@
+"""``millstream record`` and ``replay``: what was said is written down, can be answered from, and compared with.
+
+Real processes at both ends of the recorder. The rules are our choice.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.test_faults import run
+from millstream import Client
+from millstream.app.serving.errors import CommandError
+from millstream.cli.program import program
+from millstream.cli.recording.acting import Actor
+from millstream.cli.recording.transcript import Writer, exchanges, load
+from millstream.client.errors import ConnectionLost, Failure
+from processes import ROOT, Shared, millstream, shared
+
+SHOP = str(ROOT / "tests" / "client" / "shop.py")
+REVISIONS = ["2025-06-18", "2026-07-28"]
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "millstream", *words]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    with shared(lambda port: millstream(SHOP, port), tmp_path_factory.mktemp("shop")) as running:
+        yield running
+
+
+async def visit(recorder: list[str], revision: str) -> list[Any]:
+    """What a client does for a recording, and what it got."""
+    steps: list[tuple[float, float | None]] = []
+    async with Client(
+        recorder, revision=revision, elicit=lambda question: {"street": "Mill Lane", "copies": 2}
+    ) as client:
+        order = await client.call("order", isbn="7", copies=2)
+        slow = await client.call("slowly", steps=2, progress=lambda value, total, text: steps.append((value, total)))
+        asked = await client.call("deliver")
+        with pytest.raises(Failure) as caught:
+            await client.call("nothing")
+        book = await client.read("book://7")
+        return [order.text, slow.text, asked.text, str(caught.value), book[0].text, steps]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("revision", REVISIONS)
+@pytest.mark.parametrize("kind", ["program", "url"])
+async def test_a_recorded_session_can_be_replayed(kind: str, revision: str, tmp_path: Path, server: Shared) -> None:
+    """Through the recorder all is as without it. Then the recording answers a client in the server's place, with
+    progress and questions; and the server still gives the same answers.
+    """
+    file = tmp_path / "shop.jsonl"
+    place = SHOP if kind == "program" else f"http://127.0.0.1:{server.port()}/mcp"
+    got = await visit(command("record", str(file), place), revision)
+    assert got[5] == [(1, 2), (2, 2)]
+    assert await visit(command("replay", str(file)), revision) == got
+    code, out, error = await run("replay", str(file), "--against", place, "--json")
+    assert (code, error) == (0, "")
+    compared = json.loads(out)
+    assert compared["differences"] == []
+    assert compared["requests"] >= 5
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert lines[0]["session"]["server"] == place
+    assert {line["from"] for line in lines[1:]} == {"client", "server"}
+    assert [line["at"] for line in lines] == sorted(line["at"] for line in lines)
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def recording(path: Path, *messages: tuple[str, dict[str, Any]]) -> Path:
+    """A recording as `record` makes it."""
+    writer = Writer(path, "test", told=print)
+    for who, message in messages:
+        writer.line(who, json.dumps({"jsonrpc": "2.0", **message}).encode())
+    writer.close()
+    return path
+
+
+def call(number: int, copies: int, **params: Any) -> dict[str, Any]:
+    arguments = {"isbn": "7", "copies": copies}
+    return {"id": number, "method": "tools/call", "params": {"name": "order", "arguments": arguments, **params}}
+
+
+@pytest.mark.server
+async def test_other_answers_than_then_are_shown(tmp_path: Path) -> None:
+    """As a change, with the status 1; members that differ each time can be left out."""
+    old = {"content": [{"type": "text", "text": "sold out"}], "structuredContent": {"isbn": "8", "copies": 2}}
+    file = recording(tmp_path / "f", ("client", call(1, 2)), ("server", {"id": 1, "result": old}))
+    code, out, _ = await run("replay", str(file), "--against", SHOP)
+    assert code == 1
+    assert '-      "isbn": "8"' in out
+    assert '+      "isbn": "7"' in out
+    assert "1 requests, 1 with another answer." in out
+    code, out, _ = await run("replay", str(file), "--against", SHOP, "--ignore", "isbn", "--ignore", "text")
+    assert (code, out.splitlines()[-1]) == (0, "1 requests, 0 with another answer.")
+
+
+def test_the_same_request_is_answered_in_turn_and_others_with_an_error(tmp_path: Path) -> None:
+    """Ids and progress tokens become those of the request at hand."""
+    note = {"method": "notifications/progress", "params": {"progressToken": 9, "progress": 1}}
+    file = recording(
+        tmp_path / "f",
+        ("client", call(1, 2, _meta={"progressToken": 9})),
+        ("server", note),
+        ("server", {"id": 1, "result": {"n": 1}}),
+        ("client", call(2, 2)),
+        ("server", {"id": 2, "result": {"n": 2}}),
+        ("server", {"method": "notifications/tools/list_changed"}),
+    )
+    actor = Actor(exchanges(load(file)))
+    first = actor.replies({**call(70, 2), "params": {**call(70, 2)["params"], "_meta": {"progressToken": "x"}}})
+    assert first[0]["params"]["progressToken"] == "x"
+    assert (first[1]["id"], first[1]["result"]) == (70, {"n": 1})
+    second = actor.replies(call(71, 2))
+    assert [each.get("method") for each in second] == [None, "notifications/tools/list_changed"]
+    assert actor.replies(call(72, 2))[0]["result"] == {"n": 2}
+    assert "no answer to this call of tools/call" in actor.replies(call(73, 5))[0]["error"]["message"]
+    assert actor.replies({"id": 1, "method": "x"})[0]["error"]["code"] == -32601
+
+
+def test_a_recording_stops_at_its_limit_and_says_so(tmp_path: Path) -> None:
+    """A server that talks without end doesn't fill the disk; whole lines only."""
+    told: list[str] = []
+    writer = Writer(tmp_path / "f", "test", max_bytes=500, told=told.append)
+    for _ in range(100):
+        writer.line("server", b'{"jsonrpc":"2.0","method":"notifications/x"}')
+    writer.close()
+    assert (tmp_path / "f").stat().st_size <= 500
+    assert len(load(tmp_path / "f")) > 2
+    assert told == ["The recording is full: the rest isn't written down."]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "No such file"), (b"\xff", "isn't text"), (b"{}\n", "Line 1 of"), (b"", "has no messages"),
+     (b'{"at":0,"session":{}}\nx\n', "Line 2 of")],
+)  # fmt: skip
+def test_what_is_no_recording_is_refused(content: bytes | None, words: str, tmp_path: Path) -> None:
+    """In one sentence."""
+    file = tmp_path / "f"
+    if content is not None:
+        file.write_bytes(content)
+    done = CliRunner().invoke(program("replay"), ["replay", str(file)])
+    assert isinstance(done.exception, CommandError)
+    assert words in done.exception.what
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["no-such-program"], "There is no program"), ([sys.executable, "-c", "raise SystemExit('broken')"], "broken")],
+)
+async def test_a_server_that_does_not_start_is_reported_through_the_recorder(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
+    """What it said reaches the client's side."""
+    with pytest.raises(ConnectionLost, match=said):
+        async with Client(command("record", str(tmp_path / "f"), "--", *words)):
+            pass
+
+
+@pytest.mark.server
+async def test_a_url_that_is_no_server_is_an_answer_of_the_recorder(tmp_path: Path, server: Shared) -> None:
+    """The client gets an error for each request, and doesn't wait."""
+    url = f"http://127.0.0.1:{server.port()}/nothing"
+    with pytest.raises(Failure, match="is not an MCP endpoint"):
+        async with Client(command("record", str(tmp_path / "f"), url), revision="2025-11-25"):
+            pass

@@ -1,0 +1,99 @@
+"""Tokens in the key ring of the system, if there is one; else in the file. The rules are our choice.
+
+The key ring is `keyring` itself, with a backend that keeps things in memory, as its documentation shows:
+https://keyring.readthedocs.io/en/latest/#writing-your-own-backend
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import keyring
+import pytest
+from keyring.backend import KeyringBackend
+from keyring.backends.fail import Keyring as NoKeyring
+from keyring.errors import KeyringLocked
+
+from millstream.client.oauth.keeping import default_store
+from millstream.client.oauth.keyring_store import KeyringStore
+from millstream.client.oauth.store import FileStore, Kept, Registration, Tokens
+
+
+class InMemory(KeyringBackend):
+    """A key ring with Windows' limit."""
+
+    priority = 1  # type: ignore[assignment]  # as keyring's documentation has it
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[tuple[str, str], str] = {}
+        self.locked = False
+
+    def get_password(self, service: str, username: str) -> str | None:
+        if self.locked:
+            raise KeyringLocked("locked")
+        return self.kept.get((service, username))
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        if self.locked:
+            raise KeyringLocked("locked")
+        assert len(password) <= 1280
+        self.kept[(service, username)] = password
+
+    def delete_password(self, service: str, username: str) -> None:
+        del self.kept[(service, username)]
+
+
+@pytest.fixture
+def ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemory]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    before, backend = keyring.get_keyring(), InMemory()
+    keyring.set_keyring(backend)
+    yield backend
+    keyring.set_keyring(before)
+
+
+def kept(count: int) -> Kept:
+    return Kept(
+        {"https://as.example": Registration("me")}, {f"https://s{n}.example": Tokens("t" * 900) for n in range(count)}
+    )
+
+
+def test_tokens_are_in_the_key_ring_and_not_in_the_file(ring: InMemory) -> None:
+    """However many; and fewer afterwards leave nothing behind."""
+    store = default_store()
+    assert isinstance(store, KeyringStore)
+    for count in (5, 1, 3):
+        store.save(kept(count))
+        assert default_store().load() == kept(count)
+    assert not FileStore().path.exists()
+    store.save(kept(0))
+    assert len(ring.kept) == 1
+
+
+def test_what_the_file_had_moves_into_the_key_ring(ring: InMemory) -> None:
+    """For those who install `keyring` later."""
+    FileStore().save(kept(1))
+    store = default_store()
+    assert store.load() == kept(1)
+    store.save(store.load())
+    assert not FileStore().path.exists()
+    assert store.load() == kept(1)
+
+
+def test_a_key_ring_that_is_locked_leaves_it_to_the_file(ring: InMemory) -> None:
+    """Nobody is logged out by it."""
+    ring.locked = True
+    default_store().save(kept(1))
+    assert FileStore().load() == kept(1) == default_store().load()
+
+
+def test_what_cannot_be_read_counts_as_none(ring: InMemory) -> None:
+    """As with the file."""
+    ring.kept[("millstream", "tokens 0")] = "{"
+    assert default_store().load() == Kept({}, {})
+
+
+def test_a_system_without_a_key_ring_has_the_file(ring: InMemory) -> None:
+    """Such as a server without a desktop."""
+    keyring.set_keyring(NoKeyring())
+    assert isinstance(default_store(), FileStore)

@@ -1,0 +1,201 @@
+"""Proxies that the environment names: which URL takes one, and the way through it, with real sockets.
+
+https://everything.curl.dev/usingcurl/proxies/env.html, RFC 9110 §9.3.6 (CONNECT), RFC 9112 §3.2.2 (absolute form).
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from client.certificates import self_signed
+from client.rude import DONE, OFFER, Asked, assert_readable, discovering, read_request, rude
+from millstream import Client
+from millstream.client.errors import ClientError, ConnectFailed, TargetError
+from millstream.client.http.proxy import proxy_for
+from millstream.client.http.url import parse
+from millstream.client.options import Options
+from processes import free_port
+
+HERE = "http://proxy.example:3128"
+
+
+@pytest.mark.parametrize(
+    ("url", "variables", "found"),
+    [
+        ("https://a.example/", {"HTTPS_PROXY": HERE}, HERE),
+        ("https://a.example/", {"https_proxy": HERE, "HTTPS_PROXY": "http://other"}, HERE),
+        ("https://a.example/", {"HTTP_PROXY": HERE}, None),
+        ("http://a.example/", {"HTTP_PROXY": HERE}, HERE),
+        ("http://a.example/", {"HTTP_PROXY": HERE, "REQUEST_METHOD": "GET"}, None),
+        ("wss://a.example/", {"HTTPS_PROXY": HERE}, HERE),
+        ("https://a.example/", {"ALL_PROXY": "proxy.example:3128"}, HERE),
+        ("https://a.example/", {"HTTPS_PROXY": ""}, None),
+        ("https://a.example/", {"HTTPS_PROXY": HERE, "NO_PROXY": "b.example, .example"}, None),
+        ("https://a.example/", {"HTTPS_PROXY": HERE, "NO_PROXY": "*"}, None),
+        ("https://a.example/", {"HTTPS_PROXY": HERE, "no_proxy": "a.example:443"}, None),
+        ("https://a.example/", {"HTTPS_PROXY": HERE, "no_proxy": "a.example:80,xample"}, HERE),
+        ("https://[2001:db8::1]/", {"HTTPS_PROXY": HERE, "no_proxy": "2001:db8::1"}, None),
+        ("http://127.0.0.1:8000/", {"HTTP_PROXY": HERE}, None),
+        ("http://localhost/", {"ALL_PROXY": HERE}, None),
+        ("http://[::1]/", {"ALL_PROXY": HERE}, None),
+    ],
+)
+def test_the_environment_says_which_url_takes_a_proxy(url: str, variables: dict[str, str], found: str | None) -> None:
+    """As curl reads it; what is on this machine takes none."""
+    proxy = proxy_for(parse(url), variables)
+    assert (None if proxy is None else str(proxy)) == found
+
+
+@pytest.mark.parametrize("value", ["socks5://proxy:1080", "https://proxy:3128", "http://", "http://proxy:x"])
+def test_a_proxy_of_another_kind_is_refused(value: str) -> None:
+    """Going without it would send what was meant to stay inside."""
+    with pytest.raises(TargetError, match="HTTPS_PROXY is not a proxy that can be used"):
+        proxy_for(parse("https://a.example/"), {"HTTPS_PROXY": value})
+
+
+@dataclass
+class World:
+    """A proxy that knows one host, and what it was asked."""
+
+    port: int = 0
+    asked: list[str] = field(default_factory=list)
+    credentials: list[str] = field(default_factory=list)
+    answer: str = "200 Connection established"
+
+
+@asynccontextmanager
+async def proxying(target: int) -> AsyncGenerator[World, None]:
+    """A proxy on this machine: `mcp.test` is the port `target` here."""
+    world = World()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.CancelledError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        head = await reader.readuntil(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
+        method, where, _ = lines[0].split(" ")
+        world.asked.append(f"{method} {where}")
+        world.credentials += [line for line in lines if line.lower().startswith("proxy-authorization:")]
+        if not world.answer.startswith("200"):
+            if world.answer:
+                writer.write(f"HTTP/1.1 {world.answer}\r\nContent-Length: 0\r\n\r\n".encode())
+            writer.close()
+            return
+        inner, outer = await asyncio.open_connection("127.0.0.1", target)
+        if method == "CONNECT":
+            writer.write(f"HTTP/1.1 {world.answer}\r\n\r\n".encode())
+        else:
+            outer.write(head.replace(b"http://mcp.test", b"", 1))
+        await asyncio.gather(pump(reader, outer), pump(inner, writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    world.port = server.sockets[0].getsockname()[1]
+    try:
+        yield world
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def done(asked: Asked) -> None:
+    await asked.result(DONE)
+
+
+async def test_http_names_the_whole_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy passes each request on, and its credentials go no further than to it."""
+    async with rude(discovering(done)) as server, proxying(int(server.url.split(":")[2].split("/")[0])) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://ada:p%40ss@127.0.0.1:{proxy.port}")
+        async with Client("http://mcp.test/mcp") as client:
+            assert (await client.call("x")).text == "done"
+        assert proxy.asked[0] == "POST http://mcp.test/mcp"
+        assert proxy.credentials[0] == "Proxy-Authorization: Basic YWRhOnBAc3M="
+        assert server.asked[0].headers["host"] == "mcp.test"
+
+
+@asynccontextmanager
+async def secure(folder: Path) -> AsyncGenerator[tuple[int, ssl.SSLContext], None]:
+    """A server of https for `mcp.test`, and what trusts it."""
+    certificate, key = self_signed(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                asked = await read_request(reader, writer)
+                await asked.result(OFFER if asked.method == "server/discover" else DONE)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    try:
+        yield server.sockets[0].getsockname()[1], ssl.create_default_context(cafile=certificate)
+    finally:
+        server.close()
+
+
+async def test_https_goes_through_a_tunnel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy sees a host and a port; the certificate is that of the server, and it's checked."""
+    async with secure(tmp_path) as (port, trusting), proxying(port) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
+        async with Client("https://mcp.test/mcp", options=Options(tls=trusting)) as client:
+            assert (await client.call("x")).text == "done"
+        assert set(proxy.asked) == {"CONNECT mcp.test:443"}
+        with pytest.raises(ClientError) as caught:
+            async with Client("https://mcp.test/mcp"):
+                pass
+        assert_readable(caught.value, "not trusted")
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("407 Proxy Authentication Required", "wants credentials (407)"),
+        ("403 Forbidden", "does not connect to mcp.test:443: 403 Forbidden"),
+        ("", "gave no answer"),
+    ],
+)
+async def test_a_proxy_that_refuses(answer: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence is about the proxy, not about the server."""
+    async with proxying(1) as proxy:
+        proxy.answer = answer
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
+        with pytest.raises(ConnectFailed) as caught:
+            async with Client("https://mcp.test/mcp"):
+                pass
+        assert_readable(caught.value, "The proxy http://127.0.0.1:", words)
+
+
+async def test_a_proxy_that_wants_credentials_for_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same sentence as for a tunnel."""
+    async with proxying(1) as proxy:
+        proxy.answer = "407 Proxy Authentication Required"
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
+        with pytest.raises(ConnectFailed, match=r"wants credentials \(407\)"):
+            async with Client("http://mcp.test/mcp"):
+                pass
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_proxy_that_is_not_there(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence says where its name comes from."""
+    monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(ConnectFailed, match=r"There is no proxy at .*, which the environment names"):
+        async with Client(f"{scheme}://mcp.test/mcp"):
+            pass

@@ -1,0 +1,140 @@
+"""Other servers in the inspector: which ones, for whom, and what goes through.
+
+docs/reference/routes.md is the contract. Real sockets: our server before another one. The rules are our choice.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import httpx2
+import pytest
+
+from client import shop
+from client.rude import Asked, rude
+from http_peer import serve
+from millstream import Client, Server
+from millstream.app.here_only import Bind
+from millstream.app.serving.errors import CommandError
+from millstream.cli.commands.run import check_inspected
+from millstream.config import Settings
+from processes import free_port
+
+
+@asynccontextmanager
+async def inspecting(*urls: str) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of our server, which may reach these."""
+    async with AsyncExitStack() as stack:
+        mcp = Server("ours", serve="web", settings=Settings(inspect=urls))
+        stack.push_async_callback(mcp.stop)
+        running = await stack.enter_async_context(serve(mcp, lane=True))
+        http = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{running.port}")
+        yield await stack.enter_async_context(http)
+
+
+@pytest.mark.parametrize("revision", ["2025-06-18", "2026-07-28"])
+async def test_a_client_works_through_it_as_without_it(revision: str) -> None:
+    """Sessions, event streams with progress, and questions, in both eras."""
+    steps: list[float] = []
+    async with serve(shop.mcp, lane=True) as other:
+        async with inspecting("http://127.0.0.1:1/mcp", f"http://127.0.0.1:{other.port}/mcp") as http:
+            found = (await http.get("/inspect/servers")).json()["servers"]
+            assert [each["name"] for each in found] == ["1", "2"]
+            assert found[1]["url"] == f"http://127.0.0.1:{other.port}/mcp"
+            url = str(http.base_url.join("/inspect/via/2"))
+            async with Client(url, revision=revision, elicit=lambda asked: {"street": "Mill Lane"}) as client:
+                assert client.server.name == "shop"
+                result = await client.call("slowly", steps=3, progress=lambda value, total, text: steps.append(value))
+                assert (result.text, steps) == ("done", [1, 2, 3])
+                assert (await client.call("deliver")).text == "Mill Lane, 3"
+        await shop.mcp.stop()
+
+
+async def test_credentials_of_ours_stay_here_and_those_for_the_other_go_on() -> None:
+    """A browser sends what belongs to us by itself."""
+
+    async def behave(asked: Asked) -> None:
+        body = json.dumps(asked.headers).encode()
+        more = "Set-Cookie: a=b\r\nX-Secret: c\r\nMcp-Session-Id: s\r\nRetry-After: 3\r\n"
+        await asked.reply(body, status="401 Unauthorized", more=f"{more}WWW-Authenticate: Bearer realm=x\r\n")
+
+    async with rude(behave) as other, inspecting(other.url) as http:
+        sent = {
+            "authorization": "Bearer ours", "cookie": "ours=1", "mcp-inspect-authorization": "Bearer theirs",
+            "mcp-session-id": "s", "mcp-protocol-version": "2025-06-18", "accept": "text/plain", "x-other": "1",
+        }  # fmt: skip
+        reply = await http.post("/inspect/via/1", headers=sent, json={})
+    arrived = reply.json()
+    assert (reply.status_code, arrived["authorization"]) == (401, "Bearer theirs")
+    names = {
+        "host",
+        "accept",
+        "content-type",
+        "content-length",
+        "authorization",
+        "mcp-session-id",
+        "mcp-protocol-version",
+    }
+    assert set(arrived) == names
+    assert arrived["host"] == other.url.split("/")[2]
+    assert reply.headers["www-authenticate"] == "Bearer realm=x"
+    assert (reply.headers["mcp-session-id"], reply.headers["retry-after"]) == ("s", "3")
+    assert not {"set-cookie", "x-secret"} & set(reply.headers)
+
+
+async def test_a_password_is_asked_for_by_no_other_server() -> None:
+    """A browser would show its dialog in our name."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.reply(b"{}", status="401 Unauthorized", more="WWW-Authenticate: Basic realm=x\r\n")
+
+    async with rude(behave) as other, inspecting(other.url) as http:
+        assert "www-authenticate" not in (await http.post("/inspect/via/1", json={})).headers
+
+
+async def test_only_servers_that_were_named_are_reached() -> None:
+    """No URL of a page's own, and no redirect."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.reply(b"", status="307 Temporary Redirect", more="Location: http://169.254.169.254/\r\n")
+
+    async with rude(behave) as other, inspecting(other.url, f"http://127.0.0.1:{free_port()}/mcp") as http:
+        for name in ("0", "3", "", "1/x", "http://127.0.0.1"):
+            assert (await http.post(f"/inspect/via/{name}", json={})).status_code == 404
+        redirected = await http.post("/inspect/via/1", json={})
+        assert (redirected.status_code, len(other.asked)) == (502, 1)
+        assert "redirects to http://169.254.169.254/" in redirected.text
+        gone = await http.post("/inspect/via/2", json={})
+        assert (gone.status_code, "There is no server at" in gone.text) == (502, True)
+        assert (await http.put("/inspect/via/1")).status_code == 405
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+async def test_pages_of_other_sites_are_refused(method: str) -> None:
+    """As with every path."""
+    async with rude(lambda asked: asked.reply(b"{}")) as other, inspecting(other.url) as http:
+        evil = {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}
+        assert (await http.request(method, "/inspect/via/1", headers=evil)).status_code == 403
+        assert other.asked == []
+
+
+async def test_a_credential_does_not_open_it_from_elsewhere() -> None:
+    """It reaches what this machine reaches, so it's for this machine only, also where callers sign in."""
+    mcp = Server("ours", serve="web", settings=Settings(inspect=("http://127.0.0.1:1/mcp",), auth_key="k" * 20))
+    mcp.runtimes.bind = Bind(loopback=False)
+    try:
+        transport = httpx2.ASGITransport(mcp, client=("10.0.0.5", 1))
+        headers = {"authorization": "Bearer " + "k" * 20}
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as http:
+            assert (await http.get("/inspect")).status_code == 200
+            assert (await http.get("/inspect/servers")).status_code == 403
+            assert (await http.post("/inspect/via/1", json={})).status_code == 403
+    finally:
+        await mcp.stop()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "ws://127.0.0.1/mcp", "file:///etc/passwd", "http://a:b@example.com/"])
+def test_what_cannot_be_inspected_is_said_before_anything_starts(url: str) -> None:
+    """On the command line."""
+    with pytest.raises(CommandError):
+        check_inspected((url,))
