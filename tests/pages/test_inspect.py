@@ -72,6 +72,8 @@ def test_an_elicitation_is_answered(hub: str, open_page: OpenPage, revision: str
     run(page)
     question = page.get_by_role("dialog")
     expect(question.get_by_role("heading")).to_contain_text("a lamp")
+    assert axe(page) == []
+    assert outside(page) == []
     question.get_by_label("street").fill("Mill Lane 1")
     question.get_by_label("city").fill("York")
     question.get_by_label("speed").select_option("express")
@@ -104,6 +106,8 @@ def test_a_sampling_is_answered_by_the_person(hub: str, open_page: OpenPage, rev
     page.get_by_role("textbox", name="text").fill("A long text.")
     run(page)
     expect(page.get_by_role("dialog")).to_contain_text("A long text.")
+    assert axe(page) == []
+    assert outside(page) == []
     page.get_by_label("Reply of the model").fill("It is long.")
     page.get_by_role("button", name="Accept").click()
     expect(result(page).get_by_label("Text", exact=True)).to_have_text("It is long.")

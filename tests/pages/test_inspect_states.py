@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from pages_world import OpenPage, axe, outside
-from processes import Shared, millstream, shared
+from processes import Shared, free_port, millstream, serving, shared
 
 pytestmark = pytest.mark.server
 
@@ -306,3 +306,66 @@ def test_a_chosen_theme_stays_and_does_not_flash(crowd: str, open_page: OpenPage
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     page.locator("#theme").click()
     assert page.evaluate("document.documentElement.dataset.theme ?? 'auto'") == "auto"
+
+
+def test_another_server_is_inspected_through_this_one(hub: str, open_page: OpenPage, tmp_path: Path) -> None:
+    """Our choice: the operator names it, the page reaches it through its own host, and the policy stays as it is."""
+    port = free_port()
+    command = [*millstream("examples/greet.py", port, "--serve", "web"), "--inspect", f"{hub}/mcp"]
+    with serving(command, port, tmp_path / "log"):
+        page = inspect(
+            f"http://127.0.0.1:{port}", open_page, lossy=True, permissions=["clipboard-read", "clipboard-write"]
+        )
+        expect(page.locator(".server")).to_contain_text("Hello")
+        page.locator("#server").select_option(f"{hub}/mcp")
+        expect(page.locator(".server")).to_have_text("hub 1.0.0")
+        expect(page.locator("#transport")).to_be_disabled()
+        expect(page.locator("#kinds")).to_contain_text("Tools9")
+        ran(page, "greet", "Hello, world!")
+        page.get_by_role("button", name="Copy as").click()
+        page.get_by_role("menuitem", name="curl").click()
+        expect(page.get_by_text("Copied.")).to_be_visible()
+        assert page.evaluate("navigator.clipboard.readText()").startswith(f"curl -s {hub}/mcp")
+
+
+def test_deviations_from_the_output_schema_are_told_in_their_place(hub: str, open_page: OpenPage) -> None:
+    """Our choice: a server that breaks its promise is shown where. Here the promise is changed on its way."""
+    page = open_page("about:blank")
+
+    def promise(route: Route) -> None:
+        reply = route.fetch()
+        body = reply.json()
+        for tool in body.get("result", {}).get("tools", []):
+            if "outputSchema" in tool:
+                tool["outputSchema"] = {"type": "object", "required": ["unit"]}
+        route.fulfill(response=reply, json=body)
+
+    page.route(
+        "**/mcp",
+        lambda route: promise(route) if "tools/list" in (route.request.post_data or "") else route.continue_(),
+    )
+    page.goto(f"{hub}/inspect#tool=get_server_info")
+    expect(page.locator("#state")).to_have_text("Connected")
+    ran(page, "get_server_info", "deviation")
+    expect(page.get_by_label("Deviations")).to_contain_text("unit Required.")
+    expect(result(page).get_by_label("Value")).to_contain_text("unit: missing Required.")
+
+
+def test_a_server_that_wants_a_key_is_given_one(hub: str, open_page: OpenPage) -> None:
+    """Our choice: a refusal says what to do, and the button opens the place for it."""
+    page = open_page("about:blank", lossy=True)
+
+    def guard(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer sesame":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"detail": "Send a key."})
+
+    page.route("**/mcp", guard)
+    page.goto(f"{hub}/inspect")
+    expect(page.get_by_role("alert")).to_contain_text("wants you to sign in. Send a key.")
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_label("Key or token").fill("sesame")
+    page.keyboard.press("Enter")
+    expect(page.locator("#state")).to_have_text("Connected")
+    expect(page.get_by_text("Connected again.")).to_be_visible()

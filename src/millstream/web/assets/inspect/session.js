@@ -93,7 +93,7 @@ async function fail(mine, error) {
   opening = null;
   events.state("Not connected", "bad");
   const retry = () => connect().catch(() => {});
-  if (unauthorized(error)) return lost(`The server wants you to sign in. ${error.message}`, () => openSettings("key"));
+  if (unauthorized(error)) return lost(`The server wants you to sign in. ${error.message}`, () => openSettings("key"), "Sign in");
   const final = error instanceof RpcError || (error instanceof HttpError && error.status < 500);
   lost(`No connection. ${say(error)}${final ? "" : " This page reconnects when the server is back."}`, retry);
   while (!final && session.client === mine) {

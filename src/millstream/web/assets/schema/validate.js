@@ -5,6 +5,7 @@ import { resolve } from "./resolve.js";
 
 const MAX_DEPTH = 64;
 const MAX_PROBLEMS = 50;
+const MAX_STEPS = 100_000; // Alternatives in alternatives take exponential time: what was not reached by then is left to the server.
 
 const kindOf = (value) => (value === null ? "null" : Array.isArray(value) ? "array" : typeof value);
 const same = (one, other) => one === other || JSON.stringify(sorted(one)) === JSON.stringify(sorted(other));
@@ -90,7 +91,7 @@ const BY_KIND = { string: TEXT, number: NUMBER, array: ARRAY, object: OBJECT };
  */
 export function validate(value, schema, root = schema) {
   const problems = [];
-  check(value, schema, { root, path: [], depth: 0, say: (path, keyword, message) => problems.length < MAX_PROBLEMS && problems.push({ path, keyword, message }) });
+  check(value, schema, { root, path: [], depth: 0, budget: { left: MAX_STEPS }, say: (path, keyword, message) => problems.length < MAX_PROBLEMS && problems.push({ path, keyword, message }) });
   return problems;
 }
 
@@ -101,7 +102,7 @@ const fits = (value, schema, at) => {
 };
 
 function check(value, given, at) {
-  if (given === true || given === undefined || at.depth > MAX_DEPTH) return;
+  if (given === true || given === undefined || at.depth > MAX_DEPTH || (at.budget.left -= 1) < 0) return;
   if (given === false) return void at.say(at.path, "false", "Nothing is allowed here.");
   const schema = resolve(given, at.root);
   const below = (part, step) => ({ ...at, depth: at.depth + 1, path: step === undefined ? at.path : [...at.path, step] });

@@ -20,10 +20,12 @@ retry.addEventListener("click", () => again?.());
  *
  * @param {string} reason a sentence or two: what happened, and what the page does about it
  * @param {(() => void) | null} [now] tries at once; without it there is no button
+ * @param {string} [does] what the button says
  */
-export function lost(reason, now = null) {
+export function lost(reason, now = null, does = "Try now") {
   if (text.textContent !== reason) text.textContent = reason;
   again = now;
+  retry.textContent = does;
   retry.hidden = !now;
   banner.hidden = false;
 }
