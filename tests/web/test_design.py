@@ -7,7 +7,7 @@ import pytest
 
 from millstream.web.pages import asset, pages
 
-DESIGN = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
 TOKENS = asset("/assets/tokens.css").body.decode()
 DEFINED = dict(re.findall(r"^  (--[\w-]+): (.+);$", TOKENS.partition("\n}")[0], re.MULTILINE))
 COLOR = re.compile(
@@ -21,12 +21,12 @@ SOURCES = sorted(path for path in pages() if path.endswith((".css", ".js")) and 
 
 def test_the_document_names_every_token_and_no_other() -> None:
     """Our choice: whoever builds a page finds in one table what there is."""
-    assert sorted(re.findall(r"^\| `(--[\w-]+)` \|", DESIGN, re.MULTILINE)) == sorted(DEFINED)
+    assert sorted(re.findall(r"^\| `(--[\w-]+)` \|", DOCUMENT, re.MULTILINE)) == sorted(DEFINED)
 
 
 def test_sizes_in_the_document_are_those_of_the_tokens() -> None:
     """Our choice: 16 px to the rem, as browsers have it by default."""
-    told = dict(re.findall(r"^\| `(--[\w-]+)` \| (\d+) px", DESIGN, re.MULTILINE))
+    told = dict(re.findall(r"^\| `(--[\w-]+)` \| (\d+) px", DOCUMENT, re.MULTILINE))
     assert len(told) > 15
     assert told == {name: f"{float(DEFINED[name].removesuffix('rem')) * 16:g}" for name in told}
 
