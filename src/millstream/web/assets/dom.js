@@ -45,6 +45,7 @@ export function color(token) {
 }
 
 const whole = new Intl.NumberFormat(undefined, { maximumFractionDigits: 0 });
+const times = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const short = new Intl.NumberFormat(undefined, { notation: "compact", maximumFractionDigits: 1 });
 
 /** A count: in full as long as it is short. */
@@ -73,8 +74,7 @@ export function duration(seconds) {
 }
 
 /** The time of day, to the second. */
-export const clock = (date) =>
-  date.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+export const clock = (date) => times.format(date);
 
 /** JSON as a person reads it. */
 export const pretty = (value) => JSON.stringify(value, null, 2);

@@ -6,7 +6,7 @@ import { META } from "../mcp/wire.js";
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /** JSON as a Python literal. */
-export function python(value, indent = 0) {
+function python(value, indent = 0) {
   const pad = " ".repeat(indent + 4);
   const end = `\n${" ".repeat(indent)}`;
   if (value === null) return "None";

@@ -27,7 +27,6 @@ const CHANGED = {
   "notifications/prompts/list_changed": ["prompts"],
   "notifications/resources/list_changed": ["resources", "templates"],
 };
-const WIDE = matchMedia("(min-width: 52.01rem)");
 
 let kind = "tools";
 /** @type {Record<string, Array<{name: string}>>} */

@@ -1,5 +1,5 @@
-// The messages as they went over the wire: direction, what each answers, how long it took, its headers. Drawn once a
-// frame, however many come.
+// The messages as they went over the wire: direction, what each answers, how long it took, its headers. Drawn together,
+// a few times a second at most, however many come.
 
 import { $, clock, element, figure, pretty } from "../dom.js";
 import { colored } from "../render/json.js";
@@ -8,6 +8,9 @@ import { icon } from "../shell/icons.js";
 
 const KEPT = 500;
 const SHOWN = 300;
+const FLOOD = 40; // Of more than that at once only the newest are drawn, and the others when it is calm again.
+const CALM_MS = 400;
+const PAUSE_MS = 120; // At least between two drawings: a flood of messages must leave time for everything else.
 
 /** @typedef {{number: number, out: boolean, message: object, how: object, at: Date, when: number, what: string, took: number | null, failed: boolean, question: object | null, answer: object | null, problem?: string}} Entry */
 
@@ -61,8 +64,8 @@ export function record(out, message, how) {
   describe(entry);
   entries.push(entry);
   if (entries.length > KEPT) entries.splice(0, entries.length - KEPT);
-  if (!waiting.length) requestAnimationFrame(flush);
   waiting.push(entry);
+  if (waiting.length === 1) schedule();
   return entry;
 }
 
@@ -81,14 +84,38 @@ const fits = (entry) => {
   return words.every((word) => entry.what.toLowerCase().includes(word) || (word === "failed" && entry.failed));
 };
 
+let drawn = -PAUSE_MS;
+let calm = 0;
+
+/** Draw with the next frame, or in a flood a little later. */
+function schedule() {
+  const rest = PAUSE_MS - (performance.now() - drawn);
+  if (rest <= 0) requestAnimationFrame(flush);
+  else setTimeout(() => requestAnimationFrame(flush), rest);
+}
+
 function flush() {
+  drawn = performance.now();
   const list = $("traffic");
   const box = list.parentElement;
   const follows = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
-  const fresh = waiting.filter(fits).slice(-SHOWN);
+  const fresh = waiting.filter(fits);
   waiting = [];
-  list.append(...fresh.map(line));
+  if (fresh.length > FLOOD) {
+    clearTimeout(calm);
+    calm = setTimeout(redraw, CALM_MS);
+  }
+  list.append(...fresh.slice(-FLOOD).map(line));
   while (list.childElementCount > SHOWN) list.firstChild.remove();
+  tell();
+  if (follows) box.scrollTop = box.scrollHeight;
+}
+
+/** Draw everything anew: another filter, or the end of a flood. */
+function redraw() {
+  const box = $("traffic").parentElement;
+  const follows = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+  $("traffic").replaceChildren(...entries.filter(fits).slice(-SHOWN).map(line));
   tell();
   if (follows) box.scrollTop = box.scrollHeight;
 }
@@ -104,7 +131,7 @@ function line(entry) {
   const { out, what, took, failed, at } = entry;
   const summary = element(
     "summary", {},
-    icon(out ? "up" : "down"),
+    element("span", { className: "way", "aria-hidden": "true" }, out ? "↑" : "↓"), // Not an icon: there may be a thousand a second.
     element("span", { className: "what" }, element("span", { className: "visually-hidden" }, out ? "sent " : "received "), what),
     element("time", { dateTime: at.toISOString(), title: clock(at) }, took === null ? clock(at) : `${figure(took)} ms`),
   );
@@ -140,7 +167,7 @@ function opened(entry) {
 }
 
 /** What nobody should see on a shared screen, or in a transcript. */
-export const secret = (name) => /^(authorization|cookie|x-api-key|proxy-authorization|mcp-session-id)$/i.test(name) || /key|token|secret/i.test(name);
+const secret = (name) => /^(authorization|cookie|x-api-key|proxy-authorization|mcp-session-id)$/i.test(name) || /key|token|secret/i.test(name);
 
 /** Open a message and bring it into view. */
 export function show(number) {
@@ -167,7 +194,4 @@ export function clear() {
   tell();
 }
 
-$("traffic-filter").addEventListener("input", () => {
-  $("traffic").replaceChildren(...entries.filter(fits).slice(-SHOWN).map(line));
-  tell();
-});
+$("traffic-filter").addEventListener("input", redraw);

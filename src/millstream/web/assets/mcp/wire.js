@@ -24,7 +24,7 @@ export class HttpError extends Error {
 }
 
 /** A value for a header: as it is where that is safe, else in base64 between marks. */
-export function headerValue(value) {
+function headerValue(value) {
   const text = String(value);
   const plain = /^[\x20-\x7e\t]*$/.test(text) && text.trim() === text && !/^=\?base64\?.*\?=$/.test(text);
   if (plain) return text;
