@@ -154,6 +154,7 @@ def test_the_command_says_whether_a_log_is_whole(tmp_path: Path) -> None:
 
     assert run() == (0, f"2 lines, none changed. The last one has the hash {last}\n")
     assert run("--last", last)[0] == 0
+    assert json.loads(run("--json")[1]) == {"lines": 2, "hash": last}
     written(path, "three")
     assert run("--last", last)[0] == 1
     path.write_bytes(path.read_bytes().replace(b"one", b"own"))

@@ -123,3 +123,15 @@ def test_a_name_is_given_once(tmp_path: Path) -> None:
     keys(tmp_path, "add", "ci")
     _, said = keys(tmp_path, "add", "ci", fails=True)
     assert "already" in said
+
+
+def test_the_keys_are_json_if_asked(tmp_path: Path) -> None:
+    """For programs; the key itself comes only from the command that makes it."""
+    added = json.loads(keys(tmp_path, "add", "ada", "--scope", "a", "--json")[0])
+    rotated = json.loads(keys(tmp_path, "rotate", "ada", "--grace", "2", "--json")[0])
+    assert (added["name"], rotated["graceHours"]) == ("ada", 2)
+    assert added["key"] != rotated["key"]
+    listed = json.loads(keys(tmp_path, "list", "--json")[0])["keys"]
+    assert {(each["name"], *each["scopes"]) for each in listed} == {("ada", "a")}
+    assert json.loads(keys(tmp_path, "revoke", "ada", "--json")[0]) == {"revoked": "ada"}
+    assert json.loads(keys(tmp_path, "list", "--json")[0]) == {"keys": []}

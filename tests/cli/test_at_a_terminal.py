@@ -108,19 +108,22 @@ def test_run_shows_a_panel_and_ends_with_ctrl_c(screen: Screen) -> None:
     screen.until("ended with 0")
 
 
-def test_dev_shows_a_panel_and_then_a_mistake_of_ours(screen: Screen, tmp_path: Path) -> None:
+def test_dev_waits_for_a_mistake_to_go_and_shows_the_next_one(screen: Screen, tmp_path: Path) -> None:
     """With the line of the mistake, and that the old program serves on."""
     program = tmp_path / "shop.py"
-    program.write_text("from millstream import Server\n\nmcp = Server('shop')\n", "utf-8")
+    program.write_text("from millstream import Server\n\nmcp = Server('shop'\n", "utf-8")
     port = free_port()
     screen.start("dev", "shop.py", "--no-open", "--port", str(port))
+    lines = screen.until("Waiting for a change …")
+    assert any("Correct line 3 of shop.py" in line for line in lines)
+    program.write_text("from millstream import Server\n\nmcp = Server('shop')\n", "utf-8")
     lines = screen.until("Try your tools at")
     framed(lines, screen.columns)
     assert f"Try your tools at http://127.0.0.1:{port}/inspect" in lines
     program.write_text("from millstream import Server\n\nmcp = Sever('shop')\n", "utf-8")
     lines = screen.until("Nothing has changed")
     assert any("NameError: name 'Sever' is not defined" in line for line in lines)
-    assert any("Correct line 3 of shop.py" in line for line in lines)
+    assert "Correct line 3 of shop.py" in "\n".join(lines).partition("Sever")[2]
     screen.press("C-c")
     screen.until("ended with 0")
 

@@ -77,14 +77,27 @@ def test_the_overview_names_every_command_and_no_other() -> None:
         command = commands[name]
         assert command.help
         assert f"  {name} " in overview()
+    assert max(map(len, overview().splitlines())) <= 80
 
 
-def test_every_command_that_uses_a_server_prints_json_if_asked() -> None:
-    """One option, the same everywhere."""
-    commands = get_command(program()).commands  # type: ignore[attr-defined]  # it is a group
-    for name in {*commands} - {"keys", "audit"}:  # files of this machine
-        command = commands[name]
-        assert "--json" in {option for parameter in command.params for option in parameter.opts}, name
+SILENT = {"dev", "record", "completion"}
+"""They serve, or print a script."""
+
+
+def each_command() -> Iterator[tuple[str, Any]]:
+    """Every command by its whole name, those below others included."""
+    for name, command in get_command(program()).commands.items():  # type: ignore[attr-defined]  # it is a group
+        below = getattr(command, "commands", {})
+        yield from ([(f"{name} {inner}", below[inner]) for inner in below] or [(name, command)])
+
+
+@pytest.mark.parametrize(("name", "command"), list(each_command()))
+def test_every_command_prints_json_if_asked_and_has_an_example(name: str, command: Any) -> None:
+    """One option, the same everywhere; and help that shows how it's used."""
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert ("--json" in options) is (name not in SILENT)
+    assert f"- `millstream {name}" in command.help or f'- `millstream call "millstream {name}' in command.help
+    assert all(parameter.help for parameter in command.params), name
 
 
 @pytest.mark.server
@@ -100,6 +113,7 @@ def test_help_loads_no_command_line_library() -> None:
     assert done.stdout == overview()
     names = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert not names & {"asyncio", "httptools", "msgspec", "rich", "typer"}
+    assert len(done.stderr.splitlines()) <= 80, "modules, most of which are Python's own"
 
 
 @pytest.mark.server

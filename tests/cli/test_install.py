@@ -192,6 +192,10 @@ def test_json_tells_programs_what_happened(home: Path) -> None:
     assert (first["result"], first["file"]) == ("installed", str(home / ".cursor/mcp.json"))
     again = json.loads(install(str(SHOP), "--client", "cursor", "--yes", "--json").stdout)
     assert (again["result"], again["diff"]) == ("unchanged", "")
+    path = home / ".cursor" / "mcp.json"
+    path.write_text(path.read_text("utf-8").replace("\n", ""), "utf-8")
+    written_otherwise = json.loads(install(str(SHOP), "--client", "cursor", "--yes", "--json").stdout)
+    assert written_otherwise["result"] == "unchanged"
 
 
 def test_what_a_person_added_to_an_entry_stays(home: Path) -> None:
@@ -275,6 +279,7 @@ def test_the_project_has_files_of_its_own(home: Path, folder: Path) -> None:
         ([URL, "--client", "cursor", "-v", "A=1"], "takes no variables"),
         ([str(SHOP), "--client", "cursor", "--header", "A: 1"], "takes no headers"),
         (["ftp://example.com", "--client", "cursor"], "not a URL of a server"),
+        (["wss://example.com/ws", "--client", "cursor"], "can't use WebSockets"),
         ([str(SHOP), "--client", "cursor", "--with-editable", "nowhere"], "There is no folder nowhere"),
     ],
 )
@@ -342,3 +347,4 @@ def test_servers_that_are_not_ours_are_started_as_they_are(tmp_path: Path) -> No
     assert (python.command, python.args) == (sys.executable, (str(tmp_path / "other.py"),))
     assert launch.launch_of(str(tmp_path / "other.js"), env={}, headers={}).args == (str(tmp_path / "other.js"),)
     assert launch.Launch(url="http://10.0.0.1/mcp").by_remote().args[-1] == "--allow-http"
+    assert launch.Launch(url="http://localhost:8000/mcp").by_remote().args[-1] == "http://localhost:8000/mcp"

@@ -13,6 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.test_faults import run
+from client.rude import DONE, discovering, greeting, rude
+from client.test_param_headers import behave
 from millstream import Client
 from millstream.app.serving.errors import CommandError
 from millstream.cli.program import program
@@ -173,3 +175,22 @@ async def test_a_url_that_is_no_server_is_an_answer_of_the_recorder(tmp_path: Pa
     with pytest.raises(Failure, match="is not an MCP endpoint"):
         async with Client(command("record", str(tmp_path / "f"), url), revision="2025-11-25"):
             pass
+
+
+@pytest.mark.server
+async def test_the_bridge_to_a_url_fills_in_headers_and_ends_the_session(tmp_path: Path) -> None:
+    """What Streamable HTTP wants there, a client on standard input and output doesn't know."""
+    async with rude(discovering(behave)) as server:
+        async with Client(command("record", str(tmp_path / "f"), server.url)) as client:
+            await client.tools()
+            assert (await client.call("x", region=" Zürich", count=3)).text == "done"
+        last = server.asked[-1].headers
+        assert (last["mcp-method"], last["mcp-name"], last["mcp-param-count"]) == ("tools/call", "x", "3")
+        assert last["mcp-param-region"] == "=?base64?IFrDvHJpY2g=?="
+        assert last["mcp-protocol-version"] == "2026-07-28"
+    async with rude(greeting(lambda asked: asked.result(DONE), session="s1")) as server:
+        async with Client(command("record", str(tmp_path / "g"), server.url), revision="2025-11-25") as client:
+            assert (await client.call("x")).text == "done"
+        called = next(asked for asked in server.asked if asked.method == "tools/call")
+        assert (called.headers["mcp-session-id"], called.headers["mcp-protocol-version"]) == ("s1", "2025-11-25")
+        assert (server.asked[-1].verb, server.asked[-1].headers["mcp-session-id"]) == ("DELETE", "s1")

@@ -4,6 +4,7 @@ The key ring is `keyring` itself, with a backend that keeps things in memory, as
 https://keyring.readthedocs.io/en/latest/#writing-your-own-backend
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +92,13 @@ def test_what_cannot_be_read_counts_as_none(ring: InMemory) -> None:
     """As with the file."""
     ring.kept[("millstream", "tokens 0")] = "{"
     assert default_store().load() == Kept({}, {})
+
+
+def test_without_the_extra_there_is_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`keyring` is optional."""
+    monkeypatch.setitem(sys.modules, "keyring", None)
+    monkeypatch.delitem(sys.modules, "millstream.client.oauth.keyring_store", raising=False)
+    assert isinstance(default_store(), FileStore)
 
 
 def test_a_system_without_a_key_ring_has_the_file(ring: InMemory) -> None:

@@ -41,6 +41,17 @@ COMMANDS = {
     # tests/workers/test_examples.py
     "millstream run examples/hub.py --workers 2",
     "millstream run examples/hub.py --reload",
+    # tests/docs/test_application_pages.py
+    "millstream install bookshop.py --client cursor --dry-run",
+    "millstream install bookshop.py --client cursor",
+    "millstream install bookshop.py --client cursor --undo",
+    "millstream install bookshop.py --client cursor --yes --name books -v SHOP_KEY=secret --env-file shop.env",
+    'millstream install https://example.com/mcp --client vscode --header "Authorization: Bearer KEY" --dry-run',
+    "millstream install bookshop.py --client vscode --project --dry-run",
+    "millstream install bookshop.py --client json",
+    'millstream call "millstream record shop.jsonl bookshop.py" search words=Tolkien',
+    'millstream call "millstream replay shop.jsonl" search words=Tolkien',
+    "millstream replay shop.jsonl --against bookshop.py",
     # the project's own commands
     "make setup",
     "make run",

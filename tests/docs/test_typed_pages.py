@@ -193,3 +193,12 @@ def test_every_client_of_the_page_gets_an_answer(reader: Reader) -> None:
         done = reader.run("curl", "-sf", f"http://127.0.0.1:{reader.port}/mcp", "-H", "content-type: application/json",
                           "-d", json.dumps(INITIALIZE))  # fmt: skip
         assert json.loads(done.stdout)["result"]["serverInfo"]["name"] == "bookshop"
+
+
+def test_a_new_project_passes_its_test_with_nothing_but_the_wheel(installed: Path, tmp_path: Path) -> None:
+    """`millstream init` asks no network; the project's test needs pytest and no plugin."""
+    for words in (["millstream", "init", "shop"], ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "shop"]):
+        command = [str(installed / "bin" / words[0]), *words[1:]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=WAIT, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout

@@ -39,7 +39,7 @@ Header = Annotated[
 Login = Annotated[bool, typer.Option("--login", help="Log in with a browser if the server wants it; kept for later.")]
 Env = Annotated[list[str] | None, typer.Option("--env", "-e", help="Give a server that is started NAME=VALUE.")]
 Revision = Annotated[str, typer.Option("--revision", help="Speak only this revision of the protocol, by its date.")]
-Timeout = Annotated[float, typer.Option("--timeout", help="Seconds until an answer must come.")]
+Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Seconds until an answer must come.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

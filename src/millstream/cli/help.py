@@ -4,7 +4,7 @@ COMMANDS = {
     "Serve": {
         "init": "Make a new project: a server, a test, and what they need.",
         "run": "Serve the MCP server in a file or module.",
-        "dev": "Serve it while you write it: reload on change, and open its inspector.",
+        "dev": "Serve it while you write it, with its inspector open.",
         "install": "Write a server into the configuration of an application.",
         "keys": "Make, list, revoke and rotate API keys.",
         "audit": "Check audit logs.",
@@ -35,6 +35,7 @@ COMMANDS = {
 
 _EXAMPLES = """\
 Examples
+  millstream dev shop.py
   millstream run shop.py
   millstream list http://127.0.0.1:8000/mcp
   millstream call shop.py order isbn=978-0 copies=2
@@ -46,7 +47,7 @@ Examples
 def overview() -> str:
     """The text."""
     width = max(len(name) for group in COMMANDS.values() for name in group) + 2
-    lines = ["Millstream: one server for every MCP client, and one client for every MCP server.", ""]
+    lines = ["Millstream: one MCP server for every client, and one client for every server.", ""]
     lines += ["Usage: millstream COMMAND [OPTIONS]", ""]
     for heading, group in COMMANDS.items():
         lines.append(heading)

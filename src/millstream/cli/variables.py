@@ -8,7 +8,7 @@ from millstream.app.serving.errors import CommandError
 
 _LINE = re.compile(
     r"""^\s*(?:export\s+)?(?P<name>[A-Za-z_][\w.]*)\s*=\s*(?:'(?P<raw>[^']*)'|"(?P<quoted>(?:\\.|[^"\\])*)"|(?P<plain>[^\n]*?))"""
-    r"""\s*(?:(?<=\s)\#.*|\#(?<=['"]\#).*)?$"""
+    r"""\s*(?:(?<=\s)\#.*)?$"""
 )
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 

@@ -87,9 +87,12 @@ def bench(  # noqa: PLR0913  the options of the command
     *,
     tool: Annotated[str, typer.Option("--tool", help="Call this tool; without it, the server is pinged.")] = "",
     connections: Annotated[
-        int, typer.Option("--connections", "-c", min=1, max=1000, help="Calls that are under way at a time.")
+        int,
+        typer.Option("--connections", "-c", min=1, max=1000, metavar="N", help="Calls that are under way at a time."),
     ] = 10,
-    seconds: Annotated[float, typer.Option("--seconds", "-s", min=0.1, max=3600, help="How long.")] = 5,
+    seconds: Annotated[
+        float, typer.Option("--seconds", "-s", min=0.1, max=3600, metavar="SECONDS", help="How long.")
+    ] = 5,
     header: Header = None,
     login: Login = False,
     env: Env = None,

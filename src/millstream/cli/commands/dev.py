@@ -1,19 +1,24 @@
 """``millstream dev``: serve a file while you write it, with the inspector beside it."""
 
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import webbrowser
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from millstream.app.serving.errors import CommandError
+from millstream.app.serving.errors import CommandError, report
 from millstream.app.serving.facts import Facts
 from millstream.app.serving.panel import show
+from millstream.app.serving.workers.launching import can_supervise
+from millstream.app.serving.workers.watching import changes
 from millstream.cli.commands.run import Editable, EnvFile, Inspect, Packages, serve_http
+from millstream.cli.load import folder_of
 from millstream.cli.uv import run_with
 from millstream.cli.variables import use_file
 
@@ -54,6 +59,19 @@ def dev(
     use_file(env_file)
     beside = _Beside(command, opens=not no_open)
     try:
+        while not _served(target, port, beside, inspect):
+            pass
+    finally:
+        beside.close()
+
+
+def _served(target: str, port: int, beside: "_Beside", inspect: list[str] | None) -> bool:
+    """Serve until stopped; False once a file has changed that couldn't be served.
+
+    Raises:
+        CommandError: something is wrong that isn't a mistake in the program.
+    """
+    try:
         serve_http(
             target,
             "127.0.0.1",
@@ -67,8 +85,19 @@ def dev(
             more=frozenset({"web"}),
             settings={"inspect": tuple(inspect) if inspect else None},
         )
-    finally:
-        beside.close()
+    except CommandError as exc:
+        if not exc.detail or not can_supervise():
+            raise
+        report(exc)
+        sys.stderr.write("Waiting for a change …\n")
+        asyncio.run(_changed(folder_of(target)))
+        return False
+    return True
+
+
+async def _changed(folder: Path) -> None:
+    async for _ in changes(folder):
+        return
 
 
 def npx() -> str:

@@ -47,7 +47,7 @@ def add(
     name: Name,
     *,
     scope: Annotated[list[str] | None, typer.Option(help="What it covers; repeat it, or '*' for everything.")] = None,
-    days: Annotated[float, typer.Option(help="Days until it expires; 0 means never.", min=0)] = 0,
+    days: Annotated[float, typer.Option(help="Days until it expires; 0 means never.", min=0, metavar="DAYS")] = 0,
     file: File = None,
     json: Json = False,
 ) -> None:
@@ -111,7 +111,7 @@ def revoke(name: Name, *, file: File = None, json: Json = False) -> None:
 def rotate(
     name: Name,
     *,
-    grace: Annotated[float, typer.Option(help="Hours for which the old key still works.", min=0)] = 24,
+    grace: Annotated[float, typer.Option(help="Hours for which the old key still works.", min=0, metavar="HOURS")] = 24,
     file: File = None,
     json: Json = False,
 ) -> None:

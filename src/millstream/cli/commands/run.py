@@ -91,12 +91,13 @@ def run(  # noqa: PLR0913  the options of the command
     serve: Annotated[
         str, typer.Option(help="HTTP: what runs beside MCP: hub, rest, web, metrics (with commas), or all.")
     ] = "",
-    workers: Annotated[int, typer.Option(min=1, help="HTTP: processes that serve.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="HTTP: processes that serve.")] = 1,
     reload: Annotated[
         bool, typer.Option("--reload", help="HTTP: serve anew when a Python file in the program's folder changes.")
     ] = False,
     fd: Annotated[
-        int | None, typer.Option(min=0, help="HTTP: a listening socket to use instead of --host and --port.")
+        int | None,
+        typer.Option(min=0, metavar="N", help="HTTP: a listening socket to use instead of --host and --port."),
     ] = None,
     auth_key: Annotated[
         str,
@@ -110,7 +111,10 @@ def run(  # noqa: PLR0913  the options of the command
     public_without_auth: Annotated[
         bool, typer.Option("--public-without-auth", help="HTTP: let everybody who reaches the address call every tool.")
     ] = False,
-    log_level: Annotated[LogLevel | None, typer.Option(help="How much to log.", show_default="info")] = None,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(metavar="LEVEL", help="How much to log: debug, info, warning or error.", show_default="info"),
+    ] = None,
     env_file: EnvFile = None,
     packages: Packages = None,
     editable: Editable = None,

@@ -19,7 +19,9 @@ def watch(
     server: Target,
     uris: Annotated[list[str] | None, typer.Argument(metavar="[URI]...", help="Resources to watch.")] = None,
     *,
-    count: Annotated[int, typer.Option("--count", "-c", min=0, help="Stop after so many; 0 goes on until Ctrl-C.")] = 0,
+    count: Annotated[
+        int, typer.Option("--count", "-c", min=0, metavar="N", help="Stop after so many; 0 goes on until Ctrl-C.")
+    ] = 0,
     level: Annotated[str, typer.Option("--level", help="The least severe log messages to ask for.")] = "info",
     header: Header = None,
     login: Login = False,

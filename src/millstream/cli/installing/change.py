@@ -55,7 +55,9 @@ def prepare(path: Path, kind: str, under: Sequence[str], merge: Callable[[Any], 
     before = read(path)
     text = before or ""
     try:
-        after = _PUT[kind](text, under, merge(_READ[kind](text, under)))
+        old = _READ[kind](text, under)
+        new = merge(old)
+        after = text if new == old else _PUT[kind](text, under, new)  # however the person has written it
     except Broken as exc:
         raise _refused(path, exc) from exc
     return Change(path=path, before=before, after=after)

@@ -58,9 +58,12 @@ def launch_of(
     """
     if "://" in target:
         try:
-            return Launch(url=str(parse(target)), headers=headers)
+            url = parse(target)
         except TargetError as exc:
             raise CommandError(str(exc)) from exc
+        if url.scheme not in ("http", "https"):
+            raise CommandError("Applications can't use WebSockets.", fix="Give the server's http or https URL.")
+        return Launch(url=str(url), headers=headers)
     source, colon, name = target.rpartition(":")
     if not (colon and source and name.isidentifier()):
         source, name = target, ""

@@ -1,13 +1,17 @@
 """Stands between a client on stdio and a server at a URL: each line is a POST, and what comes back is lines again.
 
 It knows of MCP only what Streamable HTTP puts into headers
-(https://modelcontextprotocol.io/specification/2026-07-28/basic/transports): session, revision, method and name. A
-stream that breaks isn't taken up again.
+(https://modelcontextprotocol.io/specification/2026-07-28/basic/transports): session, revision, method, name, and the
+arguments that tools want there. A stream that breaks isn't taken up again.
 """
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any, cast
+
+import msgspec
+from msgspec import Struct
 
 from millstream.cli.recording.standard_input import lines, say
 from millstream.cli.recording.transcript import Writer
@@ -15,16 +19,34 @@ from millstream.client.errors import BadAnswer, ClientError, NotMcp
 from millstream.client.http.auth import Auth
 from millstream.client.http.connection import Reply
 from millstream.client.http.endpoint import Endpoint
+from millstream.client.http.endpoint import lines as lines_of
 from millstream.client.http.pool import Pool
 from millstream.client.targets import Remote
+from millstream.client.tool_headers import ToolHeaders
 from millstream.client.transports.events import EventReader
 from millstream.protocol.errors import INTERNAL_ERROR
+from millstream.protocol.messages import ToolDescription
 from millstream.protocol.metadata import VERSION_KEY
 from millstream.protocol.param_headers import encode_value
 from millstream.protocol.revisions import HANDSHAKE
 
+_GOODBYE = 2.0
 _MAX_BYTES = 64 * 1024 * 1024
 _TAKES = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
+
+
+class _Result(Struct, rename="camel"):
+    """What is of interest in a result."""
+
+    protocol_version: str = ""
+    tools: list[ToolDescription] = []
+
+
+class _Answer(Struct):
+    result: _Result
+
+
+_decode_result = msgspec.json.Decoder(_Answer).decode
 
 
 class Bridge:
@@ -38,6 +60,7 @@ class Bridge:
         # Session
         self._session = ""
         self._revision = ""
+        self._tools = ToolHeaders()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -49,8 +72,16 @@ class Bridge:
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._say_goodbye()
             await self._endpoint.close()
         return 0
+
+    async def _say_goodbye(self) -> None:
+        """End the session, where there's one."""
+        if self._session:
+            with suppress(ClientError, TimeoutError):
+                async with asyncio.timeout(_GOODBYE):
+                    await self._endpoint.send("DELETE", self._about(self._revision), repeatable=False)
 
     async def _take(self, line: bytes) -> None:
         self._writer.line("client", line)
@@ -91,6 +122,9 @@ class Bridge:
         name = fields.get("name") or fields.get("uri")
         if isinstance(name, str):
             head += f"Mcp-Name: {encode_value(name)}\r\n"
+        arguments: Any = fields.get("arguments")
+        if method == "tools/call" and isinstance(arguments, dict):
+            head += lines_of(self._tools.of(str(name), cast("dict[str, Any]", arguments)))
         meta: Any = fields.get("_meta")
         version = cast("dict[str, Any]", meta).get(VERSION_KEY) if isinstance(meta, dict) else None
         return head + self._about(str(version or self._revision))
@@ -130,16 +164,19 @@ class Bridge:
             return
 
     async def _pass_on(self, line: bytes) -> None:
-        if not self._revision:
-            self._note_revision(line)
+        self._note(line)
         self._writer.line("server", line)
         await say(line + b"\n")
 
-    def _note_revision(self, line: bytes) -> None:
-        result: Any = json.loads(line).get("result")
-        agreed: Any = cast("dict[str, Any]", result).get("protocolVersion") if isinstance(result, dict) else None
-        if agreed in HANDSHAKE and HANDSHAKE[agreed].header:
-            self._revision = agreed
+    def _note(self, line: bytes) -> None:
+        """What the headers of later requests need: the revision, and which arguments of a tool stand there."""
+        try:
+            result = _decode_result(line).result
+            if result.protocol_version in HANDSHAKE and HANDSHAKE[result.protocol_version].header:
+                self._revision = result.protocol_version
+            self._tools.learn(result.tools)
+        except msgspec.MsgspecError:
+            return  # another kind of message
 
     async def _say(self, message: dict[str, Any]) -> None:
         await self._pass_on(json.dumps(message, ensure_ascii=False).encode())
