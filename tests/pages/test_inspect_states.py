@@ -328,8 +328,8 @@ def test_another_server_is_inspected_through_this_one(hub: str, open_page: OpenP
         assert page.evaluate("navigator.clipboard.readText()").startswith(f"curl -s {hub}/mcp")
 
 
-def test_deviations_from_the_output_schema_are_told_in_their_place(hub: str, open_page: OpenPage) -> None:
-    """Our choice: a server that breaks its promise is shown where. Here the promise is changed on its way."""
+def test_a_server_that_breaks_its_promises_is_told_where(hub: str, open_page: OpenPage) -> None:
+    """Our choice: deviations from the output schema stand in their place, and a list that is refused hides no other."""
     page = open_page("about:blank")
 
     def promise(route: Route) -> None:
@@ -340,15 +340,22 @@ def test_deviations_from_the_output_schema_are_told_in_their_place(hub: str, ope
                 tool["outputSchema"] = {"type": "object", "required": ["unit"]}
         route.fulfill(response=reply, json=body)
 
+    def refuse(route: Route) -> None:
+        number = route.request.post_data_json["id"]
+        route.fulfill(json={"jsonrpc": "2.0", "id": number, "error": {"code": -32601, "message": "Not here"}})
+
+    ways = {"tools/list": promise, "resources/templates/list": refuse}
     page.route(
         "**/mcp",
-        lambda route: promise(route) if "tools/list" in (route.request.post_data or "") else route.continue_(),
+        lambda route: ways.get((route.request.post_data_json or {}).get("method"), Route.continue_)(route),
     )
     page.goto(f"{hub}/inspect#tool=get_server_info")
     expect(page.locator("#state")).to_have_text("Connected")
     ran(page, "get_server_info", "deviation")
     expect(page.get_by_label("Deviations")).to_contain_text("unit Required.")
     expect(result(page).get_by_label("Value")).to_contain_text("unit: missing Required.")
+    page.get_by_role("tab", name="Templates").click()
+    expect(page.locator("#no-items")).to_contain_text("The server answered: Not here (-32601)")
 
 
 def test_a_server_that_wants_a_key_is_given_one(hub: str, open_page: OpenPage) -> None:
