@@ -38,7 +38,7 @@ ROOMS = {
         "probes", "routes", "runtime", "runtimes", "hub_access", "serving", "server",
     ],
     "cli": [
-        "help", "load", "stdio", "showing", "uv", "variables", "installing", "connecting", "recording", "commands",
+        "help", "load", "stdio", "showing", "uv", "variables", "installing", "connecting", "chatting", "recording", "commands",
         "program",
     ],
 }
