@@ -38,8 +38,8 @@ ROOMS = {
         "probes", "routes", "runtime", "runtimes", "hub_access", "serving", "server",
     ],
     "cli": [
-        "help", "load", "stdio", "showing", "uv", "variables", "installing", "connecting", "chatting", "recording", "commands",
-        "program",
+        "help", "load", "stdio", "showing", "uv", "variables", "installing", "connecting", "chatting", "recording",
+        "commands", "program",
     ],
 }
 """The order inside a house: every folder, and the files between which the order says something."""
