@@ -3,6 +3,8 @@
 One page is loaded, and taken from state to state.
 """
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
 from pages_world import OpenPage, axe, outside
+from patience import WAIT
 from processes import Shared, free_port, millstream, serving, shared
 
 pytestmark = pytest.mark.server
@@ -376,3 +379,21 @@ def test_a_server_that_wants_a_key_is_given_one(hub: str, open_page: OpenPage) -
     page.keyboard.press("Enter")
     expect(page.locator("#state")).to_have_text("Connected")
     expect(page.get_by_text("Connected again.")).to_be_visible()
+
+
+def test_what_is_copied_runs_elsewhere(hub: str, open_page: OpenPage) -> None:
+    """Our choice: the call as curl and as Python does what the page does, quotes and all."""
+    page = inspect(hub, open_page, permissions=["clipboard-read", "clipboard-write"])
+    page.evaluate(
+        """location.hash = '#tool=greet&args=' + encodeURIComponent('{"name": "O\\'Hara \\\\"é\\\\" $HOME"}')"""
+    )
+    expect(page.locator("#detail").get_by_label("name")).to_have_value('O\'Hara "é" $HOME')
+    for kind, command in (("curl", ["sh", "-c"]), ("Python", [sys.executable, "-c"])):
+        page.evaluate("navigator.clipboard.writeText('')")
+        page.get_by_role("button", name="Copy as").click()
+        page.get_by_role("menuitem", name=kind).click()
+        page.wait_for_function("async () => (await navigator.clipboard.readText()) !== ''")
+        code = page.evaluate("navigator.clipboard.readText()")
+        said = subprocess.run([*command, code], capture_output=True, text=True, timeout=WAIT, check=True)
+        assert "Hello, O'Hara" in said.stdout
+        assert "$HOME" in said.stdout
