@@ -27,6 +27,7 @@ ROOMS = {
     "http": ["asgi", "lane", "websocket"],
     "stores": ["base", "groups", "memory", "sqlite", "local", "redis"],
     "server": ["functions", "questions", "calls", "features", "handlers", "observing"],
+    "auth": ["method", "key_file", "issuing"],
     "transports": ["streamable", "rest", "websocket"],
     "client": [
         "errors", "background", "http", "oauth", "options", "transports", "questions", "targets", "incoming",

@@ -21,7 +21,7 @@ from millstream.server.calls.changes import Change
 from millstream.server.features.registry import Registry
 
 if TYPE_CHECKING:
-    from millstream.auth.method import Method
+    from millstream.auth.method import Given
     from millstream.hub.subscriber import Authorize
 
 PARTS = ("hub", "rest", "web", "metrics")
@@ -73,7 +73,7 @@ class Definition:
     parts: frozenset[str]
     authorize_channel: "Authorize | None"
     settings: Settings
-    auth: "tuple[Method, ...]" = ()
+    auth: "tuple[Given, ...]" = ()
 
     def __post_init__(self) -> None:
         self.store = self.store or self.settings.store or "memory://"
@@ -100,6 +100,11 @@ class Definition:
         values: dict[str, Any] = {**msgspec.structs.asdict(self.settings), **changes}
         self.settings = Settings(**values)
         self.registry.private = self.protected
+
+    @property
+    def title(self) -> str:
+        """What people know it by."""
+        return self.info.title or self.name
 
     @property
     def protected(self) -> bool:

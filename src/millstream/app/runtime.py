@@ -137,8 +137,9 @@ class Runtime:
             self.dispatcher.gate = Throttle(self.definition.settings, self.definition.registry).check
 
     def _open_guard(self) -> None:
-        guard = self.guard = make_guard(self.definition.auth, self.definition.settings)
+        guard = self.guard = make_guard(self.definition, self.services)
         if guard is not None:
+            self._stack.callback(guard.close)
             self.services.lacking = guard.challenges.refuse
 
     async def _open_lifespan(self, definition: Definition) -> None:
@@ -200,7 +201,7 @@ class Runtime:
             hooked = definition.authorize_channel is not None
             own = own_paths(self.guard, definition, self.services)
             protection = Protection(self.guard, here_only, hooked=hooked, own=own)
-            self.policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=self.bind.loopback)
+            self.policy = protection.policy(settings, loopback_bind=self.bind.loopback)
             if self.hub is not None:
                 from millstream.transports.websocket.route import WebSocketRoute  # noqa: PLC0415
 

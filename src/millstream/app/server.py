@@ -21,7 +21,7 @@ from millstream.server.features.tools import Tool, ToolOptions, tool_of
 
 if TYPE_CHECKING:
     from millstream.app.runtime import Runtime
-    from millstream.auth.method import Method
+    from millstream.auth.method import Given
     from millstream.hub.subscriber import Authorize
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,7 +41,7 @@ class Server:
         store: where streams and session records live: a URL, by default that of the settings, else ``memory://``.
         lifespan: ``async with`` context around the time the server runs; its value is ``ctx.lifespan``.
         serve: what runs beside MCP: hub, rest, web, metrics, or all.
-        auth: how callers sign in, from `millstream.auth`: ``auth.keys(…)``, ``auth.jwt(…)``, or a list of them.
+        auth: how callers sign in, from `millstream.auth`: ``auth.keys(…)``, ``auth.issuer(…)``, or a list of them.
         authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` says who may use a channel of the hub.
         settings: everything operational; by default from ``MILLSTREAM_…`` variables.
 
@@ -59,7 +59,7 @@ class Server:
         store: str = "",
         lifespan: Lifespan | None = None,
         serve: str | Collection[str] = (),
-        auth: "Method | Sequence[Method] | None" = None,
+        auth: "Given | Sequence[Given] | None" = None,
         authorize_channel: "Authorize | None" = None,
         settings: Settings | None = None,
     ) -> None:

@@ -7,6 +7,7 @@ COMMANDS = {
         "dev": "Serve it while you write it, with its inspector open.",
         "install": "Write a server into the configuration of an application.",
         "keys": "Make, list, revoke and rotate API keys.",
+        "users": "Add, list and remove the people who may sign in.",
         "audit": "Check audit logs.",
     },
     "Use a server (a URL, a command, a script or a configuration file)": {

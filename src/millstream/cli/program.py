@@ -27,6 +27,7 @@ MODULES = {
     "record": "record",
     "replay": "replay",
     "keys": "keys",
+    "users": "users",
     "audit": "audit",
     "completion": "completion",
 }
