@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv --quiet pip
 PEERS := .bench/$(VENV:.%=%)
 RIVALS := $(if $(shell command -v cargo),.bench/rust/release/bench) $(if $(shell command -v go),.bench/go/official)
-NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop requirements/pyright)
+NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop tests/pages requirements/pyright)
 
 # Every core has a worker, and the tests of one file stay together, because they share servers. In the order of the
 # folders, so that the files that take longest aren't the last to begin.
@@ -87,7 +87,7 @@ lock: $(VENV)/.test ## write every lock file anew
 
 clean: ## remove environments, caches and results
 	rm -rf .venv .venv-* .pythons .bench .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist results
-	rm -rf tests/conformance/node_modules tests/interop/node_modules benches/node_modules requirements/pyright/node_modules
+	rm -rf tests/conformance/node_modules tests/interop/node_modules tests/pages/node_modules benches/node_modules requirements/pyright/node_modules
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.setup: requirements/run.lock requirements/bootstrap.lock pyproject.toml scripts/venv

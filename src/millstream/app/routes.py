@@ -112,18 +112,15 @@ class Routes:
 
     def _add_rest(self, dispatcher: Dispatcher, *, pages: bool) -> None:
         from millstream.transports.rest.routes import RestRoutes  # noqa: PLC0415
-        from millstream.web.pages import page_names  # noqa: PLC0415
-        from millstream.web.pages import pages as all_pages  # noqa: PLC0415
+        from millstream.web.pages import pages as shown_pages  # noqa: PLC0415
 
         rest = RestRoutes(dispatcher)
         self._by_path["/mcp/tools/list"] = {"POST": rest.list_tools}
         self._by_path["/mcp/tools/call"] = {"POST": rest.call_tool}
         self._by_path["/openapi.json"] = {"GET": rest.describe}
         self._prefixes.append(("/tools/", {"POST": rest.run_tool}))
-        shown = set(page_names()) if pages else {"docs"}
-        for path, handler in all_pages().items():
-            if path.count("/") > 1 or path[1:] in shown:
-                self._by_path[path] = {"GET": handler}
+        for path, handler in shown_pages(None if pages else ("docs",)).items():
+            self._by_path[path] = {"GET": handler}
 
     def _add_live(self, hub: "Hub", feed: "DashboardFeed", audit_log: str) -> None:
         from millstream.web.audit import AuditRecords  # noqa: PLC0415

@@ -1,6 +1,6 @@
 // URI templates (RFC 6570, as far as resources use them), and values that the server completes while one types.
 
-import { element } from "./dom.js";
+import { element } from "../dom.js";
 
 const EXPRESSION = /\{([+#./;?&]?)([^}]+)\}/g;
 const LEAD = { "": ["", ","], "+": ["", ","], "#": ["#", ","], ".": [".", "."], "/": ["/", "/"], ";": [";", ";"], "?": ["?", "&"], "&": ["&", "&"] };
