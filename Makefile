@@ -18,14 +18,14 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 UV := $(BIN)/uv --quiet pip
 PEERS := .bench/$(VENV:.%=%)
 RIVALS := $(if $(shell command -v cargo),.bench/rust/release/bench) $(if $(shell command -v go),.bench/go/official)
-NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop requirements/pyright)
+NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop tests/pages requirements/pyright)
 
 # Every core has a worker, and the tests of one file stay together, because they share servers. In the order of the
 # folders, so that the files that take longest aren't the last to begin.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: help setup run check format test unit test-python busy bench fuzz chaos docs docs-site docs-serve dist lock clean
+.PHONY: help setup run check format test unit test-python busy bench fuzz chaos compat docs docs-site docs-serve dist lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -77,6 +77,9 @@ chaos: $(VENV)/.test ## kill workers for MINUTES=10 while subscribers resume; th
 	$(BIN)/python -m benches.chaos $(MINUTES) $(if $(STORE),--store $(STORE))
 	STORE_CYCLES=200 $(PYTEST) -m server tests/stores/test_sqlite_faults.py tests/stores/test_redis_chaos.py $(ARGS)
 
+compat: $(VENV)/.setup .venv-compat-sdk/.ready .venv-compat-fastmcp/.ready .venv-compat-servers/.ready ## others' tests of their server modules, and published servers, against the door for them
+	$(BIN)/python -m benches.compat $(ARGS)
+
 docs: $(VENV)/.test ## put the examples into the documents and check their links
 	$(BIN)/python scripts/docs.py
 
@@ -94,7 +97,7 @@ lock: $(VENV)/.test ## write every lock file anew
 
 clean: ## remove environments, caches and results
 	rm -rf .venv .venv-* .pythons .bench .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist results site
-	rm -rf tests/conformance/node_modules tests/interop/node_modules benches/node_modules requirements/pyright/node_modules
+	rm -rf tests/conformance/node_modules tests/interop/node_modules tests/pages/node_modules benches/node_modules requirements/pyright/node_modules
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.setup: requirements/run.lock requirements/bootstrap.lock pyproject.toml scripts/venv
@@ -110,7 +113,7 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock
 	$(UV) install --python $(BIN)/python --require-hashes -r requirements/test.lock
 	@touch $@
 
-.venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
+.venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready .venv-compat-sdk/.ready .venv-compat-fastmcp/.ready .venv-compat-servers/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
 	@echo "Installing into .venv-$* ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-$*
 	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock

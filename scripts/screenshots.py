@@ -2,7 +2,8 @@
 
 Run it after a page changed, with the environment of the tests and Debian's chromium:
 ``.venv/bin/python scripts/screenshots.py``. It starts examples/hub.py, gives it something to do, and opens each page
-in both colour schemes, at the width of a desk and of a phone.
+in both colour schemes, at the width of a desk and of a phone. With names, such as ``scripts/screenshots.py inspect``,
+only those pages.
 """
 
 import json
@@ -111,7 +112,7 @@ def inspect(page: Page, open_other: Callable[[str], Page]) -> None:
     """A tool that asks."""
     page.goto(f"{ADDRESS}/inspect")
     page.locator("#state:text-is('Connected')").wait_for()
-    page.locator("#items").get_by_role("button", name="order_parcel").click()
+    page.locator("#items").get_by_role("option", name="order_parcel").click()
     page.get_by_role("textbox", name="item").fill("A lamp")
     page.locator("#detail").get_by_role("button", name="Run").click()
     page.get_by_label("street").fill("Mill Lane 1")
@@ -119,8 +120,10 @@ def inspect(page: Page, open_other: Callable[[str], Page]) -> None:
     if page.viewport_size == SIZES["desk"]:
         page.get_by_role("button", name="Accept").click()
         page.get_by_text("Raw result").wait_for()
-        page.locator("#traffic > li").nth(-1).locator("summary").click()
-        page.locator("#traffic pre").scroll_into_view_if_needed()
+        answer = page.locator("#traffic > li").filter(has_text="result of tools/call order_parcel")
+        answer.locator("summary").click()
+        page.locator("#traffic pre").wait_for()
+        page.mouse.move(0, 0)
 
 
 def take(browser: Browser, act: Callable[..., None], looks: list[tuple[Any, str]], settle_ms: int = 0) -> None:
@@ -148,7 +151,7 @@ def take(browser: Browser, act: Callable[..., None], looks: list[tuple[Any, str]
 
 
 def main() -> None:
-    """All twelve."""
+    """All twelve, or those of the pages that the command names."""
     program = shutil.which("chromium")
     if program is None:
         sys.exit("This needs Debian's chromium: apt-get install chromium.")
@@ -158,11 +161,13 @@ def main() -> None:
         for name, text in TALK:
             call("send_sse_message", {"message": text, "name": name, "channel": "chat"})
         looks = [(scheme, size) for scheme in ("light", "dark") for size in SIZES]
+        wanted = sys.argv[1:] or ["chat", "inspect", "dashboard"]
         for act in (chat, inspect):
-            for look in looks:
+            for look in looks if act.__name__ in wanted else []:
                 take(browser, act, [look], settle_ms=300)
-        with busy():
-            take(browser, dashboard, looks, settle_ms=MINUTE_MS)
+        if "dashboard" in wanted:
+            with busy():
+                take(browser, dashboard, looks, settle_ms=MINUTE_MS)
         browser.close()
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -30,3 +31,47 @@ def counted(address: str, tool: str = "") -> int:
         text = response.read().decode()
     wanted = f'gen_ai_tool_name="{tool}"' if tool else ""
     return sum(int(count) for labels, count in _COUNT.findall(text) if wanted in labels)
+
+
+_AXE = Path(__file__).parent / "pages" / "node_modules" / "axe-core" / "axe.min.js"
+_RUN = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations
+  .flatMap(({id, nodes}) => nodes.map(({html}) => `${id}: ${html.slice(0, 160)}`))"""
+
+
+def axe(page: Page) -> list[str]:
+    """What keeps people from using the page as it is now, by axe with all its rules."""
+    assert _AXE.exists(), "These tests need axe: make tests/pages/node_modules/.package-lock.json."
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(_AXE.read_text())
+    return list(page.evaluate(_RUN))
+
+
+# What is meant to scroll sideways, and what ends in dots.
+_OUTSIDE = """() => {
+  const sideways = "pre, textarea, .tabs, .scroll, .bar nav";
+  const style = (node) => getComputedStyle(node);
+  const told = (node) => `${node.tagName.toLowerCase()}#${node.id}.${node.className}: ${node.textContent.slice(0, 60)}`;
+  const wrong = [];
+  for (const node of document.querySelectorAll("body *")) {
+    if (node.closest("svg, option, .visually-hidden, .skip") || !node.checkVisibility()) continue;
+    const box = node.getBoundingClientRect();
+    if (!box.width || !box.height) continue;
+    if (["auto", "scroll"].includes(style(node).overflowX) && node.scrollWidth > node.clientWidth + 1
+      && !node.matches(sideways)) wrong.push(`scrolls sideways: ${told(node)}`);
+    let frame = node.parentElement;
+    while (frame && style(frame).overflowX === "visible" && style(frame).position !== "fixed") {
+      frame = frame.parentElement;
+    }
+    if (frame && (frame.matches(sideways) || style(frame).textOverflow === "ellipsis")) continue;
+    const holds = frame && style(frame).overflowX !== "visible";
+    const bounds = holds ? frame.getBoundingClientRect() : {left: 0, right: innerWidth};
+    if (box.left < bounds.left - 1 || box.right > bounds.right + 1) wrong.push(`outside: ${told(node)}`);
+  }
+  if (document.documentElement.scrollWidth > innerWidth) wrong.push("the page scrolls sideways");
+  return wrong;
+}"""
+
+
+def outside(page: Page) -> list[str]:
+    """Elements that lie outside of the box that should hold them, as the page is now."""
+    return list(page.evaluate(_OUTSIDE))

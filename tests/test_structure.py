@@ -22,7 +22,7 @@ PACKAGE = ROOT / "src" / "millstream"
 # fmt: off
 LAYERS = [
     "protocol", "config", "http", "telemetry", "stores", "server", "middleware", "limits", "hub", "auth", "transports",
-    "client", "gateway", "agent", "web", "app", "testing", "cli",
+    "client", "gateway", "agent", "web", "app", "testing", "compat", "cli",
 ]
 ROOMS = {
     "http": ["asgi", "lane", "websocket"],
@@ -44,6 +44,7 @@ ROOMS = {
         "help", "load", "stdio", "showing", "uv", "variables", "installing", "connecting", "recording", "chatting",
         "commands", "program",
     ],
+    "compat": ["pydantic_parts", "types", "fastmcp", "porting"],
 }
 """The order inside a house: every folder, and the files between which the order says something."""
 # fmt: on

@@ -65,6 +65,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     json_only: Switch = False
     """Never answer a call with an event stream (subscriptions/listen excepted)."""
     path: UrlPath = "/mcp"
+    sse_path: UrlPath = "/sse"
+    """Where clients of HTTP+SSE open their stream."""
+    messages_path: UrlPath = "/messages/"
+    """Where clients of HTTP+SSE send to."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names besides loopback names and IP literals; ``*`` allows any."""
     allowed_origins: tuple[str, ...] = ()
@@ -175,6 +179,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     lane: Switch = True
     """`millstream run` serves by its own HTTP protocol class; False leaves plain ASGI, without the guard."""
     log_level: LogLevel = "info"
+    client_log_level: LogLevel = "info"
+    """What clients of the handshake era get of a tool's log messages until they say otherwise."""
     log_file: str = ""
     """Logs go to this file, too, as JSON lines. Several workers share it."""
     log_file_bytes: Size = 10 * 1024 * 1024

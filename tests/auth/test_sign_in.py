@@ -115,6 +115,8 @@ async def test_a_form_of_another_origin_is_refused(headers: dict[str, str]) -> N
         ("POST", "/tools/who"),
         ("GET", "/dashboard/events"),
         ("GET", "/openapi.json"),
+        ("GET", "/inspect/servers"),
+        ("POST", "/inspect/via/1"),
     ],
 )
 async def test_the_cookie_counts_only_for_requests_of_this_origins_own_pages(
@@ -133,6 +135,8 @@ async def test_the_calls_that_pages_make_work_with_the_cookie() -> None:
         jar = await cookie(world)
         for own in ({"origin": "http://127.0.0.1"}, {"sec_fetch_site": "same-origin"}):
             assert (await world.ask(None, "POST", "/mcp", PING, cookie=jar, **JSON, **own)).status == 200
+            assert (await world.ask(None, "GET", "/inspect/servers", cookie=jar, **own)).status == 200
+            assert (await world.ask(None, "POST", "/inspect/via/1", PING, cookie=jar, **JSON, **own)).status == 404
             assert (await world.ask(None, "POST", "/publish", b'{"data":1}', cookie=jar, **JSON, **own)).status == 200
             reply = await world.ask(None, "POST", "/tools/who", b"{}", cookie=jar, **JSON, **own)
             assert b"key" in reply.body

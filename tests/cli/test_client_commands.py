@@ -85,8 +85,10 @@ SILENT = {"dev", "record", "completion"}
 
 
 def each_command() -> Iterator[tuple[str, Any]]:
-    """Every command by its whole name, those below others included."""
-    for name, command in get_command(program()).commands.items():  # type: ignore[attr-defined]  # it is a group
+    """Every command by its whole name, those below others included; `users` keeps a file and prints sentences."""
+    commands = get_command(program()).commands  # type: ignore[attr-defined]  # it is a group
+    for name in sorted(commands.keys() - {"users"}):
+        command = commands[name]
         below = getattr(command, "commands", {})
         yield from ([(f"{name} {inner}", below[inner]) for inner in below] or [(name, command)])
 

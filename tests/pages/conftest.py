@@ -26,9 +26,8 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-LOST = re.compile(r"Failed to load resource: net::ERR_|status of (40[34]|50[23])")
-"""What Chromium itself says of a connection that a test cuts, of a session that a new server doesn't know, and of a
-wrong password."""
+LOST = re.compile(r"Failed to load resource: net::ERR_|status of (40[134]|50[23])")
+"""What Chromium itself says of a connection that a test cuts, an unknown session, a missing key, a wrong password."""
 
 WATCH = """
 document.addEventListener("securitypolicyviolation", (event) => {

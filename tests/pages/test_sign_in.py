@@ -129,7 +129,7 @@ def test_the_page_fits_its_screen_has_its_style_and_names_everything(
     assert page.evaluate(TWICE) == []
     assert page.evaluate(DANGLING) == []
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert ground == {"light": "rgb(247, 248, 248)", "dark": "rgb(14, 20, 19)"}[scheme]
+    assert ground == {"light": "rgb(246, 247, 247)", "dark": "rgb(12, 17, 16)"}[scheme]
     allow = page.get_by_role("button", name="Sign in and allow")
     assert allow.evaluate("node => getComputedStyle(node).fontWeight") == "600"
 

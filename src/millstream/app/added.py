@@ -17,13 +17,12 @@ from msgspec import Struct
 from millstream.http.asgi.hosted import Application, BrokenReply, Hosted
 from millstream.http.message import Handler, Request, Response, Sink, refusal
 from millstream.telemetry.user_frames import shown_error, with_user_frames
-from millstream.transports.http_sse import MESSAGES_PATH
 
 logger = logging.getLogger("millstream")
 
 _TAKEN = frozenset(
     (
-        "/sse", MESSAGES_PATH, MESSAGES_PATH.rstrip("/"), "/health", "/livez", "/readyz", "/events", "/publish", "/ws",
+        "/sse", "/messages/", "/messages", "/health", "/livez", "/readyz", "/events", "/publish", "/ws",
         "/openapi.json", "/docs", "/dashboard", "/chat", "/inspect", "/metrics", "/sign-in", "/sign-out", "/mcp",
     )
 )  # fmt: skip

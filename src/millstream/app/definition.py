@@ -72,6 +72,8 @@ class Definition(Tree):
         self.mounted, self._mounted_on = [], []
         self.added, self.overrides = [], {}
         self.listeners = set()
+        self._passed_over: set[tuple[int, str, str]] = set()
+        """Items of mounted servers whose names were taken here: (server, kind, key)."""
 
     def configure(self, *, serve: str | Collection[str] = (), **changes: object) -> None:
         """Put what was said on the command line over what the program says; before the server runs.
@@ -135,7 +137,10 @@ class Definition(Tree):
         for listener in list(self.listeners):
             listener.altered(kind, key, "removed")
         for parent, prefix in self._mounted_on:
-            parent.remove(kind, prefixed(kind, key, prefix))
+            if (id(self), kind, key) in parent._passed_over:
+                parent._passed_over.discard((id(self), kind, key))
+            else:
+                parent.remove(kind, prefixed(kind, key, prefix))
 
     def switch(self, kind: str, key: str, *, on: bool) -> None:
         """Offer an item or not, here and wherever this is mounted, on every worker.
@@ -223,8 +228,13 @@ class Definition(Tree):
 
     # The tree
 
-    def mount(self, other: Self, prefix: str) -> None:
+    def mount(self, other: Self, prefix: str, *, first_wins: bool = False) -> None:
         """Offer what another server has as part of this one, now and later.
+
+        Args:
+            other: the other server.
+            prefix: of the names that its items have here.
+            first_wins: pass over what has a name that is taken here, instead of refusing it.
 
         Raises:
             ValueError: the other is this server or has it mounted, has a name that is taken here, or has a lifespan
@@ -245,6 +255,10 @@ class Definition(Tree):
             for on, named in ((True, getattr(other.registry, kind)), (False, other.registry.disabled[kind]))
             for key, item in named.items()
         ]
+        if first_wins:
+            taken = [each for each in items if self.registry.has(each[0], prefixed(each[0], each[1], prefix))]
+            items = [each for each in items if each not in taken]
+            self._passed_over.update((id(other), each[0], each[1]) for each in taken)
         for kind, key, *_ in items:
             self._check_free(kind, prefixed(kind, key, prefix))
         self.mounted.append(other)

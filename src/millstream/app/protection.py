@@ -36,10 +36,10 @@ _PRIVATE = {
     "/inspect": "",
 }
 """Path -> the scope that it takes. Where nobody signs in, these answer on this machine only."""
-_LOOKS = ("/assets/base.css", "/assets/sign-in.css")
-"""The style sheets of the pages of an authorization server."""
 _ALWAYS_HERE = ("/inspect/servers", "/inspect/via/")
 """These answer on this machine only, also where callers sign in: they reach what this machine reaches."""
+_LOOKS = ("/assets/tokens.css", "/assets/base.css", "/assets/sign-in.css")
+"""The style sheets of the pages of an authorization server."""
 Paths = Mapping[str, Mapping[str, Handler]]
 """Path -> handlers by method."""
 _NOTED = {"/publish": "hub/publish"}

@@ -9,7 +9,7 @@ from millstream.http.hosts import EXEMPT, of_this_site
 from millstream.http.message import TEXT_HEAD, Handler, Request, Response
 from millstream.server.dispatch import Dispatcher
 from millstream.stores.health import StoreHealth
-from millstream.transports.http_sse import MESSAGES_PATH, HttpSse
+from millstream.transports.http_sse import HttpSse
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.streamable.exchange import Endpoint
 from millstream.transports.streamable.get import SessionStreams
@@ -55,15 +55,15 @@ class Routes:
         self._by_path: _Table = {
             path: mcp,
             path.rstrip("/") + "/": mcp,
-            "/sse": {"GET": legacy.get},
-            MESSAGES_PATH: {"POST": legacy.post},
-            MESSAGES_PATH.rstrip("/"): {"POST": legacy.post},
+            settings.sse_path: {"GET": legacy.get},
+            settings.messages_path: {"POST": legacy.post},
+            settings.messages_path.rstrip("/") or "/": {"POST": legacy.post},
             "/health": {"GET": probes.health},
             "/livez": {"GET": probes.live},
             "/readyz": {"GET": probes.ready},
             **protection.own,
         }
-        self._streams = {path, path.rstrip("/") + "/", "/sse", "/events", "/dashboard/events"}
+        self._streams = {path, path.rstrip("/") + "/", settings.sse_path, "/events", "/dashboard/events"}
         """A HEAD of these would open a stream."""
         self._prefixes: list[tuple[str, Mapping[str, Handler]]] = []
         if hub is not None:
@@ -112,18 +112,15 @@ class Routes:
 
     def _add_rest(self, dispatcher: Dispatcher, *, pages: bool) -> None:
         from millstream.transports.rest.routes import RestRoutes  # noqa: PLC0415
-        from millstream.web.pages import page_names  # noqa: PLC0415
-        from millstream.web.pages import pages as all_pages  # noqa: PLC0415
+        from millstream.web.pages import pages as shown_pages  # noqa: PLC0415
 
         rest = RestRoutes(dispatcher)
         self._by_path["/mcp/tools/list"] = {"POST": rest.list_tools}
         self._by_path["/mcp/tools/call"] = {"POST": rest.call_tool}
         self._by_path["/openapi.json"] = {"GET": rest.describe}
         self._prefixes.append(("/tools/", {"POST": rest.run_tool}))
-        shown = set(page_names()) if pages else {"docs"}
-        for path, handler in all_pages().items():
-            if path.count("/") > 1 or path[1:] in shown:
-                self._by_path[path] = {"GET": handler}
+        for path, handler in shown_pages(None if pages else ("docs",)).items():
+            self._by_path[path] = {"GET": handler}
 
     def _add_live(self, hub: "Hub", feed: "DashboardFeed", audit_log: str) -> None:
         from millstream.web.audit import AuditRecords  # noqa: PLC0415

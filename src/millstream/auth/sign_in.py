@@ -21,8 +21,10 @@ from millstream.protocol.seal import KeyRing
 PATH = "/sign-in"
 OUT_PATH = "/sign-out"
 LIFETIME = 12 * 3600
-_CALLED = ("/events", "/ws", "/mcp", "/openapi.json", "/publish", "/chat/members", "/dashboard/events",
-           "/dashboard/audit", "/tools/", "/mcp/sse/")  # fmt: skip
+_CALLED = (
+    "/events", "/ws", "/mcp", "/openapi.json", "/publish", "/chat/members", "/dashboard/events", "/dashboard/audit",
+    "/tools/", "/mcp/sse/", "/inspect/servers", "/inspect/via/",
+)  # fmt: skip
 """What the pages ask, by its whole path or, with a slash at the end, its beginning."""
 _SECURE, _PLAIN = "__Host-millstream", "millstream"
 _KIND = b"page sign-in"
@@ -41,16 +43,19 @@ _FORM = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Sign in</title>
+<link rel="stylesheet" href="{root}/assets/tokens.css">
 <link rel="stylesheet" href="{root}/assets/base.css">
+<link rel="stylesheet" href="{root}/assets/sign-in.css">
 </head>
 <body>
-<main>
+<main class="ask card stack">
 <h1>Sign in</h1>
-<p role="status">{said}</p>
-<form method="post" action="{root}/sign-in">
+<p role="status" class="error">{said}</p>
+<form method="post" action="{root}/sign-in" class="stack">
 <input type="hidden" name="next" value="{next}">
-<p><label>Key or token <input type="password" name="key" autocomplete="current-password" required autofocus></label></p>
-<p><button>Sign in</button></p>
+<p class="field"><label for="key">Key or token</label>
+<input id="key" type="password" name="key" autocomplete="current-password" required autofocus></p>
+<p><button class="primary">Sign in</button></p>
 </form>
 </main>
 </body>

@@ -1,24 +1,26 @@
 """The pages and what they load: files of `web/assets`, read once, served with a strict policy.
 
-A page is a file ``NAME.html`` and is served as ``/NAME``; everything else is served as ``/assets/FILE``. Pages name
-their files relatively (``assets/base.css``), so that they work below any mount point; each such name gets the digest
-of the file as its query, and a request with that query may be kept for a year. No file of a page comes from another
-host, and no script or style stands in a page: the policy forbids both.
+A page is a file ``NAME.html`` and is served as ``/NAME``; everything else is served as ``/assets/FILE``. What all
+pages share stands in `web/parts`, and goes where a page says ``<!-- part -->``; the bar links only the pages that this
+server serves. Pages name their files relatively (``assets/base.css``), so that they work below any mount point; each
+such name gets the digest of the file as its query, and a request with that query may be kept for a year. No file of a
+page comes from another host, and no script or style stands in a page: the policy forbids both.
 """
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 
 from msgspec import Struct
 
 from millstream.http.message import Handler, Request, Response
 
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 TYPES = {
     "css": "text/css; charset=utf-8",
@@ -29,7 +31,10 @@ TYPES = {
 """What is served, by the ending of its name. A file of another kind in the folder is not."""
 
 _FOLDER = resources.files("millstream.web") / "assets"
-_LINK = re.compile(rb'(?<=")assets/([\w.-]+)(?=")')
+_PARTS = resources.files("millstream.web") / "parts"
+_LINK = re.compile(rb'(?<=")assets/([\w./-]+)(?=")')
+_PART = re.compile(rb"<!-- (\w+) -->")
+_PAGE_LINK = re.compile(rb'[ \t]*<a href="(\w+)">[^\n]*\n')
 _FOREVER = b"cache-control: public, max-age=31536000, immutable\r\n"
 _REVALIDATE = b"cache-control: no-cache\r\n"
 _GUARDS = (
@@ -50,12 +55,22 @@ class Asset(Struct, frozen=True):
 
 def page_names() -> list[str]:
     """Every page there is: ``docs`` for ``docs.html``."""
-    return [path[1:] for path in _load() if path.count("/") == 1]
+    return [path[1:] for path in _load(None) if path.count("/") == 1]
 
 
-def pages() -> Mapping[str, Handler]:
-    """The handlers for GET by path: one for each page, and one for each of the files they load."""
-    return dict.fromkeys(_load(), get)
+def pages(shown: Collection[str] | None = None) -> Mapping[str, Handler]:
+    """The handlers for GET by path: one for each page, and one for each of the files they load.
+
+    Args:
+        shown: the names of the pages that this server serves, and that each of them links; by default all.
+    """
+    names = None if shown is None else frozenset(shown)
+
+    async def handler(request: Request) -> Response:
+        known = request.headers.get(b"if-none-match", b"")
+        return asset(request.path, query=request.query, known=known, shown=names)
+
+    return dict.fromkeys(_load(names), handler)
 
 
 async def get(request: Request) -> Response:
@@ -63,15 +78,16 @@ async def get(request: Request) -> Response:
     return asset(request.path, query=request.query, known=request.headers.get(b"if-none-match", b""))
 
 
-def asset(path: str, *, query: bytes = b"", known: bytes = b"") -> Response:
+def asset(path: str, *, query: bytes = b"", known: bytes = b"", shown: frozenset[str] | None = None) -> Response:
     """The reply for the path of a page or file; 404 for any other.
 
     Args:
         path: ``/docs`` or ``/assets/base.css``.
         query: the digest with which a page names the file: the reply may then be kept for good.
         known: entity tags that the client holds (`If-None-Match`).
+        shown: the pages that this server serves; None stands for all.
     """
-    found = _load().get(path)
+    found = _load(shown).get(path)
     if found is None:
         return _MISSING
     tag = b'"%b"' % found.digest
@@ -82,17 +98,49 @@ def asset(path: str, *, query: bytes = b"", known: bytes = b"") -> Response:
 
 
 @cache
-def _load() -> dict[str, Asset]:
+def _files() -> dict[str, bytes]:
+    """The content of every file by its name below the folder: ``shell/theme.js``."""
+    return dict(sorted((name, each.read_bytes()) for name, each in _walk(_FOLDER, "")))
+
+
+def _walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
+    for each in folder.iterdir():
+        if each.is_dir():
+            yield from _walk(each, f"{prefix}{each.name}/")
+        elif each.name.rpartition(".")[2] in TYPES:
+            yield prefix + each.name, each
+
+
+@cache
+def _load(shown: frozenset[str] | None) -> dict[str, Asset]:
     """Every page and file by its path."""
-    files = {each.name: each.read_bytes() for each in _FOLDER.iterdir() if each.name.rpartition(".")[2] in TYPES}
+    files = _files()
     loaded: dict[str, Asset] = {}
-    for name, body in sorted(files.items()):
+    for name, body in files.items():
         stem, _, ending = name.rpartition(".")
         page = ending == "html"
-        content = _LINK.sub(lambda link: _versioned(link, files), body) if page else body
+        if page and shown is not None and stem not in shown:
+            continue
+        content = _page(stem, body, files, shown) if page else body
         head = b"content-type: %b\r\n%b" % (TYPES[ending].encode(), _GUARDS)
         loaded[f"/{stem}" if page else f"/assets/{name}"] = Asset(content, _digest(content), head)
     return loaded
+
+
+def _page(name: str, body: bytes, files: Mapping[str, bytes], shown: frozenset[str] | None) -> bytes:
+    """A page as it is sent: with the parts that all pages share, and with versioned links."""
+
+    def link(found: re.Match[bytes]) -> bytes:
+        target = found[1].decode()
+        if shown is not None and target not in shown:
+            return b""
+        return found[0].replace(b'">', b'" aria-current="page">', 1) if target == name else found[0]
+
+    def part(found: re.Match[bytes]) -> bytes:
+        text = (_PARTS / f"{found[1].decode()}.html").read_bytes().rstrip(b"\n")
+        return _PAGE_LINK.sub(link, text) if found[1] == b"bar" else text
+
+    return _LINK.sub(lambda found: _versioned(found, files), _PART.sub(part, body))
 
 
 def _versioned(link: re.Match[bytes], files: Mapping[str, bytes]) -> bytes:

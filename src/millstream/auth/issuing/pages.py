@@ -22,7 +22,8 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="robots" content="noindex">
 <title>{title}</title>
-{more}<link rel="stylesheet" href="{up}assets/base.css">
+{more}<link rel="stylesheet" href="{up}assets/tokens.css">
+<link rel="stylesheet" href="{up}assets/base.css">
 <link rel="stylesheet" href="{up}assets/sign-in.css">
 </head>
 <body>

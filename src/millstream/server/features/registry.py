@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from millstream.protocol import projection
+from millstream.protocol.messages import CompleteRequestParams, Completion
 from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import ALL, Revision
 from millstream.server.calls.call import Call
@@ -21,6 +22,9 @@ from millstream.server.features.resources import Resource, Template
 from millstream.server.features.tools import Tool
 
 Completer = Callable[..., Any] | Filled
+CompleteAny = Callable[[Call, CompleteRequestParams], Awaitable[Completion]]
+ListFor = Callable[[str, Call], Awaitable["list[dict[str, Any]] | None"]]
+"""``f(kind, call)`` gives descriptions in the newest shape."""
 
 
 class Extension(Struct, frozen=True):
@@ -78,6 +82,10 @@ class Registry:
         """Something here needs a scope: else nobody has to be asked for theirs."""
         self.conditional: dict[str, tuple[str, ...]] = {}
         """Kind -> the names of those that not everybody sees."""
+        self.completes: CompleteAny | None = None
+        """Completes every argument, of what is registered here or not, instead of `completers`."""
+        self.lists: ListFor | None = None
+        """Makes a list for each call, in the place of the prepared one; None from it leaves that."""
         self._offered: set[str] = {"", "logging"}
         self.extensions: list[Extension] = []
         self.changed: Callable[[str], None] = lambda kind: None
@@ -102,13 +110,17 @@ class Registry:
                 self.fast[key.encode()] = fast
         self._touch(kind)
 
+    def has(self, kind: str, key: str) -> bool:
+        """Whether a name is taken, by something that is offered or not."""
+        return key in getattr(self, kind) or key in self.disabled[kind]
+
     def check_free(self, kind: str, key: str) -> None:
         """Make sure that a name can be given.
 
         Raises:
             ValueError: it is taken.
         """
-        if key in getattr(self, kind) or key in self.disabled[kind]:
+        if self.has(kind, key):
             noun = _NOUNS[kind]
             raise ValueError(
                 f"There is a {noun} {key!r} already. Give this one another name, or call "

@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Self, Unpack
+from typing import Any, Protocol, Self, Unpack
 
 from millstream.protocol.content import Annotations, AnnotationsDict
 from millstream.protocol.uri_template import UriTemplate
@@ -102,15 +102,36 @@ class Resource(_Readable):
         return other
 
 
+class Pattern(Protocol):
+    """A template's URI: which URIs are of the family."""
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names in order of first appearance."""
+        ...
+
+    def match(self, uri: str) -> dict[str, str] | None:
+        """The values of the variables that occur in a URI; None for one of another family."""
+        ...
+
+
 class Template(_Readable):
     """A family of resources. The variables of its URI are its arguments."""
 
-    __slots__ = ("template",)
+    __slots__ = ("_pattern", "template")
 
-    def __init__(self, uri: str, source: Source, **labels: Unpack[ResourceLabels]) -> None:
+    def __init__(
+        self,
+        uri: str,
+        source: Source,
+        *,
+        pattern: Callable[[str], Pattern] = UriTemplate,
+        **labels: Unpack[ResourceLabels],
+    ) -> None:
         labels.pop("size", None)
         super().__init__({"uriTemplate": uri}, source, labels)
-        self.template = UriTemplate(uri)
+        self._pattern = pattern
+        self.template = pattern(uri)
         if set(self.template.variables) != set(self.parameters):
             raise TypeError(
                 f"resource template {uri!r}: its variables are {', '.join(self.template.variables) or 'none'}, the "
@@ -120,7 +141,7 @@ class Template(_Readable):
     def named(self, uri: str) -> "Template":
         """The same template under another URI."""
         other = copy.copy(self)
-        other.template = UriTemplate(uri)
+        other.template = self._pattern(uri)
         other._described = {**self._described, "uriTemplate": uri}
         return other
 

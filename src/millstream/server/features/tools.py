@@ -61,6 +61,9 @@ _SCALAR_RESULTS = {
 class Tool:
     """One registered tool."""
 
+    keeps_params = False
+    """The parameters of a call stay with it while the tool runs."""
+
     __slots__ = (
         "_described", "_output", "_simple", "concurrency", "cost", "decode", "enabled", "headers", "limit", "limited",
         "name", "parameters", "path", "plain", "read", "requires", "run", "scopes", "struct", "tags", "timeout",

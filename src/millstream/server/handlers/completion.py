@@ -42,6 +42,8 @@ class CompletionHandlers:
     async def complete(self, call: Call) -> bytes:
         """Return values that begin as the person typed, from the registered function or else the parameter's type."""
         params = read(_decoder, call)
+        if self._registry.completes is not None:
+            return b'"completion":%b' % encode(await self._registry.completes(call, params))
         item, reference = self._find(params.ref, call)
         if params.argument.name not in item.parameters:
             raise ProtocolError(INVALID_PARAMS, f"Unknown argument: {params.argument.name[:128]!r}")

@@ -4,18 +4,28 @@ from typing import Any
 
 from millstream.server.calls.access import granted
 from millstream.server.calls.call import Call
+from millstream.server.features.pages import whole
 from millstream.server.features.registry import Registry
 from millstream.server.handlers.params import page_decoder, read
 
 _NONE = frozenset[str]()
 
 
-def page_for(call: Call, kind: str, registry: Registry) -> bytes:
-    """One page of the descriptions of a kind."""
+async def list_page(registry: Registry, kind: str, call: Call) -> bytes:
+    """One page of the descriptions of a kind: the prepared one, or one that is made for the call.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS for a cursor that is not ours.
+    """
+    cursor = read(page_decoder, call).cursor
+    if registry.lists is not None:
+        made = await registry.lists(kind, call)
+        if made is not None:
+            return whole(kind, made, call.revision)
     return registry.page(
         kind,
         call.revision,
-        read(page_decoder, call).cursor,
+        cursor,
         granted(call) if registry.scoped else None,
         registry.hidden(kind, call.principal) if kind in registry.conditional else _NONE,
     )

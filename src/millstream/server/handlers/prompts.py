@@ -16,7 +16,7 @@ from millstream.server.dispatch import Handler
 from millstream.server.features.registry import Registry
 from millstream.server.functions.reading import ArgumentError
 from millstream.server.functions.results import encode_messages
-from millstream.server.handlers.listing import page_for, sees
+from millstream.server.handlers.listing import list_page, sees
 from millstream.server.handlers.params import read, take_rounds
 
 _get_decoder = msgspec.json.Decoder(GetPromptRequestParams)
@@ -37,7 +37,7 @@ class PromptHandlers:
 
     async def list(self, call: Call) -> bytes:
         """One page of prompt descriptions."""
-        return page_for(call, "prompts", self._registry)
+        return await list_page(self._registry, "prompts", call)
 
     async def get(self, call: Call) -> bytes:
         """The messages of one prompt."""

@@ -18,8 +18,11 @@ from millstream.server.features.registry import Registry
 from millstream.server.features.resources import Resource, Template
 from millstream.server.functions.reading import ArgumentError
 from millstream.server.functions.results import encode_contents
-from millstream.server.handlers.listing import page_for, sees
+from millstream.server.handlers.listing import list_page, sees
 from millstream.server.handlers.params import read, take_rounds
+
+MAX_URI = 8 * 1024
+
 
 _read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)
 _uri_decoder = msgspec.json.Decoder(ResourceRequestParams)
@@ -49,11 +52,11 @@ class ResourceHandlers:
 
     async def list(self, call: Call) -> bytes:
         """One page of resources with a URI of their own."""
-        return page_for(call, "resources", self._registry)
+        return await list_page(self._registry, "resources", call)
 
     async def list_templates(self, call: Call) -> bytes:
         """One page of resource templates."""
-        return page_for(call, "templates", self._registry)
+        return await list_page(self._registry, "templates", call)
 
     async def read(self, call: Call) -> bytes:
         """Read one resource."""

@@ -18,7 +18,7 @@ from millstream.server.dispatch import Handler
 from millstream.server.features.registry import Registry
 from millstream.server.features.tools import Tool, run_with_timeout
 from millstream.server.functions.reading import ArgumentError
-from millstream.server.handlers.listing import page_for, sees
+from millstream.server.handlers.listing import list_page, sees
 from millstream.server.handlers.params import read, take_rounds
 
 _call_decoder = msgspec.json.Decoder(CallToolRequestParams)
@@ -41,14 +41,15 @@ class ToolHandlers:
 
     async def list(self, call: Call) -> bytes:
         """One page of tool descriptions."""
-        return page_for(call, "tools", self._registry)
+        return await list_page(self._registry, "tools", call)
 
     async def call(self, call: Call) -> bytes:
         """Run a tool. Calls that a transport has prepared skip this handler."""
         tool = self._open(call)
         if self._services.streamed is not None:
             self._services.streamed(call)
-        call.params = b""  # they have been read, and the tool may take long
+        if not tool.keeps_params:
+            call.params = b""  # they have been read, and the tool may take long
         timeout = self._timeout if tool.timeout is None else tool.timeout
         if timeout:
             value = await run_with_timeout(tool.run, call, call.arguments, timeout)

@@ -3,7 +3,7 @@
 // A chart's colours are the page's variables, so that it is dark where the page is. Point at it, or focus it and use
 // the arrow keys, to read the values of an earlier moment.
 
-import { element, figure } from "./dom.js";
+import { color, element, figure } from "./dom.js";
 
 const LEFT = 46;
 const RIGHT = 8;
@@ -91,7 +91,6 @@ export class LineChart {
     if (width < LEFT + RIGHT + 20) return;
     const now = this.#samples.at(-1)?.t ?? 0;
     const style = getComputedStyle(this.#canvas);
-    const color = (name) => style.getPropertyValue(name).trim();
     const { top, step } = this.#scale();
     const x = (t) => LEFT + (1 - (now - t) / this.#seconds) * (width - LEFT - RIGHT);
     const y = (value) => TOP + (1 - value / top) * (height - TOP - BOTTOM);
@@ -232,7 +231,7 @@ export function spark(canvas, values, length, variable = "--accent") {
   if (values.length < 2 || !width) return;
   const top = Math.max(...values) || 1;
   const before = Math.max(0, length - values.length);
-  pen.strokeStyle = getComputedStyle(canvas).getPropertyValue(variable).trim();
+  pen.strokeStyle = color(variable);
   pen.lineWidth = 1.5;
   pen.lineJoin = "round";
   pen.beginPath();

@@ -263,9 +263,8 @@ function takeServer(info) {
     workers = 0;
   }
   instance = info.instance;
-  $("name").textContent = document.title = info.title || info.name;
-  $("version").textContent = info.version;
-  $("version").hidden = !info.version;
+  $("server-name").textContent = document.title = info.title || info.name;
+  $("server-version").textContent = info.version;
   Object.assign(fixed, info.facts);
 }
 

@@ -2,7 +2,8 @@
 // server is set as text, never as markup.
 
 import { $, element, pretty } from "./dom.js";
-import { collect, field, fields, resolve } from "./forms.js";
+import { schemaForm } from "./schema/form.js";
+import { resolve } from "./schema/resolve.js";
 
 // Running
 
@@ -58,23 +59,17 @@ function card(path, operation, root, number) {
   const id = `tool-${number}`;
   const media = operation.requestBody.content["application/json"];
   const schema = resolve(media.schema, root);
-  const list = fields(media.schema, root, id);
+  const fields = schemaForm({ ...schema, components: root.components }, { id });
   const output = element("div", { className: "result stack tight", hidden: true });
   const live = element("div", { role: "status", "aria-label": `Result of ${operation.operationId}` }, output);
   const button = element("button", { className: "primary", type: "submit" }, "Run");
   const copy = element("button", { className: "quiet", type: "button" }, "As curl");
   const form = element("form", { "aria-labelledby": id });
-  // A schema without properties is one field for the whole object.
-  const whole = !list.length && schema.additionalProperties !== false;
-  if (whole) list.push(field("Arguments", {}, false, `${id}-whole`));
-  form.append(...list.map((each) => each.node), element("div", { className: "row wide" }, button, copy));
-  const values = () => {
-    const read = collect(list);
-    return whole && read ? (read.Arguments ?? {}) : read;
-  };
+  form.noValidate = true;
+  form.append(fields.node, fields.summary, element("div", { className: "row wide" }, button, copy));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    const read = values();
+    const read = fields.read();
     if (read === null) return;
     button.disabled = true;
     button.textContent = "Running…";
@@ -83,7 +78,7 @@ function card(path, operation, root, number) {
     button.textContent = "Run";
   });
   copy.addEventListener("click", () => {
-    const read = values();
+    const read = fields.read();
     if (read !== null) show(output, element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Command" }, command(path, read)));
   });
   const schemas = element("details", {}, element("summary", {}, "Schemas"));
@@ -109,9 +104,8 @@ function draw(root) {
     const words = `${operation.operationId} ${operation.description}`.toLowerCase();
     return { node, item, words };
   });
-  $("name").textContent = document.title = root.info.title;
-  $("version").textContent = root.info.version;
-  $("version").hidden = false;
+  $("server-name").textContent = document.title = root.info.title;
+  $("server-version").textContent = root.info.version;
   if (root.info.description) $("about").textContent = root.info.description;
   $("index").replaceChildren(...shown.map((each) => each.item));
   $("list").replaceChildren(...shown.map((each) => each.node));

@@ -7,7 +7,7 @@ export const $ = (id) => document.getElementById(id);
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (value === undefined || value === null || value === false) continue;
+    if (value === undefined || value === null || (value === false && name !== "spellcheck")) continue;
     if (name in made && name !== "list") made[name] = value;
     else made.setAttribute(name, value === true ? "" : value);
   }
@@ -27,7 +27,25 @@ export function either(content, empty, there) {
   empty.hidden = there;
 }
 
+const colors = new Map();
+const forget = () => colors.clear();
+addEventListener("millstream-theme", forget);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", forget);
+
+/** A token such as "--accent" as the color it is now, for a canvas. */
+export function color(token) {
+  if (!colors.has(token)) {
+    const probe = element("span", { hidden: true });
+    probe.style.color = `var(${token})`;
+    document.body.append(probe);
+    colors.set(token, getComputedStyle(probe).color);
+    probe.remove();
+  }
+  return colors.get(token);
+}
+
 const whole = new Intl.NumberFormat(undefined, { maximumFractionDigits: 0 });
+const times = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const short = new Intl.NumberFormat(undefined, { notation: "compact", maximumFractionDigits: 1 });
 
 /** A count: in full as long as it is short. */
@@ -56,8 +74,7 @@ export function duration(seconds) {
 }
 
 /** The time of day, to the second. */
-export const clock = (date) =>
-  date.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+export const clock = (date) => times.format(date);
 
 /** JSON as a person reads it. */
 export const pretty = (value) => JSON.stringify(value, null, 2);

@@ -1,0 +1,159 @@
+// One thing of a server on the bench: its form, what it does while it runs, and what came of it.
+
+import { element, figure } from "../dom.js";
+import { RpcError } from "../mcp/wire.js";
+import { jsonBlock, tree } from "../render/json.js";
+import { markdown } from "../render/markdown.js";
+import { validate } from "../schema/validate.js";
+import { copy, copyable } from "../shell/copy.js";
+import { icon } from "../shell/icons.js";
+import { menu } from "../shell/menu.js";
+
+let running = null;
+let watching = null;
+
+/** End what is under way: something else takes its place. */
+export function cease() {
+  running?.abort(new Error("Cancelled."));
+  watching?.abort(new Error("No longer watched."));
+}
+
+/** An error as a person reads it. */
+export function say(error) {
+  const code = error instanceof RpcError ? ` (${error.code})` : "";
+  return error.name === "TypeError" ? "The server can't be reached." : `${error.message}${code}`;
+}
+
+/**
+ * @typedef {object} Work what is on the bench
+ * @property {string} heading
+ * @property {string} [sub] a name or an address, as it is
+ * @property {string} [about] Markdown
+ * @property {Node[]} [badges]
+ * @property {object | null} form as `schemaForm` makes it; null where nothing is entered
+ * @property {Node[]} [parts] fields that stand in place of a form's
+ * @property {(force: boolean) => object | null} read the values, or null where something is wrong
+ * @property {(values: object) => {method: string, params: object}} request what is sent for them
+ * @property {(method: string, params: object, options: object) => Promise<object>} send
+ * @property {(result: object) => Node[]} draw
+ * @property {string} verb
+ * @property {object} [outputSchema]
+ * @property {Function | null} [watch] `(params, signal, changed)`: hear of changes; each runs it again
+ * @property {Array<{title: string, text: (request: object, values: object) => string}>} copies what "Copy as" offers
+ * @property {(values: object, outcome: object) => void} [done] told of each run
+ * @property {Node[]} [extra]
+ */
+
+/** The nodes of one thing, and `start()`, which runs it. @param {Work} work */
+export function bench(work) {
+  const { heading, sub = "", about, badges = [], form, parts = [], read, verb, watch = null, copies = [], extra = [] } = work;
+  const button = element("button", { className: "primary", type: "submit", title: "Ctrl-Enter runs it from any field" }, icon("play"), verb);
+  const cancel = element("button", { type: "button", hidden: true }, icon("stop"), "Cancel");
+  const force = element("button", { type: "button", hidden: true }, `${verb} anyway`);
+  const follow = element("button", { type: "button", "aria-pressed": "false", hidden: !watch }, icon("eye"), "Watch");
+  const copied = ({ text }) => {
+    const values = read(true);
+    if (values) copy(text(work.request(values), values));
+  };
+  const as = copies.length ? [menu("Copy as", "copy", copies.map((each) => ({ title: each.title, run: () => copied(each) })))] : [];
+  const summary = form?.summary ?? "";
+  const node = element("form", { "aria-label": heading, noValidate: true }, ...(form ? [form.node] : parts), summary, element("div", { className: "row actions" }, button, force, cancel, follow, ...as));
+  const output = element("section", { className: "card result", "aria-label": "Result", hidden: true });
+  const status = element("p", { className: "visually-hidden", role: "status" });
+
+  const start = async (forced) => {
+    const values = button.ariaDisabled === "true" ? null : read(forced);
+    force.hidden = values !== null || !form || form.summary.hidden;
+    if (values === null) return;
+    const stop = (running = new AbortController());
+    cancel.onclick = () => stop.abort(new Error("Cancelled."));
+    cancel.hidden = false;
+    // Not `disabled`: the focus comes back here when a question is answered.
+    button.ariaDisabled = "true";
+    status.textContent = "Running";
+    const outcome = await perform(output, work, values, stop.signal);
+    status.textContent = outcome.text;
+    work.done?.(values, outcome);
+    button.ariaDisabled = null;
+    if (document.activeElement === cancel) button.focus();
+    cancel.hidden = true;
+  };
+  node.addEventListener("submit", (event) => {
+    event.preventDefault();
+    start(false);
+  });
+  node.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    node.requestSubmit();
+  });
+  node.addEventListener("input", () => (force.hidden = true));
+  force.addEventListener("click", () => start(true));
+  follow.addEventListener("click", () => toggle(follow, node, status, work));
+  const title = element("div", { className: "row title" }, element("h2", { dir: "auto" }, heading), ...badges, element("span", { className: "spacer" }), ...(form?.toolbar ? [form.toolbar] : []));
+  const header = element("header", { className: "stack tight" }, title, sub ? element("p", { className: "sub code soft", dir: "auto" }, sub) : "", about ? element("div", { className: "markdown soft", dir: "auto" }, ...markdown(about)) : "");
+  return [element("article", { className: "card stack", "aria-label": heading }, header, node, ...(extra.length ? [element("div", { className: "folds" }, ...extra)] : [])), status, output];
+}
+
+async function toggle(follow, form, status, { read, request, watch }) {
+  if (follow.ariaPressed === "true") {
+    watching.abort(new Error("No longer watched."));
+    return;
+  }
+  const values = read(false);
+  if (values === null) return;
+  const mine = (watching = new AbortController());
+  mine.signal.addEventListener("abort", () => (follow.ariaPressed = "false"));
+  follow.ariaPressed = "true";
+  try {
+    await watch(request(values).params, mine.signal, () => form.requestSubmit());
+  } catch (error) {
+    if (!mine.signal.aborted) status.textContent = say(error);
+    mine.abort();
+  }
+}
+
+/** Run, show how far it is, then what came of it. */
+async function perform(output, work, values, signal) {
+  const bar = element("progress", { "aria-label": "Progress" });
+  const step = element("p", { className: "soft small" }, "Running…");
+  output.replaceChildren(bar, step);
+  output.hidden = false;
+  const started = performance.now();
+  const progress = ({ progress: value, total, message }) => {
+    if (total) Object.assign(bar, { max: total, value });
+    step.textContent = [message, total ? `${figure(value)} of ${figure(total)}` : figure(value)].filter(Boolean).join(", ");
+  };
+  const outcome = (text, look, ...nodes) => {
+    const ms = performance.now() - started;
+    const took = element("span", { className: "soft small" }, `${figure(ms)} ms`);
+    output.replaceChildren(element("div", { className: "row" }, element("span", { className: `badge ${look}` }, text), took), ...nodes);
+    return { text, good: look === "good", ms };
+  };
+  try {
+    const { method, params } = work.request(values);
+    const result = await work.send(method, params, { progress, signal });
+    const shown = results(result, work);
+    return result.isError === true ? outcome("Tool error", "bad", ...shown) : outcome("Done", "good", ...shown);
+  } catch (error) {
+    const data = error instanceof RpcError && error.data !== undefined ? [jsonBlock(error.data, "Data of the error")] : [];
+    return outcome("Failed", "bad", element("p", { className: "notice bad" }, say(error)), ...data);
+  }
+}
+
+/** What came of it: content, structured content with what is wrong with it, and everything as it came. */
+function results(result, { draw, outputSchema }) {
+  const shown = [element("div", { className: "content" }, ...draw(result))];
+  const structured = result.structuredContent;
+  if (structured !== undefined || (outputSchema && result.isError !== true)) shown.push(check(structured, outputSchema));
+  const raw = element("details", {}, element("summary", {}, "Raw result"));
+  raw.addEventListener("toggle", () => raw.open && raw.childElementCount === 1 && raw.append(copyable(jsonBlock(result, "Raw result"), "Copy the raw result")), { once: true });
+  return [...shown, raw];
+}
+
+function check(value, schema) {
+  const problems = schema ? (value === undefined ? [{ path: [], message: "The tool has an output schema, but its result has no structured content." }] : validate(value, schema)) : [];
+  const verdict = !schema ? element("span", { className: "badge" }, "no output schema") : problems.length ? element("span", { className: "badge bad" }, problems.length === 1 ? "1 deviation" : `${problems.length} deviations`) : element("span", { className: "badge good" }, "fits the schema");
+  const list = problems.length ? [element("ul", { className: "problems", "aria-label": "Deviations from the output schema" }, ...problems.map(({ path, message }) => element("li", {}, element("code", {}, path.join(".") || "(whole)"), ` ${message}`)))] : [];
+  return element("div", { className: "structured stack tight" }, element("div", { className: "row" }, element("h3", {}, "Structured content"), verdict), ...list, ...(value === undefined ? [] : [tree(value, problems)]));
+}

@@ -1,0 +1,76 @@
+// What one did here, for elsewhere: a call as curl, Python or TypeScript, and files to save.
+
+import { element, pretty } from "../dom.js";
+import { META } from "../mcp/wire.js";
+
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+/** JSON as a Python literal. */
+function python(value, indent = 0) {
+  const pad = " ".repeat(indent + 4);
+  const end = `\n${" ".repeat(indent)}`;
+  if (value === null) return "None";
+  if (value === true) return "True";
+  if (value === false) return "False";
+  if (Array.isArray(value)) return value.length ? `[\n${value.map((each) => pad + python(each, indent + 4)).join(",\n")},${end}]` : "[]";
+  if (typeof value === "object") {
+    const entries = Object.entries(value);
+    return entries.length ? `{\n${entries.map(([key, each]) => `${pad}${JSON.stringify(key)}: ${python(each, indent + 4)}`).join(",\n")},${end}}` : "{}";
+  }
+  return JSON.stringify(value);
+}
+
+/**
+ * A request for a terminal. It needs no session: it is written in the per-request era.
+ *
+ * @param {string} url
+ * @param {string} method
+ * @param {object} params
+ * @param {Record<string, string>} headers those that the person added
+ */
+export function curl(url, method, params, headers) {
+  const meta = { [`${META}protocolVersion`]: "2026-07-28", [`${META}clientInfo`]: { name: "curl", version: "8" }, [`${META}clientCapabilities`]: {} };
+  const body = JSON.stringify({ jsonrpc: "2.0", id: 1, method, params: { ...params, _meta: meta } });
+  const head = { "content-type": "application/json", accept: "application/json, text/event-stream", "mcp-protocol-version": "2026-07-28", "mcp-method": method, ...headers };
+  const named = { "tools/call": params.name, "prompts/get": params.name, "resources/read": params.uri }[method];
+  if (named && /^[\x20-\x7e]+$/.test(named)) head["mcp-name"] = named;
+  return [`curl -s ${url}`, ...Object.entries(head).map(([name, value]) => `-H ${quoted(`${name}: ${value}`)}`), `-d ${quoted(body)}`].join(" \\\n  ");
+}
+
+const PYTHON = {
+  "tools/call": ({ name, arguments: given }) => [`result = await client.call(${JSON.stringify(name)}, ${python(given ?? {}, 8)})`, "print(result.data)"],
+  "resources/read": ({ uri }) => [`for content in await client.read(${JSON.stringify(uri)}):`, "    print(content)"],
+  "prompts/get": ({ name, arguments: given }) => [`print(await client.prompt(${JSON.stringify(name)}, ${python(given ?? {}, 8)}))`],
+};
+
+/** The same in Python, with Millstream's own client. */
+export function pythonCode(url, method, params, headers) {
+  const lines = (PYTHON[method] ?? (() => [`print(await client.request(${JSON.stringify(method)}, ${python(params, 8)}))`]))(params);
+  const options = Object.keys(headers).length ? `, headers=${python(headers, 4)}` : "";
+  return ["import asyncio", "", "from millstream import Client", "", "", "async def main() -> None:", `    async with Client(${JSON.stringify(url)}${options}) as client:`, ...lines.map((line) => `        ${line}`), "", "", "asyncio.run(main())", ""].join("\n");
+}
+
+const TYPESCRIPT = {
+  "tools/call": (params) => `await client.callTool(${pretty(params)})`,
+  "resources/read": (params) => `await client.readResource(${pretty(params)})`,
+  "prompts/get": (params) => `await client.getPrompt(${pretty(params)})`,
+};
+
+/** The same in TypeScript, with the official SDK. */
+export function typescript(url, method, params, headers) {
+  const call = (TYPESCRIPT[method] ?? (() => `await client.request(${pretty({ method, params })})`))(params);
+  const options = Object.keys(headers).length ? `, { requestInit: { headers: ${pretty(headers)} } }` : "";
+  return [
+    'import { Client, StreamableHTTPClientTransport } from "@modelcontextprotocol/client";', "",
+    'const client = new Client({ name: "example", version: "1.0.0" });',
+    `await client.connect(new StreamableHTTPClientTransport(new URL(${JSON.stringify(url)})${options}));`,
+    `console.log(${call});`, "await client.close();", "",
+  ].join("\n");
+}
+
+/** Give the person a file. */
+export function save(name, text, type) {
+  const url = URL.createObjectURL(new Blob([text], { type }));
+  element("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}

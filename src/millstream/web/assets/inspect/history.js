@@ -1,0 +1,63 @@
+// What was run in this tab, newest first: each can be opened again with its values, and changed.
+
+import { $, clock, element, figure } from "../dom.js";
+import { icon } from "../shell/icons.js";
+
+const KEY = "millstream.inspect.history";
+const KEPT = 100;
+const MAX_BYTES = 20_000;
+
+/** @typedef {{kind: string, name: string, values: object, text: string, good: boolean, ms: number, at: number}} Run */
+
+/** @type {Run[]} */
+let runs = [];
+let reopen = () => {};
+let counted = () => {};
+
+/** `open(run)` is called for the run that the person wants again. */
+export function connectHistory({ open, count }) {
+  reopen = open;
+  counted = count;
+  try {
+    runs = JSON.parse(sessionStorage.getItem(KEY)) ?? [];
+  } catch {
+    runs = [];
+  }
+  draw();
+}
+
+/** Remember a run. */
+export function remember(run) {
+  runs.unshift({ ...run, at: Date.now() });
+  runs.length = Math.min(runs.length, KEPT);
+  try {
+    sessionStorage.setItem(KEY, JSON.stringify(runs.filter((each) => JSON.stringify(each.values).length < MAX_BYTES)));
+  } catch {
+    // Storage is full or blocked: the history lasts as long as the page.
+  }
+  draw();
+}
+
+export function clearHistory() {
+  runs = [];
+  sessionStorage.removeItem(KEY);
+  draw();
+}
+
+function draw() {
+  counted(runs.length);
+  $("no-history").hidden = runs.length > 0;
+  $("history").replaceChildren(
+    ...runs.map((run) => {
+      const values = JSON.stringify(run.values);
+      const button = element(
+        "button", { type: "button", className: "quiet", title: "Open it again with these values" },
+        element("span", { className: `mark ${run.good ? "good" : "bad"}` }, icon(run.good ? "check" : "close")),
+        element("span", { className: "what one-line" }, element("strong", {}, run.name), ` ${values === "{}" ? "" : values}`),
+        element("time", { dateTime: new Date(run.at).toISOString(), title: clock(new Date(run.at)) }, `${run.text === "Done" ? "" : `${run.text}, `}${figure(run.ms)} ms`),
+      );
+      button.addEventListener("click", () => reopen(run));
+      return element("li", {}, button);
+    }),
+  );
+}

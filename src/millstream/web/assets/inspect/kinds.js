@@ -1,0 +1,195 @@
+// What can be opened: tools, resources, templates, prompts, and the server itself. Each kind says where its list comes
+// from, and puts one of its items on the bench.
+
+import { element, pretty } from "../dom.js";
+import { contents, nodes } from "../render/content.js";
+import { jsonBlock } from "../render/json.js";
+import { markdown } from "../render/markdown.js";
+import { schemaForm, textField } from "../schema/form.js";
+import { copyable } from "../shell/copy.js";
+import { bench } from "./bench.js";
+import { curl, pythonCode, typescript } from "./exports.js";
+import { remember } from "./history.js";
+import * as links from "./links.js";
+import { address, connected, request, session } from "./session.js";
+import { ownHeaders, roots, setRoots } from "./settings.js";
+import { complete, expand, variables } from "./templates.js";
+
+const HINTS = { readOnlyHint: ["reads only", "good"], destructiveHint: ["may destroy", "warn"], idempotentHint: ["idempotent", ""], openWorldHint: ["open world", ""] };
+const watched = new Map(); // uri -> what to do when it changed
+
+let readUri = () => {};
+
+/** `open(uri)` is called where a result links to a resource. */
+export const connectKinds = ({ open }) => (readUri = open);
+
+/** A resource changed. */
+export const updated = (uri) => watched.get(uri)?.();
+
+const badge = (text, look = "") => element("span", { className: `badge ${look}` }, text);
+
+const copies = [
+  { title: "curl", text: ({ method, params }) => curl(address(), method, params, ownHeaders()) },
+  { title: "Python", text: ({ method, params }) => pythonCode(address(), method, params, ownHeaders()) },
+  { title: "TypeScript", text: ({ method, params }) => typescript(address(), method, params, ownHeaders()) },
+  { title: "JSON", text: ({ params }) => pretty(params) },
+];
+
+/** Everything that a thing can be copied as, a link to this page with its values among it. */
+const copiesOf = (kind, name) => [...copies, { title: "Link to this page", text: (_, values) => new URL(links.write(kind, name, values), location.href).href }];
+
+const drawContent = (list) => (list.length ? list.flatMap((each) => nodes(each, readUri)) : [element("p", { className: "soft" }, "The result is empty.")]);
+
+/** A folded block of JSON, written out when it is opened. */
+function folded(title, ...blocks) {
+  const made = element("details", {}, element("summary", {}, title));
+  made.addEventListener("toggle", () => made.open && made.childElementCount === 1 && made.append(...blocks.map(([value, label]) => copyable(jsonBlock(value, label), `Copy ${label.toLowerCase()}`))));
+  return made;
+}
+
+/** Put it on the bench, fill in values, and remember what is run. */
+function show(kind, item, values, work) {
+  if (values) work.form?.write(values);
+  const done = (given, outcome) => remember({ kind, name: item.name, values: given, ...outcome });
+  return bench({ copies: copiesOf(kind, item.name), done, send: request, ...work });
+}
+
+/** Fields for texts, some of which must be there, whose values the server may complete. */
+function textForm(list, ref) {
+  const editors = list.map(({ name, description, required }, index) => ({ name, required, ...textField(name, { description, required, id: `argument-${index}` }) }));
+  if (session.server.capabilities?.completions) {
+    for (const each of editors) complete(each, ref, editors, (params, signal) => request("completion/complete", params, { signal }));
+  }
+  const read = (force) => {
+    for (const each of editors) each.clear();
+    const missing = force ? [] : editors.filter((each) => each.required && !each.control.value);
+    for (const each of missing) each.complain([], "Required.");
+    missing[0]?.control.focus();
+    return missing.length ? null : Object.fromEntries(editors.map((each) => [each.name, each.read()]).filter(([, value]) => value));
+  };
+  const write = (values) => editors.forEach((each) => each.write(values[each.name]));
+  return { node: element("div", { className: "fields" }, ...editors.map((each) => each.node)), toolbar: null, summary: element("p", { hidden: true }), read, write };
+}
+
+function tool(item, values) {
+  const form = schemaForm(item.inputSchema ?? { type: "object" }, { id: "argument" });
+  const badges = Object.entries(HINTS).filter(([name]) => item.annotations?.[name] === true).map(([, [text, look]]) => badge(text, look));
+  const schemas = [[item.inputSchema, "Schema of the arguments"], ...(item.outputSchema ? [[item.outputSchema, "Schema of the result"]] : [])];
+  return show("tools", item, values, {
+    heading: item.title ?? item.annotations?.title ?? item.name, sub: item.title && item.title !== item.name ? item.name : "", about: item.description, badges,
+    form, read: (force) => form.read(force), verb: "Run", outputSchema: item.outputSchema,
+    request: (given) => ({ method: "tools/call", params: { name: item.name, arguments: given } }),
+    send: (method, params, options) => request(method, params, { ...options, schema: item.inputSchema }),
+    draw: (result) => drawContent(result.content ?? []),
+    extra: [folded("Schemas", ...schemas), folded("Definition", [item, "Definition"])],
+  });
+}
+
+/** Hear of every change of a resource until the signal says otherwise; they come as notifications. */
+async function watch({ uri }, signal, changed) {
+  watched.set(uri, changed);
+  signal.addEventListener("abort", () => watched.delete(uri));
+  await (await connected()).watch(uri, signal);
+}
+
+function resource(item, values) {
+  const size = item.size === undefined ? [] : [badge(`${item.size.toLocaleString()} bytes`)];
+  return show("resources", item, values, {
+    heading: item.title ?? item.name, sub: item.uri, about: item.description, badges: [...(item.mimeType ? [badge(item.mimeType)] : []), ...size],
+    form: null, read: () => ({}), verb: "Read", request: () => ({ method: "resources/read", params: { uri: item.uri } }),
+    watch: session.server.capabilities?.resources?.subscribe ? watch : null,
+    draw: (result) => contents(result.contents ?? []), extra: item.described === false ? [] : [folded("Definition", [item, "Definition"])],
+  });
+}
+
+function template(item, values) {
+  const form = textForm(variables(item.uriTemplate).map((name) => ({ name, required: true })), { type: "ref/resource", uri: item.uriTemplate });
+  return show("templates", item, values, {
+    heading: item.title ?? item.name, sub: item.uriTemplate, about: item.description, badges: item.mimeType ? [badge(item.mimeType)] : [],
+    form, read: form.read, verb: "Read", request: (given) => ({ method: "resources/read", params: { uri: expand(item.uriTemplate, given) } }),
+    watch: session.server.capabilities?.resources?.subscribe ? watch : null,
+    draw: (result) => contents(result.contents ?? []), extra: [folded("Definition", [item, "Definition"])],
+  });
+}
+
+function prompt(item, values) {
+  const form = textForm(item.arguments ?? [], { type: "ref/prompt", name: item.name });
+  const said = (message) => element("div", { className: `content said ${message.role}` }, element("p", { className: "soft small" }, message.role), ...[message.content].flat().flatMap((each) => nodes(each, readUri)));
+  return show("prompts", item, values, {
+    heading: item.title ?? item.name, about: item.description, form, read: form.read, verb: "Get",
+    request: (given) => ({ method: "prompts/get", params: { name: item.name, arguments: given } }),
+    draw: (result) => [...(result.description ? [element("p", { className: "soft" }, result.description)] : []), ...(result.messages ?? []).map(said)],
+    extra: [folded("Definition", [item, "Definition"])],
+  });
+}
+
+// The server itself
+
+const fact = (term, value) => element("div", {}, element("dt", {}, term), element("dd", { dir: "auto" }, value));
+
+function about() {
+  const { client, server } = session;
+  const { name = "", title, version = "", description, websiteUrl } = server.serverInfo ?? {};
+  const values = { Name: name, Version: version, Revision: client.revision, Session: client.handshake ? client.session || "none" : "not needed", Address: address(), Website: websiteUrl };
+  const facts = Object.entries(values).filter(([, value]) => value).map(([term, value]) => fact(term, value));
+  const instructions = server.instructions ? [element("h3", {}, "Instructions"), element("div", { className: "markdown", dir: "auto" }, ...markdown(server.instructions))] : [];
+  const card = element(
+    "article", { className: "card stack", "aria-label": "About the server" },
+    element("header", { className: "stack tight" }, element("h2", { dir: "auto" }, title || name || "Server"), description ? element("p", { className: "description soft" }, description) : ""),
+    element("dl", { className: "facts", id: "about" }, ...facts), ...instructions, element("h3", {}, "Capabilities"), copyable(jsonBlock(server.capabilities ?? {}, "Capabilities"), "Copy the capabilities"),
+  );
+  return [card];
+}
+
+const ROOTS = { type: "object", properties: { roots: { type: "array", title: "Roots", items: { type: "object", required: ["uri"], properties: { uri: { type: "string", format: "uri", pattern: "^file://", description: "The address of a folder or file, such as file:///home/me/project" }, name: { type: "string" } } } } } };
+
+function rootsCard() {
+  const form = schemaForm(ROOTS, { id: "argument" });
+  form.write({ roots: roots() });
+  return bench({
+    heading: "Roots", about: "The folders and files that the server may know of. If it asks for them, this page answers with these; with an empty list, it asks you.",
+    form, read: (force) => form.read(force), verb: "Save",
+    request: (values) => ({ method: "notifications/roots/list_changed", params: values }),
+    send: async (method, values) => {
+      setRoots(values.roots ?? []);
+      const client = await connected();
+      if (client.handshake) await client.notify(method);
+      return { roots: roots() };
+    },
+    draw: ({ roots: saved }) => [element("p", {}, saved.length ? `The server gets ${saved.length === 1 ? "this root" : `these ${saved.length} roots`} when it asks.` : "The server gets no roots; you're asked each time.")],
+  });
+}
+
+function ping() {
+  const method = session.client.handshake ? "ping" : "server/discover";
+  return bench({ heading: "Ping", about: `Find out whether the server answers, and how fast. At this revision that's ${method}.`, form: null, read: () => ({}), verb: "Ping", copies, request: () => ({ method, params: {} }), send: request, draw: () => [element("p", {}, "The server answered.")] });
+}
+
+const ANY = { type: "object", required: ["method"], properties: { method: { type: "string", minLength: 1, default: "tools/list", title: "method" }, params: { type: "object", default: {}, title: "params" } } };
+
+function anything(item, values) {
+  const form = schemaForm(ANY, { id: "argument" });
+  return show("server", item, values, {
+    heading: item.name, about: "The page adds what the revision also needs: metadata, headers, the session.", form, read: (force) => form.read(force), verb: "Send",
+    request: ({ method, params = {} }) => ({ method, params }), draw: (result) => [copyable(jsonBlock(result, "Result"), "Copy the result")],
+  });
+}
+
+export const SERVER = { about: "About", roots: "Roots", ping: "Ping", any: "Any request" };
+const SERVER_ITEMS = [
+  { name: SERVER.about, description: "What the server says of itself", show: about },
+  { name: SERVER.any, description: "A method and its parameters", show: anything },
+  { name: SERVER.roots, description: "Folders that the server may know of", show: rootsCard },
+  { name: SERVER.ping, description: "Is it there, and how fast?", show: ping },
+];
+
+const list = (method, key) => () => session.client.list(method, key);
+
+/** Everything there is, by kind. `needs` is the capability without which there is no list. */
+export const KINDS = {
+  tools: { title: "Tools", needs: "tools", load: list("tools/list", "tools"), show: tool, none: "Register a function with @mcp.tool." },
+  resources: { title: "Resources", needs: "resources", load: list("resources/list", "resources"), show: resource, none: "Register a function with @mcp.resource." },
+  templates: { title: "Templates", needs: "resources", load: list("resources/templates/list", "resourceTemplates"), show: template, none: "Register a function with @mcp.resource and a variable in its URI." },
+  prompts: { title: "Prompts", needs: "prompts", load: list("prompts/list", "prompts"), show: prompt, none: "Register a function with @mcp.prompt." },
+  server: { title: "Server", needs: "", load: async () => SERVER_ITEMS, show: (item, values) => item.show(item, values), none: "" },
+};

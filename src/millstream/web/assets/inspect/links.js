@@ -1,0 +1,24 @@
+// Deep links: `/inspect#tool=greet&args={"name":"Ada"}` opens a tool with its values filled in.
+
+const KINDS = { tool: "tools", resource: "resources", template: "templates", prompt: "prompts", server: "server" };
+const NAMES = Object.fromEntries(Object.entries(KINDS).map(([name, kind]) => [kind, name]));
+
+/** What an address asks for: `{kind, name, values}`; null where it asks for nothing. */
+export function read(hash) {
+  const wanted = new URLSearchParams(hash.replace(/^#/, "").replaceAll("+", "%2B"));
+  const found = Object.keys(KINDS).find((name) => wanted.has(name));
+  if (!found) return null;
+  let values = null;
+  try {
+    values = JSON.parse(wanted.get("args") ?? "null");
+  } catch {
+    // The thing is opened without values.
+  }
+  return { kind: KINDS[found], name: wanted.get(found), values };
+}
+
+/** The address of a thing, with values where some are given. */
+export function write(kind, name, values = null) {
+  const args = values && Object.keys(values).length ? `&args=${encodeURIComponent(JSON.stringify(values))}` : "";
+  return `#${NAMES[kind]}=${encodeURIComponent(name)}${args}`;
+}

@@ -1,0 +1,256 @@
+// The inspector: a client of this server in the page. It lists what there is, makes a form of each thing, runs it, and
+// shows every message.
+
+import { $, element } from "../dom.js";
+import { REVISIONS } from "../mcp/client.js";
+import { RpcError } from "../mcp/wire.js";
+import { events } from "../sse.js";
+import { copy } from "../shell/copy.js";
+import { shortcut } from "../shell/keys.js";
+import { LongList } from "../shell/long-list.js";
+import { commands } from "../shell/palette.js";
+import { tabs } from "../shell/tabs.js";
+import { toast } from "../shell/toasts.js";
+import { cease, say } from "./bench.js";
+import { save } from "./exports.js";
+import { clearHistory, connectHistory } from "./history.js";
+import { KINDS, SERVER, connectKinds, updated } from "./kinds.js";
+import * as links from "./links.js";
+import { clearNotes, connectNotes, note } from "./notes.js";
+import { ask } from "./questions.js";
+import { TRANSPORTS, applyLevel, connect, connectSession, otherServers, session } from "./session.js";
+import { connectSettings, openSettings } from "./settings.js";
+import * as traffic from "./traffic.js";
+
+const LEVELS = ["", "debug", "info", "notice", "warning", "error"];
+const LINE = "millstream.inspect.line"; // transport and revision, as long as the tab is open
+const CHANGED = {
+  "notifications/tools/list_changed": ["tools"],
+  "notifications/prompts/list_changed": ["prompts"],
+  "notifications/resources/list_changed": ["resources", "templates"],
+};
+
+let kind = "tools";
+/** @type {Record<string, Array<{name: string}>>} */
+const offered = {};
+const refused = {}; // why there is no list of a kind
+const chosen = {};
+let asked = links.read(location.hash); // what the address asked for, until it is opened
+let others = [];
+let begun = false; // whether a list was ever shown
+
+// Lists
+
+const fits = (item, words) => words.every((word) => `${item.name} ${item.title ?? ""} ${item.description ?? ""} ${item.uri ?? item.uriTemplate ?? ""}`.toLowerCase().includes(word));
+const matching = () => (offered[kind] ?? []).filter((item) => fits(item, $("filter").value.toLowerCase().split(/\s+/)));
+const current = () => offered[kind]?.find((item) => item.name === chosen[kind]);
+
+const items = new LongList($("items"), {
+  row: (item) => [element("strong", {}, item.title ?? item.name), element("span", {}, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])],
+  choose: (item) => {
+    show(item);
+    view("detail");
+    $("pane").focus({ preventScroll: true });
+  },
+  height: () => Number.parseFloat(getComputedStyle($("items")).getPropertyValue("--row")) * 16,
+});
+
+const kinds = tabs($("kinds"), Object.entries(KINDS).map(([id, { title }]) => ({ id, title, panel: "offers" })), (name) => {
+  open(name);
+  view("list");
+});
+
+async function load(name) {
+  const { needs, load: fetchAll } = KINDS[name];
+  delete refused[name];
+  try {
+    offered[name] = needs && !session.server.capabilities?.[needs] ? [] : await fetchAll();
+  } catch (error) {
+    // A list that the server refuses to give, such as that of templates: the others are there all the same.
+    if (!(error instanceof RpcError)) throw error;
+    offered[name] = [];
+    refused[name] = `The server answered: ${say(error)}`;
+  }
+  kinds.count(name, name === "server" ? "" : offered[name].length);
+}
+
+function drawItems() {
+  const found = matching();
+  items.show(found, current());
+  const there = offered[kind]?.length;
+  $("items").hidden = found.length === 0;
+  $("no-items").hidden = found.length > 0 || !begun;
+  $("no-items").replaceChildren(element("strong", {}, there ? "No matches" : `No ${kind}`), there ? "Try fewer words." : (refused[kind] ?? KINDS[kind].none));
+}
+
+/** Show a kind: its list, and what was last opened of it. */
+function open(name) {
+  kind = name;
+  kinds.choose(name, false);
+  $("filter").value = "";
+  drawItems();
+  const again = current() ?? offered[name]?.[0];
+  if (again) show(again);
+  else $("detail").replaceChildren(element("p", { className: "empty" }, element("strong", {}, `No ${name}`), refused[name] ?? KINDS[name].none));
+}
+
+/** Put one thing on the bench. */
+function show(item, values = null) {
+  cease();
+  chosen[kind] = item.name;
+  items.mark(item);
+  $("detail").replaceChildren(...KINDS[kind].show(item, values));
+  $("pane").scrollTop = 0;
+  history.replaceState(null, "", links.write(kind, item.name));
+}
+
+/** Open what an address, the history or a result names. A resource need not be listed. */
+function jump({ kind: name, name: wanted, values }) {
+  const named = (offered[name] ?? []).find((item) => item.name === wanted || item.uri === wanted);
+  const item = named ?? (name === "resources" && /^[a-z][\w+.-]*:/i.test(wanted) ? { name: wanted, uri: wanted, described: false, description: "A resource that isn't listed." } : null);
+  if (!item) return toast(`There's no ${wanted} among the ${name}.`, "bad");
+  kind = name;
+  kinds.choose(name, false);
+  $("filter").value = "";
+  drawItems();
+  show(item, values);
+  view("detail");
+}
+
+// Connecting
+
+async function findEndpoint() {
+  const response = await fetch("dashboard/events", { cache: "no-store" });
+  if (response.ok) for await (const event of events(response)) return `.${JSON.parse(event.data).facts.Endpoint}`;
+  return session.endpoint;
+}
+
+/** Offer the other servers that the operator named, where there are any. */
+async function offerServers() {
+  others = await otherServers();
+  const titles = [["", "This server"], ...others.map(({ name, url }) => [name, url])];
+  $("server").replaceChildren(...titles.map(([value, title]) => element("option", { value }, title)));
+  $("other-servers").hidden = others.length === 0;
+}
+
+function state(text, look) {
+  $("state").textContent = text;
+  $("state").className = `badge state ${look}`;
+  if (look === "good") $("state").dataset.revision = session.client.revision;
+  else delete $("state").dataset.revision;
+}
+
+/** A server is there: read its lists, and show again what was shown. */
+async function ready(mine) {
+  const { name = "", title, version = "" } = session.server.serverInfo ?? {};
+  $("server-name").textContent = title || name;
+  $("server-version").textContent = version;
+  const before = JSON.stringify(current());
+  await Promise.all(Object.keys(KINDS).map(load));
+  if (session.client !== mine) return;
+  begun = true;
+  // Keep a form that somebody has begun to fill in, unless its tool has changed.
+  if (asked) {
+    jump(asked);
+    asked = null;
+  } else if (before && before === JSON.stringify(current()) && kind !== "server") drawItems();
+  else open(kind);
+  if (!current()) open(kind);
+}
+
+async function notified(method, params) {
+  note(method, params);
+  if (method === "notifications/resources/updated") updated(params.uri);
+  for (const name of CHANGED[method] ?? []) {
+    await load(name).catch(() => {});
+    if (name === kind) drawItems();
+  }
+}
+
+function again() {
+  cease();
+  session.via = others.find(({ name }) => name === $("server").value) ?? null;
+  if (session.via) $("transport").value = "http"; // There is one way through.
+  $("transport").disabled = session.via !== null;
+  session.transport = $("transport").value;
+  if (session.transport === "sse" && $("revision").value > "2026") $("revision").value = "2024-11-05";
+  for (const option of $("revision").options) option.disabled = session.transport === "sse" && option.value > "2026";
+  session.revision = $("revision").value;
+  sessionStorage.setItem(LINE, JSON.stringify([session.transport, session.revision]));
+  offered[kind] = []; // Draw the form again: a revision has its own abilities.
+  connect().catch(() => {});
+}
+
+// The page
+
+/** On a phone one of three views is shown: "list", "detail" or "activity". */
+function view(name) {
+  $("main").dataset.view = name;
+  for (const button of $("views").children) button.ariaCurrent = String(button.dataset.view === name);
+}
+
+const activity = tabs($("activity-tabs"), [
+  { id: "messages", title: "Messages", panel: "panel-messages" },
+  { id: "runs", title: "History", panel: "panel-history" },
+  { id: "notes", title: "Notifications", panel: "panel-notes" },
+  { id: "logs", title: "Logs", panel: "panel-logs" },
+]);
+const moments = (number) => (number > 999 ? "999+" : number || "");
+
+function editAndResend(method, { _meta, inputResponses, requestState, ...params }) {
+  jump({ kind: "server", name: SERVER.any, values: { method, params } });
+}
+
+const exportTranscript = () => save(`${session.server.serverInfo?.name ?? "mcp"}-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.jsonl`, traffic.transcript(), "application/jsonl");
+const clearAll = { messages: traffic.clear, runs: clearHistory, notes: clearNotes, logs: clearNotes };
+
+const copyLink = () => copy(new URL(links.write(kind, current().name), location.href).href, "The link is copied.");
+
+$("transport").append(...Object.entries(TRANSPORTS).map(([value, { title }]) => element("option", { value }, title)));
+$("revision").append(...REVISIONS.map((date) => element("option", { value: date }, date)));
+$("level").append(...LEVELS.map((level) => element("option", { value: level }, level || "not asked for")));
+[session.transport, session.revision] = JSON.parse(sessionStorage.getItem(LINE)) ?? [session.transport, session.revision];
+[$("transport").value, $("revision").value] = [session.transport, session.revision];
+$("connection").addEventListener("submit", (event) => (event.preventDefault(), again()));
+$("server").addEventListener("change", again);
+$("transport").addEventListener("change", again);
+$("revision").addEventListener("change", again);
+$("level").addEventListener("change", () => {
+  session.level = $("level").value;
+  applyLevel().catch((error) => toast(say(error), "bad"));
+});
+$("filter").addEventListener("input", drawItems);
+$("filter").addEventListener("keydown", (event) => items.key(event));
+$("views").addEventListener("click", (event) => event.target.closest("button") && view(event.target.closest("button").dataset.view));
+$("back").addEventListener("click", () => view("list"));
+$("export").addEventListener("click", exportTranscript);
+$("clear").addEventListener("click", () => clearAll[activity.current()]());
+addEventListener("hashchange", () => {
+  const wanted = links.read(location.hash);
+  if (wanted && (wanted.kind !== kind || wanted.name !== chosen[kind] || wanted.values)) jump(wanted);
+});
+addEventListener("pagehide", () => session.client?.close());
+// The browser kept this page in its cache and shows it again.
+addEventListener("pageshow", (event) => event.persisted && connect().catch(() => {}));
+
+shortcut("/", "Filter the list", () => (view("list"), $("filter").focus()));
+shortcut("mod+enter", "Run what's open", null);
+Object.keys(KINDS).forEach((name, index) => shortcut(String(index + 1), `Show ${KINDS[name].title.toLowerCase()}`, () => (open(name), view("list"), $("items").focus())));
+commands(() => [
+  ...(current() ? [{ title: "Copy a link to this", group: "This page", icon: "link", run: copyLink }] : []),
+  { title: "Reconnect", group: "This page", icon: "reload", run: again },
+  { title: "Connection settings: headers, key, capabilities", group: "This page", icon: "settings", run: () => openSettings() },
+  { title: "Export the messages", group: "This page", icon: "download", run: exportTranscript },
+  ...Object.entries(offered).flatMap(([name, list]) => list.map((item) => ({ title: item.title ?? item.name, hint: item.description ?? "", group: KINDS[name].title, icon: "next", run: () => jump({ kind: name, name: item.name, values: null }) }))),
+]);
+
+traffic.connect({ edit: editAndResend, count: (total, failed) => activity.count("messages", moments(total), failed ? "bad" : "") });
+connectHistory({ open: jump, count: (total) => activity.count("runs", moments(total)) });
+connectNotes({ count: (name, total, look) => activity.count(name, moments(total), look) });
+connectKinds({ open: (uri) => jump({ kind: "resources", name: uri, values: null }) });
+connectSettings(again);
+connectSession({ sent: (message, how) => traffic.record(true, message, how), got: (message, how) => traffic.record(false, message, how), failed: traffic.fail, ask, notified, state, ready });
+view("list");
+offerServers().catch(() => {});
+session.endpoint = await findEndpoint().catch(() => session.endpoint);
+connect().catch(() => {});

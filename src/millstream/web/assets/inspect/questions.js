@@ -1,0 +1,149 @@
+// What a server asks its client, put to the person one at a time: elicitations (forms and links), samplings, roots.
+// Each answer is the bare result; both eras carry it, each in its way.
+
+import { $, element, pretty } from "../dom.js";
+import { nodes } from "../render/content.js";
+import { schemaForm } from "../schema/form.js";
+import { roots } from "./settings.js";
+
+let turn = Promise.resolve();
+let made = 0;
+
+/**
+ * Ask the person. Rejects where the kind of question cannot say no in its result.
+ *
+ * @param {string} method
+ * @param {object} params
+ * @param {AbortSignal} [signal]
+ */
+export function ask(method, params, signal) {
+  const make = KINDS[method];
+  if (!make) return Promise.reject(Object.assign(new Error(`This client doesn't know ${method}.`), { code: -32601 }));
+  if (method === "roots/list" && roots().length) return Promise.resolve({ roots: roots() });
+  const answer = turn.then(() => put(make(params), signal));
+  turn = answer.catch(() => {});
+  return answer;
+}
+
+/** Show a question: `{kind, title, body, accept(force), decline(), accepts, summary}`. */
+function put(question, signal) {
+  const dialog = $("question");
+  $("question-kind").textContent = question.kind;
+  $("question-title").textContent = question.title;
+  $("question-body").replaceChildren(...question.body);
+  $("question-accept").textContent = question.accepts ?? "Accept";
+  $("question-decline").hidden = !question.decline;
+  $("question-error").hidden = true;
+  return new Promise((resolve, reject) => {
+    const over = new AbortController();
+    const finish = (act) => {
+      over.abort();
+      dialog.close();
+      $("question-body").replaceChildren();
+      try {
+        resolve(act());
+      } catch (error) {
+        reject(error);
+      }
+    };
+    const on = (node, type, handle) => node.addEventListener(type, handle, { signal: over.signal });
+    on($("question-form"), "submit", (event) => {
+      event.preventDefault();
+      const content = question.accept();
+      if (content !== null) finish(() => content);
+    });
+    on($("question-decline"), "click", () => finish(() => question.decline()));
+    on($("question-cancel"), "click", () => finish(question.cancel));
+    on(dialog, "cancel", (event) => {
+      event.preventDefault();
+      finish(question.cancel);
+    });
+    if (signal) on(signal, "abort", () => finish(() => { throw signal.reason; }));
+    if (signal?.aborted) finish(() => { throw signal.reason; });
+    else dialog.showModal();
+  });
+}
+
+const refuse = (what) => () => {
+  throw Object.assign(new Error(`The person didn't ${what}.`), { code: -1 });
+};
+
+function elicitation(params) {
+  const say = (action) => () => ({ action });
+  const common = { decline: say("decline"), cancel: say("cancel"), title: params.message };
+  if (params.mode === "url") return link(params, common);
+  const form = schemaForm(params.requestedSchema ?? {}, { id: `question-${++made}`, label: "Answer as JSON" });
+  const accept = () => {
+    const content = form.read();
+    return content === null ? null : { action: "accept", content };
+  };
+  return { ...common, kind: "The server asks", body: [form.node, form.summary, ...(form.toolbar ? [form.toolbar] : [])], accept };
+}
+
+function link(params, common) {
+  const safe = /^https?:\/\//i.test(params.url);
+  const body = [
+    element("p", {}, "The server wants to send you to this address. Check it before you go:"),
+    element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Address" }, params.url),
+  ];
+  const accept = () => {
+    if (!safe) {
+      $("question-error").textContent = "This page only opens web addresses.";
+      $("question-error").hidden = false;
+      return null;
+    }
+    open(params.url, "_blank", "noopener,noreferrer");
+    return { action: "accept" };
+  };
+  return { ...common, kind: "The server sends you a link", body, accept, accepts: "Open" };
+}
+
+const REPLY = {
+  type: "object",
+  required: ["reply"],
+  properties: {
+    reply: { type: "string", title: "Reply of the model" },
+    model: { type: "string", title: "Model", default: "person" },
+    stopReason: { type: "string", title: "Why it stopped", enum: ["endTurn", "maxTokens", "stopSequence", "toolUse"], default: "endTurn" },
+  },
+};
+
+/** The person plays the model: in words, or with the whole result as JSON, tool calls included. */
+function sampling(params) {
+  const asked = (params.messages ?? []).map((message) => element("div", { className: `said ${message.role}` }, element("p", { className: "soft small" }, message.role), ...[message.content].flat().flatMap((each) => nodes(each, () => {}))));
+  const limits = Object.entries({ "System prompt": params.systemPrompt, "At most": params.maxTokens && `${params.maxTokens} tokens`, Temperature: params.temperature, Stop: params.stopSequences?.join(", "), Models: params.modelPreferences && pretty(params.modelPreferences), Tools: params.tools?.map(({ name }) => name).join(", ") })
+    .filter(([, value]) => value !== undefined && value !== "")
+    .map(([term, value]) => element("div", {}, element("dt", {}, term), element("dd", {}, String(value))));
+  const form = schemaForm(REPLY, { id: `question-${++made}`, label: "Result as JSON" });
+  const whole = { role: "assistant", content: { type: "text", text: "" }, model: "person", stopReason: "endTurn" };
+  const raw = schemaForm({ type: "object" }, { id: `question-${++made}`, label: "Result as JSON" });
+  raw.write(whole);
+  raw.node.hidden = true;
+  const turn = element("button", { type: "button", className: "quiet small" }, "Write the whole result as JSON");
+  turn.addEventListener("click", () => {
+    form.node.hidden = !form.node.hidden;
+    raw.node.hidden = !raw.node.hidden;
+    turn.textContent = raw.node.hidden ? "Write the whole result as JSON" : "Back to the form";
+  });
+  const accept = () => {
+    if (!raw.node.hidden) return raw.read();
+    const found = form.read();
+    return found && { role: "assistant", content: { type: "text", text: found.reply }, model: found.model ?? "person", stopReason: found.stopReason ?? "endTurn" };
+  };
+  return {
+    kind: "The server asks for a completion", title: "What does the model say?",
+    body: [element("dl", { className: "facts" }, ...limits), ...asked, form.node, raw.node, form.summary, element("div", {}, turn)],
+    accept, decline: refuse("allow the sampling"), cancel: refuse("answer"),
+  };
+}
+
+function asked() {
+  const lines = element("textarea", { id: "question-roots", placeholder: "file:///home/me/project" });
+  const hint = element("span", { className: "hint", id: "question-roots-hint" }, "Enter one file:// address per line. You can leave this empty. Roots that you set under Server are sent without asking.");
+  lines.setAttribute("aria-describedby", hint.id);
+  const field = element("div", { className: "field" }, element("label", { htmlFor: "question-roots" }, "Roots"), lines, hint);
+  const accept = () => ({ roots: lines.value.split(/\s+/).filter(Boolean).map((uri) => ({ uri })) });
+  return { kind: "The server asks for roots", title: "Which folders may it know?", body: [field], accept, cancel: refuse("answer") };
+}
+
+const KINDS = { "elicitation/create": elicitation, "sampling/createMessage": sampling, "roots/list": asked };

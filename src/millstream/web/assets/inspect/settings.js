@@ -1,0 +1,104 @@
+// How this page connects: headers of the person, a key, what the client says it can do, and the roots. Headers and keys
+// are kept as long as the tab is open, everything else for good.
+
+import { $, element } from "../dom.js";
+import { icon } from "../shell/icons.js";
+
+const HEADERS = "millstream.inspect.headers";
+const CAPABLE = "millstream.inspect.capabilities";
+const ROOTS = "millstream.inspect.roots";
+const ABILITIES = { elicitation: "Elicitation: answer forms and links", sampling: "Sampling: play the model", roots: "Roots: name folders" };
+const NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
+
+function load(store, key, otherwise) {
+  try {
+    return JSON.parse(store.getItem(key)) ?? otherwise;
+  } catch {
+    return otherwise;
+  }
+}
+
+let headers = load(sessionStorage, HEADERS, {});
+let able = load(localStorage, CAPABLE, Object.keys(ABILITIES));
+let known = load(localStorage, ROOTS, []);
+let changed = () => {};
+
+/** The headers that go with each request. */
+export const ownHeaders = () => ({ ...headers });
+
+/** What the client says it can do. */
+export const capabilities = () => Object.fromEntries(able.map((name) => [name, name === "roots" ? { listChanged: true } : {}]));
+
+/** The roots that are told without asking: `{uri, name?}`. */
+export const roots = () => known;
+
+export function setRoots(list) {
+  known = list;
+  localStorage.setItem(ROOTS, JSON.stringify(known));
+}
+
+const bearer = () => /^Bearer (.*)$/.exec(headers.authorization ?? headers.Authorization ?? "")?.[1] ?? "";
+
+function row(list, name = "", value = "") {
+  const key = element("input", { value: name, placeholder: "Name", "aria-label": "Name of the header", autocomplete: "off", spellcheck: false });
+  const text = element("input", { value, placeholder: "Value", "aria-label": "Value of the header", autocomplete: "off", spellcheck: false });
+  const remove = element("button", { type: "button", className: "quiet small square", "aria-label": "Remove this header", title: "Remove" }, icon("close"));
+  const made = element("div", { className: "header-row" }, key, text, remove);
+  remove.addEventListener("click", () => made.remove());
+  list.append(made);
+  return key;
+}
+
+/** Open the dialog; `focus` is "key" to begin with the key. */
+export function openSettings(focus = "") {
+  const key = element("input", { id: "settings-key", type: "password", value: bearer(), autocomplete: "off", spellcheck: false });
+  const list = element("div", { className: "stack tight", role: "group", "aria-label": "Headers" });
+  for (const [name, value] of Object.entries(headers)) if (name.toLowerCase() !== "authorization" || !bearer()) row(list, name, value);
+  const add = element("button", { type: "button", className: "quiet small" }, icon("add"), "Add a header");
+  add.addEventListener("click", () => row(list).focus());
+  const boxes = Object.entries(ABILITIES).map(([name, title]) => [name, element("input", { type: "checkbox", checked: able.includes(name) }), title]);
+  const error = element("p", { className: "error", role: "alert", hidden: true });
+  const cancel = element("button", { type: "button" }, "Cancel");
+  const form = element(
+    "form", { className: "stack" },
+    element("h2", { id: "settings-title" }, "Connection settings"),
+    element("div", { className: "field" }, element("label", { htmlFor: key.id }, "Key or token"), key, element("span", { className: "hint" }, "Sent as Authorization: Bearer. This tab forgets it when you close it.")),
+    element("div", { className: "field" }, element("span", { className: "label" }, "Headers"), list, element("div", {}, add), element("span", { className: "hint" }, "Sent with every HTTP request. A browser can't add headers to a WebSocket, and another server only gets those that start with Mcp-.")),
+    element("div", { className: "field", role: "group", "aria-label": "Capabilities" }, element("span", { className: "label" }, "What this client says it can do"), ...boxes.map(([, box, title]) => element("label", { className: "check" }, box, title))),
+    error, element("div", { className: "row end" }, cancel, element("button", { type: "submit", className: "primary" }, "Save and reconnect")),
+  );
+  const dialog = element("dialog", { id: "settings", "aria-labelledby": "settings-title" }, form);
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const pairs = [...list.children].map((each) => [...each.querySelectorAll("input")].map((input) => input.value.trim())).filter(([name]) => name);
+    const wrong = pairs.find(([name, value]) => !NAME.test(name) || /[^\x20-\xff]/.test(value));
+    if (wrong) {
+      error.textContent = `${wrong[0]} can't be sent as a header.`;
+      error.hidden = false;
+      return;
+    }
+    headers = { ...Object.fromEntries(pairs), ...(key.value ? { authorization: `Bearer ${key.value}` } : {}) };
+    able = boxes.filter(([, box]) => box.checked).map(([name]) => name);
+    sessionStorage.setItem(HEADERS, JSON.stringify(headers));
+    localStorage.setItem(CAPABLE, JSON.stringify(able));
+    dialog.close();
+    tell();
+    changed();
+  });
+  cancel.addEventListener("click", () => dialog.close());
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+  if (focus !== "key") cancel.focus();
+}
+
+function tell() {
+  $("settings-count").textContent = Object.keys(headers).length || "";
+}
+
+/** `onChange` is called when settings were saved. */
+export function connectSettings(onChange) {
+  changed = onChange;
+  $("open-settings").addEventListener("click", () => openSettings());
+  tell();
+}

@@ -1,0 +1,112 @@
+// The editors of single values: choices, switches, numbers, text, JSON. An editor shows a control and reads as its
+// value, or as undefined where nothing was entered.
+
+import { element, pretty } from "../dom.js";
+import { options } from "./resolve.js";
+
+/** Something was typed that is no value at all. */
+export class Unreadable extends Error {}
+
+export function choice(schema, { id, required }) {
+  const all = options(schema);
+  const control = element("select", { id });
+  const at = () => all.findIndex((each) => each.value === schema.default);
+  const free = !required || at() < 0;
+  if (free) control.append(element("option", { value: "" }, required ? "Choose…" : "–"));
+  all.forEach((each, index) => control.append(element("option", { value: String(index), selected: index === at() }, each.title)));
+  const write = (value) => (control.value = String(all.findIndex((each) => JSON.stringify(each.value) === JSON.stringify(value))).replace("-1", ""));
+  return { control, write, read: () => (control.value === "" ? undefined : all[Number(control.value)].value) };
+}
+
+export function several(schema, { id, required }) {
+  const all = options(schema.items);
+  const boxes = all.map((each, index) => element("input", { type: "checkbox", id: `${id}-${index}`, checked: (schema.default ?? []).includes(each.value) }));
+  const labels = all.map((each, index) => element("label", { className: "check" }, boxes[index], each.title));
+  const control = element("div", { id, role: "group", className: "row", tabIndex: -1 }, ...labels);
+  const write = (value) => boxes.forEach((box, index) => (box.checked = (value ?? []).includes(all[index].value)));
+  const read = () => {
+    const found = all.filter((_, index) => boxes[index].checked).map((each) => each.value);
+    return found.length || required ? found : undefined;
+  };
+  return { control, group: true, write, read };
+}
+
+/** Yes, no, or nothing said. */
+export function tristate(schema, { id, required }) {
+  return choice({ enum: [true, false], enumNames: ["true", "false"], default: schema.default }, { id, required });
+}
+
+export function flag(schema, { id }) {
+  const control = element("input", { id, type: "checkbox", checked: schema.default === true });
+  return { control, check: true, write: (value) => (control.checked = value === true), read: () => control.checked };
+}
+
+export function numeric(schema, { id }) {
+  const integer = schema.type === "integer";
+  const control = element("input", { id, type: "number", step: "any", autocomplete: "off", inputMode: integer ? "numeric" : "decimal" });
+  const write = (value) => (control.value = typeof value === "number" ? value : "");
+  write(schema.default);
+  const read = () => {
+    if (control.validity.badInput) throw new Unreadable("This isn't a number.");
+    return control.value === "" ? undefined : Number(control.value);
+  };
+  return { control, write, read };
+}
+
+const INPUTS = { email: "email", uri: "url", date: "date", "date-time": "datetime-local", password: "password" };
+
+/** A moment as the field shows it, in the time zone of the person. */
+function local(text) {
+  const moment = new Date(text);
+  if (Number.isNaN(moment.getTime())) return "";
+  return new Date(moment.getTime() - moment.getTimezoneOffset() * 60_000).toISOString().slice(0, 19);
+}
+
+export function text(schema, { id, single = false }) {
+  const type = INPUTS[schema.format] ?? "text";
+  const moment = schema.format === "date-time";
+  const grows = type === "text" && !schema.format && !single;
+  const control = element(grows ? "textarea" : "input", { id, autocomplete: "off", dir: "auto", className: grows ? "grows" : "" });
+  if (grows) control.rows = 1;
+  else control.type = type;
+  if (moment) control.step = "1";
+  if (grows) {
+    // One line by default: Enter sends, and Shift-Enter begins a line.
+    control.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches) return;
+      event.preventDefault();
+      control.form?.requestSubmit();
+    });
+  }
+  const write = (value) => (control.value = typeof value !== "string" ? "" : moment ? local(value) : value);
+  write(schema.default);
+  const read = () => {
+    // A text that must be there and isn't is told as missing; an empty one can be sent as JSON.
+    if (control.value === "") return undefined;
+    return moment ? new Date(control.value).toISOString() : control.value;
+  };
+  return { control, write, read };
+}
+
+/** What no field can hold is written as JSON. */
+export function json(schema, { id }) {
+  const control = element("textarea", { id, autocomplete: "off", spellcheck: false, className: "code" });
+  control.placeholder = schema.type === "array" ? "[]" : schema.type === "object" ? "{}" : "JSON";
+  const write = (value) => (control.value = value === undefined || value === null ? "" : pretty(value));
+  write(schema.default);
+  const read = () => {
+    if (control.value.trim() === "") return undefined;
+    try {
+      return JSON.parse(control.value);
+    } catch (error) {
+      throw new Unreadable(`This isn't JSON: ${error.message}`);
+    }
+  };
+  return { control, wide: true, write, read };
+}
+
+/** A value that can't be another one. */
+export function fixed(schema, { id }) {
+  const control = element("output", { id, className: "code" }, JSON.stringify(schema.const));
+  return { control, write: () => {}, read: () => schema.const };
+}

@@ -1,0 +1,108 @@
+// What a JSON Schema means at one place: references followed, `null` alternatives taken off, `allOf` put together.
+
+const MAX_STEPS = 20;
+
+/** The schema that a reference of the document leads to. `true` and unknown references are the empty schema. */
+export function resolve(schema, root) {
+  let found = schema;
+  for (let steps = 0; found && typeof found.$ref === "string" && steps < MAX_STEPS; steps += 1) {
+    const { $ref, ...beside } = found;
+    const target = $ref
+      .replace(/^#\/?/, "")
+      .split("/")
+      .filter(Boolean)
+      .reduce((node, part) => node?.[decodeURIComponent(part).replaceAll("~1", "/").replaceAll("~0", "~")], root);
+    found = target && typeof target === "object" ? { ...target, ...beside } : target;
+  }
+  return found && typeof found === "object" ? found : {};
+}
+
+/** The parts of `allOf` as one schema, as far as an editor needs it. */
+function merged(schema, root) {
+  if (!schema.allOf) return schema;
+  const { allOf, ...own } = schema;
+  return allOf.map((part) => merged(resolve(part, root), root)).reduce(
+    (whole, part) => ({
+      ...part, ...whole,
+      ...(whole.properties || part.properties ? { properties: { ...part.properties, ...whole.properties } } : {}),
+      ...(whole.required || part.required ? { required: [...new Set([...(part.required ?? []), ...(whole.required ?? [])])] } : {}),
+    }),
+    own,
+  );
+}
+
+const isNull = (part, root) => {
+  const found = resolve(part, root);
+  return found.type === "null" || ("const" in found && found.const === null);
+};
+const isNumber = (type) => type === "integer" || type === "number";
+
+/**
+ * A schema as an editor shows it: resolved, and without the alternative `null`, for which a field that is left empty
+ * stands. `nullable` says that it was there.
+ */
+export function present(schema, root) {
+  const found = merged(resolve(schema, root), root);
+  const parts = found.anyOf ?? found.oneOf;
+  if (parts) {
+    const left = parts.filter((part) => !isNull(part, root));
+    const nullable = found.nullable || left.length < parts.length;
+    const rest = { ...found, anyOf: undefined, oneOf: undefined };
+    if (left.length === 1) return { ...rest, ...present(left[0], root), ...own(found), nullable };
+    // `int | float` is a number to whoever types it.
+    if (left.every((part) => isNumber(resolve(part, root).type))) return { ...rest, type: "number", nullable };
+    return { ...rest, anyOf: left, nullable };
+  }
+  if (Array.isArray(found.type)) {
+    const types = found.type.filter((type) => type !== "null");
+    const nullable = types.length < found.type.length;
+    if (types.every(isNumber)) return { ...found, type: types.length ? "number" : "null", nullable };
+    if (types.length === 1) return { ...found, type: types[0], nullable };
+    return { ...found, type: undefined, anyOf: types.map((type) => ({ type })), nullable };
+  }
+  if (!found.type && found.properties) return { ...found, type: "object" };
+  return found;
+}
+
+/** What stands beside the alternatives belongs to the place, not to one of them. */
+const own = ({ title, description, default: preset }) => Object.fromEntries(Object.entries({ title, description, default: preset }).filter(([, value]) => value !== undefined));
+
+/** The choices of an enumeration in any of its forms, as `{value, title}`; null where there are none. */
+export function options(schema) {
+  if (schema.enum) return schema.enum.filter((value) => value !== null || !schema.nullable).map((value, index) => ({ value, title: String(schema.enumNames?.[index] ?? (typeof value === "object" ? JSON.stringify(value) : value)) }));
+  const parts = schema.oneOf ?? schema.anyOf;
+  if (!parts?.length || !parts.every((part) => part && "const" in part)) return null;
+  return parts.map((part) => ({ value: part.const, title: String(part.title ?? part.const) }));
+}
+
+const LIMITS = [
+  ["minimum", (value) => `at least ${value}`],
+  ["exclusiveMinimum", (value) => `more than ${value}`],
+  ["maximum", (value) => `at most ${value}`],
+  ["exclusiveMaximum", (value) => `less than ${value}`],
+  ["multipleOf", (value) => `a multiple of ${value}`],
+  ["minLength", (value) => (value ? `at least ${value} characters` : "")],
+  ["maxLength", (value) => `at most ${value} characters`],
+  ["pattern", (value) => `like ${value}`],
+  ["minItems", (value) => (value ? `at least ${value}` : "")],
+  ["maxItems", (value) => `at most ${value}`],
+  ["default", (value) => (value === null || value === "" ? "" : `default ${JSON.stringify(value)}`)],
+];
+
+/** What a person is told about a value: type, limits, default. */
+export function hint(schema, required) {
+  const kind = schema.type ?? (schema.anyOf || schema.oneOf ? "one of several shapes" : "any JSON");
+  const words = [options(schema) ? "one of the list" : schema.format ? `${kind} (${schema.format})` : kind];
+  if (schema.type === "array" && options(schema.items ?? {})) words[0] = "any of the list";
+  for (const [name, say] of LIMITS) if (schema[name] !== undefined) words.push(say(schema[name]));
+  if (!required) words.push("optional");
+  return words.filter(Boolean).join(", ");
+}
+
+/** What an alternative is called. */
+export function nameOf(schema, root, index) {
+  const found = resolve(schema, root);
+  const tag = Object.values(found.properties ?? {}).map((part) => resolve(part, root).const).find((value) => value !== undefined);
+  const reference = typeof schema.$ref === "string" ? schema.$ref.split("/").at(-1) : "";
+  return String(found.title ?? (reference || tag || found.format || found.type || `Shape ${index + 1}`));
+}

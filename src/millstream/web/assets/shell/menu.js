@@ -1,0 +1,48 @@
+// A button that opens a short list of actions.
+
+import { element } from "../dom.js";
+import { icon } from "./icons.js";
+
+let made = 0;
+
+/**
+ * @param {string} title what the button says
+ * @param {string} shown the name of its icon
+ * @param {Array<{title: string, run: () => void}>} actions
+ */
+export function menu(title, shown, actions) {
+  const id = `menu-${++made}`;
+  const button = element("button", { type: "button", className: "quiet", "aria-haspopup": "menu", "aria-expanded": "false", "aria-controls": id }, icon(shown), title);
+  const items = actions.map(({ title: name, run }) => {
+    const item = element("button", { type: "button", role: "menuitem", className: "quiet", tabIndex: -1 }, name);
+    item.addEventListener("click", () => {
+      close();
+      run();
+    });
+    return item;
+  });
+  const list = element("div", { className: "menu-list", role: "menu", id, "aria-label": title, hidden: true }, ...items);
+  const node = element("div", { className: "menu" }, button, list);
+  const open = (at) => {
+    list.hidden = false;
+    button.ariaExpanded = "true";
+    list.scrollIntoView({ block: "nearest" });
+    items.at(at).focus();
+  };
+  const close = () => {
+    if (list.contains(document.activeElement)) button.focus();
+    list.hidden = true;
+    button.ariaExpanded = "false";
+  };
+  button.addEventListener("click", () => (list.hidden ? open(0) : close()));
+  node.addEventListener("focusout", (event) => node.contains(event.relatedTarget) || list.hidden || close());
+  node.addEventListener("keydown", (event) => {
+    const at = items.indexOf(document.activeElement);
+    const act = { ArrowDown: () => (list.hidden ? open(0) : items[(at + 1) % items.length].focus()), ArrowUp: () => (list.hidden ? open(-1) : items.at(at - 1).focus()), Escape: close }[event.key];
+    if (!act || (event.key === "Escape" && list.hidden)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    act();
+  });
+  return node;
+}

@@ -1,0 +1,108 @@
+// The command palette (Ctrl-K, ⌘K): everything the page can do, by a few letters of its name.
+
+import { element } from "../dom.js";
+import { icon } from "./icons.js";
+import { keycaps } from "./keys.js";
+
+const SHOWN = 60;
+
+/** @typedef {{title: string, group?: string, hint?: string, icon?: string, keys?: string, run: () => void}} Command */
+
+/** @type {Array<() => Command[]>} */
+const sources = [];
+
+/**
+ * Offer commands, above those that were offered before. The source is asked each time the palette opens, so it may say
+ * what is possible now.
+ *
+ * @param {() => Command[]} source
+ */
+export const commands = (source) => sources.unshift(source);
+
+/** How well a text fits what was typed: the lower the better; null where it doesn't. */
+export function fit(text, typed) {
+  const where = text.toLowerCase();
+  const wanted = typed.toLowerCase().trim();
+  const at = where.indexOf(wanted);
+  if (at >= 0) return at === 0 ? 0 : /[^a-z0-9]/.test(where[at - 1]) ? 1 : 2;
+  const words = wanted.split(/\s+/);
+  if (words.length > 1) return words.every((word) => where.includes(word)) ? 3 : null;
+  let from = 0;
+  let spread = 0;
+  for (const letter of wanted) {
+    const found = where.indexOf(letter, from);
+    if (found < 0) return null;
+    spread += found - from;
+    from = found + 1;
+  }
+  return 4 + spread / where.length;
+}
+
+function matching(typed) {
+  const all = sources.flatMap((source) => source());
+  if (!typed.trim()) return all.slice(0, SHOWN);
+  return all
+    .map((command) => ({ command, rank: fit(command.title, typed) ?? (fit(command.hint ?? "", typed) ?? 9) + 5 }))
+    .filter(({ rank }) => rank < 9)
+    .sort((one, other) => one.rank - other.rank)
+    .slice(0, SHOWN)
+    .map(({ command }) => command);
+}
+
+/** Open the palette, with these letters typed. */
+export function openPalette(typed = "") {
+  if (document.getElementById("palette")) return;
+  const input = element("input", {
+    type: "text", role: "combobox", value: typed, placeholder: "What do you want to do?", autocomplete: "off", spellcheck: false,
+    "aria-label": "Command", "aria-expanded": "true", "aria-controls": "palette-options", "aria-autocomplete": "list",
+  });
+  const options = element("div", { className: "options", id: "palette-options", role: "listbox", "aria-label": "Commands", tabIndex: -1 });
+  const none = element("p", { className: "none", role: "status", hidden: true }, "Nothing fits. Try fewer letters.");
+  const dialog = element("dialog", { className: "palette", id: "palette", "aria-label": "Command palette" }, input, options, none);
+  let shown = [];
+  let at = 0;
+
+  const mark = (index) => {
+    at = shown.length ? (index + shown.length) % shown.length : 0;
+    for (const option of options.querySelectorAll("[role=option]")) option.ariaSelected = String(option.id === `command-${at}`);
+    const active = document.getElementById(`command-${at}`);
+    input.setAttribute("aria-activedescendant", active?.id ?? "");
+    active?.scrollIntoView({ block: "nearest" });
+  };
+  const choose = (index) => {
+    dialog.close();
+    shown[index]?.run();
+  };
+  const draw = () => {
+    shown = matching(input.value);
+    options.replaceChildren();
+    let group = "";
+    shown.forEach((command, index) => {
+      if (command.group && command.group !== group && !input.value.trim()) options.append(element("div", { className: "group", role: "presentation" }, command.group));
+      group = command.group ?? group;
+      const option = element(
+        "div", { role: "option", id: `command-${index}` }, icon(command.icon ?? "next"),
+        element("span", { className: "title one-line" }, command.title), element("span", { className: "hint one-line" }, command.hint ?? ""), ...(command.keys ? keycaps(command.keys) : []),
+      );
+      option.addEventListener("click", () => choose(index));
+      option.addEventListener("pointermove", () => at !== index && mark(index));
+      options.append(option);
+    });
+    options.hidden = shown.length === 0;
+    none.hidden = shown.length > 0;
+    mark(0);
+  };
+  const moves = { ArrowDown: () => mark(at + 1), ArrowUp: () => mark(at - 1), Enter: () => choose(at) };
+  input.addEventListener("keydown", (event) => {
+    if (!moves[event.key] || event.isComposing) return;
+    event.preventDefault();
+    moves[event.key]();
+  });
+  input.addEventListener("input", draw);
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+  draw();
+  input.focus();
+}

@@ -1,0 +1,151 @@
+"""What the pages know of JSON Schema: which values fit, what is said of those that don't, and which forms are made."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page
+
+from pages_world import OpenPage
+
+pytestmark = pytest.mark.server
+
+TREE = {"$ref": "#/$defs/node", "$defs": {"node": {"type": "object", "required": ["v"], "properties": {
+    "v": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}}}}  # fmt: skip
+SHAPES = {"oneOf": [
+    {"type": "object", "required": ["kind", "r"], "properties": {"kind": {"const": "circle"}, "r": {"type": "number"}}},
+    {"type": "object", "required": ["kind", "w"], "properties": {"kind": {"const": "square"}, "w": {"type": "number"}}},
+]}  # fmt: skip
+
+CASES: list[tuple[dict[str, Any] | bool, Any, list[tuple[str, str]]]] = [
+    ({}, {"anything": [1]}, []),
+    (False, 1, [("", "false")]),
+    ({"type": "integer"}, 1.0, []),
+    ({"type": "integer"}, 1.5, [("", "type")]),
+    ({"type": ["string", "null"]}, None, []),
+    ({"type": "boolean"}, 0, [("", "type")]),
+    ({"enum": ["a", {"b": [1]}]}, {"b": [1]}, []),
+    ({"enum": ["a", 2]}, "2", [("", "enum")]),
+    ({"const": {"a": 1, "b": 2}}, {"b": 2, "a": 1}, []),
+    ({"minimum": 1, "exclusiveMaximum": 3}, 3, [("", "exclusiveMaximum")]),
+    ({"multipleOf": 0.1}, 0.3, []),
+    ({"minLength": 2}, "\U0001f600", [("", "minLength")]),
+    ({"pattern": "^a+$"}, "b", [("", "pattern")]),
+    ({"format": "date"}, "2026-02-30", [("", "format")]),
+    ({"format": "date"}, "2028-02-29", []),
+    ({"format": "date-time"}, "2026-07-28T10:00:00Z", []),
+    ({"format": "date-time"}, "yesterday", [("", "format")]),
+    ({"format": "uuid"}, "123e4567-e89b-12d3-a456-426614174000", []),
+    ({"format": "duration"}, "P1DT2H", []),
+    ({"format": "duration"}, "P", [("", "format")]),
+    (
+        {"type": "array", "items": {"type": "integer"}, "uniqueItems": True},
+        [1, "x", 1],
+        [("", "uniqueItems"), ("1", "type")],
+    ),
+    ({"prefixItems": [{"type": "string"}], "items": False}, ["a", 1], [("1", "false")]),
+    ({"contains": {"type": "null"}}, [1, 2], [("", "contains")]),
+    ({"required": ["a"], "properties": {"b": {"type": "string"}}}, {"b": 1}, [("a", "required"), ("b", "type")]),
+    ({"properties": {"a": True}, "additionalProperties": False}, {"a": 1, "z": 1}, [("z", "additionalProperties")]),
+    ({"patternProperties": {"^x-": {"type": "integer"}}, "additionalProperties": False}, {"x-a": 1}, []),
+    ({"additionalProperties": {"type": "integer"}}, {"a": "1"}, [("a", "type")]),
+    ({"propertyNames": {"pattern": "^[a-z]$"}}, {"ab": 1}, [("ab", "propertyNames")]),
+    ({"dependentRequired": {"card": ["name"]}}, {"card": 1}, [("name", "required")]),
+    ({"allOf": [{"minimum": 1}, {"maximum": 2}]}, 3, [("", "maximum")]),
+    ({"anyOf": [{"type": "string"}, {"minimum": 5}]}, 7, []),
+    ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, [], [("", "anyOf")]),
+    (SHAPES, {"kind": "square", "r": 1}, [("w", "required")]),
+    ({"oneOf": [{"type": "integer"}, {"minimum": 1}]}, 3, [("", "oneOf")]),
+    ({"not": {"type": "string"}}, "a", [("", "not")]),
+    (
+        {"if": {"required": ["a"]}, "then": {"required": ["b"]}, "else": {"required": ["c"]}},
+        {"a": 1},
+        [("b", "required")],
+    ),
+    (TREE, {"v": 1, "next": {"v": 2, "next": None}}, []),
+    (TREE, {"v": 1, "next": {"v": "2"}}, [("next.v", "type")]),
+    ({"$ref": "#"}, 1, []),
+    ({"properties": {"a": {"$ref": "#/$defs/gone"}}}, {"a": 1}, []),
+]
+
+LIST = {"type": "array", "items": {"type": "integer"}}
+FORMS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (TREE, {"v": 1, "next": {"v": 2, "next": {"v": 3}}}),
+    ({"properties": {"shape": SHAPES}}, {"shape": {"kind": "square", "w": 2}}),
+    ({"properties": {"shape": SHAPES}}, {}),
+    ({"properties": {"x": {"type": ["string", "integer"]}}}, {"x": 7}),
+    ({"properties": {"m": {"type": "object", "additionalProperties": LIST}}}, {"m": {"a": [1, 2]}}),
+    ({"properties": {"pair": {"type": "array", "prefixItems": [{"type": "string"}, LIST]}}}, {"pair": ["a", [3]]}),
+    ({"properties": {"when": {"type": "string", "format": "date-time"}}}, {"when": "2026-07-28T10:00:00.000Z"}),
+    ({"properties": {"on": {"type": "boolean"}, "off": {"type": "boolean"}}}, {"on": True}),
+    ({"properties": {"pick": {"enum": [1, "1", None]}}}, {"pick": "1"}),
+    ({"properties": {"many": {"type": "array", "items": {"enum": ["a", "b"]}}}}, {"many": ["b"]}),
+    ({"properties": {"any": {}}, "allOf": [{"properties": {"more": LIST}}]}, {"any": {"free": [None]}, "more": [2]}),
+    ({"properties": {"kind": {"const": "fixed"}}, "required": ["kind"]}, {"kind": "fixed"}),
+]  # fmt: skip
+
+
+@pytest.fixture
+def page(hub: str, open_page: OpenPage) -> Iterator[Page]:
+    """A page of the server, whose modules a test can call."""
+    opened: Page = open_page(f"{hub}/docs")
+    return opened  # type: ignore[return-value]
+
+
+def test_a_value_is_checked_as_the_specification_says(page: Page) -> None:
+    """JSON Schema 2020-12: each keyword that tools use, with the place of each problem."""
+    found = page.evaluate(
+        """async (cases) => {
+          const { validate } = await import("./assets/schema/validate.js");
+          const told = ({path, keyword}) => [path.join("."), keyword];
+          return cases.map(([schema, value]) => validate(value, schema).map(told));
+        }""",
+        [[schema, value] for schema, value, _ in CASES],
+    )
+    wrong = [
+        (json.dumps(schema), value, got)
+        for (schema, value, expected), got in zip(CASES, found, strict=True)
+        if sorted(map(tuple, got)) != sorted(expected)
+    ]
+    assert wrong == []
+
+
+def test_a_schema_of_alternatives_in_alternatives_does_not_hold_the_page_up(page: Page) -> None:
+    """Our choice: a hostile schema costs a bounded number of steps; what is left is for the server to check."""
+    schema: dict[str, Any] = {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [
+        {"properties": {"x": {"$ref": "#/$defs/a"}}, "required": ["x"]},
+        {"properties": {"x": {"$ref": "#/$defs/a"}}, "required": ["y"]},
+    ]}}}  # fmt: skip
+    value: dict[str, Any] = {}
+    for _ in range(40):
+        value = {"x": value}
+    found = page.evaluate(
+        """async ([schema, value]) => {
+          const { validate } = await import("./assets/schema/validate.js");
+          return validate(value, schema).length;
+        }""",
+        [schema, value],
+    )
+    assert found <= 50
+
+
+def test_a_form_shows_a_value_and_gives_the_same_value_back(page: Page) -> None:
+    """Our choice: unions, maps, tuples, schemas that refer to themselves; and a form and its JSON say the same."""
+    found = page.evaluate(
+        """async (forms) => {
+          const { schemaForm } = await import("./assets/schema/form.js");
+          return forms.map(([schema, value], index) => {
+            const form = schemaForm({ type: "object", ...schema }, { id: `f${index}` });
+            document.body.append(form.node);
+            form.write(value);
+            const fields = form.read();
+            form.turn(true);
+            const raw = form.read();
+            form.turn(false);
+            return [fields, raw, form.read()];
+          });
+        }""",
+        FORMS,
+    )
+    assert list(found) == [[value] * 3 for _, value in FORMS]

@@ -1,0 +1,65 @@
+"""The design language: the tokens of docs/design.md are those of tokens.css, and nothing else names a color."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from millstream.web.pages import asset, pages
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
+TOKENS = asset("/assets/tokens.css").body.decode()
+DEFINED = dict(re.findall(r"^  (--[\w-]+): (.+);$", TOKENS.partition("\n}")[0], re.MULTILINE))
+COLOR = re.compile(
+    r"#(?:[0-9a-f]{3,4}|[0-9a-f]{6}|[0-9a-f]{8})\b|\b(?:rgba?|hsla?|oklch|oklab|lab|lch|hwb)\(|"
+    r"(?:color|background|border|fill|stroke)[\w-]*: *[\w .]*\b(?:white|black|gray|grey|red|green|blue|teal|orange)\b",
+    re.IGNORECASE,
+)
+STYLES = sorted(path for path in pages() if path.endswith(".css"))
+SOURCES = sorted(path for path in pages() if path.endswith((".css", ".js")) and path != "/assets/tokens.css")
+
+
+def test_the_document_names_every_token_and_no_other() -> None:
+    """Our choice: whoever builds a page finds in one table what there is."""
+    assert sorted(re.findall(r"^\| `(--[\w-]+)` \|", DOCUMENT, re.MULTILINE)) == sorted(DEFINED)
+
+
+def test_sizes_in_the_document_are_those_of_the_tokens() -> None:
+    """Our choice: 16 px to the rem, as browsers have it by default."""
+    told = dict(re.findall(r"^\| `(--[\w-]+)` \| (\d+) px", DOCUMENT, re.MULTILINE))
+    assert len(told) > 15
+    assert told == {name: f"{float(DEFINED[name].removesuffix('rem')) * 16:g}" for name in told}
+
+
+def test_every_color_has_a_light_and_a_dark_value() -> None:
+    """Our choice: a color that is missing in one scheme cannot be written."""
+    colors = {name: value for name, value in DEFINED.items() if "#" in value and not name.startswith("--shadow")}
+    assert colors
+    assert [name for name, value in colors.items() if not re.fullmatch(r"light-dark\(#\w+, #\w+\)", value)] == []
+
+
+@pytest.mark.parametrize("path", SOURCES)
+def test_only_the_tokens_name_a_color(path: str) -> None:
+    """Our choice: a page that names a color of its own is wrong in the other scheme."""
+    text = re.sub(r"/\*.*?\*/", "", asset(path).body.decode(), flags=re.DOTALL)
+    lines = [line for line in text.splitlines() if path.endswith(".css") or not line.lstrip().startswith("//")]
+    assert [line for line in lines if COLOR.search(line) and "querySelector" not in line] == []
+
+
+def test_every_token_that_is_used_is_defined() -> None:
+    """Our choice: a misspelled token is an empty value, and nobody is told."""
+    used = {token for path in SOURCES for token in re.findall(r"var\((--[\w-]+)", asset(path).body.decode())}
+    own = {name for path in STYLES for name in re.findall(r"(--[\w-]+):", asset(path).body.decode())}
+    assert used - own - set(DEFINED) == set()
+
+
+def test_a_page_links_only_the_pages_that_are_served() -> None:
+    """Our choice: with `serve="rest"` there is one page, and no link that ends in 404."""
+    links = re.compile(r'<a href="(\w+)"')
+    everything = asset("/docs").body.decode()
+    assert links.findall(everything) == ["inspect", "dashboard", "docs", "chat"]
+    assert re.findall(r'<a href="(\w+)" aria-current="page">', everything) == ["docs"]
+    alone = asset("/docs", shown=frozenset({"docs"})).body.decode()
+    assert links.findall(alone) == ["docs"]
+    assert set(pages(["docs"])) >= {"/docs", "/assets/shell/shell.js"}
+    assert not {"/chat", "/inspect", "/dashboard"} & set(pages(["docs"]))
