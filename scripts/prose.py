@@ -1,0 +1,134 @@
+"""Find words that a native speaker wouldn't write: a table of patterns, each with what to write instead.
+
+It reads the documents, and of the sources what people see: docstrings, help texts and messages of errors. Code in
+documents isn't prose. ``make check`` fails on what it finds; a pattern that gives a false alarm leaves the table.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+SENTENCE = r"(?:(?:^|(?<=[.!?:] ))(?:\*\*|[-*] |> )?)"
+"""Where a sentence begins."""
+ADVICE = {
+    r"\b(?:is|are|be|was|were) told\b": 'say who says it: "the client receives", "the log says"',
+    SENTENCE + r"Who (?!(?:is|are|can|may|does|did|was|will|am)\b)\w+s?\b(?![^.!?]*\?)": '"a client that …", "if you …"',
+    SENTENCE + r"(?:Kept|Told|Sent|Given|Served|Refused|Counted|Left|Missing|Not \w+) (?:is|are) (?!not\b)\w+": (
+        "put the subject first"
+    ),
+    SENTENCE + r"(?:Never|Nowhere|Only then|Seldom|Rarely) (?:is|are|does|do|was|has|have)\b": "put the subject first",
+    r"(?<![Tt]here )\b(?:is|are) no (?!longer\b|more\b|less\b|better\b|worse\b|one\b|different\b)": '"isn\'t a", "has no"',
+    r"\b(?:that|which|what|who|it) (?:is|are) none\b": '"isn\'t one"',
+    r"\b[Oo]f which not even\b": "say it in two sentences",
+    r"\bof any age\b": '"old or new"',
+    r"\bbelongs? into\b": '"belongs in"',
+    r"\b(?:begins?|ends?|looks?) alike\b": '"begins the same way", "looks the same"',
+    r"\b[Ss]hall\b(?! we\b)": '"will", "should" or "must"',
+    r"\banew\b": '"again", "from scratch"',
+    r"\b(?:allows?|enables?|permits?) to\b": '"lets you"',
+    r"\b(?:[Aa]n|with|the) own\b": '"its own", "your own"',
+    r"\b(?:all|that) what\b": '"everything that", "what"',
+    r"\b(?:for|to|of|with|than) who\b": '"for those who", "than whoever"',
+    r"\b(?:thereof|therein|thereby|whereby|wherein|hereby|hereof|thereafter|whereupon)\b": "use a short sentence",
+    r"\bone's own\b|\boneself\b": '"your own", "yourself"',
+    r"\bresp\.|\be\.g\.|\bi\.e\.|\bviz\b": '"or", "for example", "that is"',
+    r"\b[Ii]n order to\b": '"to"',
+    r"\b(?:[Uu]tiliz|[Ll]everag)\w+": '"use"',
+    r"\b[Pp]lease note\b|\b[Ii]t should be noted\b|\b[Nn]ote that\b": "say it without the announcement",
+    r"\b(?:blazing|seamless|cutting-edge|world-class|effortless)\w*": "say what it does, and leave out the praise",
+    r"\b(?:informations|advices|softwares|feedbacks)\b": "the word has no plural",
+    r"\b(?:[Bb]ehaviour|[Cc]olour|[Hh]onour|[Ff]avour|[Nn]eighbour|[Ll]abour|[Cc]atalogue|[Cc]entre|[Ll]icence)\w*": (
+        "American spelling"
+    ),
+    r"\b(?:[Oo]rgan|[Rr]ecogn|[Ii]nitial|[Ss]erial|[Nn]ormal|[Aa]uthor|[Oo]ptim|[Ss]ynchron|[Ss]ummar|[Mm]inim)is(?:e|ed|es|ing|ation)\b": (
+        "American spelling"
+    ),
+}
+PATTERNS = {re.compile(pattern): advice for pattern, advice in ADVICE.items()}
+SHOWN = {"help", "short_help", "epilog", "title", "description", "detail", "message"}
+"""Arguments whose text people see."""
+CODE = re.compile(r"^( *)(```|~~~).*?^\1\2\s*?$|<!--.*?-->", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"``.+?``|`[^`]*`|\]\([^)]*\)|https?://\S+", re.DOTALL)
+DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md")
+
+
+class Found(NamedTuple):
+    """What to change."""
+
+    path: str
+    line: int
+    words: str
+    advice: str
+
+
+def blank(match: re.Match[str]) -> str:
+    """As many lines, without what isn't prose."""
+    return "`…`" + "\n" * match[0].count("\n")
+
+
+def prose(text: str) -> str:
+    """A page, or a docstring, without its code."""
+    return INLINE.sub(blank, CODE.sub(blank, text))
+
+
+def judged(path: str, start: int, text: str) -> Iterator[Found]:
+    """What a text has of the table. A line that goes on is one sentence with the next."""
+    plain = prose(text)
+    joined = re.sub(r"(?<=\S)\n[ \t]*(?=[^\s|#>*-])", " ", plain)
+    seen = re.sub(r"(?<=\S)\n[ \t]*(?=[^\s|#>*-])", "\v", plain)
+    for pattern, advice in PATTERNS.items():
+        for number, line in enumerate(joined.split("\n")):
+            for match in pattern.finditer(line.strip()):
+                before = seen.split("\n")[: number + 1]
+                at = number + sum(each.count("\v") for each in before[:-1])
+                yield Found(path, start + at, match[0].strip(), advice)
+
+
+def constant(node: ast.expr) -> str:
+    """The text of a string, with its placeholders as dots; empty if it's none."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(constant(part) or "`…`" for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return constant(node.left) + constant(node.right)
+    return ""
+
+
+def texts(tree: ast.Module, *, everything: bool) -> Iterator[tuple[int, str]]:
+    """Line and text of each docstring, message of an error and text of help; or of every string."""
+    for node in ast.walk(tree):
+        if everything and isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+        elif isinstance(node, ast.Expr):
+            yield node.lineno, constant(node.value)
+        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            yield from ((each.lineno, constant(each)) for each in node.exc.args)
+        elif isinstance(node, ast.Call):
+            yield from ((each.value.lineno, constant(each.value)) for each in node.keywords if each.arg in SHOWN)
+
+
+def everything() -> Iterator[Found]:
+    """All that the project's texts have of the table."""
+    for page in [*(ROOT / name for name in DOCUMENTS), *sorted((ROOT / "docs").rglob("*.md"))]:
+        yield from judged(page.relative_to(ROOT).as_posix(), 1, page.read_text("utf-8"))
+    for source in sorted((ROOT / "src").rglob("*.py")):
+        path = source.relative_to(ROOT).as_posix()
+        for line, text in texts(ast.parse(source.read_text("utf-8")), everything=path.endswith("cli/help.py")):
+            yield from judged(path, line, text)
+
+
+def main() -> int:
+    """Print what there is; 1 if there is anything."""
+    found = sorted(set(everything()))
+    for each in found:
+        print(f'{each.path}:{each.line}: "{each.words}": {each.advice}')
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
