@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SENTENCE = r"(?:(?:^|(?<=[.!?:] ))(?:\*\*|[-*] |> )?)"
 """Where a sentence begins."""
 ADVICE = {
-    r"\b(?:is|are|be|was|were) told\b": 'say who says it: "the client receives", "the log says"',
-    SENTENCE + r"Who (?!(?:is|are|can|may|does|did|was|will|am)\b)\w+s?\b(?![^.!?]*\?)": '"a client that …", "if you …"',
-    SENTENCE + r"(?:Kept|Told|Sent|Given|Served|Refused|Counted|Left|Missing|Not \w+) (?:is|are) (?!not\b)\w+": (
-        "put the subject first"
-    ),
-    SENTENCE + r"(?:Never|Nowhere|Only then|Seldom|Rarely) (?:is|are|does|do|was|has|have)\b": "put the subject first",
-    r"(?<![Tt]here )\b(?:is|are) no (?!longer\b|more\b|less\b|better\b|worse\b|one\b|different\b)": '"isn\'t a", "has no"',
-    r"\b(?:that|which|what|who|it) (?:is|are) none\b": '"isn\'t one"',
+    r"\b(?:is|are|be|was|were) told\b(?! (?:apart|from)\b)": 'say who says it: "the client receives", "the log says"',
+    SENTENCE
+    + r"Who (?!(?:is|are|can|may|does|did|was|will|am|it|we|you|they)\b)\w+\b(?![^.!?:]*[?:])[^.!?:]*"
+    + r"\b(?:is|may|can|must|has|gets|hears|sees|takes|misses|receives)\b": '"a client that …", "if you …"',
+    SENTENCE + r"(?:Kept|Told|Sent|Given|Served|Refused|Counted|Left|Missing) (?:is|are) (?!not\b)\w+": "subject first",
+    SENTENCE + r"(?:Never|Nowhere|Only then|Seldom|Rarely) (?:is|are|does|do|was|has|have)\b": "subject first",
+    r"(?<![Tt]here )\b(?:is|are) no (?!(?:longer|more|less|better|worse|one|different)\b)": '"isn\'t a", "has no"',
+    r"\b(?:that|which|what|who|it) (?:is|are) none\b(?! of)": '"isn\'t one"',
     r"\b[Oo]f which not even\b": "say it in two sentences",
     r"\bof any age\b": '"old or new"',
     r"\bbelongs? into\b": '"belongs in"',
@@ -31,22 +31,21 @@ ADVICE = {
     r"\banew\b": '"again", "from scratch"',
     r"\b(?:allows?|enables?|permits?) to\b": '"lets you"',
     r"\b(?:[Aa]n|with|the) own\b": '"its own", "your own"',
-    r"\b(?:all|that) what\b": '"everything that", "what"',
-    r"\b(?:for|to|of|with|than) who\b": '"for those who", "than whoever"',
+    r"\ball what\b": '"everything that", "what"',
+    r"\b(?:for|to|of|with|than) who (?:wants?|gave|gives?|has|uses?|asks?)\b": '"for those who", "than whoever"',
     r"\b(?:thereof|therein|thereby|whereby|wherein|hereby|hereof|thereafter|whereupon)\b": "use a short sentence",
     r"\bone's own\b|\boneself\b": '"your own", "yourself"',
     r"\bresp\.|\be\.g\.|\bi\.e\.|\bviz\b": '"or", "for example", "that is"',
     r"\b[Ii]n order to\b": '"to"',
     r"\b(?:[Uu]tiliz|[Ll]everag)\w+": '"use"',
-    r"\b[Pp]lease note\b|\b[Ii]t should be noted\b|\b[Nn]ote that\b": "say it without the announcement",
+    r"\b[Pp]lease note\b|\b[Ii]t should be noted\b": "say it without the announcement",
     r"\b(?:blazing|seamless|cutting-edge|world-class|effortless)\w*": "say what it does, and leave out the praise",
     r"\b(?:informations|advices|softwares|feedbacks)\b": "the word has no plural",
     r"\b(?:[Bb]ehaviour|[Cc]olour|[Hh]onour|[Ff]avour|[Nn]eighbour|[Ll]abour|[Cc]atalogue|[Cc]entre|[Ll]icence)\w*": (
         "American spelling"
     ),
-    r"\b(?:[Oo]rgan|[Rr]ecogn|[Ii]nitial|[Ss]erial|[Nn]ormal|[Aa]uthor|[Oo]ptim|[Ss]ynchron|[Ss]ummar|[Mm]inim)is(?:e|ed|es|ing|ation)\b": (
-        "American spelling"
-    ),
+    r"\b(?:[Oo]rgan|[Rr]ecogn|[Ii]nitial|[Ss]erial|[Nn]ormal|[Aa]uthor|[Oo]ptim|[Ss]ynchron|[Ss]ummar|[Mm]inim)"
+    r"is(?:e|ed|es|ing|ation)\b": "American spelling",
 }
 PATTERNS = {re.compile(pattern): advice for pattern, advice in ADVICE.items()}
 SHOWN = {"help", "short_help", "epilog", "title", "description", "detail", "message"}

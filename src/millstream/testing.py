@@ -50,7 +50,7 @@ class Result(Struct, frozen=True):
 class TestClient:
     """One client of one server: ``async with connect(mcp) as client: …``."""
 
-    __test__ = False  # pytest: this is no test
+    __test__ = False  # pytest: this isn't a test
 
     def __init__(self, client: Client) -> None:
         self._client = client

@@ -164,7 +164,7 @@ def test_a_key_is_sent_to_no_other_server(clock: Shared, tmp_path: Path) -> None
         ([], {}, 2, "Which server?"),
         ([SHOP], {"API_KEY": "sk-wrong", "API_URL": "own"}, 4, "doesn't accept the API key (401)"),
         ([SHOP], {"API_URL": "http://127.0.0.1:{port}/v1", "API_KEY": "k"}, 3, "There is no answer from http://127"),
-        ([SHOP], {"API_URL": "nonsense", "API_KEY": "k"}, 2, "is no URL of an API"),
+        ([SHOP], {"API_URL": "nonsense", "API_KEY": "k"}, 2, "isn't a URL of an API"),
         ([SHOP], {"OPENAI_API_KEY": "k", "API_KEY": "k"}, 2, "same place"),
         ([SHOP, "--env-file", "other.env"], {}, 2, "other.env can't be read"),
         (["http://127.0.0.1:{port}/mcp"], {}, 3, "There is no server at"),

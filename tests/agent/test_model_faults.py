@@ -239,7 +239,7 @@ async def test_an_api_that_does_not_count_is_asked_once_more_without_the_questio
 
 def test_what_cannot_be_an_api_is_told_when_it_is_made() -> None:
     """Before anything is asked."""
-    with pytest.raises(ConfigurationError, match="is no URL of an API"):
+    with pytest.raises(ConfigurationError, match="isn't a URL of an API"):
         OpenAIModel("m", url="api.example.com/v1")
     with pytest.raises(ConfigurationError, match="Copy it once more"):
         OpenAIModel("m", key="sk-\n")

@@ -230,7 +230,7 @@ def test_options_that_cannot_work_are_refused() -> None:
     for arguments in ({}, {"kind": "tool"}, {"kind": "tool", "name": "a", "tag": "b"}, {"name": "a"}):
         with pytest.raises(TypeError, match="say what is meant"):
             mcp.disable(**arguments)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="'tools' is no kind"):
+    with pytest.raises(TypeError, match="'tools' isn't a kind"):
         mcp.disable("tools", "a")  # type: ignore[arg-type]
 
 

@@ -40,7 +40,7 @@ class Agent:
 
     Raises:
         ConfigurationError: `servers` isn't a list or a mapping.
-        TargetError: one of them is no server.
+        TargetError: one of them isn't a server.
     """
 
     def __init__(

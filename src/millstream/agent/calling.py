@@ -89,7 +89,7 @@ class Caller:
 
 
 def read_arguments(text: str) -> dict[str, Any]:
-    """The arguments; nothing at all is no arguments.
+    """The arguments; nothing at all means no arguments.
 
     Raises:
         Unreadable: the text is what the model should hear.

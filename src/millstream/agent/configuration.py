@@ -154,7 +154,7 @@ def _bearer(key: str) -> dict[str, str]:
 def _with_path(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
-        raise ConfigurationError(f"MCP_SERVER_URL is no URL: {url!r}. It looks like {_DEFAULT_SERVER}.")
+        raise ConfigurationError(f"MCP_SERVER_URL isn't a URL: {url!r}. It looks like {_DEFAULT_SERVER}.")
     return url if parts.path.strip("/") else urlunsplit(parts._replace(path="/sse"))
 
 

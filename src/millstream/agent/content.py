@@ -104,7 +104,7 @@ def _show(block: Any) -> tuple[str, Part | None]:
 
 
 def _show_sampled(block: Any) -> tuple[str, Part | None]:
-    """Blocks that only sampling has; the rest is told by its name."""
+    """Blocks that only sampling has; the model sees the rest by its name."""
     if isinstance(block, ToolUse):
         return f"[called {block.name} with {msgspec.json.encode(block.input).decode()}]", None
     if isinstance(block, ToolResultBlock):

@@ -69,7 +69,7 @@ Outcome = Literal["done", "error", "refused", "invalid"]
 
 
 class Returned(Happened, frozen=True, tag="returned"):
-    """What the model is told about a call."""
+    """What the model hears about a call."""
 
     id: str
     server: str

@@ -63,7 +63,7 @@ class OpenAIModel:
         """Of the API."""
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigurationError(f"{url!r} is no URL of an API. It looks like https://api.example.com/v1.")
+            raise ConfigurationError(f"{url!r} isn't a URL of an API. It looks like https://api.example.com/v1.")
         if not (key.isascii() and key.isprintable()) and key:
             raise ConfigurationError("The API key has characters that a key can't have. Copy it once more.")
         # Configuration

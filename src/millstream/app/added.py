@@ -166,7 +166,9 @@ def check_path(path: str) -> None:
         ValueError: it cannot.
     """
     if not path.startswith("/") or not path.isascii() or any(each in path for each in "?#% \r\n\0\\"):
-        raise ValueError(f"{path!r} is no path: write one that begins with / and has no query, as in '/hooks/payments'")
+        raise ValueError(
+            f"{path!r} isn't a path: write one that begins with / and has no query, as in '/hooks/payments'"
+        )
     if path.rstrip("/") in _TAKEN or path in _TAKEN or path.startswith(_TAKEN_BELOW):
         raise ValueError(f"{path!r} is a path of Millstream's own. Use another one, such as '/my{path}'")
 
@@ -205,7 +207,7 @@ def _page(function: Callable[..., Any]) -> Application:
 
 
 def _watched(handler: Handler, show_errors: Callable[[], bool]) -> Handler:
-    """A handler whose failures are told as those of tools are."""
+    """A handler whose failures show as those of tools do."""
 
     async def watched(request: Request) -> Response | Sink | None:
         from starlette.exceptions import HTTPException  # noqa: PLC0415  loaded by now

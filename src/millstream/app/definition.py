@@ -1,7 +1,7 @@
 """What a server is before it runs: its name and settings, what is registered, what is mounted on it.
 
 A `Definition` is a node of the tree of mounted servers. Whatever is registered on one is registered, under a prefix,
-wherever it is mounted, and what changes is told to whoever runs one of them. Nothing here knows an event loop.
+wherever it is mounted, and whoever runs one of them hears of each change. Nothing here knows an event loop.
 """
 
 from collections.abc import Callable, Collection, Generator, Sequence
@@ -169,7 +169,7 @@ class Definition(Tree):
             registry = self.registry
             return "templates" if key in registry.templates or key in registry.disabled["templates"] else "resources"
         if noun not in ("tool", "prompt"):
-            raise TypeError(f"{noun!r} is no kind: use 'tool', 'resource' or 'prompt'")
+            raise TypeError(f"{noun!r} isn't a kind: use 'tool', 'resource' or 'prompt'")
         return f"{noun}s"
 
     def tagged(self, tag: str) -> "list[tuple[str, str]]":

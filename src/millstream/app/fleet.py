@@ -75,7 +75,7 @@ class Fleet:
         self._taken = 0.0
         """When these were taken."""
         self._said = -SAY_EVERY
-        """When the others were told that somebody watches."""
+        """When the others last heard that somebody watches."""
         self._others: dict[str, tuple[float, Figures]] = {}
         """Worker -> when its figures came, and what they are."""
         self._watching: dict[str, float] = {}

@@ -82,7 +82,7 @@ def check_server(other: object, kind: type) -> None:
     """Make sure that a server is mounted, and not an application of another kind.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it isn't one.
     """
     if not isinstance(other, kind):
         raise TypeError(

@@ -1,6 +1,6 @@
 """What all workers of one server keep alike: what is offered, what has changed, and the secret.
 
-Each worker has a registry of its own, which its program fills. So a list that changes is told by each worker to its
+Each worker has a registry of its own, which its program fills. So when a list changes, each worker says so to its
 own clients, and only what one worker alone knows travels: that something was removed, or that a resource changed.
 """
 
@@ -27,7 +27,7 @@ class Replicas:
         self._definition = definition
         self._services = services
         self._removed: dict[Removed, None] = {}
-        """What the program removed while it ran; a worker that begins later is told."""
+        """What the program removed while it ran; a worker that begins later hears of it."""
         self._switched: dict[tuple[str, str], Switched] = {}
         """What the program switched while it ran, as it is now."""
         self._others: set[str] = set()
@@ -35,7 +35,7 @@ class Replicas:
         self._added: list[str] = []
         """What this worker's program added while it ran alone."""
         self._receiving = False
-        """What is done now was done elsewhere: nobody has to be told."""
+        """What is done now was done elsewhere: nobody has to hear of it."""
         self._renewing: asyncio.Task[None] | None = None
         peers = services.peers
         peers.on(Updated, lambda message, worker: services.changes.emit(Change("updated", message.uri)))

@@ -130,7 +130,7 @@ class Runtimes:
 
     @property
     def here(self) -> "Runtime | None":
-        """The runtime of this loop, or the one that runs when this is no loop's thread."""
+        """The runtime of this loop, or the one that runs when this isn't a loop's thread."""
         try:
             return self._living.get(asyncio.get_running_loop())
         except RuntimeError:

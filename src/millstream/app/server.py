@@ -195,7 +195,7 @@ class Server(WithPaths, WithSwitches):
         Raises:
             ValueError: the other is this server or has it mounted, has a name that is taken here, or has a lifespan
                 while this server runs already.
-            TypeError: the other is no Server.
+            TypeError: the other isn't a Server.
         """
         check_server(other, Server)
         self.definition.mount(other.definition, prefix)

@@ -67,7 +67,7 @@ class Streamed:
 
     @staticmethod
     def _named(call: Call) -> tuple[str, str]:
-        """Where the caller's client id stands, and the id; one is made for who gives none."""
+        """Where the caller's client id stands, and the id; a caller without one gets a new one."""
         header = (call.headers or {}).get(HEADER, b"").decode("utf-8", "replace").strip()
         argument = getattr(call.arguments, "client_id", "")
         try:

@@ -14,7 +14,7 @@ from math import ceil
 from typing import Any, NamedTuple
 
 from millstream.config import Settings
-from millstream.limits.gcra import Limiter, Rate, neighbourhood, rate_lines
+from millstream.limits.gcra import Limiter, Rate, neighborhood, rate_lines
 from millstream.limits.names import named
 from millstream.limits.pool import Pool
 from millstream.limits.quota import CalendarQuota
@@ -82,7 +82,7 @@ class Throttle:
             ProtocolError: RATE_LIMITED, HTTP 429, with the time to wait.
         """
         only, tool, principal, origin = self._only, call.tool, call.principal, call.origin
-        owner = principal.id if principal is not None else "" if origin is None else neighbourhood(origin.peer)
+        owner = principal.id if principal is not None else "" if origin is None else neighborhood(origin.peer)
         if only is None or tool is None or not owner or tool.limited:
             return self._check_all(call, owner)
         # What most limited servers have is one pace of the caller, in this worker: one look, and no list.
@@ -93,7 +93,7 @@ class Throttle:
 
     def _check_all(self, call: Call, owner: str) -> Awaitable[None] | None:
         """The same for whatever limits there are."""
-        peer = "" if call.origin is None else neighbourhood(call.origin.peer)
+        peer = "" if call.origin is None else neighborhood(call.origin.peer)
         tool = self._tool(call) if call.method == "tools/call" else None
         paces = self._paces(call, tool, owner, peer)
         for limiter, key, price in paces:

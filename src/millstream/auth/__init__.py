@@ -78,7 +78,7 @@ def jwt(
     Args:
         issuer: its exact name, the claim ``iss``.
         audience: this server's own URL, as clients know it: ``https://mcp.example.com/mcp``. A token for another server
-            doesn't count, nor does one for a URL that merely begins alike.
+            doesn't count, nor does one for a URL that merely begins the same way.
         jwks: the URL of the issuer's public keys, or the keys themselves as a set.
         secret: a secret shared with the issuer, of at least 32 bytes, instead of public keys.
         algorithms: which signatures count; by default all asymmetric ones, or HS256 with a secret.

@@ -14,7 +14,7 @@ from millstream.auth.challenge import Challenges
 from millstream.auth.method import Identity, Method, Serving, Unavailable
 from millstream.http.lane.lines import usual_lines
 from millstream.http.message import Handler, Request, Response, Sink
-from millstream.limits.gcra import Limiter, Rate, neighbourhood, told
+from millstream.limits.gcra import Limiter, Rate, neighborhood, told
 from millstream.limits.names import named
 from millstream.limits.pool import Pool
 from millstream.protocol.principal import Principal
@@ -154,7 +154,7 @@ class Guard:
 
     def slow(self, address: str) -> Response | None:
         """The refusal for an address that has sent too many wrong credentials; None while it may try."""
-        key = neighbourhood(address)
+        key = neighborhood(address)
         wait = self._failures.wait(key)
         return None if wait <= 0 else self.challenges.slow(told(self._failures, key, wait))
 
@@ -162,7 +162,7 @@ class Guard:
         """An address has sent a wrong credential."""
         if self.told is not None:
             self.told(address)
-        key, failures = neighbourhood(address), self._failures
+        key, failures = neighborhood(address), self._failures
         failures.take(key)
         if self.pool is not None:
             pace = Pace(named(failures.name, key), failures.rate.count, failures.rate.seconds)

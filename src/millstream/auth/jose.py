@@ -27,7 +27,7 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class InvalidToken(Exception):
-    """It is no token, or not one that counts here."""
+    """It isn't a token, or not one that counts here."""
 
 
 class Header(Struct, frozen=True):
@@ -59,7 +59,7 @@ def read_header(token: str) -> Header:
     """What a token claims.
 
     Raises:
-        InvalidToken: it is no signed token, or has something critical in its header: nothing critical is understood.
+        InvalidToken: it isn't a signed token, or has something critical in its header: nothing critical is understood.
     """
     parts = token.split(".")
     if len(parts) != 3:
@@ -105,7 +105,7 @@ def read_keys(raw: Mapping[str, Any]) -> list[PublicKey]:
     """The keys of a set (RFC 7517) that verify signatures. Those of other kinds, and weak ones, are left out.
 
     Raises:
-        ValueError: it is no set of keys.
+        ValueError: it isn't a set of keys.
     """
     given = raw.get("keys")
     if not is_array(given):

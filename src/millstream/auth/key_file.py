@@ -54,7 +54,7 @@ def check_name(name: str) -> str:
     """A name that a key can have.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it isn't one.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} can't be a key's name. Use up to 64 letters, digits, dots, dashes, @ and _.")

@@ -176,7 +176,7 @@ def _cookie_name(request: Request) -> str:
 
 
 def _cookie(request: Request) -> str:
-    """The cookie; empty when there is none, or more than one of the name: a neighbour domain may have set the other."""
+    """The cookie; empty when there is none, or more than one of the name: a neighbor domain may have set the other."""
     name = _cookie_name(request)
     if name == _PLAIN and not _is_here(request):
         return ""

@@ -23,7 +23,7 @@ class SingleFlight(Generic[T]):
         return (asyncio.get_running_loop(), key) in self._tasks
 
     async def run(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What the work gives, begun unless it is under way. Who waits may give up; the work goes on for the others."""
+        """What the work gives, begun unless it's under way. A caller may give up; the work goes on for the others."""
         loop = asyncio.get_running_loop()
         task = self._tasks.get((loop, key))
         if task is None:

@@ -134,7 +134,7 @@ def status_of(error: ClientError) -> int:
 
 
 def person() -> Elicit | None:
-    """Asks at the terminal; without one nobody can be asked, and the server is told so."""
+    """Asks at the terminal; without one nobody can be asked, and the server hears that."""
     return _ask if sys.stdin.isatty() and sys.stderr.isatty() else None
 
 

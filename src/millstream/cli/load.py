@@ -1,7 +1,7 @@
 """Find the server that a person means by ``shop.py``, ``shop.py:mcp``, ``shop`` or ``shop:mcp``.
 
 A file is loaded under a name of its own, so that ``if __name__ == "__main__"`` does not run and a file called
-``logging.py`` hides nothing. What goes wrong is told in terms of the person's code, not of the import system.
+``logging.py`` hides nothing. Errors speak of the person's code, not of the import system.
 """
 
 import difflib

@@ -55,7 +55,7 @@ class Client:
         target: a URL, a command, a script, a `Server`, or a configuration with `mcpServers` (`targets.find`).
         revision: the date of the only revision to speak; without it, the newest that both sides know.
         headers: sent with each HTTP request, such as ``{"Authorization": "Bearer …"}``.
-        timeout: seconds until an answer; progress starts them anew. `math.inf` waits for ever.
+        timeout: seconds until an answer; progress starts them again. `math.inf` waits for ever.
         elicit: answers for the person. Without it the server can't ask.
         sample: answers for a model.
         roots: the folders and files that the server may know of.

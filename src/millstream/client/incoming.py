@@ -86,7 +86,7 @@ class Running:
         self.progress = progress
 
     def extend(self, now: float) -> None:
-        """Something has come: the clock starts anew."""
+        """Something has come: the clock starts again."""
         if self._latest != math.inf and not self._scope.expired():
             self._scope.reschedule(min(now + self._seconds, self._latest))
 

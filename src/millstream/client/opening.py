@@ -57,7 +57,7 @@ def failure(error: bytes) -> Failure:
 
 
 def forget_verdicts() -> None:
-    """Probe every target anew."""
+    """Probe every target again."""
     _verdicts.clear()
 
 

@@ -1,4 +1,4 @@
-"""What a client may be told beyond its target and its handlers. The defaults suit a person's own machine."""
+"""What you can say to a client beyond its target and its handlers. The defaults suit a person's own machine."""
 
 import ssl
 from collections.abc import Mapping

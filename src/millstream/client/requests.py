@@ -82,7 +82,7 @@ class Requests:
         self._lock = asyncio.Lock()
 
     async def connect(self) -> Link:
-        """The connection, made anew when the last one is gone."""
+        """The connection, made again when the last one is gone."""
         link = self.link
         if link is not None and not link.transport.lost:
             return link

@@ -50,7 +50,7 @@ class Changes:
         self._incoming = incoming
         self._filter = wanted
         self._open_ones = open_ones
-        """Those that a new connection must be told of."""
+        """Those that a new connection must subscribe to."""
         self._waiting: deque[Change] = deque(maxlen=_ROOM)
         self._news = asyncio.Event()
         self._subscription: int = 0

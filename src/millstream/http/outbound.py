@@ -60,7 +60,7 @@ def check_url(url: str) -> SplitResult:
     """A URL that may be asked: https, or http of this machine.
 
     Raises:
-        OutboundError: it is none.
+        OutboundError: it isn't one.
     """
     try:
         parts = urlsplit(url)
@@ -182,7 +182,7 @@ class _Answer:
         """Read on.
 
         Raises:
-            OutboundError: it is no HTTP, or too large.
+            OutboundError: it isn't HTTP, or too large.
         """
         if self._in_head:
             self._seen += len(data)

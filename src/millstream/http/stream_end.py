@@ -11,7 +11,7 @@ _logger = logging.getLogger("millstream.http.message")
 
 
 class Ending:
-    """What every way out inherits: it is open from the start, and its end is told once to everyone who asked."""
+    """What every way out inherits: it is open from the start, and everyone who asked hears of its end once."""
 
     __slots__ = ("_callbacks", "_waiters", "closed")
 

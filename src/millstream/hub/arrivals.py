@@ -59,7 +59,7 @@ class Arrivals:
 
     @staticmethod
     def told(record: Record) -> Told:
-        """One to be kept. The `id` of its record is the place in the journal behind which it is told."""
+        """One to be kept. The `id` of its record is the place in the journal that it comes after."""
         return Told(STREAM, pack(record), _TTL, _KEPT)
 
     def take(self, entry: Entry, epoch: str, offset: int | None) -> Event:

@@ -1,4 +1,4 @@
-"""Who comes and goes: an arrival is told at once, a departure in the background, in the order in which they happen."""
+"""Who comes and goes: arrivals go out at once, departures in the background, in the order in which they happen."""
 
 import asyncio
 import logging
@@ -49,12 +49,12 @@ class Attendance:
         self._arrivals = arrivals
         self._delivery = delivery
         self.replays = {"full": 0, "gap": 0}
-        """How many came back and got all that they missed, or were told of a gap."""
+        """How many came back and got all that they missed, or got a `gap`."""
         self._departed: deque[Subscription] = deque()
         self._departures = asyncio.Event()
 
     def forget(self) -> None:
-        """The hub closes: who is still to be told leaves with all others."""
+        """The hub closes: arrivals that haven't gone out leave with all others."""
         self._departed.clear()
 
     async def welcome(self, subscription: Subscription, last_event_id: str, history: int) -> Subscription:
@@ -101,7 +101,7 @@ class Attendance:
                 self._depart(subscription)
 
     def leave(self, subscription: Subscription) -> None:
-        """The outlet of a subscriber is closed: it hears no more, and its departure is told in the background."""
+        """The outlet of a subscriber is closed: it hears no more, and its departure goes out in the background."""
         if not self._audience.leave(subscription):
             return
         if subscription.mailbox and subscription.joined:

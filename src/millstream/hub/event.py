@@ -114,7 +114,7 @@ def gap(reason: str) -> Event:
     """What follows is not all.
 
     The reasons: ``trimmed`` (more came than is kept), ``expired`` (it was too long ago), ``lost`` (this worker missed
-    some), ``epoch`` (the store began anew) and ``unknown``: the id to resume from is not known any more, so what is
+    some), ``epoch`` (the store began again) and ``unknown``: the id to resume from is not known any more, so what is
     left is given from its beginning, and may repeat what the client has.
     """
     return Event("", _encode_json({"reason": reason}), GAP)

@@ -1,6 +1,6 @@
 """The authorization hook, as the hub asks it.
 
-Who comes and goes on a channel is for those who may hear the channel, so of ``$presence.X`` the question is about
+Only those who may hear a channel learn who comes and goes on it, so of ``$presence.X`` the question is about
 ``X``. A hook that raises refuses: it must neither let anybody in nor end what others are served.
 """
 

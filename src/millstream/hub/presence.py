@@ -1,8 +1,8 @@
 """Who is on a channel: the clients that gave an id, on all workers.
 
 Each channel is a group of the store's members. This worker vouches there for each client that it has a connection of,
-with its lease: when it dies, the others tell that those left whom nobody else vouches for. Arrivals and departures are
-told by the same operation that changes the group, so each is told once.
+with its lease: when it dies, the others tell that those left whom nobody else vouches for. The operation
+that changes the group also says who came and who left, so each goes out once.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ _GROUP: Final = "presence:"
 _LOCKS: Final = 64
 
 Tell = Callable[[str, str, "Member"], Told]
-"""``tell(channel, "join" or "leave", member)`` makes the event that is told."""
+"""``tell(channel, "join" or "leave", member)`` makes the event that goes out."""
 Reach = Callable[[Position], Awaitable[None]]
-"""Waits until an event that was told is delivered here."""
+"""Waits until an event that went out is delivered here."""
 
 
 class Member(Struct, frozen=True, omit_defaults=True):
@@ -62,7 +62,7 @@ class Presence:
         self._here: dict[tuple[str, str], list[Member]] = {}
         """The connections of each client on each channel to this worker."""
         self._vouched: dict[tuple[str, str], Member] = {}
-        """Those for whom it vouches, as their arrival was told."""
+        """Those for whom it vouches, as their arrival said."""
         self._name = store.workers.me
         """The name under which it does."""
         self._abandoned: deque[tuple[str, str, bytes]] = deque()

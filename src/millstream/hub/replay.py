@@ -1,6 +1,6 @@
 """What a subscriber missed, written to it before it hears what is new.
 
-A subscriber that reconnects names an id. Where everything behind it can still be told, that is what it gets, once
+A subscriber that reconnects names an id. Where everything behind it is still there, that's what it gets, once
 and in order. Where it cannot, the subscriber gets a `gap` event and then whatever is left. A client that returns
 without an id gets what its mailbox took in since it left.
 """

@@ -56,7 +56,7 @@ class Subscription:
         self.mailbox: str = mailbox
         """The client whose own channel this is, or empty."""
         self.member: Member | None = member
-        """How it appears in the presence of its channels; None for who gave no id."""
+        """How it appears in the presence of its channels; None without an id."""
         self.principal: Principal | None = principal
         self.address: str = address
         self.authorize: Authorize | None = authorize

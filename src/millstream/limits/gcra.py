@@ -135,7 +135,7 @@ def rate_lines(name: str, rate: Rate, left: int, wait: float) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def neighbourhood(address: str) -> str:
+def neighborhood(address: str) -> str:
     """What counts as one address: of IPv6 the network of one customer, since its owner has all addresses in it."""
     try:
         parsed = ip_address(address)

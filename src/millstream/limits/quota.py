@@ -42,7 +42,7 @@ class CalendarQuota:
 
     @property
     def rate(self) -> Rate:
-        """The quota as clients are told of it."""
+        """The quota as clients see it."""
         return Rate(self.count, round(self._now.end - self._now.start))
 
     def at(self, key: str, cost: float, now: float) -> Quota:

@@ -50,7 +50,7 @@ def _outside_strings(body: bytes, table: bytes | None, dropped: bytes) -> bytes:
     """What of `body` stands outside strings, without the bytes that are dropped; quotes must not be among them."""
     # Taking off pairs of backslashes first leaves before a quote only the backslash that escapes it.
     text = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Without what stands between them, most strings are two neighbouring quotes. Removing neighbours keeps the parity
+    # Without what stands between them, most strings are two neighboring quotes. Removing neighbors keeps the parity
     # of the quotes before each of the rest, which tells inside from outside.
     marks = text.translate(table, dropped).replace(b'""', b"")
     return b"".join(marks.split(b'"')[::2])

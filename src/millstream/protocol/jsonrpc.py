@@ -95,7 +95,7 @@ def read(body: bytes) -> Envelope:
     """Open one envelope. The last of duplicate keys wins; unknown keys are ignored.
 
     Raises:
-        ProtocolError: PARSE_ERROR when the bytes are not JSON, INVALID_REQUEST when they are no JSON-RPC message.
+        ProtocolError: PARSE_ERROR when the bytes are not JSON, INVALID_REQUEST when they aren't a JSON-RPC message.
     """
     try:
         envelope = _decode_envelope(body)

@@ -117,7 +117,7 @@ def read_capabilities(raw: bytes) -> dict[str, Any]:
     """Declared client capabilities; of more than `MAX_CAPABILITIES` bytes, only those that a server can ask for.
 
     Raises:
-        msgspec.DecodeError: it is no object.
+        msgspec.DecodeError: it isn't an object.
     """
     if len(raw) <= MAX_CAPABILITIES:
         return _decode_object(raw)

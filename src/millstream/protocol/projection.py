@@ -74,7 +74,7 @@ def capabilities(offered: Mapping[str, Any], revision: Revision) -> Json:
 
 
 def structured(value: bytes, revision: Revision, *, wraps: bool = False) -> bytes:
-    """Encoded structured content for a revision; empty when it has none. What is no object is wrapped.
+    """Encoded structured content for a revision; empty when it has none. What isn't an object is wrapped.
 
     Args:
         value: the content.

@@ -28,7 +28,7 @@ _LABEL: Final = b"millstream seal v1"
 _TO_URL: Final = bytes.maketrans(b"+/", b"-_")
 # "+", "/" and "=" of the other alphabet become "!", which the strict decoder refuses.
 _FROM_URL: Final = bytes.maketrans(b"-_+/=", b"+/!!!")
-# RFC 4648 §3.5: the unused bits of the last character must be zero. By length modulo 4; 1 is no length of base64.
+# RFC 4648 §3.5: the unused bits of the last character must be zero. By length modulo 4; 1 isn't a length of base64.
 _LAST: Final = (
     frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"),
     frozenset[str](),

@@ -18,7 +18,7 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 
 _BOM = b"\xef\xbb\xbf"
 _MAX_RETRY_DIGITS = 15
-"""A longer reconnection time is no time at all; it also keeps `int` away from digit strings of megabytes."""
+"""A longer reconnection time counts as none; it also keeps `int` away from digit strings of megabytes."""
 
 
 def encode_event(data: bytes, *, event: str | None = None, id: str | None = None, retry_ms: int | None = None) -> bytes:

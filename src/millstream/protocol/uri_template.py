@@ -4,7 +4,7 @@ The RFC defines expansion only. Matching here answers which values could have ma
 
 * ``{x}`` and ``{+x}`` match at least one character; the other operators are optional, and so is each of their
   variables: absent ones are not in the result. Names of a query stand in any order; unknown ones are ignored, a name
-  given twice is no match. When there are fewer values than variables, the leftmost are defined; when more, the last
+  given twice isn't a match. When there are fewer values than variables, the leftmost are defined; when more, the last
   variable takes the rest.
 * Only ``{+x}`` and ``{#x}`` cross ``/``, ``?`` and ``#``. Other characters need not be percent-encoded in a URI.
 * Where a URI can be split in several ways, it is read from the right: ``{x}`` and ``{+x}`` take as little as they can,

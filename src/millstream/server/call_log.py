@@ -87,7 +87,7 @@ def event_id(stream: str, position: Position) -> str:
 
 
 def parse_event_id(text: str) -> tuple[str, Position] | None:
-    """(stream, position) of an event id, or None for what is no id of ours."""
+    """(stream, position) of an event id, or None for what isn't an id of ours."""
     epoch, _, rest = text.partition(".")
     stream, _, offset = rest.partition(".")
     number = read_offset(offset)

@@ -255,7 +255,7 @@ class Peers:
                 _logger.exception("A message of another worker could not be carried out")
 
     def _open_letter(self, data: bytes) -> _Letter | None:
-        """A message of another worker; None for our own, and for what is none or comes at a wrong time."""
+        """A message of another worker; None for our own, and for what isn't one or comes at a wrong time."""
         mac, body = data[:_MAC_BYTES], data[_MAC_BYTES:]
         if not any(hmac.compare_digest(mac, _mac(key, body)) for key in self._keys):
             if not self._warned:
@@ -296,7 +296,7 @@ class Peers:
         return self._stamp
 
     async def tell(self, message: Message) -> None:
-        """Tell all other workers; it is a hint, and a store that does not answer is no error."""
+        """Tell all other workers; it is a hint, and a store that does not answer isn't an error."""
         if not self.shared:
             return
         try:
@@ -305,7 +305,7 @@ class Peers:
             _logger.warning("The other workers could not be told: %s", type(message).__name__, exc_info=True)
 
     def tell_soon(self, message: Message) -> None:
-        """Tell all other workers without waiting. What waits already is told once; too much of it is dropped."""
+        """Tell all other workers without waiting. What waits already goes out once; too much of it is dropped."""
         if not self.shared:
             return
         if len(self._waiting) >= _MAX_WAITING:

@@ -128,7 +128,7 @@ class KeyValue(Protocol):
         ...
 
     async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
-        """Set the value whatever was there, and start its time to live anew.
+        """Set the value whatever was there, and start its time to live again.
 
         Raises:
             StoreFull: the value does not fit; the old one, if any, stands.
@@ -154,7 +154,7 @@ class KeyValue(Protocol):
     async def keys(self, prefix: str) -> list[str]:
         """Every key that starts with `prefix`, in no order.
 
-        It costs a walk over the store: for start-up and for reloading after an interruption. It is no snapshot: a key
+        It costs a walk over the store: for start-up and for reloading after an interruption. It isn't a snapshot: a key
         that is written or removed meanwhile may be in it or not; every other one is in it exactly once.
         """
         ...
@@ -173,7 +173,7 @@ class EventLog(Protocol):
         """Add an entry at the end and return its position; an unknown stream begins with it.
 
         Atomic: a reader sees the entry whole or not at all, and sees it once this has returned. The stream lives on for
-        `ttl` seconds (positive, finite); each append starts that time anew for the whole stream. The newest
+        `ttl` seconds (positive, finite); each append starts that time again for the whole stream. The newest
         `max_entries` (at least 1) are kept; older ones may go at any time. An entry whose append failed may have been
         added or not, but it is never added twice: a store that tries again recognizes what it has.
 
@@ -222,7 +222,7 @@ class EventLog(Protocol):
         ...
 
     async def touch(self, stream: str, ttl: float) -> bool:
-        """Start the time of a stream anew, as an append does; False when the stream is unknown."""
+        """Start the time of a stream again, as an append does; False when the stream is unknown."""
         ...
 
     async def trim(self, stream: str) -> None:
@@ -290,8 +290,8 @@ class Members(Protocol):
     async def join(self, group: str, member: str, value: bytes, told: Told) -> tuple[bytes, Position | None]:
         """This worker vouches for a member. When nobody did before, `told` is appended: gives its position, else None.
 
-        The value of whoever vouched first stands, and is given, too. Vouching again for a member isn't an error. Who
-        joins after the last lease ended, but before `abandoned` gave the member out, takes over: nothing is told.
+        The value of whoever vouched first stands, and is given, too. Vouching again for a member isn't an error. A
+        worker that joins after the last lease ended, but before `abandoned` gave the member out, takes over silently.
         """
         ...
 

@@ -76,7 +76,7 @@ class Tail:
         self._listens = False
         """It is certain that every append is heard."""
         self._waiting: list[tuple[Position, asyncio.Future[None]]] = []
-        """Who waits until this reader is behind a place."""
+        """Those who wait until this reader is behind a place."""
         self.stop = log.listen(stream, self._hear, interrupted=self._news.set)
         """Stop listening. Idempotent."""
 

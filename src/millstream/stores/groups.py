@@ -1,7 +1,7 @@
 """`Members` of several workers, for a process that holds the store of all of them.
 
-Who vouches for whom is in memory: members are of living processes, so nothing of it has to outlive the one that holds
-the store. What is told of them goes through the log, whatever that is.
+Memory holds who vouches for whom: members are of living processes, so nothing of it has to outlive the one that holds
+the store. What others hear of them goes through the log, whatever that is.
 """
 
 import asyncio

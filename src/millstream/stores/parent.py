@@ -24,7 +24,7 @@ def parse(text: str) -> Address:
 
 
 class _Given:
-    """What this process was told."""
+    """What this process knows from its parent."""
 
     address: Address | None = None
 

@@ -75,7 +75,7 @@ class Rates(Protocol):
         count waits for the whole count. Taking a seat that one holds already changes nothing. Where an error is
         raised, it may have been taken or not; seats can be given back in any case.
 
-        Quotas live as long as values do. Paces and seats may begin anew when the store is opened again or loses data,
+        Quotas live as long as values do. Paces and seats may begin again when the store is opened again or loses data,
         and a store that has very many of them may forget the oldest.
 
         Raises:
@@ -84,7 +84,7 @@ class Rates(Protocol):
         ...
 
     async def leave(self, seats: Sequence[Seat]) -> None:
-        """Give seats back. One that isn't held is no error. Those of a worker whose lease is over are free anyway.
+        """Give seats back. One that isn't held isn't an error. Those of a worker whose lease is over are free anyway.
 
         Raises:
             StoreUnavailable: the store didn't answer in time. It may be asked again.

@@ -1,6 +1,6 @@
 """Which sessions are active: those that were heard of in the last minutes.
 
-A session may be nothing but a sealed id that any worker verifies, so nobody is told when one is left alone; what was
+A session may be nothing but a sealed id that any worker verifies, so nobody hears when one is left alone; what was
 not heard of for `IDLE_SECONDS` counts as over, and its duration is the time from the first to the last message. The
 table is bounded: when it is full, the session that began first is counted as over.
 """

@@ -52,7 +52,7 @@ class AuditLog:
         """Open the file, or the first free one of ``path.1``, ``path.2``… where other processes write.
 
         Raises:
-            LocalError: it cannot be written to, or its end is no audit log.
+            LocalError: it cannot be written to, or its end isn't an audit log.
         """
         self.path, self._fd = _open(path)
         try:

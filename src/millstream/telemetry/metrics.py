@@ -325,7 +325,7 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float 
     """The value below which a share `q` lies, by the counts between bounds; None when all counts are 0.
 
     Within a bucket values are taken as spread evenly on a logarithmic scale, in the first one from 0 on evenly. What
-    lies above every bound is told as the last bound.
+    lies above every bound counts as the last bound.
     """
     number = sum(counts)
     if number == 0:
@@ -343,10 +343,10 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float 
 
 def _family(name: str, help: str, labels: Labels) -> Family:
     if not _METRIC_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of a metric.")
+        raise ValueError(f"{name!r} can't be the name of a metric.")
     for label in labels:
         if not _LABEL_NAME.fullmatch(label):
-            raise ValueError(f"{label!r} is no name of a label.")
+            raise ValueError(f"{label!r} can't be the name of a label.")
     if len(set(labels)) != len(labels):
         raise ValueError(f"{name} names a label twice.")
     return Family(name, help, labels)

@@ -22,7 +22,7 @@ def is_batch(body: bytes) -> bool:
 
 
 def refuse_batch(why: str) -> ProtocolError:
-    """The refusal for an array that is no allowed batch."""
+    """The refusal for an array that isn't an allowed batch."""
     return ProtocolError(INVALID_REQUEST, f"Invalid request: {why}", status=400)
 
 

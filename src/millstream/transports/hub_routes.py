@@ -1,7 +1,7 @@
 """The hub over HTTP: `GET /events`, `GET /mcp/sse/{client_id}`, `POST /publish`.
 
-Streams are server-sent events. A plain event has no ``event`` field, so that `EventSource.onmessage` sees it; a gap is
-told as ``event: gap``, and a stream that the hub ends closes with ``event: cut``. Between events the place to resume
+Streams are server-sent events. A plain event has no ``event`` field, so that `EventSource.onmessage` sees it; a gap
+is ``event: gap``, and a stream that the hub ends closes with ``event: cut``. Between events the place to resume
 from goes out as an id alone, which a client keeps without dispatching anything. Errors are problem details (RFC 9457).
 """
 
@@ -177,7 +177,7 @@ class HubRoutes:
         return reply
 
     def _read_publication(self, request: Request) -> Publication:
-        """Raises: ProtocolError: the body is no event; `status` says why."""
+        """Raises: ProtocolError: the body isn't an event; `status` says why."""
         if not carries_json(request.headers):
             text = "Send the event as content-type application/json, without a content coding."
             raise ProtocolError(INVALID_REQUEST, text, status=415)

@@ -21,7 +21,7 @@ Code = Callable[[bytes], bytes]
 
 
 class Leaving(Protocol):
-    """What can be told that its stream is read elsewhere."""
+    """What can hear that its stream is read elsewhere."""
 
     def leave(self) -> None:
         """Write nothing more."""

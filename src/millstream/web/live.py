@@ -97,7 +97,7 @@ class DashboardFeed:
         self._watchers: list[Sink] = []
         self._watched = asyncio.Event()
         self._behind = 0
-        """The number of the last line that the watchers were told."""
+        """The number of the last line that the watchers got."""
         self._latest = b""
 
     def __len__(self) -> int:

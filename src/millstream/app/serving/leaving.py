@@ -1,6 +1,6 @@
 """How connections are let go before a server ends, so that no request falls between two replies.
 
-RFC 9112 §9.6: whoever closes says so first, in the last reply. A connection on which nothing is asked can't be told;
+RFC 9112 §9.6: whoever closes says so first, in the last reply. An idle connection can't hear it;
 it's closed when it has been idle for a while, and never while bytes of a request wait to be read.
 """
 

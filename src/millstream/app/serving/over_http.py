@@ -87,7 +87,7 @@ def serve_with_panel(
 
 
 class _Panel:
-    """What a person is told about a server that serves alone."""
+    """What a person reads about a server that serves alone."""
 
     def __init__(self, facts: Facts, told: Callable[[Facts], None]) -> None:
         self._facts = facts

@@ -1,6 +1,6 @@
 """The certificate that a server shows, and its renewal without a restart.
 
-Whoever renews certificates writes the files anew. They are looked at once a second; a pair that fits together is used
+Whoever renews certificates writes the files again. They are looked at once a second; a pair that fits together is used
 for the connections that come from then on, and one that does not leaves everything as it was.
 """
 

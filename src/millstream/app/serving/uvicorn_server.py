@@ -47,7 +47,7 @@ class Stops(Protocol):
 
 
 class Told(Protocol):
-    """Who is told where a server is on its way. Each is called once, in the loop."""
+    """Callbacks for the steps of a server's life. Each runs once, in the loop."""
 
     def started(self, accept: Accept) -> None:
         """It listens; `accept` makes it accept from one more socket."""

@@ -40,7 +40,7 @@ class Parameters:
     __slots__ = ("_values", "repeated")
 
     def __init__(self, raw: bytes) -> None:
-        """Read them. Bytes that are no UTF-8 survive as surrogates.
+        """Read them. Bytes that aren't UTF-8 survive as surrogates.
 
         Raises:
             OAuthError: there are too many.

@@ -24,11 +24,11 @@ _PROMPTS = {"none", "login", "consent", "select_account"}
 
 
 class NotAClient(Exception):
-    """Nobody can be told but the person: there is no such client, or the redirect URI is not its own."""
+    """Only the person can hear of it: there is no such client, or the redirect URI is not its own."""
 
 
 class NotGranted(Exception):
-    """The client asks for something that cannot be, and is to be told."""
+    """The client asks for something that can't be, and gets an answer that says so."""
 
     def __init__(self, client: Client, redirect: str, answer: Response, text: str) -> None:
         super().__init__(text)
@@ -69,7 +69,7 @@ class Targets:
         """The scopes that a request names and that there are, with those that everybody gets.
 
         Raises:
-            OAuthError: it names some, and none of them exists; or something that is no scope.
+            OAuthError: it names some, and none of them exists; or something that isn't a scope.
         """
         names = text.split(" ") if text else []
         if len(names) > _MAX_SCOPES or not all(_SCOPE.fullmatch(each) for each in names):

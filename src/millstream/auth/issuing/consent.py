@@ -25,7 +25,7 @@ from millstream.auth.issuing.vault import Vault
 from millstream.auth.issuing.ways import Away, Returned, SignInFailed, Upstream, User
 from millstream.auth.method import Unavailable
 from millstream.http.message import Request, Response
-from millstream.limits.gcra import Limiter, Rate, neighbourhood
+from millstream.limits.gcra import Limiter, Rate, neighborhood
 
 REMEMBERED = 90 * 86_400.0
 _AWAY_SECONDS = 600.0
@@ -187,7 +187,7 @@ class Consent:
 
     async def _check(self, request: Request, name: str, password: str) -> User | str:
         """The person of a name and password, or what to say instead."""
-        address = neighbourhood(request.peer)
+        address = neighborhood(request.peer)
         who = name.casefold()[:128]
         if not (self._failures.may(address) and self._named.may(who)):
             return _SLOW

@@ -20,7 +20,7 @@ from millstream.auth.single_flight import SingleFlight
 from millstream.http.hosts import is_loopback
 from millstream.http.message import Request
 from millstream.http.outbound import Fetched, OutboundError, check_url, fetch, is_public
-from millstream.limits.gcra import Limiter, Rate, neighbourhood
+from millstream.limits.gcra import Limiter, Rate, neighborhood
 from millstream.protocol.json_schema import is_array, is_object
 
 MAX_BYTES = 5 * 1024
@@ -59,7 +59,7 @@ class Lookups:
     def by(self, request: Request) -> Callable[[], bool]:
         """Whether whoever makes a request may, asked when it comes to that."""
         return lambda: (
-            not (self._here and not is_loopback(request.peer)) and self._limiter.take(neighbourhood(request.peer)) <= 0
+            not (self._here and not is_loopback(request.peer)) and self._limiter.take(neighborhood(request.peer)) <= 0
         )
 
 

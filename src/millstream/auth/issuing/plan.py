@@ -1,4 +1,4 @@
-"""What ``auth.issuer(…)`` was told, before any server runs."""
+"""The arguments of ``auth.issuer(…)``, before any server runs."""
 
 from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
@@ -12,7 +12,7 @@ from millstream.auth.issuing.ways import Passwords, Upstream
 ACCESS = 900
 """Seconds for which an access token lives."""
 REFRESH = 30 * 86_400
-"""Seconds for which a refresh token lives that nobody uses; each use starts them anew."""
+"""Seconds for which a refresh token lives that nobody uses; each use starts them again."""
 
 
 class Plan(Struct, frozen=True):

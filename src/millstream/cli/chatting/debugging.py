@@ -73,7 +73,7 @@ _STEPS: dict[type[Any], Callable[[Any], str]] = {
 
 
 def step_of(event: Event) -> str:
-    """What an event is as a step; empty for those that are none."""
+    """What an event is as a step; empty for those that aren't."""
     step = _STEPS.get(type(event))
     return step(event) if step is not None else ""
 

@@ -1,6 +1,6 @@
 """An answer at a terminal: Markdown as it comes, block by block, with the calls between. The one part that uses rich.
 
-Only the block that is being written is drawn anew, so that nothing flickers and everything above can be copied.
+Only the block that is being written is drawn again, so that nothing flickers and everything above can be copied.
 """
 
 import re

@@ -204,7 +204,7 @@ def _places(way: _Way, configuration: Configuration) -> list[ServerAt]:
 
 
 def _read_line(prompt: str) -> str:
-    """A line of the person's. The prompt is no part of what a file or pipe gets."""
+    """A line of the person's. The prompt isn't part of what a file or pipe gets."""
     if sys.stdout.isatty():
         return input(prompt)
     sys.stderr.write(prompt)

@@ -1,6 +1,6 @@
 """``millstream completion``: a script that completes commands, options and files in a shell.
 
-The script has everything in it, so completing starts no program. Make it anew after an upgrade.
+The script has everything in it, so completing starts no program. Make it again after an upgrade.
 """
 
 import os
@@ -45,7 +45,7 @@ class Command(Struct, frozen=True):
 
 
 CHOICES: Mapping[str, tuple[str, ...]] = {"install --client": (*APPLICATIONS, PRINTED)}
-"""Values of options that are no enumeration."""
+"""Values of options that aren't enumerations."""
 
 
 def completion(

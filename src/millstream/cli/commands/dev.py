@@ -43,7 +43,7 @@ def dev(
 ) -> None:
     """Serve a file while you write it.
 
-    It starts anew when a Python file in the folder changes, shows what's wrong with your code and goes on with what
+    It starts again when a Python file in the folder changes, shows what's wrong with your code and goes on with what
     worked before, and opens `/inspect`, a page where you run your tools. It serves this machine only.
 
     **Examples**

@@ -35,7 +35,7 @@ def _file(given: Path | None) -> KeyFile:
 
 @contextmanager
 def _told() -> Generator[None, None, None]:
-    """What goes wrong is told as the command line tells things."""
+    """Show errors in the style of the command line."""
     try:
         yield
     except (ValueError, LocalError) as exc:

@@ -99,7 +99,7 @@ def run(  # noqa: PLR0913  the options of the command
     ] = "",
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="HTTP: processes that serve.")] = 1,
     reload: Annotated[
-        bool, typer.Option("--reload", help="HTTP: serve anew when a Python file in the program's folder changes.")
+        bool, typer.Option("--reload", help="HTTP: serve again when a Python file in the program's folder changes.")
     ] = False,
     dev: Annotated[
         bool, typer.Option("--dev", help="Show callers what fails in your code, and write a line for each message.")

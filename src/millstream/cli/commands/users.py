@@ -26,7 +26,7 @@ Name = Annotated[str, typer.Argument(help="Who signs in: tools see it as the cal
 
 @contextmanager
 def _told() -> Generator[None, None, None]:
-    """What goes wrong is told as the command line tells things."""
+    """Show errors in the style of the command line."""
     try:
         yield
     except (ValueError, LocalError) as exc:

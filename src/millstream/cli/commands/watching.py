@@ -68,7 +68,7 @@ def show_change(change: Change, *, as_json: bool) -> None:
 
 
 def show_notification(said: Notification, *, as_json: bool) -> None:
-    """One line for what is no change."""
+    """One line for what isn't a change."""
     if said.method.endswith(_SHOWN_AS_CHANGES):
         return
     params = msgspec.json.decode(said.params)

@@ -22,7 +22,7 @@ from millstream.cli.installing.broken import Broken
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """What a file holds, and what it shall hold."""
+    """What a file holds, and what it will hold."""
 
     path: Path
     before: str | None
@@ -31,7 +31,7 @@ class Change(Struct, frozen=True, kw_only=True):
 
     @property
     def nothing(self) -> bool:
-        """The file is as it shall be."""
+        """The file is as it should be."""
         return self.before == self.after
 
     def diff(self) -> str:

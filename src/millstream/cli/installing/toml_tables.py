@@ -112,7 +112,7 @@ def _spans(lines: Sequence[str], path: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def _keys(line: str) -> list[str] | None:
-    """The keys of a header; None for what is none."""
+    """The keys of a header; None for what isn't one."""
     if _HEADER.match(line.rstrip("\n")) is None:
         return None
     try:

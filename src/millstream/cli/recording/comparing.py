@@ -1,6 +1,6 @@
 """Plays the client of a recording against a server, and compares the answers with those of then.
 
-The connection is made anew, so the server may be another one, at another revision, over another transport. What
+The connection is made again, so the server may be another one, at another revision, over another transport. What
 belongs to a connection or a revision isn't compared.
 """
 

@@ -72,7 +72,7 @@ class Pool:
                 raise
 
     async def close(self) -> None:
-        """Close every connection; those who wait are told."""
+        """Close every connection; those who wait get an error."""
         self._closed = True
         for connection in list(self._all):
             connection.abort()

@@ -36,7 +36,7 @@ class Duplex:
         """Why the connection is over."""
 
     async def exchange(self, request: Request) -> Envelope:
-        """Write a request and wait for its answer; the server is told when the caller gives up."""
+        """Write a request and wait for its answer; if the caller gives up, tell the server."""
         if self.fault is not None:
             raise self.fault
         waiter: asyncio.Future[Envelope] = asyncio.get_running_loop().create_future()

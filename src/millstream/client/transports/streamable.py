@@ -117,7 +117,7 @@ class StreamableTransport:
         return f"{version}Mcp-Session-Id: {self._session}\r\n" if self._session else version
 
     def _answer(self, request: Request, reply: Reply) -> Envelope:
-        """The answer in a reply that is no stream."""
+        """The answer in a reply that isn't a stream."""
         if reply.status == 404 and self._session:
             raise SessionLost("The server has forgotten the session.")
         if reply.status >= 300 and not reply.body.lstrip().startswith(b"{"):

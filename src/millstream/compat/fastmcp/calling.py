@@ -82,7 +82,7 @@ class Calling:
             raise
 
     def _mask(self, error: ValueError, text: str) -> None:
-        """Say no more than this of an error, where the server was told so."""
+        """Say no more than this of an error, where the server says so."""
         if self.mask_error_details and not isinstance(error.__cause__, FastMCPError):
             logger.error(text, exc_info=error)
             raise ResourceError(text) from error

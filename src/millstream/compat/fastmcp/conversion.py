@@ -61,7 +61,7 @@ def _is_several(value: Any) -> TypeGuard[Sequence[Any]]:
 
 
 def block_of(value: Any, ways: Ways) -> Any:
-    """One block for a value that is no list."""
+    """One block for a value that isn't a list."""
     if isinstance(value, Image | Audio | File):
         return value.to_content()
     if is_block(value):

@@ -63,10 +63,10 @@ class Offered:
         self.rules: list[Rule] = []
 
     def add(self, kind: str, item: Any) -> Any:
-        """Add an item; one of the same name makes way or stays, as the server was told.
+        """Add an item; one of the same name makes way or stays, as the server's option says.
 
         Raises:
-            ValueError: there is one of that name, and the server was told to refuse.
+            ValueError: there is one of that name, and the server refuses a second one.
         """
         items: dict[str, Any] = getattr(self, kind)
         key: str = item.key

@@ -239,7 +239,7 @@ class DirectoryResource(Resource):
         """What is in the folder.
 
         Raises:
-            OSError: it is no folder, or cannot be read.
+            OSError: it isn't a folder, or cannot be read.
         """
         if not self.path.exists():
             raise FileNotFoundError(f"Directory not found: {self.path}")

@@ -1,6 +1,6 @@
 """Signatures as pydantic reads them: a model of the arguments, a model of the result, and what is injected.
 
-Arguments are read leniently, as the other libraries do: JSON text for what is no text, numbers as text, and unknown
+Arguments are read leniently, as the other libraries do: JSON text for what isn't text, numbers as text, and unknown
 names are ignored or refused by the library's ways.
 """
 

@@ -65,7 +65,7 @@ BEHAVIOR: Mapping[str, str] = {
     "an unknown resource": "the specification's error for it (-32002, or -32602 in the newest revision)",
     "a plain function": "runs in a worker thread, as in the SDK 2.x and fastmcp; SDK 1.x runs it in the event loop",
     "a tool that raises": "the same text for the model; the traceback goes to standard error",
-    "a session": "is no memory here: state kept for it is of this process",
+    "a session": "has no memory here: state kept for it is of this process",
     "list changes": "reach every client that listens, not only the caller",
 }
 """What differs although no name says so."""

@@ -110,7 +110,7 @@ class AsgiAdapter:
 
 
 def _too_long(length: bytes, limit: int) -> bool:
-    """Whether a body declares more than `limit` bytes; what is no number is measured as it comes."""
+    """Whether a body declares more than `limit` bytes; what isn't a number is measured as it comes."""
     return length.isdigit() and (len(length) > 18 or int(length) > limit)
 
 

@@ -1,4 +1,4 @@
-"""Whether the uvicorn beside us is the one that the protocol class extends. Its class is no public interface.
+"""Whether the uvicorn beside us is the one that the protocol class extends. Its class isn't a public interface.
 
 The version decides, because a newer class with the same names may do something else; the names are looked at for
 builds that say one thing and are another.

@@ -10,7 +10,7 @@ _REPEATED = (
     "host", "mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id", "pragma", "sec-fetch-mode",
     "user-agent",
 )  # fmt: skip
-"""Lines that a client repeats. They are kept; those of the others are read anew each time."""
+"""Lines that a client repeats. They are kept; those of the others are read each time."""
 _OTHERS = (
     "authorization", "baggage", "cookie", "dnt", "forwarded", "from", "last-event-id", "priority", "referer",
     "sec-ch-ua", "sec-ch-ua-mobile", "sec-ch-ua-platform", "sec-fetch-dest", "sec-fetch-user", "sec-gpc",
@@ -34,7 +34,7 @@ _MAX_DIGITS = 15
 _AUTHORIZATION = (b"authorization", b"Authorization")
 _MAX_CREDENTIAL = 2048
 _MAX_CREDENTIALS = 512
-"""Lines, two for each credential. Others are read anew each time."""
+"""Lines, two for each credential. Others are read each time."""
 
 
 class UsualLines(dict[bytes, tuple[bytes, bytes]]):

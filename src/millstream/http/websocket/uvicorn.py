@@ -5,7 +5,7 @@ reads or not, closes a connection whose peer takes nothing by waiting for it to 
 handshake `websockets` cannot read. Here all four come to an end.
 
 It also writes an error to the log for what is a peer's doing and has its answer: a handshake that the application
-refuses, and text that is no UTF-8. Here neither can fill the log.
+refuses, and text that isn't UTF-8. Here neither can fill the log.
 
 It is also the `Wire` of `websocket_direct`: messages go out without a turn of the event loop.
 """
@@ -89,7 +89,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().handle_close(event)
 
     def handle_parser_exception(self) -> None:
-        """The peer's bytes are no frames; the parser has written the close frame."""
+        """The peer's bytes aren't frames; the parser has written the close frame."""
         self.no_more_frames()
         super().handle_parser_exception()
 
@@ -122,7 +122,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().handle_cont(event)
 
     def send_receive_event_to_app(self) -> None:
-        """A whole message; text that is no UTF-8 ends the connection (RFC 6455 §8.1)."""
+        """A whole message; text that isn't UTF-8 ends the connection (RFC 6455 §8.1)."""
         if self.curr_msg_data_type == "text" and not self.close_sent:
             data = b"".join(self.frames)
             self.frames = [data]

@@ -1,6 +1,6 @@
 """What the scopes of a caller cover: which items it sees in lists, and which it may use.
 
-Who starts this program and talks to it directly, over standard input or in the same process, may do everything.
+Whoever starts this program and talks to it directly, over standard input or in the same process, may do everything.
 """
 
 from millstream.protocol.principal import EVERYTHING, Principal

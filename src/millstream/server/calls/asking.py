@@ -119,7 +119,7 @@ def read_responses(raw: bytes) -> dict[str, msgspec.Raw]:
     """`inputResponses` with their values still raw.
 
     Raises:
-        ProtocolError: INVALID_PARAMS when it is no object, or holds more than can have been asked.
+        ProtocolError: INVALID_PARAMS when it isn't an object, or holds more than can have been asked.
     """
     if too_many_members(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid inputResponses: more than {MAX_MEMBERS:,} members")

@@ -120,7 +120,7 @@ class Call(Struct, eq=False, kw_only=True):
     transport: str = ""
     """What carried it, for observers: http, sse, stdio, websocket, rest, memory."""
     client_id: str = ""
-    """Whose stream also gets what the call says, where the transport was told."""
+    """Whose stream also gets what the call says, where the transport knows one."""
     # The way back
     open_reply: "Callable[[Call], Line] | None" = None
     """Opens the line at first use, where the reply may also be a single message."""

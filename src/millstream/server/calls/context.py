@@ -294,7 +294,7 @@ async def _value(function: Callable[[], Any]) -> Any:
 
 
 def _state_id(call: Call) -> str:
-    """The round that a call continues: its state is sealed anew for every round of every call."""
+    """The round that a call continues: its state is sealed again for every round of every call."""
     return sha256(call.state.encode()).hexdigest()
 
 

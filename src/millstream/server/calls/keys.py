@@ -86,7 +86,7 @@ async def agree(store: Store, setting: str, own: Secrets | None = None) -> Secre
 
     Raises:
         ValueError: the setting has a secret that is too short to be one.
-        LocalError: the key file must not be used; the store does not answer, or keeps something that is no secret.
+        LocalError: the key file must not be used; the store does not answer, or keeps something that isn't a secret.
     """
     if setting.strip():
         return load_secrets(setting)

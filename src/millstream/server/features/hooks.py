@@ -144,7 +144,7 @@ def hooks_of(middleware: Sequence[object], home: object) -> Hooks:
     """Which hooks some objects have.
 
     Raises:
-        TypeError: one is no object with hooks, or a hook cannot be awaited.
+        TypeError: one isn't an object with hooks, or a hook cannot be awaited.
     """
     found: dict[str, tuple[Hook, ...]] = {}
     for each in middleware:

@@ -58,7 +58,7 @@ class _HandshakeCall(Struct, gc=False):
     method: Literal["tools/call"]
     params: _HandshakeParams
     result: UnsetType = UNSET
-    """Never there: a message with it is no request. So is `error`."""
+    """Never there: a message with it isn't a request. So is `error`."""
     error: UnsetType = UNSET
 
 

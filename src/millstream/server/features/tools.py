@@ -114,7 +114,7 @@ class Tool:
         self._output = source.output
         output = None if source.output is None else source.output.schema
         self.wraps = output is not None and output.get("type") != "object"
-        """Structured values are no objects: revisions that know only objects get them wrapped."""
+        """Structured values aren't objects: revisions that know only objects get them wrapped."""
         self._simple = str if output is None else _SCALARS.get(output.get("type", "")) if len(output) == 1 else None
         """Values of exactly this class need no check and no other encoder."""
         self._described = described(

@@ -1,7 +1,7 @@
 """What a model reads when its arguments don't fit: what is wrong, and what was expected.
 
 msgspec stops at the first problem and speaks of Python types; this puts it into JSON's words, and adds every missing
-and unknown name. Runs only for arguments that were refused; what a schema written by hand refuses is told by
+and unknown name. Runs only for arguments that were refused; what a schema written by hand refuses comes from
 `schema_check`.
 """
 

@@ -87,4 +87,4 @@ def _check_pattern(pattern: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"Field: the pattern {pattern!r} is no regular expression: {error}") from error
+        raise ValueError(f"Field: the pattern {pattern!r} isn't a regular expression: {error}") from error

@@ -96,7 +96,7 @@ def _named_how(parameter: inspect.Parameter) -> str:
 
 
 def _check_default(default: Any, annotation: Any, where: str) -> None:
-    """Make sure that clients could send the default that they are told.
+    """Make sure that clients could send the default that they see.
 
     Validators of pydantic don't see it, since pydantic spares defaults, too.
 

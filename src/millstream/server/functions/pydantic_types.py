@@ -79,7 +79,7 @@ def dec_hook(annotation: Any, value: Any) -> Any:
 
     Raises:
         ValueError: for a value the model refuses; msgspec adds where it stands.
-        TypeError: for a class that is no model.
+        TypeError: for a class that isn't a model.
     """
     if isinstance(annotation, StandIn):
         return annotation.read(value)
@@ -163,7 +163,7 @@ def schema_hook(annotation: Any) -> Schema:
     """The JSON Schema of a model, without the titles that pydantic derives from names.
 
     Raises:
-        TypeError: for a class that is no model.
+        TypeError: for a class that isn't a model.
     """
     if isinstance(annotation, StandIn):
         return annotation.schema
@@ -219,7 +219,7 @@ def _field(meta: Meta) -> Any:
 
 
 def needs_pydantic(annotation: Any, *, inside: bool = False) -> bool:
-    """Whether a type says something that only pydantic can honour: validators, aliases, types of its own.
+    """Whether a type says something that only pydantic can honor: validators, aliases, types of its own.
 
     Args:
         annotation: of a parameter.
@@ -284,7 +284,7 @@ def wire_name(items: Iterable[Any]) -> str | None:
     """The alias that ``pydantic.Field`` gives a parameter.
 
     Raises:
-        TypeError: for aliases that are no name.
+        TypeError: for aliases that aren't names.
     """
     fields = sys.modules.get("pydantic.fields")
     for item in items:

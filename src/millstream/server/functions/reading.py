@@ -62,7 +62,7 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
     What the decoder refuses is tried once more with ``2.0`` read as the integer 2, as JSON Schema does.
 
     Raises:
-        ArgumentError: with what a model is told to fix.
+        ArgumentError: with what a model has to fix.
     """
     if plan.slow:
         _bound(raw, f"{plan.kind} {plan.name!r}")
@@ -86,7 +86,7 @@ def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> A
     """Arguments that fit a schema written by hand, as JSON values.
 
     Raises:
-        ArgumentError: with what a model is told to fix.
+        ArgumentError: with what a model has to fix.
     """
     _bound(raw, item)
     try:

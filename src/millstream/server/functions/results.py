@@ -261,7 +261,7 @@ def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Ma
     and what an `EmbeddedResource` says itself comes first.
 
     Raises:
-        LocalError: for `None`, which is no content.
+        LocalError: for `None`, which isn't content.
     """
     items = value if _is_several(value) else [value]
     if items and all(isinstance(item, EmbeddedResource) for item in items):

@@ -1,4 +1,4 @@
-"""`server/discover`: a client of the per-request era asks this first. The answer can be cached and is no error."""
+"""`server/discover`: a client of the per-request era asks this first. The answer can be cached and isn't an error."""
 
 from collections.abc import Mapping
 

@@ -2,7 +2,7 @@
 
 An `Observer` is made only where something of it is on; the dispatcher calls it after each call (`observe`), and before
 it (`begin`) where spans are on. Labels are bounded: methods are those of the specification, tools the registered ones,
-everything else is ``_other``. What never becomes a call (`initialize`, notifications, refused messages) is told by
+everything else is ``_other``. What never becomes a call (`initialize`, notifications, refused messages) comes from
 `message`.
 """
 

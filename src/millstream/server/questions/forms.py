@@ -55,7 +55,7 @@ def _form_field(name: str, node: Schema) -> Schema:
         raise TypeError(problem)
     field = {key: value for key, value in _inclusive(node).items() if key in KEYWORDS[kind]}
     if field.get("default", 0) is None:
-        del field["default"]  # `x: str = None`: optional, and null is no text
+        del field["default"]  # `x: str = None`: optional, and null isn't text
     if choices:
         field["items"] = choices
     elif "oneOf" in field:

@@ -105,7 +105,7 @@ class OpenQuestions:
 
 
 def asker(question_id: object) -> str:
-    """The worker that asked a question; empty for what is no id of ours."""
+    """The worker that asked a question; empty for what isn't an id of ours."""
     match = _ID.fullmatch(question_id) if isinstance(question_id, str) else None
     return "" if match is None else match[1]
 

@@ -201,7 +201,7 @@ class Peer(asyncio.Protocol):
             self._transport.write(self._out.take())
 
     def push(self, message: Struct) -> None:
-        """Say something that may be lost, as long as the worker is told."""
+        """Say something that may be lost, as long as the worker hears that."""
         if self._dropped or (self._paused and self._unread() > PUSH_BYTES):
             self._dropped = True
         else:

@@ -46,7 +46,7 @@ class _Callbacks:
 
 
 class _Receivers(Generic[T]):
-    """Who hears what is pushed, by topic; the parent is told about the first and after the last."""
+    """Those who hear what is pushed, by topic; the parent hears of the first, and when the last has gone."""
 
     __slots__ = ("_interrupted", "_kind", "acknowledged", "topics")
 

@@ -1,7 +1,7 @@
 """Asking Redis: one connection to each server that is needed, whoever asks, and what to do when it breaks.
 
 What may be asked twice is asked again for as long as `PATIENCE`. Everything else is only asked again when it's certain
-that it wasn't done. A refusal that waiting won't change is told at once, under its own name.
+that it wasn't done. A refusal that waiting won't change shows at once, under its own name.
 """
 
 import asyncio
@@ -103,7 +103,7 @@ class Commands:
 
         Args:
             script: what to run.
-            asked: its keys, all in one slot, and its arguments; a function gives them anew after `mend`.
+            asked: its keys, all in one slot, and its arguments; a function gives them again after `mend`.
             again: it may run twice, because it recognizes what it did or changes nothing.
 
         Raises:
@@ -184,7 +184,7 @@ class Commands:
                 if asked.at is not None:
                     asked.at = None
                     link.ask("ASKING")  # counts for the next command on this connection
-                # Put anew each time: it says which run of the server it's meant for.
+                # Put again each time: it says which run of the server it's meant for.
                 return await link.ask(*asked.put())
             except Lost as broken:
                 if not asked.again:

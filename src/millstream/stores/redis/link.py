@@ -78,7 +78,7 @@ class Link(asyncio.Protocol):
 
     @property
     def run(self) -> str:
-        """Which run of the server this is: a server that begins anew has another one."""
+        """Which run of the server this is: a server that begins again has another one."""
         return self.info["run_id"][:_RUN_DIGITS]
 
     @property

@@ -1,4 +1,4 @@
-"""What happens when another server has taken over, or the same one began anew from its files.
+"""What happens when another server has taken over, or the same one began again from its files.
 
 Replication lags and files are written late, so the new one may lack the newest entries, of which some were acknowledged
 and delivered. Its scripts refuse the hub's streams until the workers have brought what they remember: each entry at the

@@ -64,7 +64,7 @@ class RedisStore:
         self._restoring: asyncio.Task[None] | None = None
         self._anew = self._lost = False
         self._quietly = True
-        """Nobody is told that the members are there: everybody knows it."""
+        """It doesn't say that the members are there: everybody knows it."""
         self._tasks: list[asyncio.Task[None]] = []
         self._inbox = ""
         self._sequence = -1
@@ -196,7 +196,7 @@ class RedisStore:
             self._restoring = asyncio.create_task(self._restore())
 
     async def _restore(self) -> None:
-        """What others know of this worker is gone, or may be: they learn it again. Then whoever listens is told."""
+        """What others know of this worker is gone, or may be: they learn it again. Then whoever listens hears it."""
         while self._anew:
             self._anew = False
             try:

@@ -1,8 +1,8 @@
-"""`Workers`: leases by Redis' clock, and the heartbeat that renews the own one.
+"""`Workers`: leases by Redis' clock, and the heartbeat that renews our own.
 
 One command every few seconds does it all: it renews the lease, measures the store's time, brings who is there and which
 generation the data are, and sends a probe that has to come back through the connection that reads. Without it that
-connection is wedged, and made anew.
+connection is wedged, and made again.
 """
 
 import asyncio

@@ -78,7 +78,7 @@ class File:
 
     def reopen(self) -> Content:
         """After a write that failed: the kernel may have forgotten what it couldn't write, so everything that is in the
-        write-ahead log goes into the database, and the log begins anew, before anything is acknowledged again.
+        write-ahead log goes into the database, and the log begins again, before anything is acknowledged again.
 
         Raises:
             LocalError: it can't be used.

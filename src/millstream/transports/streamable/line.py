@@ -162,8 +162,8 @@ class PostLine:
     async def _keep(self, mark: bytes, message: bytes, answers: RequestId | None) -> Position | None:
         """Put a message into the log; None when the store does not answer.
 
-        From then on the stream has no ids, since a message is missing in its log. Whoever comes back for it is told at
-        its end; the client that reads it misses nothing.
+        From then on the stream has no ids, since a message is missing in its log. Whoever comes back for it learns that
+        at its end; the client that reads it misses nothing.
         """
         services, name = self._services, self._log_name()
         try:

@@ -127,7 +127,7 @@ class _Reader:
 
     def __init__(self, writer: str, stamp: int) -> None:
         self.sink: Sink | None = None
-        """None until the other workers were told."""
+        """None until the other workers know."""
         self.writer = writer
         """The worker whose call it is."""
         self.stamp = stamp

@@ -89,7 +89,7 @@ class HttpSessions:
 
     def remembered(self, value: bytes | None, principal: Principal | None) -> Session | None:
         """The session of its caller, when it is known from before and has no record; else ask `find`."""
-        known = self._remembered.get(value)  # type: ignore[arg-type]  # None is no key, and is not found
+        known = self._remembered.get(value)  # type: ignore[arg-type]  # None isn't a key, and is not found
         if known is None:
             return None
         session, principal_hash, expires_at = known

@@ -94,7 +94,7 @@ class StandingStreams:
             found[0].close()
 
     def close_all(self) -> None:
-        """End every stream: the store lost what their sessions had. The clients come back and are told."""
+        """End every stream: the store lost what their sessions had. The clients come back and learn that."""
         for session_id in list(self._by_session):
             self.close(session_id)
 

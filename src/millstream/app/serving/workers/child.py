@@ -72,7 +72,7 @@ class Child:
         self.ended: asyncio.Future[int] = self._loop.create_future()
         """Its exit status, negative for a signal."""
         self.leaves = False
-        """It was told to, or does so by itself, and is replaced already if it has to be."""
+        """It has its orders, or ends by itself, and is replaced already if it has to be."""
         self.patience = PATIENCE
         self.watchdog = 0.0
         self.heard = 0.0

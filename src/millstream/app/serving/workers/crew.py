@@ -161,7 +161,7 @@ class Crew:
             child.signal(signal.SIGKILL)
 
     def _left(self, child: Child) -> None:
-        """One goes: it was told to, or somebody sent it SIGTERM."""
+        """One goes: the parent said so, or somebody sent it SIGTERM."""
         if not child.leaves:
             child.leaves = True
             self._mend(self.children[child], f"{child} was told to stop")

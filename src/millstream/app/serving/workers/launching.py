@@ -40,7 +40,7 @@ def supervise(
         workers: how many.
         run: which ``run()`` of the program this is.
         descriptor: of a socket to listen on instead.
-        watched: a folder; when a Python file in it changes, all workers start anew.
+        watched: a folder; when a Python file in it changes, all workers start again.
         told: hears once that the workers serve.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the parent of workers is told by signals: stop, stop now, start all workers anew.
+"""What signals say to the parent of workers: stop, stop now, start all workers again.
 
 SIGHUP has two senders. A person who has installed a new version means a restart. The kernel means that the terminal is
 gone, and then a server that was started in it ends, as one without workers does.
@@ -52,7 +52,7 @@ class Orders:
     def _take(self, number: int) -> None:
         if number == signal.SIGHUP and not (self._had_terminal and not _has_terminal()):
             if not self.stop.is_set():
-                logger.info("Starting every worker anew; those that serve now go when the new ones are ready")
+                logger.info("Starting every worker again; those that serve now go when the new ones are ready")
                 self.restart.set()
         elif not self.stop.is_set():
             logger.info("Stopping. Press Ctrl-C again to stop at once.")

@@ -1,7 +1,7 @@
 """The parent of several workers: it starts all, replaces all when it's told to, and stops them.
 
 It runs no code of the user (a script that calls ``run(workers=…)`` has run up to there). The first worker goes ahead,
-so that what cannot start is told once; the others follow together. A replacement accepts from the socket of the one
+so that an error at the start shows once; the others follow together. A replacement accepts from the socket of the one
 that it replaces, before that one stops accepting, so at no time is a connection refused.
 """
 
