@@ -7,6 +7,7 @@ entry that is one of them decides. Names are compared in ASCII lower case, and a
 import re
 from collections.abc import Collection, Mapping
 from hashlib import sha256
+from typing import cast
 
 from msgspec import Struct
 
@@ -44,7 +45,7 @@ class Allowed:
             raise TypeError(f"allow is a list: allow=[{given!r}]")
         if not given:
             raise ValueError(f"Say who may sign in: {examples}.")
-        pairs = given if isinstance(given, Mapping) else dict.fromkeys(given, ())
+        pairs = cast("Mapping[str, Collection[str]]", given if isinstance(given, Mapping) else dict.fromkeys(given, ()))
         self._entries: dict[str, Entry] = {}
         for name, scopes in pairs.items():
             if name != EVERYBODY and not re.fullmatch(form, name):
