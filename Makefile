@@ -48,7 +48,7 @@ format: $(VENV)/.test ## rewrite the sources in the one format
 	$(BIN)/ruff check --fix .
 
 test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) ## every test (ARGS= goes to pytest)
-	@scripts/apt curl chromium nginx redis-server strace
+	@scripts/apt chromium curl nginx redis-server strace tmux
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) $(ARGS)
 

@@ -136,17 +136,19 @@ class Desk:
         self.people = Known() if people is None else people
         given: dict[str, Any] = {"url": URL, "users": self.people, "resources": [OTHER], "scopes": [], **options}
         self.issuer = auth.issuer(**given)
+        self.peer = "192.0.2.1" if given["url"].startswith("https:") else "127.0.0.1"
+        """The address of those who come, unless a request says another."""
         scopes = ["orders:read", "orders:write"]
         self.running = self.issuer.bind(self.services, "Book shop", lambda: scopes)
         self.paths = self.running.paths()
 
     async def ask(
-        self, method: str, path: str, *, query: str = "", body: bytes = b"", peer: str = "192.0.2.1", **headers: str
+        self, method: str, path: str, *, query: str = "", body: bytes = b"", peer: str = "", **headers: str
     ) -> Reply:
         """One request."""
         fields = {"host": "mcp.example.com", **{name.replace("_", "-"): value for name, value in headers.items()}}
         raw = [(name.encode(), value.encode("latin-1")) for name, value in fields.items()]
-        request = Request(method, path, raw, dict(raw), body, query.encode("latin-1"), peer, "", "https")
+        request = Request(method, path, raw, dict(raw), body, query.encode("latin-1"), peer or self.peer, "", "https")
         response = await self.paths[path][method](request)
         assert isinstance(response, Response)
         return Reply(response)

@@ -38,7 +38,7 @@ ROOMS = {
         "info", "sign_in_methods", "definition", "here_only", "protection", "throttle", "auditing", "parts", "streamed",
         "probes", "routes", "runtime", "runtimes", "hub_access", "serving", "server",
     ],
-    "cli": ["help", "load", "stdio", "showing", "connecting", "commands", "program"],
+    "cli": ["help", "load", "stdio", "showing", "connecting", "chatting", "commands", "program"],
 }
 """The order inside a house: every folder, and the files between which the order says something."""
 # fmt: on

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from millstream.app.given import check_completer
 from millstream.app.info import Info
 from millstream.app.sign_in_methods import is_protected
 from millstream.config import Settings
@@ -76,7 +77,7 @@ class Definition:
 
     def __post_init__(self) -> None:
         self.store = self.store or self.settings.store or "memory://"
-        self.registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
+        self.registry: Registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
         self.registry.private = self.protected
         self.registry.changed = lambda kind: self.emit(Change(kind))
         self.mounted: list[Definition] = []
@@ -149,6 +150,7 @@ class Definition:
         Raises:
             ValueError: the prompt or template has no such argument.
         """
+        check_completer(f"complete({reference!r}, {argument!r})", function)
         self.registry.check_argument(reference, argument)
         self.registry.completers[(reference, argument)] = function
         self.registry.offer("completions")

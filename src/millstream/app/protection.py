@@ -58,7 +58,7 @@ class Protection:
             hooked: the program says who may publish, so that no scope is needed for it.
             own: the paths by which callers sign in: they have no credential yet, so nothing stands before these.
         """
-        self.own = own
+        self.own: Paths = own
         self._guard = guard
         self._here_only = here_only
         self._hooked = hooked

@@ -56,13 +56,13 @@ class Runtime:
         self.definition = definition
         self.bind = bind
         self.on_idle = on_idle
-        self.loop = asyncio.get_running_loop()
-        self.thread = get_ident()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.thread: int = get_ident()
         """The thread of the loop: no other loop runs there while this one does."""
         # Process
-        self.draining = False
+        self.draining: bool = False
         self.store = store
-        self.store_health = StoreHealth(definition.store.partition(":")[0], store)
+        self.store_health: StoreHealth = StoreHealth(definition.store.partition(":")[0], store)
         self.services: Services
         self.replicas: Replicas
         self.dispatcher: Dispatcher

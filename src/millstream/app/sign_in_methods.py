@@ -35,12 +35,16 @@ def given_methods(auth: "Given | Sequence[Given] | None") -> "tuple[Given, ...]"
     """
     if auth is None:
         return ()
+    if isinstance(auth, str):
+        raise TypeError("auth is a string. If it is a key, write auth=auth.keys(…) around it.")
     methods = tuple(auth) if isinstance(auth, Sequence) else (auth,)
     if not methods:
         raise TypeError("auth=[] protects nothing. Leave it out, or name a method, such as auth.keys(…).")
     for each in methods:
         if not (hasattr(each, "identify") or hasattr(each, "bind")):
-            raise TypeError(f"auth takes what millstream.auth makes, such as auth.keys(…), not {each!r}")
+            raise TypeError(
+                f"auth takes what millstream.auth makes, such as auth.keys(…), not {getattr(each, '__name__', each)!r}"
+            )
     return methods
 
 

@@ -37,6 +37,9 @@ def keys(
     Raises:
         ValueError: no key at all, an empty one, or a name or scope that cannot be.
         LocalError: the file cannot be used.
+
+    Example:
+        ``Server("shop", auth=auth.keys(named={"desk": os.environ["DESK_KEY"]}))``
     """
     from millstream.auth.api_keys import KeyMethod  # noqa: PLC0415
     from millstream.auth.key_file import KeyFile, StoredKey, check_name, check_scopes, digest_of  # noqa: PLC0415
@@ -48,6 +51,11 @@ def keys(
         key, scopes = (value, ()) if isinstance(value, str) else value
         wanted.append((check_name(name), key, scopes))
     for name, key, _ in wanted:
+        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  os.environ.get gives None
+            raise TypeError(
+                f"The key {name!r} must be a string, not {type(key).__name__}. If it comes from the environment, "
+                "its variable is not set."
+            )
         if not key.strip() or not key.isascii() or not key.isprintable() or " " in key:
             raise ValueError(f"The key {name!r} is empty, or has blanks or characters that a header can't hold.")
     now = time.time()
@@ -80,6 +88,13 @@ def jwt(
     Raises:
         ValueError: something is missing, or can't be.
         ImportError: the extra is not installed: ``pip install 'millstream[auth]'``.
+
+    Example:
+        >>> auth.jwt(
+        ...     issuer="https://id.example.com",
+        ...     audience="https://mcp.example.com/mcp",
+        ...     jwks="https://id.example.com/keys",
+        ... )
     """
     from millstream.auth.jose import ASYMMETRIC, read_keys, shared_secret  # noqa: PLC0415
     from millstream.auth.key_sets import FetchedKeys, GivenKeys  # noqa: PLC0415
@@ -118,6 +133,9 @@ def oidc(
     """Signed tokens of an issuer that says by itself where its keys are (OpenID Connect Discovery, RFC 8414).
 
     Arguments and errors are those of `jwt`.
+
+    Example:
+        ``Server("shop", auth=auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp"))``
     """
     from millstream.auth.discovery import Discovery  # noqa: PLC0415
     from millstream.auth.jose import ASYMMETRIC  # noqa: PLC0415
@@ -152,6 +170,15 @@ def introspected(
 
     Raises:
         ValueError: something is missing, or can't be.
+
+    Example:
+        >>> auth.introspected(
+        ...     issuer="https://id.example.com",
+        ...     audience="https://mcp.example.com/mcp",
+        ...     endpoint="https://id.example.com/introspect",
+        ...     client="shop",
+        ...     secret=os.environ["SHOP_SECRET"],
+        ... )
     """
     from millstream.auth.introspection import IntrospectedMethod  # noqa: PLC0415
     from millstream.http.outbound import check_url, fetch  # noqa: PLC0415

@@ -47,13 +47,13 @@ class Guard:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         # Configuration
-        self.methods = tuple(methods)
+        self.methods: tuple[Method, ...] = tuple(methods)
         self.told: Callable[[str], None] | None = None
         """Hears the address of every wrong credential."""
         self.ambient: Ambient | None = None
         """What counts where there is no ``Authorization``."""
-        self.clock = clock
-        self.challenges = challenges
+        self.clock: Callable[[], float] = clock
+        self.challenges: Challenges = challenges
         # Process
         self.verdicts: dict[bytes, Verdict] = {}
         """Value of ``Authorization`` -> verdict; the oldest go first."""

@@ -13,6 +13,7 @@ COMMANDS = {
         "read": "Print a resource.",
         "prompt": "Print the messages of a prompt.",
         "watch": "Print changes and log messages as they happen.",
+        "chat": "Talk to a model that uses its tools.",
     },
     "Look into a server": {
         "info": "What it is, what it speaks, what it offers, how fast it answers.",

@@ -15,6 +15,7 @@ MODULES = {
     "read": "offers",
     "prompt": "offers",
     "watch": "watching",
+    "chat": "chat",
     "info": "probing",
     "ping": "probing",
     "doctor": "doctor",

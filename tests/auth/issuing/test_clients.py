@@ -2,21 +2,19 @@
 
 import asyncio
 import json
-import time
 from typing import Any
 
 import pytest
-from joserfc import jws
-from joserfc.jwk import ECKey
 
 from issuer_world import Issuer, issuing
-from issuing_world import BACK, RESOURCE, URL, Browser, Clock, Desk, authorization
+from issuing_world import BACK, RESOURCE, Browser, Clock, Desk, authorization
 from millstream import auth
-from millstream.auth.issuing.client_proof import ASSERTION
 from millstream.auth.issuing.documents import client_of, judge_of
 from millstream.auth.issuing.provider import Provider, Refused
 from millstream.auth.issuing.records import Client
+from millstream.auth.issuing.ways import User
 from millstream.stores.base import Store
+from millstream.stores.memory.store import MemoryStore
 
 JSON = "application/json"
 
@@ -92,6 +90,37 @@ async def test_whoever_registers_without_end_is_slowed_and_displaces_nobody_who_
     kinds = desk.services.store.kv.kinds  # type: ignore[attr-defined]  in memory
     assert set(kinds["oauth-new"].lossy) == set(kinds["oauth-new"].values)
     assert not kinds["oauth-client"].lossy
+
+
+async def test_a_flood_of_registrations_keeps_nobody_out_of_a_store_that_is_full_of_them() -> None:
+    """Those that nobody has used make room for each other; a client in use and new sign-ins have room of their own."""
+    store = MemoryStore(max_value_bytes=64 * 1024)
+    await store.open()
+    desk = Desk(store)
+    used = (await desk.register())["client_id"]
+    given = await desk.tokens(used)
+    for number in range(500):
+        about = {"redirect_uris": [f"{BACK}/{number}"], "client_name": "x" * 80}
+        assert (await register(desk, about, peer=f"10.0.{number // 250}.{number % 250}")).status == 201
+    assert 10 < len(await store.kv.keys("oauth-new:")) < 400
+    assert (await desk.refresh(used, given["refresh_token"])).status == 200
+    assert (await desk.tokens((await desk.register())["client_id"]))["access_token"]
+
+
+async def test_a_provider_says_what_a_person_may_hand_on(desk: Desk) -> None:
+    """`Provider.grantable`, at the consent and at each refresh; what everybody gets stays."""
+    allowed = ["orders:read", "orders:write"]
+
+    class Ours(Provider):
+        async def grantable(self, user: User, client: Client, scopes: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(each for each in scopes if each in allowed)
+
+    desk = Desk(desk.services.store, provider=Ours(), scopes=["shop:use"])
+    id = (await desk.register())["client_id"]
+    given = await desk.tokens(id, scope="orders:read orders:write")
+    assert given["scope"] == "shop:use orders:read orders:write"
+    allowed.remove("orders:write")
+    assert (await desk.refresh(id, given["refresh_token"])).message["scope"] == "shop:use orders:read"
 
 
 async def test_where_registration_is_off_there_is_no_such_path_and_no_word_of_it(desk: Desk) -> None:
@@ -244,6 +273,20 @@ def test_only_a_server_under_development_asks_its_own_machine() -> None:
     assert not judge_of(here=True)("169.254.169.254")
 
 
+async def test_whoever_is_not_on_this_machine_has_nothing_of_it_asked(desk: Desk) -> None:
+    """A server under development that listens on every address is no port scanner: neither the page nor `/token`."""
+    desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
+    async with issuing() as site:
+        id = described(site)
+        for _ in range(2):
+            shown = await desk.ask("GET", "/authorize", query=authorization(id), peer="192.0.2.7")
+            assert shown.status == 400
+            form = {"grant_type": "refresh_token", "client_id": id, "refresh_token": "x"}
+            assert (await desk.post("/token", form, peer="192.0.2.7")).status == 401
+        assert site.asked["/client.json"] == 0
+        assert (await desk.ask("GET", "/authorize", query=authorization(id))).status == 200
+
+
 async def test_many_who_come_with_one_client_share_one_question_and_an_address_asks_for_few(desk: Desk) -> None:
     """Single flight; sixty look-ups a minute for an address."""
     desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
@@ -258,89 +301,12 @@ async def test_many_who_come_with_one_client_share_one_question_and_an_address_a
         assert 0 < sum(site.asked.values()) <= 61
 
 
-# Clients with keys
-
-KEY = ECKey.generate_key("P-256", {"kid": "k"})
-JWKS = {"keys": [KEY.as_dict(private=False)]}
-
-
-def assertion(*, key: Any = KEY, alg: str = "ES256", **changes: Any) -> str:
-    """A client's proof (RFC 7523)."""
-    now = time.time()
-    claims = {
-        "iss": "batch",
-        "sub": "batch",
-        "aud": URL,
-        "jti": f"{now}{changes}",
-        "iat": now,
-        "exp": now + 60,
-        **changes,
-    }
-    payload = json.dumps({name: value for name, value in claims.items() if value is not None}).encode()
-    return jws.serialize_compact({"alg": alg, "kid": "k"}, payload, key, algorithms=[alg])
-
-
-async def prove(desk: Desk, proof: str, **more: str) -> Any:
-    """Ask for a token."""
-    form = {"grant_type": "client_credentials", "client_assertion_type": ASSERTION, "client_assertion": proof, **more}
-    return await desk.post("/token", form)
-
-
-@pytest.fixture
-def batch(desk: Desk) -> Desk:
-    """One that knows a client with keys."""
-    return Desk(desk.services.store, clients=[auth.client("batch", jwks=JWKS, scopes=["orders:read"])])
-
-
-@pytest.mark.parametrize("audience", [URL, f"{URL}/token", [URL]])
-async def test_a_client_proves_itself_by_a_signature_each_of_which_counts_once(batch: Desk, audience: Any) -> None:
-    """RFC 7523 §3; replays are refused."""
-    proof = assertion(aud=audience)
-    assert (await prove(batch, proof)).status == 200
-    again = await prove(batch, proof)
-    assert (again.status, again.error) == (401, "invalid_client")
-
-
-@pytest.mark.parametrize("changes", [
-    {"iss": "other"}, {"sub": "other"}, {"aud": "https://other.example"}, {"aud": [URL, "https://other.example"]},
-    {"aud": None},
-    {"exp": 1}, {"exp": None}, {"exp": "soon"}, {"exp": 9e12}, {"nbf": 9e12}, {"iat": 9e12}, {"jti": None},
-    {"jti": 5},
-    {"key": ECKey.generate_key("P-256")},
-])  # fmt: skip
-async def test_a_proof_of_somebody_else_for_somebody_else_or_of_another_time_is_refused(
-    batch: Desk, changes: dict[str, Any]
-) -> None:
-    """RFC 7523 §3."""
-    reply = await prove(batch, assertion(**changes))
-    assert (reply.status, reply.error) == (401, "invalid_client")
-
-
-async def test_a_client_with_keys_cannot_do_without_them_nor_name_another(batch: Desk) -> None:
-    """Nor use the type of another proof."""
-    assert (await batch.post("/token", {"grant_type": "client_credentials", "client_id": "batch"})).status == 401
-    assert (await prove(batch, assertion(), client_id="other")).status == 401
-    assert (await prove(batch, assertion(), client_assertion_type="urn:x")).status == 400
-    assert (await prove(batch, "not.a.token")).status == 401
-    assert (await prove(batch, assertion(), client_secret="x")).status == 400
-
-
-async def test_a_clients_keys_may_be_at_a_url(desk: Desk) -> None:
-    """And are fetched when they are needed."""
-    async with issuing() as site:
-        site.answers["/jwks"] = JWKS
-        client = auth.client("batch", jwks=f"{site.url}/jwks")
-        desk = Desk(desk.services.store, url=HERE, clients=[client])
-        assert (await prove(desk, assertion(aud=HERE))).status == 200
-        assert site.asked["/jwks"] == 1
-
-
 # Those that the program knows
 
 
 @pytest.mark.parametrize("options", [
     {}, {"redirect_uris": ["javascript:x"]}, {"redirect_uris": [BACK], "secret": "short"},
-    {"secret": "x" * 32, "jwks": JWKS},
+    {"secret": "x" * 32, "jwks": {"keys": [{}]}},
     {"jwks": {"keys": []}}, {"jwks": "http://10.0.0.1/"}, {"redirect_uris": [BACK], "scopes": ["a b"]},
 ])  # fmt: skip
 def test_a_client_that_cannot_be_is_refused_where_the_program_names_it(options: dict[str, Any]) -> None:

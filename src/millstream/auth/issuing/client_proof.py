@@ -6,6 +6,7 @@ refused, too.
 
 from base64 import b64decode
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeGuard
 from urllib.parse import unquote_plus
 
@@ -21,7 +22,7 @@ from millstream.auth.jose import ASYMMETRIC, InvalidToken, PublicKey, read_heade
 from millstream.auth.key_sets import FetchedKeys, fitting
 from millstream.auth.method import Unavailable
 from millstream.http.message import Request
-from millstream.http.outbound import Fetched, fetch
+from millstream.http.outbound import Judge, fetch, is_public
 from millstream.limits import Limiter, Rate, neighbourhood, told
 from millstream.protocol.json_schema import is_array
 
@@ -30,6 +31,7 @@ _LONGEST = 600.0
 """Seconds for which an assertion may be valid."""
 _FAILURES = Rate(30, 60)
 _MAX_KEYS = 256
+MayFetch = Callable[[], bool]
 
 
 class ClientProof:
@@ -40,11 +42,16 @@ class ClientProof:
         self._audiences = (plan.url, plan.base + TOKEN)
         self._clients = clients
         self._vault = vault
-        self._judge = judge_of(here=not plan.secure)
+        self._judges: dict[str, Judge] = {
+            # The program's author may name a place in the author's own network; nobody else may.
+            "given": _anywhere,
+            "document": judge_of(here=not plan.secure),
+            "registered": is_public,
+        }
         # Process
         self._failures = Limiter("client-sign-in", _FAILURES)
-        self._keys: dict[str, FetchedKeys] = {}
-        """By URL; the oldest go first."""
+        self._keys: dict[tuple[str, str], FetchedKeys] = {}
+        """By URL, and who has named it; the oldest go first."""
 
     async def client(self, request: Request, form: Parameters) -> Client:
         """Who asks.
@@ -61,43 +68,43 @@ class ClientProof:
         if len(request.headers) != len(request.raw_headers) and header is not None:
             _one_header(request)
         try:
-            return await self._client(header, form)
+            return await self._client(header, form, self._clients.lookups.by(request))
         except OAuthError as exc:
             if exc.status == 401:
                 self._failures.take(key)
             raise
 
-    async def _client(self, header: bytes | None, form: Parameters) -> Client:
+    async def _client(self, header: bytes | None, form: Parameters, may_fetch: MayFetch) -> Client:
         secret, assertion = form.get("client_secret"), form.get("client_assertion")
         if sum((header is not None, bool(secret), bool(assertion))) > 1:
             raise OAuthError("invalid_request", "The client shows in more than one way who it is.")
         if header is not None:
-            return await self._by_secret(*_basic(header, form), "Basic")
+            return await self._by_secret(*_basic(header, form), may_fetch, "Basic")
         if assertion:
-            return await self._by_assertion(form)
+            return await self._by_assertion(form, may_fetch)
         if secret:
-            return await self._by_secret(form.get("client_id"), secret, "")
-        client = await self._find(form.get("client_id"), "")
+            return await self._by_secret(form.get("client_id"), secret, may_fetch)
+        client = await self._find(form.get("client_id"), may_fetch)
         if client.method != "none":
             raise _refused("This client has to show who it is.")
         return client
 
-    async def _find(self, client_id: str, scheme: str) -> Client:
+    async def _find(self, client_id: str, may_fetch: MayFetch, scheme: str = "") -> Client:
         try:
-            client = await self._clients.find(client_id)
+            client = await self._clients.find(client_id, may_fetch)
         except Unavailable as exc:
             raise _refused(str(exc), scheme) from None
         if client is None:
             raise _refused("The client is unknown. Register it again.", scheme)
         return client
 
-    async def _by_secret(self, client_id: str, secret: str, scheme: str) -> Client:
-        client = await self._find(client_id, scheme)
+    async def _by_secret(self, client_id: str, secret: str, may_fetch: MayFetch, scheme: str = "") -> Client:
+        client = await self._find(client_id, may_fetch, scheme)
         if not client.method.startswith("client_secret") or not fits(secret, client.secret_hash):
             raise _refused("The client's secret is wrong.", scheme)
         return client
 
-    async def _by_assertion(self, form: Parameters) -> Client:
+    async def _by_assertion(self, form: Parameters, may_fetch: MayFetch) -> Client:
         if form.get("client_assertion_type") != ASSERTION:
             raise OAuthError("invalid_request", f"client_assertion_type is {ASSERTION}.")
         assertion = form.get("client_assertion")
@@ -106,7 +113,7 @@ class ClientProof:
             claimed = _unverified_subject(assertion)
         except InvalidToken as exc:
             raise _refused(f"The assertion can't be read. {exc}") from None
-        client = await self._find(form.get("client_id") or claimed, "")
+        client = await self._find(form.get("client_id") or claimed, may_fetch)
         if client.method != "private_key_jwt" or client.id != claimed or header.alg not in ASYMMETRIC:
             raise _refused("The assertion is not one of this client.")
         for key in await self._keys_of(client, header.kid, header.alg):
@@ -145,20 +152,23 @@ class ClientProof:
         if not client.keys_url:
             return []
         try:
-            return await self._fetched(client.keys_url).find(kid, algorithm)
+            return await self._fetched(client).find(kid, algorithm)
         except Unavailable as exc:
             raise OAuthError("temporarily_unavailable", str(exc), 503) from None
 
-    def _fetched(self, url: str) -> FetchedKeys:
-        keys = self._keys.get(url)
+    def _fetched(self, client: Client) -> FetchedKeys:
+        judge = self._judges[client.source]
+        place = (client.keys_url, client.source)
+        keys = self._keys.get(place)
         if keys is None:
             while len(self._keys) >= _MAX_KEYS:
                 del self._keys[next(iter(self._keys))]
-            keys = self._keys[url] = FetchedKeys(_always(url), self._get)
+            keys = self._keys[place] = FetchedKeys(_always(client.keys_url), partial(fetch, judge=judge))
         return keys
 
-    async def _get(self, url: str) -> Fetched:
-        return await fetch(url, judge=self._judge)
+
+def _anywhere(address: str) -> bool:
+    return True
 
 
 def _always(url: str) -> Callable[[], Any]:

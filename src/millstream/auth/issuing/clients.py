@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from millstream.auth.issuing.documents import Documents, is_document
+from millstream.auth.issuing.documents import Documents, Lookups, is_document
 from millstream.auth.issuing.plan import Plan
 from millstream.auth.issuing.records import Client
 from millstream.auth.issuing.vault import Vault
@@ -18,6 +18,7 @@ class Clients:
     """Every client that there is."""
 
     def __init__(self, plan: Plan, vault: Vault, documents: Documents) -> None:
+        self.lookups = Lookups(here=not plan.secure)
         self._plan = plan
         self._vault = vault
         self._documents = documents

@@ -4,7 +4,7 @@ Nothing is stored before the person has answered. A client that nobody has agree
 whose answers any program on the person's device could catch (RFC 8252 §8.6).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from msgspec import Struct
 
@@ -30,9 +30,8 @@ from millstream.limits import Limiter, Rate, neighbourhood
 REMEMBERED = 90 * 86_400.0
 _AWAY_SECONDS = 600.0
 _MAX_AWAY = 2048
-_LOOKUPS, _FAILURES, _NAMED, _AGREED = Rate(60, 60), Rate(10, 60), Rate(30, 300), Rate(60, 3600)
-"""Documents of clients that an address has us fetch; wrong passwords of an address, and for a name; what one person
-agrees to."""
+_FAILURES, _NAMED, _AGREED = Rate(10, 60), Rate(30, 300), Rate(60, 3600)
+"""Wrong passwords of an address, and for a name; what one person agrees to."""
 _AWAY_KIND = b"oauth away"
 _TOO_OLD = "This page is too old, or was opened in another browser. Go back to the program and start again."
 _SLOW = "Too many attempts. Wait a minute, then try again."
@@ -63,7 +62,6 @@ class Consent:
         self._server = server
         self._tickets = Tickets(plan, vault)
         # Process
-        self._lookups = Limiter("client-lookup", _LOOKUPS)
         self._failures = Attempts("sign-in", _FAILURES)
         self._named = Attempts("sign-in-name", _NAMED)
         self._agreed = Limiter("consent", _AGREED)
@@ -73,7 +71,7 @@ class Consent:
     async def get(self, request: Request) -> Response:
         """`GET /authorize`: the page that asks, or the answer where there is nothing to ask."""
         try:
-            client, asked = await self._asking.read(Parameters(request.query), self._may_fetch(request))
+            client, asked = await self._asking.read(Parameters(request.query), self._clients.lookups.by(request))
         except (NotAClient, OAuthError) as exc:
             return pages.wrong("This link doesn't work", str(exc))
         except NotGranted as exc:
@@ -102,9 +100,6 @@ class Consent:
         if user is not None and await self._agreed_to(user, refused.client):
             return refused.answer
         return pages.stop(refused.answer, shown_host(refused.redirect), str(refused))
-
-    def _may_fetch(self, request: Request) -> Callable[[], bool]:
-        return lambda: self._lookups.take(neighbourhood(request.peer)) <= 0
 
     def _signed_in(self, request: Request) -> tuple[User | None, str]:
         person = self._tickets.person(request)
@@ -148,7 +143,7 @@ class Consent:
         asked = self._tickets.asked(self._tickets.known_browser(request), form.get("ticket"))
         if asked is None:
             return pages.wrong("Start again", _TOO_OLD, 403)
-        client = await self._still_there(asked)
+        client = await self._still_there(request, asked)
         if client is None:
             return pages.wrong("Start again", "The program isn't known any more. Start again from there.")
         if form.get("answer") == "deny":
@@ -159,9 +154,9 @@ class Consent:
             return await self._send_away(request, client, asked, form.get("way"))
         return await self._agree(request, client, asked, form)
 
-    async def _still_there(self, asked: Asked) -> Client | None:
+    async def _still_there(self, request: Request, asked: Asked) -> Client | None:
         try:
-            client = await self._clients.find(asked.client)
+            client = await self._clients.find(asked.client, self._clients.lookups.by(request))
         except Unavailable:
             return None
         return client if client is not None and named_by(client.redirect_uris, asked.redirect_uri) else None
@@ -247,7 +242,7 @@ class Consent:
         # Whoever was talked into finishing what somebody else has begun, in another browser, ends here.
         if not same_browser(away.browser, self._tickets.known_browser(request)):
             return pages.wrong("Start again", _TOO_OLD, 403, up="../../")
-        client = await self._still_there(away.asked)
+        client = await self._still_there(request, away.asked)
         if client is None:
             return pages.wrong("Start again", "The program isn't known any more. Start again from there.", up="../../")
         query: Mapping[str, str] = given.values()

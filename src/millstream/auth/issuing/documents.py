@@ -17,7 +17,10 @@ from millstream.auth.issuing.records import CODE, REFRESH, Client
 from millstream.auth.issuing.redirects import check_redirect
 from millstream.auth.method import Unavailable
 from millstream.auth.single_flight import SingleFlight
+from millstream.http.hosts import is_loopback
+from millstream.http.message import Request
 from millstream.http.outbound import Fetched, OutboundError, check_url, fetch, is_public
+from millstream.limits import Limiter, Rate, neighbourhood
 from millstream.protocol.json_schema import is_array, is_object
 
 MAX_BYTES = 5 * 1024
@@ -25,6 +28,8 @@ _KEPT = 300.0
 _LONGEST = 86_400.0
 _MAX_KEPT = 512
 _AT_ONCE = 16
+_LOOKUPS = Rate(60, 60)
+"""Documents that one address has us ask for."""
 MAX_REDIRECTS = 16
 MAX_NAME = 80
 _AGE = re.compile(r"(?:^|[,\s])max-age=(\d{1,9})")
@@ -41,6 +46,21 @@ def judge_of(*, here: bool) -> Callable[[str], bool]:
     return (
         (lambda address: is_public(address) or ip_address(address.partition("%")[0]).is_loopback) if here else is_public
     )
+
+
+class Lookups:
+    """Who may have the server ask for documents, and how often."""
+
+    def __init__(self, *, here: bool) -> None:
+        """`here`: this machine is asked, too; so only those who are on it may have that done."""
+        self._here = here
+        self._limiter = Limiter("client-lookup", _LOOKUPS)
+
+    def by(self, request: Request) -> Callable[[], bool]:
+        """Whether whoever makes a request may, asked when it comes to that."""
+        return lambda: (
+            not (self._here and not is_loopback(request.peer)) and self._limiter.take(neighbourhood(request.peer)) <= 0
+        )
 
 
 class Documents:
