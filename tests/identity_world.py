@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urljoin
 
 import httpx2
 
@@ -104,13 +104,32 @@ async def sign_in_at(url: str, login: str, back: str, *, agrees: bool = True) ->
     raise AssertionError(f"still not back after {_STEPS} steps: {url}")
 
 
+class Visitor:
+    """A person whose account is at the provider, and who opens the links of programs."""
+
+    def __init__(self, login: str, way: str) -> None:
+        self.login = login
+        self.way = way
+        self.pages: list[str] = []
+        """What our server has shown."""
+
+    async def visit(self, url: str) -> str:
+        """Open a link, go to the provider, sign in and come back; where the browser is sent at last."""
+        async with browser() as window:
+            self.pages.append((await window.get(url)).text)
+            ticket = re.search(r'name="ticket" value="([^"]+)"', self.pages[-1])
+            assert ticket, self.pages[-1]
+            here = urljoin(url, "/")
+            form = {"ticket": unescape(ticket[1]), "way": self.way}
+            page = await window.post(f"{here}authorize", data=form, headers={"origin": here.rstrip("/")})
+            back = await sign_in_at(led_to(page.text), self.login, f"{here}sign-in/callback/{self.way}?")
+            reply = await window.get(back)
+            self.pages.append(reply.text)
+            return str(reply.headers.get("location", ""))
+
+
 def led_to(page: str) -> str:
     """Where our page leads on."""
     found = re.search(r'content="0;url=([^"]+)"', page)
     assert found, page
     return unescape(found[1])
-
-
-def query(**fields: str) -> str:
-    """A query."""
-    return urlencode(fields)

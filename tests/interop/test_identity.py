@@ -1,21 +1,30 @@
 """An OpenID provider of others, oidc-provider: in front of our server, and where the people of our issuer sign in."""
 
-from collections.abc import Callable, Iterator
+import runpy
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from msgspec.structs import replace
 
 from auth.test_issuers import Clock
 from auth_world import guarded, make_server
-from identity_world import Identity, identity, led_to, sign_in_at
+from identity_world import Identity, Visitor, identity, led_to, sign_in_at
 from issuing_world import BACK, URL, Browser, Desk, Reply
-from millstream import auth
+from millstream import Client, Server, auth
 from millstream.auth.claims import Rules
 from millstream.auth.discovery import Discovery
+from millstream.auth.issuing.upstreams import KNOWN
 from millstream.auth.jose import ASYMMETRIC
 from millstream.auth.key_sets import FetchedKeys
 from millstream.auth.tokens import TokenMethod
+from millstream.client.errors import AccessDenied
+from millstream.client.oauth.flow import OAuth
+from millstream.client.oauth.store import MemoryStore
+from millstream.client.options import Options
+from processes import ROOT, free_port
 from store_parts import BACKINGS
 
 pytestmark = pytest.mark.server
@@ -222,3 +231,63 @@ async def test_each_client_is_agreed_to_before_anybody_is_sent_there(provider: I
     page = await window.open(second["client_id"])
     assert (page.status, "Another wants to use Book shop" in page.text) == (200, True)
     assert provider.asked("/auth") == before
+
+
+# The pages of docs/how-to
+
+
+def example(name: str) -> Server:
+    """The server of an example, which reads its environment now."""
+    server = runpy.run_path(str(ROOT / "examples" / name))["mcp"]
+    assert isinstance(server, Server)
+    return server
+
+
+@asynccontextmanager
+async def connected(url: str, visitor: Visitor) -> AsyncIterator[Client]:
+    """A client whose person signs in at the provider."""
+    oauth = OAuth(store=MemoryStore(), visit=visitor.visit)
+    async with Client(f"{url}/mcp", options=Options(auth=oauth)) as client:
+        yield client
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch, provider: Identity) -> str:
+    """Where an example will be. Google is our provider, and nobody is registered at GitHub."""
+    url = f"http://127.0.0.1:{free_port()}"
+    id, secret = provider.register(f"{url}/sign-in/callback/google")
+    staff, password = provider.register(f"{url}/sign-in/callback/staff", at=provider.strict)
+    known = {"SHOP_URL": url, "GOOGLE_CLIENT_ID": id, "GOOGLE_CLIENT_SECRET": secret, "LOGIN": provider.strict,
+             "STAFF_CLIENT_ID": staff, "STAFF_CLIENT_SECRET": password, "GITHUB_CLIENT_ID": "Iv1.0",
+             "GITHUB_CLIENT_SECRET": "unused"}  # fmt: skip
+    for name, value in known.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(KNOWN, "google", replace(KNOWN["google"], at=provider.url))
+    return url
+
+
+async def test_the_page_about_google_is_all_that_it_takes(shop: str) -> None:
+    """docs/how-to/sign-in-with-google.md: a client finds the way, and a person of the organization signs in."""
+    ada = Visitor("ada@example.com", "google")
+    async with guarded(example("google.py"), port=int(shop.rpartition(":")[2])):
+        async with connected(shop, ada) as client:
+            assert (await client.call("greet")).content[0].text == "Hello, google:ada@example.com!"
+        assert "Continue with Google" in ada.pages[0]
+        mallory = Visitor("mallory@example.com", "google")
+        with pytest.raises(AccessDenied):
+            async with connected(shop, mallory) as client:
+                await client.call("greet")
+        assert "mallory@example.com may not sign in here." in mallory.pages[-1]
+
+
+async def test_several_ways_have_a_button_each_and_people_get_what_their_entry_says(shop: str) -> None:
+    """docs/how-to/sign-in-with-google.md: the first entry that fits counts."""
+    staff = Visitor("eve@example.com", "staff")
+    async with guarded(example("several_ways.py"), port=int(shop.rpartition(":")[2])):
+        async with connected(shop, staff) as client:
+            said = (await client.call("order", {"isbn": "1"})).content[0].text
+            assert said == "1 is on its way to staff:eve@example.com."
+        for label in ("Google", "GitHub", "our sign-in"):
+            assert f"Continue with {label}<" in staff.pages[0]
+        async with connected(shop, Visitor("ada@example.com", "google")) as client:
+            assert "google:ada@" in (await client.call("order", {"isbn": "1"})).content[0].text

@@ -13,6 +13,7 @@ from millstream.protocol.principal import EVERYTHING
 
 if TYPE_CHECKING:
     from millstream.auth.claims import Rules
+    from millstream.auth.issuing.allowed import Allow
     from millstream.auth.issuing.provider import Provider
     from millstream.auth.issuing.records import Client
     from millstream.auth.issuing.server import Issuer
@@ -266,7 +267,7 @@ def users(*, file: str | Path) -> "UserFile":
 def upstream(
     who: str,
     *,
-    allow: "Collection[str] | Mapping[str, Collection[str]]",
+    allow: "Allow",
     client_id: str = "",
     client_secret: str = "",
     name: str = "",
@@ -303,40 +304,22 @@ def upstream(
     )
 
 
-def google(
-    url: str,
-    *,
-    allow: "Collection[str] | Mapping[str, Collection[str]]",
-    client_id: str = "",
-    client_secret: str = "",
-    at: str = "",
-    **more: Any,
-) -> "Issuer":
+def google(url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: Any) -> "Issuer":
     """An `issuer` whose people sign in with Google. `more` is for `issuer`; the others are those of `upstream`.
 
     Example:
         ``Server("shop", auth=auth.google("https://mcp.example.com", allow=["@example.com"]))``
     """
-    way = upstream("google", allow=allow, client_id=client_id, client_secret=client_secret, at=at)
-    return issuer(url, users=way, **more)
+    return issuer(url, users=upstream("google", allow=allow, client_id=client_id, client_secret=client_secret), **more)
 
 
-def github(
-    url: str,
-    *,
-    allow: "Collection[str] | Mapping[str, Collection[str]]",
-    client_id: str = "",
-    client_secret: str = "",
-    at: str = "",
-    **more: Any,
-) -> "Issuer":
+def github(url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: Any) -> "Issuer":
     """An `issuer` whose people sign in with GitHub. `more` is for `issuer`; the others are those of `upstream`.
 
     Example:
         ``Server("shop", auth=auth.github("https://mcp.example.com", allow=["octocat"]))``
     """
-    way = upstream("github", allow=allow, client_id=client_id, client_secret=client_secret, at=at)
-    return issuer(url, users=way, **more)
+    return issuer(url, users=upstream("github", allow=allow, client_id=client_id, client_secret=client_secret), **more)
 
 
 def client(
