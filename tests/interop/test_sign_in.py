@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from auth.issuing.test_official_client import trusted
@@ -112,11 +113,14 @@ class Remote:
                     return message["result"]
         raise AssertionError("It has ended.")
 
-    async def who(self) -> str:
-        """Initialize, and have a tool say who asks."""
+    async def start(self) -> None:
+        """Initialize."""
         about = {"name": "desk", "version": "1"}
         await self.ask("initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo=about)
-        return str((await self.ask("tools/call", name="who", arguments={}))["content"][0]["text"])
+
+    async def call(self, tool: str) -> str:
+        """What a tool says."""
+        return str((await self.ask("tools/call", name=tool, arguments={}))["content"][0]["text"])
 
 
 @asynccontextmanager
@@ -136,13 +140,36 @@ async def remote(url: str, folder: Path) -> AsyncIterator[Remote]:
             await process.communicate()
 
 
-async def test_mcp_remote_signs_in_by_the_link_that_it_prints_and_later_without_one(tmp_path: Path) -> None:
-    """What desktop programs start for servers that they can't reach by themselves. Its second start has the token."""
+async def opened(link: str, person: Person) -> None:
+    """The person opens a link, and the browser goes back to mcp-remote, which may listen only after it has printed."""
+    back = await person.visit(link)
+    async with browser() as window, asyncio.timeout(WAIT):
+        while True:
+            try:
+                assert (await window.get(back)).status_code == 200
+            except httpx2.ConnectError:
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+async def test_mcp_remote_signs_in_steps_up_and_refreshes_without_anybody(tmp_path: Path) -> None:
+    """What desktop programs start for servers that they can't reach by themselves: it prints links for the person."""
+    person = Person()
     async with serving(scopes=["shop:use"]) as url:
         async with remote(url, tmp_path) as program:
-            back = await Person().visit(await program.link())
-            async with browser() as window:
-                assert (await window.get(back)).status_code == 200
-            assert await program.who() == "ada shop:use"
+            await opened(await program.link(), person)
+            await program.start()
+            assert await program.call("who") == "ada shop:use"
+            async with asyncio.TaskGroup() as group:
+                ordered = group.create_task(program.call("order"))
+                await opened(await program.link(), person)
+            assert ordered.result() == "ordered"
+        (kept,) = tmp_path.rglob("*_tokens.json")
+        tokens = json.loads(kept.read_text("utf-8"))
+        kept.write_text(json.dumps({**tokens, "access_token": "no.longer.valid"}), "utf-8")
         async with remote(url, tmp_path) as program:
-            assert await program.who() == "ada shop:use"
+            await program.start()
+            assert await program.call("who") == "ada orders:write shop:use"
+        assert json.loads(kept.read_text("utf-8"))["refresh_token"] != tokens["refresh_token"]
+    assert person.visits == 2

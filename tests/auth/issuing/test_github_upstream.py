@@ -2,12 +2,13 @@
 
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
+from identity_world import led_to
 from issuer_world import Issuer, issuing
-from issuing_world import challenge
+from issuing_world import Browser, Desk, challenge
 from millstream import auth
 from millstream.auth.issuing.upstream_github import GitHubUpstream
 from millstream.auth.issuing.ways import Returned, SignInFailed, Upstream, User
@@ -107,6 +108,20 @@ async def test_somebody_who_does_not_agree_is_told(github: Issuer) -> None:
     with pytest.raises(SignInFailed, match="let GitHub say who you are"):
         await sign_in(way(github, "*"), error="access_denied")
     assert not github.asked
+
+
+async def test_somebody_of_github_gets_tokens_of_ours(github: Issuer, desk: Desk) -> None:
+    """The whole way, with scopes for one login."""
+    made = auth.upstream("github", allow={"octocat": ["orders:read"]}, client_id="a", client_secret="b", at=github.url)
+    desk = Desk(desk.services.store, people=made)
+    browser = Browser(desk)
+    id = (await desk.register())["client_id"]
+    page = await browser.answer(await browser.open(id, scope="orders:read orders:write"), way="github")
+    state = dict(parse_qsl(urlsplit(led_to(page.text)).query))["state"]
+    reply = await browser.ask("GET", "/sign-in/callback/github", query=urlencode({"state": state, "code": "c"}))
+    found = await desk.who((await desk.token(id, reply.answer["code"])).message["access_token"])
+    assert found is not None
+    assert (found.principal.subject, found.principal.scopes) == ("github:583231", {"orders:read"})
 
 
 @pytest.mark.parametrize(
