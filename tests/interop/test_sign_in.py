@@ -153,6 +153,14 @@ async def opened(link: str, person: Person) -> None:
                 return
 
 
+def spoiled(folder: Path) -> str:
+    """What mcp-remote keeps gets an access token that isn't valid; its refresh token."""
+    (kept,) = folder.rglob("*_tokens.json")
+    tokens = json.loads(kept.read_text("utf-8"))
+    kept.write_text(json.dumps({**tokens, "access_token": "no.longer.valid"}), "utf-8")
+    return str(tokens["refresh_token"])
+
+
 async def test_mcp_remote_signs_in_steps_up_and_refreshes_without_anybody(tmp_path: Path) -> None:
     """What desktop programs start for servers that they can't reach by themselves: it prints links for the person."""
     person = Person()
@@ -165,11 +173,9 @@ async def test_mcp_remote_signs_in_steps_up_and_refreshes_without_anybody(tmp_pa
                 ordered = group.create_task(program.call("order"))
                 await opened(await program.link(), person)
             assert ordered.result() == "ordered"
-        (kept,) = tmp_path.rglob("*_tokens.json")
-        tokens = json.loads(kept.read_text("utf-8"))
-        kept.write_text(json.dumps({**tokens, "access_token": "no.longer.valid"}), "utf-8")
+        first = spoiled(tmp_path)
         async with remote(url, tmp_path) as program:
             await program.start()
             assert await program.call("who") == "ada orders:write shop:use"
-        assert json.loads(kept.read_text("utf-8"))["refresh_token"] != tokens["refresh_token"]
+        assert spoiled(tmp_path) != first
     assert person.visits == 2

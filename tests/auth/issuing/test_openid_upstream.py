@@ -15,7 +15,7 @@ from joserfc import jws
 from issuer_world import KEYS, OTHER, Issuer, by_hand, issuing, token
 from issuing_world import challenge
 from millstream import auth
-from millstream.auth.issuing.ways import Away, Returned, SignInFailed, Upstream, User
+from millstream.auth.issuing.ways import Away, Returned, Selective, SignInFailed, Upstream, User
 
 CALLBACK = "https://mcp.example.com/sign-in/callback/openid"
 CLIENT, SECRET = "desk", "a secret:of more than 32 bytes, with a colon"
@@ -299,3 +299,14 @@ async def test_one_line_makes_an_issuer_with_the_secret_from_the_environment(mon
     assert away.url.startswith("https://github.com/login/oauth/authorize?")
     assert asked["client_id"] == "the GITHUB_CLIENT_ID"
     assert json.dumps(asked).count("SECRET") == 0
+
+
+async def test_somebody_of_one_issuer_is_nobody_at_another_of_the_same_name(world: World) -> None:
+    """Whoever allowed something before the operator moved to another issuer might have been another person."""
+    user = await world.sign_in()
+    options: Any = {"allow": ["@example.com", "bob@example.net"], "client_id": CLIENT, "client_secret": SECRET}
+    same, other = (auth.upstream(url, **options) for url in (world.issuer.url, "https://id.example"))
+    assert isinstance(same, Selective)
+    assert isinstance(other, Selective)
+    assert same.still(user)
+    assert not other.still(user)

@@ -28,14 +28,14 @@ class Entry(Struct, frozen=True):
 
     scopes: tuple[str, ...]
     number: float
-    """Another one for another entry or other scopes."""
+    """Another one for another entry, other scopes, or another place to sign in."""
 
 
 class Allowed:
     """Those who may sign in."""
 
-    def __init__(self, given: Allow, form: str, examples: str) -> None:
-        """`form` is the pattern of an entry, and `examples` says in words what is possible.
+    def __init__(self, given: Allow, at: str, *, form: str, examples: str) -> None:
+        """`at` is where they sign in, `form` is the pattern of an entry, and `examples` says what is possible.
 
         Raises:
             ValueError: nobody is named, or an entry is nothing that the upstream could say.
@@ -52,7 +52,7 @@ class Allowed:
                 raise ValueError(f"allow can't have {name!r}. Possible are {examples}.")
             if isinstance(scopes, str):
                 raise TypeError(f"The scopes of {name!r} are a list: [{scopes!r}]")
-            self._entries[lower(name)] = _entry(lower(name), check_scopes(tuple(scopes)))
+            self._entries[lower(name)] = _entry(at, lower(name), check_scopes(tuple(scopes)))
         self._numbers = {each.number for each in self._entries.values()}
 
     def find(self, names: Collection[str], shown: str) -> Entry:
@@ -76,8 +76,8 @@ class Allowed:
         return any(each.startswith(beginning) and containing in each for each in self._entries)
 
 
-def _entry(name: str, scopes: tuple[str, ...]) -> Entry:
-    said = " ".join((name, *sorted(scopes))).encode()
+def _entry(at: str, name: str, scopes: tuple[str, ...]) -> Entry:
+    said = " ".join((at, name, *sorted(scopes))).encode()
     return Entry(scopes, float(int.from_bytes(sha256(said).digest()[:6])))  # 48 bits: exact in a float
 
 

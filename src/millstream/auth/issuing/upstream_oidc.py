@@ -178,7 +178,7 @@ class OpenIdUpstream:
         if (
             not claims
             or not self._is_ours(claims)
-            or not hmac.compare_digest(text(claims.get("nonce")).encode(), nonce.encode())
+            or not hmac.compare_digest(text(claims.get("nonce")).encode("utf-8", "replace"), nonce.encode())
         ):
             logger.error("%s gave an ID token that can't be believed.", self._issuer)
             raise SignInFailed(f"What {self._title} says about you can't be believed. Start again.")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from millstream.auth.issuing.allowed import EMAIL, Allow, Allowed
+from millstream.auth.issuing.metadata import CALLBACK
 from millstream.auth.issuing.upstream_github import HERE, ORGANIZATION, GitHubUpstream
 from millstream.auth.issuing.upstream_oidc import NamesOf, OpenIdUpstream, google_names, verified_names
 from millstream.auth.issuing.ways import Upstream
@@ -57,8 +58,8 @@ def upstream_of(
             ) from None
         known, name = Known(title or host, who), name or "openid"
     name, title, at = name or who, title or known.title, at or known.at
-    client_id, client_secret = _credentials(who if who in KNOWN else "", known.title, client_id, client_secret)
-    allowed = Allowed(allow, known.form, known.examples)
+    client_id, client_secret = _credentials(who, name, client_id, client_secret)
+    allowed = Allowed(allow, at, form=known.form, examples=known.examples)
     if who == "github":
         return GitHubUpstream(at, client_id=client_id, client_secret=client_secret, allowed=allowed, name=name)
     return OpenIdUpstream(
@@ -67,15 +68,17 @@ def upstream_of(
     )  # fmt: skip
 
 
-def _credentials(who: str, title: str, client_id: str, client_secret: str) -> tuple[str, str]:
-    """As what this server signs in there; for a known service, the environment says so by default."""
-    id_name, secret_name = f"{who.upper()}_CLIENT_ID", f"{who.upper()}_CLIENT_SECRET"
-    if who:
+def _credentials(who: str, name: str, client_id: str, client_secret: str) -> tuple[str, str]:
+    """What this server is known by there; for a known service, the environment says so by default."""
+    said = "pass client_id= and client_secret=, the secret from the environment"
+    if who in KNOWN:
+        id_name, secret_name = f"{who.upper()}_CLIENT_ID", f"{who.upper()}_CLIENT_SECRET"
         client_id = client_id or os.environ.get(id_name, "")
         client_secret = client_secret or os.environ.get(secret_name, "")
+        said = f"set {id_name} and {secret_name}, or pass client_id= and client_secret="
     if client_id and client_secret:
         return client_id, client_secret
-    variables = f"set {id_name} and {secret_name}, or pass client_id= and client_secret=" if who else (
-        "pass client_id= and client_secret=, the secret from the environment"
-    )  # fmt: skip
-    raise ValueError(f"Register this server with {title}, then {variables}.")
+    title = KNOWN[who].title if who in KNOWN else who
+    raise ValueError(
+        f"Register this server with {title}, with the redirect URL YOUR-SERVER{CALLBACK}{name}. Then {said}."
+    )
