@@ -210,6 +210,9 @@ async def test_userinfo_about_somebody_else_is_not_believed(world: World) -> Non
     world.given = {"access_token": None}
     with pytest.raises(SignInFailed, match="doesn't say who you are"):
         await world.sign_in()
+    world.given = {"access_token": "\u20ac"}
+    with pytest.raises(SignInFailed, match="doesn't answer as it should"):
+        await world.sign_in()
     world.given = {}
     world.issuer.answers["/me"] = {"sub": "248289761001", **mail}
     assert (await world.sign_in()).name == "ada@example.com"

@@ -42,7 +42,7 @@ async def ask(url: str, title: str, *, form: Mapping[str, str] | None = None, he
     body = None if form is None else urlencode(form).encode()
     try:
         return _decode((await fetch(url, form=body, headers=headers, judge=_anywhere)).body)
-    except (OutboundError, msgspec.DecodeError, RecursionError) as exc:
+    except (OutboundError, UnicodeError, msgspec.DecodeError, RecursionError) as exc:
         logger.error("A sign-in failed at %s: %s", url, exc)
         raise SignInFailed(f"{title} doesn't answer as it should. Try again later.") from None
 

@@ -7,7 +7,6 @@ access token, is used for its userinfo endpoint where the ID token doesn't say w
 
 import hmac
 import logging
-import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,7 +26,7 @@ from millstream.auth.key_sets import FetchedKeys
 from millstream.auth.method import Unavailable
 from millstream.auth.tokens import TokenMethod
 from millstream.http.outbound import OutboundError, check_url
-from millstream.protocol.json_schema import is_object
+from millstream.protocol.json_schema import is_array, is_object
 
 logger = logging.getLogger("millstream")
 
@@ -80,7 +79,6 @@ class OpenIdUpstream:
         title: str,
         names_of: NamesOf = verified_names,
         parameters: Mapping[str, str] | None = None,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         # Configuration
         self.name = name
@@ -95,7 +93,7 @@ class OpenIdUpstream:
         # Process
         self._discovery = Discovery(issuer, get)
         keys = FetchedKeys(self._discovery.keys_url, get)
-        self._tokens = TokenMethod(Rules(issuer, client_id), keys, algorithms=ASYMMETRIC, types=_TYPES, clock=clock)
+        self._tokens = TokenMethod(Rules(issuer, client_id), keys, algorithms=ASYMMETRIC, types=_TYPES)
 
     def still(self, user: User) -> bool:
         """Whether the entry by which somebody came still lets them in."""
@@ -159,7 +157,8 @@ class OpenIdUpstream:
         """What the token endpoint gives for a code."""
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": callback, "code_verifier": verifier}
         headers: dict[str, str] = {}
-        if "client_secret_basic" in metadata.get("token_endpoint_auth_methods_supported", ("client_secret_basic",)):
+        methods = metadata.get("token_endpoint_auth_methods_supported")
+        if not is_array(methods) or "client_secret_basic" in methods:
             # RFC 6749 §2.3.1: both are encoded as in a form first.
             pair = f"{quote(self._client_id, safe='')}:{quote(self._client_secret, safe='')}"
             headers["authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
@@ -194,8 +193,7 @@ class OpenIdUpstream:
             raise SignInFailed(f"{self._title} doesn't say who you are.")
         headers = {"authorization": f"Bearer {token}"}
         found = await ask(self._endpoint(metadata, "userinfo_endpoint"), self._title, headers=headers)
-        if (
-            not is_object(found) or found.get("sub") != subject
-        ):  # OpenID Connect Core §5.3.4: it would be about somebody else
+        # OpenID Connect Core §5.3.4: it would be about somebody else.
+        if not is_object(found) or found.get("sub") != subject:
             raise SignInFailed(f"What {self._title} says about you can't be believed. Start again.")
         return found
