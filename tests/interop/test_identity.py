@@ -4,7 +4,7 @@ import runpy
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from msgspec.structs import replace
@@ -84,6 +84,24 @@ async def test_new_keys_of_it_are_found_and_the_old_ones_count_no_more(provider:
     clock.now += 30
     assert await method.identify(new) is not None
     assert await method.identify(old) is None
+
+
+async def test_a_client_finds_it_by_our_server_registers_there_and_its_person_signs_in(provider: Identity) -> None:
+    """MCP, basic/authorization, all of it with an authorization server of others: RFC 9728, 8414, 7591, 7636, 8707."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    visits: list[str] = []
+
+    async def visit(link: str) -> str:
+        visits.append(link)
+        return await sign_in_at(link, "ada@example.com", dict(parse_qsl(urlsplit(link).query))["redirect_uri"])
+
+    async with guarded(make_server(auth.oidc(provider.url, audience=f"{url}/mcp")), port=port):
+        oauth = OAuth(store=MemoryStore(), visit=visit)
+        async with Client(f"{url}/mcp", options=Options(auth=oauth)) as client:
+            assert (await client.call("who")).content[0].text == "ada@example.com"
+            assert (await client.call("order", {"isbn": "1"})).content[0].text == "ordered 1"
+    assert visits[0].startswith(f"{provider.url}/auth?")
 
 
 # As Google, and as any other issuer, behind our own
