@@ -24,6 +24,7 @@ COMMANDS = {
     "millstream run greet.py",
     "millstream run bookshop.py",
     "millstream run bookshop.py --serve web",
+    "millstream run bookshop.py --auth-key correct-horse-battery-staple",
     "millstream run bookshop.py --transport stdio",
     (
         "claude mcp add bookshop -- "

@@ -274,7 +274,7 @@ NOBODY = {"client_id": "a", "client_secret": "b"}
         ("github", {"allow": ["example.com"], **NOBODY}, ValueError, r"\['org:example'\]"),
         ("google", {"allow": {"@example.com": "orders"}, **NOBODY}, TypeError, "are a list"),
         ("google", {"allow": {"@example.com": ["a b"]}, **NOBODY}, ValueError, "a b"),
-        ("gogle", {"allow": ["*"], **NOBODY}, ValueError, "'gogle' is no upstream"),
+        ("gogle", {"allow": ["*"], **NOBODY}, ValueError, "'gogle' isn't an upstream"),
         ("http://id.example", {"allow": ["*"], **NOBODY}, ValueError, "Only https"),
         ("google", {"allow": ["*"], "at": "http://id.example", **NOBODY}, ValueError, "Only https"),
         ("github", {"allow": ["*"], "at": "http://git.example", **NOBODY}, ValueError, "Only https"),

@@ -95,7 +95,7 @@ class GitHubUpstream:
 
 
 def _api_of(at: str) -> str:
-    """Where the API is: beside github.com, beside tenants of ghe.com, and below the path of a server of one's own."""
+    """Where the API is: beside github.com, beside tenants of ghe.com, and below the path of your own server."""
     parts = urlsplit(at)
     if at == HERE or parts.netloc.endswith(".ghe.com"):
         return f"{parts.scheme}://api.{parts.netloc}"

@@ -54,7 +54,7 @@ def upstream_of(
             host = check_url(who).hostname or ""
         except OutboundError as exc:
             raise ValueError(
-                f"{who!r} is no upstream: use {', '.join(map(repr, KNOWN))}, or an issuer's URL. {exc}"
+                f"{who!r} isn't an upstream: use {', '.join(map(repr, KNOWN))}, or an issuer's URL. {exc}"
             ) from None
         known, name = Known(title or host, who), name or "openid"
     name, title, at = name or who, title or known.title, at or known.at
