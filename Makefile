@@ -48,7 +48,7 @@ format: $(VENV)/.test ## rewrite the sources in the one format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) ## every test (ARGS= goes to pytest)
+test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready $(NODE_TOOLS) ## every test (ARGS= goes to pytest)
 	@scripts/apt chromium curl fish nginx redis-server strace tmux zsh
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) $(ARGS)
@@ -62,7 +62,8 @@ busy: $(VENV)/.test ## the tests on a machine that is slow and stands still now 
 test-python: $(VENV)/.test tests/conformance/node_modules/.package-lock.json ## the tests on another Python, fetched where it can be (VERSION=3.14)
 	@$(if $(filter .venv,$(VENV)),echo 'Which Python? For example: make test-python VERSION=3.14' >&2; exit 1,$(BIN)/python --version)
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
-	$(PYTEST) --ignore tests/interop --ignore tests/pages $(ARGS)
+	$(PYTEST) --ignore tests/interop --ignore tests/pages --ignore tests/docs/test_site.py \
+	  --ignore tests/docs/test_coming_from.py $(ARGS)
 
 bench: $(VENV)/.setup $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure us beside our peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")
 	scripts/apt wrk
@@ -84,10 +85,10 @@ docs: $(VENV)/.test ## put the examples into the documents and check their links
 	$(BIN)/python scripts/docs.py
 
 docs-site: .venv-docs/.ready ## build the documentation site into site/
-	.venv-docs/bin/python -m mkdocs build --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict $(ARGS)
 
 docs-serve: .venv-docs/.ready ## show the site on 127.0.0.1:8001 while you write
-	.venv-docs/bin/python -m mkdocs serve --dev-addr 127.0.0.1:8001 $(ARGS)
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs serve --dev-addr 127.0.0.1:8001 $(ARGS)
 
 dist: $(VENV)/.test ## build the package, check it, and try it in empty environments
 	$(BIN)/python scripts/dist.py $(ARGS)

@@ -37,10 +37,12 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
     Args:
         name: what clients show.
         instructions: how to use the server, for the client's model.
-        website_url, icons: for people.
+        website_url: a page about the server, for people.
+        icons: pictures of the server, for people.
         auth_server_provider: issues tokens; needs ``auth=AuthSettings(…)``.
         token_verifier: tells whose a token is; needs ``auth=AuthSettings(…)``.
-        event_store, retry_interval: taken, and not needed: our streams can be resumed anyway.
+        event_store: accepted, but not needed: streams can be resumed anyway.
+        retry_interval: accepted, but not used.
         options: see `millstream.compat.fastmcp.settings.Options`.
 
     Raises:

@@ -1,0 +1,69 @@
+"""The documentation site: it builds without a warning, and everything in docs/ can be reached on it."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from patience import WAIT
+from scripts.docs import ROOT
+
+pytestmark = pytest.mark.server
+
+MKDOCS = [str(ROOT / ".venv-docs" / "bin" / "python"), "-m", "mkdocs", "build", "--strict", "--site-dir"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as `make docs-site` builds it: a link that leads nowhere is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run([*MKDOCS, folder], capture_output=True, text=True, timeout=WAIT, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_every_page_is_in_the_navigation(site: Path) -> None:
+    """docs/index.md lists them; one that it forgets still has a place."""
+    home = (site / "index.html").read_text("utf-8")
+    listed = {target.rstrip("/") for target in re.findall(r'href="([\w./-]+)/"', home)}
+    pages = {page.relative_to(ROOT / "docs").with_suffix("").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert pages - listed == {"index"}
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("millstream", ["Server", "Client", "Context", "Depends", "ToolResult"]),
+        ("millstream.auth", ["keys", "oidc", "issuer", "google"]),
+        ("millstream.agent", ["Agent", "Calling"]),
+        ("millstream.middleware", ["Middleware"]),
+        ("millstream.testing", ["connect"]),
+        ("millstream.compat.fastmcp", ["FastMCP"]),
+    ],
+)
+def test_public_names_have_an_entry(site: Path, module: str, names: list[str]) -> None:
+    """The reference is made from the docstrings."""
+    page = (site / "modules" / module / "index.html").read_text("utf-8")
+    assert [name for name in names if f'id="{module}.{name}"' not in page] == []
+
+
+def test_the_search_finds_pages_and_names(site: Path) -> None:
+    """Text of pages and of docstrings is in its index."""
+    places = {entry["location"] for entry in json.loads((site / "search/search_index.json").read_text("utf-8"))["docs"]}
+    assert {"tutorial/", "modules/millstream/#millstream.Server"} <= places
+
+
+def test_nothing_comes_from_another_host(site: Path) -> None:
+    """Our choice: whoever reads our pages tells nobody else."""
+    for page in site.rglob("*.html"):
+        text = page.read_text("utf-8")
+        assert re.findall(r'<(?:script|img|iframe|link rel="stylesheet")[^>]*(?:src|href)="https?://[^"]*"', text) == []
+
+
+def test_links_out_of_the_documents_are_plain_text(site: Path) -> None:
+    """Files such as those of deploy/ aren't on the site."""
+    page = (site / "how-to/deploy/index.html").read_text("utf-8")
+    assert "The compose file" in page
+    assert "deploy/compose.yaml" not in re.sub(r"<code.*?</code>", "", page, flags=re.DOTALL)
