@@ -61,7 +61,18 @@ OPTIONAL = {
 }  # fmt: skip
 NAMELESS = {"utils", "helpers", "common", "core", "misc", "manager", "base", "new", "old", "modern", "legacy2"}
 PROGRAM_FOLDERS = ("src", "tests", "benches", "examples")
-UNTRACKED = {"node_modules", "__pycache__", ".venv", ".pythons", ".bench", ".git", ".hypothesis", "dist", "results"}
+UNTRACKED = {
+    "node_modules",
+    "__pycache__",
+    ".venv",
+    ".pythons",
+    ".bench",
+    ".git",
+    ".hypothesis",
+    "dist",
+    "results",
+    "site",
+}
 DATE = re.compile(r"20\d\d-\d\d-\d\d")
 HANDSHAKE = (
     b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},'

@@ -1,4 +1,4 @@
-"""Who asks: ``Server(auth=auth.keys(…))``, and the other ways to sign in. A list combines them.
+"""Ways to sign in: ``Server(auth=auth.keys(…))`` and others. A list combines them.
 
 Each function makes a method (`auth.method`), and loads what that needs; a server without ``auth`` loads none of it.
 """
