@@ -1,7 +1,8 @@
 """Find words that a native speaker wouldn't write: a table of patterns, each with what to write instead.
 
-It reads the documents, and of the sources what people see: docstrings, help texts and messages of errors. Code in
-documents isn't prose. ``make check`` fails on what it finds; a pattern that gives a false alarm leaves the table.
+It reads the documents, and of the sources what people see: docstrings, help texts, and messages of errors and logs.
+Code in documents isn't prose. ``make check`` fails on what it finds; a pattern that gives a false alarm leaves the
+table.
 """
 
 import ast
@@ -50,6 +51,7 @@ ADVICE = {
 PATTERNS = {re.compile(pattern): advice for pattern, advice in ADVICE.items()}
 SHOWN = {"help", "short_help", "epilog", "title", "description", "detail", "message"}
 """Arguments whose text people see."""
+LOGGING = {"debug", "info", "warning", "error", "exception", "critical"}
 CODE = re.compile(r"^( *)(```|~~~).*?^\1\2\s*?$|<!--.*?-->", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"``.+?``|`[^`]*`|\]\([^)]*\)|https?://\S+", re.DOTALL)
 DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md")
@@ -99,7 +101,7 @@ def constant(node: ast.expr) -> str:
 
 
 def texts(tree: ast.Module, *, everything: bool) -> Iterator[tuple[int, str]]:
-    """Line and text of each docstring, message of an error and text of help; or of every string."""
+    """Line and text of each docstring, message of an error or a log, and text of help; or of every string."""
     for node in ast.walk(tree):
         if everything and isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, node.value
@@ -107,6 +109,8 @@ def texts(tree: ast.Module, *, everything: bool) -> Iterator[tuple[int, str]]:
             yield node.lineno, constant(node.value)
         elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             yield from ((each.lineno, constant(each)) for each in node.exc.args)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOGGING:
+            yield from ((each.lineno, constant(each)) for each in node.args[:1])
         elif isinstance(node, ast.Call):
             yield from ((each.value.lineno, constant(each.value)) for each in node.keywords if each.arg in SHOWN)
 

@@ -191,9 +191,9 @@ def test_labels_must_be_as_many_as_the_metric_names() -> None:
 @pytest.mark.parametrize("name", ["", "9a", "a-b", "a b", "ä"])
 def test_a_name_outside_the_format_is_refused(name: str) -> None:
     """Text format: names of metrics and labels."""
-    with pytest.raises(ValueError, match="no name"):
+    with pytest.raises(ValueError, match="the name of a metric"):
         Metrics().counter(name, "")
-    with pytest.raises(ValueError, match="no name"):
+    with pytest.raises(ValueError, match="the name of a label"):
         Metrics().counter("c", "", (name,))
 
 
@@ -205,7 +205,7 @@ def test_reserved_or_repeated_names_are_refused() -> None:
         registry.gauge("c", "")
     with pytest.raises(ValueError, match="le"):
         registry.histogram("h", "", ("le",))
-    with pytest.raises(ValueError, match="no name"):
+    with pytest.raises(ValueError, match="the name of a label"):
         registry.gauge("g", "", ("__name__",))
     with pytest.raises(ValueError, match="twice"):
         registry.gauge("g", "", ("a", "a"))

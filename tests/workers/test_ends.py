@@ -225,7 +225,7 @@ def test_under_nohup_workers_outlive_the_terminal(tmp_path: Path) -> None:
     with started(command, port, tmp_path / "log") as served:
         served.process.send_signal(signal.SIGHUP)
         assert answers(port)
-        assert not served.said("Starting every worker anew")
+        assert not served.said("Starting every worker again")
         assert set(served.children()) == set(served.pids)
 
 

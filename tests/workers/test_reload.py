@@ -95,7 +95,7 @@ async def test_a_restart_replaces_a_worker_that_is_being_started_after_a_death(t
         kill(served.pids[0])
         await until_async(lambda: len(set(served.children()) - set(before)) == 1)
         served.process.send_signal(signal.SIGHUP)
-        served.wait_until_said("Starting every worker anew")
+        served.wait_until_said("Starting every worker again")
         (tmp_path / "waits").unlink()
         served.wait_until_said("Every worker is new")
         client = Client(served.port)

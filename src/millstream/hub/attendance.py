@@ -93,7 +93,7 @@ class Attendance:
             for channel in _shown_on(subscription):
                 await self._presence.join(channel, member)
         except LocalError:
-            _logger.exception("The presence of a subscriber could not be told.")
+            _logger.exception("Could not say that a subscriber came or left.")
         finally:
             # Only now, so that the departure is not told before the arrival.
             subscription.present = True

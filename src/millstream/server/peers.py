@@ -302,7 +302,7 @@ class Peers:
         try:
             await self._store.bus.publish(_TOPIC, self._seal("", message))
         except (LocalError, OSError):
-            _logger.warning("The other workers could not be told: %s", type(message).__name__, exc_info=True)
+            _logger.warning("Could not tell the other workers: %s", type(message).__name__, exc_info=True)
 
     def tell_soon(self, message: Message) -> None:
         """Tell all other workers without waiting. What waits already goes out once; too much of it is dropped."""

@@ -112,7 +112,7 @@ class DashboardFeed:
                     await self._measure()
                 self.tell()
             except Exception:
-                logger.exception("The dashboard could not be told the figures; the next second tries again")
+                logger.exception("Could not send the figures to the dashboard; trying again in a second")
             await asyncio.sleep(INTERVAL)
 
     def tell(self) -> None:
