@@ -143,7 +143,7 @@ order_numbers = count(1)
 
 @mcp.tool
 async def order_parcel(item: str, ctx: Context) -> dict[str, str]:
-    """Order an item; the person is asked where it shall go."""
+    """Order an item. The person says where it should go."""
     where = await ctx.elicit(f"Where shall we send: {item}?", Delivery)
     number = str(next(order_numbers))
     orders[number] = f"{item} to {where.street}, {where.city} ({where.speed})"

@@ -119,7 +119,7 @@ def everything() -> Iterator[Found]:
     """All that the project's texts have of the table."""
     for page in [*(ROOT / name for name in DOCUMENTS), *sorted((ROOT / "docs").rglob("*.md"))]:
         yield from judged(page.relative_to(ROOT).as_posix(), 1, page.read_text("utf-8"))
-    for source in sorted((ROOT / "src").rglob("*.py")):
+    for source in sorted(path for folder in ("src", "examples") for path in (ROOT / folder).rglob("*.py")):
         path = source.relative_to(ROOT).as_posix()
         for line, text in texts(ast.parse(source.read_text("utf-8")), everything=path.endswith("cli/help.py")):
             yield from judged(path, line, text)

@@ -21,7 +21,7 @@ def make(url: str, users: str = "users.json") -> Server:
 
     @mcp.tool
     async def who_am_i(ctx: Context) -> str:
-        """Who has signed in, and what they may do."""
+        """Tell who has signed in, and what they may do."""
         who = ctx.principal
         return f"{who.subject}: {' '.join(sorted(who.scopes))}" if who is not None else "nobody"
 

@@ -59,8 +59,8 @@ def test_the_line_of_a_finding_is_where_it_stands() -> None:
 def test_docstrings_messages_and_help_are_read() -> None:
     """What people see of a source; other strings are data."""
     lines = [
-        '"""Doc."""', 'x = "data"', 'raise ValueError(f"no {x} here")', 'option(help="Help.")', 'logger.info("Said.", x)',
-        "def f():", '    """In f."""',
+        '"""Doc."""', 'x = "data"', 'raise ValueError(f"no {x} here")', 'option(help="Help.")',
+        'logger.info("Said.", x)', "def f():", '    """In f."""',
     ]  # fmt: skip
     assert [text for _, text in texts(ast.parse("\n".join(lines)), everything=False) if text] == [
         "Doc.", "no `…` here", "Help.", "Said.", "In f.",
