@@ -93,7 +93,7 @@ docs-serve: .venv-docs/.ready ## show the site on 127.0.0.1:8001 while you write
 dist: $(VENV)/.test ## build the package, check it, and try it in empty environments
 	$(BIN)/python scripts/dist.py $(ARGS)
 
-lock: $(VENV)/.test ## write every lock file again
+lock: $(VENV)/.test ## write every lock file from scratch
 	scripts/lock $(BIN)/python
 
 clean: ## remove environments, caches and results

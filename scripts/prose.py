@@ -21,6 +21,7 @@ ADVICE = {
     + r"Who (?!(?:is|are|can|may|does|did|was|will|am|it|we|you|they)\b)\w+\b(?![^.!?:]*[?:])[^.!?:]*"
     + r"\b(?:is|may|can|must|has|gets|hears|sees|takes|misses|receives)\b": '"a client that …", "if you …"',
     SENTENCE + r"(?:Kept|Told|Sent|Given|Served|Refused|Counted|Left|Missing) (?:is|are) (?!not\b)\w+": "subject first",
+    SENTENCE + r"(?:Back|Behind it|Beside it|Inside) comes?\b": "subject first",
     SENTENCE + r"(?:Never|Nowhere|Only then|Seldom|Rarely) (?:is|are|does|do|was|has|have)\b": "subject first",
     r"(?<![Tt]here )\b(?:is|are) no (?!(?:longer|more|less|better|worse|one|different)\b)": '"isn\'t a", "has no"',
     r"\b(?:that|which|what|who|it) (?:is|are) none\b(?! of)": '"isn\'t one"',

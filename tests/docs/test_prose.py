@@ -17,6 +17,7 @@ WRONG = [
     "Every client, of any age, can call it.",
     "This allows to call it.",
     "It shall be closed.",
+    "Millstream asks it. Back come the status and the body.",
     "The file is opened anew.",
     "A worker with own sockets.",
     "The colour of the page.",
