@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from auth_world import ALICE, BOB, Guarded, guarded, make_server
 from fleet import until
 from millstream import Server, Settings
-from millstream.limits import Limiter, Rate, neighbourhood
+from millstream.limits import Limiter, Rate, neighborhood
 from millstream.limits.quota import period
 from millstream.limits.shared import SharedLimiter
 from millstream.stores.rates import Taken
@@ -124,7 +124,7 @@ def test_what_is_no_rate_is_refused(text: str) -> None:
 ])  # fmt: skip
 def test_an_ipv6_address_counts_as_its_network(address: str, counted: str) -> None:
     """Whoever has one of them has 2**64."""
-    assert neighbourhood(address) == counted
+    assert neighborhood(address) == counted
 
 
 def limited(**options: Any) -> Server:

@@ -24,7 +24,7 @@ from millstream.client.oauth.person import answer_of
 from millstream.http.hosts import HostPolicy, parse_authority
 from millstream.http.media import accepted
 from millstream.http.message import query_values
-from millstream.limits.gcra import Rate, neighbourhood
+from millstream.limits.gcra import Rate, neighborhood
 from millstream.limits.quota import CalendarQuota
 from millstream.protocol import jsonrpc, session_token, sse
 from millstream.protocol.admission import admit_per_request, check_handshake_header, is_per_request, target_name
@@ -173,7 +173,7 @@ def headers() -> Target:
         with suppress(ValueError):
             query_values(data)
         challenge_parameters(text)
-        neighbourhood(text)
+        neighborhood(text)
         for read_text in (Rate.of, CalendarQuota):
             with suppress(ValueError):
                 read_text(text)
