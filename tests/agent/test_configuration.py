@@ -78,7 +78,7 @@ def test_the_server_of_the_seed() -> None:
     keyed = configured({"MCP_SERVER_AUTH_KEY": "k"}, {}).server()
     assert keyed is not None
     assert keyed.target == "http://localhost:8000/sse"
-    with pytest.raises(ConfigurationError, match="no URL"):
+    with pytest.raises(ConfigurationError, match="isn't a URL"):
         configured({"MCP_SERVER_URL": "localhost", "MCP_SERVER_AUTH_KEY": "k"}).server()
 
 
