@@ -22,6 +22,12 @@ def port(
     """Show what a program uses of the official SDK's server module or of fastmcp, and whether it's here.
 
     Nothing is run. Exits 0 if everything is here, 1 if something is missing, 2 if the program uses neither library.
+
+    **Examples**
+
+    - `millstream port server.py`
+
+    - `millstream port server.py --write`
     """
     source = _read(file)
     found = _survey(source, file)
