@@ -10,6 +10,7 @@ import pytest
 from auth_world import BOB
 from fleet import Worker, fleet, real_fleet, settle, until
 from millstream import Server, Settings, auth
+from patience import WAIT
 from store_parts import BACKINGS, Backing, backings
 from wire import POST, request
 
@@ -98,7 +99,7 @@ async def test_no_more_calls_run_at_a_time_than_was_said_on_whatever_worker(back
         for server in made:
             server.go.set()  # type: ignore[attr-defined]
         assert [status for status, _ in await asyncio.gather(*running)] == [200, 200]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(WAIT):
             while (await ask(workers[2], "waits"))[0] != 200:
                 await settle()
 

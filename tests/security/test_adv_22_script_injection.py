@@ -33,7 +33,7 @@ class Marks(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
         self._script = tag == "script"
-        if tag == "script" and not re.fullmatch(r"assets/[\w.-]+\?[0-9a-f]{16}", given.get("src") or ""):
+        if tag == "script" and not re.fullmatch(r"assets/[\w./-]+\?[0-9a-f]{16}", given.get("src") or ""):
             self.found.append(f"script {attrs}")
         if tag in ("base", "iframe", "object", "embed", "meta") and given.get("http-equiv"):
             self.found.append(tag)

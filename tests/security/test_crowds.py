@@ -13,6 +13,9 @@ from millstream import auth
 from patience import WAIT
 from wire import request
 
+BETWEEN = 0.05
+"""Seconds between two drops of a slow sender."""
+
 CROWD = 150
 HALF = b"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n"
 BODY = (
@@ -34,7 +37,7 @@ async def test_everybody_who_dribbles_is_sent_away_and_everybody_else_is_answere
             reading = asyncio.ensure_future(peer.reader.read())
             while not reading.done():
                 peer.writer.write(drop)
-                await asyncio.wait([reading], timeout=0.05)
+                await asyncio.wait([reading], timeout=BETWEEN)
             return reading.result() if reading.exception() is None else b""
 
         tasks = {asyncio.ensure_future(dribble(peer)) for peer in peers}

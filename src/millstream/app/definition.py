@@ -68,10 +68,7 @@ class Definition(Tree):
         self.registry: Registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
         self.registry.private = self.protected
         self.registry.changed = lambda kind: self.emit(Change(kind))
-        self.hooks = hooks_of(self.middleware, self) if self.middleware else None
-        self.mounted, self._mounted_on = [], []
-        self.added, self.overrides = [], {}
-        self.listeners = set()
+        self._stand_alone(hooks_of(self.middleware, self) if self.middleware else None)
         self._passed_over: set[tuple[int, str, str]] = set()
         """Items of mounted servers whose names were taken here: (server, kind, key)."""
 

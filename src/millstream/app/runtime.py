@@ -78,7 +78,7 @@ class Runtime:
         self.policy: HostPolicy
         self.guard: Guard | None = None
         """In front of every path, where callers sign in."""
-        self.limited = Limited(definition, store)
+        self.limited: Limited = Limited(definition, store)
         self.routes: Routes | None = None
         self.adapter: Any = None
         """The ASGI adapter, once HTTP is served."""

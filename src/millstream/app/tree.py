@@ -45,6 +45,13 @@ class Tree:
     listeners: set[Listener]
     """Told of every change: one for each runtime that is open."""
 
+    def _stand_alone(self, hooks: Hooks | None) -> None:
+        """Begin without anything above, below or beside."""
+        self.hooks = hooks
+        self.mounted, self._mounted_on = [], []
+        self.added, self.overrides = [], {}
+        self.listeners = set()
+
     def add_path(self, added: "Added") -> None:
         """Serve a path of the program's own, here and wherever this is mounted.
 

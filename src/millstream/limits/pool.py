@@ -38,10 +38,10 @@ class Pool:
         self._patience = patience
         self._clock = clock
         # Process
-        self.away = False
+        self.away: bool = False
         """The store didn't answer when it was last asked."""
-        self.outages = 0
-        self.workers = 1
+        self.outages: int = 0
+        self.workers: int = 1
         """How many share the store, as it said last."""
         self._until = 0.0
         self._trying = False

@@ -25,9 +25,9 @@ def port(
 
     **Examples**
 
-    - `millstream port shop.py`
+    - `millstream port server.py`
 
-    - `millstream port shop.py --write`: change its imports, and show what changed
+    - `millstream port server.py --write`
     """
     source = _read(file)
     found = _survey(source, file)
