@@ -311,3 +311,17 @@ async def test_two_pages_cannot_have_one_path_here_or_by_a_mount_and_none_comes_
     async with mcp.running():
         with pytest.raises(Exception, match="before the server runs"):
             mcp.route("/late")(home_page)
+
+
+@pytest.mark.parametrize(("settings", "path"), [({"sse_path": "/stream"}, "/stream"), ({"messages_path": "/say/"}, "/say")])
+async def test_a_public_route_opens_no_path_of_ours_that_was_moved(settings: dict[str, Any], path: str) -> None:
+    """Our choice: whoever has both a path of MCP and a public route there hears of it at the start."""
+    mcp = Server("shop", auth=auth.keys(KEY), settings=Settings(**settings))
+
+    @mcp.route(path, public=True)
+    async def mine(request: Request) -> Response:
+        return PlainTextResponse("mine")
+
+    with pytest.raises(ValueError, match=path):
+        async with asked(mcp, lane=True):
+            pass
