@@ -203,8 +203,9 @@ async def test_prompts_resources_templates_and_files_are_read(tmp_path: Path) ->
             "mimeType": "text/html",
             "text": "a/b de",
         }
-        with pytest.raises(Failure):
-            await client.read("page://a/%2e%2e/b")
+        for away in ("a/%2e%2e/b", "a%5c..%5cb", "%2Fetc%2Fpasswd", "/etc/passwd", "C:secret", "a?lang=../b", "a?lang=/b"):
+            with pytest.raises(Failure, match="not found"):
+                await client.read(f"page://{away}")
         messages = await client.prompt("review", code="x")
     assert [(each["role"], each["content"]["text"]) for each in messages] == [
         ("user", "Review x"),
@@ -349,6 +350,24 @@ def test_a_wrong_option_is_refused() -> None:
         FastMCP("wrong", statless_http=True)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="auth settings"):
         FastMCP("half", token_verifier=object())
+
+
+@pytest.mark.parametrize("option", ["auth", "security", "exclude_args"])
+def test_an_option_that_keeps_somebody_out_is_refused_and_not_passed_over(option: str) -> None:
+    """Without the check that the program names, everybody could do what it guards."""
+    mcp = standalone.FastMCP("guarded")
+    guards: dict[str, Any] = {option: [lambda context: False]}
+    for register in (mcp.tool(**guards), mcp.resource("a://{isbn}", **guards), mcp.prompt(**guards)):
+        with pytest.raises(TypeError, match=option):
+            register(lambda isbn: isbn)
+    assert not mcp.engine.registry.tools
+
+
+def test_sign_in_by_the_environment_is_refused_and_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fastmcp 2 takes a provider from a variable; a server that ignored it would be open."""
+    monkeypatch.setenv("FASTMCP_SERVER_AUTH", "fastmcp.server.auth.providers.jwt.JWTVerifier")
+    with pytest.raises(ValueError, match="FASTMCP_SERVER_AUTH"):
+        standalone.FastMCP("open")
 
 
 async def test_the_application_serves_the_programs_path_and_routes() -> None:
