@@ -60,7 +60,7 @@ class PlainScreen:
     def show(self, event: Event) -> None:
         """See `Screen`."""
         if isinstance(event, Delta):
-            sys.stdout.write(event.text)
+            sys.stdout.write(safe(event.text) if sys.stdout.isatty() else event.text)
             sys.stdout.flush()
             self._open = True
         elif isinstance(event, Answered):
