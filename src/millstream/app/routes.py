@@ -81,7 +81,9 @@ class Routes:
             # Whether one is public is the program's word, so it must not be about a path of ours.
             taken = self._added.exact.keys() & self._by_path.keys()
             if taken:
-                raise ValueError(f"{min(taken)!r} is a path of Millstream's own here. Use another one for your own route")
+                raise ValueError(
+                    f"{min(taken)!r} is a path of Millstream's own here. Use another one for your own route"
+                )
             self._by_path |= self._added.exact
         for each in self._streams & self._by_path.keys():
             handlers = self._by_path[each]
