@@ -349,7 +349,11 @@ def _known(options: dict[str, Any]) -> dict[str, Any]:
     for name, instead in _GUARDS.items():
         if options.get(name):
             raise TypeError(f"{name}=… isn't supported here, and without it more would be allowed. {instead}.")
-    return {name: value for name, value in options.items() if name not in _OF_OTHERS and name not in _GUARDS and value is not None}
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in _OF_OTHERS and name not in _GUARDS and value is not None
+    }
 
 
 def labels_of(item: Any) -> types.Wire:
