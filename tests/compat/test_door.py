@@ -360,24 +360,6 @@ def test_a_wrong_option_is_refused() -> None:
         FastMCP("half", token_verifier=object())
 
 
-@pytest.mark.parametrize("option", ["auth", "security", "exclude_args"])
-def test_an_option_that_keeps_somebody_out_is_refused_and_not_passed_over(option: str) -> None:
-    """Without the check that the program names, everybody could do what it guards."""
-    mcp = standalone.FastMCP("guarded")
-    guards: dict[str, Any] = {option: [lambda context: False]}
-    for register in (mcp.tool(**guards), mcp.resource("a://{isbn}", **guards), mcp.prompt(**guards)):
-        with pytest.raises(TypeError, match=option):
-            register(lambda isbn: isbn)
-    assert not mcp.engine.registry.tools
-
-
-def test_sign_in_by_the_environment_is_refused_and_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fastmcp 2 takes a provider from a variable; a server that ignored it would be open."""
-    monkeypatch.setenv("FASTMCP_SERVER_AUTH", "fastmcp.server.auth.providers.jwt.JWTVerifier")
-    with pytest.raises(ValueError, match="FASTMCP_SERVER_AUTH"):
-        standalone.FastMCP("open")
-
-
 async def test_the_application_serves_the_programs_path_and_routes() -> None:
     """`streamable_http_path`, `custom_route`, and `session_manager.run()` around it all."""
     mcp = FastMCP("paths", host="shop.example", streamable_http_path="/talk", json_response=True, stateless_http=True)
