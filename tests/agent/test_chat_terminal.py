@@ -1,6 +1,8 @@
 """`millstream chat` as people see it, at terminals of 80 and 120 columns. The rules are our choice."""
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,6 +10,10 @@ from pathlib import Path
 import pytest
 
 from agent_world import ScriptedModel, Step, breaks_off, calls, hangs, says
+from millstream.agent.events import Delta
+from millstream.agent.person import Approval
+from millstream.cli.chatting.asking import Desk
+from millstream.cli.chatting.screen import PlainScreen
 from processes import ROOT
 from terminal_world import Terminal, needs_tmux, terminal
 
@@ -169,3 +175,26 @@ def test_slash_commands(chat: Chat, tmp_path: Path) -> None:
     shown.until("ended with 0")
     kinds = [json.loads(line)["type"] for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
     assert kinds.count("finished") == 3
+
+
+def test_an_answer_steers_no_terminal_that_standard_error_does_not_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``millstream chat … 2>log`` at a terminal: lines are plain then, and the model's control characters stay out."""
+    leader, follower = os.openpty()
+    with open(leader, "rb", buffering=0) as seen, open(follower, "w") as terminal:  # noqa: PTH123  descriptors
+        monkeypatch.setattr(sys, "stdout", terminal)
+        PlainScreen().show(Delta("two \x1b]52;c;cm0=\x07red"))
+        monkeypatch.undo()
+        assert seen.read(100) == "two \ufffd]52;c;cm0=\ufffdred".encode()
+
+
+def test_a_tool_whose_name_has_lines_adds_none_to_what_the_person_is_asked() -> None:
+    """Whoever names a tool could else write the question."""
+    shown: list[str] = []
+
+    class Seen(PlainScreen):
+        def note(self, text: str) -> None:
+            shown.append(text)
+
+    desk = Desk(Seen(), lambda prompt: "no", yes=False)
+    assert not desk.approve(Approval(kind="tool", server="shop", tool="wipe\n of nothing:\n  all: false"))
+    assert not any("\n" in each for each in shown)

@@ -76,6 +76,14 @@ async def test_a_recorded_session_can_be_replayed(kind: str, revision: str, tmp_
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_recording_is_for_its_owner_only_where_the_file_was_there_before(tmp_path: Path) -> None:
+    """Messages hold whatever the server knows."""
+    file = tmp_path / "shop.jsonl"
+    file.touch(0o644)
+    Writer(file, "shop.py", told=print).close()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
 def recording(path: Path, *messages: tuple[str, dict[str, Any]]) -> Path:
     """A recording as `record` makes it."""
     writer = Writer(path, "test", told=print)

@@ -203,8 +203,17 @@ async def test_prompts_resources_templates_and_files_are_read(tmp_path: Path) ->
             "mimeType": "text/html",
             "text": "a/b de",
         }
-        with pytest.raises(Failure):
-            await client.read("page://a/%2e%2e/b")
+        for away in (
+            "a/%2e%2e/b",
+            "a%5c..%5cb",
+            "%2Fetc%2Fpasswd",
+            "/etc/passwd",
+            "C:secret",
+            "a?lang=../b",
+            "a?lang=/b",
+        ):
+            with pytest.raises(Failure, match="not found"):
+                await client.read(f"page://{away}")
         messages = await client.prompt("review", code="x")
     assert [(each["role"], each["content"]["text"]) for each in messages] == [
         ("user", "Review x"),

@@ -10,6 +10,8 @@ import pytest
 from hub_parts import DistantStore, Outlet, encode_line, listen, running
 from millstream.hub import Hub
 from millstream.hub.event import position_id
+from millstream.hub.shared_reads import SharedReads
+from millstream.stores.base import Entry, Gap, Position
 from millstream.stores.memory.store import MemoryStore
 
 
@@ -147,3 +149,41 @@ async def test_a_subscriber_that_leaves_during_a_read_leaves_the_others_theirs()
         assert outlets[1].gaps == []
         assert len(outlets[1].data) == 1_496
         assert await listen(hub)
+
+
+async def test_a_read_under_way_serves_nobody_who_needs_what_came_after_it_began() -> None:
+    """A slow store: what was published since then is in no memory any more, so the old read would leave a hole."""
+    shared, slow = SharedReads(), asyncio.Event()
+
+    def read(*offsets: int) -> Callable[[], Any]:
+        async def found() -> list[Entry]:
+            await slow.wait()
+            return [Entry(Position("epoch", each), b"") for each in offsets]
+
+        return found
+
+    def ask(since: int, floor: int, *offsets: int) -> asyncio.Task[Any]:
+        usable = shared.get(("news",), read(*offsets), since=since, usable=lambda begun: begun >= floor)
+        return asyncio.create_task(usable)
+
+    asked = [ask(2, 0, 1, 2), ask(3, 2, 1, 2, 3), ask(4_000, 3, 1, 2, 3, 4)]
+    await asyncio.sleep(0)
+    slow.set()
+    assert [len(entries) for entries in await asyncio.gather(*asked)] == [2, 2, 4]
+    assert len(await shared.get(("news",), read(), since=4_000)) == 4
+    shared.close()
+
+
+async def test_what_was_read_before_the_store_lost_its_tail_is_told_to_nobody() -> None:
+    """Other events get the places of those that are lost."""
+    store = CountedStore(MemoryStore())
+    async with running(store) as hub:
+        await fill(hub, 1_200)
+        journal = hub._journal
+        await come_back(hub, [place(hub, 10), "lost"])
+        kept = list(journal._shared._kept)
+        assert kept
+        epoch = journal.epoch
+        journal.lost(Gap(epoch, Position(epoch, 1), Position(epoch, 700)))
+        assert not journal._shared._kept
+        assert not journal._shared._bytes

@@ -293,3 +293,49 @@ async def test_a_tool_without_hooks_of_its_own_kind_runs_as_it_does_without_midd
     async with hooked.running() as runtime:
         assert runtime.dispatcher.around is None
     assert NEWEST.date
+
+
+async def test_a_hidden_item_that_fits_too_takes_no_request_past_the_middleware_of_another() -> None:
+    """Our choice: a request passes the hooks of the server whose item answers it."""
+    notes: list[str] = []
+    shelf = Server("shelf", middleware=[Notes(notes)])
+
+    @shelf.resource("book://{isbn}")
+    async def book(isbn: str) -> str:
+        return isbn
+
+    shop = Server("shop")
+
+    @shop.resource("book://{draft}", visible=lambda principal: False)
+    async def drafts(draft: str) -> str:
+        return "nobody sees this"
+
+    shop.mount(shelf)
+    async with connect(shop) as client:
+        notes.clear()
+        assert (await client.read("book://7"))[0]["text"] == "7"
+    assert notes[0] == "message resources/read"
+
+
+async def test_completion_passes_the_middleware_of_the_server_whose_arguments_are_completed() -> None:
+    """Our choice: what a mounted server's middleware refuses stays refused, whatever the method."""
+    notes: list[str] = []
+    shelf = Server("shelf", middleware=[Notes(notes)])
+
+    @shelf.resource("book://{isbn}")
+    async def book(isbn: str) -> str:
+        return isbn
+
+    @shelf.prompt
+    async def review(isbn: str) -> str:
+        return isbn
+
+    shop = Server("shop")
+    shop.mount(shelf, prefix="old")
+    async with connect(shop) as client:
+        names = [each["name"] for each in (await client.request("prompts/list"))["prompts"]]
+        uris = [each["uriTemplate"] for each in (await client.request("resources/templates/list"))["resourceTemplates"]]
+        notes.clear()
+        for ref in ({"type": "ref/prompt", "name": names[0]}, {"type": "ref/resource", "uri": uris[0]}):
+            await client.request("completion/complete", {"ref": ref, "argument": {"name": "isbn", "value": ""}})
+    assert notes == ["message completion/complete"] * 2

@@ -24,6 +24,8 @@ from millstream.app.protection import Protection
 from millstream.app.serving.entry import prepare
 from millstream.server.calls.notes import ignore_message
 from patience import WAIT
+from processes import free_port, millstream
+from workers_world import started, until_async
 
 # A client that goes away while anyio opens a file leaves the file to Python, which closes it at once, and says so.
 pytestmark = [
@@ -311,3 +313,74 @@ async def test_two_pages_cannot_have_one_path_here_or_by_a_mount_and_none_comes_
     async with mcp.running():
         with pytest.raises(Exception, match="before the server runs"):
             mcp.route("/late")(home_page)
+
+
+@pytest.mark.parametrize(
+    ("settings", "path"), [({"sse_path": "/stream"}, "/stream"), ({"messages_path": "/say/"}, "/say")]
+)
+async def test_a_public_route_opens_no_path_of_ours_that_was_moved(settings: dict[str, Any], path: str) -> None:
+    """Our choice: whoever has both a path of MCP and a public route there hears of it at the start."""
+    mcp = Server("shop", auth=auth.keys(KEY), settings=Settings(**settings))
+
+    @mcp.route(path, public=True)
+    async def mine(request: Request) -> Response:
+        return PlainTextResponse("mine")
+
+    with pytest.raises(ValueError, match=path):
+        async with asked(mcp, lane=True):
+            pass
+
+
+@LANES
+async def test_a_private_folder_inside_of_a_public_one_has_no_second_name(lane: bool, tmp_path: Path) -> None:
+    """``/site//staff/plan`` begins as what is public, and names the file of ``/site/staff/plan``."""
+    (tmp_path / "staff").mkdir()
+    (tmp_path / "staff" / "plan").write_text("secret", "utf-8")
+    (tmp_path / "page").write_text("open", "utf-8")
+    mcp = Server("shop", auth=auth.keys(KEY))
+    mcp.static("/site", tmp_path, public=True)
+    mcp.static("/site/staff", tmp_path / "staff")
+    async with asked(mcp, lane=lane) as client:
+        assert (await client.get("/site/page")).text == "open"
+        found = [
+            (await client.get(f"/site{path}")).status_code for path in ("/staff/plan", "//staff/plan", "/%2fstaff/plan")
+        ]
+        assert found == [401, 404, 404]
+
+
+BLOCKING = """
+import time
+from pathlib import Path
+from starlette.background import BackgroundTask
+from starlette.responses import PlainTextResponse
+from millstream import Server
+
+mcp = Server("shop")
+
+def forever():
+    Path(__file__).with_name("begun").touch()
+    time.sleep(3600)
+
+@mcp.route("/blocks")
+def blocks(request):
+    forever()
+
+@mcp.route("/leaves-work")
+async def leaves_work(request):
+    return PlainTextResponse("later", background=BackgroundTask(forever))
+"""
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("path", ["/blocks", "/leaves-work"])
+async def test_a_server_ends_while_a_route_blocks_a_thread(path: str, tmp_path: Path) -> None:
+    """Fixed: it waited for Starlette's thread until somebody killed it."""
+    (tmp_path / "shop.py").write_text(BLOCKING, "utf-8")
+    port = free_port()
+    with started(millstream(str(tmp_path / "shop.py"), port), port, tmp_path / "log") as served:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT) as client:
+            asking = asyncio.create_task(client.get(path))
+            await until_async((tmp_path / "begun").exists)
+            served.process.terminate()
+            assert await asyncio.to_thread(served.process.wait, WAIT) == 0
+            await asyncio.gather(asking, return_exceptions=True)

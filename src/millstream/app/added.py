@@ -9,6 +9,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from secrets import token_hex
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from msgspec import Struct
 
 from millstream.http.asgi.hosted import Application, BrokenReply, Hosted
 from millstream.http.message import Handler, Request, Response, Sink, refusal
+from millstream.server.calls.threads import Threads
 from millstream.telemetry.user_frames import shown_error, with_user_frames
 
 logger = logging.getLogger("millstream")
@@ -29,6 +31,8 @@ _TAKEN = frozenset(
 """What Millstream serves itself, or would with one more part or setting."""
 _TAKEN_BELOW = ("/mcp/", "/tools/", "/assets/", "/dashboard/", "/chat/", "/inspect/", "/.well-known/oauth-")
 METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+_threads = Threads(40)
+"""For plain functions. Starlette's own threads would keep a process that ends until their function does, too."""
 MAX_RANGES: Final = 8
 """Ranges that one request for a file may ask for; with more it gets the whole file."""
 
@@ -179,12 +183,14 @@ def _page(function: Callable[..., Any]) -> Application:
     """What goes on behind a reply: nobody else holds these."""
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
-        from starlette.concurrency import run_in_threadpool  # noqa: PLC0415  loaded by now
+        from starlette.exceptions import HTTPException  # noqa: PLC0415  loaded by now
         from starlette.requests import Request as PageRequest  # noqa: PLC0415
         from starlette.responses import Response as PageResponse  # noqa: PLC0415
 
         request: PageRequest = PageRequest(scope, receive, send)
-        response = await function(request) if awaited else await run_in_threadpool(function, request)
+        if not awaited and _threads.full:
+            raise HTTPException(503, "Too many requests are under way. Try again later.", {"Retry-After": "1"})
+        response = await function(request) if awaited else await _threads.run(function, request)
         if not isinstance(response, PageResponse):
             raise TypeError(
                 f"{function.__name__} gave a {type(response).__name__}; a route returns a response, such as "
@@ -194,7 +200,7 @@ def _page(function: Callable[..., Any]) -> Application:
         try:
             await response(scope, receive, send)
             if background is not None:
-                task = asyncio.create_task(background())
+                task = asyncio.create_task(_finish(background))
                 later.add(task)
                 task.add_done_callback(later.discard)
         finally:
@@ -204,6 +210,19 @@ def _page(function: Callable[..., Any]) -> Application:
                 await end()
 
     return answer
+
+
+async def _finish(background: Any) -> None:
+    """Do what goes on behind a reply: blocking functions in threads that hold up no server that ends."""
+    from starlette.background import BackgroundTask, BackgroundTasks  # noqa: PLC0415  loaded by now
+
+    if isinstance(background, BackgroundTasks):
+        for each in background.tasks:
+            await _finish(each)
+    elif isinstance(background, BackgroundTask) and not background.is_async:
+        await _threads.run_anyway(partial(background.func, *background.args, **background.kwargs))
+    else:
+        await background()
 
 
 def _watched(handler: Handler, show_errors: Callable[[], bool]) -> Handler:

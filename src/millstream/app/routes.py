@@ -78,7 +78,13 @@ class Routes:
             self._add_metrics(render_metrics, health)
         self._added = protection.added
         if self._added is not None:
-            self._by_path = {**self._added.exact, **self._by_path}
+            # Whether one is public is the program's word, so it must not be about a path of ours.
+            taken = self._added.exact.keys() & self._by_path.keys()
+            if taken:
+                raise ValueError(
+                    f"{min(taken)!r} is a path of Millstream's own here. Use another one for your own route"
+                )
+            self._by_path |= self._added.exact
         for each in self._streams & self._by_path.keys():
             handlers = self._by_path[each]
             self._by_path[each] = {**handlers, "GET": of_this_site(handlers["GET"])}

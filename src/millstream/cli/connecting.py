@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 from msgspec import Struct
 
-from millstream.cli.showing import one_line
+from millstream.cli.showing import one_line, safe
 from millstream.client.client import Client
 from millstream.client.errors import (
     AccessDenied,
@@ -107,7 +107,7 @@ def ended(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
     try:
         status = asyncio.run(work()) or 0
     except ClientError as exc:
-        typer.echo(f"Error: {one_line(text_of(exc))}", err=True)
+        typer.echo(f"Error: {safe(one_line(text_of(exc)))}", err=True)
         status = status_of(exc)
     except BrokenPipeError:  # `millstream list … | head`
         sys.stderr.close()
@@ -143,15 +143,15 @@ async def _ask(question: Question) -> Any:
 
 
 def _fill_in(question: Question) -> Any:
-    typer.secho(f"The server asks: {one_line(question.message)}", err=True, bold=True)
+    typer.secho(f"The server asks: {safe(one_line(question.message))}", err=True, bold=True)
     if question.url:
-        return typer.confirm(f"Open {one_line(question.url)} yourself, and go on?", err=True)
+        return typer.confirm(f"Open {safe(one_line(question.url))} yourself, and go on?", err=True)
     answers: dict[str, Any] = {}
     fields: dict[str, Any] = (question.requested_schema or {}).get("properties") or {}
     for name, field in fields.items():
-        text = typer.prompt(
-            one_line(str(field.get("title") or name)), default=question.defaults.get(name, ""), err=True
-        )
+        default = question.defaults.get(name, "")
+        title = safe(one_line(str(field.get("title") or name)))
+        text = typer.prompt(title, default=safe(default) if isinstance(default, str) else default, err=True)
         answers[name] = value_of(str(text), field)
     return answers
 

@@ -22,7 +22,12 @@ def safe(text: str) -> str:
 def print_json(value: Any) -> None:
     """One JSON document, indented at a terminal."""
     text = json.dumps(msgspec.to_builtins(value), indent=2 if sys.stdout.isatty() else None, ensure_ascii=False)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(safe_json(text) + "\n")
+
+
+def safe_json(text: str) -> str:
+    """JSON for standard output. At a terminal, what steers it is escaped: JSON itself lets some of that stand."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) if sys.stdout.isatty() else text
 
 
 def print_text(text: str, to: TextIO | None = None) -> None:

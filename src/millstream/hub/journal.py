@@ -112,6 +112,7 @@ class Journal:
 
     def lost(self, gap: Gap) -> None:
         """This worker missed some events, or the store lost some that it had delivered."""
+        self._shared.forget()  # the places of lost events are given to others
         oldest, newest = gap.oldest, gap.newest
         if gap.epoch != self.epoch:
             self.epoch, self.offset = gap.epoch, 0

@@ -8,6 +8,7 @@ bounded in bytes and in time; what didn't fit is read again.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 from msgspec import Struct
@@ -32,15 +33,25 @@ class _Kept(Struct):
     end: asyncio.TimerHandle
 
 
+class _Reading(Struct, eq=False):
+    """A read that is under way."""
+
+    since: int
+    """Where the worker stood when it began."""
+    future: asyncio.Future[Sequence[Entry]]
+
+
 class SharedReads:
     """The reads of one worker."""
 
-    __slots__ = ("_bytes", "_kept", "_reading")
+    __slots__ = ("_bytes", "_futures", "_kept", "_reading")
 
     def __init__(self) -> None:
         self._kept: dict[Key, _Kept] = {}
-        self._reading: dict[Key, asyncio.Future[Sequence[Entry]]] = {}
-        """Reads that are under way."""
+        self._reading: dict[Key, _Reading] = {}
+        """Reads that are under way, and may still serve whoever comes."""
+        self._futures: set[asyncio.Future[Sequence[Entry]]] = set()
+        """All that are under way."""
         self._bytes = 0
 
     async def page(self, log: EventLog, stream: str, after: Position) -> Sequence[Entry]:
@@ -96,16 +107,26 @@ class SharedReads:
         if kept is not None and usable(kept.since):
             return kept.entries
         reading = self._reading.get(key)
-        if reading is None:
-            reading = self._reading[key] = asyncio.ensure_future(_as_coroutine(read))
-            reading.add_done_callback(lambda done: self._done(key, done, since, final))
-        return await asyncio.shield(reading)
+        if reading is None or not usable(reading.since):
+            future = asyncio.ensure_future(_as_coroutine(read))
+            reading = self._reading[key] = _Reading(since, future)
+            self._futures.add(future)
+            future.add_done_callback(partial(self._done, key, reading, final))
+        return await asyncio.shield(reading.future)
 
     def _done(
-        self, key: Key, done: asyncio.Future[Sequence[Entry]], since: int, final: Callable[[Sequence[Entry]], bool]
+        self,
+        key: Key,
+        reading: _Reading,
+        final: Callable[[Sequence[Entry]], bool],
+        done: asyncio.Future[Sequence[Entry]],
     ) -> None:
+        self._futures.discard(done)
+        failed = done.cancelled() or done.exception() is not None
+        if self._reading.get(key) is not reading:
+            return  # it began too long ago, or before events were lost
         del self._reading[key]
-        if done.cancelled() or done.exception() is not None or not final(done.result()):
+        if failed or not final(done.result()):
             return
         self._drop(key)
         entries = done.result()
@@ -114,7 +135,7 @@ class SharedReads:
             self._drop(next(iter(self._kept)))
         if size <= KEPT_BYTES:
             end = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._drop, key)
-            self._kept[key] = _Kept(entries, since, size, end)
+            self._kept[key] = _Kept(entries, reading.since, size, end)
             self._bytes += size
 
     def _drop(self, key: Key) -> None:
@@ -123,12 +144,17 @@ class SharedReads:
             kept.end.cancel()
             self._bytes -= kept.size
 
-    def close(self) -> None:
-        """Keep nothing, and stop what is being read."""
+    def forget(self) -> None:
+        """What was read counts no more, and what is being read serves only those who wait for it."""
         for key in list(self._kept):
             self._drop(key)
-        for reading in list(self._reading.values()):
-            reading.cancel()
+        self._reading.clear()
+
+    def close(self) -> None:
+        """Keep nothing, and stop what is being read."""
+        self.forget()
+        for future in list(self._futures):
+            future.cancel()
 
 
 def _is_full(entries: Sequence[Entry]) -> bool:

@@ -10,6 +10,8 @@ import pytest
 
 from issuing_world import BACK, FORM, OTHER, RESOURCE, URL, Browser, Clock, Desk, authorization
 from millstream.auth.issuing.provider import Provider
+from millstream.auth.issuing.ways import User
+from millstream.protocol.principal import EVERYTHING
 from patience import WAIT
 
 NATIVE = "http://127.0.0.1:7777/back"
@@ -174,6 +176,21 @@ async def test_a_person_who_was_removed_is_not_signed_in_any_more(desk: Desk) ->
     id, browser = await consented(desk)
     desk.people.remove("ada")
     assert 'name="password"' in (await browser.open(id, scope="orders:read")).text
+
+
+async def test_what_was_agreed_to_before_a_new_password_is_asked_again(desk: Desk) -> None:
+    """Whoever knew the old one may have agreed; and a namesake has agreed to nothing."""
+    id, browser = await consented(desk)
+    desk.people.people["ada"] = ("new horse", User("ada", "Ada", (EVERYTHING,), since=2.0))
+    page = await browser.open(id, scope="orders:read")
+    assert 'name="password"' in page.text
+    other = await desk.register()
+    reply = await browser.answer(
+        await browser.open(other["client_id"]), name="ada", password="new horse", answer="allow"
+    )
+    assert "code" in reply.answer
+    again = await browser.open(id, scope="orders:read")
+    assert (again.status, 'name="password"' in again.text) == (200, False)
 
 
 async def test_a_provider_can_ask_each_time(desk: Desk) -> None:

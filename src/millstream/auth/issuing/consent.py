@@ -275,4 +275,6 @@ class Consent:
 
 
 def _agreed_key(user: User, client: Client) -> str:
-    return f"oauth-agreed:{digest(f'{len(user.subject)}:{user.subject}{client.id}')}"
+    """Of this very person: a namesake, or the same one with a new password, has agreed to nothing."""
+    who = f"{len(user.subject)}:{user.subject}{user.since}"
+    return f"oauth-agreed:{digest(f'{len(who)}:{who}{client.id}')}"

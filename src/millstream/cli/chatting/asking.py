@@ -115,7 +115,7 @@ def _described(request: Approval) -> list[str]:
     if request.kind == "sampling":
         return [f"{request.server} wants to ask the model: {short(request.text)}"]
     about = f" ({one_line(request.description)[:200]})" if request.description else ""
-    lines = [f"The model wants to run {request.tool} of {request.server}{about}:"]
+    lines = [f"The model wants to run {one_line(request.tool)} of {one_line(request.server)}{about}:"]
     return lines + [
         f"  {one_line(name)}: {short(json.dumps(value, ensure_ascii=False))}"
         for name, value in request.arguments.items()

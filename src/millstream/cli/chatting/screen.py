@@ -18,7 +18,7 @@ from millstream.agent.events import (
     Sampled,
     Waiting,
 )
-from millstream.cli.showing import one_line, safe
+from millstream.cli.showing import one_line, safe, safe_json
 
 ENDINGS = {
     "rounds": "Stopped after {rounds} rounds of tool calls (--max-rounds). Say “go on” to continue.",
@@ -60,7 +60,7 @@ class PlainScreen:
     def show(self, event: Event) -> None:
         """See `Screen`."""
         if isinstance(event, Delta):
-            sys.stdout.write(event.text)
+            sys.stdout.write(safe(event.text) if sys.stdout.isatty() else event.text)
             sys.stdout.flush()
             self._open = True
         elif isinstance(event, Answered):
@@ -97,12 +97,12 @@ class JsonScreen(PlainScreen):
 
     def show(self, event: Event) -> None:
         """See `Screen`."""
-        sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
+        sys.stdout.write(safe_json(msgspec.json.encode(event).decode()) + "\n")
         sys.stdout.flush()
 
     def fail(self, text: str) -> None:
         """See `Screen`."""
-        sys.stdout.write(json.dumps({"type": "failed", "error": text}, ensure_ascii=False) + "\n")
+        sys.stdout.write(safe_json(json.dumps({"type": "failed", "error": text}, ensure_ascii=False)) + "\n")
         sys.stdout.flush()
         self.note(f"Error: {text}")
 

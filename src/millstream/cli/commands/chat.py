@@ -36,7 +36,7 @@ from millstream.cli.connecting import (
     pairs,
     status_of,
 )
-from millstream.cli.showing import one_line, print_rows
+from millstream.cli.showing import one_line, print_rows, print_text
 from millstream.client.errors import ClientError, TargetError
 from millstream.client.options import Options
 from millstream.client.targets import Target as ClientTarget
@@ -246,7 +246,7 @@ def _print(rows: Rows) -> None:
     if any(about for _, about in rows):
         print_rows(rows, ["NAME", "DESCRIPTION"])
     else:
-        typer.echo("\n".join(name for name, _ in rows) or "There are none.")
+        print_text("\n".join(name for name, _ in rows) or "There are none.")
 
 
 def _status(exc: Exception) -> int:

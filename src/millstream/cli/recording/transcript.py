@@ -6,6 +6,7 @@ server. Text that's no message stands under ``text``. A file may hold several se
 
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -47,6 +48,8 @@ class Writer:
         """
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            if os.name != "nt" and stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.fchmod(descriptor, 0o600)  # it may have been there before
         except OSError as exc:
             raise CommandError(f"{path} can't be written: {exc.strerror}.") from exc
         self._file = os.fdopen(descriptor, "ab")

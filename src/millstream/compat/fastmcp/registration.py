@@ -330,12 +330,30 @@ class Registration:
         self.offered.refresh()
 
 
-_OF_OTHERS = frozenset(("version", "app", "task", "auth", "security", "exclude_args", "serializer"))
+_OF_OTHERS = frozenset(("version", "app", "task", "serializer"))
 """Options of fastmcp that the door takes and that change nothing."""
+_GUARDS = {
+    "auth": "Ask get_access_token() in the function, or register it with @mcp.engine.tool(scopes=…)",
+    "security": "Values that lead out of a folder are always refused; leave the option out if that is enough",
+    "exclude_args": "Use Depends(…) as the default: clients don't see such a parameter",
+}
+"""Options of fastmcp that keep somebody from something, and what does that here."""
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name not in _OF_OTHERS and value is not None}
+    """The options that the door has.
+
+    Raises:
+        TypeError: without one of the others, more would be allowed than the program says.
+    """
+    for name, instead in _GUARDS.items():
+        if options.get(name):
+            raise TypeError(f"{name}=… isn't supported here, and without it more would be allowed. {instead}.")
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in _OF_OTHERS and name not in _GUARDS and value is not None
+    }
 
 
 def labels_of(item: Any) -> types.Wire:

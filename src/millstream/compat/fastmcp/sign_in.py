@@ -1,5 +1,6 @@
 """Sign-in as the other libraries configure it: settings, and a verifier that tells whose a token is."""
 
+import os
 import time
 from contextlib import suppress
 from typing import Any, Protocol
@@ -10,6 +11,8 @@ from millstream.compat.pydantic_parts import BaseModel, Field
 from millstream.compat.types import Url
 from millstream.protocol.principal import Principal
 
+_BY_ENVIRONMENT = "FASTMCP_SERVER_AUTH"
+"""The variable by which a program for fastmcp 2 may have its callers sign in."""
 _SECONDS = 10.0
 """How long a verifier's word counts where the token does not end earlier."""
 
@@ -115,6 +118,11 @@ def method_of(auth: Any, verifier: Any, provider: Any) -> VerifierMethod | None:
     if auth is None:
         if verifier is not None or provider is not None:
             raise ValueError("Cannot specify auth_server_provider or token_verifier without auth settings")
+        if os.environ.get(_BY_ENVIRONMENT):
+            raise ValueError(
+                f"{_BY_ENVIRONMENT} is set, and sign-in by the environment isn't supported here: without it everybody "
+                "would get in. Pass auth=… to the server, or unset the variable."
+            )
         return None
     if verifier is not None and provider is not None:
         raise ValueError("Cannot specify both auth_server_provider and token_verifier")

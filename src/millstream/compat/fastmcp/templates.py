@@ -19,6 +19,7 @@ _VARIABLE = re.compile(r"\{([\w-]+)(\*?)\}")
 _KEPT = "%/:?#[]@!$&'()*+,;=~"
 """Characters that are not encoded when a URI is compared."""
 _QUERY = re.compile(r"\{\?([\w,]+)\}")
+_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 
 
 class ResourceTemplate:
@@ -148,11 +149,15 @@ class UriPattern:
         found = self._path.fullmatch(quote(path, safe=_KEPT))
         if found is None:
             return None
-        values = {name: unquote(value) for name, value in found.groupdict().items()}
-        if any("\0" in value or ".." in value.split("/") for value in values.values()):
-            return None  # functions use values as file names
         asked = parse_qs(query)
-        return {**values, **{name: asked[name][0] for name in self.query if name in asked}}
+        values = {name: unquote(value) for name, value in found.groupdict().items()}
+        values |= {name: asked[name][0] for name in self.query if name in asked}
+        return None if any(map(_leads_away, values.values())) else values
+
+
+def _leads_away(value: str) -> bool:
+    """Whether a value, as the name of a file on any system, would be outside of its folder: functions use it so."""
+    return "\0" in value or _ABSOLUTE.match(value) is not None or ".." in re.split(r"[/\\]", value)
 
 
 def _piece(text: str) -> str:

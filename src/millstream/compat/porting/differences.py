@@ -20,9 +20,11 @@ OPTIONS: Mapping[str, str] = {
 
 MEMBERS: Mapping[str, str] = {
     "lifespan": "entered once for the server, not for each session",
-    "tool": "works without parentheses, too; plain functions run in a thread (run_in_thread=False for the loop)",
+    "tool": "works without parentheses, too; plain functions run in a thread (run_in_thread=False for the loop); auth= "
+    "and exclude_args= are refused",
     "prompt": "works without parentheses, too",
-    "resource": "the number and the names of variables are checked as the library does",
+    "resource": "the number and the names of variables are checked as the library does; auth= and security= are "
+    "refused",
     "mount": "what is added later is there, too; names get the prefix and an underscore",
     "import_server": "the same as mount: what is added later is there, too",
     "run": "over HTTP, Streamable HTTP and HTTP+SSE are both served, whichever is named",

@@ -29,13 +29,18 @@ class Threads:
         self._jobs: Jobs = SimpleQueue()
         """Never longer than there are threads: a call without a slot is refused."""
 
+    @property
+    def full(self) -> bool:
+        """Every thread is busy."""
+        return self._free <= 0
+
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run in a worker thread.
 
         Raises:
             ToolError: every thread is busy.
         """
-        if self._free <= 0:
+        if self.full:
             raise ToolError(f"All {self.size} worker threads are busy. Try again later.")
         loop = asyncio.get_running_loop()
         self._free -= 1

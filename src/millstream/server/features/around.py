@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream.protocol.json_schema import is_object
 from millstream.protocol.jsonrpc import encode
 from millstream.server.calls.call import Call
 from millstream.server.calls.context import shared_context
@@ -42,7 +43,7 @@ class Around:
         if call.method in _LISTS:
             handler = self._listing(handler)
         params = _object(call.params)
-        hooks = [(each, hook) for each in self._path(call.method, params) for hook in each.message]
+        hooks = [(each, hook) for each in self._path(call, params) for hook in each.message]
         if not hooks:
             return await handler(call)
 
@@ -57,16 +58,19 @@ class Around:
             chain = _with(hook, chain, call, each.home)
         return _encoded(await chain(MessageRequest(call.method, params, shared_context(call, self._hooks.home))))
 
-    def _path(self, method: str, params: dict[str, Any]) -> tuple[Hooks, ...]:
+    def _path(self, call: Call, params: dict[str, Any]) -> tuple[Hooks, ...]:
         """Whose hooks a request passes: this server's, then those of each server through which its item is mounted."""
         item: Any = None
-        registry, name = self._registry, params.get("name")
+        method, registry, name = call.method, self._registry, params.get("name")
         if method == "tools/call" and isinstance(name, str):
             item = registry.tools.get(name)
         elif method == "prompts/get" and isinstance(name, str):
             item = registry.prompts.get(name)
+        elif method == "completion/complete":
+            item = _completed(registry, params.get("ref"))
         elif method in _ABOUT_URI and isinstance(uri := params.get("uri"), str):
-            item, _ = find_readable(registry, uri)
+            # The one that the handler will find: of several that fit, the first that the caller sees.
+            item, _ = find_readable(registry, uri, lambda each: each.visible is None or each.visible(call.principal))
         return (self._hooks,) if item is None else item.path or (self._hooks,)
 
     def _listing(self, handler: Handler) -> Handler:
@@ -103,6 +107,15 @@ class Around:
 
 
 _ABOUT_URI = frozenset(("resources/read", "resources/subscribe", "resources/unsubscribe"))
+
+
+def _completed(registry: Registry, reference: Any) -> Any:
+    """The prompt or template whose argument a request completes."""
+    if not is_object(reference):
+        return None
+    if reference.get("type") == "ref/prompt":
+        return registry.prompts.get(str(reference.get("name")))
+    return registry.templates.get(str(reference.get("uri")))
 
 
 def _with(hook: Hook, inside: Next, call: Call, home: object) -> Next:

@@ -1,0 +1,74 @@
+"""What a server says steers no terminal, whichever command shows it. A real one: a pseudoterminal."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import typer
+
+from millstream.agent.events import Returned
+from millstream.cli.chatting.screen import JsonScreen
+from millstream.cli.commands.chat import _print
+from millstream.cli.connecting import _fill_in, ended
+from millstream.cli.showing import print_json
+from millstream.client.errors import Failure
+from millstream.client.questions import Question
+
+BAD = "\x1b]52;c;cm0=\x07\x9b31m\u202e"
+
+
+@contextmanager
+def at_a_terminal(patch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
+    """Standard output and standard error are a terminal; gives what reads it."""
+    leader, follower = os.openpty()
+    with open(leader, "rb", buffering=0) as seen, open(follower, "w", encoding="utf-8") as terminal:  # noqa: PTH123
+        patch.setattr(sys, "stdout", terminal)
+        patch.setattr(sys, "stderr", terminal)
+
+        def read() -> str:
+            terminal.flush()
+            patch.undo()
+            return seen.read(4000).decode()
+
+        yield read
+
+
+def says_bad() -> None:
+    """The error of a server."""
+
+    async def fail() -> int:
+        raise Failure(-1, BAD)
+
+    with pytest.raises(typer.Exit):
+        ended(fail)
+
+
+def asks_bad() -> None:
+    """A question of a server, with nothing to fill in."""
+    _fill_in(Question(message=BAD, requested_schema={"type": "object", "properties": {}}))
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        lambda: print_json({"text": BAD}),
+        lambda: JsonScreen().show(Returned("1", "shop", BAD, BAD, "done")),
+        lambda: _print([(BAD, "")]),
+        says_bad,
+        asks_bad,
+    ],
+    ids=["JSON", "events", "rows", "an error", "a question"],
+)
+def test_control_characters_of_a_server_stay_out_of_a_terminal(
+    show: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They could rewrite what stands there, or fill the clipboard."""
+    with at_a_terminal(monkeypatch) as read:
+        show()
+        shown = read()
+    assert "52;c;cm0=" in shown
+    assert not {"\x1b]", "\x07", "\x9b", "\u202e"} & {
+        shown[at : at + size] for at in range(len(shown)) for size in (1, 2)
+    }
