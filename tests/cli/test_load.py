@@ -1,5 +1,7 @@
 """Finding the server a person means, and saying what is wrong in terms of their code."""
 
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from millstream.app.serving.errors import CommandError, report
 from millstream.cli.load import load, split_target
+from patience import WAIT
 
 ONE = 'from millstream import Server\nshop = Server("shop")\n'
 TWO = 'from millstream import Server\nfirst = Server("first")\nsecond = Server("second")\n'
@@ -246,3 +249,28 @@ def test_a_report_has_what_why_and_what_to_do(capsys: pytest.CaptureFixture[str]
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "Error: It broke.\n  line 1\n\n  Why:  Because.\n  Do:   Mend it.\n"
+
+
+EXTRAS = {
+    "auth.jwt(issuer='i', audience='http://a/mcp', secret='s' * 32)": ("joserfc", "auth"),
+    "auth.users(file='users.json')": ("argon2", "auth"),
+    "__import__('millstream.compat.fastmcp')": ("pydantic", "pydantic"),
+    "@Server('x').tool(input_schema={'type': 'object'})\ndef f(arguments: dict) -> str: ...": ("jsonschema_rs", "schema"),
+}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("code", EXTRAS)
+def test_what_needs_an_extra_says_which_one_to_install_and_shows_no_frames(code: str, tmp_path: Path) -> None:
+    """Installing the package by its own name would do for one of them, and not for its version."""
+    package, extra = EXTRAS[code]
+    source = f"import sys; sys.modules[{package!r}] = None\nfrom millstream import Server, auth\n{code}\n"
+    (tmp_path / "shop.py").write_text(source)
+    done = subprocess.run(
+        [sys.executable, "-m", "millstream", "run", "shop.py", "--port", "0"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=WAIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "needs an extra package.\n  Why:  line 3 of shop.py asks for it.\n" in done.stderr
+    assert f"  Do:   Run: pip install 'millstream[{extra}]'\n" in done.stderr
+    assert "File " not in done.stderr

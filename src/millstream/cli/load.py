@@ -15,6 +15,7 @@ from types import ModuleType
 from millstream.app import Server
 from millstream.app.serving.errors import CommandError, importing, place_of, show_failure
 from millstream.config import VariableError
+from millstream.protocol.errors import MissingExtra
 from millstream.telemetry.user_frames import user_frames
 
 CUSTOMARY_NAMES = ("mcp", "server", "app")
@@ -161,6 +162,9 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
             fix="Correct it or unset it; help(millstream.Settings) has all of them.",
         )
     frames = user_frames(exc)
+    if isinstance(exc, MissingExtra):
+        where = place_of(exc, frames)
+        return CommandError(exc.what, why=f"{where} asks for it.", fix=f"Run: {exc.remedy}")
     detail = show_failure(exc, frames)
     if isinstance(exc, ModuleNotFoundError) and exc.name:
         return CommandError(

@@ -8,6 +8,7 @@ import typer
 
 from millstream.app.serving.errors import CommandError
 from millstream.cli.showing import print_json, print_rows
+from millstream.protocol.errors import MissingExtra
 
 if TYPE_CHECKING:
     from millstream.compat.porting.survey import Survey
@@ -22,6 +23,12 @@ def port(
     """Show what a program uses of the official SDK's server module or of fastmcp, and whether it's here.
 
     Nothing is run. Exits 0 if everything is here, 1 if something is missing, 2 if the program uses neither library.
+
+    **Examples**
+
+    - `millstream port server.py`: what it uses, line by line
+
+    - `millstream port server.py --write`: change its imports, if everything is here
     """
     source = _read(file)
     found = _survey(source, file)
@@ -46,8 +53,8 @@ def _read(file: Path) -> str:
 def _survey(source: str, file: Path) -> "Survey":
     try:
         from millstream.compat.porting.survey import survey  # noqa: PLC0415  it needs an extra
-    except ImportError as error:
-        raise CommandError(str(error), fix="Install the extra: pip install 'millstream[pydantic]'") from error
+    except MissingExtra as error:
+        raise CommandError(error.what, fix=f"Run: {error.remedy}") from error
     try:
         return survey(source, str(file))
     except SyntaxError as error:
