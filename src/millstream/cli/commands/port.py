@@ -47,7 +47,8 @@ def _read(file: Path) -> str:
     try:
         return file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{file} cannot be read: {error}.", fix="Give a Python file.") from error
+        why = error.strerror if isinstance(error, OSError) else "it isn't UTF-8"
+        raise CommandError(f"{file} can't be read: {why}.", fix="Give a Python file.") from error
 
 
 def _survey(source: str, file: Path) -> "Survey":
