@@ -251,6 +251,39 @@ def test_watch_prints_changes_as_they_happen(server: Shared) -> None:
 
 
 @pytest.mark.server
+def test_an_unknown_command_and_completion_need_no_extra() -> None:
+    """A fixed defect: without the extra `auth`, a typo in a command ended in a traceback."""
+    for words, says in ((["rnu"], "No such command 'rnu'"), (["completion", "bash"], ""), (["users", "list"], "[auth]")):
+        program = f"import sys; sys.modules['argon2'] = None; sys.argv[1:] = {words}\n"
+        done = subprocess.run(
+            [sys.executable, "-c", f"{program}from millstream.cli import main; main()"],
+            capture_output=True, text=True, timeout=WAIT, check=False, env=OWN,
+        )  # fmt: skip
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.server
+def test_a_name_that_the_server_has_not_is_told_with_the_nearest() -> None:
+    """The server's own sentence doesn't say what there is."""
+    done = run("call", SHOP, "ordr")
+    assert (done.returncode, done.stderr) == (1, "Error: The server has no tool 'ordr'. Did you mean order?\n")
+    done = run("prompt", SHOP, "zzz")
+    assert done.returncode == 1
+    assert "The server has no prompt 'zzz'. It has: " in done.stderr
+
+
+@pytest.mark.server
+def test_a_tool_that_asks_a_person_says_so_where_nobody_can_be_asked() -> None:
+    """`Missing required client capability` tells a person nothing."""
+    done = run("call", SHOP, "deliver")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "Error: The server wants to ask a person, and there's no terminal here to ask at. Run this at a terminal.\n",
+    )
+
+
+@pytest.mark.server
 def test_doctor_goes_step_by_step(server: Shared) -> None:
     """What is well, and at which step it ends."""
     url = f"http://127.0.0.1:{server.port()}"

@@ -6,7 +6,9 @@ The rules are our choice; each test that needs a shell that isn't there says so.
 import json
 import shutil
 import subprocess
+from enum import StrEnum
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.main import get_command
@@ -28,6 +30,21 @@ ASKED = [
     (["keys", "add", "--sc"], {"--scope"}),
     (["completion", "--in"], {"--install"}),
 ]
+
+
+class _Later(StrEnum):
+    http = "http"
+    stdio = "stdio"
+
+
+def test_choices_are_found_where_either_line_of_typer_keeps_them() -> None:
+    """A fixed defect: 0.29 has no `type` any more, and `millstream completion` ended in a traceback."""
+    option = SimpleNamespace(
+        param_type_name="option", opts=["--transport"], secondary_opts=[], help="", is_flag=False,
+        type_descriptor=SimpleNamespace(annotation=_Later),
+    )  # fmt: skip
+    top = commands(SimpleNamespace(params=[option], commands={}))[0]
+    assert top.options[0].choices == ("http", "stdio")
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,11 @@ async def status(asked: Asked, line: str, more: str = "") -> None:
     await asked.reply(b"no", status=line, type="text/plain", more=more)
 
 
+async def problem(asked: Asked) -> None:
+    said = b'{"status":403,"detail":"The key is old."}'
+    await asked.reply(said, status="403 Forbidden", type="application/problem+json")
+
+
 async def page(asked: Asked) -> None:
     await asked.reply(b"<!doctype html><title>Hello</title>", type="text/html")
 
@@ -100,6 +105,7 @@ CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
     (lambda asked: status(asked, "500 Oops"), 3, "failed with status 500", ()),
     (lambda asked: status(asked, "401 Unauthorized"), 4, r"wants credentials \(401\)\. .*--login.*--header", ()),
     (lambda asked: status(asked, "403 Forbidden"), 4, r"\(403\)", ()),
+    (problem, 4, r"\(403\): The key is old\.$", ()),
     (lambda asked: status(asked, "302 Found", "Location: https://example.com/\r\n"), 3, "redirects to", ()),
     (unknown, 3, "1999-01-01", ()),
     (discovering(hang), 5, r"did not answer \S+ within 0\.3 seconds", ("--timeout", "0.3")),
@@ -159,6 +165,7 @@ async def test_tls_that_is_not_trusted_or_not_there(unasked: int) -> None:
 
 PROGRAMS = [
     ("import sys; sys.exit('no such database')", 3, "It last said: no such database", WAIT),
+    ("import sys; sys.exit('Error: no\\n  Why: old\\n  Do: go')", 3, "It last said: Error: no Why: old Do: go", WAIT),
     ("print('Welcome!')\nimport time; time.sleep(600)", 5, "did not answer", 0.2),
     ("while True: print('x' * 10)", 1, "writes text to its standard output", WAIT),
 ]

@@ -1,5 +1,7 @@
 """Finding the server a person means, and saying what is wrong in terms of their code."""
 
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from millstream.app.serving.errors import CommandError, report
 from millstream.cli.load import load, split_target
+from patience import WAIT
 
 ONE = 'from millstream import Server\nshop = Server("shop")\n'
 TWO = 'from millstream import Server\nfirst = Server("first")\nsecond = Server("second")\n'
@@ -246,3 +249,44 @@ def test_a_report_has_what_why_and_what_to_do(capsys: pytest.CaptureFixture[str]
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "Error: It broke.\n  line 1\n\n  Why:  Because.\n  Do:   Mend it.\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ("auth.keys(file='none.json')", "The key file none.json can't be read"),
+        ("auth.users(file='none.json')", "The user file none.json can't be read"),
+    ],
+)
+def test_a_mistake_in_the_setup_is_told_in_its_own_words(folder: Path, code: str, what: str) -> None:
+    """Neither the name of our error nor a traceback says more."""
+    (folder / "shop.py").write_text(f"from millstream import Server, auth\nmcp = Server('x', auth={code})\n")
+    error = failure("shop.py")
+    assert error.what.startswith(what)
+    assert error.why == "Line 2 of shop.py needs it."
+    assert not error.detail
+
+
+EXTRAS = {
+    "auth.jwt(issuer='i', audience='http://a/mcp', secret='s' * 32)": ("joserfc", "auth"),
+    "auth.users(file='users.json')": ("argon2", "auth"),
+    "__import__('millstream.compat.fastmcp')": ("pydantic", "pydantic"),
+    "@Server('x').tool(input_schema={'type': 'object'})\ndef f(arguments: dict) -> str: ...": ("jsonschema_rs", "schema"),
+}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("code", EXTRAS)
+def test_what_needs_an_extra_says_which_one_to_install_and_shows_no_frames(code: str, tmp_path: Path) -> None:
+    """Installing the package by its own name would do for one of them, and not for its version."""
+    package, extra = EXTRAS[code]
+    source = f"import sys; sys.modules[{package!r}] = None\nfrom millstream import Server, auth\n{code}\n"
+    (tmp_path / "shop.py").write_text(source)
+    done = subprocess.run(
+        [sys.executable, "-m", "millstream", "run", "shop.py", "--port", "0"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=WAIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "needs an extra package.\n  Why:  Line 3 of shop.py asks for it.\n" in done.stderr
+    assert f"  Do:   Run: pip install 'millstream[{extra}]'\n" in done.stderr
+    assert "File " not in done.stderr

@@ -46,6 +46,14 @@ def run(*arguments: str, given: str = "", cwd: Path = ROOT) -> subprocess.Comple
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("option", ["--auth-key", "--auth-keys", "--tls-cert", "--tls-key"])
+def test_an_empty_option_never_leaves_a_server_unprotected(option: str) -> None:
+    """A fixed defect: `--auth-keys "$KEYS"` without that variable served everybody."""
+    done = run("run", "examples/greet.py", option, "", "--port", "0")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: {option} is empty.")
+
+
 def post(port: int, message: Any, path: str = "/mcp", **headers: str) -> tuple[dict[str, str], Any]:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", json.dumps(message).encode(), {"content-type": "application/json", **headers}

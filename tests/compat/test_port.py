@@ -55,6 +55,7 @@ def test_only_the_modules_of_imports_change() -> None:
         ("from mcp.server.fastmcp import FastMCP\n", 0, "here"),
         ("from mcp.server.lowlevel import Server\n", 1, "MISSING"),
         ("print('hello')\n", 2, ""),
+        ("from millstream import Context, Server\n\ndef f(ctx: Context) -> None:\n    ctx.shop\n", 2, ""),
     ],
 )
 def test_the_exit_code_says_whether_all_is_here(tmp_path: Path, source: str, code: int, said: str) -> None:

@@ -362,9 +362,12 @@ def _rules(
 ) -> "Rules":
     from millstream.auth.claims import Rules  # noqa: PLC0415
     from millstream.auth.key_file import check_scopes  # noqa: PLC0415
-    from millstream.http.outbound import check_url  # noqa: PLC0415
+    from millstream.http.outbound import OutboundError, check_url  # noqa: PLC0415
 
-    check_url(issuer)
+    try:
+        check_url(issuer)
+    except OutboundError:
+        raise ValueError("The issuer is an https URL, or an http URL of this machine, without a user name.") from None
     parts = urlsplit(audience)
     if not audience or parts.fragment or " " in audience or not audience.isprintable() or '"' in audience:
         raise ValueError("audience is this server's own URL, such as https://mcp.example.com/mcp, without a fragment")

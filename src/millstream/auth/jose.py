@@ -9,12 +9,17 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
-from joserfc import jws
-from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, JWKRegistry, OctKey
 from msgspec import Struct
 
+from millstream.protocol.errors import MissingExtra
 from millstream.protocol.json_schema import is_array, is_object
+
+try:
+    from joserfc import jws
+    from joserfc.errors import JoseError
+    from joserfc.jwk import ECKey, JWKRegistry, OctKey
+except ImportError:
+    raise MissingExtra("Checking tokens", "auth") from None
 
 ASYMMETRIC = ("ES256", "ES384", "ES512", "Ed25519", "EdDSA", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")
 """Algorithms whose verification needs no secret. The first two letters say which keys they take."""

@@ -1,8 +1,9 @@
 """What the commands that use a server share: their options, the connection, and how errors end a command."""
 
 import asyncio
+import difflib
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, cast
 
 import typer
@@ -15,6 +16,7 @@ from millstream.client.errors import (
     ClientError,
     ConnectFailed,
     ConnectionLost,
+    Failure,
     NoAnswer,
     NotMcp,
     TargetError,
@@ -22,6 +24,7 @@ from millstream.client.errors import (
 )
 from millstream.client.options import Options
 from millstream.client.questions import Elicit, Question
+from millstream.protocol.errors import MISSING_CLIENT_CAPABILITY
 
 FAILED, UNREACHABLE, DENIED, LATE = 1, 3, 4, 5
 """Exit statuses: what was asked for failed, there's no connection, no access, no answer in time. 2 is wrong use."""
@@ -118,9 +121,31 @@ def ended(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
 
 def text_of(error: ClientError) -> str:
     """What an error says, with the way out that the command line has."""
-    if isinstance(error, AccessDenied) and error.status == 401:
+    if isinstance(error, AccessDenied) and error.remedy:
         return f'{error.message} Log in with --login, or send a key: --header "Authorization: Bearer …".'
+    if isinstance(error, Failure) and error.code == MISSING_CLIENT_CAPABILITY:
+        return _cannot(error)
     return str(error)
+
+
+def _cannot(error: Failure) -> str:
+    """What the server asks of a client, where this command can't do it."""
+    data: Any = error.data
+    needed: Any = data.get("requiredCapabilities") if isinstance(data, dict) else None
+    names = [str(name) for name in needed] if isinstance(needed, dict) else []
+    if names == ["elicitation"]:
+        return "The server wants to ask a person, and there's no terminal here to ask at. Run this at a terminal."
+    return f"The server needs a client that has {' and '.join(names) or 'more capabilities'}. This command doesn't."
+
+
+def unknown(kind: str, name: str, known: Sequence[str]) -> ClientError | None:
+    """The error for a name that the server hasn't, with the nearest that it has; None if it has it."""
+    if name in known:
+        return None
+    near = difflib.get_close_matches(name, known, n=1)
+    listed = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
+    has = f"It has: {listed}." if known else "It has none."
+    return ClientError(f"The server has no {kind} {name!r}. {f'Did you mean {near[0]}?' if near else has}")
 
 
 def status_of(error: ClientError) -> int:

@@ -15,6 +15,7 @@ from types import ModuleType
 from millstream.app import Server
 from millstream.app.serving.errors import CommandError, importing, place_of, show_failure
 from millstream.config import VariableError
+from millstream.protocol.errors import LocalError, MissingExtra
 from millstream.telemetry.user_frames import user_frames
 
 CUSTOMARY_NAMES = ("mcp", "server", "app")
@@ -161,6 +162,10 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
             fix="Correct it or unset it; help(millstream.Settings) has all of them.",
         )
     frames = user_frames(exc)
+    if isinstance(exc, MissingExtra):
+        return CommandError(exc.what, why=f"{_sentence(place_of(exc, frames))} asks for it.", fix=f"Run: {exc.remedy}")
+    if isinstance(exc, LocalError):
+        return CommandError(str(exc), why=f"{_sentence(place_of(exc, frames))} needs it.")
     detail = show_failure(exc, frames)
     if isinstance(exc, ModuleNotFoundError) and exc.name:
         return CommandError(
@@ -178,3 +183,7 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
         )
     what = f"{source} cannot be imported: {type(exc).__name__}."
     return CommandError(what, fix=f"Correct {place_of(exc, frames)}.", detail=detail)
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]

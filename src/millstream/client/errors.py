@@ -33,6 +33,8 @@ class AccessDenied(ClientError):
         super().__init__(f"{message} {remedy}" if remedy else message)
         self.message = message
         """What happened, without what a program can do about it."""
+        self.remedy = remedy
+        """What a program can do about it; empty if that isn't known."""
         self.status = status
         self.challenge = challenge
         """The `WWW-Authenticate` header."""

@@ -1,5 +1,7 @@
 """What the door uses of pydantic. The libraries it stands in for are built on it, so that the programs are, too."""
 
+from millstream.protocol.errors import MissingExtra
+
 try:
     from pydantic import (
         AnyUrl,
@@ -19,8 +21,8 @@ try:
     from pydantic.errors import PydanticUserError
     from pydantic.fields import FieldInfo
     from pydantic.json_schema import GenerateJsonSchema, JsonSchemaWarningKind
-except ImportError as error:
-    raise ImportError("millstream.compat needs pydantic: pip install 'millstream[pydantic]'") from error
+except ImportError:
+    raise MissingExtra("millstream.compat", "pydantic") from None
 
 from pydantic_core import SchemaError, to_json, to_jsonable_python
 

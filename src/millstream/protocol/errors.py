@@ -42,6 +42,17 @@ class LocalError(Exception):
     """Our fault, or the fault of the program that uses us: never shown to the peer."""
 
 
+class MissingExtra(ImportError):
+    """A package isn't installed that an extra of Millstream brings: ``MissingExtra("Checking tokens", "auth")``."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        self.what = f"{what} needs an extra package."
+        """What can't be done without it."""
+        self.remedy = f"pip install 'millstream[{extra}]'"
+        """The command that installs it."""
+        super().__init__(f"{self.what} Install it with: {self.remedy}")
+
+
 class ToolError(Exception):
     """Text for the model: ``raise ToolError("There is no such book.")`` ends the call with ``isError: true``."""
 

@@ -35,7 +35,9 @@ class Certificate:
         except (OSError, ssl.SSLError, ValueError) as exc:
             raise CommandError(
                 "The certificate can't be used.",
-                why=f"{self._cert} and {self._key}: {exc}",
+                why=f"{exc.filename}: {exc.strerror}."
+                if isinstance(exc, OSError) and exc.filename
+                else f"{self._cert} and {self._key}: {exc}",
                 fix="Give a certificate chain and its key in PEM form, without a passphrase: --tls-cert, --tls-key",
             ) from exc
 

@@ -8,10 +8,14 @@ import asyncio
 import secrets
 from functools import cache
 
-from argon2 import PasswordHasher
-from argon2.exceptions import InvalidHashError, VerificationError
-
 from millstream.auth.issuing.ways import SignInFailed
+from millstream.protocol.errors import MissingExtra
+
+try:
+    from argon2 import PasswordHasher
+    from argon2.exceptions import InvalidHashError, VerificationError
+except ImportError:
+    raise MissingExtra("Signing in with a password", "auth") from None
 
 _AT_ONCE = 2
 _MAX_WAITING = 64

@@ -6,7 +6,7 @@ The script has everything in it, so completing starts no program. Make it again 
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from enum import StrEnum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -114,10 +114,20 @@ def _options(command: Any, name: str) -> Iterator[Option]:
             continue
         names = tuple(cast("list[str]", [*parameter.opts, *parameter.secondary_opts]))
         known = next((CHOICES[f"{name} {each}"] for each in names if f"{name} {each}" in CHOICES), ())
-        choices = tuple(str(each) for each in getattr(parameter.type, "choices", ())) or known
+        choices = _choices(parameter) or known
         text = " ".join(str(parameter.help or "").replace("`", "").split())
         yield Option(names, text, choices, not parameter.is_flag)
     yield Option(("--help",), "Show this message and exit.", (), takes_value=False)
+
+
+def _choices(parameter: Any) -> tuple[str, ...]:
+    """What an option may be. Typer 0.29 keeps the annotation; those before it have a type with choices."""
+    found: Any = getattr(getattr(parameter, "type", None), "choices", None)
+    if found is None:
+        annotation: Any = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+        is_enum = isinstance(annotation, type) and issubclass(annotation, Enum)
+        found = [each.value for each in annotation] if is_enum else ()
+    return tuple(str(each) for each in found)
 
 
 def script(shell: Shell, commands: list[Command]) -> str:

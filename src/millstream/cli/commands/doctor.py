@@ -61,7 +61,7 @@ def doctor(
                     show(step)
         except ClientError as exc:
             failed = exc
-            steps.append(Step("connection", ok=False, found=str(exc), remedy=remedy_of(exc)))
+            steps.append(Step("connection", ok=False, found=exc.message if isinstance(exc, AccessDenied) else str(exc), remedy=remedy_of(exc)))
             if not json:
                 show(steps[-1])
         if json:
@@ -146,11 +146,11 @@ async def trusted(url: Url) -> Step:
 async def offered(client: Client) -> Step:
     """What the lists hold."""
     counts = {
-        "tools": len(await client.tools()),
-        "resources": len(await client.resources()) + len(await client.templates()),
-        "prompts": len(await client.prompts()),
+        "tool": len(await client.tools()),
+        "resource": len(await client.resources()) + len(await client.templates()),
+        "prompt": len(await client.prompts()),
     }
-    text = ", ".join(f"{count} {name}" for name, count in counts.items())
+    text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
     nothing = not any(counts.values())
     return Step("offers", ok=not nothing, found=text, remedy="Register something, or log in." if nothing else "")
 
@@ -188,7 +188,7 @@ def remedy_of(error: ClientError) -> str:
     remedies: list[tuple[type[ClientError], str]] = [
         (TlsFailed, "Ask for a certificate that the system trusts, or check the clock of this machine."),
         (ConnectFailed, "Check host and port, and that the server runs and listens on more than 127.0.0.1."),
-        (AccessDenied, 'Log in with --login, or send credentials: --header "Authorization: Bearer …".'),
+        (AccessDenied, 'Log in with --login, or send a key that counts: --header "Authorization: Bearer …".'),
         (NotMcp, "Check the path: most servers are at /mcp, old ones at /sse."),
     ]
     return next((text for kind, text in remedies if isinstance(error, kind)), "")

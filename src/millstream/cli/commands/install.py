@@ -120,7 +120,7 @@ def only_one_here(system: System) -> str:
         )
     raise CommandError(
         "None of the applications that can be configured is here.",
-        why=f"They are {', '.join(APPLICATIONS)}.",
+        why=f"They are {', '.join(APPLICATIONS)}; {PRINTED} for any other.",
         fix=f"Name the one you mean with --client; --client {PRINTED} prints the entry for any other.",
     )
 

@@ -20,12 +20,15 @@ from millstream.cli.connecting import (
     Way,
     pairs,
     person,
+    unknown,
     value_of,
     with_client,
 )
 from millstream.cli.showing import Progress, print_json, print_rows, print_text
 from millstream.client.client import Client
+from millstream.client.errors import Failure
 from millstream.client.results import Result
+from millstream.protocol.errors import INVALID_PARAMS
 from millstream.protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
 
 
@@ -107,6 +110,9 @@ def call(
         progress = Progress()
         try:
             result = await client.call(tool, {**values, **typed}, progress=progress.step)
+        except Failure as exc:
+            names = [each.name for each in await client.tools()] if exc.code == INVALID_PARAMS else [tool]
+            raise (unknown("tool", tool, names) or exc) from exc
         finally:
             progress.close()
         if json:
@@ -176,7 +182,11 @@ def prompt(
     given = pairs(arguments or [], "=", "Arguments are NAME=VALUE")
 
     async def work(client: Client) -> None:
-        result = await client.prompt(name, given)
+        try:
+            result = await client.prompt(name, given)
+        except Failure as exc:
+            names = [each.name for each in await client.prompts()] if exc.code == INVALID_PARAMS else [name]
+            raise (unknown("prompt", name, names) or exc) from exc
         if json:
             print_json({"description": result.description, "messages": result.messages})
             return

@@ -8,6 +8,7 @@ import typer
 
 from millstream.app.serving.errors import CommandError
 from millstream.cli.showing import print_json, print_rows
+from millstream.protocol.errors import MissingExtra
 
 if TYPE_CHECKING:
     from millstream.compat.porting.survey import Survey
@@ -46,14 +47,15 @@ def _read(file: Path) -> str:
     try:
         return file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{file} cannot be read: {error}.", fix="Give a Python file.") from error
+        why = error.strerror if isinstance(error, OSError) else "it isn't UTF-8"
+        raise CommandError(f"{file} can't be read: {why}.", fix="Give a Python file.") from error
 
 
 def _survey(source: str, file: Path) -> "Survey":
     try:
         from millstream.compat.porting.survey import survey  # noqa: PLC0415  it needs an extra
-    except ImportError as error:
-        raise CommandError(str(error), fix="Install the extra: pip install 'millstream[pydantic]'") from error
+    except MissingExtra as error:
+        raise CommandError(error.what, fix=f"Run: {error.remedy}") from error
     try:
         return survey(source, str(file))
     except SyntaxError as error:

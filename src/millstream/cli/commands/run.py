@@ -109,14 +109,16 @@ def run(  # noqa: PLR0913  the options of the command
         typer.Option(min=0, metavar="N", help="HTTP: a listening socket to use instead of --host and --port."),
     ] = None,
     auth_key: Annotated[
-        str,
+        str | None,
         typer.Option(help="HTTP: the key that callers have to send. MCP_SERVER_AUTH_KEY sets it, too.", metavar="KEY"),
-    ] = "",
+    ] = None,
     auth_keys: Annotated[
-        str, typer.Option(help="HTTP: a file of keys, made by `millstream keys add`.", metavar="FILE")
-    ] = "",
-    tls_cert: Annotated[str, typer.Option(help="HTTP: serve https with this certificate chain.", metavar="FILE")] = "",
-    tls_key: Annotated[str, typer.Option(help="HTTP: the key of the certificate.", metavar="FILE")] = "",
+        str | None, typer.Option(help="HTTP: a file of keys, made by `millstream keys add`.", metavar="FILE")
+    ] = None,
+    tls_cert: Annotated[
+        str | None, typer.Option(help="HTTP: serve https with this certificate chain.", metavar="FILE")
+    ] = None,
+    tls_key: Annotated[str | None, typer.Option(help="HTTP: the key of the certificate.", metavar="FILE")] = None,
     public_without_auth: Annotated[
         bool, typer.Option("--public-without-auth", help="HTTP: let everybody who reaches the address call every tool.")
     ] = False,
@@ -152,6 +154,8 @@ def run(  # noqa: PLR0913  the options of the command
 
     Every other setting is an environment variable, such as MILLSTREAM_ALLOWED_HOSTS=mcp.example.com.
     """
+    secured = {"auth_key": auth_key, "auth_keys": auth_keys, "tls_cert": tls_cert, "tls_key": tls_key}
+    _check_not_empty(secured)
     run_with(packages or (), editable or ())
     use_file(env_file)
     if transport is Transport.stdio:
@@ -171,16 +175,25 @@ def run(  # noqa: PLR0913  the options of the command
                 "sessions": False if no_sessions else None,
                 "json_only": json or None,
                 "path": "/" + path.strip("/") if path else None,
-                "auth_key": auth_key or None,
-                "auth_keys": auth_keys or None,
-                "tls_cert": tls_cert or None,
-                "tls_key": tls_key or None,
+                **secured,
                 "public_without_auth": public_without_auth or None,
                 "log_level": log_level,
                 "inspect": tuple(inspect) if inspect else None,
                 **(DEVELOPING if dev else {}),
             },
         )
+
+
+def _check_not_empty(secured: Mapping[str, str | None]) -> None:
+    """Refuse an empty value, such as that of a variable that isn't set: it would leave the server open."""
+    for name, value in secured.items():
+        if value == "":
+            option = f"--{name.replace('_', '-')}"
+            raise CommandError(
+                f"{option} is empty.",
+                why="Without it, the server would be less protected than you want. Perhaps a variable isn't set.",
+                fix=f"Give {option} a value, or leave it out.",
+            )
 
 
 def serve_http(

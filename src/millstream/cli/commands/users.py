@@ -6,14 +6,16 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from millstream.app.serving.errors import CommandError
-from millstream.auth.issuing.user_file import UserFile
 from millstream.cli.showing import print_json
-from millstream.protocol.errors import LocalError
+from millstream.protocol.errors import LocalError, MissingExtra
+
+if TYPE_CHECKING:
+    from millstream.auth.issuing.user_file import UserFile
 
 DEFAULT = "users.json"
 
@@ -31,6 +33,15 @@ def _told() -> Generator[None, None, None]:
         yield
     except (ValueError, LocalError) as exc:
         raise CommandError(str(exc)) from exc
+
+
+def _people(file: Path) -> "UserFile":
+    """The file of users; only here is the extra needed, so help and completion work without it."""
+    try:
+        from millstream.auth.issuing.user_file import UserFile  # noqa: PLC0415 - needs an extra
+    except MissingExtra as exc:
+        raise CommandError(exc.what, fix=f"Run: {exc.remedy}") from exc
+    return UserFile(file)
 
 
 def _password() -> str:
@@ -59,7 +70,7 @@ def add(
     - `millstream users add grace --scope orders:write`
     """
     with _told():
-        UserFile(file).add(name, _password(), tuple(scope or ()), time.time())
+        _people(file).add(name, _password(), tuple(scope or ()), time.time())
     _say(f"Added {name} to {file}.", {"added": name, "file": str(file)}, json=json)
 
 
@@ -78,7 +89,7 @@ def list_users(*, file: File = Path(DEFAULT), json: Json = False) -> None:
 
     - `millstream users list --file users.json`
     """
-    kept = UserFile(file)
+    kept = _people(file)
     with _told():
         kept.load()
     if json:
@@ -99,7 +110,7 @@ def remove(name: Name, *, file: File = Path(DEFAULT), json: Json = False) -> Non
     - `millstream users remove ada`
     """
     with _told():
-        UserFile(file).remove(name)
+        _people(file).remove(name)
     _say(f"Removed {name}.", {"removed": name}, json=json)
 
 
@@ -112,5 +123,5 @@ def password(name: Name, *, file: File = Path(DEFAULT), json: Json = False) -> N
     - `millstream users password ada`
     """
     with _told():
-        UserFile(file).set_password(name, _password(), time.time())
+        _people(file).set_password(name, _password(), time.time())
     _say(f"{name} has a new password.", {"changed": name}, json=json)

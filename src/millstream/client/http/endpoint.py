@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+import msgspec
+from msgspec import Struct
+
 import millstream
 from millstream.client.errors import AccessDenied, NotMcp, TargetError
 from millstream.client.http.auth import Auth
@@ -12,6 +15,7 @@ from millstream.client.http.url import Url
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KEEPS_METHOD = frozenset({307, 308})
 _MAX_REDIRECTS = 3
+_MAX_DETAIL = 200
 _OURS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept", "content-type"})
 
 
@@ -118,8 +122,23 @@ def denied(url: Url, reply: Reply, challenge: str, *, has_auth: bool) -> AccessD
     elif "insufficient_scope" in challenge:
         text = f"{url} wants more rights than these credentials have (403): {challenge}."
     else:
-        text = f"{url} refuses these credentials, or this host or origin (403)."
+        text = f"{url} refuses these credentials, or this host or origin (403){_detail(reply)}."
     return AccessDenied(text, reply.status, challenge)
+
+
+class _Problem(Struct):
+    detail: str = ""
+
+
+def _detail(reply: Reply) -> str:
+    """Why, in the words of a server that says so (RFC 9457)."""
+    if reply.media_type != "application/problem+json":
+        return ""
+    try:
+        said = msgspec.json.decode(reply.body, type=_Problem).detail.strip().rstrip(".")
+    except msgspec.MsgspecError:
+        return ""
+    return f": {said[:_MAX_DETAIL]}" if said else ""
 
 
 def _agent() -> str:

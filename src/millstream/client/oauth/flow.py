@@ -253,6 +253,11 @@ class OAuth:
             found = msgspec.json.decode(reply.body, type=Registration)
         except msgspec.MsgspecError:
             found = Registration()
+        if reply.status == 404:
+            raise AccessDenied(
+                f"There's no authorization server at {issuer.issuer} to log in to. The server may want a key instead.",
+                401,
+            )
         if reply.status not in (200, 201) or not found.client_id:
             raise AccessDenied(f"{issuer.issuer} does not register this client (status {reply.status}).", 401)
         kept.registrations[issuer.issuer] = found

@@ -26,6 +26,7 @@ from millstream.protocol.revisions import Revision
 
 _GRACE = 2.0
 """Seconds that a server has to end after its input closes, and again after SIGTERM."""
+_MAX_LAST = 400
 _LAST_WORDS = 1.0
 _KEPT = 4096
 """Bytes of standard error that are kept."""
@@ -189,8 +190,8 @@ class StdioTransport:
             if code is None
             else f"The server has ended with exit code {code}"
         )
-        last = self.said.splitlines()[-1:]
-        fault = ConnectionLost(f"{ended}. It last said: {last[0][:300]}" if last else f"{ended}.")
+        last = _last_sentence(self.said)
+        fault = ConnectionLost(f"{ended}. It last said: {last[:_MAX_LAST]}" if last else f"{ended}.")
         self._duplex.end(fault)
         self.writable.set()
         return fault
@@ -237,3 +238,10 @@ class StdioTransport:
                 process.kill()
             else:
                 os.killpg(process.get_pid(), number)
+
+
+def _last_sentence(said: str) -> str:
+    """The last line that isn't indented, and those below it: "Error: …" with what to do, or the end of a traceback."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    begin = next((at for at in reversed(range(len(lines))) if not lines[at][0].isspace()), 0)
+    return " ".join(line.strip() for line in lines[begin:])

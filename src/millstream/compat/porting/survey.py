@@ -86,7 +86,7 @@ def survey(source: str, filename: str = "<program>") -> Survey:
     for node in ast.walk(tree):
         uses.extend(_in_call(node))
         uses.extend(_of_server(node, servers))
-    for function in ast.walk(tree):
+    for function in () if _has_our_context(tree) else ast.walk(tree):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             uses.extend(_of_contexts(function))
     return Survey(tuple(sorted(set(uses), key=lambda use: (use.line, use.what))), tuple(changes))
@@ -208,6 +208,14 @@ def _of_contexts(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[U
             yield _member(node, f"{node.value.id}.{node.attr}", Context, CONTEXT)
         elif _is_session(node.value, contexts):
             yield _member(node, f"session.{node.attr}", ServerSession, {})
+
+
+def _has_our_context(tree: ast.Module) -> bool:
+    """Whether `Context` is Millstream's own here: the program is at home already."""
+    return any(
+        isinstance(node, ast.ImportFrom) and node.module == "millstream" and any(a.name == "Context" for a in node.names)
+        for node in ast.walk(tree)
+    )
 
 
 def _is_context(annotation: ast.expr) -> bool:

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from millstream.protocol.errors import MissingExtra
 from millstream.protocol.json_schema import LISTS, MAPS, SINGLE, Schema, check_schema, is_array, is_object
 from millstream.server.functions.argument_errors import MAX_LISTED, MAX_SHOWN, listed, words
 
@@ -71,10 +72,8 @@ class SchemaCheck:
         check_schema(schema, object_root=object_root)
         try:
             import jsonschema_rs  # noqa: PLC0415  an extra
-        except ImportError as error:
-            raise ImportError(
-                "a schema written by hand is checked with jsonschema-rs: pip install 'millstream[schema]'"
-            ) from error
+        except ImportError:
+            raise MissingExtra("Checking arguments against a schema written by hand", "schema") from None
         patterns = jsonschema_rs.FancyRegexOptions(backtrack_limit=MAX_BACKTRACKS)
         self._compile: Callable[[Schema], Any] = lambda part: jsonschema_rs.Draft202012Validator(
             part, offline=True, pattern_options=patterns
