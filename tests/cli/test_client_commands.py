@@ -253,7 +253,11 @@ def test_watch_prints_changes_as_they_happen(server: Shared) -> None:
 @pytest.mark.server
 def test_an_unknown_command_and_completion_need_no_extra() -> None:
     """A fixed defect: without the extra `auth`, a typo in a command ended in a traceback."""
-    for words, says in ((["rnu"], "No such command 'rnu'"), (["completion", "bash"], ""), (["users", "list"], "[auth]")):
+    for words, says in (
+        (["rnu"], "No such command 'rnu'"),
+        (["completion", "bash"], ""),
+        (["users", "list"], "[auth]"),
+    ):
         program = f"import sys; sys.modules['argon2'] = None; sys.argv[1:] = {words}\n"
         done = subprocess.run(
             [sys.executable, "-c", f"{program}from millstream.cli import main; main()"],

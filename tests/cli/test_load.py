@@ -251,6 +251,14 @@ def test_a_report_has_what_why_and_what_to_do(capsys: pytest.CaptureFixture[str]
     assert captured.err == "Error: It broke.\n  line 1\n\n  Why:  Because.\n  Do:   Mend it.\n"
 
 
+def test_code_that_a_dataclass_made_is_no_line_of_the_person(folder: Path) -> None:
+    """A fixed defect: "Correct line 14 of <string>"."""
+    (folder / "shop.py").write_text("from millstream import Server\nclass M: ...\nmcp = Server('x', middleware=[M])\n")
+    error = failure("shop.py")
+    assert "<string>" not in error.detail
+    assert error.fix == "Correct line 3 of shop.py."
+
+
 @pytest.mark.parametrize(
     ("code", "what"),
     [
@@ -271,7 +279,10 @@ EXTRAS = {
     "auth.jwt(issuer='i', audience='http://a/mcp', secret='s' * 32)": ("joserfc", "auth"),
     "auth.users(file='users.json')": ("argon2", "auth"),
     "__import__('millstream.compat.fastmcp')": ("pydantic", "pydantic"),
-    "@Server('x').tool(input_schema={'type': 'object'})\ndef f(arguments: dict) -> str: ...": ("jsonschema_rs", "schema"),
+    "@Server('x').tool(input_schema={'type': 'object'})\ndef f(arguments: dict) -> str: ...": (
+        "jsonschema_rs",
+        "schema",
+    ),
 }
 
 

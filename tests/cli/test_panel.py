@@ -165,3 +165,12 @@ def test_what_only_the_guard_does_is_not_promised_without_it() -> None:
     settings = Server("open").settings
     assert "headers ≤ 10 s" in facts.protections(settings, guarded=True)
     assert "headers ≤ 10 s" not in facts.protections(settings, guarded=False)
+
+
+def test_the_command_to_try_calls_a_tool_that_everybody_sees() -> None:
+    """A fixed defect: it named a hidden tool, which the server then didn't know."""
+    server = Server("shop")
+    server.tool(name="hidden", visible=lambda _: False)(lambda: "h")
+    server.tool(name="off", enabled=False)(lambda: "o")
+    server.tool(name="seen")(lambda: "s")
+    assert '"name":"seen"' in facts.facts(server.definition, host="127.0.0.1", port=8000).curl

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, cast
 
+import msgspec
 import typer
 from msgspec import Struct
 
@@ -128,11 +129,16 @@ def text_of(error: ClientError) -> str:
     return str(error)
 
 
+class _Missing(Struct):
+    needed: dict[str, Any] = msgspec.field(name="requiredCapabilities")
+
+
 def _cannot(error: Failure) -> str:
     """What the server asks of a client, where this command can't do it."""
-    data: Any = error.data
-    needed: Any = data.get("requiredCapabilities") if isinstance(data, dict) else None
-    names = [str(name) for name in needed] if isinstance(needed, dict) else []
+    try:
+        names = list(msgspec.convert(error.data, _Missing).needed)
+    except msgspec.ValidationError:
+        names = []
     if names == ["elicitation"]:
         return "The server wants to ask a person, and there's no terminal here to ask at. Run this at a terminal."
     return f"The server needs a client that has {' and '.join(names) or 'more capabilities'}. This command doesn't."

@@ -47,8 +47,8 @@ def shown_error(exc: BaseException) -> str:
 
 @lru_cache(maxsize=1024)
 def is_foreign(filename: str) -> bool:
-    """Whether a file belongs to Python, to an installed package or to Millstream."""
-    if filename.startswith("<frozen"):
+    """Whether a file belongs to Python, to an installed package or to Millstream, or is code that one of them made."""
+    if filename.startswith("<frozen") or filename == "<string>":  # the `__init__` of a dataclass is of no file
         return True
     paths = sysconfig.get_paths()
     path = Path(filename)

@@ -86,13 +86,14 @@ def protections(settings: Settings, *, guarded: bool, signed_in: bool = False) -
 
 
 def curl(url: str, tools: Mapping[str, Tool], *, signed_in: bool = False) -> str:
-    """A command that calls the first tool with the arguments it needs; lists the tools when there are none.
+    """A command that calls the first tool that everybody sees, with the arguments it needs; lists tools if none is.
 
     The key is left to a variable: what is shown stands in logs and on screens.
     """
     message: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
-    if tools:
-        name, tool = next(iter(tools.items()))
+    first = next((each for each in tools.items() if each[1].enabled and each[1].visible is None), None)
+    if first is not None:
+        name, tool = first
         params = {"name": name, "arguments": example(tool.describe()["inputSchema"])}
         message |= {"method": "tools/call", "params": params}
     body = shlex.quote(msgspec.json.encode(message).decode())

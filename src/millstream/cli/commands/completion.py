@@ -6,7 +6,7 @@ The script has everything in it, so completing starts no program. Make it again 
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from enum import Enum, StrEnum
+from enum import Enum, EnumType, StrEnum
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -125,9 +125,12 @@ def _choices(parameter: Any) -> tuple[str, ...]:
     found: Any = getattr(getattr(parameter, "type", None), "choices", None)
     if found is None:
         annotation: Any = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
-        is_enum = isinstance(annotation, type) and issubclass(annotation, Enum)
-        found = [each.value for each in annotation] if is_enum else ()
+        found = _values(cast("type[Enum]", annotation)) if isinstance(annotation, EnumType) else ()
     return tuple(str(each) for each in found)
+
+
+def _values(kind: type[Enum]) -> list[str]:
+    return [str(each.value) for each in kind]
 
 
 def script(shell: Shell, commands: list[Command]) -> str:

@@ -61,7 +61,14 @@ def doctor(
                     show(step)
         except ClientError as exc:
             failed = exc
-            steps.append(Step("connection", ok=False, found=exc.message if isinstance(exc, AccessDenied) else str(exc), remedy=remedy_of(exc)))
+            steps.append(
+                Step(
+                    "connection",
+                    ok=False,
+                    found=exc.message if isinstance(exc, AccessDenied) else str(exc),
+                    remedy=remedy_of(exc),
+                )
+            )
             if not json:
                 show(steps[-1])
         if json:

@@ -28,8 +28,8 @@ from millstream.cli.showing import Progress, print_json, print_rows, print_text
 from millstream.client.client import Client
 from millstream.client.errors import Failure
 from millstream.client.results import Result
-from millstream.protocol.errors import INVALID_PARAMS
 from millstream.protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
+from millstream.protocol.errors import INVALID_PARAMS
 
 
 def list_(

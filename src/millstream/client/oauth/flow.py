@@ -253,13 +253,8 @@ class OAuth:
             found = msgspec.json.decode(reply.body, type=Registration)
         except msgspec.MsgspecError:
             found = Registration()
-        if reply.status == 404:
-            raise AccessDenied(
-                f"There's no authorization server at {issuer.issuer} to log in to. The server may want a key instead.",
-                401,
-            )
         if reply.status not in (200, 201) or not found.client_id:
-            raise AccessDenied(f"{issuer.issuer} does not register this client (status {reply.status}).", 401)
+            raise _unregistered(issuer.issuer, reply.status)
         kept.registrations[issuer.issuer] = found
         self._store.save(kept)
         return found
@@ -327,3 +322,9 @@ def code_of(answer: dict[str, str], state: str, issuer: Issuer) -> str:
         reason = answer.get("error_description") or answer.get("error") or "no reason given"
         raise AccessDenied(f"The login did not succeed: {reason}.", 401)
     return answer["code"]
+
+
+def _unregistered(issuer: str, status: int) -> AccessDenied:
+    if status == 404:
+        return AccessDenied(f"There's no authorization server at {issuer}. The server may want a key instead.", 401)
+    return AccessDenied(f"{issuer} does not register this client (status {status}).", 401)

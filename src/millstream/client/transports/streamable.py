@@ -143,7 +143,8 @@ class StreamableTransport:
             return SessionLost("The server has forgotten the session.")
         kind = "a web page" if reply.media_type == "text/html" else reply.media_type or "nothing"
         if reply.status in (404, 405):
-            return NotMcp(f"{url} is not an MCP endpoint: it answers with {reply.status} and {kind}. Check the path: most are at /mcp.")
+            what = f"{url} is not an MCP endpoint: it answers with {reply.status} and {kind}."
+            return NotMcp(f"{what} Check the path: most are at /mcp.")
         if reply.status >= 500:
             return ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
         return NotMcp(f"{url} is not an MCP endpoint: it answers with {reply.status} and {kind}, not JSON.")

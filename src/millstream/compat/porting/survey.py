@@ -213,7 +213,9 @@ def _of_contexts(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[U
 def _has_our_context(tree: ast.Module) -> bool:
     """Whether `Context` is Millstream's own here: the program is at home already."""
     return any(
-        isinstance(node, ast.ImportFrom) and node.module == "millstream" and any(a.name == "Context" for a in node.names)
+        isinstance(node, ast.ImportFrom)
+        and node.module == "millstream"
+        and any(a.name == "Context" for a in node.names)
         for node in ast.walk(tree)
     )
 
