@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from copy import copy
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from msgspec import Struct
 
@@ -46,8 +46,7 @@ class Calling:
 
     def get_context(self) -> Context[Any, Any, Any]:
         """The context of the call that runs; outside of calls, one that can do little."""
-        found = current.get(None)
-        return found if found is not None else Context(self)
+        return current.get(None) or Context(self)
 
     # What items of the registry run
 
@@ -58,8 +57,7 @@ class Calling:
             meant = tool if asked.name == tool.name else self._find_tool(asked.name)
             return await self._run_masked(meant, asked.arguments or {}, context)
 
-        asked = Asked(tool.name, arguments)
-        result = await run_through(self._middleware, "tools/call", asked, context, work)
+        result = await run_through(self._middleware, "tools/call", Asked(tool.name, arguments), context, work)
         return result if isinstance(result, ToolResult) else tool.converted(result)
 
     async def _run_masked(self, tool: Tool, arguments: dict[str, Any], context: Context[Any, Any, Any]) -> ToolResult:
@@ -115,8 +113,7 @@ class Calling:
                         return found
             return Completion([], 0, False)
 
-        made: Completion = await run_through(self._middleware, "completion/complete", Asked(), context, work)
-        return made
+        return cast("Completion", await run_through(self._middleware, "completion/complete", Asked(), context, work))
 
     async def run_list(self, kind: str, call: Call) -> list[dict[str, Any]] | None:
         """A list for one caller, inside all middleware; None where no middleware is about lists."""
@@ -158,11 +155,9 @@ class Calling:
         Raises:
             ToolError: there is none of that name, or it failed.
         """
-        context = context or self.get_context()
-        server, own = self._owner("tools", name)
-        tool = server._find_tool(own)
+        server, tool = self.tool_and_owner(name)
         run = server.run_tool if run_middleware else server._run_masked
-        result = await run(tool, arguments or {}, context)
+        result = await run(tool, arguments or {}, context or self.get_context())
         if not self.ways.pairs:
             return result
         return Pair(result) if tool.promise is not None else Contents(result)
@@ -237,6 +232,11 @@ class Calling:
             raise ValueError(f"Unknown prompt: {name}") if self.ways.pairs else NotFoundError(f"Unknown prompt: {name}")
         around = server if run_middleware else _PLAIN
         return await around.run_prompt(prompt, arguments or {}, context or self.get_context()), prompt
+
+    def tool_and_owner(self, name: str) -> "tuple[Calling, Tool]":
+        """The server that has a tool, this one or a mounted one, and the tool; `ToolError` for an unknown name."""
+        server, own = self._owner("tools", name)
+        return server, server._find_tool(own)
 
     def _owner(self, kind: str, name: str) -> "tuple[Calling, str]":
         """The server that has an item, and what it is called there."""

@@ -18,6 +18,7 @@ from millstream.protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, Cancelled
 from millstream.protocol.jsonrpc import encode
 from millstream.server.calls.call import Call
 from millstream.server.features import prompts, resources, tools
+from millstream.server.features.hooks import Hooks
 from millstream.server.features.sources import Source
 
 
@@ -46,6 +47,7 @@ class _Said:
 
     if TYPE_CHECKING:
         _described: dict[str, Any]
+        home: object
 
     def say(self, **members: Any) -> Self:
         """Add members to the description, where they have a value."""
@@ -53,11 +55,20 @@ class _Said:
         setattr(self, "_described", {**self._described, **given})  # noqa: B010  the slot is of the class beside this
         return self
 
+    def of(self, home: object) -> Self:
+        """Note which server it belongs to: that one's middleware is inside of the item."""
+        setattr(self, "home", home)  # noqa: B010  as above
+        return self
+
+    def within(self, hooks: Hooks) -> Any:
+        """The item with the middleware of a server around it, on which its own is mounted."""
+        return self if hooks.home is self.home else super().within(hooks)  # type: ignore[misc]  # of the class beside this
+
 
 class ToolItem(_Said, tools.Tool):
     """A tool. Its results are made by the door, and written as they are."""
 
-    __slots__ = ()
+    __slots__ = ("home",)
 
     keeps_params = True
 
@@ -84,7 +95,7 @@ def tool_item(server: Runs, tool: Tool, home: object) -> ToolItem:
                 raise ToolError(str(error)) from error
             except Exception as error:
                 if of_protocol(error):
-                    raise _refused(error) from error
+                    raise refused(error) from error
                 raise
 
     source = Source(
@@ -95,7 +106,7 @@ def tool_item(server: Runs, tool: Tool, home: object) -> ToolItem:
         schema={key: value for key, value in tool.parameters.items() if key != "description"},
     )
     item = ToolItem(source, title=tool.title, annotations=as_wire(tool.annotations) or None, meta=_meta(tool))
-    return item.say(
+    return item.of(home).say(
         inputSchema=tool.parameters, outputSchema=tool.output_schema, description=tool.description, icons=_icons(tool)
     )
 
@@ -116,13 +127,14 @@ def _icons(item: Any) -> list[Any] | None:
     return [as_wire(icon) for icon in item.icons] if item.icons else None
 
 
-def _refused(error: Any, code: int = INTERNAL_ERROR) -> ProtocolError:
+def refused(error: Any, code: int = INTERNAL_ERROR) -> ProtocolError:
+    """What a client hears of an error."""
     if of_protocol(error):
         return ProtocolError(error.error.code, str(error), error.error.data)
     return ProtocolError(code, str(error))
 
 
-def _contents(value: Any, uri: str, call: Call) -> Any:
+def contents(value: Any, uri: str, call: Call) -> Any:
     """What was read, as our encoder takes it."""
     if not isinstance(value, ResourceResult):
         return value
@@ -150,11 +162,11 @@ def resource_item(server: Runs, resource: Resource, home: object) -> resources.R
         with entered(context):
             try:
                 read = lambda: resource.read_in(context.run_in_thread)  # noqa: E731  what middleware stands around
-                return _contents(await server.run_resource(uri, read, context), uri, call)
+                return contents(await server.run_resource(uri, read, context), uri, call)
             except (ProtocolError, Declined, Cancelled):
                 raise
             except Exception as error:
-                raise _refused(error) from error
+                raise refused(error) from error
 
     source = Source(resource.name or uri, run, lambda _: None, description=resource.description or "")
     item = ResourceItem(
@@ -165,19 +177,19 @@ def resource_item(server: Runs, resource: Resource, home: object) -> resources.R
         mime_type=resource.mime_type,
         meta=_meta(resource),
     )
-    return item.say(icons=_icons(resource), description=resource.description)
+    return item.of(home).say(icons=_icons(resource), description=resource.description)
 
 
 class ResourceItem(_Said, resources.Resource):
     """A resource."""
 
-    __slots__ = ()
+    __slots__ = ("home",)
 
 
 class TemplateItem(_Said, resources.Template):
     """A template. Its variables are matched as the other libraries do."""
 
-    __slots__ = ()
+    __slots__ = ("home",)
 
 
 def template_item(server: Runs, template: ResourceTemplate, home: object) -> TemplateItem:
@@ -188,11 +200,11 @@ def template_item(server: Runs, template: ResourceTemplate, home: object) -> Tem
         with entered(context):
             try:
                 read = lambda: template.read_in(variables, context.run_in_thread)  # noqa: E731  as for resources
-                return _contents(await server.run_resource(call.name, read, context), call.name, call)
+                return contents(await server.run_resource(call.name, read, context), call.name, call)
             except (ProtocolError, Declined, Cancelled):
                 raise
             except Exception as error:
-                raise _refused(error) from error
+                raise refused(error) from error
 
     schema = {"properties": {name: {"type": "string"} for name in template.variables}}
     source = Source(template.name, run, dict, description=template.description or "", schema=schema)
@@ -206,7 +218,7 @@ def template_item(server: Runs, template: ResourceTemplate, home: object) -> Tem
         mime_type=template.mime_type,
         meta=_meta(template),
     )
-    return item.say(icons=_icons(template))
+    return item.of(home).say(icons=_icons(template))
 
 
 def prompt_item(server: Runs, prompt: Prompt, home: object) -> prompts.Prompt:
@@ -220,9 +232,8 @@ def prompt_item(server: Runs, prompt: Prompt, home: object) -> prompts.Prompt:
             except (ProtocolError, Declined, Cancelled):
                 raise
             except Exception as error:
-                raise _refused(error, INVALID_PARAMS) from error
-        call.meta = result.meta
-        return [msgspec.convert(_message(each), Message) for each in result.messages]
+                raise refused(error, INVALID_PARAMS) from error
+        return written_prompt(result, call)
 
     source = Source(
         prompt.name,
@@ -233,13 +244,19 @@ def prompt_item(server: Runs, prompt: Prompt, home: object) -> prompts.Prompt:
     )
     item = PromptItem(source, title=prompt.title, meta=_meta(prompt))
     arguments = [as_wire(each) for each in prompt.arguments]
-    return item.say(description=prompt.description, arguments=arguments or None, icons=_icons(prompt))
+    return item.of(home).say(description=prompt.description, arguments=arguments or None, icons=_icons(prompt))
 
 
 class PromptItem(_Said, prompts.Prompt):
     """A prompt."""
 
-    __slots__ = ()
+    __slots__ = ("home",)
+
+
+def written_prompt(result: PromptResult, call: Call) -> list[Message]:
+    """The messages of a prompt, as our encoder takes them."""
+    call.meta = result.meta
+    return [msgspec.convert(_message(each), Message) for each in result.messages]
 
 
 def _message(value: Any) -> dict[str, Any]:

@@ -140,7 +140,7 @@ class Offered:
         elif wanted and not shown:
             own = getattr(server.engine.registry, kind).get(item.key)
             if own is not None:
-                definition.registry.add(kind, key, own.named(key))
+                definition.registry.add(kind, key, own.named(key).within(definition.hooks))
 
     def _has_tags(self, item: Any) -> bool:
         if item.tags & self.exclude_tags:

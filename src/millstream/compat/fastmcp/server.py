@@ -13,6 +13,7 @@ from millstream.app.info import Info
 from millstream.app.server import Server
 from millstream.compat.fastmcp.calling import Calling
 from millstream.compat.fastmcp.conversion import as_wire
+from millstream.compat.fastmcp.outer import Outer
 from millstream.compat.fastmcp.registration import Offered, Registration
 from millstream.compat.fastmcp.serving import Serving, SessionManager
 from millstream.compat.fastmcp.settings import Options, settings_of
@@ -93,6 +94,7 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
             settings=Settings.load(None, **self.settings.ours(), **_page_size(options)),
         )
         """Our server, which runs it all."""
+        self.engine.definition.hooks = Outer(self, self.engine.definition, self._middleware).hooks()
         self.offered = Offered(self, self.engine, self.ways, _ways_of_duplicates(options))
         for capability in ("tools", "resources", "prompts"):
             self.engine.registry.offer(capability)  # with nothing in it, too

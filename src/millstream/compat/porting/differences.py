@@ -29,7 +29,7 @@ MEMBERS: Mapping[str, str] = {
     "import_server": "the same as mount: what is added later is there, too",
     "run": "over HTTP, Streamable HTTP and HTTP+SSE are both served, whichever is named",
     "custom_route": "served by run() and the applications, through plain ASGI; not by millstream run",
-    "add_middleware": "hooks around tools/call, resources/read and prompts/get; lists have none",
+    "add_middleware": "around the items of mounted servers, too, where prompts and errors are as our engine has them",
     "completion": "asked for arguments of prompts and templates that are registered",
     "call_tool": "gives content, or content and structured content; the attributes of CallToolResult are there, too",
 }
