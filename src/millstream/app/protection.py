@@ -26,7 +26,11 @@ PUBLISH = "millstream:publish"
 _PRIVATE = {
     "/publish": PUBLISH,
     "/dashboard": WATCH,
+    "/dashboard/audit": WATCH,
+    "/dashboard/calls": WATCH,
     "/dashboard/events": WATCH,
+    "/dashboard/history": WATCH,
+    "/dashboard/readers": WATCH,
     "/metrics": WATCH,
     "/chat": "",
     "/chat/members": "",

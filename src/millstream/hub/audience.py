@@ -6,6 +6,7 @@ that several of its subscriptions put there is in it once.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from heapq import nlargest
 
 from millstream.http.message import Outlet
 from millstream.hub.channels import is_pattern
@@ -54,6 +55,10 @@ class Audience:
     def queued(self) -> int:
         """Bytes written to all of them and not yet taken, by a walk over their outlets."""
         return sum(outlet.buffered for outlet in self._by_outlet)
+
+    def slowest(self, count: int) -> list[Subscription]:
+        """Those with the most bytes that they haven't taken yet, by a walk over all."""
+        return nlargest(count, self._entered, key=lambda each: each.outlet.buffered)
 
     def check_room(self, channels: Sequence[str], address: str) -> None:
         """Whether one more may enter.

@@ -5,6 +5,7 @@ Figures come from the standard library and, where there is one, `/proc`; what a 
 
 import asyncio
 import gc
+import math
 import os
 import sys
 import time
@@ -54,6 +55,10 @@ class LoopLag:
     def worst(self) -> float:
         """The largest sample of the last minute."""
         return max(self._samples, default=0.0)
+
+    def worst_of(self, seconds: float) -> float:
+        """The largest sample of the last so many seconds."""
+        return max((self._samples[place] for place in range(-min(len(self._samples), math.ceil(seconds / INTERVAL)), 0)), default=0.0)
 
     async def run(self) -> None:
         """Measure until cancelled. The runtime owns the task."""

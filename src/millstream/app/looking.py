@@ -1,0 +1,206 @@
+"""What the dashboard asks for when somebody opens it: history, recent calls, slow readers, of all workers together.
+
+Each worker keeps its own. The one that is asked asks the others, and waits a moment for those that answer. Nothing
+travels, and nothing is added up, before somebody asks.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from millstream.protocol.errors import LocalError
+from millstream.server.observing.past import present_past
+from millstream.server.observing.recent_calls import Calls, RecentCalls, present_calls
+from millstream.server.peers import Asked, Peers, Told
+from millstream.telemetry.history import Gauges, History, Past
+from millstream.telemetry.process import resident_bytes
+from millstream.transports.open_streams import OpenStreams
+
+if TYPE_CHECKING:
+    from millstream.hub import Hub
+    from millstream.server.observing.observer import Observer
+
+PATIENCE: Final = 0.5
+"""Seconds to wait for the other workers."""
+RANGES: Final = (60, 900, 3_600, 21_600, 86_400)
+"""Seconds of history that can be asked for."""
+READERS: Final = 30
+
+
+class _Question(Struct, array_like=True, frozen=True):
+    about: str
+    seconds: int = 60
+    method: str = ""
+    name: str = ""
+
+
+class Reader(Struct, array_like=True, frozen=True):
+    """An open stream, and how far its reader is behind."""
+
+    transport: str
+    who: str
+    channels: list[str]
+    seconds: float | None
+    """Since it was opened, where that is known."""
+    waiting: int
+    """Bytes that it hasn't taken yet."""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_question = msgspec.msgpack.Decoder(_Question).decode
+_decode_past = msgspec.msgpack.Decoder(Past).decode
+_decode_calls = msgspec.msgpack.Decoder(Calls).decode
+_decode_readers = msgspec.msgpack.Decoder(list[Reader]).decode
+
+
+class Looking:
+    """Answers for this worker, and asks the others."""
+
+    __slots__ = ("_answers", "_calls", "_clock", "_cpu", "_history", "_hub", "_numbers", "_observer", "_others",
+                 "_peers", "_sending", "_streams")  # fmt: skip
+
+    def __init__(
+        self,
+        peers: Peers,
+        others: Callable[[], Collection[str]],
+        observer: "Observer",
+        calls: RecentCalls,
+        *,
+        streams: OpenStreams,
+        hub: "Hub",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """It remembers nothing before `run`.
+
+        Args:
+            peers: the other workers.
+            others: the names of those that live.
+            observer: whose counts make the history.
+            calls: the recent ones.
+            streams: the open streams of this worker.
+            hub: whose subscribers may be slow.
+            clock: seconds since 1970.
+        """
+        # Configuration
+        self._peers = peers
+        self._others = others
+        self._observer = observer
+        self._calls = calls
+        self._streams = streams
+        self._hub = hub
+        self._clock = clock
+        # Process
+        self._history = History(observer.durations.bounds)
+        self._cpu = time.process_time()
+        self._numbers = count(1)
+        self._answers: dict[int, tuple[list[bytes], int, asyncio.Event]] = {}
+        """Number of a question -> answers so far, how many are expected, and what is set when all are there."""
+        self._sending: set[asyncio.Task[Any]] = set()
+        peers.on(Asked, self._hear_question)
+        peers.on(Told, lambda told, _: self._hear_answer(told))
+
+    async def run(self) -> None:
+        """Remember each second, until cancelled. The runtime owns the task."""
+        while True:
+            now = self._clock()
+            self.remember(int(now) - 1)
+            await asyncio.sleep(1.02 - now % 1)
+
+    def remember(self, second: int) -> None:
+        """What was counted since the last time happened in this second."""
+        cpu = time.process_time()
+        used, self._cpu = cpu - self._cpu, cpu
+        gauges = Gauges(self._observer.lag(), used, resident_bytes() or 0, len(self._streams))
+        self._history.take(second, self._observer.durations.series, gauges)
+
+    # What a page asks for
+
+    async def history(self, seconds: int, method: str = "", name: str = "") -> dict[str, Any]:
+        """The last so many seconds, as `present_past` gives them; with a method, its own points, too."""
+        question = _Question("history", min((each for each in RANGES if each >= seconds), default=RANGES[-1]), method, name)
+        answers = await self._ask(question)
+        return present_past([_decode_past(each) for each in answers], question.seconds)
+
+    async def calls(self) -> dict[str, Any]:
+        """The newest calls, and the clients."""
+        return present_calls(_decode_calls(each) for each in await self._ask(_Question("calls")))
+
+    async def readers(self) -> dict[str, Any]:
+        """The streams whose readers are furthest behind."""
+        found = [each for answer in await self._ask(_Question("readers")) for each in _decode_readers(answer)]
+        found.sort(key=lambda each: (-each.waiting, -(each.seconds or 0)))
+        return {"readers": [msgspec.structs.asdict(each) for each in found[:READERS]]}
+
+    def _answer(self, question: _Question) -> bytes:
+        if question.about == "history":
+            chosen = (question.method, question.name) if question.method else None
+            return _encode(self._history.look(question.seconds, chosen))
+        return _encode(self._calls.look() if question.about == "calls" else self._slowest())
+
+    def _slowest(self) -> list[Reader]:
+        subscribers = [
+            Reader(
+                each.transport,
+                each.member.name or each.member.client_id if each.member else each.address,
+                list(each.channels[:8]),
+                None,
+                each.outlet.buffered,
+            )
+            for each in self._hub.slowest(READERS)
+        ]
+        streams = [
+            Reader(transport, owner, [], round(seconds, 1), waiting)
+            for transport, owner, seconds, waiting in self._streams.slowest(READERS)
+            if transport != "events"
+        ]
+        return [*subscribers, *streams]
+
+    # Between workers
+
+    async def _ask(self, question: _Question) -> list[bytes]:
+        """The answers, our own first."""
+        names = self._others()
+        if not names:
+            return [self._answer(question)]
+        number = next(self._numbers)
+        answers: list[bytes] = []
+        done = asyncio.Event()
+        self._answers[number] = answers, len(names), done
+        try:
+            await asyncio.gather(*(self._send(name, Asked(number, _encode(question))) for name in names))
+            async with asyncio.timeout(PATIENCE):
+                await done.wait()
+        except TimeoutError:
+            pass  # of those that haven't answered, nothing is shown this time
+        finally:
+            del self._answers[number]
+        return [self._answer(question), *answers]
+
+    async def _send(self, worker: str, message: Asked | Told) -> None:
+        try:
+            await self._peers.send(worker, message)
+        except (LocalError, OSError):
+            pass  # the page asks again soon
+
+    def _hear_question(self, asked: Asked, worker: str) -> None:
+        try:
+            answer = self._answer(_decode_question(asked.about))
+        except msgspec.DecodeError:  # of another version, during a deploy
+            return
+        task = asyncio.get_running_loop().create_task(self._send(worker, Told(asked.number, answer)))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    def _hear_answer(self, told: Told) -> None:
+        waiting = self._answers.get(told.number)
+        if waiting is None:
+            return
+        answers, expected, done = waiting
+        answers.append(told.answer)
+        if len(answers) >= expected:
+            done.set()
