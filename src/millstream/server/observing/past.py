@@ -36,11 +36,15 @@ def present_past(pasts: Sequence[Past], seconds: int) -> dict[str, Any]:
             whole, before = points.get(at, (Tally(0, {}), None))
             whole.add(tally)
             points[at] = whole, gauges if before is None else _beside(before, gauges)
+    total = Tally(0, {})
+    for tally, _ in points.values():
+        total.add(tally)
     rows = [_row(key, tally, first.bounds) for key, tally in sorted(operations.items())]
     return {
         "seconds": seconds,
         "step": step,
         "until": until,
+        "total": _figures(total, first.bounds),
         "at": times,
         "all": _columns(times, {at: tally for at, (tally, _) in points.items()}, points, first.bounds),
         "chosen": _columns(times, chosen, points, first.bounds),
