@@ -74,7 +74,9 @@ export class Conversation {
   unread = 0;
   mark = null; // the first entry that was not read when the channel was last left
   members = new Map();
-  ready = false;
+  ready = false; // its past was heard
+  live = false; // it is heard now
+  present = false; // its members are known
   failed = "";
   draft = "";
   typing = new Map(); // who -> until when

@@ -38,7 +38,9 @@ const hub = new Hub((state) => {
   $("state").className = `badge state ${{ open: "good", connecting: "", waiting: "warn", offline: "bad" }[state.state]}`;
   if (state.state === "open") back();
   else if (state.reason) lost(`${state.reason} What you write is sent when it's back.`, state.state === "waiting" ? () => hub.now() : null);
-  if (state.state !== "open") for (const entry of pending.values()) if (entry.state === "sending") fate(entry, "waiting");
+  if (state.state === "open") return;
+  for (const conversation of rooms.values()) conversation.live = false;
+  for (const entry of pending.values()) if (entry.state === "sending") fate(entry, "waiting");
 }, "chat/members");
 
 // Messages
@@ -124,7 +126,7 @@ function forget(entry) {
 
 async function send(entry) {
   pending.set(entry.key, entry);
-  if (!hub.open) return fate(entry, "waiting");
+  if (!hub.open || !rooms.get(entry.channel).live) return fate(entry, "waiting");
   fate(entry, "sending");
   try {
     const { event_id: id } = await hub.publish(entry.channel, { name: me.name, message: entry.text, time: entry.at.getTime() / 1_000, key: entry.key });
@@ -161,7 +163,7 @@ function drawPeople() {
   $("members").replaceChildren(
     ...people.map((member) => {
       const name = member.name || "Somebody";
-      const mine = member.name === me.name;
+      const mine = hub.ids.has(member.client_id);
       const initial = element("span", { className: "initial", "aria-hidden": "true" }, [...name][0].toUpperCase());
       return element("li", { className: mine ? "own" : "" }, initial, element("span", { className: "one-line", dir: "auto", title: name }, mine ? `${name} (you)` : name));
     }),
@@ -177,7 +179,7 @@ function hearPresence(channel, event) {
   if (event.event === "join") conversation.members.set(member.client_id, member);
   else conversation.members.delete(member.client_id);
   if (channel === current) drawPeople();
-  if (member.name === me.name || !conversation.present) return;
+  if (hub.ids.has(member.client_id) || !conversation.present) return;
   const last = conversation.entries.at(-1);
   if (event.event === "join" && last?.left === member.name && Date.now() - last.when < BACK_MS) {
     conversation.entries.pop();
@@ -257,7 +259,7 @@ function enterChannel(channel) {
     hear: (event) => hear(channel, event),
     gap: () => show(channel, { kind: "event", text: "The server no longer has some older messages, so they're missing here.", look: "gap" }),
     ready: () => {
-      conversation.ready = true;
+      conversation.ready = conversation.live = true;
       conversation.failed = "";
       if (channel === current) note();
       // What was not heard until here was not published: it can be said again.
@@ -265,6 +267,7 @@ function enterChannel(channel) {
     },
     failed: (reason) => {
       conversation.failed = reason;
+      conversation.live = true;
       if (channel === current) note();
       drawChannels();
     },

@@ -11,6 +11,8 @@ const ANSWER_MS = 15_000;
 export class Refused extends Error {}
 
 export class Hub {
+  /** Under which this page has appeared to others: one for each connection. */
+  ids = new Set();
   #socket = null;
   #waiting = new Map(); // number of a request -> {resolve, reject, timer}
   #number = 0;
@@ -133,7 +135,8 @@ export class Hub {
       wanted.hear(message);
     } else if (message.type === "position") {
       for (const wanted of this.#wanted.values()) if (wanted.begun) wanted.last = message.id;
-    } else if (message.type === "gap") {
+    } else if (message.type === "connected") this.ids.add(message.client_id);
+    else if (message.type === "gap") {
       for (const wanted of this.#wanted.values()) wanted.gap?.();
     } else if (message.type === "error") this.#settle(message.id, new Refused(message.error.message));
     else this.#settle(message.id, null, message);
