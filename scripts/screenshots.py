@@ -120,7 +120,8 @@ def inspect(page: Page, open_other: Callable[[str], Page]) -> None:
     if page.viewport_size == SIZES["desk"]:
         page.get_by_role("button", name="Accept").click()
         page.get_by_text("Raw result").wait_for()
-        page.locator("#traffic > li").nth(-1).locator("summary").click()
+        answer = page.locator("#traffic > li").filter(has_text="result of tools/call order_parcel")
+        answer.locator("summary").click()
         page.locator("#traffic pre").wait_for()
         page.mouse.move(0, 0)
 

@@ -131,10 +131,12 @@ class Guarded:
 
 
 @asynccontextmanager
-async def guarded(server: Server | None = None, *, lane: bool = True, **options: Any) -> AsyncIterator[Guarded]:
+async def guarded(
+    server: Server | None = None, *, lane: bool = True, port: int = 0, **options: Any
+) -> AsyncIterator[Guarded]:
     """Run a server for the length of the block."""
     server = server or make_server(**options)
     async with server.running() as runtime:
         prepare(server, runtime)
-        async with serve(server, lane=lane, ws=WebSocketProtocol) as running:
+        async with serve(server, lane=lane, port=port, ws=WebSocketProtocol) as running:
             yield Guarded(server, runtime, running)

@@ -27,6 +27,7 @@ ROOMS = {
     "http": ["asgi", "lane", "websocket"],
     "stores": ["base", "groups", "memory", "sqlite", "local", "redis"],
     "server": ["functions", "questions", "calls", "features", "handlers", "observing"],
+    "auth": ["method", "key_file", "issuing"],
     "transports": ["streamable", "rest", "websocket"],
     "client": [
         "errors", "background", "http", "oauth", "options", "transports", "questions", "targets", "incoming",
@@ -38,8 +39,8 @@ ROOMS = {
         "probes", "routes", "runtime", "runtimes", "hub_access", "serving", "server",
     ],
     "cli": [
-        "help", "load", "stdio", "showing", "uv", "variables", "installing", "connecting", "recording", "commands",
-        "program",
+        "help", "load", "stdio", "showing", "uv", "variables", "installing", "connecting", "chatting", "recording",
+        "commands", "program",
     ],
 }
 """The order inside a house: every folder, and the files between which the order says something."""

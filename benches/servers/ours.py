@@ -3,7 +3,7 @@
 import os
 from collections.abc import Awaitable, Callable
 
-from millstream import Server
+from millstream import Context, Server
 
 mcp = Server("bench", version="1")
 
@@ -12,6 +12,16 @@ mcp = Server("bench", version="1")
 async def add(a: int, b: int) -> int:
     """Add two numbers."""
     return a + b
+
+
+if "BENCH_LOGGED" in os.environ:
+
+    @mcp.tool
+    async def add_logged(a: int, b: int, ctx: Context) -> int:
+        """Add two numbers, and log five messages."""
+        for number in range(5):
+            await ctx.info(f"message {number}")
+        return a + b
 
 
 def another(number: int) -> Callable[[int, int], Awaitable[int]]:

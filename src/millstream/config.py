@@ -51,7 +51,10 @@ class VariableError(ValueError):
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Operational settings. Times are seconds, sizes are bytes."""
+    """Operational settings: ``Server("shop", settings=Settings(tool_timeout=10))``.
+
+    Times are seconds, sizes are bytes.
+    """
 
     store: str = ""
     """Where streams and records live, unless the program says so; empty means memory://."""

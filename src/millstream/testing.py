@@ -33,7 +33,7 @@ _WAIT = 30.0
 
 
 class Result(Struct, frozen=True):
-    """What a tool gave back."""
+    """What a tool gave back: ``assert (await client.call("add", a=1, b=2)).text == "3"``."""
 
     content: list[dict[str, Any]]
     structured: Any | UnsetType = UNSET
@@ -48,7 +48,7 @@ class Result(Struct, frozen=True):
 
 
 class TestClient:
-    """One client of one server. Made by `connect`."""
+    """One client of one server: ``async with connect(mcp) as client: …``."""
 
     __test__ = False  # pytest: this is no test
 
@@ -69,7 +69,7 @@ class TestClient:
         self.questions.append({"method": asked.method, "params": msgspec.json.decode(asked.params)})
 
     async def call(self, tool: str, /, **arguments: Any) -> Result:
-        """Call a tool.
+        """Call a tool: ``(await client.call("add", a=1, b=2)).structured``.
 
         Raises:
             Failure: the server answered with an error (a tool that fails is a `Result` with `is_error`).
@@ -78,12 +78,12 @@ class TestClient:
         return Result(raw["content"], raw.get("structuredContent", UNSET), raw.get("isError", False), raw)
 
     async def read(self, uri: str) -> list[dict[str, Any]]:
-        """The contents of a resource."""
+        """The contents of a resource: ``(await client.read("book://1"))[0]["text"]``."""
         contents: list[dict[str, Any]] = (await self.request("resources/read", {"uri": uri}))["contents"]
         return contents
 
     async def prompt(self, name: str, /, **arguments: str) -> list[dict[str, Any]]:
-        """The messages of a prompt."""
+        """The messages of a prompt: ``await client.prompt("review", isbn="1")``."""
         params = {"name": name, "arguments": arguments}
         messages: list[dict[str, Any]] = (await self.request("prompts/get", params))["messages"]
         return messages
@@ -91,7 +91,9 @@ class TestClient:
     async def request(
         self, method: str, params: Mapping[str, Any] | None = None, *, progress: bool = False
     ) -> dict[str, Any]:
-        """The result of any request, in as many rounds as it takes; questions are answered on the way.
+        """The result of any request, as ``await client.request("tools/list")``.
+
+        It takes as many rounds as it needs; questions are answered on the way.
 
         Raises:
             Failure: the server answered with an error.
@@ -113,7 +115,7 @@ async def connect(
     sample: Sample | None = None,
     roots: list[str] | None = None,
 ) -> AsyncGenerator[TestClient, None]:
-    """Run a server in memory and connect to it.
+    """Run a server in memory and connect to it: ``async with connect(mcp) as client: …``.
 
     Args:
         server: your server.

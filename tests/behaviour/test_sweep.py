@@ -162,3 +162,21 @@ async def test_the_sweep_goes_on_whatever_fails_in_it(
 
 async def no_touch() -> None:
     return None
+
+
+async def test_a_function_that_blocks_everybody_is_a_warning_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """A fixed defect: ``time.sleep`` in an ``async def`` tool kept every client waiting, and nobody was told why."""
+    mcp = Server("shop", settings=Settings())
+    async with mcp.running() as runtime:
+        sweep = runtime.sweep
+        sweep.lag = sweeps.STALL / 2
+        sweep.tell_of_stall(100.0)
+        assert not caplog.records
+        sweep.lag = 2.5
+        for now in (100.0, 101.0, 100.0 + sweeps.QUIET):
+            sweep.tell_of_stall(now)
+    text = (
+        "Nothing could run for 2.5 seconds. If an `async def` function calls something that blocks, such as "
+        "time.sleep or requests, make it a `def` function: those run in threads"
+    )
+    assert [each.getMessage() for each in caplog.records] == [text, text]

@@ -1,5 +1,6 @@
 """The server of the behaviour tests. It is built anew for each set of settings, and is a file that stdio serves."""
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ OPTIONED: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (do.needs_sampling, {"requires": {"sampling": {}}}),
 ]
 WEIGH = {"type": "object", "properties": {"of": {"type": "string"}}, "required": ["of"], "additionalProperties": False}
+THREADS = int(os.environ.get("BEHAVIOUR_THREADS", "2"))
+"""Few, so that tests can fill them; where tests share servers, they must not."""
 ICON = Icon(src="https://example.com/icon.png", mime_type="image/png", sizes=["48x48"])
 
 
@@ -38,7 +41,7 @@ def build(**settings: Any) -> Server:
         instructions="Ask for anything.",
         info=Info(title="The world", description="All there is.", icons=[ICON], website_url="https://example.com"),
         settings=Settings(
-            **{"page_size": 10, "max_threads": 2, "key": "the one key of every behaviour test", **settings}
+            **{"page_size": 10, "max_threads": THREADS, "key": "the one key of every behaviour test", **settings}
         ),
     )
     for function in TOOLS:

@@ -135,7 +135,7 @@ def test_a_server_that_cannot_start_exits_with_1(tmp_path: Path) -> None:
     program = tmp_path / "shop.py"
     program.write_text(
         "from millstream import Server\nmcp = Server('shop')\n\n@mcp.complete('nothing', argument='x')\n"
-        "def known(value: str) -> list[str]:\n    return []\n"
+        "def known(value: str, arguments: dict[str, str]) -> list[str]:\n    return []\n"
     )
     done = run("run", str(program), "--port", "0")
     assert "no such prompt or resource template" in done.stderr

@@ -114,8 +114,9 @@ async def test_the_browser_comes_back_to_a_page_of_this_machine(monkeypatch: pyt
         await loopback.close()
 
 
-async def test_many_calls_log_in_once_and_a_token_is_renewed_without_the_person() -> None:
-    """One server is the resource and the issuer: it counts who comes."""
+@pytest.mark.parametrize("kept", ["memory", "file"])
+async def test_many_calls_log_in_once_and_a_token_is_renewed_without_the_person(kept: str, tmp_path: Path) -> None:
+    """One server is the resource and the issuer: it counts who comes. A file gives other objects each time."""
     visits = registrations = renewals = 0
     valid = {"t1"}
 
@@ -162,7 +163,7 @@ async def test_many_calls_log_in_once_and_a_token_is_renewed_without_the_person(
         visits += 1
         return (await fetch("GET", url)).header(b"location")
 
-    store = MemoryStore()
+    store = MemoryStore() if kept == "memory" else FileStore(tmp_path / "tokens.json")
     options = Options(auth=OAuth(store=store, visit=visit))
     async with rude(behave) as server, Client(server.url, options=options) as client:
         await asyncio.gather(*(client.call("x") for _ in range(10)))

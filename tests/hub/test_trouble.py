@@ -170,6 +170,7 @@ async def test_an_epoch_that_changes_while_somebody_catches_up_is_told() -> None
 async def test_the_journal_can_be_walked_while_its_oldest_entries_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking for a publisher's id takes several reads."""
     monkeypatch.setattr("millstream.hub.journal._PAGE", 2)
+    monkeypatch.setattr("millstream.hub.shared_reads.PAGE", 2)
     monkeypatch.setattr("millstream.hub.journal._RECENT", 1)
     store = MemoryStore()
     async with running(store, journal=6) as hub:

@@ -26,8 +26,8 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-LOST = re.compile(r"Failed to load resource: net::ERR_|status of (401|404|50[23])")
-"""What Chromium itself says of a connection that a test cuts, an unknown session, or a missing key."""
+LOST = re.compile(r"Failed to load resource: net::ERR_|status of (40[134]|50[23])")
+"""What Chromium itself says of a connection that a test cuts, an unknown session, a missing key, a wrong password."""
 
 WATCH = """
 document.addEventListener("securitypolicyviolation", (event) => {

@@ -3,6 +3,8 @@
 One page is loaded, and taken from state to state.
 """
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
 from pages_world import OpenPage, axe, outside
+from patience import WAIT
 from processes import Shared, free_port, millstream, serving, shared
 
 pytestmark = pytest.mark.server
@@ -328,8 +331,8 @@ def test_another_server_is_inspected_through_this_one(hub: str, open_page: OpenP
         assert page.evaluate("navigator.clipboard.readText()").startswith(f"curl -s {hub}/mcp")
 
 
-def test_deviations_from_the_output_schema_are_told_in_their_place(hub: str, open_page: OpenPage) -> None:
-    """Our choice: a server that breaks its promise is shown where. Here the promise is changed on its way."""
+def test_a_server_that_breaks_its_promises_is_told_where(hub: str, open_page: OpenPage) -> None:
+    """Our choice: deviations from the output schema stand in their place, and a list that is refused hides no other."""
     page = open_page("about:blank")
 
     def promise(route: Route) -> None:
@@ -340,15 +343,22 @@ def test_deviations_from_the_output_schema_are_told_in_their_place(hub: str, ope
                 tool["outputSchema"] = {"type": "object", "required": ["unit"]}
         route.fulfill(response=reply, json=body)
 
+    def refuse(route: Route) -> None:
+        number = route.request.post_data_json["id"]
+        route.fulfill(json={"jsonrpc": "2.0", "id": number, "error": {"code": -32601, "message": "Not here"}})
+
+    ways = {"tools/list": promise, "resources/templates/list": refuse}
     page.route(
         "**/mcp",
-        lambda route: promise(route) if "tools/list" in (route.request.post_data or "") else route.continue_(),
+        lambda route: ways.get((route.request.post_data_json or {}).get("method"), Route.continue_)(route),
     )
     page.goto(f"{hub}/inspect#tool=get_server_info")
     expect(page.locator("#state")).to_have_text("Connected")
     ran(page, "get_server_info", "deviation")
     expect(page.get_by_label("Deviations")).to_contain_text("unit Required.")
     expect(result(page).get_by_label("Value")).to_contain_text("unit: missing Required.")
+    page.get_by_role("tab", name="Templates").click()
+    expect(page.locator("#no-items")).to_contain_text("The server answered: Not here (-32601)")
 
 
 def test_a_server_that_wants_a_key_is_given_one(hub: str, open_page: OpenPage) -> None:
@@ -369,3 +379,21 @@ def test_a_server_that_wants_a_key_is_given_one(hub: str, open_page: OpenPage) -
     page.keyboard.press("Enter")
     expect(page.locator("#state")).to_have_text("Connected")
     expect(page.get_by_text("Connected again.")).to_be_visible()
+
+
+def test_what_is_copied_runs_elsewhere(hub: str, open_page: OpenPage) -> None:
+    """Our choice: the call as curl and as Python does what the page does, quotes and all."""
+    page = inspect(hub, open_page, permissions=["clipboard-read", "clipboard-write"])
+    page.evaluate(
+        """location.hash = '#tool=greet&args=' + encodeURIComponent('{"name": "O\\'Hara \\\\"é\\\\" $HOME"}')"""
+    )
+    expect(page.locator("#detail").get_by_label("name")).to_have_value('O\'Hara "é" $HOME')
+    for kind, command in (("curl", ["sh", "-c"]), ("Python", [sys.executable, "-c"])):
+        page.evaluate("navigator.clipboard.writeText('')")
+        page.get_by_role("button", name="Copy as").click()
+        page.get_by_role("menuitem", name=kind).click()
+        page.wait_for_function("async () => (await navigator.clipboard.readText()) !== ''")
+        code = page.evaluate("navigator.clipboard.readText()")
+        said = subprocess.run([*command, code], capture_output=True, text=True, timeout=WAIT, check=True)
+        assert "Hello, O'Hara" in said.stdout
+        assert "$HOME" in said.stdout

@@ -1,4 +1,8 @@
-"""The behaviour tests of both HTTP transports against four workers behind nginx: each request may reach another one."""
+"""The behaviour tests of both HTTP transports against four workers behind nginx: each request may reach another one.
+
+Once the four are of one machine, and share its memory; once they are of two machines that share Redis, and whose
+clocks are three minutes apart.
+"""
 
 import os
 import re
@@ -7,13 +11,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from patience import WAIT
 from processes import ROOT, free_port, millstream, wait_for_port
+from redis_parts import RedisServer
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 pytestmark = [
@@ -22,11 +27,12 @@ pytestmark = [
 ]
 # Without connections that are kept: each request is a new one, and the kernel gives it to any worker.
 SITE = """
+upstream workers { %s }
 server {
     listen 127.0.0.1:%d;
     client_max_body_size 16m;
     location / {
-        proxy_pass http://127.0.0.1:%d;
+        proxy_pass http://workers;
         proxy_http_version 1.1;
         proxy_set_header Host $host;
         proxy_set_header Connection "";
@@ -48,6 +54,7 @@ ELSEWHERE = {
     "test_a_session_outlives_a_restart": "compares with servers that have another key",
     "test_an_id_in_flight_cannot_be_used_again": "ids in flight are compared on one worker",
     "test_a_reply_is_json_until": "expects a header that nginx keeps for itself",
+    "test_a_deleted_session_is_not_found": "the other workers hear of a deletion a moment after its answer",
     "test_a_thread_that_takes_too_long": "looks at the threads of its own process",
 }
 """Beginnings of the names of tests that need one process, and why."""
@@ -73,48 +80,70 @@ def running(command: list[str], port: int, log: Path, **environment: str) -> Ite
 
 
 @contextmanager
-def nginx(folder: Path, backend: int) -> Iterator[int]:
-    """nginx in front of a port; gives its own."""
+def nginx(folder: Path, *backends: int) -> Iterator[int]:
+    """nginx in front of ports, in turns; gives its own."""
     assert NGINX is not None
     port = free_port()
     places = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"{each}_temp_path {folder}/{each};\n" for each in places)
+    servers = " ".join(f"server 127.0.0.1:{each} max_fails=0;" for each in backends)
     (folder / "nginx.conf").write_text(
         f"daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{ worker_connections 4096; }}\n"
-        f"http {{ access_log off;\n{temporary}{SITE % (port, backend)}}}\n"
+        f"http {{ access_log off;\n{temporary}{SITE % (servers, port)}}}\n"
     )
     command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]
     with running(command, port, folder / "nginx.log"):
         yield port
 
 
-def test_the_behaviour_of_four_workers_behind_nginx_is_that_of_one(tmp_path: Path) -> None:
-    """Our choice: any worker serves any session, so a client cannot tell that there are several."""
-    board = tmp_path / "board"
-    board.mkdir()
-    port = free_port()
-    shared = {"BEHAVIOUR_FOLDER": str(board), "PYTHONPATH": str(ROOT / "tests")}
-    serve = millstream("tests/behaviour/world.py:mcp", port, "--workers", "4")
-    with running(serve, port, tmp_path / "log", **shared), nginx(tmp_path, port) as front:
-        chosen = f"(lane or sse) and not ({' or '.join(ELSEWHERE)})"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "tests/behaviour",
-            "-q",
-            "-n2",
-            "-k",
-            chosen,
-            "-p",
-            "no:cacheprovider",
-        ]
-        with (tmp_path / "tests").open("wb") as sink:
-            done = subprocess.run(
-                command, cwd=ROOT, env={**os.environ, **shared, "BEHAVIOUR_PORT": str(front)}, stdout=sink, check=False
-            )
-    said = (tmp_path / "tests").read_text()
+def judge(folder: Path, front: int, chosen: str, shared: dict[str, str]) -> int:
+    """Run the chosen behaviour tests against a port; gives how many have passed."""
+    command = [sys.executable, "-m", "pytest", "tests/behaviour", "-q", "-n2", "-k", chosen, "-p", "no:cacheprovider"]
+    with (folder / "tests").open("wb") as sink:
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **shared, "BEHAVIOUR_PORT": str(front)}, stdout=sink, check=False
+        )
+    said = (folder / "tests").read_text()
     assert done.returncode == 0, said[-5_000:]
     passed = re.search(r"(\d+) passed", said)
     assert passed is not None
-    assert int(passed[1]) > 900
+    return int(passed[1])
+
+
+def board(folder: Path) -> dict[str, str]:
+    """The environment that the server and its judges share."""
+    (folder / "board").mkdir()
+    return {"BEHAVIOUR_FOLDER": str(folder / "board"), "PYTHONPATH": str(ROOT / "tests"), "BEHAVIOUR_THREADS": "40"}
+
+
+def test_the_behaviour_of_four_workers_behind_nginx_is_that_of_one(tmp_path: Path) -> None:
+    """Our choice: any worker serves any session, so a client cannot tell that there are several."""
+    port = free_port()
+    shared = board(tmp_path)
+    serve = millstream("tests/behaviour/world.py:mcp", port, "--workers", "4")
+    with running(serve, port, tmp_path / "log", **shared), nginx(tmp_path, port) as front:
+        assert judge(tmp_path, front, f"(lane or sse) and not ({' or '.join(ELSEWHERE)})", shared) > 900
+
+
+def clock_library(folder: Path) -> str:
+    """The library that moves the wall clock of a process. `make test` installs a compiler where it may."""
+    library = folder / "shifted_clock.so"
+    source = Path(__file__).with_name("shifted_clock.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"], check=True)
+    return str(library)
+
+
+def test_clocks_that_are_three_minutes_apart_change_no_behaviour(tmp_path: Path) -> None:
+    """Our choice: leases go by the clock of the store, and seals have leeway. Two machines of two workers each."""
+    shared = board(tmp_path)
+    travels = "sessions or resumption or questions or rounds or changes or cancel or endpoint"
+    chosen = f"(lane or sse) and ({travels}) and not ({' or '.join(ELSEWHERE)})"
+    with ExitStack() as stack:
+        redis = stack.enter_context(closing(RedisServer()))
+        ports = free_port(), free_port()
+        for port, skew in zip(ports, ("90", "-90"), strict=True):
+            serve = millstream("tests/behaviour/world.py:mcp", port, "--workers", "2", "--store", redis.url)
+            clock = {"LD_PRELOAD": clock_library(tmp_path), "CLOCK_SHIFT": skew}
+            stack.enter_context(running(serve, port, tmp_path / f"log{port}", **shared, **clock))
+        front = stack.enter_context(nginx(tmp_path, *ports))
+        assert judge(tmp_path, front, chosen, shared) > 300

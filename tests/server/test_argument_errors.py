@@ -46,7 +46,7 @@ def test_long_lists_of_names_are_cut() -> None:
 def test_what_was_expected_is_said_in_a_word_for_each_argument(schema: Schema, expected: str) -> None:
     """Generated and hand-written schemas read alike."""
     text = explain(msgspec.ValidationError("Expected `object`, got `str`"), schema, b'"x"')
-    assert text == f"the arguments must be an object, got a string. Expected: {expected}"
+    assert text == f'the arguments must be an object, got the string "x". Expected: {expected}'
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_what_was_expected_is_said_in_a_word_for_each_argument(schema: Schema, e
         ("Object contains unknown field `z` - at `$.a`", "unknown 'z' in 'a'"),
         ("Object contains unknown field `z`", "unknown 'z'"),
         ("Expected `str` of length >= 2 - at `$.a`", "'a' must be a string of length >= 2"),
-        ("Expected `date`, got `int` - at `$.a`", "'a' must be date, got an integer"),
+        ("Expected `date`, got `int` - at `$.a`", "'a' must be a date as text, got an integer"),
     ],
 )
 def test_messages_of_the_decoder_are_put_into_the_words_of_json(message: str, text: str) -> None:

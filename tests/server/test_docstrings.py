@@ -56,6 +56,20 @@ CASES: list[tuple[str | None, str, dict[str, str]]] = [
         "Add.",
         {"a": "first of two", "b": "second"},
     ),
+    (
+        """Add.
+
+        :param a: first
+            of two
+        :param int b: second: and last
+        :type a: int
+        :param rest:
+        :returns: the sum
+        """,
+        "Add.",
+        {"a": "first of two", "b": "second: and last"},
+    ),
+    ("Add\n:func:`this`.\n:note: that\n\n:raises ValueError: never", "Add\n:func:`this`.\n:note: that", {}),
     ("Add.\n\nArgs:\n    a: first\nThe end.", "Add.", {"a": "first"}),
     ("Add.\n\nArgs:\n    no colon here", "Add.", {}),
     ("Add.\n\nArgs:\n        a: first\n    b: shallower", "Add.", {"a": "first"}),
@@ -66,8 +80,8 @@ CASES: list[tuple[str | None, str, dict[str, str]]] = [
 
 
 @pytest.mark.parametrize(("text", "description", "parameters"), CASES)
-def test_google_and_numpy_sections_describe_parameters_and_end_the_text(
+def test_google_numpy_and_sphinx_sections_describe_parameters_and_end_the_text(
     text: str | None, description: str, parameters: dict[str, str]
 ) -> None:
-    """Our choice: two habits of the field; what is not understood stays text."""
+    """Our choice: the habits of the field; what is not understood stays text."""
     assert describe(documented(text)) == (description, parameters)

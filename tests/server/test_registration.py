@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,7 +162,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (
         "tool",
         {"annotations": {"readOnly": True}},
-        "nothing: annotations have no 'readOnly'; there is title, readOnlyHint,",
+        "nothing: annotations have no 'readOnly'; did you mean 'readOnlyHint'? There is title, readOnlyHint,",
     ),
     ("tool", {"annotations": {"readOnlyHint": "yes"}}, "nothing: annotations: Expected `bool | null`, got `str`"),
     ("tool", {"annotations": Annotations(priority=1)}, "nothing: annotations must be ToolAnnotations or a dict"),
@@ -257,3 +258,11 @@ def test_an_argument_may_be_called_ctx_where_it_says_what_it_is(mcp: Server) -> 
         return ctx
 
     mcp.tool(whisper)
+
+
+def test_a_refusal_points_to_the_decorator_and_not_to_the_way_there(mcp: Server) -> None:
+    """Whoever runs the file with plain Python reads a traceback: it says the line, and then what is wrong with it."""
+    with pytest.raises(TypeError) as refused:
+        mcp.tool(timeout="soon")(nothing)  # type: ignore[call-overload]  # the subject
+    assert [Path(str(frame.path)).name for frame in refused.traceback] == ["test_registration.py", "server.py"]
+    assert refused.value.__cause__ is None

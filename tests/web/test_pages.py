@@ -1,5 +1,6 @@
 """The pages and their files: types, caching, and the policy that keeps foreign content out."""
 
+import gzip
 import re
 
 import pytest
@@ -57,6 +58,13 @@ def test_files_load_nothing_from_another_host() -> None:
         assert not re.search(r"(?:https?|wss?):?//(?!127\.0\.0\.1|localhost)\w", text), path
         assert "@import" not in text
         assert "innerHTML" not in text
+
+
+def test_the_files_of_the_pages_are_short_and_small() -> None:
+    """Our choice: 400 lines a file, as for Python; all that any page loads in 120 kB."""
+    bodies = {path: asset(path).body for path in pages()}
+    assert [path for path, body in bodies.items() if body.count(b"\n") > 400] == []
+    assert sum(len(gzip.compress(body)) for path, body in bodies.items() if path.startswith("/assets/")) < 120_000
 
 
 def test_a_file_named_with_its_digest_is_kept_for_good() -> None:

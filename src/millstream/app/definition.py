@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from millstream.app.given import check_completer
 from millstream.app.info import Info
 from millstream.app.sign_in_methods import is_protected
 from millstream.config import Settings
@@ -20,7 +21,7 @@ from millstream.server.calls.changes import Change
 from millstream.server.features.registry import Registry
 
 if TYPE_CHECKING:
-    from millstream.auth.method import Method
+    from millstream.auth.method import Given
     from millstream.hub.subscriber import Authorize
 
 PARTS = ("hub", "rest", "web", "metrics")
@@ -72,11 +73,11 @@ class Definition:
     parts: frozenset[str]
     authorize_channel: "Authorize | None"
     settings: Settings
-    auth: "tuple[Method, ...]" = ()
+    auth: "tuple[Given, ...]" = ()
 
     def __post_init__(self) -> None:
         self.store = self.store or self.settings.store or "memory://"
-        self.registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
+        self.registry: Registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
         self.registry.private = self.protected
         self.registry.changed = lambda kind: self.emit(Change(kind))
         self.mounted: list[Definition] = []
@@ -99,6 +100,11 @@ class Definition:
         values: dict[str, Any] = {**msgspec.structs.asdict(self.settings), **changes}
         self.settings = Settings(**values)
         self.registry.private = self.protected
+
+    @property
+    def title(self) -> str:
+        """What people know it by."""
+        return self.info.title or self.name
 
     @property
     def protected(self) -> bool:
@@ -144,6 +150,7 @@ class Definition:
         Raises:
             ValueError: the prompt or template has no such argument.
         """
+        check_completer(f"complete({reference!r}, {argument!r})", function)
         self.registry.check_argument(reference, argument)
         self.registry.completers[(reference, argument)] = function
         self.registry.offer("completions")

@@ -6,7 +6,7 @@ from millstream.protocol.content import Icon
 
 
 class Info(Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """Title, description, website and icons of a server, for people."""
+    """What people read about a server: ``Server("shop", info=Info(title="The shop"))``."""
 
     title: str | None = None
     description: str | None = None

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from millstream.app.here_only import HereOnly
-from millstream.http.hosts import EXEMPT
-from millstream.http.message import Handler
+from millstream.config import Settings
+from millstream.http.hosts import EXEMPT, HostPolicy
+from millstream.http.message import Handler, Request, Response
 from millstream.protocol.principal import Principal
 from millstream.server.calls.services import Services
 
@@ -39,6 +40,8 @@ _PRIVATE = {
 """Path -> the scope that it takes. Where nobody signs in, these answer on this machine only."""
 _ALWAYS_HERE = ("/inspect/servers", "/inspect/via/")
 """These answer on this machine only, also where callers sign in: they reach what this machine reaches."""
+_LOOKS = ("/assets/tokens.css", "/assets/base.css", "/assets/sign-in.css")
+"""The style sheets of the pages of an authorization server."""
 Paths = Mapping[str, Mapping[str, Handler]]
 """Path -> handlers by method."""
 _NOTED = {"/publish": "hub/publish"}
@@ -59,16 +62,26 @@ class Protection:
             guard: in front of every path, where callers sign in.
             here_only: in front of some, where nobody does.
             hooked: the program says who may publish, so that no scope is needed for it.
-            own: the paths by which callers sign in.
+            own: the paths by which callers sign in: they have no credential yet, so nothing stands before these.
         """
-        self.own = own
+        self.own: Paths = own
         self._guard = guard
         self._here_only = here_only
         self._hooked = hooked
 
+    def policy(self, settings: Settings, *, loopback_bind: bool | None) -> HostPolicy:
+        """Which Host and Origin may talk to the server."""
+        hosts, origins = settings.allowed_hosts, settings.allowed_origins
+        shared: frozenset[str] = frozenset()
+        if self._guard is not None:
+            from millstream.auth.method import Serving  # noqa: PLC0415  only where somebody has to sign in
+
+            shared = shared.union(*(each.shared_paths() for each in self._guard.methods if isinstance(each, Serving)))
+        return HostPolicy(hosts, origins, loopback_bind=loopback_bind, shared=shared)
+
     def protect(self, path: str, handlers: Mapping[str, Handler]) -> Mapping[str, Handler]:
         """The handlers of a path, or of those that begin so, behind what it takes."""
-        if path in EXEMPT or path.startswith(_OPEN):
+        if path in EXEMPT or path in self.own or path.startswith(_OPEN):
             return handlers
         if path in _ALWAYS_HERE:
             handlers = {method: self._here_only.guard(handler) for method, handler in handlers.items()}
@@ -92,8 +105,12 @@ def own_paths(guard: "Guard | None", definition: "Definition", services: Service
     """The paths by which callers sign in."""
     if guard is None:
         return {}
-    own = {path: {"GET": handler} for path, handler in _metadata(guard, definition).items()}
-    return own if "rest" not in definition.parts else {**own, **_sign_in(guard, definition, services)}
+    own: dict[str, Mapping[str, Handler]] = {
+        path: {"GET": handler} for path, handler in _metadata(guard, definition).items()
+    }
+    if "rest" in definition.parts:
+        own |= _sign_in(guard, definition, services)
+    return {**own, **_issuing(guard)}
 
 
 def _metadata(guard: "Guard", definition: "Definition") -> Mapping[str, Handler]:
@@ -103,8 +120,10 @@ def _metadata(guard: "Guard", definition: "Definition") -> Mapping[str, Handler]
     from millstream.auth import ask_issuer  # noqa: PLC0415
     from millstream.auth.resource import ResourceMetadata  # noqa: PLC0415
 
-    name, registry = definition.info.title or definition.name, definition.registry
-    return ResourceMetadata(guard.methods, name, lambda: registry.scopes, ask_issuer).paths(definition.settings.path)
+    registry = definition.registry
+    return ResourceMetadata(guard.methods, definition.title, lambda: registry.scopes, ask_issuer).paths(
+        definition.settings.path
+    )
 
 
 def _sign_in(guard: "Guard", definition: "Definition", services: Services) -> Paths:
@@ -115,3 +134,27 @@ def _sign_in(guard: "Guard", definition: "Definition", services: Services) -> Pa
     sign_in = SignIn(guard, pages, lambda: services.ring, services.nonce)
     guard.ambient, guard.challenges.form = sign_in.ambient, sign_in.page
     return {PATH: {"GET": sign_in.show, "POST": sign_in.take}, OUT_PATH: {"POST": sign_in.leave}}
+
+
+def _issuing(guard: "Guard") -> Paths:
+    """The paths of an authorization server that is part of this one, and what its pages look like."""
+    from millstream.auth.method import Serving  # noqa: PLC0415  only where somebody has to sign in
+
+    found: dict[str, Mapping[str, Handler]] = {}
+    for each in guard.methods:
+        if isinstance(each, Serving):
+            paths = each.paths()
+            below = {path.removesuffix("/authorize") for path in paths if path.endswith("/authorize")}
+            found |= {prefix + name: {"GET": _look(name)} for prefix in below for name in _LOOKS}
+            found |= paths
+    return found
+
+
+def _look(name: str) -> Handler:
+    """The handler of a style sheet, wherever it is."""
+    from millstream.web.pages import asset  # noqa: PLC0415  only where there are pages
+
+    async def get(request: Request) -> Response:
+        return asset(name, query=request.query, known=request.headers.get(b"if-none-match", b""))
+
+    return get

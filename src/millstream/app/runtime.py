@@ -57,13 +57,13 @@ class Runtime:
         self.definition = definition
         self.bind = bind
         self.on_idle = on_idle
-        self.loop = asyncio.get_running_loop()
-        self.thread = get_ident()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.thread: int = get_ident()
         """The thread of the loop: no other loop runs there while this one does."""
         # Process
-        self.draining = False
+        self.draining: bool = False
         self.store = store
-        self.store_health = StoreHealth(definition.store.partition(":")[0], store)
+        self.store_health: StoreHealth = StoreHealth(definition.store.partition(":")[0], store)
         self.services: Services
         self.replicas: Replicas
         self.dispatcher: Dispatcher
@@ -139,8 +139,9 @@ class Runtime:
             self.dispatcher.gate = Throttle(self.definition.settings, self.definition.registry).check
 
     def _open_guard(self) -> None:
-        guard = self.guard = make_guard(self.definition.auth, self.definition.settings)
+        guard = self.guard = make_guard(self.definition, self.services)
         if guard is not None:
+            self._stack.callback(guard.close)
             self.services.lacking = guard.challenges.refuse
 
     async def _open_lifespan(self, definition: Definition) -> None:
@@ -202,7 +203,7 @@ class Runtime:
             hooked = definition.authorize_channel is not None
             own = own_paths(self.guard, definition, self.services)
             protection = Protection(self.guard, here_only, hooked=hooked, own=own)
-            self.policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=self.bind.loopback)
+            self.policy = protection.policy(settings, loopback_bind=self.bind.loopback)
             if self.hub is not None:
                 from millstream.transports.websocket.route import WebSocketRoute  # noqa: PLC0415
 

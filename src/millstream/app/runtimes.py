@@ -26,8 +26,8 @@ class Runtimes:
 
     def __init__(self, definition: Definition) -> None:
         # Configuration
-        self.definition = definition
-        self.bind = Bind()
+        self.definition: Definition = definition
+        self.bind: Bind = Bind()
         """Where the server listens, set before it starts."""
         # Process
         self._by_loop: dict[asyncio.AbstractEventLoop, Runtime] = {}

@@ -1,12 +1,13 @@
 """`Server`: what a person writes against. Decorators register, and the object is the ASGI application."""
 
-from collections.abc import AsyncGenerator, Callable, Collection, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from millstream.app.definition import Definition, chosen
+from millstream.app.given import check_given, check_server
 from millstream.app.hub_access import HubAccess, no_hub
 from millstream.app.info import Info
 from millstream.app.runtimes import Runtimes
@@ -20,10 +21,12 @@ from millstream.server.features.tools import Tool, ToolOptions, tool_of
 
 if TYPE_CHECKING:
     from millstream.app.runtime import Runtime
-    from millstream.auth.method import Method
+    from millstream.auth.method import Given
     from millstream.hub.subscriber import Authorize
 
 F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound="Callable[[str, dict[str, str]], Sequence[str] | Awaitable[Sequence[str]]]")
+Transport = Literal["http", "stdio"]
 Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
 
 
@@ -38,7 +41,7 @@ class Server:
         store: where streams and session records live: a URL, by default that of the settings, else ``memory://``.
         lifespan: ``async with`` context around the time the server runs; its value is ``ctx.lifespan``.
         serve: what runs beside MCP: hub, rest, web, metrics, or all.
-        auth: how callers sign in, from `millstream.auth`: ``auth.keys(…)``, ``auth.jwt(…)``, or a list of them.
+        auth: how callers sign in, from `millstream.auth`: ``auth.keys(…)``, ``auth.issuer(…)``, or a list of them.
         authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` says who may use a channel of the hub.
         settings: everything operational; by default from ``MILLSTREAM_…`` variables.
 
@@ -56,11 +59,13 @@ class Server:
         store: str = "",
         lifespan: Lifespan | None = None,
         serve: str | Collection[str] = (),
-        auth: "Method | Sequence[Method] | None" = None,
+        auth: "Given | Sequence[Given] | None" = None,
         authorize_channel: "Authorize | None" = None,
         settings: Settings | None = None,
     ) -> None:
-        self.definition = Definition(
+        kinds: dict[str, tuple[Any, type]] = {"info": (info, Info), "settings": (settings, Settings)}
+        check_given(name, lifespan, kinds, version=version, instructions=instructions, store=store)
+        self.definition: Definition = Definition(
             name,
             version=version,
             instructions=instructions,
@@ -73,7 +78,7 @@ class Server:
             auth=given_methods(auth),
         )
         """What the server is."""
-        self.runtimes = Runtimes(self.definition)
+        self.runtimes: Runtimes = Runtimes(self.definition)
         """Where it runs."""
 
     @property
@@ -103,14 +108,14 @@ class Server:
     @overload
     def tool(self, /, **options: Unpack[ToolOptions]) -> Callable[[F], F]: ...
     def tool(self, function: Any = None, /, **options: Unpack[ToolOptions]) -> Any:
-        """Register a function as a tool, with or without parentheses. The function itself is returned.
+        """Register a function as a tool: ``@mcp.tool``, or ``@mcp.tool(title="Add", timeout=5)``. Returns it.
 
         Keyword options: see `millstream.server.features.tools.ToolOptions`.
         """
         return self._decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
 
     def resource(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:
-        """Register a function as a resource, or as a template when the URI has ``{variables}``.
+        """``@mcp.resource("book://{isbn}")`` registers a function as a resource, or with ``{variables}`` as a template.
 
         Keyword options: see `millstream.server.features.resources.ResourceOptions`.
         """
@@ -119,7 +124,7 @@ class Server:
         return lambda function: self._decorate(function, lambda each: self._add_resource(uri, each, options))
 
     def live(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:
-        """Register a resource whose changes are published: `resource_updated` reaches subscribers of every kind."""
+        """Register a resource whose changes are published, by `resource_updated`: ``@mcp.live("shop://stock")``."""
         return self.resource(uri, **options)
 
     @overload
@@ -127,13 +132,13 @@ class Server:
     @overload
     def prompt(self, /, **options: Unpack[PromptOptions]) -> Callable[[F], F]: ...
     def prompt(self, function: Any = None, /, **options: Unpack[PromptOptions]) -> Any:
-        """Register a function as a prompt. Keyword options: see `millstream.server.features.prompts.PromptOptions`."""
+        """Register a function as a prompt: ``@mcp.prompt``. Options: see `server.features.prompts.PromptOptions`."""
         return self._decorate(
             function, lambda each: self._add("prompts", prompt_of(each, home=self.definition, **options))
         )
 
-    def complete(self, reference: str, argument: str) -> Callable[[F], F]:
-        """Register a function that completes an argument: ``f(value, arguments) -> list[str]``, plain or async.
+    def complete(self, reference: str, argument: str) -> Callable[[C], C]:
+        """``@mcp.complete("review", argument="tone")`` over ``def f(value, arguments) -> list[str]``, plain or async.
 
         Args:
             reference: name of a prompt, or URI template of a resource.
@@ -143,7 +148,7 @@ class Server:
             ValueError: the prompt or template has no such argument.
         """
 
-        def register(function: F) -> F:
+        def register(function: C) -> C:
             self.definition.complete(reference, argument, function)
             return function
 
@@ -152,7 +157,10 @@ class Server:
     @staticmethod
     def _decorate(function: Any, register: Callable[[Any], None]) -> Any:
         def decorate(each: Any) -> Any:
-            register(each)
+            try:
+                register(each)
+            except (TypeError, ValueError, ImportError) as error:
+                raise error.with_traceback(None) from None  # it is about the line above, and says everything
             return each
 
         return decorate if function is None else decorate(function)
@@ -165,21 +173,21 @@ class Server:
         self.definition.add("templates" if "{" in uri else "resources", uri, item)
 
     def remove_tool(self, name: str) -> None:
-        """Take a tool away. Raises KeyError when there is none."""
+        """Take a tool away: ``mcp.remove_tool("add")``. Raises KeyError when there is none."""
         self.definition.remove("tools", name)
 
     def remove_prompt(self, name: str) -> None:
-        """Take a prompt away. Raises KeyError when there is none."""
+        """Take a prompt away: ``mcp.remove_prompt("review")``. Raises KeyError when there is none."""
         self.definition.remove("prompts", name)
 
     def remove_resource(self, uri: str) -> None:
-        """Take a resource or template away. Raises KeyError when there is none."""
+        """Take a resource or template away: ``mcp.remove_resource("shop://1")``. Raises KeyError when there is none."""
         self.definition.remove("templates" if uri in self.registry.templates else "resources", uri)
 
     # Composition
 
     def mount(self, other: "Server", *, prefix: str = "") -> None:
-        """Offer what another server has as part of this one: tool ``buy`` as ``prefix_buy``, now and later.
+        """Offer what another server has, now and later: ``mcp.mount(books, prefix="books")`` has ``books_buy``.
 
         Its lifespan runs inside this server's, and ``ctx.lifespan`` of its functions is what that yields; without a
         lifespan of its own they see this server's.
@@ -187,11 +195,13 @@ class Server:
         Raises:
             ValueError: the other is this server or has it mounted, has a name that is taken here, or has a lifespan
                 while this server runs already.
+            TypeError: the other is no Server.
         """
+        check_server(other, Server)
         self.definition.mount(other.definition, prefix)
 
     async def resource_updated(self, uri: str) -> None:
-        """Tell every subscriber of a resource that it changed."""
+        """Tell every subscriber of a resource that it changed: ``await mcp.resource_updated("shop://stock")``."""
         self.definition.emit(Change("updated", uri))
 
     # Running
@@ -220,7 +230,7 @@ class Server:
 
     @property
     def hub(self) -> HubAccess:
-        """The hub of the server. Publishing opens it, whether or not anybody has asked the server for something.
+        """The hub of the server: ``await mcp.hub.publish("news", {"n": 1})`` opens it, if nobody has yet.
 
         Raises:
             LocalError: the server serves no hub.
@@ -253,8 +263,10 @@ class Server:
 
         await entry.serve(self, scope, receive, send)
 
-    def run(self, transport: str | None = None, *, host: str = "127.0.0.1", port: int = 8000, workers: int = 1) -> None:
-        """Serve until stopped.
+    def run(
+        self, transport: Transport | None = None, *, host: str = "127.0.0.1", port: int = 8000, workers: int = 1
+    ) -> None:
+        """Serve until stopped: ``mcp.run()``, or ``mcp.run("http", port=9000)``.
 
         With several workers this process looks after them, and each of them runs your program from its start, up to
         this call, and serves.

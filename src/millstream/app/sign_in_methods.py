@@ -4,16 +4,30 @@ A server without any imports nothing of `millstream.auth`.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from millstream.config import Settings
+from millstream.server.calls.services import Services
+from millstream.server.features.registry import Registry
 
 if TYPE_CHECKING:
     from millstream.auth.guard import Guard
-    from millstream.auth.method import Method
+    from millstream.auth.method import Given, Method
 
 
-def given_methods(auth: "Method | Sequence[Method] | None") -> "tuple[Method, ...]":
+class Protected(Protocol):
+    """What of a server's definition matters here."""
+
+    auth: "tuple[Given, ...]"
+    registry: Registry
+
+    @property
+    def title(self) -> str:
+        """What people know it by."""
+        ...
+
+
+def given_methods(auth: "Given | Sequence[Given] | None") -> "tuple[Given, ...]":
     """What ``Server(auth=…)`` was given, as a tuple.
 
     Raises:
@@ -21,27 +35,39 @@ def given_methods(auth: "Method | Sequence[Method] | None") -> "tuple[Method, ..
     """
     if auth is None:
         return ()
+    if isinstance(auth, str):
+        raise TypeError("auth is a string. If it is a key, write auth=auth.keys(…) around it.")
     methods = tuple(auth) if isinstance(auth, Sequence) else (auth,)
     if not methods:
         raise TypeError("auth=[] protects nothing. Leave it out, or name a method, such as auth.keys(…).")
     for each in methods:
-        if not hasattr(each, "identify"):
-            raise TypeError(f"auth takes what millstream.auth makes, such as auth.keys(…), not {each!r}")
+        if not (hasattr(each, "identify") or hasattr(each, "bind")):
+            raise TypeError(
+                f"auth takes what millstream.auth makes, such as auth.keys(…), not {getattr(each, '__name__', each)!r}"
+            )
     return methods
 
 
-def is_protected(methods: "Sequence[Method]", settings: Settings) -> bool:
+def is_protected(methods: "Sequence[Given]", settings: Settings) -> bool:
     """Whether callers have to sign in."""
     return bool(methods or settings.auth_key or settings.auth_keys)
 
 
-def all_methods(given: "Sequence[Method]", settings: Settings) -> "list[Method]":
+def all_methods(of: Protected, services: Services) -> "list[Method]":
     """The methods of the program, then the keys of the settings.
 
     Raises:
-        LocalError, ValueError: a key or a key file cannot be used.
+        LocalError, ValueError: a key or a key file cannot be used, or there are two authorization servers.
     """
-    methods = list(given)
+    from millstream.auth.method import Serving, Unbound  # noqa: PLC0415  only where somebody has to sign in
+
+    settings, registry = services.settings, of.registry
+    methods: list[Method] = [
+        each.bind(services, of.title, lambda: registry.scopes) if isinstance(each, Unbound) else each
+        for each in of.auth
+    ]
+    if sum(isinstance(each, Serving) for each in methods) > 1:
+        raise ValueError("A server has one auth.issuer(…): their paths would be the same.")
     if settings.auth_key or settings.auth_keys:
         from millstream import auth  # noqa: PLC0415  only where somebody has to sign in
 
@@ -49,18 +75,18 @@ def all_methods(given: "Sequence[Method]", settings: Settings) -> "list[Method]"
     return methods
 
 
-def make_guard(given: "Sequence[Method]", settings: Settings) -> "Guard | None":
-    """The guard of a server; None where nobody has to sign in.
+def make_guard(of: Protected, services: Services) -> "Guard | None":
+    """The guard of a running server; None where nobody has to sign in.
 
     Raises:
-        LocalError, ValueError: a key or a key file cannot be used.
+        LocalError, ValueError: a key or a key file cannot be used, or there are two authorization servers.
     """
-    if not is_protected(given, settings):
+    if not is_protected(of.auth, services.settings):
         return None
     from millstream.auth.challenge import Challenges  # noqa: PLC0415  only where somebody has to sign in
     from millstream.auth.guard import Guard  # noqa: PLC0415
 
-    methods = all_methods(given, settings)
+    methods = all_methods(of, services)
     resources = [each.resource for each in methods if each.resource]
     challenges = Challenges(
         resource=resources[0] if resources else "",

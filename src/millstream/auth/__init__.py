@@ -4,7 +4,7 @@ Each function makes a method (`auth.method`), and loads what that needs; a serve
 """
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -13,10 +13,15 @@ from millstream.protocol.principal import EVERYTHING
 
 if TYPE_CHECKING:
     from millstream.auth.claims import Rules
+    from millstream.auth.issuing.provider import Provider
+    from millstream.auth.issuing.records import Client
+    from millstream.auth.issuing.server import Issuer
+    from millstream.auth.issuing.user_file import UserFile
+    from millstream.auth.issuing.ways import Way
     from millstream.auth.method import Method
     from millstream.http.outbound import Fetched
 
-__all__ = ["introspected", "jwt", "keys", "oidc"]
+__all__ = ["client", "introspected", "issuer", "jwt", "keys", "oidc", "users"]
 
 
 def keys(
@@ -32,6 +37,9 @@ def keys(
     Raises:
         ValueError: no key at all, an empty one, or a name or scope that cannot be.
         LocalError: the file cannot be used.
+
+    Example:
+        ``Server("shop", auth=auth.keys(named={"desk": os.environ["DESK_KEY"]}))``
     """
     from millstream.auth.api_keys import KeyMethod  # noqa: PLC0415
     from millstream.auth.key_file import KeyFile, StoredKey, check_name, check_scopes, digest_of  # noqa: PLC0415
@@ -43,6 +51,11 @@ def keys(
         key, scopes = (value, ()) if isinstance(value, str) else value
         wanted.append((check_name(name), key, scopes))
     for name, key, _ in wanted:
+        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  os.environ.get gives None
+            raise TypeError(
+                f"The key {name!r} must be a string, not {type(key).__name__}. If it comes from the environment, "
+                "its variable is not set."
+            )
         if not key.strip() or not key.isascii() or not key.isprintable() or " " in key:
             raise ValueError(f"The key {name!r} is empty, or has blanks or characters that a header can't hold.")
     now = time.time()
@@ -75,6 +88,13 @@ def jwt(
     Raises:
         ValueError: something is missing, or can't be.
         ImportError: the extra is not installed: ``pip install 'millstream[auth]'``.
+
+    Example:
+        >>> auth.jwt(
+        ...     issuer="https://id.example.com",
+        ...     audience="https://mcp.example.com/mcp",
+        ...     jwks="https://id.example.com/keys",
+        ... )
     """
     from millstream.auth.jose import ASYMMETRIC, read_keys, shared_secret  # noqa: PLC0415
     from millstream.auth.key_sets import FetchedKeys, GivenKeys  # noqa: PLC0415
@@ -113,6 +133,9 @@ def oidc(
     """Signed tokens of an issuer that says by itself where its keys are (OpenID Connect Discovery, RFC 8414).
 
     Arguments and errors are those of `jwt`.
+
+    Example:
+        ``Server("shop", auth=auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp"))``
     """
     from millstream.auth.discovery import Discovery  # noqa: PLC0415
     from millstream.auth.jose import ASYMMETRIC  # noqa: PLC0415
@@ -147,6 +170,15 @@ def introspected(
 
     Raises:
         ValueError: something is missing, or can't be.
+
+    Example:
+        >>> auth.introspected(
+        ...     issuer="https://id.example.com",
+        ...     audience="https://mcp.example.com/mcp",
+        ...     endpoint="https://id.example.com/introspect",
+        ...     client="shop",
+        ...     secret=os.environ["SHOP_SECRET"],
+        ... )
     """
     from millstream.auth.introspection import IntrospectedMethod  # noqa: PLC0415
     from millstream.http.outbound import check_url, fetch  # noqa: PLC0415
@@ -160,6 +192,103 @@ def introspected(
 
     rules = _rules(issuer, audience, scopes, implied, believed=30.0)
     return IntrospectedMethod(rules, post, client=client, secret=secret, scopes=scopes)
+
+
+def issuer(
+    url: str,
+    *,
+    users: "Way | Sequence[Way]",
+    clients: "Sequence[Client]" = (),
+    audience: str = "",
+    resources: Collection[str] = (),
+    scopes: Collection[str] = (),
+    described: Mapping[str, str] | None = None,
+    implied: Mapping[str, Collection[str]] | None = None,
+    registration: bool = True,
+    provider: "Provider | None" = None,
+) -> "Issuer":
+    """This server gives out its own tokens: it is an OAuth authorization server, too.
+
+    Any MCP client signs in by itself: it describes itself at a URL or registers, the person signs in and agrees in a
+    browser, and the client gets a token. People are those of a file that ``millstream users`` looks after, or those of
+    an upstream.
+
+    Args:
+        url: the server's own URL, without the path of the MCP endpoint: ``https://mcp.example.com``. That is also the
+            exact name of the issuer.
+        users: who can sign in: ``auth.users(file="users.json")``, an upstream (`millstream.auth.issuing.ways`), or a
+            list of them.
+        clients: those that need not register, from `client`.
+        audience: the URL of the MCP endpoint; by default `url` and the endpoint's path, ``https://mcp.example.com/mcp``.
+        resources: the URLs of other servers that tokens can be for.
+        scopes: what everybody gets who signs in, and needs to get in.
+        described: scope -> what it allows, in words for the person: ``{"orders:write": "order books"}``.
+        implied: scope -> further scopes that it includes.
+        registration: whether clients may register by themselves. Those that describe themselves need not.
+        provider: what you decide yourself; see `millstream.auth.issuing.provider`.
+
+    Raises:
+        ValueError: something can't be.
+        ImportError: the extra is not installed: ``pip install 'millstream[auth]'``.
+
+    Example:
+        ``Server("shop", auth=auth.issuer("https://mcp.example.com", users=auth.users(file="users.json")))``
+    """
+    from millstream.auth.issuing.given import plan_of  # noqa: PLC0415
+    from millstream.auth.issuing.server import Issuer  # noqa: PLC0415
+
+    ways = list(users) if isinstance(users, Sequence) else [users]
+    plan = plan_of(
+        url, ways, clients, audience=audience, resources=resources, scopes=scopes, described=described or {},
+        implied=implied or {}, registration=registration, provider=provider,
+    )  # fmt: skip
+    for each in (audience or url, *resources):
+        _rules(url, each, scopes, implied)
+    return Issuer(plan)
+
+
+def users(*, file: str | Path) -> "UserFile":
+    """People who sign in by name and password, for `issuer`.
+
+    Args:
+        file: that ``millstream users`` looks after. Who is added or removed there is so within a second.
+
+    Raises:
+        LocalError: the file cannot be used.
+        ImportError: the extra is not installed: ``pip install 'millstream[auth]'``.
+    """
+    from millstream.auth.issuing.user_file import UserFile  # noqa: PLC0415
+
+    found = UserFile(Path(file))
+    found.load()
+    return found
+
+
+def client(
+    id: str,
+    *,
+    name: str = "",
+    redirect_uris: Collection[str] = (),
+    secret: str = "",
+    jwks: "str | Mapping[str, Any]" = "",
+    scopes: Collection[str] = (),
+) -> "Client":
+    """A client that `issuer` knows beforehand.
+
+    Args:
+        id: how it calls itself.
+        name: what people know it by.
+        redirect_uris: where it may have people sent back; without any, it only acts for itself.
+        secret: what it shows at the token endpoint, of at least 32 bytes; read it from the environment.
+        jwks: its public keys, or their URL, instead of a secret (``private_key_jwt``).
+        scopes: what it may have when it acts for itself (client credentials), which takes a secret or keys.
+
+    Raises:
+        ValueError: something can't be.
+    """
+    from millstream.auth.issuing.given import given_client  # noqa: PLC0415
+
+    return given_client(id, name=name, redirect_uris=redirect_uris, secret=secret, jwks=jwks, scopes=scopes)
 
 
 def _rules(

@@ -37,7 +37,7 @@ class Challenges:
         self._oauth = oauth
         self.form: Callable[[Request], Response | None] = lambda request: None
         """Gives people who open a page a place to sign in."""
-        self.scopes = frozenset(scopes)
+        self.scopes: frozenset[str] = frozenset(scopes)
 
     def missing(self, request: Request) -> Response:
         """There is no credential."""

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from millstream.auth.challenge import Challenges
-from millstream.auth.method import Identity, Method, Unavailable
+from millstream.auth.method import Identity, Method, Serving, Unavailable
 from millstream.http.lane.lines import usual_lines
 from millstream.http.message import Handler, Request, Response, Sink
 from millstream.limits import Limiter, Rate, neighbourhood, told
@@ -47,13 +47,13 @@ class Guard:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         # Configuration
-        self.methods = tuple(methods)
+        self.methods: tuple[Method, ...] = tuple(methods)
         self.told: Callable[[str], None] | None = None
         """Hears the address of every wrong credential."""
         self.ambient: Ambient | None = None
         """What counts where there is no ``Authorization``."""
-        self.clock = clock
-        self.challenges = challenges
+        self.clock: Callable[[], float] = clock
+        self.challenges: Challenges = challenges
         # Process
         self.verdicts: dict[bytes, Verdict] = {}
         """Value of ``Authorization`` -> verdict; the oldest go first."""
@@ -170,6 +170,12 @@ class Guard:
     def holds(self, id: str) -> bool:
         """Whether somebody with this `Principal.id` may still have a credential."""
         return any(method.holds(id) for method in self.methods)
+
+    def close(self) -> None:
+        """The server stops."""
+        for method in self.methods:
+            if isinstance(method, Serving):
+                method.close()
 
     def refresh(self) -> bool:
         """Once a second: forget what was found, if a credential may have been taken back. True if so."""

@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 from joserfc import jws
 from joserfc.errors import JoseError
-from joserfc.jwk import JWKRegistry, OctKey
+from joserfc.jwk import ECKey, JWKRegistry, OctKey
 from msgspec import Struct
 
 from millstream.protocol.json_schema import is_array, is_object
@@ -76,6 +76,18 @@ def read_header(token: str) -> Header:
     return Header(alg, kid, typ.lower().removeprefix("application/"))
 
 
+def read_payload(token: str) -> dict[str, Any]:
+    """What a token claims, unverified: to find the key that verifies it, and for nothing else.
+
+    Raises:
+        InvalidToken: it has no claims.
+    """
+    try:
+        return _decode(_unpack(token.split(".")[1]))
+    except (ValueError, IndexError, RecursionError) as exc:
+        raise InvalidToken("It has no claims.") from exc
+
+
 def verify(token: str, key: PublicKey, algorithm: str) -> dict[str, Any]:
     """The claims of a token.
 
@@ -130,6 +142,27 @@ def shared_secret(secret: str) -> PublicKey:
     if len(secret.encode()) < _MIN_SECRET:
         raise ValueError(f"A shared secret for tokens has at least {_MIN_SECRET} bytes.")
     return PublicKey(OctKey.import_key(secret), "oct")
+
+
+def new_private_key(kid: str) -> dict[str, Any]:
+    """A new key for ES256, with what is private."""
+    return dict(ECKey.generate_key("P-256", {"kid": kid, "alg": "ES256", "use": "sig"}).as_dict(private=True))
+
+
+def public_part(key: Mapping[str, Any]) -> dict[str, Any]:
+    """What everybody may know of a key."""
+    return {name: key[name] for name in ("kty", "crv", "x", "y", "kid", "alg", "use")}
+
+
+def load_private_key(key: Mapping[str, Any]) -> Any:
+    """What `sign` signs with."""
+    return ECKey.import_key(cast("Any", {name: key[name] for name in ("kty", "crv", "x", "y", "d")}))
+
+
+def sign(claims: Mapping[str, Any], key: Any, kid: str, typ: str) -> str:
+    """A token, signed by ES256."""
+    header = {"alg": "ES256", "typ": typ, "kid": kid}
+    return jws.serialize_compact(header, msgspec.json.encode(claims), key, algorithms=["ES256"])
 
 
 def _unpack(text: str) -> bytes:

@@ -1,21 +1,18 @@
 """A file of API keys: names, scopes and expiry beside the SHA-256 of each key, which itself stands nowhere.
 
-A key is made here from 32 random bytes, so that a plain hash is enough: nobody can guess what was hashed. Changes are
-written beside the file and moved into its place, under a lock, so that a server never reads half a file and two
-commands never undo each other.
+A key is made here from 32 random bytes, so that a plain hash is enough: nobody can guess what was hashed.
 """
 
-import contextlib
-import os
 import re
 import secrets
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
+from millstream.auth.kept_file import Stamp, locked, read_file, replace_file, stamp_of
 from millstream.protocol.errors import LocalError
 
 PREFIX = "ms_"
@@ -85,8 +82,8 @@ class KeyFile:
         """Nothing is read before `load`."""
         self.path = path
         self.keys: tuple[StoredKey, ...] = ()
-        self._seen: tuple[int, int, int] | None = None
-        """Modification time, size and inode of what was read last."""
+        self._seen: Stamp | None = None
+        """Of what was read last."""
 
     def load(self) -> None:
         """Read the file.
@@ -94,30 +91,16 @@ class KeyFile:
         Raises:
             LocalError: it is not there, is none, or others may write to it.
         """
-        try:
-            with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                raw = file.read()
-        except OSError as exc:
-            raise LocalError(
-                f"The key file {self.path} can't be read: {exc.strerror}. Make one: millstream keys add NAME --file "
-                f"{self.path}"
-            ) from exc
-        if os.name == "posix" and status.st_mode & 0o022:
-            raise LocalError(f"Others may write to the key file {self.path}. Run: chmod 600 {self.path}")
+        raw, stamp = read_file(self.path, "key file", "millstream keys add NAME")
         try:
             self.keys = _decode(raw).keys
         except msgspec.DecodeError as exc:
             raise LocalError(f"{self.path} isn't a key file: {exc}") from exc
-        self._seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+        self._seen = stamp
 
     def changed(self) -> bool:
         """Whether somebody has written the file since it was read. One that is gone has changed."""
-        try:
-            status = self.path.stat()
-        except OSError:
-            return True
-        return self._seen != (status.st_mtime_ns, status.st_size, status.st_ino)
+        return self._seen is None or self._seen != stamp_of(self.path)
 
     def add(self, name: str, scopes: tuple[str, ...], now: float, expires: float | None) -> str:
         """Make a key, and give it: it is shown once and kept nowhere.
@@ -177,45 +160,10 @@ class KeyFile:
         return key
 
     def _change(self, change: "Callable[[tuple[StoredKey, ...]], tuple[StoredKey, ...]]") -> None:
-        with _locked(self.path):
+        with locked(self.path):
             if self.path.exists():
                 self.load()
             keys = change(self.keys)
             body = msgspec.json.format(msgspec.json.encode(_Keys(keys)), indent=2)
-            _replace(self.path, body + b"\n")
+            replace_file(self.path, body + b"\n")
             self.keys = keys
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Generator[None, None, None]:
-    """One writer at a time, where the system has locks."""
-    try:
-        import fcntl  # noqa: PLC0415  not on Windows
-    except ImportError:
-        yield
-        return
-    lock = path.with_name(path.name + ".lock")
-    try:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise LocalError(f"{path.parent} can't be written to: {exc.strerror}.") from exc
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _replace(path: Path, body: bytes) -> None:
-    """Put a whole file into the place of another."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise

@@ -4,11 +4,14 @@ A method knows one kind of credential and nothing of HTTP. The guard asks the me
 keeps what they found.
 """
 
-from typing import Protocol
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
+from millstream.http.message import Handler
 from millstream.protocol.principal import Principal
+from millstream.server.calls.services import Services
 
 
 class Identity(Struct, frozen=True):
@@ -51,3 +54,37 @@ class Method(Protocol):
         Asked once a second by every guard that has this method; it may look at a file for that.
         """
         ...
+
+
+@runtime_checkable
+class Serving(Method, Protocol):
+    """A method that also serves paths of its own, which stand before the guard."""
+
+    def paths(self) -> Mapping[str, Mapping[str, Handler]]:
+        """Handlers by path and method."""
+        ...
+
+    def shared_paths(self) -> frozenset[str]:
+        """Those of the paths that pages of any origin may use: no cookie counts there."""
+        ...
+
+    def close(self) -> None:
+        """The server stops."""
+
+
+@runtime_checkable
+class Unbound(Protocol):
+    """What becomes a method only once a server runs, because it has its state in the server's store."""
+
+    def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> Serving:
+        """The method of one running server.
+
+        Args:
+            services: of that server.
+            name: what it is called.
+            known: the scopes that something of it takes now.
+        """
+        ...
+
+
+Given = Method | Unbound

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection
 from urllib.parse import parse_qs
 
+from millstream.auth.browser import cookie_of, is_own
 from millstream.auth.guard import Guard, Verdict
 from millstream.auth.method import Unavailable
 from millstream.http.hosts import parse_authority
@@ -45,7 +46,7 @@ _FORM = """<!doctype html>
 <link rel="stylesheet" href="{root}/assets/sign-in.css">
 </head>
 <body>
-<main class="card stack">
+<main class="ask card stack">
 <h1>Sign in</h1>
 <p role="status" class="error">{said}</p>
 <form method="post" action="{root}/sign-in" class="stack">
@@ -94,7 +95,7 @@ class SignIn:
 
     async def take(self, request: Request) -> Response:
         """`POST /sign-in`: the form."""
-        if not _is_own(request):
+        if not is_own(request):
             return _FOREIGN
         if not _is_safe(request):
             return _INSECURE
@@ -117,7 +118,7 @@ class SignIn:
 
     async def leave(self, request: Request) -> Response:
         """`POST /sign-out`: take the cookie away."""
-        return _go(request, PATH, "", 0) if _is_own(request) else _FOREIGN
+        return _go(request, PATH, "", 0) if is_own(request) else _FOREIGN
 
     async def ambient(self, request: Request) -> Principal | Response | None:
         """Whom the cookie of a request stands for; None where there is none, or it does not count."""
@@ -149,21 +150,12 @@ class SignIn:
         if path in self._pages and request.method in ("GET", "HEAD"):
             return request.headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin")
         called = any(path.startswith(each) if each.endswith("/") else path == each for each in _CALLED)
-        return called and _is_own(request)
+        return called and is_own(request)
 
     def _form(self, request: Request, wanted: str, said: str, status: int) -> Response:
         values = {"root": request.root_path, "next": wanted if wanted in self._pages else "", "said": said}
         body = _FORM.format(**{name: html.escape(value) for name, value in values.items()})
         return Response(body.encode(), status, _HEAD)
-
-
-def _is_own(request: Request) -> bool:
-    """Whether a page of this very origin makes the request, by the word of the browser."""
-    headers = request.headers
-    origin = headers.get(b"origin")
-    if origin is not None:
-        return origin.lower().partition(b"://")[2] == headers.get(b"host", b"").lower() != b""
-    return headers.get(b"sec-fetch-site") == b"same-origin"
 
 
 def _is_here(request: Request) -> bool:
@@ -186,9 +178,7 @@ def _cookie(request: Request) -> str:
     name = _cookie_name(request)
     if name == _PLAIN and not _is_here(request):
         return ""
-    raw = b"; ".join(value for each, value in request.raw_headers if each == b"cookie").decode("latin-1")
-    found = [value for key, _, value in (part.strip().partition("=") for part in raw.split(";")) if key == name]
-    return found[0] if len(found) == 1 else ""
+    return cookie_of(request, name)
 
 
 def _go(request: Request, path: str, value: str, seconds: int) -> Response:

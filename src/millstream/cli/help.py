@@ -7,6 +7,7 @@ COMMANDS = {
         "dev": "Serve it while you write it, with its inspector open.",
         "install": "Write a server into the configuration of an application.",
         "keys": "Make, list, revoke and rotate API keys.",
+        "users": "Add, list and remove the people who may sign in.",
         "audit": "Check audit logs.",
     },
     "Use a server (a URL, a command, a script or a configuration file)": {
@@ -15,6 +16,7 @@ COMMANDS = {
         "read": "Print a resource.",
         "prompt": "Print the messages of a prompt.",
         "watch": "Print changes and log messages as they happen.",
+        "chat": "Talk to a model that uses its tools.",
     },
     "Look into a server": {
         "info": "What it is, what it speaks, what it offers, how fast it answers.",

@@ -18,6 +18,7 @@ MODULES = {
     "read": "offers",
     "prompt": "offers",
     "watch": "watching",
+    "chat": "chat",
     "info": "probing",
     "ping": "probing",
     "doctor": "doctor",
@@ -26,6 +27,7 @@ MODULES = {
     "record": "record",
     "replay": "replay",
     "keys": "keys",
+    "users": "users",
     "audit": "audit",
     "completion": "completion",
 }

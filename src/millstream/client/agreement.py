@@ -40,7 +40,7 @@ class Self:
     def __init__(self, options: Options, questions: Questions) -> None:
         self._options = options
         self._questions = questions
-        self.about = Implementation(options.name, options.version or millstream.__version__)
+        self.about: Implementation = Implementation(options.name, options.version or millstream.__version__)
 
     def capabilities(self, revision: Revision) -> dict[str, Any]:
         """What it declares in the words of a revision."""

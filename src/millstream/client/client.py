@@ -81,7 +81,7 @@ class Client:
         on_change: OnChange | None = None,
         options: Options | None = None,
     ) -> None:
-        self.conversation = Conversation(
+        self.conversation: Conversation = Conversation(
             target,
             Questions(elicit, sample, roots),
             options or Options(),

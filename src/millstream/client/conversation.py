@@ -66,11 +66,11 @@ class Conversation:
             raise TargetError(f"There is no revision {revision}. This client knows {', '.join(BY_DATE)}.")
         # Configuration
         self._options = options
-        self.questions = questions
-        self.log_level = options.log_level
+        self.questions: Questions = questions
+        self.log_level: str = options.log_level
         # Process
         self._background = Background()
-        self.incoming = Incoming(
+        self.incoming: Incoming = Incoming(
             self._background, questions, on_log=on_log, on_change=on_change, max_waiting=options.max_waiting
         )
         ids = itertools.count(1)
@@ -85,9 +85,9 @@ class Conversation:
             headers=headers,
             timeout=timeout,
         )
-        self.requests = Requests(opening, self.incoming, questions, options, ids=ids, timeout=timeout)
+        self.requests: Requests = Requests(opening, self.incoming, questions, options, ids=ids, timeout=timeout)
         self.requests.restored = self._restore
-        self.tool_headers = ToolHeaders()
+        self.tool_headers: ToolHeaders = ToolHeaders()
         self._watches: set[Changes] = set()
         self._cache = Cache() if options.cache else None
         if self._cache is not None:

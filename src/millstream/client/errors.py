@@ -71,7 +71,7 @@ class ToolFailed(ClientError):
 
 
 class Failure(ClientError):
-    """The server answered with a JSON-RPC error."""
+    """The server answered with a JSON-RPC error: ``except Failure as error: print(error.code)``."""
 
     def __init__(self, code: int, message: str, data: Any = None) -> None:
         super().__init__(f"{message} ({code})")

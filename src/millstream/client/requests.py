@@ -77,7 +77,7 @@ class Requests:
         self._timeout = timeout
         self.restored: Restored | None = None
         # Connection
-        self.ids = ids
+        self.ids: Iterator[int] = ids
         self.link: Link | None = None
         self._lock = asyncio.Lock()
 

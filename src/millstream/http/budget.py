@@ -14,8 +14,8 @@ class ByteBudget:
     __slots__ = ("_by_owner", "held", "most")
 
     def __init__(self, most: int, largest: int = 0) -> None:
-        self.most = max(most, 2 * largest)
-        self.held = 0
+        self.most: int = max(most, 2 * largest)
+        self.held: int = 0
         self._by_owner: Counter[str] = Counter()
 
     def take(self, owner: str, size: int) -> bool:

@@ -104,7 +104,7 @@ class HostPolicy:
     server is bound to (`loopback_bind` is None), a peer on a loopback address is taken for one of this machine.
     """
 
-    __slots__ = ("_hosts", "_loopback_bind", "_origins", "good")
+    __slots__ = ("_hosts", "_loopback_bind", "_origins", "_shared", "good")
 
     def __init__(
         self,
@@ -112,10 +112,13 @@ class HostPolicy:
         allowed_origins: Sequence[str] = (),
         *,
         loopback_bind: bool | None = True,
+        shared: Collection[str] = (),
     ) -> None:
+        """`shared` are further paths that pages of any origin may use, since no cookie counts there."""
         self._hosts = Names(allowed_hosts)
         self._origins = _OriginRules(allowed_origins)
         self._loopback_bind = loopback_bind
+        self._shared = frozenset(shared)
         self.good: set[bytes] = set()
 
     def check(
@@ -162,8 +165,8 @@ class HostPolicy:
 
     def screen(self, request: Request) -> tuple[Response | None, bytes]:
         """All of it for one request: a refusal or the answer to a preflight, if either, and the reply's CORS lines."""
-        if request.path.startswith(METADATA):
-            return self._screen_metadata(request)
+        if request.path.startswith(METADATA) or request.path in self._shared:
+            return self._screen_shared(request)
         wrong = None
         if request.path not in EXEMPT:
             wrong = self.check(request.method, request.headers, request.raw_headers, request.peer)
@@ -172,13 +175,18 @@ class HostPolicy:
             return wrong, b""
         return self.preflight(request), self.cors_head(origin)
 
-    def _screen_metadata(self, request: Request) -> tuple[Response | None, bytes]:
-        """Any page may read what everybody may know, under a Host that is served."""
+    def _screen_shared(self, request: Request) -> tuple[Response | None, bytes]:
+        """Any page may read what everybody may know, and ask for a token, under a Host that is served."""
         origin = {name: value for name, value in request.headers.items() if name != b"origin"}
         wrong = self.check("GET", origin, origin.items(), request.peer)
         cors = b"access-control-allow-origin: *\r\n"
         if wrong is None and request.method == "OPTIONS":
-            head = cors + b"access-control-allow-methods: GET\r\naccess-control-allow-headers: *\r\n"
+            methods = b"GET" if request.path.startswith(METADATA) else b"GET, POST"
+            # A wildcard does not include authorization (Fetch, CORS-preflight fetch).
+            head = (
+                cors
+                + b"access-control-allow-methods: %b\r\naccess-control-allow-headers: *, authorization\r\n" % methods
+            )
             return Response(b"", 204, head), b""
         return wrong, cors
 

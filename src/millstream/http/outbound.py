@@ -123,7 +123,7 @@ async def fetch(
             return await _exchange(parts, message, judge, max_bytes)
     except TimeoutError:
         raise OutboundError(f"{parts.hostname} didn't answer in {seconds:g} seconds.") from None
-    except (OSError, ssl.SSLError) as exc:
+    except (OSError, ssl.SSLError, UnicodeError) as exc:  # the last for names that no resolver can be asked for
         raise OutboundError(f"{parts.hostname} can't be reached: {type(exc).__name__}.") from exc
 
 

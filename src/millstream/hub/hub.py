@@ -81,7 +81,7 @@ class Hub:
         # process
         self._journal = Journal(store, limits, clock)
         self._audience = Audience(limits)
-        self.admission = AccessRules(self._audience, limits, self._authorize)
+        self.admission: AccessRules = AccessRules(self._audience, limits, self._authorize)
         """For transports: whether a peer may publish or subscribe, before they answer."""
         self._arrivals = Arrivals(store)
         self._mailboxes = Mailboxes(store.kv, self._journal, limits)
@@ -115,6 +115,7 @@ class Hub:
         self._attendance.forget()
         await self._mailboxes.save()
         await self._presence.leave_all()
+        self._journal.close()
 
     # Publishing
 

@@ -12,12 +12,14 @@ history of a client's channel is its mailbox.
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Final
 
 from millstream.hub.channels import CLIENT
 from millstream.hub.event import Event, Record, channel_of, pack, position_id, unpack
 from millstream.hub.limits import HubLimits
+from millstream.hub.shared_reads import SharedReads
 from millstream.stores.base import Entry, Gap, Index, Position, Store
 
 JOURNAL: Final = "hub:journal"
@@ -37,7 +39,17 @@ Wants = Callable[[str], bool]
 class Journal:
     """The journal and the histories, as one worker writes and has read them."""
 
-    __slots__ = ("_clock", "_limits", "_recent", "_recent_bytes", "_recent_floor", "_store", "epoch", "offset")
+    __slots__ = (
+        "_clock",
+        "_limits",
+        "_recent",
+        "_recent_bytes",
+        "_recent_floor",
+        "_shared",
+        "_store",
+        "epoch",
+        "offset",
+    )
 
     def __init__(self, store: Store, limits: HubLimits, clock: Callable[[], float]) -> None:
         # configuration
@@ -52,6 +64,7 @@ class Journal:
         self._recent_bytes = 0
         self._recent_floor = 0
         """Every event behind this offset that was read is still in `_recent`."""
+        self._shared = SharedReads()
 
     async def open(self) -> Position:
         """Go to the end of the journal; gives the place."""
@@ -127,7 +140,7 @@ class Journal:
         """
         if not after:  # the store began a new epoch, and had nothing when the place was told
             raise Gap(self.epoch, None)
-        entries = await self._store.log.read(JOURNAL, Position(self.epoch, after), _PAGE)
+        entries = await self._shared.page(self._store.log, JOURNAL, Position(self.epoch, after))
         last = min(entries[-1].position.offset, self.offset) if entries else after
         return self._wanted(entries, wants), last
 
@@ -138,30 +151,46 @@ class Journal:
         count = self._limits.history if count is None else count
         recent = [event for event in self._recent if wants(event.channel)]
         if len(recent) < count and self._recent_floor:
-            recent = [event async for page in self._pages(JOURNAL) for event in self._wanted(page, wants)]
+            recent = [event async for page in self._journal_pages() for event in self._wanted(page, wants)]
         return recent[-count:] if count else []
 
-    async def history(self, channel: str, newest: int = 0) -> tuple[list[Event], int]:
+    async def history(self, channel: str, newest: int = 0, *, recent_apart: bool = False) -> tuple[list[Event], int]:
         """What is kept of a channel, oldest first, and the offset of the newest event that is known to be dropped.
 
         Args:
             channel: the channel.
             newest: read only so many; 0 reads all.
+            recent_apart: the caller adds what `remembered` has, so that a read of some seconds ago may serve.
         """
         count, age = self._bounds(channel)
         if not count:
             return [], self.offset
         stream, count = _history(channel), min(count, newest or count)
         entries: Sequence[Entry]
-        if newest:
-            entries = await self._store.log.newest(stream, count + 1)
+        read = partial(self._read_history, stream, newest and count + 1)
+        if recent_apart and not channel.startswith(CLIENT):
+            entries = await self._shared.get(
+                (stream, self.epoch, newest and count),
+                read,
+                since=self.offset,
+                usable=lambda since: since >= self._recent_floor,
+            )
         else:
-            entries = [entry async for page in self._pages(stream) for entry in page]
+            entries = await read()
         events = [self._event(entry) for entry in entries if entry.position.epoch == self.epoch]
         oldest = self._clock() - age
         kept = [event for event in events[-count:] if event.at >= oldest]
         dropped = len(events) - len(kept)
         return kept, events[dropped - 1].offset if dropped else 0
+
+    async def _read_history(self, stream: str, newest: int) -> Sequence[Entry]:
+        if newest:
+            return await self._store.log.newest(stream, newest)
+        return [entry async for page in self._pages(stream) for entry in page]
+
+    def close(self) -> None:
+        """Keep nothing that was read for subscribers."""
+        self._shared.close()
 
     async def has_history(self, channel: str) -> bool:
         """Whether anything is kept of a channel."""
@@ -175,7 +204,7 @@ class Journal:
         needle, found = id.encode(), None
         if not self._recent_floor:
             return None
-        async for page in self._pages(JOURNAL):
+        async for page in self._journal_pages():
             for event in self._wanted([entry for entry in page if needle in entry.data], wants):
                 if event.id == id:
                     found = event.offset
@@ -204,6 +233,23 @@ class Journal:
         return [
             self._event(entry) for entry in entries if entry.position.offset <= most and wants(channel_of(entry.data))
         ]
+
+    async def _journal_pages(self) -> AsyncIterator[Sequence[Entry]]:
+        """The journal as far as this worker has read it, from the oldest entry on. Others get their turns."""
+        log = self._store.log
+        entries = await self._shared.oldest(log, JOURNAL, self.epoch)
+        while entries:
+            yield entries
+            await asyncio.sleep(0)
+            last = entries[-1].position
+            if last.offset >= self.offset:
+                return
+            try:
+                entries = await self._shared.page(log, JOURNAL, last)
+            except Gap:  # trimmed meanwhile, or another epoch: what is left is newer
+                entries = [
+                    entry for entry in await log.read(JOURNAL, None, _PAGE) if entry.position.offset > last.offset
+                ]
 
     async def _pages(self, stream: str) -> AsyncIterator[Sequence[Entry]]:
         """A stream from its oldest entry on, each once, though the oldest go meanwhile. Others get their turns."""

@@ -165,12 +165,10 @@ class CatchUp:
 
     async def _page(self) -> list[Event] | None:
         """What the store has behind `_at`; None when some of it is gone, or it began a new epoch."""
-        await self._catch_up()
-        if self._journal.epoch != self._epoch:
-            return None
         try:
             events, last = await self._journal.page(self._at, self._wants)
         except Gap:
+            await self._catch_up()  # the store may have begun a new epoch that nobody has told of yet
             return None
         if last == self._at:
             return None
@@ -204,7 +202,7 @@ class CatchUp:
             self._subscription.write(gap(reason))
 
     async def _history(self, channel: str, newest: int = 0) -> list[Event]:
-        events, self._dropped[channel] = await self._journal.history(channel, newest)
+        events, self._dropped[channel] = await self._journal.history(channel, newest, recent_apart=True)
         return events
 
     async def _histories(self, newest: int = 0) -> list[Event]:

@@ -50,26 +50,26 @@ class Subscription:
         authorize: Authorize | None = None,
         transport: str = "",
     ) -> None:
-        self.channels = channels
-        self.outlet = outlet
-        self.encode = encode
-        self.mailbox = mailbox
+        self.channels: tuple[str, ...] = channels
+        self.outlet: Outlet = outlet
+        self.encode: Encode = encode
+        self.mailbox: str = mailbox
         """The client whose own channel this is, or empty."""
-        self.member = member
+        self.member: Member | None = member
         """How it appears in the presence of its channels; None for who gave no id."""
-        self.principal = principal
-        self.address = address
-        self.authorize = authorize
-        self.transport = transport
+        self.principal: Principal | None = principal
+        self.address: str = address
+        self.authorize: Authorize | None = authorize
+        self.transport: str = transport
         """What carries it, for those who count."""
-        self.wild = any(map(is_pattern, channels))
-        self.joined = False
+        self.wild: bool = any(map(is_pattern, channels))
+        self.joined: bool = False
         """It has caught up and hears what is published."""
-        self.since = 0
+        self.since: int = 0
         """Once it has joined: what it wants behind this offset was written to the outlet."""
-        self.heard = 0
+        self.heard: int = 0
         """The same for the number of an arrival or departure."""
-        self.present = False
+        self.present: bool = False
         """Others can see it in the presence of its channels."""
         self._leave = leave
 

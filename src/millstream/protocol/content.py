@@ -5,7 +5,7 @@ fields left alone are omitted. The `type` field is a msgspec tag, so the unions 
 revisions lack is converted by `projection.py`, not here.
 """
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 from msgspec.structs import force_setattr
@@ -18,7 +18,11 @@ class Wire(Struct, frozen=True, omit_defaults=True, rename="camel"):
 
 
 class Annotations(Wire, frozen=True):
-    """Hints for the client: who should see something, how important it is, when it changed."""
+    """Hints for the client: who should see something, how important it is, when it changed.
+
+    Example:
+        ``Annotations(audience=["user"], priority=0.5)``
+    """
 
     audience: list[Role] | None = None
     priority: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -26,8 +30,26 @@ class Annotations(Wire, frozen=True):
     """A moment as ISO 8601 writes it."""
 
 
+class ToolAnnotationsDict(TypedDict, total=False):
+    """`ToolAnnotations` as a dict, with the names that go on the wire."""
+
+    title: str
+    readOnlyHint: bool
+    destructiveHint: bool
+    idempotentHint: bool
+    openWorldHint: bool
+
+
+class AnnotationsDict(TypedDict, total=False):
+    """`Annotations` as a dict, with the names that go on the wire."""
+
+    audience: list[Role]
+    priority: float
+    lastModified: str
+
+
 class ToolAnnotations(Wire, frozen=True):
-    """Hints about a tool for clients; never a promise."""
+    """Hints about a tool for clients, never a promise: ``ToolAnnotations(read_only_hint=True)``."""
 
     title: str | None = None
     read_only_hint: bool | None = None
@@ -37,7 +59,10 @@ class ToolAnnotations(Wire, frozen=True):
 
 
 class Icon(Wire, frozen=True):
-    """A picture for a tool, resource, prompt or server: an https or data URI."""
+    """A picture for a tool, resource, prompt or server: ``Icon("https://example.com/tea.png", "image/png")``.
+
+    `src` is an https or data URI.
+    """
 
     src: str
     mime_type: str | None = None
@@ -74,7 +99,7 @@ class Audio(Block, frozen=True, tag="audio"):
 
 
 class ResourceLink(Block, frozen=True, tag="resource_link"):
-    """A pointer to a resource that the client may read."""
+    """A pointer to a resource that the client may read: ``ResourceLink("book://1", "The first book")``."""
 
     uri: str
     name: str

@@ -23,7 +23,7 @@ SERVER_ERROR = -32000
 
 
 class ProtocolError(Exception):
-    """The peer's fault: becomes a JSON-RPC error.
+    """The peer's fault: becomes a JSON-RPC error, as ``raise ProtocolError(-32602, "Unknown book")``.
 
     Where a transport has them, `status` is the HTTP status, and `head` holds finished header lines. An error with a
     head has its status in every revision, because clients act on the two together (401, 403, 429).
@@ -43,12 +43,12 @@ class LocalError(Exception):
 
 
 class ToolError(Exception):
-    """Text for the model: the call ends with ``isError: true`` and this message."""
+    """Text for the model: ``raise ToolError("There is no such book.")`` ends the call with ``isError: true``."""
 
 
 class Declined(Exception):
-    """The person (or their client) declined to answer."""
+    """The person (or their client) declined to answer: ``except Declined: return "Not ordered."``."""
 
 
 class Cancelled(Exception):
-    """The person dismissed the question without answering."""
+    """The person dismissed the question without answering: ``except Cancelled: return "Not now."``."""

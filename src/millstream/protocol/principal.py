@@ -12,7 +12,7 @@ EVERYTHING = "*"
 
 
 class Principal(Struct, frozen=True):
-    """An authenticated caller."""
+    """An authenticated caller: ``if "admin" in ctx.principal.scopes: …``."""
 
     subject: str
     """Who it is, as the issuer names them; the name of an API key."""

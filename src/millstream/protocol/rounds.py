@@ -100,7 +100,7 @@ class Rounds:
         self._responses = responses
         self._ordinal = 0
         self._pending: dict[str, str] = {}
-        self.rounds = state.rounds if state is not None else 0
+        self.rounds: int = state.rounds if state is not None else 0
 
     def slot(self, key: str | None) -> str:
         """The slot of the next question: its key, or its ordinal in this run."""

@@ -25,7 +25,7 @@ from millstream.protocol.errors import (
     ProtocolError,
     ToolError,
 )
-from millstream.protocol.jsonrpc import encode, error_message
+from millstream.protocol.jsonrpc import RequestId, encode, error_message
 from millstream.protocol.metadata import SERVER_KEY
 from millstream.protocol.revisions import ALL, Revision
 from millstream.protocol.rounds import InputRequired
@@ -35,6 +35,7 @@ from millstream.server.calls.services import Services
 from millstream.server.control import Control
 from millstream.server.features.announcement import Announcement
 from millstream.server.features.registry import Registry
+from millstream.server.frames import users_view
 from millstream.server.load import Load, lighten
 
 logger = logging.getLogger("millstream")
@@ -79,11 +80,11 @@ class Dispatcher:
         instructions: str = "",
     ) -> None:
         # Configuration
-        self.registry = registry
-        self.services = services
-        self.info = info
-        self.instructions = instructions
-        self.announcement = Announcement(
+        self.registry: Registry = registry
+        self.services: Services = services
+        self.info: dict[str, Any] = info
+        self.instructions: str = instructions
+        self.announcement: Announcement = Announcement(
             registry, info, instructions, discover_ttl_ms=services.settings.discover_ttl_ms
         )
         """What `initialize` and `server/discover` say."""
@@ -96,14 +97,14 @@ class Dispatcher:
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
         # Process
-        self.stopping = False
+        self.stopping: bool = False
         """The server ends: what still runs may be cancelled at any time, and is not answered then."""
         self.calls: set[Call] = set()
-        self.control = Control(services.questions, services.peers)
-        self.by_id = self.control.by_id
+        self.control: Control = Control(services.questions, services.peers)
+        self.by_id: dict[tuple[str, RequestId], Call] = self.control.by_id
         """(scope, request id) -> call, for those that a later message can cancel."""
         settings = services.settings
-        self.load = Load(
+        self.load: Load = Load(
             self.calls,
             services.endings,
             services.bodies,
@@ -250,7 +251,12 @@ class Dispatcher:
     def _unexpected(self, call: Call, exc: BaseException) -> bytes:
         incident = secrets.token_hex(8)
         logger.error(
-            "%s %s failed [incident %s]", call.method, call.name, incident, exc_info=exc, extra={"incident": incident}
+            "%s %s failed [incident %s]",
+            call.method,
+            call.name,
+            incident,
+            exc_info=users_view(exc),
+            extra={"incident": incident},
         )
         text = f"Internal error. The server's log has the details under incident {incident}."
         if isinstance(exc, LocalError):

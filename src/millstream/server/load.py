@@ -42,8 +42,8 @@ class Load:
         max_each: int,
     ) -> None:
         # Configuration
-        self.max_calls = max_calls
-        self.max_each = max_each or max(1, max_calls // 2)
+        self.max_calls: int = max_calls
+        self.max_each: int = max_each or max(1, max_calls // 2)
         """Calls that one caller may have in flight; with fewer in all, nobody needs to be counted."""
         # Process
         self._calls = calls

@@ -159,7 +159,7 @@ class Peers:
         """
         # Configuration
         self._store = store
-        self.shared = store.shared
+        self.shared: bool = store.shared
         """False: there are no others, and nothing is sent."""
         self._keys: list[bytes] = []
         self._receivers: dict[type, list[Callable[[Any, str], None]]] = {}

@@ -16,12 +16,26 @@ from millstream.server.dispatch import Dispatcher
 logger = logging.getLogger("millstream")
 
 TICK = 1.0
+STALL = 1.0
+"""Seconds by which a tick may be late before that is a warning, which comes once in `QUIET` seconds."""
+QUIET = 60.0
 
 
 class Sweep:
     """Looks at every call once a tick, from `open` to `close`."""
 
-    __slots__ = ("_beat", "_dispatcher", "_each_tick", "_pending", "_task", "_touch", "clock", "lag", "started")
+    __slots__ = (
+        "_beat",
+        "_dispatcher",
+        "_each_tick",
+        "_pending",
+        "_task",
+        "_told",
+        "_touch",
+        "clock",
+        "lag",
+        "started",
+    )
 
     def __init__(
         self,
@@ -46,11 +60,12 @@ class Sweep:
         self._beat = beat
         self._touch = touch
         self._each_tick = each_tick
-        self.clock = clock
+        self.clock: Callable[[], float] = clock
         # Process
-        self.started = clock()
-        self.lag = 0.0
+        self.started: float = clock()
+        self.lag: float = 0.0
         """Seconds by which the last tick came too late: what every call waits for besides its own work."""
+        self._told: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._pending: dict[object, asyncio.Task[None]] = {}
 
@@ -76,6 +91,7 @@ class Sweep:
             await asyncio.sleep(TICK)
             now = self.clock()
             self.lag = max(0.0, now - asked - TICK)
+            self.tell_of_stall(now)
             self.look_at_calls(now)
             if now - beat >= services.settings.heartbeat:
                 beat = now
@@ -83,6 +99,19 @@ class Sweep:
                 self._beside("logs", self._touch())
                 self.report_progress()
             _attempt(self._each_tick, now)
+
+    def tell_of_stall(self, now: float) -> None:
+        """Warn whoever wrote a function that keeps everybody waiting."""
+        if self.lag < STALL or (self._told is not None and now - self._told < QUIET):
+            return
+        self._told = now
+        names = sorted({call.name for call in self._dispatcher.calls if call.name})
+        logger.warning(
+            "Nothing could run for %.1f seconds%s. If an `async def` function calls something that blocks, such as "
+            "time.sleep or requests, make it a `def` function: those run in threads",
+            self.lag,
+            f" (calls: {', '.join(names)})" if names else "",
+        )
 
     def _beside(self, key: object, work: Coroutine[Any, Any, None]) -> None:
         """Run what may wait for a peer or a store beside the sweep; one piece of work for each key at a time."""

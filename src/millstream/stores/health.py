@@ -26,13 +26,13 @@ class StoreHealth:
         self, kind: str, store: Store, *, bound: float = BOUND_SECONDS, clock: Callable[[], float] = monotonic
     ) -> None:
         # Configuration
-        self.kind = kind
+        self.kind: str = kind
         """``memory``, for labels."""
-        self.bound = bound
+        self.bound: float = bound
         self._store = store
         self._clock = clock
         # Process
-        self.up = True
+        self.up: bool = True
         """What was measured last. It could be opened, at least."""
         self._looked = -FRESH_SECONDS
 

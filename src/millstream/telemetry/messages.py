@@ -104,7 +104,7 @@ class MessageLog:
         lines = (not stream.isatty()) if json is None else json
         self._format: Callable[[_Line], str] = _json_line if lines else _human_lines(stream)
         # Process
-        self.lost = 0
+        self.lost: int = 0
         """Lines that the stream did not take."""
         self._pending: list[AccessRecord] = []
         self._timer: asyncio.TimerHandle | None = None

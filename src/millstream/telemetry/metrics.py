@@ -97,7 +97,7 @@ class Counter:
     kind = "counter"
 
     def __init__(self, family: Family) -> None:
-        self.family = family
+        self.family: Family = family
         self.values: dict[Labels, float] = {} if family.labels else {(): 0}
 
     def add(self, labels: Labels = (), amount: float = 1) -> None:
@@ -177,10 +177,10 @@ class Series:
     __slots__ = ("bounds", "counts", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
+        self.bounds: Sequence[float] = bounds
+        self.counts: list[int] = [0] * (len(bounds) + 1)
         """How many were at most each bound and above the one before it; the last for those above all."""
-        self.total = 0.0
+        self.total: float = 0.0
 
     def observe(self, value: float) -> None:
         """Count one value."""
@@ -199,8 +199,8 @@ class Histogram:
     kind = "histogram"
 
     def __init__(self, family: Family, bounds: Sequence[float], finer: Sequence[float] = ()) -> None:
-        self.family = family
-        self.bounds = tuple(sorted({*bounds, *finer}))
+        self.family: Family = family
+        self.bounds: tuple[float, ...] = tuple(sorted({*bounds, *finer}))
         """The bounds that are counted by. Only `bounds` are rendered, with the sums of the finer ones."""
         self.series: dict[Labels, Series] = {} if family.labels else {(): Series(self.bounds)}
         self._shown = tuple((self.bounds.index(bound) + 1, _number(bound)) for bound in sorted(bounds))

@@ -38,7 +38,7 @@ class LogTail(logging.Handler):
         super().__init__()
         self.setFormatter(JsonLines())
         self._lines: deque[bytes] = deque(maxlen=size)
-        self.written = 0
+        self.written: int = 0
         """How many lines there ever were. The number of a line counts from 1."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -89,7 +89,7 @@ class DashboardFeed:
         # Configuration
         self._snapshot = snapshot
         self._measure = measure
-        self.log = log
+        self.log: LogTail = log
         self._streams = streams
         self._instance = secrets.token_hex(4)
         """Log lines count from 1 in each process: an id of another one is void."""

@@ -134,7 +134,8 @@ def user_frames(exc: BaseException) -> list[traceback.FrameSummary]:
     """
     frames = traceback.extract_tb(exc.__traceback__)
     shown = [each for each in frames if not each.filename.startswith("<frozen")]
-    return [each for each in shown if not _is_foreign(each)] or shown
+    own = [each for each in shown if not _is_foreign(each)]
+    return own if own or isinstance(exc, SyntaxError) else shown  # such an error says by itself where it is
 
 
 def _is_foreign(frame: traceback.FrameSummary) -> bool:

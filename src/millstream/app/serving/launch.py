@@ -5,6 +5,7 @@ import os
 import stat
 import sys
 
+from millstream.app.given import check_address
 from millstream.app.runtimes import Application, Runtimes
 from millstream.app.serving.errors import CommandError, check_key, check_not_importing, report, starting
 from millstream.app.serving.stopping import StopSignals
@@ -20,6 +21,7 @@ def launch(application: Application, transport: str | None, host: str, port: int
         SystemExit: it cannot serve; standard error says why.
     """
     check_not_importing()
+    check_address(host, port, workers)
     if workers < 1 or (workers > 1 and transport == "stdio"):
         raise ValueError(f"workers={workers}: HTTP takes one or more, and stdio has one peer and one worker")
     if transport is None:

@@ -90,7 +90,7 @@ class OAuth:
         tokens = self._tokens(url)
         if tokens is not None and tokens.expires_at and tokens.expires_at - _EARLY < time.time():
             async with self._lock:
-                if self._tokens(url) is tokens and tokens.refresh_token:
+                if self._tokens(url) == tokens and tokens.refresh_token:  # a store may give a copy
                     issuer = await find_issuer(tokens.issuer, self._tls)
                     if issuer is not None:
                         await self._renew(url, issuer, tokens, str(url))
@@ -108,7 +108,7 @@ class OAuth:
             return False
         before = self._tokens(url)
         async with self._lock:
-            if self._tokens(url) is not before:
+            if self._tokens(url) != before:
                 return True  # another call has got one meanwhile
             await self._get(url, status, asked, before)
         return True

@@ -4,14 +4,14 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
 from math import isfinite
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import msgspec
 
 from millstream.protocol.content import Message
 from millstream.protocol.errors import LocalError
 from millstream.protocol.jsonrpc import RequestId, encode, notification_message
-from millstream.protocol.metadata import LOG_LEVELS, Client
+from millstream.protocol.metadata import LOG_LEVELS, Client, LogLevel
 from millstream.protocol.notifications import LoggingMessageNotificationParams, ProgressNotificationParams
 from millstream.protocol.principal import Principal, Publisher
 from millstream.protocol.questions import Root, SampleResult
@@ -31,7 +31,7 @@ OWN_STEP = 1e-6
 
 
 class Context:
-    """The current call. Add a parameter annotated ``Context`` to a function and it is passed in."""
+    """The current call. Add a parameter annotated ``Context`` to a function and it is passed in: ``ctx: Context``."""
 
     __slots__ = ("_call", "_home", "_memo", "_services", "state")
 
@@ -47,22 +47,22 @@ class Context:
 
     @property
     def request_id(self) -> RequestId:
-        """The JSON-RPC id of the request."""
+        """The JSON-RPC id of the request: ``log.info("call %s", ctx.request_id)``."""
         return self._call.id
 
     @property
     def revision(self) -> str:
-        """The date of the protocol revision in use."""
+        """The date of the protocol revision in use, to compare as text: ``if ctx.revision < newest: …``."""
         return self._call.revision.date
 
     @property
     def client(self) -> Client:
-        """Capabilities as declared, and name and version for display."""
+        """Capabilities as declared, and name and version for display: ``ctx.client.info.name``."""
         return self._call.client
 
     @property
     def principal(self) -> Principal | None:
-        """The authenticated caller; None without authentication."""
+        """The authenticated caller, such as ``ctx.principal.subject``; None without authentication."""
         return self._call.principal
 
     @property
@@ -72,22 +72,22 @@ class Context:
 
     @property
     def headers(self) -> dict[str, str]:
-        """HTTP headers of the request, lower-case names; empty on other transports."""
+        """HTTP headers of the request, ``ctx.headers.get("user-agent")``; empty on other transports."""
         return {name.decode("latin-1"): value.decode("latin-1") for name, value in (self._call.headers or {}).items()}
 
     @property
     def cancelled(self) -> bool:
-        """Whether the caller gave up. An `async def` function is cancelled anyway; a thread has to look."""
+        """Whether the caller gave up. It ends an `async def` function anyway; in a thread, ``if ctx.cancelled: …``."""
         return self._call.cancelled
 
     @property
     def lifespan(self) -> Any:
-        """What the lifespan of the function's own server yielded, or of the one that it is mounted on."""
+        """What the lifespan of the function's own server yielded (``ctx.lifespan.db``), or of its parent's."""
         return self._services.lifespan_of(self._home)
 
     @property
     def hub(self) -> Publisher:
-        """The hub of this server.
+        """The hub of this server: ``await ctx.hub.publish("news", {"n": 1})``.
 
         Raises:
             LocalError: the server serves no hub.
@@ -99,7 +99,7 @@ class Context:
     # Towards the caller
 
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Report progress, where the caller asked for it.
+        """Report progress, where the caller asked for it: ``await ctx.progress(3, total=10, message="Reading")``.
 
         Values that do not increase, or that JSON cannot say (infinity, NaN), are not sent.
         """
@@ -114,8 +114,8 @@ class Context:
         told.reported = progress
         await send_progress(call, max(progress, told.value + OWN_STEP) if told.nudged else progress, total, message)
 
-    async def log(self, level: str, data: Any, logger: str | None = None) -> None:
-        """Send a log message, where the caller wants messages of this severity.
+    async def log(self, level: LogLevel, data: Any, logger: str | None = None) -> None:
+        """Send a log message, where the caller wants such messages: ``await ctx.log("notice", {"free": 3})``.
 
         Args:
             level: debug, info, notice, warning, error, critical, alert or emergency.
@@ -142,19 +142,19 @@ class Context:
         return LOG_LEVELS.index(record.log_level or "info")
 
     async def debug(self, data: Any) -> None:
-        """`log` at level debug."""
+        """`log` at level debug: ``await ctx.debug("The cache is empty")``."""
         await self.log("debug", data)
 
     async def info(self, data: Any) -> None:
-        """`log` at level info."""
+        """`log` at level info: ``await ctx.info("12 books found")``."""
         await self.log("info", data)
 
     async def warning(self, data: Any) -> None:
-        """`log` at level warning."""
+        """`log` at level warning: ``await ctx.warning("The disk is almost full")``."""
         await self.log("warning", data)
 
     async def error(self, data: Any) -> None:
-        """`log` at level error."""
+        """`log` at level error: ``await ctx.error("The printer is gone")``."""
         await self.log("error", data)
 
     async def close_stream(self, retry_ms: int | None = None) -> bool:
@@ -172,7 +172,7 @@ class Context:
     @overload
     async def elicit(self, message: str, answer: Mapping[str, Any], *, key: str | None = None) -> dict[str, Any]: ...
     async def elicit(self, message: str, answer: Any, *, key: str | None = None) -> Any:
-        """Ask the person for a value of a type (dataclass, Struct, TypedDict, pydantic model) or of a flat schema.
+        """Ask the person for a value of a type, or of a flat schema: ``await ctx.elicit("Where to?", Address)``.
 
         On 2026-07-28 the function stops here and runs again from its start with the answer: do what has effects
         after the last question, or inside `once`.
@@ -184,7 +184,7 @@ class Context:
         return await self._ask_one(Elicit(message, answer), key)
 
     async def elicit_url(self, message: str, url: str, *, key: str | None = None) -> None:
-        """Ask the person to open a URL; returns when they agreed to. Raises as `elicit` does."""
+        """Ask the person to open a URL: ``await ctx.elicit_url("Please pay", url)``. Raises as `elicit` does."""
         await self._ask_one(ElicitUrl(message, url), key)
 
     async def sample(
@@ -200,7 +200,7 @@ class Context:
         tool_choice: Mapping[str, Any] | None = None,
         key: str | None = None,
     ) -> SampleResult:
-        """Let the client's model continue a conversation.
+        """Let the client's model continue a conversation: ``(await ctx.sample("Say hello")).content``.
 
         Raises:
             ValueError: tool uses and tool results of the conversation do not balance.
@@ -212,7 +212,7 @@ class Context:
         return result
 
     async def roots(self, *, key: str | None = None) -> list[Root]:
-        """The folders that the person opened in the client."""
+        """The folders that the person opened in the client: ``[root.uri for root in await ctx.roots()]``."""
         roots: list[Root] = await self._ask_one(Roots(), key)
         return roots
 
@@ -249,8 +249,8 @@ class Context:
 
     # Side effects
 
-    async def once(self, key: str, function: Callable[[], Any], *, store: bool = False) -> Any:
-        """Run a side effect, plain or async, once across the rounds of one call. JSON must be able to hold its value.
+    async def once(self, key: str, function: Callable[[], Awaitable[T] | T], *, store: bool = False) -> T:
+        """Run an effect once across the rounds of a call: ``await ctx.once("order", buy)``. Its value is JSON.
 
         Args:
             store: also hold when a round is sent twice, or to two workers at once: whoever comes second waits for the
@@ -261,7 +261,7 @@ class Context:
         if self._call.revision.handshake:
             if slot not in self._memo:
                 self._memo[slot] = await _value(function)
-            return self._memo[slot]
+            return cast("T", self._memo[slot])
         rounds = self._rounds()
         raw = rounds.settled(slot, "once")
         if raw is None:
@@ -271,7 +271,7 @@ class Context:
 
             raw = await self._once_stored(slot, run) if store and self._call.state else await run()
         rounds.settle(slot, "once", raw)
-        return msgspec.json.decode(raw)
+        return cast("T", msgspec.json.decode(raw))
 
     async def _once_stored(self, slot: str, run: Callable[[], Awaitable[bytes]]) -> bytes:
         from millstream.server.calls.once import once_stored  # noqa: PLC0415  few effects are stored

@@ -54,8 +54,8 @@ class Services:
             secrets: those that the workers agreed on, where they share a store.
         """
         # Configuration
-        self.settings = settings
-        self.store = store
+        self.settings: Settings = settings
+        self.store: Store = store
         self.hub: Publisher | None = None
         self.note: ObserveMessage = ignore_message
         """Hears of every message that doesn't become a call."""
@@ -63,18 +63,18 @@ class Services:
         """Attaches the stream of a client to a call, where the hub is served."""
         self.clock: Callable[[], float] = store.time if store.shared else time.time
         """Unix time: that of the store, where other workers compare with it."""
-        self.leeway = LEEWAY if store.shared else 0.0
+        self.leeway: float = LEEWAY if store.shared else 0.0
         """Seconds for which what is sealed still opens after its time."""
-        self.secrets = secrets or load_secrets(settings.key)
+        self.secrets: Secrets = secrets or load_secrets(settings.key)
         """Found at the start, because trouble with them must stop the start and not the first request."""
         self._ring: KeyRing | None = None
         self.lacking: Callable[[frozenset[str]], ProtocolError] = without_sign_in
         """The refusal of a caller whose scopes do not cover something."""
         # Shared state
-        self.peers = Peers(store, self.secrets.values)
+        self.peers: Peers = Peers(store, self.secrets.values)
         """The other workers."""
-        self.records = Records(store, settings.record_ttl, self.peers, self.clock)
-        self.questions = OpenQuestions(
+        self.records: Records = Records(store, settings.record_ttl, self.peers, self.clock)
+        self.questions: OpenQuestions = OpenQuestions(
             max_open=settings.max_questions,
             max_per_owner=settings.max_questions_per_principal,
             timeout=settings.ask_timeout,
@@ -82,10 +82,10 @@ class Services:
         )
         from millstream.http.budget import ByteBudget  # noqa: PLC0415  only a server that runs has one
 
-        self.bodies = ByteBudget(settings.max_call_bytes, settings.max_body)
+        self.bodies: ByteBudget = ByteBudget(settings.max_call_bytes, settings.max_body)
         """What large calls were asked with, for as long as they run."""
-        self.changes = changes
-        self.threads = Threads(settings.max_threads)
+        self.changes: Changes = changes
+        self.threads: Threads = Threads(settings.max_threads)
         self.endings: set[Callable[[], None]] = set()
         """Called when the server stops: open subscriptions end with their result."""
         self.lifespan_of: Callable[[Any], Any] = lambda home: None

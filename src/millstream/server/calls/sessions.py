@@ -57,16 +57,16 @@ class Session:
         issued_at: float = 0.0,
         expires_at: float = math.inf,
     ) -> None:
-        self.id = id
+        self.id: str = id
         """At least 128 random bits, never shown to other principals."""
-        self.revision = revision
-        self.client = client
-        self.record = record
-        self.current = current
+        self.revision: Revision = revision
+        self.client: Client = client
+        self.record: Record | None = record
+        self.current: bool = current
         """False when its streams belong to an older store epoch and cannot be resumed."""
-        self.issued_at = issued_at
+        self.issued_at: float = issued_at
         """Unix time; 0 where a record may be older than the session's first request."""
-        self.expires_at = expires_at
+        self.expires_at: float = expires_at
         """Unix time; a session of a connection ends with it instead."""
 
 
@@ -106,7 +106,7 @@ class Records:
 
     def __init__(self, store: Store, ttl: float, peers: Peers, clock: Callable[[], float]) -> None:
         # Configuration
-        self.clock = clock
+        self.clock: Callable[[], float] = clock
         """Says when sessions begin."""
         self._store = store
         self._ttl = ttl

@@ -5,12 +5,12 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar, cast, overload
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 from millstream.protocol.content import Message
 from millstream.protocol.errors import Cancelled
 from millstream.protocol.jsonrpc import RequestId
-from millstream.protocol.metadata import Client
+from millstream.protocol.metadata import Client, LogLevel
 from millstream.protocol.principal import Principal, Publisher
 from millstream.protocol.questions import Root, SampleResult
 from millstream.server.calls.context import Context
@@ -105,8 +105,21 @@ class SyncHub:
         return events
 
 
+class SampleOptions(TypedDict, total=False):
+    """Options of `Context.sample`."""
+
+    max_tokens: int
+    system: str | None
+    temperature: float | None
+    stop_sequences: Sequence[str] | None
+    preferences: Mapping[str, Any] | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: Mapping[str, Any] | None
+    key: str | None
+
+
 class SyncContext:
-    """The current call, for a `def` function. Add a parameter annotated ``SyncContext`` and it is passed in."""
+    """The current call, for a `def` function. Add a parameter ``ctx: SyncContext`` and it is passed in."""
 
     __slots__ = ("_context", "_wait")
 
@@ -169,27 +182,27 @@ class SyncContext:
         return SyncHub(cast("_Hub", self._context.hub), self._wait)
 
     def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Report progress, where the caller asked for it."""
+        """Report progress, where the caller asked for it: ``ctx.progress(3, total=10)``."""
         self._wait(self._context.progress(progress, total, message))
 
-    def log(self, level: str, data: Any, logger: str | None = None) -> None:
-        """Send a log message, where the caller wants messages of this severity."""
+    def log(self, level: LogLevel, data: Any, logger: str | None = None) -> None:
+        """Send a log message, where the caller wants such messages: ``ctx.log("notice", {"free": 3})``."""
         self._wait(self._context.log(level, data, logger))
 
     def debug(self, data: Any) -> None:
-        """`log` at level debug."""
+        """`log` at level debug: ``ctx.debug("The cache is empty")``."""
         self.log("debug", data)
 
     def info(self, data: Any) -> None:
-        """`log` at level info."""
+        """`log` at level info: ``ctx.info("12 books found")``."""
         self.log("info", data)
 
     def warning(self, data: Any) -> None:
-        """`log` at level warning."""
+        """`log` at level warning: ``ctx.warning("The disk is almost full")``."""
         self.log("warning", data)
 
     def error(self, data: Any) -> None:
-        """`log` at level error."""
+        """`log` at level error: ``ctx.error("The printer is gone")``."""
         self.log("error", data)
 
     @overload
@@ -197,23 +210,25 @@ class SyncContext:
     @overload
     def elicit(self, message: str, answer: Mapping[str, Any], *, key: str | None = None) -> dict[str, Any]: ...
     def elicit(self, message: str, answer: Any, *, key: str | None = None) -> Any:
-        """Ask the person for a value; see `Context.elicit`."""
+        """Ask the person for a value, ``to = ctx.elicit("Where to?", Address)``; see `Context.elicit`."""
         return self._wait(self._context.elicit(message, answer, key=key))
 
     def elicit_url(self, message: str, url: str, *, key: str | None = None) -> None:
-        """Ask the person to open a URL."""
+        """Ask the person to open a URL: ``ctx.elicit_url("Please pay", url)``."""
         self._wait(self._context.elicit_url(message, url, key=key))
 
-    def sample(self, messages: str | Message | Sequence[Message | str], **options: Any) -> SampleResult:
-        """Let the client's model continue a conversation; options as in `Context.sample`."""
+    def sample(
+        self, messages: str | Message | Sequence[Message | str], **options: Unpack[SampleOptions]
+    ) -> SampleResult:
+        """Let the client's model continue a conversation: ``ctx.sample("Say hello", max_tokens=50)``."""
         return self._wait(self._context.sample(messages, **options))
 
     def roots(self, *, key: str | None = None) -> list[Root]:
-        """The folders that the person opened in the client."""
+        """The folders that the person opened in the client: ``[root.uri for root in ctx.roots()]``."""
         return self._wait(self._context.roots(key=key))
 
     def ask(self, **questions: Question) -> dict[str, Any]:
-        """Several questions in one round."""
+        """Several questions in one round: ``ctx.ask(where=Elicit("Where to?", Address), folders=Roots())``."""
         return self._wait(self._context.ask(**questions))
 
     def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T:
@@ -225,7 +240,7 @@ class SyncContext:
             jobs.put((done, partial(run_carried, function)))
             return await asyncio.wrap_future(done)
 
-        value: T = self._wait(self._context.once(key, run, store=store), jobs)
+        value: T = cast("T", self._wait(self._context.once(key, run, store=store), jobs))
         return value
 
     def close_stream(self, retry_ms: int | None = None) -> bool:

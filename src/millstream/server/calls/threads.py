@@ -23,7 +23,7 @@ class Threads:
     __slots__ = ("_free", "_jobs", "_started", "size")
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size: int = size
         self._free = size
         self._started = 0
         self._jobs: Jobs = SimpleQueue()

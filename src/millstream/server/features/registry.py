@@ -74,7 +74,7 @@ class Registry:
         """(kind, revision, cursor, the scopes of the caller that make a difference) -> members of the result."""
         self._scopes: dict[str, frozenset[str]] = {}
         """Kind -> all scopes that items of it need."""
-        self.scoped = False
+        self.scoped: bool = False
         """Something here needs a scope: else nobody has to be asked for theirs."""
         self._offered: set[str] = {"", "logging"}
         self.extensions: list[Extension] = []
@@ -115,6 +115,8 @@ class Registry:
         Raises:
             KeyError: there is none of that name.
         """
+        if key not in getattr(self, kind):
+            raise KeyError(f"There is no {_NOUNS[kind]} {key!r}")
         del getattr(self, kind)[key]
         if kind in _COMPLETED:
             self.completers = {at: completer for at, completer in self.completers.items() if at[0] != key}

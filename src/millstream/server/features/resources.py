@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Unpack
 
-from millstream.protocol.content import Annotations
+from millstream.protocol.content import Annotations, AnnotationsDict
 from millstream.protocol.uri_template import UriTemplate
 from millstream.server.features.sources import Source, checked, source_of
 from millstream.server.functions.description import Labels, check_options, described
@@ -18,7 +18,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\{")
 class ResourceLabels(Labels, total=False):
     """Options that are not about a function."""
 
-    annotations: Annotations | Mapping[str, Any] | None
+    annotations: Annotations | AnnotationsDict | None
     mime_type: str | None
     size: int | None
     """In bytes; of a resource, not of a template."""

@@ -6,18 +6,18 @@ It knows no function: `sources.Source` is what it works with. Everything that ca
 import asyncio
 import copy
 import re
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Unpack
 
 from millstream.protocol import projection
-from millstream.protocol.content import ToolAnnotations
+from millstream.protocol.content import ToolAnnotations, ToolAnnotationsDict
 from millstream.protocol.errors import ToolError
 from millstream.protocol.jsonrpc import encode as encode_json
 from millstream.protocol.revisions import Revision
 from millstream.server.calls.call import Call
 from millstream.server.features.sources import Run, Source, checked, source_of
 from millstream.server.functions.description import Labels, check_options, described
+from millstream.server.functions.notices import notice
 from millstream.server.functions.plan import name_of
 from millstream.server.functions.results import ToolResult, encode, encode_result
 
@@ -26,7 +26,7 @@ class ToolOptions(Labels, total=False):
     """Options of ``@mcp.tool``."""
 
     name: str | None
-    annotations: ToolAnnotations | Mapping[str, Any] | None
+    annotations: ToolAnnotations | ToolAnnotationsDict | None
     input_schema: dict[str, Any] | None
     """Listed as it is; arguments have to fit."""
     output_schema: dict[str, Any] | None
@@ -174,15 +174,11 @@ def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unp
 
 def _check_name(source: Source) -> None:
     if not _NAME.fullmatch(source.name):
-        text = (
+        notice(
             f"The tool name {source.name!r} will not work with every client: use 1 to 128 ASCII letters, digits, "
-            "underscores, hyphens and dots"
+            "underscores, hyphens and dots",
+            source.code,
         )
-        code = source.code
-        if code is None:
-            warnings.warn(text, stacklevel=3)
-        else:
-            warnings.warn_explicit(text, UserWarning, code.co_filename, code.co_firstlineno)
 
 
 async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float) -> Any:

@@ -22,7 +22,9 @@ _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 WORDS = {
     "int": "an integer", "str": "a string", "float": "a number", "bool": "true or false", "null": "null",
-    "array": "an array", "object": "an object", "bytes": "a base64 string",
+    "array": "an array", "object": "an object", "bytes": "a base64 string", "decimal": "a decimal number as text",
+    "date": "a date as text", "datetime": "a date and time as text", "time": "a time as text",
+    "duration": "a duration as text", "uuid": "a UUID as text",
     "integer": "an integer", "string": "a string", "number": "a number", "boolean": "true or false",
 }  # fmt: skip
 """msgspec's names of types, and JSON Schema's."""
@@ -38,12 +40,18 @@ FORMS = {
 }
 """What msgspec says of a text that is not what it should be, and what that is."""
 
+SECRET = re.compile(r"passw|passphrase|secret|token|credential|authorization|api_?key", re.IGNORECASE)
+"""Names of what is not repeated, whatever its schema says: the text may end in a log."""
 STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
-PLACE = re.compile(r"(.*?)(?: - at `(.*)`)?", re.DOTALL)
+PLACE = re.compile(r"(.*?)(?: - at (`key` in )?`([^`]*)`)?", re.DOTALL)
 WRONG_TYPE = re.compile(r"Expected `(.+)`, got `(.+)`")
 WRONG_VALUE = re.compile(r"Expected `(.+?)` (.+)", re.DOTALL)
 MISSING = re.compile(r"Object missing required field `(.+)`", re.DOTALL)
 UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+NO_ALTERNATIVE = "fits none of its alternatives: "
+"""How `unions` begins what it says."""
+WHOLE = (NO_ALTERNATIVE, "must be ")
+"""How sentences begin that our own readers say about a value."""
 NOT_LISTED = re.compile(r"Invalid enum value (.+)", re.DOTALL)
 
 
@@ -79,40 +87,100 @@ def _names(schema: Schema, raw: bytes) -> tuple[list[str], list[str]]:
     return missing, [name for name in arguments if closed and name not in properties]
 
 
-def _at(raw: bytes, path: str) -> str:
-    """`` got "hello"``: the value at a path like ``a.b[0]``; nothing when it cannot be found."""
-    if "[...]" in path or len(raw) > MAX_WALKED:
-        return ""
+def _value(raw: bytes, path: str) -> tuple[Any, bool]:
+    """The value at a path like ``a.b[0]``, and whether it was found."""
+    if "[...]" in path or not raw or len(raw) > MAX_WALKED:
+        return None, False
     try:
         value: Any = msgspec.json.decode(raw)
         for name, index in STEP.findall(path):
             value = value[int(index)] if index else value[name]
     except (msgspec.DecodeError, LookupError, TypeError):
-        return ""
-    text = _json(value)
-    return f", got {text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + '…'}"
+        return None, False
+    return value, True
+
+
+def _node(schema: Schema, path: str) -> Schema:
+    """What a schema says about the value at a path; nothing where it cannot be found."""
+    node = schema
+    for name, index in STEP.findall(path):
+        found = [child for part in _parts(node, schema) if (child := _child(part, name, index))]
+        node = found[0] if found else {}
+    return node
+
+
+def _parts(node: Schema, schema: Schema) -> list[Schema]:
+    """A schema and its alternatives, without references."""
+    definitions = schema.get("$defs", {})
+    alternatives: list[Any] = node.get("anyOf", [])
+    return [
+        definitions.get(part.get("$ref", "").rpartition("/")[2], part)
+        for part in (node, *alternatives)
+        if is_object(part)
+    ]
+
+
+def _child(node: Schema, name: str, index: str) -> Schema:
+    child: Any = node.get("additionalProperties")
+    if name:
+        child = node.get("properties", {}).get(name, child)
+    else:
+        places: list[Any] = node.get("prefixItems", [])
+        child = places[int(index)] if int(index) < len(places) else node.get("items")
+    return child if is_object(child) else {}
+
+
+def _got(raw: bytes, path: str, node: Schema, kind: str = "") -> str:
+    """``, got the string "hello"``: what stands at a path, cut; nothing of what is secret."""
+    value, found = _value(raw, path)
+    text = _json(value) if found else ""
+    hidden = SECRET.search(path) or any(
+        part.get("writeOnly") or part.get("format") == "password" for part in _parts(node, {})
+    )
+    if not found or hidden or (text[0] in "[{" and SECRET.search(text)):
+        return f", got {kind}" if kind else ""
+    text = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+    return f", got {'the ' + kind.partition(' ')[2] + ' ' if kind.startswith(('a ', 'an ')) else ''}{text}"
 
 
 def _problem(message: str, schema: Schema, raw: bytes) -> str:
     match = PLACE.fullmatch(message)
-    problem, path = match.groups() if match else (message, None)
+    problem, key, path = match.groups() if match else (message, None, None)
     name = (path or "$").removeprefix("$").removeprefix(".")
     subject = f"'{name[:MAX_SHOWN]}'" if name else "the arguments"
+    if key:
+        return f"a key of {in_words(problem, subject, {}, b'', '')}"
+    return in_words(problem, subject, _node(schema, name), raw, name)
+
+
+def in_words(problem: str, subject: str, node: Schema, raw: bytes, path: str) -> str:
+    """One problem that msgspec names, in the words of JSON.
+
+    Args:
+        problem: as msgspec says it, without the place.
+        subject: what has the problem.
+        node: the schema of that.
+        raw: the arguments, to show the value; may be empty.
+        path: where the value stands in them.
+    """
     if problem in FORMS:
-        return f"{subject} must be {FORMS[problem]}{_at(raw, name)}"
+        return f"{subject} must be {FORMS[problem]}{_got(raw, path, node)}"
     if found := WRONG_TYPE.fullmatch(problem):
-        return f"{subject} must be {words(found[1])}, got {words(found[2])}"
+        return f"{subject} must be {words(found[1])}{_got(raw, path, node, words(found[2]))}"
     if found := WRONG_VALUE.fullmatch(problem):
-        return f"{subject} must be {words(found[1])} {found[2]}"
+        return f"{subject} must be {words(found[1])} {found[2]}{_got(raw, path, node)}"
     for pattern, word in ((MISSING, "missing"), (UNKNOWN, "unknown")):
         if found := pattern.fullmatch(problem):
-            inside = f" in {subject}" if name else ""
+            inside = f" in {subject}" if path else ""
             return f"{word} '{found[1][:MAX_SHOWN]}'{inside}"
     if found := NOT_LISTED.fullmatch(problem):
-        choices = schema.get("properties", {}).get(name, {}).get("enum")
-        wanted = f"must be one of {', '.join(map(_json, choices))}" if choices else "has no such choice"
-        return f"{subject} {wanted}, got {found[1][:MAX_SHOWN]}"
-    return f"{subject}: {problem}"
+        choices: list[Any] = [each for part in _parts(node, {}) for each in part.get("enum", ())]
+        wanted = ", ".join(map(_json, choices[:MAX_LISTED])) + (", …" if len(choices) > MAX_LISTED else "")
+        got = _got(raw, path, node) or f", got {found[1][:MAX_SHOWN]}"
+        return f"{subject} {f'must be one of {wanted}' if choices else 'has no such choice'}{got}"
+    if problem.startswith(WHOLE):
+        return f"{subject} {problem}{_got(raw, path, node)}"
+    return f"{subject}: {problem.partition(', got ')[0] if SECRET.search(path) else problem}"
 
 
 def words(types: str) -> str:

@@ -1,7 +1,8 @@
 """The two parts of a docstring that clients see: the text, and what it says about each parameter.
 
-Understands Google style (``Args:`` with indented ``name (type): text``) and NumPy style (``Parameters`` underlined,
-``name : type`` and indented text). What it does not understand stays in the text.
+Understands Google style (``Args:`` with indented ``name (type): text``), NumPy style (``Parameters`` underlined,
+``name : type`` and indented text) and Sphinx style (``:param type name: text``). What it does not understand stays in
+the text.
 """
 
 import inspect
@@ -13,6 +14,11 @@ GOOGLE = re.compile(r"(Args|Arguments|Parameters|Params):\s*$")
 GOOGLE_ITEM = re.compile(r"\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
 NUMPY = re.compile(r"(Parameters|Arguments)\s*$")
 NUMPY_ITEM = re.compile(r"(\w+)\s*(?::.*)?$")
+SPHINX_ITEM = re.compile(r":(?:param|parameter|arg|argument|key|keyword)\s+(?:[^:]*\s)?\*{0,2}(\w+)\s*:\s*(.*)$")
+SPHINX_FIELD = re.compile(
+    r":(?:param|parameter|arg|argument|key|keyword|type|returns?|rtype|raises?|except|exception|yields?|[ic]?var|meta)"
+    r"(?:\s[^:]*)?:(?:\s|$)"
+)
 # Sections that speak to programmers; they end the text that a model reads.
 OTHER = re.compile(r"(Returns|Return|Raises|Yields|Yield|Examples?|Notes?|See Also|References|Warns|Attributes):?\s*$")
 
@@ -28,6 +34,8 @@ def describe(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
             parameters = _items(lines[index + 1 :], GOOGLE_ITEM, indented=True)
         elif underlined and NUMPY.match(line):
             parameters = _items(lines[index + 2 :], NUMPY_ITEM, indented=False)
+        elif SPHINX_FIELD.match(line):
+            parameters |= _field(lines[index:])
         elif not (OTHER.match(line) and (underlined or line.rstrip().endswith(":"))):
             continue
         text_end = min(text_end, index)
@@ -56,3 +64,17 @@ def _items(lines: list[str], item: re.Pattern[str], *, indented: bool) -> dict[s
         else:
             break
     return {name: " ".join(parts) for name, parts in found.items() if parts}
+
+
+def _field(lines: list[str]) -> dict[str, str]:
+    """Read one ``:param name: text`` and what follows it, up to the next field or an empty line."""
+    match = SPHINX_ITEM.match(lines[0])
+    if match is None:
+        return {}
+    texts = [match[2]]
+    for line in lines[1:]:
+        if not line.strip() or SPHINX_FIELD.match(line):
+            break
+        texts.append(line.strip())
+    text = " ".join(filter(None, texts))
+    return {match[1]: text} if text else {}

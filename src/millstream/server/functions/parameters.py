@@ -7,29 +7,35 @@ the parameter and what works.
 import copy
 import functools
 import inspect
-import sys
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
-from millstream.protocol.json_schema import Schema, object_schema, without_modules, without_null
+from millstream.protocol.json_schema import Schema, object_schema, shown, without_modules, without_null
+from millstream.server.functions.aliases import unaliased
+from millstream.server.functions.choices import choice_of
 from millstream.server.functions.fields import HEADER_KEYWORD
 from millstream.server.functions.pydantic_types import (
     adapted,
     as_meta,
+    available,
     dec_hook,
     enc_hook,
     needs_pydantic,
     schema_hook,
+    uses_pydantic,
     wire_name,
 )
 from millstream.server.functions.unions import union_of
 
 Kind = Literal["tool", "resource", "prompt"]
 
-WHAT_WORKS = "use builtins, dataclasses, TypedDict, msgspec Structs, enums, Literal, unions of these or pydantic models"
+WHAT_WORKS = (
+    "use builtins, dataclasses, TypedDict, msgspec Structs, enums, Literal, Path, unions of these or pydantic models"
+)
+MORE_WORKS = " (with pydantic, pip install 'millstream[pydantic]', further types work)"
 PLAIN = (str, int, float, bool, bytes, type(None))
 """Defaults that cannot change; others are copied for each call."""
 COLLECTIONS: tuple[Any, ...] = (list, set, frozenset, tuple, dict)
@@ -59,7 +65,7 @@ def argument_of(
     """
     where = f"{name}: parameter {parameter.name!r}"
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-        raise TypeError(f"{where} takes any number of arguments: name each one, so that clients know what to send")
+        raise TypeError(f"{where} takes any number of arguments: {_named_how(parameter)}")
     hint = hints.get(parameter.name, Any if kind == "tool" else str)
     if isinstance(hint, str):
         raise TypeError(f"{where}: the annotation {hint!r} cannot be resolved; import it where {name} is defined")
@@ -72,8 +78,41 @@ def argument_of(
         annotation, default = _readable(hint, given, description)
         _check_readable(annotation)
     except TypeError as error:
-        raise TypeError(f"{where}: {without_modules(str(error)).partition(' - type')[0]}; {WHAT_WORKS}") from error
+        works = WHAT_WORKS if available() else WHAT_WORKS + MORE_WORKS
+        raise TypeError(f"{where}: {without_modules(str(error)).partition(' - type')[0]}; {works}") from error
+    except RecursionError:
+        raise TypeError(f"{where}: the alias {shown(hint)} refers to itself; use a dataclass that does") from None
+    _check_default(default, annotation, where)
     return Argument(parameter.name, wire, annotation, default)
+
+
+def _named_how(parameter: inspect.Parameter) -> str:
+    if parameter.name in ("args", "kwargs", "kw"):
+        return (
+            "name each one, so that clients know what to send. If a decorator made this function, write "
+            "@functools.wraps(function) in the decorator"
+        )
+    return "name each one, so that clients know what to send"
+
+
+def _check_default(default: Any, annotation: Any, where: str) -> None:
+    """Make sure that clients could send the default that they are told.
+
+    Validators of pydantic don't see it, since pydantic spares defaults, too.
+
+    Raises:
+        TypeError: they could not.
+    """
+    if default is NODEFAULT or default is None or uses_pydantic(annotation):
+        return
+    try:
+        value = msgspec.to_builtins(default, enc_hook=enc_hook)
+    except TypeError:
+        return  # a marker object of the function's own
+    try:
+        msgspec.convert(value, annotation, dec_hook=dec_hook)
+    except msgspec.ValidationError as error:
+        raise TypeError(f"{where}: its default {default!r} doesn't fit its type: {error}") from error
 
 
 def _readable(hint: Any, given: Any, description: str | None) -> tuple[Any, Any]:
@@ -98,7 +137,7 @@ def _is_readable(annotation: Any) -> bool:
     try:
         _check_readable(annotation)
     except TypeError:
-        if "pydantic" not in sys.modules:
+        if not available():
             raise
         return False
     return True
@@ -119,6 +158,7 @@ def _metadata(item: Any) -> tuple[list[Meta], Any]:
 
 def _plain(annotation: Any) -> tuple[Any, list[Meta], Any]:
     """Take the outermost ``Annotated`` apart, and rewrite everything inside to what msgspec understands."""
+    annotation = unaliased(annotation)
     if get_origin(annotation) is not Annotated:
         return rewritten(annotation), [], NODEFAULT
     inner, *items = get_args(annotation)
@@ -136,6 +176,7 @@ def _plain(annotation: Any) -> tuple[Any, list[Meta], Any]:
 
 def rewritten(annotation: Any) -> Any:
     """The annotation with every ``Annotated`` inside it in msgspec's terms."""
+    annotation = unaliased(annotation)
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, metas, _ = _plain(annotation)
@@ -144,7 +185,7 @@ def rewritten(annotation: Any) -> Any:
         return union_of([rewritten(part) for part in get_args(annotation)])
     if origin in COLLECTIONS:
         return origin[*(rewritten(part) if part is not ... else part for part in get_args(annotation))]
-    return annotation
+    return Any if annotation is object else choice_of(annotation)
 
 
 def _annotated(annotation: Any, metas: list[Meta]) -> Any:

@@ -10,15 +10,17 @@ import typing
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import CodeType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Never, NoReturn, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from millstream.protocol.json_schema import Schema
+from millstream.protocol.json_schema import Schema, without_modules
 from millstream.protocol.param_headers import ParamHeader, find_annotations
+from millstream.server.functions.callables import check_function
 from millstream.server.functions.docstrings import describe
+from millstream.server.functions.notices import notice
 from millstream.server.functions.parameters import (
     Argument,
     Kind,
@@ -95,6 +97,7 @@ def plan(
         ValueError: for a schema that cannot be served, or an empty name.
         ImportError: a schema is written by hand, and the extra that checks it is not installed.
     """
+    check_function(function, kind)
     target = _target(function)
     if name is not None and not name.strip():
         raise ValueError(f"{name_of(function)}: the name given for this {kind} is empty")
@@ -132,7 +135,7 @@ def plan(
         input_schema=schema,
         slow=check is not None or uses_pydantic(arguments),
         check=check,
-        output=by_hand or _output(hints, kind, is_generator),
+        output=by_hand or _output(hints, kind, is_generator, name, target),
         headers=find_annotations(schema) if kind == "tool" else (),
         context_parameter=context,
         context_type=context_type,
@@ -259,13 +262,30 @@ def _hand_described(
     return struct_of(name, fields, forbid_unknown_fields=closed), False
 
 
-def _output(hints: dict[str, Any], kind: Kind, is_generator: bool) -> Output | None:
+_NOTHING = (Any, object, None, NoReturn, Never)
+"""Return annotations that promise nothing."""
+
+
+def _output(
+    hints: dict[str, Any], kind: Kind, is_generator: bool, name: str, target: Callable[..., Any]
+) -> Output | None:
     annotation = hints.get("return", Any)
-    if kind != "tool" or annotation in (Any, object, None) or isinstance(annotation, str):
-        return None
     if is_generator:
         annotation = (*get_args(annotation), Any)[0]
-    return output_of(annotation, rewritten(annotation))
+    if kind != "tool" or annotation in _NOTHING:
+        return None
+    try:
+        if isinstance(annotation, str):
+            raise TypeError(f"the annotation {annotation!r} cannot be resolved")
+        return output_of(annotation, rewritten(annotation))
+    except (TypeError, RecursionError) as error:
+        notice(
+            f"{name}: the tool has no output schema, because its return type can't be described to clients: "
+            f"{without_modules(str(error)).partition(' - type')[0]}. Return a dataclass, TypedDict, Struct, pydantic "
+            "model or builtins, or write -> Any",
+            getattr(target, "__code__", None),
+        )
+        return None
 
 
 # Calling.

@@ -1,14 +1,18 @@
 """pydantic models as parameters and results, and `pydantic.Field` as constraints: the only module that knows pydantic.
 
-It is never imported here: a program that uses a model has imported it, so a look into `sys.modules` is enough, and
-programs without it pay nothing. The two hooks are given to every msgspec decoder and encoder of `server/`.
+A program that uses a model has imported pydantic, so a look into `sys.modules` is enough, and programs without it pay
+nothing. It is imported here only for a type that nobody else can read (`available`). The two hooks are given to every
+msgspec decoder and encoder of `server/`.
 """
 
 import functools
+import importlib
 import inspect
+import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
+from pathlib import PurePath
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,6 +20,8 @@ from msgspec import NODEFAULT, Meta, Struct
 from msgspec.json import schema_components
 
 from millstream.protocol.json_schema import Schema, is_object, shown
+from millstream.server.functions.aliases import unaliased
+from millstream.server.functions.choices import PATH, is_path, path_of
 from millstream.server.functions.stand_ins import StandIn, stand_in
 
 _HOMES = ("pydantic", "pydantic_core", "pydantic_extra_types")
@@ -24,7 +30,30 @@ ANYTHING: Schema = {"description": "Any JSON value."}
 """Instead of an empty schema, which msgspec takes for none."""
 MAX_PROBLEMS = 1_000
 MAX_LISTED = 20
+MAX_SHOWN = 80
 CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
+
+
+class NotJson(TypeError):
+    """A value that nobody can write as JSON; the text says which, and says all there is to say."""
+
+
+def available() -> bool:
+    """Whether pydantic can be asked about a type. Loads it, where it is installed."""
+    try:
+        for name in ("pydantic.errors", "pydantic.fields", "pydantic.json_schema", "pydantic.type_adapter"):
+            importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def knows(annotation: Any) -> bool:
+    """Whether pydantic, where the program has loaded it, can describe a type."""
+    try:
+        return "pydantic" in sys.modules and bool(adapted(annotation).schema)
+    except TypeError:
+        return False
 
 
 def is_model(annotation: Any) -> bool:
@@ -54,6 +83,8 @@ def dec_hook(annotation: Any, value: Any) -> Any:
     """
     if isinstance(annotation, StandIn):
         return annotation.read(value)
+    if is_path(annotation):
+        return path_of(annotation, value)
     if not is_model(annotation):
         raise TypeError(f"{annotation.__name__} cannot be read from JSON")
     return _validated(annotation.model_validate, value)
@@ -76,25 +107,41 @@ def _problems(error: Any) -> str:
 
 def _problem(item: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in item["loc"])
-    return f"{where}: {item['msg']}" if where else str(item["msg"])
+    text = f"{where}: {item['msg']}" if where else str(item["msg"])
+    value = item["input"]
+    if not isinstance(value, str | int | float):
+        return text  # an object shows too much; a `SecretStr` is none of these
+    got = json.dumps(value[: MAX_SHOWN + 1] if isinstance(value, str) else value)
+    return f"{text}, got {got if len(got) <= MAX_SHOWN else got[:MAX_SHOWN] + '…'}"
 
 
 def enc_hook(value: Any) -> Any:
     """Turn what msgspec does not know into JSON values.
 
     Raises:
-        TypeError: for a value of a class that is no model.
+        NotJson: for a value that nobody can write.
     """
     if inspect.isawaitable(value):
         if inspect.iscoroutine(value):
             value.close()  # else Python warns a second time, later and elsewhere
-        raise TypeError(
+        raise NotJson(
             f"the function returned {getattr(value, '__qualname__', type(value).__name__)!r} without waiting for it: "
             "write `await` before the call, and `async def` for the function"
         )
-    if not is_model(type(value)):
-        raise TypeError(f"a value of type {type(value).__name__} cannot be written as JSON")
-    return value.model_dump(mode="json", by_alias=True)
+    if isinstance(value, PurePath):
+        return str(value)
+    if is_model(type(value)):
+        return value.model_dump(mode="json", by_alias=True)
+    pydantic_core = sys.modules.get("pydantic_core")
+    try:
+        if pydantic_core is not None:
+            return pydantic_core.to_jsonable_python(value)
+    except ValueError:
+        pass
+    raise NotJson(
+        f"a value of type {type(value).__name__} cannot be written as JSON: use builtins, a dataclass, TypedDict, "
+        "Struct or pydantic model"
+    )
 
 
 def check_model(model: Any, value: Any) -> None:
@@ -120,6 +167,8 @@ def schema_hook(annotation: Any) -> Schema:
     """
     if isinstance(annotation, StandIn):
         return annotation.schema
+    if is_path(annotation):
+        return dict(PATH)
     if not is_model(annotation):
         raise TypeError(f"{getattr(annotation, '__name__', annotation)!r} is not supported")
     schema: Schema = annotation.model_json_schema(by_alias=True, schema_generator=_untitled())
@@ -136,12 +185,15 @@ def adapted(annotation: Any) -> Any:
     Raises:
         TypeError: pydantic does not know the type either.
     """
+    available()
     pydantic = sys.modules["pydantic"]
     try:
+        if get_origin(annotation) is type:
+            raise TypeError("a class is nothing that clients could send")
         adapter = pydantic.TypeAdapter(_for_pydantic(annotation))
         schema = adapter.json_schema(by_alias=True, schema_generator=_untitled())
     except (pydantic.errors.PydanticUserError, pydantic.errors.PydanticSchemaGenerationError, ImportError) as error:
-        raise TypeError(str(error).partition("\n")[0]) from error
+        raise TypeError(f"{shown(annotation)} is not supported") from error
     return stand_in(shown(annotation), functools.partial(_validated, adapter.validate_python), schema or ANYTHING)
 
 
@@ -173,6 +225,7 @@ def needs_pydantic(annotation: Any, *, inside: bool = False) -> bool:
         annotation: of a parameter.
         inside: it is of a field, where msgspec sees nothing but its own `Meta`.
     """
+    annotation = unaliased(annotation)
     if "pydantic" not in sys.modules or get_origin(annotation) is Literal:
         return False
     parts = get_args(annotation)
@@ -207,8 +260,8 @@ def _fields_need(holder: Any) -> bool:
 
 def _is_plain(item: Any, inside: bool) -> bool:
     """Whether `as_meta` says all that an element of ``Annotated`` says."""
-    fields = sys.modules["pydantic.fields"]
-    if isinstance(item, fields.FieldInfo):
+    fields = sys.modules.get("pydantic.fields")  # loaded with the first `Field`
+    if fields is not None and isinstance(item, fields.FieldInfo):
         texts_only = not item.metadata and item.alias is None and item.validation_alias is None
         return item.discriminator is None and (texts_only or not inside) and all(map(_is_bound, item.metadata))
     if type(item).__module__ == "annotated_types":
@@ -247,7 +300,7 @@ def wire_name(items: Iterable[Any]) -> str | None:
 @functools.cache
 def _untitled() -> Any:
     """pydantic's generator, told not to derive a title from each field's name."""
-    generator = sys.modules["pydantic.json_schema"].GenerateJsonSchema
+    generator = importlib.import_module("pydantic.json_schema").GenerateJsonSchema
 
     def never(_self: Any, _schema: Any) -> bool:
         return False

@@ -9,7 +9,7 @@ else (dataclass, Struct, pydantic model, dict, list, number, bool) is structured
 readers without structured content.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from types import UnionType
 from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin
@@ -20,7 +20,15 @@ from msgspec import UNSET, Struct, UnsetType
 from millstream.protocol.content import BLOCKS, Content, EmbeddedResource, Image, Message, ResourceContents, Text
 from millstream.protocol.errors import LocalError
 from millstream.protocol.json_schema import Schema, is_array, is_object, schema_of
-from millstream.server.functions.pydantic_types import check_model, dec_hook, enc_hook, is_model, schema_hook
+from millstream.server.functions.pydantic_types import (
+    adapted,
+    check_model,
+    dec_hook,
+    enc_hook,
+    is_model,
+    knows,
+    schema_hook,
+)
 from millstream.server.functions.schema_check import SchemaCheck
 
 ENCODER = msgspec.json.Encoder(enc_hook=enc_hook)
@@ -78,7 +86,7 @@ class Output(Struct, frozen=True):
                 why = str(error)
                 if "got `null`" in why and _has_no_number(msgspec.to_builtins(value, enc_hook=enc_hook)):
                     why = why.replace("got `null`", "got NaN or an infinity, and JSON has no number for these")
-                raise LocalError(f"the result does not fit the output schema: {why}") from error
+                raise LocalError(f"the result does not fit the output schema: {why}") from None
         elif self.by_hand is not None and not self.by_hand.fits(written := msgspec.json.decode(data)):
             reasons = self.by_hand.reasons(written, len(data))
             raise LocalError(f"the result does not fit the output schema: {reasons}")
@@ -87,7 +95,10 @@ class Output(Struct, frozen=True):
 def output_of(annotation: Any, readable: Any = None) -> Output | None:
     """The promise that a return annotation makes; `readable` is the same in msgspec's terms.
 
-    `None` for text, bytes, content, `Any`, lists of anything (which may hold content) and unsupported types.
+    `None` for text, bytes, content, `Any` and lists of anything (which may hold content).
+
+    Raises:
+        TypeError: for a type that nobody can describe.
     """
     if _is_content(annotation) or _may_hold_content(annotation):
         return None
@@ -95,7 +106,10 @@ def output_of(annotation: Any, readable: Any = None) -> Output | None:
     try:
         schema = schema_of(annotation, hook=schema_hook)
     except TypeError:
-        return None
+        if not knows(annotation):
+            raise
+        annotation = adapted(annotation)
+        schema = annotation.schema
     if not _is_structured(schema):
         return None
     model = is_model(annotation)
@@ -131,8 +145,15 @@ def _may_hold_content(annotation: Any) -> bool:
 
 def _is_structured(schema: Schema) -> bool:
     """Every alternative is something other than text, and not all are null."""
-    kinds = {part.get("type", "object" if "$ref" in part else None) for part in schema.get("anyOf", [schema])}
+    kinds = set(_kinds(schema))
     return kinds <= STRUCTURED and kinds != {"null"}
+
+
+def _kinds(schema: Schema) -> Iterator[str | None]:
+    for part in schema.get("anyOf", ()):
+        yield from _kinds(part)
+    if "anyOf" not in schema:
+        yield schema.get("type", "object" if "$ref" in schema else None)
 
 
 def encode_result(value: Any, output: Output | None = None) -> bytes:

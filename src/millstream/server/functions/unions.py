@@ -6,6 +6,7 @@ from typing import Any, Union
 import msgspec
 
 from millstream.protocol.json_schema import Schema, is_object, schema_of, shown
+from millstream.server.functions.argument_errors import NO_ALTERNATIVE, in_words
 from millstream.server.functions.pydantic_types import dec_hook, schema_hook
 from millstream.server.functions.stand_ins import stand_in
 
@@ -29,6 +30,8 @@ def _by_shape(options: list[Any]) -> Any:
     schemas = [schema_of(option, hook=schema_hook) for option in options]
     names: list[set[str]] = [set(schema.get("properties", ())) for schema in schemas]
 
+    titles = [shown(option) for option in options]
+
     def read(value: Any) -> Any:
         fitting: list[tuple[int, Any]] = []
         problems: list[str] = []
@@ -36,12 +39,20 @@ def _by_shape(options: list[Any]) -> Any:
             try:
                 found = msgspec.convert(value, option, dec_hook=dec_hook)
             except msgspec.ValidationError as error:
-                problems.append(str(error))
+                problems.append(_why(error))
             else:
                 fitting.append((len(known & value.keys()) if is_object(value) else 0, found))
         if not fitting:
-            raise ValueError(f"fits no alternative: {' or '.join(f'({problem})' for problem in problems)}")
+            each = [f"{name} ({problem})" for name, problem in zip(titles, problems, strict=True)]
+            raise ValueError(NO_ALTERNATIVE + " or ".join(each))
         return max(fitting, key=lambda each: each[0])[1]
 
     schema: Schema = {"anyOf": schemas}
-    return stand_in(" | ".join(map(shown, options)), read, schema)
+    return stand_in(" | ".join(titles), read, schema)
+
+
+def _why(error: Exception) -> str:
+    """Why a value is not one of the alternatives, in a few words."""
+    problem, _, place = str(error).partition(" - at `$")
+    name = place.rstrip("`").removeprefix(".")
+    return in_words(problem, f"'{name}'" if name else "it", {}, b"", name)

@@ -70,7 +70,8 @@ class Observer:
             wall: seconds since 1970.
         """
         # Configuration
-        self.registry = registry = registry if registry is not None else Metrics()
+        registry = registry if registry is not None else Metrics()
+        self.registry: Metrics = registry
         self._connections = connections
         self._tools = tools
         self._log = log

@@ -31,8 +31,8 @@ class OpenQuestions:
         self._by_owner: Counter[str] = Counter()
         self._open: dict[str, tuple[str, asyncio.Future[bytes]]] = {}
         self._timeout = timeout
-        self.max_open = max_open
-        self.max_per_owner = max_per_owner
+        self.max_open: int = max_open
+        self.max_per_owner: int = max_per_owner
         self._workers = workers
 
     def __len__(self) -> int:

@@ -44,7 +44,7 @@ class ElicitUrl(Struct, frozen=True):
 
 
 class Sample(Struct, frozen=True):
-    """Ask the client's model to continue a conversation."""
+    """Ask the client's model to continue a conversation: ``Sample("Say hello", max_tokens=50)``."""
 
     messages: str | Message | Sequence[Message | str]
     max_tokens: int = 1024
@@ -58,7 +58,7 @@ class Sample(Struct, frozen=True):
 
 
 class Roots(Struct, frozen=True):
-    """Ask which folders the person opened."""
+    """Ask which folders the person opened: ``await ctx.ask(folders=Roots())``."""
 
 
 Question = Elicit | ElicitUrl | Sample | Roots

@@ -41,9 +41,22 @@ class Resumption:
         except Gap:
             return UNKNOWN_EVENT
         self._take_over(name)
-        sink = request.open(200, STREAM_HEAD)
-        reader = self._readers[name] = _Reader(sink, writer_of(stream), services.peers.stamp())
-        self._endpoint.streams.add(sink, owner)
+        reader = self._readers[name] = _Reader(writer_of(stream), services.peers.stamp())
+        try:
+            # Before the client knows that it is heard here: whatever it asks for next goes to this connection only.
+            await services.peers.tell(TakenUp(name, reader.stamp))
+            if self._readers.get(name) is not reader:  # somebody newer came meanwhile
+                return EMPTY_STREAM
+            reader.sink = request.open(200, STREAM_HEAD)
+            self._endpoint.streams.add(reader.sink, owner)
+            await self._read(reader, reader.sink, stream, name, position)
+        finally:
+            if self._readers.get(name) is reader:
+                del self._readers[name]
+        return None
+
+    async def _read(self, reader: "_Reader", sink: Sink, stream: str, name: str, position: Position) -> None:
+        """Write what the log has, and what comes, until the end or until somebody else has the stream."""
         sink.write(sse.COMMENT)
 
         def take(entries: Sequence[Entry]) -> None:
@@ -57,10 +70,9 @@ class Resumption:
         def lost(gap: Gap) -> None:  # whoever resumes behind the last event is told
             sink.close()
 
-        tail = Tail(log, name, position, take, lost, drain=sink.drain)
+        tail = Tail(self._endpoint.services.store.log, name, position, take, lost, drain=sink.drain)
         following = asyncio.create_task(tail.run())
         try:
-            await services.peers.tell(TakenUp(name, reader.stamp))
             await tail.catch_up()
             if not sink.closed:
                 await self._close_abandoned({name: reader})
@@ -69,9 +81,6 @@ class Resumption:
             tail.stop()
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
-            if self._readers.get(name) is reader:
-                del self._readers[name]
-        return None
 
     async def _ended(self, name: str, position: Position) -> bool:
         """Whether the entry at a position is the last one of its stream."""
@@ -84,7 +93,7 @@ class Resumption:
     def _take_over(self, name: str) -> None:
         """Whoever else carries the stream here stops."""
         reader = self._readers.pop(name, None)
-        if reader is not None:
+        if reader is not None and reader.sink is not None:
             reader.sink.close()
         line = self._endpoint.streams.lines.get(name)
         if line is not None:
@@ -116,8 +125,9 @@ class _Reader:
 
     __slots__ = ("sink", "stamp", "writer")
 
-    def __init__(self, sink: Sink, writer: str, stamp: int) -> None:
-        self.sink = sink
+    def __init__(self, writer: str, stamp: int) -> None:
+        self.sink: Sink | None = None
+        """None until the other workers were told."""
         self.writer = writer
         """The worker whose call it is."""
         self.stamp = stamp

@@ -61,7 +61,7 @@ class WebSocketRoute:
         self._settings = dispatcher.services.settings
         self._streams = streams
         self._guard = guard
-        self.may_publish = may_publish
+        self.may_publish: MayPublish = may_publish
         """Whether the dialect takes ``publish`` from a caller at an address, whose handshake had these headers."""
         # Process
         self._sockets: dict[Socket, asyncio.Task[Any] | None] = {}

@@ -38,7 +38,7 @@ export function curl(url, method, params, headers) {
 }
 
 const PYTHON = {
-  "tools/call": ({ name, arguments: given }) => [`result = await client.call(${JSON.stringify(name)}, ${python(given ?? {}, 8)})`, "print(result)"],
+  "tools/call": ({ name, arguments: given }) => [`result = await client.call(${JSON.stringify(name)}, ${python(given ?? {}, 8)})`, "print(result.data)"],
   "resources/read": ({ uri }) => [`for content in await client.read(${JSON.stringify(uri)}):`, "    print(content)"],
   "prompts/get": ({ name, arguments: given }) => [`print(await client.prompt(${JSON.stringify(name)}, ${python(given ?? {}, 8)}))`],
 };

@@ -3,6 +3,7 @@
 
 import { $, element } from "../dom.js";
 import { REVISIONS } from "../mcp/client.js";
+import { RpcError } from "../mcp/wire.js";
 import { events } from "../sse.js";
 import { copy } from "../shell/copy.js";
 import { shortcut } from "../shell/keys.js";
@@ -22,6 +23,7 @@ import { connectSettings, openSettings } from "./settings.js";
 import * as traffic from "./traffic.js";
 
 const LEVELS = ["", "debug", "info", "notice", "warning", "error"];
+const LINE = "millstream.inspect.line"; // transport and revision, as long as the tab is open
 const CHANGED = {
   "notifications/tools/list_changed": ["tools"],
   "notifications/prompts/list_changed": ["prompts"],
@@ -31,6 +33,7 @@ const CHANGED = {
 let kind = "tools";
 /** @type {Record<string, Array<{name: string}>>} */
 const offered = {};
+const refused = {}; // why there is no list of a kind
 const chosen = {};
 let asked = links.read(location.hash); // what the address asked for, until it is opened
 let others = [];
@@ -59,7 +62,15 @@ const kinds = tabs($("kinds"), Object.entries(KINDS).map(([id, { title }]) => ({
 
 async function load(name) {
   const { needs, load: fetchAll } = KINDS[name];
-  offered[name] = needs && !session.server.capabilities?.[needs] ? [] : await fetchAll();
+  delete refused[name];
+  try {
+    offered[name] = needs && !session.server.capabilities?.[needs] ? [] : await fetchAll();
+  } catch (error) {
+    // A list that the server refuses to give, such as that of templates: the others are there all the same.
+    if (!(error instanceof RpcError)) throw error;
+    offered[name] = [];
+    refused[name] = `The server answered: ${say(error)}`;
+  }
   kinds.count(name, name === "server" ? "" : offered[name].length);
 }
 
@@ -69,7 +80,7 @@ function drawItems() {
   const there = offered[kind]?.length;
   $("items").hidden = found.length === 0;
   $("no-items").hidden = found.length > 0 || !begun;
-  $("no-items").replaceChildren(element("strong", {}, there ? "No matches" : `No ${kind}`), there ? "Try fewer words." : KINDS[kind].none);
+  $("no-items").replaceChildren(element("strong", {}, there ? "No matches" : `No ${kind}`), there ? "Try fewer words." : (refused[kind] ?? KINDS[kind].none));
 }
 
 /** Show a kind: its list, and what was last opened of it. */
@@ -80,7 +91,7 @@ function open(name) {
   drawItems();
   const again = current() ?? offered[name]?.[0];
   if (again) show(again);
-  else $("detail").replaceChildren(element("p", { className: "empty" }, element("strong", {}, `No ${name}`), KINDS[name].none));
+  else $("detail").replaceChildren(element("p", { className: "empty" }, element("strong", {}, `No ${name}`), refused[name] ?? KINDS[name].none));
 }
 
 /** Put one thing on the bench. */
@@ -139,8 +150,10 @@ async function ready(mine) {
   if (session.client !== mine) return;
   begun = true;
   // Keep a form that somebody has begun to fill in, unless its tool has changed.
-  if (asked) [asked] = [null, jump(asked)];
-  else if (before && before === JSON.stringify(current()) && kind !== "server") drawItems();
+  if (asked) {
+    jump(asked);
+    asked = null;
+  } else if (before && before === JSON.stringify(current()) && kind !== "server") drawItems();
   else open(kind);
   if (!current()) open(kind);
 }
@@ -163,6 +176,7 @@ function again() {
   if (session.transport === "sse" && $("revision").value > "2026") $("revision").value = "2024-11-05";
   for (const option of $("revision").options) option.disabled = session.transport === "sse" && option.value > "2026";
   session.revision = $("revision").value;
+  sessionStorage.setItem(LINE, JSON.stringify([session.transport, session.revision]));
   offered[kind] = []; // Draw the form again: a revision has its own abilities.
   connect().catch(() => {});
 }
@@ -195,6 +209,8 @@ const copyLink = () => copy(new URL(links.write(kind, current().name), location.
 $("transport").append(...Object.entries(TRANSPORTS).map(([value, { title }]) => element("option", { value }, title)));
 $("revision").append(...REVISIONS.map((date) => element("option", { value: date }, date)));
 $("level").append(...LEVELS.map((level) => element("option", { value: level }, level || "not asked for")));
+[session.transport, session.revision] = JSON.parse(sessionStorage.getItem(LINE)) ?? [session.transport, session.revision];
+[$("transport").value, $("revision").value] = [session.transport, session.revision];
 $("connection").addEventListener("submit", (event) => (event.preventDefault(), again()));
 $("server").addEventListener("change", again);
 $("transport").addEventListener("change", again);

@@ -77,7 +77,7 @@ function elicitation(params) {
     const content = form.read();
     return content === null ? null : { action: "accept", content };
   };
-  return { ...common, kind: "The server asks", body: [form.node, form.summary], accept };
+  return { ...common, kind: "The server asks", body: [form.node, form.summary, ...(form.toolbar ? [form.toolbar] : [])], accept };
 }
 
 function link(params, common) {

@@ -102,7 +102,7 @@ export class Http {
 
   async #post(message, headers, signal) {
     const head = this.#heads({ "content-type": "application/json", accept: "application/json, text/event-stream", ...headers });
-    this.#on.sent(message, { how: `POST ${this.#url}`, headers: head });
+    this.#on.sent(message, { how: `POST ${new URL(this.#url, document.baseURI).pathname}`, headers: head });
     return fetch(this.#url, { method: "POST", headers: head, body: JSON.stringify(message), signal });
   }
 

@@ -1,0 +1,210 @@
+"""What several workers and a shared store cost, beside one worker with its own memory: interleaved, ratios by round.
+
+    python -m benches.across [ROUNDS] [SECONDS]
+
+The machine has two cores, so the processor time of the servers is the honest figure; Redis has its own, which is told
+beside it. `make bench` has the load generator and the peers that this needs.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+from benches import http_load, processes
+from benches.processes import ROOT, Running
+from benches.stores import cpu_of, percentile
+from benches.targets import RUN
+from benches.wire import CALL, COMMON, KINDS, Kind, _body
+
+LOGGED = Kind(
+    f"{COMMON}mcp-protocol-version: 2025-11-25\r\n",
+    _body("tools/call", CALL | {"name": "add_logged"}),
+    session=True,
+)
+"""A call in a session whose tool logs five messages: its reply is an event stream."""
+EVENTS = 2_000
+IN_A_ROW = 300
+
+
+@contextmanager
+def redis(folder: Path) -> Iterator[tuple[str, int]]:
+    """A Redis of its own; its URL and process."""
+    port = processes.free_port()
+    command = ["redis-server", "--port", str(port), "--save", "", "--dir", str(folder), "--logfile", "redis.log"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield f"redis://127.0.0.1:{port}", process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def serve(folder: Path, name: str, *options: str) -> Running:
+    """One of our servers."""
+    port = processes.free_port()
+    command = [*RUN, "--port", str(port), "--log-level", "warning", "--serve", "hub", *options]
+    return processes.start(command, {"MILLSTREAM_KEY": "k" * 40, "BENCH_LOGGED": "1"}, port, folder / f"{name}.log")
+
+
+def in_turn(title: str, kind: Kind, servers: dict[str, Running], rounds: int, seconds: float) -> None:
+    """The load on each server in turn; then the ratios of each to the first."""
+    found: dict[str, list[http_load.Load]] = {name: [] for name in servers}
+    for _ in range(rounds):
+        for name, server in servers.items():
+            found[name].append(http_load.drive(server, kind, seconds))
+    first = next(iter(servers))
+    for name, loads in found.items():
+        rate = median(load.rate / base.rate for load, base in zip(loads, found[first], strict=True))
+        cpu = median(load.cpu_us / base.cpu_us for load, base in zip(loads, found[first], strict=True))
+        show(
+            f"{title}, {name}",
+            a_second=median(load.rate for load in loads),
+            cpu_us=median(load.cpu_us for load in loads),
+            rate_ratio=rate,
+            cpu_ratio=cpu,
+            p50_ms=median(load.p50 for load in loads),
+            p99_ms=median(load.p99 for load in loads),
+        )
+
+
+class Listener:
+    """One subscriber of an event stream."""
+
+    def __init__(self) -> None:
+        self.arrived = asyncio.Event()
+        self.count = 0
+        self.reader: asyncio.StreamReader
+        self.writer: asyncio.StreamWriter
+
+    async def open(self, port: int) -> None:
+        """Subscribe."""
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
+        self.writer.write(
+            b"GET /events?channel=bench HTTP/1.1\r\nhost: 127.0.0.1:%d\r\naccept: text/event-stream\r\n\r\n" % port
+        )
+        await self.reader.readuntil(b"\r\n\r\n")
+        self.task = asyncio.ensure_future(self._read())
+        await asyncio.sleep(0.3)
+        self.count = 0
+
+    async def _read(self) -> None:
+        while data := await self.reader.read(2**20):
+            self.count += data.count(b"data: ")
+            self.arrived.set()
+
+    async def until(self, count: int) -> None:
+        """Wait for so many."""
+        async with asyncio.timeout(60):
+            while self.count < count:
+                self.arrived.clear()
+                await self.arrived.wait()
+
+
+async def publisher(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
+    """A connection for publishing, and the request."""
+    body = json.dumps({"channel": "bench", "data": "x" * 100}).encode()
+    head = (
+        b"POST /publish HTTP/1.1\r\nhost: 127.0.0.1:%d\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    return reader, writer, head % (port, len(body)) + body
+
+
+async def answered(reader: asyncio.StreamReader) -> None:
+    """Read one answer."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    await reader.readexactly(int(length.partition(b":")[2]))
+
+
+async def latency(port: int, other: int) -> list[float]:
+    """Milliseconds from a publication at one port to its arrival at a subscriber of another, one by one."""
+    listener = Listener()
+    await listener.open(other)
+    reader, writer, request = await publisher(port)
+    took: list[float] = []
+    for number in range(IN_A_ROW):
+        began = time.perf_counter()
+        writer.write(request)
+        await listener.until(number + 1)
+        took.append((time.perf_counter() - began) * 1000)
+        await answered(reader)
+    for each in (writer, listener.writer):
+        each.close()
+    listener.task.cancel()
+    return took[IN_A_ROW // 10 :]
+
+
+async def publish_many(server: Running, events: int, *, publishers: int = 64) -> float:
+    """Publications a second of the server's core."""
+
+    async def one(count: int) -> None:
+        reader, writer, request = await publisher(server.port)
+        for _ in range(count):
+            writer.write(request)
+            await answered(reader)
+        writer.close()
+
+    before = server.cpu()
+    await asyncio.gather(*(one(events // publishers) for _ in range(publishers)))
+    return events / (server.cpu() - before)
+
+
+def measure(folder: Path, rounds: int, seconds: float) -> None:
+    """Everything, in turn."""
+    with redis(folder) as (url, pid):
+        alone = serve(folder, "alone")
+        shared = serve(folder, "redis", "--store", url)
+        beside = serve(folder, "beside", "--store", url)
+        four = serve(folder, "four", "--workers", "4")
+        try:
+            session = KINDS["call-session"]
+            before, began = cpu_of(pid), time.perf_counter()
+            in_turn("session calls", session, {"memory": alone, "redis": shared}, rounds, seconds)
+            in_turn("calls that log 5 messages", LOGGED, {"memory": alone, "redis": shared}, rounds, seconds)
+            show("redis meanwhile", core_percent=(cpu_of(pid) - before) / (time.perf_counter() - began) * 100)
+            in_turn("plain calls", KINDS["call-2026"], {"1 worker": alone, "4 workers": four}, rounds, seconds)
+            in_turn("session calls", session, {"1 worker": alone, "4 workers": four}, rounds, seconds)
+            near: list[float] = []
+            far: list[float] = []
+            for _ in range(rounds):
+                near += asyncio.run(latency(alone.port, alone.port))
+                far += asyncio.run(latency(shared.port, beside.port))
+            show(
+                "publish to arrival, ms",
+                memory_p50=percentile(near, 0.5), memory_p99=percentile(near, 0.99),
+                redis_p50=percentile(far, 0.5), redis_p99=percentile(far, 0.99),
+                added_p50=percentile(far, 0.5) - percentile(near, 0.5),
+                added_p99=percentile(far, 0.99) - percentile(near, 0.99),
+            )  # fmt: skip
+            for name, server in (("memory", alone), ("redis", shared)):
+                figures = [asyncio.run(publish_many(server, EVENTS * 10)) for _ in range(rounds)]
+                show(f"publishes over HTTP, {name}", a_second_of_a_core=median(figures))
+        finally:
+            for server in (alone, shared, beside, four):
+                server.stop()
+
+
+def show(title: str, **figures: float) -> None:
+    """A line."""
+    print(f"{title}: " + "  ".join(f"{name} {figure:,.3f}" for name, figure in figures.items()), flush=True)
+
+
+def main() -> None:
+    rounds, seconds = (float(each) for each in (*sys.argv[1:], 5, 2)[:2]) if len(sys.argv) > 2 else (5.0, 2.0)
+    processes.raise_file_limit()
+    print(sys.version.split()[0], os.cpu_count(), "cores, load", os.getloadavg()[0], ROOT.name)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder), int(rounds), seconds)
+
+
+if __name__ == "__main__":
+    main()

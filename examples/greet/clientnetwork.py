@@ -1,0 +1,26 @@
+"""A client of `servernetwork.py`: it opens an event stream, and posts its requests to the address that it hears there.
+
+``python clientnetwork.py [URL]``; by default http://localhost:8000/sse.
+"""
+
+import asyncio
+import sys
+
+from millstream import Client
+
+
+# region: flow
+async def main(server_url: str = "http://localhost:8000/sse") -> None:
+    # GET /sse, the `endpoint` event, then `initialize`: all of it happens when the block is entered
+    async with Client(server_url, revision="2024-11-05") as session:
+        print(f"{session.server.name} {session.server.version} ({session.transport}, {session.revision})")
+        print("tools:", ", ".join(tool.name for tool in await session.tools()))
+        result = await session.call("greet", {"name": "Azure OpenAI"})
+        print(result.text)
+
+
+# endregion
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,12 @@
+"""A FastAPI application with two servers: /echo/mcp and /math/mcp. Start it with ``uvicorn main:app`` in this folder.
+
+Sessions are there for clients that want them. ``MILLSTREAM_SESSIONS=false`` serves every request by itself, and
+``MILLSTREAM_JSON_ONLY=true`` answers without event streams.
+"""
+
+from fastapi import FastAPI
+from servers import echo, math
+
+app = FastAPI()
+app.mount("/echo", echo.mcp)
+app.mount("/math", math.mcp)

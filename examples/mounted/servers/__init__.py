@@ -1,0 +1,1 @@
+"""Two servers, each in a file of its own."""

@@ -1,0 +1,71 @@
+"""Asks a model for the time. The model doesn't know it, but it may use the tool of a remote MCP server.
+
+``python3 mcp_client_demo.py --debug`` shows each step; `.env` has the addresses and keys (see `.env.example`).
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from millstream.agent import Agent, AgentError, Answered, Asking, Calling, Returned, Waiting
+from millstream.agent.configuration import Configuration
+from millstream.client.errors import ClientError
+
+ENV = Path(__file__).with_name(".env")
+
+
+# region: ask
+async def ask(question: str, configuration: Configuration, *, debug: bool = False) -> str:
+    """The model's answer."""
+
+    def step(text: str) -> None:
+        if debug:
+            print(f"[DEBUG] {text}", file=sys.stderr)
+
+    server = configuration.server()  # 1. read the address and the key
+    if server is None:
+        raise AgentError("MCP_SERVER_URL isn't set. Copy .env.example to .env, and fill it in.")
+    model = configuration.model()
+    step(f"Model {model.name} at {model.url}, MCP server {server.target}")
+
+    answer = ""
+    async with Agent(model, [server]) as agent:  # 2. connect, with the key; 3. initialize the session
+        client = agent.servers[0].client
+        step(f"Connected to {client.server.name} ({client.transport}, {client.revision}): auth OK")
+        step(f"Tools: {', '.join(tool.name for tool in await agent.tools())}")  # 4. what the server offers
+        async for event in agent.say(question):  # 5. the dialog of model and tools
+            match event:
+                case Asking(round=number):
+                    step(f"Asking the model (round {number})")
+                case Calling(tool=tool, arguments=arguments):
+                    step(f"The model calls {tool} {arguments}")
+                case Returned(tool=tool, text=text):
+                    step(f"{tool} says: {text}")
+                case Waiting(reason=reason, seconds=seconds):
+                    step(f"{reason} Waiting for {seconds:g} s")
+                case Answered(text=text):
+                    answer = text
+    return answer
+
+
+# endregion
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("question", nargs="?", default="What time is it?")
+    options.add_argument("--debug", action="store_true", help="show each step")
+    chosen = options.parse_args()
+    try:
+        configuration = Configuration.load(ENV, os.environ)
+        print(asyncio.run(ask(chosen.question, configuration, debug=chosen.debug)))
+    except (AgentError, ClientError) as exc:
+        print(f"Error: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""A program that lets a model use `bookshop.py`: the person allows what it does, and the conversation is saved."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+from millstream.agent import Agent, Answered, Approval, Calling, Delta, Limits, Model, ModelError, OpenAIModel, Waiting
+from millstream.client.questions import Question
+
+BOOKSHOP = Path(__file__).with_name("bookshop.py")
+
+
+# region: person
+def approve(request: Approval) -> bool:
+    """Is asked before a tool runs that isn't marked as harmless, and before a server uses the model."""
+    print(f"{request.server} wants {request.tool or 'the model'}: {dict(request.arguments)}")
+    return request.kind == "tool"
+
+
+def fill_in(server: str, question: Question) -> dict[str, Any]:
+    """Fill in the form that a server sends: here without a person."""
+    return {**question.defaults, "street": "1 Mill Lane", "city": "Bath"}
+
+
+# endregion
+
+
+# region: ask
+async def ask(model: Model, question: str, transcript: Path) -> None:
+    limits = Limits(max_rounds=10)
+    async with Agent(model, [BOOKSHOP], approve=approve, elicit=fill_in, limits=limits) as agent:
+        async for event in agent.say(question):
+            match event:
+                case Delta(text=text):
+                    print(text, end="", flush=True)
+                case Answered():
+                    print()
+                case Calling(tool=tool, arguments=arguments):
+                    print(f"{tool} {arguments}")
+                case Waiting(reason=reason):
+                    print(f"\n{reason}")
+                case _:
+                    pass
+        agent.transcript.save(transcript)
+
+
+# endregion
+
+
+# region: context
+async def review(model: Model, isbn: str) -> str:
+    """A resource beside the sentence, then the messages of a prompt."""
+    answers: list[str] = []
+    async with Agent(model, {"shop": BOOKSHOP}) as agent:
+        for events in (
+            agent.say(f"Is this book long? @shop:book://{isbn}"),
+            agent.prompt("review", {"isbn": isbn, "tone": "dry"}),
+        ):
+            answers += [event.text async for event in events if isinstance(event, Answered)]
+    return "\n".join(answers)
+
+
+# endregion
+
+
+# region: main
+def main() -> None:
+    model = OpenAIModel("gpt-4.1", key=os.environ.get("OPENAI_API_KEY", ""))
+    try:
+        asyncio.run(ask(model, "Order two copies of Middlemarch.", Path("order.jsonl")))
+    except ModelError as exc:
+        print(f"No answer: {exc}")
+
+
+# endregion
+
+
+if __name__ == "__main__":
+    main()

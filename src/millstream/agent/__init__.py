@@ -1,0 +1,70 @@
+"""A conversation with a model that uses the tools of MCP servers: ``async for event in agent.say("…")``.
+
+The house stands on `millstream.client`. A model is whatever keeps the contract of `model.Model`; the one that comes
+with it speaks to OpenAI-compatible APIs and to Azure OpenAI (``pip install 'millstream[agent]'``).
+"""
+
+from millstream.agent.agent import Agent
+from millstream.agent.answer import Answer
+from millstream.agent.errors import (
+    AgentError,
+    ConfigurationError,
+    ContextError,
+    ModelBroken,
+    ModelDenied,
+    ModelError,
+    ModelLimited,
+    ModelRefused,
+    ModelUnreachable,
+)
+from millstream.agent.events import (
+    Answered,
+    Asking,
+    Calling,
+    Delta,
+    Event,
+    Finished,
+    Progressed,
+    Returned,
+    Said,
+    Sampled,
+    Waiting,
+)
+from millstream.agent.limits import Limits
+from millstream.agent.model import Model, Reply, Request, Wish
+from millstream.agent.openai_model import OpenAIModel
+from millstream.agent.person import Approval
+from millstream.agent.servers import ServerAt
+
+__all__ = [
+    "Agent",
+    "AgentError",
+    "Answer",
+    "Answered",
+    "Approval",
+    "Asking",
+    "Calling",
+    "ConfigurationError",
+    "ContextError",
+    "Delta",
+    "Event",
+    "Finished",
+    "Limits",
+    "Model",
+    "ModelBroken",
+    "ModelDenied",
+    "ModelError",
+    "ModelLimited",
+    "ModelRefused",
+    "ModelUnreachable",
+    "OpenAIModel",
+    "Progressed",
+    "Reply",
+    "Request",
+    "Returned",
+    "Said",
+    "Sampled",
+    "ServerAt",
+    "Waiting",
+    "Wish",
+]

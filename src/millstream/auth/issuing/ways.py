@@ -1,0 +1,115 @@
+"""The seam for signing in: how the authorization server finds out which person sits at the browser.
+
+There are two kinds of ways. One asks for a name and password on our own page (`Passwords`; `user_file` is one). The
+other sends the browser to somebody who knows the person (`Upstream`): OpenID Connect, Google, GitHub.
+
+To implement an upstream, write a class with `name`, `label`, `begin` and `finish`. The authorization server does the
+rest: it has asked the person for consent before it calls `begin`, it makes `state` (random, for one use, for ten
+minutes, bound to this browser by a cookie), has the callback at ``ISSUER/sign-in/callback/NAME``, checks `state` there,
+and calls `finish`. What `begin` wants to remember, such as a nonce and a PKCE verifier, it gives as `Away.kept`;
+`finish` gets it back. An upstream keeps no state of its own: another worker may call `finish`. ::
+
+    class Example:
+        name, label = "example", "Continue with Example"
+
+        async def begin(self, callback: str, state: str) -> Away:
+            return Away(f"https://id.example/authorize?redirect_uri={quote(callback)}&state={state}")
+
+        async def finish(self, returned: Returned) -> User:
+            person = await exchange(returned.query["code"], returned.callback)  # raises SignInFailed
+            return User(person.id, person.name)
+
+Then ``auth.issuer(URL, users=Example())``, or a list of ways. What `finish` gives as `User.subject` becomes
+``example:SUBJECT``, so that nobody is somebody else's namesake.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from msgspec import Struct
+
+
+class SignInFailed(Exception):
+    """The person could not be signed in; the text is shown to them."""
+
+
+class User(Struct, frozen=True, omit_defaults=True):
+    """A person who has signed in."""
+
+    subject: str
+    """Who it is, for good: never given to another person."""
+    name: str = ""
+    """What they are called on our pages."""
+    scopes: tuple[str, ...] = ()
+    """What they may hand on to a client besides what everybody may; ``*`` is all."""
+    since: float = 0.0
+    """A number that is another one as soon as what they allowed before must not count: for a namesake who was added
+    later, or after a new password."""
+
+
+class Away(Struct, frozen=True):
+    """Where the browser is sent."""
+
+    url: str
+    kept: bytes = b""
+    """At most 2 KiB; sealed while it is kept."""
+
+
+class Returned(Struct, frozen=True):
+    """The browser is back."""
+
+    query: Mapping[str, str]
+    """What it brings: ``code``, or ``error``. No parameter was there twice, and `state` is checked."""
+    callback: str
+    """The URL to which it came, as `begin` got it."""
+    kept: bytes
+    """What `begin` gave."""
+
+
+@runtime_checkable
+class Upstream(Protocol):
+    """Somebody else signs people in."""
+
+    name: str
+    """In the callback's URL: lower-case letters, digits and dashes."""
+    label: str
+    """On the button: ``Continue with Google``."""
+
+    async def begin(self, callback: str, state: str) -> Away:
+        """Where to send the browser, so that it comes back to `callback` with `state`.
+
+        Raises:
+            SignInFailed: the upstream cannot be used now.
+        """
+        ...
+
+    async def finish(self, returned: Returned) -> User:
+        """Who came back.
+
+        Raises:
+            SignInFailed: nobody did, or nobody who may.
+        """
+        ...
+
+
+class Passwords(Protocol):
+    """People who have a name and password here."""
+
+    async def check(self, name: str, password: str) -> User | None:
+        """The person; None for a wrong name or password, which takes as long.
+
+        Raises:
+            SignInFailed: nobody can tell now.
+        """
+        ...
+
+    def find(self, subject: str) -> User | None:
+        """The person, who has signed in before; None for somebody who may not any more."""
+        ...
+
+    def epoch(self) -> int:
+        """A number that changes when somebody may have been removed. Asked once a second."""
+        ...
+
+
+Way = Upstream | Passwords

@@ -1,0 +1,1 @@
+"""A conversation at a terminal, in a pipe or as JSON."""

@@ -1,0 +1,43 @@
+"""What cannot be registered at all: classes, names, results of calls, and decorators in the wrong order."""
+
+import inspect
+from typing import Any
+
+_ABOVE = {"classmethod": "__func__", "property": "fget"}
+"""Decorators whose result nobody can call -> where the function is in it."""
+
+
+def check_function(function: Any, kind: str) -> None:
+    """Make sure that something can be called by clients, before anything is known about its signature.
+
+    Args:
+        function: what was given to ``mcp.tool`` or its kind.
+        kind: the name of that decorator.
+
+    Raises:
+        TypeError: it cannot; the text says what to write instead.
+    """
+    if isinstance(function, type):
+        raise TypeError(
+            f"{function.__name__} is a class, and mcp.{kind} takes a function. Register a method of an object instead, "
+            f"as in mcp.{kind}({function.__name__}().buy)"
+        )
+    if isinstance(function, str):
+        raise TypeError(
+            f"mcp.{kind} takes a function, not {function!r}. To choose a name, write @mcp.{kind}(name={function!r})"
+        )
+    if inspect.iscoroutine(function):
+        function.close()  # else Python warns that nobody awaited it
+        raise TypeError(
+            f"mcp.{kind} was given the result of calling {function.__name__}. Give it the function: "
+            f"mcp.{kind}({function.__name__}), without parentheses"
+        )
+    word = _ABOVE.get(type(function).__name__)
+    if word is not None and not callable(function):
+        name = getattr(getattr(function, word, None), "__name__", "this")
+        raise TypeError(
+            f"{name}: @mcp.{kind} can't stand above @{type(function).__name__}. Leave it out, and write "
+            f"mcp.{kind}(…) below the class, with the method of an object or class"
+        )
+    if not callable(function):
+        raise TypeError(f"mcp.{kind} takes a function, not {function!r}")

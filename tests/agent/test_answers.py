@@ -1,0 +1,394 @@
+"""What an agent does for one answer, against a scripted API that checks each request. The rules are our choice."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from agent.shop import make
+from agent_world import ScriptedModel, calls, hangs, heard, model, of, repeats, says
+from millstream.agent import (
+    Agent,
+    AgentError,
+    Answered,
+    Approval,
+    Asking,
+    Calling,
+    ContextError,
+    Delta,
+    Finished,
+    Limits,
+    Progressed,
+    Returned,
+    Sampled,
+    ServerAt,
+)
+from millstream.client.errors import ConnectFailed
+from millstream.client.questions import Question
+from patience import WAIT
+from processes import free_port
+
+
+async def returned(wanted: tuple[str, str], **more: Any) -> tuple[Returned, ScriptedModel]:
+    """What comes of one call."""
+    with ScriptedModel(calls(wanted), says("So.")) as api:
+        async with Agent(model(api), [make()], **more) as agent:
+            events = await heard(agent.say("Do it"))
+    [result] = of(Returned, events)
+    assert events[-1] == Finished("done", 2, 20)
+    return result, api
+
+
+async def test_text_arrives_in_pieces_and_then_whole() -> None:
+    """And the model is told what the servers want it to know."""
+    with ScriptedModel(says("Good morning.")) as api:
+        async with Agent(model(api), [make()], system="Be brief.") as agent:
+            events = await heard(agent.say("Hello"))
+    assert len(of(Delta, events)) == 3
+    assert "".join(each.text for each in of(Delta, events)) == "Good morning."
+    assert of(Answered, events) == [Answered("Good morning.")]
+    assert events[-1] == Finished("done", 1, 10)
+    [asked] = api.asked
+    assert (asked.path, asked.body["model"]) == ("/v1/chat/completions", "test-model")
+    system, user = asked.body["messages"]
+    assert system["content"] == "Be brief.\n\nHow to use the tools of shop: Sell books."
+    assert user == {"role": "user", "content": "Hello"}
+
+
+async def test_the_model_calls_a_tool_and_hears_its_result() -> None:
+    """Two rounds; the next question has all of it before it."""
+    with ScriptedModel(calls(("price", '{"isbn": "9780"}')), repeats("It costs "), says("Bye")) as api:
+        async with Agent(model(api), [make()]) as agent:
+            events = await heard(agent.say("How much?"))
+            await heard(agent.say("Thanks"))
+    assert of(Calling, events)[0].arguments == {"isbn": "9780"}
+    assert of(Answered, events) == [Answered("It costs 4")]
+    assert [each.round for each in of(Asking, events)] == [1, 2]
+    assert [message["role"] for message in api.asked[2].body["messages"]] == [
+        "system", "user", "assistant", "tool", "assistant", "user"
+    ]  # fmt: skip
+    spec = next(tool for tool in api.asked[0].body["tools"] if tool["function"]["name"] == "price")
+    assert spec["function"]["description"] == "The price of a book."
+    assert spec["function"]["parameters"]["required"] == ["isbn"]
+
+
+async def test_calls_of_a_round_run_side_by_side() -> None:
+    """Both wait for the person at once if they're asked one after the other, and both results are sent."""
+    asked: list[str] = []
+
+    def approve(request: Approval) -> bool:
+        asked.append(request.tool)
+        return request.tool == "burn"
+
+    with ScriptedModel(
+        calls(("burn", '{"isbn": "1"}'), ("unmarked", ""), ("price", '{"isbn": ""}')), says("ok")
+    ) as api:
+        async with Agent(model(api), [make()], approve=approve) as agent:
+            events = await heard(agent.say("Clean up"))
+    assert asked == ["burn", "unmarked"]
+    outcomes = {each.tool: each.outcome for each in of(Returned, events)}
+    assert outcomes == {"burn": "done", "unmarked": "refused", "price": "done"}
+    results = [message["content"] for message in api.asked[1].body["messages"] if message["role"] == "tool"]
+    assert results[0] == "1 is gone"
+    assert results[1].startswith("The person didn't allow")
+
+
+async def test_without_anybody_to_ask_only_harmless_tools_run() -> None:
+    """A tool without hints may destroy something (MCP 2025-11-25, ToolAnnotations)."""
+    assert (await returned(("unmarked", "{}")))[0].outcome == "refused"
+    assert (await returned(("count", "{}")))[0].outcome == "done"
+
+
+async def test_the_person_sees_what_a_call_would_do() -> None:
+    """Server, tool and arguments."""
+    seen: list[Approval] = []
+
+    async def approve(request: Approval) -> bool:
+        seen.append(request)
+        return True
+
+    await returned(("burn", '{"isbn": "7"}'), approve=approve)
+    [request] = seen
+    assert (request.kind, request.server, request.tool, request.description, request.arguments) == (
+        "tool", "shop", "burn", "Burn a book.", {"isbn": "7"}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [('{"isbn": ', "aren't JSON"), ("[1]", "must be a JSON object"), ('"9780"', "must be a JSON object"),
+     ("[" * 100_000, "aren't JSON")],
+)  # fmt: skip
+async def test_arguments_that_cannot_be_read_are_told_to_the_model(arguments: str, words: str) -> None:
+    """It can correct itself, and the conversation keeps nothing that an API would stumble over."""
+    result, api = await returned(("price", arguments))
+    assert result.outcome == "invalid"
+    assert words in result.text
+    assert api.asked[1].last["content"] == result.text
+    assert api.asked[1].body["messages"][-2]["tool_calls"][0]["function"]["arguments"] == "{}"
+
+
+async def test_a_tool_that_does_not_exist_is_told_to_the_model() -> None:
+    """With those that do; a name that no API takes is replaced in the conversation."""
+    result, api = await returned(("shop/prices now", "{}"))
+    assert result.outcome == "invalid"
+    assert "price, burn" in result.text
+    assert api.asked[1].body["messages"][-2]["tool_calls"][0]["function"]["name"] == "shop_prices_now"
+
+
+async def test_wrong_arguments_and_errors_of_a_tool_are_told_to_the_model() -> None:
+    """In the words of the server."""
+    result, _ = await returned(("price", '{"isbn": 7}'))
+    assert result.outcome == "error"
+    assert "isbn" in result.text
+    result, _ = await returned(("fail", "{}"))
+    assert (result.outcome, result.text) == ("error", "The tool reports an error: Sold out. Try another shop.")
+
+
+async def test_content_of_every_kind_reaches_the_model() -> None:
+    """Text in the tool's message, pictures and sounds in one behind it."""
+    result, api = await returned(("show", "{}"))
+    assert result.text.splitlines() == [
+        "words", "[resource book://1 (one): the first]", "[resource note://1]", "a note", "[resource zip://1]",
+        "[x/zip, 2 bytes]",
+    ]  # fmt: skip
+    parts = api.asked[1].last["content"]
+    assert [part["type"] for part in parts] == ["text", "image_url", "input_audio"]
+    assert parts[1]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
+    assert parts[2]["input_audio"] == {"data": "UklGRg==", "format": "wav"}
+
+
+async def test_a_long_result_is_cut_and_says_so() -> None:
+    """A tool must not fill the model's memory."""
+    result, _ = await returned(("show", "{}"), limits=Limits(max_result=10))
+    assert result.text.startswith("words\n[res\n[")
+    assert result.text.endswith("more characters were left out]")
+
+
+async def test_progress_is_heard_while_a_tool_runs() -> None:
+    """Between the call and its result."""
+    with ScriptedModel(calls(("count", "")), says("So.")) as api:
+        async with Agent(model(api), [make()]) as agent:
+            events = await heard(agent.say("Count"))
+    [step] = of(Progressed, events)
+    assert (step.value, step.total, step.message) == (1, 2, "half")
+    assert events.index(of(Calling, events)[0]) < events.index(step) < events.index(of(Returned, events)[0])
+
+
+async def test_forms_are_filled_in_by_the_person() -> None:
+    """Who knows which server asks."""
+    asked: list[tuple[str, str]] = []
+
+    async def elicit(server: str, question: Question) -> dict[str, Any]:
+        asked.append((server, question.message))
+        return {**question.defaults, "street": "Mill Lane"}
+
+    result, _ = await returned(("deliver", "{}"), elicit=elicit)
+    assert result.text == "Mill Lane, 1"
+    assert asked == [("shop", "Where to?")]
+
+
+async def test_a_server_may_use_the_model_if_the_person_allows_it() -> None:
+    """The same model answers, and hears nothing of the conversation."""
+    requests: list[Approval] = []
+
+    def approve(request: Approval) -> bool:
+        requests.append(request)
+        return True
+
+    with ScriptedModel(calls(("review", "{}")), says("Splendid."), repeats("They say: ")) as api:
+        async with Agent(model(api), [make()], approve=approve) as agent:
+            events = await heard(agent.say("Review it"))
+    assert [(each.kind, each.server, each.text) for each in requests] == [("sampling", "shop", "Review it.")]
+    assert of(Sampled, events) == [Sampled("shop", "Splendid.")]
+    assert of(Answered, events) == [Answered("They say: Splendid.")]
+    sampled = api.asked[1].body
+    assert (sampled["messages"], sampled["max_tokens"]) == ([{"role": "user", "content": "Review it."}], 10)
+
+
+async def test_a_server_that_may_not_use_the_model_is_told_so() -> None:
+    """By the error that the specification has for it."""
+    result, _ = await returned(("review", "{}"), approve=lambda request: False)
+    assert result.outcome == "error"
+    assert "did not allow" in result.text
+
+
+async def test_servers_see_the_roots() -> None:
+    """And no other folder."""
+    result, _ = await returned(("folders", "{}"), roots=["file:///books"])
+    assert result.text == "file:///books"
+
+
+async def test_tools_of_several_servers_are_kept_apart() -> None:
+    """Each name says where it belongs, and every name is one that an API takes."""
+    wanted = calls(("north__price", '{"isbn": "12"}'), ("south__price", '{"isbn": "1"}'))
+    with ScriptedModel(wanted, says("So.")) as api:
+        async with Agent(model(api), {"north": make(), "south": make()}) as agent:
+            events = await heard(agent.say("Compare"))
+    assert {(each.server, each.text) for each in of(Returned, events)} == {("north", "2"), ("south", "1")}
+    names = api.asked[0].tools
+    assert len(names) == len(set(names)) == 22
+
+
+async def test_servers_with_one_name_get_numbers() -> None:
+    """Nobody can tell them apart otherwise."""
+    with ScriptedModel() as api:
+        async with Agent(model(api), [make(), make(), ServerAt(make(), "mine")]) as agent:
+            assert [server.name for server in agent.servers] == ["shop", "shop-2", "mine"]
+
+
+async def test_a_tool_with_an_unusual_name_can_be_called() -> None:
+    """By a name that APIs take."""
+    with ScriptedModel() as api:
+        async with Agent(model(api), [make()]) as agent:
+            name = next(tool.name for tool in await agent.tools() if tool.described.name.startswith("weird"))
+    result, _ = await returned((name, ""))
+    assert (result.outcome, result.text) == ("done", "weird indeed")
+
+
+async def test_rounds_end_at_the_limit_and_the_conversation_goes_on() -> None:
+    """A model that always wants another call is stopped."""
+    script = [calls(("count", "")) for _ in range(3)]
+    with ScriptedModel(*script, says("Enough.")) as api:
+        async with Agent(model(api), [make()], limits=Limits(max_rounds=3)) as agent:
+            assert (await heard(agent.say("Count")))[-1] == Finished("rounds", 3, 30)
+            assert (await heard(agent.say("Stop")))[-1] == Finished("done", 1, 10)
+
+
+async def test_tokens_end_at_the_limit() -> None:
+    """Those of all rounds count."""
+    with ScriptedModel(calls(("count", ""), tokens=60), calls(("count", ""), tokens=60)) as api:
+        async with Agent(model(api), [make()], limits=Limits(max_tokens=100)) as agent:
+            assert (await heard(agent.say("Count")))[-1] == Finished("tokens", 2, 120)
+
+
+async def test_a_reply_that_was_cut_or_filtered_says_so() -> None:
+    """The model's own limits."""
+    with ScriptedModel(says("Long", stop="length"), says("Bad", stop="content_filter")) as api:
+        async with Agent(model(api)) as agent:
+            assert (await heard(agent.say("Tell")))[-1] == Finished("length", 1, 10)
+            assert (await heard(agent.say("Tell")))[-1] == Finished("filtered", 1, 10)
+
+
+async def test_a_resource_in_a_sentence_goes_along() -> None:
+    """What isn't a server of ours is just text, and the end of a sentence isn't part of a URI."""
+    with ScriptedModel(says("Nice."), says("Fine.")) as api:
+        async with Agent(model(api), [make()]) as agent:
+            events = await heard(agent.say("Read @shop:book://7, me@shop:x:y and @other:book://7."))
+            await heard(agent.say("More"))
+    parts = api.asked[0].last["content"]
+    assert [part["text"] for part in parts[1:]] == ["Content of book://7:\nBook 7"]
+    assert events[0].context == ("@shop:book://7",)  # type: ignore[union-attr]
+
+
+async def test_a_resource_that_cannot_be_read_stops_the_question() -> None:
+    """Nothing is sent to the model, and the conversation is as before."""
+    with ScriptedModel(says("Yes.")) as api:
+        async with Agent(model(api), [make()]) as agent:
+            with pytest.raises(ContextError, match="shop doesn't give nothing://7"):
+                await heard(agent.say("Read @shop:nothing://7"))
+            assert (api.asked, agent.messages) == ([], [])
+            await agent.read("shop", "book://9")
+            await heard(agent.say("And now?"))
+    assert [part["text"] for part in api.asked[0].last["content"]] == ["And now?", "Content of book://9:\nBook 9"]
+
+
+async def test_a_prompt_is_said_instead_of_a_sentence() -> None:
+    """With its arguments."""
+    with ScriptedModel(says("Great book!"), says("Again!")) as api:
+        async with Agent(model(api), [make()]) as agent:
+            events = await heard(agent.prompt("pitch", {"title": "Emma"}))
+            await agent.read("shop", "book://9")
+            await heard(agent.prompt("shop:pitch", {"title": "Emma", "tone": "dry"}))
+            assert events[0].context == ("/prompt shop:pitch",)  # type: ignore[union-attr]
+            with pytest.raises(ContextError, match="needs title"):
+                await heard(agent.prompt("pitch"))
+            with pytest.raises(ContextError, match="The prompts are: pitch"):
+                await heard(agent.prompt("nothing"))
+    assert api.asked[0].last == {"role": "user", "content": "Praise Emma, warm."}
+    parts = [part["text"] for part in api.asked[1].last["content"]]
+    assert parts == ["Praise Emma, dry.", "Content of book://9:\nBook 9"]
+
+
+async def test_leaving_the_answer_stops_the_call_and_keeps_the_conversation_valid() -> None:
+    """The next question finds a result for each call."""
+    with ScriptedModel(calls(("forever", "{}"), ("price", '{"isbn": ""}')), says("As you like.")) as api:
+        async with Agent(model(api), [make()]) as agent:
+            async with asyncio.timeout(WAIT):
+                async for each in agent.say("Wait"):
+                    if isinstance(each, Returned):
+                        break
+            assert (await heard(agent.say("Never mind")))[-1] == Finished("done", 1, 10)
+    results = [message["content"] for message in api.asked[1].body["messages"] if message["role"] == "tool"]
+    assert results == ["The person stopped this call. It may have done its work or part of it.", "0"]
+
+
+async def test_text_that_was_said_before_a_stop_stays() -> None:
+    """The model sees where it was interrupted; a cancelled reader stops the answer as well."""
+    with ScriptedModel(hangs("Once upon"), hangs("Twice upon"), says("The end.")) as api:
+        async with Agent(model(api)) as agent:
+            async for each in agent.say("A story"):
+                if isinstance(each, Delta):
+                    break
+            seen = asyncio.Event()
+
+            async def read() -> None:
+                async for each in agent.say("Another"):
+                    if isinstance(each, Delta):
+                        seen.set()
+
+            reading = asyncio.create_task(read())
+            await asyncio.wait_for(seen.wait(), WAIT)
+            reading.cancel()
+            await asyncio.wait([reading])
+            await heard(agent.say("Go on"))
+    said = [message["content"] for message in api.asked[2].body["messages"]]
+    assert said == ["A story", "Once upon", "Another", "Twice upon", "Go on"]
+
+
+async def test_one_answer_at_a_time() -> None:
+    """Two would mix up the conversation."""
+    with ScriptedModel(says("One.")) as api:
+        async with Agent(model(api)) as agent:
+            first = agent.say("One")
+            await anext(first)
+            with pytest.raises(AgentError, match="answering already"):
+                await heard(agent.say("Two"))
+            await heard(first)
+
+
+async def test_the_transcript_is_json_lines(tmp_path: Any) -> None:
+    """One object for each thing that happened, in a file that only its owner reads; others are safe."""
+    with ScriptedModel(calls(("price", '{"isbn": "9780"}')), says("Four.")) as api:
+        async with Agent(model(api), [make()]) as agent:
+            await heard(agent.say("How much?"))
+            path = tmp_path / "talk.jsonl"
+            count = agent.transcript.save(path)
+            assert agent.transcript.save(path) == count
+            (tmp_path / "other").write_text("mine")
+            with pytest.raises(AgentError, match="is a file"):
+                agent.transcript.save(tmp_path / "other")
+            with pytest.raises(AgentError, match="can't be written"):
+                agent.transcript.save(tmp_path / "no" / "folder")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["type"] for line in lines] == [
+        "said", "asking", "calling", "returned", "asking", "answered", "finished"
+    ]  # fmt: skip
+    assert all(line["at"].endswith("+00:00") for line in lines)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_server_that_cannot_be_reached_ends_the_others() -> None:
+    """One sentence, and nothing is left open."""
+    with ScriptedModel() as api:
+        agent = Agent(model(api), [make(), f"http://127.0.0.1:{free_port()}/mcp"])
+        with pytest.raises(ConnectFailed, match="There is no server at"):
+            await agent.__aenter__()
+    assert len(asyncio.all_tasks()) == 1
+
+
+def test_servers_come_in_a_list() -> None:
+    """A single text would be taken apart into letters."""
+    with ScriptedModel() as api, pytest.raises(AgentError, match=r"servers=\['shop.py'\]"):
+        Agent(model(api), "shop.py")

@@ -1,0 +1,223 @@
+"""`millstream chat` in a pipe: one question, plain lines or JSON, and a status. The rules are our choice."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import chdir
+from functools import partial
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from agent_world import BUSY_FOR_GOOD, KEY, ScriptedModel, Step, calls, hangs, repeats, says
+from millstream.cli.program import program
+from patience import WAIT
+from processes import ROOT, Shared, free_port, millstream, shared
+from terminal_world import COMMAND
+
+pytestmark = pytest.mark.server
+
+SHOP = str(ROOT / "tests" / "agent" / "shop.py")
+TIME = calls(("get_current_time", '{"timezone": "UTC"}'))
+SECRET = "my_secret_key"
+
+
+OTHERS = [name for name in os.environ if "API" in name or name.startswith(("MCP_", "OPENAI_"))]
+"""Variables of whoever runs the tests."""
+
+
+class Done:
+    """What a command printed, its status, and what the model was asked."""
+
+    def __init__(self, out: str, err: str, status: int, api: ScriptedModel) -> None:
+        self.out, self.err, self.status, self.asked = out, err, status, api.asked
+        assert "Traceback" not in self.err, self.err
+
+
+def chat(*arguments: str, folder: Path, script: tuple[Step, ...] = (), given: str = "", **more: str) -> Done:
+    """Run the command in a folder whose `.env` has the model; ``API_URL="own"`` names it once more."""
+    with ScriptedModel(*script) as api, chdir(folder):
+        own = f"API_URL={api.url}\nAPI_KEY={KEY}\nDEFAULT_MODEL=test-model\n"
+        (folder / ".env").write_text(own + more.pop("dotenv", ""))
+        env = {name: api.url if value == "own" else value for name, value in more.items()}
+        done = CliRunner().invoke(program("chat"), ["chat", *arguments], input=given, env=dict.fromkeys(OTHERS) | env)
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return Done(done.stdout, done.stderr, done.exit_code, api)
+
+
+def start(*arguments: str, folder: Path, api: ScriptedModel, dotenv: str = "") -> subprocess.Popen[str]:
+    """The command as a process."""
+    (folder / ".env").write_text(f"API_URL={api.url}\nAPI_KEY={KEY}\nDEFAULT_MODEL=test-model\n{dotenv}")
+    kept = {name: value for name, value in os.environ.items() if name not in OTHERS}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [*COMMAND, "chat", *arguments], stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=folder,
+        env={**kept, "PYTHONPATH": str(ROOT / "tests")},
+    )  # fmt: skip
+
+
+def test_the_answer_alone_is_on_standard_output(tmp_path: Path) -> None:
+    """Calls are lines with tabs on standard error; the model was asked as the options say."""
+    script = (calls(("price", '{"isbn": "9780"}')), repeats("It costs "))
+    done = chat(SHOP, "-m", "How much?", "--system", "Be brief.", "--model", "other", folder=tmp_path, script=script)
+    assert (done.status, done.out) == (0, "It costs 4\n")
+    assert done.err.splitlines() == ['call\tshop\tprice\t{"isbn": "9780"}', "done\tshop\tprice\t4"]
+    assert done.asked[0].body["model"] == "other"
+    assert done.asked[0].body["messages"][0]["content"].startswith("Be brief.")
+
+
+def test_the_question_comes_through_a_pipe(tmp_path: Path) -> None:
+    """All of it, as one question."""
+    done = chat(SHOP, folder=tmp_path, script=(says("Yes."),), given="Two\nlines\n")
+    assert (done.out, done.asked[0].last["content"]) == ("Yes.\n", "Two\nlines")
+
+
+def test_every_event_is_a_line_of_json_if_asked(tmp_path: Path) -> None:
+    """With a resource beside the question."""
+    script = (calls(("burn", '{"isbn": "1"}')), says("Gone."))
+    done = chat(SHOP, "-m", "Burn @shop:book://1", "--json", "--yes", folder=tmp_path, script=script)
+    events = [json.loads(line) for line in done.out.splitlines()]
+    assert [each["type"] for each in events if each["type"] != "delta"] == [
+        "said", "asking", "calling", "returned", "asking", "answered", "finished"
+    ]  # fmt: skip
+    assert events[0]["context"] == ["@shop:book://1"]
+    assert next(each["text"] for each in events if each["type"] == "returned") == "1 is gone"
+
+
+def test_without_a_person_a_tool_that_may_destroy_is_refused(tmp_path: Path) -> None:
+    """And how to allow it is said."""
+    done = chat(SHOP, "-m", "Burn it", folder=tmp_path, script=(calls(("burn", '{"isbn": "1"}')), says("No?")))
+    assert "burn wasn't allowed: nobody is here to ask. With --yes everything is." in done.err
+    assert done.asked[1].last["content"].startswith("The person didn't allow")
+
+
+def test_rounds_are_limited(tmp_path: Path) -> None:
+    """And it's said what to do."""
+    script = tuple(calls(("count", "")) for _ in range(2))
+    done = chat(SHOP, "-m", "Count", "--max-rounds", "2", folder=tmp_path, script=script)
+    assert "progress\t1/2 half" in done.err
+    assert "Stopped after 2 rounds of tool calls (--max-rounds)." in done.err
+
+
+def test_several_servers_and_a_configuration(tmp_path: Path) -> None:
+    """Every server of a file, under its name."""
+    entry = {"command": COMMAND[0], "args": [*COMMAND[1:], "run", SHOP, "--transport", "stdio"]}
+    entry["env"] = {"PYTHONPATH": str(ROOT / "tests")}  # type: ignore[assignment]
+    (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": {"north": entry, "south": entry}}))
+    script = (calls(("south__price", '{"isbn": "1"}')), says("So."))
+    done = chat("mcp.json", "-m", "How much?", folder=tmp_path, script=script)
+    assert done.err.splitlines()[-1] == "done\tsouth\tprice\t1"
+
+
+@pytest.fixture(scope="module")
+def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """The server of `examples/hub.py`, which wants a key."""
+    command = partial(millstream, "examples/hub.py")
+    with shared(lambda port: [*command(port), "--auth-key", SECRET], tmp_path_factory.mktemp("clock")) as server:
+        yield server
+
+
+@pytest.mark.parametrize("path", ["", "/mcp"])
+def test_the_time_is_asked_with_a_key_from_the_file(clock: Shared, tmp_path: Path, path: str) -> None:
+    """Seed 000: the configuration alone says where the server is; an address without a path means its `/sse`."""
+    dotenv = f"MCP_SERVER_URL=http://localhost:{clock.port()}{path}\nMCP_SERVER_AUTH_KEY={SECRET}\n"
+    script = TIME, repeats("It is ")
+    with ScriptedModel(*script) as api:
+        process = start("-m", "what time is it", "--debug", "--yes", folder=tmp_path, api=api, dotenv=dotenv)
+        done = Done(*process.communicate(timeout=WAIT), process.returncode, api)
+    assert done.status == 0, done.err
+    assert done.out.startswith("It is 20")
+    assert done.out.endswith("+00:00\n")
+    steps = [line.partition("] ")[2] for line in done.err.splitlines() if line.startswith("[debug")]
+    transport = "streamable-http" if path == "/mcp" else "http+sse"
+    for number, wanted in enumerate([
+        "configuration: model test-model at http://127.0.0.1:", f"server: http://localhost:{clock.port()}",
+        f"connected to hub by {transport} (Auth OK)", "session with hub 1.0.0: revision ", "tools: ",
+        "question: what time is it", "asking the model: round 1", 'the model calls hub: get_current_time {"timezone"',
+        "result of get_current_time (done): 20", "asking the model: round 2", "the model answers: 31 characters",
+        "finished: done, rounds: 2",
+    ]):  # fmt: skip
+        assert steps[number].startswith(wanted), steps
+    assert SECRET not in done.err
+    assert KEY not in done.err
+
+
+def test_a_key_is_sent_to_no_other_server(clock: Shared, tmp_path: Path) -> None:
+    """Another port is another server: it refuses, and the exit status says that it's about access."""
+    dotenv = f"MCP_SERVER_URL=http://localhost:1\nMCP_SERVER_AUTH_KEY={SECRET}\n"
+    url = f"http://localhost:{clock.port()}/mcp"
+    done = chat(url, "-m", "Time?", folder=tmp_path, dotenv=dotenv)
+    assert done.status == 4, done.err
+    dotenv = f"MCP_SERVER_URL=http://localhost:{clock.port()}\nMCP_SERVER_AUTH_KEY=wrong\n"
+    done = chat(url, "-m", "Time?", folder=tmp_path, dotenv=dotenv)
+    assert (done.status, "403" in done.err) == (4, True)
+    allowed = ["--header", f"Authorization: Bearer {SECRET}"]
+    assert chat(url, "-m", "Time?", *allowed, folder=tmp_path, script=(says("Late."),)).out == "Late.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "status", "words"),
+    [
+        ([], {}, 2, "Which server?"),
+        ([SHOP], {"API_KEY": "sk-wrong", "API_URL": "own"}, 4, "doesn't accept the API key (401)"),
+        ([SHOP], {"API_URL": "http://127.0.0.1:{port}/v1", "API_KEY": "k"}, 3, "There is no answer from http://127"),
+        ([SHOP], {"API_URL": "nonsense", "API_KEY": "k"}, 2, "is no URL of an API"),
+        ([SHOP], {"OPENAI_API_KEY": "k", "API_KEY": "k"}, 2, "same place"),
+        ([SHOP, "--env-file", "other.env"], {}, 2, "other.env can't be read"),
+        (["http://127.0.0.1:{port}/mcp"], {}, 3, "There is no server at"),
+        (["no-such-program"], {}, 3, "There is no program"),
+        ([SHOP, "--header", "x"], {}, 2, "Name: value"),
+    ],
+)
+def test_what_fails_is_one_sentence_and_a_status(
+    arguments: list[str], more: dict[str, str], status: int, words: str, tmp_path: Path
+) -> None:
+    """It says what to do."""
+    port = str(free_port())
+    env = {name: value.replace("{port}", port) for name, value in more.items()}
+    filled = [word.replace("{port}", port) for word in arguments]
+    done = chat(*filled, "-m", "Hello", folder=tmp_path, **env)
+    assert done.status == status, done.err
+    assert words in done.err
+    assert done.out == ""
+
+
+def test_an_error_is_json_too(tmp_path: Path) -> None:
+    """For programs that read nothing else."""
+    done = chat(SHOP, "-m", "Hello", "--json", folder=tmp_path, script=(BUSY_FOR_GOOD,))
+    assert json.loads(done.out.splitlines()[-1])["type"] == "failed"
+    assert done.status == 1
+
+
+def test_without_a_question_in_a_pipe_nothing_is_asked(tmp_path: Path) -> None:
+    """It would wait for ever otherwise."""
+    done = chat(SHOP, folder=tmp_path)
+    assert (done.status, "There is no question" in done.err) == (2, True)
+
+
+def test_a_reader_that_goes_away_ends_the_command(tmp_path: Path) -> None:
+    """As with `| head`: no traceback."""
+    with ScriptedModel(says("word " * 50_000, pieces=50)) as api:
+        process = start(SHOP, "-m", "Hello", folder=tmp_path, api=api)
+        assert process.stdout is not None
+        assert process.stdout.read(4) == "word"
+        process.stdout.close()
+        process.stdout = None
+        _, said = process.communicate(timeout=WAIT)
+    assert "Traceback" not in said
+    assert process.returncode == 0, said
+
+
+def test_ctrl_c_ends_one_question(tmp_path: Path) -> None:
+    """With the status of an interrupted program, and without a server left behind."""
+    with ScriptedModel(hangs("Wait for it")) as api:
+        process = start(SHOP, "-m", "Hello", folder=tmp_path, api=api)
+        assert process.stdout is not None
+        assert process.stdout.read(11) == "Wait for it"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=WAIT)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said

@@ -1,0 +1,171 @@
+"""`millstream chat` as people see it, at terminals of 80 and 120 columns. The rules are our choice."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from agent_world import ScriptedModel, Step, breaks_off, calls, hangs, says
+from processes import ROOT
+from terminal_world import Terminal, needs_tmux, terminal
+
+pytestmark = [pytest.mark.server, needs_tmux]
+
+SHOP = str(ROOT / "tests" / "agent" / "shop.py")
+PAGE = """\
+# Prices
+
+The book **costs 4**, and that's a *fair* price, because the number of it is four characters long, which anybody can
+count on the fingers of one hand.
+
+| book | price |
+|---|---|
+| Emma | 4 |
+
+```python
+def price():
+
+    return 4
+```
+
+- one [link](http://evil.example)
+- two \x1b[31mred\x07
+"""
+Chat = Callable[..., Terminal]
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Iterator[Chat]:
+    """``chat(step, …, columns=80)``: a conversation with a scripted model."""
+    with ExitStack() as stack:
+
+        def start(*script: Step, columns: int = 80, options: tuple[str, ...] = ()) -> Terminal:
+            api = stack.enter_context(ScriptedModel(*script))
+            lines = f"API_URL={api.url}\nAPI_KEY=sk-right\nDEFAULT_MODEL=test-model\n"
+            (tmp_path / ".env").write_text(lines)
+            # Coverage of the tests' own run would look for its settings in this folder.
+            env = {"PYTHONPATH": str(ROOT / "tests"), "TERM": "xterm-256color"}
+            opened = terminal(["chat", SHOP, *options], tmp_path, columns=columns, env=env)
+            return stack.enter_context(opened)
+
+        yield start
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_an_answer_is_readable(chat: Chat, columns: int) -> None:
+    """Markdown as text, nothing wider than the terminal, no address behind another text, nothing that steers it."""
+    wanted = calls(("price", '{"isbn": "9780"}'), ("fail", "{}"), text="Let me see.")
+    shown = chat(wanted, says(PAGE, pieces=40), columns=columns)
+    shown.until("test-model with 11 tools of shop", ">")
+    shown.type("How much?")
+    lines = shown.until("two", "\n>")
+    assert max(map(len, lines)) <= columns
+    begin = lines.index("> How much?")
+    assert lines[begin + 1 : begin + 4] == ["Let me see.", "", '→ shop: price(isbn="9780")']
+    text = "\n".join(lines)
+    assert "← 4" in text
+    assert "! The tool reports an error: Sold out." in text
+    assert "The book costs 4, and that's a fair price" in text
+    assert "    return 4" in text
+    assert "one link (http://evil.example)" in text
+    assert "two \ufffd[31mred\ufffd" in text
+    assert "**" not in text
+    assert "```" not in text
+    assert "\n\n\n" not in text
+    assert "…" not in text  # what stood there while the model was asked
+
+
+def test_the_person_allows_a_tool_once_or_for_good(chat: Chat) -> None:
+    """No is what Enter means."""
+    burn = calls(("burn", '{"isbn": "1"}'))
+    shown = chat(burn, says("Kept."), burn, says("Burnt."), burn, says("Burnt again."))
+    shown.until("\n>")
+    for answer, words in (("", "Kept."), ("what", "Allow it?"), ("always", "Burnt.")):
+        if words != "Burnt.":
+            shown.type("Burn it" if not answer else "Once more")
+            shown.until("The model wants to run burn of shop (Burn a book.):", 'isbn: "1"', "Allow it?")
+        shown.type(answer)
+        shown.until(words)
+    shown.until("Burnt.", "\n>")
+    shown.type("And again")
+    text = "\n".join(shown.until("Burnt again.", "\n>"))
+    assert text.count("wants to run burn") == 2
+    assert "✗ The person didn't allow this call." in text
+
+
+def test_a_form_is_filled_in_and_mistakes_are_asked_for_again(chat: Chat) -> None:
+    """With the defaults of the server."""
+    shown = chat(calls(("deliver", "{}")), says("On its way."), calls(("deliver", "{}")), says("A pity."))
+    shown.until("\n>")
+    shown.type("Send it")
+    shown.until("shop asks: Where to?", "/no declines", "street:")
+    shown.type("")
+    shown.until("Please answer.", "street:")
+    shown.type("Mill Lane")
+    shown.until("copies [1]:")
+    shown.type("many")
+    shown.until("That must be an integer.", "copies [1]:")
+    shown.type("3")
+    shown.until("← Mill Lane, 3", "On its way.", "\n>")
+    shown.type("Send it again")
+    shown.until("On its way.", "street:")
+    shown.type("/no")
+    shown.until("On its way.", "! ", "A pity.")
+
+
+def test_ctrl_c_stops_an_answer_and_twice_leaves(chat: Chat) -> None:
+    """What was said stays, the conversation goes on, and Ctrl-C at the prompt has to be meant."""
+    shown = chat(hangs("Wait for it"), calls(("forever", "{}")), calls(("burn", '{"isbn": "1"}')), says("Still here."))
+    shown.until("\n>")
+    shown.type("Hello")
+    shown.until("Wait for it")
+    shown.press("C-c")
+    shown.until("Wait for it", "Stopped.", "\n>")
+    shown.type("Call it")
+    shown.until("→ shop: forever()")
+    shown.press("C-c")
+    shown.until("→ shop: forever()", "Stopped.", "\n>")
+    shown.type("Burn it")
+    shown.until("Allow it?")
+    shown.press("C-c")
+    shown.until("Allow it?", "Stopped.", "\n>")
+    shown.type("Are you there?")
+    shown.until("Still here.", "\n>")
+    shown.press("C-c")
+    shown.until("Press Ctrl-C again")
+    shown.press("C-c")
+    shown.until("ended with 0")
+
+
+def test_slash_commands(chat: Chat, tmp_path: Path) -> None:
+    """Tools, prompts, resources, the transcript, and what isn't one."""
+    shown = chat(says("Praised."), says("Read."), breaks_off("Half"), says("Whole."))
+    shown.until("\n>")
+    shown.type("/help")
+    shown.until("/save FILE", "Ctrl-C stops an answer.")
+    shown.type("/tools")
+    shown.until("NAME", "price", "The price of", "weird_name_xxx")
+    shown.type("/prompt")
+    shown.until("shop:pitch title= [tone=]", "Praise a book.")
+    shown.type("/prompt pitch 'title=Emma Woodhouse'")
+    shown.until("Praised.")
+    shown.type("/read")
+    shown.until("shop:book://{isbn}")
+    shown.type("/read book://7")
+    shown.until("@shop:book://7", "characters for the model")
+    shown.type("What is in it?")
+    shown.until("Read.", "\n>")
+    shown.type("/read nothing://7")
+    shown.until("Error: shop doesn't give nothing://7")
+    shown.type("/nothing")
+    shown.until("Error: There is no command /nothing. /help lists them.")
+    shown.type("Go on")
+    shown.until("What was said above doesn't count. The connection to the model was lost.", "Whole.")
+    shown.type("/save talk.jsonl")
+    shown.until("talk.jsonl", "lines")
+    shown.type("/quit")
+    shown.until("ended with 0")
+    kinds = [json.loads(line)["type"] for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
+    assert kinds.count("finished") == 3

@@ -1,0 +1,111 @@
+"""Where the model, the server and their keys come from. The names are those of seed 000's `.env.example`."""
+
+from pathlib import Path
+
+import pytest
+
+from millstream.agent import ConfigurationError
+from millstream.agent.configuration import Configuration, read_lines
+
+SEED = """\
+# Configuration of the API
+API_KEY=sk-file
+API_URL=https://api.example.com/v1
+DEFAULT_MODEL=qwen3-next:80b
+
+export MCP_SERVER_URL="http://localhost:9000"   # without a path
+MCP_SERVER_AUTH_KEY='my secret # key'
+"""
+FILE = read_lines(SEED)
+
+
+def configured(environment: dict[str, str] | None = None, file: dict[str, str] | None = None) -> Configuration:
+    return Configuration(FILE if file is None else file, environment or {})
+
+
+def test_a_file_has_names_and_values() -> None:
+    """Quotes, comments, `export`, blanks and a mark at the start are read as others read them."""
+    assert FILE["DEFAULT_MODEL"] == "qwen3-next:80b"
+    assert FILE["MCP_SERVER_URL"] == "http://localhost:9000"
+    assert FILE["MCP_SERVER_AUTH_KEY"] == "my secret # key"
+    assert read_lines("\ufeffA = b # c\nB=\nC=x#y\n") == {"A": "b", "B": "", "C": "x#y"}
+    with pytest.raises(ConfigurationError, match=r"Line 2 of \.env isn't NAME=VALUE"):
+        read_lines("A=1\nnonsense\n")
+
+
+def test_the_model_of_the_seed() -> None:
+    """API_URL, API_KEY and DEFAULT_MODEL; options win."""
+    model = configured().model()
+    assert (model.name, model.url) == ("qwen3-next:80b", "https://api.example.com/v1")
+    model = configured().model("mine", "http://127.0.0.1:11434/v1")
+    assert (model.name, model.url) == ("mine", "http://127.0.0.1:11434/v1")
+
+
+def test_the_model_of_openais_own_variables() -> None:
+    """Whose URL is OpenAI's."""
+    assert configured({"OPENAI_API_KEY": "sk"}, {"DEFAULT_MODEL": "gpt"}).model().url == "https://api.openai.com/v1"
+
+
+def test_the_model_at_azure() -> None:
+    """With a version."""
+    azure = {"AZURE_OPENAI_ENDPOINT": "https://me.openai.azure.com", "AZURE_OPENAI_API_KEY": "k", "DEFAULT_MODEL": "d"}
+    with pytest.raises(ConfigurationError, match="OPENAI_API_VERSION"):
+        configured(azure, {}).model()
+    assert "me.openai.azure.com" in configured({**azure, "OPENAI_API_VERSION": "2024-10-21"}, {}).model().url
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, "No model is configured"),
+        ({"API_KEY": "sk"}, "API_KEY is set, but API_URL isn't"),
+        ({"OPENAI_API_KEY": "sk"}, "Which model"),
+    ],
+)
+def test_what_is_missing_is_named(environment: dict[str, str], words: str) -> None:
+    """One sentence that says what to set."""
+    with pytest.raises(ConfigurationError, match=words):
+        configured(environment, {}).model()
+
+
+def test_the_server_of_the_seed() -> None:
+    """Its client adds `/sse` to the address."""
+    server = configured().server()
+    assert server is not None
+    assert server.target == "http://localhost:9000/sse"
+    assert server.headers == {"Authorization": "Bearer my secret # key"}
+    assert configured(file={}).server() is None
+    keyed = configured({"MCP_SERVER_AUTH_KEY": "k"}, {}).server()
+    assert keyed is not None
+    assert keyed.target == "http://localhost:8000/sse"
+    with pytest.raises(ConfigurationError, match="no URL"):
+        configured({"MCP_SERVER_URL": "localhost", "MCP_SERVER_AUTH_KEY": "k"}).server()
+
+
+def test_the_key_of_a_server_goes_to_that_server_only() -> None:
+    """Another host or port is somebody else."""
+    own = configured()
+    assert own.headers_for("http://127.0.0.1:9000/mcp") == {"Authorization": "Bearer my secret # key"}
+    for url in ("http://localhost:9001/mcp", "https://localhost:9000/mcp", "http://evil.example:9000", "http://[", "x"):
+        assert own.headers_for(url) == {}
+
+
+def test_a_file_cannot_send_a_key_of_the_environment_elsewhere() -> None:
+    """A folder from somebody else may hold one: the address comes from the file, and the key doesn't."""
+    stolen = {"OPENAI_API_KEY": "sk-mine"}
+    with pytest.raises(ConfigurationError, match="same place"):
+        configured(stolen, {"OPENAI_BASE_URL": "https://evil.example/v1", "DEFAULT_MODEL": "m"}).model()
+    with pytest.raises(ConfigurationError, match="same place"):
+        configured({"MCP_SERVER_AUTH_KEY": "mine"}, {"MCP_SERVER_URL": "https://evil.example"}).server()
+    both = {**stolen, "OPENAI_BASE_URL": "https://api.example.com/v1"}
+    assert configured(both, {"DEFAULT_MODEL": "m"}).model().url == "https://api.example.com/v1"
+
+
+def test_a_file_that_is_missing_counts_only_if_it_was_asked_for(tmp_path: Path) -> None:
+    """`.env` may be there or not."""
+    assert Configuration.load(tmp_path / ".env", {}).get("API_KEY") == ""
+    with pytest.raises(ConfigurationError, match="can't be read: No such file"):
+        Configuration.load(tmp_path / "other.env", {}, required=True)
+    (tmp_path / ".env").write_bytes(b"A=\xff")
+    with pytest.raises(ConfigurationError, match="UTF-8"):
+        Configuration.load(tmp_path / ".env", {})

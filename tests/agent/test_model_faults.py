@@ -1,0 +1,254 @@
+"""An API that's busy, breaks off, refuses or isn't one: what's tried again, and the one sentence that's told."""
+
+import sys
+from typing import Any
+
+import pytest
+
+from agent.shop import make
+from agent_world import (
+    KEY,
+    Answer,
+    ScriptedModel,
+    Step,
+    breaks_off,
+    calls,
+    delta,
+    event,
+    heard,
+    model,
+    of,
+    refuses,
+    says,
+)
+from millstream.agent import (
+    Agent,
+    AgentError,
+    Answered,
+    ConfigurationError,
+    Delta,
+    Limits,
+    ModelBroken,
+    ModelDenied,
+    ModelError,
+    ModelLimited,
+    ModelRefused,
+    ModelUnreachable,
+    OpenAIModel,
+    Returned,
+    Waiting,
+)
+from millstream.agent import turn as turn_module
+from processes import free_port
+
+BUSY = refuses(429, "Slow down.", retry_after="0")
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses that the API doesn't ask for take no time here."""
+    monkeypatch.setattr(turn_module, "_FIRST_WAIT", 0.0)
+
+
+async def answered(*script: Step, **more: Any) -> tuple[list[Any], ScriptedModel]:
+    with ScriptedModel(*script) as api:
+        async with Agent(model(api), [make()], **more) as agent:
+            return await heard(agent.say("Hello")), api
+
+
+async def failed(*script: Step, key: str = KEY, **more: Any) -> ModelError:
+    """The error of an answer; the conversation is as it was."""
+    with ScriptedModel(*script) as api:
+        async with Agent(model(api, key=key), [make()], **more) as agent:
+            with pytest.raises(ModelError) as caught:
+                await heard(agent.say("Hello"))
+            assert agent.messages == []
+            return caught.value
+
+
+async def test_a_rate_limit_is_waited_out_and_told() -> None:
+    """As long as the API says, in seconds or milliseconds."""
+    events, api = await answered(BUSY, refuses(429, "Slow down.", retry_after_ms="1"), says("Here I am."))
+    first, second = of(Waiting, events)
+    assert (first.seconds, first.attempt, first.void) == (0, 1, False)
+    assert (second.seconds, second.attempt) == (0.001, 2)
+    assert "429: Slow down" in first.reason
+    assert of(Answered, events) == [Answered("Here I am.")]
+    assert api.asked[0].body == api.asked[2].body
+
+
+async def test_a_busy_api_is_asked_again_without_being_told_when() -> None:
+    """With pauses that grow."""
+    events, _ = await answered(refuses(503, "Overloaded"), refuses(500, "Oops"), says("Better."))
+    assert [each.attempt for each in of(Waiting, events)] == [1, 2]
+
+
+async def test_attempts_end() -> None:
+    """And the last error is the one that's told."""
+    error = await failed(BUSY, BUSY, limits=Limits(max_attempts=2))
+    assert isinstance(error, ModelLimited)
+
+
+async def test_a_pause_that_is_too_long_ends_the_answer() -> None:
+    """Nobody waits for an hour."""
+    error = await failed(refuses(429, "Come back later.", retry_after="3600"))
+    assert isinstance(error, ModelLimited)
+    assert "Come back later" in str(error)
+
+
+async def test_an_empty_account_is_not_asked_again() -> None:
+    """It's a 429, too."""
+    error = await failed(refuses(429, "You exceeded your quota.", code="insufficient_quota"))
+    assert "no credit left" in str(error)
+
+
+async def test_a_connection_lost_in_the_middle_is_told_and_the_answer_begins_anew() -> None:
+    """Pieces from before don't count."""
+    events, _ = await answered(breaks_off("Once upon"), says("Once more."))
+    [waiting] = of(Waiting, events)
+    assert (waiting.void, waiting.reason) == (True, "The connection to the model was lost.")
+    assert of(Answered, events) == [Answered("Once more.")]
+
+
+async def test_a_stream_without_an_end_is_asked_for_again() -> None:
+    """It was closed properly, but too early: a proxy's timeout looks like that."""
+    events, _ = await answered(Answer(pieces=[delta({"content": "Hal"})]), says("Whole."))
+    assert of(Waiting, events)[0].reason == "The model's answer ended in the middle."
+
+
+async def test_an_error_in_the_stream_is_told() -> None:
+    """Some APIs say 200 first."""
+    error = await failed(Answer(pieces=[b'data: {"error": {"message": "The model crashed"}}\n\n']))
+    assert isinstance(error, ModelBroken)
+    assert str(error) == "The model failed: The model crashed"
+
+
+async def test_a_wrong_key_is_one_sentence_without_the_key() -> None:
+    """401: the API repeats what it was sent, and we don't."""
+    error = await failed(says("?"), key="sk-wrong")
+    assert isinstance(error, ModelDenied)
+    assert "doesn't accept the API key (401)" in str(error)
+    assert "sk-wrong" not in str(error)
+
+
+async def test_a_missing_key_is_never_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be sent to whatever URL is configured."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-environment")
+    with ScriptedModel(says("?")) as api:
+        async with Agent(model(api, key="")) as agent:
+            with pytest.raises(ModelDenied, match="wants an API key"):
+                await heard(agent.say("Hello"))
+    assert api.asked[0].headers["authorization"] == "Bearer none"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(pieces=[b"<html>Welcome</html>"], media="text/html"),
+        Answer(pieces=[b'{"hello": 1}'], media="application/json"),
+        Answer(pieces=[b"data: <html>\n\n"]),
+        Answer(pieces=[b"data: " + b"[" * 100_000 + b"\n\n"]),
+        Answer(pieces=[b"data: {}\n\n"]),
+        Answer(pieces=[]),
+    ],
+    ids=["html", "json", "not json", "a bomb", "another object", "nothing"],
+)
+async def test_what_is_no_chat_api_is_told_apart(answer: Answer) -> None:
+    """A wrong URL answers, too."""
+    error = await failed(answer)
+    assert isinstance(error, ModelBroken)
+    assert "/v1" in str(error)
+
+
+async def test_a_wrong_path_and_a_wrong_model_are_404() -> None:
+    """The sentence names both, since the status doesn't."""
+    error = await failed(refuses(404, "The model `test-model` does not exist."))
+    assert isinstance(error, ModelRefused)
+    assert "doesn't know the model 'test-model'" in str(error)
+    error = await failed(Answer(404, [b"<html>" + b"x" * 10_000], media="text/html"))
+    assert len(str(error)) < 500
+
+
+async def test_a_refused_request_says_why() -> None:
+    """Such as a conversation that has become too long."""
+    error = await failed(refuses(400, "Maximum context length is 8192 tokens."))
+    assert isinstance(error, ModelRefused)
+    assert "Maximum context length is 8192 tokens" in str(error)
+
+
+async def test_nobody_at_the_url_is_told_at_once() -> None:
+    """One attempt: a wrong URL doesn't become right."""
+    async with Agent(OpenAIModel("m", key=KEY, url=f"http://127.0.0.1:{free_port()}/v1")) as agent:
+        with pytest.raises(ModelUnreachable, match="There is no answer from http://127"):
+            await heard(agent.say("Hello"))
+
+
+async def test_an_error_later_on_takes_the_whole_answer_back() -> None:
+    """Otherwise a picture that the model can't see would end every later answer as well."""
+    error = await failed(calls(("show", "{}")), refuses(400, "This model cannot see images."))
+    assert isinstance(error, ModelRefused)
+
+
+async def test_calls_in_other_shapes_are_understood() -> None:
+    """Without index, in one piece, with one id for all, with the wrong reason to stop, or without a count."""
+    function = {"name": "price", "arguments": '{"isbn": "123"}'}
+    pieces = [
+        delta({"tool_calls": [{"id": "same", "type": "function", "function": function}]}),
+        delta({"tool_calls": [{"id": "other", "function": function}]}),
+        delta({"tool_calls": [{"index": 7, "id": "same", "function": function}]}),
+        delta({}, "stop"),
+        event([], usage=None),
+    ]
+    events, api = await answered(Answer(pieces=pieces), says("So."))
+    assert [each.text for each in of(Returned, events)] == ["3", "3", "3"]
+    ids = [call["id"] for call in api.asked[1].body["messages"][2]["tool_calls"]]
+    assert len(set(ids)) == 3
+
+
+async def test_without_a_count_tokens_are_estimated() -> None:
+    """Four characters each; a limit would mean nothing otherwise."""
+    pieces = [delta({"content": "x" * 4000}), delta({}, "stop")]
+    events, _ = await answered(Answer(pieces=pieces))
+    assert events[-1].tokens > 1000
+
+
+async def test_a_refusal_is_text() -> None:
+    """OpenAI sends it in a member of its own."""
+    events, _ = await answered(Answer(pieces=[delta({"refusal": "I can't."}), delta({}, "stop")]))
+    assert of(Delta, events) == [Delta("I can't.")]
+
+
+async def test_azure_is_asked_at_its_own_address() -> None:
+    """Deployment and version in the URL, the key in a header of its own (Azure OpenAI REST reference)."""
+    with ScriptedModel(says("Hello from Azure.")) as api:
+        azure = OpenAIModel("my-deployment", key=KEY, url=api.url.removesuffix("/v1"), azure_version="2024-10-21")
+        async with Agent(azure) as agent:
+            assert of(Answered, await heard(agent.say("Hello"))) == [Answered("Hello from Azure.")]
+    [asked] = api.asked
+    assert asked.path == "/openai/deployments/my-deployment/chat/completions?api-version=2024-10-21"
+    assert asked.headers["api-key"] == KEY
+
+
+async def test_an_api_that_does_not_count_is_asked_once_more_without_the_question() -> None:
+    """Older versions of Azure's refuse it."""
+    refused = refuses(400, "Unrecognized request argument supplied: stream_options")
+    events, api = await answered(refused, calls(("count", "")), says("Good."))
+    assert ["stream_options" in asked.body for asked in api.asked] == [True, False, False]
+    assert of(Waiting, events) == []
+
+
+def test_what_cannot_be_an_api_is_told_when_it_is_made() -> None:
+    """Before anything is asked."""
+    with pytest.raises(ConfigurationError, match="is no URL of an API"):
+        OpenAIModel("m", url="api.example.com/v1")
+    with pytest.raises(ConfigurationError, match="Copy it once more"):
+        OpenAIModel("m", key="sk-\n")
+    with pytest.raises(ConfigurationError, match="needs the endpoint"):
+        OpenAIModel("m", azure_version="2024-10-21")
+
+
+def test_without_the_package_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra is optional, and everything else of the house works without it."""
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(AgentError, match=r"pip install 'millstream\[agent\]'"):
+        OpenAIModel("m")

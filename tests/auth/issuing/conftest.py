@@ -1,0 +1,33 @@
+"""The authorization server of each test: on memory, or with `every_store` on each kind of store."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from issuing_world import Desk
+from millstream.stores.base import Store
+from store_parts import BACKINGS, Backing, backings
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    """One authorization server, in memory."""
+    backing = BACKINGS["memory"]()
+    yield Desk(await backing.worker())
+    await backing.close()
+
+
+@pytest.fixture(params=backings(["memory", "sqlite", "local", "redis"]))
+async def every_store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """Each kind of store."""
+    backing = BACKINGS[request.param]()
+    yield await backing.worker()
+    await backing.close()
+
+
+@pytest.fixture(params=backings(["local", "redis"]))
+async def shared(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
+    """Each kind of store that workers share."""
+    backing = BACKINGS[request.param]()
+    yield backing
+    await backing.close()

@@ -1,0 +1,322 @@
+"""Clients: those that register, those that describe themselves, and those that the program knows."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from issuer_world import Issuer, issuing
+from issuing_world import BACK, RESOURCE, Browser, Clock, Desk, authorization
+from millstream import auth
+from millstream.auth.issuing.documents import client_of, judge_of
+from millstream.auth.issuing.provider import Provider, Refused
+from millstream.auth.issuing.records import Client
+from millstream.auth.issuing.ways import User
+from millstream.stores.base import Store
+from millstream.stores.memory.store import MemoryStore
+
+JSON = "application/json"
+
+
+async def register(desk: Desk, said: Any, peer: str = "192.0.2.1", kind: str = JSON) -> Any:
+    """What `/register` says."""
+    body = said if isinstance(said, bytes) else json.dumps(said).encode()
+    return await desk.ask("POST", "/register", body=body, content_type=kind, peer=peer)
+
+
+# Registration
+
+
+async def test_a_client_registers_and_gets_back_what_was_understood(every_store: Store) -> None:
+    """RFC 7591 §3.2.1; unknown members are ignored, and the default is a secret for Basic."""
+    desk = Desk(every_store)
+    about = {"client_name": "Reader\u202e\n ", "redirect_uris": [BACK, "http://127.0.0.1/cb"], "software_id": "x",
+             "grant_types": ["authorization_code", "refresh_token", "client_credentials"]}  # fmt: skip
+    reply = await register(desk, about)
+    assert (reply.status, reply.headers["cache-control"]) == (201, "no-store")
+    said = reply.message
+    assert said["client_name"] == "Reader"
+    assert said["grant_types"] == ["authorization_code", "refresh_token"]
+    assert said["token_endpoint_auth_method"] == "client_secret_basic"
+    assert said["client_secret_expires_at"] == 0
+    kept = await every_store.kv.get(f"oauth-new:{said['client_id']}")
+    assert kept is not None
+    assert said["client_secret"].encode() not in kept
+    code = (await desk.sign_in(said["client_id"]))["code"]
+    assert (await desk.token(said["client_id"], code)).error == "invalid_client"
+    assert (await desk.token(said["client_id"], code, client_secret=said["client_secret"])).status == 200
+
+
+@pytest.mark.parametrize(("said", "error"), [
+    ({"redirect_uris": ["javascript:alert(1)"]}, "invalid_redirect_uri"),
+    ({"redirect_uris": []}, "invalid_redirect_uri"),
+    ({"redirect_uris": [BACK] * 17}, "invalid_redirect_uri"), ({"redirect_uris": BACK}, "invalid_redirect_uri"),
+    ({}, "invalid_redirect_uri"),
+    ({"redirect_uris": [5]}, "invalid_redirect_uri"), ({"redirect_uris": [BACK + "#f"]}, "invalid_redirect_uri"),
+    ({"redirect_uris": ["https://*.example.com/"]}, "invalid_redirect_uri"),
+    ({"redirect_uris": ["http://127.0.0.1/cb"], "application_type": "web"}, "invalid_redirect_uri"),
+    ({"redirect_uris": ["com.example.app:/cb"], "application_type": "web"}, "invalid_redirect_uri"),
+    ({"redirect_uris": [BACK], "token_endpoint_auth_method": "tls_client_auth"}, "invalid_client_metadata"),
+    ({"redirect_uris": [BACK], "grant_types": ["implicit"]}, "invalid_client_metadata"),
+    ({"redirect_uris": [BACK], "grant_types": "authorization_code"}, "invalid_client_metadata"),
+    ({"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt"}, "invalid_client_metadata"),
+    ({"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt",
+    "jwks_uri": "http://10.0.0.1/"}, "invalid_client_metadata"),
+    (b"[]", "invalid_client_metadata"), (b"{", "invalid_client_metadata"), (b"\xff", "invalid_client_metadata"),
+    (b'{"a":' * 5000, "invalid_client_metadata"),
+])  # fmt: skip
+async def test_what_no_client_can_be_is_not_registered(desk: Desk, said: Any, error: str) -> None:
+    """RFC 7591 §3.2.2, and `application_type` as OpenID Connect has it."""
+    reply = await register(desk, said)
+    assert (reply.error, reply.status in (400, 413)) == (error, True)
+    assert await desk.services.store.kv.keys("oauth-new:") == []
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
+async def test_registration_takes_json_only(desk: Desk, kind: str) -> None:
+    """So that no form of another site sends one."""
+    assert (await register(desk, {"redirect_uris": [BACK]}, kind=kind)).status == 415
+
+
+async def test_whoever_registers_without_end_is_slowed_and_displaces_nobody_who_was_used(desk: Desk) -> None:
+    """A hundred an hour for an address; what was agreed to is kept elsewhere, for as long as it is used."""
+    used = (await desk.register())["client_id"]
+    await desk.sign_in(used)
+    assert await desk.services.store.kv.keys("oauth-client:") == [f"oauth-client:{used}"]
+    replies = [await register(desk, {"redirect_uris": [BACK]}) for _ in range(101)]
+    assert (replies[-1].status, "retry-after" in replies[-1].headers) == (429, True)
+    assert (await register(desk, {"redirect_uris": [BACK]}, peer="203.0.113.5")).status == 201
+    kinds = desk.services.store.kv.kinds  # type: ignore[attr-defined]  in memory
+    assert set(kinds["oauth-new"].lossy) == set(kinds["oauth-new"].values)
+    assert not kinds["oauth-client"].lossy
+
+
+async def test_a_flood_of_registrations_keeps_nobody_out_of_a_store_that_is_full_of_them() -> None:
+    """Those that nobody has used make room for each other; a client in use and new sign-ins have room of their own."""
+    store = MemoryStore(max_value_bytes=64 * 1024)
+    await store.open()
+    desk = Desk(store)
+    used = (await desk.register())["client_id"]
+    given = await desk.tokens(used)
+    for number in range(500):
+        about = {"redirect_uris": [f"{BACK}/{number}"], "client_name": "x" * 80}
+        assert (await register(desk, about, peer=f"10.0.{number // 250}.{number % 250}")).status == 201
+    assert 10 < len(await store.kv.keys("oauth-new:")) < 400
+    assert (await desk.refresh(used, given["refresh_token"])).status == 200
+    assert (await desk.tokens((await desk.register())["client_id"]))["access_token"]
+
+
+async def test_a_provider_says_what_a_person_may_hand_on(desk: Desk) -> None:
+    """`Provider.grantable`, at the consent and at each refresh; what everybody gets stays."""
+    allowed = ["orders:read", "orders:write"]
+
+    class Ours(Provider):
+        async def grantable(self, user: User, client: Client, scopes: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(each for each in scopes if each in allowed)
+
+    desk = Desk(desk.services.store, provider=Ours(), scopes=["shop:use"])
+    id = (await desk.register())["client_id"]
+    given = await desk.tokens(id, scope="orders:read orders:write")
+    assert given["scope"] == "shop:use orders:read orders:write"
+    allowed.remove("orders:write")
+    assert (await desk.refresh(id, given["refresh_token"])).message["scope"] == "shop:use orders:read"
+
+
+async def test_where_registration_is_off_there_is_no_such_path_and_no_word_of_it(desk: Desk) -> None:
+    """`registration=False`."""
+    closed = Desk(desk.services.store, registration=False)
+    assert "/register" not in closed.paths
+    assert "registration_endpoint" not in (await closed.ask("GET", "/.well-known/oauth-authorization-server")).message
+
+
+async def test_a_provider_can_refuse_and_has_clients_of_its_own(desk: Desk) -> None:
+    """`Provider.registering` and `Provider.find_client`; `Provider.claims` go into tokens, the protocol's own stay."""
+
+    class Ours(Provider):
+        async def find_client(self, client_id: str) -> Client | None:
+            return auth.client("ours", redirect_uris=[BACK]) if client_id == "ours" else None
+
+        async def registering(self, client: Client) -> None:
+            raise Refused("Ask the office.")
+
+        async def claims(self, *_: Any) -> dict[str, object]:
+            return {"tenant": 7, "sub": "root", "scope": "*"}
+
+    desk = Desk(desk.services.store, provider=Ours())
+    reply = await register(desk, {"redirect_uris": [BACK]})
+    assert (reply.status, reply.message["error_description"]) == (403, "Ask the office.")
+    found = await desk.who((await desk.tokens("ours"))["access_token"])
+    assert found is not None
+    assert (found.principal.claims["tenant"], found.principal.subject, found.principal.scopes) == (
+        7,
+        "ada",
+        frozenset(),
+    )
+
+
+# Clients that describe themselves
+
+HERE = "http://127.0.0.1:8000"
+
+
+def described(issuer: Issuer, **changes: Any) -> str:
+    """A document at a server of this machine; its URL."""
+    url = f"{issuer.url}/client.json"
+    said = {"client_id": url, "client_name": "Reader", "redirect_uris": [BACK], **changes}
+    document(issuer, json.dumps({name: value for name, value in said.items() if value is not None}).encode())
+    return url
+
+
+def document(
+    issuer: Issuer, body: bytes, head: bytes = b"content-type: application/json\r\n", status: str = "200 OK"
+) -> None:
+    """What the server answers."""
+    issuer.answers["/client.json"] = b"HTTP/1.1 %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
+        status.encode(),
+        head,
+        len(body),
+        body,
+    )
+
+
+async def test_a_client_that_describes_itself_signs_in_and_its_document_is_asked_for_once(desk: Desk) -> None:
+    """MCP 2025-11-25, basic/authorization: client ID metadata documents. The page shows whose it is."""
+    desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
+    async with issuing() as site:
+        id = described(site, grant_types=["authorization_code", "refresh_token"])
+        browser = Browser(desk)
+        page = await browser.open(id)
+        assert f"127.0.0.1:{site.port}" in page.text
+        code = (await browser.answer(page)).answer["code"]
+        given = (await desk.token(id, code)).message
+        assert (await desk.refresh(id, given["refresh_token"])).status == 200
+        assert site.asked["/client.json"] == 1
+        assert await desk.services.store.kv.keys("oauth-client:") == []
+
+
+@pytest.mark.parametrize("changes", [
+    {"client_id": "https://other.example/client.json"}, {"client_id": None}, {"redirect_uris": ["javascript:x"]},
+    {"redirect_uris": None}, {"client_secret": "x"}, {"token_endpoint_auth_method": "client_secret_basic"},
+    {"token_endpoint_auth_method": "private_key_jwt"}, {"client_name": "x" * 6000}, {"grant_types": ["implicit"]},
+])  # fmt: skip
+async def test_a_document_that_describes_another_client_or_none_is_not_believed(
+    desk: Desk, changes: dict[str, Any]
+) -> None:
+    """draft-ietf-oauth-client-id-metadata-document §4: exact id, no shared secret, few bytes. Errors are not kept."""
+    desk = Desk(desk.services.store, url=HERE)
+    async with issuing() as site:
+        id = described(site, **changes)
+        for _ in range(2):
+            assert (await desk.ask("GET", "/authorize", query=authorization(id))).status == 400
+        assert site.asked["/client.json"] == 2
+
+
+@pytest.mark.parametrize(("body", "head", "status"), [
+    (b"{}", b"content-type: text/html\r\n", "200 OK"), (b"not json", b"content-type: application/json\r\n", "200 OK"),
+    (b"[]", b"content-type: application/json\r\n", "200 OK"),
+    (b"", b"location: http://127.0.0.1:1/x\r\n", "302 Found"),
+    (b"{}", b"content-type: application/json\r\n", "404 Not Found"),
+    (b"{}", b"content-type: application/json\r\n", "201 Created"),
+])  # fmt: skip
+async def test_what_is_no_document_is_none(desk: Desk, body: bytes, head: bytes, status: str) -> None:
+    """Only 200 and JSON; redirects are not followed."""
+    desk = Desk(desk.services.store, url=HERE)
+    async with issuing() as site:
+        document(site, body, head, status)
+        reply = await desk.ask("GET", "/authorize", query=authorization(f"{site.url}/client.json"))
+        assert reply.status == 400
+
+
+@pytest.mark.parametrize(("control", "asked"), [
+    (b"", 1), (b"cache-control: no-store\r\n", 3), (b"cache-control: max-age=0\r\n", 3),
+    (b"cache-control: max-age=9\r\n", 1),
+])  # fmt: skip
+async def test_a_document_is_kept_as_long_as_it_says(desk: Desk, control: bytes, asked: int) -> None:
+    """RFC 9111."""
+    clock = Clock()
+    desk = Desk(desk.services.store, url=HERE, clock=clock)
+    async with issuing() as site:
+        id = described(site)
+        body = site.answers["/client.json"].partition(b"\r\n\r\n")[2]
+        document(site, body, b"content-type: application/json\r\n" + control)
+        for _ in range(3):
+            assert (await desk.ask("GET", "/authorize", query=authorization(id, resource=None))).status == 200
+        assert site.asked["/client.json"] == asked
+        clock.now += 400
+        await desk.ask("GET", "/authorize", query=authorization(id))
+        assert site.asked["/client.json"] == asked + 1
+
+
+@pytest.mark.parametrize("id", [
+    "https://app.example.com", "https://app.example.com/", "https://app.example.com/x#f",
+    "https://app.example.com/a/../b",
+    "https://app.example.com/a/./b", "https://app.example.com/%2e%2e/b", "https://u:p@app.example.com/x",
+    "http://app.example.com/x",
+    "ftp://app.example.com/x", "https:///x", "https://" + "a" * 70 + ".example/x", "https://127.0.0.1/x",
+    "https://[::1]/x",
+    "http://127.0.0.1:1/x", "https://localhost/x", "https://169.254.169.254/latest", "https://10.0.0.1/x", "://",
+    "x://y",
+])  # fmt: skip
+async def test_a_url_that_can_be_no_client_or_is_not_public_is_not_asked(desk: Desk, id: str) -> None:
+    """draft-ietf-oauth-client-id-metadata-document §3 and §8.6: this issuer is on the Internet."""
+    reply = await desk.ask("GET", "/authorize", query=authorization(id))
+    assert (reply.status, "location" in reply.headers) == (400, False)
+
+
+def test_only_a_server_under_development_asks_its_own_machine() -> None:
+    """And nothing else of its networks, even then."""
+    assert not judge_of(here=False)("127.0.0.1")
+    assert judge_of(here=True)("127.0.0.1")
+    assert judge_of(here=True)("::1")
+    assert not judge_of(here=True)("10.0.0.1")
+    assert not judge_of(here=True)("169.254.169.254")
+
+
+async def test_whoever_is_not_on_this_machine_has_nothing_of_it_asked(desk: Desk) -> None:
+    """A server under development that listens on every address is no port scanner: neither the page nor `/token`."""
+    desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
+    async with issuing() as site:
+        id = described(site)
+        for _ in range(2):
+            shown = await desk.ask("GET", "/authorize", query=authorization(id), peer="192.0.2.7")
+            assert shown.status == 400
+            form = {"grant_type": "refresh_token", "client_id": id, "refresh_token": "x"}
+            assert (await desk.post("/token", form, peer="192.0.2.7")).status == 401
+        assert site.asked["/client.json"] == 0
+        assert (await desk.ask("GET", "/authorize", query=authorization(id))).status == 200
+
+
+async def test_many_who_come_with_one_client_share_one_question_and_an_address_asks_for_few(desk: Desk) -> None:
+    """Single flight; sixty look-ups a minute for an address."""
+    desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
+    async with issuing() as site:
+        id = described(site)
+        replies = await asyncio.gather(*(desk.ask("GET", "/authorize", query=authorization(id)) for _ in range(20)))
+        assert {each.status for each in replies} == {200}
+        assert site.asked["/client.json"] == 1
+        for number in range(70):
+            site.answers[f"/{number}"] = {}
+            await desk.ask("GET", "/authorize", query=authorization(f"{site.url}/{number}"))
+        assert 0 < sum(site.asked.values()) <= 61
+
+
+# Those that the program knows
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"redirect_uris": ["javascript:x"]}, {"redirect_uris": [BACK], "secret": "short"},
+    {"secret": "x" * 32, "jwks": {"keys": [{}]}},
+    {"jwks": {"keys": []}}, {"jwks": "http://10.0.0.1/"}, {"redirect_uris": [BACK], "scopes": ["a b"]},
+])  # fmt: skip
+def test_a_client_that_cannot_be_is_refused_where_the_program_names_it(options: dict[str, Any]) -> None:
+    """At the start, and not when somebody comes."""
+    with pytest.raises(ValueError, match=r"."):
+        auth.client("x", **options)
+
+
+def test_names_are_shown_without_what_hides_or_turns_text() -> None:
+    """Bidirectional overrides, zero-width characters, line ends; and no more than 80 characters."""
+    said = {"client_name": "a\u202eb\u200b\r\n\tc" + "x" * 200, "redirect_uris": [BACK]}
+    name = client_of("x", said, "registered", methods=("none",), default="none").name
+    assert name == ("a b c" + "x" * 200)[:80]

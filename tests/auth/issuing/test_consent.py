@@ -1,0 +1,272 @@
+"""The page that asks: who sees it, what it says, and whose answer counts."""
+
+import asyncio
+import re
+from itertools import islice
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from issuing_world import BACK, FORM, OTHER, RESOURCE, URL, Browser, Clock, Desk, authorization
+from millstream.auth.issuing.provider import Provider
+from patience import WAIT
+
+NATIVE = "http://127.0.0.1:7777/back"
+
+
+async def test_the_page_names_the_client_the_host_the_scopes_in_words_and_may_not_be_framed(desk: Desk) -> None:
+    """MCP, security best practices: what a person has to see before they agree."""
+    desk = Desk(desk.services.store, described={"orders:write": "Order books"})
+    id = (await desk.register(client_name="Reader"))["client_id"]
+    page = await Browser(desk).open(id, scope="orders:write orders:read")
+    for each in ("Reader", "app.example.com", "Order books", "orders:read", "Book shop"):
+        assert each in page.text
+    policy = page.headers["content-security-policy"]
+    assert policy == (
+        "default-src 'none'; style-src 'self'; form-action 'self' https://app.example.com; base-uri 'none'; "
+        "frame-ancestors 'none'"
+    )
+    assert page.headers["x-frame-options"] == "DENY"
+    assert page.headers["cache-control"] == "no-store"
+    assert "<script" not in page.text
+    assert all(each.endswith("HttpOnly; SameSite=Lax; Secure") for each in page.set_cookies)
+    assert [each.startswith("__Host-millstream-browser=") for each in page.set_cookies] == [True]
+
+
+async def test_a_person_who_says_no_sends_the_client_away(desk: Desk) -> None:
+    """OAuth 2.1 §4.1.2.1: without a password, since nobody needs one to refuse."""
+    id = (await desk.register())["client_id"]
+    browser = Browser(desk)
+    reply = await browser.answer(await browser.open(id), answer="deny")
+    assert (reply.status, reply.answer["error"], reply.answer["iss"]) == (303, "access_denied", URL)
+
+
+@pytest.mark.parametrize(("name", "password"), [("ada", "wrong"), ("nobody", "x"), ("", ""), ("ada", "correct horse ")])
+async def test_a_wrong_password_says_so_on_the_same_page_and_the_next_try_counts(
+    desk: Desk, name: str, password: str
+) -> None:
+    """The same words whether the name or the password was wrong; what was typed as the name stays."""
+    id = (await desk.register())["client_id"]
+    browser = Browser(desk)
+    page = await browser.answer(await browser.open(id), name=name, password=password, answer="allow")
+    assert page.status == 403
+    assert "The name or the password is wrong." in page.text
+    assert f'value="{name}"' in page.text
+    assert not password or f'value="{password}"' not in page.text
+    assert (await browser.answer(page)).status == 303
+
+
+async def test_passwords_cannot_be_guessed_fast(desk: Desk) -> None:
+    """Ten wrong ones a minute for an address; thirty in five minutes for a name, wherever they come from."""
+    id = (await desk.register())["client_id"]
+    browser = Browser(desk)
+    page = await browser.open(id)
+    wrong = {"ticket": page.ticket, "name": "ada", "password": "wrong", "answer": "allow"}
+    body, cookie = urlencode(wrong).encode(), "; ".join(f"{n}={v}" for n, v in browser.cookies.items())
+    headers = {"content_type": FORM, "origin": URL, "cookie": cookie}
+    told = [(await desk.ask("POST", "/authorize", body=body, **headers)).status for _ in range(12)]
+    assert told == [403] * 10 + [429] * 2
+    right = urlencode({**wrong, "password": "correct horse"}).encode()
+    assert (await desk.ask("POST", "/authorize", body=right, **headers)).status == 429
+    assert (await desk.ask("POST", "/authorize", body=right, peer="192.0.2.7", **headers)).status == 303
+    for number in range(30):
+        await desk.ask("POST", "/authorize", body=body, peer=f"198.51.100.{number}", **headers)
+    assert (await desk.ask("POST", "/authorize", body=right, peer="203.0.113.1", **headers)).status == 429
+
+
+async def test_many_guesses_at_once_are_no_more_than_one_after_the_other(desk: Desk) -> None:
+    """Forty forms, sent before the first is answered: ten passwords are looked at."""
+    looked = 0
+    gate = asyncio.Event()
+
+    async def slowly(name: str, password: str) -> None:
+        nonlocal looked
+        looked += 1
+        await gate.wait()
+
+    desk.people.check = slowly
+    id = (await desk.register())["client_id"]
+    browser = Browser(desk)
+    page = await browser.open(id)
+    forms = [{"name": "ada", "password": f"{number}", "answer": "allow"} for number in range(40)]
+    guesses = [asyncio.create_task(browser.answer(page, **form)) for form in forms]
+    for answered in islice(asyncio.as_completed(guesses, timeout=WAIT), 30):
+        assert (await answered).status == 429
+    gate.set()
+    statuses = sorted(each.status for each in await asyncio.gather(*guesses))
+    assert (looked, statuses) == (10, [403] * 10 + [429] * 30)
+
+
+async def consented(desk: Desk, **about: Any) -> tuple[str, Browser]:
+    """A client that Ada has agreed to, and her browser, which knows her."""
+    id = (await desk.register(**about))["client_id"]
+    browser = Browser(desk)
+    await browser.answer(
+        await browser.open(id, redirect_uri=about.get("redirect_uris", [BACK])[0], scope="orders:read")
+    )
+    return id, browser
+
+
+async def test_what_was_agreed_to_is_not_asked_again_but_more_is(desk: Desk) -> None:
+    """Remembered for person, client and scopes, where only the owner of the redirect URI gets the answer."""
+    id, browser = await consented(desk)
+    assert "code" in (await browser.open(id, scope="orders:read")).answer
+    more = await browser.open(id, scope="orders:read orders:write")
+    assert more.status == 200
+    assert "Signed in" not in more.text
+    assert "You are signed in as <strong>Ada</strong>" in more.text
+    assert "code" in (await browser.answer(more)).answer
+    assert (await browser.open(id, scope="orders:write")).status == 303
+
+
+async def test_what_was_agreed_to_for_one_server_counts_for_no_other(desk: Desk) -> None:
+    """And the page says for which one."""
+    id, browser = await consented(desk)
+    for resource in (OTHER, [RESOURCE, OTHER]):
+        page = await browser.open(id, scope="orders:read", resource=resource)
+        assert (page.status, "other.example.com/mcp" in page.text) == (200, True)
+    await browser.answer(page)
+    assert (await browser.open(id, scope="orders:read", resource=OTHER)).status == 303
+
+
+async def test_a_client_that_nobody_has_agreed_to_always_gets_the_page(desk: Desk) -> None:
+    """Even in a browser that knows the person, and though another client of the same name was agreed to."""
+    _, browser = await consented(desk)
+    other = (await desk.register())["client_id"]
+    assert (await browser.open(other, scope="orders:read")).status == 200
+    assert "error=consent_required" in (await browser.open(other, prompt="none")).text
+
+
+@pytest.mark.parametrize("uri", [NATIVE, "com.example.app:/back"])
+async def test_a_client_whose_answers_any_program_could_catch_is_asked_for_each_time(desk: Desk, uri: str) -> None:
+    """RFC 8252 §8.6: its identity cannot be assured."""
+    id, browser = await consented(desk, redirect_uris=[uri])
+    assert (await browser.open(id, redirect_uri=uri, scope="orders:read")).status == 200
+
+
+@pytest.mark.parametrize(("prompt", "status", "form"), [
+    ("consent", 200, False), ("login", 200, True), ("select_account", 200, True), ("none", 303, False),
+    (None, 303, False),
+])  # fmt: skip
+async def test_a_client_may_ask_that_the_person_is_asked(
+    desk: Desk, prompt: str | None, status: int, form: bool
+) -> None:
+    """OpenID Connect Core §3.1.2.1: prompt."""
+    id, browser = await consented(desk)
+    page = await browser.open(id, scope="orders:read", prompt=prompt)
+    assert page.status == status
+    assert ('name="password"' in page.text) is form
+
+
+async def test_another_account_can_be_used(desk: Desk) -> None:
+    """The browser forgets who it was."""
+    id, browser = await consented(desk)
+    page = await browser.open(id, scope="orders:write")
+    asked = await browser.answer(page, answer="other")
+    assert 'name="password"' in asked.text
+    reply = await browser.answer(asked, name="bob", password="battery staple", answer="allow")
+    assert (await desk.token(id, reply.answer["code"])).message["scope"] == ""
+
+
+async def test_a_person_who_was_removed_is_not_signed_in_any_more(desk: Desk) -> None:
+    """Whatever their browser remembers."""
+    id, browser = await consented(desk)
+    desk.people.remove("ada")
+    assert 'name="password"' in (await browser.open(id, scope="orders:read")).text
+
+
+async def test_a_provider_can_ask_each_time(desk: Desk) -> None:
+    """`Provider.remembers`."""
+
+    class Careful(Provider):
+        async def remembers(self, *_: Any) -> bool:
+            return False
+
+    id, browser = await consented(Desk(desk.services.store, provider=Careful()))
+    assert (await browser.open(id, scope="orders:read")).status == 200
+
+
+# Whose answer counts
+
+
+async def test_an_answer_counts_only_from_the_browser_that_was_asked(desk: Desk) -> None:
+    """Consent forgery: an attacker's own ticket in the victim's browser, or the victim's in the attacker's."""
+    id = (await desk.register())["client_id"]
+    victim, attacker = Browser(desk), Browser(desk)
+    theirs = await attacker.open(id)
+    await victim.open(id)
+    reply = await victim.answer(theirs)
+    assert (reply.status, "location" in reply.headers) == (403, False)
+    bare = Browser(desk)
+    assert (await bare.answer(theirs)).status == 403
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://mcp.example.com:8080", ""])
+async def test_an_answer_from_a_page_of_another_origin_is_refused(desk: Desk, origin: str) -> None:
+    """CSRF: by the browser's word, before anything is read."""
+    id, browser = await consented(desk)
+    page = await browser.open(id, scope="orders:write")
+    reply = await browser.send({"ticket": page.ticket, "answer": "allow"}, origin=origin)
+    assert reply.status == 403
+
+
+async def test_a_ticket_is_worth_nothing_when_it_is_old_changed_or_of_another_kind(desk: Desk) -> None:
+    """Ten minutes; sealed; bound to what it is for."""
+    clock = Clock()
+    desk = Desk(desk.services.store, clock=clock)
+    id, browser = await consented(desk)
+    page = await browser.open(id, scope="orders:write")
+    person = next(value for name, value in browser.cookies.items() if "person" in name)
+    flipped = page.ticket[:40] + ("A" if page.ticket[40] != "A" else "B") + page.ticket[41:]
+    for ticket in (flipped, person, "", "x", page.ticket + "A"):
+        assert (await browser.send({"ticket": ticket, "answer": "allow"})).status == 403
+    clock.now += 601
+    assert (await browser.send({"ticket": page.ticket, "answer": "allow"})).status == 403
+
+
+async def test_a_sealed_person_of_another_kind_signs_nobody_in(desk: Desk) -> None:
+    """A question is no person, and neither is a refresh token."""
+    id, browser = await consented(desk)
+    page = await browser.open(id, scope="orders:write")
+    for value in (page.ticket, "x", (await desk.tokens(id))["refresh_token"].removeprefix("mr_")):
+        browser.cookies["__Host-millstream-person"] = value
+        assert 'name="password"' in (await browser.open(id, scope="orders:write")).text
+
+
+async def test_two_cookies_of_one_name_count_as_none(desk: Desk) -> None:
+    """A neighbor domain may have planted one of them."""
+    id, browser = await consented(desk)
+    twice = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
+    reply = await desk.ask(
+        "GET", "/authorize", query=authorization(id, scope="orders:read"), cookie=f"{twice}; {twice}"
+    )
+    assert 'name="password"' in reply.text
+
+
+async def test_whoever_only_opens_pages_leaves_nothing_in_the_store(desk: Desk) -> None:
+    """A flood of `/authorize` cannot fill it."""
+    id = (await desk.register())["client_id"]
+    before = sorted(await desk.services.store.kv.keys("oauth-"))
+    for _ in range(50):
+        browser = Browser(desk)
+        page = await browser.open(id)
+        await browser.answer(page, name="ada", password="wrong", answer="allow")
+        await browser.answer(page, answer="deny")
+    assert sorted(await desk.services.store.kv.keys("oauth-")) == before
+
+
+async def test_a_redirect_to_a_client_is_303_and_leaks_no_address(desk: Desk) -> None:
+    """RFC 9700 §4.12: a 307 would send the password along."""
+    id = (await desk.register())["client_id"]
+    browser = Browser(desk)
+    reply = await browser.answer(await browser.open(id))
+    assert reply.status == 303
+    assert (reply.headers["referrer-policy"], reply.headers["cache-control"]) == ("no-referrer", "no-store")
+
+
+async def test_over_plain_http_of_this_machine_cookies_have_other_names(desk: Desk) -> None:
+    """`__Host-` needs https, which nobody has while developing."""
+    desk = Desk(desk.services.store, url="http://127.0.0.1:8000")
+    page = await Browser(desk).open((await desk.register())["client_id"], resource=None)
+    assert re.fullmatch(r"millstream-browser=[\w-]{43}; .*; SameSite=Lax", page.set_cookies[0])

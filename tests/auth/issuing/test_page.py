@@ -1,0 +1,57 @@
+"""docs/how-to/run-an-authorization-server.md: what it shows happens, and its figures are those of the code."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from auth.issuing.test_sign_in_end_to_end import Person, said
+from auth.issuing.test_user_file import users
+from auth_world import guarded
+from millstream import Client
+from millstream.auth.issuing import clients, consent, grants, plan, tickets
+from millstream.auth.issuing.provider import Provider
+from millstream.client.oauth.flow import OAuth
+from millstream.client.oauth.store import MemoryStore
+from millstream.client.options import Options
+from processes import free_port
+from scripts.docs import ROOT
+
+PAGE = (ROOT / "docs" / "how-to" / "run-an-authorization-server.md").read_text("utf-8")
+
+
+async def test_the_example_of_the_page_lets_a_client_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands and the program, in their order, and then any MCP client."""
+    path = tmp_path / "users.json"
+    assert "$ millstream users add ada --scope orders:write\n" in PAGE
+    assert f"Added ada to {path}." in users(path, "add", "ada", "--scope", "orders:write", typed="correct horse\n")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("SHOP_URL", url)
+    monkeypatch.setenv("SHOP_USERS", str(path))
+    server = runpy.run_path(str(ROOT / "examples" / "sign_in.py"))["mcp"]
+    async with guarded(server, port=port):
+        options = Options(auth=OAuth(store=MemoryStore(), visit=Person().visit))
+        async with Client(f"{url}/mcp", options=options) as client:
+            assert said(await client.call("greet")) == "Hello, ada!"
+            assert said(await client.call("order", isbn="42")) == "42 is on its way."
+
+
+def test_the_figures_of_the_page_are_those_of_the_code() -> None:
+    """Whoever changes one finds the other."""
+    assert (grants.CODE_SECONDS, "| code | 60 seconds, counts once |" in PAGE) == (60, True)
+    assert (plan.ACCESS, "| access token | 15 minutes;" in PAGE) == (15 * 60, True)
+    assert (plan.REFRESH, "| refresh token | 30 days from its last use" in PAGE) == (30 * 86_400, True)
+    assert (grants.GRACE, "repeat a refresh within ten seconds" in PAGE) == (10, True)
+    assert (tickets.PERSON_SECONDS, "| a browser's sign-in | 8 hours |" in PAGE) == (8 * 3600, True)
+    assert (consent.REMEMBERED, "| what a person agreed to | 90 days," in PAGE) == (90 * 86_400, True)
+    assert (clients.UNUSED, clients.USED, "kept for a day, or for 90 days" in PAGE) == (86_400, 90 * 86_400, True)
+
+
+def test_every_decision_of_a_provider_is_on_the_page() -> None:
+    """And nothing else is."""
+    ours = {name for name, value in vars(Provider).items() if callable(value) and not name.startswith("_")}
+    shown = {
+        line.split("`")[1].partition("(")[0] for line in PAGE.splitlines() if line.startswith("| `") and "(" in line
+    }
+    assert ours == shown

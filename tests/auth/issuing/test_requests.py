@@ -1,0 +1,218 @@
+"""What a client asks for at `/authorize`: what goes back to it, and what only the person is told."""
+
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import pytest
+
+from issuing_world import BACK, OTHER, RESOURCE, URL, Browser, Desk, authorization, challenge, claims_of
+from millstream import auth
+from millstream.auth.issuing.redirects import check_redirect, named_by
+
+REFUSED = [
+    "javascript:alert(1)", "data:text/html,x", "http://app.example.com/back", "https://app.example.com/back#f",
+    "https://*.example.com/back", "https://user@app.example.com/back", "file:///etc/passwd", "myapp://back", "",
+    "//x",
+    "https://app.example.com/a b", "https://app.example.com/\nx", "https://app.example.com/é", "vbscript:x",
+    "about:blank",
+    "http://127.0.0.1.evil.example/", "http://localhost.evil.example/", "http://[::2]/", "https:///x",
+    "https://a:99999/",
+    "https://app.example.com\\@evil.example/", "blob:https://app.example.com/x",
+    "https://app.example.com/" + "a" * 2000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("uri", REFUSED)
+def test_a_redirect_uri_that_no_client_can_have_is_refused(uri: str) -> None:
+    """RFC 9700 §2.1, RFC 8252 §7: https, http of a loopback address, or a scheme that is somebody's."""
+    with pytest.raises(ValueError, match="redirect URI"):
+        check_redirect(uri)
+
+
+@pytest.mark.parametrize(
+    "uri", [BACK, "http://127.0.0.1:1234/cb", "http://[::1]/cb", "http://localhost:1/", "com.example.app:/cb"]
+)
+def test_a_redirect_uri_that_a_client_can_have_is_taken(uri: str) -> None:
+    """RFC 8252 §7.1 and §7.3."""
+    check_redirect(uri)
+
+
+@pytest.mark.parametrize(("registered", "asked", "same"), [
+    (BACK, BACK, True), (BACK, BACK + "/", False), (BACK, BACK + "?x=1", False), (BACK, BACK.upper(), False),
+    (BACK, "https://app.example.com:443/back", False), (BACK, "https://app.example.com/%62ack", False),
+    ("http://127.0.0.1/cb", "http://127.0.0.1:5000/cb", True),
+    ("http://127.0.0.1:1/cb", "http://127.0.0.1:2/cb", True),
+    ("http://127.0.0.1/cb", "http://127.0.0.1:5000/other", False),
+    ("http://127.0.0.1/cb", "http://localhost:5/cb", False),
+    ("http://127.0.0.1/cb", "https://127.0.0.1:5000/cb", False), ("http://[::1]/cb", "http://[::1]:9/cb", True),
+    ("http://127.0.0.1/cb", "http://127.0.0.1:5@evil.example/cb", False),
+    ("http://127.0.0.1/cb", "http://127.0.0.1:5/cb#", False),
+    ("http://127.0.0.1/cb?a=1", "http://127.0.0.1:5/cb?a=2", False),
+    ("https://app.example.com:1/cb", "https://app.example.com:2/cb", False),
+])  # fmt: skip
+def test_a_redirect_uri_is_compared_as_text_but_for_the_port_of_a_loopback_address(
+    registered: str, asked: str, same: bool
+) -> None:
+    """OAuth 2.1 §2.3.1 and RFC 8252 §7.3."""
+    assert named_by((registered,), asked) is same
+
+
+@pytest.mark.parametrize("changes", [
+    {"client_id": "nobody"}, {"client_id": None}, {"redirect_uri": "https://evil.example/"},
+    {"redirect_uri": BACK + "/x"},
+    {"client_id": ["{id}", "{id}"]}, {"redirect_uri": [BACK, BACK]},
+    {"redirect_uri": [BACK, "https://evil.example/"]},
+])  # fmt: skip
+async def test_without_a_client_and_a_redirect_uri_of_its_own_nobody_is_redirected(
+    desk: Desk, changes: dict[str, Any]
+) -> None:
+    """OAuth 2.1 §4.1.2.1: the person is told, and the browser stays here. There is no open redirect."""
+    id = (await desk.register())["client_id"]
+    changes = {name: [each.replace("{id}", id) for each in value] if name == "client_id" and value and value != "nobody"
+               else value for name, value in changes.items()}  # fmt: skip
+    reply = await desk.ask("GET", "/authorize", query=authorization(**{"client": id, **_named(changes)}))
+    assert reply.status == 400
+    assert "location" not in reply.headers
+    assert "evil.example" not in reply.text
+
+
+def _named(changes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "client" if name == "client_id" and not isinstance(value, list) else name: value
+        for name, value in changes.items()
+    }
+
+
+def knows(desk: Desk) -> Desk:
+    """One that knows a client, whose address the program vouches for."""
+    return Desk(desk.services.store, clients=[auth.client("ours", redirect_uris=[BACK])])
+
+
+async def test_an_error_does_not_send_the_browser_to_an_address_that_anybody_could_register(desk: Desk) -> None:
+    """RFC 9700 §4.11.2: no open redirector. The person sees where it would go, until they have agreed to the client."""
+    id = (await desk.register())["client_id"]
+    browser = Browser(desk)
+    for changes in ({"scope": "no:such"}, {"prompt": "none"}, {"response_type": "token"}):
+        page = await browser.open(id, **changes)
+        assert (page.status, "location" in page.headers) == (400, False)
+        assert "Go back to app.example.com" in page.text
+        assert f'href="{BACK}?error=' in page.text
+    await browser.answer(await browser.open(id))
+    assert (await browser.open(id, scope="no:such")).answer["error"] == "invalid_scope"
+    native = (await desk.register(redirect_uris=["http://127.0.0.1/cb"]))["client_id"]
+    reply = await desk.ask(
+        "GET", "/authorize", query=authorization(native, redirect_uri="http://127.0.0.1:9/cb", scope="no:such")
+    )
+    assert reply.answer["error"] == "invalid_scope"
+
+
+@pytest.mark.parametrize(("changes", "error"), [
+    ({"response_type": "token"}, "unsupported_response_type"), ({"response_type": None}, "invalid_request"),
+    ({"response_type": "code id_token"}, "unsupported_response_type"),
+    ({"response_mode": "fragment"}, "invalid_request"),
+    ({"code_challenge": None}, "invalid_request"), ({"code_challenge_method": "plain"}, "invalid_request"),
+    ({"code_challenge_method": None}, "invalid_request"), ({"code_challenge": "short"}, "invalid_request"),
+    ({"code_challenge": "é" * 43}, "invalid_request"), ({"resource": "https://evil.example/mcp"}, "invalid_target"),
+    ({"resource": f"{RESOURCE}2"}, "invalid_target"), ({"resource": f"{RESOURCE}#f"}, "invalid_target"),
+    ({"resource": "mcp"}, "invalid_target"), ({"scope": "no:such"}, "invalid_scope"),
+    ({"scope": 'a"b'}, "invalid_scope"),
+    ({"scope": ["orders:read", "orders:write"]}, "invalid_request"), ({"prompt": "none"}, "login_required"),
+    ({"prompt": "none login"}, "invalid_request"), ({"prompt": "create"}, "invalid_request"),
+    ({"request": "x"}, "request_not_supported"), ({"request_uri": "urn:x"}, "request_not_supported"),
+    ({"code_challenge": [challenge(), challenge()]}, "invalid_request"),
+])  # fmt: skip
+async def test_a_request_that_cannot_be_goes_back_to_the_client_with_an_error_state_and_issuer(
+    desk: Desk, changes: dict[str, Any], error: str
+) -> None:
+    """OAuth 2.1 §4.1.2.1, RFC 7636 §4.4.1, RFC 8707 §2, RFC 9207 §2. Old clients that send no PKCE are refused, too."""
+    desk = knows(desk)
+    reply = await desk.ask("GET", "/authorize", query=authorization("ours", **changes))
+    assert reply.status == 303
+    assert reply.location.startswith(f"{BACK}?")
+    assert (reply.answer["error"], reply.answer["state"], reply.answer["iss"]) == (error, "st", URL)
+    assert "code" not in reply.answer
+
+
+@pytest.mark.parametrize(
+    "state", [b"a b+c%&=?#/\\", "schön 🌊".encode(), b"\xff\xfe\x00\x01", b"x" * 4096, b"<script>"]
+)
+async def test_state_comes_back_byte_for_byte(desk: Desk, state: bytes) -> None:
+    """OAuth 2.1 §4.1.2: the exact value, whatever it is."""
+    desk = knows(desk)
+    query = authorization("ours", state=None) + "&state=" + quote(state, safe="")
+    page = await Browser(desk).ask("GET", "/authorize", query=query)
+    browser = Browser(desk)
+    page = await browser.ask("GET", "/authorize", query=query)
+    for reply in (await browser.answer(page), await desk.ask("GET", "/authorize", query=query + "&prompt=none")):
+        raw = [each for each in urlsplit(reply.location).query.split("&") if each.startswith("state=")]
+        assert raw == ["state=" + quote(state, safe="")]
+
+
+async def test_a_request_without_state_gets_none_and_one_with_too_much_is_refused(desk: Desk) -> None:
+    """An answer of 4 KiB fits into every header."""
+    desk, id = knows(desk), "ours"
+    assert "state" not in await desk.sign_in(id, state=None)
+    reply = await desk.ask("GET", "/authorize", query=authorization(id, state="x" * 4097))
+    assert reply.answer["error"] == "invalid_request"
+
+
+async def test_a_state_that_is_there_twice_is_not_chosen_from(desk: Desk) -> None:
+    """OAuth 2.1 §3.1."""
+    desk, id = knows(desk), "ours"
+    reply = await desk.ask("GET", "/authorize", query=authorization(id, state=["a", "b"]))
+    assert reply.answer == {
+        "error": "invalid_request",
+        "error_description": reply.answer["error_description"],
+        "iss": URL,
+    }
+
+
+async def test_the_query_of_a_redirect_uri_stays_and_the_answer_is_added(desk: Desk) -> None:
+    """OAuth 2.1 §2.3: the component must be retained."""
+    id = (await desk.register(redirect_uris=[f"{BACK}?tenant=1"]))["client_id"]
+    answer = await desk.sign_in(id, redirect_uri=f"{BACK}?tenant=1")
+    assert {"tenant", "code", "state", "iss"} == set(answer)
+
+
+async def test_a_client_with_one_redirect_uri_may_leave_it_out(desk: Desk) -> None:
+    """OAuth 2.1 §2.3.3; one with two may not."""
+    id = (await desk.register())["client_id"]
+    code = (await desk.sign_in(id, redirect_uri=None))["code"]
+    assert (await desk.token(id, code, redirect_uri=None)).status == 200
+    two = (await desk.register(redirect_uris=[BACK, BACK + "2"]))["client_id"]
+    assert (await desk.ask("GET", "/authorize", query=authorization(two, redirect_uri=None))).status == 400
+
+
+@pytest.mark.parametrize("resource", [RESOURCE + "/", RESOURCE.replace("https://mcp", "HTTPS://MCP"), None])
+async def test_a_resource_is_compared_as_its_canonical_url(desk: Desk, resource: str | None) -> None:
+    """MCP 2025-06-18, basic/authorization. Clients of 2025-03-26 name none, and mean this server."""
+    id = (await desk.register())["client_id"]
+    assert claims_of((await desk.tokens(id, resource=resource))["access_token"])["aud"] == RESOURCE
+
+
+async def test_several_resources_can_be_asked_for_and_the_token_request_narrows_them(desk: Desk) -> None:
+    """RFC 8707 §2.2."""
+    id = (await desk.register())["client_id"]
+    both = [RESOURCE, OTHER]
+    assert claims_of((await desk.tokens(id, resource=both))["access_token"])["aud"] == both
+    code = (await desk.sign_in(id, resource=both))["code"]
+    given = (await desk.token(id, code, resource=OTHER)).message
+    assert claims_of(given["access_token"])["aud"] == OTHER
+    assert await desk.who(given["access_token"]) is None
+    again = (await desk.refresh(id, given["refresh_token"], resource=RESOURCE)).message
+    assert await desk.who(again["access_token"]) is not None
+    narrow = (await desk.tokens(id, resource=OTHER))["refresh_token"]
+    assert (await desk.refresh(id, narrow, resource=RESOURCE)).error == "invalid_target"
+
+
+async def test_unknown_scopes_are_left_out_where_others_are_known(desk: Desk) -> None:
+    """OAuth 2.1 §3.2.2.1: ignored in part, and the reply says what was granted."""
+    id = (await desk.register())["client_id"]
+    given = await desk.tokens(id, scope="openid orders:read offline_access")
+    assert given["scope"] == "orders:read"
+
+
+async def test_a_query_with_a_hundred_parameters_is_no_request(desk: Desk) -> None:
+    """Our choice: 40."""
+    query = urlencode([(f"p{number}", "x") for number in range(100)])
+    assert (await desk.ask("GET", "/authorize", query=query)).status == 400

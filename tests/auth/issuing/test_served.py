@@ -1,0 +1,196 @@
+"""The authorization server as part of a server: paths, hosts, origins, both adapters, mounts and other methods."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from auth_world import Guarded, guarded
+from issuing_world import BACK, FORM, Known, authorization
+from millstream import Server, Settings, auth
+from processes import free_port
+
+HOST = "mcp.example.com"
+EVIL = "https://evil.example"
+ROOT = "/.well-known/oauth-authorization-server"
+CONFIGURATION = "/.well-known/openid-configuration"
+WAYS = pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+
+
+def shop(url: str = f"https://{HOST}", *more: Any, **options: Any) -> Server:
+    """A server on the Internet, as its proxy sees it."""
+    methods = [auth.issuer(url, users=Known(), scopes=["shop:use"], **options), *more]
+    server = Server("shop", auth=methods, settings=Settings(allowed_hosts=[HOST]))
+
+    @server.tool(scopes=["orders:write"])
+    async def order() -> str:
+        """Order a book."""
+        return "ordered"
+
+    return server
+
+
+@WAYS
+async def test_the_metadata_are_what_clients_look_for_at_every_place_and_for_every_origin(lane: bool) -> None:
+    """RFC 8414 §2 and §3, OpenID Connect Discovery; the issuer is exactly what the program named."""
+    async with guarded(shop(), lane=lane) as world:
+        for path in (ROOT, CONFIGURATION):
+            reply = await world.ask(None, "GET", path, host=HOST, origin=EVIL)
+            assert (reply.status, reply.headers[b"access-control-allow-origin"]) == (200, b"*")
+            said = reply.message
+            assert said["issuer"] == f"https://{HOST}"
+            for name, place in {"authorization": "authorize", "token": "token", "registration": "register",
+                                "revocation": "revoke", "introspection": "introspect"}.items():  # fmt: skip
+                assert said[f"{name}_endpoint"] == f"https://{HOST}/{place}"
+            assert said["jwks_uri"] == f"https://{HOST}/.well-known/jwks.json"
+            assert said["code_challenge_methods_supported"] == ["S256"]
+            assert said["response_types_supported"] == ["code"]
+            assert said["grant_types_supported"] == ["authorization_code", "refresh_token", "client_credentials"]
+            assert said["authorization_response_iss_parameter_supported"] is True
+            assert said["client_id_metadata_document_supported"] is True
+            assert {"none", "private_key_jwt", "client_secret_basic"} <= set(
+                said["token_endpoint_auth_methods_supported"]
+            )
+            assert "none" not in said["token_endpoint_auth_signing_alg_values_supported"]
+            assert said["scopes_supported"] == ["orders:write", "shop:use"]
+        resource = (await world.ask(None, "GET", "/.well-known/oauth-protected-resource/mcp", host=HOST)).message
+        assert resource["authorization_servers"] == [f"https://{HOST}"]
+        assert resource["resource"] == f"https://{HOST}/mcp"
+
+
+async def test_an_issuer_with_a_path_is_found_in_all_three_forms() -> None:
+    """RFC 8414 §3.1 puts the well-known part in front of the path, OpenID Connect behind it."""
+    async with guarded(shop(f"https://{HOST}/books")) as world:
+        for path in (f"{ROOT}/books", f"{CONFIGURATION}/books", f"/books{CONFIGURATION}", ROOT):
+            said = (await world.ask(None, "GET", path, host=HOST)).message
+            assert (said["issuer"], said["token_endpoint"]) == (f"https://{HOST}/books", f"https://{HOST}/books/token")
+        for prefix in ("", "/books"):
+            assert (await world.ask(None, "GET", f"{prefix}/.well-known/jwks.json", host=HOST)).status == 200
+            assert (await world.ask(None, "GET", f"{prefix}/assets/sign-in.css", host=HOST)).status == 200
+            assert (await world.ask(None, "POST", f"{prefix}/token", host=HOST)).status == 415
+        resource = (await world.ask(None, "GET", "/.well-known/oauth-protected-resource", host=HOST)).message
+        assert resource["resource"] == f"https://{HOST}/books/mcp"
+
+
+@WAYS
+async def test_pages_of_any_origin_get_tokens_and_none_reads_or_sends_the_page_that_asks(lane: bool) -> None:
+    """Browser clients need CORS at `/token` and `/register`; cookies count at `/authorize` only, which has none."""
+    async with guarded(shop(), lane=lane) as world:
+        for path in ("/token", "/register", "/revoke", "/.well-known/jwks.json"):
+            preflight = await world.ask(
+                None, "OPTIONS", path, host=HOST, origin=EVIL, access_control_request_method="POST",
+                access_control_request_headers="content-type, authorization",
+            )  # fmt: skip
+            assert (preflight.status, preflight.headers[b"access-control-allow-origin"]) == (204, b"*")
+            assert b"authorization" in preflight.headers[b"access-control-allow-headers"]
+        body = json.dumps({"redirect_uris": [BACK], "token_endpoint_auth_method": "none"}).encode()
+        reply = await world.ask(
+            None, "POST", "/register", body, host=HOST, origin=EVIL, content_type="application/json"
+        )
+        assert (reply.status, reply.headers[b"access-control-allow-origin"]) == (201, b"*")
+        assert b"access-control-allow-credentials" not in reply.headers
+        query = authorization(reply.message["client_id"])
+        read = await world.ask(None, "GET", f"/authorize?{query}", host=HOST, origin=EVIL)
+        assert (read.status, b"access-control-allow-origin" in read.headers) == (403, False)
+        sent = await world.ask(None, "POST", "/authorize", b"ticket=x", host=HOST, origin=EVIL, content_type=FORM)
+        assert sent.status == 403
+        silent = await world.ask(
+            None, "POST", "/authorize", b"ticket=x", host=HOST, sec_fetch_site="cross-site", content_type=FORM
+        )
+        assert silent.status == 403
+        shown = await world.ask(None, "GET", f"/authorize?{query}", host=HOST, sec_fetch_site="cross-site")
+        assert shown.status == 200
+
+
+@WAYS
+async def test_a_host_that_is_not_served_gets_nothing_from_any_of_these_paths(lane: bool) -> None:
+    """DNS rebinding."""
+    async with guarded(shop(), lane=lane) as world:
+        for method, path in [("GET", ROOT), ("GET", CONFIGURATION), ("POST", "/token"), ("POST", "/register"),
+                             ("GET", "/authorize"), ("GET", "/.well-known/jwks.json")]:  # fmt: skip
+            for origin in ({}, {"origin": EVIL}):
+                assert (await world.ask(None, method, path, host="evil.example", **origin)).status == 421
+
+
+async def test_other_methods_are_not_allowed_and_other_servers_have_no_such_paths() -> None:
+    """405 with what is allowed; 404 or 401 where no tokens are given out."""
+    async with guarded(shop()) as world:
+        assert (await world.ask(None, "GET", "/token", host=HOST)).status == 405
+        assert (await world.ask(None, "PUT", "/authorize", host=HOST)).status == 405
+        assert (await world.ask(None, "HEAD", ROOT, host=HOST)).status == 200
+    async with guarded() as world:
+        for path in ("/token", "/register", "/authorize", CONFIGURATION):
+            assert (await world.ask(None, "GET", path)).status == 404
+            assert (await world.ask(None, "POST", path, origin=EVIL)).status == 403
+
+
+async def signed_in(world: Guarded, **asked: Any) -> str:
+    """Ada's token, over the network."""
+    about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "none", "grant_types": ["authorization_code"]}
+    reply = await world.ask(
+        None, "POST", "/register", json.dumps(about).encode(), host=HOST, content_type="application/json"
+    )
+    id = reply.message["client_id"]
+    page = await world.ask(None, "GET", f"/authorize?{authorization(id, scope='orders:write', **asked)}", host=HOST)
+    ticket = page.body.decode().split('name="ticket" value="')[1].split('"')[0]
+    form = urlencode({"ticket": ticket, "name": "ada", "password": "correct horse", "answer": "allow"}).encode()
+    cookie = page.headers[b"set-cookie"].decode().split(";")[0]
+    sent = await world.ask(
+        None, "POST", "/authorize", form, host=HOST, origin=f"https://{HOST}", cookie=cookie, content_type=FORM
+    )
+    code = sent.headers[b"location"].decode().split("code=")[1].split("&")[0]
+    form = urlencode({"grant_type": "authorization_code", "client_id": id, "code": code, "code_verifier": "v" * 43})
+    given = await world.ask(None, "POST", "/token", form.encode(), host=HOST, content_type=FORM)
+    return str(given.message["access_token"])
+
+
+@WAYS
+async def test_its_tokens_stand_beside_keys_and_each_counts_for_what_it_is(lane: bool) -> None:
+    """`auth=[auth.issuer(…), auth.keys(…)]`."""
+    key = "key-of-a-job-0123456789"
+    async with guarded(shop(f"https://{HOST}", auth.keys(key)), lane=lane) as world:
+        token = await signed_in(world)
+        for credential in (token, key):
+            assert (await world.call(credential, "order")).status == 200
+        missing = await world.call(None, "order")
+        challenge = missing.headers[b"www-authenticate"].decode()
+        assert 'scope="shop:use"' in challenge
+        assert f'resource_metadata="https://{HOST}/.well-known/oauth-protected-resource/mcp"' in challenge
+        forged = token[:-6] + ("AAAAAA" if not token.endswith("AAAAAA") else "BBBBBB")
+        assert (await world.call(forged, "order")).status == 401
+
+
+async def test_another_server_takes_its_tokens_by_what_it_says_about_itself() -> None:
+    """`resources=[…]` here, `auth.oidc(…)` there; a token for this server is none for that one."""
+    port, other = free_port(), "https://other.example.com/mcp"
+    url = f"http://127.0.0.1:{port}"
+    async with guarded(shop(url, resources=[other]), port=port) as world:
+        method = auth.oidc(url, audience=other)
+        found = await method.identify(await signed_in(world, resource=other))
+        assert found is not None
+        assert (found.principal.subject, found.principal.issuer) == ("ada", url)
+        assert await method.identify(await signed_in(world, resource=None)) is None
+
+
+def test_a_server_without_it_loads_nothing_of_it() -> None:
+    """Neither for keys nor for tokens of others, and naming the module `auth` loads no method at all."""
+    program = (
+        "import sys; from millstream import Server, auth; Server('x', auth=auth.keys('k' * 20));"
+        "print([name for name in sys.modules if 'issuing' in name or name.partition('.')[0] in ('argon2', 'joserfc')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("url", "said"), [
+    ("http://mcp.example.com", "https"), ("https://mcp.example.com?x=1", "query"),
+    ("https://mcp.example.com#f", "fragment"),
+    ("mcp.example.com", "https"), ("https://u:p@mcp.example.com", "user name"),
+])  # fmt: skip
+def test_a_url_that_can_be_no_issuer_is_refused(url: str, said: str) -> None:
+    """RFC 8414 §2; plain http only of this machine."""
+    with pytest.raises(ValueError, match=said):
+        auth.issuer(url, users=Known())

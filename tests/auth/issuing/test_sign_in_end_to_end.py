@@ -1,0 +1,110 @@
+"""A client signs in at a server that is its own authorization server: over real sockets, with our own client."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from html import unescape
+from re import search
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from msgspec.structs import replace
+
+from auth_world import guarded
+from issuing_world import FORM, Known
+from millstream import Client, Context, Server, Settings, auth
+from millstream.client.oauth.fetching import fetch, post_form
+from millstream.client.oauth.flow import OAuth
+from millstream.client.oauth.store import MemoryStore
+from millstream.client.options import Options
+from patience import WAIT
+from processes import free_port
+
+
+def shop(url: str, people: Known, **options: Any) -> Server:
+    """A server that gives out its own tokens."""
+    server = Server("shop", auth=auth.issuer(url, users=people, **options), settings=Settings())
+
+    @server.tool
+    async def who(ctx: Context) -> str:
+        """Who asks, and by which program."""
+        assert ctx.principal is not None
+        return f"{ctx.principal.subject} {' '.join(sorted(ctx.principal.scopes))}"
+
+    @server.tool(scopes=["orders:write"])
+    async def order() -> str:
+        """Order a book."""
+        return "ordered"
+
+    return server
+
+
+@asynccontextmanager
+async def serving(people: Known | None = None, **options: Any) -> AsyncIterator[str]:
+    """The URL of a running shop."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    async with guarded(shop(url, people or Known(), **options), port=port):
+        yield url
+
+
+class Person:
+    """Ada at her browser."""
+
+    def __init__(self) -> None:
+        self.visits = 0
+        self.cookies: dict[str, str] = {}
+
+    async def visit(self, url: str) -> str:
+        """Open a link, sign in, agree; where the browser is sent back to."""
+        self.visits += 1
+        page = await fetch("GET", url, headers=self._headers())
+        if page.status == 303:
+            return page.header(b"location")
+        self._keep(page.header(b"set-cookie"))
+        text = page.body.decode()
+        found = search(r'name="ticket" value="([^"]*)"', text)
+        assert found, text
+        parts = urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}"
+        form = {"ticket": unescape(found[1]), "answer": "allow"}
+        if 'name="password"' in text:
+            form |= {"name": "ada", "password": "correct horse"}
+        headers = {**self._headers(), "content-type": FORM, "origin": origin}
+        reply = await fetch("POST", f"{origin}/authorize", headers=headers, body=urlencode(form).encode())
+        self._keep(reply.header(b"set-cookie"))
+        return reply.header(b"location")
+
+    def _headers(self) -> dict[str, str]:
+        return {"cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())} if self.cookies else {}
+
+    def _keep(self, line: str) -> None:
+        name, _, rest = line.partition("=")
+        if name:
+            self.cookies[name] = rest.partition(";")[0]
+
+
+def said(result: Any) -> str:
+    """The text of a tool's answer."""
+    return str(result.content[0].text)
+
+
+async def test_our_client_registers_signs_in_steps_up_refreshes_and_finds_itself_revoked() -> None:
+    """MCP 2026-07-28, basic/authorization: discovery, registration, PKCE, step-up. The whole life of a grant."""
+    person, kept = Person(), MemoryStore()
+    async with serving(scopes=["shop:use"]) as url:
+        oauth = OAuth(store=kept, visit=person.visit)
+        async with Client(f"{url}/mcp", options=Options(auth=oauth)) as client:
+            assert said(await client.call("who")) == "ada shop:use"
+            assert said(await client.call("order")) == "ordered"
+            assert person.visits == 2
+            (tokens,) = kept.load().tokens.values()
+            kept.load().tokens[f"{url}/mcp"] = replace(tokens, expires_at=1.0)
+            assert said(await client.call("who")) == "ada orders:write shop:use"
+            (renewed,) = kept.load().tokens.values()
+            assert renewed.refresh_token != tokens.refresh_token
+            form = {"client_id": kept.load().registrations[url].client_id, "token": renewed.refresh_token}
+            assert (await post_form(f"{url}/revoke", form, {}, None)).status == 200
+            async with asyncio.timeout(WAIT):
+                while person.visits == 2:  # within a second, the token counts no more
+                    assert said(await client.call("who")) == "ada orders:write shop:use"

@@ -1,0 +1,97 @@
+"""The keys that sign tokens: a new one each month, published before and after, sealed, the same for all workers."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from issuing_world import SECRETS, Clock, Desk
+from millstream import Settings
+from millstream.auth.issuing.signing import AFTER, AHEAD, SIGNS, SigningKey, advanced
+from millstream.auth.jose import read_header
+from millstream.server.calls.changes import Changes
+from millstream.server.calls.keys import Secrets
+from millstream.server.calls.services import Services
+from millstream.stores.base import Store
+
+DAY = 86_400.0
+
+
+def kids(found: Any) -> list[str]:
+    """The ids of a set."""
+    return [each["kid"] for each in found["keys"]]
+
+
+async def test_a_key_is_published_a_day_before_it_signs_and_after_until_its_tokens_are_over(every_store: Store) -> None:
+    """Overlap: whoever keeps the public keys for hours never meets a token of an unknown one."""
+    clock = Clock()
+    desk = Desk(every_store, clock=clock)
+    signing = desk.running.signing
+
+    async def signed_by() -> str | None:
+        return read_header(await signing.sign({"iss": "x"})).kid
+
+    first = await signed_by()
+    assert kids(await signing.public()) == [first]
+    clock.now += SIGNS - AHEAD + 1
+    assert await signed_by() == first
+    (_, second) = kids(await signing.public())
+    clock.now += AHEAD
+    assert await signed_by() == second
+    assert kids(await signing.public()) == [first, second]
+    before = signing.epoch
+    clock.now += AFTER
+    assert kids(await signing.public()) == [second]
+    assert signing.epoch == before + 1
+
+
+async def test_a_token_is_taken_across_a_change_of_keys_and_a_restart(every_store: Store) -> None:
+    """State in the store survives the process."""
+    clock = Clock()
+    desk = Desk(every_store, clock=clock)
+    id = (await desk.register())["client_id"]
+    await desk.running.signing.public()
+    clock.now += SIGNS - AHEAD + 1
+    await desk.running.signing.public()
+    clock.now += AHEAD - 10
+    given = await desk.tokens(id)
+    clock.now += 100
+    restarted = Desk(every_store, clock=clock)
+    assert await restarted.who(given["access_token"]) is not None
+    again = (await restarted.refresh(id, given["refresh_token"])).message
+    assert read_header(again["access_token"]).kid != read_header(given["access_token"]).kid
+
+
+def test_a_server_that_slept_for_a_year_signs_with_its_old_key_until_the_new_one_was_published() -> None:
+    """Nobody was there to publish one."""
+    old = SigningKey("a", {}, 0.0)
+    kept, new = advanced((old,), 365 * DAY)
+    assert (kept, new.begins) == (old, 366 * DAY)
+    assert advanced((kept, new), 365 * DAY) == (kept, new)
+
+
+async def test_what_was_sealed_with_another_secret_is_replaced_and_said(
+    every_store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever changes MILLSTREAM_KEY without keeping the old one ends every token, and is told."""
+    desk = Desk(every_store)
+    given = await desk.tokens((await desk.register())["client_id"])
+    other = Desk(every_store)
+    services = Services(Settings(), every_store, Changes(), Secrets((b"t" * 32,), "setting"))
+    other.running = other.issuer.bind(services, "Book shop", list)
+    with caplog.at_level(logging.WARNING, "millstream"):
+        assert await other.who(given["access_token"]) is None
+    assert "MILLSTREAM_KEY" in caplog.text
+    both = Services(Settings(), every_store, Changes(), Secrets((b"u" * 32, b"t" * 32), "setting"))
+    caplog.clear()
+    third = other.issuer.bind(both, "Book shop", list)
+    assert await third.signing.public() == await other.running.signing.public()
+    assert caplog.text == ""
+    assert SECRETS.values == (b"s" * 32,)
+
+
+async def test_the_public_set_has_nothing_private(desk: Desk) -> None:
+    """RFC 7517 §9.3."""
+    reply = await desk.ask("GET", "/.well-known/jwks.json")
+    assert {name for key in reply.message["keys"] for name in key} == {"kty", "crv", "x", "y", "kid", "alg", "use"}
+    assert reply.headers["cache-control"] == "public, max-age=300"

@@ -1,0 +1,291 @@
+"""`/token`: codes count once, verifiers fit, refresh tokens rotate, and whoever uses one again ends everything."""
+
+import asyncio
+from base64 import b64encode
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from issuing_world import BACK, FORM, OTHER, RESOURCE, URL, VERIFIER, Browser, Clock, Desk, challenge, claims_of
+from millstream import auth
+from millstream.stores.base import Store
+
+REPLY = {"access_token", "token_type", "expires_in", "scope", "refresh_token"}
+
+
+async def test_a_code_becomes_a_token_that_says_what_rfc_9068_wants_and_the_guard_takes_it(every_store: Store) -> None:
+    """RFC 9068 §2.2; the reply is as in OAuth 2.1 §3.2.3 and nobody may keep it."""
+    desk = Desk(every_store)
+    id = (await desk.register())["client_id"]
+    answer = await desk.sign_in(id, scope="orders:read orders:write")
+    assert (answer["state"], answer["iss"]) == ("st", URL)
+    reply = await desk.token(id, answer["code"])
+    assert reply.status == 200
+    assert (reply.headers["cache-control"], reply.headers["content-type"]) == ("no-store", "application/json")
+    assert set(reply.message) == REPLY
+    claims = claims_of(reply.message["access_token"])
+    assert {"iss", "sub", "aud", "exp", "iat", "jti", "client_id", "scope"} <= set(claims)
+    assert (claims["iss"], claims["sub"], claims["aud"], claims["client_id"]) == (URL, "ada", RESOURCE, id)
+    found = await desk.who(reply.message["access_token"])
+    assert found is not None
+    assert (found.principal.subject, found.principal.client) == ("ada", id)
+    assert found.principal.scopes == {"orders:read", "orders:write"}
+
+
+@pytest.mark.parametrize(("changes", "error"), [
+    ({"code": "made-up"}, "invalid_grant"), ({"code": ""}, "invalid_request"),
+    ({"code_verifier": None}, "invalid_request"),
+    ({"code_verifier": "w" * 43}, "invalid_grant"), ({"code_verifier": "v" * 42}, "invalid_request"),
+    ({"code_verifier": "v" * 129}, "invalid_request"), ({"code_verifier": VERIFIER[:-1] + "!"}, "invalid_request"),
+    ({"redirect_uri": BACK + "/x"}, "invalid_grant"), ({"resource": OTHER}, "invalid_target"),
+    ({"resource": "https://evil.example/"}, "invalid_target"), ({"grant_type": "password"}, "unsupported_grant_type"),
+    ({"grant_type": None}, "invalid_request"), ({"client_id": "nobody"}, "invalid_client"),
+    ({"client_id": None}, "invalid_client"),
+    ({"grant_type": "client_credentials"}, "unauthorized_client"),
+    ({"code_verifier": [VERIFIER, VERIFIER]}, "invalid_request"),
+])  # fmt: skip
+async def test_a_code_is_bound_to_client_redirect_challenge_and_resource(
+    desk: Desk, changes: dict[str, Any], error: str
+) -> None:
+    """OAuth 2.1 §4.1.3, RFC 7636 §4.6; the right request works afterwards, so nobody can spoil a code by guessing."""
+    id = (await desk.register())["client_id"]
+    code = (await desk.sign_in(id))["code"]
+    reply = await desk.token(id, code, **changes)
+    assert reply.error == error
+    assert reply.status == (401 if error == "invalid_client" else 400)
+    assert reply.headers["cache-control"] == "no-store"
+    assert (await desk.token(id, code)).status == 200
+
+
+async def test_a_code_of_one_client_is_worth_nothing_to_another(desk: Desk) -> None:
+    """Nor does trying end what the right one gets."""
+    right, wrong = (await desk.register())["client_id"], (await desk.register())["client_id"]
+    code = (await desk.sign_in(right))["code"]
+    assert (await desk.token(wrong, code)).error == "invalid_grant"
+    assert (await desk.token(right, code)).status == 200
+
+
+async def test_a_code_that_is_used_again_ends_everything_that_it_gave(every_store: Store) -> None:
+    """OAuth 2.1 §4.1.3: one of the two was a thief."""
+    desk = Desk(every_store)
+    id = (await desk.register())["client_id"]
+    code = (await desk.sign_in(id))["code"]
+    given = (await desk.token(id, code)).message
+    assert await desk.who(given["access_token"]) is not None
+    assert (await desk.token(id, code)).error == "invalid_grant"
+    assert await desk.who(given["access_token"]) is None
+    assert (await desk.refresh(id, given["refresh_token"])).error == "invalid_grant"
+
+
+async def test_of_ten_requests_with_one_code_at_once_none_keeps_a_token(every_store: Store) -> None:
+    """At most one gets a token, and the others end it."""
+    desk = Desk(every_store)
+    id = (await desk.register())["client_id"]
+    code = (await desk.sign_in(id))["code"]
+    replies = await asyncio.gather(*(desk.token(id, code) for _ in range(10)))
+    given = [each.message["access_token"] for each in replies if each.status == 200]
+    assert len(given) <= 1
+    assert [await desk.who(each) for each in given] == [None] * len(given)
+
+
+async def test_a_code_is_too_old_after_a_minute(desk: Desk) -> None:
+    """OAuth 2.1 §4.1.2 recommends ten minutes at most; ours is one."""
+    clock = desk.services.clock = Clock()
+    late = Desk(desk.services.store, clock=clock)
+    id = (await late.register())["client_id"]
+    code = (await late.sign_in(id))["code"]
+    clock.now += 61
+    assert (await late.token(id, code)).error == "invalid_grant"
+
+
+@pytest.mark.parametrize("length", [43, 128])
+async def test_verifiers_of_every_permitted_length_fit(desk: Desk, length: int) -> None:
+    """RFC 7636 §4.1."""
+
+    id = (await desk.register())["client_id"]
+    verifier = ("aZ0-._~" * 20)[:length]
+    code = (await desk.sign_in(id, code_challenge=challenge(verifier)))["code"]
+    assert (await desk.token(id, code, code_verifier=verifier)).status == 200
+
+
+async def test_a_refresh_token_is_exchanged_for_another_and_the_old_one_works_ten_seconds_for_lost_replies(
+    every_store: Store,
+) -> None:
+    """OAuth 2.1 §4.3.1. A retry gets the same generation: both of its answers go on."""
+    clock = Clock()
+    desk = Desk(every_store, clock=clock)
+    id = (await desk.register())["client_id"]
+    first = (await desk.tokens(id, scope="orders:read"))["refresh_token"]
+    second = (await desk.refresh(id, first)).message
+    assert second["refresh_token"] != first
+    clock.now += 10
+    retried = (await desk.refresh(id, first)).message
+    third = (await desk.refresh(id, retried["refresh_token"])).message
+    clock.now += 10
+    assert (await desk.refresh(id, second["refresh_token"])).status == 200
+    assert (await desk.refresh(id, third["refresh_token"])).status == 200
+    assert await desk.who(third["access_token"]) is not None
+
+
+@pytest.mark.parametrize("generations", [1, 2])
+async def test_a_refresh_token_that_is_used_again_ends_the_whole_family(every_store: Store, generations: int) -> None:
+    """RFC 9700 §4.14.2: whoever comes second, the thief or the client, finds everything ended."""
+    clock = Clock()
+    desk = Desk(every_store, clock=clock)
+    id = (await desk.register())["client_id"]
+    given = await desk.tokens(id)
+    old = given["refresh_token"]
+    for _ in range(generations):
+        given = (await desk.refresh(id, given["refresh_token"])).message
+    clock.now += 11
+    assert (await desk.refresh(id, old)).error == "invalid_grant"
+    assert (await desk.refresh(id, given["refresh_token"])).error == "invalid_grant"
+    assert await desk.who(given["access_token"]) is None
+
+
+async def test_an_older_refresh_token_has_no_grace(desk: Desk) -> None:
+    """Once the next one was used, its reply was not lost."""
+    id = (await desk.register())["client_id"]
+    first = (await desk.tokens(id))["refresh_token"]
+    second = (await desk.refresh(id, first)).message["refresh_token"]
+    third = (await desk.refresh(id, second)).message["refresh_token"]
+    assert (await desk.refresh(id, first)).error == "invalid_grant"
+    assert (await desk.refresh(id, third)).error == "invalid_grant"
+
+
+async def test_of_ten_refreshes_at_once_all_get_the_same_generation(every_store: Store) -> None:
+    """Tabs and threads of one client ask together; nobody is a thief."""
+    desk = Desk(every_store)
+    id = (await desk.register())["client_id"]
+    first = (await desk.tokens(id))["refresh_token"]
+    replies = await asyncio.gather(*(desk.refresh(id, first) for _ in range(10)))
+    assert [each.status for each in replies] == [200] * 10
+    assert (await desk.refresh(id, replies[-1].message["refresh_token"])).status == 200
+    assert (await desk.refresh(id, replies[0].message["refresh_token"])).status == 200
+
+
+@pytest.mark.parametrize("token", ["", "mr_", "mr_AAAA", "x" * 5000, "mr_" + "A" * 200])
+async def test_a_made_up_refresh_token_is_refused(desk: Desk, token: str) -> None:
+    """And ends nothing."""
+    id = (await desk.register())["client_id"]
+    assert (await desk.refresh(id, token)).error == "invalid_grant"
+
+
+async def test_a_refresh_token_is_bound_to_its_client_and_gives_no_more_scopes(desk: Desk) -> None:
+    """OAuth 2.1 §4.3.1 and §4.3.2."""
+    id, other = (await desk.register())["client_id"], (await desk.register())["client_id"]
+    token = (await desk.tokens(id, scope="orders:read"))["refresh_token"]
+    assert (await desk.refresh(other, token)).error == "invalid_grant"
+    assert (await desk.refresh(id, token, scope="orders:read orders:write")).error == "invalid_scope"
+    assert (await desk.refresh(id, token, scope="orders:read")).message["scope"] == "orders:read"
+
+
+async def test_a_client_that_did_not_ask_for_refresh_tokens_gets_none(desk: Desk) -> None:
+    """RFC 7591 §2: grant_types."""
+    id = (await desk.register(grant_types=["authorization_code"]))["client_id"]
+    given = await desk.tokens(id)
+    assert set(given) == REPLY - {"refresh_token"}
+    assert (await desk.refresh(id, "mr_x")).error == "unauthorized_client"
+
+
+async def test_a_person_who_was_removed_has_no_token_that_counts(desk: Desk) -> None:
+    """Neither an access token nor a refresh token."""
+    id = (await desk.register())["client_id"]
+    given = await desk.tokens(id)
+    before = desk.running.epoch()
+    desk.people.remove("ada")
+    assert desk.running.epoch() != before
+    assert await desk.who(given["access_token"]) is None
+    assert (await desk.refresh(id, given["refresh_token"])).error == "invalid_grant"
+
+
+async def test_a_person_hands_on_no_more_than_they_have(desk: Desk) -> None:
+    """Bob may read orders; a client that asks for more gets that."""
+    id = (await desk.register())["client_id"]
+    browser = Browser(desk)
+    page = await browser.open(id, scope="orders:read orders:write")
+    reply = await browser.answer(page, name="bob", password="battery staple", answer="allow")
+    given = (await desk.token(id, reply.answer["code"])).message
+    assert given["scope"] == "orders:read"
+
+
+@pytest.mark.parametrize(("kind", "body", "status"), [
+    ("application/json", b"{}", 415), ("", b"grant_type=x", 415), ("text/plain", b"grant_type=x", 415),
+    (FORM, b"a" * 70_000, 413), (FORM, b"&".join(b"a%d=1" % n for n in range(50)), 400),
+    (FORM, b"grant_type=authorization_code&grant_type=authorization_code", 400), (FORM, b"\xff\xfe=1", 400),
+    (FORM, b"", 400),
+])  # fmt: skip
+async def test_the_token_endpoint_takes_forms_of_reasonable_size_without_repetitions(
+    desk: Desk, kind: str, body: bytes, status: int
+) -> None:
+    """OAuth 2.1 §3.2."""
+    reply = await desk.ask("POST", "/token", body=body, content_type=kind)
+    assert (reply.status, reply.error, reply.headers["cache-control"]) == (status, "invalid_request", "no-store")
+
+
+async def test_nothing_in_the_query_of_the_token_endpoint_counts(desk: Desk) -> None:
+    """OAuth 2.1 §3.2: parameters in the URL would be in logs."""
+    id = (await desk.register())["client_id"]
+    code = (await desk.sign_in(id))["code"]
+    query = f"grant_type=authorization_code&client_id={id}&code={code}&code_verifier={VERIFIER}"
+    assert (await desk.ask("POST", "/token", query=query, content_type=FORM)).status == 400
+
+
+SECRET = "s%cret:" + "x" * 32
+
+
+def machine(desk: Desk) -> Desk:
+    """One that knows a client with a secret, which acts for itself."""
+    client = auth.client("nightly", secret=SECRET, scopes=["orders:read"], redirect_uris=[BACK])
+    return Desk(desk.services.store, clients=[client])
+
+
+def basic(name: str, secret: str) -> str:
+    """As RFC 6749 §2.3.1 has it: both are encoded before."""
+    return "Basic " + b64encode(f"{quote(name, safe='')}:{quote(secret, safe='')}".encode()).decode()
+
+
+@pytest.mark.parametrize("way", ["basic", "post"])
+async def test_a_client_with_a_secret_gets_a_token_for_itself(desk: Desk, way: str) -> None:
+    """OAuth 2.1 §4.2; no refresh token comes with it."""
+    desk = machine(desk)
+    form = {"grant_type": "client_credentials", "resource": RESOURCE}
+    more = {} if way == "post" else {"authorization": basic("nightly", SECRET)}
+    shown = {"client_id": "nightly", "client_secret": SECRET} if way == "post" else {}
+    given = (await desk.post("/token", {**form, **shown}, **more)).message
+    assert set(given) == REPLY - {"refresh_token"}
+    found = await desk.who(given["access_token"])
+    assert found is not None
+    assert (found.principal.subject, found.principal.scopes) == ("nightly", {"orders:read"})
+    denied = await desk.post("/token", {**form, **shown, "scope": "orders:write"}, **more)
+    assert denied.error == "invalid_scope"
+
+
+@pytest.mark.parametrize(("form", "authorization", "status"), [
+    ({}, basic("nightly", "wrong" * 8), 401), ({}, basic("nobody", SECRET), 401), ({}, "Basic !!!", 401),
+    ({}, "Bearer x", 401), ({"client_id": "nightly", "client_secret": "wrong"}, "", 401),
+    ({"client_id": "nightly"}, "", 401),
+    ({"client_id": "nightly", "client_secret": ""}, "", 401), ({"client_id": "other"}, basic("nightly", SECRET), 401),
+    ({"client_id": "nightly", "client_secret": SECRET}, basic("nightly", SECRET), 400),
+    ({}, "Basic " + b64encode(b"no-colon").decode(), 401),
+])  # fmt: skip
+async def test_a_client_that_does_not_show_who_it_is_is_refused(
+    desk: Desk, form: dict[str, str], authorization: str, status: int
+) -> None:
+    """OAuth 2.1 §3.2.4: 401, with a challenge where the header was used; two ways at once are 400."""
+    desk = machine(desk)
+    more = {"authorization": authorization} if authorization else {}
+    reply = await desk.post("/token", {"grant_type": "client_credentials", **form}, **more)
+    assert (reply.status, reply.error) == (status, "invalid_client" if status == 401 else "invalid_request")
+    assert ("www-authenticate" in reply.headers) is (status == 401 and bool(authorization))
+
+
+async def test_whoever_guesses_secrets_is_slowed(desk: Desk) -> None:
+    """Thirty wrong ones a minute for an address; another address is not in the way."""
+    desk = machine(desk)
+    form = {"grant_type": "client_credentials", "client_id": "nightly", "client_secret": "wrong"}
+    statuses = [(await desk.post("/token", form)).status for _ in range(31)]
+    assert statuses == [401] * 30 + [429]
+    assert (await desk.post("/token", {**form, "client_secret": SECRET})).headers["retry-after"]
+    assert (await desk.post("/token", {**form, "client_secret": SECRET}, peer="192.0.2.9")).status == 200

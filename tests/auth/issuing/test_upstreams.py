@@ -1,0 +1,164 @@
+"""Signing in somewhere else: the person agrees first, and only the browser that did comes back."""
+
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from issuing_world import BACK, URL, Browser, Clock, Desk, Known, Reply, authorization
+from millstream.auth.issuing.ways import Away, Returned, SignInFailed, User
+
+
+class Elsewhere:
+    """An upstream that knows everybody by their code."""
+
+    name = "elsewhere"
+    label = "Continue with Elsewhere"
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str]] = []
+
+    async def begin(self, callback: str, state: str) -> Away:
+        self.sent.append((callback, state))
+        return Away(f"https://id.example/go?redirect_uri={quote(callback)}&state={state}", b"nonce-7")
+
+    async def finish(self, returned: Returned) -> User:
+        assert returned.kept == b"nonce-7"
+        assert returned.callback == f"{URL}/sign-in/callback/elsewhere"
+        if "error" in returned.query:
+            raise SignInFailed("Elsewhere does not know you <b>.")
+        return User(returned.query["code"], "Grace", ("orders:read",))
+
+
+@pytest.fixture
+def elsewhere() -> Elsewhere:
+    return Elsewhere()
+
+
+@pytest.fixture
+def desk_of(desk: Desk, elsewhere: Elsewhere) -> Desk:
+    """An authorization server with passwords and an upstream."""
+    return Desk(desk.services.store, people=[Known(), elsewhere])
+
+
+async def sent_away(desk: Desk, browser: Browser, **asked: Any) -> tuple[str, Reply]:
+    """A person agrees and is led to the upstream: the client, and the page that leads on."""
+    id = (await desk.register())["client_id"]
+    page = await browser.open(id, **asked)
+    return id, await browser.answer(page, way="elsewhere")
+
+
+async def come_back(browser: Browser, state: str, **more: str) -> Reply:
+    """The upstream sends the browser back."""
+    return await browser.ask("GET", "/sign-in/callback/elsewhere", query=urlencode({"state": state, **more}))
+
+
+async def test_a_person_agrees_goes_to_the_upstream_and_comes_back_to_the_client(
+    desk_of: Desk, elsewhere: Elsewhere
+) -> None:
+    """Subjects of an upstream have its name in front, so that nobody is Ada by being called so elsewhere."""
+    browser = Browser(desk_of)
+    id, page = await sent_away(desk_of, browser, scope="orders:read orders:write")
+    assert page.status == 200
+    assert 'content="0;url=https://id.example/go?' in page.text
+    reply = await come_back(browser, elsewhere.sent[0][1], code="ada")
+    assert reply.location.startswith(f"{BACK}?code=")
+    given = (await desk_of.token(id, reply.answer["code"])).message
+    found = await desk_of.who(given["access_token"])
+    assert found is not None
+    assert (found.principal.subject, found.principal.scopes) == ("elsewhere:ada", {"orders:read"})
+    assert (await desk_of.refresh(id, given["refresh_token"])).message["scope"] == "orders:read"
+    assert (await browser.open(id, scope="orders:read")).status == 303
+
+
+async def test_the_page_offers_both_ways_and_the_upstream_gets_nobody_who_has_not_agreed(
+    desk_of: Desk, elsewhere: Elsewhere
+) -> None:
+    """MCP, security best practices: consent for each client before anything is forwarded."""
+    browser = Browser(desk_of)
+    id = (await desk_of.register())["client_id"]
+    page = await browser.open(id)
+    assert 'name="password"' in page.text
+    assert "Continuing allows what is listed above" in page.text
+    assert elsewhere.sent == []
+    assert (await browser.send({"ticket": page.ticket, "way": "nobody"})).status == 400
+
+
+async def test_a_state_counts_once_for_ten_minutes_and_is_not_made_up(desk: Desk, elsewhere: Elsewhere) -> None:
+    """A second use, a late one and a guess all end on a page, and nothing goes to the client."""
+    clock = Clock()
+    desk = Desk(desk.services.store, people=elsewhere, clock=clock)
+    browser = Browser(desk)
+    await sent_away(desk, browser)
+    state = elsewhere.sent[0][1]
+    assert (await come_back(browser, "made-up", code="grace")).status == 400
+    assert (await come_back(browser, "", code="grace")).status == 400
+    assert (await come_back(browser, state, code="grace")).status == 303
+    assert (await come_back(browser, state, code="grace")).status == 400
+
+
+async def test_a_person_whom_the_upstream_does_not_know_is_told_and_not_signed_in(
+    desk_of: Desk, elsewhere: Elsewhere
+) -> None:
+    """The text is escaped."""
+    browser = Browser(desk_of)
+    await sent_away(desk_of, browser)
+    reply = await come_back(browser, elsewhere.sent[0][1], error="access_denied")
+    assert (reply.status, "Elsewhere does not know you &lt;b&gt;." in reply.text) == (403, True)
+    assert not any("person" in name for name in browser.cookies)
+
+
+async def test_a_callback_of_one_upstream_is_none_of_another(desk: Desk, elsewhere: Elsewhere) -> None:
+    """Mix-up: the state says where the person was sent."""
+
+    class Other(Elsewhere):
+        name, label = "other", "Continue with Other"
+
+    desk = Desk(desk.services.store, people=[elsewhere, Other()])
+    browser = Browser(desk)
+    await sent_away(desk, browser)
+    query = urlencode({"state": elsewhere.sent[0][1], "code": "grace"})
+    assert (await browser.ask("GET", "/sign-in/callback/other", query=query)).status == 400
+
+
+async def test_an_upstream_that_was_taken_away_ends_what_its_people_allowed(
+    desk_of: Desk, elsewhere: Elsewhere
+) -> None:
+    """At the next start of the server."""
+    browser = Browser(desk_of)
+    id, _ = await sent_away(desk_of, browser)
+    answer = (await come_back(browser, elsewhere.sent[0][1], code="grace")).answer
+    given = (await desk_of.token(id, answer["code"])).message
+    after = Desk(desk_of.services.store)
+    assert await after.who(given["access_token"]) is None
+    assert (await after.refresh(id, given["refresh_token"])).error == "invalid_grant"
+
+
+async def test_an_upstream_that_fails_says_so_on_the_page_that_asks(desk: Desk) -> None:
+    """And the person may try again."""
+
+    class Down(Elsewhere):
+        async def begin(self, callback: str, state: str) -> Away:
+            raise SignInFailed("Elsewhere does not answer.")
+
+    desk = Desk(desk.services.store, people=Down())
+    browser = Browser(desk)
+    _, page = await sent_away(desk, browser)
+    assert (page.status, "Elsewhere does not answer." in page.text) == (503, True)
+    assert page.ticket
+
+
+@pytest.mark.parametrize("ways", [[], [Known(), Known()], [Elsewhere(), Elsewhere()]])
+async def test_ways_that_cannot_be_told_apart_are_refused(desk: Desk, ways: Any) -> None:
+    """Where the program names them."""
+    with pytest.raises(ValueError, match=r"."):
+        Desk(desk.services.store, people=ways)
+
+
+async def test_nobody_is_sent_away_for_a_client_that_went(desk_of: Desk, elsewhere: Elsewhere) -> None:
+    """Its registration may have ended while the person was away."""
+    browser = Browser(desk_of)
+    id, _ = await sent_away(desk_of, browser)
+    await desk_of.services.store.kv.delete(f"oauth-new:{id}")
+    assert (await come_back(browser, elsewhere.sent[0][1], code="grace")).status == 400
+    assert (await desk_of.ask("GET", "/authorize", query=authorization(id))).status == 400

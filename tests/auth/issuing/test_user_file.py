@@ -1,0 +1,123 @@
+"""`millstream users` and the file that it looks after."""
+
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from issuing_world import Desk
+from millstream import auth
+from millstream.app.serving.errors import CommandError
+from millstream.auth.issuing.user_file import UserFile
+from millstream.cli.program import program
+from millstream.protocol.errors import LocalError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "users.json"
+
+
+def users(path: Path, *arguments: str, typed: str = "") -> str:
+    """The command; what it prints."""
+    done = CliRunner().invoke(program("users"), ["users", *arguments, "--file", str(path)], input=typed)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def seen(path: Path) -> tuple[int, str]:
+    """A file's mode and text."""
+    return stat.S_IMODE(path.stat().st_mode), path.read_text()
+
+
+def write(path: Path, text: str) -> None:
+    """In place of what is there."""
+    path.write_text(text)
+
+
+async def test_people_are_added_listed_get_new_passwords_and_are_removed(path: Path) -> None:
+    """The password is hashed by Argon2id, the file is for its owner, and a running server follows it."""
+    users(path, "add", "ada", "--scope", "orders:write", typed="correct horse\n")
+    mode, text = seen(path)
+    assert mode == 0o600
+    assert "correct horse" not in text
+    assert "$argon2id$" in text
+    assert "ada  orders:write  since " in users(path, "list")
+    people = auth.users(file=path)
+    found = await people.check("ADA", "correct horse")
+    assert found is not None
+    assert (found.subject, found.scopes) == ("ada", ("orders:write",))
+    assert await people.check("ada", "correct horse!") is None
+    assert await people.check("nobody", "correct horse") is None
+    before = people.epoch()
+    users(path, "password", "ada", typed="another one\n")
+    assert people.epoch() != before
+    assert await people.check("ada", "correct horse") is None
+    assert await people.check("ada", "another one") is not None
+    users(path, "remove", "ada")
+    people.epoch()
+    assert people.find("ada") is None
+
+
+async def test_a_new_password_or_a_namesake_ends_what_was_allowed_before(desk: Desk, path: Path) -> None:
+    """`User.since`: whoever comes later under the same name is not the same."""
+    file = UserFile(path)
+    file.add("ada", "correct horse", ("*",), time.time())
+    desk = Desk(desk.services.store, people=auth.users(file=path))
+    id = (await desk.register())["client_id"]
+    given = await desk.tokens(id)
+    assert await desk.who(given["access_token"]) is not None
+    file.set_password("ada", "correct horse", time.time() + 1)
+    desk.running.epoch()
+    assert await desk.who(given["access_token"]) is None
+    assert (await desk.refresh(id, given["refresh_token"])).error == "invalid_grant"
+
+
+@pytest.mark.parametrize(("arguments", "typed", "said"), [
+    (("add", "a b"), "long enough\n", "can't be a user's name"), (("add", "ada"), "short\n", "8 to 1024"),
+    (("add", "ada", "--scope", "a b"), "long enough\n", "can't be a scope"), (("remove", "eve"), "", "no user 'eve'"),
+    (("password", "eve"), "long enough\n", "no user 'eve'"),
+])  # fmt: skip
+def test_what_cannot_be_is_said(path: Path, arguments: tuple[str, ...], typed: str, said: str) -> None:
+    """In one sentence, without a trace."""
+    with pytest.raises(CommandError, match=said):
+        users(path, *arguments, typed=typed)
+
+
+def test_one_name_is_one_person_however_it_is_written(path: Path) -> None:
+    """Ada and ADA would be taken for each other."""
+    UserFile(path).add("Ada", "correct horse", (), 0)
+    with pytest.raises(ValueError, match="already"):
+        UserFile(path).add("ADA", "correct horse", (), 0)
+
+
+def test_a_file_that_others_may_write_or_that_is_none_is_not_used(path: Path) -> None:
+    """The start fails and says what to do."""
+    with pytest.raises(LocalError, match="millstream users add NAME"):
+        auth.users(file=path)
+    path.write_text("[]")
+    path.chmod(0o600)
+    with pytest.raises(LocalError, match="isn't a user file"):
+        auth.users(file=path)
+    if os.name == "posix":
+        path.chmod(0o622)
+        with pytest.raises(LocalError, match="chmod 600"):
+            auth.users(file=path)
+
+
+async def test_a_file_that_breaks_while_the_server_runs_locks_people_out_until_it_is_whole(path: Path) -> None:
+    """They may have been removed."""
+    UserFile(path).add("ada", "correct horse", (), 0)
+    people = auth.users(file=path)
+    _, whole = seen(path)
+    write(path, "{")
+    people.epoch()
+    assert people.find("ada") is None
+    write(path, whole)
+    people.epoch()
+    assert people.find("ada") is not None

@@ -1,0 +1,90 @@
+"""Two workers and a restart: tokens, clients and consent go on, and what was revoked is refused everywhere."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.request import Request, urlopen
+
+import pytest
+
+from conformance.test_authorization import browser, person
+from issuing_world import VERIFIER, challenge
+from millstream.auth.issuing.user_file import UserFile
+from patience import WAIT
+from processes import free_port, millstream, serving
+from wire import POST
+from wire import request as message
+
+BACK = "http://127.0.0.1:5555/back"
+
+
+class Shop:
+    """The running server, asked over a new connection each time, which either worker may get."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def json(self, path: str, body: Any) -> Any:
+        """POST JSON."""
+        request = Request(self.url + path, json.dumps(body).encode(), {"content-type": "application/json"})  # noqa: S310
+        return json.load(urlopen(request, timeout=WAIT))  # noqa: S310  loopback
+
+    def form(self, path: str, **form: str) -> Any:
+        """POST a form."""
+        return json.load(urlopen(Request(self.url + path, urlencode(form).encode()), timeout=WAIT))  # noqa: S310
+
+    def code(self, client: str) -> str:
+        """Ada signs in and agrees."""
+        asked = {"response_type": "code", "client_id": client, "redirect_uri": BACK, "scope": "orders:write",
+                 "code_challenge": challenge(), "code_challenge_method": "S256"}  # fmt: skip
+        page = browser().open(f"{self.url}/authorize?{urlencode(asked)}", timeout=WAIT)
+        where = person(page.read().decode(), page.headers["set-cookie"], self.url)
+        return parse_qs(urlsplit(where).query)["code"][0]
+
+    def statuses(self, token: str, times: int = 8) -> set[int]:
+        """What several calls get."""
+        found: set[int] = set()
+        body = json.dumps(message("ping")).encode()
+        for _ in range(times):
+            request = Request(f"{self.url}/mcp", body, {**POST, "authorization": f"Bearer {token}"})  # noqa: S310
+            try:
+                found.add(urlopen(request, timeout=WAIT).status)  # noqa: S310  loopback
+            except HTTPError as refused:
+                found.add(refused.code)
+        return found
+
+
+@pytest.mark.server
+def test_two_workers_share_everything_and_a_restart_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file as the store. A revoked token is refused by both workers, within the second of their tick."""
+    UserFile(tmp_path / "users.json").add("ada", "correct horse", ("*",), time.time())
+    port = free_port()
+    shop = Shop(f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("SHOP_URL", shop.url)
+    monkeypatch.setenv("SHOP_USERS", str(tmp_path / "users.json"))
+    monkeypatch.setenv("MILLSTREAM_STORE", f"sqlite:///{tmp_path}/shop.db")
+    command = millstream("examples/sign_in.py", port, "--workers", "2")
+    with serving(command, port, tmp_path / "first.log"):
+        about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "none",
+                 "grant_types": ["authorization_code", "refresh_token"]}  # fmt: skip
+        client = shop.json("/register", about)["client_id"]
+        code = shop.code(client)
+        given = shop.form(
+            "/token", grant_type="authorization_code", client_id=client, code=code, code_verifier=VERIFIER
+        )
+        assert shop.statuses(given["access_token"]) == {200}
+    with serving(command, port, tmp_path / "second.log"):
+        assert shop.statuses(given["access_token"]) == {200}
+        refresh = given["refresh_token"]
+        again = shop.form("/token", grant_type="refresh_token", client_id=client, refresh_token=refresh)
+        assert shop.statuses(again["access_token"]) == {200}
+        shop.form("/revoke", client_id=client, token=again["refresh_token"])
+        until = time.monotonic() + WAIT
+        while 200 in shop.statuses(again["access_token"]):  # 401, and 429 for whoever goes on asking
+            assert time.monotonic() < until
+        assert shop.statuses(given["access_token"]) <= {401, 429}

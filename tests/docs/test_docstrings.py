@@ -1,0 +1,52 @@
+"""What an editor shows of a public name: a sentence, and how it is used."""
+
+import inspect
+import re
+from typing import Any
+
+import pytest
+
+import millstream
+from millstream import Context, Server, SyncContext, auth, testing
+
+EXAMPLE = re.compile(r"``[^`]*[(=:@.][^`]*``|^ *>>> ", re.MULTILINE)
+"""A piece of code, or lines that are typed in."""
+
+
+def public() -> dict[str, Any]:
+    """Public names, and what one calls on a server, a context and a client of tests."""
+    names: dict[str, Any] = {}
+    for module in (millstream, auth, testing):
+        names |= {f"{module.__name__}.{name}": getattr(module, name) for name in module.__all__}
+    for holder in (Context, SyncContext, Server, testing.TestClient):
+        for name, member in inspect.getmembers(holder):
+            if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
+                names[f"{holder.__name__}.{name}"] = member
+    return {name: value for name, value in names.items() if value.__doc__ and not _is_alias(value)}
+
+
+def _is_alias(value: Any) -> bool:
+    return type(value).__module__ in ("typing", "collections.abc", "types") and not inspect.isfunction(value)
+
+
+PLAIN = frozenset(
+    (
+        "Server.name", "Server.version", "Server.settings", "Server.registry", "Server.start", "Server.stop",
+        "Server.running", "SyncContext.request_id", "SyncContext.revision", "SyncContext.client",
+        "SyncContext.principal", "SyncContext.session", "SyncContext.headers", "SyncContext.state",
+        "SyncContext.lifespan", "SyncContext.cancelled", "SyncContext.hub", "SyncContext.once",
+        "SyncContext.close_stream", "Context.session", "Context.close_stream"
+    )
+)  # fmt: skip
+"""Attributes that one reads, and what `Context` shows already."""
+
+
+@pytest.mark.parametrize("name", sorted(set(public()) - PLAIN))
+def test_the_docstring_of_a_public_name_shows_an_example(name: str) -> None:
+    """Our choice: who hovers over a name wants to copy something."""
+    assert EXAMPLE.search(inspect.getdoc(public()[name]) or ""), inspect.getdoc(public()[name])
+
+
+def test_what_needs_no_example_is_still_there() -> None:
+    """A name that is gone would hide another one later."""
+    assert set(public()) >= PLAIN

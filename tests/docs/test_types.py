@@ -1,0 +1,71 @@
+"""The page about types: every row is what a server does."""
+
+import datetime as dt
+import json
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import pytest
+from jsonschema import Draft202012Validator
+from pydantic import HttpUrl, SecretStr
+
+from examples import argument_types
+from millstream.server.functions.plan import Plan, plan
+from millstream.server.functions.reading import ArgumentError, read_arguments
+from millstream.testing import connect
+from scripts.docs import ROOT
+
+PAGE = (ROOT / "docs" / "reference" / "types.md").read_text("utf-8")
+ROWS = [
+    [cell.strip().strip("`").replace("\\|", "|") for cell in re.split(r" (?<!\\)\| ", line.strip("|"))]
+    for line in PAGE.split("## Descriptions")[0].splitlines()
+    if line.startswith("| `")
+]
+
+
+NAMES: dict[str, Any] = {
+    **vars(argument_types),
+    **{each.__name__: each for each in (Decimal, Path, UUID, HttpUrl, SecretStr)},
+    "dt": dt,
+    "Annotated": Annotated,
+    "Any": Any,
+    "Literal": Literal,
+}
+
+
+def tool_with(annotation: str) -> Plan:
+    def tool(x: Any) -> Any:
+        return x
+
+    tool.__annotations__["x"] = eval(annotation, NAMES)  # noqa: S307  our own page
+    return plan(tool)
+
+
+@pytest.mark.parametrize(("annotation", "schema", "accepted", "refused"), ROWS, ids=lambda cell: cell[:40])
+def test_a_row_is_what_a_server_does(annotation: str, schema: str, accepted: str, refused: str) -> None:
+    """The schema, what is read, and what is not; and the schema says the same to whoever checks with it."""
+    made = tool_with(annotation)
+    listed = made.input_schema["properties"]["x"]
+    assert listed == json.loads(schema)
+    assert list(listed.get("enum", ())) == json.loads(schema).get("enum", [])
+    read_arguments(made, b'{"x":%b}' % accepted.encode())
+    assert Draft202012Validator(made.input_schema).is_valid({"x": json.loads(accepted)})
+    if refused:
+        with pytest.raises(ArgumentError, match="Invalid arguments for tool 'tool': "):
+            read_arguments(made, b'{"x":%b}' % refused.encode())
+
+
+async def test_the_example_does_what_it_says() -> None:
+    """A union is told apart by shape, on the way in and out."""
+    async with connect(argument_types.mcp) as client:
+        book, film = {"title": "Momo", "pages": 300}, {"title": "Momo", "minutes": 90}
+        assert (await client.call("heavier", one=book, other=film)).structured == {**book, "tags": []}
+        assert (await client.call("heavier", one={"title": "Momo"}, other=film)).structured == film
+
+
+def test_the_page_has_every_kind_of_type() -> None:
+    """A table that lost its rows would say nothing."""
+    assert len(ROWS) >= 35

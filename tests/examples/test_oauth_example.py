@@ -1,0 +1,35 @@
+"""`examples/oauth/`: seed 004's server that gives out tokens, and a client: processes with a browser between them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from patience import WAIT
+from processes import ROOT, free_port, serving
+
+pytestmark = pytest.mark.server
+
+OAUTH = ROOT / "examples" / "oauth"
+MILLSTREAM = [sys.executable, "-c", "from millstream.cli import main; main()"]
+
+
+def test_a_client_signs_in_and_asks_for_more_when_a_tool_needs_it(tmp_path: Path) -> None:
+    """Registration, scopes and a second consent; somebody without a token gets in nowhere."""
+    users = tmp_path / "users.json"
+    add = [*MILLSTREAM, "users", "add", "ada", "--scope", "myscope", "--scope", "myotherscope", "--file", str(users)]
+    subprocess.run(add, input="correct horse\n", text=True, timeout=WAIT, check=True, capture_output=True)
+    port = free_port()
+    server = [sys.executable, str(OAUTH / "server.py"), "--port", str(port), "--users", str(users)]
+    browser = f"{sys.executable} {ROOT / 'tests' / 'examples' / 'browser.py'} %s"
+    env = {**os.environ, "BROWSER": browser, "PYTHONPATH": str(ROOT / "tests"), "HOME": str(tmp_path)}
+    client = [sys.executable, str(OAUTH / "client.py"), f"http://127.0.0.1:{port}/mcp"]
+    with serving(server, port, tmp_path / "log"):
+        done = subprocess.run(client, env=env, capture_output=True, text=True, timeout=WAIT, check=False)
+        assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()
+        env["BROWSER"] = "false %s"  # the tokens are kept
+        again = subprocess.run(client, env=env, capture_output=True, text=True, timeout=WAIT, check=True)
+    assert done.stdout.splitlines() == ["ada: myscope", "The cake is real.", "ada: myotherscope myscope"]
+    assert again.stdout.splitlines()[-1] == "ada: myotherscope myscope"

@@ -1,0 +1,149 @@
+"""Thousands of subscribers that come back at once, as after a restart: the store is read for all of them together."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hub_parts import DistantStore, Outlet, encode_line, listen, running
+from millstream.hub import Hub
+from millstream.hub.event import position_id
+from millstream.stores.memory.store import MemoryStore
+
+
+class CountedStore(DistantStore):
+    """Takes turns, and counts what is read."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(lambda: 1, store, near=True)
+        self.reads = Counter[str]()
+        for name in ("read", "newest"):
+            setattr(self.log, name, self._counted(name))
+
+    def _counted(self, name: str) -> Callable[..., Any]:
+        method = getattr(self.log, name)
+
+        async def counted(*args: Any, **options: Any) -> Any:
+            self.reads[name] += 1
+            return await method(*args, **options)
+
+        return counted
+
+
+async def fill(hub: Hub, count: int, *, size: int = 10) -> None:
+    """Publish so many events."""
+    for number in range(count):
+        await hub.publish("news" if number % 2 else "other", f"{number}".ljust(size))
+
+
+async def come_back(hub: Hub, places: list[str], **options: Any) -> list[Outlet]:
+    """Subscribers at these places, all at once; the outlets have what was missed."""
+    outlets = [Outlet() for _ in places]
+    await asyncio.gather(
+        *(
+            hub.subscribe(("news",), outlet, encode=encode_line, last_event_id=place, **options)
+            for outlet, place in zip(outlets, places, strict=True)
+        )
+    )
+    return outlets
+
+
+def place(hub: Hub, offset: int) -> str:
+    """The id of a place in the journal."""
+    return position_id(hub._journal.epoch, offset)
+
+
+async def test_a_storm_of_subscribers_reads_each_page_of_the_journal_once() -> None:
+    """Our choice: 2,000 subscribers at 2,000 places cost the reads of a handful."""
+    store = CountedStore(MemoryStore())
+    async with running(store) as hub:
+        await fill(hub, 6_000)
+        newest = hub._journal.offset
+        store.reads.clear()
+        places = [newest - 5_900 + number * 2 for number in range(2_000)]
+        outlets = await come_back(hub, [place(hub, each) for each in places])
+        assert sum(store.reads.values()) <= 20
+        assert not any(outlet.gaps for outlet in outlets)
+        for outlet, at in zip(outlets[::97], places[::97], strict=True):
+            wanted = [f"{number}".ljust(10) for number in range(6_000) if number % 2 and number + 2 > at]
+            assert outlet.data == wanted
+
+
+async def test_subscribers_who_missed_everything_share_one_read_of_the_history() -> None:
+    """Our choice: as after a store that lost its data, when nobody's place is known any more."""
+    store = CountedStore(MemoryStore())
+    async with running(store) as hub:
+        await fill(hub, 3_000)
+        store.reads.clear()
+        outlets = await come_back(hub, [f"lost:{number}" for number in range(500)])
+        assert sum(store.reads.values()) <= 20
+        first = outlets[0]
+        assert first.gaps == ["unknown"]
+        assert len(first.data) == 1_000
+        assert all(outlet.data == first.data for outlet in outlets)
+
+
+async def test_what_came_after_a_shared_read_is_not_missed() -> None:
+    """A page or history that is kept for others is older than what was published meanwhile."""
+    store = CountedStore(MemoryStore())
+    async with running(store) as hub:
+        await fill(hub, 3_000)
+        early = place(hub, 100)
+        (one,) = await come_back(hub, [early])
+        (lost,) = await come_back(hub, ["lost"])
+        for number in range(5):
+            await hub.publish("news", f"later {number}")
+            (again,) = await come_back(hub, [early])
+            assert again.data == one.data
+            (fresh,) = await come_back(hub, ["lost"])
+            assert fresh.data == lost.data
+            assert fresh.data[-1] == f"later {number}"
+        assert [event.data for event in await hub.history("news", 1)] == [b"later 4"]
+
+
+@pytest.mark.parametrize("kept", [700, 1_234])
+async def test_the_oldest_page_of_a_trimmed_journal_is_shared_too(kept: int) -> None:
+    """Its first entry doesn't stand at a round offset."""
+    store = CountedStore(MemoryStore())
+    async with running(store, journal=4_000, history=1) as hub:
+        await fill(hub, 4_000 + kept)
+        newest = hub._journal.offset
+        store.reads.clear()
+        outlets = await come_back(hub, [place(hub, newest - 4_000 + 1 + number % 90) for number in range(400)])
+        assert sum(store.reads.values()) <= 20
+        assert not any(outlet.gaps for outlet in outlets)
+        (gone,) = await come_back(hub, [place(hub, newest - 4_200)])
+        assert gone.gaps == ["trimmed"]
+
+
+async def test_pages_that_are_too_large_to_keep_are_read_again() -> None:
+    """Our choice: memory has a bound, reads have not."""
+    store = CountedStore(MemoryStore())
+    async with running(store) as hub:
+        await fill(hub, 2_600, size=12_000)
+        shared = hub._journal._shared
+        await come_back(hub, [place(hub, number) for number in (5, 6, 600)])
+        assert shared._bytes <= 16 * 1024 * 1024
+        assert shared._bytes == sum(kept.size for kept in shared._kept.values())
+    assert not shared._kept
+
+
+async def test_a_subscriber_that_leaves_during_a_read_leaves_the_others_theirs() -> None:
+    """The read belongs to nobody."""
+    store = CountedStore(MemoryStore())
+    async with running(store) as hub:
+        await fill(hub, 3_000)
+        outlets = [Outlet(), Outlet()]
+        tasks = [
+            asyncio.create_task(hub.subscribe(("news",), outlet, encode=encode_line, last_event_id=place(hub, 10)))
+            for outlet in outlets
+        ]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert outlets[1].gaps == []
+        assert len(outlets[1].data) == 1_496
+        assert await listen(hub)

@@ -1,0 +1,247 @@
+"""An authorization server of one test, and those who come to it: a browser with cookies, and clients.
+
+`Desk` is the authorization server on a store, asked without a network; several of them on one store are its workers.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from html import unescape
+from typing import Any
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
+
+from millstream import Settings, auth
+from millstream.auth.issuing.ways import User
+from millstream.auth.method import Identity
+from millstream.http.message import Request, Response
+from millstream.protocol.principal import EVERYTHING
+from millstream.server.calls.changes import Changes
+from millstream.server.calls.keys import Secrets
+from millstream.server.calls.services import Services
+from millstream.stores.base import Store
+
+URL = "https://mcp.example.com"
+RESOURCE = f"{URL}/mcp"
+OTHER = "https://other.example.com/mcp"
+BACK = "https://app.example.com/back"
+VERIFIER = "v" * 43
+SECRETS = Secrets((b"s" * 32,), "setting")
+FORM = "application/x-www-form-urlencoded"
+
+
+def challenge(verifier: str = VERIFIER) -> str:
+    """What a client sends of its verifier (RFC 7636)."""
+    return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+
+
+class Known:
+    """People with passwords, in memory: the way to sign in of most tests."""
+
+    def __init__(self) -> None:
+        self.people = {
+            "ada": ("correct horse", User("ada", "Ada", (EVERYTHING,))),
+            "bob": ("battery staple", User("bob", "Bob", ("orders:read",))),
+        }
+        self.changes = 0
+
+    async def check(self, name: str, password: str) -> User | None:
+        """The person of a name and password."""
+        known = self.people.get(name)
+        return known[1] if known is not None and known[0] == password else None
+
+    def find(self, subject: str) -> User | None:
+        """The person."""
+        known = self.people.get(subject)
+        return None if known is None else known[1]
+
+    def remove(self, name: str) -> None:
+        """They may not any more."""
+        del self.people[name]
+        self.changes += 1
+
+    def epoch(self) -> int:
+        """How often somebody was removed."""
+        return self.changes
+
+
+class Clock:
+    """The time, as the test has it."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Reply:
+    """What came back."""
+
+    def __init__(self, response: Response) -> None:
+        self.status = response.status
+        self.body = response.body
+        lines = response.head.decode("latin-1").split("\r\n")
+        self.headers: dict[str, str] = {}
+        self.cookies: dict[str, str] = {}
+        self.set_cookies: list[str] = []
+        for name, _, value in (line.partition(": ") for line in lines if line):
+            self.headers[name] = value
+            if name == "set-cookie":
+                self.set_cookies.append(value)
+                key, _, rest = value.partition("=")
+                self.cookies[key] = rest.partition(";")[0]
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def message(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        """The code of the error in a JSON reply."""
+        return str(self.message.get("error"))
+
+    @property
+    def location(self) -> str:
+        return self.headers["location"]
+
+    @property
+    def answer(self) -> dict[str, str]:
+        """The parameters with which a browser was sent back; none is there twice."""
+        pairs = parse_qsl(urlsplit(self.location).query, keep_blank_values=True)
+        assert len(dict(pairs)) == len(pairs)
+        return dict(pairs)
+
+    @property
+    def ticket(self) -> str:
+        """The question of a page that asks."""
+        found = re.search(r'name="ticket" value="([^"]*)"', self.text)
+        assert found, self.text
+        return unescape(found[1])
+
+
+class Desk:
+    """One worker's authorization server."""
+
+    def __init__(self, store: Store, *, clock: Clock | None = None, people: Any = None, **options: Any) -> None:
+        self.services = Services(Settings(), store, Changes(), SECRETS)
+        self.clock = clock
+        if clock is not None:
+            self.services.clock = clock
+        self.people = Known() if people is None else people
+        given: dict[str, Any] = {"url": URL, "users": self.people, "resources": [OTHER], "scopes": [], **options}
+        self.issuer = auth.issuer(**given)
+        self.peer = "192.0.2.1" if given["url"].startswith("https:") else "127.0.0.1"
+        """The address of those who come, unless a request says another."""
+        scopes = ["orders:read", "orders:write"]
+        self.running = self.issuer.bind(self.services, "Book shop", lambda: scopes)
+        self.paths = self.running.paths()
+
+    async def ask(
+        self, method: str, path: str, *, query: str = "", body: bytes = b"", peer: str = "", **headers: str
+    ) -> Reply:
+        """One request."""
+        fields = {"host": "mcp.example.com", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in fields.items()]
+        request = Request(method, path, raw, dict(raw), body, query.encode("latin-1"), peer or self.peer, "", "https")
+        response = await self.paths[path][method](request)
+        assert isinstance(response, Response)
+        return Reply(response)
+
+    async def post(self, path: str, form: Any, **headers: str) -> Reply:
+        """A form."""
+        body = urlencode(form, doseq=True).encode()
+        return await self.ask("POST", path, body=body, **{"content_type": FORM, **headers})
+
+    async def register(self, **said: Any) -> Any:
+        """A client that registers; what it gets."""
+        about = {"client_name": "Reader", "redirect_uris": [BACK], "token_endpoint_auth_method": "none",
+                 "grant_types": ["authorization_code", "refresh_token"], **said}  # fmt: skip
+        reply = await self.ask("POST", "/register", body=json.dumps(about).encode(), content_type="application/json")
+        assert reply.status == 201, reply.text
+        return reply.message
+
+    async def sign_in(self, client: str, *, browser: "Browser | None" = None, **asked: Any) -> dict[str, str]:
+        """A person signs in and agrees; what the browser brings back to the client."""
+        browser = browser or Browser(self)
+        page = await browser.open(client, **asked)
+        reply = page if page.status == 303 else await browser.answer(page)
+        assert reply.status == 303, reply.text
+        return reply.answer
+
+    async def token(self, client: str, code: str, /, **changes: Any) -> Reply:
+        """Exchange a code."""
+        form = {"grant_type": "authorization_code", "client_id": client, "code": code, "redirect_uri": BACK,
+                "code_verifier": VERIFIER, **changes}  # fmt: skip
+        return await self.post("/token", {name: value for name, value in form.items() if value is not None})
+
+    async def tokens(self, client: str, **asked: Any) -> Any:
+        """All of it: what the token endpoint gives."""
+        reply = await self.token(client, (await self.sign_in(client, **asked))["code"])
+        assert reply.status == 200, reply.text
+        return reply.message
+
+    async def refresh(self, client: str, token: str, /, **more: Any) -> Reply:
+        """Use a refresh token."""
+        return await self.post(
+            "/token", {"grant_type": "refresh_token", "client_id": client, "refresh_token": token, **more}
+        )
+
+    async def who(self, token: str) -> Identity | None:
+        """Whom a token is about, as the guard asks."""
+        return await self.running.identify(token)
+
+
+class Browser:
+    """A person's browser: it keeps cookies, and sends them."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.cookies: dict[str, str] = {}
+
+    async def ask(self, method: str, path: str, **more: Any) -> Reply:
+        """One request."""
+        if self.cookies:
+            more["cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        reply = await self.desk.ask(method, path, **more)
+        self.cookies.update(reply.cookies)
+        self.cookies = {name: value for name, value in self.cookies.items() if value}
+        return reply
+
+    async def open(self, client: str, **asked: Any) -> Reply:
+        """Follow a client's link."""
+        return await self.ask("GET", "/authorize", query=authorization(client, **asked))
+
+    async def answer(self, page: Reply, **form: Any) -> Reply:
+        """Send the form of the page that asks: by default, sign in as Ada and agree."""
+        signed_in = 'name="password"' not in page.text
+        said = {"answer": "allow"} if signed_in else {"answer": "allow", "name": "ada", "password": "correct horse"}
+        return await self.send({"ticket": page.ticket, **(form or said)})
+
+    async def send(self, form: Mapping[str, str], *, origin: str = URL) -> Reply:
+        """Any form."""
+        body = urlencode(form).encode()
+        return await self.ask("POST", "/authorize", body=body, content_type=FORM, origin=origin)
+
+
+def authorization(client: str, **changes: Any) -> str:
+    """The query of an authorization request; None takes a parameter away."""
+    asked = {"response_type": "code", "client_id": client, "redirect_uri": BACK, "state": "st", "resource": RESOURCE,
+             "code_challenge": challenge(), "code_challenge_method": "S256", **changes}  # fmt: skip
+    return urlencode({name: value for name, value in asked.items() if value is not None}, doseq=True)
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    """What a token says, unverified."""
+    payload = token.split(".")[1]
+    return dict(json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))))
+
+
+def query_of(url: str) -> dict[str, list[str]]:
+    """The query of a URL."""
+    return parse_qs(urlsplit(url).query, keep_blank_values=True)

@@ -1,0 +1,147 @@
+"""The pages of the authorization server in a real browser: they lead back to clients, and fit any screen."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.request import Request, urlopen
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from issuing_world import challenge
+from pages.test_accessibility import DANGLING, NAMELESS, SIDEWAYS, TWICE
+from pages_world import OpenPage
+from patience import WAIT
+from processes import free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+
+class Site(BaseHTTPRequestHandler):
+    """A client's page, and an upstream that sends everybody straight back."""
+
+    came: list[str]
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        query = parse_qs(parts.query)
+        if parts.path == "/go":
+            self.send_response(302)
+            back = {"state": query["state"][0], "code": "grace"}
+            self.send_header("location", f"{query['redirect_uri'][0]}?{urlencode(back)}")
+        else:
+            if parts.path == "/back":
+                self.came.append(self.path)
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+class Shop:
+    """A running shop, and what comes back to a client."""
+
+    def __init__(self, url: str, site: str, came: list[str]) -> None:
+        self.url = url
+        self.site = site
+        self.came = came
+
+    def link(self, name: str = "Claude Code", scope: str = "shop:use orders:write") -> str:
+        """A link of a client that has just registered."""
+        about = {"redirect_uris": [f"{self.site}/back"], "client_name": name}
+        body, headers = json.dumps(about).encode(), {"content-type": "application/json"}
+        with urlopen(Request(f"{self.url}/register", body, headers), timeout=WAIT) as reply:  # noqa: S310  loopback
+            id = json.load(reply)["client_id"]
+        asked = {"response_type": "code", "client_id": id, "redirect_uri": f"{self.site}/back", "state": "s t",
+                 "code_challenge": challenge(), "code_challenge_method": "S256", "scope": scope}  # fmt: skip
+        return f"{self.url}/authorize?{urlencode(asked)}"
+
+    def answered(self, page: Page) -> dict[str, list[str]]:
+        """What the client got, once the browser is there."""
+        page.wait_for_url(re.compile(f"^{self.site}/back"))
+        return parse_qs(urlsplit(self.came[-1]).query)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """`upstream_shop.py` at one port, a client and an upstream at another."""
+    came: list[str] = []
+    site = ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Site,), {"came": came}))
+    Thread(target=site.serve_forever, daemon=True).start()
+    port = free_port()
+    url, elsewhere = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{site.server_port}"
+    tests = str(Path(__file__).resolve().parent.parent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHOP_URL", url)
+        patch.setenv("UPSTREAM_URL", elsewhere)
+        patch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
+        log = tmp_path_factory.mktemp("shop") / "log"
+        with serving(millstream("tests/pages/upstream_shop.py", port), port, log):
+            yield Shop(url, elsewhere, came)
+    site.shutdown()
+    site.server_close()
+
+
+def test_a_person_signs_in_agrees_and_is_back_at_the_client(shop: Shop, open_page: OpenPage) -> None:
+    """The policy of the page lets the form end at the client; browsers apply it to redirects as well."""
+    page = open_page(shop.link())
+    page.get_by_label("Name").fill("ada")
+    page.get_by_label("Password").fill("correct horse")
+    page.get_by_role("button", name="Sign in and allow").click()
+    answer = shop.answered(page)
+    assert (answer["state"], answer["iss"]) == (["s t"], [shop.url])
+    assert answer["code"]
+    page.goto(shop.link("Another"))
+    expect(page.get_by_text("You are signed in as Ada.")).to_be_visible()
+    page.get_by_role("button", name="Deny").click()
+    assert shop.answered(page)["error"] == ["access_denied"]
+
+
+def test_a_person_goes_to_an_upstream_and_is_back_at_the_client(shop: Shop, open_page: OpenPage) -> None:
+    """Though the upstream redirects at once, twice across origins: the browser's cookie comes along."""
+    page = open_page(shop.link())
+    page.get_by_role("button", name="Continue with Elsewhere").click()
+    assert shop.answered(page)["code"]
+    page.goto(shop.link("Another"))
+    expect(page.get_by_text("You are signed in as Grace Hopper.")).to_be_visible()
+    page.get_by_role("button", name="Use another account").click()
+    expect(page.get_by_label("Password")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_its_screen_has_its_style_and_names_everything(
+    shop: Shop, open_page: OpenPage, width: int, scheme: str
+) -> None:
+    """Nothing scrolls sideways, whatever a client calls itself."""
+    page = open_page(shop.link("W" * 80), width=width, height=844, color_scheme=scheme)
+    assert page.evaluate(SIDEWAYS) == 0
+    assert page.evaluate(NAMELESS) == []
+    assert page.evaluate(TWICE) == []
+    assert page.evaluate(DANGLING) == []
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == {"light": "rgb(246, 247, 247)", "dark": "rgb(12, 17, 16)"}[scheme]
+    allow = page.get_by_role("button", name="Sign in and allow")
+    assert allow.evaluate("node => getComputedStyle(node).fontWeight") == "600"
+
+
+def test_the_page_works_by_keyboard_and_without_scripts(shop: Shop, open_page: OpenPage) -> None:
+    """Enter in the password field signs in and allows; it is the first button of the form."""
+    page = open_page(shop.link(), lossy=True, java_script_enabled=False)
+    page.get_by_label("Name").fill("ada")
+    page.get_by_label("Password").fill("wrong")
+    page.get_by_label("Password").press("Enter")
+    expect(page.get_by_role("alert")).to_have_text("The name or the password is wrong.")
+    assert page.get_by_label("Name").input_value() == "ada"
+    page.get_by_label("Password").fill("correct horse")
+    page.get_by_label("Password").press("Enter")
+    assert shop.answered(page)["code"]

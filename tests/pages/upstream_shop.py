@@ -1,0 +1,36 @@
+"""A shop whose people sign in by a password, or at an upstream that knows everybody; for the tests of its pages."""
+
+import os
+from urllib.parse import urlencode
+
+from issuing_world import Known
+from millstream import Server, auth
+from millstream.auth.issuing.ways import Away, Returned, SignInFailed, User
+
+
+class Elsewhere:
+    """An upstream at another port of this machine."""
+
+    name = "elsewhere"
+    label = "Continue with Elsewhere"
+
+    async def begin(self, callback: str, state: str) -> Away:
+        """Send the browser there."""
+        return Away(f"{os.environ['UPSTREAM_URL']}/go?{urlencode({'redirect_uri': callback, 'state': state})}")
+
+    async def finish(self, returned: Returned) -> User:
+        """Whoever it is."""
+        if "code" not in returned.query:
+            raise SignInFailed("Elsewhere does not know you.")
+        return User(returned.query["code"], "Grace Hopper")
+
+
+mcp = Server(
+    "shop",
+    auth=auth.issuer(
+        os.environ["SHOP_URL"],
+        users=[Known(), Elsewhere()],
+        scopes=["shop:use"],
+        described={"shop:use": "Look at books and prices", "orders:write": "Order books, up to 100 € a month"},
+    ),
+)

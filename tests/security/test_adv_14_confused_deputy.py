@@ -1,0 +1,128 @@
+"""Confused deputies: CVE-2026-27124 (consent that another client rides on) and unvalidated redirect URIs (CWE-601).
+
+MCP, security best practices: consent for each client before anything is forwarded, bound to the browser that gave it.
+"""
+
+from typing import Any
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
+
+import pytest
+
+from issuing_world import BACK, URL, Browser, Desk, Known, Reply, authorization
+from millstream.auth.issuing.ways import Away, Returned, User
+from millstream.stores.memory.store import MemoryStore
+
+EVIL = "https://evil.example/back"
+
+
+class Elsewhere:
+    """An upstream where the person has agreed to this server once and for all: it asks nobody any more."""
+
+    name, label = "elsewhere", "Continue with Elsewhere"
+
+    async def begin(self, callback: str, state: str) -> Away:
+        """Send the browser there."""
+        return Away(f"https://id.example/go?redirect_uri={quote(callback)}&state={state}")
+
+    async def finish(self, returned: Returned) -> User:
+        """Whoever it is."""
+        return User("victim", "Victim")
+
+
+@pytest.fixture
+async def desk() -> Desk:
+    """An authorization server with that upstream."""
+    store = MemoryStore()
+    await store.open()
+    return Desk(store, people=[Known(), Elsewhere()])
+
+
+async def away(desk: Desk, browser: Browser, **about: Any) -> str:
+    """The URL of the upstream, for a client that this browser's person has agreed to."""
+    id = (await desk.register(**about))["client_id"]
+    page = await browser.open(id, redirect_uri=about.get("redirect_uris", [BACK])[0])
+    leads = await browser.answer(page, way="elsewhere")
+    return leads.text.split('content="0;url=')[1].split('"')[0].replace("&amp;", "&")
+
+
+async def back_from(browser: Browser, upstream: str) -> Reply:
+    """The upstream sends a browser back at once."""
+    state = parse_qs(urlsplit(upstream).query)["state"][0]
+    query = urlencode({"state": state, "code": "x"})
+    return await browser.ask("GET", "/sign-in/callback/elsewhere", query=query)
+
+
+async def test_a_stolen_link_to_the_upstream_is_refused_in_another_browser(desk: Desk) -> None:
+    """The attacker agrees to their own client and sends the victim the rest of the way: 403, and no code."""
+    attacker = Browser(desk)
+    link = await away(desk, attacker, redirect_uris=[EVIL])
+    victim = Browser(desk)
+    await victim.open((await desk.register())["client_id"])
+    for browser in (victim, Browser(desk)):
+        fresh = link if browser is victim else await away(desk, attacker, redirect_uris=[EVIL])
+        reply = await back_from(browser, fresh)
+        assert (reply.status, "location" in reply.headers) == (403, False)
+
+
+async def test_nobody_reaches_the_upstream_without_agreeing_to_this_very_client(desk: Desk) -> None:
+    """Though the person's browser knows them, and they have agreed to another client before."""
+    victim = Browser(desk)
+    assert (await back_from(victim, await away(desk, victim))).status == 303
+    evil = (await desk.register(redirect_uris=[EVIL], client_name="Reader"))["client_id"]
+    for prompt in (None, "none"):
+        reply = await victim.open(evil, redirect_uri=EVIL, prompt=prompt)
+        assert (reply.status, "code" in reply.headers.get("location", "")) == (400 if prompt else 200, False)
+    assert await desk.services.store.kv.keys("oauth-away:") == []
+
+
+async def test_a_client_cannot_skip_the_page_by_sending_the_form_itself(desk: Desk) -> None:
+    """Consent forgery: the ticket is sealed, and bound to the browser and to what was shown."""
+    victim = Browser(desk)
+    good = (await desk.register())["client_id"]
+    page = await victim.open(good)
+    evil = (await desk.register(redirect_uris=[EVIL]))["client_id"]
+    for extra in ({"client_id": evil}, {"redirect_uri": EVIL}, {"scope": "orders:write"}, {"state": "forged"}):
+        form = {"ticket": page.ticket, "answer": "allow", "name": "ada", "password": "correct horse", **extra}
+        reply = await victim.send(form)
+        assert reply.location.startswith(f"{BACK}?")
+        assert reply.answer["state"] == "st"
+        given = (await desk.token(good, reply.answer["code"])).message
+        assert given["scope"] == ""
+    assert (await victim.send({"ticket": page.ticket, "answer": "allow"}, origin="https://evil.example")).status == 403
+
+
+@pytest.mark.parametrize("uri", [
+    EVIL, f"{BACK}.evil.example", f"{BACK}/../evil", f"{BACK}?next=https://evil.example", f"{BACK}#x",
+    "https://app.example.com",
+    "https://app.example.com@evil.example/back", "https://app.example.com\\@evil.example/back", "//evil.example", "",
+    "https://app.example.com:443/back", "javascript:alert(1)//app.example.com/back",
+    " " + BACK, BACK + "\r\nx: y", BACK + "\0",
+])  # fmt: skip
+async def test_a_redirect_uri_that_was_not_registered_ends_on_a_page(desk: Desk, uri: str) -> None:
+    """CWE-601, redirect tricks: nothing is normalized, and nobody is redirected."""
+    id = (await desk.register(redirect_uris=[BACK, BACK + "2"]))["client_id"]
+    reply = await desk.ask("GET", "/authorize", query=authorization(id, redirect_uri=uri))
+    assert (reply.status, "location" in reply.headers) == (400, False)
+
+
+async def test_every_answer_names_the_issuer_so_that_clients_notice_a_mix_up(desk: Desk) -> None:
+    """RFC 9207: success and errors alike."""
+    browser = Browser(desk)
+    id = (await desk.register())["client_id"]
+    page = await browser.open(id)
+    for reply in (
+        await browser.answer(page, answer="deny"),
+        await browser.answer(page),
+        await browser.open(id, scope="no:such"),
+        await browser.open(id, prompt="none"),
+    ):
+        assert reply.answer["iss"] == URL
+
+
+async def test_a_code_is_worth_nothing_to_whoever_intercepts_it(desk: Desk) -> None:
+    """Neither without the verifier, nor for another client, nor put into another one's answer (RFC 9700 §4.5)."""
+    id, other = (await desk.register())["client_id"], (await desk.register())["client_id"]
+    code = (await desk.sign_in(id))["code"]
+    for client, verifier in ((id, "w" * 43), (other, "v" * 43), (id, None)):
+        assert (await desk.token(client, code, code_verifier=verifier)).status == 400
+    assert (await desk.token(id, code)).status == 200

@@ -1,0 +1,253 @@
+"""Paths, choices of mixed kinds, and names for types."""
+
+import enum
+import sys
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, NewType, cast
+
+import pytest
+from pydantic import AfterValidator, HttpUrl, SecretStr
+from typing_extensions import TypeAliasType
+
+from millstream import Field, Server, Settings
+from millstream.server.functions.plan import Plan, plan
+from millstream.server.functions.reading import ArgumentError, read_arguments
+from millstream.server.functions.results import encode_result
+from millstream.testing import connect
+
+
+class Level(enum.Enum):
+    LOW = 1
+    HIGH = "high"
+    NONE = None
+
+
+class Tone(enum.Enum):
+    WARM = "warm"
+    DRY = "dry"
+
+
+@dataclass
+class Folder:
+    at: Path
+    level: int = 1
+    inside: list[Path] = field(default_factory=list)
+
+
+@dataclass
+class Film:
+    title: str
+
+
+def inside(path: str) -> str:
+    if ".." in path:
+        raise ValueError("it leaves the folder")
+    return path
+
+
+Age = TypeAliasType("Age", Annotated[int, Field(ge=0)])
+Inside = TypeAliasType("Inside", Annotated[str, AfterValidator(inside)])
+Pet = NewType("Pet", str)
+Either = TypeAliasType("Either", "Folder | Film")
+
+
+def tool_with(annotation: Any) -> Plan:
+    def tool(x: Any) -> Any:
+        return x
+
+    tool.__annotations__["x"] = annotation
+    return plan(tool)
+
+
+def read(annotation: Any, raw: str) -> Any:
+    return read_arguments(tool_with(annotation), b'{"x":%b}' % raw.encode()).x
+
+
+@pytest.mark.parametrize(
+    ("annotation", "raw", "value"),
+    [
+        (Path, '"a/b"', Path("a/b")),
+        (PurePosixPath, '"a/b"', PurePosixPath("a/b")),
+        (list[Path], '["a"]', [Path("a")]),
+        (Path | int, "3", 3),
+        (Path | int, '"a"', Path("a")),
+        (Folder, '{"at":"a","inside":["b"]}', Folder(Path("a"), 1, [Path("b")])),
+        (Level, "1", Level.LOW),
+        (Level, '"high"', Level.HIGH),
+        (Level, "null", Level.NONE),
+        (list[Level], '["high"]', [Level.HIGH]),
+        (Literal[Tone.WARM, "cold"], '"warm"', Tone.WARM),
+        (Literal[Tone.WARM, "cold"], '"cold"', "cold"),
+        (Age, "5", 5),
+        (list[Age], "[5]", [5]),
+        (Pet, '"cat"', "cat"),
+        (Either, '{"title":"Momo"}', Film("Momo")),
+        (object, '{"a":1}', {"a": 1}),
+        (deque[int], "[1,2]", deque([1, 2])),
+    ],
+)
+def test_a_value_becomes_what_the_annotation_says(annotation: Any, raw: str, value: Any) -> None:
+    """Our choice: what JSON can say in one obvious way needs no pydantic."""
+    found = read(annotation, raw)
+    assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "raw", "text"),
+    [
+        (Path, '""', "'x' must be a path as text, got \"\". Expected"),
+        (Path, "5", "'x' must be a path as text, got 5. Expected"),
+        (Path, r'"a\u0000b"', "'x' must be a path as text"),
+        (Level, "true", "'x' must be one of 1, \"high\", null, got true. Expected"),
+        (Level, '"low"', '\'x\' must be one of 1, "high", null, got "low". Expected'),
+        (Literal[Tone.WARM, "cold"], '"dry"', '\'x\' must be one of "warm", "cold", got "dry". Expected'),
+        (Age, "-1", "'x' must be an integer >= 0, got -1. Expected"),
+        (Inside, '"../a"', 'it leaves the folder, got "../a". Expected'),
+        (dict[int, str], '{"a":"b"}', "a key of 'x' must be an integer, got a string. Expected"),
+        (list[Literal["a", "b"]], '["c"]', '\'x[0]\' must be one of "a", "b", got "c". Expected'),
+        (list[int] | list[str], "[1.5]", "'x' fits none of its alternatives: list[int] ('[0]' must be an integer"),
+        (int, '"' + "9" * 500 + '"', 'got the string "' + "9" * 79 + "…. Expected"),
+        (SecretStr, "5", "Input should be a valid string"),
+        (HttpUrl, '"example"', 'Input should be a valid URL, relative URL without a base, got "example". Expected'),
+    ],
+)
+def test_a_refused_value_is_shown_with_what_would_be_right(annotation: Any, raw: str, text: str) -> None:
+    """The text is for a model that tries again; long values are cut."""
+    with pytest.raises(ArgumentError) as refused:
+        read(annotation, raw)
+    assert text in str(refused.value)
+
+
+def test_a_password_is_not_repeated() -> None:
+    """The text may stand in a log."""
+    marked = Annotated[str, Field(min_length=10, extra={"format": "password"})]
+    checked = Annotated[str, AfterValidator(inside)]
+
+    def tool(x: marked | None = None, api_key: int = 0, token: checked = "", at: int | Film = 0) -> None: ...
+
+    for raw, text in [
+        ('{"x":"s3cret"}', "'x' must be a string of length >= 10. Expected"),
+        ('{"api_key":"s3cret"}', "'api_key' must be an integer, got a string. Expected"),
+        ('{"token":"..s3cret"}', "'token': Value error, it leaves the folder. Expected"),
+        ('{"at":{"name":"Momo","password":"s3cret"}}', "missing 'title' in 'at'. Expected"),
+        ('{"at":[{"password":"s3cret"}]}', "'at' must be an integer or an object, got an array. Expected"),
+    ]:
+        with pytest.raises(ArgumentError) as refused:
+            read_arguments(plan(tool), raw.encode())
+        assert text in str(refused.value)
+        assert "s3cret" not in str(refused.value)
+
+
+def tool_with_default(annotation: Any, default: Any) -> Plan:
+    def tool(x: Any = default) -> Any:
+        return x
+
+    tool.__annotations__["x"] = annotation
+    return plan(tool)
+
+
+MARKER = object()
+
+
+@pytest.mark.parametrize(
+    ("annotation", "default"),
+    [
+        (int, None), (float, 1), (list[int], ()), (Path, Path("a")), (Tone, Tone.DRY), (Film, Film("a")),
+        (str, MARKER), (set[str], {"a"}), (bytes, b"a"), (dict[int, str], {1: "a"}), (Literal["a"], "a"),
+    ],
+)  # fmt: skip
+def test_a_default_that_fits_is_listed_or_at_least_accepted(annotation: Any, default: Any) -> None:
+    """A marker of the function's own, which JSON does not have, makes an argument optional and no more."""
+    made = tool_with_default(annotation, default)
+    assert "required" not in made.input_schema
+    assert made.decoder.decode(b"{}").x == default or default is MARKER
+
+
+@pytest.mark.parametrize(
+    ("annotation", "default"),
+    [
+        (int, "one"), (int, True), (int, []), (Literal["a"], "b"), (list[int], ["a"]), (Film, {"name": 1}),
+        (Annotated[int, Field(ge=1)], 0), (Annotated[int, Field(default="one")], ...),
+    ],
+)  # fmt: skip
+def test_a_default_that_clients_could_not_send_is_refused(annotation: Any, default: Any) -> None:
+    """A fixed defect: clients were told a default that broke the schema beside it."""
+    with pytest.raises(TypeError, match=r"parameter 'x': its default .* doesn't fit its type: "):
+        tool_with_default(annotation, default) if default is not ... else tool_with(annotation)
+
+
+STATEMENTS = """
+from dataclasses import dataclass
+type Age = Annotated[int, Field(ge=0)]
+type Either = Film | Folder
+type Several[T] = list[T]
+type Tree = dict[str, Tree] | int
+@dataclass
+class Box[T]:
+    item: T
+    age: Age = 1
+def tool(age: Age, either: Either, several: Several[Age], box: Box[int]) -> Either:
+    return either
+def grow(tree: Tree) -> None: ...
+def grown() -> Tree: ...
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the syntax of PEP 695 is that of Python 3.12")
+def test_the_type_statement_means_what_it_stands_for() -> None:
+    """PEP 695; an alias that refers to itself has no schema that could be written down in one piece."""
+    names = {"Annotated": Annotated, "Field": Field, "Film": Film, "Folder": Folder, "__name__": __name__}
+    exec(STATEMENTS, names)  # noqa: S102  older versions cannot read it
+    made = plan(cast("Any", names["tool"]))
+    assert made.input_schema["properties"]["several"]["items"] == {"type": "integer", "minimum": 0}
+    arguments = read_arguments(made, b'{"age":1,"either":{"title":"Momo"},"several":[2],"box":{"item":3}}')
+    assert (arguments.either, arguments.box.age) == (Film("Momo"), 1)
+    with pytest.raises(ArgumentError, match=r"'box.age' must be an integer >= 0, got -1"):
+        read_arguments(made, b'{"age":1,"either":{"title":"Momo"},"several":[2],"box":{"item":3,"age":-1}}')
+    with pytest.raises(TypeError, match="parameter 'tree': the alias Tree refers to itself; use a dataclass that does"):
+        plan(cast("Any", names["grow"]))
+    with pytest.warns(UserWarning, match="grown: the tool has no output schema"):
+        plan(cast("Any", names["grown"]))
+
+
+async def test_results_of_these_types_are_written_as_they_are_read() -> None:
+    """What a client gets from one tool, it can give to another."""
+    mcp = Server("s", settings=Settings())
+
+    @mcp.tool
+    def path() -> Path:
+        return Path("a/b")
+
+    @mcp.tool
+    def folders() -> list[Folder]:
+        return [Folder(Path("a"))]
+
+    @mcp.tool
+    def maybe() -> Folder | Film | None:
+        return Film("Momo")
+
+    @mcp.tool
+    def links() -> list[HttpUrl]:
+        return [HttpUrl("https://example.com/")]
+
+    @mcp.tool
+    async def secret() -> AsyncIterator[dict[str, SecretStr]]:
+        yield {"key": SecretStr("s3cret")}
+
+    async with connect(mcp) as client:
+        assert (await client.call("path")).structured == "a/b"
+        assert (await client.call("folders")).structured == [{"at": "a", "level": 1, "inside": []}]
+        assert (await client.call("maybe")).structured == {"title": "Momo"}
+        assert (await client.call("links")).structured == ["https://example.com/"]
+        assert (await client.call("secret")).structured == {"key": "**********"}
+    tools = mcp.registry.tools
+    assert "anyOf" in tools["maybe"].describe()["outputSchema"]
+    assert tools["links"].describe()["outputSchema"]["items"]["format"] == "uri"
+
+
+def test_a_mixed_enum_is_written_as_its_value() -> None:
+    """As it is read."""
+    assert encode_result([Level.LOW, Level.HIGH, Level.NONE]).endswith(b'"structuredContent":[1,"high",null]')

@@ -1,0 +1,164 @@
+"""Fifty mistakes that authors of servers make: each gives a sentence, with the place, and none shows our frames.
+
+The mistakes are data: `fifty_mistakes.toml`. What a sentence has to say is our choice.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tomllib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import fastapi  # noqa: F401  `folder` puts back sys.modules, and what it needs cannot be imported twice
+import pytest
+
+import millstream
+from millstream.app.serving.errors import CommandError, report, starting
+from millstream.cli.load import load
+from millstream.testing import connect
+from patience import WAIT
+
+PREAMBLE = """from typing import Annotated
+from millstream import Context, Field, Server, Settings, SyncContext, auth
+mcp = Server("shop", settings=Settings())
+"""
+OURS = str(Path(millstream.__file__).parent)
+TABLE: list[dict[str, Any]] = tomllib.loads((Path(__file__).parent / "fifty_mistakes.toml").read_text("utf-8"))[
+    "mistake"
+]
+
+
+def staged(*stages: str) -> Any:
+    chosen = [each for each in TABLE if each["stage"] in stages]
+    return pytest.mark.parametrize("mistake", chosen, ids=lambda each: each["what"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory; import paths and modules are as before afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    return tmp_path
+
+
+def written(folder: Path, mistake: dict[str, Any]) -> int:
+    """Write the file; gives the line of the mistake, or 0."""
+    text = PREAMBLE + mistake["code"].lstrip("\n")
+    (folder / "shop.py").write_text(text)
+    return next((number for number, line in enumerate(text.splitlines(), 1) if line.endswith("# here")), 0)
+
+
+def check(text: str, line: int, mistake: dict[str, Any]) -> None:
+    assert mistake["says"] in text
+    assert OURS not in text
+    if line:
+        assert f'shop.py", line {line}' in text
+
+
+def told(error: CommandError, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the terminal shows of an error."""
+    report(error)
+    return capsys.readouterr().err
+
+
+def test_there_are_fifty() -> None:
+    """And each is one of its own."""
+    assert len({each["what"] for each in TABLE}) == len(TABLE) >= 50
+
+
+@staged("load")
+def test_a_mistake_stops_the_command_that_loads_the_file(
+    folder: Path, mistake: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything listens."""
+    line = written(folder, mistake)
+    with pytest.raises(CommandError) as caught:
+        load("shop.py")
+    check(told(caught.value, capsys), line, mistake)
+
+
+@staged("warn")
+def test_a_mistake_that_can_be_served_is_a_warning_about_its_line(folder: Path, mistake: dict[str, Any]) -> None:
+    """The line is that of the decorator, where a function begins."""
+    line = written(folder, mistake)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load("shop.py")
+    assert [(each.filename, each.lineno) for each in caught] == [(str(folder / "shop.py"), line)]
+    assert mistake["says"] in str(caught[0].message)
+
+
+@staged("start")
+async def test_a_mistake_stops_the_start(
+    folder: Path, mistake: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the reason, and the frames of the file if it has some."""
+    line = written(folder, mistake)
+    mcp = load("shop.py")
+    with pytest.raises(CommandError) as caught, starting(mcp.name):
+        await mcp.start()
+    check(told(caught.value, capsys), line, mistake)
+
+
+@staged("call", "answer")
+async def test_a_mistake_in_a_call_is_told(
+    folder: Path, mistake: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has what only its author should see; the client reads what it can use."""
+    line = written(folder, mistake)
+    mcp = load("shop.py")
+    async with connect(mcp) as client:
+        answer = ""
+        try:
+            answer = (await client.call("run")).text
+        except millstream.testing.Failure as failure:
+            answer = str(failure)
+    if mistake["stage"] == "answer":
+        check(answer, line, mistake)
+        return
+    (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert "the server's log has the details" in answer.lower()
+    assert mistake["says"] not in answer
+    check(logging.Formatter().format(record), line, mistake)
+
+
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys; sys.argv[0] = 'millstream'; from millstream.cli import main; main()",
+    "run",
+]
+
+
+@pytest.mark.server
+@staged("command")
+def test_a_mistake_ends_the_command(folder: Path, mistake: dict[str, Any]) -> None:
+    """With a status that scripts see, and no traceback."""
+    line = written(folder, mistake)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        args = [each.format(taken=other.getsockname()[1]) for each in mistake["args"]]
+        environment = {**os.environ, "NO_COLOR": "1", **mistake.get("environment", {})}
+        done = subprocess.run(
+            [*COMMAND, *args], capture_output=True, text=True, timeout=WAIT, cwd=folder, check=False, env=environment
+        )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    check(done.stderr, line, mistake)
+
+
+@pytest.mark.server
+@staged("stdio")
+async def test_what_a_tool_prints_does_not_break_stdio(folder: Path, mistake: dict[str, Any]) -> None:
+    """MCP 2025-11-25, transports, stdio: nothing but messages may stand on standard output."""
+    written(folder, mistake)
+    errors = folder / "errors.txt"
+    (folder / "main.py").write_text("from shop import mcp\nmcp.run('stdio')\n")
+    script = f"exec {sys.executable} main.py 2>{errors}"
+    async with millstream.Client(["sh", "-c", script], timeout=WAIT) as client:
+        assert (await client.call("run")).content == [millstream.Text("done")]
+    assert mistake["says"] in errors.read_text("utf-8")

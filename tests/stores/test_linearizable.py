@@ -1,0 +1,181 @@
+"""Values of every store under concurrent workers: a thousand histories, each of which has an order."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from itertools import count
+from typing import Any
+
+import pytest
+
+from millstream.protocol.errors import LocalError
+from millstream.stores.base import KeyValue
+from millstream.stores.memory.store import MemoryStore
+from redis_parts import Proxy, RedisServer, opened
+from store_parts import BACKINGS, TTL, backings
+from stores.linearizability import Operation, Value, is_linearizable
+
+HISTORIES = 1_000
+WORKERS = 3
+EACH = 4
+"""Operations of one worker in one history."""
+VALUES = (b"a", b"b")
+
+
+class Recorder:
+    """Runs random operations on one key and writes down what happened."""
+
+    def __init__(self, key: str, seed: int) -> None:
+        self.key = key
+        self.history: list[Operation] = []
+        self._random = random.Random(seed)
+        self._times = count()
+
+    async def work(self, kv: KeyValue) -> None:
+        """What one worker does."""
+        for _ in range(EACH):
+            kind, arguments = self._choose()
+            began = next(self._times)
+            try:
+                result = await self._do(kv, kind, arguments)
+            except (LocalError, OSError):
+                self.history.append(Operation(kind, arguments, None, began, None))
+            else:
+                self.history.append(Operation(kind, arguments, result, began, next(self._times)))
+
+    def _choose(self) -> tuple[str, tuple[Value, ...]]:
+        pick = self._random.choice
+        kind = pick(("get", "get", "put", "cas", "cas", "cas", "delete"))
+        arguments = {"get": (), "delete": (), "put": (pick(VALUES),), "cas": (pick((None, *VALUES)), pick(VALUES))}
+        return kind, arguments[kind]
+
+    async def _do(self, kv: KeyValue, kind: str, arguments: tuple[Value, ...]) -> Any:
+        if kind == "get":
+            return await kv.get(self.key)
+        if kind == "delete":
+            return await kv.delete(self.key)
+        if kind == "put":
+            await kv.put(self.key, arguments[0] or b"", TTL)
+            return None
+        return await kv.compare_and_set(self.key, arguments[0], arguments[1], TTL)
+
+
+async def record(workers: list[KeyValue], seed: int) -> list[Operation]:
+    """One history."""
+    recorder = Recorder(f"history:{seed}", seed)
+    await asyncio.gather(*(recorder.work(kv) for kv in workers))
+    return recorder.history
+
+
+async def judge(workers: list[KeyValue], histories: int) -> list[int]:
+    """The seeds of the histories that have no order; several are recorded at a time."""
+    wrong: list[int] = []
+    for start in range(0, histories, 10):
+        seeds = range(start, min(start + 10, histories))
+        for seed, history in zip(seeds, await asyncio.gather(*(record(workers, each) for each in seeds)), strict=True):
+            if not is_linearizable(history):
+                wrong.append(seed)
+    return wrong
+
+
+@pytest.mark.parametrize("name", backings(BACKINGS))
+async def test_a_thousand_concurrent_histories_of_values_are_linearizable(name: str) -> None:
+    """The contract of `KeyValue`: one order that all workers see."""
+    backing = BACKINGS[name]()
+    try:
+        shared = type(backing).shared
+        stores = [await backing.worker() for _ in range(WORKERS if shared else 1)]
+        workers = [stores[number % len(stores)].kv for number in range(WORKERS)]
+        assert await judge(workers, HISTORIES) == []
+    finally:
+        await backing.close()
+
+
+@pytest.mark.server
+async def test_values_stay_linearizable_while_connections_break() -> None:
+    """What was asked on a connection that broke may have been done or not, but it's never done twice."""
+    server = RedisServer()
+    try:
+        async with AsyncExitStack() as stack:
+            proxies = [await stack.enter_async_context(Proxy(server.port)) for _ in range(WORKERS)]
+            stores = [await stack.enter_async_context(opened(f"redis://127.0.0.1:{each.port}")) for each in proxies]
+            breaking = asyncio.create_task(break_connections(proxies))
+            try:
+                assert await judge([store.kv for store in stores], HISTORIES) == []
+            finally:
+                breaking.cancel()
+    finally:
+        server.close()
+
+
+async def break_connections(proxies: list[Proxy]) -> None:
+    """Cut one after the other, until cancelled."""
+    for number in count():
+        await asyncio.sleep(0.005)
+        proxies[number % len(proxies)].cut()
+
+
+class Broken:
+    """Values that are wrong in one way."""
+
+    def __init__(self, kv: KeyValue, way: str) -> None:
+        self._kv = kv
+        self._way = way
+        self._old: Value = None
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        return getattr(self._kv, name)  # type: ignore[no-any-return]
+
+    async def get(self, key: str) -> Value:
+        """A stale value, where that is the fault."""
+        found, self._old = self._old, await self._kv.get(key)
+        return found if self._way == "stale" else self._old
+
+    async def compare_and_set(self, key: str, expected: Value, value: Value, ttl: float) -> bool:
+        """Looks and writes in two steps, or twice, where that is the fault."""
+        if self._way == "two steps":
+            if await self._kv.get(key) != expected:
+                return False
+            await asyncio.sleep(0)
+            await self._kv.put(key, value or b"", ttl)
+            return True
+        done = await self._kv.compare_and_set(key, expected, value, ttl)
+        if self._way == "repeated":
+            done = await self._kv.compare_and_set(key, expected, value, ttl)
+        return done
+
+    async def put(self, key: str, value: bytes, ttl: float) -> None:
+        """Says that it's done before it is, where that is the fault."""
+        if self._way == "early":
+            self._late = asyncio.ensure_future(self._put_late(key, value, ttl))
+            return
+        await self._kv.put(key, value, ttl)
+
+    async def _put_late(self, key: str, value: bytes, ttl: float) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await self._kv.put(key, value, ttl)
+
+
+@pytest.mark.parametrize("way", ["stale", "two steps", "repeated", "early"])
+async def test_the_checker_finds_planted_faults(way: str) -> None:
+    """A checker that finds nothing proves nothing."""
+    kv: Any = Broken(MemoryStore().kv, way)
+    assert await judge([Yielding(kv)] * WORKERS, 200) != []  # type: ignore[list-item]
+
+
+class Yielding:
+    """Values that take a turn of the loop, so that operations overlap."""
+
+    def __init__(self, kv: Any) -> None:
+        self._kv = kv
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        async def operation(*arguments: Any) -> Any:
+            await asyncio.sleep(0)
+            result = await getattr(self._kv, name)(*arguments)
+            await asyncio.sleep(0)
+            return result
+
+        return operation

@@ -1,0 +1,162 @@
+"""Forty mistakes that an editor underlines. Each line with a comment ``# wrong`` must be reported, and no other.
+
+It is read by `test_type_mistakes.py` and never run.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, assert_type
+
+import millstream.testing
+from millstream import (
+    Annotations,
+    Client,
+    Context,
+    Elicit,
+    Field,
+    Icon,
+    Image,
+    Info,
+    Message,
+    ResourceLink,
+    Roots,
+    Sample,
+    Server,
+    Settings,
+    SyncContext,
+    Text,
+    ToolAnnotations,
+    ToolError,
+    ToolResult,
+    auth,
+)
+
+mcp = Server("shop")
+
+
+@dataclass
+class Address:
+    """Where somebody lives."""
+
+    street: str
+
+
+# Servers
+Server()  # wrong
+Server(5)  # wrong
+Server("shop", "1.0")  # wrong
+Server("shop", verison="1.0")  # wrong
+Server("shop", info={"title": "The shop"})  # wrong
+Server("shop", settings={"port": 8000})  # wrong
+Server("shop", auth="secret")  # wrong
+Server("shop", lifespan=lambda: None)  # wrong
+Settings(portt=8000)  # wrong
+Settings(log_level="loud")  # wrong
+Info(name="The shop")  # wrong
+mcp.run("sse")  # wrong
+mcp.run(port="8000")  # wrong
+mcp.mount("books")  # wrong
+mcp.tols()  # wrong
+
+
+# Decorators
+@mcp.tool(timout=5)  # wrong
+def one() -> None: ...
+
+
+@mcp.tool(timeout="5s")  # wrong
+def two() -> None: ...
+
+
+@mcp.tool(annotations={"readOnly": True})  # wrong
+def three() -> None: ...
+
+
+@mcp.tool(annotations=ToolAnnotations(read_only=True))  # wrong
+def four() -> None: ...
+
+
+@mcp.tool(icons=["tea.png"])  # wrong
+def five() -> None: ...
+
+
+@mcp.tool("six")  # wrong
+def six() -> None: ...
+
+
+@mcp.resource  # wrong
+def seven() -> None: ...
+
+
+@mcp.resource("shop://stock", mimetype="text/plain")  # wrong
+def eight() -> None: ...
+
+
+@mcp.resource("shop://stock", annotations=Annotations(audience=["everybody"]))  # wrong
+def nine() -> None: ...
+
+
+@mcp.prompt(timeout=5)  # wrong
+def ten() -> str:
+    return ""
+
+
+@mcp.complete("review", "tone")  # wrong
+def eleven() -> list[str]:
+    return []
+
+
+# Functions keep their types
+@mcp.tool(title="Add")
+def add(a: int, b: Annotated[int, Field(ge=0)] = 1) -> int:
+    return a + b
+
+
+add("1")  # wrong
+add(1, c=2)  # wrong
+assert_type(add(1), int)
+
+
+@asynccontextmanager
+async def lifespan(server: Server) -> AsyncGenerator[int]:
+    yield 1
+
+
+Server("shop", lifespan=lifespan, serve=["hub", "rest"], auth=[auth.keys("k")])
+
+
+@mcp.tool
+async def talk(ctx: Context) -> ToolResult:
+    await ctx.progress("half")  # wrong
+    await ctx.log("loud", "hello")  # wrong
+    await ctx.sample("Say hello", max_token=5)  # wrong
+    assert_type(await ctx.elicit("Where to?", Address), Address)
+    assert_type(await ctx.once("order", lambda: 5), int)
+    await ctx.ask(where="Where to?")  # wrong
+    await ctx.ask(where=Elicit("Where to?", Address), folders=Roots(), hello=Sample("Say hello"))
+    return ToolResult(contents=["done"])  # wrong
+
+
+@mcp.tool
+def block(ctx: SyncContext) -> list[Any]:
+    ctx.sample("Say hello", temperatur=0.5)  # wrong
+    assert_type(ctx.elicit("Where to?", Address), Address)
+    return [Image("tea.png"), Text("tea")]  # wrong
+
+
+# Values
+Message("system", "hello")  # wrong
+ResourceLink("book://1")  # wrong
+Icon("tea.png", theme="blue")  # wrong
+Field(gte=1)  # wrong
+auth.keys(b"secret")  # wrong
+auth.jwt(issuer="https://id.example.com")  # wrong
+ToolError()
+
+
+async def clients() -> None:
+    Client("http://127.0.0.1:8000/mcp", timeout="5s")  # wrong
+    async with millstream.testing.connect(mcp) as client:
+        await client.cal("add", a=1)  # wrong
+        assert_type((await client.call("add", a=1)).is_error, bool)

