@@ -7,8 +7,9 @@ travels, and nothing is added up, before somebody asks.
 import asyncio
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -24,12 +25,20 @@ from millstream.transports.open_streams import OpenStreams
 if TYPE_CHECKING:
     from millstream.hub import Hub
     from millstream.server.observing.observer import Observer
+    from millstream.web.live import DashboardFeed
 
 PATIENCE: Final = 0.5
 """Seconds to wait for the other workers."""
 RANGES: Final = (60, 900, 3_600, 21_600, 86_400)
 """Seconds of history that can be asked for."""
 READERS: Final = 30
+
+
+class Live(NamedTuple):
+    """What serves the dashboard."""
+
+    feed: "DashboardFeed"
+    looking: "Looking"
 
 
 class _Question(Struct, array_like=True, frozen=True):
@@ -122,7 +131,9 @@ class Looking:
 
     async def history(self, seconds: int, method: str = "", name: str = "") -> dict[str, Any]:
         """The last so many seconds, as `present_past` gives them; with a method, its own points, too."""
-        question = _Question("history", min((each for each in RANGES if each >= seconds), default=RANGES[-1]), method, name)
+        question = _Question(
+            "history", min((each for each in RANGES if each >= seconds), default=RANGES[-1]), method, name
+        )
         answers = await self._ask(question)
         return present_past([_decode_past(each) for each in answers], question.seconds)
 
@@ -182,10 +193,8 @@ class Looking:
         return [self._answer(question), *answers]
 
     async def _send(self, worker: str, message: Asked | Told) -> None:
-        try:
+        with suppress(LocalError, OSError):  # the page asks again soon
             await self._peers.send(worker, message)
-        except (LocalError, OSError):
-            pass  # the page asks again soon
 
     def _hear_question(self, asked: Asked, worker: str) -> None:
         try:

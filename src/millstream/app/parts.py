@@ -26,11 +26,10 @@ from millstream.telemetry.logs import overhear
 from millstream.transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
-    from millstream.app.looking import Looking
+    from millstream.app.looking import Live
     from millstream.hub import Hub
     from millstream.server.observing.observer import Observer
     from millstream.telemetry.metrics import Metrics
-    from millstream.web.live import DashboardFeed
 
 
 def make_observer(
@@ -132,10 +131,10 @@ def make_note(observer: "Observer") -> ObserveMessage:
 def open_feed(
     definition: Definition, dispatcher: Dispatcher, observer: "Observer", hub: "Hub", stack: AsyncExitStack, *,
     streams: OpenStreams, health: StoreHealth,
-) -> "tuple[DashboardFeed, Looking]":  # fmt: skip
+) -> "Live":  # fmt: skip
     """What the dashboard hears and what it asks for, of all workers, for the life of the stack."""
     from millstream.app.fleet import Fleet  # noqa: PLC0415  only where the pages are served
-    from millstream.app.looking import Looking  # noqa: PLC0415
+    from millstream.app.looking import Live, Looking  # noqa: PLC0415
     from millstream.server.observing.recent_calls import RecentCalls  # noqa: PLC0415
     from millstream.web.live import DashboardFeed, LogTail  # noqa: PLC0415
 
@@ -163,7 +162,7 @@ def open_feed(
     looking = Looking(services.peers, fleet.others, observer, calls, streams=streams, hub=hub)
     for running in (feed.run(), fleet.run(), looking.run()):
         stack.callback(asyncio.create_task(running).cancel)
-    return feed, looking
+    return Live(feed, looking)
 
 
 def store_figures(health: StoreHealth, store: Store) -> dict[str, Any]:

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from millstream.hub import Hub
     from millstream.server.observing.observer import Observer
     from millstream.transports.websocket.route import WebSocketRoute
-    from millstream.app.looking import Looking
-    from millstream.web.live import DashboardFeed
 
 IDLE_SECONDS = 60.0
 
@@ -73,8 +71,7 @@ class Runtime:
         self.observer: Observer | None = None
         self.render_metrics: Callable[[], Awaitable[bytes]] | None = None
         self.websocket: WebSocketRoute | None = None
-        self.feed: DashboardFeed | None = None
-        self.looking: Looking | None = None
+        self.live: Live | None = None
         self.policy: HostPolicy
         self.guard: Guard | None = None
         """In front of every path, where callers sign in."""
@@ -186,7 +183,7 @@ class Runtime:
         if "metrics" in self.definition.parts:
             self.render_metrics = await metrics_of_machine(observer.registry, self._stack)
         if self.hub is not None and "web" in self.definition.parts:
-            self.feed, self.looking = open_feed(
+            self.live = open_feed(
                 self.definition, self.dispatcher, observer, self.hub, self._stack,
                 streams=self.streams, health=self.store_health,
             )  # fmt: skip
@@ -218,8 +215,7 @@ class Runtime:
             )  # fmt: skip
             self.routes = Routes(
                 definition.parts, self.dispatcher, self.streams, self.store_health, protection, probes,
-                hub=self.hub, render_metrics=self.render_metrics, websocket=self.websocket, feed=self.feed,
-                looking=self.looking,
+                hub=self.hub, render_metrics=self.render_metrics, websocket=self.websocket, live=self.live,
             )  # fmt: skip
         return self.routes
 

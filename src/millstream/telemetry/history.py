@@ -1,9 +1,9 @@
 """What happened in the last day, in rings of slots: a second each at first, then longer and longer.
 
-A slot holds, for each operation, the calls by duration and the errors, and what the process was like. It is kept packed:
-a second costs some dozens of bytes, and all rings together stay below a few megabytes whatever happens. Somebody calls
-`take` once a second; calls themselves pay nothing. Slots begin at multiples of their length since 1970, so that those of
-several processes can be added up. Nothing here knows what is counted, or reads a clock.
+A slot holds, for each operation, the calls by duration and the errors, and what the process was like. It is kept
+packed: a second costs some dozens of bytes, and all rings together stay below a megabyte whatever happens. Somebody
+calls `take` once a second; calls themselves pay nothing. Slots begin at multiples of their length since 1970, so that
+those of several processes can be added up. Nothing here knows what is counted, or reads a clock.
 """
 
 from collections import deque

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ class LoopLag:
 
     def worst_of(self, seconds: float) -> float:
         """The largest sample of the last so many seconds."""
-        return max((self._samples[place] for place in range(-min(len(self._samples), math.ceil(seconds / INTERVAL)), 0)), default=0.0)
+        newest = islice(reversed(self._samples), math.ceil(seconds / INTERVAL))
+        return max(newest, default=0.0)
 
     async def run(self) -> None:
         """Measure until cancelled. The runtime owns the task."""

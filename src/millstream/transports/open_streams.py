@@ -31,7 +31,8 @@ class Leaving(Protocol):
 class OpenStreams:
     """All open streams of one running server."""
 
-    __slots__ = ("_by_owner", "_clock", "_kinds", "_max", "_max_age", "_max_per_owner", "_owned", "_sinks", "by_kind", "lines")
+    __slots__ = ("_by_owner", "_clock", "_kinds", "_max", "_max_age", "_max_per_owner", "_owned", "_sinks", "by_kind",
+                 "lines")  # fmt: skip
 
     def __init__(
         self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf, clock: Callable[[], float] = monotonic

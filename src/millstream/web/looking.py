@@ -1,4 +1,4 @@
-"""What the dashboard asks for beside its stream: history, recent calls, slow readers. Each answer is made when asked."""
+"""What the dashboard asks for beside its stream: history, recent calls, slow readers. Answers are made when asked."""
 
 from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol

@@ -8,7 +8,7 @@ from millstream.telemetry.metrics import quantile
 
 _SHARES: Final = (("p50_ms", 0.5), ("p95_ms", 0.95), ("p99_ms", 0.99))
 _LATE: Final = 5
-"""Seconds by which the newest second of another worker may be older than ours: so many points at the end wait for it."""
+"""Seconds by which the newest second of another worker may be older than ours: points at the end wait for it."""
 
 
 def present_past(pasts: Sequence[Past], seconds: int) -> dict[str, Any]:

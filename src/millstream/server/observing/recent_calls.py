@@ -216,6 +216,8 @@ def shown_arguments(call: Call) -> str | None:
             given = params.arguments if params.arguments is not None else params.uri
         elif isinstance(call.arguments, Struct) or is_object(call.arguments):
             given = msgspec.to_builtins(call.arguments, str_keys=True, enc_hook=repr)
+        elif call.arguments is not None:
+            return None
         text = "" if given is None else msgspec.json.encode(redact(given), enc_hook=repr).decode()
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
         return None
