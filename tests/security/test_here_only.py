@@ -83,7 +83,7 @@ async def test_the_documentation_has_its_files_wherever_it_is_served(server: Ser
     server.runtimes.bind = Bind(loopback=False)
     async with client(server, HERE) as http:
         assert (await http.get("/docs")).status_code == 200
-        for name in ("base.css", "docs.css", "docs.js"):
+        for name in ("base.css", "docs/docs.css", "docs/page.js"):
             assert (await http.get(f"/assets/{name}")).status_code == 200, name
 
 

@@ -101,11 +101,6 @@ class Fleet:
         named = {name: figures for name, (_, figures) in self._others.items()}
         return present({**named, me: self._figures()}, me, store=store)
 
-    def others(self) -> list[str]:
-        """The workers whose figures are fresh."""
-        self._forget_the_silent()
-        return list(self._others)
-
     def _hear_measured(self, message: Measured, worker: str) -> None:
         try:
             figures = _decode(message.figures)

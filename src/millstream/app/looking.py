@@ -6,7 +6,7 @@ travels, and nothing is added up, before somebody asks.
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -23,15 +23,17 @@ from millstream.telemetry.process import resident_bytes
 from millstream.transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
-    from millstream.hub import Hub
+    from millstream.hub import Hub, Subscription
     from millstream.server.observing.observer import Observer
     from millstream.web.live import DashboardFeed
 
-PATIENCE: Final = 0.5
+PATIENCE: Final = 0.4
 """Seconds to wait for the other workers."""
 RANGES: Final = (60, 900, 3_600, 21_600, 86_400)
 """Seconds of history that can be asked for."""
 READERS: Final = 30
+MAX_WORKERS: Final = 256
+"""Answers of more than these aren't waited for."""
 
 
 class Live(NamedTuple):
@@ -60,6 +62,8 @@ class Reader(Struct, array_like=True, frozen=True):
     """Bytes that it hasn't taken yet."""
 
 
+_OF_HUB: Final = frozenset(("events", "websocket"))
+"""What the hub knows more of: who reads there, and which channels."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode_question = msgspec.msgpack.Decoder(_Question).decode
 _decode_past = msgspec.msgpack.Decoder(Past).decode
@@ -67,16 +71,23 @@ _decode_calls = msgspec.msgpack.Decoder(Calls).decode
 _decode_readers = msgspec.msgpack.Decoder(list[Reader]).decode
 
 
+class _Waiting(NamedTuple):
+    answers: dict[str, bytes]
+    """By worker."""
+    expected: set[str]
+    """Those that answered the last time."""
+    done: asyncio.Event
+
+
 class Looking:
     """Answers for this worker, and asks the others."""
 
-    __slots__ = ("_answers", "_calls", "_clock", "_cpu", "_history", "_hub", "_numbers", "_observer", "_others",
-                 "_peers", "_sending", "_streams")  # fmt: skip
+    __slots__ = ("_calls", "_clock", "_cpu", "_history", "_hub", "_known", "_numbers", "_observer", "_peers",
+                 "_sending", "_streams", "_waiting")  # fmt: skip
 
     def __init__(
         self,
         peers: Peers,
-        others: Callable[[], Collection[str]],
         observer: "Observer",
         calls: RecentCalls,
         *,
@@ -88,7 +99,6 @@ class Looking:
 
         Args:
             peers: the other workers.
-            others: the names of those that live.
             observer: whose counts make the history.
             calls: the recent ones.
             streams: the open streams of this worker.
@@ -97,7 +107,6 @@ class Looking:
         """
         # Configuration
         self._peers = peers
-        self._others = others
         self._observer = observer
         self._calls = calls
         self._streams = streams
@@ -107,11 +116,13 @@ class Looking:
         self._history = History(observer.durations.bounds)
         self._cpu = time.process_time()
         self._numbers = count(1)
-        self._answers: dict[int, tuple[list[bytes], int, asyncio.Event]] = {}
-        """Number of a question -> answers so far, how many are expected, and what is set when all are there."""
+        self._waiting: dict[int, _Waiting] = {}
+        """By number of the question."""
+        self._known: set[str] = set()
+        """The workers that answered the last question that they could."""
         self._sending: set[asyncio.Task[Any]] = set()
         peers.on(Asked, self._hear_question)
-        peers.on(Told, lambda told, _: self._hear_answer(told))
+        peers.on(Told, self._hear_answer)
 
     async def run(self) -> None:
         """Remember each second, until cancelled. The runtime owns the task."""
@@ -154,43 +165,35 @@ class Looking:
         return _encode(self._calls.look() if question.about == "calls" else self._slowest())
 
     def _slowest(self) -> list[Reader]:
-        subscribers = [
-            Reader(
-                each.transport,
-                each.member.name or each.member.client_id if each.member else each.address,
-                list(each.channels[:8]),
-                None,
-                each.outlet.buffered,
-            )
-            for each in self._hub.slowest(READERS)
-        ]
+        subscribers = [_reader(each) for each in self._hub.slowest(READERS)]
         streams = [
             Reader(transport, owner, [], round(seconds, 1), waiting)
             for transport, owner, seconds, waiting in self._streams.slowest(READERS)
-            if transport != "events"
+            if transport not in _OF_HUB
         ]
         return [*subscribers, *streams]
 
     # Between workers
 
     async def _ask(self, question: _Question) -> list[bytes]:
-        """The answers, our own first."""
-        names = self._others()
-        if not names:
+        """The answers, our own first.
+
+        All are asked, and those are waited for that answered lately. The first question finds out who there is.
+        """
+        if not self._peers.shared:
             return [self._answer(question)]
         number = next(self._numbers)
-        answers: list[bytes] = []
-        done = asyncio.Event()
-        self._answers[number] = answers, len(names), done
+        waiting = self._waiting[number] = _Waiting({}, set(self._known), asyncio.Event())
         try:
-            await asyncio.gather(*(self._send(name, Asked(number, _encode(question))) for name in names))
+            await self._peers.tell(Asked(number, _encode(question)))
             async with asyncio.timeout(PATIENCE):
-                await done.wait()
+                await waiting.done.wait()
         except TimeoutError:
-            pass  # of those that haven't answered, nothing is shown this time
+            # Of those that haven't answered nothing is shown this time; who still lives is heard of again.
+            self._known.intersection_update(waiting.answers)
         finally:
-            del self._answers[number]
-        return [self._answer(question), *answers]
+            del self._waiting[number]
+        return [self._answer(question), *waiting.answers.values()]
 
     async def _send(self, worker: str, message: Asked | Told) -> None:
         with suppress(LocalError, OSError):  # the page asks again soon
@@ -205,11 +208,20 @@ class Looking:
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    def _hear_answer(self, told: Told) -> None:
-        waiting = self._answers.get(told.number)
-        if waiting is None:
+    def _hear_answer(self, told: Told, worker: str) -> None:
+        if len(self._known) < MAX_WORKERS:
+            self._known.add(worker)
+        waiting = self._waiting.get(told.number)
+        if waiting is None or len(waiting.answers) >= MAX_WORKERS:
             return
-        answers, expected, done = waiting
-        answers.append(told.answer)
-        if len(answers) >= expected:
-            done.set()
+        waiting.answers[worker] = told.answer
+        if waiting.expected and waiting.expected <= waiting.answers.keys():
+            waiting.done.set()
+
+
+def _reader(subscriptions: tuple["Subscription", ...]) -> Reader:
+    """The one who reads what these subscriptions share."""
+    first = subscriptions[0]
+    named = (each.member.name or each.member.client_id for each in subscriptions if each.member is not None)
+    channels = [channel for each in subscriptions for channel in each.channels]
+    return Reader(first.transport, next(named, first.address), channels[:8], None, first.outlet.buffered)

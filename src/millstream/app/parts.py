@@ -159,7 +159,7 @@ def open_feed(
         lambda: fleet.snapshot(store=store_figures(health, store)), LogTail(), streams, info=info, measure=measure
     )
     stack.callback(overhear(feed.log))
-    looking = Looking(services.peers, fleet.others, observer, calls, streams=streams, hub=hub)
+    looking = Looking(services.peers, observer, calls, streams=streams, hub=hub)
     for running in (feed.run(), fleet.run(), looking.run()):
         stack.callback(asyncio.create_task(running).cancel)
     return Live(feed, looking)

@@ -56,9 +56,10 @@ class Audience:
         """Bytes written to all of them and not yet taken, by a walk over their outlets."""
         return sum(outlet.buffered for outlet in self._by_outlet)
 
-    def slowest(self, count: int) -> list[Subscription]:
-        """Those with the most bytes that they haven't taken yet, by a walk over all."""
-        return nlargest(count, self._entered, key=lambda each: each.outlet.buffered)
+    def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
+        """The subscriptions of the outlets with the most bytes that nobody has taken yet, by a walk over all."""
+        found = nlargest(count, self._by_outlet, key=lambda outlet: outlet.buffered)
+        return [self._by_outlet[outlet] for outlet in found]
 
     def check_room(self, channels: Sequence[str], address: str) -> None:
         """Whether one more may enter.

@@ -2,10 +2,11 @@
 // rules say who may listen and speak where. The presence of a channel says who is here.
 
 import { $, element, write } from "../dom.js";
-import { lost, back } from "../shell/connection.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
+import { showState } from "../sse.js";
 import { Conversation, draw, drawAll, read } from "./messages.js";
+import { drawChannels, drawPeople, drawTyping, wrong } from "./side.js";
 import { Hub, Refused } from "./socket.js";
 
 const FIRST = "chat";
@@ -17,7 +18,6 @@ const MAX_CHANNELS = 12; // a socket has 16; each channel takes one, the open on
 const TYPING_MS = 3_000;
 const TYPED_MS = 6_000;
 const BACK_MS = 15_000;
-const WORDS = { connecting: "Connecting…", open: "Live", waiting: "Reconnecting…", offline: "Offline" };
 
 const me = { id: crypto.getRandomValues(new Uint32Array(2)).join("-"), name: "" };
 const own = new Set(JSON.parse(sessionStorage.getItem(OWN) ?? "[]")); // ids of what this tab has said
@@ -34,10 +34,7 @@ const typingOf = (channel) => `${channel}.typing`;
 const presenceOf = (channel) => `$presence.${channel}`;
 
 const hub = new Hub((state) => {
-  $("state").textContent = WORDS[state.state];
-  $("state").className = `badge state ${{ open: "good", connecting: "", waiting: "warn", offline: "bad" }[state.state]}`;
-  if (state.state === "open") back();
-  else if (state.reason) lost(`${state.reason} What you write is sent when it's back.`, state.state === "waiting" ? () => hub.now() : null);
+  showState($("state"), state, () => hub.now());
   if (state.state === "open") return;
   for (const conversation of rooms.values()) conversation.live = false;
   for (const entry of pending.values()) if (entry.state === "sending") fate(entry, "waiting");
@@ -53,11 +50,6 @@ const actions = {
     $("text").focus();
   },
 };
-
-function atEnd() {
-  const box = $("scroll");
-  return box.scrollHeight - box.scrollTop - box.clientHeight < 60;
-}
 
 function toEnd() {
   follows = true;
@@ -75,7 +67,7 @@ function show(channel, entry) {
       conversation.mark ??= entry;
       conversation.unread += 1;
     }
-    drawChannels();
+    showChannels();
   }
   if (channel !== current) return;
   if (entry === conversation.mark) $("messages").append(element("li", { className: "unread" }, "New"));
@@ -94,12 +86,26 @@ function hear(channel, event) {
   if (mine) {
     pending.delete(said.key);
     remember(event.id);
-    fate(mine, "", "", said.at);
+    inOrder(mine, said.at);
     return;
   }
   conversation.typing.delete(said.name);
-  drawTyping();
+  showTyping();
   show(channel, { kind: "message", ...said, own: own.has(event.id) });
+}
+
+/** A message of ours stands where everybody else sees it: behind what was heard before it. */
+function inOrder(entry, at) {
+  const { entries } = rooms.get(entry.channel);
+  const later = entries.slice(entries.indexOf(entry) + 1).some((each) => !each.own || !each.state);
+  if (!later) return fate(entry, "", "", at);
+  Object.assign(entry, { state: "", reason: "", at });
+  entries.splice(entries.indexOf(entry), 1);
+  const waiting = entries.findIndex((each) => each.own && each.state);
+  entries.splice(waiting < 0 ? entries.length : waiting, 0, entry);
+  if (entry.channel !== current) return;
+  drawAll(room(), actions);
+  if (follows) toEnd();
 }
 
 function remember(id) {
@@ -130,10 +136,10 @@ async function send(entry) {
   fate(entry, "sending");
   try {
     const { event_id: id } = await hub.publish(entry.channel, { name: me.name, message: entry.text, time: entry.at.getTime() / 1_000, key: entry.key });
-    rooms.get(entry.channel)?.drawn.add(id);
     remember(id);
-    pending.delete(entry.key);
-    fate(entry, "");
+    // What we don't hear, as we may only speak there, is done with this; else hearing it puts it in its place.
+    if (rooms.get(entry.channel)?.failed) pending.delete(entry.key);
+    if (entry.state) fate(entry, "");
   } catch (error) {
     if (!pending.has(entry.key)) return;
     if (error instanceof Refused) {
@@ -155,20 +161,7 @@ function submit() {
   field.focus();
 }
 
-// People
-
-function drawPeople() {
-  const people = [...(room()?.members.values() ?? [])].sort((one, other) => one.since - other.since);
-  write($("people-count"), people.length);
-  $("members").replaceChildren(
-    ...people.map((member) => {
-      const name = member.name || "Somebody";
-      const mine = hub.ids.has(member.client_id);
-      const initial = element("span", { className: "initial", "aria-hidden": "true" }, [...name][0].toUpperCase());
-      return element("li", { className: mine ? "own" : "" }, initial, element("span", { className: "one-line", dir: "auto", title: name }, mine ? `${name} (you)` : name));
-    }),
-  );
-}
+const showPeople = () => drawPeople([...(room()?.members.values() ?? [])], hub.ids);
 
 /** Who came and went. A reconnect, which leaves and joins, is no news. */
 function hearPresence(channel, event) {
@@ -178,7 +171,7 @@ function hearPresence(channel, event) {
   const member = JSON.parse(event.data);
   if (event.event === "join") conversation.members.set(member.client_id, member);
   else conversation.members.delete(member.client_id);
-  if (channel === current) drawPeople();
+  if (channel === current) showPeople();
   if (hub.ids.has(member.client_id) || !conversation.present) return;
   const last = conversation.entries.at(-1);
   if (event.event === "join" && last?.left === member.name && Date.now() - last.when < BACK_MS) {
@@ -196,27 +189,20 @@ async function fetchMembers(channel) {
     if (!response.ok) return;
     conversation.members = new Map((await response.json()).map((member) => [member.client_id, member]));
     conversation.present = true;
-    if (channel === current) drawPeople();
+    if (channel === current) showPeople();
   } catch {
     // The presence goes on telling who comes and goes; the next connection asks again.
   }
 }
 
-// Typing
-
-function drawTyping() {
-  const now = Date.now();
-  const names = [...(room()?.typing ?? [])].filter(([, until]) => until > now).map(([name]) => name);
-  const text = names.length === 0 ? "" : names.length === 1 ? `${names[0]} is typing…` : names.length === 2 ? `${names.join(" and ")} are typing…` : `${names.length} people are typing…`;
-  write($("typing"), text);
-}
-setInterval(drawTyping, 1_000);
+const showTyping = () => drawTyping(room()?.typing ?? new Map());
+setInterval(showTyping, 1_000);
 
 function hearTyping(channel, event) {
   const { name, from } = JSON.parse(event.data);
   if (from === me.id || typeof name !== "string") return;
   rooms.get(channel)?.typing.set(name.slice(0, 80) || "Somebody", Date.now() + TYPED_MS);
-  drawTyping();
+  showTyping();
 }
 
 /** At most every few seconds; where the server doesn't allow it, nobody sees it. */
@@ -226,26 +212,7 @@ function sayTyping() {
   hub.publish(typingOf(current), { name: me.name, from: me.id }, "typing").catch(() => {});
 }
 
-// Channels
-
-function drawChannels() {
-  let all = 0;
-  const items = [...rooms].map(([channel, { unread, failed }]) => {
-    all += unread;
-    const link = element("a", { href: `#channel=${encodeURIComponent(channel)}`, "aria-current": channel === current ? "true" : null, title: channel }, element("span", { className: "one-line", dir: "auto" }, `# ${channel}`));
-    if (failed) link.append(element("span", { className: "badge bad" }, "refused"));
-    else if (unread) link.append(element("span", { className: "count", "aria-label": `${unread} unread` }, unread > 99 ? "99+" : unread));
-    const close = element("button", { type: "button", className: "quiet small square", title: `Leave ${channel}`, "aria-label": `Leave ${channel}` });
-    close.append(document.querySelector("#add .icon").cloneNode(true));
-    close.firstChild.firstElementChild.setAttribute("href", "#icon-close");
-    close.addEventListener("click", () => part(channel));
-    return element("li", { className: unread ? "has-unread" : "" }, link, channel === FIRST ? null : close);
-  });
-  $("channels").replaceChildren(...items);
-  write($("unread-all"), all || "");
-  document.title = all ? `(${all}) Chat` : "Chat";
-}
-
+const showChannels = () => drawChannels(rooms, current, FIRST, part);
 const keep = () => localStorage.setItem(CHANNELS, JSON.stringify([...rooms.keys()]));
 
 /** Hear a channel, in the background at first. */
@@ -263,13 +230,13 @@ function enterChannel(channel) {
       conversation.failed = "";
       if (channel === current) note();
       // What was not heard until here was not published: it can be said again.
-      for (const entry of pending.values()) if (entry.channel === channel) send(entry);
+      for (const entry of pending.values()) if (entry.channel === channel && entry.state) send(entry);
     },
     failed: (reason) => {
       conversation.failed = reason;
       conversation.live = true;
       if (channel === current) note();
-      drawChannels();
+      showChannels();
     },
   });
   keep();
@@ -302,9 +269,9 @@ function open(channel) {
   drawAll(room(), actions);
   $("quiet").hidden = room().entries.length > 0;
   note();
-  drawPeople();
-  drawTyping();
-  drawChannels();
+  showPeople();
+  showTyping();
+  showChannels();
   $("side").classList.remove("shown");
   $("show-channels").ariaExpanded = "false";
   if (location.hash !== `#channel=${encodeURIComponent(channel)}`) history.replaceState(null, "", `#channel=${encodeURIComponent(channel)}`);
@@ -316,7 +283,7 @@ function part(channel) {
   hub.unsubscribe(channel);
   rooms.delete(channel);
   keep();
-  drawChannels();
+  showChannels();
 }
 
 function complain(text) {
@@ -324,15 +291,7 @@ function complain(text) {
   $("channel-error").hidden = !text;
 }
 
-/** What is wrong with the name of a channel; the hub's own rules, told before it is asked. */
-function wrong(name) {
-  if (/\s/.test(name)) return "A channel's name has no spaces.";
-  if (name.startsWith("$")) return "Names with $ belong to the server.";
-  if (/[*>]/.test(name)) return "A channel's name has no * or >.";
-  return name.split(".").includes("") ? "A channel's name has no empty part." : "";
-}
-
-$("add").addEventListener("submit", (event) => {
+$("new-channel").addEventListener("submit", (event) => {
   event.preventDefault();
   const name = $("channel").value.trim().replace(/^#/, "");
   const problem = name && wrong(name);
@@ -402,16 +361,13 @@ $("text").addEventListener("keydown", (event) => {
 });
 $("newer").addEventListener("click", toEnd);
 $("scroll").addEventListener("scroll", () => {
-  follows = atEnd();
+  follows = $("scroll").scrollHeight - $("scroll").scrollTop - $("scroll").clientHeight < 60;
   if (follows) $("newer").hidden = true;
 });
-for (const [button, panel] of [["show-channels", "side"], ["show-people", "people"]]) {
-  $(button).addEventListener("click", () => ($(button).ariaExpanded = String($(panel).classList.toggle("shown"))));
-}
 document.addEventListener("visibilitychange", () => {
   if (document.hidden || !current) return;
   room().unread = 0;
-  drawChannels();
+  showChannels();
 });
 // Where the room for messages shrinks, the newest stays in sight.
 new ResizeObserver(() => follows && toEnd()).observe($("scroll"));
