@@ -28,6 +28,7 @@ from millstream.stores.health import StoreHealth
 from millstream.transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
+    from millstream.app.looking import Live
     from millstream.app.routes import Routes
     from millstream.auth.guard import Guard
     from millstream.hub import Hub

@@ -65,7 +65,7 @@ export class LiveTable {
   }
 
   #head(column) {
-    const mark = element("span", { className: "mark", "aria-hidden": "true" });
+    const mark = element("span", { className: "sort-mark", "aria-hidden": "true" });
     const cell = element("th", { scope: "col", className: column.number ? "number" : column.wide ? "wide" : "" });
     if (!column.sort) cell.append(column.title);
     else {
