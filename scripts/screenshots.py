@@ -114,7 +114,7 @@ def chat(page: Page, open_other: Callable[[str], Page]) -> None:
     for name in ("Grace", "Mary"):
         open_other(name).goto(f"{ADDRESS}/chat")
     page.goto(f"{ADDRESS}/chat")
-    page.locator("#members").get_by_text("Mary").wait_for()
+    page.locator("#members").get_by_text("Mary").wait_for(state="attached")
     page.get_by_text(TALK[-1][1]).wait_for()
 
 

@@ -10,8 +10,8 @@ from millstream import Server
 from millstream.app.here_only import Bind
 
 HERE_ONLY = [
-    "/dashboard", "/dashboard/events", "/dashboard/history", "/dashboard/calls", "/dashboard/readers", "/dashboard/audit",
-    "/chat", "/chat/members", "/inspect", "/inspect/servers", "/inspect/via/1",
+    "/dashboard", "/dashboard/events", "/dashboard/history", "/dashboard/calls", "/dashboard/readers",
+    "/dashboard/audit", "/chat", "/chat/members", "/inspect", "/inspect/servers", "/inspect/via/1",
     "/metrics",
 ]  # fmt: skip
 OUTSIDE = ("10.0.0.5", 1)
