@@ -25,7 +25,7 @@ NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tes
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: help setup run check format test unit test-python busy bench chaos docs lock clean
+.PHONY: help setup run check format test unit test-python busy bench fuzz chaos compat docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -48,7 +48,7 @@ format: $(VENV)/.test ## rewrite the sources in the one format
 	$(BIN)/ruff check --fix .
 
 test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) ## every test (ARGS= goes to pytest)
-	@scripts/apt curl chromium fish nginx redis-server strace tmux zsh
+	@scripts/apt chromium curl fish nginx redis-server strace tmux zsh
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) $(ARGS)
 
@@ -68,10 +68,16 @@ bench: $(VENV)/.setup $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure us
 	-@scripts/apt nginx libnginx-mod-nchan
 	$(BIN)/python -m benches $(ARGS)
 
+fuzz: .venv-fuzz/.ready ## feed every parser and every route with damaged input for MINUTES=10
+	cd tests && ../.venv-fuzz/bin/python -m fuzz $(MINUTES)
+
 chaos: $(VENV)/.test ## kill workers for MINUTES=10 while subscribers resume; then cycles of kill -9 and failing disks (STORE=redis://...)
 	@scripts/apt strace redis-server
 	$(BIN)/python -m benches.chaos $(MINUTES) $(if $(STORE),--store $(STORE))
 	STORE_CYCLES=200 $(PYTEST) -m server tests/stores/test_sqlite_faults.py tests/stores/test_redis_chaos.py $(ARGS)
+
+compat: $(VENV)/.setup .venv-compat-sdk/.ready .venv-compat-fastmcp/.ready .venv-compat-servers/.ready ## others' tests of their server modules, and published servers, against the door for them
+	$(BIN)/python -m benches.compat $(ARGS)
 
 docs: $(VENV)/.test ## put the examples into the documents and check their links
 	$(BIN)/python scripts/docs.py
@@ -97,10 +103,17 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock
 	$(UV) install --python $(BIN)/python --require-hashes -r requirements/test.lock
 	@touch $@
 
-.venv-mcp1/.ready .venv-foreign/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
+.venv-mcp1/.ready .venv-foreign/.ready .venv-compat-sdk/.ready .venv-compat-fastmcp/.ready .venv-compat-servers/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
 	@echo "Installing the packages of others ($*) ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-$*
 	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock
+	@touch $@
+
+.venv-fuzz/.ready: $(VENV)/.setup requirements/fuzz.lock
+	@echo "Installing what the fuzzer needs ..."
+	$(BIN)/python -m venv --clear --without-pip .venv-fuzz
+	$(UV) sync --python .venv-fuzz/bin/python --require-hashes requirements/fuzz.lock
+	$(UV) install --python .venv-fuzz/bin/python --no-deps --editable .
 	@touch $@
 
 $(PEERS)/.ready: $(VENV)/.setup requirements/bench.lock benches/package-lock.json

@@ -75,6 +75,15 @@ CASES = {
         "call-session",
         {"rust": 1.3},
     ),
+    "key": Case("what a warm API key costs", ("ours-key", "ours"), {"ours": 0.9}, "call-bearer"),
+    "jwt": Case("what a warm JWT costs", ("ours-jwt", "ours"), {"ours": 0.9}, "call-bearer"),
+    "limit": Case("what a limit of one worker costs", ("ours-limited", "ours"), {"ours": 0.97}, "call-bearer"),
+    "secured": Case(
+        "what key, limit, metrics and access log cost together",
+        ("ours-secured", "ours"),
+        {"ours": 0.8},
+        "call-bearer",
+    ),
     "asgi": Case(
         "tools/call, 2026-07-28, plain ASGI",
         ("ours-asgi", "mcp", "bare-asgi"),

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from benches.processes import ROOT
-from benches.wire import FIRST_CALL, FIRST_SESSION, First
+from benches.wire import BEARER, FIRST_BEARER, FIRST_CALL, FIRST_SESSION, First
 
 PEERS = ROOT / ".bench"
 ENVIRONMENT = Path(sys.prefix).name.removeprefix(".")
@@ -105,6 +105,7 @@ ONE_CORE = (("GOMAXPROCS", "1"), ("GOGC", "400"))
 """One thread for goroutines, as the server has one core, and a heap that is collected a quarter as often."""
 FORGETFUL = tuple((f"MILLSTREAM_{name}_TTL", "30") for name in ("SESSION", "RECORD", "LOG", "STATE"))
 """What has to be forgotten some day is forgotten during a soak."""
+LIMIT = (("MILLSTREAM_LIMIT_REQUESTS", "999999999/second"),)
 TARGETS = {
     "ours": Target("millstream", _ours()),
     "ours-sessionless": Target("millstream", _ours("--no-sessions")),
@@ -112,6 +113,15 @@ TARGETS = {
     "ours-100": Target("millstream", _ours(), MANY),
     "ours-hub": Target("millstream", _ours_hub, CAPS),
     "ours-soak": Target("millstream", _ours_hub, FORGETFUL),
+    "ours-key": Target("millstream, a key", _ours("--auth-key", BEARER), first=FIRST_BEARER),
+    "ours-jwt": Target("millstream, a JWT", _ours(), (("BENCH_AUTH", "jwt"),), first=FIRST_BEARER),
+    "ours-limited": Target("millstream, a limit", _ours(), LIMIT),
+    "ours-secured": Target(
+        "millstream, key, limit, metrics and access log",
+        _ours("--auth-key", BEARER, "--serve", "metrics"),
+        (*LIMIT, ("MILLSTREAM_ACCESS_LOG", "true")),
+        first=FIRST_BEARER,
+    ),
     "ours-stdio": Target("millstream", lambda _: [*RUN, "--transport", "stdio"]),
     "mcp": Target("mcp 2.3.0", _python("sdk_python.py", "http")),
     "mcp-sessionless": Target("mcp 2.3.0", _python("sdk_python.py", "stateless")),

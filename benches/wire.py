@@ -3,7 +3,10 @@
 `a` is the id and `b` is 1, so that an answer can be checked by itself: the result is the id plus one.
 """
 
+import hmac
 import json
+import time
+from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,6 +48,22 @@ KINDS = {
         expect="100",
     ),
 }
+SECRET = "the benchmark has no secrets, but a key has to be long"  # noqa: S105
+ISSUER, AUDIENCE = "https://issuer.example", "https://bench.example/mcp"
+
+
+def _token() -> str:
+    """A JWT that lasts; it's a key as well, so the same request does for both."""
+    now = int(time.time())
+    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "bench", "client_id": "bench", "iat": now, "exp": now + 86_400}
+    parts = [json.dumps(part).encode() for part in ({"alg": "HS256", "typ": "at+jwt"}, claims)]
+    signed = b".".join(urlsafe_b64encode(part).rstrip(b"=") for part in parts)
+    signature = urlsafe_b64encode(hmac.digest(SECRET.encode(), signed, "sha256")).rstrip(b"=")
+    return f"{signed.decode()}.{signature.decode()}"
+
+
+BEARER = _token()
+KINDS["call-bearer"] = Kind(f"{KINDS['call-2026'].head}authorization: Bearer {BEARER}\r\n", KINDS["call-2026"].body)
 INITIALIZE = (
     _body("initialize", {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": CLIENT})
     .replace("@", "1")
@@ -63,6 +82,7 @@ class First:
 
 
 FIRST_CALL = First("/mcp", KINDS["call-2026"].head, KINDS["call-2026"].body.replace("@", "1").encode())
+FIRST_BEARER = First("/mcp", KINDS["call-bearer"].head, FIRST_CALL.body)
 FIRST_SESSION = First("/mcp", COMMON, INITIALIZE)
 """For a server that knows the handshake only."""
 FIRST_EVENT = First("/publish", "content-type: application/json\r\n", b'{"data":"first"}')

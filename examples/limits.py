@@ -3,13 +3,19 @@
 from millstream import Server, Settings
 
 # region: server
-mcp = Server("search", settings=Settings.load(limit_calls="60/minute"))
+mcp = Server("search", settings=Settings.load(limit_calls="60/minute", limit_quota="1000/day"))
 
 
 @mcp.tool(limit="2/minute")
 async def crawl(url: str) -> str:
     """Fetch a whole site."""
     return f"fetched {url}"
+
+
+@mcp.tool(concurrency=4)
+async def render(page: str) -> str:
+    """Draw a page; four at a time, whoever asks."""
+    return f"drew {page}"
 
 
 @mcp.tool(cost=10)

@@ -1,6 +1,7 @@
 """A server that takes the tokens of an authorization server. MCP clients find it by themselves, and sign in there."""
 
 import os
+from typing import Any
 
 from millstream import Context, Server, auth
 
@@ -22,6 +23,30 @@ mcp = Server(
 async def write(text: str, ctx: Context) -> str:
     """Write a note."""
     return f"{ctx.principal.subject if ctx.principal else 'Nobody'} wrote {text}"
+
+
+# endregion
+
+
+# region: jwt
+def by_the_keys(issuer: str) -> Any:
+    """The issuer's keys are at a URL that you know."""
+    return auth.jwt(issuer=issuer, audience="https://mcp.example.com/mcp", jwks=f"{issuer}/keys")
+
+
+# endregion
+
+
+# region: introspected
+def by_asking(issuer: str, secret: str) -> Any:
+    """The issuer is asked about each token, by a client that it knows."""
+    return auth.introspected(
+        issuer=issuer,
+        audience="https://mcp.example.com/mcp",
+        endpoint=f"{issuer}/introspect",
+        client="notes",
+        secret=secret,
+    )
 
 
 # endregion

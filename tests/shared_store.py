@@ -13,6 +13,7 @@ from typing import Any
 from millstream.stores.base import PAGE_BYTES, Entry, Index, Position, StoreUnavailable
 from millstream.stores.memory.store import MemoryStore
 from millstream.stores.memory.topics import Topics
+from millstream.stores.tally import Tally
 
 
 class SharedStore:
@@ -20,6 +21,7 @@ class SharedStore:
 
     def __init__(self, turns: Callable[[], int] = lambda: 1) -> None:
         self.core = MemoryStore()
+        self.tally = Tally(self.core.kv)
         self.turns = turns
         """Turns of the loop that one way through the network takes."""
         self.live: dict[str, WorkerStore] = {}
@@ -58,6 +60,7 @@ class WorkerStore:
         self.log: Any = _Log(self)
         self.bus: Any = _Bus(self)
         self.members: Any = None
+        self.rates: Any = _Rates(self)
         self.workers = _Workers(self)
         self.topics = Topics[bytes]()
         self.lost = Topics[bytes]()
@@ -181,6 +184,23 @@ class _KeyValue:
         async def operation(*arguments: Any, **named: Any) -> Any:
             await self._store.travel(name)
             result = await getattr(self._store.core.kv, name)(*arguments, **named)
+            await self._store.back()
+            return result
+
+        return operation
+
+
+class _Rates:
+    def __init__(self, store: WorkerStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        async def operation(asked: Sequence[Any]) -> Any:
+            await self._store.travel(name)
+            tally = self._store._shared.tally
+            tally.workers = set(self._store._shared.live)
+            done = getattr(tally, name)(self._store.me, asked)
+            result = await done if name == "take" else done
             await self._store.back()
             return result
 

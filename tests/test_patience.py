@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 from processes import ROOT
 
+# tests/fuzz is a program that measures: `make fuzz` runs it.
 FILES = [
     path
     for path in sorted((ROOT / "tests").rglob("*.py"))
-    if "node_modules" not in path.parts and path.name not in ("patience.py", "test_patience.py")
+    if not {"node_modules", "fuzz"} & set(path.parts) and path.name not in ("patience.py", "test_patience.py")
 ]
 BOUNDED = {"timeout", "wait_for", "wait", "join", "acquire", "settimeout"}
 """Calls whose last argument bounds a wait."""

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from millstream import Server
-from millstream.config import Settings, VariableError
+from millstream.config import Settings, VariableError, address
 from millstream.hub import HubLimits
 
 
@@ -87,7 +87,7 @@ def test_variables_that_kubernetes_sets_for_a_service_called_millstream_are_not_
         "MILLSTREAM_REDIS_SERVICE_HOST": "10.0.0.12",
     }
     assert Settings.load(linked) == Settings()
-    assert refusal(PORT="9000") == "Unknown setting MILLSTREAM_PORT. To choose a port, use --port."
+    assert address(None, None, linked) == ("127.0.0.1", 8000)
 
 
 @pytest.mark.parametrize("given", [{"page_sise": 3}, {"page_size": 0}, {"path": "noslash"}])
@@ -159,3 +159,26 @@ def test_what_the_command_line_puts_over_settings_is_checked_too() -> None:
     server = Server("paths", settings=Settings())
     with pytest.raises(ValueError, match="path"):
         server.definition.configure(path="mcp")
+
+
+def test_an_address_is_what_is_given_else_what_the_environment_says() -> None:
+    """docs/reference/settings.md. A fixed defect: the two variables were refused."""
+    said = {"MILLSTREAM_HOST": "0.0.0.0", "MILLSTREAM_PORT": "9000"}  # noqa: S104
+    assert address(None, None, said) == ("0.0.0.0", 9000)  # noqa: S104
+    assert address("::1", 0, said) == ("::1", 0)
+    assert address(None, None, {}) == ("127.0.0.1", 8000)
+    assert Settings.load(said) == Settings()
+
+
+@pytest.mark.parametrize("text", ["http", "-1", "65536", "80.0"])
+def test_a_port_that_is_none_is_refused_by_the_name_of_its_variable(text: str) -> None:
+    """Our choice: nobody listens where nobody looks."""
+    with pytest.raises(VariableError, match="MILLSTREAM_PORT cannot be"):
+        address(None, None, {"MILLSTREAM_PORT": text})
+    with pytest.raises(VariableError, match="MILLSTREAM_HOST is empty"):
+        address(None, None, {"MILLSTREAM_HOST": " "})
+
+
+def test_levels_are_read_in_any_case() -> None:
+    """A fixed defect: `DEBUG` was refused in code."""
+    assert Settings(log_level="WARNING").log_level == "warning"  # type: ignore[arg-type]

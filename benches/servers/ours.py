@@ -3,9 +3,15 @@
 import os
 from collections.abc import Awaitable, Callable
 
-from millstream import Context, Server
+from benches import wire
+from millstream import Context, Server, auth
 
-mcp = Server("bench", version="1")
+tokens = os.environ.get("BENCH_AUTH") == "jwt"
+mcp = Server(
+    "bench",
+    version="1",
+    auth=auth.jwt(issuer=wire.ISSUER, audience=wire.AUDIENCE, secret=wire.SECRET) if tokens else None,
+)
 
 
 @mcp.tool

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from millstream.protocol.principal import Principal
     from millstream.server.calls.context import Context
     from millstream.server.calls.sync_context import SyncContext
+    from millstream.server.functions.dependencies import Depends
     from millstream.server.functions.fields import Field
     from millstream.server.functions.results import ToolResult
     from millstream.server.questions.questions import Elicit, Roots, Sample
@@ -36,6 +37,7 @@ _HOMES = {
     "Client": "client.client",
     "Context": "server.calls.context",
     "Declined": "protocol.errors",
+    "Depends": "server.functions.dependencies",
     "Elicit": "server.questions.questions",
     "EmbeddedResource": "protocol.content",
     "Field": "server.functions.fields",
@@ -65,6 +67,7 @@ __all__ = [
     "Client",
     "Context",
     "Declined",
+    "Depends",
     "Elicit",
     "EmbeddedResource",
     "Field",

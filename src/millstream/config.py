@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
@@ -18,11 +19,8 @@ _OTHER_NAMES = {"MAX_CONNECTIONS": "hub_connections", "MCP_SERVER_AUTH_KEY": "au
 """Variables without the prefix that are understood, too; one with it wins."""
 _NEVER_EMPTY = {"auth_key", "auth_keys"}
 """Whoever sets these wants protection, and an empty value is a variable that somebody forgot to fill in."""
-_OPTIONS = {
-    "MILLSTREAM_HOST": " To choose an address, use --host.",
-    "MILLSTREAM_PORT": " To choose a port, use --port.",
-}
-"""What a person means by variables that don't exist."""
+_ADDRESS = (PREFIX + "HOST", PREFIX + "PORT")
+"""Where to listen: of the one who starts a server, and no setting of the server. See `address`."""
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 """Kubernetes sets these, and ``…_PORT`` with an address, for every service whose name begins like ours."""
 
@@ -39,6 +37,10 @@ RateText = Annotated[
         pattern=r"^([1-9][0-9]{0,8} ?/ ?(second|minute|hour|day))?$",
         description="a number and a unit: 600/minute, 5/second",
     ),
+]
+QuotaText = Annotated[
+    str,
+    Meta(pattern=r"^([1-9][0-9]{0,8} ?/ ?(day|month))?$", description="a number and day or month: 10000/day"),
 ]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error", "critical"],
@@ -63,6 +65,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     json_only: Switch = False
     """Never answer a call with an event stream (subscriptions/listen excepted)."""
     path: UrlPath = "/mcp"
+    sse_path: UrlPath = "/sse"
+    """Where clients of HTTP+SSE open their stream."""
+    messages_path: UrlPath = "/messages/"
+    """Where clients of HTTP+SSE send to."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names besides loopback names and IP literals; ``*`` allows any."""
     allowed_origins: tuple[str, ...] = ()
@@ -79,6 +85,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How often one caller may call tools."""
     limit_address: RateText = ""
     """How often one address may ask for anything, whoever asks there."""
+    limit_quota: QuotaText = ""
+    """How many tool calls one caller has for a calendar day or month (UTC): ``10000/day``."""
+    limit_concurrency: Cap = 0
+    """How many tool calls of one caller may run at a time; 0 for any number."""
     tls_cert: str = ""
     """A certificate chain in PEM form: serve https with it. A renewed file is used without a restart."""
     tls_key: str = ""
@@ -164,9 +174,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     drain_timeout: Seconds = 30.0
     drain_delay: Seconds = 0.0
     """How long a server that stops serves on, and is not ready: load balancers notice it in that time."""
+    watchdog: Seconds = 0.0
+    """Several workers: one whose event loop stands still for so long is killed and replaced; 0 means never."""
     lane: Switch = True
     """`millstream run` serves by its own HTTP protocol class; False leaves plain ASGI, without the guard."""
     log_level: LogLevel = "info"
+    client_log_level: LogLevel = "info"
+    """What clients of the handshake era get of a tool's log messages until they say otherwise."""
     log_file: str = ""
     """Logs go to this file, too, as JSON lines. Several workers share it."""
     log_file_bytes: Size = 10 * 1024 * 1024
@@ -175,6 +189,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Older log files that are kept."""
     access_log: Switch = False
     """One line on standard error for each message."""
+    show_errors: Switch = False
+    """Callers see what went wrong in your code, with the lines. For development only: it says how your code is."""
 
     def __post_init__(self) -> None:
         """Hold what the types say, however the value came: a list for a tuple and 1 for 1.0 are what they stand for.
@@ -205,16 +221,41 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for variable, text in source.items():
             if variable.startswith(PREFIX) and not _is_foreign(variable, text):
                 name = variable.removeprefix(PREFIX).lower()
+                if variable in _ADDRESS:
+                    continue
                 if variable != PREFIX + name.upper() or name not in types:
-                    raise VariableError(
-                        f"Unknown setting {variable}.{_OPTIONS.get(variable) or _nearest(name, types, PREFIX)}"
-                    )
+                    raise VariableError(f"Unknown setting {variable}.{_nearest(name, types, PREFIX)}")
                 values[name] = _read_variable(variable, text, name)
         for name, value in given.items():
             if name not in types:
                 raise ValueError(f"There is no setting {name!r}.{_nearest(name, types)}")
             values[name] = _convert(name, value, types[name])
         return cls(**values)
+
+
+def address(host: str | None, port: int | None, environ: Mapping[str, str] | None = None) -> tuple[str, int]:
+    """Where to listen: as given, else as ``MILLSTREAM_HOST`` and ``MILLSTREAM_PORT`` say, else on 127.0.0.1:8000.
+
+    Raises:
+        VariableError: the variable that counts can't be used.
+    """
+    source = os.environ if environ is None else environ
+    if host is None:
+        host = source.get("MILLSTREAM_HOST", "127.0.0.1").strip()
+        if not host:
+            raise VariableError("MILLSTREAM_HOST is empty. Give it an address such as 0.0.0.0, or unset it.")
+    if port is None:
+        text = source.get("MILLSTREAM_PORT", "")
+        if not text or _is_foreign("MILLSTREAM_PORT", text):
+            return host, 8000
+        if not (text.strip().isascii() and text.strip().isdigit() and int(text) <= 65535):
+            raise VariableError(f"MILLSTREAM_PORT cannot be {text!r}. It must be a number from 0 to 65535.")
+        port = int(text)
+    return host, port
+
+
+DEVELOPING: Mapping[str, object] = MappingProxyType({"show_errors": True, "access_log": True})
+"""What ``--dev`` sets: for the program of somebody who is writing it."""
 
 
 @cache
@@ -228,8 +269,6 @@ def _read_variable(variable: str, text: str, name: str) -> Any:
         raise VariableError(f"{variable} is empty, and would protect nothing. Give it a value, or unset it.")
     if kind == tuple[str, ...]:
         value = tuple(part.strip() for part in text.split(","))
-    elif kind == LogLevel:
-        value = text.lower()
     try:
         return _convert(variable, value, kind)
     except ValueError as exc:
@@ -237,8 +276,9 @@ def _read_variable(variable: str, text: str, name: str) -> Any:
 
 
 def _convert(name: str, value: object, kind: Any, *, strict: bool = False) -> Any:
+    held = value.lower() if kind == LogLevel and isinstance(value, str) else value
     try:
-        return msgspec.convert(value, kind, strict=strict)
+        return msgspec.convert(held, kind, strict=strict)
     except msgspec.ValidationError as exc:
         expected = next((f"It must be {meta.description}." for meta in getattr(kind, "__metadata__", ())), f"{exc}.")
         raise ValueError(f"{name} cannot be {value!r}. {expected}") from exc

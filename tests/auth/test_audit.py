@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auth_world import ALICE, BOB, guarded, make_server
+from auth_world import ALICE, BOB, ROOT, guarded, make_server
 from millstream.protocol.errors import LocalError
 from millstream.telemetry.audit import START, AuditLog, Broken, Entry, verify
+from millstream.telemetry.audit_tail import MAX_LINES, newest
 from patience import WAIT
 from wire import request
 
@@ -160,3 +161,49 @@ def test_the_command_says_whether_a_log_is_whole(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"one", b"own"))
     status, said = run()
     assert (status, "Line 1" in said, "Traceback" in said) == (1, True, False)
+
+
+async def test_the_newest_records_are_shown_to_those_who_may_watch(tmp_path: Path) -> None:
+    """Who, what, when and with what result, of all workers of the machine, with a filter; no hashes to forge with."""
+    path = tmp_path / "audit.jsonl"
+    written(tmp_path / "audit.jsonl.1", "ping")
+    written(tmp_path / "audit.jsonl.backup", "not a worker's")
+    async with guarded(make_server(audit_log=str(path))) as world:
+        await world.call(ALICE, "order", {"isbn": "<script>alert(1)</script>"})
+        await world.call(BOB, "order", {"isbn": "1"})
+        await world.post("wrong-key", request("tools/list"))
+
+        async def shown(query: str = "") -> list[tuple[str, str]]:
+            reply = await world.ask(ROOT, "GET", f"/dashboard/audit{query}")
+            assert (reply.status, reply.headers[b"cache-control"]) == (200, b"no-store")
+            found = json.loads(reply.body)
+            assert found["kept"] is True
+            assert all(record["at"] and "hash" not in record and "prev" not in record for record in found["records"])
+            return [(record.get("subject", ""), record["method"]) for record in found["records"]]
+
+        bob, alice = ("bob", "tools/call"), ("alice", "tools/call")
+        assert await shown() == [("", "sign-in"), bob, alice, ("", "ping")]
+        assert await shown("?q=ALICE%20order") == [alice]
+        assert await shown("?q=order&failed=1") == [bob]
+        assert await shown("?q=nobody") == []
+        assert (await world.ask(ALICE, "GET", "/dashboard/audit")).status == 403
+        assert (await world.ask(None, "GET", "/dashboard/audit")).status == 401
+
+
+async def test_where_no_audit_log_is_kept_the_dashboard_is_told_so() -> None:
+    """The page leaves the section out."""
+    async with guarded() as world:
+        reply = await world.ask(ROOT, "GET", "/dashboard/audit")
+        assert json.loads(reply.body) == {"kept": False, "records": []}
+
+
+def test_only_the_end_of_a_long_log_is_read_and_what_is_no_record_is_left_out(tmp_path: Path) -> None:
+    """A log grows for years, and somebody may have written into it."""
+    path = tmp_path / "a"
+    written(path, *(f"m{number}" for number in range(4000)))
+    with path.open("ab") as file:
+        file.write(b'[1]\n{"at":"x"\n')
+    found = newest(path, limit=10_000)
+    assert len(found) == MAX_LINES
+    assert {each["method"] for each in newest(path, words="m3999")} == {"m3999"}
+    assert newest(path, words="m1 m3999") == newest(tmp_path / "none") == newest(tmp_path / "no" / "folder") == []

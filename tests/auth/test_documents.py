@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from auth_world import guarded
+from auth_world import guarded, make_server
 from examples import archive, limits, tokens
 from issuer_world import claims, issuing, token
 from millstream import Server, auth
@@ -52,6 +52,26 @@ async def test_the_page_about_tokens_shows_the_challenge_of_its_example(monkeypa
             assert reply.message["result"]["content"][0]["text"] == "ada wrote hello"
             reader = token(claims(iss=issuer.url, scope="notes:read"))
             assert (await world.call(reader, "write", {"text": "hello"})).status == 403
+
+
+async def test_the_page_about_tokens_shows_two_more_ways_that_work() -> None:
+    """docs/how-to/accept-tokens.md: by the keys, and by asking; each with a good token and one for another server."""
+    async with issuing() as issuer:
+        said = claims(iss=issuer.url, scope="notes:write", aud=AUDIENCE)
+        issuer.answers["/introspect"] = lambda request: json_answer({"active": b"opaque" in request, **said})
+        good, other = token(said), token({**said, "aud": "https://other.example"})
+        async with guarded(make_server(tokens.by_the_keys(issuer.url))) as world:
+            assert (await world.call(good, "who")).message["result"]["content"][0]["text"] == "ada"
+            assert (await world.call(other, "who")).status == 401
+        async with guarded(make_server(tokens.by_asking(issuer.url, "a-secret"))) as world:
+            assert (await world.call("opaque", "who")).message["result"]["content"][0]["text"] == "ada"
+            assert (await world.call("another", "who")).status == 401
+
+
+def json_answer(value: Any) -> bytes:
+    """A whole HTTP reply."""
+    body = json.dumps(value).encode()
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
 
 
 async def test_the_example_of_limits_is_limited() -> None:

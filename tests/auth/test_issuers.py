@@ -207,7 +207,8 @@ async def test_an_opaque_token_is_asked_about_once_and_then_believed_for_a_while
 
 @pytest.mark.parametrize("changes", [
     {"active": False}, {"active": "true"}, {"active": 1}, {"aud": "https://other.example"}, {"aud": None},
-    {"exp": time.time() - 100}, {"exp": None}, {"sub": None}, {"iss": "https://other.example"}, {"token_type": "DPoP"},
+    {"exp": time.time() - 100}, {"exp": None}, {"sub": None, "client_id": None},
+    {"sub": None, "username": "ada"}, {"iss": "https://other.example"}, {"token_type": "DPoP"},
 ])  # fmt: skip
 async def test_what_the_endpoint_does_not_vouch_for_is_refused(changes: dict[str, Any]) -> None:
     """Active, for this server, until a time, of this issuer."""

@@ -1,6 +1,9 @@
 """Limits: the algorithm, and what a caller hears that asks too often, on every transport."""
 
+import asyncio
 import json
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from auth_world import ALICE, BOB, Guarded, guarded, make_server
+from fleet import until
 from millstream import Server, Settings
 from millstream.limits import Limiter, Rate, neighbourhood
+from millstream.limits.quota import period
+from millstream.limits.shared import SharedLimiter
+from millstream.stores.rates import Taken
 from millstream.testing import Failure, connect
 from wire import request, wired
 
@@ -41,6 +48,14 @@ def test_a_burst_is_allowed_and_then_so_many_in_so_much_time() -> None:
     assert limiter.left("a") == 10
 
 
+@pytest.mark.parametrize("seconds", [1, 60, 86400])
+def test_a_burst_is_the_whole_count_also_where_its_shares_are_fractions(seconds: int) -> None:
+    """A fixed defect: sums of fractions came out a little too large, and the last call of a burst was refused."""
+    for count in range(1, 400):
+        limiter = Limiter("x", Rate(count, seconds), clock=Clock())
+        assert sum(limiter.wait("a") == 0.0 and limiter.take("a") == 0.0 for _ in range(count + 1)) == count
+
+
 @given(st.lists(st.tuples(st.floats(0, 20), st.integers(1, 4)), max_size=60), st.integers(1, 20), st.integers(1, 60))
 def test_no_stretch_of_time_has_more_than_a_burst_and_what_refills_in_it(
     steps: list[tuple[float, int]], count: int, seconds: int
@@ -64,6 +79,22 @@ def test_no_stretch_of_time_has_more_than_a_burst_and_what_refills_in_it(
         for end, cost in taken[first:]:
             total += cost
             assert total <= most + count + (end - start) * count / seconds + 1e-6
+
+
+def test_what_was_taken_in_advance_is_used_before_it_is_stale_and_then_taken_again() -> None:
+    """The store has refilled it by then: using it later would let more through than the rate allows."""
+    clock = Clock()
+    limiter = SharedLimiter("x", Rate(600, 60), clock=clock)
+    first = limiter.pace("a", "n", 1.0)
+    assert (first.cost, first.most) == (1.0, 1.0)
+    limiter.learn("a", first, Taken(0.0, 500.0, 1.0))
+    for _ in range(3):
+        assert not limiter.spend("a", 1.0)
+        asked, beside = limiter.pace("a", "n", 1.0), limiter.pace("a", "n", 1.0)
+        assert (asked.most, beside.most) == (7.0, 1.0)
+        limiter.learn("a", asked, Taken(0.0, 490.0, 7.0))
+        assert [limiter.spend("a", 1.0) for _ in range(5)] == [True] * 5
+        clock.now += 0.7
 
 
 def test_keys_that_need_no_entry_make_room_and_the_table_is_bounded() -> None:
@@ -231,12 +262,88 @@ async def test_without_limits_there_is_no_gate_and_a_tool_that_comes_later_bring
 
 
 @pytest.mark.parametrize(
-    "options", [{"limit": "often"}, {"limit": "0/minute"}, {"cost": -1}, {"cost": True}, {"cost": 1e9}]
+    "options",
+    [
+        {"limit": "often"},
+        {"limit": "0/minute"},
+        {"cost": -1},
+        {"cost": True},
+        {"cost": 1e9},
+        {"concurrency": 0},
+        {"concurrency": True},
+        {"concurrency": "2"},
+    ],
 )
 def test_what_is_no_limit_is_refused_at_registration(options: Any) -> None:
     """The message says what one looks like."""
     server = Server("s", settings=Settings())
-    with pytest.raises(TypeError, match=r"limit|cost"):
+    with pytest.raises(TypeError, match=r"limit|cost|concurrency"):
         server.tool(**options)(lambda: "x")
     with pytest.raises(ValueError, match="600/minute"):
         Settings(limit_calls="often")
+    for wrong in ("10/minute", "often", "0/day"):
+        with pytest.raises(ValueError, match="10000/day"):
+            Settings(limit_quota=wrong)
+    with pytest.raises(ValueError, match="0 or more"):
+        Settings(limit_concurrency=-1)
+
+
+async def test_a_caller_and_a_tool_have_so_many_calls_at_a_time_on_every_transport() -> None:
+    """What ends makes room, however it ends; another caller has room of their own, unless the tool itself is full."""
+    server = make_server(limit_concurrency=2)
+    go = asyncio.Event()
+
+    @server.tool(concurrency=3)
+    async def waits(fails: bool = False) -> str:
+        """Waits, and may fail."""
+        await go.wait()
+        if fails:
+            raise ValueError("no")
+        return "waited"
+
+    async with guarded(server) as world:
+        running = [asyncio.ensure_future(world.call(ALICE, "waits", {"fails": bool(n)})) for n in range(2)]
+        running.append(asyncio.ensure_future(world.call(BOB, "waits")))
+        await until(lambda: sum(call.release is not None for call in world.runtime.dispatcher.calls) == 3)
+        reply = await world.call(ALICE, "who")
+        assert (reply.status, reply.headers[b"retry-after"]) == (429, b"1")
+        assert reply.message["error"]["data"] == {
+            "code": "rate_limited", "retryAfterMs": 1000, "policy": "concurrency", "limit": "2 at a time",
+        }  # fmt: skip
+        assert (await world.call(BOB, "waits")).message["error"]["data"]["policy"] == "concurrency:waits"
+        async with world.socket(ALICE) as socket:
+            await socket.recv()
+            await socket.send('{"type":"mcp_call","tool":"who"}')
+            assert json.loads(await socket.recv())["error"]["code"] == -31429
+        assert (await world.call(BOB, "who")).status == 200
+        go.set()
+        assert {reply.status for reply in await asyncio.gather(*running)} == {200}
+        await until(lambda: not world.runtime.dispatcher.calls)
+        replies = await asyncio.gather(*(world.call(ALICE, "waits") for _ in range(2)))
+        assert [reply.status for reply in replies] == [200, 200]
+
+
+async def test_a_quota_is_used_up_until_its_day_ends_and_outlasts_a_restart(tmp_path: Path) -> None:
+    """With a store that outlasts it; the headers say how long."""
+    for round in range(2):
+        server = make_server(limit_quota="2/day")
+        server.definition.store = f"sqlite:///{tmp_path}/store.db"
+        async with guarded(server) as world:
+            statuses = [(await world.call(ALICE, "who")).status for _ in range(3)]
+            assert statuses == ([200, 200, 429] if not round else [429] * 3)
+            reply = await world.call(ALICE, "who")
+            assert reply.headers[b"ratelimit-policy"] == b'"quota";q=2;w=86400'
+            assert 0 < int(reply.headers[b"retry-after"]) <= 86_401
+            assert (await world.modern(ALICE, "tools/list")).status == 200
+
+
+def test_days_and_months_begin_and_end_in_utc() -> None:
+    """A leap year, and the end of one."""
+    at = datetime(2028, 2, 29, 23, 59, 59, tzinfo=UTC).timestamp()
+    day, month = period(at, monthly=False), period(at, monthly=True)
+    assert (day.end - at, month.end - at) == (1.0, 1.0)
+    assert (day.end - day.start, month.end - month.start) == (86_400.0, 29 * 86_400.0)
+    later = period(month.end, monthly=True)
+    assert (later.start, later.end - later.start) == (month.end, 31 * 86_400.0)
+    december = period(datetime(2028, 12, 31, tzinfo=UTC).timestamp(), monthly=True)
+    assert december.end == datetime(2029, 1, 1, tzinfo=UTC).timestamp()

@@ -102,7 +102,7 @@ CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
     (lambda asked: status(asked, "403 Forbidden"), 4, r"\(403\)", ()),
     (lambda asked: status(asked, "302 Found", "Location: https://example.com/\r\n"), 3, "redirects to", ()),
     (unknown, 3, "1999-01-01", ()),
-    (discovering(hang), 5, "did not answer tools/call within 0.3 seconds", ("--timeout", "0.3")),
+    (discovering(hang), 5, r"did not answer \S+ within 0\.3 seconds", ("--timeout", "0.3")),
     (discovering(die), 3, "closed the connection before it answered", ()),
     (discovering(wrong_id), 1, "999", ()),
     (discovering(gigabyte), 1, "more than 67,108,864 bytes", ()),
@@ -158,24 +158,25 @@ async def test_tls_that_is_not_trusted_or_not_there(unasked: int) -> None:
 
 
 PROGRAMS = [
-    ("import sys; sys.exit('no such database')", 3, "It last said: no such database"),
-    ("print('Welcome!')\nimport time; time.sleep(600)", 5, "did not answer"),
-    ("while True: print('x' * 10)", 1, "writes text to its standard output"),
+    ("import sys; sys.exit('no such database')", 3, "It last said: no such database", WAIT),
+    ("print('Welcome!')\nimport time; time.sleep(600)", 5, "did not answer", 0.2),
+    ("while True: print('x' * 10)", 1, "writes text to its standard output", WAIT),
 ]
 
 
 @pytest.mark.server
-@pytest.mark.parametrize(("source", "code", "words"), PROGRAMS)
-async def test_a_program_that_is_no_server(source: str, code: int, words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("source", "code", "words", "timeout"), PROGRAMS)
+async def test_a_program_that_is_no_server(source: str, code: int, words: str, timeout: float, tmp_path: Path) -> None:
     """It ends, says nothing, or talks too much; and it's gone afterwards."""
     script = tmp_path / "program.py"
     mark = tmp_path / "pid"
     script.write_text(
         f"import os; open({str(mark)!r}, 'w').write(str(os.getpid()))\n{textwrap.dedent(source)}", "utf-8"
     )
-    await fails(code, words, "list", f"{sys.executable} {script}", "--timeout", "0.2")
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(mark.read_text("utf-8")), 0)
+    await fails(code, words, "list", f"{sys.executable} {script}", "--timeout", f"{timeout:g}")
+    if mark.exists():  # a slow machine may not have come so far
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(mark.read_text("utf-8")), 0)
 
 
 @pytest.mark.parametrize("command", ["info", "ping", "tokens", "watch", "bench"])

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -104,7 +105,7 @@ class Serving:
         self.process = process
         self.answers: list[bytes] = []
         self._log = log
-        self._port = port
+        self.port = port
 
     def ask(self, tool: str, **arguments: Any) -> None:
         """Call a tool in a thread; wait until it runs."""
@@ -112,7 +113,7 @@ class Serving:
         until(lambda: "called" in self.log)
 
     def _ask(self, body: bytes) -> None:
-        url = f"http://127.0.0.1:{self._port}/mcp"
+        url = f"http://127.0.0.1:{self.port}/mcp"
         try:
             with urllib.request.urlopen(
                 urllib.request.Request(url, body, {"content-type": "application/json"})
@@ -218,6 +219,17 @@ def test_the_second_ctrl_c_ends_a_stdio_server_at_once(file: Path) -> None:
         assert process.wait(WAIT) == 130
     assert "closed in order" in log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+def test_a_server_that_stops_says_which_calls_and_streams_it_waits_for(file: Path) -> None:
+    """docs/how-to/develop.md."""
+    with http(file) as server, socket.create_connection(("127.0.0.1", server.port), WAIT) as stream:
+        stream.sendall(b"GET /sse HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n")
+        assert b"event-stream" in stream.recv(4096)
+        server.ask("waits", seconds=0.5)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(WAIT) == 0
+        assert "Stopping: 1 call has up to 600 s to finish, then 1 stream ends. Press Ctrl-C again" in server.log
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["empty", "closed"])

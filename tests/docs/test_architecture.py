@@ -74,7 +74,9 @@ def test_the_houses_are_those_of_the_structure_in_their_order() -> None:
 def test_every_way_is_drawn() -> None:
     """A drawing that the pattern does not find would not be tested."""
     titles = re.findall(r"^## (One .+)$", PAGE, re.MULTILINE)
-    assert titles == ["One call", "One question", "One broadcast", "One WebSocket message"]
+    assert titles == [
+        "One call", "One question", "One broadcast", "One WebSocket message", "One page of a program's own",
+    ]  # fmt: skip
     assert len(DRAWINGS) == PAGE.count("```text")
     for title in titles:
         assert "```text" in PAGE.partition(f"## {title}")[2].partition("\n## ")[0], title

@@ -38,6 +38,8 @@ COMMANDS = {
     # tests/examples/test_under_uvicorn.py
     "uvicorn examples.echo_math:app",
     "uvicorn examples.hub:mcp",
+    # tests/cli/test_developing.py
+    "millstream run shop.py --dev --reload",
     # tests/workers/test_examples.py
     "millstream run examples/hub.py --workers 2",
     "millstream run examples/hub.py --reload",

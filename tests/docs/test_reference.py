@@ -22,10 +22,11 @@ from millstream.protocol.jsonrpc import MAX_ID
 from millstream.protocol.metadata import MAX_CAPABILITIES
 from millstream.protocol.seal import MAX_TOKEN
 from millstream.server.calls.sessions import MAX_RECORD
+from millstream.server.features import finding
 from millstream.server.functions import reading
 from millstream.server.functions.pydantic_types import MAX_PROBLEMS
 from millstream.server.functions.schema_check import MAX_BACKTRACKS
-from millstream.server.handlers import completion, resources
+from millstream.server.handlers import completion
 from millstream.server.handlers.listen import MAX_URI_BYTES
 from millstream.server.load import LIGHT
 from millstream.telemetry.metrics import MAX_SERIES
@@ -66,7 +67,7 @@ def test_limits_that_are_no_settings_are_listed_as_they_are() -> None:
     limits = [re.findall(r"[\d,]*\d", line.split(" | ")[1]) for line in table.splitlines() if line.startswith("| ")][1:]
     assert [int(each[0].replace(",", "")) for each in limits] == [
         MAX_CONTAINERS, reading.MAX_VALUES, MAX_PROBLEMS, MAX_BACKTRACKS, MAX_MEMBERS, MAX_TOKEN, MAX_ID,
-        resources.MAX_URI, MAX_URI_BYTES, MAX_CAPABILITIES, MAX_DISPLAYED, completion.MAX_VALUES, MAX_PIPELINE,
+        finding.MAX_URI, MAX_URI_BYTES, MAX_CAPABILITIES, MAX_DISPLAYED, completion.MAX_VALUES, MAX_PIPELINE,
         MAX_FRAMING, LIGHT, MAX_SERIES,
     ]  # fmt: skip
     assert MAX_RECORD == MAX_URI_BYTES
@@ -172,3 +173,6 @@ def test_every_security_test_of_an_advisory_is_listed() -> None:
     text = (ROOT / "docs" / "security" / "advisories.md").read_text("utf-8")
     files = {path.name for path in (ROOT / "tests" / "security").glob("test_adv_*.py")}
     assert set(re.findall(r"`(test_adv_\w+\.py)`", text)) == files
+    intro = text.partition("\n| ")[0]
+    numbers = {int(number) for number in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    assert numbers | {int(number) for number in re.findall(r"\b(\d+), the", intro)} == set(range(1, 29))

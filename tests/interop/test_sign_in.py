@@ -1,35 +1,181 @@
-"""Both lines of the official TypeScript SDK sign in at a server that gives out its own tokens."""
+"""Clients of others sign in at a server that gives out its own tokens: both lines of the TypeScript SDK, mcp-remote."""
 
+import asyncio
 import json
-import subprocess
-import time
+import os
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 
-from millstream.auth.issuing.user_file import UserFile
+from auth.issuing.test_official_client import trusted
+from auth.issuing.test_sign_in_end_to_end import Person, serving
+from identity_world import browser
 from patience import WAIT
-from processes import NODE, ROOT, free_port, millstream, serving
+from processes import NODE, ROOT
 
 pytestmark = pytest.mark.server
 
 HERE = Path(__file__).resolve().parent
 LINES = {"1": ROOT / "tests" / "conformance", "2": HERE}
 """Line -> the folder that it is installed in."""
+BACK = "http://127.0.0.1:8765/callback"
+__all__ = ["trusted"]
+SIGN_IN = "Please authorize this client by visiting:"
+
+
+@asynccontextmanager
+async def document_of_a_client(context: ssl.SSLContext) -> AsyncIterator[str]:
+    """The URL where a client describes itself."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        about = {
+            "client_id": url, "client_name": "TypeScript", "redirect_uris": [BACK],
+            "grant_types": ["authorization_code", "refresh_token"], "token_endpoint_auth_method": "none",
+        }  # fmt: skip
+        body = json.dumps(about).encode()
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+        )
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    url = f"https://localhost:{server.sockets[0].getsockname()[1]}/client.json"
+    async with server:
+        yield url
+
+
+async def signed_in(line: str, *arguments: str) -> Any:
+    """What the program of that line prints."""
+    command = (NODE, str(HERE / "sign_in.mjs"), str(LINES[line]), line, *arguments)
+    program = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(WAIT):
+        out, errors = await program.communicate()
+    assert program.returncode == 0, errors.decode()
+    return json.loads(out)
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_the_typescript_client_registers_signs_in_and_refreshes(
-    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("described", [False, True], ids=["registers", "describes-itself"])
+async def test_the_typescript_client_signs_in_refreshes_and_steps_up(
+    line: str, described: bool, trusted: ssl.SSLContext
 ) -> None:
-    """The person is asked once; a token that is not valid any more is renewed without them."""
-    UserFile(tmp_path / "users.json").add("ada", "correct horse", (), time.time())
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    monkeypatch.setenv("SHOP_URL", url)
-    monkeypatch.setenv("SHOP_USERS", str(tmp_path / "users.json"))
-    with serving(millstream("examples/sign_in.py", port), port, tmp_path / "log"):
-        command = [NODE, str(HERE / "sign_in.mjs"), str(LINES[line]), line, url]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"first": "Hello, ada!", "second": "Hello, ada!", "visits": 1, "rotated": True}
+    """The person is asked once, and again for the scope of a tool; a token that isn't valid any more is renewed without
+    them. Both lines know both ways to be known: RFC 7591, and client ID metadata documents.
+    """
+    async with document_of_a_client(trusted) as document, serving(scopes=["shop:use"]) as url:
+        said = await signed_in(line, url, *([document] if described else []))
+    assert (said.pop("client") == document) is described
+    assert said == {
+        "first": "ada shop:use", "second": "ada shop:use", "before": 1, "stepped": "ordered", "visits": 2,
+        "third": "ada orders:write shop:use", "rotated": True,
+    }  # fmt: skip
+
+
+class Remote:
+    """mcp-remote as a desktop program starts it: MCP on stdin and stdout, and a link for the person on stderr."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._ids = iter(range(1, 100))
+
+    async def link(self) -> str:
+        """The link that it has the person open."""
+        assert self._process.stderr is not None
+        seen = []
+        async with asyncio.timeout(WAIT):
+            while line := (await self._process.stderr.readline()).decode():
+                seen.append(line)
+                if SIGN_IN in line:
+                    return (await self._process.stderr.readline()).decode().strip()
+        raise AssertionError("".join(seen))
+
+    async def ask(self, method: str, **params: Any) -> Any:
+        """The result of a request."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        id = next(self._ids)
+        self._process.stdin.write(
+            json.dumps({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).encode() + b"\n"
+        )
+        async with asyncio.timeout(WAIT):
+            while line := await self._process.stdout.readline():
+                message = json.loads(line)
+                if message.get("id") == id:
+                    return message["result"]
+        raise AssertionError("It has ended.")
+
+    async def start(self) -> None:
+        """Initialize."""
+        about = {"name": "desk", "version": "1"}
+        await self.ask("initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo=about)
+
+    async def call(self, tool: str) -> str:
+        """What a tool says."""
+        return str((await self.ask("tools/call", name=tool, arguments={}))["content"][0]["text"])
+
+
+@asynccontextmanager
+async def remote(url: str, folder: Path) -> AsyncIterator[Remote]:
+    """mcp-remote, whose browser is the program `true`: it opens nothing, and says that all is well."""
+    script = HERE / "node_modules" / "mcp-remote" / "dist" / "proxy.js"
+    process = await asyncio.create_subprocess_exec(
+        NODE, str(script), f"{url}/mcp", env={**os.environ, "BROWSER": "true", "MCP_REMOTE_CONFIG_DIR": str(folder)},
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield Remote(process)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        async with asyncio.timeout(WAIT):
+            await process.communicate()
+
+
+async def opened(link: str, person: Person) -> None:
+    """The person opens a link, and the browser goes back to mcp-remote, which may listen only after it has printed."""
+    back = await person.visit(link)
+    async with browser() as window, asyncio.timeout(WAIT):
+        while True:
+            try:
+                assert (await window.get(back)).status_code == 200
+            except httpx2.ConnectError:
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+def spoiled(folder: Path) -> str:
+    """What mcp-remote keeps gets an access token that isn't valid; its refresh token."""
+    (kept,) = folder.rglob("*_tokens.json")
+    tokens = json.loads(kept.read_text("utf-8"))
+    kept.write_text(json.dumps({**tokens, "access_token": "no.longer.valid"}), "utf-8")
+    return str(tokens["refresh_token"])
+
+
+async def test_mcp_remote_signs_in_steps_up_and_refreshes_without_anybody(tmp_path: Path) -> None:
+    """What desktop programs start for servers that they can't reach by themselves: it prints links for the person."""
+    person = Person()
+    async with serving(scopes=["shop:use"]) as url:
+        async with remote(url, tmp_path) as program:
+            await opened(await program.link(), person)
+            await program.start()
+            assert await program.call("who") == "ada shop:use"
+            async with asyncio.TaskGroup() as group:
+                ordered = group.create_task(program.call("order"))
+                await opened(await program.link(), person)
+            assert ordered.result() == "ordered"
+        first = spoiled(tmp_path)
+        async with remote(url, tmp_path) as program:
+            await program.start()
+            assert await program.call("who") == "ada orders:write shop:use"
+        assert spoiled(tmp_path) != first
+    assert person.visits == 2

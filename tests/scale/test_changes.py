@@ -113,6 +113,44 @@ async def test_adding_while_several_workers_run_is_refused() -> None:
     first.server.tool(late)
 
 
+async def test_a_worker_that_is_alone_may_add_and_one_that_joins_is_missed_aloud(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A fixed defect: with one worker on a shared store, adding was refused as with several."""
+    shared = SharedStore()
+
+    def late() -> str:
+        return "late"
+
+    async with fleet(make_shop, 1, store=shared) as (first,):
+        first.server.tool(late)
+        assert "late" in await tools(first)
+        async with one_worker(make_shop, shared) as second:
+            await until(lambda: first.runtime.shared and second.runtime.shared)
+            assert "doesn't have what was added here since the start: late" in caplog.text
+            with pytest.raises(LocalError, match="one worker only"):
+                first.server.tool(late, name="later")  # type: ignore[call-overload]
+            await second.die()
+        await until(lambda: not first.runtime.shared)
+        first.server.remove_tool("late")
+        first.server.tool(late)
+
+
+async def test_what_is_switched_is_switched_on_every_worker_and_on_those_that_begin_later() -> None:
+    """docs/reference/server.md."""
+    shared = SharedStore()
+    async with fleet(make_shop, 2, store=shared) as (first, second):
+        first.server.disable("tool", "add")
+        first.server.disable("resource", SIGN)
+        await until(lambda: SIGN in second.server.registry.disabled["resources"])
+        assert "add" not in await tools(second)
+        second.server.enable("tool", "add")
+        await until(lambda: "add" in first.server.registry.tools)
+        async with one_worker(make_shop, shared) as late:
+            await until(lambda: SIGN in late.server.registry.disabled["resources"])
+            assert "add" in await tools(late)
+
+
 async def test_what_every_worker_does_may_add() -> None:
     """Our choice: the lifespan runs on each worker, and so does a task that begins in it."""
     go = asyncio.Event()

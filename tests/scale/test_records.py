@@ -7,6 +7,7 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import Worker, fleet, settle, until
 from millstream import Context, Server
+from patience import WAIT
 from wire import request
 
 SIGN = {"uri": "shop://sign"}
@@ -198,6 +199,27 @@ async def test_the_stream_of_a_session_hears_what_it_subscribed_to_on_another_wo
         assert len(stream.messages) == 1
         assert await third.delete(headers) == 204
         await until(lambda: stream.over)
+
+
+async def test_a_change_that_is_heard_while_the_last_read_ends_is_read_too() -> None:
+    """A fixed defect: the stream waited for a read that nobody had begun, and held back every update from then on."""
+    async with fleet(make_ten) as (first, _):
+        records = first.runtime.services.records
+        told: list[bool] = []
+        ended = asyncio.Event()
+
+        def watcher(record: object) -> None:
+            told.append(record is not None)
+            if told == [False, True]:  # the read ends with this call: the next change comes in the same turn
+                asyncio.get_running_loop().call_soon(records._heard, "session")
+            elif told[-1]:
+                ended.set()
+
+        records.watch("session", watcher)
+        records._heard("session")
+        async with asyncio.timeout(WAIT):
+            await ended.wait()
+        assert told == [False, True, False, True]
 
 
 async def test_what_is_known_of_sessions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

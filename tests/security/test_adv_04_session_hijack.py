@@ -17,7 +17,7 @@ from millstream import Server
 from millstream.app.runtime import Runtime
 from millstream.http.message import Request
 from millstream.protocol.principal import Principal
-from millstream.transports.http_sse import MESSAGES_PATH, HttpSse
+from millstream.transports.http_sse import HttpSse
 from millstream.transports.streamable.exchange import Endpoint
 from millstream.transports.streamable.get import SessionStreams
 from millstream.transports.streamable.post import Streamable
@@ -76,7 +76,7 @@ async def fronted() -> AsyncIterator[Front]:
         legacy = HttpSse(dispatcher, streams)
         handlers: dict[tuple[str, str], Any] = {
             ("POST", "/mcp"): streamable.post, ("GET", "/mcp"): standing.get, ("DELETE", "/mcp"): standing.delete,
-            ("GET", "/sse"): legacy.get, ("POST", MESSAGES_PATH): legacy.post,
+            ("GET", "/sse"): legacy.get, ("POST", "/messages/"): legacy.post,
         }  # fmt: skip
         routes = {place: protect(handler, authenticate) for place, handler in handlers.items()}
         async with serve(ToyApp(routes, runtime.services.settings, lane=True), lane=True) as running:
@@ -136,7 +136,7 @@ async def test_a_stream_of_the_oldest_transport_takes_messages_of_its_owner_only
         stream = await front.send("alice", "GET", "/sse", accept="text/event-stream")
         await stream.head()
         path = (await stream.chunk()).split(b"data: ")[1].strip().decode()
-        unknown = await front.ask("bob", "POST", f"{MESSAGES_PATH}?session_id={'0' * 32}", PING)
+        unknown = await front.ask("bob", "POST", f"/messages/?session_id={'0' * 32}", PING)
         for thief in THIEVES:
             stolen = await front.ask(thief, "POST", path, PING)
             assert (stolen.status, stolen.body) == (404, unknown.body)

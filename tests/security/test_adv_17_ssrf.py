@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from issuer_world import issuing
+from millstream import Server, Settings
 from millstream.http import outbound
 from millstream.http.outbound import OutboundError, check_url, fetch, is_public
 
@@ -177,6 +178,28 @@ async def test_a_good_answer_is_read_in_every_framing(answer: bytes) -> None:
         issuer.answers["/x?y=z"] = answer
         assert (await fetch(f"{issuer.url}/x?y=z#part", judge=anywhere)).body == b"{}"
         assert b"\r\nhost: 127.0.0.1:%d\r\n" % issuer.port in issuer.requests[0]
+
+
+@pytest.mark.parametrize(
+    "form", ["http://{0}/x", "//{0}/x#/a", "file:///etc/passwd", "http://user@{0}/", "HTTP://{0}/#"]
+)
+async def test_a_schema_that_refers_to_another_place_is_refused_and_nothing_is_asked(form: str) -> None:
+    """CVE-2026-116686: nothing is fetched for a `$ref`, of a tool's arguments and of its results."""
+    asked: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.read(1))
+        writer.close()
+
+    listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with listener:
+        place = form.format(f"127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+        schema = {"type": "object", "properties": {"a": {"$ref": place}}}
+        server = Server("s", settings=Settings())
+        for options in ({"input_schema": schema}, {"output_schema": schema}):
+            with pytest.raises(ValueError, match="never fetched"):
+                server.tool(name="t", **options)(lambda arguments: arguments)
+    assert asked == []
 
 
 async def test_a_header_cannot_be_broken_out_of() -> None:

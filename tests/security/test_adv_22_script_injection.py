@@ -1,114 +1,109 @@
-"""Scripts in what clients say of themselves, on the pages where people sign in: CVE-2025-62800 and its kind."""
+"""Scripts that strangers write (CVE-2025-62800): no page is made of anything that a peer said, nothing but a page is
+HTML, and no page runs a script that isn't a file of ours. In a browser: tests/pages/test_script_injection.py.
+"""
 
 import re
 from html.parser import HTMLParser
-from typing import Any
+from urllib.parse import quote
 
 import pytest
 
-from issuing_world import BACK, Browser, Desk, Known
-from millstream.auth.issuing.ways import Away, Returned, SignInFailed, User
-from millstream.stores.memory.store import MemoryStore
+from auth_world import ALICE, ROOT, guarded, make_server
+from millstream import Info, Server, Settings
+from wire import wired
 
+PAGES = ["/docs", "/dashboard", "/chat", "/inspect"]
 PAYLOADS = [
-    "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'><svg/onload=alert(1)>",
-    "</title><script>x</script>",
-    "{body}{0}{__class__}", "javascript:alert(1)", "&lt;script&gt;", "\u202e<b>", "--><script>", "${7*7}{{7*7}}",
-    '" autofocus onfocus="alert(1)', "</textarea><iframe srcdoc='<script>x</script>'>",
+    "<script>owned()</script>", "\"><img src=x onerror=owned()>", "javascript:owned()", "'-owned()-'",
+    "</title><svg onload=owned()>", "{{constructor.constructor('owned()')()}}", "<!--", "]]>",
+    "\u2028owned()", "<base href=//evil.example>",
 ]  # fmt: skip
-ALLOWED = {"html", "head", "meta", "title", "link", "body", "main", "h1", "h2", "p", "dl", "div", "dt", "dd",
-"strong", "section",
-           "ul", "li", "form", "input", "label", "button", "span", "a"}  # fmt: skip
+
+REFERER = PAYLOADS[0].encode()
 
 
-class Elements(HTMLParser):
-    """Every element of a page, and its attributes."""
+class Marks(HTMLParser):
+    """Whatever could run a script in a page."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[str, dict[str, Any]]] = []
+        self.found: list[str] = []
+        self._script = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
+        given = dict(attrs)
+        self._script = tag == "script"
+        if tag == "script" and not re.fullmatch(r"assets/[\w./-]+\?[0-9a-f]{16}", given.get("src") or ""):
+            self.found.append(f"script {attrs}")
+        if tag in ("base", "iframe", "object", "embed", "meta") and given.get("http-equiv"):
+            self.found.append(tag)
+        for name, value in attrs:
+            if name.startswith("on") or name == "style" or (value or "").strip().lower().startswith("javascript:"):
+                self.found.append(f"{tag} {name}")
+
+    def handle_data(self, data: str) -> None:
+        if self._script and data.strip():
+            self.found.append("inline script")
+        self._script = False
 
 
-def check(page: Any) -> None:
-    """Nothing that runs is on the page, and its policy would not let it."""
-    found = Elements()
-    found.feed(page.text)
-    assert {tag for tag, _ in found.seen} <= ALLOWED
-    for tag, attributes in found.seen:
-        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
-        for name in ("href", "src", "action", "formaction"):
-            assert re.fullmatch(
-                r"((\.\./)*assets/[\w.-]+|authorize|https://id\.example/.*)?", attributes.get(name) or ""
-            )
-    policy = page.headers["content-security-policy"]
-    assert policy.startswith("default-src 'none'; style-src 'self'; form-action 'self'")
-    assert "script" not in policy
-    assert "unsafe" not in policy
-    assert page.headers["x-content-type-options"] == "nosniff"
+def policy(headers: dict[bytes, bytes]) -> dict[str, str]:
+    """What a page may load."""
+    parts = headers[b"content-security-policy"].decode().split(";")
+    return {name: rest for name, _, rest in (part.strip().partition(" ") for part in parts)}
 
 
-class Elsewhere:
-    """An upstream with an ugly label, which fails with an ugly text."""
-
-    name = "elsewhere"
-
-    def __init__(self, payload: str) -> None:
-        self.label = payload
-
-    async def begin(self, callback: str, state: str) -> Away:
-        """Send the browser there."""
-        return Away(f'https://id.example/?state={state}&x="><script>alert(1)</script>')
-
-    async def finish(self, returned: Returned) -> User:
-        """Nobody."""
-        raise SignInFailed(self.label)
-
-
-@pytest.mark.parametrize("payload", PAYLOADS)
-async def test_what_anybody_says_is_text_on_every_page(payload: str) -> None:
-    """Names of clients, servers, scopes, people and upstreams; what was typed; what failed."""
-    store = MemoryStore()
-    await store.open()
-    people = Known()
-    people.people["ada"] = ("correct horse", User("ada", payload, ("*",)))
-    options: dict[str, Any] = {"people": [people, Elsewhere(payload)], "described": {"orders:write": payload}}
-    desk = Desk(store, **options)
-    id = (await desk.register(client_name=payload))["client_id"]
-    browser = Browser(desk)
-    page = await browser.open(id, scope="orders:write", state=payload)
-    check(page)
-    check(await browser.answer(page, name=payload, password=payload, answer="allow"))
-    leads = await browser.answer(page, way="elsewhere")
-    check(leads)
-    state = leads.text.split("state=")[1].split("&")[0]
-    check(await browser.ask("GET", "/sign-in/callback/elsewhere", query=f"state={state}"))
-    check(await browser.ask("GET", "/sign-in/callback/elsewhere", query=f"state={state}"))
-    await browser.answer(page)
-    check(await browser.open(id, scope="orders:write orders:read", prompt="consent"))
-    check(await browser.open(payload))
-    check(await browser.open(id, redirect_uri=payload))
+@pytest.mark.parametrize("page", PAGES)
+async def test_a_page_is_the_same_whatever_the_server_is_called_and_what_is_asked(page: str) -> None:
+    """Names, queries and headers of any kind are in no page: what a server says is set as text by our scripts."""
+    bodies = set()
+    for name in ("plain", PAYLOADS[0], PAYLOADS[1]):
+        server = Server("s", serve="all", info=Info(title=name), instructions=name, settings=Settings())
+        server.tool(name="a", title=name, description=name)(lambda: "x")
+        async with wired(server, "lane") as wire:
+            for query in ("", *(f"?next={quote(each)}&{quote(each)}=1" for each in PAYLOADS)):
+                reply = await wire.ask("GET", page + query, [(b"host", b"127.0.0.1"), (b"referer", REFERER)])
+                assert reply.status == 200
+                bodies.add(reply.body)
+                rules = policy(reply.headers)
+                assert rules["default-src"] == "'none'"
+                assert rules["script-src"] == "'self'"
+                assert (rules["base-uri"], rules["frame-ancestors"]) == ("'none'", "'none'")
+                assert not any("unsafe" in rule or "*" in rule for rule in rules.values())
+    (body,) = bodies
+    marks = Marks()
+    marks.feed(body.decode())
+    assert marks.found == []
 
 
-@pytest.mark.parametrize("uri", [
-    f"{BACK};script-src", f"{BACK}?a;b,c", "https://a.example;script-src 'unsafe-inline'/", "https://a.example,x/",
-    "com.example.app:/x;y",
-    "http://[::1]:5/x;default-src *", "https://'self'/",
-])  # fmt: skip
-async def test_a_redirect_uri_cannot_add_to_the_policy(uri: str) -> None:
-    """It is refused, or only its scheme and host go in."""
-    store = MemoryStore()
-    await store.open()
-    desk = Desk(store)
-    try:
-        id = (await desk.register(redirect_uris=[uri]))["client_id"]
-    except AssertionError as refused:
-        assert "invalid_redirect_uri" in str(refused)  # noqa: PT017  one of two good ends
-        return
-    page = await Browser(desk).open(id, redirect_uri=uri)
-    policy = page.headers["content-security-policy"]
-    assert policy.count(";") == 4
-    assert "," not in policy
-    assert "unsafe" not in policy
+async def test_the_form_to_sign_in_has_no_script_at_all_and_says_nothing_that_was_sent() -> None:
+    """Where people type their keys."""
+    async with guarded(make_server()) as world:
+        for payload in PAYLOADS:
+            reply = await world.ask(None, "GET", f"/dashboard?x={quote(payload)}", accept="text/html")
+            assert reply.status == 401
+            marks = Marks()
+            marks.feed(reply.body.decode())
+            assert (marks.found, b"<script" in reply.body, b"owned" in reply.body) == ([], False, False)
+            assert policy(reply.headers)["default-src"] == "'none'"
+
+
+@pytest.mark.parametrize("key", [None, ALICE, ROOT])
+async def test_nothing_else_that_is_answered_is_taken_for_html(key: str | None) -> None:
+    """Errors repeat names, JSON repeats arguments: each says what it is, and none says HTML."""
+    async with guarded(make_server()) as world:
+        for payload in PAYLOADS:
+            said = quote(payload, safe="")
+            for method, path, body in (
+                ("GET", f"/{said}", b""),
+                ("GET", f"/assets/{said}", b""),
+                ("POST", f"/tools/{said}", b"{}"),
+                ("POST", "/mcp/tools/call", b'{"name":"<script>owned()</script>"}'),
+                ("POST", "/mcp", b"<script>owned()</script>"),
+                ("GET", f"/.well-known/oauth-protected-resource/{said}", b""),
+                ("POST", f"/messages/?session_id={said}", b"{}"),
+            ):
+                reply = await world.ask(key, method, path, body, content_type="application/json", accept="text/html")
+                kind = reply.headers.get(b"content-type", b"")
+                assert b"html" not in kind, (path, kind)
+                assert kind or not reply.body, path

@@ -175,7 +175,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (
         "prompt",
         {"annotations": {}},
-        "nothing: there is no option 'annotations' here; there is description, icons, meta,",
+        "nothing: there is no option 'annotations' here; there is description, enabled, icons, meta,",
     ),
     (
         "resource",

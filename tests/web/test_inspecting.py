@@ -16,7 +16,7 @@ from http_peer import serve
 from millstream import Client, Server
 from millstream.app.here_only import Bind
 from millstream.app.serving.errors import CommandError
-from millstream.cli.commands.run import check_inspected
+from millstream.cli.commands.run import check_inspected, configure
 from millstream.config import Settings
 from processes import free_port
 
@@ -131,6 +131,14 @@ async def test_a_credential_does_not_open_it_from_elsewhere() -> None:
             assert (await http.post("/inspect/via/1", json={})).status_code == 403
     finally:
         await mcp.stop()
+
+
+def test_the_option_of_the_command_line_turns_the_pages_on() -> None:
+    """Beside what the program serves already."""
+    mcp = Server("ours", serve="hub")
+    configure(mcp, serve="", store="", settings={"inspect": ("http://a.example/mcp",)}, more=frozenset({"web"}))
+    assert mcp.settings.inspect == ("http://a.example/mcp",)
+    assert mcp.definition.parts == {"hub", "web", "rest", "metrics"}
 
 
 @pytest.mark.parametrize("url", ["nonsense", "ws://127.0.0.1/mcp", "file:///etc/passwd", "http://a:b@example.com/"])

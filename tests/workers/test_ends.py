@@ -55,6 +55,24 @@ async def test_a_worker_that_is_killed_is_replaced_and_whoever_waits_at_its_sock
             await client.close()
 
 
+async def test_a_worker_whose_loop_stands_still_is_replaced_where_a_watchdog_is_set(tmp_path: Path) -> None:
+    """docs/reference/settings.md. A process that is there and answers nobody looks alive to everybody else."""
+    environment = {**os.environ, "MILLSTREAM_WATCHDOG": "3"}
+    with workers(tmp_path, 1, "--reload", env=environment) as served:
+        (first,) = served.pids
+        stopper = Client(served.port)
+        stopped = asyncio.create_task(stopper.request(call("stands_still")))
+        waiting = Client(served.port)
+        await until_async(lambda: state(first) == "T")
+        assert (await waiting.request(call("who"))).value != first
+        assert served.said("has stood still for 3 s, and is killed") == 1
+        assert served.said("was killed by SIGKILL; starting another") == 1
+        with pytest.raises((OSError, EOFError)):
+            await stopped
+        for client in (waiting, stopper):
+            await client.close()
+
+
 async def test_a_worker_in_a_crash_loop_is_started_less_and_less_often_and_the_others_serve_on(tmp_path: Path) -> None:
     """Nobody is sent to its socket meanwhile, and when it can start again, it does."""
     with workers(tmp_path, 2) as served:
@@ -209,3 +227,26 @@ def test_under_nohup_workers_outlive_the_terminal(tmp_path: Path) -> None:
         assert answers(port)
         assert not served.said("Starting every worker anew")
         assert set(served.children()) == set(served.pids)
+
+
+@pytest.mark.parametrize(("times", "number"), [(2, "SIGKILL"), (99, "SIGKILL"), (1, "SIGSEGV")])
+def test_a_worker_that_is_killed_while_it_starts_for_the_first_time_is_followed_by_another(
+    tmp_path: Path, times: int, number: str
+) -> None:
+    """A fixed defect: it stopped the whole. One that is killed each time, or by a fault of its program, still does."""
+    killed = f"""
+    deaths = HERE / "deaths"
+    count = len(deaths.read_text()) if deaths.exists() else 0
+    if count < {times}:
+        deaths.write_text("x" * (count + 1))
+        os.kill(os.getpid(), signal.{number})
+"""
+    program = PROGRAM.replace("async def lifespan(server):\n", f"async def lifespan(server):{killed}")
+    gives_up = times == 99 or number == "SIGSEGV"
+    with workers(tmp_path, 1, "--reload", program=program, ready=False) as served:
+        if gives_up:
+            assert served.process.wait(WAIT) == 1
+            assert f"Worker 1 was killed by {number} before it served" in served.log
+        else:
+            served.wait_until_said("is serving on")
+    assert len((tmp_path / "deaths").read_text()) == (5 if times == 99 else times)

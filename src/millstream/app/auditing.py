@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from millstream.protocol.admission import target_name
 from millstream.server.calls.call import Call
 from millstream.server.dispatch import Dispatcher, Observe
 from millstream.telemetry.audit import AuditLog, Entry, stamp
@@ -56,7 +57,7 @@ class Audit:
             Entry(
                 stamp(self._clock()),
                 call.method,
-                call.name,
+                call.name or target_name(call.method, call.params),
                 "ok" if failure is None else failure.outcome,
                 "" if principal is None else principal.subject,
                 "" if principal is None else principal.issuer,

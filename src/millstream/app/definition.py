@@ -4,21 +4,23 @@ A `Definition` is a node of the tree of mounted servers. Whatever is registered 
 wherever it is mounted, and what changes is told to whoever runs one of them. Nothing here knows an event loop.
 """
 
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from millstream.app.given import check_completer
 from millstream.app.info import Info
 from millstream.app.sign_in_methods import is_protected
+from millstream.app.tree import Tree
 from millstream.config import Settings
 from millstream.protocol.errors import LocalError
 from millstream.server.calls.changes import Change
-from millstream.server.features.registry import Registry
+from millstream.server.features.finding import check_argument
+from millstream.server.features.hooks import hooks_of
+from millstream.server.features.registry import Completer, Registry
 
 if TYPE_CHECKING:
     from millstream.auth.method import Given
@@ -28,25 +30,10 @@ PARTS = ("hub", "rest", "web", "metrics")
 """What can run beside MCP."""
 _NEEDS = {"web": ("hub", "rest", "metrics")}
 """The pages show what the others do."""
-_KINDS = ("tools", "resources", "templates", "prompts")
+KINDS = ("tools", "resources", "templates", "prompts")
 
 
 _ON_EACH_WORKER: ContextVar[bool] = ContextVar("on_each_worker", default=False)
-
-
-class Listener(Protocol):
-    """Whoever runs a server."""
-
-    @property
-    def shared(self) -> bool:
-        """Other workers run it, too."""
-        ...
-
-    def emit(self, change: Change) -> None:
-        """Something changed."""
-
-    def removed(self, kind: str, key: str) -> None:
-        """An item was removed by the program of this worker."""
 
 
 @contextmanager
@@ -60,7 +47,7 @@ def on_each_worker() -> Generator[None]:
 
 
 @dataclass(eq=False)
-class Definition:
+class Definition(Tree):
     """One server, before and while it runs."""
 
     # Configuration
@@ -74,16 +61,16 @@ class Definition:
     authorize_channel: "Authorize | None"
     settings: Settings
     auth: "tuple[Given, ...]" = ()
+    middleware: Sequence[object] = ()
 
     def __post_init__(self) -> None:
         self.store = self.store or self.settings.store or "memory://"
         self.registry: Registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
         self.registry.private = self.protected
         self.registry.changed = lambda kind: self.emit(Change(kind))
-        self.mounted: list[Definition] = []
-        self._mounted_on: list[tuple[Definition, str]] = []
-        self.listeners: set[Listener] = set()
-        """Told of every change: one for each runtime that is open."""
+        self._stand_alone(hooks_of(self.middleware, self) if self.middleware else None)
+        self._passed_over: set[tuple[int, str, str]] = set()
+        """Items of mounted servers whose names were taken here: (server, kind, key)."""
 
     def configure(self, *, serve: str | Collection[str] = (), **changes: object) -> None:
         """Put what was said on the command line over what the program says; before the server runs.
@@ -115,9 +102,11 @@ class Definition:
     def limited(self) -> bool:
         """Whether there are limits on how often somebody may ask."""
         settings = self.settings
-        return bool(settings.limit_requests or settings.limit_calls or settings.limit_address) or any(
-            tool.limit for tool in self.registry.tools.values()
-        )
+        given = (
+            settings.limit_requests, settings.limit_calls, settings.limit_address, settings.limit_quota,
+            settings.limit_concurrency,
+        )  # fmt: skip
+        return any(given) or any(tool.limit or tool.concurrency for tool in self.registry.tools.values())
 
     def describe(self) -> dict[str, Any]:
         """Name, version and information as the newest revision has them."""
@@ -134,24 +123,69 @@ class Definition:
         """
         self._check_everywhere(key)
         self._check_free(kind, key)
-        self._put(kind, key, item)
+        self._put(kind, key, item, on=item.enabled)
+        if not _ON_EACH_WORKER.get():
+            for listener in list(self.listeners):
+                listener.altered(kind, key, "added")
 
     def remove(self, kind: str, key: str) -> None:
         """Take an item away, here and wherever this is mounted, on every worker. Raises KeyError when there is none."""
         self.registry.remove(kind, key)
         for listener in list(self.listeners):
-            listener.removed(kind, key)
+            listener.altered(kind, key, "removed")
         for parent, prefix in self._mounted_on:
-            parent.remove(kind, prefixed(kind, key, prefix))
+            if (id(self), kind, key) in parent._passed_over:
+                parent._passed_over.discard((id(self), kind, key))
+            else:
+                parent.remove(kind, prefixed(kind, key, prefix))
 
-    def complete(self, reference: str, argument: str, function: Callable[..., Any]) -> None:
+    def switch(self, kind: str, key: str, *, on: bool) -> None:
+        """Offer an item or not, here and wherever this is mounted, on every worker.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        registry = self.registry
+        offered, disabled = getattr(registry, kind), registry.disabled[kind]
+        if key not in offered and key not in disabled:
+            raise KeyError(key)
+        if on == (key in disabled):
+            (registry.enable if on else registry.disable)(kind, key)
+        for listener in list(self.listeners):
+            listener.altered(kind, key, "on" if on else "off")
+        for parent, prefix in self._mounted_on:
+            parent.switch(kind, prefixed(kind, key, prefix), on=on)
+
+    def kind_of(self, noun: str, key: str) -> str:
+        """The kind of the registry that a tool, prompt or resource of a name belongs to.
+
+        Raises:
+            TypeError: no such noun.
+        """
+        if noun == "resource":
+            registry = self.registry
+            return "templates" if key in registry.templates or key in registry.disabled["templates"] else "resources"
+        if noun not in ("tool", "prompt"):
+            raise TypeError(f"{noun!r} is no kind: use 'tool', 'resource' or 'prompt'")
+        return f"{noun}s"
+
+    def tagged(self, tag: str) -> "list[tuple[str, str]]":
+        """Kind and name of each item with a tag, offered or not."""
+        return [
+            (kind, key)
+            for kind in KINDS
+            for items in (getattr(self.registry, kind), self.registry.disabled[kind])
+            for key, item in items.items()
+            if tag in item.tags
+        ]
+
+    def complete(self, reference: str, argument: str, function: Completer) -> None:
         """Register what completes an argument of a prompt or template.
 
         Raises:
             ValueError: the prompt or template has no such argument.
         """
-        check_completer(f"complete({reference!r}, {argument!r})", function)
-        self.registry.check_argument(reference, argument)
+        check_argument(self.registry, reference, argument)
         self.registry.completers[(reference, argument)] = function
         self.registry.offer("completions")
         kind = "templates" if "{" in reference else "prompts"
@@ -176,19 +210,28 @@ class Definition:
         for parent, prefix in self._mounted_on:
             parent._check_free(kind, prefixed(kind, key, prefix))
 
-    def _put(self, kind: str, key: str, item: Any) -> None:
+    def _put(self, kind: str, key: str, item: Any, *, on: bool) -> None:
+        if self.hooks is not None:
+            item = item.within(self.hooks)
         self.registry.add(kind, key, item)
+        if not on:
+            self.registry.disable(kind, key)
         for parent, prefix in self._mounted_on:
-            parent._take(kind, key, item, prefix)
+            parent._take(kind, key, item, prefix, on=on)
 
-    def _take(self, kind: str, key: str, item: Any, prefix: str) -> None:
+    def _take(self, kind: str, key: str, item: Any, prefix: str, *, on: bool) -> None:
         name = prefixed(kind, key, prefix)
-        self._put(kind, name, item.named(name) if prefix else item)
+        self._put(kind, name, item.named(name) if prefix else item, on=on)
 
     # The tree
 
-    def mount(self, other: "Definition", prefix: str) -> None:
+    def mount(self, other: Self, prefix: str, *, first_wins: bool = False) -> None:
         """Offer what another server has as part of this one, now and later.
+
+        Args:
+            other: the other server.
+            prefix: of the names that its items have here.
+            first_wins: pass over what has a name that is taken here, instead of refusing it.
 
         Raises:
             ValueError: the other is this server or has it mounted, has a name that is taken here, or has a lifespan
@@ -198,39 +241,39 @@ class Definition:
         if self._is_part_of(other):
             raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}: it would be a part of itself")
         self._check_everywhere(other.name)
-        if self._runs() and other.has_lifespan():
+        if self._runs() and (other.has_lifespan() or other.has_wide_hooks()):
+            what = "a lifespan" if other.has_lifespan() else "middleware for messages or lists"
             raise ValueError(
-                f"{other.name!r} has a lifespan, and {self.name!r} runs already: mount it before, or in a lifespan"
+                f"{other.name!r} has {what}, and {self.name!r} runs already: mount it before, or in a lifespan"
             )
-        items = [(kind, key, item) for kind in _KINDS for key, item in getattr(other.registry, kind).items()]
-        for kind, key, _ in items:
+        items = [
+            (kind, key, item, on)
+            for kind in KINDS
+            for on, named in ((True, getattr(other.registry, kind)), (False, other.registry.disabled[kind]))
+            for key, item in named.items()
+        ]
+        if first_wins:
+            taken = [each for each in items if self.registry.has(each[0], prefixed(each[0], each[1], prefix))]
+            items = [each for each in items if each not in taken]
+            self._passed_over.update((id(other), each[0], each[1]) for each in taken)
+        for kind, key, *_ in items:
             self._check_free(kind, prefixed(kind, key, prefix))
         self.mounted.append(other)
         other._mounted_on.append((self, prefix))
-        for kind, key, item in items:
-            self._take(kind, key, item, prefix)
+        if any(other.paths()):
+            try:
+                if self._runs():
+                    raise ValueError(f"{other.name!r} has routes, and {self.name!r} runs already: mount it before")
+                self._check_paths()
+            except ValueError:
+                self.mounted.remove(other)
+                other._mounted_on.remove((self, prefix))
+                raise
+        for kind, key, item, on in items:
+            self._take(kind, key, item, prefix, on=on)
         for (reference, argument), completer in other.registry.completers.items():
             kind = "templates" if "{" in reference else "prompts"
             self.complete(prefixed(kind, reference, prefix), argument, completer)
-
-    def _is_part_of(self, other: "Definition") -> bool:
-        return self is other or any(parent._is_part_of(other) for parent, _ in self._mounted_on)
-
-    def _runs(self) -> bool:
-        return bool(self.listeners) or any(parent._runs() for parent, _ in self._mounted_on)
-
-    def has_lifespan(self) -> bool:
-        """Whether this server, or one that is mounted on it, has a lifespan."""
-        return self.lifespan is not None or any(part.has_lifespan() for part in self.mounted)
-
-    def nearest(self, values: "Mapping[Definition, Any]") -> Any:
-        """The value of this server, or of the nearest one with a value that it is mounted on."""
-        around = [self]
-        for each in around:
-            if each in values:
-                return values[each]
-            around += [parent for parent, _ in each._mounted_on]
-        return None
 
     # Changes
 

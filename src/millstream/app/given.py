@@ -5,6 +5,9 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from millstream.server.functions.dependencies import dependencies_in
+from millstream.server.functions.plan import hints_of
+
 _LIFESPAN = "write @asynccontextmanager above `async def lifespan(server):`, with a `yield` inside"
 _KINDS: dict[str, str] = {
     "version": "a string",
@@ -64,7 +67,8 @@ def check_completer(where: str, function: Any) -> None:
         TypeError: it cannot be called with a value and the other arguments.
     """
     try:
-        inspect.signature(function).bind("the", "two")
+        signature = inspect.signature(function)
+        signature.bind("the", "two", **dict.fromkeys(dependencies_in(signature, hints_of(function))))
     except TypeError as error:
         raise TypeError(
             f"{where}: a completer is called with what was typed and the other arguments: "
@@ -93,8 +97,8 @@ def check_address(host: object, port: object, workers: object) -> None:
     Raises:
         TypeError: naming the argument.
     """
-    if not isinstance(host, str):
+    if host is not None and not isinstance(host, str):
         raise TypeError(f"run(host={host!r}): the host is a string, such as '127.0.0.1'")
     for name, value in (("port", port), ("workers", workers)):
-        if type(value) is not int:
+        if type(value) is not int and not (name == "port" and value is None):
             raise TypeError(f"run({name}={value!r}): it must be a whole number")

@@ -18,6 +18,7 @@ from millstream.protocol.principal import Principal
 from millstream.server.calls.notes import SESSION_OVER, ObserveMessage
 from millstream.server.calls.sessions import Session
 from millstream.server.dispatch import Dispatcher
+from millstream.server.features.hooks import Hooks
 from millstream.stores.base import Store
 from millstream.stores.health import StoreHealth
 from millstream.stores.memory.store import MemoryStore
@@ -28,8 +29,18 @@ from millstream.transports.open_streams import OpenStreams
 if TYPE_CHECKING:
     from millstream.app.looking import Live
     from millstream.hub import Hub
+    from millstream.server.features.around import Around
     from millstream.server.observing.observer import Observer
     from millstream.telemetry.metrics import Metrics
+
+
+def make_around(definition: Definition) -> "Around | None":
+    """The middleware for messages and lists, where this server or one that is mounted on it has some."""
+    if not definition.has_wide_hooks():
+        return None
+    from millstream.server.features.around import Around  # noqa: PLC0415  only where there is such middleware
+
+    return Around(definition.hooks or Hooks(definition), definition.registry)
 
 
 def make_observer(

@@ -15,6 +15,7 @@ from millstream.protocol.principal import Principal
 from millstream.server.calls.services import Services
 
 if TYPE_CHECKING:
+    from millstream.app.added import AddedPaths
     from millstream.app.definition import Definition
     from millstream.auth.guard import Guard
 
@@ -53,9 +54,17 @@ _OPEN = ("/assets/", "/.well-known/oauth-", "/sign-in", "/sign-out")
 class Protection:
     """Puts every path of a running server behind what it takes."""
 
-    __slots__ = ("_guard", "_here_only", "_hooked", "own")
+    __slots__ = ("_guard", "_here_only", "_hooked", "added", "own")
 
-    def __init__(self, guard: "Guard | None", here_only: HereOnly, *, hooked: bool, own: Paths) -> None:
+    def __init__(
+        self,
+        guard: "Guard | None",
+        here_only: HereOnly,
+        *,
+        hooked: bool,
+        own: Paths,
+        added: "AddedPaths | None" = None,
+    ) -> None:
         """Prepare it.
 
         Args:
@@ -63,7 +72,19 @@ class Protection:
             here_only: in front of some, where nobody does.
             hooked: the program says who may publish, so that no scope is needed for it.
             own: the paths by which callers sign in: they have no credential yet, so nothing stands before these.
+            added: the paths of the program's own.
+
+        Raises:
+            ValueError: one of these is a path by which callers sign in.
         """
+        self.added: AddedPaths | None = added
+        taken = set[str]() if added is None else own.keys() & added.exact.keys()
+        if taken:
+            raise ValueError(
+                f"{min(taken)!r} is a path by which callers sign in here. Use another one for your own route"
+            )
+        if added is not None and guard is not None:
+            added.protect(lambda handlers: _guarded(guard, handlers))
         self.own: Paths = own
         self._guard = guard
         self._here_only = here_only
@@ -81,6 +102,9 @@ class Protection:
 
     def protect(self, path: str, handlers: Mapping[str, Handler]) -> Mapping[str, Handler]:
         """The handlers of a path, or of those that begin so, behind what it takes."""
+        if self.added is not None and path in self.added.exact:
+            guard = None if self.added.is_public(path) else self._guard
+            return handlers if guard is None else _guarded(guard, handlers)
         if path in EXEMPT or path in self.own or path.startswith(_OPEN):
             return handlers
         if path in _ALWAYS_HERE:
@@ -88,7 +112,7 @@ class Protection:
         guard, private = self._guard, _PRIVATE.get(path)
         if guard is not None:
             scope = "" if private == PUBLISH and self._hooked else private or ""
-            return {method: guard.protect(handler, scope=scope) for method, handler in handlers.items()}
+            return _guarded(guard, handlers, scope)
         if private is None:
             return handlers
         message = _NOTED.get(path, "")
@@ -99,6 +123,25 @@ class Protection:
         if self._guard is None:
             return self._here_only.allows(address, headers)
         return self._hooked or (principal is not None and principal.has((PUBLISH,)))
+
+
+def _guarded(guard: "Guard", handlers: Mapping[str, Handler], scope: str = "") -> Mapping[str, Handler]:
+    return {method: guard.protect(handler, scope=scope) for method, handler in handlers.items()}
+
+
+def added_paths(definition: "Definition") -> "AddedPaths | None":
+    """The paths of the program's own, if it has some.
+
+    Raises:
+        ValueError: one of them is where MCP is served.
+    """
+    if not any(definition.paths()):
+        return None
+    from millstream.app.added import AddedPaths  # noqa: PLC0415  only for programs with pages of their own
+
+    return AddedPaths(
+        definition.paths(), path=definition.settings.path, show_errors=lambda: definition.settings.show_errors
+    )
 
 
 def own_paths(guard: "Guard | None", definition: "Definition", services: Services) -> Paths:

@@ -13,7 +13,7 @@ from millstream.protocol.errors import LocalError
 from millstream.server.calls.changes import Change
 from millstream.server.calls.keys import agree
 from millstream.server.calls.services import Services
-from millstream.server.peers import PAUSE, Joined, Removed, Updated
+from millstream.server.peers import PAUSE, Joined, Present, Removed, Switched, Updated
 
 _logger = logging.getLogger("millstream")
 
@@ -21,25 +21,44 @@ _logger = logging.getLogger("millstream")
 class Replicas:
     """This worker's part in it."""
 
-    __slots__ = ("_definition", "_receiving", "_removed", "_renewing", "_services")
+    __slots__ = ("_added", "_definition", "_others", "_receiving", "_removed", "_renewing", "_services", "_switched")
 
     def __init__(self, definition: Definition, services: Services) -> None:
         self._definition = definition
         self._services = services
         self._removed: dict[Removed, None] = {}
         """What the program removed while it ran; a worker that begins later is told."""
+        self._switched: dict[tuple[str, str], Switched] = {}
+        """What the program switched while it ran, as it is now."""
+        self._others: set[str] = set()
+        """The workers that were heard of."""
+        self._added: list[str] = []
+        """What this worker's program added while it ran alone."""
         self._receiving = False
         """What is done now was done elsewhere: nobody has to be told."""
         self._renewing: asyncio.Task[None] | None = None
         peers = services.peers
         peers.on(Updated, lambda message, worker: services.changes.emit(Change("updated", message.uri)))
         peers.on(Removed, lambda message, worker: self._remove(message))
+        peers.on(Switched, lambda message, worker: self._switch(message))
         peers.on(Joined, self._welcome)
+        peers.on(Present, lambda message, worker: self._others.add(worker))
+        peers.on_workers(self._count)
         peers.on_loss(self._renew_soon)
 
     async def join(self) -> None:
         """Ask the others what was removed."""
         await self._services.peers.tell(Joined())
+
+    @property
+    def alone(self) -> bool:
+        """No other worker serves, as far as this one has heard."""
+        return not self._others
+
+    async def _count(self) -> None:
+        for worker in list(self._others):
+            if not await self._services.store.workers.alive(worker):
+                self._others.discard(worker)
 
     async def close(self) -> None:
         """End the task."""
@@ -56,10 +75,18 @@ class Replicas:
         if change.uri:
             self._services.peers.tell_soon(Updated(change.uri))
 
-    def removed(self, kind: str, key: str) -> None:
-        """Have the others remove an item, too."""
-        message = Removed(kind, key)
-        self._removed[message] = None
+    def altered(self, kind: str, key: str, how: str) -> None:
+        """Have the others remove an item, too, or switch it ``on`` or ``off``; note what was ``added``."""
+        if how == "added":
+            self._added.append(key)
+            return
+        message: Removed | Switched
+        if how == "removed":
+            message = Removed(kind, key)
+            self._removed[message] = None
+            self._switched.pop((kind, key), None)
+        else:
+            message = self._switched[kind, key] = Switched(kind, key, how == "on")
         if not self._receiving:
             self._services.peers.tell_soon(message)
 
@@ -73,10 +100,28 @@ class Replicas:
         finally:
             self._receiving = False
 
+    def _switch(self, message: Switched) -> None:
+        self._receiving = True
+        try:
+            with suppress(KeyError):
+                self._definition.switch(message.kind, message.key, on=message.on)
+        finally:
+            self._receiving = False
+
     def _welcome(self, message: Joined, worker: str) -> None:
+        self._others.add(worker)
+        self._services.peers.tell_soon(Present())
+        if self._added:
+            _logger.warning(
+                "Another worker has begun, and doesn't have what was added here since the start: %s. Register it "
+                "before the server runs, or in its lifespan",
+                ", ".join(self._added),
+            )
         for each in self._removed:
             if each.key not in getattr(self._definition.registry, each.kind):
                 self._services.peers.tell_soon(each)
+        for switched in self._switched.values():
+            self._services.peers.tell_soon(switched)
 
     # The secret
 

@@ -9,7 +9,7 @@ from millstream.http.hosts import EXEMPT, of_this_site
 from millstream.http.message import TEXT_HEAD, Handler, Request, Response
 from millstream.server.dispatch import Dispatcher
 from millstream.stores.health import StoreHealth
-from millstream.transports.http_sse import MESSAGES_PATH, HttpSse
+from millstream.transports.http_sse import HttpSse
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.streamable.exchange import Endpoint
 from millstream.transports.streamable.get import SessionStreams
@@ -27,7 +27,7 @@ _Table = dict[str, Mapping[str, Handler]]
 class Routes:
     """The paths of one running server."""
 
-    __slots__ = ("_by_path", "_hot", "_prefixes", "_streams")
+    __slots__ = ("_added", "_by_path", "_hot", "_prefixes", "_streams")
 
     def __init__(
         self,
@@ -55,15 +55,15 @@ class Routes:
         self._by_path: _Table = {
             path: mcp,
             path.rstrip("/") + "/": mcp,
-            "/sse": {"GET": legacy.get},
-            MESSAGES_PATH: {"POST": legacy.post},
-            MESSAGES_PATH.rstrip("/"): {"POST": legacy.post},
+            settings.sse_path: {"GET": legacy.get},
+            settings.messages_path: {"POST": legacy.post},
+            settings.messages_path.rstrip("/") or "/": {"POST": legacy.post},
             "/health": {"GET": probes.health},
             "/livez": {"GET": probes.live},
             "/readyz": {"GET": probes.ready},
             **protection.own,
         }
-        self._streams = {path, path.rstrip("/") + "/", "/sse", "/events", "/dashboard/events"}
+        self._streams = {path, path.rstrip("/") + "/", settings.sse_path, "/events", "/dashboard/events"}
         """A HEAD of these would open a stream."""
         self._prefixes: list[tuple[str, Mapping[str, Handler]]] = []
         if hub is not None:
@@ -76,6 +76,9 @@ class Routes:
             self._add_inspecting(settings.inspect, streams)
         if render_metrics is not None:
             self._add_metrics(render_metrics, health)
+        self._added = protection.added
+        if self._added is not None:
+            self._by_path = {**self._added.exact, **self._by_path}
         for each in self._streams & self._by_path.keys():
             handlers = self._by_path[each]
             self._by_path[each] = {**handlers, "GET": of_this_site(handlers["GET"])}
@@ -155,7 +158,10 @@ class Routes:
         return handler if handler is not None else _not_allowed(handlers)
 
     def _below(self, path: str) -> Mapping[str, Handler] | None:
-        return next((handlers for prefix, handlers in self._prefixes if path.startswith(prefix)), None)
+        for prefix, handlers in self._prefixes:
+            if path.startswith(prefix):
+                return handlers
+        return None if self._added is None else self._added.find(path)
 
     @property
     def hot(self) -> dict[tuple[bytes, bytes], tuple[Handler, str, str]]:
@@ -167,7 +173,7 @@ class Routes:
     def find_hot(self, method: bytes, path: bytes) -> Handler | None:
         """The handler of a path that the lane serves itself."""
         found = self._hot.get((method, path))
-        if found is None and self._prefixes:
+        if found is None and (self._prefixes or self._added is not None):
             below = self._below(path.decode("latin-1"))
             return None if below is None else below.get(method.decode("latin-1"))
         return found

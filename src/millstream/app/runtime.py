@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.app.definition import Definition, on_each_worker
 from millstream.app.here_only import Bind, HereOnly
-from millstream.app.parts import make_note, make_observer, metrics_of_machine, open_feed
+from millstream.app.limited import Limited
+from millstream.app.parts import make_around, make_note, make_observer, metrics_of_machine, open_feed
 from millstream.app.replicas import Replicas
 from millstream.app.sign_in_methods import make_guard
 from millstream.http.hosts import HostPolicy
@@ -21,6 +22,7 @@ from millstream.server.calls.changes import Change, Changes
 from millstream.server.calls.keys import agree
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Dispatcher
+from millstream.server.features.finding import check_completers
 from millstream.server.handlers import install
 from millstream.server.sweep import Sweep
 from millstream.stores.base import Store
@@ -76,6 +78,7 @@ class Runtime:
         self.policy: HostPolicy
         self.guard: Guard | None = None
         """In front of every path, where callers sign in."""
+        self.limited: Limited = Limited(definition, store)
         self.routes: Routes | None = None
         self.adapter: Any = None
         """The ASGI adapter, once HTTP is served."""
@@ -96,6 +99,7 @@ class Runtime:
         async with self._stack:
             await self.store.open()
             self._stack.push_async_callback(self.store.close)
+            self._stack.push_async_callback(self.limited.close)
             secrets = await agree(self.store, settings.key) if self.store.shared else None
             self.services = Services(settings, self.store, Changes(), secrets)
             self._stack.push_async_callback(self.services.close)
@@ -112,8 +116,10 @@ class Runtime:
                 definition.registry, self.services, info=definition.describe(), instructions=definition.instructions
             )
             install(self.dispatcher)
-            self._open_gate()
+            self.limited.gate(self.dispatcher)
+            self.dispatcher.around = make_around(definition)
             self.services.lifespan_of = lambda home: home.nearest(self._lifespans)
+            self.services.overrides_of = lambda home: home.overriding()
             self.sweep = Sweep(
                 self.dispatcher,
                 beat=self.streams.beat,
@@ -122,7 +128,7 @@ class Runtime:
             )
             await self._open_hub()  # around the lifespan, which may publish
             await self._open_lifespan(definition)
-            definition.registry.check_completers()  # now, since the lifespan may register too
+            check_completers(definition.registry)  # now, since the lifespan may register too
             await self._open_parts()
             await self.replicas.join()
             self._busy = self.sweep.clock()
@@ -130,17 +136,12 @@ class Runtime:
             self._stack = self._stack.pop_all()
         return self
 
-    def _open_gate(self) -> None:
-        if self.dispatcher.gate is None and self.definition.limited:
-            from millstream.app.throttle import Throttle  # noqa: PLC0415  only where something is limited
-
-            self.dispatcher.gate = Throttle(self.definition.settings, self.definition.registry).check
-
     def _open_guard(self) -> None:
         guard = self.guard = make_guard(self.definition, self.services)
         if guard is not None:
             self._stack.callback(guard.close)
             self.services.lacking = guard.challenges.refuse
+            self.limited.guard(guard)
 
     async def _open_lifespan(self, definition: Definition) -> None:
         """A server's lifespan, then those of what is mounted on it; they close in the opposite order."""
@@ -177,6 +178,7 @@ class Runtime:
         )
         if observer is None:
             return
+        self.limited.show(observer)
         self.dispatcher.observe, self.dispatcher.begin = observer, observer.begin
         self.services.note = make_note(observer)
         self._stack.callback(observer.close)
@@ -193,14 +195,13 @@ class Runtime:
         """The HTTP side, made when it is first needed: stdio does without."""
         if self.routes is None:
             from millstream.app.probes import Probes  # noqa: PLC0415
-            from millstream.app.protection import Protection, own_paths  # noqa: PLC0415
+            from millstream.app.protection import Protection, added_paths, own_paths  # noqa: PLC0415
             from millstream.app.routes import Routes  # noqa: PLC0415
 
             definition, settings = self.definition, self.definition.settings
-            here_only = HereOnly(self.bind, self.services.note)
-            hooked = definition.authorize_channel is not None
-            own = own_paths(self.guard, definition, self.services)
-            protection = Protection(self.guard, here_only, hooked=hooked, own=own)
+            here_only, hooked = HereOnly(self.bind, self.services.note), definition.authorize_channel is not None
+            own, added = own_paths(self.guard, definition, self.services), added_paths(definition)
+            protection = Protection(self.guard, here_only, hooked=hooked, own=own, added=added)
             self.policy = protection.policy(settings, loopback_bind=self.bind.loopback)
             if self.hub is not None:
                 from millstream.transports.websocket.route import WebSocketRoute  # noqa: PLC0415
@@ -222,18 +223,18 @@ class Runtime:
 
     @property
     def shared(self) -> bool:
-        """Other workers serve the same clients."""
-        return self.store.shared
+        """Other workers serve the same clients, and this one has heard of them."""
+        return self.store.shared and not self.replicas.alone
 
     def emit(self, change: Change) -> None:
         """Tell a change to whoever listens in this loop, from whatever thread, and to the other workers."""
         if change.kind == "tools":
-            self._open_gate()
+            self.limited.gate(self.dispatcher)
         self._here(self.replicas.emit, change)
 
-    def removed(self, kind: str, key: str) -> None:
-        """Have the other workers remove an item, too."""
-        self._here(self.replicas.removed, kind, key)
+    def altered(self, kind: str, key: str, how: str) -> None:
+        """Have the other workers remove or switch an item, too."""
+        self._here(self.replicas.altered, kind, key, how)
 
     def _here(self, work: Callable[..., None], *arguments: object) -> None:
         if get_ident() == self.thread and self.loop.is_running():

@@ -142,6 +142,11 @@ class Runtimes:
         return sum(runtime.dispatcher.load.running for runtime in self._by_loop.values())
 
     @property
+    def streams(self) -> int:
+        """How many event streams are open."""
+        return sum(len(runtime.streams) for runtime in self._by_loop.values())
+
+    @property
     def hub(self) -> "Hub | None":
         """The hub of `here`, once it is open."""
         runtime = self.here

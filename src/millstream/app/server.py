@@ -7,13 +7,16 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from millstream.app.definition import Definition, chosen
-from millstream.app.given import check_given, check_server
+from millstream.app.given import check_completer, check_given, check_server
 from millstream.app.hub_access import HubAccess, no_hub
 from millstream.app.info import Info
 from millstream.app.runtimes import Runtimes
 from millstream.app.sign_in_methods import given_methods
+from millstream.app.with_paths import WithPaths
+from millstream.app.with_switches import WithSwitches
 from millstream.config import Settings
 from millstream.server.calls.changes import Change
+from millstream.server.features.completers import completer_of
 from millstream.server.features.prompts import Prompt, PromptOptions, prompt_of
 from millstream.server.features.registry import Registry
 from millstream.server.features.resources import ResourceOptions, resource_of
@@ -30,7 +33,7 @@ Transport = Literal["http", "stdio"]
 Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
 
 
-class Server:
+class Server(WithPaths, WithSwitches):
     """An MCP server: register functions, then run it, mount it or give it to any ASGI server.
 
     Args:
@@ -43,13 +46,14 @@ class Server:
         serve: what runs beside MCP: hub, rest, web, metrics, or all.
         auth: how callers sign in, from `millstream.auth`: ``auth.keys(…)``, ``auth.issuer(…)``, or a list of them.
         authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` says who may use a channel of the hub.
+        middleware: hooks around calls, reads, prompts, lists and messages (`millstream.middleware`), outermost first.
         settings: everything operational; by default from ``MILLSTREAM_…`` variables.
 
     Example:
         ``mcp = Server("shop")``, then ``@mcp.tool`` on a function, then ``mcp.run()``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  each is of the server itself, and named
         self,
         name: str,
         *,
@@ -61,6 +65,7 @@ class Server:
         serve: str | Collection[str] = (),
         auth: "Given | Sequence[Given] | None" = None,
         authorize_channel: "Authorize | None" = None,
+        middleware: Sequence[object] = (),
         settings: Settings | None = None,
     ) -> None:
         kinds: dict[str, tuple[Any, type]] = {"info": (info, Info), "settings": (settings, Settings)}
@@ -76,6 +81,7 @@ class Server:
             authorize_channel=authorize_channel,
             settings=settings if settings is not None else Settings.load(),
             auth=given_methods(auth),
+            middleware=tuple(middleware),
         )
         """What the server is."""
         self.runtimes: Runtimes = Runtimes(self.definition)
@@ -100,6 +106,11 @@ class Server:
     def registry(self) -> Registry:
         """What is registered."""
         return self.definition.registry
+
+    @property
+    def dependency_overrides(self) -> dict[Callable[..., Any], Callable[..., Any]]:
+        """For tests, what stands in for a dependency: ``mcp.dependency_overrides[database] = fake``."""
+        return self.definition.overrides
 
     # Registration
 
@@ -149,7 +160,8 @@ class Server:
         """
 
         def register(function: C) -> C:
-            self.definition.complete(reference, argument, function)
+            check_completer(f"complete({reference!r}, {argument!r})", function)
+            self.definition.complete(reference, argument, completer_of(function, home=self.definition))
             return function
 
         return register
@@ -171,18 +183,6 @@ class Server:
     def _add_resource(self, uri: str, function: Callable[..., Any], options: ResourceOptions) -> None:
         item = resource_of(uri, function, home=self.definition, **options)
         self.definition.add("templates" if "{" in uri else "resources", uri, item)
-
-    def remove_tool(self, name: str) -> None:
-        """Take a tool away: ``mcp.remove_tool("add")``. Raises KeyError when there is none."""
-        self.definition.remove("tools", name)
-
-    def remove_prompt(self, name: str) -> None:
-        """Take a prompt away: ``mcp.remove_prompt("review")``. Raises KeyError when there is none."""
-        self.definition.remove("prompts", name)
-
-    def remove_resource(self, uri: str) -> None:
-        """Take a resource or template away: ``mcp.remove_resource("shop://1")``. Raises KeyError when there is none."""
-        self.definition.remove("templates" if uri in self.registry.templates else "resources", uri)
 
     # Composition
 
@@ -264,7 +264,7 @@ class Server:
         await entry.serve(self, scope, receive, send)
 
     def run(
-        self, transport: Transport | None = None, *, host: str = "127.0.0.1", port: int = 8000, workers: int = 1
+        self, transport: Transport | None = None, *, host: str | None = None, port: int | None = None, workers: int = 1
     ) -> None:
         """Serve until stopped: ``mcp.run()``, or ``mcp.run("http", port=9000)``.
 
@@ -273,8 +273,8 @@ class Server:
 
         Args:
             transport: ``http`` or ``stdio``; by default stdio when standard input is a pipe, else HTTP.
-            host: address to listen on.
-            port: port to listen on.
+            host: address to listen on; by default ``MILLSTREAM_HOST``, else 127.0.0.1.
+            port: port to listen on; by default ``MILLSTREAM_PORT``, else 8000.
             workers: processes that serve over HTTP.
         """
         from millstream.app.serving import launch  # noqa: PLC0415  loads an HTTP server only where one is wanted

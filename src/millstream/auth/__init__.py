@@ -13,15 +13,16 @@ from millstream.protocol.principal import EVERYTHING
 
 if TYPE_CHECKING:
     from millstream.auth.claims import Rules
+    from millstream.auth.issuing.allowed import Allow
     from millstream.auth.issuing.provider import Provider
     from millstream.auth.issuing.records import Client
     from millstream.auth.issuing.server import Issuer
     from millstream.auth.issuing.user_file import UserFile
-    from millstream.auth.issuing.ways import Way
+    from millstream.auth.issuing.ways import Upstream, Way
     from millstream.auth.method import Method
     from millstream.http.outbound import Fetched
 
-__all__ = ["client", "introspected", "issuer", "jwt", "keys", "oidc", "users"]
+__all__ = ["client", "github", "google", "introspected", "issuer", "jwt", "keys", "oidc", "upstream", "users"]
 
 
 def keys(
@@ -216,8 +217,7 @@ def issuer(
     Args:
         url: the server's own URL, without the path of the MCP endpoint: ``https://mcp.example.com``. That is also the
             exact name of the issuer.
-        users: who can sign in: ``auth.users(file="users.json")``, an upstream (`millstream.auth.issuing.ways`), or a
-            list of them.
+        users: who can sign in: ``auth.users(file="users.json")``, an `upstream`, or a list of them.
         clients: those that need not register, from `client`.
         audience: the URL of the MCP endpoint; by default `url` and the endpoint's path, ``https://mcp.example.com/mcp``.
         resources: the URLs of other servers that tokens can be for.
@@ -264,6 +264,64 @@ def users(*, file: str | Path) -> "UserFile":
     return found
 
 
+def upstream(
+    who: str,
+    *,
+    allow: "Allow",
+    client_id: str = "",
+    client_secret: str = "",
+    name: str = "",
+    title: str = "",
+    at: str = "",
+) -> "Upstream":
+    """Somebody else who signs people in, for `issuer`: Google, GitHub, or any OpenID provider.
+
+    Register this server there as a web application with the redirect URL ``URL/sign-in/callback/NAME``.
+
+    Args:
+        who: ``"google"``, ``"github"``, or the issuer's exact name: ``"https://login.example.com"``.
+        allow: who may sign in: a verified e-mail address ``"ada@example.com"``, all of a domain ``"@example.com"``, or
+            ``"*"`` for everybody who has an account there. GitHub also knows a login, ``"octocat"``, and an
+            organization, ``"org:example"``. With the scopes that they may hand on to clients: ``{"@example.com":
+            ["orders:write"]}``; the first entry that fits counts.
+        client_id: what the registration gave; by default ``$GOOGLE_CLIENT_ID`` or ``$GITHUB_CLIENT_ID``.
+        client_secret: and its secret; by default ``$GOOGLE_CLIENT_SECRET`` or ``$GITHUB_CLIENT_SECRET``.
+        name: in the redirect URL and in subjects; by default ``google``, ``github`` or ``openid``.
+        title: what people call it, for the button; by default the issuer's host.
+        at: where it is instead: the URL of a GitHub Enterprise server, or of what stands in for Google in tests.
+
+    Raises:
+        ValueError: something is missing, or can't be.
+        ImportError: the extra is not installed: ``pip install 'millstream[auth]'``.
+
+    Example:
+        ``users=[auth.upstream("google", allow=["@example.com"]), auth.upstream("github", allow=["org:example"])]``
+    """
+    from millstream.auth.issuing.upstreams import upstream_of  # noqa: PLC0415
+
+    return upstream_of(
+        who, allow=allow, client_id=client_id, client_secret=client_secret, name=name, title=title, at=at
+    )
+
+
+def google(url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: Any) -> "Issuer":
+    """An `issuer` whose people sign in with Google. `more` is for `issuer`; the others are those of `upstream`.
+
+    Example:
+        ``Server("shop", auth=auth.google("https://mcp.example.com", allow=["@example.com"]))``
+    """
+    return issuer(url, users=upstream("google", allow=allow, client_id=client_id, client_secret=client_secret), **more)
+
+
+def github(url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: Any) -> "Issuer":
+    """An `issuer` whose people sign in with GitHub. `more` is for `issuer`; the others are those of `upstream`.
+
+    Example:
+        ``Server("shop", auth=auth.github("https://mcp.example.com", allow=["octocat"]))``
+    """
+    return issuer(url, users=upstream("github", allow=allow, client_id=client_id, client_secret=client_secret), **more)
+
+
 def client(
     id: str,
     *,
@@ -285,6 +343,9 @@ def client(
 
     Raises:
         ValueError: something can't be.
+
+    Example:
+        >>> auth.client("shop", redirect_uris=["https://shop.example.com/signed-in"])
     """
     from millstream.auth.issuing.given import given_client  # noqa: PLC0415
 

@@ -14,8 +14,11 @@ from millstream.auth.challenge import Challenges
 from millstream.auth.method import Identity, Method, Serving, Unavailable
 from millstream.http.lane.lines import usual_lines
 from millstream.http.message import Handler, Request, Response, Sink
-from millstream.limits import Limiter, Rate, neighbourhood, told
+from millstream.limits.gcra import Limiter, Rate, neighbourhood, told
+from millstream.limits.names import named
+from millstream.limits.pool import Pool
 from millstream.protocol.principal import Principal
+from millstream.stores.rates import Pace
 
 Ambient = Callable[[Request], Awaitable[Principal | Response | None]]
 """What a request brings along unasked, such as a cookie; None when it brings nothing that counts here."""
@@ -37,7 +40,7 @@ class Verdict(NamedTuple):
 class Guard:
     """The guard of one running server."""
 
-    __slots__ = ("_epochs", "_failures", "ambient", "challenges", "clock", "methods", "told", "verdicts")
+    __slots__ = ("_epochs", "_failures", "ambient", "challenges", "clock", "methods", "pool", "told", "verdicts")
 
     def __init__(
         self,
@@ -50,6 +53,8 @@ class Guard:
         self.methods: tuple[Method, ...] = tuple(methods)
         self.told: Callable[[str], None] | None = None
         """Hears the address of every wrong credential."""
+        self.pool: Pool | None = None
+        """Where other workers learn of wrong credentials."""
         self.ambient: Ambient | None = None
         """What counts where there is no ``Authorization``."""
         self.clock: Callable[[], float] = clock
@@ -157,7 +162,11 @@ class Guard:
         """An address has sent a wrong credential."""
         if self.told is not None:
             self.told(address)
-        self._failures.take(neighbourhood(address))
+        key, failures = neighbourhood(address), self._failures
+        failures.take(key)
+        if self.pool is not None:
+            pace = Pace(named(failures.name, key), failures.rate.count, failures.rate.seconds)
+            self.pool.report(pace, lambda wait: failures.block(key, wait))
 
     def keep(self, value: bytes, verdict: Verdict) -> None:
         """Remember what was found out; the oldest verdicts make room."""

@@ -21,8 +21,10 @@ from millstream.protocol.seal import KeyRing
 PATH = "/sign-in"
 OUT_PATH = "/sign-out"
 LIFETIME = 12 * 3600
-_CALLED = ("/events", "/ws", "/mcp", "/openapi.json", "/publish", "/chat/members", "/dashboard/events", "/tools/",
-           "/mcp/sse/", "/inspect/servers", "/inspect/via/")  # fmt: skip
+_CALLED = (
+    "/events", "/ws", "/mcp", "/openapi.json", "/publish", "/chat/members", "/dashboard/events", "/dashboard/audit",
+    "/tools/", "/mcp/sse/", "/inspect/servers", "/inspect/via/",
+)  # fmt: skip
 """What the pages ask, by its whole path or, with a slash at the end, its beginning."""
 _SECURE, _PLAIN = "__Host-millstream", "millstream"
 _KIND = b"page sign-in"

@@ -32,11 +32,13 @@ class TokenMethod:
         *,
         algorithms: Collection[str],
         scopes: Collection[str] = (),
+        types: Collection[str] = TYPES,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._rules = rules
         self._keys = keys
         self._algorithms = frozenset(algorithms)
+        self._types = types
         self._clock = clock
         self.resource = rules.audience if "://" in rules.audience else ""
         self.issuers: tuple[str, ...] = (rules.issuer,)
@@ -46,7 +48,7 @@ class TokenMethod:
         """Whom a token is about."""
         try:
             header = read_header(credential)
-            if header.alg not in self._algorithms or header.typ not in TYPES:
+            if header.alg not in self._algorithms or header.typ not in self._types:
                 return None
             for key in await self._keys.find(header.kid, header.alg):
                 claims = self._open(credential, key, header.alg)

@@ -27,6 +27,9 @@ COMMANDS = {
         "record": "Write down what a client and a server say to each other.",
         "replay": "Play a recording: as the server, or against one.",
     },
+    "Come from another library": {
+        "port": "See whether a program for the official SDK or fastmcp runs here.",
+    },
     "Millstream": {
         "completion": "Complete commands and options in your shell.",
         "version": "Print the version.",

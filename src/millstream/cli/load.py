@@ -13,8 +13,9 @@ from pathlib import Path
 from types import ModuleType
 
 from millstream.app import Server
-from millstream.app.serving.errors import CommandError, importing, place_of, show_failure, user_frames
+from millstream.app.serving.errors import CommandError, importing, place_of, show_failure
 from millstream.config import VariableError
+from millstream.telemetry.user_frames import user_frames
 
 CUSTOMARY_NAMES = ("mcp", "server", "app")
 
@@ -91,7 +92,7 @@ def load_module(name: str) -> ModuleType:
 
 def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
     """The server called `name`, else the only one, else the one called ``mcp``, ``server`` or ``app``."""
-    servers = {key: value for key, value in namespace.items() if isinstance(value, Server)}
+    servers = {key: server for key, value in namespace.items() if (server := _server(value)) is not None}
     if name:
         return _named(namespace, servers, name, source)
     if len({id(server) for server in servers.values()}) == 1:
@@ -113,6 +114,13 @@ def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
         if hosts
         else 'Make one at the top level of the file: mcp = Server("my-server")',
     )
+
+
+def _server(value: object) -> Server | None:
+    """A server, or the one behind an object of `millstream.compat`."""
+    if not isinstance(value, Server) and not isinstance(value, type):
+        value = getattr(value, "__millstream_server__", None)
+    return value if isinstance(value, Server) else None
 
 
 def _can_mount(value: object) -> bool:

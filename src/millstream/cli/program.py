@@ -29,6 +29,7 @@ MODULES = {
     "keys": "keys",
     "users": "users",
     "audit": "audit",
+    "port": "port",
     "completion": "completion",
 }
 """Command -> its module, in `millstream.cli.commands`."""

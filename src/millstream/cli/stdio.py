@@ -4,7 +4,8 @@ A desktop client starts this command and waits for the first answer, so the plai
 at most). Whatever is not plain (help, a wrong option, HTTP) is left to `millstream.cli.commands.run`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 OPTIONS = ("--transport", "--log-level")
@@ -23,12 +24,12 @@ def plain_stdio(arguments: Sequence[str]) -> tuple[str, str] | None:
             given[name] = value if equals else next(rest, "")
         else:
             targets.append(argument)
-    level = given.get("--log-level", "")
+    level = given.get("--log-level", "").lower()
     plain = given.get("--transport") == "stdio" and len(targets) == 1 and not targets[0].startswith("-")
     return (targets[0], level) if plain and level in ("", *LEVELS) else None
 
 
-def serve_stdio(target: str, log_level: str) -> None:
+def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] = MappingProxyType({})) -> None:
     """Load a server and let it talk over standard input and output until its peer closes them.
 
     What the user's file prints while it is imported, and its lifespan while it starts, goes to stderr.
@@ -41,5 +42,6 @@ def serve_stdio(target: str, log_level: str) -> None:
 
     with off_stdout() as private:
         server = load(target)
+        server.definition.configure(serve=(), **settings)
         set_up_logs(server.settings, log_level)
         run_stdio(server.runtimes, private)

@@ -35,8 +35,9 @@ from millstream.server.calls.services import Services
 from millstream.server.control import Control
 from millstream.server.features.announcement import Announcement
 from millstream.server.features.registry import Registry
-from millstream.server.frames import users_view
+from millstream.server.functions.pydantic_types import NotJson
 from millstream.server.load import Load, lighten
+from millstream.telemetry.user_frames import shown_error, with_user_frames
 
 logger = logging.getLogger("millstream")
 
@@ -44,6 +45,7 @@ Handler = Callable[[Call], Awaitable[bytes]]
 """Gives the members of the result without the braces around them (empty for an empty result)."""
 
 
+Gate = Callable[[Call], Awaitable[None] | None]
 Observe = Callable[[Call, float, bytes], None]
 """``observe(call, seconds, answer)``."""
 
@@ -60,6 +62,8 @@ class Outcome(Struct):
     """Identifier under which the log has the details of an unexpected failure."""
 
 
+_TOLD = (NotJson, LocalError, ValueError)
+"""What our checks raise: the text says everything, and where in our code it was found doesn't matter."""
 _IN_FLIGHT = "Invalid request: a request with this id is in flight"
 
 
@@ -67,8 +71,8 @@ class Dispatcher:
     """Runs calls. One for each running server."""
 
     __slots__ = (
-        "_handlers", "_heads", "announcement", "begin", "by_id", "calls", "control", "gate", "info", "instructions",
-        "load", "observe", "registry", "services", "stopping",
+        "_handlers", "_heads", "announcement", "around", "begin", "by_id", "calls", "control", "gate", "info",
+        "instructions", "load", "observe", "registry", "services", "stopping",
     )  # fmt: skip
 
     def __init__(
@@ -88,8 +92,10 @@ class Dispatcher:
             registry, info, instructions, discover_ttl_ms=services.settings.discover_ttl_ms
         )
         """What `initialize` and `server/discover` say."""
-        self.gate: Callable[[Call], None] | None = None
-        """Limits: asked about every call; lets it pass, or raises `ProtocolError`."""
+        self.gate: Gate | None = None
+        """Limits: asked about every call; lets it pass, or raises `ProtocolError`, at once or when it's awaited."""
+        self.around: Callable[[Call, Handler], Awaitable[bytes]] | None = None
+        """Middleware around the handlers."""
         self.observe: Observe | None = None
         """Hears of every call when it is over."""
         self.begin: Callable[[Call], None] | None = None
@@ -142,14 +148,15 @@ class Dispatcher:
             self.begin(call)
         answer = b""
         try:
-            if self.gate is not None:
-                self.gate(call)
+            if self.gate is not None and (asked := self.gate(call)) is not None:
+                await asked
             tool = call.tool
             if tool is not None:
                 members = tool.encode(await tool.run(call.arguments, call), call)
             else:
                 check_offered(call, self.registry)
-                members = await _handler(self._handlers, self.registry, call)(call)
+                handler, around = _handler(self._handlers, self.registry, call), self.around
+                members = await (handler(call) if around is None else around(call, handler))
             head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
             head = head if members else head.removesuffix(b",")
             answer = (
@@ -164,8 +171,8 @@ class Dispatcher:
             self.calls.discard(call)
             if scope:
                 del self.by_id[key]
-            if call.weight:
-                lighten(call, self.services.bodies)
+            if call.weight or call.release is not None:
+                self._give_back(call)
             if observe is not None:
                 observe(call, perf_counter() - started, answer)
         if call.tee is not None:
@@ -185,6 +192,13 @@ class Dispatcher:
         """Forget a call that was counted and will never run: its task was cancelled before it began."""
         self.by_id.pop((scope, call.id), None)
         lighten(call, self.services.bodies)
+
+    def _give_back(self, call: Call) -> None:
+        """What the call held is for others now."""
+        if call.weight:
+            lighten(call, self.services.bodies)
+        if call.release is not None:
+            call.release()
 
     def _begin_in(self, call: Call, scope: str) -> bool:
         if not self.control.enter(call, scope):
@@ -250,15 +264,14 @@ class Dispatcher:
 
     def _unexpected(self, call: Call, exc: BaseException) -> bytes:
         incident = secrets.token_hex(8)
+        if not logger.isEnabledFor(logging.DEBUG):
+            exc = with_user_frames(exc, told=_TOLD)
         logger.error(
-            "%s %s failed [incident %s]",
-            call.method,
-            call.name,
-            incident,
-            exc_info=users_view(exc),
-            extra={"incident": incident},
+            "%s %s failed [incident %s]", call.method, call.name, incident, exc_info=exc, extra={"incident": incident}
         )
         text = f"Internal error. The server's log has the details under incident {incident}."
+        if self.services.settings.show_errors:
+            text = shown_error(exc)
         if isinstance(exc, LocalError):
             return self._refuse(call, ProtocolError(INTERNAL_ERROR, text), incident)
         return self._tool_error(call, text, incident)

@@ -93,8 +93,20 @@ class Removed(Struct, frozen=True, array_like=True, tag="remove"):
     key: str
 
 
+class Switched(Struct, frozen=True, array_like=True, tag="switch"):
+    """Something that is registered is offered again, or not for now."""
+
+    kind: str
+    key: str
+    on: bool
+
+
 class Joined(Struct, frozen=True, array_like=True, tag="join"):
     """The sender has just begun: it knows only what its program registers."""
+
+
+class Present(Struct, frozen=True, array_like=True, tag="present"):
+    """The sender has heard of one that has just begun, and was there before."""
 
 
 class Watched(Struct, frozen=True, array_like=True, tag="watch"):
@@ -122,8 +134,8 @@ class Told(Struct, frozen=True, array_like=True, tag="tell"):
 
 
 Message = (
-    Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Joined | Watched
-    | Measured | Asked | Told
+    Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Switched | Joined
+    | Present | Watched | Measured | Asked | Told
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from millstream.protocol.errors import LocalError
+from millstream.stores.rates import Rates
 
 PAGE_BYTES: Final = 4 * 1024 * 1024
 """What one read of a stream brings at most, give or take one entry."""
@@ -374,6 +375,9 @@ class Store(Protocol):
 
     @property
     def workers(self) -> Workers: ...
+
+    @property
+    def rates(self) -> Rates: ...
 
     async def open(self) -> None:
         """Connect. Call it before anything else.

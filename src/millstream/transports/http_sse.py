@@ -26,8 +26,6 @@ from millstream.transports.connection import Connection
 from millstream.transports.open_streams import OpenStreams
 from millstream.transports.refusals import NO_STREAM, SESSION_NOT_FOUND, TOO_MANY_STREAMS, WRONG_TYPE, refusal
 
-MESSAGES_PATH = "/messages/"
-
 _ACCEPTED = Response(b"Accepted", 202, TEXT_HEAD)
 _NO_ID = refusal(400, INVALID_REQUEST, "Bad request: session_id is missing. POST to the path of the endpoint event")
 _UNREACHABLE = refusal(
@@ -52,10 +50,11 @@ _decode = msgspec.msgpack.Decoder(_Address).decode
 class HttpSse:
     """The two handlers of the transport."""
 
-    __slots__ = ("_connections", "_dispatcher", "_name", "_sinks", "_streams")
+    __slots__ = ("_connections", "_dispatcher", "_name", "_path", "_sinks", "_streams")
 
     def __init__(self, dispatcher: Dispatcher, streams: OpenStreams) -> None:
         self._dispatcher = dispatcher
+        self._path = dispatcher.services.settings.messages_path
         self._streams = streams
         self._connections: dict[str, tuple[Connection, bytes]] = {}
         """Session id -> connection, and what stands for the principal that opened it."""
@@ -87,7 +86,7 @@ class HttpSse:
         self._connections[session_id] = (connection, hash_principal(principal))
         self._sinks.add(sink)
         try:
-            sink.write(sse.endpoint(f"{request.root_path}{MESSAGES_PATH}?session_id={session_id}"))
+            sink.write(sse.endpoint(f"{request.root_path}{self._path}?session_id={session_id}"))
             await sink.wait_closed()
         finally:
             del self._connections[session_id]

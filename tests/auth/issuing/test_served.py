@@ -11,6 +11,7 @@ import pytest
 from auth_world import Guarded, guarded
 from issuing_world import BACK, FORM, Known, authorization
 from millstream import Server, Settings, auth
+from patience import WAIT
 from processes import free_port
 
 HOST = "mcp.example.com"
@@ -181,7 +182,7 @@ def test_a_server_without_it_loads_nothing_of_it() -> None:
         "import sys; from millstream import Server, auth; Server('x', auth=auth.keys('k' * 20));"
         "print([name for name in sys.modules if 'issuing' in name or name.partition('.')[0] in ('argon2', 'joserfc')])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=True)
     assert done.stdout.strip() == "[]"
 
 

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import sysconfig
 import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,8 +11,7 @@ from millstream.config import Settings
 from millstream.protocol.errors import LocalError
 from millstream.server.calls.keys import load_secrets
 from millstream.telemetry import logs
-
-_PROGRAM = Path(__file__).parents[2]
+from millstream.telemetry.user_frames import PROGRAM, is_foreign, user_frames
 
 
 class CommandError(Exception):
@@ -108,7 +106,7 @@ def starting(name: str) -> Generator[None, None, None]:
         raise
     except Exception as exc:
         frames = user_frames(exc)
-        if isinstance(exc, _TOLD) and Path(frames[-1].filename).is_relative_to(_PROGRAM):
+        if isinstance(exc, _TOLD) and Path(frames[-1].filename).is_relative_to(PROGRAM):
             raise CommandError(f"{name} could not start.", why=str(exc)) from exc
         what = f"{name} could not start: {type(exc).__name__}."
         fix = f"Correct {place_of(exc, frames)}."
@@ -123,32 +121,16 @@ def place_of(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:
     """Where to look, in words."""
     if isinstance(exc, SyntaxError) and exc.filename and exc.lineno:
         return f"line {exc.lineno} of {Path(exc.filename).name}"
-    if frames and not _is_foreign(frames[-1]):
+    if frames and not is_foreign(frames[-1].filename):
         return f"line {frames[-1].lineno} of {Path(frames[-1].filename).name}"
     return "what the lines above show"
-
-
-def user_frames(exc: BaseException) -> list[traceback.FrameSummary]:
-    """The frames without those of Python, of installed packages and of this program; all of them where none is left,
-    since the person's file may lie in any of these places.
-    """
-    frames = traceback.extract_tb(exc.__traceback__)
-    shown = [each for each in frames if not each.filename.startswith("<frozen")]
-    own = [each for each in shown if not _is_foreign(each)]
-    return own if own or isinstance(exc, SyntaxError) else shown  # such an error says by itself where it is
-
-
-def _is_foreign(frame: traceback.FrameSummary) -> bool:
-    paths = sysconfig.get_paths()
-    places = (paths["stdlib"], paths["purelib"], paths["platlib"], _PROGRAM)
-    return any(Path(frame.filename).is_relative_to(place) for place in places)
 
 
 def show_failure(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:
     """These frames and the error, after what it was caused by. Causes that lie in this program alone say nothing."""
     cause = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
     causes = user_frames(cause) if cause is not None else []
-    if cause is None or (causes and Path(causes[0].filename).is_relative_to(_PROGRAM)):
+    if cause is None or (causes and Path(causes[0].filename).is_relative_to(PROGRAM)):
         before = ""
     else:
         before = f"{show_failure(cause, causes)}\nWhich led to:\n\n"

@@ -56,7 +56,7 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
         name=definition.name,
         version=definition.version,
         url=origin + settings.path,
-        sse_url=origin + "/sse" if settings.sessions else "",
+        sse_url=origin + settings.sse_path if settings.sessions else "",
         pages=[f"{origin}/{page}" for page in pages_of(definition.parts, served=not warned)],
         counts={kind: len(getattr(registry, kind)) for kind in kinds},
         protections=protections(settings, guarded=load_lane().protocol is not None, signed_in=definition.protected),

@@ -12,7 +12,7 @@ from millstream.app.serving.stopping import StopSignals
 from millstream.transports.stdio import off_stdout, serve_stdio
 
 
-def launch(application: Application, transport: str | None, host: str, port: int, workers: int) -> None:
+def launch(application: Application, transport: str | None, host: str | None, port: int | None, workers: int) -> None:
     """Serve over HTTP or stdio.
 
     Raises:
@@ -57,10 +57,19 @@ def run_stdio(runtimes: Runtimes, stdout: int) -> None:
         CommandError: the key for sealed state must not be used, or the server cannot start.
     """
     check_key(runtimes.definition.settings)
-    asyncio.run(_stdio(runtimes, stdout))
+    asyncio.run(stdio(runtimes, stdout))
 
 
-async def _stdio(runtimes: Runtimes, stdout: int) -> None:
+async def stdio(runtimes: Runtimes, stdout: int) -> None:
+    """Serve the parent program in the loop that runs, until it closes standard input or a signal says so.
+
+    Args:
+        runtimes: of the server.
+        stdout: where to write, see `off_stdout`.
+
+    Raises:
+        CommandError: the server cannot start.
+    """
     stop = asyncio.Event()
     with StopSignals(runtimes, lambda _: stop.set()).heard():
         with starting(runtimes.definition.name):

@@ -5,10 +5,23 @@ import socket
 from typing import Final
 
 from millstream.app.serving.errors import CommandError
+from millstream.config import VariableError, address
 
 MAX_PORT: Final = 65_535
 FIRST: Final = 3
 """The first descriptor that systemd passes (sd_listen_fds(3))."""
+
+
+def chosen_address(host: str | None, port: int | None) -> tuple[str, int]:
+    """Where to listen: as given, else as the environment says, else the usual address.
+
+    Raises:
+        CommandError: a variable can't be used.
+    """
+    try:
+        return address(host, port)
+    except VariableError as exc:
+        raise CommandError(str(exc), why="It's an environment variable, and no option says otherwise.") from exc
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
@@ -25,7 +38,7 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     if not 0 <= port <= MAX_PORT:
         raise CommandError(f"{port} is not a port.", why=f"Ports go from 0 to {MAX_PORT}.", fix="Use --port 8000.")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as exc:
         raise CommandError(
             f"{host} isn't an address of this machine.",
@@ -37,7 +50,7 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     if shared:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        listener.bind(address)
+        listener.bind(place)
     except OSError as exc:
         listener.close()
         raise _address_failure(host, port, exc) from exc

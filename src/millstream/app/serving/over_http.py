@@ -7,7 +7,7 @@ from collections.abc import Callable
 from millstream.app.runtimes import Application
 from millstream.app.serving.errors import CommandError, check_key, report, set_up_logs
 from millstream.app.serving.facts import Facts, facts
-from millstream.app.serving.listening import listen, passed_sockets
+from millstream.app.serving.listening import chosen_address, listen, passed_sockets
 from millstream.app.serving.panel import show
 from millstream.app.serving.public import check_public
 from millstream.app.serving.uvicorn_server import Accept, serve
@@ -18,7 +18,7 @@ from millstream.app.serving.workers.worker import serve_worker
 logger = logging.getLogger("millstream")
 
 
-def run_program(application: Application, host: str, port: int, *, workers: int = 1) -> None:
+def run_program(application: Application, host: str | None, port: int | None, *, workers: int = 1) -> None:
     """`Server.run()` over HTTP, for a program that may have its own logging.
 
     Raises:
@@ -34,9 +34,9 @@ def run_program(application: Application, host: str, port: int, *, workers: int 
             serve_worker(place, application)
             sys.exit(0)  # what follows is for the parent to do
         elif supervised(workers):
-            supervise(host, port, workers, run=number)
+            supervise(*chosen_address(host, port), workers, run=number)
         else:
-            serve_with_panel(application, host, port)
+            serve_with_panel(application, *chosen_address(host, port))
     except CommandError as exc:
         report(exc)
         sys.exit(1)

@@ -84,8 +84,8 @@ class StopSignals:
             self._loop.call_soon_threadsafe(self._force)
 
     def _stop(self) -> None:
-        seconds = self._runtimes.definition.settings.drain_timeout
-        calls = f": {self._calls('has', 'have')} up to {seconds:g} s to finish" if self._runtimes.calls else ""
+        waits = waits_for(self._runtimes)
+        calls = f": {waits}" if waits else ""
         leaving = Leaving.stopping(self._runtimes.definition.settings.drain_delay)
         delay = f" It goes on for {leaving.delay:g} s, and isn't ready any more." if leaving.delay else ""
         logger.info("Stopping%s.%s Press Ctrl-C again to stop at once.", calls, delay)
@@ -96,5 +96,17 @@ class StopSignals:
             self._task.cancel()
 
     def _calls(self, one: str, several: str) -> str:
-        count = self._runtimes.calls
-        return f"{count} call {one}" if count == 1 else f"{count} calls {several}"
+        return _count(self._runtimes.calls, f"call {one}", f"calls {several}")
+
+
+def waits_for(runtimes: Runtimes) -> str:
+    """What a server that stops waits for, in words; empty for nothing."""
+    seconds, calls, streams = runtimes.definition.settings.drain_timeout, runtimes.calls, runtimes.streams
+    waits = [f"{_count(calls, 'call has', 'calls have')} up to {seconds:g} s to finish"] if calls else []
+    if streams:
+        waits.append(_count(streams, "stream ends", "streams end"))
+    return ", then ".join(waits)
+
+
+def _count(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"

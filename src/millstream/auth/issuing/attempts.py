@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from millstream.limits import Limiter, Rate
+from millstream.limits.gcra import Limiter, Rate
 
 
 class Attempts:

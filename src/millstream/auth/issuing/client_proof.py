@@ -23,7 +23,7 @@ from millstream.auth.key_sets import FetchedKeys, fitting
 from millstream.auth.method import Unavailable
 from millstream.http.message import Request
 from millstream.http.outbound import Judge, fetch, is_public
-from millstream.limits import Limiter, Rate, neighbourhood, told
+from millstream.limits.gcra import Limiter, Rate, neighbourhood, told
 from millstream.protocol.json_schema import is_array
 
 ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"

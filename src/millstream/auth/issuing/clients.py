@@ -18,7 +18,7 @@ class Clients:
     """Every client that there is."""
 
     def __init__(self, plan: Plan, vault: Vault, documents: Documents) -> None:
-        self.lookups = Lookups(here=not plan.secure)
+        self.lookups: Lookups = Lookups(here=not plan.secure)
         self._plan = plan
         self._vault = vault
         self._documents = documents

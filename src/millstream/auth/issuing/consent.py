@@ -22,10 +22,10 @@ from millstream.auth.issuing.records import Asked, Client, digest, new_secret
 from millstream.auth.issuing.redirects import is_identified, named_by, shown_host
 from millstream.auth.issuing.tickets import Tickets, name_of, same_browser
 from millstream.auth.issuing.vault import Vault
-from millstream.auth.issuing.ways import Returned, SignInFailed, Upstream, User
+from millstream.auth.issuing.ways import Away, Returned, SignInFailed, Upstream, User
 from millstream.auth.method import Unavailable
 from millstream.http.message import Request, Response
-from millstream.limits import Limiter, Rate, neighbourhood
+from millstream.limits.gcra import Limiter, Rate, neighbourhood
 
 REMEMBERED = 90 * 86_400.0
 _AWAY_SECONDS = 600.0
@@ -70,12 +70,12 @@ class Consent:
 
     async def get(self, request: Request) -> Response:
         """`GET /authorize`: the page that asks, or the answer where there is nothing to ask."""
-        try:
-            client, asked = await self._asking.read(Parameters(request.query), self._clients.lookups.by(request))
-        except (NotAClient, OAuthError) as exc:
-            return pages.wrong("This link doesn't work", str(exc))
-        except NotGranted as exc:
-            return await self._refuse(request, exc)
+        found = await self._read(request)
+        if isinstance(found, NotGranted):
+            return await self._refuse(request, found)
+        if isinstance(found, Response):
+            return found
+        client, asked = found
         user, way = self._signed_in(request)
         if "login" in asked.prompt or "select_account" in asked.prompt:
             user = None
@@ -88,6 +88,14 @@ class Consent:
             answer = self._asking.refuse(asked.redirect_uri, asked.state, error, text)
             return await self._refuse(request, NotGranted(client, asked.redirect_uri, answer, text))
         return await self._page(request, client, asked, user)
+
+    async def _read(self, request: Request) -> tuple[Client, Asked] | NotGranted | Response:
+        try:
+            return await self._asking.read(Parameters(request.query), self._clients.lookups.by(request))
+        except (NotAClient, OAuthError) as exc:
+            return pages.wrong("This link doesn't work", str(exc))
+        except NotGranted as exc:
+            return exc
 
     async def _refuse(self, request: Request, refused: NotGranted) -> Response:
         """Tell the client. The browser goes there by itself only where somebody has vouched for the address.
@@ -218,15 +226,21 @@ class Consent:
         if upstream is None:
             return pages.wrong("Start again", "This way to sign in isn't offered any more.")
         state, browser = new_secret(), self._tickets.known_browser(request)
-        try:
-            away = await upstream.begin(self._callback(upstream), state)
-        except SignInFailed as exc:
-            return await self._page(request, client, asked, None, said=str(exc), status=503)
+        away = await self._begin(upstream, state)
+        if isinstance(away, str):
+            return await self._page(request, client, asked, None, said=away, status=503)
         if len(away.kept) > _MAX_AWAY:
             raise ValueError(f"{name} keeps {len(away.kept)} bytes; {_MAX_AWAY} are allowed.")
         kept = self._vault.seal(_AWAY_KIND, _Away(asked, name_of(browser), name, away.kept))
         await self._vault.put(f"oauth-away:{digest(state)}", kept.encode(), _AWAY_SECONDS, lossy=True)
         return pages.lead_on(away.url, upstream.label)
+
+    async def _begin(self, upstream: Upstream, state: str) -> Away | str:
+        """Where to send the browser, or why it can't be sent."""
+        try:
+            return await upstream.begin(self._callback(upstream), state)
+        except SignInFailed as exc:
+            return str(exc)
 
     def _callback(self, upstream: Upstream) -> str:
         return f"{self._plan.base}{CALLBACK}{upstream.name}"

@@ -20,7 +20,7 @@ from millstream.auth.single_flight import SingleFlight
 from millstream.http.hosts import is_loopback
 from millstream.http.message import Request
 from millstream.http.outbound import Fetched, OutboundError, check_url, fetch, is_public
-from millstream.limits import Limiter, Rate, neighbourhood
+from millstream.limits.gcra import Limiter, Rate, neighbourhood
 from millstream.protocol.json_schema import is_array, is_object
 
 MAX_BYTES = 5 * 1024

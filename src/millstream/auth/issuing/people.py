@@ -6,7 +6,7 @@ import msgspec
 
 from millstream.auth.issuing.plan import Plan
 from millstream.auth.issuing.records import Client, Grant
-from millstream.auth.issuing.ways import Upstream, User
+from millstream.auth.issuing.ways import Selective, Upstream, User
 
 LOCAL = ""
 """The way of those who have a password here."""
@@ -27,7 +27,9 @@ class People:
     def still(self, user: User, way: str) -> User | None:
         """The person as they are now; None for one who may not sign in any more."""
         if way != LOCAL:
-            return user if way in self.upstreams else None
+            upstream = self.upstreams.get(way)
+            stays = upstream is not None and not (isinstance(upstream, Selective) and not upstream.still(user))
+            return user if stays else None
         found = None if self.passwords is None else self.passwords.find(user.subject)
         return found if found is not None and found.since == user.since else None
 

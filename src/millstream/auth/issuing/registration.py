@@ -15,7 +15,7 @@ from millstream.auth.issuing.provider import Refused
 from millstream.auth.issuing.records import Client, digest, new_secret
 from millstream.auth.issuing.vault import Vault
 from millstream.http.message import Request, Response
-from millstream.limits import Limiter, Rate, neighbourhood, told
+from millstream.limits.gcra import Limiter, Rate, neighbourhood, told
 
 RATE = Rate(100, 3600)
 """Registrations of one address."""

@@ -73,7 +73,7 @@ class RunningIssuer:
     def __init__(self, plan: Plan, services: Services, name: str, known: Callable[[], Collection[str]]) -> None:
         vault = Vault(services)
         # Configuration
-        self.resource = plan.audience or plan.base + services.settings.path.rstrip("/")
+        self.resource: str = plan.audience or plan.base + services.settings.path.rstrip("/")
         self.issuers: tuple[str, ...] = (plan.url,)
         self.scopes: tuple[str, ...] = plan.scopes
         self._plan = plan
@@ -81,9 +81,9 @@ class RunningIssuer:
         self._known = known
         self._rules = Rules(plan.url, self.resource, plan.implied)
         # Parts
-        self.signing = Signing(vault)
-        self.clients = Clients(plan, vault, Documents(vault.clock, here=not plan.secure))
-        self.grants = Grants(plan, vault, self.signing, self.clients)
+        self.signing: Signing = Signing(vault)
+        self.clients: Clients = Clients(plan, vault, Documents(vault.clock, here=not plan.secure))
+        self.grants: Grants = Grants(plan, vault, self.signing, self.clients)
         self._people = People(plan)
         targets = Targets(plan, self.resource, lambda: frozenset(known()))
         proof = ClientProof(plan, self.clients, vault)

@@ -55,7 +55,7 @@ class Signing:
         self._looked = float("-inf")
         self._loaded: dict[str, Any] = {}
         self._flight = SingleFlight[None]()
-        self.epoch = 0
+        self.epoch: int = 0
         """Changes when a key is taken away."""
 
     async def sign(self, claims: Mapping[str, Any], typ: str = "at+jwt") -> str:

@@ -92,6 +92,15 @@ class Upstream(Protocol):
         ...
 
 
+@runtime_checkable
+class Selective(Upstream, Protocol):
+    """An upstream that may stop letting somebody in who has signed in before."""
+
+    def still(self, user: User) -> bool:
+        """Whether they still may. Of what `finish` gave, `name`, `scopes` and `since` are there; and no I/O is done."""
+        ...
+
+
 class Passwords(Protocol):
     """People who have a name and password here."""
 

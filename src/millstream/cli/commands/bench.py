@@ -140,8 +140,10 @@ async def _typed(client: Client, tool: str, given: dict[str, str]) -> dict[str, 
 
 
 async def _load(client: Client, tool: str, values: dict[str, Any], tally: Tally, until: float) -> None:
-    """What one connection does."""
-    while (begun := time.perf_counter()) < until:
+    """What one connection does: one call at least."""
+    begun = 0.0
+    while begun < until:
+        begun = time.perf_counter()
         try:
             if tool:
                 result = await client.call(tool, values)

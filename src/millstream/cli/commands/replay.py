@@ -1,6 +1,7 @@
 """``millstream replay``: play a recording, as its server or as its client."""
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +46,10 @@ def replay(
     said = load(file)
     found = exchanges(said)
     if not against:
+        if sys.stdin.isatty():
+            typer.echo(
+                "This waits for a client on standard input: see millstream replay --help. Ctrl-C ends it.", err=True
+            )
         asyncio.run(Actor(found).run())
         return
     way = Way(target=against, header=header, login=login, env=env, revision=revision, timeout=timeout)

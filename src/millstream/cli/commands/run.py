@@ -15,6 +15,7 @@ import typer
 from millstream.app import Server
 from millstream.app.serving.errors import CommandError, set_up_logs
 from millstream.app.serving.facts import Facts
+from millstream.app.serving.listening import chosen_address
 from millstream.app.serving.over_http import serve_with_panel, supervised
 from millstream.app.serving.panel import show
 from millstream.app.serving.workers.launching import supervise
@@ -24,7 +25,7 @@ from millstream.cli.load import folder_of, load
 from millstream.cli.stdio import serve_stdio
 from millstream.cli.uv import run_with
 from millstream.cli.variables import use_file
-from millstream.config import Settings, VariableError
+from millstream.config import DEVELOPING, Settings, VariableError
 
 
 class Transport(StrEnum):
@@ -74,9 +75,14 @@ def run(  # noqa: PLR0913  the options of the command
     ],
     *,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 means every address of this machine.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free port.")] = 8000,
+        str | None,
+        typer.Option(
+            help="Address to listen on; 0.0.0.0 means every address of this machine.", show_default="127.0.0.1"
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on; 0 picks a free port.", show_default="8000")
+    ] = None,
     transport: Annotated[
         Transport, typer.Option(help="http serves /mcp and /sse; stdio talks to the parent program.")
     ] = (Transport.http),
@@ -94,6 +100,9 @@ def run(  # noqa: PLR0913  the options of the command
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="HTTP: processes that serve.")] = 1,
     reload: Annotated[
         bool, typer.Option("--reload", help="HTTP: serve anew when a Python file in the program's folder changes.")
+    ] = False,
+    dev: Annotated[
+        bool, typer.Option("--dev", help="Show callers what fails in your code, and write a line for each message.")
     ] = False,
     fd: Annotated[
         int | None,
@@ -113,7 +122,12 @@ def run(  # noqa: PLR0913  the options of the command
     ] = False,
     log_level: Annotated[
         LogLevel | None,
-        typer.Option(metavar="LEVEL", help="How much to log: debug, info, warning or error.", show_default="info"),
+        typer.Option(
+            case_sensitive=False,
+            metavar="LEVEL",
+            help="How much to log: debug, info, warning or error.",
+            show_default="info",
+        ),
     ] = None,
     env_file: EnvFile = None,
     packages: Packages = None,
@@ -141,7 +155,7 @@ def run(  # noqa: PLR0913  the options of the command
     run_with(packages or (), editable or ())
     use_file(env_file)
     if transport is Transport.stdio:
-        serve_stdio(target, log_level or "")
+        serve_stdio(target, log_level or "", settings=DEVELOPING if dev else {})
     else:
         serve_http(
             target,
@@ -164,14 +178,15 @@ def run(  # noqa: PLR0913  the options of the command
                 "public_without_auth": public_without_auth or None,
                 "log_level": log_level,
                 "inspect": tuple(inspect) if inspect else None,
+                **(DEVELOPING if dev else {}),
             },
         )
 
 
 def serve_http(
     target: str,
-    host: str,
-    port: int,
+    host: str | None,
+    port: int | None,
     *,
     descriptor: int | None,
     workers: int,
@@ -184,6 +199,7 @@ def serve_http(
     Raises:
         CommandError: the server cannot be found, or the address or an option cannot be used.
     """
+    host, port = chosen_address(host, port)
     place = claim()
     if place is None and supervised(workers, reload=reload):
         set_up_logs(_settings(), str(options["settings"].get("log_level") or ""))

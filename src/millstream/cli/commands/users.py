@@ -12,6 +12,7 @@ import typer
 
 from millstream.app.serving.errors import CommandError
 from millstream.auth.issuing.user_file import UserFile
+from millstream.cli.showing import print_json
 from millstream.protocol.errors import LocalError
 
 DEFAULT = "users.json"
@@ -19,6 +20,7 @@ DEFAULT = "users.json"
 users = typer.Typer(help="Add, list and remove the people who may sign in.", no_args_is_help=True)
 
 File = Annotated[Path, typer.Option("--file", help="The file of users.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="Who signs in: tools see it as the caller's subject.")]
 
 
@@ -46,35 +48,69 @@ def add(
         list[str] | None, typer.Option(help="What they may hand on to a client; repeat it, or '*' for everything.")
     ] = None,
     file: File = Path(DEFAULT),
+    json: Json = False,
 ) -> None:
-    """Add somebody. The password is asked for, or read from the input's first line."""
+    """Add somebody. The password is asked for, or read from the input's first line.
+
+    **Examples**
+
+    - `millstream users add ada`
+
+    - `millstream users add grace --scope orders:write`
+    """
     with _told():
         UserFile(file).add(name, _password(), tuple(scope or ()), time.time())
-    typer.echo(f"Added {name} to {file}.", err=True)
+    _say(f"Added {name} to {file}.", {"added": name, "file": str(file)}, json=json)
+
+
+def _say(text: str, said: dict[str, str], *, json: bool) -> None:
+    if json:
+        print_json(said)
+    else:
+        typer.echo(text, err=True)
 
 
 @users.command("list")
-def list_users(*, file: File = Path(DEFAULT)) -> None:
-    """List the people: names and scopes. Passwords aren't kept anywhere."""
+def list_users(*, file: File = Path(DEFAULT), json: Json = False) -> None:
+    """List the people: names and scopes. Passwords aren't kept anywhere.
+
+    **Example**
+
+    - `millstream users list --file users.json`
+    """
     kept = UserFile(file)
     with _told():
         kept.load()
+    if json:
+        people = [{"name": each.name, "scopes": each.scopes, "since": each.since} for each in kept.users.values()]
+        print_json({"users": people})
+        return
     for each in kept.users.values():
         day = datetime.fromtimestamp(each.since, UTC).strftime("%Y-%m-%d %H:%M")
         typer.echo(f"{each.name}  {' '.join(each.scopes) or 'no scopes'}  since {day}")
 
 
 @users.command()
-def remove(name: Name, *, file: File = Path(DEFAULT)) -> None:
-    """Remove somebody. Running servers refuse their tokens within a second, and end their streams."""
+def remove(name: Name, *, file: File = Path(DEFAULT), json: Json = False) -> None:
+    """Remove somebody. Running servers refuse their tokens within a second, and end their streams.
+
+    **Example**
+
+    - `millstream users remove ada`
+    """
     with _told():
         UserFile(file).remove(name)
-    typer.echo(f"Removed {name}.", err=True)
+    _say(f"Removed {name}.", {"removed": name}, json=json)
 
 
 @users.command()
-def password(name: Name, *, file: File = Path(DEFAULT)) -> None:
-    """Give somebody a new password. Clients that they have allowed have to sign in again."""
+def password(name: Name, *, file: File = Path(DEFAULT), json: Json = False) -> None:
+    """Give somebody a new password. Clients that they have allowed have to sign in again.
+
+    **Example**
+
+    - `millstream users password ada`
+    """
     with _told():
         UserFile(file).set_password(name, _password(), time.time())
-    typer.echo(f"{name} has a new password.", err=True)
+    _say(f"{name} has a new password.", {"changed": name}, json=json)

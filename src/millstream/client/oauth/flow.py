@@ -74,6 +74,8 @@ class OAuth:
     ) -> None:
         self._store = store or default_store()
         self._ours = Registration(client_id, client_secret)
+        self._only = ""
+        """The only issuer that these credentials go to, once there is one."""
         self._metadata_url = client_metadata_url
         self._name = name
         self._scope = scope
@@ -82,6 +84,18 @@ class OAuth:
         self._redirect_uri = redirect_uri
         self._tls = tls
         self._lock = asyncio.Lock()
+
+    def bound_to(self, issuer: str) -> "OAuth":
+        """Let nobody but this issuer have these credentials, whatever a server says about who gives its tokens.
+
+        Without it, a `client_id` and its secret go to the first issuer that the server names, and to no other one
+        after that.
+
+        Example:
+            >>> OAuth(client_id="me", client_secret=secret).bound_to("https://login.example.com")
+        """
+        self._only = issuer
+        return self
 
     # What the HTTP engine asks
 
@@ -119,6 +133,7 @@ class OAuth:
         checked(str(url))
         resource = await find_resource(url, asked.get("resource_metadata", ""), self._tls)
         issuer = await self._issuer(url, resource)
+        self._bind(url, issuer.issuer)
         target = resource.resource if resource is not None and resource.resource else str(url)
         same = before is not None and before.issuer == issuer.issuer
         renewable = same and status == 401
@@ -146,6 +161,13 @@ class OAuth:
         if found is None:
             raise AccessDenied(f"{named} gives the tokens for {url}, but has no metadata.", 401)
         return found
+
+    def _bind(self, url: Url, issuer: str) -> None:
+        """Credentials belong to an issuer: a server mustn't have them sent to another one."""
+        if self._only and issuer != self._only:
+            raise AccessDenied(f"{url} wants tokens of {issuer}, but these credentials are for {self._only}.", 401)
+        if self._ours.client_id:
+            self._only = issuer
 
     def _wanted(self, asked: dict[str, str], resource: Resource | None, issuer: Issuer, before: Tokens | None) -> str:
         """The scopes to ask for: what the challenge says, else what the server lists; with those that we have."""

@@ -44,7 +44,7 @@ async def ask_by_request(call: Call, question: Question, open_questions: OpenQue
     """
     method = method_of(question)
     revision = call.revision
-    elicitation_id = secrets.token_urlsafe(16) if isinstance(question, ElicitUrl) else ""
+    elicitation_id = (question.id or secrets.token_urlsafe(16)) if isinstance(question, ElicitUrl) else ""
     known = method in revision.asks and not (
         isinstance(question, ElicitUrl) and "url" not in revision.elicitation_modes
     )

@@ -109,6 +109,8 @@ class Call(Struct, eq=False, kw_only=True):
     """The rounds of this call, made when user code first asks."""
     token: ProgressToken | None = None
     log_level: str = ""
+    shared: dict[str, Any] | None = None
+    """`Context.state`, where several contexts of the call share one: middleware, dependencies and the function."""
     # Who asked
     client: Client
     session: Session | None = None
@@ -134,6 +136,8 @@ class Call(Struct, eq=False, kw_only=True):
     """Of the running server; set by the dispatcher."""
     stop: Callable[[], object] | None = None
     """Cancels the task of the call, where its origin does not."""
+    release: Callable[[], object] | None = None
+    """Called when the call is over, where it holds something that others wait for."""
     weight: int = 0
     """Bytes that the call takes of the budget for large ones, see `Load.take`. Most calls take nothing."""
     started: float = 0.0

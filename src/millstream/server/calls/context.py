@@ -40,8 +40,9 @@ class Context:
         self._home = home
         self._services: Services = call.services
         self._memo: dict[str, Any] = {}
-        self.state: dict[str, Any] = {}
-        """A place for values of this call; middleware and functions share it."""
+        shared = call.shared
+        self.state: dict[str, Any] = {} if shared is None else shared
+        """A place for values of this call; middleware, dependencies and functions share it."""
 
     # About the caller
 
@@ -136,10 +137,11 @@ class Context:
         call = self._call
         if call.revision.log_level_per_request:
             return LOG_LEVELS.index(call.log_level) if call.log_level else _NO_LEVEL
+        usual = self._services.settings.client_log_level
         if call.session is None:
-            return LOG_LEVELS.index("info")
+            return LOG_LEVELS.index(usual)
         record = await self._services.records.get(call.session)
-        return LOG_LEVELS.index(record.log_level or "info")
+        return LOG_LEVELS.index(record.log_level or usual)
 
     async def debug(self, data: Any) -> None:
         """`log` at level debug: ``await ctx.debug("The cache is empty")``."""
@@ -183,9 +185,9 @@ class Context:
         """
         return await self._ask_one(Elicit(message, answer), key)
 
-    async def elicit_url(self, message: str, url: str, *, key: str | None = None) -> None:
+    async def elicit_url(self, message: str, url: str, *, id: str = "", key: str | None = None) -> None:
         """Ask the person to open a URL: ``await ctx.elicit_url("Please pay", url)``. Raises as `elicit` does."""
-        await self._ask_one(ElicitUrl(message, url), key)
+        await self._ask_one(ElicitUrl(message, url, id), key)
 
     async def sample(
         self,
@@ -277,6 +279,13 @@ class Context:
         from millstream.server.calls.once import once_stored  # noqa: PLC0415  few effects are stored
 
         return await once_stored(self._services, f"{slot}:{_state_id(self._call)}", run)
+
+
+def shared_context(call: Call, home: object) -> Context:
+    """A context whose state others of the same call see, too."""
+    if call.shared is None:
+        call.shared = {}
+    return Context(call, home)
 
 
 async def _value(function: Callable[[], Any]) -> Any:

@@ -4,7 +4,7 @@ Made by the composition root for one event loop and handed down; nothing here de
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from secrets import token_bytes
 from typing import Any
 
@@ -39,9 +39,8 @@ class Services:
     """The shared parts of one running server."""
 
     __slots__ = (
-        "_ring", "bodies", "changes", "clock", "endings", "hub", "lacking", "leeway", "lifespan_of", "note", "peers",
-        "questions", "records",
-        "secrets", "settings", "store", "streamed", "threads",
+        "_ring", "bodies", "changes", "clock", "endings", "hub", "lacking", "leeway", "lifespan_of", "note",
+        "overrides_of", "peers", "questions", "records", "secrets", "settings", "store", "streamed", "threads",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, store: Store, changes: Changes, secrets: Secrets | None = None) -> None:
@@ -90,6 +89,9 @@ class Services:
         """Called when the server stops: open subscriptions end with their result."""
         self.lifespan_of: Callable[[Any], Any] = lambda home: None
         """What the user's lifespan yielded, as functions of a server see it that may be mounted."""
+
+        self.overrides_of: Callable[[Any], Mapping[Callable[..., Any], Callable[..., Any]]] = lambda home: {}
+        """The functions that tests put in the place of dependencies, as a function of a server finds them."""
 
     def open(self) -> None:
         """Begin to hear what other workers say."""

@@ -288,11 +288,16 @@ class Records:
         """Read a record that another worker changed, for the stream that is open here."""
         self._watchers[session_id](None)
         if session_id not in self._reading:
-            task = asyncio.get_running_loop().create_task(self._read(session_id))
-            self._reading[session_id] = task
-            task.add_done_callback(lambda _: self._reading.pop(session_id, None))
+            self._reading[session_id] = asyncio.get_running_loop().create_task(self._read(session_id))
 
     async def _read(self, session_id: str) -> None:
+        try:
+            await self._read_newest(session_id)
+        finally:
+            # Here, not when somebody is told that the task is done: what is heard until then has to be read, too.
+            self._reading.pop(session_id, None)
+
+    async def _read_newest(self, session_id: str) -> None:
         while session_id in self._watchers:
             failed = None
             try:

@@ -49,6 +49,17 @@ class Threads:
         self._jobs.put((future, lambda: context.run(run_carried, function, *args)))
         return await asyncio.wrap_future(future)
 
+    async def run_anyway(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run in a worker thread, and in one of its own if all are busy: for the end of what a call has begun."""
+        if self._free > 0:
+            return await self.run(function, *args)
+        future: Future[Any] = Future()
+        context, jobs = contextvars.copy_context(), Jobs()
+        jobs.put((future, lambda: context.run(run_carried, function, *args)))
+        jobs.put(None)
+        threading.Thread(target=work, args=(jobs,), name="millstream_end", daemon=True).start()
+        return await asyncio.wrap_future(future)
+
     def _release_in(self, loop: asyncio.AbstractEventLoop) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for a slot
             loop.call_soon_threadsafe(self._release)

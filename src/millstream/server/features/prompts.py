@@ -4,8 +4,9 @@ import copy
 from collections.abc import Callable, Collection
 from typing import Any, Unpack
 
+from millstream.server.features.hooks import Hooks, hooked
 from millstream.server.features.sources import Source, checked, source_of
-from millstream.server.functions.description import Labels, check_options, described
+from millstream.server.functions.description import Labels, check_options, described, shown_of
 from millstream.server.functions.plan import name_of
 
 
@@ -22,13 +23,18 @@ class PromptOptions(Labels, total=False):
 class Prompt:
     """One registered prompt."""
 
-    __slots__ = ("_described", "choices", "name", "parameters", "read", "run", "scopes")
+    __slots__ = (
+        "_described", "choices", "enabled", "name", "parameters", "path", "read", "run", "scopes", "tags", "visible",
+    )  # fmt: skip
 
     def __init__(self, source: Source, *, scopes: Collection[str] | None = None, **labels: Unpack[Labels]) -> None:
         self.name = source.name
         self.read = source.read
         """``read(texts)``: the arguments from their texts; raises `ArgumentError`."""
         self.scopes = frozenset(scopes or ())
+        self.tags, self.enabled, self.visible = shown_of(labels)
+        self.path: tuple[Hooks, ...] = ()
+        """The middleware of each server through which it is reached, where any of them has some."""
         self.run = checked(source.run, self.scopes)
         """``run(arguments, call)``: an awaitable of the messages."""
         self.parameters = source.parameters
@@ -48,6 +54,13 @@ class Prompt:
     def describe(self) -> dict[str, Any]:
         """The description in the newest shape."""
         return self._described
+
+    def within(self, hooks: Hooks) -> "Prompt":
+        """The same prompt with the middleware of its server around it."""
+        other = copy.copy(self)
+        other.path = (hooks, *self.path)
+        other.run = checked(hooked("prompts", self.name, self.run, self.read, hooks), self.scopes)
+        return other
 
     def named(self, name: str) -> "Prompt":
         """The same prompt under another name."""

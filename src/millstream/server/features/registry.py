@@ -4,24 +4,27 @@ A change clears the prepared lists and tells `changed`, at run time too. Lists a
 page; a cursor names the last item of a page, so any worker can continue any listing.
 """
 
-import base64
-import binascii
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from msgspec import Struct
 
 from millstream.protocol import projection
-from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream.protocol.jsonrpc import encode
+from millstream.protocol.messages import CompleteRequestParams, Completion
+from millstream.protocol.principal import Principal
 from millstream.protocol.revisions import ALL, Revision
 from millstream.server.calls.call import Call
+from millstream.server.features.completers import Filled
+from millstream.server.features.pages import page_of
 from millstream.server.features.prepared import PreparedCall
 from millstream.server.features.prompts import Prompt
 from millstream.server.features.resources import Resource, Template
 from millstream.server.features.tools import Tool
 
-Completer = Callable[..., Any]
+Completer = Callable[..., Any] | Filled
+CompleteAny = Callable[[Call, CompleteRequestParams], Awaitable[Completion]]
+ListFor = Callable[[str, Call], Awaitable["list[dict[str, Any]] | None"]]
+"""``f(kind, call)`` gives descriptions in the newest shape."""
 
 
 class Extension(Struct, frozen=True):
@@ -37,13 +40,9 @@ class Extension(Struct, frozen=True):
     """Dates of the revisions that have it."""
 
 
-_KINDS: Mapping[str, tuple[str, str]] = {
-    "tools": ("tools", "tools"),
-    "resources": ("resources", "resources"),
-    "templates": ("resourceTemplates", "resources"),
-    "prompts": ("prompts", "prompts"),
-}
-"""Kind -> (member of the list result, kind of the change notification)."""
+_KINDS = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
+"""Kind -> kind of the change notification."""
+_NONE = frozenset[str]()
 _NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource", "prompts": "prompt"}
 _MAX_PAGES = 1024
 """Prepared pages, of all callers. Where they are more, they are made again."""
@@ -67,15 +66,26 @@ class Registry:
         self.prompts: dict[str, Prompt] = {}
         self.completers: dict[tuple[str, str], Completer] = {}
         """(prompt name or URI template, argument name) -> function."""
+        self.disabled: dict[str, dict[str, Any]] = {kind: {} for kind in _KINDS}
+        """Kind -> what is registered and not offered now."""
+        self._places: dict[tuple[str, str], int] = {}
+        """(kind, name) -> its place in the order of registration."""
         # Prepared
         self.fast: dict[bytes, PreparedCall] = {}
         """Value of `Mcp-Name` -> one typed pass over a whole 2026-07-28 call of that tool."""
-        self._pages: dict[tuple[str, str, str, frozenset[str] | None], bytes] = {}
-        """(kind, revision, cursor, the scopes of the caller that make a difference) -> members of the result."""
+        self._pages: dict[tuple[str, str, str, frozenset[str] | None, frozenset[str]], bytes] = {}
+        """(kind, revision, cursor, the scopes of the caller that make a difference, what is hidden from the caller) ->
+        members of the result."""
         self._scopes: dict[str, frozenset[str]] = {}
         """Kind -> all scopes that items of it need."""
         self.scoped: bool = False
         """Something here needs a scope: else nobody has to be asked for theirs."""
+        self.conditional: dict[str, tuple[str, ...]] = {}
+        """Kind -> the names of those that not everybody sees."""
+        self.completes: CompleteAny | None = None
+        """Completes every argument, of what is registered here or not, instead of `completers`."""
+        self.lists: ListFor | None = None
+        """Makes a list for each call, in the place of the prepared one; None from it leaves that."""
         self._offered: set[str] = {"", "logging"}
         self.extensions: list[Extension] = []
         self.changed: Callable[[str], None] = lambda kind: None
@@ -87,6 +97,10 @@ class Registry:
             ValueError: there is one of that name already.
         """
         self.check_free(kind, key)
+        self._places[kind, key] = len(self._places)
+        self._offer(kind, key, item)
+
+    def _offer(self, kind: str, key: str, item: Any) -> None:
         getattr(self, kind)[key] = item
         if kind == "tools":
             fast = PreparedCall.of(item)
@@ -96,13 +110,17 @@ class Registry:
                 self.fast[key.encode()] = fast
         self._touch(kind)
 
+    def has(self, kind: str, key: str) -> bool:
+        """Whether a name is taken, by something that is offered or not."""
+        return key in getattr(self, kind) or key in self.disabled[kind]
+
     def check_free(self, kind: str, key: str) -> None:
         """Make sure that a name can be given.
 
         Raises:
             ValueError: it is taken.
         """
-        if key in getattr(self, kind):
+        if self.has(kind, key):
             noun = _NOUNS[kind]
             raise ValueError(
                 f"There is a {noun} {key!r} already. Give this one another name, or call "
@@ -115,20 +133,36 @@ class Registry:
         Raises:
             KeyError: there is none of that name.
         """
-        if key not in getattr(self, kind):
-            raise KeyError(f"There is no {_NOUNS[kind]} {key!r}")
-        del getattr(self, kind)[key]
+        if key not in self.disabled[kind]:
+            if key not in getattr(self, kind):
+                raise KeyError(f"There is no {_NOUNS[kind]} {key!r}")
+            self.disable(kind, key)
+        del self.disabled[kind][key]
         if kind in _COMPLETED:
             self.completers = {at: completer for at, completer in self.completers.items() if at[0] != key}
+
+    def disable(self, kind: str, key: str) -> None:
+        """Offer an item no more, until it is enabled. Raises KeyError when it is not offered."""
+        self.disabled[kind][key] = getattr(self, kind).pop(key)
         if kind == "tools":
             self.fast.pop(key.encode(), None)
         self._touch(kind)
 
+    def enable(self, kind: str, key: str) -> None:
+        """Offer an item again, in its place. Raises KeyError when it is not disabled."""
+        self._offer(kind, key, self.disabled[kind].pop(key))
+        items: dict[str, Any] = getattr(self, kind)
+        ordered = sorted(items.items(), key=lambda each: self._places[kind, each[0]])
+        items.clear()
+        items.update(ordered)
+
     def _touch(self, kind: str) -> None:
-        change = _KINDS[kind][1]
+        change = _KINDS[kind]
         self._offered.add(change)
         self._scopes[kind] = frozenset().union(*(item.scopes for item in getattr(self, kind).values()))
         self.scoped = any(self._scopes.values())
+        conditional = tuple(name for name, item in getattr(self, kind).items() if item.visible is not None)
+        self.conditional = {**self.conditional, kind: conditional} if conditional else _without(self.conditional, kind)
         if kind in _COMPLETED:
             self._offered.add("completions")
         self._pages = {page: made for page, made in self._pages.items() if page[0] != kind}
@@ -176,7 +210,8 @@ class Registry:
     def requires(self, method: str, name: str) -> Mapping[str, Any]:
         """The client capabilities that a method of a name cannot do without."""
         tool = self.tools.get(name) if method == "tools/call" else None
-        return tool.requires if tool is not None else {}
+        # Whether a caller sees one that not everybody sees is known when it is called.
+        return tool.requires if tool is not None and tool.visible is None else {}
 
     def capabilities(self, revision: Revision, *, streams: bool = True) -> dict[str, Any]:
         """Server capabilities as a revision announces them.
@@ -205,7 +240,14 @@ class Registry:
         """All scopes that something here needs."""
         return frozenset[str]().union(*self._scopes.values())
 
-    def page(self, kind: str, revision: Revision, cursor: str | None, granted: frozenset[str] | None = None) -> bytes:
+    def page(
+        self,
+        kind: str,
+        revision: Revision,
+        cursor: str | None,
+        granted: frozenset[str] | None = None,
+        hidden: frozenset[str] = _NONE,
+    ) -> bytes:
         """The members of one page of a list.
 
         Args:
@@ -213,15 +255,20 @@ class Registry:
             revision: whose shapes they have.
             cursor: where the last page ended.
             granted: the scopes of the caller, who sees what they cover; None for one who sees everything.
+            hidden: the names of those that the caller doesn't see.
 
         Raises:
             ProtocolError: INVALID_PARAMS for a cursor that is not ours.
         """
         seen = None if granted is None else self.distinct(kind, granted)
-        key = (kind, revision.date, cursor if cursor is not None else "", seen)
+        key = (kind, revision.date, cursor if cursor is not None else "", seen, hidden)
         made = self._pages.get(key)
         if made is None or cursor == "":
-            made = self._make_page(kind, revision, cursor, seen)
+            private = self.private or kind in self.conditional or bool(self._scopes.get(kind))
+            items = self.visible(kind, seen, hidden)
+            made = page_of(
+                kind, items, revision, cursor, size=self._page_size, ttl_ms=self._list_ttl_ms, private=private
+            )
             if cursor != "":
                 if len(self._pages) >= _MAX_PAGES:
                     self._pages.clear()
@@ -233,59 +280,22 @@ class Registry:
         needed = self._scopes.get(kind)
         return None if granted is None or not needed else granted & needed
 
-    def visible(self, kind: str, granted: frozenset[str] | None) -> dict[str, Any]:
-        """The items of a kind that these scopes cover."""
+    def visible(self, kind: str, granted: frozenset[str] | None, hidden: frozenset[str] = _NONE) -> dict[str, Any]:
+        """The items of a kind that these scopes cover, without those that are hidden from the caller."""
         items: dict[str, Any] = getattr(self, kind)
-        if granted is None or not self._scopes.get(kind):
-            return items
-        return {name: item for name, item in items.items() if item.scopes <= granted}
+        if granted is not None and self._scopes.get(kind):
+            items = {name: item for name, item in items.items() if item.scopes <= granted}
+        return {name: item for name, item in items.items() if name not in hidden} if hidden else items
 
-    def _make_page(self, kind: str, revision: Revision, cursor: str | None, granted: frozenset[str] | None) -> bytes:
-        items = self.visible(kind, granted)
-        names = list(items)
-        start = 0 if cursor is None else self._start(kind, names, cursor)
-        shown = names[start : start + self._page_size]
-        describe = projection.tool if kind == "tools" else projection.named
-        result: dict[str, Any] = {_KINDS[kind][0]: [describe(items[name].describe(), revision) for name in shown]}
-        if start + self._page_size < len(names):
-            result["nextCursor"] = base64.urlsafe_b64encode(f"{kind}:{shown[-1]}".encode()).decode()
-        if revision.result_type:
-            private = self.private or bool(self._scopes.get(kind))
-            result |= {"ttlMs": self._list_ttl_ms, "cacheScope": "private" if private else "public"}
-        return encode(result)[1:-1]
-
-    @staticmethod
-    def _start(kind: str, names: Iterable[str], cursor: str) -> int:
-        try:
-            found, _, name = base64.b64decode(cursor, b"-_", validate=True).decode().partition(":")
-            if found == kind:
-                return list(names).index(name) + 1
-        except (ValueError, binascii.Error):
-            pass
-        raise ProtocolError(INVALID_PARAMS, "Invalid cursor: list again from the start")
-
-    def check_completers(self) -> None:
-        """Make sure that every completer completes something.
-
-        Raises:
-            ValueError: naming the completer whose prompt, template or argument there is not.
-        """
-        for reference, argument in self.completers:
-            self.check_argument(reference, argument)
-            if reference not in self.prompts and reference not in self.templates:
-                raise ValueError(f"complete({reference!r}, {argument!r}): there is no such prompt or resource template")
-
-    def check_argument(self, reference: str, argument: str) -> None:
-        """Make sure that a prompt or template has an argument; one that is not there yet may get it.
-
-        Raises:
-            ValueError: naming the arguments that it has.
-        """
-        item = self.prompts.get(reference) or self.templates.get(reference)
-        if item is not None and argument not in item.parameters:
-            known = ", ".join(map(repr, item.parameters)) or "none"
-            raise ValueError(f"complete({reference!r}, {argument!r}): there is no such argument; there is {known}")
+    def hidden(self, kind: str, principal: Principal | None) -> frozenset[str]:
+        """The names of those of a kind that a caller doesn't see: nothing has to be asked where everybody sees all."""
+        items: dict[str, Any] = getattr(self, kind)
+        return frozenset(name for name in self.conditional[kind] if not items[name].visible(principal))
 
     def complete_from(self, reference: str, argument: str) -> Completer | None:
         """The completer of a prompt or template argument, if there is one."""
         return self.completers.get((reference, argument))
+
+
+def _without(conditional: dict[str, tuple[str, ...]], kind: str) -> dict[str, tuple[str, ...]]:
+    return {each: names for each, names in conditional.items() if each != kind} if kind in conditional else conditional

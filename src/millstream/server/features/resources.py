@@ -3,12 +3,13 @@
 import copy
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Unpack
+from typing import Any, Protocol, Self, Unpack
 
 from millstream.protocol.content import Annotations, AnnotationsDict
 from millstream.protocol.uri_template import UriTemplate
+from millstream.server.features.hooks import Hooks, hooked
 from millstream.server.features.sources import Source, checked, source_of
-from millstream.server.functions.description import Labels, check_options, described
+from millstream.server.functions.description import Labels, check_options, described, shown_of
 from millstream.server.functions.plan import name_of
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\{")
@@ -37,7 +38,10 @@ class ResourceOptions(ResourceLabels, total=False):
 class _Readable:
     """What resources and templates share."""
 
-    __slots__ = ("_described", "choices", "meta", "mime_type", "parameters", "read", "run", "scopes")
+    __slots__ = (
+        "_described", "choices", "enabled", "meta", "mime_type", "parameters", "path", "read", "run", "scopes", "tags",
+        "visible",
+    )  # fmt: skip
 
     def __init__(self, address: Mapping[str, str], source: Source, labels: ResourceLabels) -> None:
         for uri in address.values():
@@ -46,6 +50,9 @@ class _Readable:
         self.read = source.read
         """``read(variables)``: the arguments from their texts; raises `ArgumentError`."""
         self.scopes = frozenset(labels.get("scopes") or ())
+        self.tags, self.enabled, self.visible = shown_of(labels)
+        self.path: tuple[Hooks, ...] = ()
+        """The middleware of each server through which it is reached, where any of them has some."""
         self.run = checked(source.run, self.scopes)
         """``run(arguments, call)``: an awaitable of what is read."""
         self.parameters = source.parameters
@@ -60,6 +67,13 @@ class _Readable:
             mimeType=self.mime_type,
             size=labels.get("size"),
         )
+
+    def within(self, hooks: Hooks) -> Self:
+        """The same with the middleware of its server around it."""
+        other = copy.copy(self)
+        other.path = (hooks, *self.path)
+        other.run = checked(hooked("resources", "", self.run, self.read, hooks), self.scopes)
+        return other
 
     def describe(self) -> dict[str, Any]:
         """The description in the newest shape."""
@@ -88,15 +102,36 @@ class Resource(_Readable):
         return other
 
 
+class Pattern(Protocol):
+    """A template's URI: which URIs are of the family."""
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names in order of first appearance."""
+        ...
+
+    def match(self, uri: str) -> dict[str, str] | None:
+        """The values of the variables that occur in a URI; None for one of another family."""
+        ...
+
+
 class Template(_Readable):
     """A family of resources. The variables of its URI are its arguments."""
 
-    __slots__ = ("template",)
+    __slots__ = ("_pattern", "template")
 
-    def __init__(self, uri: str, source: Source, **labels: Unpack[ResourceLabels]) -> None:
+    def __init__(
+        self,
+        uri: str,
+        source: Source,
+        *,
+        pattern: Callable[[str], Pattern] = UriTemplate,
+        **labels: Unpack[ResourceLabels],
+    ) -> None:
         labels.pop("size", None)
         super().__init__({"uriTemplate": uri}, source, labels)
-        self.template = UriTemplate(uri)
+        self._pattern = pattern
+        self.template = pattern(uri)
         if set(self.template.variables) != set(self.parameters):
             raise TypeError(
                 f"resource template {uri!r}: its variables are {', '.join(self.template.variables) or 'none'}, the "
@@ -106,7 +141,7 @@ class Template(_Readable):
     def named(self, uri: str) -> "Template":
         """The same template under another URI."""
         other = copy.copy(self)
-        other.template = UriTemplate(uri)
+        other.template = self._pattern(uri)
         other._described = {**self._described, "uriTemplate": uri}
         return other
 

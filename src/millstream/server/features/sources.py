@@ -18,8 +18,10 @@ from millstream.server.calls.access import check_scopes
 from millstream.server.calls.call import Call
 from millstream.server.calls.context import Context, send_progress
 from millstream.server.calls.sync_context import SyncContext, Waits
+from millstream.server.features.resolving import CONTEXTS, around
+from millstream.server.functions.needs import needs_of
 from millstream.server.functions.parameters import Kind
-from millstream.server.functions.plan import Plan, plan
+from millstream.server.functions.plan import Given, Invoker, Plan, plan
 from millstream.server.functions.reading import read_arguments, read_checked, read_texts
 from millstream.server.functions.results import Output, as_text, output_from_schema
 from millstream.server.functions.schema_check import SchemaCheck
@@ -128,7 +130,7 @@ def source_of(
     made = plan(
         function,
         kind=kind,
-        contexts=(Context, SyncContext),
+        contexts=CONTEXTS,
         name=name,
         input_schema=input_schema,
         output_schema=output_schema,
@@ -168,10 +170,12 @@ def runner(plan: Plan, *, thread: bool, home: object) -> Run:
             f"{plan.name}: a `def` function runs in a worker thread and cannot await; annotate ctx: SyncContext, "
             "or make it `async def`"
         )
+    if plan.dependencies:
+        return _depending(plan, home, threaded=threaded)
     if threaded:
-        return _in_thread(plan, home)
+        return _in_thread(plan, home, call_function)
     if plan.is_generator:
-        return _streaming(plan, home)
+        return _streaming(plan, home, call_function)
     if plan.is_async:
         if wants_context:
             return lambda arguments, call: call_function(arguments, Context(call, home))
@@ -183,8 +187,30 @@ def runner(plan: Plan, *, thread: bool, home: object) -> Run:
     return run
 
 
-def _in_thread(plan: Plan, home: object) -> Run:
-    call_function, wants_context = plan.call, plan.context_parameter is not None
+def _depending(plan: Plan, home: object, *, threaded: bool) -> Run:
+    """Around each call: what the parameters depend on."""
+    needs = needs_of(plan.dependencies, CONTEXTS)
+    way = _in_thread if threaded else _streaming if plan.is_generator else _plain
+
+    async def run(arguments: Any, call: Call) -> Any:
+        def work(values: dict[str, Any]) -> Awaitable[Any]:
+            return way(plan, home, lambda given, context: plan.call(given, Given(context, values)))(arguments, call)
+
+        return await around(call, home, needs, work)
+
+    return run
+
+
+def _plain(plan: Plan, home: object, call_function: Invoker) -> Run:
+    async def run(arguments: Any, call: Call) -> Any:
+        value = call_function(arguments, Context(call, home))
+        return await value if plan.is_async else value
+
+    return run
+
+
+def _in_thread(plan: Plan, home: object, call_function: Invoker) -> Run:
+    wants_context = plan.context_parameter is not None
 
     async def run(arguments: Any, call: Call) -> Any:
         context = Context(call, home)
@@ -211,8 +237,8 @@ def _drain(function: Callable[..., Any], arguments: Any, context: SyncContext, w
     return last
 
 
-def _streaming(plan: Plan, home: object) -> Run:
-    call_function, wants_context = plan.call, plan.context_parameter is not None
+def _streaming(plan: Plan, home: object, call_function: Invoker) -> Run:
+    wants_context = plan.context_parameter is not None
 
     async def run(arguments: Any, call: Call) -> Any:
         last: Any = None

@@ -15,8 +15,9 @@ from millstream.protocol.errors import ToolError
 from millstream.protocol.jsonrpc import encode as encode_json
 from millstream.protocol.revisions import Revision
 from millstream.server.calls.call import Call
+from millstream.server.features.hooks import Hooks, hooked
 from millstream.server.features.sources import Run, Source, checked, source_of
-from millstream.server.functions.description import Labels, check_options, described
+from millstream.server.functions.description import Labels, check_options, described, shown_of
 from millstream.server.functions.notices import notice
 from millstream.server.functions.plan import name_of
 from millstream.server.functions.results import ToolResult, encode, encode_result
@@ -42,6 +43,8 @@ class ToolOptions(Labels, total=False):
     """How often one caller may call it: ``10/minute``."""
     cost: float | None
     """How many calls one call counts as, in the limits of its caller."""
+    concurrency: int | None
+    """How many calls of it may run at a time, whoever makes them."""
 
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -58,8 +61,14 @@ _SCALAR_RESULTS = {
 class Tool:
     """One registered tool."""
 
-    __slots__ = ("_described", "_output", "_simple", "cost", "decode", "headers", "limit", "name", "parameters",
-                 "plain", "read", "requires", "run", "scopes", "struct", "timeout", "wraps")  # fmt: skip
+    keeps_params = False
+    """The parameters of a call stay with it while the tool runs."""
+
+    __slots__ = (
+        "_described", "_output", "_simple", "concurrency", "cost", "decode", "enabled", "headers", "limit", "limited",
+        "name", "parameters", "path", "plain", "read", "requires", "run", "scopes", "struct", "tags", "timeout",
+        "visible", "wraps",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -70,6 +79,7 @@ class Tool:
         scopes: Collection[str] | None = None,
         limit: str | None = None,
         cost: float | None = None,
+        concurrency: int | None = None,
         annotations: ToolAnnotations | Mapping[str, Any] | None = None,
         **labels: Unpack[Labels],
     ) -> None:
@@ -78,12 +88,19 @@ class Tool:
         self.read = source.read
         """``read(raw)``: the arguments of a call from their JSON; raises `ArgumentError`."""
         self.scopes = frozenset(scopes or ())
+        self.tags, self.enabled, self.visible = shown_of(labels)
+        self.path: tuple[Hooks, ...] = ()
+        """The middleware of each server through which it is reached, where any of them has some."""
         self.run = checked(source.run, self.scopes)
         """``run(arguments, call)``: an awaitable of what `encode` takes."""
         self.parameters = source.parameters
         self.headers = source.headers
         self.timeout = timeout
         self.limit = limit or ""
+        self.concurrency = concurrency or 0
+        """How many calls of it may run at a time; 0 for any number."""
+        self.limited = bool(limit or concurrency)
+        """It has limits of its own."""
         self.cost = 1.0 if cost is None else float(cost)
         self.requires: Mapping[str, Any] = requires or {}
         """Client capabilities without which a call is refused before it runs."""
@@ -91,7 +108,7 @@ class Tool:
         """What `decode` makes of well-formed arguments."""
         self.decode: Callable[[Any], Any] | None = source.decode
         self.plain = self.decode is not None and not (
-            self.requires or self.timeout or self.headers or "stream" in self.parameters
+            self.requires or self.timeout or self.headers or self.visible or "stream" in self.parameters
         )
         """A transport may decode its arguments and hand the call over prepared: nothing is to be done around it."""
         self._output = source.output
@@ -118,6 +135,14 @@ class Tool:
         other = copy.copy(self)
         other.name = name
         other._described = {**self._described, "name": name}
+        return other
+
+    def within(self, hooks: Hooks) -> "Tool":
+        """The same tool with the middleware of its server around it."""
+        other = copy.copy(self)
+        other.path = (hooks, *self.path)
+        other.run = checked(hooked("tools", self.name, self.run, self.read, hooks), self.scopes)
+        other.plain = self.plain and not hooks.wide
         return other
 
     def encode(self, value: Any, call: Call) -> bytes:

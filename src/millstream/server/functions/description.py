@@ -1,6 +1,7 @@
 """What tools, resources and prompts say about themselves, and the check of the options that decorators take."""
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import isfinite
@@ -11,6 +12,7 @@ from msgspec import Struct, to_builtins
 
 from millstream.protocol.content import Icon
 from millstream.protocol.json_schema import is_object
+from millstream.protocol.principal import Principal
 
 
 class Labels(TypedDict, total=False):
@@ -22,6 +24,20 @@ class Labels(TypedDict, total=False):
     icons: Sequence[Icon] | None
     meta: Mapping[str, Any] | None
     """`_meta` of the listed item."""
+    tags: Collection[str] | None
+    """What `Server.disable` and `Server.enable` can name several items by."""
+    enabled: bool | None
+    """False: not offered until `Server.enable`; a caller cannot tell it from one that isn't there."""
+    visible: Callable[[Principal | None], bool] | None
+    """``visible(principal)``: whether a caller sees it; others cannot tell it from one that isn't there."""
+
+
+Shown = tuple[frozenset[str], bool, Callable[[Principal | None], bool] | None]
+
+
+def shown_of(labels: Labels) -> Shown:
+    """The tags of an item, whether it is offered from the start, and who sees it."""
+    return frozenset(labels.get("tags") or ()), labels.get("enabled") is not False, labels.get("visible")
 
 
 def _is_text(value: Any) -> bool:
@@ -44,6 +60,10 @@ def _are_icons(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(each, Icon) for each in cast("Sequence[Any]", value))
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple | set | frozenset) and all(map(_is_text, cast("Iterable[Any]", value)))
+
+
 def _are_scopes(value: Any) -> bool:
     return isinstance(value, list | tuple | set | frozenset) and all(
         isinstance(each, str) and _SCOPE.fullmatch(each) for each in cast("Iterable[Any]", value)
@@ -51,6 +71,7 @@ def _are_scopes(value: Any) -> bool:
 
 
 MAX_COST = 1_000_000
+MAX_SEATS = 10_000
 _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 """RFC 6749 §3.3, scope-token."""
@@ -70,11 +91,21 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "a number and a unit: 10/minute, 5/second",
     ),
     "cost": (lambda value: type(value) in (int, float) and 0 <= value <= MAX_COST, f"a number up to {MAX_COST}"),
+    "concurrency": (
+        lambda value: type(value) is int and 1 <= value <= MAX_SEATS,
+        f"how many calls may run at a time, a whole number from 1 to {MAX_SEATS}",
+    ),
     "scopes": (_are_scopes, "a list of scopes, without blanks and quotes"),
     "annotations": (lambda value: isinstance(value, Struct) or _is_named(value), "an annotations object or a dict"),
     "timeout": (_is_time, "a number of seconds, or 0 for no limit"),
     "size": (_is_size, "a number of bytes"),
     "thread": (lambda value: type(value) is bool, "True or False"),
+    "tags": (_are_texts, "a list of strings"),
+    "enabled": (lambda value: type(value) is bool, "True or False"),
+    "visible": (
+        lambda value: callable(value) and not inspect.iscoroutinefunction(value),
+        "a plain function of the principal, not `async def`",
+    ),
     "input_schema": _SCHEMA,
     "output_schema": _SCHEMA,
 }

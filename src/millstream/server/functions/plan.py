@@ -7,7 +7,7 @@ function in the narrowest way. Nothing here runs per call but that closure; `rea
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from types import CodeType, UnionType
 from typing import Annotated, Any, Never, NoReturn, Union, get_args, get_origin
@@ -19,6 +19,7 @@ from msgspec.structs import astuple
 from millstream.protocol.json_schema import Schema, without_modules
 from millstream.protocol.param_headers import ParamHeader, find_annotations
 from millstream.server.functions.callables import check_function
+from millstream.server.functions.dependencies import Dependency, dependencies_in
 from millstream.server.functions.docstrings import describe
 from millstream.server.functions.notices import notice
 from millstream.server.functions.parameters import (
@@ -34,8 +35,17 @@ from millstream.server.functions.pydantic_types import dec_hook, uses_pydantic
 from millstream.server.functions.results import Output, output_from_schema, output_of
 from millstream.server.functions.schema_check import SchemaCheck
 
+_NO_CONTEXT: Mapping[str, Any] = {}
 Invoker = Callable[[Any, Any], Any]
 """``call(arguments, context)``: what the function returns (an awaitable or a generator, if it is one)."""
+
+
+class Given(Struct, frozen=True):
+    """What a call of a function gets besides its arguments."""
+
+    context: Any
+    values: Mapping[str, Any]
+    """What the functions gave that its parameters depend on."""
 
 
 class Plan(Struct, frozen=True):
@@ -60,6 +70,8 @@ class Plan(Struct, frozen=True):
     context_parameter: str | None
     context_type: type | None
     """Which of the `contexts` given to `plan` that parameter asks for."""
+    dependencies: Mapping[str, Dependency]
+    """Parameters that functions fill in. Where there are some, `call` takes a `Given` instead of the context."""
     is_async: bool
     """Calling gives an awaitable."""
     is_generator: bool
@@ -104,9 +116,10 @@ def plan(
     name = name or _own_name(function, target, kind)
     text, descriptions = describe(target)
     signature = inspect.signature(function)
-    hints = _hints(target)
-    context, context_type = _context(signature, hints, contexts, name)
-    values = [parameter for parameter in signature.parameters.values() if parameter.name != context]
+    hints = hints_of(target)
+    context, context_type = context_in(signature, hints, contexts, name)
+    filled = dependencies_in(signature, hints)
+    values = [each for each in signature.parameters.values() if each.name != context and each.name not in filled]
     _check_meant(values, hints, name, input_schema)
     fields = [argument_of(parameter, hints, descriptions, kind, name) for parameter in values]
 
@@ -141,7 +154,8 @@ def plan(
         context_type=context_type,
         is_async=is_async,
         is_generator=is_generator,
-        call=_undivided(function, context) if whole else _caller(function, signature, context),
+        dependencies=filled,
+        call=_undivided(function, context, filled) if whole else _caller(function, signature, context, filled),
         code=getattr(target, "__code__", None),
     )
 
@@ -187,8 +201,9 @@ def _nature(function: Callable[..., Any], target: Callable[..., Any]) -> tuple[b
     return any(inspect.iscoroutinefunction(one) for one in either), inspect.isgeneratorfunction(target)
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Resolved annotations; one that cannot be resolved stays a string, for whoever needs it to refuse."""
+    target = _target(function)
     if inspect.isclass(target):
         target = target.__init__
     try:
@@ -205,7 +220,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     return found
 
 
-def _context(
+def context_in(
     signature: inspect.Signature, hints: dict[str, Any], contexts: tuple[type, ...], name: str
 ) -> tuple[str | None, type | None]:
     """The parameter that takes the context, and which kind of context."""
@@ -291,10 +306,17 @@ def _output(
 # Calling.
 
 
-def _caller(function: Callable[..., Any], signature: inspect.Signature, context: str | None) -> Invoker:
+def _caller(
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    context: str | None,
+    filled: Collection[str],
+) -> Invoker:
     """The narrowest closure that calls `function` with a decoded struct and the context."""
     names = list(signature.parameters)
     keyword_only = [name for name in names if signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
+    if filled:
+        return _given(function, [name for name in names if name not in keyword_only], keyword_only, context)
     if keyword_only:
         return _by_keyword(function, [name for name in names if name not in keyword_only], keyword_only, context)
     if context is None:
@@ -325,7 +347,25 @@ def _by_keyword(
     return call
 
 
-def _undivided(function: Callable[..., Any], context: str | None) -> Invoker:
+def _given(
+    function: Callable[..., Any], positional: list[str], keyword_only: list[str], context: str | None
+) -> Invoker:
+    def call(arguments: Any, given: Given) -> Any:
+        values = dict(given.values)
+        if context is not None:
+            values[context] = given.context
+        listed = [values[name] if name in values else getattr(arguments, name) for name in positional]
+        named = {name: values[name] if name in values else getattr(arguments, name) for name in keyword_only}
+        return function(*listed, **named)
+
+    return call
+
+
+def _undivided(function: Callable[..., Any], context: str | None, filled: Collection[str]) -> Invoker:
+    if filled:
+        return lambda arguments, given: function(
+            arguments=arguments, **given.values, **(_NO_CONTEXT if context is None else {context: given.context})
+        )
     if context is None:
         return lambda arguments, _: function(arguments=arguments)
     return lambda arguments, ctx: function(arguments=arguments, **{context: ctx})

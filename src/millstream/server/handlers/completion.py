@@ -13,9 +13,11 @@ from millstream.server.calls.access import check_scopes
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
+from millstream.server.features.completers import Filled
 from millstream.server.features.prompts import Prompt
 from millstream.server.features.registry import Registry
 from millstream.server.features.resources import Template
+from millstream.server.handlers.listing import sees
 from millstream.server.handlers.params import read
 
 MAX_VALUES = 100
@@ -40,6 +42,8 @@ class CompletionHandlers:
     async def complete(self, call: Call) -> bytes:
         """Return values that begin as the person typed, from the registered function or else the parameter's type."""
         params = read(_decoder, call)
+        if self._registry.completes is not None:
+            return b'"completion":%b' % encode(await self._registry.completes(call, params))
         item, reference = self._find(params.ref, call)
         if params.argument.name not in item.parameters:
             raise ProtocolError(INVALID_PARAMS, f"Unknown argument: {params.argument.name[:128]!r}")
@@ -48,27 +52,29 @@ class CompletionHandlers:
         if completer is None:
             values = [each for each in item.choices(params.argument.name) if each.startswith(params.argument.value)]
         else:
-            values = await self._ask(completer, params.argument.value, known)
+            values = await self._ask(completer, params.argument.value, known, call)
         shown = values[:MAX_VALUES]
         return b'"completion":%b' % encode(Completion(shown, len(values), len(values) > len(shown)))
 
     def _find(self, reference: Reference, call: Call) -> tuple[Prompt | Template, str]:
         if reference.type == "ref/prompt":
             prompt = self._registry.prompts.get(reference.name)
-            if prompt is not None:
+            if prompt is not None and sees(call, prompt):
                 check_scopes(call, prompt.scopes)
                 return prompt, reference.name
             raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {reference.name[:128]!r}")
         if reference.type == "ref/resource":
             template = self._registry.templates.get(reference.uri)
-            if template is not None:
+            if template is not None and sees(call, template):
                 check_scopes(call, template.scopes)
                 return template, reference.uri
             raise ProtocolError(INVALID_PARAMS, f"Unknown resource template: {reference.uri[:256]!r}")
         raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type is ref/prompt or ref/resource")
 
-    async def _ask(self, completer: Any, value: str, known: dict[str, str]) -> list[str]:
-        if inspect.iscoroutinefunction(completer):
+    async def _ask(self, completer: Any, value: str, known: dict[str, str], call: Call) -> list[str]:
+        if isinstance(completer, Filled):
+            found = await completer.run(value, known, call)
+        elif inspect.iscoroutinefunction(completer):
             found = await completer(value, known)
         else:
             found = await self._services.threads.run(completer, value, known)

@@ -20,9 +20,10 @@ from millstream.server.calls.call import Call
 from millstream.server.calls.changes import UPDATED, Change
 from millstream.server.calls.services import Services, principal_id
 from millstream.server.dispatch import Handler
+from millstream.server.features.finding import find_readable
 from millstream.server.features.registry import Registry
+from millstream.server.handlers.listing import sees
 from millstream.server.handlers.params import read
-from millstream.server.handlers.resources import find_readable
 from millstream.server.load import lighten
 
 MAX_URI_BYTES = 128 * 1024
@@ -87,7 +88,7 @@ class ListenHandlers:
             await line.send(acknowledgement)
             return b""
         kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(honoured, f"{kind}_list_changed")}
-        uris = frozenset(honoured.resource_subscriptions)
+        uris = frozenset(uri for uri in honoured.resource_subscriptions if self._is_seen(uri, call))
         lists = {kind: notification_message(Change(kind).method, NotificationParams(mark)) for kind in kinds}
         over = asyncio.Event()
         early: list[bytes] | None = []
@@ -128,6 +129,11 @@ class ListenHandlers:
             wanted.resources_list_changed and offers("resources"),
             uris,
         )
+
+    def _is_seen(self, uri: str, call: Call) -> bool:
+        """Whether the caller may hear of a resource: of one that is hidden, nothing is heard."""
+        readable, _ = find_readable(self._registry, uri)
+        return readable is None or sees(call, readable)
 
     def _covers(self, scopes: frozenset[str], uri: str) -> bool:
         readable, _ = find_readable(self._registry, uri)

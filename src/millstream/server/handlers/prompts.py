@@ -9,14 +9,15 @@ from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.jsonrpc import encode
 from millstream.protocol.messages import GetPromptRequestParams
 from millstream.protocol.revisions import NEWEST
-from millstream.server.calls.access import check_scopes, granted
+from millstream.server.calls.access import check_scopes
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
 from millstream.server.features.registry import Registry
 from millstream.server.functions.reading import ArgumentError
 from millstream.server.functions.results import encode_messages
-from millstream.server.handlers.params import page_decoder, read, take_rounds
+from millstream.server.handlers.listing import list_page, sees
+from millstream.server.handlers.params import read, take_rounds
 
 _get_decoder = msgspec.json.Decoder(GetPromptRequestParams)
 
@@ -36,15 +37,13 @@ class PromptHandlers:
 
     async def list(self, call: Call) -> bytes:
         """One page of prompt descriptions."""
-        return self._registry.page(
-            "prompts", call.revision, read(page_decoder, call).cursor, granted(call) if self._registry.scoped else None
-        )
+        return await list_page(self._registry, "prompts", call)
 
     async def get(self, call: Call) -> bytes:
         """The messages of one prompt."""
         params = read(_get_decoder, call)
         prompt = self._registry.prompts.get(params.name)
-        if prompt is None:
+        if prompt is None or not sees(call, prompt):
             raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {params.name[:128]!r}")
         check_scopes(call, prompt.scopes)
         call.name = params.name

@@ -1,22 +1,25 @@
 """`resources/list`, `resources/templates/list`, `resources/read`, `resources/subscribe`, `resources/unsubscribe`."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from millstream.protocol.errors import INVALID_PARAMS, INVALID_REQUEST, RESOURCE_NOT_FOUND, ProtocolError
 from millstream.protocol.messages import ReadResourceRequestParams, ResourceRequestParams
-from millstream.server.calls.access import check_scopes, granted
+from millstream.server.calls.access import check_scopes
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.calls.sessions import Record, Session
 from millstream.server.dispatch import Handler
+from millstream.server.features.finding import find_readable
 from millstream.server.features.registry import Registry
 from millstream.server.features.resources import Resource, Template
 from millstream.server.functions.reading import ArgumentError
 from millstream.server.functions.results import encode_contents
-from millstream.server.handlers.params import page_decoder, read, take_rounds
+from millstream.server.handlers.listing import list_page, sees
+from millstream.server.handlers.params import read, take_rounds
 
 MAX_URI = 8 * 1024
 
@@ -49,21 +52,11 @@ class ResourceHandlers:
 
     async def list(self, call: Call) -> bytes:
         """One page of resources with a URI of their own."""
-        return self._registry.page(
-            "resources",
-            call.revision,
-            read(page_decoder, call).cursor,
-            granted(call) if self._registry.scoped else None,
-        )
+        return await list_page(self._registry, "resources", call)
 
     async def list_templates(self, call: Call) -> bytes:
         """One page of resource templates."""
-        return self._registry.page(
-            "templates",
-            call.revision,
-            read(page_decoder, call).cursor,
-            granted(call) if self._registry.scoped else None,
-        )
+        return await list_page(self._registry, "templates", call)
 
     async def read(self, call: Call) -> bytes:
         """Read one resource."""
@@ -79,7 +72,7 @@ class ResourceHandlers:
         return members + _HINTS if call.revision.result_type else members
 
     def _find(self, uri: str, call: Call) -> tuple[Resource | Template, Any]:
-        found, variables = find_readable(self._registry, uri)
+        found, variables = find_readable(self._registry, uri, partial(sees, call))
         if found is None:
             raise _not_found(uri)
         check_scopes(call, found.scopes)
@@ -120,17 +113,6 @@ def _session(call: Call) -> Session:
     if call.session is None:
         raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session: initialize first, and send its id")
     return call.session
-
-
-def find_readable(registry: Registry, uri: str) -> tuple[Resource | Template | None, Mapping[str, Any]]:
-    """The resource or template of a URI, and what the URI says for the variables."""
-    resource = registry.resources.get(uri)
-    if resource is None and len(uri) <= MAX_URI:
-        for template in registry.templates.values():
-            variables = template.template.match(uri)
-            if variables is not None:
-                return template, variables
-    return resource, {}
 
 
 def _not_found(uri: str) -> ProtocolError:

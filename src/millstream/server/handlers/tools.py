@@ -5,19 +5,21 @@ from typing import Any
 
 import msgspec
 
+from millstream.protocol.admission import require_capabilities
 from millstream.protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
 from millstream.protocol.jsonrpc import encode
 from millstream.protocol.messages import CallToolRequestParams
 from millstream.protocol.metadata import declares
 from millstream.protocol.param_headers import check
-from millstream.server.calls.access import check_scopes, granted
+from millstream.server.calls.access import check_scopes
 from millstream.server.calls.call import Call
 from millstream.server.calls.services import Services
 from millstream.server.dispatch import Handler
 from millstream.server.features.registry import Registry
 from millstream.server.features.tools import Tool, run_with_timeout
 from millstream.server.functions.reading import ArgumentError
-from millstream.server.handlers.params import page_decoder, read, take_rounds
+from millstream.server.handlers.listing import list_page, sees
+from millstream.server.handlers.params import read, take_rounds
 
 _call_decoder = msgspec.json.Decoder(CallToolRequestParams)
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
@@ -39,16 +41,15 @@ class ToolHandlers:
 
     async def list(self, call: Call) -> bytes:
         """One page of tool descriptions."""
-        return self._registry.page(
-            "tools", call.revision, read(page_decoder, call).cursor, granted(call) if self._registry.scoped else None
-        )
+        return await list_page(self._registry, "tools", call)
 
     async def call(self, call: Call) -> bytes:
         """Run a tool. Calls that a transport has prepared skip this handler."""
         tool = self._open(call)
         if self._services.streamed is not None:
             self._services.streamed(call)
-        call.params = b""  # they have been read, and the tool may take long
+        if not tool.keeps_params:
+            call.params = b""  # they have been read, and the tool may take long
         timeout = self._timeout if tool.timeout is None else tool.timeout
         if timeout:
             value = await run_with_timeout(tool.run, call, call.arguments, timeout)
@@ -66,11 +67,14 @@ class ToolHandlers:
         params = read(_call_decoder, call)
         tool = self._registry.tools.get(params.name)
         call.name = params.name if tool is not None else params.name[:128]
-        if tool is None:
+        if tool is None or not sees(call, tool):
+            call.name = call.name[:128]
             raise ProtocolError(INVALID_PARAMS, f"Unknown tool: {call.name!r}")
         check_scopes(call, tool.scopes)  # before the arguments are read: what is wrong with them says what is right
         if tool.requires and call.revision.handshake and not declares(call.client.capabilities, tool.requires):
             raise ToolError(f"This tool needs a client that declares: {', '.join(tool.requires)}.")
+        if tool.visible is not None and not call.revision.handshake and tool.requires:
+            require_capabilities(call.client.capabilities, tool.requires)
         take_rounds(call, params)
         raw = bytes(params.arguments) or b"{}"
         if raw == b"null":

@@ -41,6 +41,8 @@ class ElicitUrl(Struct, frozen=True):
 
     message: str
     url: str
+    id: str = ""
+    """What the revisions that name such questions call it; a random one by default."""
 
 
 class Sample(Struct, frozen=True):

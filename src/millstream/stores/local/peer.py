@@ -18,6 +18,7 @@ from millstream.stores.base import Entry, Gap, Store
 from millstream.stores.groups import Groups
 from millstream.stores.local import wire
 from millstream.stores.memory.topics import Topics
+from millstream.stores.tally import Tally
 
 PAUSE_BYTES: Final = 1024 * 1024
 """So much may wait for a worker to read it until its requests wait, too."""
@@ -34,11 +35,12 @@ AT_ONCE: Final = 500
 class Shared:
     """One open store, and the workers that share it."""
 
-    __slots__ = ("groups", "peers", "store", "topics")
+    __slots__ = ("groups", "peers", "store", "tally", "topics")
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.groups = Groups(store.log)
+        self.tally = Tally(store.kv)
         self.topics = Topics[bytes]()
         self.peers: dict[str, Peer] = {}
         """Those that live, by name."""
@@ -47,12 +49,14 @@ class Shared:
         """A worker has its lease from now on."""
         self.peers[peer.name] = peer
         self.groups.come(peer.name)
+        self.tally.come(peer.name)
         self._tell(peer)
 
     def go(self, peer: "Peer") -> None:
         """Its lease is over."""
         if self.peers.pop(peer.name, None) is not None:
             self.groups.go(peer.name)
+            self.tally.go(peer.name)
             self._tell(peer)
 
     def _tell(self, but: "Peer") -> None:
@@ -359,6 +363,15 @@ async def _clock(peer: Peer, shared: Shared, asked: wire.Clock) -> wire.Reply:
     return wire.Plain(asked.id, shared.store.time())
 
 
+async def _take(peer: Peer, shared: Shared, asked: wire.Take) -> wire.Reply:
+    return wire.Decided(asked.id, await shared.tally.take(peer.name, asked.charges))
+
+
+async def _vacate(peer: Peer, shared: Shared, asked: wire.Vacate) -> wire.Reply:
+    shared.tally.leave(peer.name, asked.seats)
+    return wire.Plain(asked.id, None)
+
+
 async def _again(peer: Peer, shared: Shared, asked: wire.Hello) -> wire.Reply:
     raise LocalError("A worker says hello once.")
 
@@ -369,4 +382,5 @@ _ANSWERS: Final[dict[type[wire.Request], Callable[[Peer, Shared, Any], Coroutine
     wire.Newest: _newest, wire.Touch: _touch, wire.Trim: _trim, wire.Listen: _listen, wire.Subscribe: _subscribe,
     wire.Publish: _publish, wire.Send: _send, wire.Join: _join, wire.Leave: _leave, wire.Present: _present,
     wire.Abandoned: _abandoned, wire.Alive: _alive, wire.Clock: _clock,
+    wire.Take: _take, wire.Vacate: _vacate,
 }  # fmt: skip

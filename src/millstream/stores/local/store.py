@@ -10,6 +10,7 @@ from millstream.stores.local import wire
 from millstream.stores.local.link import Events, Link
 from millstream.stores.memory.topics import Topics
 from millstream.stores.parent import Address
+from millstream.stores.rates import Charge, Decision, Seat
 
 CLOCK: Final = 10.0
 """Seconds until the clock of the store is looked at again."""
@@ -216,6 +217,22 @@ class LocalMembers:
         return found
 
 
+class LocalRates:
+    """`Rates` in the parent."""
+
+    __slots__ = ("_link",)
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    async def take(self, charges: Sequence[Charge]) -> Decision:
+        decision: Decision = await self._link.ask(wire.Take, list(charges))
+        return decision
+
+    async def leave(self, seats: Sequence[Seat]) -> None:
+        await self._link.ask(wire.Vacate, list(seats))
+
+
 class LocalWorkers:
     """`Workers` by their connections to the parent."""
 
@@ -249,6 +266,7 @@ class LocalStore:
         "link",
         "log",
         "members",
+        "rates",
         "shared",
         "workers",
     )
@@ -264,6 +282,7 @@ class LocalStore:
         self.log = LocalLog(self.link)
         self.bus = LocalBus(self.link)
         self.members = LocalMembers(self.link)
+        self.rates = LocalRates(self.link)
         self.workers = LocalWorkers(self.link)
         self._changed = _Callbacks()
         self._ahead = time.time() - time.monotonic()

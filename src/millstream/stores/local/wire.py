@@ -13,8 +13,9 @@ import msgspec
 from msgspec import Struct
 
 from millstream.stores.base import Entry, Index, Position, Told
+from millstream.stores.rates import Charge, Decision, Seat
 
-VERSION: Final = 1
+VERSION: Final = 2
 """A worker of a newer release may meet the parent of an older one, which was started before an update."""
 LEASE: Final = 1.0
 """Seconds. The kernel tells of a death at once; the rest is the parent's, which may have something else to do."""
@@ -157,6 +158,14 @@ class Clock(Request, frozen=True, gc=False, array_like=True, tag=21):
     pass
 
 
+class Take(Request, frozen=True, gc=False, array_like=True, tag=22):
+    charges: list[Charge]
+
+
+class Vacate(Request, frozen=True, gc=False, array_like=True, tag=23):
+    seats: list[Seat]
+
+
 class Reply(Struct, frozen=True, gc=False, array_like=True):
     """What the parent answers; each has a `value`."""
 
@@ -203,6 +212,10 @@ class Greeting(Struct, frozen=True, gc=False, array_like=True):
     time: float
 
 
+class Decided(Reply, frozen=True, gc=False, array_like=True, tag=15):
+    value: Decision
+
+
 class Welcome(Reply, frozen=True, gc=False, array_like=True, tag=7):
     value: Greeting
 
@@ -245,11 +258,11 @@ class Changed(Struct, frozen=True, gc=False, array_like=True, tag=13):
 
 Asked = (
     Hello | Get | GetMany | Put | CompareAndSet | Delete | Keys | Append | Read | Newest | Touch | Trim | Listen
-    | Subscribe | Publish | Send | Join | Leave | Present | Abandoned | Alive | Clock
+    | Subscribe | Publish | Send | Join | Leave | Present | Abandoned | Alive | Clock | Take | Vacate
 )  # fmt: skip
 Said = (
     Plain | Many | At | Entries | Names | Pairs | Triples | Welcome | Failed | Missed | Heard | Message | Dropped
-    | Changed | Joined
+    | Changed | Joined | Decided
 )  # fmt: skip
 
 _encode_into: Final = msgspec.msgpack.Encoder().encode_into

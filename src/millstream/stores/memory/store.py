@@ -18,6 +18,7 @@ from millstream.stores.groups import Groups, GroupsOf
 from millstream.stores.memory.deadlines import SWEEP, Deadlines
 from millstream.stores.memory.log import ITEM_BYTES, MemoryLog, kind_of
 from millstream.stores.memory.topics import Topics
+from millstream.stores.tally import Tally, TallyOf
 
 MARK_BYTES: Final = 16
 """A value up to this size, such as a tombstone, may use the room that is kept back from larger ones."""
@@ -214,7 +215,7 @@ class MemoryWorkers:
 class MemoryStore:
     """The store of one process. Its data live as long as the object, also when it is closed and opened again."""
 
-    __slots__ = ("bus", "epoch", "kv", "log", "members", "shared", "workers")
+    __slots__ = ("bus", "epoch", "kv", "log", "members", "rates", "shared", "workers")
 
     def __init__(
         self,
@@ -233,6 +234,7 @@ class MemoryStore:
         groups = Groups(self.log)
         groups.come(self.workers.me)
         self.members = GroupsOf(groups, self.workers.me)
+        self.rates = TallyOf(Tally(self.kv, clock=clock), self.workers.me)
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """As `Store.watch`; the epoch never changes."""

@@ -57,6 +57,10 @@ class Keys:
     def group(self, name: str) -> str:
         return f"{self.hub}m:{name}"
 
+    def rate(self, kind: str, name: str) -> str:
+        """What was taken of a limit."""
+        return f"{self.hub}t:{kind}:{name}"
+
     def inbox(self, worker: str, run: str) -> str:
         """What others send to a worker. Each run of the server begins a new one: what the last one had of it, the new
         one may lack, and a reader would wait behind that.

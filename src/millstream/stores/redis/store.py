@@ -18,6 +18,7 @@ from millstream.stores.redis.keys import Keys
 from millstream.stores.redis.link import Link
 from millstream.stores.redis.log import CONTROL, FOLLOW_SECONDS, FOLLOWED, RedisLog
 from millstream.stores.redis.members import RedisMembers
+from millstream.stores.redis.rates import RedisRates
 from millstream.stores.redis.reader import Fields, Reader
 from millstream.stores.redis.recent import Recent
 from millstream.stores.redis.repair import Repair
@@ -51,6 +52,7 @@ class RedisStore:
         self.log = RedisLog(commands, keys, standing, reader, outbox, recent, room=ROOM)
         self.bus = RedisBus(self.log, outbox)
         self.members = RedisMembers(commands, keys, standing, recent)
+        self.rates = RedisRates(commands, keys, standing)
         self.workers = RedisWorkers(commands, keys, standing, reader, lease=lease)
         self.workers.mend = commands.mend = self._mend
         commands.connected = self._connected

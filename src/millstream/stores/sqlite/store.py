@@ -15,6 +15,7 @@ from millstream.stores.sqlite.commits import Commits
 from millstream.stores.sqlite.file import File
 from millstream.stores.sqlite.location import Location
 from millstream.stores.sqlite.memory import Saved
+from millstream.stores.tally import Tally, TallyOf
 
 T = TypeVar("T")
 
@@ -115,7 +116,7 @@ class SqliteLog:
 class SqliteStore:
     """A store in a file. For one event loop."""
 
-    __slots__ = ("_commits", "_saved", "bus", "epoch", "kv", "log", "members", "shared", "workers")
+    __slots__ = ("_commits", "_saved", "bus", "epoch", "kv", "log", "members", "rates", "shared", "workers")
 
     def __init__(
         self,
@@ -144,6 +145,7 @@ class SqliteStore:
         groups = Groups(self.log)
         groups.come(self.workers.me)
         self.members = GroupsOf(groups, self.workers.me)
+        self.rates = TallyOf(Tally(self.kv), self.workers.me)
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """As `Store.watch`; the epoch never changes while the store is open."""

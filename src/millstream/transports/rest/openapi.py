@@ -59,7 +59,7 @@ def document(tools: Iterable[Tool], info: Mapping[str, Any], *, instructions: st
         root_path: where the server is mounted.
     """
     schemas: Json = {"Content": _CONTENT, "Problem": _PROBLEM}
-    paths = {f"{TOOLS_PATH}{quote(tool.name)}": {"post": _operation(tool.describe(), schemas)} for tool in tools}
+    paths = {f"{TOOLS_PATH}{quote(tool.name)}": {"post": _operation(tool, schemas)} for tool in tools}
     about: Json = {"title": info.get("title") or info["name"], "version": info["version"]}
     description = info.get("description") or instructions
     if description:
@@ -70,7 +70,8 @@ def document(tools: Iterable[Tool], info: Mapping[str, Any], *, instructions: st
     return encode({**made, "paths": paths, "components": {"schemas": schemas, "responses": _responses()}})
 
 
-def _operation(described: Mapping[str, Any], schemas: Json) -> Json:
+def _operation(tool: Tool, schemas: Json) -> Json:
+    described = tool.describe()
     name: str = described["name"]
     arguments: Json = described["inputSchema"]
     result: Json = described.get("outputSchema", {})
@@ -81,6 +82,7 @@ def _operation(described: Mapping[str, Any], schemas: Json) -> Json:
         content["example"] = example
     body: Json = {"required": bool(arguments.get("required")), "content": {"application/json": content}}
     return {
+        **({"tags": sorted(tool.tags)} if tool.tags else {}),
         "operationId": name,
         "summary": described.get("title") or description.partition("\n")[0] or name,
         "description": description,

@@ -107,7 +107,7 @@ class RestRoutes:
         self._note = dispatcher.services.note
         self._max_depth = settings.max_depth
         # Prepared
-        self._described: dict[tuple[str, frozenset[str] | None], tuple[bytes, _Described]] = {}
+        self._described: dict[tuple[str, frozenset[str] | None, frozenset[str]], tuple[bytes, _Described]] = {}
         """(mount point, scopes that make a difference) -> the list of tools that a document was made from, and the
         document. The registry gives the same object for a list until it changes.
         """
@@ -190,7 +190,7 @@ class RestRoutes:
         if not _is_json(request):
             return refuse(WRONG_TYPE, "Send the arguments with content-type application/json.")
         tool = self._registry.tools.get(name)
-        if tool is None:
+        if tool is None or (tool.visible is not None and not tool.visible(request.principal)):
             return refuse(UNKNOWN_TOOL, f"There is no tool {name[:128]!r}.")
         scopes = scopes_of(request.principal)
         if scopes is not None and not tool.scopes <= scopes:
@@ -217,14 +217,16 @@ class RestRoutes:
         """`GET /openapi.json`, made when somebody first asks, and again when the tools have changed."""
         root = request.root_path
         scopes = scopes_of(request.principal)
-        page = self._registry.page("tools", NEWEST, None, scopes)
-        key = (root, self._registry.distinct("tools", scopes))
+        registry = self._registry
+        hidden = registry.hidden("tools", request.principal) if "tools" in registry.conditional else frozenset[str]()
+        page = registry.page("tools", NEWEST, None, scopes, hidden)
+        key = (root, registry.distinct("tools", scopes), hidden)
         made_from, found = self._described.get(key, (b"", None))
         if found is None or made_from is not page:
             if len(self._described) >= _MAX_DESCRIBED:
                 self._described.clear()
             body = openapi.document(
-                self._registry.visible("tools", scopes).values(),
+                registry.visible("tools", scopes, hidden).values(),
                 self._dispatcher.info,
                 instructions=self._dispatcher.instructions,
                 root_path=root,

@@ -12,7 +12,9 @@ from typing import Final
 
 from millstream.app.serving.errors import CommandError
 from millstream.app.serving.workers.messages import (
+    BEATS,
     FOR_PARENT,
+    Alive,
     Drain,
     Failed,
     Force,
@@ -28,12 +30,18 @@ PATIENCE: Final = 30.0
 """Seconds for one that has not said how long it may take to end."""
 
 
+_BY_OTHERS = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+"""How a person or the kernel, short of memory, ends a process. Whatever else kills one is the program's own."""
+
+
 class NotStarted(Exception):
     """A worker has ended before it served; it has said why, or nothing."""
 
-    def __init__(self, error: CommandError) -> None:
+    def __init__(self, error: CommandError, *, killed: bool = False) -> None:
         super().__init__(error.what)
         self.error = error
+        self.killed = killed
+        """Somebody else has ended it, and its program may be fine."""
 
 
 class Child:
@@ -66,6 +74,9 @@ class Child:
         self.leaves = False
         """It was told to, or does so by itself, and is replaced already if it has to be."""
         self.patience = PATIENCE
+        self.watchdog = 0.0
+        self.heard = 0.0
+        """When its event loop last said that it goes on."""
         self._on_left = on_left
         self._failed: Failed | None = None
         ours, theirs = socket.socketpair()
@@ -99,8 +110,11 @@ class Child:
             return
         for message in messages:
             if isinstance(message, Ready):
-                self.state, self.patience = READY, message.patience
+                self.state, self.patience, self.watchdog = READY, message.patience, message.watchdog
+                self.heard = self._loop.time()
                 self._ready.set_result(message)
+            elif isinstance(message, Alive):
+                self.heard = self._loop.time()
             elif isinstance(message, Failed):
                 self._failed = message
             else:
@@ -115,7 +129,8 @@ class Child:
         self.state = GONE
         self.left.set()
         if not self._ready.done():
-            self._ready.set_exception(NotStarted(self._why(status)))
+            killed = self._failed is None and -status in _BY_OTHERS
+            self._ready.set_exception(NotStarted(self._why(status), killed=killed))
             self._ready.exception()  # nobody has to look
         self.ended.set_result(status)
 
@@ -135,6 +150,17 @@ class Child:
             f"Worker {self.hello.worker} {how(status)} before it served.",
             why="A worker runs your program up to run(). What it wrote stands above.",
         )
+
+    async def stands_still(self) -> bool:
+        """Wait while its event loop goes on. True once it has said nothing for too long; False when it leaves."""
+        late = 0
+        while self.state == READY:
+            await asyncio.sleep(self.watchdog / BEATS)
+            # Twice in a row: if this process stood still itself, what was said meanwhile has to be read first.
+            late = late + 1 if self._loop.time() - self.heard > self.watchdog else 0
+            if late == 2:
+                return self.state == READY
+        return False
 
     def drain(self, *, replaced: bool) -> None:
         """Let it finish what it has, and end."""

@@ -147,11 +147,18 @@ class Crew:
         else:
             served = True
             self._tell()
+            if child.watchdog:
+                self._spawn(self._watch(child))
         status = await child.ended
         del self.children[child]
         self._tell()
         if served and not child.leaves:
             self._mend(slot, f"{child} {how(status)}")
+
+    async def _watch(self, child: Child) -> None:
+        if await child.stands_still():
+            logger.error("%s has stood still for %g s, and is killed", child, child.watchdog)
+            child.signal(signal.SIGKILL)
 
     def _left(self, child: Child) -> None:
         """One goes: it was told to, or somebody sent it SIGTERM."""

@@ -13,6 +13,8 @@ from msgspec import Struct
 from millstream.app.serving.facts import Facts
 
 CHUNK = 64 * 1024
+BEATS = 4
+"""How often a worker says that it goes on, in the time after which it would be killed."""
 
 
 class Message(Struct, frozen=True, tag_field="type", tag=str.lower):
@@ -72,6 +74,12 @@ class Ready(Message, frozen=True):
     facts: Facts
     patience: float
     """Seconds that it may take to end once it's told to."""
+    watchdog: float = 0.0
+    """Seconds without a word from its event loop after which it's killed; 0 for never."""
+
+
+class Alive(Message, frozen=True):
+    """Worker to parent, again and again where there's a watchdog: its event loop goes on."""
 
 
 class Left(Message, frozen=True):
@@ -88,7 +96,7 @@ class Failed(Message, frozen=True):
 
 
 ToWorker = Hello | Drain | Force | Roster
-ToParent = Ready | Left | Failed
+ToParent = Ready | Alive | Left | Failed
 FOR_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
 FOR_PARENT: msgspec.json.Decoder[ToParent] = msgspec.json.Decoder(ToParent)
 Heard = TypeVar("Heard")

@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -22,10 +22,13 @@ from millstream.app.serving.panel import show
 from millstream.app.serving.stopping import INTERRUPTED
 from millstream.app.serving.workers.child import NotStarted
 from millstream.app.serving.workers.crew import Crew, Slot, tell_failure
-from millstream.app.serving.workers.messages import Hello
+from millstream.app.serving.workers.messages import Hello, Ready
 from millstream.app.serving.workers.orders import Orders
 
 logger = logging.getLogger("millstream")
+
+STARTS: Final = 5
+"""Processes that are started for one place, if all of them are killed, before the whole is given up."""
 
 
 class Supervisor:
@@ -114,14 +117,30 @@ class Supervisor:
         first, *others = self._slots
         changes = None if self._changes is None else self._changes()  # since before the first worker reads the program
         try:
-            ready = await self._crew.begin(first).ready()
-            await asyncio.gather(*[self._crew.begin(slot).ready() for slot in others])
+            ready = await self._begin(first)
+            await asyncio.gather(*[self._begin(slot) for slot in others])
         except NotStarted as exc:
             raise exc.error from None
         self._told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._crew.children]))
         self._chores.append(asyncio.create_task(self._keep_restarting(orders)))
         if changes is not None:
             self._chores.append(asyncio.create_task(self._watch(changes, orders)))
+
+    async def _begin(self, slot: Slot) -> Ready:
+        """Start a worker for the first time. If somebody kills it, which says nothing of the program, another follows.
+
+        Raises:
+            NotStarted: it cannot start, or was killed again and again.
+        """
+        for left in reversed(range(STARTS)):
+            try:
+                return await self._crew.begin(slot).ready()
+            except NotStarted as exc:
+                if not (exc.killed and left):
+                    raise
+                logger.error("%s; starting another", exc.error.what.rstrip("."))
+            await asyncio.sleep(slot.back_off.died())
+        raise AssertionError
 
     async def _end(self, orders: Orders) -> None:
         for chore in self._chores:

@@ -16,9 +16,9 @@ from millstream.app.serving.errors import CommandError, check_key
 from millstream.app.serving.facts import facts
 from millstream.app.serving.leaving import LINGER, Leaving
 from millstream.app.serving.public import check_public
-from millstream.app.serving.stopping import INTERRUPTED
+from millstream.app.serving.stopping import INTERRUPTED, waits_for
 from millstream.app.serving.uvicorn_server import AFTER_DRAIN, Accept, serve
-from millstream.app.serving.workers.messages import Drain, Force, Left, Ready, Roster, ToWorker
+from millstream.app.serving.workers.messages import BEATS, Alive, Drain, Force, Left, Ready, Roster, ToWorker
 from millstream.app.serving.workers.place import Place
 from millstream.app.serving.workers.standing_in import StandIn
 from millstream.server.calls.keys import load_secrets
@@ -81,7 +81,14 @@ class _Line:
         self._stand_in.begin(accept)
         hello, settings = self._place.hello, self._definition.settings
         told = facts(self._definition, host=hello.host, port=hello.port)
-        self._place.line.tell(Ready(told, settings.drain_delay + settings.drain_timeout + LINGER + AFTER_DRAIN))
+        patience = settings.drain_delay + settings.drain_timeout + LINGER + AFTER_DRAIN
+        self._place.line.tell(Ready(told, patience, settings.watchdog))
+        if settings.watchdog:
+            self._beat(asyncio.get_running_loop(), settings.watchdog / BEATS)
+
+    def _beat(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._place.line.tell(Alive())
+        loop.call_later(seconds, self._beat, loop, seconds)
 
     def left(self) -> None:
         """It accepts no more."""
@@ -163,5 +170,8 @@ class Orders:
     def _stop(self, leaving: Leaving) -> None:
         if not self._stopping:
             self._stopping = True
+            waits = waits_for(self._runtimes)
+            if waits:
+                logger.info("Before this worker ends: %s", waits)
             self._stand_in.end()
             self._on_stop(leaving)

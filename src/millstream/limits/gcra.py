@@ -1,7 +1,7 @@
 """How often something may happen: GCRA, the generic cell rate algorithm, with one number for each key.
 
 The number is the time at which the key's allowance is whole again. Something is allowed while that time is not too far
-ahead, which permits a burst, refills evenly, and says exactly how long to wait. Decisions are local to one worker.
+ahead, which permits a burst, refills evenly, and says exactly how long to wait. These decisions are of one worker.
 Nothing here knows who is limited, or why.
 """
 
@@ -16,6 +16,8 @@ from msgspec import Struct
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _RATE = re.compile(r"([1-9][0-9]{0,8}) ?/ ?(second|minute|hour|day)")
+_SLACK = 1e-6
+"""Seconds that sums of fractions may be off."""
 _NEIGHBOURS = 64
 """Bits of an IPv6 address that name a customer; the rest is theirs to choose."""
 
@@ -42,7 +44,7 @@ class Rate(Struct, frozen=True):
 class Limiter:
     """One rate, for every key by itself. For one event loop."""
 
-    __slots__ = ("_clock", "_each", "_max_keys", "_whole_at", "name", "rate")
+    __slots__ = ("_clock", "_each", "_max_keys", "_most", "_room", "_whole_at", "name", "rate")
 
     def __init__(
         self, name: str, rate: Rate, *, clock: Callable[[], float] = monotonic, max_keys: int = 100_000
@@ -51,6 +53,8 @@ class Limiter:
         self.name = name
         self.rate = rate
         self._each = rate.seconds / rate.count
+        self._room = float(rate.seconds)
+        self._most = rate.count
         self._clock = clock
         self._max_keys = max_keys
         # Process
@@ -64,18 +68,36 @@ class Limiter:
         """Seconds until a key may have this much; 0 when it may now. Takes nothing."""
         now = self._clock()
         whole_at = self._whole_at.get(key, now)
-        return max(0.0, whole_at - now - (self.rate.seconds - self._each * min(cost, self.rate.count)))
+        missing = whole_at - now - self.rate.seconds + self._each * min(cost, self.rate.count)
+        return missing if missing > _SLACK else 0.0
 
     def take(self, key: str, cost: float = 1.0) -> float:
         """Take from a key's allowance, if it is enough; else take nothing, and give the seconds until it will be."""
-        missing = self.wait(key, cost)
-        if missing > 0:
-            return missing
-        now = self._clock()
-        if key not in self._whole_at and len(self._whole_at) >= self._max_keys:
+        # The same sum as in `wait`, spelled out: every call of a limited server comes this way.
+        now, whole = self._clock(), self._whole_at
+        whole_at = whole.get(key, 0.0)
+        if whole_at > now:
+            price = cost if cost < self._most else self._most  # noqa: FURB136  `min` would be a call
+            missing = whole_at - now - self._room + self._each * price
+            if missing > _SLACK:
+                return missing
+            whole[key] = whole_at + self._each * cost
+            return 0.0
+        if not whole_at and len(whole) >= self._max_keys:
             self._forget(now)
-        self._whole_at[key] = max(now, self._whole_at.get(key, now)) + self._each * cost
+            whole = self._whole_at
+        whole[key] = now + self._each * cost
         return 0.0
+
+    def put_back(self, key: str, cost: float) -> None:
+        """What was taken wasn't needed."""
+        if key in self._whole_at:
+            self._whole_at[key] -= self._each * cost
+
+    def block(self, key: str, wait: float) -> None:
+        """Allow a key nothing for so many seconds, because somebody else knows that it had enough."""
+        until = self._clock() + wait + self.rate.seconds - self._each
+        self._whole_at[key] = max(until, self._whole_at.get(key, until))
 
     def left(self, key: str) -> int:
         """How many a key may still have now."""
@@ -91,18 +113,23 @@ class Limiter:
 
 
 def told(limiter: Limiter, key: str, wait: float) -> bytes:
-    """Header lines that tell a caller what its limit is and when to come back.
+    """Header lines that tell a caller what its limit is and when to come back."""
+    return rate_lines(limiter.name, limiter.rate, limiter.left(key), wait)
+
+
+def rate_lines(name: str, rate: Rate, left: int, wait: float) -> bytes:
+    """The same of any limit that has a time.
 
     https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/ and RFC 9110 §10.2.3.
     """
-    name, seconds = limiter.name.encode(), max(1, ceil(wait))
+    policy, seconds = name.encode(), max(1, ceil(wait))
     return b'retry-after: %d\r\nratelimit-policy: "%b";q=%d;w=%d\r\nratelimit: "%b";r=%d;t=%d\r\n' % (
         seconds,
-        name,
-        limiter.rate.count,
-        limiter.rate.seconds,
-        name,
-        limiter.left(key),
+        policy,
+        rate.count,
+        rate.seconds,
+        policy,
+        left,
         seconds,
     )
 

@@ -1,0 +1,281 @@
+"""`python -m benches.hostile`: crowds of bad clients, and what good ones feel of them. Prints a table for documents.
+
+Each crowd is measured beside a healthy client that calls a tool on one connection, before the crowd and during it. What
+is counted rather than timed (that each such connection is closed, that a flood leaves nothing) is in the tests.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import socket
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from benches.processes import ROOT, Running, free_port, raise_file_limit, start
+from benches.targets import RUN
+from benches.wire import COMMON, INITIALIZE, KINDS, First
+
+KEY = "the-key-of-the-healthy-client"
+PROGRAM = """
+import sys
+sys.path.insert(0, {root!r})
+from benches.servers.ours import add
+from millstream import Server, auth
+
+mcp = Server("hostile", auth=[auth.keys({key!r}), auth.jwt(
+    issuer="https://issuer.example", audience="https://bench.example/mcp", jwks="http://127.0.0.1:{port}/keys")])
+mcp.tool(add)
+"""
+KIND = KINDS["call-2026"]
+T = TypeVar("T")
+
+
+def call_until_told(port: int) -> None:
+    """Call a tool on one connection, a hundred times a second at most, until standard input ends; print how long each
+    call took. In a process of its own: a crowd keeps the loop that makes it busy.
+    """
+    stop = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    took: list[float] = []
+    with socket.create_connection(("127.0.0.1", port)) as peer:
+        while not stop.wait(0.01):
+            body = KIND.body.replace("@", str(len(took))).encode()
+            head = f"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n{KIND.head}authorization: Bearer {KEY}\r\n"
+            begun = time.perf_counter()
+            peer.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            told = b""
+            while not told.endswith(b"}}"):
+                piece = peer.recv(65536)
+                assert piece, told
+                told += piece
+            took.append(time.perf_counter() - begun)
+            assert told.startswith(b"HTTP/1.1 200"), told
+    print(json.dumps(took))
+
+
+@contextlib.asynccontextmanager
+async def calling(port: int) -> AsyncIterator[list[float]]:
+    """A healthy client for the length of the block; then the list has how long its calls took, in milliseconds."""
+    command = [sys.executable, "-m", "benches.hostile", "--healthy", str(port)]
+    pipe = asyncio.subprocess.PIPE
+    client = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, cwd=ROOT)
+    took: list[float] = []
+    try:
+        yield took
+    finally:
+        said, _ = await client.communicate(b"")
+        took += [each * 1000 for each in json.loads(said)]
+
+
+async def healthy(port: int, seconds: float) -> float:
+    """The 99th percentile of calls within some seconds, in milliseconds."""
+    async with calling(port) as took:
+        await asyncio.sleep(seconds)
+    return p99(took)
+
+
+def p99(took: list[float]) -> float:
+    """The 99th percentile."""
+    return statistics.quantiles(took, n=100)[98]
+
+
+async def slow(port: int, count: int, begin: bytes, drop: bytes, seconds: float) -> list[float]:
+    """Connections that say a little every second; after how many seconds the server has closed each."""
+
+    async def one() -> float:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        begun = time.monotonic()
+        writer.write(begin)
+        closed = asyncio.ensure_future(reader.read(65536))
+        while time.monotonic() - begun < seconds and not closed.done():
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                await asyncio.wait_for(asyncio.shield(closed), 1.0)
+            with contextlib.suppress(ConnectionError):
+                writer.write(drop)
+        if not closed.done():
+            closed.cancel()
+            writer.transport.abort()
+            return seconds
+        writer.transport.abort()
+        return time.monotonic() - begun
+
+    return await asyncio.gather(*(one() for _ in range(count)))
+
+
+async def sessions(port: int, count: int) -> None:
+    """Handshakes, and then nothing."""
+    head = f"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n{COMMON}authorization: Bearer {KEY}\r\n"
+    data = f"{head}content-length: {len(INITIALIZE)}\r\n\r\n".encode() + INITIALIZE
+
+    async def some(share: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(share):
+            writer.write(data)
+            told = await reader.readuntil(b"\r\n\r\n")
+            assert b"mcp-session-id" in told.lower(), told
+            length = next(line for line in told.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            await reader.readexactly(int(length.partition(b":")[2]))
+        writer.close()
+
+    await asyncio.gather(*(some(count // 20) for _ in range(20)))
+
+
+async def bad_tokens(port: int, rate: int, seconds: float) -> int:
+    """So many tokens of unknown keys a second, from everywhere; how many were sent."""
+    sent = 0
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def one() -> None:
+        head = urlsafe_b64encode(json.dumps({"alg": "ES256", "typ": "at+jwt", "kid": f"{random.random()}"}).encode())
+        claims = urlsafe_b64encode(b'{"iss":"https://issuer.example","aud":"https://bench.example/mcp","exp":9e9}')
+        bad = b".".join(part.rstrip(b"=") for part in (head, claims, urlsafe_b64encode(os.urandom(64)))).decode()
+        address = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}.{random.randrange(1, 255)}"
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
+            writer.write(
+                f"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n{COMMON}authorization: Bearer {bad}\r\n"
+                "content-length: 2\r\n\r\n{}".encode()
+            )
+            told = await reader.readuntil(b"\r\n\r\n")
+            assert told[9:12] in (b"401", b"429"), told
+            writer.transport.abort()
+
+    begun = time.monotonic()
+    while (now := time.monotonic() - begun) < seconds:
+        while sent < now * rate:
+            task = asyncio.ensure_future(one())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            sent += 1
+        await asyncio.sleep(0.005)
+    await asyncio.gather(*tasks)
+    return sent
+
+
+@asynccontextmanager
+async def issuer() -> AsyncIterator[tuple[int, list[float]]]:
+    """A server of keys, and when it was asked."""
+    asked: list[float] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.append(time.monotonic())
+        body = b'{"keys":[]}'
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+        writer.write(head + body)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], asked
+
+
+@contextlib.contextmanager
+def served(keys: int) -> Iterator[Running]:
+    """Our server, as it is by default, behind keys and tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "hostile.py"
+        file.write_text(PROGRAM.format(root=str(ROOT), key=KEY, port=keys))
+        port = free_port()
+        command = [*RUN[:-1], str(file), "--port", str(port), "--log-level", "warning"]
+        first = First("/mcp", f"{KIND.head}authorization: Bearer {KEY}\r\n", KIND.body.replace("@", "1").encode())
+        server = start(command, {}, port, Path(folder) / "log", first=first)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+async def beside(port: int, crowd: Callable[[], Awaitable[T]], seconds: float) -> tuple[T, float, float]:
+    """What a crowd gives, and the healthy client's p99 before and meanwhile."""
+    before = await healthy(port, seconds)
+    async with calling(port) as took:
+        given = await crowd()
+    return given, before, p99(took)
+
+
+class Table:
+    """What was measured, and whether it's within its bound."""
+
+    def __init__(self) -> None:
+        self.rows: list[str] = []
+        self.kept = True
+
+    def add(self, what: str, figure: float, unit: str, most: float) -> None:
+        """One figure."""
+        kept = figure <= most
+        self.kept = self.kept and kept
+        self.rows.append(f"| {what} | {figure:,.1f} {unit} | {most:g} {unit} | {'kept' if kept else 'MISSED'} |")
+
+    def add_healthy(self, before: float, during: float) -> None:
+        """What the healthy client felt."""
+        self.add(f"… p99 of a healthy client, which was {before:.1f} ms before", during / before, "×", 2.0)
+
+
+async def slow_crowds(table: Table, port: int, options: argparse.Namespace) -> None:
+    """Headers, and bodies, that come a little at a time."""
+    half = b"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+    body = half + f"{COMMON}authorization: Bearer {KEY}\r\ncontent-length: 4000000\r\n\r\n".encode()
+    for what, begin, drop, most in (("headers", half, b"x-more: 1\r\n", 15.0), ("bodies", body, b"{", 30.0)):
+
+        def crowd(begin: bytes = begin, drop: bytes = drop, most: float = most) -> Awaitable[list[float]]:
+            return slow(port, options.connections, begin, drop, 2 * most)
+
+        took, before, during = await beside(port, crowd, options.seconds)
+        told = f"{options.connections:,} connections with slow {what}: the last one is closed after"
+        table.add(told, max(took), "s", most)
+        table.add_healthy(before, during)
+
+
+async def run(options: argparse.Namespace) -> Table:
+    """Every crowd."""
+    table = Table()
+    async with issuer() as (keys, asked):
+        with served(keys) as server:
+            port = server.port
+            await healthy(port, 1.0)
+            await slow_crowds(table, port, options)
+            await sessions(port, 2_000)
+            held = server.memory()
+            await sessions(port, options.sessions)
+            grown = server.memory() - held
+            table.add(f"{options.sessions:,} times initialize, and silence: memory grows by", grown, "MiB", 20.0)
+            asked.clear()
+            sent, before, during = await beside(port, lambda: bad_tokens(port, options.rate, 10.0), options.seconds)
+            table.add(f"{sent:,} bad tokens in 10 s: the issuer is asked for keys", len(asked), "times", 1)
+            table.add_healthy(before, during)
+    return table
+
+
+def main() -> int:
+    """Run them all, and print the table; 1 if a bound wasn't kept."""
+    parser = argparse.ArgumentParser(prog="python -m benches.hostile", description=__doc__)
+    parser.add_argument("--connections", type=int, default=2_000)
+    parser.add_argument("--sessions", type=int, default=100_000)
+    parser.add_argument("--rate", type=int, default=1_000, help="bad tokens a second")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of the healthy client alone")
+    parser.add_argument("--healthy", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.healthy:
+        call_until_told(options.healthy)
+        return 0
+    raise_file_limit()
+    table = asyncio.run(run(options))
+    print("\n".join(["| crowd | figure | at most | |", "|---|---|---|---|", *table.rows]))
+    return 0 if table.kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

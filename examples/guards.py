@@ -1,0 +1,65 @@
+"""Middleware: what happens around every call, written once."""
+
+import logging
+import time
+from typing import Any
+
+from millstream import Server, ToolError
+from millstream.middleware import ListRequest, MessageRequest, Middleware, Next, Request
+
+logger = logging.getLogger("shop")
+
+
+# region: timing
+class Timing(Middleware):
+    async def on_call(self, request: Request, next: Next) -> Any:
+        started = time.perf_counter()
+        try:
+            return await next(request)
+        finally:
+            logger.info("%s took %.1f ms", request.name, 1000 * (time.perf_counter() - started))
+
+
+mcp = Server("shop", middleware=[Timing()])
+# endregion
+
+
+@mcp.tool
+async def order(isbn: str, copies: int = 1) -> str:
+    """Order copies of a book."""
+    return f"{copies} of {isbn}"
+
+
+# region: changing
+class OpeningHours(Middleware):
+    def __init__(self, *, is_open: bool) -> None:
+        self.is_open = is_open
+
+    async def on_call(self, request: Request, next: Next) -> Any:
+        if not self.is_open:
+            raise ToolError("The shop is closed. Try again tomorrow.")
+        request.arguments["isbn"] = request.arguments["isbn"].replace("-", "")
+        return f"Thank you! {await next(request)}"
+
+    async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
+        return [item for item in await next(request) if not item["name"].startswith("_")]
+
+
+# endregion
+
+
+# region: message
+class Audit(Middleware):
+    async def on_message(self, request: MessageRequest, next: Next) -> dict[str, Any]:
+        request.context.state["asked_at"] = time.time()
+        try:
+            return await next(request)
+        except Exception as error:
+            logger.warning("%s failed: %s", request.method, error)
+            raise
+
+
+# endregion
+
+if __name__ == "__main__":
+    mcp.run()

@@ -1,0 +1,51 @@
+"""Dependencies: a connection for each call, committed if the call succeeds."""
+
+import sqlite3
+from collections.abc import Iterator
+from typing import Annotated
+
+from millstream import Context, Depends, Server
+
+mcp = Server("orders")
+
+
+# region: database
+def database() -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect("orders.db", check_same_thread=False)
+    try:
+        connection.execute("create table if not exists orders (isbn text, customer text)")
+        yield connection
+        connection.commit()
+    finally:
+        connection.close()
+
+
+Database = Annotated[sqlite3.Connection, Depends(database)]
+
+
+@mcp.tool
+def order(isbn: str, db: Database) -> str:
+    """Order a book."""
+    db.execute("insert into orders values (?, ?)", (isbn, "somebody"))
+    return "ordered"
+
+
+# endregion
+
+
+# region: nested
+async def customer(ctx: Context, db: Database) -> str:
+    """Who asks, as the orders know them."""
+    return ctx.principal.subject if ctx.principal is not None else "somebody"
+
+
+@mcp.tool
+async def my_orders(db: Database, name: str = Depends(customer)) -> list[str]:
+    """What you have ordered so far."""
+    return [isbn for (isbn,) in db.execute("select isbn from orders where customer = ?", (name,))]
+
+
+# endregion
+
+if __name__ == "__main__":
+    mcp.run()

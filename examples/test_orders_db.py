@@ -1,0 +1,25 @@
+"""Tests of the orders, with another database in the place of the real one."""
+
+import sqlite3
+
+import pytest
+
+from examples.orders_db import database, mcp
+from millstream.testing import connect
+
+
+# region: override
+@pytest.mark.asyncio
+async def test_you_see_what_you_ordered():
+    db = sqlite3.connect(":memory:", check_same_thread=False)
+    db.execute("create table orders (isbn text, customer text)")
+    mcp.dependency_overrides[database] = lambda: db
+    try:
+        async with connect(mcp) as client:
+            await client.call("order", isbn="9780261103573")
+            assert (await client.call("my_orders")).structured == ["9780261103573"]
+    finally:
+        mcp.dependency_overrides.clear()
+
+
+# endregion

@@ -1,0 +1,147 @@
+"""`FastMCP` and what stands beside it in the official SDK's server module and in fastmcp.
+
+In a program for the SDK, ``from mcp.server.fastmcp import FastMCP`` becomes ``from millstream.compat.fastmcp import
+FastMCP``. A program for fastmcp imports from `millstream.compat.fastmcp.standalone` instead, which differs where the
+two libraries do.
+"""
+
+from millstream.compat.fastmcp.calling import ReadResourceContents
+from millstream.compat.fastmcp.context import Context, RequestContext
+from millstream.compat.fastmcp.dependencies import (
+    CurrentAccessToken,
+    CurrentContext,
+    CurrentFastMCP,
+    CurrentHeaders,
+    CurrentRequest,
+    Depends,
+    get_access_token,
+    get_context,
+    get_http_headers,
+    get_http_request,
+)
+from millstream.compat.fastmcp.elicitation import (
+    AcceptedElicitation,
+    AcceptedUrlElicitation,
+    CancelledElicitation,
+    DeclinedElicitation,
+)
+from millstream.compat.fastmcp.exceptions import (
+    FastMCPError,
+    InvalidSignature,
+    McpError,
+    NotFoundError,
+    PromptError,
+    ResourceError,
+    ToolError,
+    UrlElicitationRequiredError,
+    ValidationError,
+)
+from millstream.compat.fastmcp.media import Audio, File, Image
+from millstream.compat.fastmcp.middleware import Middleware, MiddlewareContext
+from millstream.compat.fastmcp.prompts import AssistantMessage, Message, Prompt, PromptResult, UserMessage
+from millstream.compat.fastmcp.provider import (
+    AuthorizationCode,
+    AuthorizationParams,
+    OAuthAuthorizationServerProvider,
+    OAuthToken,
+    RefreshToken,
+)
+from millstream.compat.fastmcp.resources import (
+    BinaryResource,
+    DirectoryResource,
+    FileResource,
+    FunctionResource,
+    HttpResource,
+    Resource,
+    ResourceContent,
+    ResourceResult,
+    TextResource,
+)
+from millstream.compat.fastmcp.server import FastMCP, MCPServer
+from millstream.compat.fastmcp.session import ServerSession
+from millstream.compat.fastmcp.settings import Settings, TransportSecuritySettings
+from millstream.compat.fastmcp.sign_in import (
+    AccessToken,
+    AuthSettings,
+    ClientRegistrationOptions,
+    ProviderTokenVerifier,
+    RevocationOptions,
+    TokenVerifier,
+)
+from millstream.compat.fastmcp.templates import ResourceTemplate
+from millstream.compat.fastmcp.tools import Tool, ToolResult
+from millstream.compat.types import Annotations, Icon, ToolAnnotations
+
+MCPError = McpError
+"""What SDK 2.x calls it."""
+
+__all__ = [
+    "AcceptedElicitation",
+    "AcceptedUrlElicitation",
+    "AccessToken",
+    "Annotations",
+    "AssistantMessage",
+    "Audio",
+    "AuthSettings",
+    "AuthorizationCode",
+    "AuthorizationParams",
+    "BinaryResource",
+    "CancelledElicitation",
+    "ClientRegistrationOptions",
+    "Context",
+    "CurrentAccessToken",
+    "CurrentContext",
+    "CurrentFastMCP",
+    "CurrentHeaders",
+    "CurrentRequest",
+    "DeclinedElicitation",
+    "Depends",
+    "DirectoryResource",
+    "FastMCP",
+    "FastMCPError",
+    "File",
+    "FileResource",
+    "FunctionResource",
+    "HttpResource",
+    "Icon",
+    "Image",
+    "InvalidSignature",
+    "MCPError",
+    "MCPServer",
+    "McpError",
+    "Message",
+    "Middleware",
+    "MiddlewareContext",
+    "NotFoundError",
+    "OAuthAuthorizationServerProvider",
+    "OAuthToken",
+    "Prompt",
+    "PromptError",
+    "PromptResult",
+    "ProviderTokenVerifier",
+    "ReadResourceContents",
+    "RefreshToken",
+    "RequestContext",
+    "Resource",
+    "ResourceContent",
+    "ResourceError",
+    "ResourceResult",
+    "ResourceTemplate",
+    "RevocationOptions",
+    "ServerSession",
+    "Settings",
+    "TextResource",
+    "TokenVerifier",
+    "Tool",
+    "ToolAnnotations",
+    "ToolError",
+    "ToolResult",
+    "TransportSecuritySettings",
+    "UrlElicitationRequiredError",
+    "UserMessage",
+    "ValidationError",
+    "get_access_token",
+    "get_context",
+    "get_http_headers",
+    "get_http_request",
+]

@@ -1,0 +1,167 @@
+"""Resource templates: families of resources, whose URIs have variables."""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote
+
+from millstream.compat import types
+from millstream.compat.fastmcp.injection import current
+from millstream.compat.fastmcp.resources import FunctionResource, Resource, given_of, labels, written
+from millstream.compat.fastmcp.signatures import Signature, signature_of
+from millstream.compat.fastmcp.tools import RunInThread, call_function
+from millstream.compat.fastmcp.ways import SDK, Ways
+from millstream.compat.pydantic_parts import AnyUrl
+from millstream.protocol.errors import Cancelled, Declined, ProtocolError
+
+_VARIABLE = re.compile(r"\{([\w-]+)(\*?)\}")
+_KEPT = "%/:?#[]@!$&'()*+,;=~"
+"""Characters that are not encoded when a URI is compared."""
+_QUERY = re.compile(r"\{\?([\w,]+)\}")
+
+
+class ResourceTemplate:
+    """A family of resources: the variables of its URI are arguments of its function.
+
+    ``{name}`` stands for a part without slashes, ``{path*}`` for one with slashes, ``{?a,b}`` for a query.
+    """
+
+    def __init__(  # noqa: PLR0913  one for each option
+        self,
+        signature: Signature,
+        uri_template: str,
+        ways: Ways,
+        *,
+        title: str | None = None,
+        description: str | None = None,
+        mime_type: str | None = None,
+        icons: Sequence[Any] | None = None,
+        annotations: Any = None,
+        meta: dict[str, Any] | None = None,
+        tags: set[str] | None = None,
+        enabled: bool = True,
+    ) -> None:
+        self.signature = signature
+        self.uri_template = uri_template
+        self.ways = ways
+        self.name = signature.name
+        self.title = title
+        self.description = signature.description if description is None else description
+        self.mime_type = mime_type or "text/plain"
+        self.icons = icons
+        self.annotations = (
+            types.Annotations.model_validate(annotations) if isinstance(annotations, Mapping) else annotations
+        )
+        self.meta = meta
+        self.tags = set(tags or ())
+        self.enabled = enabled
+        self.parameters = signature.schema
+        self._matched = UriPattern(uri_template)
+        self.variables, self.query = self._matched.variables, self._matched.query
+
+    @classmethod
+    def from_function(
+        cls, fn: Callable[..., Any], uri_template: str, name: str | None = None, *, ways: Ways = SDK, **options: Any
+    ) -> "ResourceTemplate":
+        """A template of a function.
+
+        Raises:
+            ValueError: its parameters are not the variables of the URI.
+        """
+        signature = signature_of(fn, ways, name=name)
+        made = cls(signature, uri_template, ways, **options)
+        taken, required = set(signature.names.values()), _required(signature)
+        found = set(made.variables)
+        if not found <= taken or not required <= found - set(made.query) or (ways.titles and found != taken):
+            raise ValueError(f"Mismatch between URI parameters {found} and function parameters {taken}")
+        return made
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        """The function."""
+        return self.signature.function
+
+    @property
+    def context_kwarg(self) -> str | None:
+        """The parameter that gets the context."""
+        return self.signature.context
+
+    @property
+    def key(self) -> str:
+        """What the template is found by."""
+        return self.uri_template
+
+    def matches(self, uri: str) -> dict[str, str] | None:
+        """The values of the variables in a URI; None for one that is not of this family."""
+        return self._matched.match(uri)
+
+    async def read_in(self, variables: Mapping[str, Any], thread: RunInThread) -> Any:
+        """What the function gives for these values.
+
+        Raises:
+            ValueError: it raised, or the values are wrong.
+        """
+        try:
+            values = self.signature.read(variables)
+            if self.signature.context is not None:
+                values[self.signature.context] = current.get(None)
+            value = await call_function(self.signature, values, thread)
+            return await value.read() if isinstance(value, Resource) else written(value, self.ways)
+        except (ProtocolError, Declined, Cancelled):
+            raise
+        except Exception as error:
+            raise ValueError(f"Error creating resource from template: {error}") from error
+
+    async def create_resource(self, uri: str, params: dict[str, Any], context: Any = None) -> Resource:
+        """The resource of one URI, read already."""
+        token = current.set(context) if context is not None else None
+        try:
+            value = await self.read_in(params, asyncio.to_thread)
+        finally:
+            if token is not None:
+                current.reset(token)
+        labels = ("name", "title", "description", "mime_type", "icons", "annotations", "meta")
+        given = given_of({label: getattr(self, label) for label in labels})
+        return FunctionResource(uri=AnyUrl(uri), fn=lambda: value, **given)
+
+    def to_mcp_template(self) -> types.ResourceTemplate:
+        """The template as clients see it."""
+        return types.ResourceTemplate(uri_template=self.uri_template, mime_type=self.mime_type, **labels(self))
+
+
+class UriPattern:
+    """A template's URI as the other libraries read it."""
+
+    def __init__(self, template: str) -> None:
+        path = _QUERY.sub("", template)
+        self.query = tuple(name for names in _QUERY.findall(template) for name in names.split(","))
+        self.variables: tuple[str, ...] = (
+            *(name.replace("-", "_") for name, _ in _VARIABLE.findall(path)),
+            *self.query,
+        )
+        self._path = re.compile("".join(map(_piece, re.split(r"(\{[\w-]+\*?\})", path))))
+
+    def match(self, uri: str) -> dict[str, str] | None:
+        """The values of the variables; None for a URI of another family."""
+        path, _, query = uri.partition("?") if self.query else (uri, "", "")
+        found = self._path.fullmatch(quote(path, safe=_KEPT))
+        if found is None:
+            return None
+        values = {name: unquote(value) for name, value in found.groupdict().items()}
+        if any("\0" in value or ".." in value.split("/") for value in values.values()):
+            return None  # functions use values as file names
+        asked = parse_qs(query)
+        return {**values, **{name: asked[name][0] for name in self.query if name in asked}}
+
+
+def _piece(text: str) -> str:
+    found = _VARIABLE.fullmatch(text)
+    if found is None:
+        return re.escape(quote(text, safe=_KEPT))
+    return f"(?P<{found[1].replace('-', '_')}>{'.+' if found[2] else '[^/]+'})"
+
+
+def _required(signature: Signature) -> set[str]:
+    fields = signature.model.model_fields
+    return {parameter for field, parameter in signature.names.items() if fields[field].is_required()}

@@ -1,0 +1,71 @@
+"""What the door does otherwise than the libraries it stands in for. The page about it shows this table."""
+
+from collections.abc import Mapping
+
+OPTIONS: Mapping[str, str] = {
+    "event_store": "taken and not needed: streams can be resumed anyway, across workers with a shared store",
+    "retry_interval": "taken and not needed: the interval is ours",
+    "session_idle_timeout": "taken and not used: a session costs nothing while it is idle",
+    "max_sessions": "taken and not used: a session costs nothing while it is idle",
+    "dependencies": "kept, and nothing is installed",
+    "debug": "only Starlette's own debug pages",
+    "host": "an address that others reach is served although nobody signs in, as the program says",
+    "stateless_http": "no session ids; clients of the newest revision have none anyway",
+    "strict_input_validation": "taken and not used: arguments are always read leniently",
+    "list_page_size": "taken and not used: set MILLSTREAM_PAGE_SIZE",
+    "auth_server_provider": "its tokens are checked; its endpoints for signing in are not served",
+    "client_log_level": "taken and not used: clients get every log message until they say otherwise",
+}
+"""Options of the constructor."""
+
+MEMBERS: Mapping[str, str] = {
+    "lifespan": "entered once for the server, not for each session",
+    "tool": "works without parentheses, too; plain functions run in a thread (run_in_thread=False for the loop)",
+    "prompt": "works without parentheses, too",
+    "resource": "the number and the names of variables are checked as the library does",
+    "mount": "what is added later is there, too; names get the prefix and an underscore",
+    "import_server": "the same as mount: what is added later is there, too",
+    "run": "over HTTP, Streamable HTTP and HTTP+SSE are both served, whichever is named",
+    "custom_route": "served by run() and the applications, through plain ASGI; not by millstream run",
+    "add_middleware": "hooks around tools/call, resources/read and prompts/get; lists have none",
+    "completion": "asked for arguments of prompts and templates that are registered",
+    "call_tool": "gives content, or content and structured content; the attributes of CallToolResult are there, too",
+}
+"""Methods of a server."""
+
+CONTEXT: Mapping[str, str] = {
+    "set_state": "a coroutine; kept in this process, for the session",
+    "get_state": "a coroutine; kept in this process, for the session",
+    "elicit": "with the newest revision the function runs again from its start with the answer",
+    "sample": "gives the content; tools and result types are not supported",
+    "request_context": "request has headers; lifespan_context, meta, session and request_id are there",
+    "report_progress": "values that do not increase are not sent",
+    "session": "send_…, elicit_…, create_message and list_roots; nothing after the call has ended",
+}
+"""Members of `Context`."""
+
+MISSING: Mapping[str, str] = {
+    "from_openapi": "no server is made of an OpenAPI document",
+    "from_fastapi": "no server is made of a FastAPI application; mount this one in it",
+    "as_proxy": "there is no proxy",
+    "create_proxy": "there is no proxy",
+    "add_provider": "there are no providers: add tools, resources and prompts",
+    "add_transform": "there are no transforms",
+    "add_tool_transformation": "there are no transforms",
+    "add_extension": "fastmcp's extensions are its own",
+    "from_tool": "tools are not made of tools",
+    "enable_components": "what is visible is the same for all sessions",
+    "disable_components": "what is visible is the same for all sessions",
+    "reset_visibility": "what is visible is the same for all sessions",
+}
+"""What others have and the door does not."""
+
+BEHAVIOR: Mapping[str, str] = {
+    "an unknown tool": "a protocol error (-32602), as the specification says, not a result with isError",
+    "an unknown resource": "the specification's error for it (-32002, or -32602 in the newest revision)",
+    "a plain function": "runs in a worker thread, as in the SDK 2.x and fastmcp; SDK 1.x runs it in the event loop",
+    "a tool that raises": "the same text for the model; the traceback goes to standard error",
+    "a session": "is no memory here: state kept for it is of this process",
+    "list changes": "reach every client that listens, not only the caller",
+}
+"""What differs although no name says so."""

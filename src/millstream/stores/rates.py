@@ -1,0 +1,91 @@
+"""What limits ask of a store: paces, quotas and seats, decided for all workers in one step.
+
+A pace is GCRA: so much in so many seconds, all of it at once if need be. A quota counts until a given time. A seat is
+held until it's given back or its worker is gone. No store knows who is limited, or why.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+
+class Pace(Struct, frozen=True, gc=False, array_like=True, tag=0):
+    """So much in so much time."""
+
+    key: str
+    count: int
+    seconds: int
+    cost: float = 1.0
+    most: float = 1.0
+    """Take up to this much, if there is so much: for callers who soon need more."""
+
+
+class Quota(Struct, frozen=True, gc=False, array_like=True, tag=1):
+    """So much until a time, by the store's clock."""
+
+    key: str
+    count: int
+    until: float
+    cost: float = 1.0
+
+
+class Seat(Struct, frozen=True, gc=False, array_like=True, tag=2):
+    """One of so many that may be held at a time."""
+
+    key: str
+    count: int
+    holder: str
+    """Which one it is; no two of a worker that are held at a time have the same."""
+
+
+Charge = Pace | Quota | Seat
+
+
+class Taken(Struct, frozen=True, gc=False, array_like=True):
+    """What a store says to one charge."""
+
+    wait: float
+    """Seconds until there may be enough; 0 when there is. Nobody knows when a seat gets free: `SEAT_WAIT` then."""
+    left: float
+    """What the key may still have; never less than 0."""
+    amount: float = 0.0
+    """What was taken. Nothing, if any charge of the same call had to wait."""
+
+
+class Decision(Struct, frozen=True, gc=False, array_like=True):
+    """What a store says to the charges of one call, in their order."""
+
+    taken: list[Taken]
+    workers: int
+    """How many share the store now, this one included."""
+
+
+SEAT_WAIT = 1.0
+
+
+class Rates(Protocol):
+    """Limits that hold for all workers together."""
+
+    async def take(self, charges: Sequence[Charge]) -> Decision:
+        """Take from every key, if each has enough; else from none.
+
+        Atomic: of all workers that ask at once, no more get something than there is. The charges of one call are for
+        distinct keys; keys of different kinds have nothing to do with each other. Who asks for more than the whole
+        count waits for the whole count. Taking a seat that one holds already changes nothing. Where an error is
+        raised, it may have been taken or not; seats can be given back in any case.
+
+        Quotas live as long as values do. Paces and seats may begin anew when the store is opened again or loses data,
+        and a store that has very many of them may forget the oldest.
+
+        Raises:
+            StoreUnavailable: the store didn't answer in time.
+        """
+        ...
+
+    async def leave(self, seats: Sequence[Seat]) -> None:
+        """Give seats back. One that isn't held is no error. Those of a worker whose lease is over are free anyway.
+
+        Raises:
+            StoreUnavailable: the store didn't answer in time. It may be asked again.
+        """

@@ -1,0 +1,5 @@
+-- KEYS: one for each seat   ARGV: the worker and the holder of each
+for i, key in ipairs(KEYS) do
+  redis.call('SREM', key, ARGV[i])
+end
+return 1

@@ -1,0 +1,136 @@
+"""GitHub as a way to sign in, and a small HTTP server that answers as GitHub's API does."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import pytest
+
+from identity_world import led_to
+from issuer_world import Issuer, issuing
+from issuing_world import Browser, Desk, challenge
+from millstream import auth
+from millstream.auth.issuing.upstream_github import GitHubUpstream
+from millstream.auth.issuing.ways import Returned, SignInFailed, Upstream, User
+
+CALLBACK = "https://mcp.example.com/sign-in/callback/github"
+TOKEN, USER = "/login/oauth/access_token", "/api/v3/user"
+ORGANIZATIONS, EMAILS = "/api/v3/user/memberships/orgs?state=active&per_page=100", "/api/v3/user/emails?per_page=100"
+
+
+@pytest.fixture
+async def github() -> AsyncIterator[Issuer]:
+    """A GitHub Enterprise server."""
+    async with issuing() as server:
+        server.answers[TOKEN] = {"access_token": "gho_1", "scope": "", "token_type": "bearer"}
+        server.answers[USER] = {"id": 583231, "login": "Octocat", "name": "The Octocat", "email": "octo@example.com"}
+        server.answers[ORGANIZATIONS] = [
+            {"state": "active", "organization": {"login": "Example"}},
+            {"state": "pending", "organization": {"login": "invited"}},
+        ]
+        server.answers[EMAILS] = [
+            {"email": "octo@example.com", "verified": True, "primary": True},
+            {"email": "octo@other.example", "verified": False, "primary": False},
+        ]
+        yield server
+
+
+def way(github: Issuer, *allow: str) -> Upstream:
+    """Our way to sign in there."""
+    return auth.upstream("github", allow=allow, client_id="Iv1.0", client_secret="the secret", at=f"{github.url}/")
+
+
+async def sign_in(upstream: Upstream, **query: str) -> tuple[dict[str, str], User]:
+    """Somebody goes there and comes back: what the browser asked, and who it is."""
+    away = await upstream.begin(CALLBACK, "st")
+    return dict(parse_qsl(urlsplit(away.url).query)), await upstream.finish(
+        Returned(query or {"code": "c"}, CALLBACK, away.kept)
+    )
+
+
+async def test_somebody_is_known_by_their_number_and_asked_for_nothing_more_than_a_login(github: Issuer) -> None:
+    """Logins can change hands; a number never does."""
+    asked, user = await sign_in(way(github, "octocat"))
+    assert (user.subject, user.name) == ("583231", "The Octocat")
+    assert (asked["redirect_uri"], asked["state"], "scope" in asked) == (CALLBACK, "st", False)
+    assert set(github.asked) == {TOKEN, USER}
+    form = dict(parse_qsl(github.requests[0].partition(b"\r\n\r\n")[2].decode()))
+    assert (form["code"], form["client_secret"], form["redirect_uri"]) == ("c", "the secret", CALLBACK)
+    assert challenge(form["code_verifier"]) == asked["code_challenge"]
+    assert b"authorization: Bearer gho_1\r\n" in github.requests[1]
+
+
+@pytest.mark.parametrize(
+    ("allow", "scope", "path"),
+    [("org:example", "read:org", ORGANIZATIONS), ("octo@example.com", "user:email", EMAILS),
+     ("@example.com", "user:email", EMAILS)],
+)  # fmt: skip
+async def test_members_and_verified_addresses_are_looked_up_where_somebody_named_such(
+    github: Issuer, allow: str, scope: str, path: str
+) -> None:
+    """Each with the one scope that it takes."""
+    asked, user = await sign_in(way(github, allow))
+    assert (asked["scope"], user.subject, github.asked[path]) == (scope, "583231", 1)
+
+
+@pytest.mark.parametrize(
+    "allow", ["org:invited", "org:octocat", "octo@other.example", "@other.example", "octo", "example"]
+)
+async def test_those_who_are_merely_invited_unverified_or_called_alike_stay_out(github: Issuer, allow: str) -> None:
+    """An organization's name isn't a login, and the address of a public profile isn't verified."""
+    with pytest.raises(SignInFailed, match="Octocat may not sign in here"):
+        await sign_in(way(github, allow))
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "said"),
+    [
+        (TOKEN, {"error": "bad_verification_code", "error_description": "<b>"}, r"\(bad_verification_code\)"),
+        (TOKEN, ["what"], r"\(no code\)"),
+        (USER, {"login": "octocat"}, "doesn't say who you are"),
+        (USER, {"id": True, "login": "octocat"}, "doesn't say who you are"),
+        (USER, [], "doesn't say who you are"),
+        (USER, b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n", "doesn't answer as it should"),
+        (ORGANIZATIONS, {"message": "no"}, "may not sign in"),
+    ],
+)
+async def test_answers_that_are_errors_or_something_else_sign_nobody_in(
+    github: Issuer, path: str, answer: Any, said: str
+) -> None:
+    """GitHub's token endpoint answers errors with status 200."""
+    github.answers[path] = answer
+    with pytest.raises(SignInFailed, match=said):
+        await sign_in(way(github, "org:example"))
+
+
+async def test_somebody_who_does_not_agree_is_told(github: Issuer) -> None:
+    """Nothing is asked of GitHub then."""
+    with pytest.raises(SignInFailed, match="let GitHub say who you are"):
+        await sign_in(way(github, "*"), error="access_denied")
+    assert not github.asked
+
+
+async def test_somebody_of_github_gets_tokens_of_ours(github: Issuer, desk: Desk) -> None:
+    """The whole way, with scopes for one login."""
+    made = auth.upstream("github", allow={"octocat": ["orders:read"]}, client_id="a", client_secret="b", at=github.url)
+    desk = Desk(desk.services.store, people=made)
+    browser = Browser(desk)
+    id = (await desk.register())["client_id"]
+    page = await browser.answer(await browser.open(id, scope="orders:read orders:write"), way="github")
+    state = dict(parse_qsl(urlsplit(led_to(page.text)).query))["state"]
+    reply = await browser.ask("GET", "/sign-in/callback/github", query=urlencode({"state": state, "code": "c"}))
+    found = await desk.who((await desk.token(id, reply.answer["code"])).message["access_token"])
+    assert found is not None
+    assert (found.principal.subject, found.principal.scopes) == ("github:583231", {"orders:read"})
+
+
+@pytest.mark.parametrize(
+    ("at", "api"),
+    [("", "https://api.github.com"), ("https://octocorp.ghe.com", "https://api.octocorp.ghe.com"),
+     ("https://git.example.com", "https://git.example.com/api/v3")],
+)  # fmt: skip
+def test_each_kind_of_github_has_its_api_in_its_place(at: str, api: str) -> None:
+    """GitHub's documentation of its REST API, and of that of Enterprise Cloud and Enterprise Server."""
+    made = auth.upstream("github", allow=["*"], client_id="a", client_secret="b", at=at)
+    assert isinstance(made, GitHubUpstream)
+    assert made._api == api

@@ -1,0 +1,315 @@
+"""An OpenID provider that lies, or is lied about: nobody is signed in."""
+
+import hmac
+import json
+import time
+from base64 import b64decode, urlsafe_b64encode
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
+from urllib.parse import parse_qs, parse_qsl, urlsplit
+
+import pytest
+from joserfc import jws
+
+from issuer_world import KEYS, OTHER, Issuer, by_hand, issuing, token
+from issuing_world import challenge
+from millstream import auth
+from millstream.auth.issuing.ways import Away, Returned, Selective, SignInFailed, Upstream, User
+
+CALLBACK = "https://mcp.example.com/sign-in/callback/openid"
+CLIENT, SECRET = "desk", "a secret:of more than 32 bytes, with a colon"
+CONFIGURATION = "/.well-known/openid-configuration"
+
+
+class World:
+    """An issuer, and our way to sign in there."""
+
+    def __init__(self, issuer: Issuer, **more: Any) -> None:
+        self.issuer = issuer
+        self.said: dict[str, Any] = {}
+        """What the ID token says otherwise."""
+        self.given: dict[str, Any] = {}
+        """What the token endpoint says otherwise."""
+        self.make: Callable[[dict[str, Any]], str] = signed
+        self.forms: list[dict[str, str]] = []
+        self.about: dict[str, Any] = {
+            "issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys", "authorization_endpoint": f"{issuer.url}/auth?a=b",
+            "token_endpoint": f"{issuer.url}/token", "userinfo_endpoint": f"{issuer.url}/me",
+        }  # fmt: skip
+        issuer.answers[CONFIGURATION] = self.about
+        issuer.answers["/token"] = self._token
+        options = {"allow": ["@example.com", "@kite.example"], "client_id": CLIENT, "client_secret": SECRET, **more}
+        self.way: Upstream = auth.upstream(issuer.url, **options)
+        self.nonce = ""
+
+    def _token(self, request: bytes) -> Any:
+        self.forms.append(dict(parse_qsl(request.partition(b"\r\n\r\n")[2].decode())))
+        now = int(time.time())
+        good = {"iss": self.issuer.url, "aud": CLIENT, "sub": "248289761001", "nonce": self.nonce, "iat": now,
+                "exp": now + 600, "email": "Ada@Example.com", "email_verified": True, "name": "Ada"}  # fmt: skip
+        claims = {name: value for name, value in {**good, **self.said}.items() if value is not None}
+        return {"id_token": self.make(claims), "access_token": "at", "token_type": "Bearer", **self.given}
+
+    async def begin(self) -> Away:
+        """The person goes there."""
+        away = await self.way.begin(CALLBACK, "st")
+        self.nonce = parse_qs(urlsplit(away.url).query)["nonce"][0]
+        return away
+
+    async def sign_in(self, **query: str) -> User:
+        """The person goes there and comes back."""
+        away = await self.begin()
+        return await self.way.finish(Returned({"code": "c", **query}, CALLBACK, away.kept))
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    """An issuer."""
+    async with issuing() as issuer:
+        yield World(issuer)
+
+
+async def test_the_browser_brings_a_code_that_only_we_can_use(world: World) -> None:
+    """OpenID Connect Core §3.1.2; RFC 7636; RFC 6749 §2.3.1. Names are compared in lower case."""
+    away = await world.begin()
+    asked = dict(parse_qsl(urlsplit(away.url).query))
+    user = await world.way.finish(Returned({"code": "c"}, CALLBACK, away.kept))
+    assert (user.subject, user.name) == ("248289761001", "Ada")
+    (form,) = world.forms
+    assert away.url.startswith(f"{world.issuer.url}/auth?a=b&response_type=code&")
+    assert (asked["redirect_uri"], asked["state"], asked["client_id"]) == (CALLBACK, "st", CLIENT)
+    assert asked["code_challenge"] == challenge(form["code_verifier"])
+    assert (form["code"], form["redirect_uri"], "client_secret" in form) == ("c", CALLBACK, False)
+    (header,) = (line for line in world.issuer.requests[-2].split(b"\r\n") if line.startswith(b"authorization"))
+    assert b64decode(header.split()[-1]) == b"desk:a%20secret%3Aof%20more%20than%2032%20bytes%2C%20with%20a%20colon"
+    assert world.issuer.asked["/me"] == 0
+
+
+async def test_an_issuer_that_wants_the_secret_in_the_form_gets_it_there(world: World) -> None:
+    """OpenID Connect Discovery §3."""
+    world.about["token_endpoint_auth_methods_supported"] = ["client_secret_post"]
+    await world.sign_in()
+    assert (world.forms[0]["client_id"], world.forms[0]["client_secret"]) == (CLIENT, SECRET)
+
+
+NOW = time.time()
+LIES: dict[str, dict[str, Any]] = {
+    "issuer": {"iss": "https://elsewhere.example"},
+    "audience": {"aud": "another"},
+    "no-audience": {"aud": None},
+    "asked-by-another": {"azp": "another"},
+    "several-and-nobody-asked": {"aud": [CLIENT, "another"]},
+    "nonce": {"nonce": "another"},
+    "no-nonce": {"nonce": None},
+    "no-text-for-a-nonce": {"nonce": ["x"]},
+    "over": {"exp": NOW - 3600},
+    "of-the-future": {"iat": NOW + 3600},
+    "endless": {"exp": None},
+    "nobody": {"sub": None},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_an_id_token_that_says_something_else_is_not_believed(world: World, lie: str) -> None:
+    """OpenID Connect Core §3.1.3.7."""
+    world.said = LIES[lie]
+    with pytest.raises(SignInFailed, match="can't be believed"):
+        await world.sign_in()
+
+
+def signed(said: dict[str, Any], **header: Any) -> str:
+    """A good ID token."""
+    return token(said, **{"typ": "JWT", **header})
+
+
+def with_secret(said: dict[str, Any], secret: bytes, **header: str) -> str:
+    """One that is signed with a secret, by hand: no good library does that with a public key."""
+    unsigned = by_hand({"alg": "HS256", "typ": "JWT", **header}, said)[:-1]
+    signature = hmac.digest(secret, unsigned.encode(), "sha256")
+    return f"{unsigned}.{urlsafe_b64encode(signature).rstrip(b'=').decode()}"
+
+
+def critical(said: dict[str, Any]) -> str:
+    """One that wants something to be understood which nobody knows."""
+    signing = jws.JWSRegistry(algorithms=["ES256"], strict_check_header=False)
+    key = KEYS["ES256"]
+    unsigned = by_hand({"alg": "ES256", "kid": "es", "typ": "JWT", "crit": ["x"], "x": 1}, said)[:-1]
+    signature = signing.get_alg("ES256").sign(unsigned.encode(), key)
+    return f"{unsigned}.{urlsafe_b64encode(signature).rstrip(b'=').decode()}"
+
+
+FORGERIES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "none": lambda said: by_hand({"alg": "none", "typ": "JWT"}, said),
+    "another-key": lambda said: signed(said, key=OTHER),
+    "its-own-key": lambda said: signed(said, key=OTHER, kid="own", jwk=OTHER.as_dict(private=False)),
+    "our-secret": lambda said: with_secret(said, SECRET.encode()),
+    "public-key-as-secret": lambda said: with_secret(said, KEYS["RS256"].as_pem(private=False), kid="rs"),
+    "critical": critical,
+    "access-token": lambda said: signed(said, typ="at+jwt"),
+    "logout-token": lambda said: signed(said, typ="logout+jwt"),
+    "no-token": lambda said: "",
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+async def test_an_id_token_that_the_issuer_has_not_signed_is_not_believed(world: World, forgery: str) -> None:
+    """RFC 8725. Only public keys of the issuer's own set count."""
+    world.make = FORGERIES[forgery]
+    with pytest.raises(SignInFailed, match="can't be believed"):
+        await world.sign_in()
+
+
+async def test_what_is_signed_as_a_plain_token_is_believed(world: World) -> None:
+    """The forgeries fail for what they are: the same token, made well, signs somebody in."""
+    for alg in ("ES256", "RS256", "PS256", "Ed25519"):
+        world.make = partial(signed, alg=alg)
+        assert (await world.sign_in(iss=world.issuer.url)).subject == "248289761001"
+
+
+@pytest.mark.parametrize(("promised", "query"), [(False, {"iss": "https://elsewhere.example"}), (True, {})])
+async def test_a_response_of_another_issuer_is_refused_before_the_code_is_shown(
+    world: World, promised: bool, query: dict[str, str]
+) -> None:
+    """RFC 9207 §2.4, against mix-up: one that promises to say who it is, and doesn't, is another."""
+    world.about["authorization_response_iss_parameter_supported"] = promised
+    with pytest.raises(SignInFailed, match="doesn't come from"):
+        await world.sign_in(**query)
+    assert world.forms == []
+
+
+ADDRESSES: dict[str, dict[str, Any]] = {
+    "another-domain": {"email": "ada@example.com.evil.example"},
+    "a-domain-below": {"email": "ada@sub.example.com"},
+    "two-signs": {"email": "ada@example.com@evil.example"},
+    "unverified": {"email_verified": False},
+    "verified-in-words": {"email_verified": "false"},
+    "a-letter-that-looks-alike": {"email": "ada@e\u0445ample.com"},
+    "a-letter-that-becomes-ascii": {"email": "ada@\u212aite.example"},
+    "cut-it-would-fit": {"email": "a" * 244 + "@example.com" + ".evil.example"},
+    "no-text": {"email": ["ada@example.com"]},
+    "no-address": {"email": None},
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+async def test_an_address_that_is_not_verified_or_merely_alike_lets_nobody_in(world: World, address: str) -> None:
+    """Our choice: whole names, and ASCII only."""
+    world.said = ADDRESSES[address]
+    with pytest.raises(SignInFailed, match="may not sign in here"):
+        await world.sign_in()
+
+
+async def test_userinfo_about_somebody_else_is_not_believed(world: World) -> None:
+    """OpenID Connect Core §5.3.4: another subject's address would be somebody else's right."""
+    world.said = {"email": None, "email_verified": None}
+    mail = {"email": "ada@example.com", "email_verified": True}
+    world.issuer.answers["/me"] = {"sub": "someone", **mail}
+    with pytest.raises(SignInFailed, match="can't be believed"):
+        await world.sign_in()
+    world.given = {"access_token": None}
+    with pytest.raises(SignInFailed, match="doesn't say who you are"):
+        await world.sign_in()
+    world.given = {"access_token": "\u20ac"}
+    with pytest.raises(SignInFailed, match="doesn't answer as it should"):
+        await world.sign_in()
+    world.given = {}
+    world.issuer.answers["/me"] = {"sub": "248289761001", **mail}
+    assert (await world.sign_in()).name == "ada@example.com"
+
+
+async def test_an_error_is_told_in_our_words(world: World) -> None:
+    """What the URL says is somebody else's text."""
+    for error, said in (("server_error", "server_error"), ("<b>", "no code"), ("", "no code")):
+        with pytest.raises(SignInFailed, match=f"didn't sign you in \\({said}\\)"):
+            await world.sign_in(code="", error=error)
+    assert world.forms == []
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [b"HTTP/1.1 400 No\r\ncontent-length: 0\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{", ["no"]],
+)
+async def test_an_issuer_that_gives_no_token_signs_nobody_in_and_the_log_says_why(
+    world: World, broken: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wrong client secret is the operator's affair; the secret isn't in the log."""
+    world.issuer.answers["/token"] = broken
+    with pytest.raises(SignInFailed):
+        await world.sign_in()
+    assert world.issuer.url in caplog.text
+    assert SECRET not in caplog.text
+
+
+async def test_an_issuer_that_is_away_or_names_no_safe_place_is_not_used(world: World) -> None:
+    """No secret goes over plain http to another machine, and no browser to a script."""
+    world.about["authorization_endpoint"] = "javascript:alert(1)"
+    with pytest.raises(SignInFailed, match="can't be used now"):
+        await world.begin()
+    async with issuing() as issuer:
+        issuer.answers.clear()
+        away = auth.upstream(issuer.url, allow=["*"], client_id="a", client_secret="b")
+        with pytest.raises(SignInFailed, match="doesn't answer"):
+            await away.begin(CALLBACK, "st")
+    async with issuing() as issuer:
+        other = World(issuer)
+        other.about["token_endpoint"] = "http://192.0.2.1/token"
+        with pytest.raises(SignInFailed, match="can't be used now"):
+            await other.sign_in()
+
+
+NOBODY = {"client_id": "a", "client_secret": "b"}
+
+
+@pytest.mark.parametrize(
+    ("who", "options", "error", "said"),
+    [
+        ("google", {"allow": ["*"]}, ValueError, "set GOOGLE_CLIENT_ID and GOOGLE_CLIENT_SECRET"),
+        ("github", {"allow": ["*"], "client_id": "a"}, ValueError, "set GITHUB_CLIENT_ID and GITHUB_CLIENT_SECRET"),
+        ("https://id.example", {"allow": ["*"]}, ValueError, "pass client_id= and client_secret="),
+        ("google", {"allow": [], **NOBODY}, ValueError, "Say who may sign in"),
+        ("google", {"allow": "@example.com", **NOBODY}, TypeError, "allow is a list"),
+        ("google", {"allow": ["example.com"], **NOBODY}, ValueError, "can't have 'example.com'"),
+        ("google", {"allow": ["octocat"], **NOBODY}, ValueError, "can't have 'octocat'"),
+        ("github", {"allow": ["example.com"], **NOBODY}, ValueError, r"\['org:example'\]"),
+        ("google", {"allow": {"@example.com": "orders"}, **NOBODY}, TypeError, "are a list"),
+        ("google", {"allow": {"@example.com": ["a b"]}, **NOBODY}, ValueError, "a b"),
+        ("gogle", {"allow": ["*"], **NOBODY}, ValueError, "'gogle' is no upstream"),
+        ("http://id.example", {"allow": ["*"], **NOBODY}, ValueError, "Only https"),
+        ("google", {"allow": ["*"], "at": "http://id.example", **NOBODY}, ValueError, "Only https"),
+        ("github", {"allow": ["*"], "at": "http://git.example", **NOBODY}, ValueError, "Only https"),
+    ],
+)
+def test_what_is_missing_or_cannot_be_is_said_where_the_program_names_it(
+    who: str, options: Any, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No default secret, and nobody is let in by default."""
+    for name in ("GOOGLE_CLIENT_ID", "GOOGLE_CLIENT_SECRET", "GITHUB_CLIENT_ID", "GITHUB_CLIENT_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(error, match=said):
+        auth.upstream(who, **options)
+
+
+async def test_one_line_makes_an_issuer_with_the_secret_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auth.google` and `auth.github`; further arguments are those of `auth.issuer`."""
+    for name in ("GOOGLE_CLIENT_ID", "GOOGLE_CLIENT_SECRET", "GITHUB_CLIENT_ID", "GITHUB_CLIENT_SECRET"):
+        monkeypatch.setenv(name, f"the {name}")
+    google = auth.google("https://mcp.example.com", allow=["@example.com"], scopes=["shop:use"])
+    github = auth.github("https://mcp.example.com", allow=["octocat"])
+    assert (google.plan.scopes, list(google.plan.upstreams)) == (("shop:use",), ["google"])
+    away = await github.plan.upstreams["github"].begin(CALLBACK, "st")
+    asked = dict(parse_qsl(urlsplit(away.url).query))
+    assert away.url.startswith("https://github.com/login/oauth/authorize?")
+    assert asked["client_id"] == "the GITHUB_CLIENT_ID"
+    assert json.dumps(asked).count("SECRET") == 0
+
+
+async def test_somebody_of_one_issuer_is_nobody_at_another_of_the_same_name(world: World) -> None:
+    """Whoever allowed something before the operator moved to another issuer might have been another person."""
+    user = await world.sign_in()
+    options: Any = {"allow": ["@example.com", "bob@example.net"], "client_id": CLIENT, "client_secret": SECRET}
+    same, other = (auth.upstream(url, **options) for url in (world.issuer.url, "https://id.example"))
+    assert isinstance(same, Selective)
+    assert isinstance(other, Selective)
+    assert same.still(user)
+    assert not other.still(user)

@@ -1,0 +1,15 @@
+"""The direct execution of a page about Streamable HTTP servers; the import is that of the official SDK."""
+
+from mcp.server.fastmcp import FastMCP
+
+mcp = FastMCP("My App")
+
+
+@mcp.tool()
+def add(a: int, b: int) -> int:
+    """Add two numbers"""
+    return a + b
+
+
+if __name__ == "__main__":
+    mcp.run()

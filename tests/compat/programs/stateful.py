@@ -1,0 +1,15 @@
+"""A server that keeps sessions, as the page starts it."""
+
+from mcp.server.fastmcp import FastMCP
+
+# Stateful server (maintains session state)
+mcp = FastMCP("StatefulServer")
+
+
+@mcp.tool()
+def greet(name: str = "world") -> str:
+    return f"Hello, {name}!"
+
+
+# Run server with streamable_http transport
+mcp.run(transport="streamable-http")

@@ -1,0 +1,86 @@
+"""`millstream port`: what it finds in a program, what it says, and what it changes."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from millstream.cli.program import program
+from millstream.compat.porting import differences
+from millstream.compat.porting.rewriting import rewritten
+from millstream.compat.porting.survey import Use, survey
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "compat.md"
+PROGRAM = """\
+from mcp.server.fastmcp import Context, FastMCP
+from mcp.types import TextContent
+
+mcp = FastMCP("shop", host="0.0.0.0", colour="red")
+
+
+@mcp.tool()
+async def buy(ctx: Context) -> TextContent:
+    await ctx.info("buying")
+    await ctx.session.send_tool_list_changed()
+    await ctx.session.frobnicate()
+    return TextContent(type="text", text=ctx.shop)
+
+
+mcp.run(transport="stdio")
+"""
+
+
+def test_every_use_has_its_line_and_a_verdict() -> None:
+    """Names, options, members of server, context and session."""
+    found = survey(PROGRAM)
+    missing = [(use.line, use.what) for use in found.missing]
+    assert missing == [(4, "FastMCP(colour=…)"), (11, "session.frobnicate"), (12, "ctx.shop")]
+    assert Use(1, "mcp.server.fastmcp.Context", True) in found.uses
+    assert Use(15, "mcp.run", True, differences.MEMBERS["run"]) in found.uses
+    assert Use(4, "FastMCP(host=…)", True, differences.OPTIONS["host"]) in found.uses
+
+
+def test_only_the_modules_of_imports_change() -> None:
+    """Comments, spacing and everything else stay; a client's imports stay, too."""
+    source = "from fastmcp import (\n    FastMCP,  # a server\n)\nfrom mcp.client.session import ClientSession\n"
+    assert rewritten(source, survey(source).changes) == (
+        "from millstream.compat.fastmcp.standalone import (\n    FastMCP,  # a server\n)\n"
+        "from mcp.client.session import ClientSession\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "said"),
+    [
+        ("from mcp.server.fastmcp import FastMCP\n", 0, "here"),
+        ("from mcp.server.lowlevel import Server\n", 1, "MISSING"),
+        ("print('hello')\n", 2, ""),
+    ],
+)
+def test_the_exit_code_says_whether_all_is_here(tmp_path: Path, source: str, code: int, said: str) -> None:
+    """Our choice: 0 for yes, 1 for something missing, 2 for a program of neither library."""
+    path = tmp_path / "server.py"
+    path.write_text(source)
+    done = CliRunner().invoke(program("port"), ["port", str(path)])
+    assert done.exit_code == code, done.output
+    assert said in done.stdout
+    assert path.read_text() == source
+
+
+def test_write_shows_what_it_changes(tmp_path: Path) -> None:
+    """The diff is printed, then the file is written."""
+    path = tmp_path / "server.py"
+    path.write_text("from mcp.server.fastmcp import FastMCP\n")
+    done = CliRunner().invoke(program("port"), ["port", str(path), "--write"])
+    assert "-from mcp.server.fastmcp import FastMCP\n+from millstream.compat.fastmcp import FastMCP" in done.stdout
+    assert path.read_text() == "from millstream.compat.fastmcp import FastMCP\n"
+
+
+def test_the_page_lists_every_difference() -> None:
+    """The table of docs/reference/compat.md is the one that the command reads."""
+    page = DOCS.read_text("utf-8")
+    tables = (differences.OPTIONS, differences.MEMBERS, differences.CONTEXT, differences.MISSING)
+    for name, text in [each for table in tables for each in table.items()]:
+        assert f"| `{name}` | {text} |" in page
+    for name, text in differences.BEHAVIOR.items():
+        assert f"| {name} | {text} |" in page

@@ -1,0 +1,125 @@
+"""Programs for the official SDK, with nothing changed but what `millstream port --write` changes, in real processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from millstream import Client
+from millstream.client.errors import ClientError
+from millstream.compat.porting.rewriting import rewritten
+from millstream.compat.porting.survey import survey
+from patience import WAIT
+from processes import free_port, wait_for_port
+
+pytestmark = pytest.mark.server
+PROGRAMS = Path(__file__).resolve().parent / "programs"
+
+
+@pytest.fixture(scope="module")
+def ported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all programs, ported."""
+    folder = tmp_path_factory.mktemp("ported")
+    for path in PROGRAMS.glob("*.py"):
+        source = path.read_text("utf-8")
+        found = survey(source)
+        assert not found.missing
+        after = rewritten(source, found.changes)
+        assert "from mcp" not in after
+        assert len(after.splitlines()) == len(source.splitlines())
+        (folder / path.name).write_text(after, "utf-8")
+    return folder
+
+
+@contextmanager
+def started(folder: Path, name: str, *arguments: str) -> Iterator[int]:
+    """Run a program for the length of the block; gives its port."""
+    port, log = free_port(), folder / f"{name}.log"
+    environment = {**os.environ, "FASTMCP_PORT": str(port)}
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, name, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=sink,
+            stderr=sink,
+        )  # fmt: skip
+    try:
+        wait_for_port(process, port, log)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(WAIT)
+
+
+async def test_a_program_run_directly_serves_stdio(ported: Path) -> None:
+    """The page's direct execution: `python server.py` is a command of a client."""
+    async with Client([sys.executable, str(ported / "direct.py")], timeout=WAIT) as client:
+        assert client.server.name == "My App"
+        assert (await client.call("add", a="3", b=4)).text == "7"
+
+
+@pytest.mark.parametrize("name", ["stateful.py", "stateless.py"])
+async def test_a_program_serves_streamable_http(ported: Path, name: str) -> None:
+    """The page's two servers, started by their last line."""
+    with started(ported, name) as port:
+        async with Client(f"http://127.0.0.1:{port}/mcp", timeout=WAIT) as client:
+            assert (await client.call("greet")).text == "Hello, world!"
+        opening = httpx2.post(
+            f"http://127.0.0.1:{port}/mcp",
+            json={
+                "jsonrpc": "2.0",
+                "id": 1,
+                "method": "initialize",
+                "params": {
+                    "protocolVersion": "2025-03-26",
+                    "capabilities": {},
+                    "clientInfo": {"name": "t", "version": "1"},
+                },
+            },
+            headers={"accept": "application/json, text/event-stream"},
+            timeout=WAIT,
+        )
+    assert ("mcp-session-id" in opening.headers) == (name == "stateful.py")
+
+
+async def test_two_servers_are_mounted_in_one_application(ported: Path) -> None:
+    """The page's FastAPI application enters both session managers in its lifespan."""
+    with started(ported, "mounted.py") as port:
+        async with Client(f"http://127.0.0.1:{port}/echo/mcp", timeout=WAIT) as client:
+            assert (await client.call("echo", message="hi")).text == "Echo: hi"
+        async with Client(f"http://127.0.0.1:{port}/math/mcp", timeout=WAIT) as client:
+            assert (await client.call("add_two", n=40)).text == "42"
+
+
+async def test_a_program_serves_http_sse(ported: Path) -> None:
+    """The page about SSE: connect to `/sse`, initialize, call."""
+    with started(ported, "greet_sse.py") as port:
+        async with Client(f"http://127.0.0.1:{port}/sse", timeout=WAIT) as client:
+            assert client.transport == "http+sse"
+            assert (await client.call("greet", name="Azure OpenAI")).text == "Hello Hello, Azure OpenAI!"
+
+
+async def test_middleware_of_the_program_stands_in_front_of_its_application(ported: Path) -> None:
+    """The page with the key: its own middleware refuses with 403."""
+    with started(ported, "keyed.py", "--auth-key", "ma_cle") as port:
+        url = f"http://127.0.0.1:{port}/sse"
+        with pytest.raises(ClientError):
+            async with Client(url, timeout=WAIT):
+                pass
+        async with Client(url, headers={"Authorization": "Bearer ma_cle"}, timeout=WAIT) as client:
+            assert "T" in (await client.call("get_current_time")).text
+
+
+async def test_a_provider_of_the_program_says_whose_a_token_is(ported: Path) -> None:
+    """The page's settings: a token without the scope, and a wrong one, are refused."""
+    with started(ported, "signed_in.py") as port:
+        url = f"http://127.0.0.1:{port}/mcp"
+        for token in ("wrong", "narrow"):
+            with pytest.raises(ClientError):
+                async with Client(url, headers={"Authorization": f"Bearer {token}"}, timeout=WAIT):
+                    pass
+        async with Client(url, headers={"Authorization": "Bearer good"}, timeout=WAIT) as client:
+            assert (await client.call("secret")).text == "You may know it."

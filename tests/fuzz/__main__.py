@@ -1,0 +1,99 @@
+"""`make fuzz MINUTES=10`: every parser under atheris, every route by Hypothesis, REST by schemathesis.
+
+It counts inputs, and exits 1 at the first kind of fault: a crash, an unexpected error, an answer of 500, an input that
+takes more than a second. What a fault was made of stays in `results/fuzz`.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from fuzz import routes
+from fuzz.parsers import PARSERS
+from fuzz.servers import SERVERS
+from processes import free_port, millstream
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "results" / "fuzz"
+AT_ONCE = 2
+
+
+def fuzz(name: str, seconds: int) -> tuple[str, int, str]:
+    """One target: its name, how many inputs it had, and what went wrong."""
+    command = [sys.executable, "-m", "fuzz.one", name, str(seconds), str(FOLDER)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        timeout=seconds + 300,
+        cwd=ROOT / "tests",
+        env=os.environ | {"MILLSTREAM_ACCESS_LOG": "true"},
+        check=False,
+    )
+    said = done.stderr.decode("utf-8", "replace") + done.stdout.decode("utf-8", "replace")
+    counts = re.findall(r"stat::number_of_executed_units:\s*(\d+)", said) or re.findall(r"^#(\d+)", said, re.MULTILINE)
+    (FOLDER / f"{name}.log").write_text(said)
+    fault = "" if done.returncode == 0 else said[-2000:]
+    return name, int(counts[-1]) if counts else 0, fault
+
+
+def operations(seconds: int) -> tuple[str, int, str]:
+    """What schemathesis makes of the OpenAPI document."""
+    port = free_port()
+    log = FOLDER / "operations-server.log"
+    with log.open("wb") as sink:
+        server = subprocess.Popen(
+            millstream("../examples/hub.py", port, "--serve", "all"), cwd=ROOT / "tests",
+            env=os.environ | {"MILLSTREAM_ACCESS_LOG": "true"}, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+        )  # fmt: skip
+    try:
+        routes._wait(server, port)
+        command = [
+            str(Path(sys.executable).parent / "schemathesis"), "run", f"http://127.0.0.1:{port}/openapi.json",
+            "--checks", "not_a_server_error", "--phases", "examples,coverage,fuzzing", "--max-examples", "2000",
+            "--request-timeout", "5", "--no-color", "--exclude-operation-id", "long_task",
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
+            said, failed = done.stdout.decode("utf-8", "replace"), done.returncode != 0
+        except subprocess.TimeoutExpired as over:
+            said, failed = (over.stdout or b"").decode("utf-8", "replace"), False
+    finally:
+        server.terminate()
+        server.wait(30)
+    (FOLDER / "operations.log").write_text(said)
+    asked = log.read_bytes().count(b'"transport":"rest"')  # a line of the access log for each request
+    return "operations", asked, said[-2000:] if failed else ""
+
+
+def main() -> int:
+    """Share the minutes between everything."""
+    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    names = [*PARSERS, *SERVERS]
+    begun = time.monotonic()
+    each = max(5, int(minutes * 60 * AT_ONCE / (len(names) + 4)))
+    results: list[tuple[str, int, str]] = []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for result in pool.map(lambda name: fuzz(name, each), names):
+            results.append(result)
+            print(f"{result[0]:16} {result[1]:>10,} inputs  {'FAULT' if result[2] else 'ok'}", flush=True)
+    found = routes.run(each, FOLDER)
+    results.append(("routes", found.inputs, "\n".join(found.faults[:20])))
+    results.append(operations(each))
+    for name, count, fault in results[-2:]:
+        print(f"{name:16} {count:>10,} inputs  {'FAULT' if fault else 'ok'}")
+    print(f"routes by status: {dict(sorted(found.statuses.items()))}; the slowest took {found.slowest * 1000:.0f} ms")
+    faults = [(name, fault) for name, _, fault in results if fault]
+    total = sum(count for _, count, _ in results)
+    print(f"{total:,} inputs in {(time.monotonic() - begun) / 60:.1f} minutes: {len(faults)} targets with faults.")
+    for name, fault in faults:
+        print(f"\n== {name}\n{fault}")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,298 @@
+"""Everything that reads bytes of a peer, as functions of bytes: each returns, or raises what it promises to raise.
+
+A target is a factory, since some need a server. What a target raises beside its promise is a fault.
+"""
+
+import asyncio
+import json
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+from httptools import HttpParserError
+
+from issuer_world import AUDIENCE, ISSUER, key_set, token
+from millstream import auth
+from millstream.client.errors import ClientError
+from millstream.client.http.connection import HttpConnection
+from millstream.client.http.url import parse as parse_url
+from millstream.client.oauth.discovery import challenge_parameters
+from millstream.client.oauth.person import answer_of
+from millstream.http.hosts import HostPolicy, parse_authority
+from millstream.http.media import accepted
+from millstream.http.message import query_values
+from millstream.limits.gcra import Rate, neighbourhood
+from millstream.limits.quota import CalendarQuota
+from millstream.protocol import jsonrpc, session_token, sse
+from millstream.protocol.admission import admit_per_request, check_handshake_header, is_per_request, target_name
+from millstream.protocol.depth import overgrown
+from millstream.protocol.errors import LocalError, ProtocolError
+from millstream.protocol.json_schema import check_schema
+from millstream.protocol.lines import LineSplitter
+from millstream.protocol.param_headers import decode_name, decode_value
+from millstream.protocol.principal import Principal
+from millstream.protocol.revisions import ALL
+from millstream.protocol.rounds import open_state
+from millstream.protocol.seal import KeyRing
+from millstream.protocol.session_token import SessionToken
+from millstream.protocol.uri_template import UriTemplate
+from millstream.stores.base import read_offset
+from millstream.stores.local import wire
+from millstream.telemetry.logs import JsonLines
+
+Target = Callable[[bytes], None]
+NOW = 1_800_000_000.0
+RING = KeyRing([b"a key of the fuzzer that is long enough"])
+GOOD = token().encode()
+
+
+def pieces(data: bytes) -> list[bytes]:
+    """The rest of the data, cut where its first bytes say."""
+    if len(data) < 3:
+        return [data]
+    places = sorted(byte % (len(data) - 2) for byte in data[:2])
+    rest = data[2:]
+    return [rest[: places[0]], rest[places[0] : places[1]], rest[places[1] :]]
+
+
+def text_of(data: bytes) -> str:
+    """Data as the text of a header."""
+    return data.decode("latin-1")
+
+
+def envelopes() -> Target:
+    """JSON-RPC of all revisions: one message, a batch, and whether it's admitted, with headers that fit and without."""
+
+    def read(data: bytes) -> None:
+        try:
+            jsonrpc.check_text(data, 64)
+        except ProtocolError:
+            return  # every transport does that first
+        with suppress(ProtocolError):
+            for each in jsonrpc.split_batch(data, 50):
+                jsonrpc.read(each)
+        with suppress(ProtocolError):
+            message = jsonrpc.read(data)
+            target_name(message.method, message.params)
+            is_per_request(message)
+            for headers in (None, {b"mcp-method": message.method.encode(), b"mcp-protocol-version": b"2026-07-28"}):
+                with suppress(ProtocolError):
+                    admit_per_request(message, serves=lambda *_: True, requires=lambda *_: {}, headers=headers)
+        overgrown(data)
+
+    return read
+
+
+def event_streams() -> Target:
+    """Whole and in pieces, a stream gives the same events."""
+
+    def read(data: bytes) -> None:
+        def events(parts: list[bytes]) -> list[Any]:
+            decoder, found = sse.Decoder(max_event_bytes=4096), []
+            with suppress(ProtocolError):
+                for part in parts:
+                    found += decoder.feed(part)
+            return found
+
+        parts = pieces(data)
+        whole, cut = events([b"".join(parts)]), events(parts)
+        assert whole[: len(cut)] == cut[: len(whole)]
+
+    return read
+
+
+def uri_templates() -> Target:
+    """A template of the first line, asked about a URI of the second."""
+    known = [UriTemplate(text) for text in ("a://{x}/b{?q,r}", "{+path}/x", "f://{/a,b}", "x{#frag}", "{a}{b}{c}")]
+
+    def match(data: bytes) -> None:
+        first, _, second = data.decode("utf-8", "surrogateescape").partition("\n")
+        with suppress(ValueError):
+            UriTemplate(first[:200]).match(second)
+        for template in known:
+            values = template.match(first)
+            assert values is None or all(isinstance(value, str) for value in values.values())
+
+    return match
+
+
+def tokens() -> Target:
+    """JWTs, and parts of a good one."""
+    method: Any = auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set())
+    good = GOOD
+    parts = [part[:-1] for part in good.split(b".")]
+    loop = asyncio.new_event_loop()
+
+    def identify(data: bytes) -> None:
+        for given in (data, good[: len(good) // 2] + data, data + good[len(data) % len(good) :]):
+            with suppress(UnicodeDecodeError):
+                found = loop.run_until_complete(method.identify(given.decode("ascii")))
+                # The last character of base64 has bits that mean nothing, so a good token has several spellings.
+                assert found is None or [part[:-1] for part in given.split(b".")] == parts, given
+
+    return identify
+
+
+def sealed() -> Target:
+    """Session ids, states of rounds, and event ids."""
+    principal = Principal("a").bound
+    facts = SessionToken("0" * 32, ALL[0].date, 0, "c", "1", principal, int(NOW), int(NOW) + 9, "epoch")
+    session = session_token.encode(facts, RING, b"n" * 12)
+
+    def read(data: bytes) -> None:
+        text = text_of(data)
+        for given in (text, session[: len(session) // 2] + text, session + text):
+            assert session_token.decode(given, RING, NOW) is None or given == session
+        with suppress(ProtocolError):
+            open_state(text, RING, principal, int(NOW))
+        assert RING.open(b"any", text) is None
+        offset = read_offset(text)
+        assert offset is None or offset >= 0
+
+    return read
+
+
+def headers() -> Target:
+    """Whatever stands in one: authorities, origins, media types, parameters, challenges, queries, rates, addresses."""
+    policy = HostPolicy((), (), loopback_bind=True)
+
+    def read(data: bytes) -> None:
+        parse_authority(data)
+        accepted(data)
+        policy.allows_origin(data, b"127.0.0.1", "127.0.0.1")
+        text = text_of(data)
+        with suppress(ProtocolError):
+            decode_value(data)
+        with suppress(ProtocolError):
+            decode_name(data)
+        with suppress(ProtocolError):
+            check_handshake_header({b"mcp-protocol-version": data}, ALL[0])
+        with suppress(ValueError):
+            query_values(data)
+        challenge_parameters(text)
+        neighbourhood(text)
+        for read_text in (Rate.of, CalendarQuota):
+            with suppress(ValueError):
+                read_text(text)
+        with suppress(ClientError, ValueError):
+            parse_url(text)
+        with suppress(ClientError, ValueError):
+            answer_of(f"/callback?{text}")
+
+    return read
+
+
+def lines() -> Target:
+    """The lines of stdio, in pieces and whole."""
+
+    def read(data: bytes) -> None:
+        parts = pieces(data)
+        whole, cut = LineSplitter(100), LineSplitter(100)
+        found = [line for part in parts for line in cut.feed(part)] + cut.end()
+        assert found == [*whole.feed(b"".join(parts)), *whole.end()]
+
+    return read
+
+
+def store_wire() -> Target:
+    """What the parent that holds a store and its workers say to each other."""
+
+    def read(data: bytes) -> None:
+        framed = struct.pack(">I", len(data)) + data
+        for given in (data, framed):
+            frames = wire.Frames(1 << 16)
+            with suppress(wire.WireError):
+                for content in frames.feed(given):
+                    for decode in (wire.requests, wire.answers):
+                        with suppress(wire.WireError):
+                            decode(content)
+
+    return read
+
+
+def schemas() -> Target:
+    """JSON Schemas that a program may have got from elsewhere. Nothing is fetched for a `$ref`."""
+
+    def read(data: bytes) -> None:
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            value = msgspec.json.decode(data)
+            if isinstance(value, dict) and not overgrown(data):
+                with suppress(ValueError, LocalError, TypeError):
+                    check_schema(value)
+
+    return read
+
+
+def log_lines() -> Target:
+    """What peers said, as a line of the log: one line, and JSON."""
+    import logging  # noqa: PLC0415  only here
+
+    write = JsonLines()
+
+    def log(data: bytes) -> None:
+        text = data.decode("utf-8", "surrogateescape")
+        record = logging.LogRecord("x", logging.INFO, "f", 1, "%s", (text,), None)
+        record.target = text
+        line = write.format(record)
+        assert len(line.splitlines()) <= 1
+        json.loads(line)
+
+    return log
+
+
+def client_replies() -> Target:
+    """What a server answers our client, byte by byte as it likes."""
+    loop = asyncio.new_event_loop()
+
+    async def read(data: bytes) -> None:
+        connection = HttpConnection(asyncio.get_running_loop(), 1 << 16, lambda _: None)
+        transport = SimpleNamespace(
+            write=lambda _: None, abort=lambda: None, close=lambda: None, is_closing=lambda: False,
+            pause_reading=lambda: None, resume_reading=lambda: None, get_extra_info=lambda *_: None,
+        )  # fmt: skip
+        connection.connection_made(cast("asyncio.Transport", transport))
+        waiter = connection.send(b"GET / HTTP/1.1\r\n\r\n")
+        for part in pieces(data):
+            if not connection.closed:
+                connection.data_received(part)
+        connection.connection_lost(None)
+        with suppress(ClientError, asyncio.CancelledError):
+            reply = await asyncio.wait_for(waiter, 1)
+            if reply.stream is not None:
+                reply.stream.close()
+
+    return lambda data: loop.run_until_complete(read(data))
+
+
+PARSERS: dict[str, Callable[[], Target]] = {
+    each.__name__: each
+    for each in (
+        envelopes, event_streams, uri_templates, tokens, sealed, headers, lines, store_wire, schemas, log_lines,
+        client_replies,
+    )
+}  # fmt: skip
+SEEDS: dict[str, list[bytes]] = {
+    "envelopes": [
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x","_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}',
+        b'[{"jsonrpc":"2.0","id":"a","method":"ping"},{"jsonrpc":"2.0","method":"x"}]',
+        b'{"jsonrpc":"2.0","id":1,"error":{"code":-1,"message":"m"}}',
+    ],
+    "event_streams": [b"  id: 1\nevent: message\ndata: {}\n\n", b"..data: a\r\ndata: b\r\rretry: 5\n:\n\n"],
+    "uri_templates": [b"a://{x}/b{?q}\na://1/b?q=2", b"a://x/b?q=%41&r=", b"{+p}\n/%2e%2e/"],
+    "tokens": [GOOD, b"eyJhbGciOiJub25lIn0.e30."],
+    "headers": [
+        b"[::1]:80", b"https://a.example:443", b"text/event-stream;q=0.5, */*", b'Bearer realm="x", scope="a b"',
+        b"=?base64?aGk=?=", b"10/minute", b"a=b&c=%00", b"2001:db8::1",
+    ],
+    "store_wire": [msgspec.msgpack.encode([[1, 1, "key"], [22, 2, [[0, "k", 1, 60, 1.0, 1.0]]]])],
+    "schemas": [b'{"type":"object","properties":{"a":{"$ref":"#/$defs/x"}},"$defs":{"x":{"type":"string"}}}'],
+    "client_replies": [
+        b"..HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+        b"..HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"..HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: x\n\n",
+    ],
+}  # fmt: skip
+__all__ = ["PARSERS", "SEEDS", "HttpParserError", "Target"]

@@ -1,0 +1,176 @@
+"""Targets behind a running server, without a network: the lane with its HTTP parser, WebSocket frames, and connections
+of JSON-RPC. An answer of 500, an exception in the loop and a call that is left behind are faults.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from bad_input.shop import make_shop
+from fuzz.parsers import Target, pieces
+from millstream.app.serving.entry import prepare
+from millstream.http.lane import load_lane
+from millstream.http.websocket.uvicorn import WebSocketProtocol
+from millstream.transports.memory import MemoryPipe
+from patience import WAIT
+from wire import KeptTransport
+
+STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
+PING = b'{"jsonrpc":"2.0","id":"the ping behind","method":"ping"}'
+REVISIONS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+class Bound:
+    """What takes longer hangs: a net in tests, a measure in the long run."""
+
+    seconds: float = WAIT
+
+
+class _Shop:
+    """A server, its loop, and what went wrong in it."""
+
+    def __init__(self) -> None:
+        self.runner = asyncio.Runner()
+        self.faults: list[str] = []
+        self.server = make_shop()
+        self.server.definition.configure(serve="all")
+        self.runtime = self.runner.run(self._start())
+        protocol: Any = load_lane().protocol
+        self.protocol = protocol
+        self.config = uvicorn.Config(self.server, http=protocol, ws=WebSocketProtocol, log_config=None, lifespan="off")
+        self.config.load()
+        self.state = ServerState()
+        self.state.default_headers = self.config.encoded_headers
+
+    async def _start(self) -> Any:
+        asyncio.get_running_loop().set_exception_handler(lambda _, about: self.faults.append(repr(about)))
+        runtime = await self.server.start(supervised=True)
+        prepare(self.server, runtime)
+        return runtime
+
+    async def settle(self, turns: int = 30) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    async def connection(self, parts: list[bytes]) -> bytes:
+        """What a connection answers; it's closed then, and nothing of it may be left."""
+        loop = asyncio.get_running_loop()
+        connection = self.protocol(config=self.config, server_state=self.state, app_state={}, _loop=loop)
+        transport = _Upgradable(connection)
+        connection.connection_made(transport)
+        for part in parts:
+            if part and not transport.closed:
+                transport.protocol.data_received(part)
+            await self.settle(3)
+        await self.settle()
+        transport.protocol.connection_lost(None)
+        async with asyncio.timeout(Bound.seconds):
+            while self._busy():  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0)
+        return b"".join(transport.written)
+
+    def _busy(self) -> bool:
+        return bool(self.state.tasks) or any(call.method == "tools/call" for call in self.runtime.dispatcher.calls)
+
+    def check(self, said: bytes) -> None:
+        statuses = {int(status) for status in STATUS.findall(said)}
+        assert not statuses & {500, 502, 504}, said[:500]
+        faults, self.faults = self.faults, []
+        assert not faults, faults
+
+
+class _Upgradable(KeptTransport):
+    """A socket whose protocol changes with an upgrade."""
+
+    def __init__(self, protocol: Any) -> None:
+        super().__init__()
+        self.protocol = protocol
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
+    def get_protocol(self) -> Any:
+        return self.protocol
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = True
+
+
+def http() -> Target:
+    """Bytes on a connection, through the lane."""
+    shop = _Shop()
+
+    def feed(data: bytes) -> None:
+        shop.check(shop.runner.run(shop.connection(pieces(data))))
+
+    return feed
+
+
+def websocket() -> Target:
+    """Bytes behind a handshake: frames, or what should be some."""
+    shop = _Shop()
+
+    def feed(data: bytes) -> None:
+        said = shop.runner.run(shop.connection([UPGRADE, *pieces(data)]))
+        shop.check(said)
+        assert said.startswith(b"HTTP/1.1 101"), said[:200]
+
+    return feed
+
+
+def connections() -> Target:
+    """Messages of each revision on a connection that lives on; a ping behind each is answered."""
+    shop = _Shop()
+
+    async def say(data: bytes) -> None:
+        pipe = MemoryPipe(shop.runtime.dispatcher)
+        revision = REVISIONS[data[0] % len(REVISIONS)].encode() if data else b"2025-11-25"
+        opening = b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"%b","capabilities":{}}}'
+        async with asyncio.timeout(Bound.seconds):
+            for message in (opening % revision, data[1:].replace(b"\n", b" "), PING):
+                pipe.send(message)
+            heard: bytes = b""
+            while b"the ping behind" not in heard or b'"result"' not in heard:
+                heard = await pipe.receive()
+                assert b"Internal error" not in heard, heard
+        await pipe.close()
+
+    def feed(data: bytes) -> None:
+        shop.runner.run(say(data))
+        shop.check(b"")
+
+    return feed
+
+
+SERVERS: dict[str, Callable[[], Target]] = {each.__name__: each for each in (http, websocket, connections)}
+_CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"add","arguments":{"a":1,"b":2}}}'
+_POST = b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+SEEDS: dict[str, list[bytes]] = {
+    "http": [
+        b"..%bContent-Length: %d\r\n\r\n%b" % (_POST, len(_CALL), _CALL),
+        b"..%bTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (_POST, len(_CALL), _CALL),
+        b"..GET /dashboard HTTP/1.1\r\nHost: localhost\r\n\r\nGET /health HTTP/1.1\r\n\r\n",
+        b"..GET /events?channel=a&last_event_id=x.1 HTTP/1.1\r\nHost: [::1]:8000\r\nOrigin: http://a.example\r\n\r\n",
+        b"..DELETE /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nMcp-Session-Id: x\r\nExpect: 100-continue\r\n\r\n",
+    ],
+    "websocket": [
+        b"..\x81\x85\0\0\0\0hello", b"..\x89\x80\0\0\0\0\x88\x82\0\0\0\0\x03\xe8",
+        b"..\x01\x83\0\0\0\0abc\x80\x83\0\0\0\0def", b"..\x81\xfe\x00\x7e\0\0\0\0{", b"..\xc1\x80\0\0\0\0",
+    ],
+    "connections": [
+        b"0" + _CALL, b"1[" + _CALL + b"]",
+        b'2{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}',
+        b'3{"jsonrpc":"2.0","id":2,"method":"resources/read","params":{"uri":"shop://sign"}}',
+    ],
+}  # fmt: skip

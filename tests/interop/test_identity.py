@@ -1,0 +1,312 @@
+"""An OpenID provider of others, oidc-provider: in front of our server, and where the people of our issuer sign in."""
+
+import runpy
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from msgspec.structs import replace
+
+from auth.test_issuers import Clock
+from auth_world import guarded, make_server
+from identity_world import Identity, Visitor, identity, led_to, sign_in_at
+from issuing_world import BACK, URL, Browser, Desk, Reply
+from millstream import Client, Server, auth
+from millstream.auth.claims import Rules
+from millstream.auth.discovery import Discovery
+from millstream.auth.issuing.upstreams import KNOWN
+from millstream.auth.jose import ASYMMETRIC
+from millstream.auth.key_sets import FetchedKeys
+from millstream.auth.tokens import TokenMethod
+from millstream.client.errors import AccessDenied
+from millstream.client.oauth.flow import OAuth
+from millstream.client.oauth.store import MemoryStore
+from millstream.client.options import Options
+from processes import ROOT, free_port
+from store_parts import BACKINGS
+
+pytestmark = pytest.mark.server
+
+AUDIENCE, OPAQUE = "https://mcp.example.com/mcp", "https://mcp.example.com/opaque"
+
+
+@pytest.fixture(scope="module")
+def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
+    """The provider, one for all tests."""
+    with identity(tmp_path_factory.mktemp("identity")) as running:
+        yield running
+
+
+# In front of our server
+
+
+async def test_its_tokens_open_our_server_and_those_for_another_do_not(provider: Identity) -> None:
+    """RFC 8707, 9068: signed by RS256, found by discovery, with the scope that the tool takes."""
+    client = provider.register()
+    async with guarded(make_server(auth.oidc(provider.url, audience=AUDIENCE))) as world:
+        good = await world.call(provider.token(client, AUDIENCE), "order", {"isbn": "1"})
+        assert good.message["result"]["content"][0]["text"] == "ordered 1"
+        who = await world.call(provider.token(client, AUDIENCE), "who")
+        assert who.message["result"]["content"][0]["text"] == client[0]
+        less = await world.call(provider.token(client, AUDIENCE, "orders:read"), "order", {"isbn": "1"})
+        assert (less.status, b"insufficient_scope" in less.headers[b"www-authenticate"]) == (403, True)
+        assert (await world.call(provider.token(client, f"{AUDIENCE}/other"), "who")).status == 401
+        assert (await world.call(provider.token(client, OPAQUE), "who")).status == 401
+
+
+async def test_tokens_that_only_it_can_read_open_our_server_by_asking_it(provider: Identity) -> None:
+    """RFC 7662. A client that acts for itself has no `sub` there, and is its own."""
+    client, ours = provider.register(), provider.register()
+    endpoint = f"{provider.url}/token/introspection"
+    method = auth.introspected(issuer=provider.url, audience=OPAQUE, endpoint=endpoint, client=ours[0], secret=ours[1])
+    async with guarded(make_server(method)) as world:
+        token = provider.token(client, OPAQUE)
+        reply = await world.call(token, "order", {"isbn": "1"})
+        assert reply.message["result"]["content"][0]["text"] == "ordered 1"
+        assert (await world.call(token, "who")).message["result"]["content"][0]["text"] == client[0]
+        assert (await world.call(provider.token(client, "https://mcp.example.com/2/opaque"), "who")).status == 401
+        assert (await world.call("made-up", "who")).status == 401
+
+
+async def test_new_keys_of_it_are_found_and_the_old_ones_count_no_more(provider: Identity) -> None:
+    """The pause between two fetches is the test's own."""
+    client, clock = provider.register(), Clock()
+    keys = FetchedKeys(Discovery(provider.url, auth.ask_issuer).keys_url, auth.ask_issuer, clock=clock)
+    method = TokenMethod(Rules(provider.url, AUDIENCE), keys, algorithms=ASYMMETRIC)
+    old = provider.token(client, AUDIENCE)
+    assert await method.identify(old) is not None
+    provider.rotate()
+    client = provider.register()
+    new = provider.token(client, AUDIENCE)
+    assert await method.identify(new) is None
+    clock.now += 30
+    assert await method.identify(new) is not None
+    assert await method.identify(old) is None
+
+
+async def test_a_client_finds_it_by_our_server_registers_there_and_its_person_signs_in(provider: Identity) -> None:
+    """MCP, basic/authorization, all of it with an authorization server of others: RFC 9728, 8414, 7591, 7636, 8707."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    visits: list[str] = []
+
+    async def visit(link: str) -> str:
+        visits.append(link)
+        return await sign_in_at(link, "ada@example.com", dict(parse_qsl(urlsplit(link).query))["redirect_uri"])
+
+    async with guarded(make_server(auth.oidc(provider.url, audience=f"{url}/mcp")), port=port):
+        oauth = OAuth(store=MemoryStore(), visit=visit)
+        async with Client(f"{url}/mcp", options=Options(auth=oauth)) as client:
+            assert (await client.call("who")).content[0].text == "ada@example.com"
+            assert (await client.call("order", {"isbn": "1"})).content[0].text == "ordered 1"
+    assert visits[0].startswith(f"{provider.url}/auth?")
+
+
+# As Google, and as any other issuer, behind our own
+
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+async def desk_with(provider: Identity) -> Any:
+    """Makes an authorization server on one store whose people sign in at the provider."""
+    backing = BACKINGS["memory"]()
+    store = await backing.worker()
+    clients: dict[str, tuple[str, str]] = {}
+
+    def make(allow: Any, who: str = "google", **more: Any) -> Desk:
+        at = who if "://" in who else provider.url
+        name = "openid" if "://" in who else who
+        if at not in clients:
+            clients[at] = provider.register(f"{URL}/sign-in/callback/{name}", at=at)
+        id, secret = clients[at]
+        given = {} if "://" in who else {"at": at}
+        return Desk(store, people=auth.upstream(who, allow=allow, client_id=id, client_secret=secret, **given), **more)
+
+    yield make
+    await backing.close()
+
+
+async def away(desk: Desk, window: Browser, way: str = "google", **asked: Any) -> tuple[str, str]:
+    """A person agrees and is sent away: the client, and where to."""
+    id = (await desk.register())["client_id"]
+    page = await window.open(id, **asked)
+    reply = await window.answer(page, way=way)
+    assert reply.status == 200, reply.text
+    return id, led_to(reply.text)
+
+
+async def back(window: Browser, url: str) -> Reply:
+    """The browser follows the provider's redirect to us."""
+    parts = urlsplit(url)
+    return await window.ask("GET", parts.path, query=parts.query)
+
+
+async def test_somebody_signs_in_there_and_gets_what_their_entry_allows(provider: Identity, desk_with: Make) -> None:
+    """OpenID Connect with PKCE, state and nonce, `iss` in the response; Google says the address in the ID token."""
+    desk = desk_with({"@example.com": ["orders:write"]})
+    window = Browser(desk)
+    id, url = await away(desk, window, scope="orders:read orders:write")
+    asked = dict(pair.split("=", 1) for pair in urlsplit(url).query.split("&"))
+    assert (asked["prompt"], asked["code_challenge_method"], asked["scope"]) == (
+        "select_account", "S256", "openid+email+profile"
+    )  # fmt: skip
+    reply = await back(window, await sign_in_at(url, "ada@example.com", URL))
+    assert reply.location.startswith(f"{BACK}?code="), reply.text
+    given = (await desk.token(id, reply.answer["code"])).message
+    found = await desk.who(given["access_token"])
+    assert found is not None
+    assert (found.principal.subject, found.principal.scopes) == ("google:ada@example.com", {"orders:write"})
+    assert "You are signed in as <strong>Ada Lovelace" in (await window.open(id, prompt="consent")).text
+    assert provider.asked("/me") == 0
+    # Whoever isn't in the list any more ends with it; those whose entry stays don't notice.
+    more = desk_with({"grace@gmail.com": [], "@example.com": ["orders:write"]})
+    assert await more.who(given["access_token"]) is not None
+    given = (await more.refresh(id, given["refresh_token"])).message
+    for allow in ({"@example.com": []}, ["grace@gmail.com"]):
+        after = desk_with(allow)
+        assert await after.who(given["access_token"]) is None
+        window.desk = after
+        assert "You are signed in as" not in (await window.open(id, prompt="consent")).text
+    assert (await desk_with(["grace@gmail.com"]).refresh(id, given["refresh_token"])).error == "invalid_grant"
+
+
+@pytest.mark.parametrize(
+    ("login", "allow"),
+    [
+        ("grace@gmail.com", ["@example.com"]),
+        ("eve@example.com", ["@example.com", "eve@example.com"]),
+        ("mallory@example.com", ["@example.com", "mallory@example.com"]),
+    ],
+    ids=["another", "unverified", "not-of-the-organization"],
+)
+async def test_somebody_whom_nobody_named_is_told_so(login: str, allow: list[str], desk_with: Make) -> None:
+    """Google: an address counts where it's verified, and Google has the mailbox or the organization's account."""
+    desk = desk_with(allow)
+    window = Browser(desk)
+    _, url = await away(desk, window)
+    reply = await back(window, await sign_in_at(url, login, URL))
+    assert (reply.status, f"{login} may not sign in here." in reply.text) == (403, True)
+    assert not any("person" in name for name in window.cookies)
+
+
+async def test_an_address_at_gmail_and_everybody_can_be_named(desk_with: Make) -> None:
+    """`*` has to be written out."""
+    for login, allow in (("grace@gmail.com", ["grace@gmail.com"]), ("mallory@example.com", ["*"])):
+        desk = desk_with(allow)
+        window = Browser(desk)
+        _, url = await away(desk, window)
+        assert (await back(window, await sign_in_at(url, login, URL))).answer["code"]
+
+
+async def test_an_issuer_that_keeps_addresses_at_its_userinfo_endpoint_is_asked_there(
+    provider: Identity, desk_with: Make
+) -> None:
+    """OpenID Connect Core §5.4: that's what the specification has for the code flow. Domains are those of addresses."""
+    desk = desk_with(["@example.com"], provider.strict)
+    window = Browser(desk)
+    id, url = await away(desk, window, "openid")
+    reply = await back(window, await sign_in_at(url, "mallory@example.com", URL))
+    found = await desk.who((await desk.token(id, reply.answer["code"])).message["access_token"])
+    assert found is not None
+    assert found.principal.subject == "openid:mallory@example.com"
+    assert provider.asked("/me", provider.strict) == 1
+
+
+async def test_somebody_who_does_not_agree_there_is_told_and_not_signed_in(desk_with: Make) -> None:
+    """RFC 6749 §4.1.2.1."""
+    desk = desk_with(["*"])
+    window = Browser(desk)
+    _, url = await away(desk, window)
+    reply = await back(window, await sign_in_at(url, "ada@example.com", URL, agrees=False))
+    assert (reply.status, "let Google say who you are" in reply.text) == (403, True)
+
+
+async def test_a_code_of_somebody_else_signs_nobody_in(desk_with: Make) -> None:
+    """RFC 9700 §4.5: an injected code fails, since PKCE binds each code to the browser that went away."""
+    desk = desk_with(["*"])
+    mine, theirs = Browser(desk), Browser(desk)
+    (_, url), (_, other) = await away(desk, mine), await away(desk, theirs)
+    stolen = await sign_in_at(other, "ada@example.com", URL)
+    own = await sign_in_at(url, "grace@gmail.com", URL)
+    fields = dict(pair.split("=", 1) for pair in urlsplit(own).query.split("&"))
+    fields["code"] = dict(pair.split("=", 1) for pair in urlsplit(stolen).query.split("&"))["code"]
+    reply = await mine.ask("GET", "/sign-in/callback/google", query="&".join(f"{k}={v}" for k, v in fields.items()))
+    assert reply.status == 403
+    assert not any("person" in name for name in mine.cookies)
+
+
+async def test_each_client_is_agreed_to_before_anybody_is_sent_there(provider: Identity, desk_with: Make) -> None:
+    """MCP, security best practices: being signed in at the provider, and here, doesn't agree to another client."""
+    desk = desk_with(["*"])
+    window = Browser(desk)
+    _, url = await away(desk, window)
+    await back(window, await sign_in_at(url, "ada@example.com", URL))
+    before = provider.asked("/auth")
+    second = await desk.register(client_name="Another")
+    page = await window.open(second["client_id"])
+    assert (page.status, "Another wants to use Book shop" in page.text) == (200, True)
+    assert provider.asked("/auth") == before
+
+
+# The pages of docs/how-to
+
+
+def example(name: str) -> Server:
+    """The server of an example, which reads its environment now."""
+    server = runpy.run_path(str(ROOT / "examples" / name))["mcp"]
+    assert isinstance(server, Server)
+    return server
+
+
+@asynccontextmanager
+async def connected(url: str, visitor: Visitor) -> AsyncIterator[Client]:
+    """A client whose person signs in at the provider."""
+    oauth = OAuth(store=MemoryStore(), visit=visitor.visit)
+    async with Client(f"{url}/mcp", options=Options(auth=oauth)) as client:
+        yield client
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch, provider: Identity) -> str:
+    """Where an example will be. Google is our provider, and nobody is registered at GitHub."""
+    url = f"http://127.0.0.1:{free_port()}"
+    id, secret = provider.register(f"{url}/sign-in/callback/google")
+    staff, password = provider.register(f"{url}/sign-in/callback/staff", at=provider.strict)
+    known = {"SHOP_URL": url, "GOOGLE_CLIENT_ID": id, "GOOGLE_CLIENT_SECRET": secret, "LOGIN": provider.strict,
+             "STAFF_CLIENT_ID": staff, "STAFF_CLIENT_SECRET": password, "GITHUB_CLIENT_ID": "Iv1.0",
+             "GITHUB_CLIENT_SECRET": "unused"}  # fmt: skip
+    for name, value in known.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(KNOWN, "google", replace(KNOWN["google"], at=provider.url))
+    return url
+
+
+async def test_the_page_about_google_is_all_that_it_takes(shop: str) -> None:
+    """docs/how-to/sign-in-with-google.md: a client finds the way, and a person of the organization signs in."""
+    ada = Visitor("ada@example.com", "google")
+    async with guarded(example("google.py"), port=int(shop.rpartition(":")[2])):
+        async with connected(shop, ada) as client:
+            assert (await client.call("greet")).content[0].text == "Hello, google:ada@example.com!"
+        assert "Continue with Google" in ada.pages[0]
+        mallory = Visitor("mallory@example.com", "google")
+        with pytest.raises(AccessDenied):
+            async with connected(shop, mallory) as client:
+                await client.call("greet")
+        assert "mallory@example.com may not sign in here." in mallory.pages[-1]
+
+
+async def test_several_ways_have_a_button_each_and_people_get_what_their_entry_says(shop: str) -> None:
+    """docs/how-to/sign-in-with-google.md: the first entry that fits counts."""
+    staff = Visitor("eve@example.com", "staff")
+    async with guarded(example("several_ways.py"), port=int(shop.rpartition(":")[2])):
+        async with connected(shop, staff) as client:
+            said = (await client.call("order", {"isbn": "1"})).content[0].text
+            assert said == "1 is on its way to staff:eve@example.com."
+        for label in ("Google", "GitHub", "our sign-in"):
+            assert f"Continue with {label}<" in staff.pages[0]
+        async with connected(shop, Visitor("ada@example.com", "google")) as client:
+            assert "google:ada@" in (await client.call("order", {"isbn": "1"})).content[0].text

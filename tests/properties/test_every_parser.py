@@ -1,0 +1,45 @@
+"""Every parser, with bytes of any kind and with good ones that were damaged: none raises anything but what it promises.
+
+The long run of the same targets is `make fuzz`.
+"""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fuzz import parsers, servers
+from fuzz.parsers import Target
+
+EXAMPLES = 300
+TARGETS = {**parsers.PARSERS, **servers.SERVERS}
+SEEDS = {**parsers.SEEDS, **servers.SEEDS}
+made: dict[str, Target] = {}
+
+
+@st.composite
+def damaged(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
+    """A good one with a few bytes cut out, put in or repeated; or any bytes."""
+    data = draw(st.sampled_from(seeds)) if seeds else b""
+    for _ in range(draw(st.integers(0, 3)) if seeds else 1):
+        start = draw(st.integers(0, len(data)))
+        end = draw(st.integers(start, min(len(data), start + 8)))
+        put = draw(st.binary(max_size=12) | st.sampled_from([b"\r\n", b"\0", b'"', b"\\u", b"{", b"[" * 70, b"9" * 30]))
+        data = data[:start] + put + data[end:]
+    return data
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_any_bytes_are_read_or_refused_as_promised(name: str) -> None:
+    """Our choice: what a peer sends is never an unexpected error."""
+    target = made.setdefault(name, TARGETS[name]())
+    inputs = 0
+
+    @settings(max_examples=EXAMPLES)
+    @given(damaged(SEEDS.get(name, [])) | st.binary(max_size=200))
+    def run(data: bytes) -> None:
+        nonlocal inputs
+        inputs += 1
+        target(data)
+
+    run()
+    assert inputs >= EXAMPLES // 2

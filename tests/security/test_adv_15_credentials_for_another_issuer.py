@@ -1,0 +1,148 @@
+"""Clients that send credentials to an attacker's authorization server (CVE-2026-104850, CVE-2026-115563): what a client
+has of one issuer never reaches another one, whatever a server says about who gives its tokens.
+"""
+
+import json
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from client.rude import DONE, Asked, Rude, discovering, rude
+from millstream import Client
+from millstream.client.errors import AccessDenied
+from millstream.client.http.url import parse
+from millstream.client.oauth.flow import OAuth
+from millstream.client.oauth.store import MemoryStore
+from millstream.client.options import Options
+
+SECRET = "the-secret-that-only-one-issuer-knows"
+
+
+class World:
+    """A server whose metadata can be changed, and an issuer; both note what they are asked."""
+
+    def __init__(self) -> None:
+        self.issuer = ""
+        self.authorize: dict[str, str] = {}
+        """What the issuer adds to its answer."""
+
+    async def resource(self, asked: Asked) -> None:
+        """The server."""
+        if asked.path.startswith("/.well-known/"):
+            url = f"http://{asked.headers['host']}/mcp"
+            await asked.reply(json.dumps({"resource": url, "authorization_servers": [self.issuer]}).encode())
+        elif asked.headers.get("authorization") == "Bearer good":
+            await discovering(lambda asked: asked.result(DONE))(asked)
+        else:
+            await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
+
+    async def issue(self, asked: Asked) -> None:
+        """An authorization server."""
+        origin = f"http://{asked.headers['host']}"
+        path = asked.path.partition("?")[0]
+        if path.startswith("/.well-known/"):
+            about = {
+                "issuer": origin,
+                "authorization_endpoint": f"{origin}/authorize",
+                "token_endpoint": f"{origin}/token",
+                "registration_endpoint": f"{origin}/register",
+                "code_challenge_methods_supported": ["S256"],
+            }
+            await asked.reply(json.dumps(about).encode())
+        elif path == "/register":
+            await asked.reply(b'{"client_id": "registered-at-%b"}' % asked.headers["host"].encode())
+        else:
+            await asked.reply(b'{"access_token": "good", "refresh_token": "renews", "token_type": "Bearer"}')
+
+    async def visit(self, url: str) -> str:
+        """A person who agrees."""
+        query = parse_qs(urlsplit(url).query)
+        more = "".join(f"&{name}={value}" for name, value in self.authorize.items())
+        return f"{query['redirect_uri'][0]}?code=c&state={query['state'][0]}{more}"
+
+
+def origin(server: Rude) -> str:
+    """Where a server is."""
+    return server.url.removesuffix("/mcp")
+
+
+def told(server: Rude) -> str:
+    """All that a server was ever sent."""
+    return " ".join(f"{asked.path} {asked.headers} {asked.body.decode()}" for asked in server.asked)
+
+
+async def call(server: Rude, auth: OAuth) -> None:
+    """Sign in and call."""
+    async with Client(server.url, options=Options(auth=auth)) as client:
+        await client.call("x")
+
+
+@pytest.mark.parametrize("given", [{"as_itself": True}, {}])
+async def test_a_secret_goes_to_the_issuer_that_it_is_for_and_to_no_other(given: dict[str, Any]) -> None:
+    """A server that was taken over names another issuer: that one hears nothing."""
+    world = World()
+    async with rude(world.resource) as server, rude(world.issue) as good, rude(world.issue) as evil:
+        auth = OAuth(store=MemoryStore(), client_id="me", client_secret=SECRET, visit=world.visit, **given)
+        world.issuer = origin(good)
+        await call(server, auth)
+        assert len(good.asked) >= 2
+        auth._store.save(MemoryStore().load())  # its tokens were revoked
+        world.issuer = origin(evil)
+        with pytest.raises(AccessDenied, match="these credentials are for"):
+            await call(server, auth)
+        assert SECRET not in told(evil)
+        assert {asked.path.partition("/oauth")[0] for asked in evil.asked} <= {"/.well-known"}
+
+
+async def test_with_the_issuer_said_even_the_first_server_cannot_lead_astray() -> None:
+    """`OAuth(…).bound_to(issuer)`: nothing is learned from the server."""
+    world = World()
+    async with rude(world.resource) as server, rude(world.issue) as evil:
+        world.issuer = origin(evil)
+        options: dict[str, Any] = {"client_id": "me", "client_secret": SECRET, "as_itself": True}
+        with pytest.raises(AccessDenied, match=r"bank\.example"):
+            await call(server, OAuth(store=MemoryStore(), **options).bound_to("https://bank.example"))
+        assert "me" not in [asked.headers.get("authorization") for asked in evil.asked]
+        assert SECRET not in told(evil)
+        assert "POST" not in {asked.verb for asked in evil.asked}
+
+
+async def test_registrations_and_what_renews_a_token_are_kept_for_each_issuer_by_itself() -> None:
+    """A second issuer gets a registration of its own, and never the refresh token of the first."""
+    world, store = World(), MemoryStore()
+    async with rude(world.resource) as server, rude(world.issue) as good, rude(world.issue) as evil:
+        auth = OAuth(store=store, visit=world.visit)
+        world.issuer = origin(good)
+        await call(server, auth)
+        kept = store.load()
+        kept.tokens[str(parse(server.url))].access_token = "bad"
+        store.save(kept)
+        world.issuer = origin(evil)
+        await call(server, auth)
+        assert "renews" not in told(evil)
+        assert f"registered-at-{urlsplit(good.url).netloc}" not in told(evil)
+        assert set(store.load().registrations) == {origin(good), origin(evil)}
+
+
+async def test_the_answer_of_another_issuer_buys_nothing() -> None:
+    """RFC 9207 §2.4, the mix-up attack: the code goes to no token endpoint."""
+    world = World()
+    world.authorize = {"iss": "https://evil.example"}
+    async with rude(world.resource) as server, rude(world.issue) as good:
+        world.issuer = origin(good)
+        with pytest.raises(AccessDenied, match=r"evil\.example"):
+            await call(server, OAuth(store=MemoryStore(), visit=world.visit))
+        assert "/token" not in {asked.path for asked in good.asked}
+
+
+async def test_the_token_for_one_server_is_not_sent_to_another() -> None:
+    """Tokens are kept for the URL that they were asked for."""
+    world = World()
+    async with rude(world.resource) as server, rude(world.issue) as good:
+        world.issuer = origin(good)
+        auth = OAuth(store=MemoryStore(), visit=world.visit)
+        await call(server, auth)
+        async with rude(discovering(lambda asked: asked.result(DONE))) as other:
+            await call(other, auth)
+            assert not any("authorization" in asked.headers for asked in other.asked)

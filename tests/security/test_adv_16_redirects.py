@@ -1,0 +1,63 @@
+"""Redirects that leak headers and bodies (CVE-2026-116685, CVE-2026-111769): nothing that was meant for one origin
+reaches another one, by whatever status and spelling. What the server itself asks: test_adv_17_ssrf.py.
+"""
+
+import pytest
+
+from client.rude import DONE, Asked, discovering, rude
+from millstream import Client
+from millstream.client.errors import ClientError, NotMcp
+from millstream.client.oauth.discovery import Resource
+from millstream.client.oauth.fetching import fetch, get_json, post_form
+
+TOKEN = "Bearer of-the-first-server-only"
+STATUSES = [301, 302, 303, 307, 308]
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("form", ["http://{host}/mcp", "//{host}/mcp", "http://a@{host}/mcp", "http:\\\\{host}/mcp"])
+async def test_a_client_takes_neither_credentials_nor_messages_to_another_origin(status: int, form: str) -> None:
+    """Another port is another origin; the error names both."""
+
+    async with rude(discovering(lambda asked: asked.result(DONE))) as second:
+        host = second.url.removeprefix("http://").partition("/")[0]
+
+        async def behave(asked: Asked) -> None:
+            where = form.format(host=host)
+            await asked.reply(b"", status=f"{status} Elsewhere", more=f"Location: {where}\r\n")
+
+        async with rude(behave) as first:
+            headers = {"Authorization": TOKEN}
+            with pytest.raises(ClientError):
+                async with Client(first.url, headers=headers) as client:
+                    await client.call("x", {"secret": "body"})
+        assert second.asked == []
+
+
+@pytest.mark.parametrize("status", STATUSES)
+async def test_what_fetches_tokens_follows_no_redirect_at_all(status: int) -> None:
+    """Metadata, registration and token endpoints: each answer is for one URL."""
+    async with rude(discovering(lambda asked: asked.result(DONE))) as second:
+
+        async def behave(asked: Asked) -> None:
+            await asked.reply(b"{}", status=f"{status} Elsewhere", more=f"Location: {second.url}\r\n")
+
+        async with rude(behave) as first:
+            assert await get_json(first.url, Resource, None) is None
+            reply = await post_form(first.url, {"client_secret": "x"}, {"Authorization": "Basic x"}, None)
+            assert reply.status == status
+            assert (await fetch("POST", first.url, body=b"{}")).status == status
+        assert second.asked == []
+
+
+async def test_a_redirect_to_plain_http_or_a_file_is_not_followed() -> None:
+    """A downgrade would show everything to whoever listens."""
+    for where in ("https://127.0.0.1:1/mcp", "file:///etc/passwd", "javascript:alert(1)", "gopher://127.0.0.1/"):
+
+        async def behave(asked: Asked, where: str = where) -> None:
+            await asked.reply(b"", status="307 Elsewhere", more=f"Location: {where}\r\n")
+
+        async with rude(behave) as first:
+            with pytest.raises((NotMcp, ClientError, ValueError)):
+                async with Client(first.url, headers={"Authorization": TOKEN}):
+                    pass

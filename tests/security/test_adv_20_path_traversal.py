@@ -1,0 +1,49 @@
+"""Paths that leave their folder (CVE-2026-77825, a check by `startswith`): what is served stands in a table, so no
+spelling of a path opens a file.
+"""
+
+import pytest
+
+from http_peer import Peer
+from millstream import Server, Settings
+from wire import wired
+
+NAMES = ["pages.py", "../pages.py", "..%2fpages.py", "%2e%2e/pages.py", "%2e%2e%2fpages.py", "..%5cpages.py",
+         "....//pages.py", "..;/pages.py", "%252e%252e/pages.py", "..%c0%afpages.py", "..%00/pages.py", "%00", ".",
+         "..", "base.css/../../pages.py", "base.css%00.html", "base.css/", "/etc/passwd", "//etc/passwd",
+         "../assets_of_a_neighbor/x", "../../../../../../../../etc/passwd", "base.css?/../../pages.py&x",
+         "~root", "C:\\windows\\win.ini", "file:///etc/passwd"]  # fmt: skip
+BEFORE = ["/assets/", "/docs/", "/dashboard/", "/", "/.well-known/", "/mcp/sse/", "/tools/", "/metrics/"]
+
+
+@pytest.mark.parametrize("lane", [True, False])
+@pytest.mark.parametrize("before", BEFORE)
+async def test_no_spelling_of_a_path_reaches_a_file(before: str, *, lane: bool) -> None:
+    """Nothing of the program's sources and of the system is in any answer, and none is a 500."""
+    server = Server("s", serve="all", settings=Settings(lane=lane))
+    async with wired(server, "lane") as wire:
+        assert wire.running is not None
+        for name in NAMES:
+            peer: Peer = await wire.running.connect()
+            await peer.send(f"GET {before}{name} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n".encode())
+            status, headers = await peer.head()
+            if headers.get(b"content-type", b"").startswith(b"text/event-stream"):
+                assert before == "/mcp/sse/"  # the rest of the path is a client's name there, and no file's
+                peer.writer.transport.abort()
+                continue
+            said = await peer.reader.read()
+            peer.close()
+            assert status < 500, name
+            assert b"root:" not in said, name
+            assert b'"""' not in said, name
+            assert b"import " not in said, name
+            if status == 200:
+                assert name == "base.css?/../../pages.py&x", (before, name)
+
+
+async def test_what_is_served_is_a_list_that_is_made_when_the_server_starts() -> None:
+    """A file that somebody puts beside the others later isn't served, and a link leads nowhere."""
+    from millstream.web.pages import pages  # noqa: PLC0415  the table itself
+
+    assert all(path.count("..") == 0 and path.startswith(("/assets/", "/")) for path in pages())
+    assert not any(path.endswith(".py") for path in pages())

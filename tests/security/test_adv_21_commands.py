@@ -1,0 +1,121 @@
+"""Commands by HTTP (CVE-2025-49596, CVE-2025-6514): no request makes a process, no shell reads anything, and a client
+opens nothing in a browser but pages of the web.
+"""
+
+import ast
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import millstream
+from auth_world import ROOT, guarded, make_server
+from client.rude import Asked, rude
+from millstream import Client
+from millstream.client.errors import ClientError
+from millstream.client.oauth.flow import OAuth
+from millstream.client.oauth.store import MemoryStore
+from millstream.client.options import Options
+from wire import request
+
+PACKAGE = Path(millstream.__file__).parent
+STARTS = {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.fork", "os.forkpty",
+          "os.startfile", "pty.spawn", "webbrowser.open"}  # fmt: skip
+COMMAND = "touch owned; $(id) `id` | sh & calc.exe"
+
+
+class Started:
+    """What was started while somebody watches: audit hooks can't be taken away again."""
+
+    watching = False
+    events: list[str] = []  # noqa: RUF012  one for the process, as the hook is
+
+
+def _hook(event: str, arguments: Any) -> None:
+    if Started.watching and event in STARTS:
+        Started.events.append(f"{event} {arguments}")
+
+
+sys.addaudithook(_hook)
+
+
+@pytest.fixture
+def started() -> Iterator[list[str]]:
+    """Whatever the process starts from now on."""
+    Started.events.clear()
+    Started.watching = True
+    yield Started.events
+    Started.watching = False
+
+
+async def test_no_route_starts_a_process_whatever_it_is_told(started: list[str]) -> None:
+    """Names, arguments, ids, queries and headers, on every path, by somebody who may do everything."""
+    async with guarded(make_server()) as world:
+        assert world.runtime.routes is not None
+        places = sorted({path.decode() for _, path in world.runtime.routes.hot})
+        assert {"/mcp", "/publish", "/tools/", "/dashboard"} & {*places, "/tools/"} >= {"/mcp", "/publish"}
+        bodies = [
+            {"command": COMMAND, "args": [COMMAND], "transportType": "stdio", "url": f"file:///bin/sh?{COMMAND}"},
+            request("tools/call", {"name": COMMAND, "arguments": {"command": COMMAND}}),
+            request("server/spawn", {"command": COMMAND}),
+            {"name": COMMAND, "arguments": {"cmd": COMMAND}, "params": {"name": COMMAND}},
+        ]
+        for path in [*places, "/tools/who", "/sse", "/stdio", "/connect", "/mcp-rest/test/connection"]:
+            for body in bodies:
+                peer = await world.send(
+                    ROOT, "POST", f"{path}?command=sh&transportType=stdio", json.dumps(body).encode(),
+                    content_type="application/json", x_command="sh",
+                )  # fmt: skip
+                await peer.head()
+                peer.writer.transport.abort()
+            peer = await world.send(ROOT, "GET", f"{path}?command=sh&transportType=stdio&url=file:///bin/sh")
+            await peer.head()
+            peer.writer.transport.abort()
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["file:///bin/sh", "javascript:alert(1)", "data:text/html,x", "ms-msdt:/id", "http://evil.example/authorize",
+     "$(id)", "https://a.example/\r\nb", "vbscript:x", "https:$(calc.exe)/"],
+)  # fmt: skip
+async def test_a_client_opens_only_pages_of_the_web(
+    page: str, monkeypatch: pytest.MonkeyPatch, started: list[str]
+) -> None:
+    """https, or http on this machine: an issuer names the page that the person is sent to."""
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url, *rest: opened.append(url))
+
+    async def behave(asked: Asked) -> None:
+        origin = f"http://{asked.headers['host']}"
+        about: dict[str, Any] = {"resource": f"{origin}/mcp", "authorization_servers": [origin]}
+        about |= {"issuer": origin, "authorization_endpoint": page, "token_endpoint": f"{origin}/token",
+                  "registration_endpoint": f"{origin}/register", "code_challenge_methods_supported": ["S256"],
+                  "client_id": "me"}  # fmt: skip
+        if asked.path.startswith("/.well-known/") or asked.path == "/register":
+            await asked.reply(json.dumps(about).encode())
+        else:
+            await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
+
+    async with rude(behave) as server:
+        with pytest.raises((ClientError, ValueError)):
+            async with Client(server.url, options=Options(auth=OAuth(store=MemoryStore()))):
+                pass
+    assert opened == started == []
+
+
+def test_no_shell_reads_anything_and_commands_are_lists() -> None:
+    """In the whole program: no `shell=True`, no `os.system`, no `eval` and `exec` of what comes from outside."""
+    found: list[str] = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                shell = any(word.arg == "shell" and ast.unparse(word.value) != "False" for word in node.keywords)
+                if shell or name in ("os.system", "os.popen", "eval", "exec", "asyncio.create_subprocess_shell",
+                                     "pickle.loads", "marshal.loads", "yaml.load"):  # fmt: skip
+                    found.append(f"{path.relative_to(PACKAGE)}: {ast.unparse(node)[:60]}")
+    assert found == []

@@ -1,0 +1,114 @@
+"""Scripts in what clients say of themselves, on the pages where people sign in: CVE-2025-62800 and its kind."""
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from issuing_world import BACK, Browser, Desk, Known
+from millstream.auth.issuing.ways import Away, Returned, SignInFailed, User
+from millstream.stores.memory.store import MemoryStore
+
+PAYLOADS = [
+    "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'><svg/onload=alert(1)>",
+    "</title><script>x</script>",
+    "{body}{0}{__class__}", "javascript:alert(1)", "&lt;script&gt;", "\u202e<b>", "--><script>", "${7*7}{{7*7}}",
+    '" autofocus onfocus="alert(1)', "</textarea><iframe srcdoc='<script>x</script>'>",
+]  # fmt: skip
+ALLOWED = {"html", "head", "meta", "title", "link", "body", "main", "h1", "h2", "p", "dl", "div", "dt", "dd",
+"strong", "section",
+           "ul", "li", "form", "input", "label", "button", "span", "a"}  # fmt: skip
+
+
+class Elements(HTMLParser):
+    """Every element of a page, and its attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+
+def check(page: Any) -> None:
+    """Nothing that runs is on the page, and its policy would not let it."""
+    found = Elements()
+    found.feed(page.text)
+    assert {tag for tag, _ in found.seen} <= ALLOWED
+    for tag, attributes in found.seen:
+        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+        for name in ("href", "src", "action", "formaction"):
+            assert re.fullmatch(
+                r"((\.\./)*assets/[\w.-]+|authorize|https://id\.example/.*)?", attributes.get(name) or ""
+            )
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; style-src 'self'; form-action 'self'")
+    assert "script" not in policy
+    assert "unsafe" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff"
+
+
+class Elsewhere:
+    """An upstream with an ugly label, which fails with an ugly text."""
+
+    name = "elsewhere"
+
+    def __init__(self, payload: str) -> None:
+        self.label = payload
+
+    async def begin(self, callback: str, state: str) -> Away:
+        """Send the browser there."""
+        return Away(f'https://id.example/?state={state}&x="><script>alert(1)</script>')
+
+    async def finish(self, returned: Returned) -> User:
+        """Nobody."""
+        raise SignInFailed(self.label)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+async def test_what_anybody_says_is_text_on_every_page(payload: str) -> None:
+    """Names of clients, servers, scopes, people and upstreams; what was typed; what failed."""
+    store = MemoryStore()
+    await store.open()
+    people = Known()
+    people.people["ada"] = ("correct horse", User("ada", payload, ("*",)))
+    options: dict[str, Any] = {"people": [people, Elsewhere(payload)], "described": {"orders:write": payload}}
+    desk = Desk(store, **options)
+    id = (await desk.register(client_name=payload))["client_id"]
+    browser = Browser(desk)
+    page = await browser.open(id, scope="orders:write", state=payload)
+    check(page)
+    check(await browser.answer(page, name=payload, password=payload, answer="allow"))
+    leads = await browser.answer(page, way="elsewhere")
+    check(leads)
+    state = leads.text.split("state=")[1].split("&")[0]
+    check(await browser.ask("GET", "/sign-in/callback/elsewhere", query=f"state={state}"))
+    check(await browser.ask("GET", "/sign-in/callback/elsewhere", query=f"state={state}"))
+    await browser.answer(page)
+    check(await browser.open(id, scope="orders:write orders:read", prompt="consent"))
+    check(await browser.open(payload))
+    check(await browser.open(id, redirect_uri=payload))
+
+
+@pytest.mark.parametrize("uri", [
+    f"{BACK};script-src", f"{BACK}?a;b,c", "https://a.example;script-src 'unsafe-inline'/", "https://a.example,x/",
+    "com.example.app:/x;y",
+    "http://[::1]:5/x;default-src *", "https://'self'/",
+])  # fmt: skip
+async def test_a_redirect_uri_cannot_add_to_the_policy(uri: str) -> None:
+    """It is refused, or only its scheme and host go in."""
+    store = MemoryStore()
+    await store.open()
+    desk = Desk(store)
+    try:
+        id = (await desk.register(redirect_uris=[uri]))["client_id"]
+    except AssertionError as refused:
+        assert "invalid_redirect_uri" in str(refused)  # noqa: PT017  one of two good ends
+        return
+    page = await Browser(desk).open(id, redirect_uri=uri)
+    policy = page.headers["content-security-policy"]
+    assert policy.count(";") == 4
+    assert "," not in policy
+    assert "unsafe" not in policy

@@ -1,0 +1,58 @@
+"""A reader of event streams without a bound (CVE-2026-53965): of what a server sends without ever ending it, our client
+keeps so much and no more. Bodies and heads of that kind: tests/client/test_faults.py.
+"""
+
+import asyncio
+
+import pytest
+
+from client.rude import Asked, discovering, rude
+from millstream import Client
+from millstream.client.errors import TooLarge
+from millstream.client.options import Options
+from millstream.protocol.sse import Decoder
+
+MIB = 1024 * 1024
+ENDLESS = {
+    "a line": [b"data: ", b"x"],
+    "an event": [b"", b"data: x\n"],
+    "the name of an event": [b"event: ", b"x"],
+    "an id": [b"id: ", b"7"],
+    "a comment": [b": ", b"x"],
+    "line ends of the other kind": [b"", b"data: x\r"],
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+async def test_what_never_ends_is_cut_off_at_the_bound(what: str) -> None:
+    """The server gets rid of a few MiB, not of a gigabyte, and the error says which bound it was."""
+    begin, piece = ENDLESS[what]
+    sent = 0
+    gone = asyncio.Event()
+
+    async def behave(asked: Asked) -> None:
+        nonlocal sent
+        await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + begin)
+        block = piece * (65536 // len(piece))
+        try:
+            while sent < 1024 * MIB:
+                await asked.write(block)
+                sent += len(block)
+        finally:
+            gone.set()
+
+    async with rude(discovering(behave)) as server:
+        with pytest.raises(TooLarge):
+            async with Client(server.url, options=Options(max_bytes=MIB)) as client:
+                await client.call("x")
+        await gone.wait()
+    assert sent < 64 * MIB
+
+
+@pytest.mark.parametrize("line", [b": x\n", b"unknown: x\n", b"\n", b"retry: 1\n", b"id: 7\n", b"\r", b"\xff\xfe\n"])
+def test_lines_that_mean_nothing_are_not_kept(line: bytes) -> None:
+    """Short ones can come for as long as a call takes: none of them may leave anything behind."""
+    decoder = Decoder(max_event_bytes=1000)
+    for _ in range(200):
+        assert decoder.feed(line * 1000) == []
+    assert [event.data for event in decoder.feed(b"\ndata: on\n\n")] == ["on"]

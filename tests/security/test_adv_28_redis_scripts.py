@@ -1,0 +1,95 @@
+"""Scripts in Redis (CVE-2025-49844 and others): what a peer says is an argument of a script and never part of one, and
+the documented user may do nothing beside what Millstream needs.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import millstream
+from millstream.stores.base import Told
+from millstream.stores.rates import Pace, Quota, Seat
+from redis_parts import RedisServer, opened, shared_servers
+from scripts.docs import ROOT
+from store_parts import TTL, append
+
+LUA = Path(millstream.__file__).parent / "stores" / "redis" / "lua"
+EVIL = [
+    "')redis.call('FLUSHALL')--", "]]redis.call('FLUSHALL')--[[", "\r\n*1\r\n$8\r\nFLUSHALL\r\n", "*", "?[a-z]", "{x}",
+    "}{", "\\", "%s %b", "a" * 2000, "\0", "\u2028", "return redis.call('CONFIG','SET','dir','/')", "0 or true",
+    "-nan", "1e999",
+]  # fmt: skip
+
+
+@pytest.fixture
+def server() -> RedisServer:
+    """A server of real Redis."""
+    server: RedisServer = shared_servers(RedisServer)
+    server.flush()
+    server.ask("CONFIG", "RESETSTAT")
+    server.ask("SCRIPT", "FLUSH")
+    return server
+
+
+def used(server: RedisServer) -> set[str]:
+    """The commands that were run since then."""
+    return set(re.findall(r"cmdstat_([\w|]+):", server.ask("INFO", "commandstats").decode()))
+
+
+@pytest.mark.server
+async def test_no_name_or_value_becomes_a_command_or_a_part_of_a_script(server: RedisServer) -> None:
+    """Every part of the store, with names that would be a command anywhere else; each gives back what it was given."""
+    async with opened(server.url) as store:
+        for number, evil in enumerate(EVIL):
+            data = evil.encode("utf-8", "surrogatepass")
+            for key in (f"session:{evil}", f"kind:{evil}", evil):
+                await store.kv.put(key, data, TTL)
+                assert await store.kv.get(key) == data
+                assert key in await store.kv.keys(key)
+                assert await store.kv.compare_and_set(key, data, None, TTL)
+            await append(store, f"hub:{evil}", data)
+            assert [each.data for each in await store.log.read(f"hub:{evil}", None)] == [data]
+            told = Told(f"hub:{evil}", data, TTL, 10)
+            await store.members.join(evil, evil, data, told)
+            assert await store.members.present(evil) == [(evil, data)]
+            charges = [Pace(evil, 5, 60), Quota(evil, 5, store.time() + 60), Seat(evil, 5, evil)]
+            assert {taken.wait for taken in (await store.rates.take(charges)).taken} == {0.0}
+            await store.rates.leave([Seat(evil, 5, evil)])
+            await store.bus.publish(f"{number}{evil}", data)
+    ran = used(server)
+    assert not ran & {"flushall", "flushdb", "config|set", "debug", "shutdown", "module|load", "slaveof", "replicaof"}
+    scripts = int(re.findall(r"number_of_cached_scripts:(\d+)", server.ask("INFO", "memory").decode())[0])
+    assert 0 < scripts <= len(list(LUA.glob("*.lua")))
+
+
+def test_every_script_is_a_file_and_reads_what_it_is_given_as_data() -> None:
+    """Nothing in a script turns a text into code, and nothing in the program puts a text into a script."""
+    for path in LUA.glob("*.lua"):
+        text = re.sub(r"--.*", "", path.read_text("utf-8"))
+        assert not re.search(r"\b(load|loadstring|dofile|require|setfenv|getmetatable|cjson|cmsgpack)\b", text), (
+            path.name
+        )
+        for name in re.findall(r"redis\.p?call\(([^,)]*)", text):
+            assert re.fullmatch(r"'[A-Z]+'", name), f"{path.name}: {name}"
+    source = (LUA.parent / "scripts.py").read_text("utf-8")
+    assert re.findall(r"_FOLDER / ([^)]*)\)", source) == ['"shared.lua"', 'f"{name}.lua"']
+
+
+@pytest.mark.server
+async def test_the_documented_user_reaches_nothing_but_its_own_keys(server: RedisServer) -> None:
+    """docs/how-to/use-redis.md: what a hole in a script could do at most."""
+    page = (ROOT / "docs" / "how-to" / "use-redis.md").read_text("utf-8")
+    rights = page.partition("ACL SETUSER millstream on >PASSWORD ")[2].partition("```")[0].split()
+    server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *rights)
+    for command in ("FLUSHALL", "CONFIG SET dir /", "SHUTDOWN", "DEBUG SLEEP 1", "KEYS *", "GET other:key",
+                    "MODULE LOAD /x.so", "SCRIPT FLUSH", "ACL LIST", "REPLICAOF 127.0.0.1 1",
+                    "SET other:key 1"):  # fmt: skip
+        assert server.ask("ACL", "DRYRUN", "millstream", *command.split(" ")) != b"OK", command
+    assert server.ask("ACL", "DRYRUN", "millstream", "GET", "millstream:{j0}:k:a") == b"OK"
+
+
+def test_the_page_names_the_releases_that_are_repaired() -> None:
+    """An old server has holes that no client can close."""
+    page = (ROOT / "docs" / "how-to" / "use-redis.md").read_text("utf-8")
+    assert {"7.2.11", "7.4.6", "8.0.4", "8.2.2", "8.1.4"} <= set(re.findall(r"\d\.\d\.\d+", page))

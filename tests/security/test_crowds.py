@@ -1,0 +1,70 @@
+"""Crowds of bad clients, counted: each is sent away, and whoever behaves is answered meanwhile. How long that takes,
+and what a healthy client feels of it, `python -m benches.hostile` measures.
+"""
+
+import asyncio
+
+import pytest
+
+from auth_world import ALICE, guarded, make_server
+from http_peer import Peer
+from issuer_world import AUDIENCE, OTHER, claims, issuing, token
+from millstream import auth
+from patience import WAIT
+from wire import request
+
+BETWEEN = 0.05
+"""Seconds between two drops of a slow sender."""
+
+CROWD = 150
+HALF = b"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+BODY = (
+    HALF + f"authorization: Bearer {ALICE}\r\ncontent-type: application/json\r\ncontent-length: 9000\r\n\r\n".encode()
+)
+
+
+@pytest.mark.parametrize(("begin", "drop"), [(HALF, b"x: y\r\n"), (BODY, b" ")], ids=["headers", "bodies"])
+async def test_everybody_who_dribbles_is_sent_away_and_everybody_else_is_answered(begin: bytes, drop: bytes) -> None:
+    """A byte now and then doesn't prolong the time; each gets 408 or the end of the connection."""
+    async with guarded(make_server(header_timeout=0.5, body_timeout=0.5)) as world:
+        peers = [await world.running.connect() for _ in range(CROWD)]
+        for peer in peers:
+            await peer.send(begin)
+        answered = 0
+        gone: set[asyncio.Task[bytes]] = set()
+
+        async def dribble(peer: Peer) -> bytes:
+            reading = asyncio.ensure_future(peer.reader.read())
+            while not reading.done():
+                peer.writer.write(drop)
+                await asyncio.wait([reading], timeout=BETWEEN)
+            return reading.result() if reading.exception() is None else b""
+
+        tasks = {asyncio.ensure_future(dribble(peer)) for peer in peers}
+        async with asyncio.timeout(WAIT):
+            while gone != tasks:
+                assert (await world.post(ALICE, request("ping"))).status == 200
+                answered += 1
+                gone = {task for task in tasks if task.done()}
+        said = [task.result() for task in tasks]
+        assert all(each == b"" or each.startswith(b"HTTP/1.1 408") for each in said)
+        assert answered > 0
+        for peer in peers:
+            peer.close()
+
+
+async def test_a_thousand_tokens_of_unknown_keys_are_one_question_to_the_issuer() -> None:
+    """Also from many addresses, none of which is slowed: the keys are fetched once for all of them."""
+    async with issuing() as issuer:
+        method = auth.oidc(issuer.url, audience=AUDIENCE)
+        good = token(claims(iss=issuer.url))
+        async with guarded(make_server([method, auth.keys(ALICE)])) as world:
+            assert (await world.call(good, "who")).status == 200
+            before = issuer.asked["/keys"]
+            guard = world.runtime.guard
+            assert guard is not None
+            forged = [token(claims(iss=issuer.url), key=OTHER, kid=f"made-up-{number}") for number in range(1000)]
+            found = await asyncio.gather(*(guard.identify(each) for each in forged))
+            assert {identity for identity, _ in found} == {None}
+            assert issuer.asked["/keys"] - before <= 1
+            assert (await world.call(good, "who")).status == 200

@@ -1,0 +1,207 @@
+"""What is stolen is worth nothing, on every route, and on every worker: one with its memory, and four that share Redis.
+
+The owner, the thief and what was made up each ask another worker. The thief's answer is that of an id that never was,
+in status, headers and body.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from auth_world import ALICE, BOB, make_server
+from fleet import Reading, Worker, real_fleet, settle, until
+from patience import WAIT
+from security.forged import FORGED, judging
+from store_parts import BACKINGS
+from wire import LATEST_HANDSHAKE, POST, enveloped, request, routing
+
+JSON = {"content-type": "application/json"}
+STREAM = {"accept": "text/event-stream"}
+BOTH = {**JSON, "accept": "application/json, text/event-stream"}
+CALLERS = 20
+TURNS = max(12, int(os.environ.get("REPLIES", "0")) * 5 // 4 // CALLERS)
+"""REPLIES=100000 makes it a long run."""
+PING = json.dumps(request("ping", id=5)).encode()
+
+
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.server)])
+async def workers(request: pytest.FixtureRequest) -> AsyncIterator[list[Worker]]:
+    """One worker, or four."""
+    backing = BACKINGS[request.param]()
+    async with real_fleet(make_server, backing, 1 if request.param == "memory" else 4) as workers:
+        yield workers
+    await backing.close()
+
+
+class Turns:
+    """Sends each request to the next worker."""
+
+    def __init__(self, workers: list[Worker]) -> None:
+        self._workers = workers
+        self._next = 0
+
+    def worker(self) -> Worker:
+        self._next += 1
+        return self._workers[self._next % len(self._workers)]
+
+    async def ask(self, key: str, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> Any:
+        """Status, names of headers, and body; a stream that opens has none."""
+        given = {**headers, "authorization": f"Bearer {key}"}
+        reply = await self.worker().http.fetch(method, path, given, body)
+        if reply.streaming and reply.status == 200 and method == "GET":
+            reply.close()
+            return reply.status, sorted(reply.headers), b""
+        return reply.status, sorted(reply.headers), await reply.body()
+
+    async def stream(self, key: str, path: str, headers: dict[str, str]) -> Reading:
+        given = {**headers, **STREAM, "authorization": f"Bearer {key}"}
+        return Reading(await self.worker().http.fetch("GET", path, given))
+
+    async def session(self, key: str) -> dict[str, str]:
+        """The headers of a session."""
+        about = {"name": "t", "version": "1"}
+        params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {"elicitation": {}}, "clientInfo": about}
+        body = json.dumps(request("initialize", params, 0)).encode()
+        reply = await self.worker().http.fetch("POST", "/mcp", {**POST, "authorization": f"Bearer {key}"}, body)
+        await reply.body()
+        return {"mcp-session-id": reply.headers["mcp-session-id"], "mcp-protocol-version": LATEST_HANDSHAKE}
+
+
+async def test_a_session_is_its_owners_on_every_method_and_its_events_too(workers: list[Worker]) -> None:
+    """POST, GET, DELETE and resume with an event id: MCP, basic/security_best_practices."""
+    turns = Turns(workers)
+    alice, bob = await turns.session(ALICE), await turns.session(BOB)
+    made_up = {**alice, "mcp-session-id": "Q" * len(alice["mcp-session-id"])}
+    params = {"name": "counts", "arguments": {}, "_meta": {"progressToken": 1}}
+    call = json.dumps(request("tools/call", params)).encode()
+    status, _, said = await turns.ask(ALICE, "POST", "/mcp", {**BOTH, **alice}, call)
+    assert status == 200
+    last = next(line[4:].decode() for line in said.split(b"\n") if line.startswith(b"id: "))
+    for method, body, more in (
+        ("POST", PING, BOTH), ("POST", call, BOTH), ("GET", b"", STREAM), ("DELETE", b"", {}),
+        ("GET", b"", {**STREAM, "last-event-id": last}),
+    ):  # fmt: skip
+        for _ in range(len(workers)):
+            stolen = await turns.ask(BOB, method, "/mcp", {**more, **alice}, body)
+            assert stolen == await turns.ask(BOB, method, "/mcp", {**more, **made_up}, body)
+            assert stolen[0] == 404
+    foreign = await turns.ask(BOB, "GET", "/mcp", {**STREAM, **bob, "last-event-id": last})
+    assert foreign == await turns.ask(BOB, "GET", "/mcp", {**STREAM, **bob, "last-event-id": last[::-1]})
+    assert foreign[0] == 400
+    assert (await turns.ask(ALICE, "POST", "/mcp", {**BOTH, **alice}, PING))[0] == 200
+    resumed = await turns.ask(ALICE, "GET", "/mcp", {**STREAM, **alice, "last-event-id": last})
+    assert resumed[0] == 200
+
+
+async def test_a_message_for_somebody_elses_stream_is_404(workers: list[Worker]) -> None:
+    """HTTP+SSE: the id in the path is no credential."""
+    turns = Turns(workers)
+    stream = await turns.stream(ALICE, "/sse", {})
+    await until(lambda: stream.events)
+    path = stream.events.pop(0).data
+    unknown = path[:-6] + "000000"
+    for _ in range(len(workers)):
+        stolen = await turns.ask(BOB, "POST", path, JSON, PING)
+        assert stolen == await turns.ask(BOB, "POST", unknown, JSON, PING)
+        assert stolen[0] == 404
+    assert (await turns.ask(ALICE, "POST", path, JSON, PING))[0] == 202
+    assert (await stream.until(1))[0]["id"] == 5
+    stream.close()
+
+
+async def test_a_mailbox_of_the_same_name_is_another_one_for_everybody(workers: list[Worker]) -> None:
+    """`/mcp/sse/{id}`: who knows the id listens to a mailbox of their own, and takes nothing from the other."""
+    turns = Turns(workers)
+    thief = await turns.stream(BOB, "/mcp/sse/desk", {})
+    body, named = b'{"stream":true}', {**JSON, "x-client-id": "desk"}
+    assert (await turns.ask(ALICE, "POST", "/tools/counts", named, body))[0] == 200
+    owner = await turns.stream(ALICE, "/mcp/sse/desk", {})
+    await until(lambda: any('"result"' in event.data for event in owner.events))
+    await settle()
+    assert not any("result" in event.data or "progress" in event.data for event in thief.events)
+    owner.close()
+    thief.close()
+
+
+async def test_a_question_is_answered_by_its_own_session_only(workers: list[Worker]) -> None:
+    """The id of a question can be guessed; whose session it is, can't."""
+    turns = Turns(workers)
+    alice, bob = await turns.session(ALICE), await turns.session(BOB)
+    call = json.dumps(request("tools/call", {"name": "asks", "arguments": {}}, 7)).encode()
+    given = {**BOTH, **alice, "authorization": f"Bearer {ALICE}"}
+    stream = Reading(await turns.worker().http.fetch("POST", "/mcp", given, call))
+    (question,) = await stream.until(1)
+    answer = {"jsonrpc": "2.0", "id": question["id"], "result": {"action": "accept", "content": {"n": 6}}}
+    body = json.dumps(answer).encode()
+    for session, status in ((alice, 404), (bob, 202)):
+        for _ in range(len(workers)):
+            assert (await turns.ask(BOB, "POST", "/mcp", {**BOTH, **session}, body))[0] == status
+    await settle()
+    assert len(stream.messages) == 1
+    assert (await turns.ask(ALICE, "POST", "/mcp", {**BOTH, **alice}, body))[0] == 202
+    assert (await stream.end())[-1]["result"]["content"][0]["text"] == "asked"
+
+
+async def test_the_state_of_a_round_is_its_callers(workers: list[Worker]) -> None:
+    """2026-07-28: a sealed state in other hands is none."""
+    turns = Turns(workers)
+
+    async def call(key: str, **more: Any) -> Any:
+        params = {"name": "asks", "arguments": {}, **more}
+        body = json.dumps(enveloped("tools/call", params, elicitation={})).encode()
+        return json.loads((await turns.ask(key, "POST", "/mcp", routing("tools/call", "asks"), body))[2])
+
+    asked = (await call(ALICE))["result"]
+    (name,) = asked["inputRequests"]
+    more = {"requestState": asked["requestState"],
+            "inputResponses": {name: {"action": "accept", "content": {"n": 1}}}}  # fmt: skip
+    assert (await call(BOB, **more))["error"]["code"] == -32602
+    assert (await call(ALICE, **more))["result"]["content"][0]["text"] == "asked"
+
+
+async def test_replies_never_cross_between_callers_who_use_the_same_ids_and_go_away(workers: list[Worker]) -> None:
+    """Many callers with the same request ids, some of whom leave in the middle; each reply has its caller's words."""
+    turns = Turns(workers)
+    compared = 0
+
+    async def caller(number: int) -> None:
+        nonlocal compared
+        key, name = (ALICE, "alice") if number % 2 else (BOB, "bob")
+        session = await turns.session(key)
+        for turn in range(TURNS):
+            body = json.dumps(request("tools/call", {"name": "who", "arguments": {}}, turn)).encode()
+            if turn % 5 == 4:
+                left = asyncio.ensure_future(turns.ask(key, "POST", "/mcp", {**BOTH, **session}, body))
+                await asyncio.sleep(0)
+                left.cancel()
+                continue
+            status, _, said = await turns.ask(key, "POST", "/mcp", {**BOTH, **session}, body)
+            reply = json.loads(said)
+            assert (status, reply["id"], reply["result"]["content"][0]["text"]) == (200, turn, name)
+            compared += 1
+
+    async with asyncio.timeout(WAIT * TURNS):
+        await asyncio.gather(*(caller(number) for number in range(CALLERS)))
+    assert compared == CALLERS * (TURNS - TURNS // 5)
+
+
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.server)])
+async def judges(request: pytest.FixtureRequest) -> AsyncIterator[list[Worker]]:
+    """One worker that takes tokens, or four."""
+    backing = BACKINGS[request.param]()
+    count = 1 if request.param == "memory" else 4
+    async with real_fleet(lambda: make_server(judging()), backing, count) as workers:
+        yield workers
+    await backing.close()
+
+
+async def test_a_forged_token_is_refused_by_every_worker(judges: list[Worker]) -> None:
+    """None, swapped algorithms, keys in the token, what is critical and unknown, other audiences, huge ones."""
+    turns = Turns(judges)
+    for what, forged in FORGED.items():
+        for _ in range(len(judges)):
+            assert (await turns.ask(forged, "POST", "/mcp", BOTH, PING))[0] in (401, 429), what

@@ -1,0 +1,329 @@
+"""`Depends`: what fills in parameters, how often, and what happens to it when the call is over."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+import pytest
+
+from millstream import Context, Depends, Server, SyncContext, ToolError
+from millstream.protocol.revisions import NEWEST
+from millstream.testing import connect
+from patience import WAIT
+
+
+class Shop:
+    """What a dependency opens: notes what happens to it."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    async def opened(self) -> AsyncIterator[str]:
+        self.notes.append("opened")
+        try:
+            yield "shop"
+            self.notes.append("committed")
+        except BaseException as exc:
+            self.notes.append(f"rolled back: {type(exc).__name__}")
+            raise
+        finally:
+            self.notes.append("closed")
+
+
+@pytest.fixture
+def shop() -> Shop:
+    return Shop()
+
+
+async def test_a_dependency_is_hidden_resolved_once_a_call_and_closed_after_it(shop: Shop) -> None:
+    """docs/how-to/dependencies.md."""
+    mcp = Server("shop")
+
+    async def shelf(opened: Annotated[str, Depends(shop.opened)]) -> str:
+        return f"shelf of the {opened}"
+
+    @mcp.tool
+    async def find(isbn: str, place: Annotated[str, Depends(shelf)], opened: str = Depends(shop.opened)) -> str:
+        shop.notes.append("called")
+        return f"{isbn}: {place}, {opened}"
+
+    async with connect(mcp) as client:
+        (tool,) = (await client.request("tools/list"))["tools"]
+        assert list(tool["inputSchema"]["properties"]) == ["isbn"]
+        assert (await client.call("find", isbn="1")).text == "1: shelf of the shop, shop"
+        assert shop.notes == ["opened", "called", "committed", "closed"]
+        await client.call("find", isbn="2")
+        assert shop.notes.count("opened") == 2
+        refused = await client.call("find", isbn="3", opened="mine")
+        assert "opened" in refused.text
+        assert refused.is_error
+
+
+async def test_an_error_is_raised_at_the_yield_and_stays_an_error_if_it_is_swallowed(shop: Shop) -> None:
+    """Our choice: a call that failed doesn't succeed with nothing."""
+    mcp = Server("shop")
+
+    async def silent() -> AsyncIterator[None]:
+        with contextlib.suppress(ToolError):
+            yield
+
+    @mcp.tool
+    async def fail(_: Annotated[str, Depends(shop.opened)], quiet: None = Depends(silent)) -> str:
+        raise ToolError("sold out")
+
+    async with connect(mcp) as client:
+        result = await client.call("fail")
+    assert (result.text, result.is_error) == ("sold out", True)
+    assert shop.notes == ["opened", "rolled back: ToolError", "closed"]
+
+
+async def test_an_error_while_closing_is_the_end_of_the_call_and_the_rest_is_closed(shop: Shop) -> None:
+    """Our choice: a commit that failed is no success."""
+    mcp = Server("shop")
+
+    async def commits() -> AsyncIterator[None]:
+        yield
+        raise ToolError("the commit failed")
+
+    @mcp.tool
+    async def order(_: Annotated[str, Depends(shop.opened)], commit: None = Depends(commits)) -> str:
+        return "ordered"
+
+    async with connect(mcp) as client:
+        result = await client.call("order")
+    assert (result.text, result.is_error) == ("the commit failed", True)
+    assert shop.notes[-1] == "closed"
+
+
+async def test_a_cancelled_call_closes_what_it_opened(shop: Shop) -> None:
+    """Our choice: a client that goes away leaks nothing."""
+    mcp, waits = Server("shop"), asyncio.Event()
+
+    @mcp.tool(timeout=0.01)
+    async def wait(_: Annotated[str, Depends(shop.opened)]) -> str:
+        await waits.wait()
+        return "never"
+
+    async with connect(mcp) as client:
+        assert (await client.call("wait")).is_error
+    assert shop.notes == ["opened", "rolled back: CancelledError", "closed"]
+
+
+async def test_a_thread_that_still_opens_when_the_call_is_cancelled_is_closed_behind_it() -> None:
+    """Our choice: what nobody waits for any more is still closed."""
+    mcp, began, go, closed = Server("shop"), threading.Event(), threading.Event(), threading.Event()
+
+    def slow() -> Iterator[str]:
+        began.set()
+        go.wait(WAIT)
+        try:
+            yield "late"
+        finally:
+            closed.set()
+
+    @mcp.tool
+    async def wait(_: Annotated[str, Depends(slow)]) -> str:
+        return "never"
+
+    async with connect(mcp) as client:
+        pending = asyncio.create_task(client.call("wait"))
+        assert await asyncio.to_thread(began.wait, WAIT)
+        pending.cancel()
+        await asyncio.wait((pending,))
+        go.set()
+        assert await asyncio.to_thread(closed.wait, WAIT)
+
+
+class Session:
+    """A class that is a context manager."""
+
+    def __init__(self, ctx: SyncContext) -> None:
+        self.client, self.thread, self.open = ctx.client.name, threading.get_ident(), False
+
+    def __enter__(self) -> Self:
+        self.open = True
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.open = False
+
+
+async def test_functions_classes_and_context_managers_of_every_kind_work_in_every_kind_of_tool() -> None:
+    """docs/how-to/dependencies.md."""
+    mcp, sessions = Server("shop"), list[Session]()
+
+    @contextlib.contextmanager
+    def managed() -> Iterator[str]:
+        yield "managed"
+
+    @contextlib.asynccontextmanager
+    async def managed_async(ctx: Context) -> AsyncIterator[str]:
+        yield f"managed for {ctx.client.name}"
+
+    def plain() -> int:
+        return threading.get_ident()
+
+    def at_once(ctx: Context) -> int:
+        return threading.get_ident()
+
+    def told(session: Session, texts: tuple[str, ...], threads: tuple[int, ...]) -> str:
+        sessions.append(session)
+        here = threading.get_ident()
+        loop = threads[1]
+        return f"{session.open} {session.client} {texts} {threads[0] != loop} {here == loop}"
+
+    @mcp.tool
+    async def in_loop(
+        session: Annotated[Session, Depends(Session)], a: str = Depends(managed), b: str = Depends(managed_async),
+        c: int = Depends(plain), d: int = Depends(at_once, thread=False),
+    ) -> str:  # fmt: skip
+        return told(session, (a, b), (c, d))
+
+    @mcp.tool
+    def in_thread(
+        ctx: SyncContext, *, session: Annotated[Session, Depends(Session)], a: str = Depends(managed),
+        b: str = Depends(managed_async), c: int = Depends(plain), d: int = Depends(at_once, thread=False),
+    ) -> str:  # fmt: skip
+        return told(session, (a, b), (c, d))
+
+    @mcp.tool
+    async def streamed(
+        ctx: Context, session: Annotated[Session, Depends(Session)], a: str = Depends(managed),
+        b: str = Depends(managed_async), c: int = Depends(plain), d: int = Depends(at_once, thread=False),
+    ) -> AsyncIterator[str]:  # fmt: skip
+        yield "first"
+        yield told(session, (a, b), (c, d))
+
+    async with connect(mcp) as client:
+        for name in ("in_loop", "in_thread", "streamed"):
+            text = (await client.call(name)).text
+            assert text == f"True test ('managed', 'managed for test') True {name != 'in_thread'}"
+    assert [each.open for each in sessions] == [False] * 3
+
+
+async def test_resources_templates_prompts_completers_and_schemas_by_hand_have_dependencies_too(shop: Shop) -> None:
+    """docs/how-to/dependencies.md."""
+    mcp = Server("shop")
+    Opened = Annotated[str, Depends(shop.opened)]  # noqa: N806  a type
+
+    @mcp.resource("shop://sales")
+    async def sales(opened: Opened) -> str:
+        return opened
+
+    @mcp.resource("shop://{isbn}")
+    async def book(opened: Opened, isbn: str) -> str:
+        return opened + isbn
+
+    @mcp.prompt
+    def advise(topic: str, opened: Opened) -> str:
+        return opened + topic
+
+    @mcp.complete("advise", "topic")
+    async def topics(value: str, arguments: dict[str, str], opened: Opened) -> list[str]:
+        return [opened + value]
+
+    @mcp.complete("shop://{isbn}", "isbn")
+    def isbns(value: str, arguments: dict[str, str], opened: Opened) -> list[str]:
+        return [opened + value]
+
+    @mcp.tool(input_schema={"type": "object", "properties": {"x": {"type": "integer"}}})
+    async def raw(arguments: dict[str, Any], opened: Opened) -> str:
+        return f"{opened}{arguments['x']}"
+
+    async with connect(mcp) as client:
+        assert (await client.read("shop://sales"))[0]["text"] == "shop"
+        assert (await client.read("shop://7"))[0]["text"] == "shop7"
+        assert (await client.prompt("advise", topic="x"))[0]["content"]["text"] == "shopx"
+        assert (await client.call("raw", x=1)).text == "shop1"
+        for ref, name in (
+            ({"type": "ref/prompt", "name": "advise"}, "topic"),
+            ({"type": "ref/resource", "uri": "shop://{isbn}"}, "isbn"),
+        ):
+            found = await client.request("completion/complete", {"ref": ref, "argument": {"name": name, "value": "y"}})
+            assert found["completion"]["values"] == ["shopy"]
+    assert shop.notes.count("closed") == shop.notes.count("opened") == 6
+
+
+@dataclass
+class Copies:
+    """What a person is asked."""
+
+    copies: int
+
+
+@pytest.mark.parametrize("revision", [NEWEST.date, "2025-11-25"])
+async def test_a_call_that_asks_in_rounds_opens_its_dependencies_in_each_round(shop: Shop, revision: str) -> None:
+    """docs/how-to/dependencies.md: the function runs again from its start, and so does what it depends on."""
+    mcp = Server("shop")
+
+    @mcp.tool
+    async def order(ctx: Context, _: Annotated[str, Depends(shop.opened)]) -> str:
+        answer = await ctx.elicit("How many?", Copies)
+        return f"{answer.copies} ordered"
+
+    async with connect(mcp, revision=revision, elicit=lambda message, schema: {"copies": 3}) as client:
+        assert (await client.call("order")).text == "3 ordered"
+    rounds = ["opened", "rolled back: InputRequired", "closed"] if revision == NEWEST.date else []
+    assert shop.notes == [*rounds, "opened", "committed", "closed"]
+
+
+async def test_tests_put_functions_in_the_place_of_others_and_mounted_servers_follow(shop: Shop) -> None:
+    """docs/how-to/dependencies.md."""
+    inner, outer = Server("inner"), Server("outer")
+
+    @inner.tool
+    async def find(opened: Annotated[str, Depends(shop.opened)]) -> str:
+        return opened
+
+    outer.mount(inner, prefix="in")
+
+    def fake() -> str:
+        return "fake"
+
+    outer.dependency_overrides[shop.opened] = fake
+    async with connect(outer) as client, connect(inner) as other:
+        assert (await client.call("in_find")).text == "fake"
+        del outer.dependency_overrides[shop.opened]
+        inner.dependency_overrides[shop.opened] = lambda: "inner"
+        assert (await client.call("in_find")).text == "inner"
+        assert (await other.call("find")).text == "inner"
+    assert shop.notes == []
+
+
+def needs_argument(isbn: str) -> str:
+    return isbn
+
+
+def in_thread_with_context(ctx: Context) -> str:
+    return ctx.revision
+
+
+async def in_loop_with_sync_context(ctx: SyncContext) -> str:
+    return ctx.revision
+
+
+def circle(value: "Annotated[int, Depends(circle)]") -> int:
+    return value
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (needs_argument, "nobody fills in the parameter 'isbn'"),
+        (in_thread_with_context, "thread=False"),
+        (in_loop_with_sync_context, "annotate ctx: Context"),
+        (circle, "depends on itself"),
+        ("shop", "pass the function itself"),
+    ],
+)
+def test_what_cannot_be_filled_in_is_refused_when_it_is_registered(function: Any, said: str) -> None:
+    """Our choice: a mistake is told at the start, with what to write instead."""
+    mcp = Server("shop")
+    with pytest.raises(TypeError, match=said):
+
+        @mcp.tool
+        async def find(value: Any = Depends(function)) -> str:
+            return str(value)

@@ -1,0 +1,295 @@
+"""Middleware: hooks around calls, reads, prompts, lists and messages, on every way in."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from millstream import Context, Server, ToolError
+from millstream.app.serving.entry import prepare
+from millstream.middleware import ListRequest, MessageRequest, Middleware, Next, Request
+from millstream.protocol.errors import ProtocolError
+from millstream.protocol.revisions import ALL, NEWEST
+from millstream.testing import Failure, connect
+from wire import POST, enveloped, over_asgi, pairs, request, routing
+
+
+class Notes(Middleware):
+    """Notes what passes, in order."""
+
+    def __init__(self, notes: list[str], name: str = "") -> None:
+        self.notes = notes
+        self.name = name
+
+    async def on_call(self, request: Request, next: Next) -> Any:
+        self.notes.append(f"{self.name}call {request.name} {request.arguments}")
+        result = await next(request)
+        self.notes.append(f"{self.name}gave {result}")
+        return result
+
+    async def on_read(self, request: Request, next: Next) -> Any:
+        self.notes.append(f"{self.name}read {request.name} {request.arguments}")
+        return await next(request)
+
+    async def on_prompt(self, request: Request, next: Next) -> Any:
+        self.notes.append(f"{self.name}prompt {request.name} {request.arguments}")
+        return await next(request)
+
+    async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = await next(request)
+        self.notes.append(f"{self.name}list {request.kind} {len(items)}")
+        return items
+
+    async def on_message(self, request: MessageRequest, next: Next) -> dict[str, Any]:
+        if request.method in ("ping", "server/discover"):
+            return {} if request.method == "ping" else await next(request)
+        self.notes.append(f"{self.name}message {request.method}")
+        result: dict[str, Any] = await next(request)
+        return result
+
+
+def shop(*middleware: object, name: str = "shop") -> Server:
+    """A server with one of each kind."""
+    mcp = Server(name, middleware=middleware)
+
+    @mcp.tool
+    async def order(isbn: str, copies: int = 1) -> str:
+        return f"{copies} of {isbn}"
+
+    @mcp.resource("shop://book/{isbn}")
+    def book(isbn: str) -> str:
+        return f"book {isbn}"
+
+    @mcp.resource("shop://sales")
+    def sales() -> str:
+        return "none"
+
+    @mcp.prompt
+    def advise(topic: str) -> str:
+        return f"about {topic}"
+
+    return mcp
+
+
+@pytest.mark.parametrize("revision", [each.date for each in ALL])
+async def test_every_kind_of_request_passes_its_hook_on_every_revision(revision: str) -> None:
+    """docs/how-to/middleware.md."""
+    notes: list[str] = []
+    async with connect(shop(Notes(notes)), revision=revision) as client:
+        notes.clear()
+        await client.call("order", isbn="7")
+        await client.read("shop://book/7")
+        await client.read("shop://sales")
+        await client.prompt("advise", topic="x")
+        for kind in ("tools", "resources", "prompts", "resources/templates"):
+            await client.request(f"{kind}/list")
+    assert notes == [
+        "message tools/call", "call order {'isbn': '7', 'copies': 1}", "gave 1 of 7",
+        "message resources/read", "read shop://book/7 {'isbn': '7'}",
+        "message resources/read", "read shop://sales {}",
+        "message prompts/get", "prompt advise {'topic': 'x'}",
+        "message tools/list", "list tools 1", "message resources/list", "list resources 1",
+        "message prompts/list", "list prompts 1", "message resources/templates/list", "list templates 1",
+    ]  # fmt: skip
+
+
+async def test_a_hook_changes_arguments_which_are_checked_again_and_results() -> None:
+    """docs/how-to/middleware.md."""
+
+    class Changing:
+        async def on_call(self, request: Request, next: Next) -> Any:
+            if request.arguments["isbn"] == "bad":
+                request.arguments["copies"] = "many"
+            elif request.arguments["isbn"] == "new":
+                request.arguments = {"isbn": "other", "copies": 3}
+            return f"({await next(request)})"
+
+        async def on_prompt(self, request: Request, next: Next) -> Any:
+            request.arguments["topic"] = "something else"
+            return await next(request)
+
+        async def on_read(self, request: Request, next: Next) -> Any:
+            if request.arguments:
+                request.arguments["isbn"] = 8
+            return await next(request)
+
+        async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
+            return [{**each, "description": "changed"} for each in await next(request)]
+
+    async with connect(shop(Changing())) as client:
+        assert (await client.call("order", isbn="1")).text == "(1 of 1)"
+        assert (await client.call("order", isbn="new")).text == "(3 of other)"
+        bad = await client.call("order", isbn="bad")
+        assert "copies" in bad.text
+        assert bad.is_error
+        assert (await client.prompt("advise", topic="x"))[0]["content"]["text"] == "about something else"
+        assert (await client.read("shop://book/7"))[0]["text"] == "book 8"
+        assert (await client.request("tools/list"))["tools"][0]["description"] == "changed"
+
+
+async def test_a_hook_refuses_answers_by_itself_and_hears_of_failures() -> None:
+    """docs/how-to/middleware.md."""
+    heard: list[str] = []
+
+    class Refusing:
+        async def on_message(self, request: MessageRequest, next: Next) -> Any:
+            try:
+                return await next(request)
+            except (ToolError, ProtocolError) as exc:
+                heard.append(str(exc))
+                raise
+
+        async def on_call(self, request: Request, next: Next) -> Any:
+            if request.arguments["isbn"] == "secret":
+                raise ToolError("not for you")
+            return "from the cache"
+
+    async with connect(shop(Refusing())) as client:
+        assert (await client.call("order", isbn="secret")).text == "not for you"
+        assert (await client.call("order", isbn="x")).text == "from the cache"
+        with pytest.raises(Failure):
+            await client.call("missing")
+        await client.call("order", isbn=7)
+    assert heard[:2] == ["not for you", "Unknown tool: 'missing'"]
+    assert "isbn" in heard[2]
+
+
+async def test_a_message_hook_changes_the_parameters_before_they_are_read() -> None:
+    """docs/how-to/middleware.md: the place to mend arguments that don't fit."""
+
+    class Mending:
+        async def on_message(self, request: MessageRequest, next: Next) -> Any:
+            if request.method == "tools/call":
+                request.params["arguments"] = {key.lower(): each for key, each in request.params["arguments"].items()}
+            return await next(request)
+
+    async with connect(shop(Mending())) as client:
+        assert (await client.call("order", ISBN="7", Copies=2)).text == "2 of 7"
+
+
+async def test_middleware_and_function_share_the_state_of_the_call() -> None:
+    """docs/how-to/middleware.md."""
+
+    class Clock:
+        async def on_message(self, request: MessageRequest, next: Next) -> Any:
+            request.context.state["since"] = time.monotonic()
+            return await next(request)
+
+    mcp = Server("shop", middleware=[Clock()])
+
+    @mcp.tool
+    async def age(ctx: Context) -> bool:
+        return "since" in ctx.state
+
+    async with connect(mcp) as client:
+        assert (await client.call("age")).structured is True
+
+
+async def test_the_middleware_of_a_mounted_server_is_inside_of_that_of_the_one_it_is_mounted_on() -> None:
+    """docs/how-to/middleware.md."""
+    notes: list[str] = []
+    outer, middle, inner = (Server("outer", middleware=[Notes(notes, "outer: ")]), Server("middle"),
+                            shop(Notes(notes, "inner: ")))  # fmt: skip
+    middle.mount(inner, prefix="in")
+    outer.mount(middle)
+
+    @outer.tool
+    async def own() -> str:
+        return "own"
+
+    async with connect(outer) as client:
+        notes.clear()
+        await client.call("in_order", isbn="7")
+        await client.call("own")
+        assert [each["name"] for each in (await client.request("tools/list"))["tools"]] == ["in_order", "own"]
+    assert notes == [
+        "outer: message tools/call", "inner: message tools/call",
+        "outer: call in_order {'isbn': '7', 'copies': 1}", "inner: call order {'isbn': '7', 'copies': 1}",
+        "inner: gave 1 of 7", "outer: gave 1 of 7",
+        "outer: message tools/call", "outer: call own {}", "outer: gave own",
+        "outer: message tools/list", "inner: list tools 1", "outer: list tools 2",
+    ]  # fmt: skip
+
+
+async def test_a_mounted_server_hides_what_it_hides_from_its_own_lists() -> None:
+    """A server that keeps something to itself keeps it when it's mounted."""
+
+    class Hiding:
+        async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
+            return []
+
+    outer = Server("outer")
+
+    @outer.tool
+    async def first() -> str:
+        return ""
+
+    outer.mount(shop(Hiding()), prefix="in")
+
+    @outer.tool
+    async def last() -> str:
+        return ""
+
+    async with connect(outer) as client:
+        assert [each["name"] for each in (await client.request("tools/list"))["tools"]] == ["first", "last"]
+
+
+@pytest.mark.parametrize("only_calls", [True, False])
+async def test_the_short_cuts_of_http_pass_the_hooks_too(only_calls: bool) -> None:
+    """A prepared call skips the handlers; it may not skip a refusal."""
+    notes: list[str] = []
+    hooks = Notes(notes)
+    mcp = shop(type("CallOnly", (), {"on_call": staticmethod(hooks.on_call)})() if only_calls else hooks)
+    call = {"name": "order", "arguments": {"isbn": "7"}}
+    async with mcp.running() as runtime:
+        prepare(mcp, runtime)
+        for message, head in (
+            (enveloped("tools/call", call), routing("tools/call", "order")),
+            (request("tools/call", call), POST),
+        ):
+            notes.clear()
+            reply = await over_asgi(mcp, "POST", "/mcp", pairs(head), json.dumps(message).encode())
+            assert reply.message["result"]["content"][0]["text"] == "1 of 7"
+            assert "call order {'isbn': '7', 'copies': 1}" in notes
+            assert ("message tools/call" in notes) is not only_calls
+
+
+class Mistaken:
+    async def on_tool_call(self, request: Request, next: Next) -> Any:
+        """As another framework calls it."""
+
+
+class Blocking:
+    def on_call(self, request: Request, next: Next) -> Any:
+        """Not `async def`."""
+
+
+@pytest.mark.parametrize(
+    ("middleware", "said"),
+    [
+        (Mistaken(), "Mistaken has on_tool_call; hooks are on_call, on_read"),
+        (Blocking(), "on_call of Blocking has to be `async def`"),
+        (Notes, r"pass an object of it: Notes\(\)"),
+        (Middleware(), "Middleware has no hook"),
+    ],
+)
+def test_what_is_no_middleware_is_refused_when_the_server_is_made(middleware: object, said: str) -> None:
+    """Our choice: a hook that never runs is a hole."""
+    with pytest.raises(TypeError, match=said):
+        Server("shop", middleware=[middleware])
+
+
+async def test_a_tool_without_hooks_of_its_own_kind_runs_as_it_does_without_middleware() -> None:
+    """Our choice: what isn't there costs nothing."""
+
+    class ReadOnly(Middleware):
+        async def on_read(self, request: Request, next: Next) -> Any:
+            return await next(request)
+
+    plain, hooked = shop(), shop(ReadOnly())
+    assert hooked.registry.tools["order"].run.__qualname__ == plain.registry.tools["order"].run.__qualname__
+    assert set(hooked.registry.fast) == {b"order"}
+    async with hooked.running() as runtime:
+        assert runtime.dispatcher.around is None
+    assert NEWEST.date

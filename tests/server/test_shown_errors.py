@@ -1,0 +1,74 @@
+"""What people see of an error in their own code: the caller while developing, and the log always."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from millstream import Server, Settings
+from millstream.testing import Failure, connect
+
+HERE = Path(__file__).name
+
+
+def shop(*, show_errors: bool) -> Server:
+    """A server whose functions fail on lines of this file, on their own and inside libraries."""
+    mcp = Server("shop", settings=Settings(show_errors=show_errors))
+
+    def price(copies: int) -> float:
+        return 10 / copies
+
+    @mcp.tool
+    async def order(copies: int) -> float:
+        return price(copies)
+
+    @mcp.tool
+    def parse(text: str) -> int:
+        try:
+            return len(Path(text).read_text("utf-8"))
+        except OSError as exc:
+            raise RuntimeError("no such order") from exc
+
+    @mcp.resource("shop://sales")
+    async def sales() -> float:
+        return price(0)
+
+    return mcp
+
+
+async def test_while_developing_a_caller_sees_the_error_and_the_lines_that_led_to_it() -> None:
+    """Our choice: whoever writes the tool calls it, too, and wants to know what is wrong with it."""
+    async with connect(shop(show_errors=True)) as client:
+        text = (await client.call("order", copies=0)).text
+        with pytest.raises(Failure) as caught:
+            await client.read("shop://sales")
+    for each in (text, str(caught.value)):
+        assert each.removesuffix(" (-32603)").endswith("ZeroDivisionError: division by zero")
+        assert each.count("File ") == 2
+        assert each.count(HERE) == 2
+        assert "return price(" in each
+        assert "return 10 / copies" in each
+
+
+async def test_otherwise_a_caller_sees_an_incident_and_nothing_of_the_code() -> None:
+    """Our choice: what callers may know of your code is nothing."""
+    async with connect(shop(show_errors=False)) as client:
+        text = (await client.call("order", copies=0)).text
+    assert "incident" in text
+    assert not any(word in text for word in ("Zero", "price", HERE))
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+async def test_the_log_shows_the_lines_of_the_program_and_at_debug_all(
+    level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Our choice: the frames of libraries and of the server say nothing to whoever wrote the tool."""
+    caplog.set_level(level.upper(), "millstream")
+    async with connect(shop(show_errors=False)) as client:
+        await client.call("parse", text="/nowhere")
+    (record,) = [each for each in caplog.records if each.exc_info]
+    said = logging.Formatter().formatException(record.exc_info)  # type: ignore[arg-type]
+    assert "no such order" in said
+    assert "The above exception was the direct cause" in said
+    assert ("pathlib" in said, "millstream" in said.replace("tests/server", "")) == (level == "debug",) * 2
+    assert said.count(HERE) == 2

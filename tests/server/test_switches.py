@@ -1,0 +1,243 @@
+"""What is offered to whom and when: tags, disabled items, and items that not every caller sees."""
+
+import json
+from typing import Any
+
+import pytest
+
+from app_peer import ask
+from millstream import Principal, Server, Settings, ToolError, auth
+from millstream.protocol.revisions import ALL, NEWEST
+from millstream.testing import Failure, TestClient, connect
+from wire import POST, enveloped, routing
+
+REVISIONS = pytest.mark.parametrize("revision", [NEWEST.date, "2025-11-25", ALL[0].date])
+ALICE, BOB = "key-of-alice-0123456789", "key-of-bob-0123456789"
+
+
+def staff(principal: Principal | None) -> bool:
+    """Whether somebody works here."""
+    return principal is not None and principal.subject == "alice"
+
+
+def shop(**options: Any) -> Server:
+    """A server with items that are hidden in both ways."""
+    mcp = Server("shop", serve="rest", settings=Settings(page_size=2), **options)
+
+    @mcp.tool(tags=["stock"])
+    async def first() -> str:
+        return "first"
+
+    @mcp.tool(tags=["stock", "beta"], visible=staff, requires={"sampling": {}})
+    async def restock(copies: int) -> str:
+        return f"{copies} more"
+
+    @mcp.tool(tags=["beta"])
+    async def last() -> str:
+        return "last"
+
+    @mcp.resource("shop://sales", tags=["beta"], visible=staff)
+    async def sales() -> str:
+        return "100"
+
+    @mcp.resource("shop://book/{isbn}", visible=staff)
+    async def book(isbn: str) -> str:
+        return isbn
+
+    @mcp.prompt(tags=["beta"], visible=staff)
+    async def advise(topic: str) -> str:
+        return topic
+
+    @mcp.complete("advise", "topic")
+    async def topics(value: str, arguments: dict[str, str]) -> list[str]:
+        return ["books"]
+
+    return mcp
+
+
+async def names(client: TestClient, method: str = "tools/list") -> list[str]:
+    """All pages of a list."""
+    found: list[str] = []
+    page = await client.request(method)
+    while True:
+        (items,) = (value for value in page.values() if isinstance(value, list))
+        found += [each.get("uriTemplate") or each.get("uri") or each["name"] for each in items]
+        if "nextCursor" not in page:
+            return found
+        page = await client.request(method, {"cursor": page["nextCursor"]})
+
+
+HIDDEN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("tools/call", {"name": "restock", "arguments": {"copies": "x"}}, {"name": "nothing", "arguments": {}}),
+    ("prompts/get", {"name": "advise", "arguments": {}}, {"name": "nothing", "arguments": {}}),
+    ("resources/read", {"uri": "shop://sales"}, {"uri": "shop://other"}),
+    ("resources/read", {"uri": "shop://book/1"}, {"uri": "shop://other/1"}),
+    (
+        "completion/complete",
+        {"ref": {"type": "ref/prompt", "name": "advise"}, "argument": {"name": "topic", "value": ""}},
+        {"ref": {"type": "ref/prompt", "name": "nothing"}, "argument": {"name": "topic", "value": ""}},
+    ),
+    (
+        "completion/complete",
+        {"ref": {"type": "ref/resource", "uri": "shop://book/{isbn}"}, "argument": {"name": "isbn", "value": ""}},
+        {"ref": {"type": "ref/resource", "uri": "shop://none/{isbn}"}, "argument": {"name": "isbn", "value": ""}},
+    ),
+]
+
+
+@REVISIONS
+@pytest.mark.parametrize("why", ["not visible", "disabled"])
+async def test_what_is_hidden_answers_exactly_as_what_is_not_there(revision: str, why: str) -> None:
+    """docs/reference/server.md: nobody learns that it exists."""
+    mcp = shop()
+    if why == "disabled":
+        mcp = shop()
+        for item in (mcp.registry.tools, mcp.registry.prompts, mcp.registry.resources, mcp.registry.templates):
+            for each in item.values():
+                each.visible = None  # type: ignore[attr-defined]
+        mcp.registry._touch("tools")
+        for kind, name in (("tool", "restock"), ("prompt", "advise"), ("resource", "shop://sales"),
+                           ("resource", "shop://book/{isbn}")):  # fmt: skip
+            mcp.disable(kind, name)  # type: ignore[arg-type]
+    async with connect(mcp, revision=revision) as client:
+        assert await names(client) == ["first", "last"]
+        for method in ("prompts/list", "resources/list", "resources/templates/list"):
+            assert await names(client, method) == []
+        for method, hidden, unknown in HIDDEN:
+            said: list[Any] = []
+            for params in (hidden, unknown):
+                with pytest.raises(Failure) as caught:
+                    await client.request(method, params)
+                error = str(caught.value)
+                for text in ("restock", "advise", "sales", "book/1", "book/{isbn}", "other/1", "none/{isbn}", "other"):
+                    error = error.replace(text, "nothing")
+                said.append((type(caught.value), error))
+            assert said[0] == said[1]
+
+
+async def over_http(mcp: Server, key: str, method: str, **params: Any) -> Any:
+    """The result of a request of 2026-07-28, or its error."""
+    head = {**POST, **routing(method, params.get("name", ""))} | {"authorization": f"Bearer {key}"}
+    body = json.dumps(enveloped(method, params, sampling={})).encode()
+    reply = await ask(mcp, "POST", "/mcp", body, **{name.replace("-", "_"): value for name, value in head.items()})
+    message = json.loads(reply.body)
+    return message.get("result") or message["error"]
+
+
+async def test_each_caller_sees_their_own_by_every_way_and_lists_are_kept_for_each() -> None:
+    """docs/reference/server.md."""
+    mcp = shop(auth=auth.keys(named={"alice": ALICE, "bob": BOB}))
+    async with mcp.running():
+        for key, seen in ((ALICE, ["first", "restock"]), (BOB, ["first", "last"])) * 2:
+            listed = await over_http(mcp, key, "tools/list")
+            assert [each["name"] for each in listed["tools"]] == seen
+            assert listed["cacheScope"] == "private"
+        assert (await over_http(mcp, ALICE, "tools/call", name="restock", arguments={"copies": 3}))["content"][0][
+            "text"
+        ] == "3 more"
+        refused = await over_http(mcp, BOB, "tools/call", name="restock", arguments={"copies": 3})
+        assert refused["message"] == "Unknown tool: 'restock'"
+        assert len(mcp.registry._pages) == 2
+        for key, there in ((ALICE, True), (BOB, False)):
+            head = {"authorization": f"Bearer {key}", "content_type": "application/json"}
+            described = json.loads((await ask(mcp, "GET", "/openapi.json", **head)).body)
+            assert ("/tools/restock" in described["paths"]) is there
+            assert described["paths"]["/tools/first"]["post"]["tags"] == ["stock"]
+            run = await ask(mcp, "POST", "/tools/restock", b'{"copies": 3}', **head)
+            assert (run.status == 404) is not there
+
+
+@REVISIONS
+async def test_items_are_switched_while_the_server_runs_and_clients_hear_of_it(revision: str) -> None:
+    """docs/reference/server.md."""
+    mcp = shop()
+
+    @mcp.tool(enabled=False)
+    async def later() -> str:
+        mcp.disable("tool", "first")
+        return "later"
+
+    async with connect(mcp, revision=revision) as client:
+        assert await names(client) == ["first", "last"]
+        mcp.enable("tool", "later")
+        mcp.enable("tool", "later")
+        assert await names(client) == ["first", "last", "later"]
+        assert (await client.call("later")).text == "later"
+        assert await names(client) == ["last", "later"]
+        with pytest.raises(Failure, match="Unknown tool"):
+            await client.call("first")
+        mcp.enable("tool", "first")
+        assert await names(client) == ["first", "last", "later"]
+        mcp.disable(tag="beta")
+        assert await names(client) == ["first", "later"]
+        mcp.enable(tag="beta")
+        assert await names(client) == ["first", "last", "later"]
+        if revision == "2025-11-25":
+            heard = [each["method"] for each in client.notifications]
+            assert "notifications/tools/list_changed" in heard
+    mcp.remove_tool("first")
+    with pytest.raises(KeyError):
+        mcp.disable("tool", "first")
+
+
+async def test_what_is_disabled_keeps_its_name_its_completers_and_its_mounts() -> None:
+    """docs/reference/server.md."""
+    inner, outer = shop(), Server("outer")
+    inner.disable("prompt", "advise")
+    outer.mount(inner, prefix="in")
+    with pytest.raises(ValueError, match="There is a prompt 'advise' already"):
+        inner.prompt(name="advise")(lambda topic: topic)
+    async with connect(outer) as client:
+        assert await names(client) == ["in_first", "in_last"]
+        inner.disable("tool", "first")
+        assert await names(client) == ["in_last"]
+        outer.enable("tool", "in_first")
+        assert await names(client) == ["in_first", "in_last"]
+        assert "in_advise" in outer.registry.disabled["prompts"]
+        inner.remove_prompt("advise")
+        assert outer.registry.disabled["prompts"] == {}
+        assert outer.registry.completers == {}
+
+
+async def test_a_condition_that_fails_hides() -> None:
+    """Our choice: whoever cannot be asked says no."""
+    mcp = Server("shop")
+
+    @mcp.tool(visible=lambda principal: 1 / 0)  # type: ignore[arg-type, return-value]
+    async def secret() -> str:
+        raise ToolError("seen")
+
+    async with connect(mcp) as client:
+        for request in (client.request("tools/list"), client.call("secret")):
+            try:
+                said = str(await request)
+            except Failure as exc:
+                said = str(exc)
+            assert "seen" not in said
+            assert "Unknown" not in said
+
+
+def test_options_that_cannot_work_are_refused() -> None:
+    """Our choice: a condition that is never asked hides nothing."""
+
+    async def later(principal: Principal | None) -> bool:
+        return False
+
+    mcp = Server("shop")
+    for options in ({"visible": later}, {"visible": True}, {"tags": "beta"}, {"enabled": "no"}):
+        with pytest.raises(TypeError, match=f"{next(iter(options))} must be"):
+            mcp.tool(name="x", **options)(lambda: "")  # type: ignore[call-overload]
+    for arguments in ({}, {"kind": "tool"}, {"kind": "tool", "name": "a", "tag": "b"}, {"name": "a"}):
+        with pytest.raises(TypeError, match="say what is meant"):
+            mcp.disable(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="'tools' is no kind"):
+        mcp.disable("tools", "a")  # type: ignore[arg-type]
+
+
+def test_where_nothing_is_conditional_lists_are_prepared_for_all() -> None:
+    """Our choice: what isn't used costs nothing."""
+    mcp = Server("plain")
+    mcp.tool(name="a")(lambda: "")
+    assert mcp.registry.conditional == {}
+    assert mcp.registry.page("tools", NEWEST, None) is mcp.registry.page("tools", NEWEST, None)
+    assert set(mcp.registry.fast) == {b"a"}

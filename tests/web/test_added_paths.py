@@ -1,0 +1,313 @@
+"""Pages, webhooks and files of a program's own, through the lane and through plain ASGI, on real sockets."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount
+
+from http_peer import serve
+from millstream import Server, Settings, auth
+from millstream.app.added import AddedPaths, route_of
+from millstream.app.here_only import Bind, HereOnly
+from millstream.app.protection import Protection
+from millstream.app.serving.entry import prepare
+from millstream.server.calls.notes import ignore_message
+from patience import WAIT
+
+# A client that goes away while anyio opens a file leaves the file to Python, which closes it at once, and says so.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+KEY = "a-key-for-the-pages-0123456789"
+LANES = pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+
+
+@asynccontextmanager
+async def asked(server: Server, *, lane: bool, app: Any = None, **headers: str) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of a server that runs."""
+    async with server.running() as runtime:
+        prepare(server, runtime)
+        async with serve(app or server, lane=lane) as running:
+            base = f"http://127.0.0.1:{running.port}"
+            async with httpx2.AsyncClient(base_url=base, headers=headers, timeout=WAIT) as client:
+                yield client
+
+
+def shop(**options: Any) -> tuple[Server, dict[str, asyncio.Event]]:
+    """A server with pages, and what happened to them."""
+    mcp, events = Server("shop", **options), {"background": asyncio.Event(), "left": asyncio.Event()}
+
+    @mcp.route("/")
+    async def home(request: Request) -> Response:
+        return HTMLResponse("<h1>Shop</h1>" + "x" * 5000, headers={"x-shop": "1"})
+
+    @mcp.route("/hooks/{name}/{number:int}", methods=["POST", "put"], public=True)
+    async def hook(request: Request) -> Response:
+        async def later() -> None:
+            events["background"].set()
+
+        told = {"path": request.path_params, "body": await request.json(), "query": dict(request.query_params)}
+        return JSONResponse(told, 201, background=BackgroundTask(later))
+
+    @mcp.route("/blocking")
+    def blocking(request: Request) -> Response:
+        principal = request.state.principal
+        return PlainTextResponse("nobody" if principal is None else principal.subject)
+
+    @mcp.route("/stream")
+    async def stream(request: Request) -> Response:
+        async def numbers() -> AsyncIterator[str]:
+            try:
+                for number in range(10_000_000):
+                    yield f"{number}\n" * 1000
+                    await asyncio.sleep(0)
+            finally:
+                events["left"].set()
+
+        return StreamingResponse(numbers())
+
+    @mcp.route("/short")
+    async def short(request: Request) -> Response:
+        return StreamingResponse(iter(["one", "two"]))
+
+    return mcp, events
+
+
+@LANES
+async def test_a_program_has_pages_and_webhooks_of_its_own(lane: bool) -> None:
+    """docs/how-to/own-routes.md."""
+    mcp, events = shop(settings=Settings(max_body=1000))
+    async with asked(mcp, lane=lane) as client:
+        page = await client.get("/")
+        assert (page.text[:13], page.headers["content-type"], page.headers["x-shop"]) == (
+            "<h1>Shop</h1>", "text/html; charset=utf-8", "1",
+        )  # fmt: skip
+        assert page.headers["content-encoding"] == "gzip"
+        head = await client.head("/")
+        assert (head.status_code, head.text, head.headers["x-shop"]) == (200, "", "1")
+        hooked = await client.post("/hooks/payments/7?a=b", json={"paid": True})
+        assert (hooked.status_code, hooked.json()) == (
+            201, {"path": {"name": "payments", "number": 7}, "body": {"paid": True}, "query": {"a": "b"}},
+        )  # fmt: skip
+        await asyncio.wait_for(events["background"].wait(), WAIT)
+        assert (await client.get("/blocking")).text == "nobody"
+        assert (await client.get("/short")).text == "onetwo"
+        assert (await client.head("/stream")).status_code == 200
+        refused = await client.get("/hooks/payments/7")
+        assert (refused.status_code, refused.headers["allow"]) == (405, "POST, PUT, OPTIONS")
+        assert (await client.get("/hooks/payments/seven")).status_code == 404
+        assert (await client.get("/", headers={"host": "evil.example"})).status_code == 421
+        assert (await client.post("/hooks/a/1", content=b"x" * (mcp.settings.max_body + 1))).status_code == 413
+
+
+@LANES
+async def test_a_stream_ends_when_its_reader_leaves(lane: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Our choice: nothing is produced for nobody, and that is no error."""
+    mcp, events = shop()
+    async with asked(mcp, lane=lane) as client:
+        async with client.stream("GET", "/stream") as reply:
+            assert (await anext(reply.aiter_lines())) == "0"
+        await asyncio.wait_for(events["left"].wait(), WAIT)
+        assert (await client.get("/short")).text == "onetwo"
+        assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
+
+
+@LANES
+async def test_where_callers_sign_in_they_do_for_a_page_too_unless_it_is_public(lane: bool, tmp_path: Path) -> None:
+    """Our choice: a page is as protected as the tools beside it."""
+    (tmp_path / "index.html").write_text("app", "utf-8")
+    mcp, _ = shop(auth=auth.keys(named={"alice": KEY}))
+    mcp.static("/app", tmp_path)
+    mcp.static("/open", tmp_path, public=True)
+    mcp.route("/sign-in-help")(home_page)
+    async with asked(mcp, lane=lane) as client:
+        for path in ("/", "/blocking", "/app", "/app/", "/app/index.html", "/sign-in-help"):
+            assert (await client.get(path)).status_code == 401, path
+        opened = await client.get("/open/")
+        assert (opened.text, opened.headers["cache-control"]) == ("app", "public, no-cache")
+        assert (await client.post("/hooks/a/1", json={})).status_code == 201
+        client.headers["authorization"] = f"Bearer {KEY}"
+        assert (await client.get("/blocking")).text == "alice"
+        assert (await client.get("/app/")).text == "app"
+
+
+@LANES
+@pytest.mark.parametrize("show_errors", [True, False])
+async def test_a_page_that_fails_is_told_as_a_tool_is(
+    lane: bool, show_errors: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Our choice: an incident for the caller, the lines of the program for the log, and both while developing."""
+    mcp = Server("shop", settings=Settings(show_errors=show_errors))
+
+    @mcp.route("/fails")
+    async def fails(request: Request) -> Response:
+        raise ZeroDivisionError
+
+    @mcp.route("/refuses")
+    def refuses(request: Request) -> Response:
+        raise HTTPException(403, "not for you", {"X-Why": "no"})
+
+    @mcp.route("/nothing")
+    async def nothing(request: Request) -> Any:
+        return {"no": "response"}
+
+    @mcp.route("/header")
+    async def header(request: Request) -> Response:
+        return PlainTextResponse("", headers={"x-evil": "a\r\nset-cookie: b"})
+
+    @mcp.route("/breaks")
+    async def breaks(request: Request) -> Response:
+        def numbers() -> Any:
+            yield "1" * 100_000
+            raise ZeroDivisionError
+
+        return StreamingResponse(numbers())
+
+    async with asked(mcp, lane=lane) as client:
+        for path in ("/fails", "/nothing", "/header"):
+            failed = await client.get(path)
+            assert (failed.status_code, "incident" in failed.text) == (500, not show_errors)
+            assert "set-cookie" not in failed.headers
+        assert ("ZeroDivisionError" in (await client.get("/fails")).text) is show_errors
+        refused = await client.get("/refuses")
+        assert (refused.status_code, refused.text, refused.headers["x-why"]) == (403, "not for you\n", "no")
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await client.get("/breaks")
+    for path in ("/fails", "/breaks"):
+        record = next(each for each in caplog.records if f"'{path}' failed" in each.message)
+        assert record.exc_info is not None
+        assert "raise ZeroDivisionError" in logging.Formatter().formatException(record.exc_info)
+
+
+@LANES
+async def test_a_folder_is_served_and_nothing_outside_of_it(lane: bool, tmp_path: Path) -> None:
+    """docs/how-to/own-routes.md."""
+    folder = tmp_path / "app"
+    (folder / "sub").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    (tmp_path / "secret").write_text("secret", "utf-8")
+    for name, text in {
+        "index.html": "start", "sub/index.html": "below", ".env": "KEY=1", ".git/config": "x", "a b.css": "p{}",
+        "large.bin": "y" * 600_000,
+    }.items():  # fmt: skip
+        (folder / name).write_text(text, "utf-8")
+    (folder / "link").symlink_to(tmp_path / "secret")
+    mcp = Server("shop")
+    mcp.static("/app/", folder, max_age=60)
+    async with asked(mcp, lane=lane) as client:
+        client.follow_redirects = True
+        assert (await client.get("/app")).text == (await client.get("/app/index.html")).text == "start"
+        assert (await client.get("/app/sub")).text == "below"
+        assert (await client.get("/app/a%20b.css")).headers["content-type"].startswith("text/css")
+        for path in (
+            "/app/.env", "/app/.git/config", "/app/../secret", "/app/%2e%2e/secret", "/app/..%2fsecret", "/app/link",
+            "/app/%00", "/app/" + "x" * 5000, "/app//etc/passwd", "/app/..%5csecret", "/application",
+        ):  # fmt: skip
+            request = httpx2.Request("GET", str(client.base_url) + path)
+            request.url = request.url.copy_with(raw_path=path.encode())
+            assert (await client.send(request)).status_code == 404, path
+        whole = await client.get("/app/large.bin")
+        assert (len(whole.content), whole.headers["cache-control"]) == (600_000, "private, max-age=60")
+        assert whole.headers["x-content-type-options"] == "nosniff"
+        again = await client.get("/app/large.bin", headers={"if-none-match": whole.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        part = await client.get("/app/large.bin", headers={"range": "bytes=10-19"})
+        assert (part.status_code, part.text, part.headers["content-range"]) == (206, "y" * 10, "bytes 10-19/600000")
+        many = ",".join(f"{2 * each}-{2 * each}" for each in range(100))
+        assert (await client.get("/app/large.bin", headers={"range": f"bytes={many}"})).status_code == 200
+        for path, length in (("/app/", "5"), ("/app/large.bin", None)):
+            head = await client.head(path)
+            assert (head.status_code, head.content, head.headers.get("content-length")) == (200, b"", length)
+        assert (await client.post("/app/")).status_code == 405
+
+
+@LANES
+async def test_mounted_servers_bring_their_pages_and_a_host_application_mounts_them_all(
+    lane: bool, tmp_path: Path
+) -> None:
+    """docs/how-to/own-routes.md."""
+    (tmp_path / "index.html").write_text("files", "utf-8")
+    inner, outer = Server("inner"), Server("outer")
+
+    @inner.route("/page/{name}")
+    async def page(request: Request) -> Response:
+        return PlainTextResponse(f"{request.path_params['name']} {request.url.path}")
+
+    inner.static("/files", tmp_path)
+    outer.mount(inner, prefix="in")
+    async with asked(outer, lane=lane) as client:
+        assert (await client.get("/in/page/x")).text == "x /in/page/x"
+        assert (await client.get("/in/files/")).text == "files"
+        assert (await client.get("/page/x")).status_code == 404
+    host = Starlette(routes=[Mount("/mcp-server", app=outer)])
+    async with asked(outer, lane=lane, app=host) as client:
+        assert (await client.get("/mcp-server/in/page/x")).text == "x /mcp-server/in/page/x"
+        assert (await client.get("/mcp-server/in/files/")).text == "files"
+        client.follow_redirects = True
+        assert (await client.get("/mcp-server/in/files")).text == "files"
+
+
+async def test_every_path_of_ours_is_refused_and_so_is_what_is_no_path() -> None:
+    """Our choice: whether a page answers doesn't hang on which parts are served."""
+    mcp = Server("taken", serve="all", auth=auth.keys("a-key-for-the-pages-0123456789"))
+    async with mcp.running() as runtime:
+        routes = runtime.serve_http()
+        own = {*routes._by_path, *(f"{prefix}x" for prefix, _ in routes._prefixes)}
+    for path in own:
+        with pytest.raises(ValueError, match="of Millstream's own"):
+            Server("x").route(path)(home_page)
+    for wrong in ("page", "/a?b", "/a b", "/ä", "/a#b", "/%41"):
+        with pytest.raises(ValueError, match="is no path"):
+            Server("x").route(wrong)(home_page)
+    with pytest.raises(ValueError, match="methods are"):
+        Server("x").route("/a", methods=["FETCH"])(home_page)
+    with pytest.raises(ValueError, match="no folder"):
+        Server("x").static("/a", "nowhere")
+
+
+async def home_page(request: Request) -> Response:
+    return PlainTextResponse("")
+
+
+def test_a_page_cannot_have_a_path_by_which_callers_sign_in() -> None:
+    """What an authorization server of the program's own needs is known when the server starts."""
+    added = AddedPaths(
+        [("", route_of("/token", home_page, methods=["GET"], public=True))], path="/mcp", show_errors=bool
+    )
+    with pytest.raises(ValueError, match="by which callers sign in"):
+        Protection(None, HereOnly(Bind(), ignore_message), hooked=False, own={"/token": {}}, added=added)
+
+
+async def test_two_pages_cannot_have_one_path_here_or_by_a_mount_and_none_comes_too_late() -> None:
+    """Our choice: a conflict is told when it is made."""
+    mcp, other = Server("one"), Server("other")
+    mcp.route("/page")(home_page)
+    mcp.route("/page", methods=["POST"])(home_page)
+    with pytest.raises(ValueError, match="added twice"):
+        mcp.route("/page")(home_page)
+    other.route("/page")(home_page)
+    with pytest.raises(ValueError, match="added twice"):
+        mcp.mount(other)
+    assert mcp.definition.mounted == []
+    for prefix in ("assets", "dashboard", "tools"):
+        with pytest.raises(ValueError, match="of Millstream's own"):
+            mcp.mount(other, prefix=prefix)
+    mcp.mount(other, prefix="other")
+    with pytest.raises(ValueError, match="where MCP is served"):
+        Server("x", settings=Settings(path="/rpc")).route("/rpc")(home_page)
+    async with mcp.running():
+        with pytest.raises(Exception, match="before the server runs"):
+            mcp.route("/late")(home_page)

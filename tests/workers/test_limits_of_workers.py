@@ -1,0 +1,27 @@
+"""Limits of `millstream run --workers`: what real processes allow together is what the setting says."""
+
+import asyncio
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from workers_world import Client, call, workers
+
+pytestmark = pytest.mark.server
+
+
+async def test_four_processes_allow_together_what_the_setting_says(tmp_path: Path) -> None:
+    """A fixed defect: each worker counted for itself. Every request comes on a connection of its own."""
+    with workers(tmp_path, 4, env=os.environ | {"MILLSTREAM_LIMIT_CALLS": "12/day"}) as served:
+
+        async def one() -> tuple[int, int | None]:
+            client = Client(served.port)
+            reply = await client.request(call("who"))
+            await client.close()
+            return reply.status, reply.value if reply.status == 200 else None
+
+        replies = [await one() for _ in range(6)] + list(await asyncio.gather(*(one() for _ in range(40))))
+        assert Counter(status for status, _ in replies) == {200: 12, 429: 34}
+        assert {pid for _, pid in replies if pid is not None} <= set(served.pids)
