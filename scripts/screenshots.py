@@ -99,12 +99,22 @@ def dashboard(page: Page, open_other: Callable[[str], Page]) -> None:
     page.locator("#state:text-is('Live')").wait_for()
 
 
+def docs(page: Page, open_other: Callable[[str], Page]) -> None:
+    """A tool that was tried."""
+    page.goto(f"{ADDRESS}/docs#tool=add_numbers")
+    page.get_by_role("spinbutton", name="a", exact=True).fill("19")
+    page.get_by_role("spinbutton", name="b", exact=True).fill("23")
+    page.get_by_role("button", name="Run").click()
+    page.get_by_label("Reply", exact=True).wait_for()
+    page.evaluate("document.activeElement.blur(); document.getElementById('pane').scrollTop = 0")
+
+
 def chat(page: Page, open_other: Callable[[str], Page]) -> None:
     """Three people who talk."""
     for name in ("Grace", "Mary"):
         open_other(name).goto(f"{ADDRESS}/chat")
     page.goto(f"{ADDRESS}/chat")
-    page.locator("#members").get_by_text("Mary").wait_for()
+    page.locator("#members").get_by_text("Mary").wait_for(state="attached")
     page.get_by_text(TALK[-1][1]).wait_for()
 
 
@@ -151,7 +161,7 @@ def take(browser: Browser, act: Callable[..., None], looks: list[tuple[Any, str]
 
 
 def main() -> None:
-    """All twelve, or those of the pages that the command names."""
+    """All sixteen, or those of the pages that the command names."""
     program = shutil.which("chromium")
     if program is None:
         sys.exit("This needs Debian's chromium: apt-get install chromium.")
@@ -161,8 +171,8 @@ def main() -> None:
         for name, text in TALK:
             call("send_sse_message", {"message": text, "name": name, "channel": "chat"})
         looks = [(scheme, size) for scheme in ("light", "dark") for size in SIZES]
-        wanted = sys.argv[1:] or ["chat", "inspect", "dashboard"]
-        for act in (chat, inspect):
+        wanted = sys.argv[1:] or ["chat", "docs", "inspect", "dashboard"]
+        for act in (chat, docs, inspect):
             for look in looks if act.__name__ in wanted else []:
                 take(browser, act, [look], settle_ms=300)
         if "dashboard" in wanted:

@@ -93,3 +93,16 @@ async def test_an_outlet_that_is_too_slow_is_cut_once_with_all_that_it_carries()
         await turns()
         assert hub.stats().cut == {"slow": 1}
         assert (outlet.closed, hub.stats().subscribers) == (True, 0)
+
+
+async def test_the_slowest_come_first_each_with_all_that_it_hears() -> None:
+    """Our choice: an operator looks for readers, of which one may have many channels."""
+    async with running() as hub:
+        slow, fast = Outlet(takes=False), Outlet()
+        await add(hub, fast, "a")
+        for channel in ("a", "b"):
+            await add(hub, slow, channel)
+        await hub.publish("b", "late")
+        found = hub.slowest(1)
+        assert [[each.channels for each in subscriptions] for subscriptions in found] == [[("a",), ("b",)]]
+        assert len(hub.slowest(9)) == 2

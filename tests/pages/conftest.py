@@ -26,8 +26,11 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-LOST = re.compile(r"Failed to load resource: net::ERR_|status of (40[134]|50[23])")
-"""What Chromium itself says of a connection that a test cuts, an unknown session, a missing key, a wrong password."""
+LOST = re.compile(
+    r"Failed to load resource: net::ERR_|status of (40[1349]|50[23])|^WebSocket connection to .+ failed: .*ERR_"
+)
+"""What Chromium itself says of a connection that a test cuts, an unknown session, a missing key, a wrong password, a
+tool that fails."""
 
 WATCH = """
 document.addEventListener("securitypolicyviolation", (event) => {

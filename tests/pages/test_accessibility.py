@@ -12,7 +12,7 @@ pytestmark = pytest.mark.server
 
 PAGES = ["dashboard", "chat", "inspect", "docs"]
 READY = {"dashboard": "#uptime:not(:text-is('–'))", "chat": "#state:text-is('Live')",
-         "inspect": "#state:text-is('Connected')", "docs": "#list:not([aria-busy])"}  # fmt: skip
+         "inspect": "#state:text-is('Connected')", "docs": "#main:not(:has([aria-busy]))"}  # fmt: skip
 
 NAMELESS = """() => [...document.querySelectorAll("input, select, textarea, button, a[href], canvas[role], dialog")]
   .filter((node) => node.checkVisibility())

@@ -1,11 +1,13 @@
 """The chat in two browsers: messages, presence, history, and a cut that loses nothing."""
 
 import json
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from pages_world import OpenPage, call
+from processes import free_port, millstream, serving
 
 pytestmark = pytest.mark.server
 
@@ -95,20 +97,119 @@ def test_who_was_offline_misses_nothing(hub: str, open_page: OpenPage) -> None:
     expect(grace.locator(".event.gap")).to_have_count(0)
 
 
-def test_what_cannot_be_sent_stays_in_the_field(hub: str, open_page: OpenPage) -> None:
-    """Our choice: a message is never lost silently."""
+def test_what_is_written_while_offline_is_sent_once_when_it_is_back(hub: str, open_page: OpenPage) -> None:
+    """Our choice: a message is never lost silently, and never sent twice."""
     page = open_page(f"{hub}/chat", name="Joan", lossy=True)
     live(page)
     page.context.set_offline(True)
-    page.get_by_label("Message", exact=True).fill("kept: still here")
-    page.keyboard.press("Enter")
-    expect(page.locator("#failure")).to_contain_text("Not sent.")
-    expect(page.get_by_label("Message", exact=True)).to_have_value("kept: still here")
+    expect(page.locator("#state")).to_have_text("Offline")
+    say(page, "kept: still here")
+    expect(page.locator(".message.waiting")).to_contain_text("Waiting for the connection")
+    expect(page.locator("#banner")).to_contain_text("This device is offline.")
     page.context.set_offline(False)
     live(page)
-    page.get_by_role("button", name="Send").click()
-    expect(page.locator(".bubble").get_by_text("kept: still here")).to_be_visible()
+    expect(page.locator(".message.own:not(.waiting, .sending)", has_text="kept: still here")).to_be_visible()
+    page.reload()
+    live(page)
+    expect(page.locator(".message.own", has_text="kept: still here")).to_be_visible()
     assert heard(page, "kept:") == ["kept: still here"]
+
+
+GUARDED = """
+from millstream import Server
+
+def authorize(principal, action, channel):
+    return not (channel == "secret" or (action == "publish" and channel in ("news", "chat.typing")))
+
+mcp = Server("guarded", serve="all", authorize_channel=authorize)
+"""
+
+
+def test_the_rules_of_the_hub_hold_and_a_refused_message_can_be_edited(tmp_path: Path, open_page: OpenPage) -> None:
+    """Our choice: channels may be closed to listeners or to writers; the page says which, and loses no words."""
+    port = free_port()
+    program = tmp_path / "guarded.py"
+    program.write_text(GUARDED, "utf-8")
+    with serving(millstream(str(program), port), port, tmp_path / "log"):
+        address = f"http://127.0.0.1:{port}"
+        page = open_page(f"{address}/chat", name="Ada", lossy=True)
+        live(page)
+        page.get_by_label("Channel", exact=True).fill("news")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", name="# news")).to_be_visible()
+        say(page, "rules: mine")
+        failed = page.locator(".message.failed")
+        expect(failed).to_contain_text("Not sent.")
+        failed.get_by_role("button", name="Try again").click()
+        expect(failed).to_contain_text("Not sent.")
+        page.get_by_label("Message", exact=True).press("ArrowUp")
+        expect(page.get_by_label("Message", exact=True)).to_have_value("rules: mine")
+        expect(failed).to_have_count(0)
+        page.evaluate("location.hash = 'channel=secret'")
+        expect(page.locator("#note")).to_contain_text("You can't listen to this channel.")
+        assert page.request.get(f"{address}/chat/members?channel=secret").status == 403
+        assert page.request.get(f"{address}/chat/members?channel=a..b").status == 400
+        page.get_by_role("button", name="Leave secret").click()
+        expect(page.get_by_role("heading", name="# chat")).to_be_visible()
+        expect(page.get_by_label("Message", exact=True)).to_have_value("")
+        page.context.close()
+
+
+def test_channels_have_their_own_words_drafts_and_unread_marks(plain: str, open_page: OpenPage) -> None:
+    """Our choice: several channels, of which one is open; an address leads to each."""
+    ada, grace = open_page(f"{plain}/chat", name="Ada"), open_page(f"{plain}/chat#channel=ops", name="Grace")
+    live(ada)
+    live(grace)
+    expect(grace.get_by_role("heading", name="# ops")).to_be_visible()
+    ada.get_by_label("Channel", exact=True).fill("#bad name")
+    ada.keyboard.press("Enter")
+    expect(ada.locator("#channel-error")).to_have_text("A channel's name has no spaces.")
+    ada.get_by_label("Channel", exact=True).fill("#ops")
+    ada.keyboard.press("Enter")
+    expect(ada.locator("#members").get_by_text("Grace", exact=True)).to_be_visible()
+    grace.get_by_label("Message", exact=True).press_sequentially("half a")
+    expect(ada.locator("#typing")).to_have_text("Grace is typing…")
+    ada.get_by_role("link", name="# chat").click()
+    say(grace, "words: in ops")
+    expect(ada.locator("#channels .count")).to_have_text("1 unread")
+    expect(ada).to_have_title("(1) Chat")
+    assert heard(ada, "words:") == []
+    ada.get_by_label("Message", exact=True).fill("a draft")
+    ada.get_by_role("link", name="# ops").click()
+    expect(ada.locator(".unread")).to_be_visible()
+    expect(ada.locator(".bubble").get_by_text("words: in ops")).to_be_visible()
+    expect(ada).to_have_title("Chat")
+    expect(ada.locator("#typing")).to_have_text("")
+    ada.locator("#scroll").focus()
+    ada.keyboard.press("k")
+    expect(ada.get_by_label("Message", exact=True)).to_have_value("a draft")
+    ada.reload()
+    expect(ada.get_by_role("link", name="# ops")).to_be_visible()
+
+
+def test_code_links_days_and_directions_are_drawn_and_nothing_else(plain: str, open_page: OpenPage) -> None:
+    """Our choice: what people paste is readable; what they type stays what they typed."""
+    page = open_page(f"{plain}/chat#channel=drawn", name="Ada")
+    live(page)
+    said = {
+        "Grace": ("2024-02-03T10:00:00Z", "drawn: see https://example.org/a_b_c, or **not** and _not_ `x < y`."),
+        "Hedy": ("2024-02-04T10:00:00Z", "drawn: first\n```python\nprint('<b>')\n```\nthen"),
+        "ليلى": ("2024-02-04T10:01:00Z", "مرحبا drawn"),
+    }
+    for name, (time, message) in said.items():
+        data = {"name": name, "message": message, "time": time}
+        assert page.request.post(f"{plain}/publish", data={"channel": "drawn", "data": data}).ok
+    bubbles = page.locator(".bubble")
+    expect(bubbles).to_have_count(3)
+    link = bubbles.nth(0).get_by_role("link")
+    expect(link).to_have_attribute("href", "https://example.org/a_b_c")
+    expect(link).to_have_attribute("rel", "noopener noreferrer")
+    expect(bubbles.nth(0)).to_contain_text("**not** and _not_ x < y.")
+    expect(bubbles.nth(1).get_by_label("Code in python")).to_have_text("print('<b>')")
+    expect(bubbles.nth(1).get_by_role("button", name="Copy the code")).to_be_visible()
+    assert bubbles.nth(2).evaluate("node => getComputedStyle(node).direction") == "rtl"
+    expect(page.locator(".day")).to_have_count(2)
+    expect(page.locator(".day").first).to_contain_text("3 February 2024")
 
 
 def test_a_reload_shows_the_history_once_and_in_order(hub: str, open_page: OpenPage) -> None:

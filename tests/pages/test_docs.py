@@ -1,37 +1,107 @@
-"""The page of tools in a browser: a form for each tool, its result, its problems, and the same call for a terminal."""
+"""The reference of the tools in a browser: schemas, code, forms, results, problems, deep links."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from pages_world import OpenPage
+from patience import WAIT
+from processes import free_port, millstream, serving
 
 pytestmark = pytest.mark.server
 
 
-def opened(hub: str, open_page: OpenPage) -> Page:
-    """The page with its tools."""
-    page: Page = open_page(f"{hub}/docs")
-    expect(page.get_by_role("article", name="add_numbers")).to_be_visible()
+def opened(hub: str, open_page: OpenPage, tool: str) -> Page:
+    """The page with one of its tools."""
+    page: Page = open_page(f"{hub}/docs#tool={tool}")
+    expect(page.get_by_role("heading", name=tool, exact=True)).to_be_visible()
     return page
 
 
-def test_a_tool_runs_from_its_form(hub: str, open_page: OpenPage) -> None:
-    """Our choice: `/docs`, a page that lists and runs the tools."""
-    tool = opened(hub, open_page).get_by_role("article", name="add_numbers")
-    tool.get_by_role("spinbutton", name="a", exact=True).fill("19")
-    tool.get_by_role("spinbutton", name="b", exact=True).fill("23")
-    tool.get_by_role("button", name="Run").click()
-    expect(tool.get_by_role("status")).to_contain_text("200")
-    expect(tool.get_by_label("Reply")).to_contain_text("42")
-    tool.get_by_role("button", name="As curl").click()
-    expect(tool.get_by_label("Command")).to_contain_text("curl -X POST")
+def test_a_tool_runs_from_its_form_and_the_code_beside_it_follows(hub: str, open_page: OpenPage) -> None:
+    """Our choice: `/docs` lists and runs the tools. A fixed defect: "As curl" took the place of the result."""
+    page = opened(hub, open_page, "add_numbers")
+    form = page.get_by_role("form", name="Try add_numbers")
+    form.get_by_role("spinbutton", name="a", exact=True).fill("19")
+    form.get_by_role("spinbutton", name="b", exact=True).fill("23")
+    form.get_by_role("button", name="Run").click()
+    result, code = page.get_by_role("status", name="Result"), page.get_by_label("Code", exact=True)
+    expect(result).to_contain_text("200")
+    expect(result.get_by_label("Reply", exact=True)).to_contain_text("42")
+    ran = [(name, code.inner_text()) for name in ("curl", "Python", "TypeScript") if chosen(page, name)]
+    expect(result.get_by_label("Reply", exact=True)).to_contain_text("42")
+    shell, program, script = (text for _, text in ran)
+    for command in (["sh", "-c", shell], [sys.executable, "-c", program]):
+        done = subprocess.run(command, check=True, capture_output=True, timeout=WAIT)
+        assert json.loads(done.stdout) == 42
+    # Without a type in it, TypeScript is JavaScript: the page itself runs it.
+    asked = script.replace("console.log(await response.json())", "return await response.json()")
+    assert page.evaluate(f"async () => {{ {asked} }}") == 42
 
 
-def test_tools_are_found_by_words(hub: str, open_page: OpenPage) -> None:
-    """Our choice: a long list has a filter."""
-    page = opened(hub, open_page)
-    page.get_by_label("Find a tool").fill("time zone")
-    expect(page.get_by_role("article", name="get_current_time")).to_be_visible()
-    expect(page.get_by_role("article", name="add_numbers")).to_be_hidden()
+def chosen(page: Page, language: str) -> bool:
+    """Show the code in a language."""
+    button = page.get_by_role("button", name=language, exact=True)
+    button.click()
+    expect(button).to_have_attribute("aria-pressed", "true")
+    return True
+
+
+def test_tools_are_found_by_words_and_keys_and_links(hub: str, open_page: OpenPage) -> None:
+    """Our choice: a long list has a filter, works without a mouse, and each tool has an address."""
+    page = open_page(f"{hub}/docs")
+    tools = page.get_by_role("listbox", name="Tools")
+    expect(page.get_by_role("heading", name="How to call a tool")).to_be_visible()
+    page.keyboard.press("/")
+    expect(page.get_by_label("Find a tool")).to_be_focused()
+    page.keyboard.type("time zone")
+    expect(tools.get_by_role("option")).to_have_count(1)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="get_current_time")).to_be_visible()
+    assert page.url.endswith("#tool=get_current_time")
     page.get_by_label("Find a tool").fill("no such words")
     expect(page.get_by_text("No tool matches")).to_be_visible()
+    page.get_by_label("Find a tool").fill("")
+    for link, text in (("tool-error", "Read its explanation."), ("tool=nobody", "There's no tool nobody"),
+                       ("problems-title", "When something is wrong")):  # fmt: skip
+        page.evaluate("(link) => (location.hash = link)", link)
+        expect(page.get_by_text(text)).to_be_in_viewport()
+    page.go_back()
+    page.go_back()
+    page.go_back()
+    expect(page.get_by_role("heading", name="get_current_time")).to_be_visible()
+
+
+def test_schemas_can_be_read(hub: str, open_page: OpenPage) -> None:
+    """Our choice: names, types, limits and defaults, and the JSON for those who want it."""
+    page = opened(hub, open_page, "long_task")
+    arguments = page.locator("details.section").filter(has=page.get_by_role("heading", name="Arguments"))
+    expect(arguments.locator(".property").first).to_contain_text("integer")
+    expect(arguments).to_contain_text("default")
+    arguments.get_by_text("JSON Schema").click()
+    expect(arguments.get_by_label("Schema of the arguments")).to_contain_text('"properties"')
+    page.get_by_role("heading", name="Errors").click()
+    expect(page.get_by_role("row", name="409")).to_be_visible()
+
+
+def test_a_server_that_is_gone_is_said_with_the_way_out(tmp_path: Path, open_page: OpenPage) -> None:
+    """A fixed defect: the page said "Failed to fetch" and nothing else."""
+    port = free_port()
+    command = millstream("examples/hub.py", port, "--serve", "all")
+    with serving(command, port, tmp_path / "first"):
+        page = open_page(f"http://127.0.0.1:{port}/docs#tool=greet", lossy=True)
+        expect(page.get_by_role("heading", name="greet", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Run").click()
+    result = page.get_by_role("status", name="Result")
+    expect(result).to_contain_text("The server can't be reached, so nothing was sent.")
+    expect(page.locator("#banner")).to_be_visible()
+    with serving(command, port, tmp_path / "second"):
+        result.get_by_role("button", name="Try again").click()
+        expect(result).to_contain_text("200")
+        expect(page.locator("#banner")).to_be_hidden()
+        page.context.close()

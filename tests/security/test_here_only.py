@@ -10,8 +10,9 @@ from millstream import Server
 from millstream.app.here_only import Bind
 
 HERE_ONLY = [
-    "/dashboard", "/dashboard/audit", "/dashboard/events", "/chat", "/chat/members", "/inspect", "/inspect/servers",
-    "/inspect/via/1", "/metrics",
+    "/dashboard", "/dashboard/events", "/dashboard/history", "/dashboard/calls", "/dashboard/readers",
+    "/dashboard/audit", "/chat", "/chat/members", "/inspect", "/inspect/servers", "/inspect/via/1",
+    "/metrics",
 ]  # fmt: skip
 OUTSIDE = ("10.0.0.5", 1)
 HERE = ("127.0.0.1", 1)
@@ -83,7 +84,7 @@ async def test_the_documentation_has_its_files_wherever_it_is_served(server: Ser
     server.runtimes.bind = Bind(loopback=False)
     async with client(server, HERE) as http:
         assert (await http.get("/docs")).status_code == 200
-        for name in ("base.css", "docs.css", "docs.js"):
+        for name in ("base.css", "docs/docs.css", "docs/page.js"):
             assert (await http.get(f"/assets/{name}")).status_code == 200, name
 
 

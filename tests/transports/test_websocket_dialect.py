@@ -282,3 +282,17 @@ async def test_a_plain_get_of_the_path_is_told_what_it_is() -> None:
     async with world() as app:
         response = await app.route.plain(None)  # type: ignore[arg-type]
         assert (response.status, b"upgrade: websocket" in response.head) == (426, True)
+
+
+async def test_a_subscription_can_begin_with_the_newest_events() -> None:
+    """Our dialect, as `?history=` of the event stream: without a last event id, which says more."""
+    async with world() as app, app.client() as socket:
+        await hear(socket)
+        for number in range(3):
+            await ask(socket, {"type": "publish", "channel": "past", "data": number, "id": number})
+        await tell(socket, {"type": "subscribe", "channel": "past", "history": 2, "id": 9})
+        assert [(await hear(socket)).get("data") for _ in range(2)] == ["1", "2"]
+        while (answer := await hear(socket))["type"] != "subscribed":
+            assert answer["type"] == "position"
+        wrong = await ask(socket, {"type": "subscribe", "channel": "other", "history": "all", "id": 10})
+        assert wrong["error"]["code"] == -32602

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from millstream.http.message import Request, Response
+from millstream.hub import Forbidden
 from millstream.protocol.sse import Decoder, Event
 from millstream.transports.open_streams import OpenStreams
 from millstream.web import live
@@ -256,10 +257,23 @@ async def test_the_members_of_the_chat_are_listed() -> None:
     """Our choice: presence, in the order of arrival."""
     asked: list[str] = []
 
-    async def presence(channel: str) -> list[dict[str, str]]:
-        asked.append(channel)
-        return [{"client_id": "1", "name": "Ada"}]
+    class Room:
+        admission: Any
 
-    response = await ChatMembers(presence).get(Request("GET", "/chat/members", [], {}))
+        async def presence(self, channel: str) -> list[dict[str, str]]:
+            asked.append(channel)
+            return [{"client_id": "1", "name": "Ada"}]
+
+        def subscribe(self, channels: tuple[str, ...], **about: Any) -> None:
+            asked.extend(channels)
+            if channels == ("$presence.closed",):
+                raise Forbidden("subscribe", "closed")
+
+    room = Room()
+    room.admission = room
+    response = await ChatMembers(room).get(Request("GET", "/chat/members", [], {}))
     assert json.loads(response.body) == [{"client_id": "1", "name": "Ada"}]
-    assert asked == ["chat"]
+    assert asked == ["$presence.chat", "chat"]
+    refused = await ChatMembers(room).get(Request("GET", "/chat/members", [], {}, query=b"channel=closed"))
+    assert refused.status == 403
+    assert asked[-1] == "$presence.closed"

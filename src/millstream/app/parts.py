@@ -16,8 +16,8 @@ from millstream.app.definition import Definition
 from millstream.protocol.handshake import Opening
 from millstream.protocol.principal import Principal
 from millstream.server.calls.notes import SESSION_OVER, ObserveMessage
-from millstream.server.calls.services import Services
 from millstream.server.calls.sessions import Session
+from millstream.server.dispatch import Dispatcher
 from millstream.server.features.hooks import Hooks
 from millstream.stores.base import Store
 from millstream.stores.health import StoreHealth
@@ -27,11 +27,11 @@ from millstream.telemetry.logs import overhear
 from millstream.transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
+    from millstream.app.looking import Live
     from millstream.hub import Hub
     from millstream.server.features.around import Around
     from millstream.server.observing.observer import Observer
     from millstream.telemetry.metrics import Metrics
-    from millstream.web.live import DashboardFeed
 
 
 def make_around(definition: Definition) -> "Around | None":
@@ -140,11 +140,13 @@ def make_note(observer: "Observer") -> ObserveMessage:
 
 
 def open_feed(
-    definition: Definition, services: Services, observer: "Observer", hub: "Hub", stack: AsyncExitStack, *,
+    definition: Definition, dispatcher: Dispatcher, observer: "Observer", hub: "Hub", stack: AsyncExitStack, *,
     streams: OpenStreams, health: StoreHealth,
-) -> "DashboardFeed":  # fmt: skip
-    """What the dashboard hears, of all workers, for the life of the stack."""
+) -> "Live":  # fmt: skip
+    """What the dashboard hears and what it asks for, of all workers, for the life of the stack."""
     from millstream.app.fleet import Fleet  # noqa: PLC0415  only where the pages are served
+    from millstream.app.looking import Live, Looking  # noqa: PLC0415
+    from millstream.server.observing.recent_calls import RecentCalls  # noqa: PLC0415
     from millstream.web.live import DashboardFeed, LogTail  # noqa: PLC0415
 
     info = {
@@ -154,7 +156,10 @@ def open_feed(
         "started": time.time(),
         "facts": {"Serves": ", ".join(["mcp", *sorted(definition.parts)]), "Endpoint": definition.settings.path},
     }
+    services = dispatcher.services
     store = services.store
+    calls = RecentCalls(dispatcher.observe)
+    dispatcher.observe = calls.observe
     fleet = Fleet(services.peers, store.workers, observer.figures, hub=lambda: asdict(hub.stats()))
 
     async def measure() -> None:
@@ -165,9 +170,10 @@ def open_feed(
         lambda: fleet.snapshot(store=store_figures(health, store)), LogTail(), streams, info=info, measure=measure
     )
     stack.callback(overhear(feed.log))
-    for running in (feed.run(), fleet.run()):
+    looking = Looking(services.peers, observer, calls, streams=streams, hub=hub)
+    for running in (feed.run(), fleet.run(), looking.run()):
         stack.callback(asyncio.create_task(running).cancel)
-    return feed
+    return Live(feed, looking)
 
 
 def store_figures(health: StoreHealth, store: Store) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from millstream.transports.streamable.post import Streamable
 from millstream.transports.streamable.sessions import HttpSessions
 
 if TYPE_CHECKING:
+    from millstream.app.looking import Live
     from millstream.hub import Hub
     from millstream.transports.websocket.route import WebSocketRoute
-    from millstream.web.live import DashboardFeed
 
 _Table = dict[str, Mapping[str, Handler]]
 
@@ -41,7 +41,7 @@ class Routes:
         hub: "Hub | None" = None,
         render_metrics: Callable[[], Awaitable[bytes]] | None = None,
         websocket: "WebSocketRoute | None" = None,
-        feed: "DashboardFeed | None" = None,
+        live: "Live | None" = None,
     ) -> None:
         services = dispatcher.services
         settings = services.settings
@@ -70,8 +70,8 @@ class Routes:
             self._add_hub(hub, dispatcher, streams, websocket)
         if "rest" in parts:
             self._add_rest(dispatcher, pages="web" in parts)
-        if hub is not None and feed is not None:
-            self._add_live(hub, feed, settings.audit_log)
+        if hub is not None and live is not None:
+            self._add_live(hub, live, settings.audit_log)
         if "web" in parts:
             self._add_inspecting(settings.inspect, streams)
         if render_metrics is not None:
@@ -128,13 +128,16 @@ class Routes:
         for path, handler in shown_pages(None if pages else ("docs",)).items():
             self._by_path[path] = {"GET": handler}
 
-    def _add_live(self, hub: "Hub", feed: "DashboardFeed", audit_log: str) -> None:
+    def _add_live(self, hub: "Hub", live: "Live", audit_log: str) -> None:
         from millstream.web.audit import AuditRecords  # noqa: PLC0415
         from millstream.web.live import ChatMembers  # noqa: PLC0415
+        from millstream.web.looking import looking_paths  # noqa: PLC0415
 
+        for path, handler in looking_paths(live.looking).items():
+            self._by_path[path] = {"GET": handler}
         self._by_path["/dashboard/audit"] = {"GET": AuditRecords(audit_log).get}
-        self._by_path["/dashboard/events"] = {"GET": feed.events}
-        self._by_path["/chat/members"] = {"GET": ChatMembers(hub.presence).get}
+        self._by_path["/dashboard/events"] = {"GET": live.feed.events}
+        self._by_path["/chat/members"] = {"GET": ChatMembers(hub).get}
 
     def _add_inspecting(self, urls: Sequence[str], streams: OpenStreams) -> None:
         from millstream.web.inspecting import Inspecting  # noqa: PLC0415

@@ -30,12 +30,12 @@ from millstream.stores.health import StoreHealth
 from millstream.transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
+    from millstream.app.looking import Live
     from millstream.app.routes import Routes
     from millstream.auth.guard import Guard
     from millstream.hub import Hub
     from millstream.server.observing.observer import Observer
     from millstream.transports.websocket.route import WebSocketRoute
-    from millstream.web.live import DashboardFeed
 
 IDLE_SECONDS = 60.0
 
@@ -74,7 +74,7 @@ class Runtime:
         self.observer: Observer | None = None
         self.render_metrics: Callable[[], Awaitable[bytes]] | None = None
         self.websocket: WebSocketRoute | None = None
-        self.feed: DashboardFeed | None = None
+        self.live: Live | None = None
         self.policy: HostPolicy
         self.guard: Guard | None = None
         """In front of every path, where callers sign in."""
@@ -186,8 +186,8 @@ class Runtime:
         if "metrics" in self.definition.parts:
             self.render_metrics = await metrics_of_machine(observer.registry, self._stack)
         if self.hub is not None and "web" in self.definition.parts:
-            self.feed = open_feed(
-                self.definition, self.services, observer, self.hub, self._stack,
+            self.live = open_feed(
+                self.definition, self.dispatcher, observer, self.hub, self._stack,
                 streams=self.streams, health=self.store_health,
             )  # fmt: skip
 
@@ -217,7 +217,7 @@ class Runtime:
             )  # fmt: skip
             self.routes = Routes(
                 definition.parts, self.dispatcher, self.streams, self.store_health, protection, probes,
-                hub=self.hub, render_metrics=self.render_metrics, websocket=self.websocket, feed=self.feed,
+                hub=self.hub, render_metrics=self.render_metrics, websocket=self.websocket, live=self.live,
             )  # fmt: skip
         return self.routes
 

@@ -6,6 +6,7 @@ that several of its subscriptions put there is in it once.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from heapq import nlargest
 
 from millstream.http.message import Outlet
 from millstream.hub.channels import is_pattern
@@ -54,6 +55,11 @@ class Audience:
     def queued(self) -> int:
         """Bytes written to all of them and not yet taken, by a walk over their outlets."""
         return sum(outlet.buffered for outlet in self._by_outlet)
+
+    def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
+        """The subscriptions of the outlets with the most bytes that nobody has taken yet, by a walk over all."""
+        found = nlargest(count, self._by_outlet, key=lambda outlet: outlet.buffered)
+        return [self._by_outlet[outlet] for outlet in found]
 
     def check_room(self, channels: Sequence[str], address: str) -> None:
         """Whether one more may enter.

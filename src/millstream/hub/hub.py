@@ -251,6 +251,10 @@ class Hub:
             delivery.gaps, self._audience.transports(), dict(self._attendance.replays),
         )  # fmt: skip
 
+    def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
+        """The subscribers that are furthest behind, each with its subscriptions: a walk over all of them."""
+        return self._audience.slowest(count)
+
     def queued_bytes(self) -> int:
         """What subscribers have not taken yet: a walk over all of them."""
         return self._audience.queued()

@@ -119,9 +119,23 @@ class Measured(Struct, frozen=True, array_like=True, tag="figures"):
     figures: bytes
 
 
+class Asked(Struct, frozen=True, array_like=True, tag="ask"):
+    """The sender's dashboard wants to know something of the receiver."""
+
+    number: int
+    about: bytes
+
+
+class Told(Struct, frozen=True, array_like=True, tag="tell"):
+    """What the receiver asked for."""
+
+    number: int
+    answer: bytes
+
+
 Message = (
     Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Switched | Joined
-    | Present | Watched | Measured
+    | Present | Watched | Measured | Asked | Told
 )  # fmt: skip
 
 

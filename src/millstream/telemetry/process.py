@@ -5,11 +5,13 @@ Figures come from the standard library and, where there is one, `/proc`; what a 
 
 import asyncio
 import gc
+import math
 import os
 import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,11 @@ class LoopLag:
     def worst(self) -> float:
         """The largest sample of the last minute."""
         return max(self._samples, default=0.0)
+
+    def worst_of(self, seconds: float) -> float:
+        """The largest sample of the last so many seconds."""
+        newest = islice(reversed(self._samples), math.ceil(seconds / INTERVAL))
+        return max(newest, default=0.0)
 
     async def run(self) -> None:
         """Measure until cancelled. The runtime owns the task."""

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from heapq import nlargest
 from random import randint
 from time import monotonic
 from typing import Protocol
@@ -30,7 +31,8 @@ class Leaving(Protocol):
 class OpenStreams:
     """All open streams of one running server."""
 
-    __slots__ = ("_by_owner", "_clock", "_max", "_max_age", "_max_per_owner", "_owned", "_sinks", "by_kind", "lines")
+    __slots__ = ("_by_owner", "_clock", "_kinds", "_max", "_max_age", "_max_per_owner", "_owned", "_sinks", "by_kind",
+                 "lines")  # fmt: skip
 
     def __init__(
         self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf, clock: Callable[[], float] = monotonic
@@ -41,6 +43,7 @@ class OpenStreams:
         self._max_per_owner = max_per_owner
         self._sinks: dict[Sink, tuple[Code, float, Callable[[], None], str | None]] = {}
         """Stream -> its coding, when it was opened, how it is ended, and whose cap it counts against."""
+        self._kinds: dict[Sink, tuple[str, str]] = {}
         self._by_owner: dict[str, int] = {}
         self._owned = 0
         """Streams that count: all but those of calls, which have a cap of their own."""
@@ -58,6 +61,18 @@ class OpenStreams:
         for kind, count in self.by_kind.items():
             found[kind[0]] += count
         return dict(found)
+
+    def slowest(self, count: int) -> list[tuple[str, str, float, int]]:
+        """Those with the most bytes that their readers haven't taken yet, then the oldest.
+
+        Of each: transport, owner (empty for nobody), seconds since it was opened, bytes that wait. It walks over all.
+        """
+        now = self._clock()
+        found = (
+            (self._kinds[sink][0], owner or "", now - opened, sink.buffered)
+            for sink, (_, opened, _, owner) in self._sinks.items()
+        )
+        return nlargest(count, found, key=lambda each: (each[3], each[2]))
 
     def full(self, owner: str) -> bool:
         """Whether a principal may open no further stream."""
@@ -81,6 +96,7 @@ class OpenStreams:
             code: puts bytes into the coding of the stream.
             end: how it is ended, if not by its `close`.
         """
+        self._kinds[sink] = kind
         self._sinks[sink] = (code, self._clock(), end or sink.close, owner)
         self.by_kind[kind] += 1
         if owner is not None:
@@ -90,6 +106,7 @@ class OpenStreams:
 
     def _forget(self, sink: Sink, owner: str | None, kind: tuple[str, str]) -> None:
         self._sinks.pop(sink, None)
+        self._kinds.pop(sink, None)
         self.by_kind[kind] -= 1
         if owner is not None:
             self._owned -= 1

@@ -10,10 +10,11 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink, last_event_id
+from millstream.http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink, last_event_id, query_value
 from millstream.http.problems import plain_problem
+from millstream.hub import Forbidden, InvalidName, TooMany
 from millstream.protocol import sse
 from millstream.protocol.jsonrpc import encode
 from millstream.server.calls.services import principal_id
@@ -167,16 +168,38 @@ class DashboardFeed:
         return sse.encode_event(b"[%b]" % b",".join(lines), event="log", id=f"{self._instance}-{last}")
 
 
+class Room(Protocol):
+    """The hub, as the chat sees it."""
+
+    admission: Any
+    """`AccessRules`."""
+
+    async def presence(self, channel: str) -> Sequence[Any]:
+        """The members of a channel."""
+        ...
+
+
 class ChatMembers:
-    """The handler of `GET /chat/members`: who is on the channel of the chat now."""
+    """The handler of `GET /chat/members`: who is on a channel now."""
 
-    __slots__ = ("_channel", "_presence")
+    __slots__ = ("_hub",)
 
-    def __init__(self, presence: Callable[[str], Awaitable[Sequence[Any]]], *, channel: str = "chat") -> None:
-        """`presence` is that of the hub."""
-        self._presence = presence
-        self._channel = channel
+    def __init__(self, hub: Room) -> None:
+        self._hub = hub
 
     async def get(self, request: Request) -> Response:
-        """A JSON array of ``{client_id, name, since}``, in the order of arrival."""
-        return Response(encode(await self._presence(self._channel)), 200, JSON_HEAD + b"cache-control: no-store\r\n")
+        """A JSON array of ``{client_id, name, since}``, in the order of arrival. ``?channel=`` is ``chat`` by default.
+
+        Whoever may not listen to the channel gets 403: the hub's rules hold here, too.
+        """
+        channel = query_value("channel", request.query) or "chat"
+        try:
+            self._hub.admission.subscribe((f"$presence.{channel}",), principal=request.principal, address=request.peer)
+            members = await self._hub.presence(channel)
+        except Forbidden as exc:
+            return plain_problem(403, str(exc))
+        except InvalidName as exc:
+            return plain_problem(400, str(exc))
+        except TooMany as exc:
+            return plain_problem(503, str(exc), b"retry-after: 5\r\n")
+        return Response(encode(members), 200, JSON_HEAD + b"cache-control: no-store\r\n")

@@ -218,6 +218,15 @@ class Observer:
 
     # For a live page
 
+    @property
+    def durations(self) -> Histogram:
+        """How long calls took, by method, tool, outcome and revision."""
+        return self._durations
+
+    def lag(self) -> float:
+        """Seconds by which the event loop was late, at worst, since a second ago."""
+        return self._lag.worst_of(1.0)
+
     def figures(self, *, hub: dict[str, Any] | None = None, sketched: bool = False) -> Figures:
         """What was measured so far. Take it about once a second for all viewers: rates are those since the last look.
 

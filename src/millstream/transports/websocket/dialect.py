@@ -3,7 +3,8 @@
 Each message is an object with a ``type``; an ``id`` (text or number) comes back with its answer. ::
 
     {"type": "mcp_call", "tool", "arguments"?}                    {"type": "mcp_result", "tool", "result"}
-    {"type": "subscribe", "channel"?, "last_event_id"?, "name"?}  {"type": "subscribed", "channel"}
+    {"type": "subscribe", "channel"?, "last_event_id"?, "name"?, "history"?}
+                                                                  {"type": "subscribed", "channel"}
     {"type": "unsubscribe", "channel"?}                           {"type": "unsubscribed", "channel"}
     {"type": "publish", "data", "channel"?, "event"?, "event_id"?}
                                                                   {"type": "published", "event_id", "subscribers"}
@@ -37,6 +38,8 @@ from millstream.transports.silent import silent_call
 
 FORBIDDEN = -32003
 TOO_MANY = -32000
+MAX_HISTORY = 1_000
+"""Events of a channel that a subscription may begin with."""
 
 
 class _Head(Struct, gc=False):
@@ -56,6 +59,7 @@ class _Subscribe(Struct, gc=False):
     channel: str = DEFAULT
     last_event_id: str = ""
     name: str = ""
+    history: int = 0
 
 
 class _Unsubscribe(Struct, gc=False):
@@ -250,6 +254,7 @@ class Dialect:
             self._outbox,
             encode=encode_event,
             last_event_id=message.last_event_id,
+            history=min(max(message.history, 0), MAX_HISTORY),
             client_id=self._connection.id if message.name else "",
             name=message.name,
             principal=self._peer.principal,

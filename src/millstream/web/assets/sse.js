@@ -3,6 +3,8 @@
 // `EventSource` hides what this needs: ids that come without an event, the status of a refusal, and comments, by whose
 // absence a dead connection is noticed.
 
+import { back, lost } from "./shell/connection.js";
+
 const SILENCE_MS = 45_000; // The server sends a comment every 15 seconds.
 const WAITS_MS = [500, 1_000, 2_000, 4_000, 8_000, 15_000];
 
@@ -104,6 +106,11 @@ export class Feed {
     this.#run(this.#stop.signal);
   }
 
+  /** Try again at once, if it waits. */
+  now() {
+    this.#wake();
+  }
+
   stop() {
     this.#stop?.abort();
     this.#stop = null;
@@ -180,11 +187,10 @@ export class Feed {
 
 const WORDS = { connecting: "Connecting…", open: "Live", waiting: "Reconnecting…", offline: "Offline" };
 
-/** Show the state of a feed in a badge, and its reason beside it. */
-export function showState(badge, note, { state, reason }) {
+/** Show the state of a feed in a badge, and why it is gone above the page. `now` tries again at once. */
+export function showState(badge, { state, reason }, now = null) {
   badge.textContent = WORDS[state];
   badge.className = `badge state ${{ open: "good", connecting: "", waiting: "warn", offline: "bad" }[state]}`;
-  if (reason) note.textContent = `${reason} ${state === "waiting" ? "Trying again." : "It continues when you're back online."}`;
-  // What was wrong stays there until it is right again.
-  if (reason || state === "open") note.hidden = !reason;
+  if (state === "open") back();
+  else if (reason) lost(`${reason} ${state === "waiting" ? "This page goes on when it's back." : "This page goes on when you're back online."}`, state === "waiting" ? now : null);
 }

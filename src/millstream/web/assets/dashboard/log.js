@@ -1,11 +1,14 @@
 // The stream of log lines: kept up to a bound, filtered by words and level, and held back while it is paused.
 
-import { $, clock, either, element } from "./dom.js";
+import { $, clock, either, element, write } from "../dom.js";
 
 const KEPT = 1_000;
 const RANKS = { debug: 10, info: 20, warning: 30, error: 40, critical: 50 };
 
 const lines = [];
+let warnings = 0;
+let errors = 0;
+let opened = false;
 let paused = false;
 let waiting = 0;
 
@@ -23,7 +26,7 @@ function draw(line) {
   item.append(
     element("time", { dateTime: when.toISOString() }, clock(when)),
     element("span", { className: "level" }, level),
-    element("span", { className: "text" }, element("span", { className: "soft" }, `${logger} `), message),
+    element("span", { className: "text", dir: "auto" }, element("span", { className: "soft" }, `${logger} `), message),
   );
   for (const [name, value] of Object.entries(fields)) {
     item.lastChild.append(" ", element("span", { className: "soft" }, `${name}=${written(value)}`));
@@ -41,6 +44,25 @@ function redraw() {
   tell();
 }
 
+/** What the closed drawer says: the newest line, and how much went wrong since it was last open. */
+function tellClosed() {
+  const last = lines.at(-1)?.line;
+  write($("log-last"), last && !opened ? `${clock(new Date(last.ts))} ${last.level} ${last.message}` : "");
+  write($("log-warnings"), warnings ? `${warnings} ${warnings === 1 ? "warning" : "warnings"}` : "");
+  write($("log-errors"), errors ? `${errors} ${errors === 1 ? "error" : "errors"}` : "");
+}
+
+/** Open or close the drawer. */
+export function toggleLog() {
+  opened = !opened;
+  $("log-body").hidden = !opened;
+  $("drawer").classList.toggle("open", opened);
+  $("log-toggle").ariaExpanded = String(opened);
+  warnings = errors = 0;
+  tellClosed();
+  if (opened) redraw();
+}
+
 function tell() {
   const list = $("log");
   $("no-log-title").textContent = lines.length ? "No line matches the filter" : "Nothing logged yet";
@@ -55,6 +77,13 @@ export function add(news) {
   const fresh = news.map((line) => ({ line, text: JSON.stringify(line).toLowerCase() }));
   lines.push(...fresh);
   lines.splice(0, lines.length - KEPT);
+  for (const { level } of news) {
+    if (opened) break;
+    errors += RANKS[level] >= 40;
+    warnings += RANKS[level] === 30;
+  }
+  tellClosed();
+  if (!opened) return;
   if (paused) {
     waiting += fresh.length;
     tell();
@@ -67,6 +96,7 @@ export function add(news) {
   if (follows) list.scrollTop = list.scrollHeight;
 }
 
+$("log-toggle").addEventListener("click", toggleLog);
 $("log-filter").addEventListener("input", redraw);
 $("log-level").addEventListener("change", redraw);
 $("log-pause").addEventListener("click", () => {

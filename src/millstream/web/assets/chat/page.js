@@ -1,0 +1,397 @@
+// The chat: channels of the hub over one WebSocket. It needs no tool, so it works on any server with a hub; the hub's
+// rules say who may listen and speak where. The presence of a channel says who is here.
+
+import { $, element, write } from "../dom.js";
+import { shortcut } from "../shell/keys.js";
+import { commands } from "../shell/palette.js";
+import { showState } from "../sse.js";
+import { Conversation, draw, drawAll, read } from "./messages.js";
+import { drawChannels, drawPeople, drawTyping, wrong } from "./side.js";
+import { Hub, Refused } from "./socket.js";
+
+const FIRST = "chat";
+const HISTORY = 200;
+const NAME = "millstream.name";
+const CHANNELS = "millstream.channels";
+const OWN = "millstream.own";
+const MAX_CHANNELS = 12; // a socket has 16; each channel takes one, the open one two more
+const TYPING_MS = 3_000;
+const TYPED_MS = 6_000;
+const BACK_MS = 15_000;
+
+const me = { id: crypto.getRandomValues(new Uint32Array(2)).join("-"), name: "" };
+const own = new Set(JSON.parse(sessionStorage.getItem(OWN) ?? "[]")); // ids of what this tab has said
+const pending = new Map(); // key -> what is on its way
+/** @type {Map<string, Conversation>} */
+const rooms = new Map();
+let current = "";
+let follows = true;
+let made = 0;
+let saidTyping = 0;
+
+const room = () => rooms.get(current);
+const typingOf = (channel) => `${channel}.typing`;
+const presenceOf = (channel) => `$presence.${channel}`;
+
+const hub = new Hub((state) => {
+  showState($("state"), state, () => hub.now());
+  if (state.state === "open") return;
+  for (const conversation of rooms.values()) conversation.live = false;
+  for (const entry of pending.values()) if (entry.state === "sending") fate(entry, "waiting");
+}, "chat/members");
+
+// Messages
+
+const actions = {
+  retry: (entry) => send(entry),
+  edit: (entry) => {
+    forget(entry);
+    $("text").value = entry.text;
+    $("text").focus();
+  },
+};
+
+function toEnd() {
+  follows = true;
+  $("scroll").scrollTop = $("scroll").scrollHeight;
+  $("newer").hidden = true;
+}
+
+/** Show a new entry of a channel, if that is the one that is open. */
+function show(channel, entry) {
+  const conversation = rooms.get(channel);
+  const before = conversation.entries.at(-1);
+  conversation.add(entry);
+  if (channel !== current || (document.hidden && conversation.ready)) {
+    if (entry.kind === "message" && !entry.own && conversation.ready) {
+      conversation.mark ??= entry;
+      conversation.unread += 1;
+    }
+    showChannels();
+  }
+  if (channel !== current) return;
+  if (entry === conversation.mark) $("messages").append(element("li", { className: "unread" }, "New"));
+  $("messages").append(...draw(entry, before, actions));
+  $("quiet").hidden = true;
+  if (follows || entry.own) toEnd();
+  else $("newer").hidden = false;
+}
+
+function hear(channel, event) {
+  const conversation = rooms.get(channel);
+  if (!conversation || (event.id && conversation.drawn.has(event.id))) return;
+  conversation.drawn.add(event.id);
+  const said = read(event);
+  const mine = said.key && pending.get(said.key);
+  if (mine) {
+    pending.delete(said.key);
+    remember(event.id);
+    inOrder(mine, said.at);
+    return;
+  }
+  conversation.typing.delete(said.name);
+  showTyping();
+  show(channel, { kind: "message", ...said, own: own.has(event.id) });
+}
+
+/** A message of ours stands where everybody else sees it: behind what was heard before it. */
+function inOrder(entry, at) {
+  const { entries } = rooms.get(entry.channel);
+  const later = entries.slice(entries.indexOf(entry) + 1).some((each) => !each.own || !each.state);
+  if (!later) return fate(entry, "", "", at);
+  Object.assign(entry, { state: "", reason: "", at });
+  entries.splice(entries.indexOf(entry), 1);
+  const waiting = entries.findIndex((each) => each.own && each.state);
+  entries.splice(waiting < 0 ? entries.length : waiting, 0, entry);
+  if (entry.channel !== current) return;
+  drawAll(room(), actions);
+  if (follows) toEnd();
+}
+
+function remember(id) {
+  own.add(id);
+  sessionStorage.setItem(OWN, JSON.stringify([...own].slice(-HISTORY)));
+}
+
+/** What became of a message of ours: "", "sending", "waiting" or "failed". */
+function fate(entry, state, reason = "", at = entry.at) {
+  Object.assign(entry, { state, reason, at });
+  if (entry.channel !== current || !entry.node?.isConnected) return;
+  const place = room().entries.indexOf(entry);
+  const node = entry.node;
+  node.replaceWith(...draw(entry, room().entries[place - 1] ?? null, actions).slice(-1));
+  if (follows) toEnd();
+}
+
+function forget(entry) {
+  const conversation = rooms.get(entry.channel);
+  conversation.entries = conversation.entries.filter((each) => each !== entry);
+  pending.delete(entry.key);
+  entry.node?.remove();
+}
+
+async function send(entry) {
+  pending.set(entry.key, entry);
+  if (!hub.open || !rooms.get(entry.channel).live) return fate(entry, "waiting");
+  fate(entry, "sending");
+  try {
+    const { event_id: id } = await hub.publish(entry.channel, { name: me.name, message: entry.text, time: entry.at.getTime() / 1_000, key: entry.key });
+    remember(id);
+    // What we don't hear, as we may only speak there, is done with this; else hearing it puts it in its place.
+    if (rooms.get(entry.channel)?.failed) pending.delete(entry.key);
+    if (entry.state) fate(entry, "");
+  } catch (error) {
+    if (!pending.has(entry.key)) return;
+    if (error instanceof Refused) {
+      pending.delete(entry.key);
+      fate(entry, "failed", error.message);
+    } else fate(entry, "waiting");
+  }
+}
+
+function submit() {
+  const field = $("text");
+  const text = field.value.trim();
+  if (!text) return;
+  field.value = "";
+  saidTyping = 0;
+  const entry = { kind: "message", channel: current, name: me.name, text, at: new Date(), own: true, state: "sending", reason: "", key: `${me.id}-${++made}` };
+  show(current, entry);
+  send(entry);
+  field.focus();
+}
+
+const showPeople = () => drawPeople([...(room()?.members.values() ?? [])], hub.ids);
+
+/** Who came and went. A reconnect, which leaves and joins, is no news. */
+function hearPresence(channel, event) {
+  const conversation = rooms.get(channel);
+  if (!conversation || conversation.drawn.has(event.id)) return;
+  conversation.drawn.add(event.id);
+  const member = JSON.parse(event.data);
+  if (event.event === "join") conversation.members.set(member.client_id, member);
+  else conversation.members.delete(member.client_id);
+  if (channel === current) showPeople();
+  if (hub.ids.has(member.client_id) || !conversation.present) return;
+  const last = conversation.entries.at(-1);
+  if (event.event === "join" && last?.left === member.name && Date.now() - last.when < BACK_MS) {
+    conversation.entries.pop();
+    if (channel === current) $("messages").lastElementChild.remove();
+    return;
+  }
+  show(channel, { kind: "event", text: `${member.name || "Somebody"} ${event.event === "join" ? "joined" : "left"}`, left: event.event === "leave" ? member.name : null, when: Date.now(), day: last?.day });
+}
+
+async function fetchMembers(channel) {
+  const conversation = rooms.get(channel);
+  try {
+    const response = await fetch(`chat/members?${new URLSearchParams({ channel })}`, { cache: "no-store" });
+    if (!response.ok) return;
+    conversation.members = new Map((await response.json()).map((member) => [member.client_id, member]));
+    conversation.present = true;
+    if (channel === current) showPeople();
+  } catch {
+    // The presence goes on telling who comes and goes; the next connection asks again.
+  }
+}
+
+const showTyping = () => drawTyping(room()?.typing ?? new Map());
+setInterval(showTyping, 1_000);
+
+function hearTyping(channel, event) {
+  const { name, from } = JSON.parse(event.data);
+  if (from === me.id || typeof name !== "string") return;
+  rooms.get(channel)?.typing.set(name.slice(0, 80) || "Somebody", Date.now() + TYPED_MS);
+  showTyping();
+}
+
+/** At most every few seconds; where the server doesn't allow it, nobody sees it. */
+function sayTyping() {
+  if (!hub.open || !$("text").value.trim() || Date.now() - saidTyping < TYPING_MS) return;
+  saidTyping = Date.now();
+  hub.publish(typingOf(current), { name: me.name, from: me.id }, "typing").catch(() => {});
+}
+
+const showChannels = () => drawChannels(rooms, current, FIRST, part);
+const keep = () => localStorage.setItem(CHANNELS, JSON.stringify([...rooms.keys()]));
+
+/** Hear a channel, in the background at first. */
+function enterChannel(channel) {
+  if (rooms.has(channel)) return true;
+  if (rooms.size >= MAX_CHANNELS) return false;
+  const conversation = new Conversation();
+  rooms.set(channel, conversation);
+  hub.subscribe(channel, {
+    name: me.name, history: HISTORY,
+    hear: (event) => hear(channel, event),
+    gap: () => show(channel, { kind: "event", text: "The server no longer has some older messages, so they're missing here.", look: "gap" }),
+    ready: () => {
+      conversation.ready = conversation.live = true;
+      conversation.failed = "";
+      if (channel === current) note();
+      // What was not heard until here was not published: it can be said again.
+      for (const entry of pending.values()) if (entry.channel === channel && entry.state) send(entry);
+    },
+    failed: (reason) => {
+      conversation.failed = reason;
+      conversation.live = true;
+      if (channel === current) note();
+      showChannels();
+    },
+  });
+  keep();
+  return true;
+}
+
+function note() {
+  $("note").textContent = room().failed ? `You can't listen to this channel. ${room().failed}` : "";
+  $("note").hidden = !room().failed;
+}
+
+/** Open a channel. */
+function open(channel) {
+  if (channel === current) return;
+  if (current) {
+    room().draft = $("text").value;
+    if (!room().unread) room().mark = null;
+    hub.unsubscribe(presenceOf(current));
+    hub.unsubscribe(typingOf(current));
+    room().present = false;
+  }
+  if (!enterChannel(channel)) return complain(`You're on ${MAX_CHANNELS} channels already. Leave one first.`);
+  current = channel;
+  follows = true;
+  hub.subscribe(presenceOf(channel), { hear: (event) => hearPresence(channel, event), ready: () => fetchMembers(channel) });
+  hub.subscribe(typingOf(channel), { hear: (event) => hearTyping(channel, event) });
+  room().unread = 0;
+  write($("talk-title"), `# ${channel}`);
+  $("text").value = room().draft;
+  drawAll(room(), actions);
+  $("quiet").hidden = room().entries.length > 0;
+  note();
+  showPeople();
+  showTyping();
+  showChannels();
+  $("side").classList.remove("shown");
+  $("show-channels").ariaExpanded = "false";
+  if (location.hash !== `#channel=${encodeURIComponent(channel)}`) history.replaceState(null, "", `#channel=${encodeURIComponent(channel)}`);
+  toEnd();
+}
+
+function part(channel) {
+  if (channel === current) open(FIRST);
+  hub.unsubscribe(channel);
+  rooms.delete(channel);
+  keep();
+  showChannels();
+}
+
+function complain(text) {
+  $("channel-error").textContent = text;
+  $("channel-error").hidden = !text;
+}
+
+$("new-channel").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const name = $("channel").value.trim().replace(/^#/, "");
+  const problem = name && wrong(name);
+  complain(problem);
+  if (!name || problem) return;
+  $("channel").value = "";
+  open(name);
+  $("text").focus();
+});
+
+const wanted = () => decodeURIComponent(/^#channel=(.+)$/.exec(location.hash)?.[1] ?? "");
+addEventListener("hashchange", () => {
+  const channel = wanted();
+  if (channel && me.name && !wrong(channel)) open(channel);
+});
+
+// Coming in and going out
+
+function enter(name) {
+  me.name = name;
+  localStorage.setItem(NAME, name);
+  $("join").hidden = true;
+  $("talk").hidden = $("side").hidden = $("people").hidden = $("state").hidden = false;
+  const kept = JSON.parse(localStorage.getItem(CHANNELS) ?? "[]").filter((channel) => typeof channel === "string" && channel !== FIRST);
+  for (const channel of [FIRST, ...kept]) enterChannel(channel);
+  const first = wanted();
+  open(first && !wrong(first) ? first : FIRST);
+  hub.start();
+  $("text").focus();
+}
+
+function leave() {
+  hub.stop();
+  pending.clear();
+  rooms.clear();
+  current = "";
+  $("messages").replaceChildren();
+  $("talk").hidden = $("side").hidden = $("people").hidden = $("state").hidden = true;
+  $("join").hidden = false;
+  $("name").value = me.name;
+  $("name").select();
+}
+
+$("join").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const name = $("name").value.trim();
+  if (name) enter(name);
+});
+$("leave").addEventListener("click", leave);
+$("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+$("text").addEventListener("input", sayTyping);
+$("text").addEventListener("keydown", (event) => {
+  if (event.isComposing) return;
+  if (event.key === "Enter" && !event.shiftKey) {
+    event.preventDefault();
+    submit();
+  } else if (event.key === "ArrowUp" && !$("text").value) {
+    const failed = room().entries.findLast((entry) => entry.state === "failed");
+    if (failed) {
+      event.preventDefault();
+      actions.edit(failed);
+    }
+  }
+});
+$("newer").addEventListener("click", toEnd);
+$("scroll").addEventListener("scroll", () => {
+  follows = $("scroll").scrollHeight - $("scroll").scrollTop - $("scroll").clientHeight < 60;
+  if (follows) $("newer").hidden = true;
+});
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden || !current) return;
+  room().unread = 0;
+  showChannels();
+});
+// Where the room for messages shrinks, the newest stays in sight.
+new ResizeObserver(() => follows && toEnd()).observe($("scroll"));
+
+/** The channel before or after the open one. */
+function step(by) {
+  const names = [...rooms.keys()];
+  if (names.length > 1) open(names[(names.indexOf(current) + by + names.length) % names.length]);
+}
+shortcut("/", "Write a message", () => $("text").focus());
+shortcut("j", "Next channel", () => step(1));
+shortcut("k", "Previous channel", () => step(-1));
+commands(() => (current ? [
+  ...[...rooms.keys()].map((channel) => ({ title: `# ${channel}`, group: "Channels", icon: "next", run: () => open(channel) })),
+  { title: "Join a channel", group: "Channels", icon: "add", run: () => {
+    $("side").classList.add("shown");
+    $("channel").focus();
+  } },
+  { title: "Change name", group: "Chat", icon: "edit", run: leave },
+] : []));
+
+const known = localStorage.getItem(NAME);
+if (known) enter(known);
+else {
+  $("join").hidden = false;
+  $("name").focus();
+}

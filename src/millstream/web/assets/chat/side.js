@@ -1,0 +1,56 @@
+// What stands beside the conversation: the channels with what wasn't read, who is here, who is typing.
+
+import { $, element, write } from "../dom.js";
+import { icon } from "../shell/icons.js";
+
+/** Who is on the open channel; `own` are the ids of this page. */
+export function drawPeople(members, own) {
+  const people = members.sort((one, other) => one.since - other.since);
+  write($("people-count"), people.length);
+  $("members").replaceChildren(
+    ...people.map((member) => {
+      const name = member.name || "Somebody";
+      const mine = own.has(member.client_id);
+      const initial = element("span", { className: "initial", "aria-hidden": "true" }, [...name][0].toUpperCase());
+      return element("li", { className: mine ? "own" : "" }, initial, element("span", { className: "one-line", dir: "auto", title: name }, mine ? `${name} (you)` : name));
+    }),
+  );
+}
+
+/** Who is typing: name -> until when. */
+export function drawTyping(typing) {
+  const now = Date.now();
+  const names = [...typing].filter(([, until]) => until > now).map(([name]) => name);
+  const text = names.length === 0 ? "" : names.length === 1 ? `${names[0]} is typing…` : names.length === 2 ? `${names.join(" and ")} are typing…` : `${names.length} people are typing…`;
+  write($("typing"), text);
+}
+
+/** The channels, and in the title of the page how much wasn't read. `part` leaves one; `first` can't be left. */
+export function drawChannels(rooms, current, first, part) {
+  let all = 0;
+  const items = [...rooms].map(([channel, { unread, failed }]) => {
+    all += unread;
+    const link = element("a", { href: `#channel=${encodeURIComponent(channel)}`, "aria-current": channel === current ? "true" : null, title: channel }, element("span", { className: "one-line", dir: "auto" }, `# ${channel}`));
+    if (failed) link.append(element("span", { className: "badge bad" }, "refused"));
+    else if (unread) link.append(element("span", { className: "count" }, unread > 99 ? "99+" : unread, element("span", { className: "visually-hidden" }, " unread")));
+    const close = element("button", { type: "button", className: "quiet small square", title: `Leave ${channel}`, "aria-label": `Leave ${channel}` }, icon("close"));
+    close.addEventListener("click", () => part(channel));
+    return element("li", { className: unread ? "has-unread" : "" }, link, channel === first ? null : close);
+  });
+  $("channels").replaceChildren(...items);
+  write($("unread-all"), all || "");
+  document.title = all ? `(${all}) Chat` : "Chat";
+}
+
+/** What is wrong with the name of a channel; the hub's own rules, told before it is asked. */
+export function wrong(name) {
+  if (/\s/.test(name)) return "A channel's name has no spaces.";
+  if (name.startsWith("$")) return "Names with $ belong to the server.";
+  if (/[*>]/.test(name)) return "A channel's name has no * or >.";
+  return name.split(".").includes("") ? "A channel's name has no empty part." : "";
+}
+
+// On a phone the two are drawers.
+for (const [button, panel] of [["show-channels", "side"], ["show-people", "people"]]) {
+  $(button).addEventListener("click", () => ($(button).ariaExpanded = String($(panel).classList.toggle("shown"))));
+}

@@ -1,0 +1,165 @@
+// The hub over one WebSocket: subscriptions that come back and continue where they were, and publications that are
+// answered. See the dialect of /ws.
+
+import { refusal } from "../sse.js";
+
+const WAITS_MS = [500, 1_000, 2_000, 4_000, 8_000, 15_000];
+const PING_MS = 20_000;
+const ANSWER_MS = 15_000;
+
+/** What the server refused, in its words. */
+export class Refused extends Error {}
+
+export class Hub {
+  /** Under which this page has appeared to others: one for each connection. */
+  ids = new Set();
+  #socket = null;
+  #waiting = new Map(); // number of a request -> {resolve, reject, timer}
+  #number = 0;
+  #wanted = new Map(); // channel -> {name, history, last, hear, ready, failed}
+  #failures = 0;
+  #timer = 0;
+  #beat = 0;
+  #stopped = true;
+  #onState;
+  #probe;
+
+  /**
+   * @param {(state: {state: string, reason: string}) => void} onState connecting, open, waiting, offline
+   * @param {string} probe a path that tells why the server refuses a socket: a browser doesn't
+   */
+  constructor(onState, probe) {
+    this.#onState = onState;
+    this.#probe = probe;
+    addEventListener("online", () => this.now());
+    addEventListener("offline", () => this.#socket?.close());
+  }
+
+  start() {
+    this.#stopped = false;
+    this.#open();
+  }
+
+  stop() {
+    this.#stopped = true;
+    clearTimeout(this.#timer);
+    this.#wanted.clear();
+    this.#socket?.close();
+  }
+
+  /** Try again at once, if it waits. */
+  now() {
+    if (this.#stopped || this.#socket) return;
+    clearTimeout(this.#timer);
+    this.#open();
+  }
+
+  get open() {
+    return this.#socket?.readyState === WebSocket.OPEN;
+  }
+
+  /**
+   * Hear a channel from now on, also after the connection was lost.
+   *
+   * @param {string} channel
+   * @param {{name?: string, history?: number, hear: (event: {data: string, id: string, event?: string}) => void, ready?: (again: boolean) => void, failed?: (reason: string) => void, gap?: () => void}} options
+   *   `ready` is called when everything that was missed has been heard
+   */
+  subscribe(channel, options) {
+    this.#wanted.set(channel, { history: 0, last: "", begun: false, ...options });
+    if (this.open) this.#subscribe(channel);
+  }
+
+  unsubscribe(channel) {
+    if (this.#wanted.delete(channel) && this.open) this.#ask({ type: "unsubscribe", channel }).catch(() => {});
+  }
+
+  /** Publish, and wait until the hub has it. Throws `Refused` if the server says no, another error if it is gone. */
+  publish(channel, data, event) {
+    return this.#ask({ type: "publish", channel, data, ...(event ? { event } : {}) });
+  }
+
+  #ask(message) {
+    if (!this.open) return Promise.reject(new Error("The server can't be reached."));
+    const id = ++this.#number;
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => this.#settle(id, new Error("The server didn't answer in time.")), ANSWER_MS);
+      this.#waiting.set(id, { resolve, reject, timer });
+      this.#socket.send(JSON.stringify({ ...message, id }));
+    });
+  }
+
+  #settle(id, error, answer) {
+    const waiting = this.#waiting.get(id);
+    if (!waiting) return;
+    this.#waiting.delete(id);
+    clearTimeout(waiting.timer);
+    if (error) waiting.reject(error);
+    else waiting.resolve(answer);
+  }
+
+  #open() {
+    this.#onState({ state: "connecting", reason: "" });
+    const address = new URL("ws", document.baseURI);
+    address.protocol = address.protocol.replace("http", "ws");
+    const socket = (this.#socket = new WebSocket(address));
+    socket.addEventListener("message", ({ data }) => this.#take(JSON.parse(data)));
+    socket.addEventListener("close", ({ reason }) => this.#closed(socket, reason));
+    socket.addEventListener("open", () => {
+      this.#failures = 0;
+      this.#onState({ state: "open", reason: "" });
+      for (const channel of this.#wanted.keys()) this.#subscribe(channel);
+      // Browsers hide pings: one of our own finds out that the other side is gone.
+      this.#beat = setInterval(() => this.#ask({ type: "ping" }).catch(() => socket.close()), PING_MS);
+    });
+  }
+
+  async #subscribe(channel) {
+    const wanted = this.#wanted.get(channel);
+    const { name, history, last } = wanted;
+    try {
+      await this.#ask({ type: "subscribe", channel, ...(name ? { name } : {}), ...(last ? { last_event_id: last } : history ? { history } : {}) });
+      const again = wanted.begun;
+      wanted.begun = true;
+      wanted.ready?.(again);
+    } catch (error) {
+      if (error instanceof Refused) wanted.failed?.(error.message);
+    }
+  }
+
+  #take(message) {
+    if (message.type === "event") {
+      const wanted = this.#wanted.get(message.channel);
+      if (!wanted) return;
+      if (message.id) wanted.last = message.id;
+      wanted.hear(message);
+    } else if (message.type === "position") {
+      for (const wanted of this.#wanted.values()) if (wanted.begun) wanted.last = message.id;
+    } else if (message.type === "connected") this.ids.add(message.client_id);
+    else if (message.type === "gap") {
+      for (const wanted of this.#wanted.values()) wanted.gap?.();
+    } else if (message.type === "error") this.#settle(message.id, new Refused(message.error.message));
+    else this.#settle(message.id, null, message);
+  }
+
+  async #closed(socket, reason) {
+    if (socket !== this.#socket) return;
+    this.#socket = null;
+    clearInterval(this.#beat);
+    for (const id of [...this.#waiting.keys()]) this.#settle(id, new Error("The connection was lost."));
+    if (this.#stopped) return;
+    if (!navigator.onLine) return this.#onState({ state: "offline", reason: "This device is offline." });
+    const wait = WAITS_MS[Math.min(this.#failures++, WAITS_MS.length - 1)] * (0.75 + Math.random() / 2);
+    this.#timer = setTimeout(() => this.now(), wait);
+    this.#onState({ state: "waiting", reason: reason === "slow" ? "This page was too slow, and the server cut it off." : await this.#why() });
+  }
+
+  async #why() {
+    try {
+      const response = await fetch(this.#probe, { cache: "no-store" });
+      return response.ok ? "The connection was lost." : await refusal(response);
+    } catch {
+      return "The server can't be reached.";
+    }
+  }
+}

@@ -1,0 +1,64 @@
+// The newest records of the audit log. The tab stays away where no log is kept.
+
+import { $, clock, write } from "../dom.js";
+import { LiveTable, cellBadge } from "./table.js";
+
+const EVERY_MS = 5_000;
+const who = ({ subject, address }) => subject || address || "–";
+const what = ({ method, target }) => (target ? `${method} ${target}` : method);
+
+const table = new LiveTable($("audit-table"), {
+  name: "Audit records", sort: "at", empty: ["No records", "The next call adds one, if it matches the filter."],
+  key: (record) => `${record.at} ${record.seq ?? ""} ${record.method} ${record.target ?? ""} ${record.address ?? ""}`,
+  columns: [
+    { id: "at", title: "When", down: true, sort: (record) => record.at, fill: (cell, record) => {
+      write(cell, clock(new Date(record.at)));
+      cell.title = new Date(record.at).toLocaleString();
+    } },
+    { id: "who", title: "Who", head: true, sort: who, fill: (cell, record) => {
+      write(cell, who(record));
+      cell.title = [record.issuer, record.client, record.address].filter(Boolean).join(", ");
+    } },
+    { id: "what", title: "What", wide: true, sort: what, fill: (cell, record) => write(cell, what(record)) },
+    { id: "transport", title: "Transport", sort: (record) => record.transport ?? "", fill: (cell, record) => write(cell, record.transport ?? "") },
+    { id: "outcome", title: "Result", sort: (record) => record.outcome ?? "ok", fill: (cell, record) => cellBadge(cell, record.outcome ?? "ok", (record.outcome ?? "ok") === "ok" ? "good" : "bad") },
+  ],
+});
+
+let asked = 0;
+let kept = false;
+let open = false;
+let told = () => {};
+
+async function load() {
+  const mine = ++asked;
+  const query = new URLSearchParams({ q: $("audit-filter").value, failed: $("audit-failed").checked ? "1" : "" });
+  let found;
+  try {
+    const reply = await fetch(`dashboard/audit?${query}`, { cache: "no-store" });
+    if (!reply.ok) return;
+    found = await reply.json();
+  } catch {
+    return; // the stream says that the server is away
+  }
+  if (mine !== asked) return;
+  kept = found.kept;
+  told(kept);
+  table.show(found.records);
+}
+
+/** Whether this part of the page is open. */
+export function showAudit(now) {
+  open = now;
+  if (open) load();
+}
+
+/** Ask whether a log is kept; `tell` hears it. */
+export function lookForAudit(tell) {
+  told = tell;
+  load();
+}
+
+$("audit-filter").addEventListener("input", load);
+$("audit-failed").addEventListener("change", load);
+setInterval(() => kept && open && !document.hidden && load(), EVERY_MS);

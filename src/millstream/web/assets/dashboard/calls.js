@@ -1,0 +1,108 @@
+// The newest calls, whoever made them, and the clients by name and version.
+
+import { $, clock, count, element, figure, pretty, write } from "../dom.js";
+import { colored } from "../render/json.js";
+import { copyable } from "../shell/copy.js";
+import { ms } from "./health.js";
+import { LiveTable, cellBadge, cellButton } from "./table.js";
+
+const EVERY_MS = 2_000;
+export const OTHER = "_other";
+export const OTHER_SAYS = "Names that this server doesn't have, counted together: they come from callers, and each would need memory of its own.";
+
+const title = (call) => (call.method === "tools/call" ? call.name || call.method : call.name ? `${call.method} ${call.name}` : call.method);
+const outcome = ({ outcome: word }) => word.replaceAll("_", " ");
+
+function show(call) {
+  const facts = {
+    When: new Date(call.at * 1_000).toLocaleString(), Took: ms(call.ms), Outcome: outcome(call) || "ok", Error: call.error, Incident: call.incident,
+    Caller: call.caller, Client: call.client, Transport: call.transport, Revision: call.revision, Answer: `${count(call.bytes)} bytes`,
+  };
+  const rows = Object.entries(facts).filter(([, value]) => value).map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { dir: "auto" }, value)));
+  let text = call.arguments;
+  try {
+    text = pretty(JSON.parse(call.arguments));
+  } catch {
+    // It was cut: shown as it is.
+  }
+  const block = element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Arguments", dir: "ltr" }, ...colored(text ?? ""));
+  const told = call.arguments ? copyable(block, "Copy the arguments") : element("p", { className: "soft small" }, call.arguments === "" ? "It had no arguments." : "The arguments weren't read: the call went well and nobody was looking, or they were too long.");
+  const close = element("button", { type: "submit" }, "Close");
+  const parts = [element("h2", { id: "call-title", className: "one-line" }, title(call)), element("dl", { className: "facts" }, ...rows), element("h3", {}, "Arguments"), told];
+  const foot = element("div", { className: "row end" });
+  if (call.method === "tools/call" && document.querySelector('.bar nav a[href="inspect"]')) {
+    const given = call.arguments && !call.arguments.endsWith("…") ? `&args=${encodeURIComponent(call.arguments)}` : "";
+    foot.append(element("a", { className: "button", href: `inspect#tool=${encodeURIComponent(call.name)}${given}` }, "Open in the inspector"));
+  }
+  foot.append(close);
+  const dialog = element("dialog", { "aria-labelledby": "call-title", id: "call" }, element("form", { method: "dialog", className: "stack tight" }, ...parts, foot));
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+}
+
+const recent = new LiveTable($("recent"), {
+  name: "Recent calls", sort: "at", search: $("call-filter"),
+  empty: ["No calls yet", "The next call shows up here within two seconds."],
+  key: (call) => `${call.at} ${call.method} ${call.name} ${call.caller}`,
+  words: (call) => `${title(call)} ${call.caller} ${call.client} ${call.outcome} ${call.error} ${call.arguments ?? ""} ${call.incident}`,
+  fits: (call) => !$("call-failed").checked || call.outcome !== "",
+  columns: [
+    { id: "at", title: "When", down: true, sort: (call) => call.at, fill: (cell, call) => write(cell, clock(new Date(call.at * 1_000))) },
+    { id: "what", title: "What", head: true, sort: title, fill: (cell, call) => (cellButton(cell, call, title(call), show).title = title(call)) },
+    { id: "ms", title: "Took", number: true, sort: (call) => call.ms, fill: (cell, call) => write(cell, ms(call.ms)) },
+    { id: "outcome", title: "Outcome", sort: (call) => call.outcome, fill: (cell, call) => cellBadge(cell, outcome(call) || "ok", call.outcome ? "bad" : "good") },
+    { id: "caller", title: "Caller", sort: (call) => call.caller, fill: (cell, call) => write(cell, call.caller || "–") },
+    { id: "client", title: "Client", sort: (call) => call.client, fill: (cell, call) => write(cell, call.client || "–") },
+    { id: "arguments", title: "Error or arguments", wide: true, fill: (cell, call) => {
+      write(cell, call.error || (call.arguments ?? ""));
+      cell.dir = "auto";
+      cell.classList.toggle("raised", Boolean(call.error));
+    } },
+  ],
+});
+$("call-failed").addEventListener("change", () => recent.draw(true));
+
+const clients = new LiveTable($("clients"), {
+  name: "Clients", sort: "calls", empty: ["No clients yet", "Each program that calls is listed here, by the name it gives itself."],
+  key: (client) => `${client.name}\n${client.version}`,
+  columns: [
+    { id: "name", title: "Name", head: true, wide: true, sort: (client) => client.name, fill: (cell, client) => {
+      write(cell, client.name === OTHER ? "Other clients" : client.name || "Unnamed (REST, curl)");
+      cell.title = client.name === OTHER ? "Further names than the 200 that are kept apart." : client.name;
+    } },
+    { id: "version", title: "Version", sort: (client) => client.version, fill: (cell, client) => write(cell, client.version || "–") },
+    { id: "calls", title: "Calls", number: true, sort: (client) => client.calls, fill: (cell, client) => write(cell, count(client.calls)) },
+    { id: "errors", title: "Errors", number: true, sort: (client) => client.errors, fill: (cell, client) => {
+      write(cell, count(client.errors));
+      cell.classList.toggle("raised", client.errors > 0);
+    } },
+    { id: "share", title: "Error share", number: true, sort: (client) => client.errors / client.calls, fill: (cell, client) => write(cell, `${figure((100 * client.errors) / client.calls)}%`) },
+    { id: "transport", title: "Transport", sort: (client) => client.transport, fill: (cell, client) => write(cell, client.transport) },
+    { id: "revision", title: "Revision", sort: (client) => client.revision, fill: (cell, client) => write(cell, client.revision) },
+    { id: "last", title: "Last call", number: true, sort: (client) => client.last, fill: (cell, client) => write(cell, clock(new Date(client.last * 1_000))) },
+  ],
+});
+
+let shown = "";
+
+async function load() {
+  if (document.hidden || (shown !== "calls" && shown !== "clients")) return;
+  try {
+    const response = await fetch("dashboard/calls", { cache: "no-store" });
+    if (!response.ok) return;
+    const found = await response.json();
+    recent.show(found.calls);
+    clients.show(found.clients);
+  } catch {
+    // The stream says that the server is away.
+  }
+}
+
+/** The part of the page that is open now. */
+export function showCalls(part) {
+  shown = part;
+  load();
+}
+
+setInterval(load, EVERY_MS);

@@ -1,0 +1,270 @@
+// Line charts on a canvas: time on the x axis, a unit on the y axis, a legend that says the values. Colors are tokens,
+// so a chart is dark where the page is. Point at it, or focus it and use the arrow keys, to read an earlier moment.
+
+import { color, element, write } from "../dom.js";
+
+const LEFT = 54;
+const RIGHT = 10;
+const TOP = 8;
+const BOTTOM = 20;
+const DASHES = { solid: [], dashed: [6, 4], dotted: [1.5, 3.5] };
+
+/** The smallest of 1, 2, 2.5, 5 times a power of ten that is at least this. */
+function niceStep(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  const factor = [1, 2, 2.5, 5, 10].find((each) => each * power >= value * 0.999);
+  return factor * power;
+}
+
+/** Make a canvas as large as its box, in the pixels of the screen, and give what draws on it. */
+function prepare(canvas) {
+  const ratio = devicePixelRatio || 1;
+  const { width, height } = canvas.getBoundingClientRect();
+  const wide = Math.round(width * ratio);
+  const high = Math.round(height * ratio);
+  if (canvas.width !== wide || canvas.height !== high) Object.assign(canvas, { width: wide, height: high });
+  const pen = canvas.getContext("2d");
+  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+  pen.clearRect(0, 0, width, height);
+  return { pen, width, height };
+}
+
+const charts = new Set();
+const redraw = () => charts.forEach((chart) => chart.draw());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+addEventListener("millstream-theme", redraw);
+const resized = new ResizeObserver((entries) => entries.forEach((entry) => entry.target.chart?.draw()));
+const hours = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+
+/** How a moment is called in a chart of so many seconds. */
+function when(ago, at, seconds) {
+  if (ago <= 0) return "now";
+  return seconds <= 60 ? `−${Math.round(ago)} s` : hours.format(at * 1_000);
+}
+
+export class LineChart {
+  #canvas;
+  #name;
+  #title;
+  #format;
+  #series;
+  #atLeast;
+  #times = [];
+  #values = [];
+  #told = [];
+  #seconds = 60;
+  #until = 0;
+  #at = null;
+  #top = 0;
+
+  /**
+   * @param place the element that gets the title, the legend and the canvas
+   * @param options name: what is shown; format: writes a value with its unit; series: `{name, color, dash, fill}` with a
+   *   token as the color; atLeast: the smallest top of the y axis
+   */
+  constructor(place, { name, format, series, atLeast = 1 }) {
+    this.#name = name;
+    this.#format = format;
+    this.#series = series;
+    this.#atLeast = atLeast;
+    this.#title = element("h2", {}, name);
+    this.#canvas = element("canvas", { className: "chart", tabIndex: 0, role: "img", "aria-label": name });
+    this.#canvas.chart = this;
+    const legend = element("ul", { className: "legend", "aria-hidden": "true" });
+    for (const each of series) {
+      const value = element("span", { className: "legend-value" }, "–");
+      const swatch = element("span", { className: `swatch ${each.dash ?? "solid"}` });
+      swatch.style.color = `var(${each.color})`;
+      const item = element("li", { title: each.name }, swatch, element("span", { className: "legend-name" }, each.name), value);
+      legend.append(item);
+      this.#told.push({ item, value });
+    }
+    place.replaceChildren(element("div", { className: "plot-head" }, this.#title, legend), this.#canvas);
+    this.#follow();
+    resized.observe(this.#canvas);
+    charts.add(this);
+  }
+
+  /** Name the chart anew, as when another thing is chosen to be shown. */
+  rename(name) {
+    this.#name = name;
+    write(this.#title, name);
+    this.#title.title = name;
+  }
+
+  /** Show or hide a series. */
+  offer(index, there) {
+    this.#told[index].item.hidden = !there;
+  }
+
+  /**
+   * Replace everything.
+   *
+   * @param {{times: number[], until: number, seconds: number}} axis `times` in seconds, oldest first
+   * @param {Array<Array<number | null>>} columns one for each series
+   */
+  show({ times, until, seconds }, columns) {
+    if (seconds !== this.#seconds) this.#top = 0;
+    this.#times = times;
+    this.#values = columns;
+    this.#until = until;
+    this.#seconds = seconds;
+    this.draw();
+  }
+
+  draw() {
+    const { pen, width, height } = prepare(this.#canvas);
+    if (width < LEFT + RIGHT + 20) return;
+    const { top, step } = this.#scale(height);
+    const x = (t) => LEFT + (1 - (this.#until - t) / this.#seconds) * (width - LEFT - RIGHT);
+    const y = (value) => TOP + (1 - value / top) * (height - TOP - BOTTOM);
+    pen.font = `11px ${getComputedStyle(this.#canvas).fontFamily}`;
+    this.#axes(pen, { width, height, top, step, x, y });
+    pen.save();
+    pen.beginPath();
+    pen.rect(LEFT, 0, width - LEFT - RIGHT, height);
+    pen.clip();
+    this.#series.forEach((series, index) => this.#line(pen, series, index, { x, y, floor: height - BOTTOM }));
+    pen.restore();
+    this.#cross(pen, { x, y, floor: height - BOTTOM });
+    this.#tell();
+  }
+
+  /** The top only sinks when half of it would do: an axis that moves with each second can't be read. */
+  #scale(height) {
+    const values = this.#values.flat().filter((value) => value !== null && value !== undefined);
+    const most = Math.max(this.#atLeast, ...values) * 1.05;
+    const lines = height > 150 ? 4 : 2;
+    const fitting = niceStep(most / lines);
+    const wanted = Math.ceil(most / fitting) * fitting;
+    if (wanted > this.#top || wanted < this.#top / 2) this.#top = wanted;
+    const step = niceStep(this.#top / lines);
+    return { step, top: Math.ceil(this.#top / step - 1e-9) * step };
+  }
+
+  #axes(pen, { width, height, top, step, x, y }) {
+    pen.lineWidth = 1;
+    pen.strokeStyle = color("--line");
+    pen.fillStyle = color("--text-soft");
+    pen.textAlign = "right";
+    pen.textBaseline = "middle";
+    for (let value = 0; value <= top + step / 2; value += step) {
+      const level = Math.round(y(value)) + 0.5;
+      pen.beginPath();
+      pen.moveTo(LEFT, level);
+      pen.lineTo(width - RIGHT, level);
+      pen.stroke();
+      pen.fillText(this.#format(Number(value.toPrecision(6)), true), LEFT - 6, level);
+    }
+    pen.textBaseline = "alphabetic";
+    const marks = width > 380 ? 4 : width > 250 ? 2 : 1;
+    for (let mark = 0; mark <= marks; mark += 1) {
+      const ago = this.#seconds * (1 - mark / marks);
+      pen.textAlign = mark === 0 ? "left" : mark === marks ? "right" : "center";
+      pen.fillText(when(ago, this.#until - ago, this.#seconds), x(this.#until - ago), height - 4);
+    }
+  }
+
+  #line(pen, series, index, { x, y, floor }) {
+    pen.strokeStyle = pen.fillStyle = color(series.color);
+    pen.lineWidth = series.dash ? 1.5 : 2;
+    pen.lineJoin = "round";
+    pen.setLineDash(DASHES[series.dash ?? "solid"]);
+    for (const run of this.#runs(index)) {
+      pen.beginPath();
+      run.forEach(([t, value], at) => (at ? pen.lineTo(x(t), y(value)) : pen.moveTo(x(t), y(value))));
+      if (run.length === 1) pen.lineTo(x(run[0][0]) + 2, y(run[0][1]));
+      pen.stroke();
+      if (!series.fill) continue;
+      pen.lineTo(x(run.at(-1)[0]), floor);
+      pen.lineTo(x(run[0][0]), floor);
+      pen.globalAlpha = 0.12;
+      pen.fill();
+      pen.globalAlpha = 1;
+    }
+    pen.setLineDash([]);
+  }
+
+  /** The stretches of a series without a missing value. */
+  #runs(index) {
+    const runs = [];
+    let open = false;
+    this.#times.forEach((t, place) => {
+      const value = this.#values[index]?.[place] ?? null;
+      if (value !== null && !open) runs.push([]);
+      if (value !== null) runs.at(-1).push([t, value]);
+      open = value !== null;
+    });
+    return runs;
+  }
+
+  #place() {
+    return this.#at === null ? this.#times.length - 1 : this.#times.length + this.#at;
+  }
+
+  #cross(pen, { x, y, floor }) {
+    if (this.#at === null || !this.#times.length) return;
+    const place = this.#place();
+    const at = x(this.#times[place]);
+    pen.strokeStyle = color("--line-strong");
+    pen.beginPath();
+    pen.moveTo(at, TOP);
+    pen.lineTo(at, floor);
+    pen.stroke();
+    this.#series.forEach((series, index) => {
+      const value = this.#values[index]?.[place] ?? null;
+      if (value === null) return;
+      pen.fillStyle = color(series.color);
+      pen.beginPath();
+      pen.arc(at, y(value), 3.5, 0, 7);
+      pen.fill();
+    });
+  }
+
+  /** The newest moment that has a value, or the one that somebody points at. */
+  #tell() {
+    const place = this.#place();
+    const told = this.#series.flatMap((series, index) => {
+      const value = this.#values[index]?.[place] ?? null;
+      const text = value === null ? "–" : this.#format(value);
+      write(this.#told[index].value, text);
+      return this.#told[index].item.hidden ? [] : [`${series.name} ${value === null ? "unknown" : text}`];
+    });
+    const ago = this.#at === null ? 0 : this.#until - this.#times[place];
+    const moment = this.#at === null ? "now" : this.#seconds <= 60 ? `${Math.round(ago)} seconds ago` : `at ${hours.format(this.#times[place] * 1_000)}`;
+    this.#canvas.setAttribute("aria-label", this.#times.length ? `${this.#name}, ${moment}: ${told.join(", ")}` : `${this.#name}: no data yet`);
+  }
+
+  /** Choose a moment by pointer or arrow keys, in all charts. It counts from the end, so that it stays a distance. */
+  #follow() {
+    const canvas = this.#canvas;
+    canvas.addEventListener("pointermove", (event) => {
+      const { left, width } = canvas.getBoundingClientRect();
+      const share = (event.clientX - left - LEFT) / (width - LEFT - RIGHT);
+      const t = this.#until - (1 - share) * this.#seconds;
+      let best = -1;
+      this.#times.forEach((each, place) => {
+        if (best < 0 || Math.abs(each - t) < Math.abs(this.#times[best] - t)) best = place;
+      });
+      choose(best < 0 ? null : best - this.#times.length);
+    });
+    canvas.addEventListener("pointerleave", () => choose(null));
+    canvas.addEventListener("blur", () => choose(null));
+    canvas.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!move || !this.#times.length) return;
+      event.preventDefault();
+      choose(Math.max(-this.#times.length, Math.min(-1, (this.#at ?? -1) + move)));
+    });
+  }
+
+  /** Mark a moment. */
+  mark(at) {
+    this.#at = at !== null && -at > this.#times.length ? null : at;
+    this.draw();
+  }
+}
+
+function choose(at) {
+  for (const chart of charts) chart.mark(at);
+}

@@ -1,0 +1,64 @@
+// Whether the server is well: a verdict, and each reason for it in a sentence.
+
+import { $, count, duration, element, figure, write } from "../dom.js";
+
+const WORDS = { good: "Healthy", warn: "Needs a look", bad: "In trouble" };
+const ORDER = ["good", "warn", "bad"];
+const LEAST_CALLS = 10; // a share of fewer says nothing
+
+let cutBefore = null; // how many slow readers had been cut when the page came, and when the last one was
+let cutAt = 0;
+
+const share = (errors, calls) => (calls ? (100 * errors) / calls : 0);
+
+/** A time in milliseconds, with its unit. */
+export const ms = (value) => (value === null || value === undefined ? "–" : value >= 10_000 ? `${figure(value / 1_000)} s` : value >= 1_000 ? `${(value / 1_000).toFixed(2)} s` : `${figure(value)} ms`);
+
+/** The reasons, the worst first: `[look, sentence]`. */
+export function reasons(snapshot, past) {
+  const found = [];
+  const say = (look, text) => found.push([look, text]);
+  const { calls = 0, errors = 0 } = past?.total ?? {};
+  const failed = share(errors, calls);
+  if (calls >= LEAST_CALLS && failed >= 25) say("bad", `${figure(failed)}% of the calls fail.`);
+  else if (calls >= LEAST_CALLS && failed >= 2) say("warn", `${figure(failed)}% of the calls fail.`);
+  if (snapshot.store && !snapshot.store.up) say("bad", `The store (${snapshot.store.kind}) doesn't answer.`);
+  const lag = snapshot.loop_lag_ms.worst;
+  if (lag >= 1_000) say("bad", `The event loop stood still for ${ms(lag)} in the last minute.`);
+  else if (lag >= 200) say("warn", `The event loop was ${ms(lag)} late in the last minute.`);
+  const { open_descriptors: open, max_descriptors: most } = snapshot.process;
+  if (open && most && open > 0.8 * most) say(open > 0.95 * most ? "bad" : "warn", `${count(open)} of ${count(most)} files are open.`);
+  const cut = snapshot.hub?.cut?.slow ?? 0;
+  if (cutBefore !== null && cut > cutBefore) cutAt = snapshot.at_seconds;
+  cutBefore = cut;
+  if (cutAt && snapshot.at_seconds - cutAt < 300) say("warn", `Slow readers are being cut off: ${count(cut)} so far.`);
+  return found.sort(([one], [other]) => ORDER.indexOf(other) - ORDER.indexOf(one));
+}
+
+/** Draw the top of the page. */
+export function drawHealth(snapshot, past) {
+  const found = reasons(snapshot, past);
+  const look = found[0]?.[0] ?? "good";
+  $("verdict").className = `badge ${look}`;
+  write($("verdict"), WORDS[look]);
+  const text = found.map(([, sentence]) => sentence).join("\n");
+  if ($("reasons").dataset.text !== text) {
+    $("reasons").dataset.text = text;
+    $("reasons").replaceChildren(...found.map(([each, sentence]) => element("li", { className: each }, sentence)));
+    $("reasons").title = text;
+  }
+  const sum = (rows) => rows.reduce((total, row) => total + row.count, 0);
+  const lately = snapshot.per_second.slice(-10);
+  write($("rate"), figure(lately.reduce((total, each) => total + each, 0) / lately.length));
+  const total = past?.total;
+  write($("errors"), total ? count(total.errors) : "–");
+  write($("error-share"), total?.calls ? `${figure(share(total.errors, total.calls))}%` : "");
+  $("errors").classList.toggle("raised", Boolean(total?.errors));
+  write($("p99"), ms(total?.p99_ms));
+  write($("session-count"), count(sum(snapshot.sessions)));
+  write($("connection-count"), count(sum(snapshot.connections)));
+  write($("subscriber-count"), count(snapshot.hub?.subscribers ?? 0));
+  write($("uptime"), duration(snapshot.uptime_seconds));
+  $("uptime").title = `Since ${new Date(snapshot.workers[0].since * 1_000).toLocaleString()}`;
+  write($("calls"), count(snapshot.calls));
+}

@@ -1,0 +1,217 @@
+// The dashboard. One event stream brings the server's facts once, a snapshot each second, and the log; what happened
+// before comes from the history, for as long a range as is chosen.
+
+import { $, count, element, figure, write } from "../dom.js";
+import { shortcut } from "../shell/keys.js";
+import { commands } from "../shell/palette.js";
+import { tabs } from "../shell/tabs.js";
+import { Feed, showState } from "../sse.js";
+import { lookForAudit, showAudit } from "./audit.js";
+import { OTHER, OTHER_SAYS, showCalls } from "./calls.js";
+import { LineChart } from "./charts.js";
+import { drawHealth, ms } from "./health.js";
+import { add, toggleLog } from "./log.js";
+import { drawServer, drawWorkers, takeFacts } from "./server.js";
+import { drawStreams, showStreams } from "./streams.js";
+import { LiveTable, cellButton } from "./table.js";
+
+const MIB = 1_048_576;
+const RANGES = [[60, "1 min", "Last minute"], [900, "15 min", "Last 15 minutes"], [3_600, "1 h", "Last hour"], [21_600, "6 h", "Last 6 hours"], [86_400, "24 h", "Last day"]];
+const AGAIN_MS = { 60: 1_000, 900: 5_000 };
+const CHOSEN = "millstream.range";
+
+const rate = (value) => `${figure(value)} /s`;
+const axisMs = (value) => (value >= 1_000 ? `${Number((value / 1_000).toPrecision(3))} s` : `${Number(value.toPrecision(3))} ms`);
+
+const charts = {
+  calls: new LineChart($("calls-chart"), {
+    name: "Calls", atLeast: 4, format: (value, axis) => (axis ? `${Number(value.toPrecision(3))} /s` : rate(value)),
+    series: [{ name: "Calls", color: "--accent", fill: true }, { name: "Errors", color: "--bad", dash: "dashed" }],
+  }),
+  latency: new LineChart($("latency-chart"), {
+    name: "Latency", atLeast: 0.1, format: (value, axis) => (axis ? axisMs(value) : ms(value)),
+    series: [{ name: "p50", color: "--series-1" }, { name: "p95", color: "--series-2", dash: "dashed" }, { name: "p99", color: "--series-3", dash: "dotted" }],
+  }),
+  lag: new LineChart($("lag-chart"), { name: "Event loop lag", atLeast: 2, format: (value, axis) => (axis ? axisMs(value) : ms(value)), series: [{ name: "Worst", color: "--series-1", fill: true }] }),
+  cpu: new LineChart($("cpu-chart"), { name: "CPU, of one core", atLeast: 10, format: (value) => `${figure(value)}%`.replace(/\.0+%/, "%"), series: [{ name: "CPU", color: "--series-1", fill: true }] }),
+  memory: new LineChart($("memory-chart"), { name: "Memory", atLeast: 32, format: (value, axis) => `${axis ? Number(value.toPrecision(3)) : figure(value)} MiB`, series: [{ name: "Resident", color: "--series-1", fill: true }] }),
+};
+
+let range = Number(sessionStorage.getItem(CHOSEN)) || 60;
+let chosen = null; // {method, name} of the row that the charts show
+let snapshot = null;
+let past = null;
+let asked = 0;
+
+// Tools and methods
+
+const key = (row) => `${row.method} ${row.name}`;
+const title = (row) => (row.method === "tools/call" ? (row.name === OTHER ? "Other names" : row.name) : row.method === OTHER ? "Other methods" : row.method);
+const share = (row) => (row.calls ? (100 * row.errors) / row.calls : 0);
+const time = (id, name) => ({ id, title: name, number: true, sort: (row) => row[`${id}_ms`], fill: (cell, row) => write(cell, ms(row[`${id}_ms`])) });
+
+const tools = new LiveTable($("tools"), {
+  name: "Tools and methods", sort: "errors", search: $("tool-filter"),
+  empty: ["No calls yet", "The first call of a tool shows up here within a second."],
+  key, words: (row) => `${title(row)} ${row.method}`,
+  columns: [
+    { id: "name", title: "Name", head: true, wide: true, sort: title, fill: (cell, row) => {
+      const button = cellButton(cell, row, title(row), choose);
+      button.ariaPressed = String(chosen !== null && key(row) === key(chosen));
+      button.title = row.name === OTHER || row.method === OTHER ? OTHER_SAYS : title(row);
+    } },
+    { id: "calls", title: "Calls", number: true, hint: "Calls in this range", sort: (row) => row.calls, fill: (cell, row) => write(cell, count(row.calls)) },
+    { id: "errors", title: "Errors", number: true, hint: "What hurts first: errors, then p99, then calls", sort: (row) => [row.errors, row.p99_ms, row.calls, row.ever], fill: (cell, row) => {
+      write(cell, count(row.errors));
+      cell.classList.toggle("raised", row.errors > 0);
+    } },
+    { id: "share", title: "Error share", number: true, sort: share, fill: (cell, row) => write(cell, row.calls ? `${figure(share(row))}%` : "–") },
+    time("p50", "p50"), time("p95", "p95"), time("p99", "p99"),
+    { id: "ever", title: "Since the start", number: true, sort: (row) => row.ever, fill: (cell, row) => write(cell, count(row.ever)) },
+  ],
+});
+
+function choose(row) {
+  chosen = chosen && key(chosen) === key(row) ? null : { method: row.method, name: row.name };
+  tools.draw(false);
+  load();
+}
+
+/** What was called since the start, with what happened in the range. */
+function drawTools() {
+  const lately = new Map((past?.operations ?? []).map((row) => [key(row), row]));
+  const ever = [...snapshot.tools, ...snapshot.methods];
+  const rows = ever.map((row) => ({ calls: 0, errors: 0, p50_ms: null, p95_ms: null, p99_ms: null, ...lately.get(key(row)), method: row.method, name: row.name, ever: row.calls }));
+  tools.show(rows);
+  parts.count("tools", rows.length || "");
+  const other = rows.some((row) => row.name === OTHER || row.method === OTHER) ? ` “Other names” are ${OTHER_SAYS.charAt(0).toLowerCase()}${OTHER_SAYS.slice(1)}` : "";
+  write($("chosen"), chosen ? `The charts show ${title(chosen)}. Select it again to see all.` : `Select a tool to see it in the charts.${other}`);
+  $("chosen").title = $("chosen").textContent;
+}
+
+// Charts
+
+function drawCharts() {
+  const { at: times, until, seconds, step, process } = past;
+  const columns = chosen ? past.chosen : past.all;
+  const axis = { times: times.map((t) => Math.min(t + step, until)), until, seconds };
+  const perSecond = (values) => values.map((value, place) => (value === null ? null : value / Math.max(1, Math.min(step, until - times[place]))));
+  charts.calls.rename(chosen ? `Calls of ${title(chosen)}` : "Calls");
+  charts.latency.rename(chosen ? `Latency of ${title(chosen)}` : "Latency");
+  charts.calls.show(axis, [perSecond(columns.calls), perSecond(columns.errors)]);
+  charts.latency.show(axis, [columns.p50_ms, columns.p95_ms, columns.p99_ms]);
+  charts.lag.show(axis, [process.lag_ms]);
+  charts.cpu.show(axis, [process.cpu_percent]);
+  charts.memory.show(axis, [process.memory_bytes.map((bytes) => (bytes === null ? null : bytes / MIB))]);
+}
+
+// Ranges
+
+const buttons = RANGES.map(([seconds, short, long]) => {
+  const button = element("button", { type: "button", title: long }, short);
+  button.addEventListener("click", () => turn(seconds));
+  return button;
+});
+$("ranges").append(...buttons);
+
+function turn(seconds) {
+  range = seconds;
+  sessionStorage.setItem(CHOSEN, seconds);
+  buttons.forEach((button, place) => (button.ariaPressed = String(RANGES[place][0] === range)));
+  load();
+}
+
+let timer = 0;
+
+async function load() {
+  clearTimeout(timer);
+  const mine = ++asked;
+  const query = new URLSearchParams({ seconds: range, ...(chosen ?? {}) });
+  try {
+    const response = await fetch(`dashboard/history?${query}`, { cache: "no-store" });
+    if (mine !== asked) return;
+    if (response.ok) {
+      past = await response.json();
+      drawCharts();
+      draw();
+    }
+  } catch {
+    // The stream says that the server is away, and loads again when it is back.
+  }
+  if (mine === asked && feedOpen) timer = setTimeout(() => (document.hidden ? void 0 : load()), AGAIN_MS[range] ?? 15_000);
+}
+document.addEventListener("visibilitychange", () => document.hidden || load());
+
+// The parts below the charts
+
+const PARTS = { tools: "Tools", calls: "Recent calls", clients: "Clients", streams: "Streams", workers: "Workers", audit: "Audit", server: "Server" };
+const parts = tabs($("parts"), Object.entries(PARTS).map(([id, name]) => ({ id, title: name, panel: `part-${id}` })), (id) => {
+  location.hash = id === "tools" ? "" : id;
+  opened(id);
+});
+$("tab-audit").hidden = true;
+lookForAudit((kept) => {
+  $("tab-audit").hidden = !kept;
+  if (location.hash === "#audit" && kept && parts.current() !== "audit") goTo("audit");
+});
+
+function opened(id) {
+  showCalls(id);
+  showStreams(id === "streams");
+  showAudit(id === "audit");
+}
+
+function goTo(id) {
+  parts.choose(id, false);
+  opened(id);
+}
+$("main").scrollTop = 0;
+const wanted = location.hash.slice(1);
+if (wanted in PARTS && wanted !== "audit") goTo(wanted);
+
+// The stream
+
+function draw() {
+  if (!snapshot) return;
+  drawHealth(snapshot, past);
+  drawTools();
+}
+
+function takeSnapshot(taken) {
+  snapshot = taken;
+  draw();
+  drawStreams(snapshot);
+  drawWorkers(snapshot.workers);
+  parts.count("workers", snapshot.workers.length > 1 ? snapshot.workers.length : "");
+  drawServer(snapshot);
+}
+
+let feedOpen = false;
+const take = { server: takeFacts, snapshot: takeSnapshot, log: add };
+const feed = new Feed(
+  "dashboard/events",
+  (event) => take[event.type]?.(JSON.parse(event.data)),
+  (state) => {
+    showState($("state"), state, () => feed.now());
+    $("main").classList.toggle("stale", state.state !== "open" && snapshot !== null);
+    const before = feedOpen;
+    feedOpen = state.state === "open";
+    if (feedOpen && !before) load();
+  },
+);
+
+shortcut("/", "Filter the tools", () => {
+  goTo("tools");
+  $("tool-filter").focus();
+});
+shortcut("l", "Open or close the log", toggleLog);
+RANGES.forEach(([seconds, , long], place) => shortcut(String(place + 1), long, () => turn(seconds)));
+commands(() => [
+  ...RANGES.map(([seconds, , long]) => ({ title: long, group: "Range", icon: "reload", run: () => turn(seconds) })),
+  ...Object.entries(PARTS).filter(([id]) => !$(`tab-${id}`).hidden).map(([id, name]) => ({ title: name, group: "Details", icon: "next", run: () => parts.choose(id) })),
+  { title: "Open or close the log", group: "Details", icon: "up", keys: "l", run: toggleLog },
+  ...[...(snapshot?.tools ?? [])].map((row) => ({ title: title(row), group: "Show in the charts", icon: "eye", run: () => key(row) !== (chosen && key(chosen)) && choose(row) })),
+]);
+
+turn(RANGES.some(([seconds]) => seconds === range) ? range : 60);
+feed.start();

@@ -1,0 +1,71 @@
+// The workers, and what the server says about itself and its store.
+
+import { $, count, element, figure, write } from "../dom.js";
+import { LiveTable } from "./table.js";
+
+const MIB = 1_048_576;
+const WORDS = { true: "yes", false: "no" };
+const fixed = {};
+
+const moment = (seconds) => new Date(seconds * 1_000).toLocaleString(undefined, { dateStyle: "short", timeStyle: "medium" });
+
+const number = (id, title, value, shown) => ({ id, title, number: true, sort: value, fill: (cell, row) => write(cell, shown(row)) });
+const workers = new LiveTable($("workers"), {
+  name: "Workers", sort: "since", down: false, empty: ["No workers yet", "Each process that answers is listed here."], key: (row) => row.name,
+  columns: [
+    { id: "host", title: "Host", head: true, wide: true, sort: (row) => row.host, fill: (cell, row) => {
+      write(cell, row.host);
+      cell.title = row.host;
+    } },
+    number("pid", "Process", (row) => row.pid, (row) => String(row.pid)),
+    number("rate", "Calls/s", (row) => row.calls_per_second, (row) => count(row.calls_per_second)),
+    number("streams", "Streams", (row) => row.streams, (row) => count(row.streams)),
+    number("memory", "Memory", (row) => row.memory_bytes, (row) => (row.memory_bytes === null ? "–" : `${figure(row.memory_bytes / MIB)} MiB`)),
+    number("lag", "Loop lag", (row) => row.lag_ms, (row) => `${figure(row.lag_ms)} ms`),
+    number("since", "Since", (row) => row.since, (row) => moment(row.since)),
+  ],
+});
+
+/** A row for each worker. */
+export function drawWorkers(rows) {
+  workers.show(rows);
+  write($("fleet"), rows.length > 1 ? `The figures above are those of all ${count(rows.length)} workers together. The log is that of the one that answers.` : "One process serves everything.");
+}
+
+const filled = (part) => part && `${figure(part.bytes / MIB)} of ${figure(part.max_bytes / MIB)} MiB`;
+
+/** Whether the store answers, and how full it is. */
+function storeHealth(store) {
+  const log = store?.log ?? {};
+  return store
+    ? { Store: store.kind, "Store answers": store.up, "Stored values": filled(store.values), "Stored events": filled(log.hub), "Stored mailboxes": filled(log.mailbox), "Streams of calls": filled(log.call) }
+    : {};
+}
+
+/** What the snapshot says of the process and the store. */
+export function drawServer(snapshot) {
+  const figures = snapshot.process;
+  const descriptors = figures.open_descriptors;
+  const all = {
+    ...fixed,
+    ...storeHealth(snapshot.store),
+    "CPU time": `${figure(figures.cpu_seconds)} s`,
+    "Open files": descriptors === null ? null : `${count(descriptors)} of ${figures.max_descriptors === null ? "any number" : count(figures.max_descriptors)}`,
+    "Tasks of the loop": count(figures.tasks),
+    "Garbage collections": count(figures.collections),
+  };
+  const text = JSON.stringify(all);
+  if ($("server").dataset.facts === text) return;
+  $("server").dataset.facts = text;
+  const rows = Object.entries(all).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  $("server").replaceChildren(...rows.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, WORDS[value] ?? String(value)))));
+}
+
+/** What never changes while the server runs. */
+export function takeFacts(info) {
+  $("server-name").textContent = info.title || info.name;
+  document.title = `${info.title || info.name} · Dashboard`;
+  $("server-version").textContent = info.version;
+  for (const name of Object.keys(fixed)) delete fixed[name];
+  Object.assign(fixed, info.facts);
+}

@@ -1,0 +1,77 @@
+// Who is connected: the readers that are furthest behind, what is open by kind, the channels.
+
+import { $, count, duration, either, element, figure, write } from "../dom.js";
+import { LiveTable } from "./table.js";
+
+const EVERY_MS = 2_000;
+const LATE = 64 * 1024; // a reader this far behind is drawn in red: at 512 KiB it is cut off
+
+const size = (bytes) => (bytes >= 1_048_576 ? `${figure(bytes / 1_048_576)} MiB` : bytes >= 1_024 ? `${figure(bytes / 1_024)} KiB` : `${bytes} B`);
+
+const readers = new LiveTable($("readers"), {
+  name: "Readers", sort: "waiting", empty: ["No readers", "Open streams are listed here, with what their readers haven't taken yet."],
+  key: (reader) => `${reader.transport} ${reader.who} ${reader.channels} ${reader.number}`,
+  columns: [
+    { id: "who", title: "Who", head: true, sort: (reader) => reader.who, fill: (cell, reader) => {
+      write(cell, reader.who || "–");
+      cell.title = reader.who;
+    } },
+    { id: "transport", title: "Over", sort: (reader) => reader.transport, fill: (cell, reader) => write(cell, reader.transport) },
+    { id: "channels", title: "Channels", wide: true, fill: (cell, reader) => {
+      write(cell, reader.channels.join(", ") || "–");
+      cell.title = reader.channels.join(", ");
+    } },
+    { id: "seconds", title: "Open for", number: true, sort: (reader) => reader.seconds, fill: (cell, reader) => write(cell, reader.seconds === null ? "–" : duration(reader.seconds)) },
+    { id: "waiting", title: "Not taken", number: true, sort: (reader) => reader.waiting, fill: (cell, reader) => {
+      write(cell, size(reader.waiting));
+      cell.classList.toggle("raised", reader.waiting > LATE);
+    } },
+  ],
+});
+
+function fill(table, empty, rows) {
+  const cells = (row) => row.map((value, index) => element("td", { className: index === row.length - 1 ? "number" : "one-line" }, String(value)));
+  const body = table.tBodies[0];
+  const text = JSON.stringify(rows);
+  if (body.dataset.rows !== text) {
+    body.dataset.rows = text;
+    body.replaceChildren(...rows.map((row) => element("tr", {}, ...cells(row))));
+  }
+  either(table, empty, rows.length > 0);
+}
+
+/** What the snapshot says of them. */
+export function drawStreams(snapshot) {
+  const row = (each) => [each.transport, each.revision || "–", count(each.count)];
+  fill($("connections"), $("no-connections"), snapshot.connections.map(row));
+  fill($("sessions"), $("no-sessions"), snapshot.sessions.map(row));
+  const hub = snapshot.hub ?? { channels: {}, cut: {}, published: 0, delivered: 0 };
+  const channels = Object.entries(hub.channels).sort((one, other) => other[1] - one[1]).slice(0, 12);
+  fill($("channels"), $("no-channels"), channels.map(([name, subscribers]) => [name, count(subscribers)]));
+  const slow = hub.cut.slow ?? 0;
+  write($("published"), count(hub.published));
+  write($("delivered"), count(hub.delivered));
+  write($("cut-slow"), count(slow));
+  write($("cut-other"), count(Object.values(hub.cut).reduce((sum, each) => sum + each, 0) - slow));
+  $("cut-slow").classList.toggle("raised", slow > 0);
+}
+
+let open = false;
+
+async function load() {
+  if (!open || document.hidden) return;
+  try {
+    const response = await fetch("dashboard/readers", { cache: "no-store" });
+    if (response.ok) readers.show((await response.json()).readers.map((reader, number) => ({ ...reader, number })));
+  } catch {
+    // The stream says that the server is away.
+  }
+}
+
+/** Whether this part of the page is open. */
+export function showStreams(now) {
+  open = now;
+  load();
+}
+
+setInterval(load, EVERY_MS);

@@ -1,0 +1,187 @@
+// A table of live rows: sorted by its heads, filtered by words, and so many rows a page as fit. While somebody points at
+// it or is in it with the keyboard, rows keep their places; only their figures change.
+
+import { count, element, write } from "../dom.js";
+import { icon } from "../shell/icons.js";
+
+const ROW_PX = 30;
+const HEAD_PX = 30;
+const PAGER_PX = 40;
+const LEAST_ROWS = 6;
+
+/**
+ * @typedef {{id: string, title: string, hint?: string, number?: boolean, down?: boolean, sort?: (row: any) => any, fill: (cell: HTMLElement, row: any) => void, wide?: boolean, head?: boolean}} Column
+ */
+export class LiveTable {
+  #place;
+  #columns;
+  #key;
+  #empty;
+  #rows = [];
+  #lines = new Map();
+  #page = 0;
+  #sort;
+  #down = true;
+  #fits;
+  #body = element("tbody");
+  #heads = new Map();
+  #status = element("p", { className: "soft small grow", role: "status" });
+  #back;
+  #next;
+  #box;
+  #none;
+  #pager;
+  #search;
+  #order = [];
+
+  /**
+   * @param {HTMLElement} place what it fills
+   * @param {{name: string, columns: Column[], key: (row: any) => string, sort: string, down?: boolean, empty: [string, string], words?: (row: any) => string, search?: HTMLInputElement, fits?: (row: any) => boolean}} options
+   *   `sort` is the column that counts at first; `words` is what `search` looks in
+   */
+  constructor(place, { name, columns, key, sort, down = true, empty, words = () => "", search = null, fits = () => true }) {
+    this.#place = place;
+    this.#columns = columns;
+    this.#key = key;
+    this.#sort = sort;
+    this.#down = down;
+    this.#empty = empty;
+    this.#search = search;
+    this.#fits = (row) => fits(row) && (search?.value ?? "").toLowerCase().split(/\s+/).every((word) => words(row).toLowerCase().includes(word));
+    const head = element("tr", {}, ...columns.map((column) => this.#head(column)));
+    const table = element("table", { "aria-label": name }, element("thead", {}, head), this.#body);
+    this.#box = element("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": `Table of ${name.toLowerCase()}` }, table);
+    this.#none = element("p", { className: "empty" });
+    this.#back = this.#turn("back", "Previous page", -1);
+    this.#next = this.#turn("next", "Next page", 1);
+    this.#pager = element("div", { className: "row pager" }, this.#status, this.#back, this.#next);
+    place.replaceChildren(this.#box, this.#none, this.#pager);
+    search?.addEventListener("input", () => {
+      this.#page = 0;
+      this.draw(true);
+    });
+    new ResizeObserver(() => this.draw(true)).observe(place);
+    this.draw(true);
+  }
+
+  #head(column) {
+    const mark = element("span", { className: "sort-mark", "aria-hidden": "true" });
+    const cell = element("th", { scope: "col", className: column.number ? "number" : column.wide ? "wide" : "" });
+    if (!column.sort) cell.append(column.title);
+    else {
+      const button = element("button", { type: "button", className: "quiet sort", title: column.hint ?? `Sort by ${column.title.toLowerCase()}` }, column.title, mark);
+      button.addEventListener("click", () => {
+        this.#down = this.#sort === column.id ? !this.#down : Boolean(column.number || column.down);
+        this.#sort = column.id;
+        this.#page = 0;
+        this.draw(true);
+      });
+      cell.append(button);
+    }
+    this.#heads.set(column.id, { cell, mark });
+    return cell;
+  }
+
+  #turn(shape, title, step) {
+    const button = element("button", { type: "button", className: "quiet small square", title, "aria-label": title }, icon(shape));
+    button.addEventListener("click", () => {
+      if (button.ariaDisabled === "true") return;
+      this.#page += step;
+      this.draw(true);
+    });
+    return button;
+  }
+
+  /** Show these rows from now on. */
+  show(rows) {
+    this.#rows = rows;
+    this.draw(false);
+  }
+
+  /** Draw anew; `again` puts the rows in order even while somebody is in the table. */
+  draw(again) {
+    const held = !again && (this.#box.matches(":hover") || (this.#box.contains(document.activeElement) && document.activeElement !== this.#box));
+    const rows = this.#sorted(this.#rows.filter(this.#fits), held);
+    const size = Math.max(LEAST_ROWS, Math.floor((this.#place.clientHeight - HEAD_PX - PAGER_PX) / ROW_PX));
+    const pages = Math.max(1, Math.ceil(rows.length / size));
+    this.#page = Math.min(this.#page, pages - 1);
+    const from = this.#page * size;
+    this.#fill(rows.slice(from, from + size));
+    this.#box.hidden = rows.length === 0;
+    this.#none.hidden = rows.length > 0;
+    if (!rows.length) this.#none.replaceChildren(element("strong", {}, this.#rows.length ? "No matches" : this.#empty[0]), this.#rows.length ? "Try fewer words, or show all." : this.#empty[1]);
+    this.#pager.hidden = pages < 2;
+    write(this.#status, `${count(from + 1)}–${count(Math.min(rows.length, from + size))} of ${count(rows.length)}`);
+    this.#back.ariaDisabled = String(this.#page === 0);
+    this.#next.ariaDisabled = String(this.#page === pages - 1);
+    for (const [id, { cell, mark }] of this.#heads) {
+      const chosen = id === this.#sort;
+      if (chosen) cell.ariaSort = this.#down ? "descending" : "ascending";
+      else cell.removeAttribute("aria-sort");
+      write(mark, chosen ? (this.#down ? "↓" : "↑") : "");
+    }
+  }
+
+  #sorted(rows, held) {
+    if (held) {
+      const places = new Map(this.#order.map((key, place) => [key, place]));
+      const place = (row) => places.get(this.#key(row)) ?? places.size;
+      return rows.map((row) => row).sort((one, other) => place(one) - place(other));
+    }
+    const by = this.#columns.find(({ id }) => id === this.#sort).sort;
+    const down = this.#down ? -1 : 1;
+    const compare = (one, other) => {
+      const [a, b] = [by(one), by(other)];
+      const lists = Array.isArray(a) ? [a, b] : [[a], [b]];
+      for (let place = 0; place < lists[0].length; place += 1) {
+        const [x, y] = [lists[0][place], lists[1][place]];
+        const order = typeof x === "string" ? x.localeCompare(y) : (x ?? -1) - (y ?? -1);
+        if (order) return order * down;
+      }
+      return this.#key(one).localeCompare(this.#key(other));
+    };
+    const sorted = [...rows].sort(compare);
+    this.#order = sorted.map(this.#key);
+    return sorted;
+  }
+
+  #fill(rows) {
+    const wanted = rows.map((row) => {
+      const key = this.#key(row);
+      if (!this.#lines.has(key)) this.#lines.set(key, this.#line());
+      const line = this.#lines.get(key);
+      line.row = row;
+      this.#columns.forEach(({ fill }, place) => fill(line.cells[place], row));
+      return line.node;
+    });
+    const shown = new Set(rows.map(this.#key));
+    for (const key of this.#lines.keys()) if (!shown.has(key)) this.#lines.delete(key);
+    if (wanted.length !== this.#body.rows.length || wanted.some((node, place) => this.#body.rows[place] !== node)) this.#body.replaceChildren(...wanted);
+  }
+
+  #line() {
+    const cells = this.#columns.map((column) => element(column.head ? "th" : "td", { scope: column.head ? "row" : undefined, className: column.number ? "number" : column.wide ? "wide one-line" : "one-line" }));
+    return { cells, node: element("tr", {}, ...cells), row: null };
+  }
+}
+
+/** A button in a cell, made once; `run` gets the row of now. */
+export function cellButton(cell, row, title, run) {
+  if (!cell.firstChild) {
+    const button = element("button", { type: "button", className: "quiet row-name" });
+    button.addEventListener("click", () => run(button.row, button));
+    cell.append(button);
+  }
+  const button = cell.firstChild;
+  button.row = row;
+  write(button, title);
+  return button;
+}
+
+/** A word with a color, or nothing. */
+export function cellBadge(cell, text, look) {
+  if (!cell.firstChild) cell.append(element("span"));
+  const badge = cell.firstChild;
+  badge.className = text ? `badge ${look}` : "";
+  write(badge, text);
+}

@@ -1,0 +1,27 @@
+// A call of an operation as code: for a terminal, in Python and in TypeScript, with nothing to install where possible.
+
+import { pretty } from "../dom.js";
+
+/** JSON as a Python literal. */
+function python(value, indent = 0) {
+  const pad = " ".repeat(indent + 4);
+  const end = `\n${" ".repeat(indent)}`;
+  if (value === null) return "None";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (Array.isArray(value)) return value.length ? `[\n${value.map((each) => `${pad}${python(each, indent + 4)},\n`).join("")}${end.slice(1)}]` : "[]";
+  if (typeof value !== "object") return JSON.stringify(value);
+  const entries = Object.entries(value);
+  return entries.length ? `{\n${entries.map(([key, each]) => `${pad}${JSON.stringify(key)}: ${python(each, indent + 4)},\n`).join("")}${end.slice(1)}}` : "{}";
+}
+
+/** JSON for a shell: on one line as long as it is short. */
+function quoted(values) {
+  const line = JSON.stringify(values);
+  return (line.length > 48 ? pretty(values) : line).replaceAll("'", "'\\''");
+}
+
+export const LANGUAGES = {
+  curl: (url, values) => `curl ${url} \\\n  -H 'content-type: application/json' \\\n  -d '${quoted(values)}'\n`,
+  Python: (url, values) => `import json\nfrom urllib.request import Request, urlopen\n\narguments = ${python(values)}\nrequest = Request(\n    ${JSON.stringify(url)},\n    json.dumps(arguments).encode(),\n    {"content-type": "application/json"},\n)\nwith urlopen(request) as response:\n    print(json.load(response))\n`,
+  TypeScript: (url, values) => `const response = await fetch(${JSON.stringify(url)}, {\n  method: "POST",\n  headers: { "content-type": "application/json" },\n  body: JSON.stringify(${pretty(values).replaceAll("\n", "\n  ")}),\n});\nif (!response.ok) throw new Error((await response.json()).detail);\nconsole.log(await response.json());\n`,
+};

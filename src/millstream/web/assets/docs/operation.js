@@ -1,0 +1,148 @@
+// One operation: what it does and takes, code that calls it, and a form that runs it. The result stands beside the code.
+
+import { element, pretty } from "../dom.js";
+import { colored, jsonBlock } from "../render/json.js";
+import { markdown } from "../render/markdown.js";
+import { describe } from "../schema/describe.js";
+import { schemaForm } from "../schema/form.js";
+import { resolve } from "../schema/resolve.js";
+import { lost } from "../shell/connection.js";
+import { copyButton, copyable } from "../shell/copy.js";
+import { LANGUAGES } from "./code.js";
+
+const LANGUAGE = "millstream.language";
+
+const pictures = (result) =>
+  (Array.isArray(result?.content) ? result.content : [])
+    .filter((block) => block?.type === "image" && /^image\/[\w.+-]+$/.test(block.mimeType))
+    .map((block, index) => element("img", { src: `data:${block.mimeType};base64,${block.data}`, alt: `Image ${index + 1} of the result` }));
+
+/** Send the arguments, and draw what comes back into `output`. */
+async function run(path, values, output, again) {
+  const started = performance.now();
+  let response, body;
+  try {
+    response = await fetch(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(values) });
+    body = await response.text();
+  } catch {
+    const retry = element("button", { type: "button", className: "small" }, "Try again");
+    retry.addEventListener("click", again);
+    output.replaceChildren(element("div", { className: "notice bad row" }, element("p", { className: "grow" }, "The server can't be reached, so nothing was sent. Start it, or check your connection."), retry));
+    lost("The server can't be reached. This page goes on when it's back.");
+    return;
+  }
+  const took = `${(performance.now() - started).toLocaleString(undefined, { maximumFractionDigits: 1 })} ms`;
+  let result = null;
+  try {
+    result = JSON.parse(body);
+  } catch {
+    // Shown as it is.
+  }
+  const status = element("span", { className: `badge ${response.ok ? "good" : "bad"}` }, `${response.status} ${response.statusText}`.trim());
+  const summary = element("p", { className: "row" }, status, element("span", { className: "soft small" }, took));
+  const detail = response.ok || !result?.detail ? [] : [element("p", { className: "notice bad", dir: "auto" }, result.detail)];
+  const block = element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Reply", dir: "auto" }, ...colored(result === null ? body : pretty(result)));
+  output.replaceChildren(summary, ...detail, ...pictures(result), copyable(block, "Copy the reply"));
+}
+
+/** The code of a call in the language that was chosen last, and what makes it anew. */
+function examples(url, first) {
+  const names = Object.keys(LANGUAGES);
+  const block = element("pre", { tabIndex: 0, "aria-label": "Code", dir: "ltr" });
+  let values = first;
+  const buttons = names.map((name) => {
+    const button = element("button", { type: "button" }, name);
+    button.addEventListener("click", () => {
+      localStorage.setItem(LANGUAGE, name);
+      draw();
+    });
+    return button;
+  });
+  const draw = () => {
+    const name = names.includes(localStorage.getItem(LANGUAGE)) ? localStorage.getItem(LANGUAGE) : names[0];
+    buttons.forEach((button, place) => (button.ariaPressed = String(names[place] === name)));
+    block.textContent = LANGUAGES[name](url, values);
+  };
+  draw();
+  const node = element(
+    "section", { className: "card stack tight", "aria-label": "Request" },
+    element("div", { className: "row" }, element("h3", { className: "grow" }, "Request"), element("div", { className: "segments", role: "group", "aria-label": "Language" }, ...buttons)),
+    copyable(block, "Copy the code"),
+  );
+  const show = (next) => {
+    values = next;
+    draw();
+  };
+  return { node, show };
+}
+
+function folded(title, open, ...children) {
+  return element("details", { className: "card section", open }, element("summary", {}, element("h3", {}, title)), ...children);
+}
+
+function raw(schema, name) {
+  return element("details", {}, element("summary", {}, "JSON Schema"), jsonBlock(schema, name));
+}
+
+function problems(operation, root) {
+  const rows = Object.entries(operation.responses).filter(([status]) => status !== "200").map(([status, response]) =>
+    element("tr", {}, element("td", { className: "number" }, status), element("td", {}, resolve(response, root).description)));
+  return element("table", {}, element("thead", {}, element("tr", {}, element("th", { scope: "col", className: "number" }, "Status"), element("th", { scope: "col" }, "When"))), element("tbody", {}, ...rows));
+}
+
+/** The nodes of an operation. */
+export function draw({ name, path, operation }, root) {
+  const media = operation.requestBody.content["application/json"];
+  const schema = resolve(media.schema, root);
+  const result = resolve(operation.responses["200"].content["application/json"].schema, root);
+  const url = new URL(path, document.baseURI).href;
+  const code = examples(url, media.example ?? {});
+  const fields = schemaForm({ ...schema, components: root.components }, { id: "try" });
+  const output = element("div", { className: "stack tight", role: "status", "aria-label": "Result" }, element("p", { className: "soft small" }, "Run the tool to see its result here."));
+  const button = element("button", { className: "primary", type: "submit" }, "Run");
+  const form = element("form", { className: "stack tight", "aria-label": `Try ${name}` }, fields.toolbar, fields.node, fields.summary, element("div", { className: "row" }, button));
+  form.noValidate = true;
+  const send = async () => {
+    const values = fields.read();
+    if (values === null) return;
+    code.show(values);
+    button.disabled = true;
+    button.textContent = "Running…";
+    await run(path, values, output, send);
+    button.disabled = false;
+    button.textContent = "Run";
+  };
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    send();
+  });
+  form.addEventListener("input", () => {
+    try {
+      code.show(fields.values());
+    } catch {
+      // What can't be read yet isn't code yet.
+    }
+  });
+  const link = copyButton(() => `${location.href.split("#")[0]}#tool=${encodeURIComponent(name)}`, "Copy a link to this tool");
+  const title = operation.summary !== name && operation.summary !== operation.description.split("\n")[0] ? element("p", { className: "soft" }, operation.summary) : null;
+  return [
+    element(
+      "header", { className: "stack tight" },
+      element("div", { className: "row title" }, element("h2", { id: "operation-title" }, name), link),
+      title,
+      element("p", { className: "address" }, element("span", { className: "badge accent" }, "POST"), element("code", {}, `/${path}`)),
+      operation.description ? element("div", { className: "markdown", dir: "auto" }, ...markdown(operation.description)) : null,
+    ),
+    element(
+      "div", { className: "two" },
+      element(
+        "div", { className: "stack" },
+        folded("Arguments", true, describe(schema, { ...schema, components: root.components }, "It takes no arguments."), raw(schema, "Schema of the arguments")),
+        folded("Try it", true, form),
+        folded("Result", false, describe(result, root, "Content blocks, or any structured value."), raw(result, "Schema of the result")),
+        folded("Errors", false, problems(operation, root), element("p", { className: "soft small" }, "The ", element("a", { href: "#problems-title" }, "overview"), " says what to do about each.")),
+      ),
+      element("div", { className: "stack beside" }, code.node, element("section", { className: "card stack tight", "aria-label": "Response" }, element("h3", {}, "Response"), output)),
+    ),
+  ];
+}

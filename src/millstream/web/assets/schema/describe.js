@@ -1,0 +1,74 @@
+// A JSON Schema as a person reads it: names, types, limits and words; what is nested opens and closes.
+
+import { element } from "../dom.js";
+import { inline } from "../render/markdown.js";
+import { hint, nameOf, options, present } from "./resolve.js";
+
+const MAX_DEPTH = 8;
+const SHOWN_OPTIONS = 24;
+
+const typed = (schema, root) => {
+  if (schema.type === "array" && schema.items) {
+    const items = present(schema.items, root);
+    return `array of ${options(items) ? "the list" : (items.title ?? items.type ?? "values")}`;
+  }
+  return null;
+};
+
+function values(schema) {
+  const list = "const" in schema ? [{ value: schema.const }] : options(schema);
+  if (!list) return null;
+  const shown = list.slice(0, SHOWN_OPTIONS).map(({ value }) => element("code", {}, typeof value === "string" ? value : JSON.stringify(value)));
+  return element("p", { className: "choices" }, "const" in schema ? "Always " : "One of ", ...shown, list.length > SHOWN_OPTIONS ? ` and ${list.length - SHOWN_OPTIONS} more` : "");
+}
+
+/** What stands below a place: its properties, items or alternatives. Null where there is nothing. */
+function inside(schema, root, depth) {
+  if (depth > MAX_DEPTH || options(schema)) return null;
+  const properties = Object.entries(schema.properties ?? {});
+  const parts = [];
+  if (properties.length) parts.push(list(properties.map(([name, part]) => row(name, part, schema.required?.includes(name), root, depth))));
+  if (schema.additionalProperties && typeof schema.additionalProperties === "object") parts.push(list([row("any other name", schema.additionalProperties, false, root, depth, true)]));
+  if (schema.type === "array" && schema.items) {
+    const below = inside(present(schema.items, root), root, depth + 1);
+    if (below) parts.push(below);
+  }
+  const shapes = schema.anyOf ?? schema.oneOf ?? schema.prefixItems;
+  if (shapes) parts.push(list(shapes.map((part, place) => row(nameOf(part, root, place), part, null, root, depth, true))));
+  return parts.length ? element("div", { className: "nested-schema" }, ...parts) : null;
+}
+
+const list = (rows) => element("ul", { className: "properties" }, ...rows);
+
+function row(name, given, required, root, depth, loose = false) {
+  const schema = present(given, root);
+  const told = typed(schema, root);
+  const kind = hint(schema, true).replace(/^array/, told ?? "array");
+  const head = element(
+    "p", { className: "property" },
+    element("code", { className: loose ? "loose" : "", dir: "auto" }, name), " ",
+    element("span", { className: "soft small" }, schema.nullable ? `${kind}, or null` : kind),
+    required ? element("span", { className: "badge accent" }, "required") : null,
+  );
+  const words = schema.description ? element("p", { className: "words", dir: "auto" }, ...inline(schema.description)) : null;
+  const below = inside(schema, root, depth + 1);
+  const number = below?.querySelector(".properties").childElementCount;
+  const nested = below && element("details", { open: depth < 1 }, element("summary", {}, number === 1 ? "1 field" : `${number} fields`), below);
+  return element("li", {}, head, words, values(schema), nested);
+}
+
+/**
+ * The description of a value.
+ *
+ * @param {object} given a schema
+ * @param {object} root the document that references point into
+ * @param {string} none what is said where there is nothing to describe
+ */
+export function describe(given, root, none = "Any JSON.") {
+  const schema = present(given, root);
+  const below = inside(schema, root, 0);
+  const about = schema.description ? [element("p", { className: "words", dir: "auto" }, ...inline(schema.description))] : [];
+  if (below) return element("div", { className: "schema" }, ...about, below);
+  if (schema.type === "object" || (!schema.type && !options(schema))) return element("div", { className: "schema" }, ...about, element("p", { className: "soft" }, none));
+  return element("div", { className: "schema" }, list([row("value", given, null, root, 0, true)]));
+}

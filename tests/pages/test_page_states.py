@@ -1,0 +1,209 @@
+"""The dashboard, the reference and the chat in every state, size and scheme: nothing lies outside of its box, axe finds
+nothing, the list is there, and nothing moves while a page comes. Each page is loaded once, and goes through its states.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from pages_world import OpenPage, axe, call, outside
+from processes import Shared, free_port, millstream, serving, shared
+
+pytestmark = pytest.mark.server
+
+SIZES = [(1280, 720), (1440, 900), (390, 844)]
+CROWDED = Path(__file__).parent / "crowded.py"
+READY = {"dashboard": "#uptime:not(:text-is('–'))", "docs": "#main:not(:has([aria-busy]))", "chat": "#scroll"}
+MAIN = {"dashboard": ".details", "docs": "#index", "chat": "#scroll"}
+SHIFTS = """new PerformanceObserver((list) => {
+  for (const each of list.getEntries()) window.shifted = (window.shifted ?? 0) + each.value;
+}).observe({type: "layout-shift", buffered: true})"""
+
+
+@pytest.fixture(scope="module")
+def shared_crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """`crowded.py` with the pages."""
+
+    def command(port: int) -> list[str]:
+        return millstream(str(CROWDED), port, "--serve", "all")
+
+    with shared(command, tmp_path_factory.mktemp("crowd")) as server:
+        yield server
+
+
+@pytest.fixture
+def crowd(shared_crowd: Shared) -> str:
+    """The address of the crowded server, with calls and words of all kinds."""
+    address = f"http://127.0.0.1:{shared_crowd.port()}"
+    for name in ["broken", "broken", "gallery", "nobody", *(f"tool_{number:03d}" for number in range(40))]:
+        call(address, name, {})
+    return address
+
+
+def tab(name: str) -> Callable[[Page], None]:
+    """Open a part of the dashboard."""
+
+    def act(page: Page) -> None:
+        page.get_by_role("tab", name=name).click()
+
+    return act
+
+
+def look_at_call(page: Page) -> None:
+    """One call in full."""
+    page.get_by_role("tab", name="Recent calls").click()
+    page.get_by_role("checkbox", name="Only failures").check()
+    page.locator("#recent .row-name").first.click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+
+
+def drawer(page: Page) -> None:
+    """The log, over the call that is closed again."""
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Log").click()
+
+
+def tool(name: str, run: bool = False) -> Callable[[Page], None]:
+    """Open a tool of the reference, with everything that folds."""
+
+    def act(page: Page) -> None:
+        page.evaluate("(name) => (location.hash = `tool=${name}`)", name)
+        expect(page.locator("#operation-title")).to_have_text(name)
+        if run:
+            page.get_by_role("button", name="Run", exact=True).click()
+            expect(page.get_by_role("status", name="Result").locator(".badge")).to_be_visible()
+        page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+
+    return act
+
+
+def nothing_found(page: Page) -> None:
+    """A filter that nothing matches, in the list and beside the overview."""
+    page.evaluate("location.hash = 'busy'")
+    page.evaluate("document.querySelector('#main').dataset.view = 'list'")
+    page.get_by_label("Find a tool").fill("no such words")
+
+
+def talked(page: Page) -> None:
+    """Words of every length, kind and direction, and one that is refused."""
+    texts = [
+        "x" * 500,
+        "نص عربي طويل " * 30,
+        "```\n" + "code " * 60 + "\n```",
+        "https://example.org/" + "a" * 200,
+        "hi",
+    ]
+    for number, text in enumerate(texts):
+        data = {
+            "name": f"Person {number} " * (1 + number * 3),
+            "message": text,
+            "time": 1_700_000_000 + 90_000 * number,
+        }
+        body = json.dumps({"channel": "chat", "data": data})
+        page.request.post(
+            page.url.split("/chat")[0] + "/publish", data=body, headers={"content-type": "application/json"}
+        )
+    expect(page.locator(".bubble").get_by_text("hi", exact=True).last).to_be_visible()
+
+
+def long_channel(page: Page) -> None:
+    """A channel with a name that is too long for any list."""
+    page.evaluate("location.hash = 'channel=' + 'c'.repeat(120)")
+    expect(page.get_by_text("It's quiet in here")).to_be_visible()
+
+
+STATES: dict[str, list[Callable[[Page], None]]] = {
+    "dashboard": [lambda page: None, *(tab(name) for name in ("Clients", "Streams", "Workers", "Server")), look_at_call,
+                  drawer],
+    "docs": [lambda page: None, tool("place_order"), tool("gallery", run=True), tool("broken", run=True),
+             nothing_found],
+    "chat": [talked, long_channel],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_every_state_fits_every_size_and_axe_finds_nothing(crowd: str, open_page: OpenPage, name: str) -> None:
+    """Our choice: three sizes, both schemes, all states; 500 tools, long texts, text from right to left, no server."""
+    page = open_page(f"{crowd}/{name}", name="Ada", lossy=True)
+    page.locator(READY[name]).wait_for()
+    found = []
+
+    def look(state: str) -> None:
+        for width, height in SIZES:
+            page.set_viewport_size({"width": width, "height": height})
+            found.extend(f"{state} {width}: {each}" for each in outside(page))
+        for scheme in ("dark", "light"):
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+            found.extend(f"{state} {scheme}: {each}" for each in axe(page))
+            page.set_viewport_size({"width": 1280, "height": 720})
+
+    for place, act in enumerate(STATES[name]):
+        act(page)
+        look(f"{place}")
+    assert found == []
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_server_that_goes_is_said_and_found_again_in_a_page_that_still_fits(
+    tmp_path: Path, open_page: OpenPage, name: str
+) -> None:
+    """Our choice: the page needs no reload; what it says about the server is clean, too."""
+    port = free_port()
+    command = millstream("examples/hub.py", port, "--serve", "all")
+    with serving(command, port, tmp_path / "first"):
+        page = open_page(f"http://127.0.0.1:{port}/{name}", name="Ada", lossy=True)
+        page.locator(READY[name]).wait_for()
+        if name != "docs":
+            expect(page.locator("#state")).to_have_text("Live")
+    page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.locator("#banner")).to_contain_text("can't be reached")
+    for width, height in SIZES:
+        page.set_viewport_size({"width": width, "height": height})
+        assert outside(page) == []
+    assert axe(page) == []
+    with serving(command, port, tmp_path / "second"):
+        page.evaluate("dispatchEvent(new Event('online'))")
+        expect(page.locator("#banner")).to_be_hidden()
+        page.context.close()
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_the_list_has_two_fifths_of_the_window_and_nothing_moves_while_it_comes(
+    crowd: str, open_page: OpenPage, name: str
+) -> None:
+    """Our choice: what a page is about is in view, at 1280 by 720 as on a phone, and stays where it was drawn first."""
+    for width, height in SIZES:
+        page = open_page(f"{crowd}/{name}", name="Ada", width=width, height=height)
+        page.evaluate(SHIFTS)
+        page.locator(READY[name]).wait_for()
+        page.wait_for_function("() => document.readyState === 'complete'")
+        box = page.locator(MAIN[name]).bounding_box()
+        assert box is not None
+        assert box["height"] >= 0.4 * height, (width, box)
+        assert page.evaluate("window.shifted ?? 0") < 0.05, width
+        page.context.close()
+
+
+def test_many_tools_are_sorted_by_what_hurts_filtered_and_turned_page_by_page(crowd: str, open_page: OpenPage) -> None:
+    """A fixed defect: 190 tools made a page of 10,635 pixels. `_other` is explained."""
+    page = open_page(f"{crowd}/dashboard")
+    page.locator(READY["dashboard"]).wait_for()
+    table = page.get_by_role("table", name="Tools and methods")
+    rows = table.locator("tbody tr")
+    expect(rows.first.get_by_role("rowheader")).to_have_text("broken")
+    expect(page.locator("#chosen")).to_contain_text("names that this server doesn't have")
+    expect(page.locator("#part-tools .pager")).to_contain_text("1–")
+    shown = rows.count()
+    assert shown < 30
+    page.get_by_role("button", name="Next page").click()
+    expect(page.locator("#part-tools .pager")).to_contain_text(f"{shown + 1}–{2 * shown} of ")
+    table.get_by_role("button", name="Name").press("Enter")
+    expect(table.get_by_role("columnheader", name="Name")).to_have_attribute("aria-sort", "ascending")
+    expect(rows.first.get_by_role("rowheader")).to_have_text("broken")
+    page.keyboard.press("/")
+    page.keyboard.type("tool_03")
+    expect(rows.first.get_by_role("rowheader")).to_have_text("tool_030")
+    expect(rows).to_have_count(min(shown, 10))

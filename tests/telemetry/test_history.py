@@ -1,0 +1,87 @@
+"""The history of a day: what each ring keeps, how coarse slots come from fine ones, and what it costs in memory."""
+
+from millstream.telemetry.history import MAX_OPERATIONS, REST, RINGS, Gauges, History, Past
+from millstream.telemetry.metrics import FINE, Labels, Series
+
+START = 900 * 2_000_000
+ADD, SLOW = ("tools/call", "add"), ("tools/call", "slow")
+
+
+def made() -> tuple[History, dict[Labels, Series]]:
+    """A history and the series that it looks at."""
+    series = {(*ADD, ""): Series(FINE), (*ADD, "tool_error"): Series(FINE), (*SLOW, ""): Series(FINE)}
+    return History(FINE), dict(series)
+
+
+def calls(past: Past) -> list[int]:
+    """Calls of each point."""
+    return [sum(tally.buckets.values()) for _, (tally, _) in sorted(past.points.items())]
+
+
+def test_a_second_holds_what_was_counted_since_the_one_before() -> None:
+    """Our choice: calls pay nothing; somebody looks at the counts once a second."""
+    history, series = made()
+    for second, number in enumerate((3, 0, 2)):
+        for _ in range(number):
+            series[(*ADD, "")].observe(0.001)
+        series[(*ADD, "tool_error")].observe(1.0)
+        history.take(START + second, series, Gauges(lag=0.01 * second, cpu=0.5, memory=10 + second, streams=second))
+    past = history.look(60, ADD)
+    assert (past.step, past.until, calls(past)) == (1, START + 3, [4, 1, 3])
+    assert past.operations[ADD].errors == 3
+    assert past.chosen.keys() == past.points.keys()
+    assert SLOW not in past.operations
+    assert past.points[START + 2][1] == Gauges(0.02, 0.5, 12, 2)
+
+
+def test_longer_ranges_are_sums_of_the_seconds_and_the_last_point_grows() -> None:
+    """Our choice: ranges from a minute to a day; a point that has just begun is there, too."""
+    history, series = made()
+    for second in range(4_000):
+        series[(*ADD, "")].observe(0.001)
+        history.take(START + second, series, Gauges(cpu=0.1, memory=second))
+    for seconds, step, points in ((900, 10, 90), (3_600, 60, 61), (21_600, 300, 14), (86_400, 900, 5)):
+        past = history.look(seconds)
+        assert (past.step, len(past.points)) == (step, points), seconds
+        counted = calls(past)
+        assert counted[1:-1] == [step] * (points - 2), seconds
+        assert counted[-1] == (4_000 % step or step), seconds
+        assert sum(counted) == past.operations[ADD].buckets.popitem()[1]
+        first = min(past.points)
+        assert past.points[first][1].cpu == round(0.1 * step, 6) or abs(past.points[first][1].cpu - 0.1 * step) < 1e-6
+
+
+def test_a_day_of_a_busy_server_stays_small_and_the_rest_is_counted_together() -> None:
+    """Our choice: the rings are bounded, whatever a server has and however long it runs."""
+    history, _ = made()
+    series: dict[Labels, Series] = {("tools/call", f"tool_{number:03d}", ""): Series(FINE) for number in range(500)}
+    for second in range(0, 3 * 86_400, 450):
+        for number, each in enumerate(series.values()):
+            each.observe(0.0001 * (1 + number))
+        history.take(START + second, series, Gauges(memory=2**33))
+    past = history.look(86_400)
+    assert len(past.operations) == MAX_OPERATIONS + 1
+    assert sum(past.operations[REST].buckets.values()) > 0
+    whole = 500 * 86_400 // 450
+    assert abs(sum(calls(past)) - whole) <= 1_000
+    slots = sum(size for _, size in RINGS)
+    assert history.size() < slots * (40 + 12 * (MAX_OPERATIONS + 1)) < 1_200_000
+
+
+def test_a_clock_that_stands_or_goes_back_changes_nothing() -> None:
+    """The clock of the machine may be set."""
+    history, series = made()
+    series[(*ADD, "")].observe(0.1)
+    history.take(START, series, Gauges())
+    series[(*ADD, "")].observe(0.1)
+    history.take(START, series, Gauges())
+    history.take(START - 5, series, Gauges())
+    assert calls(history.look(60)) == [1]
+    history.take(START + 1, series, Gauges())
+    assert calls(history.look(60)) == [1, 1]
+
+
+def test_nothing_was_taken_yet() -> None:
+    """The first page may ask before the first second is over."""
+    past = made()[0].look(3_600, ADD)
+    assert (past.points, past.operations, past.chosen) == ({}, {}, {})

@@ -1,0 +1,181 @@
+"""The newest calls: what is kept, what never is, and what clients did."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from millstream import Principal
+from millstream.protocol.errors import ProtocolError
+from millstream.protocol.metadata import Client
+from millstream.server.calls.call import Failure
+from millstream.server.observing.past import present_past
+from millstream.server.observing.recent_calls import (
+    KEPT,
+    KEPT_FAILURES,
+    MAX_ARGUMENTS,
+    MAX_CLIENTS,
+    MAX_READ,
+    READ_EACH_SECOND,
+    Calls,
+    RecentCalls,
+    present_calls,
+)  # fmt: skip
+from millstream.telemetry.history import Gauges, Past, Tally
+from millstream.telemetry.metrics import OTHER
+from observed import a_call
+
+
+class Clock:
+    """Seconds, as a test says."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def asked(arguments: Any, **given: Any) -> Any:
+    """A call of a tool with arguments as JSON."""
+    params = msgspec.json.encode({"name": "add", "arguments": arguments})
+    return a_call(method="tools/call", name="add", params=params, **given)
+
+
+def looked(recent: RecentCalls) -> dict[str, Any]:
+    """What a page gets, by way of another worker."""
+    return present_calls([msgspec.msgpack.decode(msgspec.msgpack.encode(recent.look()), type=Calls)])
+
+
+def test_arguments_are_read_from_calls_that_fail_or_are_slow_and_while_somebody_looks() -> None:
+    """Our choice: a call that goes well pays for nothing but a note while nobody looks."""
+    clock = Clock()
+    recent = RecentCalls(None, clock=clock)
+    recent.observe(asked({"n": 1}), 0.001, b"{}")
+    recent.observe(asked({"n": 2}, outcome="tool_error"), 0.001, b"{}")
+    recent.observe(asked({"n": 3}), 2.0, b"{}")
+    assert {each["arguments"] for each in looked(recent)["calls"]} == {None, '{"n":2}', '{"n":3}'}
+    recent.observe(asked({"n": 4}), 0.001, b"{}")
+    clock.now += 60
+    recent.observe(asked({"n": 5}), 0.001, b"{}")
+    kept = [each["arguments"] for each in looked(recent)["calls"]]
+    assert '{"n":4}' in kept
+    assert '{"n":5}' not in kept
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({"password": "hunter2", "user": "ada"}, '{"password":"***","user":"ada"}'),
+        ({"deep": [{"apiKey": "abc", "x": 1}]}, '{"deep":[{"apiKey":"***","x":1}]}'),
+        ({"note": "Authorization: Bearer abcdefghijkl"}, '{"note":"Authorization: ***"}'),
+        ({"url": "https://x/?token=abcdef&y=1"}, '{"url":"https://x/?token=***&y=1"}'),
+        ({"text": "x" * 5_000}, None),
+        ({}, "{}"),
+    ],
+)
+def test_secrets_are_hidden_by_name_and_shape_and_long_arguments_are_cut(given: Any, shown: str | None) -> None:
+    """Whoever watches a server need not learn what its callers keep secret."""
+    recent = RecentCalls(None)
+    recent.observe(asked(given, outcome="tool_error"), 0.1, b"")
+    text = looked(recent)["calls"][0]["arguments"]
+    if shown is None:
+        assert len(text) == MAX_ARGUMENTS + 1
+    else:
+        assert text == shown
+
+
+class _Prepared(msgspec.Struct):
+    secret_token: str
+    count: int
+
+
+def test_arguments_that_a_transport_has_decoded_keep_their_names_and_others_are_not_shown() -> None:
+    """Values without names can't be told from secrets."""
+    recent = RecentCalls(None)
+    for arguments in (_Prepared("s3cret", 3), ("s3cret", 3), {"big": "x" * 10}):
+        recent.observe(a_call(method="tools/call", name="t", arguments=arguments, outcome="-1"), 0.1, b"")
+    huge = b'{"arguments":{"x":"' + b"y" * MAX_READ + b'"}}'
+    recent.observe(a_call(method="tools/call", name="t", params=huge, outcome="-1"), 0.1, b"")
+    recent.observe(a_call(method="tools/call", name="t", params=b"{broken", outcome="-1"), 0.1, b"")
+    kept = [each["arguments"] for each in looked(recent)["calls"]]
+    assert sorted(kept, key=str) == [None, None, None, '{"big":"xxxxxxxxxx"}', '{"secret_token":"***","count":3}']
+    assert "s3cret" not in json.dumps(looked(recent))
+
+
+def test_a_failure_says_what_its_caller_was_told_without_secrets() -> None:
+    """A tool may put into its error whatever it was given."""
+    recent = RecentCalls(None)
+    content = b'"content":[{"type":"text","text":"No such user; password=hunter2"}]'
+    told = b'{"jsonrpc":"2.0","id":1,"result":{%b,"isError":true}}' % content
+    bare = b'{"content":[{"type":"text","text":"Cold."}],"isError":true}'
+    recent.observe(asked({}, outcome="tool_error", incident="abc"), 0.1, told)
+    recent.observe(asked({}, outcome="tool_error"), 0.1, bare)
+    recent.observe(asked({}, failure=Failure("-32602", ProtocolError(-32602, "Unknown tool"))), 0.1, b"")
+    recent.observe(asked({}, outcome="tool_error"), 0.1, b"not JSON")
+    recent.observe(asked({}, cancelled=True), 0.1, b"")
+    calls = looked(recent)["calls"]
+    assert {each["error"] for each in calls} == {"No such user; password=***", "Cold.", "Unknown tool", ""}
+    assert {each["incident"] for each in calls} == {"abc", ""}
+    assert {each["outcome"] for each in calls} == {"tool_error", "-32602", "cancelled"}
+
+
+def test_failures_outlast_any_number_of_calls_that_go_well() -> None:
+    """In an incident the failures are what one looks for."""
+    clock = Clock()
+    recent = RecentCalls(None, clock=clock)
+    recent.observe(asked({}, outcome="tool_error"), 0.1, b"")
+    for _ in range(3 * KEPT):
+        clock.now += 0.001
+        recent.observe(asked({}), 0.001, b"")
+    for _ in range(3 * KEPT_FAILURES):
+        recent.observe(asked({}, outcome="-32602"), 0.001, b"")
+    calls = looked(recent)["calls"]
+    assert len(calls) == KEPT
+    assert sum(each["outcome"] != "" for each in calls) == KEPT_FAILURES
+    assert sum(each["arguments"] is not None for each in calls) <= 2 * READ_EACH_SECOND
+
+
+def test_clients_are_counted_by_name_and_version_and_no_peer_fills_memory() -> None:
+    """Our choice: two hundred of them; further ones are counted together."""
+    recent, heard = RecentCalls(None), []
+    following = RecentCalls(lambda call, seconds, answer: heard.append(call))
+    for number in range(MAX_CLIENTS + 50):
+        recent.observe(a_call(client=Client({}, f"agent-{number}", "1")), 0.1, b"")
+    recent.observe(a_call(client=Client({}, "agent-0", "1"), outcome="-1", transport="stdio"), 0.1, b"")
+    following.observe(a_call(principal=Principal("ada")), 0.1, b"")
+    clients = {(each["name"], each["version"]): each for each in looked(recent)["clients"]}
+    assert len(clients) == MAX_CLIENTS + 1
+    assert clients[(OTHER, "")]["calls"] == 50
+    assert (clients[("agent-0", "1")]["calls"], clients[("agent-0", "1")]["errors"]) == (2, 1)
+    assert clients[("agent-0", "1")]["transport"] == "stdio"
+    assert len(heard) == 1
+    assert looked(following)["calls"][0]["caller"] == "ada"
+    both = present_calls([recent.look(), recent.look()])
+    assert next(each for each in both["clients"] if each["name"] == "agent-0")["calls"] == 4
+
+
+def past(until: int, **given: Any) -> Past:
+    """A minute of a worker that was called twice a second, once in vain."""
+    points = {at: (Tally(1, {3: 1, 5: 1}), Gauges(0.01, 0.5, 100, 2)) for at in range(until - 60, until)}
+    base = {"step": 1, "until": until, "bounds": tuple(0.001 * n for n in range(1, 9)), "points": points, "chosen": {},
+            "operations": {("tools/call", "add"): Tally(60, {3: 60, 5: 60}), ("", ""): Tally(0, {1: 7})}}  # fmt: skip
+    return Past(**{**base, **given})
+
+
+def test_the_history_of_several_workers_is_summed_up_to_the_second_that_all_know() -> None:
+    """A second that one worker has not told yet would look like a fall."""
+    page = present_past([past(1_000), past(998), past(400), past(1_000, bounds=(1.0,))], 60)
+    assert (page["until"], len(page["at"]), page["at"][-1]) == (998, 60, 997)
+    assert page["all"]["calls"][-1] == 4
+    assert page["all"]["errors"][-1] == 2
+    assert page["process"]["memory_bytes"][-1] == 200
+    assert page["process"]["lag_ms"][-1] == 10
+    assert page["process"]["cpu_percent"][-1] == 100
+    row = page["operations"][0]
+    assert (row["name"], row["calls"], row["errors"]) == ("add", 360, 180)
+    assert page["rest"]["calls"] == 21
+    alone = present_past([past(1_000, points={})], 60)
+    assert alone["all"]["calls"] == [None] * 60
+    json.dumps(page)
