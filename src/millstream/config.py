@@ -204,6 +204,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             if held is not value:
                 msgspec.structs.force_setattr(self, name, held)
 
+    @property
+    def mcp_paths(self) -> tuple[str, ...]:
+        """Where MCP is served over HTTP."""
+        return self.path, self.sse_path, self.messages_path
+
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **given: object) -> "Settings":
         """Settings from ``MILLSTREAM_…`` variables, then from keywords.

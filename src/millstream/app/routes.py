@@ -77,8 +77,11 @@ class Routes:
         if render_metrics is not None:
             self._add_metrics(render_metrics, health)
         self._added = protection.added
+        fixed = set[str]() if self._added is None else self._added.fixed
         if self._added is not None:
-            self._by_path = {**self._added.exact, **self._by_path}
+            kept = {each: handlers for each, handlers in self._by_path.items() if each not in fixed}
+            self._by_path = {**self._added.exact, **kept}
+            self._streams -= fixed
         for each in self._streams & self._by_path.keys():
             handlers = self._by_path[each]
             self._by_path[each] = {**handlers, "GET": of_this_site(handlers["GET"])}

@@ -1,6 +1,5 @@
 """`FastMCP`: a program for the official SDK or for fastmcp writes against it, and our engine runs it."""
 
-import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,8 +21,6 @@ from millstream.compat.fastmcp.ways import SDK, STANDALONE, Ways
 from millstream.config import Settings
 from millstream.protocol.content import Icon
 from millstream.server.calls.changes import Change
-
-logger = logging.getLogger("millstream")
 
 LifespanT = TypeVar("LifespanT")
 
@@ -104,9 +101,7 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
 
     @property
     def __millstream_server__(self) -> Server:
-        """What ``millstream run`` serves: the server without routes and middleware of the program's HTTP side."""
-        if self._custom_routes:
-            logger.warning("%s has routes of its own, which only its run() and its applications serve.", self.name)
+        """What ``millstream run`` serves: everything but middleware of the program's ASGI application."""
         self.configure()
         return self.engine
 

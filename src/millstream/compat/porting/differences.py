@@ -26,7 +26,7 @@ MEMBERS: Mapping[str, str] = {
     "mount": "what is added later is there, too; names get the prefix and an underscore",
     "import_server": "the same as mount: what is added later is there, too",
     "run": "over HTTP, Streamable HTTP and HTTP+SSE are both served, whichever is named",
-    "custom_route": "served by run() and the applications, through plain ASGI; not by millstream run",
+    "custom_route": "Host and Origin are checked, except where an application made by http_app() serves it",
     "add_middleware": "hooks around tools/call, resources/read and prompts/get; lists have none",
     "completion": "asked for arguments of prompts and templates that are registered",
     "call_tool": "gives content, or content and structured content; the attributes of CallToolResult are there, too",
