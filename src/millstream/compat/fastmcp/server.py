@@ -12,10 +12,10 @@ from millstream.app.info import Info
 from millstream.app.server import Server
 from millstream.compat.fastmcp.calling import Calling
 from millstream.compat.fastmcp.conversion import as_wire
+from millstream.compat.fastmcp.given_sign_in import method_of
 from millstream.compat.fastmcp.registration import Offered, Registration
 from millstream.compat.fastmcp.serving import Serving, SessionManager
 from millstream.compat.fastmcp.settings import Options, settings_of
-from millstream.compat.fastmcp.sign_in import method_of
 from millstream.compat.fastmcp.tools import Tool
 from millstream.compat.fastmcp.ways import SDK, STANDALONE, Ways
 from millstream.config import Settings

@@ -148,7 +148,8 @@ class Serving:
 
     def _app(self, routes: list[Any], middleware: Any) -> HttpApp:
         if self.engine.definition.protected:
-            routes = [*routes, Route("/.well-known/{rest:path}", endpoint=self.engine)]
+            ends = [path for each in self.engine.definition.auth for path in getattr(each, "outer_paths", ())]
+            routes = [*routes, *(Route(path, endpoint=self.engine) for path in ("/.well-known/{rest:path}", *ends))]
         app = HttpApp(
             debug=self.settings.debug,
             routes=[*routes, *self._own_routes()],

@@ -104,25 +104,6 @@ class VerifierMethod:
         return 0
 
 
-def method_of(auth: Any, verifier: Any, provider: Any) -> VerifierMethod | None:
-    """The way to sign in that a server was configured with; None for none.
-
-    Raises:
-        ValueError: half of it is missing.
-    """
-    if auth is not None and hasattr(auth, "verify_token"):  # a provider of fastmcp
-        return VerifierMethod(auth, auth if hasattr(auth, "issuer_url") else None)
-    if auth is None:
-        if verifier is not None or provider is not None:
-            raise ValueError("Cannot specify auth_server_provider or token_verifier without auth settings")
-        return None
-    if verifier is not None and provider is not None:
-        raise ValueError("Cannot specify both auth_server_provider and token_verifier")
-    if verifier is None and provider is None:
-        raise ValueError("Must specify either auth_server_provider or token_verifier when auth is enabled")
-    return VerifierMethod(verifier if verifier is not None else ProviderTokenVerifier(provider), auth)
-
-
 class ProviderTokenVerifier:
     """A provider of tokens as their verifier."""
 

@@ -13,7 +13,7 @@ OPTIONS: Mapping[str, str] = {
     "stateless_http": "no session ids; clients of the newest revision have none anyway",
     "strict_input_validation": "taken and not used: arguments are always read leniently",
     "list_page_size": "taken and not used: set MILLSTREAM_PAGE_SIZE",
-    "auth_server_provider": "its tokens are checked; its endpoints for signing in are not served",
+    "auth_server_provider": "needs the extra auth; redirect URIs are https, loopback or a scheme like com.example.app",
     "client_log_level": "taken and not used: clients get every log message until they say otherwise",
 }
 """Options of the constructor."""
