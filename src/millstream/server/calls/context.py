@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
 from math import isfinite
+from types import MappingProxyType
 from typing import Any, TypeVar, cast, overload
 
 import msgspec
@@ -28,6 +29,18 @@ T = TypeVar("T")
 _NO_LEVEL = len(LOG_LEVELS)
 OWN_STEP = 1e-6
 """Progress that a silent call reports on its own."""
+
+
+class _Params(msgspec.Struct):
+    meta: dict[str, Any] = msgspec.field(default_factory=dict[str, Any], name="_meta")
+
+
+class _Body(msgspec.Struct):
+    params: _Params
+
+
+_decode_params = msgspec.json.Decoder(_Params).decode
+_decode_body = msgspec.json.Decoder(_Body).decode
 
 
 class Context:
@@ -77,6 +90,18 @@ class Context:
         return {name.decode("latin-1"): value.decode("latin-1") for name, value in (self._call.headers or {}).items()}
 
     @property
+    def meta(self) -> Mapping[str, Any]:
+        """`_meta` of the request, which can't be changed: ``ctx.meta.get("com.example/trace")``. Empty without."""
+        call = self._call
+        if "meta" not in self._memo:
+            # A call that the transport has prepared has no parameters of its own: they stand in the request.
+            body = getattr(call.origin, "body", b"") if call.tool is not None and not call.params else b""
+            found = _decode_body(body).params.meta if body else _decode_params(call.params or b"{}").meta
+            self._memo["meta"] = MappingProxyType(found)
+        meta: Mapping[str, Any] = self._memo["meta"]
+        return meta
+
+    @property
     def cancelled(self) -> bool:
         """Whether the caller gave up. It ends an `async def` function anyway; in a thread, ``if ctx.cancelled: …``."""
         return self._call.cancelled
@@ -96,6 +121,16 @@ class Context:
         if self._services.hub is None:
             raise LocalError("This server has no hub: pass serve=('hub',) to Server.")
         return self._services.hub
+
+    async def read_resource(self, uri: str) -> Any:
+        """What the function of one of this server's resources gives: ``await ctx.read_resource("docs://a.md")``.
+
+        The URI is the one that clients use. The function runs as a part of this call, for the same caller.
+
+        Raises:
+            ProtocolError: there is no such resource, or the caller lacks its scopes.
+        """
+        return await self._services.read_resource(uri, self._call)
 
     # Towards the caller
 
