@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from millstream import Context, Server
+from millstream import Client, Context, Server
 from millstream.app import folder as offered
 from millstream.client.errors import Failure
-from millstream.testing import connect
+from patience import WAIT
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ async def test_the_files_of_a_folder_are_listed_read_and_completed(place: Path, 
         listed = await ctx.read_resource("docs://")
         return str([each["path"] for each in listed])
 
-    async with connect(mcp, revision=revision) as client:
+    async with Client(mcp, revision=revision, timeout=WAIT) as client:
         assert [each.uri async for each in client.resources()] == ["docs://"]
         assert (await client.call("start")).text == "['a b.md', 'inside.md', 'guide/logo.png']"
         (text,) = await client.read("docs://a%20b.md")
@@ -51,7 +51,7 @@ async def test_the_files_of_a_folder_are_listed_read_and_completed(place: Path, 
             assert (await client.complete("path", "gu", template="docs://{path*}")).values == ["guide/logo.png"]
     other = Server("outer")
     other.mount(mcp, prefix="in")
-    async with connect(other, revision=revision) as client:
+    async with Client(other, revision=revision, timeout=WAIT) as client:
         (text,) = await client.read("docs://in/a%20b.md")
         assert (text.uri, text.text) == ("docs://in/a%20b.md", "# Start")
 
@@ -66,7 +66,7 @@ async def test_nothing_else_is_read(place: Path, path: str) -> None:
     """MCP 2025-11-25, server/resources, security: paths of clients are hostile."""
     mcp = Server("docs")
     mcp.files("docs://", place)
-    async with connect(mcp) as client:
+    async with Client(mcp, timeout=WAIT) as client:
         with pytest.raises(Failure, match="not found"):
             await client.read(f"docs://{path}")
 
@@ -78,7 +78,7 @@ async def test_a_file_that_is_too_large_is_refused_and_so_is_what_is_no_folder(
     monkeypatch.setattr(offered, "MAX_BYTES", 3)
     mcp = Server("docs")
     mcp.files("docs://", place)
-    async with connect(mcp) as client:
+    async with Client(mcp, timeout=WAIT) as client:
         with pytest.raises(Failure, match="more than 3 bytes"):
             await client.read("docs://a%20b.md")
     for uri, path, why in (("docs://", place / "no", "no folder"), ("docs:", place, "slash"), ("/", place, "scheme")):

@@ -56,11 +56,11 @@ async def test_a_function_sees_the_meta_of_its_request_whichever_way_it_came(way
     async with wired(make_server(), way) as wire:
         message = enveloped("tools/call", {"name": tool, "arguments": arguments})
         message["params"]["_meta"]["com.example/trace"] = "7"
-        newest = (await wire.post(message, routing("tools/call", tool))).json()
+        newest = (await wire.post(message, routing("tools/call", tool))).message
         session = await wire.initialize()
         params = {"name": tool, "arguments": arguments, "_meta": {"com.example/trace": "8", "progressToken": 1}}
-        older = (await wire.post(request("tools/call", params), session)).json()
-        nothing = (await wire.post(request("tools/call", {"name": tool, "arguments": arguments}), session)).json()
+        older = (await wire.post(request("tools/call", params), session)).message
+        nothing = (await wire.post(request("tools/call", {"name": tool, "arguments": arguments}), session)).message
     said = newest["result"]["structuredContent"]
     assert said["com.example/trace"] == "7"
     assert PER_REQUEST in said.values()
@@ -73,7 +73,7 @@ async def test_a_prompt_sees_the_meta_of_its_request() -> None:
     async with wired(make_server(), "asgi") as wire:
         session = await wire.initialize()
         asked = request("prompts/get", {"name": "say_meta", "_meta": {"trace": "9"}})
-        reply = (await wire.post(asked, {**POST, **session})).json()
+        reply = (await wire.post(asked, {**POST, **session})).message
     assert reply["result"]["messages"][0]["content"]["text"] == "9"
 
 
@@ -85,6 +85,14 @@ async def test_a_function_reads_the_servers_own_resources_as_a_part_of_its_call(
         inner, outer = text.replace("1 for ", "").split(" of ")
         assert inner == outer
         assert (await client.call("reads_too", uri="book://2")).text.startswith("2 for ")
-        for uri in ("book://", "secret://plan"):
-            with pytest.raises(Failure):
-                await client.call("reads", uri=uri)
+        with pytest.raises(Failure, match="not found"):
+            await client.call("reads", uri="book://")
+
+
+async def test_a_resource_that_takes_scopes_takes_them_inside_a_call_too() -> None:
+    """A tool for everybody opens nothing that its caller could not read."""
+    async with wired(make_server(), "asgi") as wire:
+        message = enveloped("tools/call", {"name": "reads", "arguments": {"uri": "secret://plan"}})
+        reply = await wire.post(message, routing("tools/call", "reads"))
+    assert reply.status == 403
+    assert "needs the scope secrets" in reply.message["error"]["message"]

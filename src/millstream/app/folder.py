@@ -51,12 +51,12 @@ class Folder:
             return None
         try:
             found = (self._root / path).resolve()
+            inside = found.is_relative_to(self._root) and not any(
+                each.startswith(".") for each in found.relative_to(self._root).parts
+            )
+            return found if inside and found.is_file() else None
         except (OSError, ValueError, RuntimeError):
             return None  # a loop of links, or no name for a file
-        inside = found.is_relative_to(self._root) and not any(
-            each.startswith(".") for each in found.relative_to(self._root).parts
-        )
-        return found if inside and found.is_file() else None
 
 
 class OfferedFolder:
