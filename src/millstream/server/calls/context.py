@@ -4,24 +4,21 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
 from math import isfinite
-from types import MappingProxyType
 from typing import Any, TypeVar, cast, overload
 
 import msgspec
 
 from millstream.protocol.content import Message
 from millstream.protocol.errors import LocalError
-from millstream.protocol.jsonrpc import RequestId, encode, notification_message
-from millstream.protocol.metadata import LOG_LEVELS, Client, LogLevel
+from millstream.protocol.jsonrpc import encode, notification_message
+from millstream.protocol.metadata import LOG_LEVELS, LogLevel
 from millstream.protocol.notifications import LoggingMessageNotificationParams, ProgressNotificationParams
-from millstream.protocol.principal import Principal, Publisher
+from millstream.protocol.principal import Publisher
 from millstream.protocol.questions import Root, SampleResult
 from millstream.protocol.rounds import Rounds, binding, open_state
 from millstream.protocol.session_token import hash_principal
 from millstream.server.calls.asking import ask_by_request, ask_by_round
-from millstream.server.calls.call import Call, Progress
-from millstream.server.calls.services import Services
-from millstream.server.calls.sessions import Session
+from millstream.server.calls.call import About, Call, Progress
 from millstream.server.questions.questions import Elicit, ElicitUrl, Question, Roots, Sample
 
 T = TypeVar("T")
@@ -31,85 +28,10 @@ OWN_STEP = 1e-6
 """Progress that a silent call reports on its own."""
 
 
-class _Params(msgspec.Struct):
-    meta: dict[str, Any] = msgspec.field(default_factory=dict[str, Any], name="_meta")
-
-
-class _Body(msgspec.Struct):
-    params: _Params
-
-
-_decode_params = msgspec.json.Decoder(_Params).decode
-_decode_body = msgspec.json.Decoder(_Body).decode
-
-
-class Context:
+class Context(About):
     """The current call. Add a parameter annotated ``Context`` to a function and it is passed in: ``ctx: Context``."""
 
-    __slots__ = ("_call", "_home", "_memo", "_services", "state")
-
-    def __init__(self, call: Call, home: object = None) -> None:
-        self._call = call
-        self._home = home
-        self._services: Services = call.services
-        self._memo: dict[str, Any] = {}
-        shared = call.shared
-        self.state: dict[str, Any] = {} if shared is None else shared
-        """A place for values of this call; middleware, dependencies and functions share it."""
-
-    # About the caller
-
-    @property
-    def request_id(self) -> RequestId:
-        """The JSON-RPC id of the request: ``log.info("call %s", ctx.request_id)``."""
-        return self._call.id
-
-    @property
-    def revision(self) -> str:
-        """The date of the protocol revision in use, to compare as text: ``if ctx.revision < newest: …``."""
-        return self._call.revision.date
-
-    @property
-    def client(self) -> Client:
-        """Capabilities as declared, and name and version for display: ``ctx.client.info.name``."""
-        return self._call.client
-
-    @property
-    def principal(self) -> Principal | None:
-        """The authenticated caller, such as ``ctx.principal.subject``; None without authentication."""
-        return self._call.principal
-
-    @property
-    def session(self) -> Session | None:
-        """The handshake session; None in the per-request era and for sessionless calls."""
-        return self._call.session
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """HTTP headers of the request, ``ctx.headers.get("user-agent")``; empty on other transports."""
-        return {name.decode("latin-1"): value.decode("latin-1") for name, value in (self._call.headers or {}).items()}
-
-    @property
-    def meta(self) -> Mapping[str, Any]:
-        """`_meta` of the request, which can't be changed: ``ctx.meta.get("com.example/trace")``. Empty without."""
-        call = self._call
-        if "meta" not in self._memo:
-            # A call that the transport has prepared has no parameters of its own: they stand in the request.
-            body = getattr(call.origin, "body", b"") if call.tool is not None and not call.params else b""
-            found = _decode_body(body).params.meta if body else _decode_params(call.params or b"{}").meta
-            self._memo["meta"] = MappingProxyType(found)
-        meta: Mapping[str, Any] = self._memo["meta"]
-        return meta
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the caller gave up. It ends an `async def` function anyway; in a thread, ``if ctx.cancelled: …``."""
-        return self._call.cancelled
-
-    @property
-    def lifespan(self) -> Any:
-        """What the lifespan of the function's own server yielded (``ctx.lifespan.db``), or of its parent's."""
-        return self._services.lifespan_of(self._home)
+    __slots__ = ()
 
     @property
     def hub(self) -> Publisher:

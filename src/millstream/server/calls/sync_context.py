@@ -159,7 +159,7 @@ class SyncContext:
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """`_meta` of the request, which can't be changed."""
+        """`_meta` of the request, which can't be changed: ``ctx.meta.get("com.example/trace")``."""
         return self._context.meta
 
     @property

@@ -131,7 +131,7 @@ def _projected(node: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
             field = {"type": "string", **texts, **items}
         titled = _titled(field)
         if titled:
-            field.pop("oneOf", None), field.pop("anyOf", None)
+            field = {key: value for key, value in field.items() if key not in ("oneOf", "anyOf")}
             field["enum"] = [choice["const"] for choice in titled]
             field["enumNames"] = [choice.get("title", choice["const"]) for choice in titled]
     if not defaults_all and field.get("type") != "boolean":
