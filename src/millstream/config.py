@@ -174,6 +174,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     drain_timeout: Seconds = 30.0
     drain_delay: Seconds = 0.0
     """How long a server that stops serves on, and is not ready: load balancers notice it in that time."""
+    lenient_arguments: Switch = False
+    """Every tool takes arguments as ``@mcp.tool(lenient=True)`` does: ``"3"`` for 3, JSON text for a list."""
     watchdog: Seconds = 0.0
     """Several workers: one whose event loop stands still for so long is killed and replaced; 0 means never."""
     lane: Switch = True
@@ -203,6 +205,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             held = _convert(name, value, kind, strict=True)
             if held is not value:
                 msgspec.structs.force_setattr(self, name, held)
+
+    @property
+    def mcp_paths(self) -> tuple[str, ...]:
+        """Where MCP is served over HTTP."""
+        return self.path, self.sse_path, self.messages_path
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **given: object) -> "Settings":

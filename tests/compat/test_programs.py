@@ -15,7 +15,7 @@ from millstream.client.errors import ClientError
 from millstream.compat.porting.rewriting import rewritten
 from millstream.compat.porting.survey import survey
 from patience import WAIT
-from processes import free_port, wait_for_port
+from processes import free_port, millstream, wait_for_port
 
 pytestmark = pytest.mark.server
 PROGRAMS = Path(__file__).resolve().parent / "programs"
@@ -37,15 +37,15 @@ def ported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def started(folder: Path, name: str, *arguments: str) -> Iterator[int]:
-    """Run a program for the length of the block; gives its port."""
+def started(folder: Path, name: str, *arguments: str, by_command: bool = False) -> Iterator[int]:
+    """Run a program for the length of the block, itself or by `millstream run`; gives its port."""
     port, log = free_port(), folder / f"{name}.log"
     environment = {**os.environ, "FASTMCP_PORT": str(port)}
+    command = millstream(name, port) if by_command else [sys.executable, name, *arguments]
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            [sys.executable, name, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=sink,
-            stderr=sink,
-        )  # fmt: skip
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
+        )
     try:
         wait_for_port(process, port, log)
         yield port
@@ -100,6 +100,22 @@ async def test_a_program_serves_http_sse(ported: Path) -> None:
         async with Client(f"http://127.0.0.1:{port}/sse", timeout=WAIT) as client:
             assert client.transport == "http+sse"
             assert (await client.call("greet", name="Azure OpenAI")).text == "Hello Hello, Azure OpenAI!"
+
+
+@pytest.mark.parametrize("by_command", [False, True], ids=["run()", "millstream run"])
+async def test_a_program_serves_routes_of_its_own_in_place_of_ours(ported: Path, by_command: bool) -> None:
+    """`custom_route`: whoever serves the program serves them."""
+    with started(ported, "own_routes.py", by_command=by_command) as port:
+        url = f"http://127.0.0.1:{port}"
+        async with httpx2.AsyncClient(base_url=url, timeout=WAIT) as http:
+            health = await http.get("/health")
+            hook = await http.post("/hooks/paid", content="42")
+            foreign = await http.post("/hooks/paid", content="42", headers={"host": "evil.example"})
+            assert (health.json(), hook.json()) == ({"of": "the program"}, {"paid": "42"})
+            assert (await http.get("/hooks/paid")).status_code == 405
+        assert foreign.status_code in (403, 421)
+        async with Client(f"{url}/mcp", timeout=WAIT) as client:
+            assert (await client.call("add", a=1, b=2)).text == "3"
 
 
 async def test_middleware_of_the_program_stands_in_front_of_its_application(ported: Path) -> None:

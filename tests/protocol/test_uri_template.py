@@ -106,11 +106,12 @@ def test_variables_are_named_once_in_order() -> None:
     ("template", "position"),
     [("{", 0), ("a{x", 1), ("a{}", 2), ("{x,}", 3), ("{,x}", 1), ("{+}", 2), ("{x}}", 3), ("a b", 1), ("a\n", 1),
      ("a%2", 1), ("%zz", 0), ("a%{x}", 1), ("a|b", 1), ('"', 0), ("{=x}", 1), ("{!x}", 1), ("{|x}", 1), ("{a b}", 2),
-     ("{x*}", 2), ("{x:3}", 2), ("{a,/b}", 3), ("{.a.}", 3), ("{a..b}", 3), ("{+.a}", 2), ("{%4}", 1), ("{ä}", 1),
+     ("{x,y*}", 4), ("{+x*}", 3), ("{*}", 1), ("{x**}", 2), ("{x:3}", 2),
+     ("{a,/b}", 3), ("{.a.}", 3), ("{a..b}", 3), ("{+.a}", 2), ("{%4}", 1), ("{ä}", 1),
      ("{a{b}", 2), ("{a-b}", 2)],
 )  # fmt: skip
 def test_a_bad_template_is_refused_with_its_position(template: str, position: int) -> None:
-    """RFC 6570 §2; level 4 is not offered."""
+    """RFC 6570 §2; of level 4 there is only `{path*}`."""
     with pytest.raises(ValueError, match=f"at position {position}: "):
         UriTemplate(template)
 
@@ -130,6 +131,8 @@ def test_a_bad_template_is_refused_with_its_position(template: str, position: in
         ("é/{t}", "é/x", {"t": "x"}),
         ("é/{t}", "%C3%A9/x", {"t": "x"}),
         ("f:///{+path}", "f:///a/b%2Fc?d#e", {"path": "a/b/c?d#e"}),
+        ("f://{path*}", "f://a/b%20c/d.md", {"path": "a/b c/d.md"}),
+        ("f://{path*}/raw{?q}", "f://a/b/raw?q=1", {"path": "a/b", "q": "1"}),
         ("f://{+path}/{name}", "f://a/b/c", {"path": "a/b", "name": "c"}),
         ("f://{name}-{+rest}", "f://d-a/b-c", {"name": "d", "rest": "a/b-c"}),
         ("f://{+a}/{b}/{+c}", "f://1/2/3/4", {"a": "1/2", "b": "3", "c": "4"}),
@@ -183,6 +186,13 @@ def test_values_are_found(template: str, uri: str, values: dict[str, str]) -> No
         ("book://{isbn}/x", "book://a/y"),
         ("book://{isbn}/x", "book://a/x/"),
         ("f://{+path}", "f://"),
+        ("f://{path*}", "f://"),
+        ("f://{path*}", "f:///etc/passwd"),
+        ("f://{path*}", "f://%2Fetc"),
+        ("f://{path*}", "f://a//b"),
+        ("f://{path*}", "f://a/"),
+        ("f://{path*}", "f://a?b"),
+        ("f://{path*}", "f://a%00b"),
         ("{a}{b}", "x"),
         ("{a}{b}", "%41"),
         ("{a}1", "x%41"),
@@ -222,6 +232,12 @@ def test_a_reserved_variable_has_slashes_but_no_dot_segment(template: str, value
     lead = template[1].replace("+", "")
     assert match(template, lead + "a/b//c") == {"x": "a/b//c"}
     assert match(template, lead + value) is None
+    assert match("{x*}", value) is None
+
+
+def test_the_rest_of_a_path_expands_with_its_slashes() -> None:
+    """As `{path*}` is used in the field; RFC 6570 has no value with slashes there."""
+    assert UriTemplate("f://{path*}").expand({"path": "a b/c?d"}) == "f://a%20b/c%3Fd"
 
 
 # properties

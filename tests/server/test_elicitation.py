@@ -145,9 +145,38 @@ def test_fields_that_no_form_can_show_are_refused_before_anyone_is_asked(annotat
 
 def test_what_is_no_object_is_no_form() -> None:
     """The root is an object."""
-    for answer in (int, list[Point]):
-        with pytest.raises(TypeError, match="not an object"):
-            requested_schema(answer)
+    with pytest.raises(TypeError, match="not an object"):
+        requested_schema(bytes)
+    with pytest.raises(TypeError, match="'value' cannot be asked for"):
+        requested_schema(list[Point])
+
+
+@pytest.mark.parametrize(
+    ("answer", "field", "given", "value"),
+    [
+        (str, {"type": "string"}, "Ada", "Ada"),
+        (int, {"type": "integer"}, 3.0, 3),
+        (bool, {"type": "boolean"}, True, True),
+        (Colour, {"type": "string", "enum": ["red", "blue"]}, "blue", Colour.BLUE),
+        (Literal["a", "b"], {"type": "string", "enum": ["a", "b"]}, "b", "b"),
+        (Annotated[int, Field(ge=1)], {"type": "integer", "minimum": 1}, 2, 2),
+        (dt.date, {"type": "string", "format": "date"}, "2020-02-29", dt.date(2020, 2, 29)),
+    ],
+)
+def test_one_value_is_asked_for_by_a_form_with_one_field(answer: Any, field: Schema, given: Any, value: Any) -> None:
+    """Our choice: `await ctx.elicit("Name?", str)`."""
+    assert requested_schema(answer) == {"type": "object", "properties": {"value": field}, "required": ["value"]}
+    assert parse_answer({"value": given}, answer) == value
+    with pytest.raises(ProtocolError):
+        parse_answer({"value": []}, answer)
+
+
+def test_alternatives_in_a_form_written_by_hand_stay_as_they_are() -> None:
+    """Some programs write optional fields as `anyOf` with null; only choices with constants become an enum."""
+    node: Schema = {"anyOf": [{"type": "string"}, {"type": "null"}], "title": "Note"}
+    schema = {"type": "object", "properties": {"note": node}}
+    assert project(schema, rich_enums=False, defaults_all=False)["properties"]["note"] == node
+    assert parse_answer({"note": "x"}, schema) == {"note": "x"}
 
 
 def test_titled_choices_of_a_list_are_given_as_its_items() -> None:

@@ -287,10 +287,20 @@ async def home_page(request: Request) -> Response:
 def test_a_page_cannot_have_a_path_by_which_callers_sign_in() -> None:
     """What an authorization server of the program's own needs is known when the server starts."""
     added = AddedPaths(
-        [("", route_of("/token", home_page, methods=["GET"], public=True))], path="/mcp", show_errors=bool
+        [("", route_of("/token", home_page, methods=["GET"], public=True))], served=["/mcp"], show_errors=bool
     )
     with pytest.raises(ValueError, match="by which callers sign in"):
         Protection(None, HereOnly(Bind(), ignore_message), hooked=False, own={"/token": {}}, added=added)
+
+
+def test_a_page_that_replaces_ours_leaves_mcp_and_signing_in_alone() -> None:
+    """Our choice, for programs of other libraries: a public page in their way would open them to everybody."""
+    paths = ["/mcp", "/talk/", "/token", "/health", "/health"]
+    pages = [route_of(each, home_page, methods=["GET"], public=True, fixed=True) for each in paths]
+    added = AddedPaths([("/in", each) for each in pages], served=["/mcp", "/talk"], show_errors=bool)
+    Protection(None, HereOnly(Bind(), ignore_message), hooked=False, own={"/token": {}}, added=added)
+    assert list(added.exact) == ["/health"]
+    assert [added.is_public(each) for each in paths] == [False, False, False, True, True]
 
 
 async def test_two_pages_cannot_have_one_path_here_or_by_a_mount_and_none_comes_too_late() -> None:
@@ -310,6 +320,8 @@ async def test_two_pages_cannot_have_one_path_here_or_by_a_mount_and_none_comes_
     mcp.mount(other, prefix="other")
     with pytest.raises(ValueError, match="where MCP is served"):
         Server("x", settings=Settings(path="/rpc")).route("/rpc")(home_page)
+    with pytest.raises(ValueError, match="where MCP is served"):
+        Server("x", settings=Settings(sse_path="/stream")).route("/stream")(home_page)
     async with mcp.running():
         with pytest.raises(Exception, match="before the server runs"):
             mcp.route("/late")(home_page)

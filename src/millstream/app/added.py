@@ -49,19 +49,24 @@ class Added(Struct, frozen=True, eq=False):
     """Everything below the path, too."""
     make: Callable[[str, Callable[[], bool]], Handler]
     """``make(path, show_errors)``: the handler, with what stands before the path where its server is mounted."""
+    fixed: bool = False
+    """Mounting doesn't move it. It replaces a page of Millstream's own, but not MCP or a path to sign in. Of two with
+    the same path, the first one stays."""
 
 
 class AddedPaths:
     """Those of a server and of what is mounted on it, ready to be served."""
 
-    __slots__ = ("_below", "_patterns", "_public", "exact")
+    __slots__ = ("_below", "_patterns", "_public", "exact", "fixed")
 
-    def __init__(self, added: Iterable[tuple[str, Added]], *, path: str, show_errors: Callable[[], bool]) -> None:
+    def __init__(
+        self, added: Iterable[tuple[str, Added]], *, served: Collection[str], show_errors: Callable[[], bool]
+    ) -> None:
         """Prepare them.
 
         Args:
             added: each with what stands before its path.
-            path: where MCP is served.
+            served: the paths where MCP is served.
             show_errors: whether callers see what failed.
 
         Raises:
@@ -71,10 +76,17 @@ class AddedPaths:
         self._patterns: list[tuple[re.Pattern[str], dict[str, Handler], bool]] = []
         self._below: list[tuple[str, dict[str, Handler], bool]] = []
         self._public: set[str] = set()
+        self.fixed: set[str] = set()
+        """The exact paths that replace pages of Millstream's own."""
+        of_mcp = {each.rstrip("/") for each in served}
         for before, each in added:
             whole = before + each.path
+            if each.fixed:
+                if each.path.rstrip("/") not in of_mcp:
+                    self._add_fixed(each, show_errors)
+                continue
             check_path(whole + "/" if each.below and each.path != "/" else whole)
-            if whole.rstrip("/") == path.rstrip("/"):
+            if whole.rstrip("/") in of_mcp:
                 raise ValueError(f"{whole!r} is where MCP is served. Use another path, or serve MCP elsewhere")
             handlers = dict.fromkeys(sorted(each.methods), each.make(before, show_errors))
             if each.pattern is not None:
@@ -92,6 +104,26 @@ class AddedPaths:
             if each.below:
                 self._below.append((whole.rstrip("/") + "/", handlers, each.public))
         self._below.sort(key=lambda each: -len(each[0]))
+
+    def _add_fixed(self, each: Added, show_errors: Callable[[], bool]) -> None:
+        handlers = dict.fromkeys(sorted(each.methods), each.make("", show_errors))
+        if each.pattern is not None:
+            self._patterns.append((each.pattern, handlers, each.public))
+            return
+        known = self.exact.get(each.path, {})
+        if known and (each.path in self._public) is not each.public:
+            return
+        self.exact[each.path] = handlers | known
+        self.fixed.add(each.path)
+        if each.public:
+            self._public.add(each.path)
+
+    def yield_to(self, paths: Collection[str]) -> None:
+        """Leave these paths to those who serve them, where fixed ones are in their way."""
+        for path in self.fixed.intersection(paths):
+            del self.exact[path]
+            self.fixed.discard(path)
+            self._public.discard(path)
 
     def is_public(self, path: str) -> bool:
         """Whether everybody may ask for an exact path."""
@@ -116,7 +148,9 @@ class AddedPaths:
         return next((handlers for before, handlers, _ in self._below if path.startswith(before)), None)
 
 
-def route_of(path: str, function: Callable[..., Any], *, methods: Collection[str], public: bool) -> Added:
+def route_of(
+    path: str, function: Callable[..., Any], *, methods: Collection[str], public: bool, fixed: bool = False
+) -> Added:
     """A function that answers requests to a path: ``f(request) -> Response``, of Starlette.
 
     Raises:
@@ -124,7 +158,7 @@ def route_of(path: str, function: Callable[..., Any], *, methods: Collection[str
     """
     from starlette.routing import compile_path  # noqa: PLC0415  only for programs with pages of their own
 
-    check_path(path)
+    (check_form if fixed else check_path)(path)
     chosen = frozenset(each.upper() for each in methods)
     if not chosen or chosen - METHODS:
         raise ValueError(f"route({path!r}): methods are {', '.join(sorted(METHODS))}, not {sorted(chosen) or 'none'}")
@@ -141,7 +175,7 @@ def route_of(path: str, function: Callable[..., Any], *, methods: Collection[str
 
     if "GET" in chosen:
         chosen |= {"HEAD"}
-    return Added(path, chosen, public, pattern if convertors else None, False, make)
+    return Added(path, chosen, public, pattern if convertors else None, False, make, fixed)
 
 
 def static_of(path: str, folder: str, *, max_age: int, public: bool) -> Added:
@@ -163,16 +197,25 @@ def static_of(path: str, folder: str, *, max_age: int, public: bool) -> Added:
     return Added(path.rstrip("/") or "/", frozenset(("GET", "HEAD")), public, None, True, make)
 
 
+def check_form(path: str) -> None:
+    """Make sure that this is a path.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not path.startswith("/") or not path.isascii() or any(each in path for each in "?#% \r\n\0\\"):
+        raise ValueError(
+            f"{path!r} isn't a path: write one that begins with / and has no query, as in '/hooks/payments'"
+        )
+
+
 def check_path(path: str) -> None:
     """Make sure that a program can have a path.
 
     Raises:
         ValueError: it cannot.
     """
-    if not path.startswith("/") or not path.isascii() or any(each in path for each in "?#% \r\n\0\\"):
-        raise ValueError(
-            f"{path!r} isn't a path: write one that begins with / and has no query, as in '/hooks/payments'"
-        )
+    check_form(path)
     if path.rstrip("/") in _TAKEN or path in _TAKEN or path.startswith(_TAKEN_BELOW):
         raise ValueError(f"{path!r} is a path of Millstream's own. Use another one, such as '/my{path}'")
 

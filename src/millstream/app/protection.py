@@ -78,6 +78,8 @@ class Protection:
             ValueError: one of these is a path by which callers sign in.
         """
         self.added: AddedPaths | None = added
+        if added is not None:
+            added.yield_to(own.keys())
         taken = set[str]() if added is None else own.keys() & added.exact.keys()
         if taken:
             raise ValueError(
@@ -140,7 +142,7 @@ def added_paths(definition: "Definition") -> "AddedPaths | None":
     from millstream.app.added import AddedPaths  # noqa: PLC0415  only for programs with pages of their own
 
     return AddedPaths(
-        definition.paths(), path=definition.settings.path, show_errors=lambda: definition.settings.show_errors
+        definition.paths(), served=definition.settings.mcp_paths, show_errors=lambda: definition.settings.show_errors
     )
 
 

@@ -77,14 +77,17 @@ class Routes:
         if render_metrics is not None:
             self._add_metrics(render_metrics, health)
         self._added = protection.added
+        fixed = set[str]() if self._added is None else self._added.fixed
         if self._added is not None:
             # Whether one is public is the program's word, so it must not be about a path of ours.
-            taken = self._added.exact.keys() & self._by_path.keys()
+            taken = self._added.exact.keys() & self._by_path.keys() - fixed
             if taken:
                 raise ValueError(
                     f"{min(taken)!r} is a path of Millstream's own here. Use another one for your own route"
                 )
-            self._by_path |= self._added.exact
+            kept = {each: handlers for each, handlers in self._by_path.items() if each not in fixed}
+            self._by_path = {**self._added.exact, **kept}
+            self._streams -= fixed
         for each in self._streams & self._by_path.keys():
             handlers = self._by_path[each]
             self._by_path[each] = {**handlers, "GET": of_this_site(handlers["GET"])}

@@ -123,6 +123,8 @@ class Server(WithPaths, WithSwitches):
 
         Keyword options: see `millstream.server.features.tools.ToolOptions`.
         """
+        if self.settings.lenient_arguments:
+            options.setdefault("lenient", True)
         return self._decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
 
     def resource(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:

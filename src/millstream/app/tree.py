@@ -70,7 +70,7 @@ class Tree:
 
     def paths(self, before: str = "") -> "Iterator[tuple[str, Added]]":
         """The paths of the program's own, those of mounted servers included, each with what stands before it."""
-        yield from ((before, each) for each in self.added)
+        yield from (("" if each.fixed else before, each) for each in self.added)
         for part in dict.fromkeys(self.mounted):
             for parent, prefix in part._mounted_on:
                 if parent is self:
@@ -80,7 +80,7 @@ class Tree:
         """Raises ValueError when two paths of the program's own are the same, here or where this is mounted."""
         from millstream.app.added import AddedPaths  # noqa: PLC0415  only for programs with pages of their own
 
-        AddedPaths(self.paths(), path=self.settings.path, show_errors=bool)
+        AddedPaths(self.paths(), served=self.settings.mcp_paths, show_errors=bool)
         for parent, _ in self._mounted_on:
             parent._check_paths()
 

@@ -1,10 +1,11 @@
-"""The part of `Server` that serves paths of the program's own."""
+"""The part of `Server` that serves paths and folders of the program's own."""
 
 from collections.abc import Awaitable, Callable, Collection
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from millstream.app.definition import Definition
+from millstream.server.features.resources import ResourceLabels
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -70,3 +71,24 @@ class WithPaths:
         from millstream.app.added import static_of  # noqa: PLC0415  only for programs with files of their own
 
         self.definition.add_path(static_of(path, fspath(folder), max_age=max_age, public=public))
+
+    def files(self, uri: str, folder: str | PathLike[str], **options: "Unpack[ResourceLabels]") -> None:
+        """Offer the files of a folder as resources: ``docs://`` lists them, ``docs://guide/start.md`` is one of them.
+
+        Clients complete the path. Nothing outside of the folder is read, also not through a symbolic link, and nothing
+        whose name begins with a dot; a file has up to 10 MiB.
+
+        Args:
+            uri: what the URIs begin with: a scheme, and perhaps a path, with a slash at the end.
+            folder: relative to the current directory.
+            options: as of ``@mcp.resource``, for the list and for the files.
+
+        Raises:
+            ValueError: there is no such folder, or the URI can't be one.
+
+        Example:
+            ``mcp.files("docs://", "docs")``
+        """
+        from millstream.app.folder import offer  # noqa: PLC0415  only for programs with files of their own
+
+        offer(self.definition, uri, fspath(folder), options)

@@ -1,16 +1,18 @@
-"""URI templates (RFC 6570, levels 1-3): expanded, and matched in linear time.
+"""URI templates (RFC 6570, levels 1-3, and ``{path*}``): expanded, and matched in linear time.
 
 The RFC defines expansion only. Matching here answers which values could have made a URI, by these rules:
 
-* ``{x}`` and ``{+x}`` match at least one character; the other operators are optional, and so is each of their
+* ``{path*}`` (one variable, exploded) is the rest of a path, as servers in the field have it: it crosses ``/``, no
+  segment of it is empty, and it expands with its slashes. The RFC has the same notation, for lists (level 4).
+* ``{x}``, ``{+x}`` and ``{x*}`` match at least one character; the other operators are optional, and so is each of their
   variables: absent ones are not in the result. Names of a query stand in any order; unknown ones are ignored, a name
   given twice isn't a match. When there are fewer values than variables, the leftmost are defined; when more, the last
   variable takes the rest.
 * Only ``{+x}`` and ``{#x}`` cross ``/``, ``?`` and ``#``. Other characters need not be percent-encoded in a URI.
 * Where a URI can be split in several ways, it is read from the right: ``{x}`` and ``{+x}`` take as little as they can,
   the others as much as they can. So ``{a}-{b}`` splits at the last ``-``, and ``{a}{.b}`` at the first ``.``.
-* Values are percent-decoded once, and then no value has a segment ``.`` or ``..`` and only ``{+x}`` and ``{#x}`` have
-  slashes, whichever way they lean: functions use values as file names. A NUL is never a value.
+* Values are percent-decoded once, and then no value has a segment ``.`` or ``..`` and only ``{+x}``, ``{#x}`` and
+  ``{x*}`` have slashes, whichever way they lean: functions use values as file names. A NUL is never a value.
 """
 
 from collections.abc import Mapping
@@ -37,10 +39,13 @@ class _Operator(Struct, frozen=True, gc=False):
     named: bool = False
     if_empty: str = ""
     reserved: bool = False
+    whole: bool = False
+    """No segment of a value is empty."""
     stops: str = "/?#"
     """Characters that the text after `lead` does not contain."""
 
 
+_REST = _Operator("", ",", whole=True, stops="?#")
 _OPERATORS = {
     "": _Operator("", ","),
     "+": _Operator("", ",", reserved=True, stops=""),
@@ -214,7 +219,7 @@ def _collect(part: _Expression, text: str, values: dict[str, str]) -> bool:
         pairs = list(zip(part.names, body.split(operator.separator, len(part.names) - 1), strict=False))
     for name, raw in pairs:
         value = _decode(raw)
-        if value is None or not _is_safe(value, operator.reserved) or values.setdefault(name, value) != value:
+        if value is None or not _is_safe(value, operator) or values.setdefault(name, value) != value:
             return False
     return True
 
@@ -231,9 +236,16 @@ def _decode(text: str) -> str | None:
         return None
 
 
-def _is_safe(value: str, reserved: bool) -> bool:
+def _is_safe(value: str, operator: _Operator) -> bool:
     segments = value.replace("\\", "/").split("/")
-    return (reserved or len(segments) == 1) and "." not in segments and ".." not in segments and "\0" not in value
+    if operator.whole and "" in segments:
+        return False
+    return (
+        (operator.reserved or operator.whole or len(segments) == 1)
+        and "." not in segments
+        and ".." not in segments
+        and "\0" not in value
+    )
 
 
 def _expand(part: _Expression, values: Mapping[str, str]) -> str:
@@ -241,7 +253,8 @@ def _expand(part: _Expression, values: Mapping[str, str]) -> str:
     texts: list[str] = []
     for name in part.names:
         if name in values:
-            text = _keep_reserved(values[name]) if operator.reserved else quote(values[name], safe="~")
+            safe = "~/" if operator.whole else "~"
+            text = _keep_reserved(values[name]) if operator.reserved else quote(values[name], safe=safe)
             if operator.named:
                 text = f"{name}={text}" if text else name + operator.if_empty
             texts.append(text)
@@ -302,6 +315,8 @@ def _parse_expression(template: str, at: int, end: int) -> _Expression:
     if operator is None:
         raise _bad(template, at, f"operator {symbol!r} is reserved")
     at += len(symbol)
+    if not symbol and template[at:end].endswith("*") and "," not in template[at:end]:
+        operator, end = _REST, end - 1
     names: list[str] = []
     for name in template[at:end].split(","):
         _check_name(template, at, name)

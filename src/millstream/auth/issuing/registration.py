@@ -48,7 +48,7 @@ class Registration:
                 "temporarily_unavailable", "Too many registrations from your address. Wait, then try again.", 429,
                 told(self._limiter, key, wait),
             )  # fmt: skip
-        said = _read(request)
+        said = read_metadata(request)
         secret = new_secret()
         try:
             client = client_of(
@@ -66,7 +66,12 @@ class Registration:
         return reply(_told_of(client, secret, int(self._vault.clock()), said), 201)
 
 
-def _read(request: Request) -> dict[str, Any]:
+def read_metadata(request: Request) -> dict[str, Any]:
+    """What a client says of itself.
+
+    Raises:
+        OAuthError: that's no JSON object, or too large.
+    """
     kind = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/json":
         raise OAuthError("invalid_client_metadata", "Send JSON: application/json.", 415)

@@ -57,17 +57,15 @@ class TokenEndpoint:
             return exc.response()
 
     async def _from_code(self, client: Client, form: Parameters) -> _Answer:
-        code, verifier = form.get("code"), form.get("code_verifier")
-        if not code or not _VERIFIER.fullmatch(verifier):
+        code = form.get("code")
+        if not code or not _VERIFIER.fullmatch(form.get("code_verifier")):
             raise OAuthError("invalid_request", "Send code, and code_verifier of 43 to 128 characters.")
         found = await self._grants.peek(code)
         if found is None or found[0].asked.client != client.id:
             raise OAuthError("invalid_grant", "The code is unknown.")
         kept, raw = found
-        _check_redirect(kept.asked.redirect_uri, form, named=kept.asked.named_redirect)
-        challenge = urlsafe_b64encode(sha256(verifier.encode()).digest()).rstrip(b"=").decode()
-        if not hmac.compare_digest(challenge, kept.asked.challenge):
-            raise OAuthError("invalid_grant", "code_verifier is not the one of this code.")
+        check_redirect(kept.asked.redirect_uri, form, named=kept.asked.named_redirect)
+        check_verifier(form, kept.asked.challenge)
         resources = self._narrowed(form, kept.asked.resources)
         id, grant, refresh = await self._grants.redeem(code, kept, raw)
         await self._clients.used(client)
@@ -121,8 +119,26 @@ class TokenEndpoint:
         return asked
 
 
-def _check_redirect(kept: str, form: Parameters, *, named: bool) -> None:
-    """A redirect URI that is there has to be the one of the authorization request. OAuth 2.1 clients leave it out."""
+def check_verifier(form: Parameters, challenge: str) -> None:
+    """See whether the verifier of a request is the one of a challenge (RFC 7636 §4.6).
+
+    Raises:
+        OAuthError: it isn't, or there is none.
+    """
+    verifier = form.get("code_verifier")
+    if not _VERIFIER.fullmatch(verifier):
+        raise OAuthError("invalid_request", "Send code_verifier of 43 to 128 characters.")
+    made = urlsafe_b64encode(sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+    if not hmac.compare_digest(made, challenge):
+        raise OAuthError("invalid_grant", "code_verifier is not the one of this code.")
+
+
+def check_redirect(kept: str, form: Parameters, *, named: bool) -> None:
+    """A redirect URI that is there has to be the one of the authorization request. OAuth 2.1 clients leave it out.
+
+    Raises:
+        OAuthError: it is another one.
+    """
     given = form.get("redirect_uri")
     if given and (given != kept or not named):
         raise OAuthError("invalid_grant", "redirect_uri is not the one of this code.")

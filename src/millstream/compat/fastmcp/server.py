@@ -1,6 +1,5 @@
 """`FastMCP`: a program for the official SDK or for fastmcp writes against it, and our engine runs it."""
 
-import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,18 +12,16 @@ from millstream.app.info import Info
 from millstream.app.server import Server
 from millstream.compat.fastmcp.calling import Calling
 from millstream.compat.fastmcp.conversion import as_wire
+from millstream.compat.fastmcp.given_sign_in import method_of
 from millstream.compat.fastmcp.outer import Outer
 from millstream.compat.fastmcp.registration import Offered, Registration
 from millstream.compat.fastmcp.serving import Serving, SessionManager
 from millstream.compat.fastmcp.settings import Options, settings_of
-from millstream.compat.fastmcp.sign_in import method_of
 from millstream.compat.fastmcp.tools import Tool
 from millstream.compat.fastmcp.ways import SDK, STANDALONE, Ways
 from millstream.config import Settings
 from millstream.protocol.content import Icon
 from millstream.server.calls.changes import Change
-
-logger = logging.getLogger("millstream")
 
 LifespanT = TypeVar("LifespanT")
 
@@ -108,9 +105,7 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
 
     @property
     def __millstream_server__(self) -> Server:
-        """What ``millstream run`` serves: the server without routes and middleware of the program's HTTP side."""
-        if self._custom_routes:
-            logger.warning("%s has routes of its own, which only its run() and its applications serve.", self.name)
+        """What ``millstream run`` serves: everything but middleware of the program's ASGI application."""
         self.configure()
         return self.engine
 

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 
+from millstream.app.added import route_of
 from millstream.app.server import Server
 from millstream.app.serving import launch
 from millstream.compat.fastmcp.settings import Settings
@@ -92,9 +93,14 @@ class Serving:
     ) -> Callable[[Any], Any]:
         """Serve a path of your own: ``async def f(request: starlette.requests.Request) -> Response``. Nobody has to
         sign in for it.
+
+        Raises:
+            ValueError: that's no path, or no method of HTTP.
+            LocalError: the server runs already.
         """
 
         def decorate(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+            self.engine.definition.add_path(route_of(path, function, methods=methods, public=True, fixed=True))
             self._custom_routes.append(
                 Route(path, function, methods=list(methods), name=name, include_in_schema=include_in_schema)
             )
@@ -142,7 +148,8 @@ class Serving:
 
     def _app(self, routes: list[Any], middleware: Any) -> HttpApp:
         if self.engine.definition.protected:
-            routes = [*routes, Route("/.well-known/{rest:path}", endpoint=self.engine)]
+            ends = [path for each in self.engine.definition.auth for path in getattr(each, "outer_paths", ())]
+            routes = [*routes, *(Route(path, endpoint=self.engine) for path in ("/.well-known/{rest:path}", *ends))]
         app = HttpApp(
             debug=self.settings.debug,
             routes=[*routes, *self._own_routes()],
@@ -192,7 +199,7 @@ class Serving:
         transport = self._prepare(transport, {**options, "mount_path": mount_path})
         if transport == "stdio":
             launch.launch(self.engine, "stdio", self.settings.host, self.settings.port, 1)
-        elif self._custom_routes or options.get("middleware"):
+        elif options.get("middleware"):
             asyncio.run(self._serve(transport, options))
         else:
             launch.launch(self.engine, "http", self.settings.host, self.settings.port, 1)

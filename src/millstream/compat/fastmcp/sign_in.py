@@ -1,6 +1,5 @@
 """Sign-in as the other libraries configure it: settings, and a verifier that tells whose a token is."""
 
-import os
 import time
 from contextlib import suppress
 from typing import Any, Protocol
@@ -11,8 +10,6 @@ from millstream.compat.pydantic_parts import BaseModel, Field
 from millstream.compat.types import Url
 from millstream.protocol.principal import Principal
 
-_BY_ENVIRONMENT = "FASTMCP_SERVER_AUTH"
-"""The variable by which a program for fastmcp 2 may have its callers sign in."""
 _SECONDS = 10.0
 """How long a verifier's word counts where the token does not end earlier."""
 
@@ -105,30 +102,6 @@ class VerifierMethod:
     def epoch(self) -> int:
         """Nothing is taken back."""
         return 0
-
-
-def method_of(auth: Any, verifier: Any, provider: Any) -> VerifierMethod | None:
-    """The way to sign in that a server was configured with; None for none.
-
-    Raises:
-        ValueError: half of it is missing.
-    """
-    if auth is not None and hasattr(auth, "verify_token"):  # a provider of fastmcp
-        return VerifierMethod(auth, auth if hasattr(auth, "issuer_url") else None)
-    if auth is None:
-        if verifier is not None or provider is not None:
-            raise ValueError("Cannot specify auth_server_provider or token_verifier without auth settings")
-        if os.environ.get(_BY_ENVIRONMENT):
-            raise ValueError(
-                f"{_BY_ENVIRONMENT} is set, and sign-in by the environment isn't supported here: without it everybody "
-                "would get in. Pass auth=… to the server, or unset the variable."
-            )
-        return None
-    if verifier is not None and provider is not None:
-        raise ValueError("Cannot specify both auth_server_provider and token_verifier")
-    if verifier is None and provider is None:
-        raise ValueError("Must specify either auth_server_provider or token_verifier when auth is enabled")
-    return VerifierMethod(verifier if verifier is not None else ProviderTokenVerifier(provider), auth)
 
 
 class ProviderTokenVerifier:

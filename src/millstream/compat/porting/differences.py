@@ -12,8 +12,7 @@ OPTIONS: Mapping[str, str] = {
     "host": "an address that others reach is served although nobody signs in, as the program says",
     "stateless_http": "no session ids; clients of the newest revision have none anyway",
     "strict_input_validation": "taken and not used: arguments are always read leniently",
-    "list_page_size": "taken and not used: set MILLSTREAM_PAGE_SIZE",
-    "auth_server_provider": "its tokens are checked; its endpoints for signing in are not served",
+    "auth_server_provider": "needs the extra auth; redirect URIs are https, loopback or a scheme like com.example.app",
     "client_log_level": "taken and not used: clients get every log message until they say otherwise",
 }
 """Options of the constructor."""
@@ -28,7 +27,7 @@ MEMBERS: Mapping[str, str] = {
     "mount": "what is added later is there, too; names get the prefix and an underscore",
     "import_server": "the same as mount: what is added later is there, too",
     "run": "over HTTP, Streamable HTTP and HTTP+SSE are both served, whichever is named",
-    "custom_route": "served by run() and the applications, through plain ASGI; not by millstream run",
+    "custom_route": "Host and Origin are checked, except where an application made by http_app() serves it",
     "add_middleware": "around the items of mounted servers, too, where prompts and errors are as our engine has them",
     "completion": "asked for arguments of prompts and templates that are registered",
     "call_tool": "gives content, or content and structured content; the attributes of CallToolResult are there, too",

@@ -27,6 +27,7 @@ _TARGETS: dict[str, str] = {
     "mcp.server.session": _DOOR,
     "mcp.server.auth": _DOOR,
     "mcp.server.transport_security": _DOOR,
+    "mcp.shared.auth": _DOOR,
     "mcp.shared.exceptions": _DOOR,
     "mcp.types": "millstream.compat.types",
     "mcp_types": "millstream.compat.types",

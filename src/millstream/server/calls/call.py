@@ -5,8 +5,10 @@ A `Call` is made by a transport, run by the dispatcher, and seen by user code th
 
 from collections.abc import Awaitable, Callable, Mapping
 from math import nan
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
+import msgspec
 from msgspec import UNSET, Struct
 
 from millstream.protocol.admission import Admitted
@@ -182,6 +184,85 @@ class Call(Struct, eq=False, kw_only=True):
         """Stop work that took longer than any call may."""
         self.expired = True
         self.cancel()
+
+
+class _Params(Struct):
+    meta: dict[str, Any] = msgspec.field(default_factory=dict[str, Any], name="_meta")
+
+
+class _Body(Struct):
+    params: _Params
+
+
+_decode_params = msgspec.json.Decoder(_Params).decode
+_decode_body = msgspec.json.Decoder(_Body).decode
+
+
+class About:
+    """The call as it came."""
+
+    __slots__ = ("_call", "_home", "_memo", "_services", "state")
+
+    def __init__(self, call: Call, home: object = None) -> None:
+        self._call = call
+        self._home = home
+        self._services: Services = call.services
+        self._memo: dict[str, Any] = {}
+        shared = call.shared
+        self.state: dict[str, Any] = {} if shared is None else shared
+        """A place for values of this call; middleware, dependencies and functions share it."""
+
+    @property
+    def request_id(self) -> RequestId:
+        """The JSON-RPC id of the request: ``log.info("call %s", ctx.request_id)``."""
+        return self._call.id
+
+    @property
+    def revision(self) -> str:
+        """The date of the protocol revision in use, to compare as text: ``if ctx.revision < newest: …``."""
+        return self._call.revision.date
+
+    @property
+    def client(self) -> Client:
+        """Capabilities as declared, and name and version for display: ``ctx.client.info.name``."""
+        return self._call.client
+
+    @property
+    def principal(self) -> Principal | None:
+        """The authenticated caller, such as ``ctx.principal.subject``; None without authentication."""
+        return self._call.principal
+
+    @property
+    def session(self) -> Session | None:
+        """The handshake session; None in the per-request era and for sessionless calls."""
+        return self._call.session
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """HTTP headers of the request, ``ctx.headers.get("user-agent")``; empty on other transports."""
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in (self._call.headers or {}).items()}
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """`_meta` of the request, which can't be changed: ``ctx.meta.get("com.example/trace")``. Empty without."""
+        call = self._call
+        if "meta" not in self._memo:
+            # A call that the transport has prepared has no parameters of its own: they stand in the request.
+            body = getattr(call.origin, "body", b"") if call.tool is not None and not call.params else b""
+            found = _decode_body(body).params.meta if body else _decode_params(call.params or b"{}").meta
+            self._memo["meta"] = MappingProxyType(found)
+        meta: Mapping[str, Any] = self._memo["meta"]
+        return meta
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller gave up. It ends an `async def` function anyway; in a thread, ``if ctx.cancelled: …``."""
+        return self._call.cancelled
+
+    @property
+    def lifespan(self) -> Any:
+        """What the lifespan of the function's own server yielded (``ctx.lifespan.db``), or of its parent's."""
+        return self._services.lifespan_of(self._home)
 
 
 def per_request_call(admitted: Admitted, message: Envelope, **way: Any) -> Call:

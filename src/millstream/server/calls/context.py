@@ -10,17 +10,15 @@ import msgspec
 
 from millstream.protocol.content import Message
 from millstream.protocol.errors import LocalError
-from millstream.protocol.jsonrpc import RequestId, encode, notification_message
-from millstream.protocol.metadata import LOG_LEVELS, Client, LogLevel
+from millstream.protocol.jsonrpc import encode, notification_message
+from millstream.protocol.metadata import LOG_LEVELS, LogLevel
 from millstream.protocol.notifications import LoggingMessageNotificationParams, ProgressNotificationParams
-from millstream.protocol.principal import Principal, Publisher
+from millstream.protocol.principal import Publisher
 from millstream.protocol.questions import Root, SampleResult
 from millstream.protocol.rounds import Rounds, binding, open_state
 from millstream.protocol.session_token import hash_principal
 from millstream.server.calls.asking import ask_by_request, ask_by_round
-from millstream.server.calls.call import Call, Progress
-from millstream.server.calls.services import Services
-from millstream.server.calls.sessions import Session
+from millstream.server.calls.call import About, Call, Progress
 from millstream.server.questions.questions import Elicit, ElicitUrl, Question, Roots, Sample
 
 T = TypeVar("T")
@@ -30,61 +28,10 @@ OWN_STEP = 1e-6
 """Progress that a silent call reports on its own."""
 
 
-class Context:
+class Context(About):
     """The current call. Add a parameter annotated ``Context`` to a function and it is passed in: ``ctx: Context``."""
 
-    __slots__ = ("_call", "_home", "_memo", "_services", "state")
-
-    def __init__(self, call: Call, home: object = None) -> None:
-        self._call = call
-        self._home = home
-        self._services: Services = call.services
-        self._memo: dict[str, Any] = {}
-        shared = call.shared
-        self.state: dict[str, Any] = {} if shared is None else shared
-        """A place for values of this call; middleware, dependencies and functions share it."""
-
-    # About the caller
-
-    @property
-    def request_id(self) -> RequestId:
-        """The JSON-RPC id of the request: ``log.info("call %s", ctx.request_id)``."""
-        return self._call.id
-
-    @property
-    def revision(self) -> str:
-        """The date of the protocol revision in use, to compare as text: ``if ctx.revision < newest: …``."""
-        return self._call.revision.date
-
-    @property
-    def client(self) -> Client:
-        """Capabilities as declared, and name and version for display: ``ctx.client.info.name``."""
-        return self._call.client
-
-    @property
-    def principal(self) -> Principal | None:
-        """The authenticated caller, such as ``ctx.principal.subject``; None without authentication."""
-        return self._call.principal
-
-    @property
-    def session(self) -> Session | None:
-        """The handshake session; None in the per-request era and for sessionless calls."""
-        return self._call.session
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """HTTP headers of the request, ``ctx.headers.get("user-agent")``; empty on other transports."""
-        return {name.decode("latin-1"): value.decode("latin-1") for name, value in (self._call.headers or {}).items()}
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the caller gave up. It ends an `async def` function anyway; in a thread, ``if ctx.cancelled: …``."""
-        return self._call.cancelled
-
-    @property
-    def lifespan(self) -> Any:
-        """What the lifespan of the function's own server yielded (``ctx.lifespan.db``), or of its parent's."""
-        return self._services.lifespan_of(self._home)
+    __slots__ = ()
 
     @property
     def hub(self) -> Publisher:
@@ -96,6 +43,16 @@ class Context:
         if self._services.hub is None:
             raise LocalError("This server has no hub: pass serve=('hub',) to Server.")
         return self._services.hub
+
+    async def read_resource(self, uri: str) -> Any:
+        """What the function of one of this server's resources gives: ``await ctx.read_resource("docs://a.md")``.
+
+        The URI is the one that clients use. The function runs as a part of this call, for the same caller.
+
+        Raises:
+            ProtocolError: there is no such resource, or the caller lacks its scopes.
+        """
+        return await self._services.read_resource(uri, self._call)
 
     # Towards the caller
 

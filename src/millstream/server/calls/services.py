@@ -4,12 +4,12 @@ Made by the composition root for one event loop and handed down; nothing here de
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from secrets import token_bytes
 from typing import Any
 
 from millstream.config import Settings
-from millstream.protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
+from millstream.protocol.errors import INSUFFICIENT_SCOPE, LocalError, ProtocolError
 from millstream.protocol.principal import Publisher
 from millstream.protocol.seal import NONCE_BYTES, KeyRing
 from millstream.server.calls.changes import Changes
@@ -35,12 +35,17 @@ def without_sign_in(needed: frozenset[str]) -> ProtocolError:
     return ProtocolError(INSUFFICIENT_SCOPE, text, data, status=403, head=b"cache-control: no-store\r\n")
 
 
+async def _no_resource(uri: str, call: Any) -> Any:
+    raise LocalError("Nothing reads resources here.")
+
+
 class Services:
     """The shared parts of one running server."""
 
     __slots__ = (
         "_ring", "bodies", "changes", "clock", "endings", "hub", "lacking", "leeway", "lifespan_of", "note",
-        "overrides_of", "peers", "questions", "records", "secrets", "settings", "store", "streamed", "threads",
+        "overrides_of", "peers", "questions", "read_resource", "records", "secrets", "settings", "store", "streamed",
+        "threads",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, store: Store, changes: Changes, secrets: Secrets | None = None) -> None:
@@ -89,6 +94,9 @@ class Services:
         """Called when the server stops: open subscriptions end with their result."""
         self.lifespan_of: Callable[[Any], Any] = lambda home: None
         """What the user's lifespan yielded, as functions of a server see it that may be mounted."""
+
+        self.read_resource: Callable[[str, Any], Awaitable[Any]] = _no_resource
+        """Reads a resource as a part of a call."""
 
         self.overrides_of: Callable[[Any], Mapping[Callable[..., Any], Callable[..., Any]]] = lambda home: {}
         """The functions that tests put in the place of dependencies, as a function of a server finds them."""

@@ -158,6 +158,11 @@ class SyncContext:
         return self._context.headers
 
     @property
+    def meta(self) -> Mapping[str, Any]:
+        """`_meta` of the request, which can't be changed: ``ctx.meta.get("com.example/trace")``."""
+        return self._context.meta
+
+    @property
     def state(self) -> dict[str, Any]:
         """A place for values of this call."""
         return self._context.state
@@ -180,6 +185,10 @@ class SyncContext:
             LocalError: the server serves no hub.
         """
         return SyncHub(cast("_Hub", self._context.hub), self._wait)
+
+    def read_resource(self, uri: str) -> Any:
+        """What a resource of this server gives, ``ctx.read_resource("docs://a.md")``; see `Context.read_resource`."""
+        return self._wait(self._context.read_resource(uri))
 
     def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         """Report progress, where the caller asked for it: ``ctx.progress(3, total=10)``."""

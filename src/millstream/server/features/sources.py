@@ -113,6 +113,7 @@ def source_of(
     thread: bool = True,
     input_schema: Schema | None = None,
     output_schema: Schema | None = None,
+    lenient: bool = False,
 ) -> Source:
     """A source of a function, planned once.
 
@@ -123,6 +124,7 @@ def source_of(
         name: instead of the function's own.
         thread: a `def` function runs in a worker thread.
         input_schema, output_schema: written by hand.
+        lenient: see `plan`.
 
     Raises:
         TypeError, ValueError, ImportError: as `plan`; or the function asks for the wrong kind of context.
@@ -134,6 +136,7 @@ def source_of(
         name=name,
         input_schema=input_schema,
         output_schema=output_schema,
+        lenient=lenient,
     )
     direct = made.check is None and issubclass(made.arguments, Struct)
     return Source(

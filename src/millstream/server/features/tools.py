@@ -45,6 +45,8 @@ class ToolOptions(Labels, total=False):
     """How many calls one call counts as, in the limits of its caller."""
     concurrency: int | None
     """How many calls of it may run at a time, whoever makes them."""
+    lenient: bool
+    """``"3"`` counts as 3, a list or object may be JSON in a string, and unknown arguments are ignored."""
 
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -193,7 +195,9 @@ def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unp
     """
     check_options(name_of(function), options, ToolOptions, ToolAnnotations)
     rest: dict[str, Any] = dict(options)
-    about = {key: rest.pop(key) for key in ("name", "input_schema", "output_schema", "thread") if key in rest}
+    about = {
+        key: rest.pop(key) for key in ("name", "input_schema", "output_schema", "thread", "lenient") if key in rest
+    }
     return Tool(source_of(function, "tool", home=home, **about), **rest)
 
 

@@ -100,6 +100,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "timeout": (_is_time, "a number of seconds, or 0 for no limit"),
     "size": (_is_size, "a number of bytes"),
     "thread": (lambda value: type(value) is bool, "True or False"),
+    "lenient": (lambda value: type(value) is bool, "True or False"),
     "tags": (_are_texts, "a list of strings"),
     "enabled": (lambda value: type(value) is bool, "True or False"),
     "visible": (

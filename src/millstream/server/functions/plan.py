@@ -79,6 +79,8 @@ class Plan(Struct, frozen=True):
     call: Invoker
     code: CodeType | None
     """Where the function is written."""
+    lenient: bool = False
+    """Arguments may be written in other ways than the schema says; see `plan`."""
 
     @property
     def output_schema(self) -> Schema | None:
@@ -94,6 +96,7 @@ def plan(
     name: str | None = None,
     input_schema: Schema | None = None,
     output_schema: Schema | None = None,
+    lenient: bool = False,
 ) -> Plan:
     """Think through a function once.
 
@@ -103,6 +106,7 @@ def plan(
         contexts: the classes that mark the parameter to give the context to.
         name: for messages; the function's own name otherwise.
         input_schema, output_schema: written by hand, listed unchanged; arguments and results have to fit.
+        lenient: ``"3"`` counts as 3, a list or object may be JSON in a string, and unknown arguments are ignored.
 
     Raises:
         TypeError: for a signature that cannot be served, naming the parameter and what works.
@@ -130,7 +134,7 @@ def plan(
             check = SchemaCheck(input_schema, whole="the arguments")
         arguments, whole = _hand_described(values, fields, input_schema, name)
     else:
-        arguments, whole = struct_of(name, fields, forbid_unknown_fields=kind == "tool"), False
+        arguments, whole = struct_of(name, fields, forbid_unknown_fields=kind == "tool" and not lenient), False
     schema = input_schema if input_schema is not None else schema_of_arguments(arguments, fields)
     if kind != "tool":
         check_text_arguments(schema, kind, name)
@@ -157,6 +161,7 @@ def plan(
         dependencies=filled,
         call=_undivided(function, context, filled) if whole else _caller(function, signature, context, filled),
         code=getattr(target, "__code__", None),
+        lenient=lenient,
     )
 
 

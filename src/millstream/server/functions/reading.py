@@ -71,7 +71,7 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
     try:
         return plan.decoder.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:
-        arguments = _recover(plan, raw, error)
+        arguments = _lenient(plan, raw) if plan.lenient else _recover(plan, raw, error)
         if arguments is None:
             raise ArgumentError(argument_error(error, plan, raw)) from error
         return arguments
@@ -110,6 +110,30 @@ def _recover(plan: Plan, raw: bytes, error: Exception) -> Any | None:
         return msgspec.convert(_decode_integral(raw), plan.arguments, dec_hook=dec_hook)
     except msgspec.DecodeError:
         return None
+
+
+def _lenient(plan: Plan, raw: bytes) -> Any | None:
+    """Arguments as hosts and models write them; `None` when they don't fit in this way either."""
+    if len(raw) > MAX_WALKED:
+        return None
+    try:
+        values = _decode_integral(raw)
+        properties: Schema = plan.input_schema.get("properties", {})
+        for name, value in values.items():
+            if (
+                isinstance(value, str)
+                and value.lstrip()[:1] in ("[", "{")
+                and not _takes_text(properties.get(name, {}))
+            ):
+                values[name] = msgspec.json.decode(value)
+        return msgspec.convert(values, plan.arguments, strict=False, dec_hook=dec_hook)
+    except (msgspec.DecodeError, AttributeError, RecursionError):
+        return None
+
+
+def _takes_text(node: Schema) -> bool:
+    parts: list[Schema] = node.get("anyOf", [node])
+    return any(part.get("type", "string") == "string" and "$ref" not in part for part in parts)
 
 
 def _whole(text: str) -> float:

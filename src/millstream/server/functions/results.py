@@ -265,7 +265,7 @@ def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Ma
     """
     items = value if _is_several(value) else [value]
     if items and all(isinstance(item, EmbeddedResource) for item in items):
-        return b'"contents":%b' % encode([_contents(item, meta) for item in items])
+        return b'"contents":%b' % encode([_contents(item, uri, meta) for item in items])
     if value is None:
         raise LocalError(f"the resource {uri} returned nothing")
     about = dict(meta) if meta else None
@@ -278,8 +278,10 @@ def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Ma
     return b'"contents":[%b]' % encode(contents)
 
 
-def _contents(item: EmbeddedResource, meta: Mapping[str, Any] | None) -> ResourceContents:
+def _contents(item: EmbeddedResource, uri: str, meta: Mapping[str, Any] | None) -> ResourceContents:
     contents = item.resource
     assert contents is not None  # noqa: S101  `EmbeddedResource` makes one of its other fields
+    if not contents.uri:
+        contents = msgspec.structs.replace(contents, uri=uri)
     about = {**(meta or {}), **(item.meta or {}), **(contents.meta or {})}
     return msgspec.structs.replace(contents, meta=about) if about else contents

@@ -39,6 +39,7 @@ class ResourceHandlers:
     def __init__(self, registry: Registry, services: Services) -> None:
         self._registry = registry
         self._services = services
+        services.read_resource = self.read_inside
 
     def table(self) -> Mapping[str, Handler]:
         """Handlers by method."""
@@ -70,6 +71,14 @@ class ResourceHandlers:
         meta = source.meta if call.revision.named_titles else None
         members = encode_contents(value, params.uri, source.mime_type, meta)
         return members + _HINTS if call.revision.result_type else members
+
+    async def read_inside(self, uri: str, call: Call) -> Any:
+        """The value of one resource, for a function that serves a call."""
+        source, arguments = self._find(uri, call)
+        value = await source.run(arguments, call)
+        if value is None:
+            raise _not_found(uri)
+        return value
 
     def _find(self, uri: str, call: Call) -> tuple[Resource | Template, Any]:
         found, variables = find_readable(self._registry, uri, partial(sees, call))

@@ -21,7 +21,15 @@ from millstream.server.functions.reading import ArgumentError
 from millstream.server.handlers.listing import list_page, sees
 from millstream.server.handlers.params import read, take_rounds
 
+
+class _Meta(msgspec.Struct, omit_defaults=True):
+    meta: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"{}"), name="_meta")
+
+
 _call_decoder = msgspec.json.Decoder(CallToolRequestParams)
+_KEPT = 16 * 1024
+"""Bytes of parameters that a call may keep while its tool runs."""
+_decode_meta = msgspec.json.Decoder(_Meta).decode
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -48,8 +56,8 @@ class ToolHandlers:
         tool = self._open(call)
         if self._services.streamed is not None:
             self._services.streamed(call)
-        if not tool.keeps_params:
-            call.params = b""  # they have been read, and the tool may take long
+        if not tool.keeps_params and len(call.params) > _KEPT:
+            call.params = _only_meta(call.params)  # they have been read, and the tool may take long
         timeout = self._timeout if tool.timeout is None else tool.timeout
         if timeout:
             value = await run_with_timeout(tool.run, call, call.arguments, timeout)
@@ -96,6 +104,10 @@ class ToolHandlers:
         if call.revision.argument_errors_in_result:
             raise ToolError(text)
         raise ProtocolError(INVALID_PARAMS, text)
+
+
+def _only_meta(params: bytes) -> bytes:
+    return encode(_decode_meta(params))
 
 
 def _take_client_id(tool: Tool, call: Call, raw: bytes) -> bytes:

@@ -6,7 +6,11 @@ are still checked on the answer.
 """
 
 import re
-from typing import Any
+from datetime import date
+from enum import Enum
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_origin
 
 import msgspec
 
@@ -14,6 +18,9 @@ from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream.protocol.json_schema import Schema, integral, is_array, is_object, object_schema, without_null
 from millstream.server.functions.pydantic_types import dec_hook, schema_hook
 
+VALUE = "value"
+"""The field of a form that asks for one value."""
+_PLAIN = (str, int, float, bool, Enum, date)
 TEXTS = ("type", "title", "description", "default")
 KEYWORDS = {
     "string": (*TEXTS, "minLength", "maxLength", "format", "enum", "enumNames", "oneOf"),
@@ -28,16 +35,30 @@ FIELDS = "a form has only strings, numbers, booleans, dates, choices of strings 
 
 
 def requested_schema(answer: Any) -> Schema:
-    """The form for a type: a dataclass, Struct, TypedDict or pydantic model; or a schema, which is taken as it is.
+    """The form for a type: a dataclass, Struct, TypedDict or pydantic model, or one value; or a schema as it is.
 
     Raises:
         TypeError: for a type that is not flat, naming the field.
     """
     if is_object(answer):
         return answer
-    schema = object_schema(answer, hook=schema_hook)
+    schema = object_schema(_whole(answer), hook=schema_hook)
     properties = {name: _form_field(name, node) for name, node in schema.get("properties", {}).items()}
     return {"type": "object", "properties": properties, "required": schema.get("required", [])}
+
+
+def _whole(answer: Any) -> Any:
+    """The type of the form; for one value, such as `str` or an enum, a form with one field."""
+    kind = get_origin(answer) or answer
+    plain = kind in (Literal, Annotated, Union, UnionType, list) or (
+        isinstance(kind, type) and issubclass(kind, _PLAIN)
+    )
+    return _one_field(answer) if plain else answer
+
+
+@cache
+def _one_field(answer: Any) -> type[msgspec.Struct]:
+    return msgspec.defstruct("Answer", [(VALUE, answer)])
 
 
 def _form_field(name: str, node: Schema) -> Schema:
@@ -108,8 +129,9 @@ def _projected(node: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
             texts: Schema = {key: field[key] for key in ("title", "description") if key in field}
             items: Schema = field.get("items", {})
             field = {"type": "string", **texts, **items}
-        titled: list[Schema] = field.pop("oneOf", []) or field.pop("anyOf", [])
+        titled = _titled(field)
         if titled:
+            field = {key: value for key, value in field.items() if key not in ("oneOf", "anyOf")}
             field["enum"] = [choice["const"] for choice in titled]
             field["enumNames"] = [choice.get("title", choice["const"]) for choice in titled]
     if not defaults_all and field.get("type") != "boolean":
@@ -132,8 +154,10 @@ def parse_answer(content: dict[str, Any], answer: Any) -> Any:
     if isinstance(answer, dict):
         _check(content, schema)
         return content
+    whole = _whole(answer)
     try:
-        return msgspec.convert(content, answer, dec_hook=dec_hook)
+        value = msgspec.convert(content, whole, dec_hook=dec_hook)
+        return value if whole is answer else getattr(value, VALUE)
     except msgspec.ValidationError as error:
         raise ProtocolError(INVALID_PARAMS, f"The answer does not fit what was asked: {error}") from error
 
@@ -180,5 +204,10 @@ BOUNDS = {
 
 
 def _allowed(node: Schema) -> list[Any]:
-    titled: list[Schema] = node.get("oneOf") or node.get("anyOf") or []
-    return node.get("enum") or [choice["const"] for choice in titled]
+    return node.get("enum") or [choice["const"] for choice in _titled(node)]
+
+
+def _titled(node: Schema) -> list[Schema]:
+    """Choices with titles. In a form written by hand, alternatives can be something else, and stay as they are."""
+    choices: list[Schema] = node.get("oneOf") or node.get("anyOf") or []
+    return choices if all("const" in choice for choice in choices) else []

@@ -1,0 +1,86 @@
+"""`mcp.files`: a folder as resources. What isn't in the folder can't be read, whatever a client asks for."""
+
+from pathlib import Path
+
+import pytest
+
+from millstream import Client, Context, Server
+from millstream.app import folder as offered
+from millstream.client.errors import Failure
+from patience import WAIT
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder, with things beside it and links that lead out."""
+    place = tmp_path / "docs"
+    (place / "guide").mkdir(parents=True)
+    (place / ".git").mkdir()
+    (tmp_path / "secret.txt").write_text("secret", "utf-8")
+    (place / "a b.md").write_text("# Start", "utf-8")
+    (place / "guide" / "logo.png").write_bytes(b"\x89PNG\xff")
+    (place / ".git" / "config").write_text("secret", "utf-8")
+    (place / ".env").write_text("secret", "utf-8")
+    (place / "out.txt").symlink_to(tmp_path / "secret.txt")
+    (place / "up").symlink_to(tmp_path)
+    (place / "seen.txt").symlink_to(place / ".env")
+    (place / "loop").symlink_to(place / "loop")
+    (place / "inside.md").symlink_to(place / "a b.md")
+    return place
+
+
+@pytest.mark.parametrize("revision", ["2024-11-05", "2025-11-25", "2026-07-28"])
+async def test_the_files_of_a_folder_are_listed_read_and_completed(place: Path, revision: str) -> None:
+    """Our choice: a list, a template for the files, and completion of the path."""
+    mcp = Server("docs")
+    mcp.files("docs://", place)
+
+    @mcp.tool
+    async def start(ctx: Context) -> str:
+        listed = await ctx.read_resource("docs://")
+        return str([each["path"] for each in listed])
+
+    async with Client(mcp, revision=revision, timeout=WAIT) as client:
+        assert [each.uri async for each in client.resources()] == ["docs://"]
+        assert (await client.call("start")).text == "['a b.md', 'inside.md', 'guide/logo.png']"
+        (text,) = await client.read("docs://a%20b.md")
+        assert (text.uri, text.mime_type, text.text) == ("docs://a%20b.md", "text/markdown", "# Start")
+        (image,) = await client.read("docs://guide/logo.png")
+        assert (image.mime_type, image.blob) == ("image/png", b"\x89PNG\xff")
+        if revision != "2024-11-05":
+            assert (await client.complete("path", "gu", template="docs://{path*}")).values == ["guide/logo.png"]
+    other = Server("outer")
+    other.mount(mcp, prefix="in")
+    async with Client(other, revision=revision, timeout=WAIT) as client:
+        (text,) = await client.read("docs://in/a%20b.md")
+        assert (text.uri, text.text) == ("docs://in/a%20b.md", "# Start")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../secret.txt", "..%2Fsecret.txt", "%2e%2e/secret.txt", "guide/../../secret.txt", "out.txt", "up/secret.txt",
+     ".env", "%2Eenv", ".git/config", "seen.txt", "loop", "guide", "guide/", "/etc/passwd", "%2Fetc%2Fpasswd", "a%00b",
+     "..%5Csecret.txt", "nothing.md", "x" * 5000],
+)  # fmt: skip
+async def test_nothing_else_is_read(place: Path, path: str) -> None:
+    """MCP 2025-11-25, server/resources, security: paths of clients are hostile."""
+    mcp = Server("docs")
+    mcp.files("docs://", place)
+    async with Client(mcp, timeout=WAIT) as client:
+        with pytest.raises(Failure, match="not found"):
+            await client.read(f"docs://{path}")
+
+
+async def test_a_file_that_is_too_large_is_refused_and_so_is_what_is_no_folder(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our choice: 10 MiB."""
+    monkeypatch.setattr(offered, "MAX_BYTES", 3)
+    mcp = Server("docs")
+    mcp.files("docs://", place)
+    async with Client(mcp, timeout=WAIT) as client:
+        with pytest.raises(Failure, match="more than 3 bytes"):
+            await client.read("docs://a%20b.md")
+    for uri, path, why in (("docs://", place / "no", "no folder"), ("docs:", place, "slash"), ("/", place, "scheme")):
+        with pytest.raises(ValueError, match=why):
+            Server("x").files(uri, path)

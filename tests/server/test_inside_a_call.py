@@ -1,0 +1,98 @@
+"""What a function can ask of the request it serves, and of the server's own resources."""
+
+from typing import Any
+
+import pytest
+
+from millstream import Context, Server, SyncContext
+from millstream.client.errors import Failure
+from millstream.testing import connect
+from wire import PER_REQUEST, POST, enveloped, request, routing, wired
+
+
+def make_server() -> Server:
+    """A tool that tells the `_meta` of its request, and one that reads resources."""
+    mcp = Server("inside")
+
+    @mcp.tool
+    async def meta(ctx: Context, filler: str = "") -> dict[str, Any]:
+        with pytest.raises(TypeError):
+            ctx.meta["more"] = 1  # type: ignore[index]  it can't be changed
+        return dict(ctx.meta)
+
+    @mcp.tool(timeout=5)
+    def slow_meta(ctx: SyncContext, filler: str = "") -> dict[str, Any]:
+        return dict(ctx.meta)
+
+    @mcp.prompt
+    async def say_meta(ctx: Context) -> str:
+        return str(ctx.meta.get("trace"))
+
+    @mcp.resource("book://{isbn}")
+    async def book(isbn: str, ctx: Context) -> str:
+        return f"{isbn} for {ctx.request_id}"
+
+    @mcp.resource("secret://plan", scopes=["secrets"])
+    async def plan() -> str:
+        return "the plan"
+
+    @mcp.tool
+    async def reads(uri: str, ctx: Context) -> str:
+        return f"{await ctx.read_resource(uri)} of {ctx.request_id}"
+
+    @mcp.tool
+    def reads_too(uri: str, ctx: SyncContext) -> str:
+        return str(ctx.read_resource(uri))
+
+    return mcp
+
+
+@pytest.mark.parametrize("way", ["asgi", pytest.param("lane", marks=pytest.mark.server)])
+@pytest.mark.parametrize("tool", ["meta", "slow_meta"])
+@pytest.mark.parametrize("filler", ["", "x" * 20_000], ids=["small", "large"])
+async def test_a_function_sees_the_meta_of_its_request_whichever_way_it_came(way: str, tool: str, filler: str) -> None:
+    """MCP 2025-11-25, basic, `_meta`: however the call was read, and also if its arguments are let go of."""
+    arguments = {"filler": filler}
+    async with wired(make_server(), way) as wire:
+        message = enveloped("tools/call", {"name": tool, "arguments": arguments})
+        message["params"]["_meta"]["com.example/trace"] = "7"
+        newest = (await wire.post(message, routing("tools/call", tool))).message
+        session = await wire.initialize()
+        params = {"name": tool, "arguments": arguments, "_meta": {"com.example/trace": "8", "progressToken": 1}}
+        older = (await wire.post(request("tools/call", params), session)).message
+        nothing = (await wire.post(request("tools/call", {"name": tool, "arguments": arguments}), session)).message
+    said = newest["result"]["structuredContent"]
+    assert said["com.example/trace"] == "7"
+    assert PER_REQUEST in said.values()
+    assert older["result"]["structuredContent"] == {"com.example/trace": "8", "progressToken": 1}
+    assert nothing["result"]["structuredContent"] == {}
+
+
+async def test_a_prompt_sees_the_meta_of_its_request() -> None:
+    """The same for what is no tool."""
+    async with wired(make_server(), "asgi") as wire:
+        session = await wire.initialize()
+        asked = request("prompts/get", {"name": "say_meta", "_meta": {"trace": "9"}})
+        reply = (await wire.post(asked, {**POST, **session})).message
+    assert reply["result"]["messages"][0]["content"]["text"] == "9"
+
+
+@pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
+async def test_a_function_reads_the_servers_own_resources_as_a_part_of_its_call(revision: str) -> None:
+    """Our choice: the same caller, the same request, the same scopes."""
+    async with connect(make_server(), revision=revision) as client:
+        text = (await client.call("reads", uri="book://1")).text
+        inner, outer = text.replace("1 for ", "").split(" of ")
+        assert inner == outer
+        assert (await client.call("reads_too", uri="book://2")).text.startswith("2 for ")
+        with pytest.raises(Failure, match="not found"):
+            await client.call("reads", uri="book://")
+
+
+async def test_a_resource_that_takes_scopes_takes_them_inside_a_call_too() -> None:
+    """A tool for everybody opens nothing that its caller could not read."""
+    async with wired(make_server(), "asgi") as wire:
+        message = enveloped("tools/call", {"name": "reads", "arguments": {"uri": "secret://plan"}})
+        reply = await wire.post(message, routing("tools/call", "reads"))
+    assert reply.status == 403
+    assert "needs the scope secrets" in reply.message["error"]["message"]

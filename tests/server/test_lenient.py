@@ -1,0 +1,74 @@
+"""Lenient arguments: what hosts and models write instead of what a schema says."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pydantic
+import pytest
+
+from millstream import Server, Settings
+from millstream.testing import connect
+
+
+@dataclass
+class Order:
+    isbn: str
+    copies: int = 1
+
+
+class Model(pydantic.BaseModel):
+    size: int
+
+
+def register(mcp: Server, **options: Any) -> None:
+    """A tool with one parameter of each kind."""
+
+    @mcp.tool(**options)
+    def order(  # noqa: PLR0917  one of each kind
+        count: int, price: float = 0, gift: bool = False, isbns: list[int] | None = None, first: Order | None = None,
+        model: Model | None = None, text: str = "", note: str | list[str] = "",
+    ) -> str:  # fmt: skip
+        return repr((count, price, gift, isbns, first, model, text, note))
+
+
+LOOSE = {
+    "count": "3", "price": "1.5", "gift": "true", "isbns": '["1", 2]', "first": ' {"isbn": "a", "copies": "2"}',
+    "model": '{"size": "4"}', "text": '["as it is"]', "note": "[too]", "unknown": {"a": 1},
+}  # fmt: skip
+SEEN = repr((3, 1.5, True, [1, 2], Order("a", 2), Model(size=4), '["as it is"]', "[too]"))
+
+
+@pytest.mark.parametrize("revision", ["2024-11-05", "2025-11-25", "2026-07-28"])
+async def test_a_lenient_tool_reads_arguments_as_hosts_send_them(revision: str) -> None:
+    """Our choice, for those hosts: by the tool's option, or by a setting for all tools."""
+    by_option, by_setting = Server("one"), Server("all", settings=Settings(lenient_arguments=True))
+    register(by_option, lenient=True)
+    register(by_setting)
+    for mcp in (by_option, by_setting):
+        async with connect(mcp, revision=revision) as client:
+            (tool,) = (await client.request("tools/list"))["tools"]
+            assert tool["inputSchema"].get("additionalProperties") is not False
+            assert (await client.call("order", **LOOSE)).text == SEEN
+            assert (await client.call("order", count=4)).text.startswith("(4, ")
+
+
+@pytest.mark.parametrize("wrong", [{"count": "three"}, {"count": 1, "isbns": "[1, "}, {}, {"count": "[3]"}])
+async def test_what_does_not_fit_in_that_way_either_is_refused_as_usual(wrong: dict[str, Any]) -> None:
+    """The model learns what the schema says."""
+    mcp = Server("one")
+    register(mcp, lenient=True)
+    async with connect(mcp) as client:
+        result = await client.call("order", **wrong)
+    assert result.is_error
+    assert "Invalid arguments for tool 'order'" in result.text
+
+
+async def test_a_tool_is_strict_unless_it_says_otherwise() -> None:
+    """Our choice: a misspelled argument is told, and so is text in place of a number. A tool overrides the setting."""
+    strict, told = Server("one"), Server("two", settings=Settings(lenient_arguments=True))
+    register(strict)
+    register(told, lenient=False)
+    for mcp in (strict, told):
+        async with connect(mcp) as client:
+            for wrong in ({"count": "3"}, {"count": 3, "unknown": 1}):
+                assert (await client.call("order", **wrong)).is_error
