@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from examples import guards, orders_db, shop_site, zipped
+from examples import docs_folder, guards, orders_db, shop_site, zipped
 from examples.test_orders_db import test_you_see_what_you_ordered
 from millstream import Server
 from millstream.testing import Failure, connect
@@ -74,3 +74,13 @@ async def test_middleware_of_http_goes_around_the_server() -> None:
         )
     assert reply.headers["content-encoding"] == "gzip"
     assert reply.json()["result"]["content"][0]["text"].count("a book") == 1000
+
+
+async def test_a_folder_is_offered_and_a_tool_reads_one_of_its_files() -> None:
+    """docs/reference/server.md."""
+    async with connect(docs_folder.mcp) as client:
+        (listed,) = await client.read("docs://")
+        assert '"docs://index.html"' in listed["text"]
+        (page,) = await client.read("docs://index.html")
+        assert page["mimeType"] == "text/html"
+        assert (await client.call("title", path="index.html")).text == page["text"].splitlines()[0]

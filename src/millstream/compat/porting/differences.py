@@ -11,7 +11,6 @@ OPTIONS: Mapping[str, str] = {
     "debug": "only Starlette's own debug pages",
     "host": "an address that others reach is served although nobody signs in, as the program says",
     "stateless_http": "no session ids; clients of the newest revision have none anyway",
-    "strict_input_validation": "taken and not used: arguments are always read leniently",
     "auth_server_provider": "needs the extra auth; redirect URIs are https, loopback or a scheme like com.example.app",
     "client_log_level": "taken and not used: clients get every log message until they say otherwise",
 }
