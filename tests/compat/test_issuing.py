@@ -139,6 +139,16 @@ def test_nobody_is_sent_to_an_address_that_the_client_has_not_registered(
     assert "location" not in answer.headers
 
 
+def test_an_error_takes_nobody_to_a_web_site_that_anybody_could_register(url: str) -> None:
+    """RFC 9700 §4.11.2: the person sees where the link leads, and goes there by themselves."""
+    back = "https://anywhere.example/back"
+    registered = httpx2.post(f"{url}/register", json={"redirect_uris": [back]}, timeout=WAIT).json()
+    asked = asking(registered, redirect_uri=back, response_type="token")
+    answer = httpx2.get(f"{url}/authorize", params=asked, timeout=WAIT)
+    assert "location" not in answer.headers
+    assert "anywhere.example" in answer.text
+
+
 async def test_a_code_counts_once_and_for_its_client_verifier_and_secret_only(
     url: str, registered: dict[str, Any]
 ) -> None:
