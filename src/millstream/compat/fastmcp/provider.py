@@ -10,7 +10,7 @@ from millstream.compat.types import Url
 
 @dataclass(frozen=True)
 class AuthorizeError(Exception):
-    """`authorize` says no: the client is told ``error`` (RFC 6749 §4.1.2.1)."""
+    """`authorize` says no: the client receives ``error`` (RFC 6749 §4.1.2.1)."""
 
     error: str
     error_description: str | None = None
