@@ -201,7 +201,7 @@ def check_form(path: str) -> None:
     """Make sure that this is a path.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it isn't one.
     """
     if not path.startswith("/") or not path.isascii() or any(each in path for each in "?#% \r\n\0\\"):
         raise ValueError(

@@ -225,7 +225,7 @@ def shown_arguments(call: Call) -> str | None:
 
 
 def shown_error(call: Call, answer: bytes) -> str:
-    """What the caller was told, without secrets."""
+    """The error as the caller received it, without secrets."""
     failure = call.failure
     text = ""
     if failure is not None and failure.error is not None:
