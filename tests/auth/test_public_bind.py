@@ -10,6 +10,7 @@ from millstream import Server, Settings, auth
 from millstream.app.serving.errors import CommandError
 from millstream.app.serving.public import check_public
 from millstream.config import VariableError
+from millstream.protocol.errors import LocalError
 from patience import WAIT
 
 PUBLIC = ["0.0.0.0", "::", "", "192.0.2.1", "example.com"]  # noqa: S104
@@ -78,3 +79,21 @@ def test_neither_the_command_nor_run_serves_a_public_address_without_auth(progra
     done = subprocess.run(command, capture_output=True, timeout=WAIT, check=False)
     assert done.returncode == 1
     assert b"--public-without-auth" in done.stderr
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+async def test_a_server_that_wants_sign_in_is_not_served_open_by_what_it_is_mounted_on(depth: int) -> None:
+    """A fixed defect: its tools were there for everybody, and nothing said so."""
+    inner = Server("inner", auth=auth.keys(LONG), settings=Settings())
+    outer = inner
+    for number in range(depth):
+        above = Server(f"outer{number}", settings=Settings())
+        above.mount(outer, prefix=f"p{number}")
+        outer = above
+    async with outer.running() as runtime:  # over stdio and in memory nobody else is there
+        with pytest.raises(LocalError, match="'inner' has auth=…, and is mounted on 'outer0', which has none"):
+            runtime.serve_http()
+    guarded = Server("guarded", auth=auth.keys(LONG), settings=Settings())
+    guarded.mount(inner)
+    async with guarded.running() as runtime:
+        runtime.serve_http()

@@ -11,6 +11,7 @@ from millstream.app.here_only import HereOnly
 from millstream.config import Settings
 from millstream.http.hosts import EXEMPT, HostPolicy
 from millstream.http.message import Handler, Request, Response
+from millstream.protocol.errors import LocalError
 from millstream.protocol.principal import Principal
 from millstream.server.calls.services import Services
 
@@ -147,8 +148,13 @@ def added_paths(definition: "Definition") -> "AddedPaths | None":
 
 
 def own_paths(guard: "Guard | None", definition: "Definition", services: Services) -> Paths:
-    """The paths by which callers sign in."""
+    """The paths by which callers sign in.
+
+    Raises:
+        LocalError: nobody signs in here, and a server that is mounted on this one wants it.
+    """
     if guard is None:
+        _check_mounted(definition)
         return {}
     own: dict[str, Mapping[str, Handler]] = {
         path: {"GET": handler} for path, handler in _metadata(guard, definition).items()
@@ -156,6 +162,17 @@ def own_paths(guard: "Guard | None", definition: "Definition", services: Service
     if "rest" in definition.parts:
         own |= _sign_in(guard, definition, services)
     return {**own, **_issuing(guard)}
+
+
+def _check_mounted(definition: "Definition") -> None:
+    """A guard stands in front of a whole server: what is mounted can't have one of its own."""
+    for each in definition.mounted:
+        if each.auth:
+            raise LocalError(
+                f"{each.name!r} has auth=…, and is mounted on {definition.name!r}, which has none: anybody could call "
+                f"its tools there. Give {definition.name!r} the same auth=…"
+            )
+        _check_mounted(each)
 
 
 def _metadata(guard: "Guard", definition: "Definition") -> Mapping[str, Handler]:
