@@ -1,5 +1,6 @@
 """Middleware: what happens around every call, written once."""
 
+# region: timing
 import logging
 import time
 from typing import Any
@@ -10,7 +11,6 @@ from millstream.middleware import ListRequest, MessageRequest, Middleware, Next,
 logger = logging.getLogger("shop")
 
 
-# region: timing
 class Timing(Middleware):
     async def on_call(self, request: Request, next: Next) -> Any:
         started = time.perf_counter()

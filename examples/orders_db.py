@@ -1,5 +1,6 @@
 """Dependencies: a connection for each call, committed if the call succeeds."""
 
+# region: database
 import sqlite3
 from collections.abc import Iterator
 from typing import Annotated
@@ -9,7 +10,6 @@ from millstream import Context, Depends, Server
 mcp = Server("orders")
 
 
-# region: database
 def database() -> Iterator[sqlite3.Connection]:
     connection = sqlite3.connect("orders.db", check_same_thread=False)
     try:

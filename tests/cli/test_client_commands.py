@@ -287,6 +287,22 @@ def test_a_tool_that_asks_a_person_says_so_where_nobody_can_be_asked() -> None:
     )
 
 
+def test_a_tool_of_a_file_that_fails_shows_its_lines(tmp_path: Path) -> None:
+    """Nobody sees the log of a server that the command starts. Our choice: as with `--dev`, unless `--env` says no."""
+    path = tmp_path / "failing.py"
+    path.write_text(
+        "from millstream import Server\nmcp = Server('failing')\n@mcp.tool\ndef boom() -> int:\n    return 1 // 0\n"
+    )
+    for more, said in ((), "ZeroDivisionError"), (("--env", "MILLSTREAM_SHOW_ERRORS=false"), "incident"):
+        done = subprocess.run(
+            [*COMMAND, "call", *more, str(path), "boom"],
+            capture_output=True, text=True, timeout=WAIT, check=False, env=OWN,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert ('failing.py", line 5, in boom' in done.stderr) is (not more)
+
+
 @pytest.mark.server
 def test_doctor_goes_step_by_step(server: Shared) -> None:
     """What is well, and at which step it ends."""

@@ -214,6 +214,17 @@ def test_a_port_in_use_names_the_next_one() -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("command", [("dev",), ("run", "--workers", "2")], ids=" ".join)
+def test_a_file_that_is_not_there_is_told_before_a_port_that_is_taken(command: tuple[str, ...]) -> None:
+    """The port isn't what's wrong."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = run(*command, "nosuch.py", "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: There is no file nosuch.py.")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [

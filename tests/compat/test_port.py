@@ -77,6 +77,19 @@ def test_write_shows_what_it_changes(tmp_path: Path) -> None:
     assert path.read_text() == "from millstream.compat.fastmcp import FastMCP\n"
 
 
+@pytest.mark.parametrize("missing", ["from mcp.server.lowlevel import Server\n", "mcp.frobnicate()\n"])
+def test_write_changes_nothing_where_something_is_missing(tmp_path: Path, missing: str) -> None:
+    """Half of the imports from here and half from there is a program that doesn't run."""
+    path = tmp_path / "server.py"
+    source = f"from mcp.server.fastmcp import FastMCP\nmcp = FastMCP('shop')\n{missing}"
+    path.write_text(source)
+    done = CliRunner().invoke(program("port"), ["port", str(path), "--write"])
+    assert done.exit_code == 1
+    assert "MISSING" in done.stdout
+    assert "server.py stays as it is" in done.stderr
+    assert path.read_text() == source
+
+
 def test_the_page_lists_every_difference() -> None:
     """The table of docs/reference/compat.md is the one that the command reads."""
     page = DOCS.read_text("utf-8")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from millstream.app.probes import Probes
 from millstream.app.protection import Protection
 from millstream.http.hosts import EXEMPT, of_this_site
-from millstream.http.message import TEXT_HEAD, Handler, Request, Response
+from millstream.http.message import TEXT_HEAD, Handler, Request, Response, Sink
 from millstream.server.dispatch import Dispatcher
 from millstream.stores.health import StoreHealth
 from millstream.transports.http_sse import HttpSse
@@ -92,6 +92,8 @@ class Routes:
             handlers = self._by_path[each]
             self._by_path[each] = {**handlers, "GET": of_this_site(handlers["GET"])}
         self._by_path = {each: protection.protect(each, handlers) for each, handlers in self._by_path.items()}
+        if "rest" in parts:
+            self._add_home(protection)
         self._prefixes = [(each, protection.protect(each, handlers)) for each, handlers in self._prefixes]
         self._hot = {
             (method.encode(), each.encode()): handler
@@ -130,6 +132,15 @@ class Routes:
         self._prefixes.append(("/tools/", {"POST": rest.run_tool}))
         for path, handler in shown_pages(None if pages else ("docs",)).items():
             self._by_path[path] = {"GET": handler}
+
+    def _add_home(self, protection: Protection) -> None:
+        """Where nothing else has ``/``, it leads to a page, for those who may have that page."""
+        from millstream.web.pages import leads_to  # noqa: PLC0415
+
+        if "/" not in self._by_path and self._below("/") is None:
+            page = "/inspect" if "/inspect" in self._by_path else "/docs"
+            protected = protection.protect(page, {"GET": leads_to(page[1:])})
+            self._by_path["/"] = {"GET": _as_if(page, protected["GET"])}
 
     def _add_live(self, hub: "Hub", live: "Live", audit_log: str) -> None:
         from millstream.web.audit import AuditRecords  # noqa: PLC0415
@@ -186,6 +197,16 @@ class Routes:
             below = self._below(path.decode("latin-1"))
             return None if below is None else below.get(method.decode("latin-1"))
         return found
+
+
+def _as_if(path: str, handler: Handler) -> Handler:
+    """The handler, asked as if for another path: whoever signs in for that one comes in, and else is asked to."""
+
+    def asked(request: Request) -> Awaitable[Response | Sink | None]:
+        request.path = path
+        return handler(request)
+
+    return asked
 
 
 def _not_allowed(handlers: Mapping[str, Handler]) -> Handler:

@@ -367,7 +367,10 @@ def _rules(
     try:
         check_url(issuer)
     except OutboundError:
-        raise ValueError("The issuer is an https URL, or an http URL of this machine, without a user name.") from None
+        given = "" if "@" in issuer else f", not {issuer!r}"  # there may be a password before the @
+        raise ValueError(
+            f"The issuer is an https URL, or an http URL of this machine, without a user name{given}."
+        ) from None
     parts = urlsplit(audience)
     if not audience or parts.fragment or " " in audience or not audience.isprintable() or '"' in audience:
         raise ValueError("audience is this server's own URL, such as https://mcp.example.com/mcp, without a fragment")

@@ -51,6 +51,8 @@ class Way(Struct, frozen=True, kw_only=True):
     """How to reach the server, as the options say."""
 
     target: str
+    tries: bool = False
+    """Whether somebody tries a program: a Python file of theirs shows what fails in it, as with ``run --dev``."""
     header: list[str] | None = None
     login: bool = False
     env: list[str] | None = None
@@ -67,6 +69,8 @@ class Way(Struct, frozen=True, kw_only=True):
 
             auth = OAuth()
         env = pairs(self.env or [], "=", "--env takes NAME=VALUE")
+        if self.tries and self.target.endswith(".py"):
+            env = {"MILLSTREAM_SHOW_ERRORS": "true"} | env  # nobody sees the log that an incident stands in
         return Client(
             self.target,
             revision=self.revision or None,

@@ -29,10 +29,25 @@ def load(target: str) -> Server:
             server is meant, or an environment variable cannot be used.
     """
     source, name = split_target(target)
-    path = Path(source)
-    is_path = path.suffix == ".py" or path.name != source or path.is_file()
-    module = load_file(path) if is_path else load_module(source)
+    module = load_file(Path(source)) if _is_path(source) else load_module(source)
     return pick(vars(module), name, source)
+
+
+def check_target(target: str) -> None:
+    """See that there is such a file, before anything starts for it; nothing is imported.
+
+    Raises:
+        CommandError: there is none.
+    """
+    source, _ = split_target(target)
+    if _is_path(source):
+        _check_file(Path(source))
+
+
+def _is_path(source: str) -> bool:
+    """A file is meant, not a module."""
+    path = Path(source)
+    return path.suffix == ".py" or path.name != source or path.is_file()
 
 
 def folder_of(target: str) -> Path:
@@ -49,12 +64,7 @@ def split_target(target: str) -> tuple[str, str]:
 
 def load_file(path: Path) -> ModuleType:
     """Import a file, with its directory first on the path, as ``python FILE`` would have it."""
-    if path.is_dir():
-        raise CommandError(f"{path} is a folder.", fix=f"Give the file in it: millstream run {path / 'server.py'}")
-    if not path.is_file():
-        raise CommandError(
-            f"There is no file {path}.", why=f"Looked in {path.resolve().parent}.", fix=_nearest_file(path)
-        )
+    _check_file(path)
     path = path.resolve()
     name = f"_served_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -71,6 +81,15 @@ def load_file(path: Path) -> ModuleType:
     except (Exception, SystemExit) as exc:
         raise _import_failure(path.name, exc) from exc
     return module
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise CommandError(f"{path} is a folder.", fix=f"Give the file in it: millstream run {path / 'server.py'}")
+    if not path.is_file():
+        raise CommandError(
+            f"There is no file {path}.", why=f"Looked in {path.resolve().parent}.", fix=_nearest_file(path)
+        )
 
 
 def load_module(name: str) -> ModuleType:

@@ -73,6 +73,20 @@ def pages(shown: Collection[str] | None = None) -> Mapping[str, Handler]:
     return dict.fromkeys(_load(names), handler)
 
 
+def leads_to(page: str) -> Handler:
+    """The handler of GET that sends a browser on to a page beside this path, below any mount point (RFC 9110 §10.2.2).
+
+    Args:
+        page: its name, ``docs``.
+    """
+    reply = Response(b"", 303, f"location: {page}\r\ncache-control: no-cache\r\n".encode() + _GUARDS)
+
+    async def handler(request: Request) -> Response:
+        return reply
+
+    return handler
+
+
 async def get(request: Request) -> Response:
     """`GET` of a page or of one of its files."""
     return asset(request.path, query=request.query, known=request.headers.get(b"if-none-match", b""))

@@ -30,6 +30,13 @@ def users(path: Path, *arguments: str, typed: str = "") -> str:
     return done.output
 
 
+def test_no_input_is_told_as_that_and_not_as_a_short_password(path: Path) -> None:
+    """`millstream users add ada </dev/null`."""
+    done = CliRunner().invoke(program("users"), ["users", "add", "ada", "--file", str(path)], input="")
+    assert str(done.exception) == "There is no password: the input is empty."
+    assert not path.exists()
+
+
 def seen(path: Path) -> tuple[int, str]:
     """A file's mode and text."""
     return stat.S_IMODE(path.stat().st_mode), path.read_text()

@@ -97,7 +97,7 @@ def call(
 
     - `echo '{"isbn": "978-0"}' | millstream call http://127.0.0.1:8000/mcp order --input -`
     """
-    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
+    way = Way(target=server, tries=True, header=header, login=login, env=env, revision=revision, timeout=timeout)
     given = pairs(arguments or [], "=", "Arguments are NAME=VALUE")
     values = _object(input)
 
@@ -145,7 +145,7 @@ def read(
 
     - `millstream read http://127.0.0.1:8000/mcp logo://small --output logo.png`
     """
-    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
+    way = Way(target=server, tries=True, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
         contents = await client.read(uri)
@@ -178,7 +178,7 @@ def prompt(
 
     - `millstream prompt shop.py pitch title=Emma`
     """
-    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
+    way = Way(target=server, tries=True, header=header, login=login, env=env, revision=revision, timeout=timeout)
     given = pairs(arguments or [], "=", "Arguments are NAME=VALUE")
 
     async def work(client: Client) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def port(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A program for the official SDK's FastMCP, or fastmcp.")],
     *,
-    write: Annotated[bool, typer.Option("--write", help="Change the imports; show what changes.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Change the imports, unless something is missing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a program uses of the official SDK's server module or of fastmcp, and whether it's here.
@@ -38,7 +38,11 @@ def port(
         _show(found, file)
     if not found.uses:
         raise typer.Exit(2)
-    if write and found.changes:
+    if write and found.missing:
+        sys.stderr.write(
+            f"{file.name} stays as it is: it wouldn't run, because of what's missing. Change that first.\n"
+        )
+    elif write and found.changes:
         _write(file, source, found)
     raise typer.Exit(1 if found.missing else 0)
 

@@ -21,7 +21,7 @@ from millstream.app.serving.panel import show
 from millstream.app.serving.workers.launching import supervise
 from millstream.app.serving.workers.place import claim
 from millstream.app.serving.workers.worker import serve_worker
-from millstream.cli.load import folder_of, load
+from millstream.cli.load import check_target, folder_of, load
 from millstream.cli.stdio import serve_stdio
 from millstream.cli.uv import run_with
 from millstream.cli.variables import use_file
@@ -215,6 +215,7 @@ def serve_http(
     host, port = chosen_address(host, port)
     place = claim()
     if place is None and supervised(workers, reload=reload):
+        check_target(target)
         set_up_logs(_settings(), str(options["settings"].get("log_level") or ""))
         watched = folder_of(target) if reload else None
         supervise(host, port, workers, descriptor=descriptor, watched=watched, told=told)

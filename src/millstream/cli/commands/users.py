@@ -48,7 +48,10 @@ def _password() -> str:
     """Typed twice at a terminal, which doesn't show it; else the first line of the input."""
     if sys.stdin.isatty():
         return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
-    return sys.stdin.readline().rstrip("\r\n")
+    line = sys.stdin.readline()
+    if not line:
+        raise CommandError("There is no password: the input is empty.", fix="Run this at a terminal, or pipe one in.")
+    return line.rstrip("\r\n")
 
 
 @users.command()
