@@ -331,15 +331,14 @@ async def test_two_pages_cannot_have_one_path_here_or_by_a_mount_and_none_comes_
     ("settings", "path"), [({"sse_path": "/stream"}, "/stream"), ({"messages_path": "/say/"}, "/say")]
 )
 async def test_a_public_route_opens_no_path_of_ours_that_was_moved(settings: dict[str, Any], path: str) -> None:
-    """Our choice: whoever has both a path of MCP and a public route there hears of it at the start."""
-    mcp = Server("shop", auth=auth.keys(KEY), settings=Settings(**settings))
-
-    @mcp.route(path, public=True)
-    async def mine(request: Request) -> Response:
-        return PlainTextResponse("mine")
-
+    """Our choice: whoever has both a path of MCP and a public route there hears of it, at the start at the latest."""
     with pytest.raises(ValueError, match=path):
-        async with asked(mcp, lane=True):
+        Server("shop", settings=Settings(**settings)).route(path, public=True)(home_page)
+    late = Server("shop", auth=auth.keys(KEY), settings=Settings())
+    late.route(path, public=True)(home_page)
+    late.definition.configure(**settings)
+    with pytest.raises(ValueError, match=path):
+        async with asked(late, lane=True):
             pass
 
 
