@@ -145,3 +145,21 @@ def test_the_page_works_by_keyboard_and_without_scripts(shop: Shop, open_page: O
     page.get_by_label("Password").fill("correct horse")
     page.get_by_label("Password").press("Enter")
     assert shop.answered(page)["code"]
+
+
+def test_a_person_opens_the_servers_own_pages_with_name_and_password(shop: Shop, open_page: OpenPage) -> None:
+    """The form comes in place of the page, says what is wrong, and leads to the page."""
+    page = open_page(f"{shop.url}/docs", lossy=True, width=320)
+    for found in (NAMELESS, TWICE, DANGLING):
+        assert page.evaluate(found) == []
+    assert page.evaluate(SIDEWAYS) == 0
+    page.get_by_label("Name").fill("ada")
+    page.get_by_label("Password").fill("wrong")
+    page.get_by_label("Password").press("Enter")
+    expect(page.get_by_role("status")).to_have_text("The name or the password is wrong.")
+    page.get_by_label("Name").fill("ada")
+    page.get_by_label("Password").fill("correct horse")
+    page.get_by_role("button", name="Sign in", exact=True).click()
+    page.wait_for_url(f"{shop.url}/docs")
+    expect(page.get_by_label("Password")).to_have_count(0)
+    expect(page.get_by_role("heading", level=1)).to_be_visible()

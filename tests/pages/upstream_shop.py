@@ -27,6 +27,7 @@ class Elsewhere:
 
 mcp = Server(
     "shop",
+    serve="all",
     auth=auth.issuer(
         os.environ["SHOP_URL"],
         users=[Known(), Elsewhere()],

@@ -26,6 +26,22 @@ class Unavailable(Exception):
     """A method cannot tell now: what it needs for that does not answer. The caller may try again."""
 
 
+class NotAdmitted(Exception):
+    """Somebody was not let in by name and password; the text is shown to them."""
+
+    def __init__(self, text: str, status: int, *, wrong: bool) -> None:
+        """Say why.
+
+        Args:
+            text: for the person.
+            status: of the reply.
+            wrong: the name or the password is wrong: it counts as a failed sign-in of the address.
+        """
+        super().__init__(text)
+        self.status = status
+        self.wrong = wrong
+
+
 class Method(Protocol):
     """One kind of credential."""
 
@@ -70,6 +86,28 @@ class Serving(Method, Protocol):
 
     def close(self) -> None:
         """The server stops."""
+
+
+@runtime_checkable
+class Welcoming(Method, Protocol):
+    """A method whose people sign in to the server's own pages as themselves."""
+
+    by_password: bool
+    """They have a name and password here."""
+    elsewhere: bool
+    """Some sign in with somebody else, which the pages can't ask yet."""
+
+    async def admit(self, peer: str, name: str, password: str) -> bytes:
+        """What stands for a person from now on; the caller seals it.
+
+        Raises:
+            NotAdmitted: the name or the password is wrong, or there were too many tries.
+        """
+        ...
+
+    async def recall(self, kept: bytes) -> Identity | None:
+        """Whom that stands for now; None for somebody who was removed, or has another password."""
+        ...
 
 
 @runtime_checkable

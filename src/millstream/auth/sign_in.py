@@ -1,18 +1,19 @@
-"""Signing in to the pages: a form takes a key or token once, and a cookie stands for it from then on.
+"""Signing in to the pages: a form takes a key, a token, or a name and password once, and a cookie stands for it.
 
 The cookie holds the credential, sealed, so that it works with any number of workers and ends when the credential does.
+For a name and password it holds who the person is, and ends when they are removed or get another password.
 A browser sends it unasked, so it counts only for the pages and what they ask, and only when the request comes from a
 page of this very origin (`Sec-Fetch-Site` or `Origin`); scripts cannot read it, and other sites cannot send it.
 """
 
 import html
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from urllib.parse import parse_qs
 
 from millstream.auth.browser import cookie_of, is_own
 from millstream.auth.guard import Guard, Verdict
-from millstream.auth.method import Unavailable
+from millstream.auth.method import Identity, NotAdmitted, Unavailable, Welcoming
 from millstream.http.hosts import parse_authority
 from millstream.http.message import Request, Response, refusal
 from millstream.protocol.principal import Principal
@@ -27,7 +28,8 @@ _CALLED = (
 )  # fmt: skip
 """What the pages ask, by its whole path or, with a slash at the end, its beginning."""
 _SECURE, _PLAIN = "__Host-millstream", "millstream"
-_KIND = b"page sign-in"
+_KIND, _PERSON = b"page sign-in", b"page person"
+"""A sealed credential, and a sealed person: what somebody types as the one never opens as the other."""
 _MAX_CREDENTIAL = 2048
 """A browser keeps cookies of up to 4 KiB."""
 _HEAD = (
@@ -51,16 +53,29 @@ _FORM = """<!doctype html>
 <main class="ask card stack">
 <h1>Sign in</h1>
 <p role="status" class="error">{said}</p>
-<form method="post" action="{root}/sign-in" class="stack">
-<input type="hidden" name="next" value="{next}">
-<p class="field"><label for="key">Key or token</label>
-<input id="key" type="password" name="key" autocomplete="current-password" required autofocus></p>
-<p><button class="primary">Sign in</button></p>
-</form>
-</main>
+{forms}</main>
 </body>
 </html>
 """
+_FOR_CREDENTIAL = """<form method="post" action="{root}/sign-in" class="stack">
+<input type="hidden" name="next" value="{next}">
+<p class="field"><label for="key">Key or token</label>
+<input id="key" type="password" name="key" {hint}required{focus}></p>
+<p><button{look}>{does}</button></p>
+</form>
+"""
+_FOR_PEOPLE = """<form method="post" action="{root}/sign-in" class="stack">
+<input type="hidden" name="next" value="{next}">
+<p class="field"><label for="name">Name</label>
+<input id="name" name="name" autocomplete="username" autocapitalize="none" spellcheck="false" maxlength="128" required
+ autofocus></p>
+<p class="field"><label for="password">Password</label>
+<input id="password" type="password" name="password" autocomplete="current-password" maxlength="1024" required></p>
+<p><button class="primary">Sign in</button></p>
+</form>
+"""
+_OR = '<p class="or soft small"><span>or</span></p>\n'
+_ELSEWHERE = '<p class="soft small">Accounts elsewhere, such as with Google, can\'t be used on this page yet.</p>\n'
 _FOREIGN = refusal(403, "This form has to be sent from this server's own page.")
 _INSECURE = refusal(403, "Sign in over https: over plain http, others on the way would read the key.")
 
@@ -68,7 +83,7 @@ _INSECURE = refusal(403, "Sign in over https: over plain http, others on the way
 class SignIn:
     """The form, its cookie, and what the cookie is worth. One for each running server."""
 
-    __slots__ = ("_clock", "_guard", "_nonce", "_pages", "_ring")
+    __slots__ = ("_clock", "_guard", "_host", "_nonce", "_pages", "_ring")
 
     def __init__(
         self,
@@ -84,6 +99,7 @@ class SignIn:
         self._ring = ring
         self._nonce = nonce
         self._clock = clock
+        self._host = next((each for each in guard.methods if isinstance(each, Welcoming)), None)
 
     def page(self, request: Request) -> Response | None:
         """The form, in place of a page that somebody opens without having signed in; None for other requests."""
@@ -104,19 +120,32 @@ class SignIn:
         slow = self._guard.slow(request.peer)
         if slow is not None:
             return slow
-        given = parse_qs(request.body.decode("latin-1"), max_num_fields=4)
-        credential, wanted = given.get("key", [""])[-1].strip(), given.get("next", [""])[-1]
+        given = parse_qs(request.body.decode("latin-1"), max_num_fields=4, keep_blank_values=True)
+        wanted = given.get("next", [""])[-1]
         try:
-            found = (await self._guard.identify(credential))[0] if 0 < len(credential) <= _MAX_CREDENTIAL else None
+            kind, kept, bound = await self._take(request, given)
+        except NotAdmitted as exc:
+            if exc.wrong:
+                self._guard.failed(request.peer)
+            return self._form(request, wanted, str(exc), exc.status)
         except Unavailable as exc:
             return self._form(request, wanted, str(exc), 503)
-        if found is None:
-            self._guard.failed(request.peer)
-            return self._form(request, wanted, "That isn't valid here, or not any more.", 403)
         until = int(self._clock()) + LIFETIME
-        sealed = self._ring().seal(_KIND, f"{until}:{credential}".encode(), self._nonce())
+        sealed = self._ring().seal(kind, f"{until}:".encode() + kept, self._nonce(), bound)
         target = wanted if wanted in self._pages else min(self._pages)
         return _go(request, target, sealed, LIFETIME)
+
+    async def _take(self, request: Request, given: Mapping[str, list[str]]) -> tuple[bytes, bytes, bytes]:
+        """What the cookie holds: of which kind, what, and to what it is bound."""
+        host = self._host
+        if host is not None and host.by_password and "key" not in given:
+            name, password = given.get("name", [""])[-1], given.get("password", [""])[-1]
+            return _PERSON, await host.admit(request.peer, name, password), _bound(host)
+        credential = given.get("key", [""])[-1].strip()
+        found = (await self._guard.identify(credential))[0] if 0 < len(credential) <= _MAX_CREDENTIAL else None
+        if found is None:
+            raise NotAdmitted("That isn't valid here, or not any more.", 403, wrong=True)
+        return _KIND, credential.encode(), b""
 
     async def leave(self, request: Request) -> Response:
         """`POST /sign-out`: take the cookie away."""
@@ -132,19 +161,28 @@ class SignIn:
         verdict = verdicts.get(known)
         if verdict is not None and verdict.until > self._guard.clock():
             return verdict.principal
-        plain = self._ring().open(_KIND, sealed)
-        until, _, credential = (plain or b"0:").decode("latin-1").partition(":")
-        left = int(until) - self._clock()
-        if left <= 0:
-            return None
         try:
-            found, lacking = await self._guard.identify(credential)
+            found, left = await self._open(sealed)
         except Unavailable as exc:
             return self._guard.challenges.unavailable(str(exc))
-        if found is None or lacking:
+        if found is None:
             return None
         self._guard.keep(known, Verdict(found.principal, self._guard.clock() + min(left, found.seconds)))
         return found.principal
+
+    async def _open(self, sealed: str) -> tuple[Identity | None, float]:
+        """Whom a cookie stands for now, and for how many seconds it lives."""
+        host, ring = self._host, self._ring()
+        person = None if host is None else ring.open(_PERSON, sealed, _bound(host))
+        plain = (ring.open(_KIND, sealed) or b"0:") if person is None else person
+        until, _, kept = plain.partition(b":")
+        left = int(until) - self._clock()
+        if left <= 0:
+            return None, 0
+        if host is not None and person is not None:
+            return await host.recall(kept), left
+        found, lacking = await self._guard.identify(kept.decode("latin-1"))
+        return None if lacking else found, left
 
     def _counts(self, request: Request) -> bool:
         """Whether a request may be made by a cookie at all."""
@@ -155,9 +193,33 @@ class SignIn:
         return called and is_own(request)
 
     def _form(self, request: Request, wanted: str, said: str, status: int) -> Response:
-        values = {"root": request.root_path, "next": wanted if wanted in self._pages else "", "said": said}
-        body = _FORM.format(**{name: html.escape(value) for name, value in values.items()})
-        return Response(body.encode(), status, _HEAD)
+        root, page = html.escape(request.root_path), html.escape(wanted if wanted in self._pages else "")
+        forms = self._forms().format(root=root, next=page)
+        return Response(_FORM.format(root=root, said=html.escape(said), forms=forms).encode(), status, _HEAD)
+
+    def _forms(self) -> str:
+        """What is asked for: a name and password where people have one, a key or token where there is such a method."""
+        host = self._host
+        elsewhere = _ELSEWHERE if host is not None and host.elsewhere else ""
+        if host is None or not host.by_password:
+            hint, look = 'autocomplete="current-password" ', ' class="primary"'
+            values = {"hint": hint, "focus": " autofocus", "look": look, "does": "Sign in"}
+            return _filled(values) + elsewhere
+        if len(self._guard.methods) == 1 and not host.elsewhere:
+            return _FOR_PEOPLE
+        # A password manager would take the key for a password of somebody.
+        values = {"hint": 'autocomplete="off" ', "focus": "", "look": "", "does": "Use this key or token"}
+        return _FOR_PEOPLE + _OR + _filled(values) + elsewhere
+
+
+def _filled(values: Mapping[str, str]) -> str:
+    """The form for a credential; what depends on the request is filled in later."""
+    return _FOR_CREDENTIAL.format(root="{root}", next="{next}", **values)
+
+
+def _bound(host: Welcoming) -> bytes:
+    """Another server with the same key has other people."""
+    return " ".join(host.issuers).encode()
 
 
 def _is_here(request: Request) -> bool:

@@ -8,7 +8,8 @@ from msgspec import Struct
 from msgspec.structs import force_setattr
 
 EVERYTHING = "*"
-"""A scope that includes all others. Only keys can have it: what an issuer calls its scopes is its own affair."""
+"""A scope that includes all others. Only keys can have it, and people of this server at its own pages: what an issuer
+calls its scopes is its own affair."""
 
 
 class Principal(Struct, frozen=True):

@@ -12,7 +12,6 @@ from millstream.auth.browser import is_own
 from millstream.auth.issuing import pages
 from millstream.auth.issuing.answers import OAuthError, Parameters, form_of
 from millstream.auth.issuing.asking import Asking, NotAClient, NotGranted
-from millstream.auth.issuing.attempts import Attempts
 from millstream.auth.issuing.clients import Clients
 from millstream.auth.issuing.grants import Grants
 from millstream.auth.issuing.metadata import CALLBACK
@@ -20,21 +19,21 @@ from millstream.auth.issuing.people import LOCAL, People
 from millstream.auth.issuing.plan import Plan
 from millstream.auth.issuing.records import Asked, Client, digest, new_secret
 from millstream.auth.issuing.redirects import is_identified, named_by, shown_host
+from millstream.auth.issuing.slowed import SLOW, Slowed
 from millstream.auth.issuing.tickets import Tickets, name_of, same_browser
 from millstream.auth.issuing.vault import Vault
 from millstream.auth.issuing.ways import Away, Returned, SignInFailed, Upstream, User
 from millstream.auth.method import Unavailable
 from millstream.http.message import Request, Response
-from millstream.limits.gcra import Limiter, Rate, neighborhood
+from millstream.limits.gcra import Limiter, Rate
 
 REMEMBERED = 90 * 86_400.0
 _AWAY_SECONDS = 600.0
 _MAX_AWAY = 2048
-_FAILURES, _NAMED, _AGREED = Rate(10, 60), Rate(30, 300), Rate(60, 3600)
-"""Wrong passwords of an address, and for a name; what one person agrees to."""
+_AGREED = Rate(60, 3600)
+"""What one person agrees to."""
 _AWAY_KIND = b"oauth away"
 _TOO_OLD = "This page is too old, or was opened in another browser. Go back to the program and start again."
-_SLOW = "Too many attempts. Wait a minute, then try again."
 
 
 class _Away(Struct, frozen=True):
@@ -50,8 +49,9 @@ class Consent:
     """The handlers."""
 
     def __init__(
-        self, plan: Plan, vault: Vault, clients: Clients, asking: Asking, grants: Grants, people: People, *, server: str
-    ) -> None:
+        self, plan: Plan, vault: Vault, clients: Clients, asking: Asking, grants: Grants, people: People, *,
+        slowed: Slowed, server: str,
+    ) -> None:  # fmt: skip
         # Configuration
         self._plan = plan
         self._vault = vault
@@ -59,11 +59,10 @@ class Consent:
         self._asking = asking
         self._grants = grants
         self._people = people
+        self._slowed = slowed
         self._server = server
         self._tickets = Tickets(plan, vault)
         # Process
-        self._failures = Attempts("sign-in", _FAILURES)
-        self._named = Attempts("sign-in-name", _NAMED)
         self._agreed = Limiter("consent", _AGREED)
 
     # The browser comes
@@ -172,9 +171,9 @@ class Consent:
     async def _agree(self, request: Request, client: Client, asked: Asked, form: Parameters) -> Response:
         cookie = b""
         if "password" in form:
-            found = await self._check(request, form.get("name"), form.get("password"))
+            found = await self._slowed.check(request.peer, form.get("name"), form.get("password"))
             if isinstance(found, str):
-                status = 429 if found == _SLOW else 403
+                status = 429 if found == SLOW else 403
                 return await self._page(request, client, asked, None, said=found, name=form.get("name"), status=status)
             user, way = found, LOCAL
             cookie = self._tickets.keep(user, way)
@@ -184,22 +183,6 @@ class Consent:
                 return await self._page(request, client, asked, None, said="Sign in first.", status=403)
             user = person
         return await self._finish(client, asked, user, way, cookie)
-
-    async def _check(self, request: Request, name: str, password: str) -> User | str:
-        """The person of a name and password, or what to say instead."""
-        address = neighborhood(request.peer)
-        who = name.casefold()[:128]
-        if not (self._failures.may(address) and self._named.may(who)):
-            return _SLOW
-        with self._failures.trying(address), self._named.trying(who):
-            try:
-                user = await self._people.check(name, password)
-            except SignInFailed as exc:
-                return str(exc)
-            if user is None:
-                self._failures.failed(address)
-                self._named.failed(who)
-        return user or "The name or the password is wrong."
 
     async def _finish(self, client: Client, asked: Asked, user: User, way: str, cookie: bytes) -> Response:
         """The person has agreed."""

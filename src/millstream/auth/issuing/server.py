@@ -34,8 +34,10 @@ from millstream.auth.issuing.plan import Plan
 from millstream.auth.issuing.records import Grant
 from millstream.auth.issuing.registration import Registration
 from millstream.auth.issuing.signing import Signing
+from millstream.auth.issuing.slowed import Slowed
 from millstream.auth.issuing.token import TokenEndpoint
 from millstream.auth.issuing.vault import Vault
+from millstream.auth.issuing.visitors import Visitors
 from millstream.auth.method import Identity, Unavailable
 from millstream.http.message import JSON_HEAD, Handler, Request, Response, Sink
 from millstream.http.problems import plain_problem
@@ -76,6 +78,8 @@ class RunningIssuer:
         self.resource: str = plan.audience or plan.base + services.settings.path.rstrip("/")
         self.issuers: tuple[str, ...] = (plan.url,)
         self.scopes: tuple[str, ...] = plan.scopes
+        self.by_password: bool = plan.passwords is not None
+        self.elsewhere: bool = bool(plan.upstreams)
         self._plan = plan
         self._clock = vault.clock
         self._known = known
@@ -91,7 +95,11 @@ class RunningIssuer:
         self._endings = Endings(plan, proof, self.grants, self.signing, self._people, self._clock)
         self._registration = Registration(plan, self.clients, vault)
         asking = Asking(plan, self.clients, targets)
-        self._consent = Consent(plan, vault, self.clients, asking, self.grants, self._people, server=name)
+        slowed = Slowed(self._people)
+        self._consent = Consent(
+            plan, vault, self.clients, asking, self.grants, self._people, slowed=slowed, server=name
+        )
+        self._visitors = Visitors(plan, self._people, slowed, self._rules, targets.scopes)
         # Process
         self._ended: set[str] = set()
         """Ids of principals of whom something has ended since the last look."""
@@ -134,7 +142,10 @@ class RunningIssuer:
         raise Unavailable("Too much changes just now. Try again later.")
 
     def _meet(self, id: str, grant: Grant | None) -> None:
-        self._met.pop(id, None)
+        before = self._met.pop(id, None)
+        if before is not None and self._people.again(before) is None:
+            # They have another password now: what was opened before ends, however soon they come back.
+            self._ended.add(id)
         while len(self._met) >= _MAX_MET:
             self._met.popitem(last=False)
         self._met[id] = grant
@@ -163,6 +174,21 @@ class RunningIssuer:
     def _missed(self) -> None:
         self._words += 1
         self._ended.add("")
+
+    # At the server's own pages
+
+    async def admit(self, peer: str, name: str, password: str) -> bytes:
+        """See `Welcoming.admit`."""
+        return await self._visitors.admit(peer, name, password)
+
+    async def recall(self, kept: bytes) -> Identity | None:
+        """See `Welcoming.recall`."""
+        found = await self._visitors.recall(kept)
+        if found is None:
+            return None
+        identity, grant = found
+        self._meet(identity.principal.id, grant)
+        return identity
 
     # Over HTTP
 

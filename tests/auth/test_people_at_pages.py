@@ -1,0 +1,181 @@
+"""People of an authorization server at the pages of the same server: the form asks for their name and password."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from auth_world import ROOT, Guarded, guarded, make_server
+from issuing_world import Desk, Known
+from millstream import auth
+from millstream.auth.issuing.provider import Provider
+from millstream.auth.issuing.records import Client
+from millstream.auth.issuing.user_file import UserFile
+from millstream.auth.issuing.ways import Away, Returned, SignInFailed, User
+from millstream.stores.memory.store import MemoryStore
+from patience import WAIT
+from wire import Reply
+
+ISSUER = "http://127.0.0.1:8000"
+ADA = {"name": "ada", "password": "correct horse"}
+BOB = {"name": "bob", "password": "battery staple"}
+OWN = {"origin": "http://127.0.0.1", "sec_fetch_site": "same-origin"}
+
+
+class Elsewhere:
+    """An upstream."""
+
+    name, label = "elsewhere", "Continue with Elsewhere"
+
+    async def begin(self, callback: str, state: str) -> Away:
+        """Nowhere."""
+        return Away("https://id.example/")
+
+    async def finish(self, returned: Returned) -> User:
+        """Nobody."""
+        raise SignInFailed("Nobody is there.")
+
+
+def issuing(users: Any, **options: Any) -> Any:
+    """The method."""
+    return auth.issuer(ISSUER, users=users, **options)
+
+
+async def send(world: Guarded, form: dict[str, str], **headers: str) -> Reply:
+    """Send the form."""
+    body = urlencode({**form, "next": "/docs"}).encode()
+    given = {"content_type": "application/x-www-form-urlencoded", **(headers or OWN)}
+    return await world.ask(None, "POST", "/sign-in", body, **given)
+
+
+async def jar(world: Guarded, form: dict[str, str]) -> str:
+    """The cookie of somebody who has signed in."""
+    reply = await send(world, form)
+    assert (reply.status, reply.headers[b"location"]) == (303, b"/docs"), reply
+    return reply.headers[b"set-cookie"].split(b";")[0].decode()
+
+
+async def status(world: Guarded, page: str, cookie: str) -> int:
+    """What a page says to the holder of a cookie."""
+    return (await world.ask(None, "GET", page, cookie=cookie)).status
+
+
+async def asked(methods: Any) -> tuple[bool, bool, bool]:
+    """Whether the form asks for a name and password, for a key or token, and says that others can't come."""
+    async with guarded(make_server(methods)) as world:
+        page = (await world.ask(None, "GET", "/docs", accept="text/html")).body
+        return b'name="password"' in page, b'name="key"' in page, b"Accounts elsewhere" in page
+
+
+async def test_the_form_asks_for_what_people_of_this_server_have() -> None:
+    """A name and password, a key or token, or either."""
+    assert await asked(issuing(Known())) == (True, False, False)
+    assert await asked([issuing(Known()), auth.keys(ROOT)]) == (True, True, False)
+    assert await asked(issuing([Known(), Elsewhere()])) == (True, True, True)
+    assert await asked(issuing(Elsewhere())) == (False, True, True)
+    assert await asked(auth.keys(ROOT)) == (False, True, False)
+
+
+async def test_a_person_opens_the_pages_with_name_and_password_and_may_there_what_their_scopes_allow() -> None:
+    """Everything is everything; without millstream:watch nobody sees the dashboard."""
+    people = Known()
+    people.people["eve"] = ("watch the mill", User("eve", "Eve", ("millstream:watch",)))
+    async with guarded(make_server([issuing(people), auth.keys(ROOT)])) as world:
+        ada, bob = await jar(world, ADA), await jar(world, BOB)
+        eve = await jar(world, {"name": "eve", "password": "watch the mill"})
+        for page in ("/docs", "/chat", "/inspect"):
+            assert [await status(world, page, each) for each in (ada, bob, eve)] == [200] * 3
+        assert [await status(world, "/dashboard", each) for each in (ada, bob, eve)] == [200, 403, 200]
+        for each, sees in ((ada, True), (bob, False), (eve, False)):
+            assert (b"/tools/order" in (await world.ask(None, "GET", "/openapi.json", cookie=each, **OWN)).body) == sees
+        said = await world.ask(None, "POST", "/tools/who", b"{}", cookie=ada, content_type="application/json", **OWN)
+        assert b"ada" in said.body
+        assert await status(world, "/docs", await jar(world, {"key": ROOT})) == 200
+
+
+async def test_the_cookie_of_a_person_is_flagged_sealed_and_no_credential() -> None:
+    """As that of a key: neither a bearer token nor what the form takes, and for this origin only."""
+    async with guarded(make_server(issuing(Known()))) as world:
+        reply = await send(world, ADA)
+        cookie, *flags = reply.headers[b"set-cookie"].decode().split("; ")
+        assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(flags)
+        value = cookie.partition("=")[2]
+        assert (await world.ask(value, "GET", "/docs")).status == 401
+        assert (await send(world, {"key": value})).status == 403
+        assert await status(world, "/docs", f"{cookie[:-9]}{'A' * 9}") == 401
+        for foreign in ({"origin": "http://localhost"}, {"sec_fetch_site": "cross-site"}):
+            assert (await send(world, ADA, **foreign)).status == 403
+            assert (await world.ask(None, "POST", "/tools/who", b"{}", cookie=cookie, **foreign)).status in (401, 403)
+    async with guarded(make_server(auth.issuer("http://127.0.0.1:9000", users=Known()))) as other:
+        assert await status(other, "/docs", cookie) == 401
+
+
+async def test_removing_a_person_or_changing_the_password_ends_the_cookie_and_its_streams(tmp_path: Path) -> None:
+    """Within a second; who has the new password comes back."""
+    file = UserFile(tmp_path / "users.json")
+    file.add("ada", ADA["password"], ("*",), 1.0)
+    async with guarded(make_server(issuing(auth.users(file=file.path)))) as world:
+        origin, form = f"http://127.0.0.1:{world.running.port}", ADA
+        for change in (lambda: file.set_password("ada", "battery staple", 2.0), lambda: file.remove("ada")):
+            cookie = await jar(world, form)
+            async with world.socket(None, cookie=cookie, origin=origin) as socket:
+                await socket.recv()
+                assert await status(world, "/docs", cookie) == 200
+                change()
+                await asyncio.wait_for(socket.wait_closed(), WAIT)
+            assert await status(world, "/docs", cookie) == 401
+            form = {**ADA, "password": "battery staple"}
+        assert (await send(world, form)).status == 403
+
+
+async def test_coming_back_at_once_with_a_new_password_keeps_no_stream_of_the_old_one() -> None:
+    """The server looks once a second for whom it still holds; by then they are somebody else, and known again."""
+    store = MemoryStore()
+    await store.open()
+    desk = Desk(store)
+    running, id = desk.running, "https://mcp.example.com ada"
+    old = await running.admit("192.0.2.1", **ADA)
+    assert await running.recall(old) is not None
+    before = running.epoch()
+    desk.people.people["ada"] = ("battery staple", User("ada", "Ada", ("*",), 2.0))
+    new = await running.admit("192.0.2.1", "ada", "battery staple")
+    assert await running.recall(new) is not None
+    assert running.epoch() != before
+    assert not running.holds(id)
+    assert await running.recall(old) is None
+    assert await running.recall(new) is not None
+    running.epoch()
+    assert running.holds(id)
+
+
+async def test_wrong_passwords_at_the_pages_and_at_the_consent_page_are_one_count() -> None:
+    """Ten a minute of one address; then not even the right one is looked at."""
+    async with guarded(make_server([issuing(Known()), auth.keys(ROOT)])) as world:
+        statuses = [(await send(world, {"name": "ada", "password": f"wrong{number}"})).status for number in range(11)]
+        assert statuses == [403] * 10 + [429]
+        assert (await send(world, ADA)).status == 429
+        assert world.runtime.guard is not None
+        running: Any = world.runtime.guard.methods[0]
+        said = await running._consent._slowed.check("127.0.0.1", **ADA)
+        assert said == "Too many attempts. Wait a minute, then try again."
+        assert (await send(world, {"key": ROOT})).status == 303
+
+
+async def test_a_provider_decides_what_people_may_at_the_pages_too() -> None:
+    """Whoever is denied one scope does not have all of them; claims are those of tokens."""
+
+    class Ours(Provider):
+        async def grantable(self, user: User, client: Client, scopes: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(each for each in scopes if each != "secrets")
+
+        async def claims(self, user: User, client: Client) -> dict[str, object]:
+            return {"team": "books", "sub": "somebody else"}
+
+    async with guarded(make_server(issuing(Known(), provider=Ours(), implied={"orders:write": ["more"]}))) as world:
+        assert world.runtime.guard is not None
+        running: Any = world.runtime.guard.methods[0]
+        found = await running.recall(await running.admit("127.0.0.1", **ADA))
+        assert found is not None
+        assert found.principal.scopes == {"orders:write", "more"}
+        assert found.principal.claims == {"name": "Ada", "team": "books", "iss": ISSUER, "sub": "ada"}
+        assert found.principal.id == f"{ISSUER} ada"
