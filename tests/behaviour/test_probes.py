@@ -125,8 +125,8 @@ async def test_the_dashboard_is_told_what_was_measured_of_the_store() -> None:
     """A fixed defect: it could only say yes."""
     server = Server("shop", serve="web")
     async with server.running() as runtime:
-        feed = runtime.feed
-        assert feed is not None
+        assert runtime.live is not None
+        feed = runtime.live.feed
         fail(runtime)
         assert feed._measure is not None
         await feed._measure()
