@@ -188,7 +188,7 @@ class TestInAPipe:
         (["list", "http://127.0.0.1:{port}/mcp"], 3, "There is no server at"),
         (["list", "no-such-program"], 3, "There is no program"),
         (["list", "nothing.py"], 3, "There is no file"),
-        (["call", SHOP, "fail"], 1, "Internal error"),
+        (["call", SHOP, "fail", "--env", "MILLSTREAM_SHOW_ERRORS=false"], 1, "Internal error"),
         (["call", SHOP, "nothing"], 1, "Error: "),
         (["call", SHOP, "order", "isbn"], 2, "NAME=VALUE"),
         (["call", SHOP, "order", "--input", "["], 2, "not JSON"),
