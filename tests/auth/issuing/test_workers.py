@@ -85,6 +85,6 @@ def test_two_workers_share_everything_and_a_restart_loses_nothing(
         assert shop.statuses(again["access_token"]) == {200}
         shop.form("/revoke", client_id=client, token=again["refresh_token"])
         until = time.monotonic() + WAIT
-        while 200 in shop.statuses(again["access_token"]):  # 401, and 429 for whoever goes on asking
+        # Each worker looks once a second by itself. 401, and 429 for whoever goes on asking.
+        while 200 in shop.statuses(again["access_token"]) | shop.statuses(given["access_token"]):
             assert time.monotonic() < until
-        assert shop.statuses(given["access_token"]) <= {401, 429}
