@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from millstream.agent import Agent, Answered, Approval, Calling, Delta, Limits, Model, ModelError, OpenAIModel, Waiting
-from millstream.client.questions import Question
+from millstream.client import Question
 
 BOOKSHOP = Path(__file__).with_name("bookshop.py")
 

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from millstream import Client
-from millstream.client.blocking import BlockingClient
-from millstream.client.errors import ConnectFailed
-from millstream.client.questions import Question
+from millstream.client import BlockingClient, ConnectFailed, Question
 
 BOOKSHOP = Path(__file__).with_name("bookshop.py")
 

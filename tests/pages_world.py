@@ -36,9 +36,10 @@ def counted(address: str, tool: str = "") -> int:
 _AXE = Path(__file__).parent / "pages" / "node_modules" / "axe-core" / "axe.min.js"
 # A dialog that still fades in has another contrast than the dialog has, so what ends by itself is waited for.
 _RUN = """async () => {
-  const ending = () => document.getAnimations().filter((each) => Number.isFinite(each.effect.getComputedTiming().endTime)
-    && each.playState === "running");
-  while (ending().length) await Promise.allSettled(ending().map((each) => each.finished));
+  const ends = (each) => each.playState === "running" && Number.isFinite(each.effect.getComputedTiming().endTime);
+  for (let moving; (moving = document.getAnimations().filter(ends)).length;) {
+    await Promise.allSettled(moving.map((each) => each.finished));
+  }
   return (await axe.run(document, {resultTypes: ["violations"]})).violations
   .flatMap(({id, nodes}) => nodes.map(({html}) => `${id}: ${html.slice(0, 160)}`));
 }"""

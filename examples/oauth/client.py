@@ -8,8 +8,7 @@ import asyncio
 import sys
 
 from millstream import Client
-from millstream.client.oauth.flow import OAuth
-from millstream.client.options import Options
+from millstream.client import OAuth, Options
 
 
 # region: client

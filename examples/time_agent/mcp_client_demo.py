@@ -9,9 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from millstream.agent import Agent, AgentError, Answered, Asking, Calling, Returned, Waiting
-from millstream.agent.configuration import Configuration
-from millstream.client.errors import ClientError
+from millstream.agent import Agent, AgentError, Answered, Asking, Calling, Configuration, Returned, Waiting
+from millstream.client import ClientError
 
 ENV = Path(__file__).with_name(".env")
 

@@ -6,6 +6,7 @@ with it speaks to OpenAI-compatible APIs and to Azure OpenAI (``pip install 'mil
 
 from millstream.agent.agent import Agent
 from millstream.agent.answer import Answer
+from millstream.agent.configuration import Configuration
 from millstream.agent.errors import (
     AgentError,
     ConfigurationError,
@@ -44,6 +45,7 @@ __all__ = [
     "Approval",
     "Asking",
     "Calling",
+    "Configuration",
     "ConfigurationError",
     "ContextError",
     "Delta",
