@@ -21,12 +21,12 @@ from pathlib import Path
 
 import uvloop
 
-from millstream.protocol.errors import LocalError
-from millstream.stores import open_store
-from millstream.stores.base import Index, Store
-from millstream.stores.local.server import LocalServer
-from millstream.stores.local.store import LocalStore
-from millstream.stores.parent import parse
+from millstream._protocol.errors import LocalError
+from millstream._stores import open_store
+from millstream._stores.base import Index, Store
+from millstream._stores.local.server import LocalServer
+from millstream._stores.local.store import LocalStore
+from millstream._stores.parent import parse
 
 TTL = 300.0
 

@@ -20,7 +20,7 @@ ENVIRONMENT = Path(sys.prefix).name.removeprefix(".")
 PYTHON = str(PEERS / ENVIRONMENT / "bin" / "python")
 SERVERS = ROOT / "benches" / "servers"
 CLIENTS = ROOT / "benches" / "clients.py"
-RUN = [sys.executable, "-c", "from millstream.cli import main; main()", "run", str(SERVERS / "ours.py")]
+RUN = [sys.executable, "-c", "from millstream._cli import main; main()", "run", str(SERVERS / "ours.py")]
 
 
 @dataclass(frozen=True)

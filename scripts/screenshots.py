@@ -48,7 +48,7 @@ def call(tool: str, arguments: dict[str, Any]) -> None:
 @contextmanager
 def serving() -> Iterator[None]:
     """The hub, until the block ends."""
-    start = "from millstream.cli import main; main()"
+    start = "from millstream._cli import main; main()"
     command = [sys.executable, "-c", start, "run", "examples/hub.py", "--port", str(PORT), "--serve", "all"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     try:

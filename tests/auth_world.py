@@ -9,9 +9,9 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from http_peer import Peer, Running, serve
 from millstream import Context, Server, Settings, auth
-from millstream.app.runtime import Runtime
-from millstream.app.serving.entry import prepare
-from millstream.http.websocket.uvicorn import WebSocketProtocol
+from millstream._app.runtime import Runtime
+from millstream._app.serving.entry import prepare
+from millstream._http.websocket.uvicorn import WebSocketProtocol
 from patience import WAIT
 from wire import LATEST_HANDSHAKE, POST, Reply, encode_request, enveloped, pairs, request, routing
 

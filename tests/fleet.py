@@ -8,9 +8,9 @@ from typing import Any
 
 from behaviour.exchanges import AsgiHttp, Event, Exchange
 from millstream import Server
-from millstream.app.runtime import Runtime
-from millstream.app.serving.entry import prepare
-from millstream.stores.base import Store
+from millstream._app.runtime import Runtime
+from millstream._app.serving.entry import prepare
+from millstream._stores.base import Store
 from patience import WAIT
 from shared_store import SharedStore
 from store_parts import Backing

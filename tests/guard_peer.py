@@ -6,10 +6,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from http_peer import Peer, Running, ToyApp, serve
-from millstream.config import Settings
-from millstream.http.lane import Lane
-from millstream.http.limits import HttpLimits
-from millstream.http.message import Handler, Request, Response
+from millstream._config import Settings
+from millstream._http.lane import Lane
+from millstream._http.limits import HttpLimits
+from millstream._http.message import Handler, Request, Response
 
 Start = Callable[..., Awaitable[Running]]
 

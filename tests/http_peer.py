@@ -11,12 +11,12 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from millstream.config import Settings
-from millstream.http.asgi.adapter import AsgiAdapter
-from millstream.http.hosts import HostPolicy
-from millstream.http.lane import Lane, load_lane
-from millstream.http.limits import HttpLimits
-from millstream.http.message import Handler
+from millstream._config import Settings
+from millstream._http.asgi.adapter import AsgiAdapter
+from millstream._http.hosts import HostPolicy
+from millstream._http.lane import Lane, load_lane
+from millstream._http.limits import HttpLimits
+from millstream._http.message import Handler
 from patience import WAIT
 
 HEAD = b"Host: 127.0.0.1\r\n"

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from millstream._stores.base import Entry
+from millstream._stores.groups import GroupsOf
+from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Event, Hub, HubLimits
-from millstream.stores.base import Entry
-from millstream.stores.groups import GroupsOf
-from millstream.stores.memory.store import MemoryStore
 from patience import WAIT
 
 

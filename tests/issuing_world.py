@@ -13,14 +13,14 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 from millstream import Settings, auth
-from millstream.auth.issuing.ways import User
-from millstream.auth.method import Identity
-from millstream.http.message import Request, Response
-from millstream.protocol.principal import EVERYTHING
-from millstream.server.calls.changes import Changes
-from millstream.server.calls.keys import Secrets
-from millstream.server.calls.services import Services
-from millstream.stores.base import Store
+from millstream._http.message import Request, Response
+from millstream._protocol.principal import EVERYTHING
+from millstream._server.calls.changes import Changes
+from millstream._server.calls.keys import Secrets
+from millstream._server.calls.services import Services
+from millstream._stores.base import Store
+from millstream.auth._issuing.ways import User
+from millstream.auth._method import Identity
 
 URL = "https://mcp.example.com"
 RESOURCE = f"{URL}/mcp"

@@ -2,8 +2,8 @@
 
 from collections.abc import Awaitable, Callable
 
-from millstream.http.message import Handler, Request, Response, Sink
-from millstream.protocol.principal import Principal
+from millstream._http.message import Handler, Request, Response, Sink
+from millstream._protocol.principal import Principal
 
 
 def protect(handler: Handler, judge: Callable[[Request], Awaitable[Principal | Response | None]]) -> Handler:

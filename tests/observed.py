@@ -6,11 +6,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from millstream.protocol.metadata import Client
-from millstream.protocol.revisions import NEWEST
-from millstream.server.calls.call import Call, Failure
-from millstream.server.observing.tracing import Tracing
-from millstream.telemetry.spans import Spans
+from millstream._protocol.metadata import Client
+from millstream._protocol.revisions import NEWEST
+from millstream._server.calls.call import Call, Failure
+from millstream._server.observing.tracing import Tracing
+from millstream._telemetry.spans import Spans
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

@@ -6,8 +6,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from http_peer import WAIT, Running, ToyApp, serve
-from millstream.config import Settings
-from millstream.http.message import STREAM_HEAD, Handler, Request, Response
+from millstream._config import Settings
+from millstream._http.message import STREAM_HEAD, Handler, Request, Response
 
 Start = Callable[..., Awaitable[Running]]
 

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import msgspec
 import pydantic
 
-from millstream.server.functions.plan import plan
+from millstream._server.functions.plan import plan
 
 
 class Context:

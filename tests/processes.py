@@ -40,7 +40,7 @@ def free_port() -> int:
 
 def millstream(target: str, port: int, *options: str) -> list[str]:
     """The command of `millstream run`, which serves through the lane."""
-    start = "from millstream.cli import main; main()"
+    start = "from millstream._cli import main; main()"
     return [sys.executable, "-c", start, "run", target, "--port", str(port), *options]
 
 

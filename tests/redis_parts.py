@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Self
 import hiredis
 import pytest
 
-from millstream.stores.base import Store, Told
-from millstream.stores.redis.address import parse_address
-from millstream.stores.redis.store import RedisStore
+from millstream._stores.base import Store, Told
+from millstream._stores.redis.address import parse_address
+from millstream._stores.redis.store import RedisStore
 from patience import WAIT
 from processes import Tests, free_port
 

@@ -8,13 +8,13 @@ from datetime import date
 from typing import Annotated, Any, Literal
 
 from millstream import Context, Field, Image, Server, ToolError, ToolResult
-from millstream.http.asgi.adapter import AsgiAdapter
-from millstream.http.hosts import HostPolicy
-from millstream.http.limits import HttpLimits
-from millstream.http.message import Handler, Request, Response
-from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream.transports.rest.routes import TOOLS_PATH, RestRoutes
-from millstream.web.pages import pages
+from millstream._http.asgi.adapter import AsgiAdapter
+from millstream._http.hosts import HostPolicy
+from millstream._http.limits import HttpLimits
+from millstream._http.message import Handler, Request, Response
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream._transports.rest.routes import TOOLS_PATH, RestRoutes
+from millstream._web.pages import pages
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PARCEL = {

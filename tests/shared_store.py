@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from millstream.stores.base import PAGE_BYTES, Entry, Index, Position, StoreUnavailable
-from millstream.stores.memory.store import MemoryStore
-from millstream.stores.memory.topics import Topics
-from millstream.stores.tally import Tally
+from millstream._stores.base import PAGE_BYTES, Entry, Index, Position, StoreUnavailable
+from millstream._stores.memory.store import MemoryStore
+from millstream._stores.memory.topics import Topics
+from millstream._stores.tally import Tally
 
 
 class SharedStore:

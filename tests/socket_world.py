@@ -15,14 +15,14 @@ from websockets.exceptions import ConnectionClosed
 
 from http_peer import Peer, Running, serve
 from millstream import Context, Server, Settings
-from millstream.app.runtime import Runtime
-from millstream.http.hosts import HostPolicy
-from millstream.http.lane import Lane
-from millstream.http.limits import HttpLimits
-from millstream.http.websocket.uvicorn import CLASS_NAME
+from millstream._app.runtime import Runtime
+from millstream._http.hosts import HostPolicy
+from millstream._http.lane import Lane
+from millstream._http.limits import HttpLimits
+from millstream._http.websocket.uvicorn import CLASS_NAME
+from millstream._stores.memory.store import MemoryStore
+from millstream._transports.websocket.route import WebSocketRoute
 from millstream.hub import Hub, HubLimits
-from millstream.stores.memory.store import MemoryStore
-from millstream.transports.websocket.route import WebSocketRoute
 from patience import WAIT
 
 WAYS = ("lane", "plain")

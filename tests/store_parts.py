@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Protocol
 
 import pytest
 
-from millstream.stores import open_store
-from millstream.stores.base import PAGE_BYTES, Entry, Position, Store
-from millstream.stores.local.server import LocalServer
-from millstream.stores.local.store import LocalStore
+from millstream._stores import open_store
+from millstream._stores.base import PAGE_BYTES, Entry, Position, Store
+from millstream._stores.local.server import LocalServer
+from millstream._stores.local.store import LocalStore
 from patience import WAIT
 from redis_parts import ClusterBacking, RedisBacking, SentinelBacking
 

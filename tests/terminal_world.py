@@ -14,7 +14,7 @@ import pytest
 from patience import WAIT
 
 needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux isn't installed; `make test` installs it")
-COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()"]
 
 
 class Terminal:

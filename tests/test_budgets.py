@@ -19,8 +19,8 @@ from uvicorn.server import ServerState
 
 import millstream
 from millstream import Server, Settings
-from millstream.app.serving.entry import prepare
-from millstream.http.lane import load_lane
+from millstream._app.serving.entry import prepare
+from millstream._http.lane import load_lane
 from wire import KeptTransport, encode_request, enveloped, over_asgi, pairs, routing
 
 OURS = str(Path(millstream.__file__).parent)

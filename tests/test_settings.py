@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from millstream import Server
-from millstream.config import Settings, VariableError, address
+from millstream._config import Settings, VariableError, address
 from millstream.hub import HubLimits
 
 

@@ -14,37 +14,37 @@ from pathlib import Path
 import pytest
 
 import millstream
-from millstream.http.lane.fit import PROVEN
+from millstream._http.lane.fit import PROVEN
 from patience import WAIT
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "millstream"
 # fmt: off
 LAYERS = [
-    "protocol", "config", "http", "telemetry", "stores", "server", "middleware", "limits", "hub", "auth", "transports",
-    "client", "gateway", "agent", "web", "app", "testing", "compat", "cli",
+    "_protocol", "_config", "_http", "_telemetry", "_stores", "_server", "middleware", "_limits", "hub", "auth",
+    "_transports", "client", "_gateway", "agent", "_web", "_app", "testing", "compat", "_cli",
 ]
 ROOMS = {
-    "http": ["asgi", "lane", "websocket"],
-    "stores": ["rates", "base", "groups", "tally", "memory", "sqlite", "local", "redis"],
-    "server": ["functions", "questions", "calls", "features", "handlers", "observing"],
-    "auth": ["method", "key_file", "issuing"],
-    "transports": ["streamable", "rest", "websocket"],
+    "_http": ["asgi", "lane", "websocket"],
+    "_stores": ["rates", "base", "groups", "tally", "memory", "sqlite", "local", "redis"],
+    "_server": ["functions", "questions", "calls", "features", "handlers", "observing"],
+    "auth": ["_method", "_key_file", "_issuing"],
+    "_transports": ["streamable", "rest", "websocket"],
     "client": [
-        "errors", "background", "http", "oauth", "options", "transports", "questions", "targets", "incoming",
-        "agreement", "opening", "requests", "cache", "results", "listing", "tool_headers", "watching",
-        "conversation", "client", "blocking",
+        "_errors", "_background", "_http", "_oauth", "_options", "_transports", "_questions", "_targets", "_incoming",
+        "_agreement", "_opening", "_requests", "_cache", "_results", "_listing", "_tool_headers", "_watching",
+        "_conversation", "_client", "_blocking",
     ],
-    "app": [
+    "_app": [
         "info", "sign_in_methods", "files", "added", "tree", "definition", "here_only", "protection", "throttle",
         "limited", "auditing", "parts", "streamed", "probes", "routes", "runtime", "runtimes", "hub_access", "serving",
         "with_paths", "with_switches", "server",
     ],
-    "cli": [
+    "_cli": [
         "help", "load", "stdio", "showing", "uv", "variables", "installing", "connecting", "recording", "chatting",
         "commands", "program",
     ],
-    "compat": ["pydantic_parts", "types", "fastmcp", "porting"],
+    "compat": ["_pydantic_parts", "types", "fastmcp", "_porting"],
 }
 """The order inside a house: every folder, and the files between which the order says something."""
 # fmt: on
@@ -93,7 +93,7 @@ def tree_of(path: Path) -> ast.Module:
 def layer_of(path: Path) -> str:
     """The part of the package a file belongs to; the package's own files are the topmost layer."""
     name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return "cli" if name in ("__init__", "__main__") else name
+    return "_cli" if name in ("__init__", "__main__") else name
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
@@ -194,7 +194,7 @@ def test_no_class_is_longer_than_250_lines() -> None:
 def test_the_protocol_core_touches_nothing_outside_itself() -> None:
     """Our choice: no event loop, socket, file, clock, random source or logger under `protocol/`."""
     outside = {"asyncio", "datetime", "io", "logging", "os", "pathlib", "random", "secrets", "socket", "time"}
-    for path in sources("src/millstream/protocol"):
+    for path in sources("src/millstream/_protocol"):
         used = {name.split(".")[0] for name in imported(tree_of(path))}
         assert not used & outside, f"{path.name} imports {used & outside}"
 
@@ -232,14 +232,14 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
     """Our choice; `stores/base.py` is the one exception."""
     names = {str(path.relative_to(ROOT)) for path in sources(*PROGRAM_FOLDERS) if path.stem in NAMELESS}
     folders = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.is_dir() and path.name in NAMELESS}
-    assert (names | folders) - {"src/millstream/stores/base.py"} == set()
+    assert (names | folders) - {"src/millstream/_stores/base.py"} == set()
 
 
 def test_dates_stand_only_in_the_table_of_revisions() -> None:
     """Our choice: code asks a revision what it does, never which one it is. Docstrings may name dates."""
     found: list[str] = []
     for path in sources("src"):
-        if path == PACKAGE / "protocol" / "revisions.py":
+        if path == PACKAGE / "_protocol" / "revisions.py":
             continue
         tree = tree_of(path)
         prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -290,7 +290,7 @@ def test_importing_the_package_alone_loads_no_third_party_module() -> None:
 
 PROGRAMS = {
     "own": ("-c", "import runpy; runpy.run_path('examples/greet.py')['mcp'].run('stdio')"),
-    "cli": ("-c", "from millstream.cli import main; main()", "run", "examples/greet.py", "--transport", "stdio"),
+    "cli": ("-c", "from millstream._cli import main; main()", "run", "examples/greet.py", "--transport", "stdio"),
 }
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import http_peer
-from millstream.app.serving.entry import prepare
-from millstream.transports.memory import MemoryPipe
+from millstream._app.serving.entry import prepare
+from millstream._transports.memory import MemoryPipe
 from patience import WAIT
 from transcripts.replay import Channel, HttpChannel, MessageChannel, play
 from transcripts.teller import build
@@ -47,7 +47,7 @@ async def memory() -> AsyncIterator[Callable[[], Channel]]:
 async def stdio() -> AsyncIterator[Callable[[], Channel]]:
     """A server in a process of its own, which ends when its stdin does."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "from millstream.cli import main; main()", "run", "tests/transcripts/teller.py:mcp",
+        sys.executable, "-c", "from millstream._cli import main; main()", "run", "tests/transcripts/teller.py:mcp",
         "--transport", "stdio", cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdin is not None

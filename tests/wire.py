@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from http_peer import Peer, Running, serve
 from millstream import Server
-from millstream.app.runtime import Runtime
-from millstream.app.serving.entry import prepare
+from millstream._app.runtime import Runtime
+from millstream._app.serving.entry import prepare
 from patience import WAIT
 
 HOST = {"host": "127.0.0.1"}

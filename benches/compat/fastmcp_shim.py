@@ -13,22 +13,36 @@ from mcp.shared.message import SessionMessage
 
 from benches.compat import values
 from benches.compat.memory_session import streams_of
-from millstream.compat.fastmcp import context as contexts
+from millstream._transports.memory import MemoryPipe
+from millstream.compat.fastmcp import _context as contexts
 from millstream.compat.fastmcp import (
-    dependencies,
-    exceptions,
-    middleware,
-    prompts,
-    resources,
-    standalone,
-    templates,
-    tools,
+    _dependencies as dependencies,
 )
-from millstream.compat.fastmcp import elicitation as elicitations
-from millstream.compat.fastmcp.media import Audio, File, Image
-from millstream.compat.fastmcp.server import StandaloneFastMCP
-from millstream.compat.fastmcp.ways import STANDALONE
-from millstream.transports.memory import MemoryPipe
+from millstream.compat.fastmcp import _elicitation as elicitations
+from millstream.compat.fastmcp import (
+    _exceptions as exceptions,
+)
+from millstream.compat.fastmcp import (
+    _middleware as middleware,
+)
+from millstream.compat.fastmcp import (
+    _prompts as prompts,
+)
+from millstream.compat.fastmcp import (
+    _resources as resources,
+)
+from millstream.compat.fastmcp import (
+    _templates as templates,
+)
+from millstream.compat.fastmcp import (
+    _tools as tools,
+)
+from millstream.compat.fastmcp import (
+    standalone,
+)
+from millstream.compat.fastmcp._media import Audio, File, Image
+from millstream.compat.fastmcp._server import StandaloneFastMCP
+from millstream.compat.fastmcp._ways import STANDALONE
 
 # Before anything of fastmcp imports them: one `ToolError` for the door and for fastmcp's client.
 for _name in ("FastMCPError", "ToolError", "ResourceError", "PromptError", "ValidationError", "NotFoundError"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import anyio
 
-from millstream.transports.memory import MemoryPipe
+from millstream._transports.memory import MemoryPipe
 
 
 @asynccontextmanager

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from millstream.compat.fastmcp.exceptions import ToolError
-from millstream.compat.fastmcp.server import FastMCP
-from millstream.compat.fastmcp.signatures import opened
-from millstream.compat.fastmcp.tools import Contents, Pair, Tool
+from millstream.compat.fastmcp._exceptions import ToolError
+from millstream.compat.fastmcp._server import FastMCP
+from millstream.compat.fastmcp._signatures import opened
+from millstream.compat.fastmcp._tools import Contents, Pair, Tool
 
 
 class ToolManager:

@@ -19,8 +19,14 @@ from mcp.shared.message import SessionMessage
 import millstream.compat.fastmcp as door
 from benches.compat import sdk_parts, values
 from benches.compat.memory_session import streams_of
-from millstream.compat.fastmcp import exceptions, media, prompts, resources, settings, templates, tools
-from millstream.compat.fastmcp.server import FastMCP
+from millstream.compat.fastmcp import _exceptions as exceptions
+from millstream.compat.fastmcp import _media as media
+from millstream.compat.fastmcp import _prompts as prompts
+from millstream.compat.fastmcp import _resources as resources
+from millstream.compat.fastmcp import _settings as settings
+from millstream.compat.fastmcp import _templates as templates
+from millstream.compat.fastmcp import _tools as tools
+from millstream.compat.fastmcp._server import FastMCP
 
 
 def _module(name: str, **names: Any) -> None:

@@ -10,16 +10,34 @@ from types import ModuleType
 
 import millstream.compat.fastmcp as door
 from millstream.compat.fastmcp import (
-    dependencies,
-    exceptions,
-    logs,
-    media,
-    middleware,
-    prompts,
-    resources,
+    _dependencies as dependencies,
+)
+from millstream.compat.fastmcp import (
+    _exceptions as exceptions,
+)
+from millstream.compat.fastmcp import (
+    _logs as logs,
+)
+from millstream.compat.fastmcp import (
+    _media as media,
+)
+from millstream.compat.fastmcp import (
+    _middleware as middleware,
+)
+from millstream.compat.fastmcp import (
+    _prompts as prompts,
+)
+from millstream.compat.fastmcp import (
+    _resources as resources,
+)
+from millstream.compat.fastmcp import (
+    _templates as templates,
+)
+from millstream.compat.fastmcp import (
+    _tools as tools,
+)
+from millstream.compat.fastmcp import (
     standalone,
-    templates,
-    tools,
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from millstream import Client
-from millstream.protocol.revisions import NEWEST
+from millstream._protocol.revisions import NEWEST
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

@@ -7,8 +7,7 @@ import argparse
 from datetime import datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from millstream import Server, ToolAnnotations, ToolError
-from millstream.config import Settings
+from millstream import Server, Settings, ToolAnnotations, ToolError
 
 
 # region: server

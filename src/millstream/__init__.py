@@ -4,11 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from millstream.app.info import Info
-    from millstream.app.server import Server
-    from millstream.client.client import Client
-    from millstream.config import Settings
-    from millstream.protocol.content import (
+    from millstream._app.info import Info
+    from millstream._app.server import Server
+    from millstream._config import Settings
+    from millstream._protocol.content import (
         Annotations,
         Audio,
         EmbeddedResource,
@@ -19,44 +18,45 @@ if TYPE_CHECKING:
         Text,
         ToolAnnotations,
     )
-    from millstream.protocol.errors import Cancelled, Declined, ProtocolError, ToolError
-    from millstream.protocol.principal import Principal
-    from millstream.server.calls.context import Context
-    from millstream.server.calls.sync_context import SyncContext
-    from millstream.server.functions.dependencies import Depends
-    from millstream.server.functions.fields import Field
-    from millstream.server.functions.results import ToolResult
-    from millstream.server.questions.questions import Elicit, Roots, Sample
+    from millstream._protocol.errors import Cancelled, Declined, ProtocolError, ToolError
+    from millstream._protocol.principal import Principal
+    from millstream._server.calls.context import Context
+    from millstream._server.calls.sync_context import SyncContext
+    from millstream._server.functions.dependencies import Depends
+    from millstream._server.functions.fields import Field
+    from millstream._server.functions.results import ToolResult
+    from millstream._server.questions.questions import Elicit, Roots, Sample
+    from millstream.client._client import Client
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Annotations": "protocol.content",
-    "Audio": "protocol.content",
-    "Cancelled": "protocol.errors",
-    "Client": "client.client",
-    "Context": "server.calls.context",
-    "Declined": "protocol.errors",
-    "Depends": "server.functions.dependencies",
-    "Elicit": "server.questions.questions",
-    "EmbeddedResource": "protocol.content",
-    "Field": "server.functions.fields",
-    "Icon": "protocol.content",
-    "Image": "protocol.content",
-    "Info": "app.info",
-    "Message": "protocol.content",
-    "Principal": "protocol.principal",
-    "ProtocolError": "protocol.errors",
-    "ResourceLink": "protocol.content",
-    "Roots": "server.questions.questions",
-    "Sample": "server.questions.questions",
-    "Server": "app.server",
-    "Settings": "config",
-    "SyncContext": "server.calls.sync_context",
-    "Text": "protocol.content",
-    "ToolAnnotations": "protocol.content",
-    "ToolError": "protocol.errors",
-    "ToolResult": "server.functions.results",
+    "Annotations": "_protocol.content",
+    "Audio": "_protocol.content",
+    "Cancelled": "_protocol.errors",
+    "Client": "client._client",
+    "Context": "_server.calls.context",
+    "Declined": "_protocol.errors",
+    "Depends": "_server.functions.dependencies",
+    "Elicit": "_server.questions.questions",
+    "EmbeddedResource": "_protocol.content",
+    "Field": "_server.functions.fields",
+    "Icon": "_protocol.content",
+    "Image": "_protocol.content",
+    "Info": "_app.info",
+    "Message": "_protocol.content",
+    "Principal": "_protocol.principal",
+    "ProtocolError": "_protocol.errors",
+    "ResourceLink": "_protocol.content",
+    "Roots": "_server.questions.questions",
+    "Sample": "_server.questions.questions",
+    "Server": "_app.server",
+    "Settings": "_config",
+    "SyncContext": "_server.calls.sync_context",
+    "Text": "_protocol.content",
+    "ToolAnnotations": "_protocol.content",
+    "ToolError": "_protocol.errors",
+    "ToolResult": "_server.functions.results",
 }
 """Public name -> module. Loaded at first use, so that a program pays for what it uses."""
 

@@ -1,5 +1,5 @@
 """Middleware: hooks around what a server does for a caller. See `Middleware`, and ``Server(middleware=[…])``."""
 
-from millstream.server.features.hooks import ListRequest, MessageRequest, Middleware, Next, Request
+from millstream._server.features.hooks import ListRequest, MessageRequest, Middleware, Next, Request
 
 __all__ = ["ListRequest", "MessageRequest", "Middleware", "Next", "Request"]

@@ -11,15 +11,15 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from millstream.app.server import Server
-from millstream.client.client import Client
-from millstream.client.errors import Failure
-from millstream.client.incoming import Notification
-from millstream.client.options import Options
-from millstream.client.questions import Asked, Question
-from millstream.protocol.content import Text
-from millstream.protocol.questions import CreateMessageRequestParams, SampleResult
-from millstream.protocol.revisions import BY_DATE, NEWEST
+from millstream._app.server import Server
+from millstream._protocol.content import Text
+from millstream._protocol.questions import CreateMessageRequestParams, SampleResult
+from millstream._protocol.revisions import BY_DATE, NEWEST
+from millstream.client._client import Client
+from millstream.client._errors import Failure
+from millstream.client._incoming import Notification
+from millstream.client._options import Options
+from millstream.client._questions import Asked, Question
 
 __all__ = ["Elicit", "Failure", "Result", "Sample", "TestClient", "connect"]
 

@@ -24,8 +24,8 @@ from millstream.agent import (
     Sampled,
     ServerAt,
 )
-from millstream.client.errors import ConnectFailed
-from millstream.client.questions import Question
+from millstream.client._errors import ConnectFailed
+from millstream.client._questions import Question
 from patience import WAIT
 from processes import free_port
 

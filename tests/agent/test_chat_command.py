@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from agent_world import BUSY_FOR_GOOD, KEY, ScriptedModel, Step, calls, hangs, repeats, says
-from millstream.cli.program import program
+from millstream._cli.program import program
 from patience import WAIT
 from processes import ROOT, Shared, free_port, millstream, shared
 from terminal_world import COMMAND

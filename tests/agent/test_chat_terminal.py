@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from agent_world import ScriptedModel, Step, breaks_off, calls, hangs, says
-from millstream.agent.events import Delta
-from millstream.agent.person import Approval
-from millstream.cli.chatting.asking import Desk
-from millstream.cli.chatting.screen import PlainScreen
+from millstream._cli.chatting.asking import Desk
+from millstream._cli.chatting.screen import PlainScreen
+from millstream.agent._events import Delta
+from millstream.agent._person import Approval
 from processes import ROOT
 from terminal_world import Terminal, needs_tmux, terminal
 

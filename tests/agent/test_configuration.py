@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from millstream.agent import ConfigurationError
-from millstream.agent.configuration import Configuration, read_lines
+from millstream.agent._configuration import Configuration, read_lines
 
 SEED = """\
 # Configuration of the API

@@ -38,7 +38,7 @@ from millstream.agent import (
     Returned,
     Waiting,
 )
-from millstream.agent import turn as turn_module
+from millstream.agent import _turn as turn_module
 from processes import free_port
 
 BUSY = refuses(429, "Slow down.", retry_after="0")

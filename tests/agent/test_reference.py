@@ -4,7 +4,9 @@ import inspect
 import re
 
 import millstream.agent
-from millstream.agent import Agent, Limits, OpenAIModel, ServerAt, errors, events
+from millstream.agent import Agent, Limits, OpenAIModel, ServerAt
+from millstream.agent import _errors as errors
+from millstream.agent import _events as events
 from scripts.docs import ROOT
 
 PAGE = (ROOT / "docs" / "reference" / "agent.md").read_text("utf-8")

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from auth_world import ALICE, BOB, ROOT, guarded, make_server
-from millstream.protocol.errors import LocalError
-from millstream.telemetry.audit import START, AuditLog, Broken, Entry, verify
-from millstream.telemetry.audit_tail import MAX_LINES, newest
+from millstream._protocol.errors import LocalError
+from millstream._telemetry.audit import START, AuditLog, Broken, Entry, verify
+from millstream._telemetry.audit_tail import MAX_LINES, newest
 from patience import WAIT
 from wire import request
 
@@ -147,7 +147,7 @@ def test_the_command_says_whether_a_log_is_whole(tmp_path: Path) -> None:
     """Exit status 1 when it is not, or when its end is another one than was noted."""
     path = tmp_path / "a"
     last = written(path, "one", "two").hash
-    start = [sys.executable, "-c", "from millstream.cli import main; main()", "audit", "verify", str(path)]
+    start = [sys.executable, "-c", "from millstream._cli import main; main()", "audit", "verify", str(path)]
 
     def run(*more: str) -> tuple[int, str]:
         done = subprocess.run([*start, *more], capture_output=True, timeout=WAIT, check=False)

@@ -10,7 +10,7 @@ from auth_world import guarded, make_server
 from examples import archive, limits, tokens
 from issuer_world import claims, issuing, token
 from millstream import Server, auth
-from millstream.app.sign_in_methods import given_methods
+from millstream._app.sign_in_methods import given_methods
 from scripts.docs import ROOT
 from wire import request
 

@@ -12,9 +12,9 @@ import pytest
 from auth_world import guarded, make_server
 from issuer_world import AUDIENCE, OTHER, Issuer, claims, issuing, key_set, token
 from millstream import auth
-from millstream.auth.discovery import Discovery, places
-from millstream.auth.key_sets import FetchedKeys
-from millstream.auth.method import Unavailable
+from millstream.auth._discovery import Discovery, places
+from millstream.auth._key_sets import FetchedKeys
+from millstream.auth._method import Unavailable
 from wire import encode_request, pairs, request
 
 PING = request("ping", id=5)

@@ -28,7 +28,7 @@ async def who(ctx: Context) -> str:
 
 def keys(folder: Path, *arguments: str, fails: bool = False) -> tuple[str, str]:
     """Run the command in a folder: what it printed, and what it said on standard error."""
-    start = "from millstream.cli import main; main()"
+    start = "from millstream._cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", start, "keys", *arguments], cwd=folder, capture_output=True, timeout=WAIT, check=False
     )

@@ -9,9 +9,9 @@ import pytest
 
 from auth_world import STREAM, guarded, make_server
 from millstream import auth
-from millstream.auth.api_keys import KeyMethod
-from millstream.auth.key_file import PREFIX, KeyFile, digest_of
-from millstream.protocol.errors import LocalError
+from millstream._protocol.errors import LocalError
+from millstream.auth._api_keys import KeyMethod
+from millstream.auth._key_file import PREFIX, KeyFile, digest_of
 from wire import request
 
 PING = request("ping", id=5)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from auth_world import ALICE, BOB, Guarded, guarded, make_server
 from fleet import until
 from millstream import Server, Settings
-from millstream.limits import Limiter, Rate, neighborhood
-from millstream.limits.quota import period
-from millstream.limits.shared import SharedLimiter
-from millstream.stores.rates import Taken
+from millstream._limits import Limiter, Rate, neighborhood
+from millstream._limits.quota import period
+from millstream._limits.shared import SharedLimiter
+from millstream._stores.rates import Taken
 from millstream.testing import Failure, connect
 from wire import request, wired
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from auth_world import ALICE, BOB, STREAM, Guarded, guarded
-from millstream.protocol.principal import Principal
+from millstream._protocol.principal import Principal
 from patience import WAIT
 from wire import Reply, request
 

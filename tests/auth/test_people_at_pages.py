@@ -8,11 +8,11 @@ from urllib.parse import urlencode
 from auth_world import ROOT, Guarded, guarded, make_server
 from issuing_world import Desk, Known
 from millstream import auth
-from millstream.auth.issuing.provider import Provider
-from millstream.auth.issuing.records import Client
-from millstream.auth.issuing.user_file import UserFile
-from millstream.auth.issuing.ways import Away, Returned, SignInFailed, User
-from millstream.stores.memory.store import MemoryStore
+from millstream._stores.memory.store import MemoryStore
+from millstream.auth._issuing.provider import Provider
+from millstream.auth._issuing.records import Client
+from millstream.auth._issuing.user_file import UserFile
+from millstream.auth._issuing.ways import Away, Returned, SignInFailed, User
 from patience import WAIT
 from wire import Reply
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from millstream import Server, Settings, auth
-from millstream.app.serving.errors import CommandError
-from millstream.app.serving.public import check_public
-from millstream.config import VariableError
-from millstream.protocol.errors import LocalError
+from millstream._app.serving.errors import CommandError
+from millstream._app.serving.public import check_public
+from millstream._config import VariableError
+from millstream._protocol.errors import LocalError
 from patience import WAIT
 
 PUBLIC = ["0.0.0.0", "::", "", "192.0.2.1", "example.com"]  # noqa: S104
@@ -68,7 +68,7 @@ def test_the_variable_of_the_key_has_two_names_and_the_one_with_the_prefix_wins(
 
 @pytest.mark.server
 @pytest.mark.parametrize("program", [
-    ["-c", "from millstream.cli import main; main()", "run", "FILE", "--host", "0.0.0.0"],  # noqa: S104
+    ["-c", "from millstream._cli import main; main()", "run", "FILE", "--host", "0.0.0.0"],  # noqa: S104
     ["-c", "import runpy; runpy.run_path('FILE')['mcp'].run('http', host='0.0.0.0')"],
 ])  # fmt: skip
 def test_neither_the_command_nor_run_serves_a_public_address_without_auth(program: list[str], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from auth_world import ALICE, BOB, ROOT, STREAM, Guarded, guarded, make_server
 from millstream import auth
-from millstream.auth.key_file import KeyFile
+from millstream.auth._key_file import KeyFile
 from wire import POST, Reply, encode_request, pairs
 
 FORM = {"content_type": "application/x-www-form-urlencoded"}

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from millstream.app.serving.errors import CommandError
-from millstream.app.serving.tls import Certificate
+from millstream._app.serving.errors import CommandError
+from millstream._app.serving.tls import Certificate
 from patience import WAIT
 from processes import free_port, millstream, serving
 

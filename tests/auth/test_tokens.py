@@ -10,7 +10,7 @@ from joserfc.jwk import OctKey
 from auth_world import guarded, make_server
 from issuer_world import AUDIENCE, ISSUER, KEYS, OTHER, by_hand, claims, key_set, misread, token
 from millstream import auth
-from millstream.auth.claims import LEEWAY
+from millstream.auth._claims import LEEWAY
 from wire import request
 
 PING = request("ping", id=5)

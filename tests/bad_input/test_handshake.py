@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bad_input.shop import make_shop
-from millstream.protocol.errors import LocalError
+from millstream._protocol.errors import LocalError
 from wire import HOST, LATEST_HANDSHAKE, POST, Wire, request, wired
 
 FORGED = "A" * 80

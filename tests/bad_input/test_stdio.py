@@ -16,7 +16,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from bad_input.test_envelope import IDS, NOT_A_MESSAGE, NOT_JSON, SHALLOW
-from millstream.transports.stdio import serve_stdio
+from millstream._transports.stdio import serve_stdio
 from processes import ROOT
 from wire import WAIT, envelope, request
 
@@ -160,7 +160,7 @@ def test_a_process_answers_every_bad_line_and_ends_with_its_input() -> None:
     """Nothing but messages on stdout, no traceback on stderr, and exit code 0 at the end of input."""
     lines = [*LINES.values(), *(json.dumps(value).encode() for value in NOT_A_MESSAGE.values())]
     given = b"\n".join([*lines, PING])
-    start = "from millstream.cli import main; main()"
+    start = "from millstream._cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", start, "run", "examples/greet.py", "--transport", "stdio"],
         input=given, capture_output=True, timeout=WAIT, cwd=ROOT, check=False,

@@ -32,8 +32,8 @@ from millstream import (
     ToolError,
     ToolResult,
 )
-from millstream.protocol.content import ToolResultBlock, ToolUse
-from millstream.server.calls.call import Call
+from millstream._protocol.content import ToolResultBlock, ToolUse
+from millstream._server.calls.call import Call
 from patience import WAIT
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)

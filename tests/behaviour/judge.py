@@ -1,6 +1,6 @@
 """The official JSON Schemas as judge: every message a server sends is checked against those of its revision.
 
-It is also decoded by the Structs of `millstream.protocol`, as a client does.
+It is also decoded by the Structs of `millstream._protocol`, as a client does.
 Responses are looked up by the method of their request, notifications and questions by their own method.
 """
 
@@ -15,9 +15,9 @@ from jsonschema.validators import validator_for
 from msgspec import Struct
 from referencing import Registry, Resource
 
-from millstream.protocol.messages import REQUESTS, InputRequiredResult
-from millstream.protocol.notifications import NOTIFICATIONS
-from millstream.protocol.questions import QUESTIONS
+from millstream._protocol.messages import REQUESTS, InputRequiredResult
+from millstream._protocol.notifications import NOTIFICATIONS
+from millstream._protocol.questions import QUESTIONS
 
 Json = dict[str, Any]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from behaviour.exchanges import Event, Exchange, Http
-from millstream.app.runtime import Runtime
-from millstream.transports.memory import MemoryPipe
+from millstream._app.runtime import Runtime
+from millstream._transports.memory import MemoryPipe
 from patience import WAIT
 from processes import Tests
 
@@ -73,7 +73,7 @@ class Process:
 
     def __init__(self, target: str, log: Path) -> None:
         assert Tests.may_serve, "A test that starts a server carries the mark `server`."
-        command = [sys.executable, "-c", "from millstream.cli import main; main()"]
+        command = [sys.executable, "-c", "from millstream._cli import main; main()"]
         with log.open("wb") as stderr:
             self.popen = subprocess.Popen(
                 [*command, "run", target, "--transport", "stdio"], cwd=ROOT, stdin=subprocess.PIPE,

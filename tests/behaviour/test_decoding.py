@@ -1,4 +1,4 @@
-"""The answers of a real server, decoded as a client of ours will: by the Structs of `millstream.protocol`.
+"""The answers of a real server, decoded as a client of ours will: by the Structs of `millstream._protocol`.
 
 Every other behaviour test decodes what it gets too (`judge.py`); here each method of a revision is called for what
 its result says.
@@ -13,10 +13,10 @@ import msgspec
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 from behaviour.harness import Json
-from millstream.protocol import messages as ours
-from millstream.protocol.content import Text
-from millstream.protocol.messages import REQUESTS
-from millstream.protocol.revisions import BY_DATE
+from millstream._protocol import messages as ours
+from millstream._protocol.content import Text
+from millstream._protocol.messages import REQUESTS
+from millstream._protocol.revisions import BY_DATE
 
 CALLS: dict[str, tuple[Json, Callable[[Any], bool]]] = {
     "ping": ({}, lambda result: result == ours.Result()),

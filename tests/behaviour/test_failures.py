@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from millstream import Context, Declined, Server, Settings, SyncContext, ToolError
-from millstream.server.calls.threads import Threads
-from millstream.transports.memory import MemoryPipe
+from millstream._server.calls.threads import Threads
+from millstream._transports.memory import MemoryPipe
 from wire import LATEST_HANDSHAKE, POST, WAIT, Json, Wire, enveloped, request, routing, wired
 
 FORM = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}

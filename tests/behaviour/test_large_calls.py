@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from millstream import Server, Settings
-from millstream.http.budget import ByteBudget
-from millstream.transports.connection import Connection
-from millstream.transports.memory import MemoryPipe
+from millstream._http.budget import ByteBudget
+from millstream._transports.connection import Connection
+from millstream._transports.memory import MemoryPipe
 from socket_world import ask, hear, tell, world
 from wire import POST, Wire, enveloped, request, routing, wired
 

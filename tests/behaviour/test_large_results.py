@@ -6,7 +6,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from millstream import Context, Server
-from millstream.stores.memory.log import MemoryLog
+from millstream._stores.memory.log import MemoryLog
 from wire import Wire, request, wired
 
 ROOM = 20_000

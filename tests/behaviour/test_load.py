@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from bad_input.shop import make_shop
 from millstream import Context, Server
-from millstream.http.message import Request
+from millstream._http.message import Request
 from wire import POST, Wire, encode_request, enveloped, pairs, request, routing, wired
 
 PEER = Request("DELETE", "/mcp", (), {})

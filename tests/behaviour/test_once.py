@@ -8,7 +8,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from millstream import Context, Server, ToolError
-from millstream.server.calls.once import once_stored
+from millstream._server.calls.once import once_stored
 from wire import Wire, enveloped, routing, wired
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from millstream import Server, Settings, ToolError
-from millstream.transports.memory import MemoryPipe
+from millstream._transports.memory import MemoryPipe
 from socket_world import ask, hear, world
 from wire import POST, WAIT, Json, Wire, encode_request, enveloped, pairs, request, routing, wired
 

@@ -11,12 +11,12 @@ import pytest
 
 from app_peer import ask
 from millstream import Server, Settings
-from millstream.app.here_only import Bind
-from millstream.app.runtime import Runtime
-from millstream.app.serving.uvicorn_server import _Uvicorn
-from millstream.app.serving.workers.messages import Seat
-from millstream.protocol.errors import LocalError
-from millstream.protocol.revisions import ALL
+from millstream._app.here_only import Bind
+from millstream._app.runtime import Runtime
+from millstream._app.serving.uvicorn_server import _Uvicorn
+from millstream._app.serving.workers.messages import Seat
+from millstream._protocol.errors import LocalError
+from millstream._protocol.revisions import ALL
 from patience import WAIT
 
 ROUTES = Path(__file__).resolve().parents[2] / "docs" / "reference" / "routes.md"
@@ -146,7 +146,7 @@ async def test_a_server_that_drains_says_so() -> None:
 
 async def test_the_lag_of_the_loop_is_measured_by_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a tick came too late is what every call waits for besides its own work."""
-    monkeypatch.setattr("millstream.server.sweep.TICK", 0.0)
+    monkeypatch.setattr("millstream._server.sweep.TICK", 0.0)
     async with Server("shop").running() as runtime:
         now = iter(range(0, 1_000_000, 3))
         runtime.sweep.clock = lambda: float(next(now))

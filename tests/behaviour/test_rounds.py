@@ -12,7 +12,7 @@ from behaviour.conftest import Connect
 from behaviour.functions import JOURNAL
 from behaviour.harness import Client, Json, Reply
 from millstream import Context, Server, Settings
-from millstream.transports.memory import MemoryPipe
+from millstream._transports.memory import MemoryPipe
 from patience import WAIT
 from wire import enveloped, routing, wired
 

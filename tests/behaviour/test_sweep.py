@@ -10,12 +10,12 @@ from unittest.mock import patch
 import pytest
 
 from millstream import Context, Server, Settings
-from millstream.protocol.jsonrpc import read
-from millstream.protocol.revisions import ASSUMED
-from millstream.server import sweep as sweeps
-from millstream.server.calls.call import Line, handshake_call
-from millstream.transports.memory import MemoryPipe
-from millstream.transports.silent import SILENT
+from millstream._protocol.jsonrpc import read
+from millstream._protocol.revisions import ASSUMED
+from millstream._server import sweep as sweeps
+from millstream._server.calls.call import Line, handshake_call
+from millstream._transports.memory import MemoryPipe
+from millstream._transports.silent import SILENT
 from patience import WAIT
 from processes import free_port, millstream, serving
 from wire import request

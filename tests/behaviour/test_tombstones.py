@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from bad_input.shop import make_shop
 from millstream import Server
-from millstream.stores.memory.store import MemoryKeyValue
+from millstream._stores.memory.store import MemoryKeyValue
 from wire import Wire, request, wired
 
 

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from behaviour import functions as do
 from millstream import Context, Icon, Info, Message, Server, Settings, Text, ToolAnnotations
-from millstream.protocol.content import ToolUse
-from millstream.server.features.sources import source_from_schema
-from millstream.server.features.tools import Tool
+from millstream._protocol.content import ToolUse
+from millstream._server.features.sources import source_from_schema
+from millstream._server.features.tools import Tool
 
 TOOLS: list[Callable[..., Any]] = [
     do.add, do.text, do.picture_bytes, do.other_bytes, do.point, do.size, do.person, do.image, do.audio, do.link,

@@ -8,7 +8,7 @@ import pytest
 
 from cli.test_faults import run
 from client.rude import Asked, discovering, rude
-from millstream.cli.commands.bench import Tally, shown
+from millstream._cli.commands.bench import Tally, shown
 from processes import ROOT, Shared, millstream, shared
 
 SHOP = str(ROOT / "tests" / "client" / "shop.py")

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from millstream.cli.help import COMMANDS, overview
-from millstream.cli.program import MODULES, program
+from millstream._cli.help import COMMANDS, overview
+from millstream._cli.program import MODULES, program
 from patience import WAIT
 from processes import ROOT, Shared, free_port, millstream, shared
 
-COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()"]
 SHOP = str(ROOT / "tests" / "client" / "shop.py")
 OWN = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "PYTHONPATH": str(ROOT / "tests")}
 
@@ -121,8 +121,8 @@ def test_help_loads_no_command_line_library() -> None:
 @pytest.mark.server
 def test_a_client_command_loads_no_server() -> None:
     """Nor the framework of one."""
-    program = "import sys; sys.argv[1:] = ['list', 'http://127.0.0.1:1/mcp']\nfrom millstream.cli import main\n"
-    check = "try: main()\nexcept SystemExit: print(*[n for n in sys.modules if n in ('millstream.app', 'uvicorn')])"
+    program = "import sys; sys.argv[1:] = ['list', 'http://127.0.0.1:1/mcp']\nfrom millstream._cli import main\n"
+    check = "try: main()\nexcept SystemExit: print(*[n for n in sys.modules if n in ('millstream._app', 'uvicorn')])"
     done = subprocess.run(
         [sys.executable, "-c", program + check], capture_output=True, text=True, timeout=WAIT, check=True
     )
@@ -260,7 +260,7 @@ def test_an_unknown_command_and_completion_need_no_extra() -> None:
     ):
         program = f"import sys; sys.modules['argon2'] = None; sys.argv[1:] = {words}\n"
         done = subprocess.run(
-            [sys.executable, "-c", f"{program}from millstream.cli import main; main()"],
+            [sys.executable, "-c", f"{program}from millstream._cli import main; main()"],
             capture_output=True, text=True, timeout=WAIT, check=False, env=OWN,
         )  # fmt: skip
         assert says in done.stderr

@@ -14,9 +14,9 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from millstream.cli.commands.completion import Shell, commands, place, script
-from millstream.cli.installing.applications import APPLICATIONS
-from millstream.cli.program import program
+from millstream._cli.commands.completion import Shell, commands, place, script
+from millstream._cli.installing.applications import APPLICATIONS
+from millstream._cli.program import program
 from patience import WAIT
 
 ALL = commands(get_command(program()))

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream.cli.installing import jsonc, toml_tables, yaml_blocks
-from millstream.cli.installing.broken import Broken
+from millstream._cli.installing import jsonc, toml_tables, yaml_blocks
+from millstream._cli.installing.broken import Broken
 
 ENTRY = {"command": "run", "args": ["a b", 'c"d']}
 VSCODE = """\

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import pytest
 import typer
 
-from millstream.agent.events import Returned
-from millstream.cli.chatting.screen import JsonScreen
-from millstream.cli.commands.chat import _print
-from millstream.cli.connecting import _fill_in, ended
-from millstream.cli.showing import print_json
-from millstream.client.errors import Failure
-from millstream.client.questions import Question
+from millstream._cli.chatting.screen import JsonScreen
+from millstream._cli.commands.chat import _print
+from millstream._cli.connecting import _fill_in, ended
+from millstream._cli.showing import print_json
+from millstream.agent._events import Returned
+from millstream.client._errors import Failure
+from millstream.client._questions import Question
 
 BAD = "\x1b]52;c;cm0=\x07\x9b31m\u202e"
 

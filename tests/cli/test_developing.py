@@ -13,7 +13,7 @@ from patience import WAIT
 from processes import free_port
 
 pytestmark = pytest.mark.server
-START = (sys.executable, "-c", "from millstream.cli import main; main()")
+START = (sys.executable, "-c", "from millstream._cli import main; main()")
 FILE = """
 from millstream import Server
 

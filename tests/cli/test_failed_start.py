@@ -12,7 +12,7 @@ from test_structure import sources
 
 pytestmark = pytest.mark.server
 
-COMMAND = [sys.executable, "-c", "from millstream.cli import main; main()", "run"]
+COMMAND = [sys.executable, "-c", "from millstream._cli import main; main()", "run"]
 LIFESPAN = """
 from contextlib import asynccontextmanager
 from millstream import Server

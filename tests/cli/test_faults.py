@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from client.certificates import self_signed
 from client.rude import Asked, Behave, discovering, rude
-from millstream.cli.program import program
-from millstream.client import opening
+from millstream._cli.program import program
+from millstream.client import _opening as opening
 from patience import WAIT
 from processes import free_port
 

@@ -15,13 +15,13 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from millstream.app.serving.errors import CommandError
-from millstream.cli.commands import install as command
-from millstream.cli.installing import launch
-from millstream.cli.installing.applications import APPLICATIONS, System
-from millstream.cli.program import program
-from millstream.client.targets import find
-from millstream.client.transports.stdio import Command
+from millstream._app.serving.errors import CommandError
+from millstream._cli.commands import install as command
+from millstream._cli.installing import launch
+from millstream._cli.installing.applications import APPLICATIONS, System
+from millstream._cli.program import program
+from millstream.client._targets import find
+from millstream.client._transports.stdio import Command
 
 SHOP = Path(__file__).resolve().parents[1] / "client" / "shop.py"
 PROGRAM = str(Path(sys.executable).with_name("millstream"))
@@ -112,7 +112,7 @@ def written(key: str, text: str) -> Any:
 
 
 def command_value(text: str) -> Any:
-    from millstream.cli.installing import jsonc  # noqa: PLC0415 - what the applications read, comments aside
+    from millstream._cli.installing import jsonc  # noqa: PLC0415 - what the applications read, comments aside
 
     return jsonc.read(text).value
 
@@ -239,7 +239,7 @@ def test_modes_and_links_stay(home: Path) -> None:
 
 def test_a_file_that_changes_while_a_person_decides_is_not_written(home: Path) -> None:
     """Applications write their files, too."""
-    from millstream.cli.installing.change import prepare, write  # noqa: PLC0415 - only here is it done by hand
+    from millstream._cli.installing.change import prepare, write  # noqa: PLC0415 - only here is it done by hand
 
     path = home / "mcp.json"
     change = prepare(path, "json", ("servers", "x"), lambda old: {})

@@ -8,7 +8,7 @@ import pytest
 
 from app_peer import ask
 from millstream import Server
-from millstream.cli import main
+from millstream._cli import main
 
 BAD = {"others may read it": ("0" * 43, 0o644), "too short": ("short", 0o600), "empty": ("", 0o600)}
 
@@ -36,7 +36,7 @@ def test_a_key_file_that_must_not_be_used_stops_the_start_with_what_to_do(
 ) -> None:
     """A fixed defect: the server started, said that it was ready, and answered every `initialize` with a 500."""
     (folder / "shop.py").write_text('from millstream import Server\nmcp = Server("shop")\n')
-    monkeypatch.setattr("millstream.app.serving.uvicorn_server._Uvicorn.run", lambda *_, **__: None)
+    monkeypatch.setattr("millstream._app.serving.uvicorn_server._Uvicorn.run", lambda *_, **__: None)
     monkeypatch.setattr("sys.argv", ["millstream", "run", "shop.py", "--transport", transport, "--port", "0"])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from millstream.app.serving.leaving import LINGER, Dismissal, Leaving
+from millstream._app.serving.leaving import LINGER, Dismissal, Leaving
 from patience import WAIT
 from processes import free_port, millstream
 from workers_world import PROGRAM, Client, call, refused, started, until_async

@@ -8,8 +8,8 @@ from pathlib import Path
 import fastapi  # noqa: F401  `folder` puts back sys.modules, and what it needs cannot be imported twice
 import pytest
 
-from millstream.app.serving.errors import CommandError, report
-from millstream.cli.load import load, split_target
+from millstream._app.serving.errors import CommandError, report
+from millstream._cli.load import load, split_target
 from patience import WAIT
 
 ONE = 'from millstream import Server\nshop = Server("shop")\n'

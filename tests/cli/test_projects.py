@@ -17,11 +17,11 @@ import pytest
 from typer.testing import CliRunner
 
 from millstream import Client
-from millstream.app.serving.errors import CommandError
-from millstream.cli.commands import dev as dev_command
-from millstream.cli.program import program
-from millstream.cli.uv import without_packages
-from millstream.client.errors import ClientError
+from millstream._app.serving.errors import CommandError
+from millstream._cli.commands import dev as dev_command
+from millstream._cli.program import program
+from millstream._cli.uv import without_packages
+from millstream.client._errors import ClientError
 from patience import WAIT
 from processes import free_port, wait_for_port
 

@@ -16,11 +16,11 @@ from cli.test_faults import run
 from client.rude import DONE, discovering, greeting, rude
 from client.test_param_headers import behave
 from millstream import Client
-from millstream.app.serving.errors import CommandError
-from millstream.cli.program import program
-from millstream.cli.recording.acting import Actor
-from millstream.cli.recording.transcript import Writer, exchanges, load
-from millstream.client.errors import ConnectionLost, Failure
+from millstream._app.serving.errors import CommandError
+from millstream._cli.program import program
+from millstream._cli.recording.acting import Actor
+from millstream._cli.recording.transcript import Writer, exchanges, load
+from millstream.client._errors import ConnectionLost, Failure
 from processes import ROOT, Shared, millstream, shared
 
 SHOP = str(ROOT / "tests" / "client" / "shop.py")

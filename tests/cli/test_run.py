@@ -18,17 +18,17 @@ from typing import Any
 import pytest
 
 from millstream import Server, Settings
-from millstream.app.serving.errors import CommandError
-from millstream.app.serving.listening import listen
-from millstream.app.serving.over_http import run_program
-from millstream.cli import main
-from millstream.cli.stdio import plain_stdio
+from millstream._app.serving.errors import CommandError
+from millstream._app.serving.listening import listen
+from millstream._app.serving.over_http import run_program
+from millstream._cli import main
+from millstream._cli.stdio import plain_stdio
 from patience import WAIT
 from processes import ROOT, free_port, millstream, serving
 
 pytestmark = pytest.mark.server
 
-COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()"]
 CALL = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "greet", "arguments": {"name": "Ann"}}}
 INITIALIZE = {
     "jsonrpc": "2.0",
@@ -286,7 +286,7 @@ def test_an_interrupt_before_serving_ends_quietly(monkeypatch: pytest.MonkeyPatc
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("millstream.cli.serve_stdio", interrupted)
+    monkeypatch.setattr("millstream._cli.serve_stdio", interrupted)
     monkeypatch.setattr(sys, "argv", ["millstream", "run", "x.py", "--transport", "stdio"])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -297,9 +297,9 @@ def test_options_that_are_not_given_change_nothing(monkeypatch: pytest.MonkeyPat
     """The server's own settings stand unless an option says otherwise."""
     served: list[Server] = []
     monkeypatch.setattr(
-        "millstream.cli.commands.run.serve_with_panel", lambda server, host, port, **_: served.append(server)
+        "millstream._cli.commands.run.serve_with_panel", lambda server, host, port, **_: served.append(server)
     )
-    monkeypatch.setattr("millstream.telemetry.logs.configure", lambda level, beside: None)
+    monkeypatch.setattr("millstream._telemetry.logs.configure", lambda level, beside: None)
     for options in ((), ("--no-sessions", "--json", "--path", "tools/", "--log-level", "error", "--serve", "metrics")):
         monkeypatch.setattr(sys, "argv", ["millstream", "run", str(ROOT / "examples" / "greet.py"), *options])
         with pytest.raises(SystemExit):

@@ -73,7 +73,7 @@ async def interrupts_later() -> str:
     raise KeyboardInterrupt
 """
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-COMMAND = [sys.executable, "-c", "from millstream.cli import main; main()", "run"]
+COMMAND = [sys.executable, "-c", "from millstream._cli import main; main()", "run"]
 
 
 @pytest.fixture

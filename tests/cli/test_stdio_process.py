@@ -73,7 +73,7 @@ def noisy(tmp_path: Path) -> Path:
 
 def run(file: Path, given: bytes, **settings: str) -> subprocess.CompletedProcess[bytes]:
     """`millstream run FILE --transport stdio`, to its end."""
-    command = [sys.executable, "-c", "from millstream.cli import main; main()"]
+    command = [sys.executable, "-c", "from millstream._cli import main; main()"]
     return subprocess.run(
         [*command, "run", str(file), "--transport", "stdio"],
         input=given, capture_output=True, timeout=WAIT, check=False, env={**os.environ, **settings},

@@ -6,7 +6,7 @@ import pytest
 import uvicorn
 
 from millstream import Server, Settings
-from millstream.app.serving import uvicorn_server
+from millstream._app.serving import uvicorn_server
 
 
 @pytest.mark.parametrize("drain", [0.5, 30.0])

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-import millstream.cli.commands.run  # noqa: F401  `folder` puts back sys.modules, and what `main` imports is not to be imported twice
-from millstream.app.serving.errors import CommandError
-from millstream.cli import main
-from millstream.cli.load import load
+import millstream._cli.commands.run  # noqa: F401  `folder` puts back sys.modules, and what `main` imports is not to be imported twice
+from millstream._app.serving.errors import CommandError
+from millstream._cli import main
+from millstream._cli.load import load
 
 SHOP = 'from millstream import Server\nmcp = Server("shop")\n'
 

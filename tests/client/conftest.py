@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from millstream.client import opening
+from millstream.client import _opening as opening
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,12 @@ import pytest
 
 from client.shop import mcp
 from millstream import Client, Context, Server
-from millstream.client.blocking import BlockingClient
-from millstream.client.errors import BadAnswer, ClientError, Failure, TargetError, ToolFailed, Unsupported
-from millstream.client.incoming import Change, LogMessage, Notification
-from millstream.client.options import Options
-from millstream.client.questions import Question
-from millstream.protocol.revisions import BY_DATE
+from millstream._protocol.revisions import BY_DATE
+from millstream.client._blocking import BlockingClient
+from millstream.client._errors import BadAnswer, ClientError, Failure, TargetError, ToolFailed, Unsupported
+from millstream.client._incoming import Change, LogMessage, Notification
+from millstream.client._options import Options
+from millstream.client._questions import Question
 from patience import WAIT
 
 HANDSHAKE = "2025-11-25"

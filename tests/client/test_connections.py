@@ -12,7 +12,7 @@ import pytest
 from client.certificates import self_signed
 from client.rude import DONE, GREETING, OFFER, Asked, assert_readable, discovering, fails, greeting, read_request, rude
 from millstream import Client
-from millstream.client.errors import (
+from millstream.client._errors import (
     AccessDenied,
     BadAnswer,
     ConnectFailed,
@@ -21,7 +21,7 @@ from millstream.client.errors import (
     TlsFailed,
     UnknownVersion,
 )
-from millstream.client.options import Options
+from millstream.client._options import Options
 from patience import WAIT
 from processes import free_port
 

@@ -10,7 +10,7 @@ import pytest
 
 from client.rude import DONE, Asked, assert_readable, discovering, fails, greeting, rude
 from millstream import Client
-from millstream.client.errors import (
+from millstream.client._errors import (
     BadAnswer,
     ConnectionLost,
     Failure,
@@ -19,7 +19,7 @@ from millstream.client.errors import (
     NotMcp,
     TooLarge,
 )
-from millstream.client.options import Options
+from millstream.client._options import Options
 from patience import WAIT
 
 NEVER = 0.05

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from millstream import Client
-from millstream.client.questions import Question
+from millstream.client._questions import Question
 from patience import WAIT
 from processes import NODE, ROOT, Shared, shared
 

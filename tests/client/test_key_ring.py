@@ -14,9 +14,9 @@ from keyring.backend import KeyringBackend
 from keyring.backends.fail import Keyring as NoKeyring
 from keyring.errors import KeyringLocked
 
-from millstream.client.oauth.keeping import default_store
-from millstream.client.oauth.keyring_store import KeyringStore
-from millstream.client.oauth.store import FileStore, Kept, Registration, Tokens
+from millstream.client._oauth.keeping import default_store
+from millstream.client._oauth.keyring_store import KeyringStore
+from millstream.client._oauth.store import FileStore, Kept, Registration, Tokens
 
 
 class InMemory(KeyringBackend):
@@ -97,7 +97,7 @@ def test_what_cannot_be_read_counts_as_none(ring: InMemory) -> None:
 def test_without_the_extra_there_is_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """`keyring` is optional."""
     monkeypatch.setitem(sys.modules, "keyring", None)
-    monkeypatch.delitem(sys.modules, "millstream.client.oauth.keyring_store", raising=False)
+    monkeypatch.delitem(sys.modules, "millstream.client._oauth.keyring_store", raising=False)
     assert isinstance(default_store(), FileStore)
 
 

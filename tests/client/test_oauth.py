@@ -14,14 +14,14 @@ import pytest
 
 from client.rude import DONE, Asked, discovering, rude
 from millstream import Client
-from millstream.client.errors import AccessDenied
-from millstream.client.http.url import parse
-from millstream.client.oauth.discovery import Issuer, challenge_parameters
-from millstream.client.oauth.fetching import checked, fetch
-from millstream.client.oauth.flow import OAuth, code_of, method_of
-from millstream.client.oauth.person import Loopback, answer_of
-from millstream.client.oauth.store import FileStore, Kept, MemoryStore, Registration, Tokens
-from millstream.client.options import Options
+from millstream.client._errors import AccessDenied
+from millstream.client._http.url import parse
+from millstream.client._oauth.discovery import Issuer, challenge_parameters
+from millstream.client._oauth.fetching import checked, fetch
+from millstream.client._oauth.flow import OAuth, code_of, method_of
+from millstream.client._oauth.person import Loopback, answer_of
+from millstream.client._oauth.store import FileStore, Kept, MemoryStore, Registration, Tokens
+from millstream.client._options import Options
 from patience import WAIT
 
 ISSUER = Issuer(issuer="https://as.example", authorization_response_iss_parameter_supported=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from millstream import Client
-from millstream.client.errors import BadAnswer, ClientError, ConnectionLost, NoAnswer, TargetError, TooLarge
-from millstream.client.options import Options
+from millstream.client._errors import BadAnswer, ClientError, ConnectionLost, NoAnswer, TargetError, TooLarge
+from millstream.client._options import Options
 from patience import WAIT
 
 pytestmark = pytest.mark.server

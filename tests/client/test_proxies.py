@@ -15,10 +15,10 @@ import pytest
 from client.certificates import self_signed
 from client.rude import DONE, OFFER, Asked, assert_readable, discovering, read_request, rude
 from millstream import Client
-from millstream.client.errors import ClientError, ConnectFailed, TargetError
-from millstream.client.http.proxy import proxy_for
-from millstream.client.http.url import parse
-from millstream.client.options import Options
+from millstream.client._errors import ClientError, ConnectFailed, TargetError
+from millstream.client._http.proxy import proxy_for
+from millstream.client._http.url import parse
+from millstream.client._options import Options
 from processes import free_port
 
 HERE = "http://proxy.example:3128"

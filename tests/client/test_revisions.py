@@ -3,7 +3,7 @@
 import pytest
 
 from client.walk import FILE, shop, walk
-from millstream.protocol.revisions import BY_DATE
+from millstream._protocol.revisions import BY_DATE
 
 
 @pytest.mark.parametrize("revision", [None, *BY_DATE])

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from millstream import Server
-from millstream.client.errors import TargetError
-from millstream.client.http.endpoint import check_headers
-from millstream.client.http.url import parse
-from millstream.client.targets import Place, Remote, find
-from millstream.client.transports.stdio import Command
+from millstream.client._errors import TargetError
+from millstream.client._http.endpoint import check_headers
+from millstream.client._http.url import parse
+from millstream.client._targets import Place, Remote, find
+from millstream.client._transports.stdio import Command
 
 
 def place(target: Any) -> Place:

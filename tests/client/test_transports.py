@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from client.walk import FILE, walk
-from millstream.protocol.revisions import BY_DATE
+from millstream._protocol.revisions import BY_DATE
 from processes import Shared, millstream, shared
 
 pytestmark = pytest.mark.server

@@ -11,8 +11,8 @@ import pytest
 
 from client.rude import DONE, Asked, discovering, greeting, rude
 from millstream import Client
-from millstream.client.errors import BadAnswer, ConnectionLost, Failure
-from millstream.client.incoming import Change
+from millstream.client._errors import BadAnswer, ConnectionLost, Failure
+from millstream.client._incoming import Change
 from patience import WAIT
 
 KEY = "io.modelcontextprotocol/subscriptionId"

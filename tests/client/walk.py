@@ -9,12 +9,12 @@ import pytest
 
 from client import shop
 from millstream import Client
-from millstream.client.errors import Failure
-from millstream.client.incoming import Change
-from millstream.client.questions import Question
-from millstream.client.targets import Target
-from millstream.protocol.questions import CreateMessageRequestParams
-from millstream.protocol.revisions import BY_DATE
+from millstream._protocol.questions import CreateMessageRequestParams
+from millstream._protocol.revisions import BY_DATE
+from millstream.client._errors import Failure
+from millstream.client._incoming import Change
+from millstream.client._questions import Question
+from millstream.client._targets import Target
 from patience import WAIT
 
 FILE = Path(__file__).with_name("shop.py")

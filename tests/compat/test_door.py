@@ -12,7 +12,8 @@ import pytest
 from pydantic import BaseModel, Field
 from starlette.responses import PlainTextResponse
 
-from millstream.client.errors import Failure
+from millstream._transports.memory import MemoryPipe
+from millstream.client._errors import Failure
 from millstream.compat import types
 from millstream.compat.fastmcp import (
     AcceptedElicitation,
@@ -28,9 +29,8 @@ from millstream.compat.fastmcp import (
     UserMessage,
     standalone,
 )
-from millstream.compat.fastmcp.resources import ResourceContent
+from millstream.compat.fastmcp._resources import ResourceContent
 from millstream.testing import connect
-from millstream.transports.memory import MemoryPipe
 
 HANDSHAKE = "2025-11-25"
 REVISIONS = ["2024-11-05", HANDSHAKE, "2026-07-28"]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from millstream.client.errors import Failure
+from millstream.client._errors import Failure
 from millstream.compat.fastmcp import Middleware, ToolError, standalone
 from millstream.testing import connect
 

@@ -12,10 +12,10 @@ from auth.issuing.test_official_client import BACK, Program, text
 from compat.test_programs import ported, started
 from issuing_world import VERIFIER, challenge
 from millstream import Client
-from millstream.client.oauth.fetching import fetch
-from millstream.client.oauth.flow import OAuth
-from millstream.client.oauth.store import MemoryStore
-from millstream.client.options import Options
+from millstream.client._oauth.fetching import fetch
+from millstream.client._oauth.flow import OAuth
+from millstream.client._oauth.store import MemoryStore
+from millstream.client._options import Options
 from millstream.compat.fastmcp import AuthSettings, FastMCP, OAuthAuthorizationServerProvider
 from patience import WAIT
 

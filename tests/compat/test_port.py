@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from millstream.cli.program import program
-from millstream.compat.porting import differences
-from millstream.compat.porting.rewriting import rewritten
-from millstream.compat.porting.survey import Use, survey
+from millstream._cli.program import program
+from millstream.compat._porting import differences
+from millstream.compat._porting.rewriting import rewritten
+from millstream.compat._porting.survey import Use, survey
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "compat.md"
 PROGRAM = """\

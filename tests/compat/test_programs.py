@@ -11,9 +11,9 @@ import httpx2
 import pytest
 
 from millstream import Client
-from millstream.client.errors import ClientError
-from millstream.compat.porting.rewriting import rewritten
-from millstream.compat.porting.survey import survey
+from millstream.client._errors import ClientError
+from millstream.compat._porting.rewriting import rewritten
+from millstream.compat._porting.survey import survey
 from patience import WAIT
 from processes import free_port, millstream, wait_for_port
 

@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from millstream import Client
-from millstream.client.oauth.fetching import fetch
-from millstream.client.oauth.flow import OAuth
-from millstream.client.oauth.store import MemoryStore
-from millstream.client.options import Options
-from millstream.client.questions import Question
+from millstream.client._oauth.fetching import fetch
+from millstream.client._oauth.flow import OAuth
+from millstream.client._oauth.store import MemoryStore
+from millstream.client._options import Options
+from millstream.client._questions import Question
 
 
 def fill_in(question: Question) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from conformance.official import FOLDER, SUITE
-from millstream.protocol.revisions import BY_DATE
+from millstream._protocol.revisions import BY_DATE
 from patience import WAIT
 from processes import NODE
 

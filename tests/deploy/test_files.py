@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import yaml
 
-from millstream.config import PREFIX, Settings
+from millstream._config import PREFIX, Settings
 from processes import ROOT
 
 DEPLOY = ROOT / "deploy"

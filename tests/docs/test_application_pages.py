@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from docs_world import shown
-from millstream.cli.commands.install import place_of
-from millstream.cli.installing.applications import APPLICATIONS, System
+from millstream._cli.commands.install import place_of
+from millstream._cli.installing.applications import APPLICATIONS, System
 from patience import WAIT
 from processes import ROOT
 

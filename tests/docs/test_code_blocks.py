@@ -88,7 +88,7 @@ NOT_RUN = {
         (
             "sudo python3 -m venv /opt/millstream",
             "sudo /opt/millstream/bin/pip install millstream",
-            "sudo install -D shop.py /srv/millstream/server.py",
+            "sudo install -D shop.py /srv/millstream/_server.py",
             "sudo cp deploy/systemd/millstream.socket deploy/systemd/millstream.service /etc/systemd/system/",
             "sudo systemctl enable --now millstream.socket millstream.service",
             "sudo systemctl reload millstream",

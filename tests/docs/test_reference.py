@@ -8,29 +8,29 @@ import pytest
 from typer.main import get_command
 
 from millstream import Client, Context, Server
-from millstream.app.routes import Routes
-from millstream.cli.program import program
-from millstream.client import errors
-from millstream.client.options import Options
-from millstream.config import Settings
-from millstream.http.lane.guarded import MAX_FRAMING, MAX_PIPELINE
-from millstream.http.problems import KINDS
+from millstream._app.routes import Routes
+from millstream._cli.program import program
+from millstream._config import Settings
+from millstream._http.lane.guarded import MAX_FRAMING, MAX_PIPELINE
+from millstream._http.problems import KINDS
+from millstream._protocol.depth import MAX_CONTAINERS, MAX_MEMBERS
+from millstream._protocol.handshake import MAX_DISPLAYED
+from millstream._protocol.jsonrpc import MAX_ID
+from millstream._protocol.metadata import MAX_CAPABILITIES
+from millstream._protocol.seal import MAX_TOKEN
+from millstream._server.calls.sessions import MAX_RECORD
+from millstream._server.features import finding
+from millstream._server.functions import reading
+from millstream._server.functions.pydantic_types import MAX_PROBLEMS
+from millstream._server.functions.schema_check import MAX_BACKTRACKS
+from millstream._server.handlers import completion
+from millstream._server.handlers.listen import MAX_URI_BYTES
+from millstream._server.load import LIGHT
+from millstream._telemetry.metrics import MAX_SERIES
+from millstream._transports.websocket.dialect import Dialect
+from millstream.client import _errors as errors
+from millstream.client._options import Options
 from millstream.hub import Hub
-from millstream.protocol.depth import MAX_CONTAINERS, MAX_MEMBERS
-from millstream.protocol.handshake import MAX_DISPLAYED
-from millstream.protocol.jsonrpc import MAX_ID
-from millstream.protocol.metadata import MAX_CAPABILITIES
-from millstream.protocol.seal import MAX_TOKEN
-from millstream.server.calls.sessions import MAX_RECORD
-from millstream.server.features import finding
-from millstream.server.functions import reading
-from millstream.server.functions.pydantic_types import MAX_PROBLEMS
-from millstream.server.functions.schema_check import MAX_BACKTRACKS
-from millstream.server.handlers import completion
-from millstream.server.handlers.listen import MAX_URI_BYTES
-from millstream.server.load import LIGHT
-from millstream.telemetry.metrics import MAX_SERIES
-from millstream.transports.websocket.dialect import Dialect
 from scripts.docs import ROOT
 
 REFERENCE = ROOT / "docs" / "reference"

@@ -13,8 +13,8 @@ from jsonschema import Draft202012Validator
 from pydantic import HttpUrl, SecretStr
 
 from examples import argument_types
-from millstream.server.functions.plan import Plan, plan
-from millstream.server.functions.reading import ArgumentError, read_arguments
+from millstream._server.functions.plan import Plan, plan
+from millstream._server.functions.reading import ArgumentError, read_arguments
 from millstream.testing import connect
 from scripts.docs import ROOT
 

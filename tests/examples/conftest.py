@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from millstream import Server
-from millstream.protocol.revisions import ALL
-from millstream.transports.memory import MemoryPipe
+from millstream._protocol.revisions import ALL
+from millstream._transports.memory import MemoryPipe
 from patience import WAIT
 
 CAPABILITIES: dict[str, Any] = {"sampling": {}, "elicitation": {}, "roots": {}}

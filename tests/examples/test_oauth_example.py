@@ -13,7 +13,7 @@ from processes import ROOT, free_port, serving
 pytestmark = pytest.mark.server
 
 OAUTH = ROOT / "examples" / "oauth"
-MILLSTREAM = [sys.executable, "-c", "from millstream.cli import main; main()"]
+MILLSTREAM = [sys.executable, "-c", "from millstream._cli import main; main()"]
 
 
 def test_a_client_signs_in_and_asks_for_more_when_a_tool_needs_it(tmp_path: Path) -> None:

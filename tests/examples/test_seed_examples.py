@@ -13,8 +13,8 @@ import yaml
 
 from agent_world import KEY, ScriptedModel, calls, repeats
 from millstream import Client
-from millstream.agent.configuration import read_lines
-from millstream.client.errors import AccessDenied
+from millstream.agent._configuration import read_lines
+from millstream.client._errors import AccessDenied
 from patience import WAIT
 from processes import ROOT, free_port, serving, uvicorn
 

@@ -16,32 +16,32 @@ from httptools import HttpParserError
 
 from issuer_world import AUDIENCE, ISSUER, key_set, token
 from millstream import auth
-from millstream.client.errors import ClientError
-from millstream.client.http.connection import HttpConnection
-from millstream.client.http.url import parse as parse_url
-from millstream.client.oauth.discovery import challenge_parameters
-from millstream.client.oauth.person import answer_of
-from millstream.http.hosts import HostPolicy, parse_authority
-from millstream.http.media import accepted
-from millstream.http.message import query_values
-from millstream.limits.gcra import Rate, neighborhood
-from millstream.limits.quota import CalendarQuota
-from millstream.protocol import jsonrpc, session_token, sse
-from millstream.protocol.admission import admit_per_request, check_handshake_header, is_per_request, target_name
-from millstream.protocol.depth import overgrown
-from millstream.protocol.errors import LocalError, ProtocolError
-from millstream.protocol.json_schema import check_schema
-from millstream.protocol.lines import LineSplitter
-from millstream.protocol.param_headers import decode_name, decode_value
-from millstream.protocol.principal import Principal
-from millstream.protocol.revisions import ALL
-from millstream.protocol.rounds import open_state
-from millstream.protocol.seal import KeyRing
-from millstream.protocol.session_token import SessionToken
-from millstream.protocol.uri_template import UriTemplate
-from millstream.stores.base import read_offset
-from millstream.stores.local import wire
-from millstream.telemetry.logs import JsonLines
+from millstream._http.hosts import HostPolicy, parse_authority
+from millstream._http.media import accepted
+from millstream._http.message import query_values
+from millstream._limits.gcra import Rate, neighborhood
+from millstream._limits.quota import CalendarQuota
+from millstream._protocol import jsonrpc, session_token, sse
+from millstream._protocol.admission import admit_per_request, check_handshake_header, is_per_request, target_name
+from millstream._protocol.depth import overgrown
+from millstream._protocol.errors import LocalError, ProtocolError
+from millstream._protocol.json_schema import check_schema
+from millstream._protocol.lines import LineSplitter
+from millstream._protocol.param_headers import decode_name, decode_value
+from millstream._protocol.principal import Principal
+from millstream._protocol.revisions import ALL
+from millstream._protocol.rounds import open_state
+from millstream._protocol.seal import KeyRing
+from millstream._protocol.session_token import SessionToken
+from millstream._protocol.uri_template import UriTemplate
+from millstream._stores.base import read_offset
+from millstream._stores.local import wire
+from millstream._telemetry.logs import JsonLines
+from millstream.client._errors import ClientError
+from millstream.client._http.connection import HttpConnection
+from millstream.client._http.url import parse as parse_url
+from millstream.client._oauth.discovery import challenge_parameters
+from millstream.client._oauth.person import answer_of
 
 Target = Callable[[bytes], None]
 NOW = 1_800_000_000.0

@@ -12,10 +12,10 @@ from uvicorn.server import ServerState
 
 from bad_input.shop import make_shop
 from fuzz.parsers import Target, pieces
-from millstream.app.serving.entry import prepare
-from millstream.http.lane import load_lane
-from millstream.http.websocket.uvicorn import WebSocketProtocol
-from millstream.transports.memory import MemoryPipe
+from millstream._app.serving.entry import prepare
+from millstream._http.lane import load_lane
+from millstream._http.websocket.uvicorn import WebSocketProtocol
+from millstream._transports.memory import MemoryPipe
 from patience import WAIT
 from wire import KeptTransport
 

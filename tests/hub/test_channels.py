@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millstream.hub import InvalidName
-from millstream.hub.channels import check_channel, check_client_id, check_name, check_pattern, is_pattern, matches
+from millstream.hub._channels import check_channel, check_client_id, check_name, check_pattern, is_pattern, matches
 
 REACHED = [
     ("orders", "orders"),

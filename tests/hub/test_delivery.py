@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from hub_parts import Outlet, encode_line, listen, receive, running, turns
+from millstream._stores.base import Entry
+from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Event, Forbidden, InvalidName, TooLarge, TooMany
-from millstream.hub.journal import JOURNAL
-from millstream.stores.base import Entry
-from millstream.stores.memory.store import MemoryStore
+from millstream.hub._journal import JOURNAL
 
 
 async def test_text_is_sent_as_it_is_and_anything_else_as_json() -> None:

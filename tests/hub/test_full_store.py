@@ -1,7 +1,7 @@
 """The hub on a store that is full: the oldest goes, and what is acknowledged is heard."""
 
 from hub_parts import Clock, listen, receive, running
-from millstream.stores.memory.store import MemoryStore
+from millstream._stores.memory.store import MemoryStore
 
 ROOM = 64_000
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, receive, running, turns
+from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, HubLimits, InvalidName
-from millstream.stores.memory.store import MemoryStore
 
 
 async def test_messages_wait_for_a_client_that_is_away_and_come_in_order() -> None:

@@ -4,8 +4,8 @@ import asyncio
 import json
 
 from hub_parts import Clock, DistantStore, Outlet, beside, encode_line, listen, running, turns
+from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, HubLimits, Member
-from millstream.stores.memory.store import MemoryStore
 
 
 async def names(hub: Hub, channel: str = "chat") -> list[str]:

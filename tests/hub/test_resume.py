@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, running, turns
+from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Event, Hub
-from millstream.hub.event import parse_position, position_id, unpack
-from millstream.stores.memory.store import MemoryStore
+from millstream.hub._event import parse_position, position_id, unpack
 
 PAD = "x" * 1000
 
@@ -329,7 +329,7 @@ async def test_a_small_request_does_not_make_the_hub_decode_its_whole_journal(
 
     async with running(MemoryStore(epoch="here"), journal=4000, history=100) as hub:
         await publish(hub, *map(str, range(4000)))
-        monkeypatch.setattr("millstream.hub.journal.unpack", counted)
+        monkeypatch.setattr("millstream.hub._journal.unpack", counted)
         outlet = await listen(hub, *channels, **options)
         assert decoded <= most
         assert len(outlet.data) <= 2000

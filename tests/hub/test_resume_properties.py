@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from hub_parts import Clock, Outlet, encode_line
+from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, HubLimits
-from millstream.hub.channels import matches
-from millstream.stores.memory.store import MemoryStore
+from millstream.hub._channels import matches
 
 
 class Reconnects(RuleBasedStateMachine):

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from hub_parts import Outlet, encode_line, running, turns
+from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, Subscription
-from millstream.stores.memory.store import MemoryStore
 
 
 async def add(hub: Hub, outlet: Outlet, channel: str, **options: Any) -> Subscription:

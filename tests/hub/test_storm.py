@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from hub_parts import DistantStore, Outlet, encode_line, listen, running
+from millstream._stores.base import Entry, Gap, Position
+from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub
-from millstream.hub.event import position_id
-from millstream.hub.shared_reads import SharedReads
-from millstream.stores.base import Entry, Gap, Position
-from millstream.stores.memory.store import MemoryStore
+from millstream.hub._event import position_id
+from millstream.hub._shared_reads import SharedReads
 
 
 class CountedStore(DistantStore):

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from millstream import Context, Server
-from millstream.transports.hub_routes import HubRoutes
+from millstream._transports.hub_routes import HubRoutes
 from patience import WAIT
 
 LARGE = 400_000

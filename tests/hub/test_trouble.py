@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, receive, running, turns
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import PAGE_BYTES, Gap
+from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Event
-from millstream.hub.event import Record
-from millstream.protocol.errors import LocalError
-from millstream.stores.base import PAGE_BYTES, Gap
-from millstream.stores.memory.store import MemoryStore
+from millstream.hub._event import Record
 from patience import WAIT
 
 
@@ -53,7 +53,7 @@ async def test_reading_goes_on_when_the_store_is_back(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A task of the hub outlives its store."""
-    monkeypatch.setattr("millstream.stores.follow.PAUSE", 0)
+    monkeypatch.setattr("millstream._stores.follow.PAUSE", 0)
     memory = MemoryStore()
     store, log = unreliable("log", memory)
     async with running(store) as hub, running(memory) as other:
@@ -169,9 +169,9 @@ async def test_an_epoch_that_changes_while_somebody_catches_up_is_told() -> None
 
 async def test_the_journal_can_be_walked_while_its_oldest_entries_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking for a publisher's id takes several reads."""
-    monkeypatch.setattr("millstream.hub.journal._PAGE", 2)
-    monkeypatch.setattr("millstream.hub.shared_reads.PAGE", 2)
-    monkeypatch.setattr("millstream.hub.journal._RECENT", 1)
+    monkeypatch.setattr("millstream.hub._journal._PAGE", 2)
+    monkeypatch.setattr("millstream.hub._shared_reads.PAGE", 2)
+    monkeypatch.setattr("millstream.hub._journal._RECENT", 1)
     store = MemoryStore()
     async with running(store, journal=6) as hub:
         for number in range(6):
@@ -216,7 +216,7 @@ async def test_a_kind_of_outlet_that_has_no_word_for_something_is_written_nothin
 
 async def test_more_channels_than_plans_are_remembered_are_served_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans are a memo with a bound."""
-    monkeypatch.setattr("millstream.hub.audience._PLANS", 2)
+    monkeypatch.setattr("millstream.hub._audience._PLANS", 2)
     async with running() as hub:
         outlet = await listen(hub, "*")
         for number in range(5):

@@ -3,8 +3,8 @@
 import pytest
 
 from hub_parts import Clock, listen, receive, running, turns
+from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, HubLimits
-from millstream.stores.memory.store import MemoryStore
 
 SMALL = 20_000
 """Bytes of a log that a few events fill."""

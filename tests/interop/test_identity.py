@@ -14,16 +14,16 @@ from auth_world import guarded, make_server
 from identity_world import Identity, Visitor, identity, led_to, sign_in_at
 from issuing_world import BACK, URL, Browser, Desk, Reply
 from millstream import Client, Server, auth
-from millstream.auth.claims import Rules
-from millstream.auth.discovery import Discovery
-from millstream.auth.issuing.upstreams import KNOWN
-from millstream.auth.jose import ASYMMETRIC
-from millstream.auth.key_sets import FetchedKeys
-from millstream.auth.tokens import TokenMethod
-from millstream.client.errors import AccessDenied
-from millstream.client.oauth.flow import OAuth
-from millstream.client.oauth.store import MemoryStore
-from millstream.client.options import Options
+from millstream.auth._claims import Rules
+from millstream.auth._discovery import Discovery
+from millstream.auth._issuing.upstreams import KNOWN
+from millstream.auth._jose import ASYMMETRIC
+from millstream.auth._key_sets import FetchedKeys
+from millstream.auth._tokens import TokenMethod
+from millstream.client._errors import AccessDenied
+from millstream.client._oauth.flow import OAuth
+from millstream.client._oauth.store import MemoryStore
+from millstream.client._options import Options
 from processes import ROOT, free_port
 from store_parts import BACKINGS
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from millstream import Audio, Context, EmbeddedResource, Field, Image, ResourceLink, Server, ToolError, ToolResult
-from millstream.protocol.content import Content
+from millstream._protocol.content import Content
 
 mcp = Server(
     "crowded مخزن",

@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from millstream.web.pages import asset
+from millstream._web.pages import asset
 from pages_world import OpenPage, axe, call
 
 pytestmark = pytest.mark.server

@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 
 from issuing_world import Known
 from millstream import Server, auth
-from millstream.auth.issuing.ways import Away, Returned, SignInFailed, User
+from millstream.auth._issuing.ways import Away, Returned, SignInFailed, User
 
 
 class Elsewhere:

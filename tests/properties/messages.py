@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from millstream.protocol.revisions import ALL
+from millstream._protocol.revisions import ALL
 from strategies import json_values, texts
 from wire import META
 

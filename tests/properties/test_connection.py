@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
-from millstream.app.runtime import Runtime
-from millstream.transports.memory import MemoryPipe
+from millstream._app.runtime import Runtime
+from millstream._transports.memory import MemoryPipe
 from patience import WAIT
 from properties.messages import bodies, encoded, messages
 from wire import request

@@ -16,12 +16,12 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
-from millstream.http.asgi.sink import AsgiSink
-from millstream.http.message import Request, Response
-from millstream.transports.streamable.exact import serve_exactly
-from millstream.transports.streamable.exchange import Endpoint
-from millstream.transports.streamable.post import Streamable
-from millstream.transports.streamable.sessions import HttpSessions
+from millstream._http.asgi.sink import AsgiSink
+from millstream._http.message import Request, Response
+from millstream._transports.streamable.exact import serve_exactly
+from millstream._transports.streamable.exchange import Endpoint
+from millstream._transports.streamable.post import Streamable
+from millstream._transports.streamable.sessions import HttpSessions
 from patience import WAIT
 from properties.messages import TOOLS, calls, encoded, mostly
 from wire import LATEST_HANDSHAKE, META, PER_REQUEST, POST, enveloped, pairs, request, routing

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from bad_input.shop import make_shop
-from millstream.app.serving.entry import prepare
-from millstream.http.lane import load_lane
+from millstream._app.serving.entry import prepare
+from millstream._http.lane import load_lane
 from patience import WAIT
 from properties.messages import bodies, headers
 from strategies import bytewise, cuts

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from millstream import Context, Server, Settings
-from millstream.app.serving.entry import prepare
+from millstream._app.serving.entry import prepare
 from wire import Wire, over_asgi, pairs, request
 
 

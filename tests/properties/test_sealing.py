@@ -4,10 +4,10 @@ import msgspec
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from millstream.protocol.principal import Principal
-from millstream.protocol.rounds import binding
-from millstream.protocol.seal import KeyRing
-from millstream.protocol.session_token import SessionToken, capability_bits, decode, encode, hash_principal
+from millstream._protocol.principal import Principal
+from millstream._protocol.rounds import binding
+from millstream._protocol.seal import KeyRing
+from millstream._protocol.session_token import SessionToken, capability_bits, decode, encode, hash_principal
 from strategies import json_values, texts
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

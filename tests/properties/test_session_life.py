@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
 
 from bad_input.shop import make_shop
-from millstream.app.serving.entry import prepare
+from millstream._app.serving.entry import prepare
 from patience import WAIT
 from wire import POST, Reply, Wire, over_asgi, pairs, request
 

@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 
-from millstream.protocol.admission import (
+from millstream._protocol.admission import (
     admit_per_request,
     check_handshake_header,
     check_notification,
     is_per_request,
     target_name,
 )
-from millstream.protocol.errors import ProtocolError
-from millstream.protocol.jsonrpc import Envelope
-from millstream.protocol.metadata import declares
-from millstream.protocol.revisions import ALL, NEWEST
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.metadata import declares
+from millstream._protocol.revisions import ALL, NEWEST
 
 META = {
     "io.modelcontextprotocol/protocolVersion": NEWEST.date,

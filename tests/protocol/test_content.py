@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from millstream.protocol.content import (
+from millstream._protocol.content import (
     BLOCKS,
     Annotations,
     Audio,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream.protocol.depth import _NOT_COLONS, MAX_MEMBERS, _outside_strings, overgrown, too_many_members
+from millstream._protocol.depth import _NOT_COLONS, MAX_MEMBERS, _outside_strings, overgrown, too_many_members
 from strategies import bytewise, json_values
 
 

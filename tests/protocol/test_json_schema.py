@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from msgspec import Meta
 
-from millstream.protocol.json_schema import (
+from millstream._protocol.json_schema import (
     DIALECT,
     MAX_DEPTH,
     MAX_SCHEMAS,

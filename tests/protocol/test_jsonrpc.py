@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from millstream.protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
-from millstream.protocol.jsonrpc import (
+from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
+from millstream._protocol.jsonrpc import (
     MAX_ID,
     Envelope,
     check_text,

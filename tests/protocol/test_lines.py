@@ -1,6 +1,6 @@
 """Lines of stdio. What any cut of the bytes gives is in `properties/test_splitting.py`."""
 
-from millstream.protocol.lines import LineSplitter
+from millstream._protocol.lines import LineSplitter
 
 
 def test_a_last_line_without_an_end_counts_when_the_input_ends() -> None:

@@ -8,14 +8,14 @@ import pytest
 from msgspec import Raw, Struct
 
 from behaviour.judge import judge_of
-from millstream.protocol import messages, notifications, questions
-from millstream.protocol.content import Image, Message, ResourceContents, Text, ToolAnnotations
-from millstream.protocol.jsonrpc import PeerError, encode
-from millstream.protocol.messages import REQUESTS
-from millstream.protocol.metadata import Implementation
-from millstream.protocol.notifications import NOTIFICATIONS, cancelled_id
-from millstream.protocol.questions import QUESTIONS
-from millstream.protocol.revisions import ALL
+from millstream._protocol import messages, notifications, questions
+from millstream._protocol.content import Image, Message, ResourceContents, Text, ToolAnnotations
+from millstream._protocol.jsonrpc import PeerError, encode
+from millstream._protocol.messages import REQUESTS
+from millstream._protocol.metadata import Implementation
+from millstream._protocol.notifications import NOTIFICATIONS, cancelled_id
+from millstream._protocol.questions import QUESTIONS
+from millstream._protocol.revisions import ALL
 
 SCHEMAS = Path(__file__).resolve().parent.parent / "schemas"
 # Struct -> the definitions that it stands for, where the names differ. A dot leads to a member without a name.

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream.protocol.errors import HEADER_MISMATCH, ProtocolError
-from millstream.protocol.param_headers import (
+from millstream._protocol.errors import HEADER_MISMATCH, ProtocolError
+from millstream._protocol.param_headers import (
     ParamHeader,
     check,
     decode_name,

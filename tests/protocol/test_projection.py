@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from millstream.protocol import projection
-from millstream.protocol.content import Audio, EmbeddedResource, Image, ResourceLink, Text
-from millstream.protocol.errors import INVALID_PARAMS, MISSING_CLIENT_CAPABILITY, RESOURCE_NOT_FOUND, ProtocolError
-from millstream.protocol.revisions import ALL
+from millstream._protocol import projection
+from millstream._protocol.content import Audio, EmbeddedResource, Image, ResourceLink, Text
+from millstream._protocol.errors import INVALID_PARAMS, MISSING_CLIENT_CAPABILITY, RESOURCE_NOT_FOUND, ProtocolError
+from millstream._protocol.revisions import ALL
 
 L1, L2, L3, L4, M = ALL
 TOOL = {

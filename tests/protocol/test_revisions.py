@@ -2,8 +2,8 @@
 
 import pytest
 
-from millstream.protocol import revisions
-from millstream.protocol.revisions import ALL, BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, negotiate
+from millstream._protocol import revisions
+from millstream._protocol.revisions import ALL, BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, negotiate
 
 L1, L2, L3, L4, M = ALL
 

@@ -3,9 +3,9 @@
 import msgspec
 import pytest
 
-from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream.protocol.rounds import InputRequired, Rounds, State, binding, digest, open_state
-from millstream.protocol.seal import KeyRing
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream._protocol.rounds import InputRequired, Rounds, State, binding, digest, open_state
+from millstream._protocol.seal import KeyRing
 
 RING = KeyRing([b"k" * 32])
 NONCE = b"n" * 12

@@ -12,7 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from msgspec import Meta
 
-from millstream.protocol.json_schema import Schema, schema_of
+from millstream._protocol.json_schema import Schema, schema_of
 
 
 class Size(enum.Enum):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from millstream.protocol.errors import LocalError
-from millstream.protocol.seal import MAX_TOKEN, KeyRing
+from millstream._protocol.errors import LocalError
+from millstream._protocol.seal import MAX_TOKEN, KeyRing
 from patience import WAIT
 
 OLD, NEW = b"o" * 32, b"n" * 32
@@ -173,7 +173,7 @@ def test_opening_with_a_fresh_ring_works_before_anything_was_sealed() -> None:
 def test_cryptography_is_not_loaded_before_the_first_use() -> None:
     """Our choice: it costs 30 ms and 9 MiB, and most servers on stdio never seal."""
     program = (
-        "import sys; from millstream.protocol.seal import KeyRing; ring = KeyRing([b'n' * 32]);"
+        "import sys; from millstream._protocol.seal import KeyRing; ring = KeyRing([b'n' * 32]);"
         "assert 'cryptography' not in sys.modules; ring.open(b'k', 'A' * 44); assert 'cryptography' in sys.modules"
     )
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream.protocol import sse
-from millstream.protocol.errors import PARSE_ERROR, ProtocolError
-from millstream.protocol.sse import Decoder, Event
+from millstream._protocol import sse
+from millstream._protocol.errors import PARSE_ERROR, ProtocolError
+from millstream._protocol.sse import Decoder, Event
 from strategies import bytewise, cuts, line_ends, one_line_texts, texts
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from millstream.protocol.uri_template import UriTemplate
+from millstream._protocol.uri_template import UriTemplate
 from strategies import path_values, texts
 
 RFC_VALUES = {

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from millstream.http.message import Response
+from millstream._http.message import Response
 from rest_world import post, routes, world
 
 FORM = "application/x-www-form-urlencoded"

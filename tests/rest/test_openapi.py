@@ -8,8 +8,8 @@ import pytest
 from jsonschema import Draft202012Validator
 from msgspec import UNSET
 
-from millstream.protocol.json_schema import schema_of
-from millstream.transports.rest.examples import example_of
+from millstream._protocol.json_schema import schema_of
+from millstream._transports.rest.examples import example_of
 from rest_world import post, routes, world
 
 

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from judged import protect
-from millstream.http.message import Response
-from millstream.http.problems import KINDS
-from millstream.protocol.errors import ProtocolError
-from millstream.server.calls.call import Call
-from millstream.transports.rest.routes import RestRoutes
-from millstream.transports.silent import SilentLine
-from millstream.web.pages import asset
+from millstream._http.message import Response
+from millstream._http.problems import KINDS
+from millstream._protocol.errors import ProtocolError
+from millstream._server.calls.call import Call
+from millstream._transports.rest.routes import RestRoutes
+from millstream._transports.silent import SilentLine
+from millstream._web.pages import asset
 from rest_world import broken, post, routes, world
 
 

@@ -9,7 +9,7 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import Reading, Worker, fleet, one_worker, settle, until
 from millstream import Server, Settings
-from millstream.protocol.errors import LocalError
+from millstream._protocol.errors import LocalError
 from shared_store import SharedStore
 from wire import POST, enveloped, routing
 

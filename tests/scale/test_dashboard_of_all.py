@@ -12,10 +12,10 @@ import pytest
 
 from fleet import Reading, Worker, real_fleet, settle, until
 from millstream import Server
-from millstream.app.fleet import HEARD, MAX_CHANNELS, SAY_EVERY, Fleet
-from millstream.app.here_only import Bind
-from millstream.server.observing.observer import Observer
-from millstream.server.peers import Measured, Peers
+from millstream._app.fleet import HEARD, MAX_CHANNELS, SAY_EVERY, Fleet
+from millstream._app.here_only import Bind
+from millstream._server.observing.observer import Observer
+from millstream._server.peers import Measured, Peers
 from observed import a_call
 from patience import WAIT
 from shared_store import SharedStore

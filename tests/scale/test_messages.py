@@ -6,8 +6,8 @@ import pytest
 
 from bad_input.shop import make_shop
 from fleet import Reading, Worker, fleet, settle, until
-from millstream.http.message import Request
-from millstream.protocol.principal import Principal
+from millstream._http.message import Request
+from millstream._protocol.principal import Principal
 from wire import LATEST_HANDSHAKE, request
 
 JSON = {"content-type": "application/json"}

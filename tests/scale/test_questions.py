@@ -9,8 +9,8 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import Reading, Worker, fleet, settle, until
 from millstream import Server
-from millstream.server.control import PER_SECOND
-from millstream.server.peers import Answered
+from millstream._server.control import PER_SECOND
+from millstream._server.peers import Answered
 from wire import request
 
 PERSON = {"action": "accept", "content": {"name": "Ada"}}

@@ -224,7 +224,7 @@ async def test_a_change_that_is_heard_while_the_last_read_ends_is_read_too() -> 
 
 async def test_what_is_known_of_sessions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our choice: a full table is forgotten, and then the store is asked."""
-    monkeypatch.setattr("millstream.server.calls.sessions._MAX_KNOWN", 3)
+    monkeypatch.setattr("millstream._server.calls.sessions._MAX_KNOWN", 3)
     async with fleet(make_shop) as (first, second):
         sessions = [await first.initialize() for _ in range(10)]
         for headers in sessions:

@@ -8,7 +8,7 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import Reading, Worker, fleet, one_worker, settle, until
 from millstream import Context, Server
-from millstream.server.calls.keys import load_secrets
+from millstream._server.calls.keys import load_secrets
 from shared_store import SharedStore
 from wire import request
 

@@ -10,7 +10,7 @@ import pytest
 
 from http_peer import Running, serve
 from millstream import Server
-from millstream.app.here_only import Bind
+from millstream._app.here_only import Bind
 
 ENDPOINTS = [
     ("POST", "/mcp"), ("GET", "/mcp"), ("DELETE", "/mcp"), ("OPTIONS", "/mcp"), ("POST", "/mcp/"),

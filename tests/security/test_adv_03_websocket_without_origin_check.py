@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from millstream.http.hosts import HostPolicy
-from millstream.http.message import Request
-from millstream.protocol.principal import Principal
+from millstream._http.hosts import HostPolicy
+from millstream._http.message import Request
+from millstream._protocol.principal import Principal
 from socket_world import TEXT, UPGRADE, WAYS, RawSocket, World, frame, hear, world
 
 EVIL = [

@@ -14,14 +14,14 @@ from bad_input.shop import make_shop
 from http_peer import Peer, Running, ToyApp, serve
 from judged import protect
 from millstream import Server
-from millstream.app.runtime import Runtime
-from millstream.http.message import Request
-from millstream.protocol.principal import Principal
-from millstream.transports.http_sse import HttpSse
-from millstream.transports.streamable.exchange import Endpoint
-from millstream.transports.streamable.get import SessionStreams
-from millstream.transports.streamable.post import Streamable
-from millstream.transports.streamable.sessions import HttpSessions
+from millstream._app.runtime import Runtime
+from millstream._http.message import Request
+from millstream._protocol.principal import Principal
+from millstream._transports.http_sse import HttpSse
+from millstream._transports.streamable.exchange import Endpoint
+from millstream._transports.streamable.get import SessionStreams
+from millstream._transports.streamable.post import Streamable
+from millstream._transports.streamable.sessions import HttpSessions
 from wire import LATEST_HANDSHAKE, POST, Reply, encode_request, pairs, request
 
 PING = json.dumps(request("ping", id=5)).encode()

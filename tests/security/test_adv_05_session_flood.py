@@ -11,7 +11,7 @@ import itertools
 import pytest
 
 from bad_input.shop import make_shop
-from millstream.stores.base import StoreFull
+from millstream._stores.base import StoreFull
 from wire import POST, Wire, request, wired
 
 FLOOD = 2_000

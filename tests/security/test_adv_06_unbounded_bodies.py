@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from http_peer import HEAD, WAIT, Peer, Running, ToyApp, serve
-from millstream.config import Settings
-from millstream.http.message import Request, Response
+from millstream._config import Settings
+from millstream._http.message import Request, Response
 
 MIB = 1024 * 1024
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from millstream.protocol.uri_template import UriTemplate
+from millstream._protocol.uri_template import UriTemplate
 
 SMALL, LARGE = 1_000, 100_000
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from millstream.protocol import sse
-from millstream.protocol.sse import Decoder, Event
+from millstream._protocol import sse
+from millstream._protocol.sse import Decoder, Event
 
 PAYLOADS = ["\n", "\r", "\r\n", "\0", "a\n\nevent: evil\ndata: x", "a\rdata: x", "a\r\rid: 9", "\nretry: 1", "a\n"]
 

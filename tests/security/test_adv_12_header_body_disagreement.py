@@ -7,9 +7,9 @@ get through, and our own gate must never see the header's word for it.
 import pytest
 
 from bad_input.shop import make_shop
-from millstream.protocol.admission import target_name
-from millstream.protocol.errors import ProtocolError
-from millstream.server.calls.call import Call
+from millstream._protocol.admission import target_name
+from millstream._protocol.errors import ProtocolError
+from millstream._server.calls.call import Call
 from wire import Wire, enveloped, routing, wired
 
 CHEAP, DEAR = "add", "refuses"

@@ -9,8 +9,8 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import pytest
 
 from issuing_world import BACK, URL, Browser, Desk, Known, Reply, authorization
-from millstream.auth.issuing.ways import Away, Returned, User
-from millstream.stores.memory.store import MemoryStore
+from millstream._stores.memory.store import MemoryStore
+from millstream.auth._issuing.ways import Away, Returned, User
 
 EVIL = "https://evil.example/back"
 

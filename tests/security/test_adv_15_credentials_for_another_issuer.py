@@ -10,11 +10,11 @@ import pytest
 
 from client.rude import DONE, Asked, Rude, discovering, rude
 from millstream import Client
-from millstream.client.errors import AccessDenied
-from millstream.client.http.url import parse
-from millstream.client.oauth.flow import OAuth
-from millstream.client.oauth.store import MemoryStore
-from millstream.client.options import Options
+from millstream.client._errors import AccessDenied
+from millstream.client._http.url import parse
+from millstream.client._oauth.flow import OAuth
+from millstream.client._oauth.store import MemoryStore
+from millstream.client._options import Options
 
 SECRET = "the-secret-that-only-one-issuer-knows"
 

@@ -12,8 +12,8 @@ import pytest
 
 from issuer_world import issuing
 from millstream import Server, Settings
-from millstream.http import outbound
-from millstream.http.outbound import OutboundError, check_url, fetch, is_public
+from millstream._http import outbound
+from millstream._http.outbound import OutboundError, check_url, fetch, is_public
 
 INNER = [
     "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",  # noqa: S104

@@ -43,7 +43,7 @@ async def test_no_spelling_of_a_path_reaches_a_file(before: str, *, lane: bool) 
 
 async def test_what_is_served_is_a_list_that_is_made_when_the_server_starts() -> None:
     """A file that somebody puts beside the others later isn't served, and a link leads nowhere."""
-    from millstream.web.pages import pages  # noqa: PLC0415  the table itself
+    from millstream._web.pages import pages  # noqa: PLC0415  the table itself
 
     assert all(path.count("..") == 0 and path.startswith(("/assets/", "/")) for path in pages())
     assert not any(path.endswith(".py") for path in pages())

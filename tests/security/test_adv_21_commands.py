@@ -15,10 +15,10 @@ import millstream
 from auth_world import ROOT, guarded, make_server
 from client.rude import Asked, rude
 from millstream import Client
-from millstream.client.errors import ClientError
-from millstream.client.oauth.flow import OAuth
-from millstream.client.oauth.store import MemoryStore
-from millstream.client.options import Options
+from millstream.client._errors import ClientError
+from millstream.client._oauth.flow import OAuth
+from millstream.client._oauth.store import MemoryStore
+from millstream.client._options import Options
 from wire import request
 
 PACKAGE = Path(millstream.__file__).parent

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from issuing_world import BACK, Browser, Desk, Known
-from millstream.auth.issuing.ways import Away, Returned, SignInFailed, User
-from millstream.stores.memory.store import MemoryStore
+from millstream._stores.memory.store import MemoryStore
+from millstream.auth._issuing.ways import Away, Returned, SignInFailed, User
 
 PAYLOADS = [
     "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'><svg/onload=alert(1)>",

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from http_peer import HEAD, Running, ToyApp, serve
-from millstream.config import Settings
-from millstream.http.message import Request, Response
+from millstream._config import Settings
+from millstream._http.message import Request, Response
 
 SMUGGLED = b"GET /admin HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from millstream.http.websocket.uvicorn import MAX_FRAGMENTS, MAX_UNREAD
+from millstream._http.websocket.uvicorn import MAX_FRAGMENTS, MAX_UNREAD
 from millstream.hub import HubLimits
 from patience import WAIT
 from socket_world import PING, TEXT, WAYS, RawSocket, World, frame, world

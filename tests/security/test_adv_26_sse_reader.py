@@ -8,9 +8,9 @@ import pytest
 
 from client.rude import Asked, discovering, rude
 from millstream import Client
-from millstream.client.errors import TooLarge
-from millstream.client.options import Options
-from millstream.protocol.sse import Decoder
+from millstream._protocol.sse import Decoder
+from millstream.client._errors import TooLarge
+from millstream.client._options import Options
 
 MIB = 1024 * 1024
 ENDLESS = {

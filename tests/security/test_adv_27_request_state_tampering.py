@@ -10,10 +10,10 @@ import pytest
 
 from bad_input.shop import make_shop
 from judged import protect
-from millstream.http.message import Request, Response
-from millstream.protocol.principal import Principal
-from millstream.transports.streamable.exchange import Endpoint
-from millstream.transports.streamable.post import Streamable
+from millstream._http.message import Request, Response
+from millstream._protocol.principal import Principal
+from millstream._transports.streamable.exchange import Endpoint
+from millstream._transports.streamable.post import Streamable
 from wire import Reply, Wire, enveloped, pairs, routing, wired
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 import millstream
-from millstream.stores.base import Told
-from millstream.stores.rates import Pace, Quota, Seat
+from millstream._stores.base import Told
+from millstream._stores.rates import Pace, Quota, Seat
 from redis_parts import RedisServer, opened, shared_servers
 from scripts.docs import ROOT
 from store_parts import TTL, append
 
-LUA = Path(millstream.__file__).parent / "stores" / "redis" / "lua"
+LUA = Path(millstream.__file__).parent / "_stores" / "redis" / "lua"
 EVIL = [
     "')redis.call('FLUSHALL')--", "]]redis.call('FLUSHALL')--[[", "\r\n*1\r\n$8\r\nFLUSHALL\r\n", "*", "?[a-z]", "{x}",
     "}{", "\\", "%s %b", "a" * 2000, "\0", "\u2028", "return redis.call('CONFIG','SET','dir','/')", "0 or true",

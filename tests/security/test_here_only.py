@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from millstream import Server
-from millstream.app.here_only import Bind
+from millstream._app.here_only import Bind
 
 HERE_ONLY = [
     "/dashboard", "/dashboard/events", "/dashboard/history", "/dashboard/calls", "/dashboard/readers",

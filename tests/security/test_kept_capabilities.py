@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from bad_input.shop import make_shop
-from millstream.protocol.metadata import MAX_CAPABILITIES
-from millstream.transports.memory import MemoryPipe
+from millstream._protocol.metadata import MAX_CAPABILITIES
+from millstream._transports.memory import MemoryPipe
 from wire import enveloped, request, wired
 
 BULK = {f"{number:040}": {} for number in range(40_000)}  # within the bound of objects in one message

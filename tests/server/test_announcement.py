@@ -5,9 +5,9 @@ import json
 import pytest
 
 from millstream import Server
-from millstream.app.info import Info
-from millstream.protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, Revision
-from millstream.server.features.announcement import Announcement
+from millstream._app.info import Info
+from millstream._protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, Revision
+from millstream._server.features.announcement import Announcement
 from wire import POST, enveloped, routing, wired
 
 

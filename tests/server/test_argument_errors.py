@@ -7,10 +7,10 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from millstream.protocol.json_schema import Schema
-from millstream.server.functions.argument_errors import MAX_LISTED, explain
-from millstream.server.functions.plan import plan
-from millstream.server.functions.reading import ArgumentError, read_arguments, read_texts
+from millstream._protocol.json_schema import Schema
+from millstream._server.functions.argument_errors import MAX_LISTED, explain
+from millstream._server.functions.plan import plan
+from millstream._server.functions.reading import ArgumentError, read_arguments, read_texts
 from strategies import texts
 
 OPEN: Schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}

@@ -3,11 +3,11 @@
 import pytest
 
 from hub_parts import Clock
-from millstream.config import Settings
-from millstream.server.call_log import MESSAGE, append, event_id, log_name, parse_event_id
-from millstream.stores.base import MAX_OFFSET, Position
-from millstream.stores.memory.store import MemoryStore
-from millstream.transports.open_streams import OpenStreams
+from millstream._config import Settings
+from millstream._server.call_log import MESSAGE, append, event_id, log_name, parse_event_id
+from millstream._stores.base import MAX_OFFSET, Position
+from millstream._stores.memory.store import MemoryStore
+from millstream._transports.open_streams import OpenStreams
 
 
 @pytest.mark.parametrize("offset", [1, 10**18, MAX_OFFSET])

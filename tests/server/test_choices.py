@@ -13,9 +13,9 @@ from pydantic import AfterValidator, HttpUrl, SecretStr
 from typing_extensions import TypeAliasType
 
 from millstream import Field, Server, Settings
-from millstream.server.functions.plan import Plan, plan
-from millstream.server.functions.reading import ArgumentError, read_arguments
-from millstream.server.functions.results import encode_result
+from millstream._server.functions.plan import Plan, plan
+from millstream._server.functions.reading import ArgumentError, read_arguments
+from millstream._server.functions.results import encode_result
 from millstream.testing import connect
 
 

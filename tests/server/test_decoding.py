@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from millstream.server.functions.fields import Field
-from millstream.server.functions.plan import Plan, plan
-from millstream.server.functions.reading import ArgumentError, argument_error, read_arguments
+from millstream._server.functions.fields import Field
+from millstream._server.functions.plan import Plan, plan
+from millstream._server.functions.reading import ArgumentError, argument_error, read_arguments
 from planned_types import Address, Colour, Movie, Node, Point
 from strategies import json_values, texts
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 import pytest
 
 from millstream import Context, Depends, Server, SyncContext, ToolError
-from millstream.protocol.revisions import NEWEST
+from millstream._protocol.revisions import NEWEST
 from millstream.testing import connect
 from patience import WAIT
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from millstream.server.functions.docstrings import describe
+from millstream._server.functions.docstrings import describe
 
 
 def documented(text: str | None) -> Callable[..., Any]:

@@ -10,10 +10,10 @@ import pydantic
 import pytest
 from jsonschema import Draft202012Validator
 
-from millstream.protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream.protocol.json_schema import Schema
-from millstream.server.functions.fields import Field
-from millstream.server.questions.forms import parse_answer, project, requested_schema
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream._protocol.json_schema import Schema
+from millstream._server.functions.fields import Field
+from millstream._server.questions.forms import parse_answer, project, requested_schema
 
 
 class Colour(enum.Enum):

@@ -17,8 +17,8 @@ import fastapi  # noqa: F401  `folder` puts back sys.modules, and what it needs 
 import pytest
 
 import millstream
-from millstream.app.serving.errors import CommandError, report, starting
-from millstream.cli.load import load
+from millstream._app.serving.errors import CommandError, report, starting
+from millstream._cli.load import load
 from millstream.testing import connect
 from patience import WAIT
 
@@ -130,7 +130,7 @@ async def test_a_mistake_in_a_call_is_told(
 COMMAND = [
     sys.executable,
     "-c",
-    "import sys; sys.argv[0] = 'millstream'; from millstream.cli import main; main()",
+    "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()",
     "run",
 ]
 

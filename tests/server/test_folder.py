@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from millstream import Client, Context, Server
-from millstream.app import folder as offered
-from millstream.client.errors import Failure
+from millstream._app import folder as offered
+from millstream.client._errors import Failure
 from patience import WAIT
 
 

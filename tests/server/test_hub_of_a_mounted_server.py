@@ -13,8 +13,8 @@ import pytest
 from fastapi import FastAPI
 
 from millstream import Context, Server
-from millstream.app import runtime as runtimes_of_a_loop
-from millstream.protocol.errors import LocalError
+from millstream._app import runtime as runtimes_of_a_loop
+from millstream._protocol.errors import LocalError
 from patience import WAIT
 
 HOST = "http://127.0.0.1"
@@ -83,7 +83,7 @@ async def test_one_line_ties_a_server_to_the_lifespan_of_its_host() -> None:
 async def test_idleness_ends_neither_a_lifespan_nor_a_hub(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed defect: after a minute without a request both were closed. A server with neither closes, as it should."""
     monkeypatch.setattr(runtimes_of_a_loop, "IDLE_SECONDS", 0.0)
-    monkeypatch.setattr("millstream.server.sweep.TICK", 0.0)
+    monkeypatch.setattr("millstream._server.sweep.TICK", 0.0)
     ended = asyncio.Event()
 
     @asynccontextmanager

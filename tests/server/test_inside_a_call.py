@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from millstream import Context, Server, SyncContext
-from millstream.client.errors import Failure
+from millstream.client._errors import Failure
 from millstream.testing import connect
 from wire import PER_REQUEST, POST, enveloped, request, routing, wired
 

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from millstream import Server, Settings, ToolResult
-from millstream.protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE
-from millstream.server.calls.call import Call
-from millstream.server.features.prompts import Prompt
-from millstream.server.features.registry import Extension
-from millstream.server.features.resources import Template
-from millstream.server.features.sources import Source, source_from_schema
-from millstream.server.features.tools import Tool
+from millstream._protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE
+from millstream._server.calls.call import Call
+from millstream._server.features.prompts import Prompt
+from millstream._server.features.registry import Extension
+from millstream._server.features.resources import Template
+from millstream._server.features.sources import Source, source_from_schema
+from millstream._server.features.tools import Tool
 from wire import LATEST_HANDSHAKE, POST, Wire, enveloped, request, routing, wired
 
 SCHEMA = {"type": "object", "properties": {"of": {"enum": ["salt", "rice"]}}, "required": ["of"]}

@@ -9,11 +9,11 @@ import pydantic
 import pytest
 
 from bad_input.shop import make_shop
-from millstream.protocol.depth import MAX_CONTAINERS, overgrown
-from millstream.protocol.errors import PARSE_ERROR, ProtocolError
-from millstream.protocol.jsonrpc import check_text, split_batch
-from millstream.server.functions.plan import plan
-from millstream.server.functions.reading import MAX_VALUES, ArgumentError, read_arguments
+from millstream._protocol.depth import MAX_CONTAINERS, overgrown
+from millstream._protocol.errors import PARSE_ERROR, ProtocolError
+from millstream._protocol.jsonrpc import check_text, split_batch
+from millstream._server.functions.plan import plan
+from millstream._server.functions.reading import MAX_VALUES, ArgumentError, read_arguments
 from wire import enveloped, routing, wired
 
 MIB = 1024 * 1024

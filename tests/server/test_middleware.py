@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from millstream import Context, Server, ToolError
-from millstream.app.serving.entry import prepare
+from millstream._app.serving.entry import prepare
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.revisions import ALL, NEWEST
 from millstream.middleware import ListRequest, MessageRequest, Middleware, Next, Request
-from millstream.protocol.errors import ProtocolError
-from millstream.protocol.revisions import ALL, NEWEST
 from millstream.testing import Failure, connect
 from wire import POST, enveloped, over_asgi, pairs, request, routing
 

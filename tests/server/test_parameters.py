@@ -7,8 +7,8 @@ import msgspec
 import pydantic
 import pytest
 
-from millstream.server.functions.fields import Field
-from millstream.server.functions.plan import plan
+from millstream._server.functions.fields import Field
+from millstream._server.functions.plan import plan
 from planned_types import CONTEXTS, Address, Colour, Context, Model, run
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pydantic
 import pytest
 from msgspec import NODEFAULT, Meta
 
-from millstream.server.functions.pydantic_types import as_meta, dec_hook, enc_hook, is_model, schema_hook
+from millstream._server.functions.pydantic_types import as_meta, dec_hook, enc_hook, is_model, schema_hook
 from patience import WAIT
 
 
@@ -125,7 +125,7 @@ def test_a_program_without_pydantic_plans_functions_without_loading_it() -> None
     """pydantic is an extra: nothing imports it for those who do not use it."""
     program = (
         "import sys\n"
-        "from millstream.server.functions.plan import plan\n"
+        "from millstream._server.functions.plan import plan\n"
         "def f(a: int = 1) -> dict[str, int]: return {}\n"
         "assert plan(f).output_schema\n"
         "assert 'pydantic' not in sys.modules\n"

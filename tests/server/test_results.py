@@ -9,9 +9,9 @@ import pydantic
 import pytest
 from hypothesis import given
 
-from millstream.protocol.content import Audio, EmbeddedResource, Image, Message, ResourceLink, Text
-from millstream.protocol.errors import LocalError
-from millstream.server.functions.results import (
+from millstream._protocol.content import Audio, EmbeddedResource, Image, Message, ResourceLink, Text
+from millstream._protocol.errors import LocalError
+from millstream._server.functions.results import (
     ToolResult,
     as_text,
     encode_contents,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream.protocol.json_schema import Schema
-from millstream.server.functions.schema_check import MAX_STEPS, SchemaCheck
+from millstream._protocol.json_schema import Schema
+from millstream._server.functions.schema_check import MAX_STEPS, SchemaCheck
 
 SHOP: Schema = {
     "type": "object",

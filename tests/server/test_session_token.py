@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream.protocol.errors import LocalError
-from millstream.protocol.principal import Principal
-from millstream.protocol.seal import KeyRing
-from millstream.protocol.session_token import (
+from millstream._protocol.errors import LocalError
+from millstream._protocol.principal import Principal
+from millstream._protocol.seal import KeyRing
+from millstream._protocol.session_token import (
     KIND,
     MAX_CLIENT_TEXT,
     MAX_SESSION_ID,

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 
-from millstream.protocol.content import Image, Text
-from millstream.protocol.json_schema import Schema
-from millstream.server.functions.plan import Plan, plan
-from millstream.server.functions.reading import bind
-from millstream.server.functions.results import ToolResult
+from millstream._protocol.content import Image, Text
+from millstream._protocol.json_schema import Schema
+from millstream._server.functions.plan import Plan, plan
+from millstream._server.functions.reading import bind
+from millstream._server.functions.results import ToolResult
 from planned_types import CONTEXT, CONTEXTS, Address, Colour, Context, Model, Movie, Node, Point, SyncContext, run
 
 # What functions promise.

@@ -7,7 +7,7 @@ import pytest
 
 from app_peer import ask
 from millstream import Principal, Server, Settings, ToolError, auth
-from millstream.protocol.revisions import ALL, NEWEST
+from millstream._protocol.revisions import ALL, NEWEST
 from millstream.testing import Failure, TestClient, connect
 from wire import POST, enveloped, routing
 

@@ -14,8 +14,8 @@ import pytest
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, StringConstraints, WrapValidator
 
 from millstream import Field
-from millstream.server.functions.plan import plan
-from millstream.server.functions.reading import ArgumentError, read_arguments
+from millstream._server.functions.plan import plan
+from millstream._server.functions.reading import ArgumentError, read_arguments
 from planned_types import run
 
 
@@ -251,7 +251,7 @@ class Opaque:
 PROGRAM = """
 import sys
 from dataclasses import dataclass
-from millstream.server.functions.plan import plan
+from millstream._server.functions.plan import plan
 @dataclass
 class A: x: int
 @dataclass

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from millstream.stores.base import Store
+from millstream._stores.base import Store
 from store_parts import BACKINGS, Backing, backings
 
 SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]

@@ -13,10 +13,10 @@ import os
 import resource
 import sys
 
-from millstream.protocol.errors import LocalError
-from millstream.stores import open_store
-from millstream.stores.base import Store
-from millstream.stores.sqlite import commits
+from millstream._protocol.errors import LocalError
+from millstream._stores import open_store
+from millstream._stores.base import Store
+from millstream._stores.sqlite import commits
 
 PUBLISHERS = 16
 NOBODY = 65534

@@ -1,11 +1,11 @@
-"""What `millstream.stores.base` promises of an append beyond its order: the index, the seal, and who hears of it."""
+"""What `millstream._stores.base` promises of an append beyond its order: the index, the seal, and who hears of it."""
 
 import asyncio
 from typing import Any
 
 import pytest
 
-from millstream.stores.base import Entry, Gap, Index, Sealed, Store, StoreFull
+from millstream._stores.base import Entry, Gap, Index, Sealed, Store, StoreFull
 from store_parts import TTL, Heard, append, data_of, read_all
 
 INDEX = Index("history:news", TTL, 1000)

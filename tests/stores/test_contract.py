@@ -1,4 +1,4 @@
-"""What `millstream.stores.base` promises of values and messages, asked of every store. Expiry is in each store's own
+"""What `millstream._stores.base` promises of values and messages, asked of every store. Expiry is in each store's own
 tests.
 """
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from millstream.stores.base import Store, StoreFull
+from millstream._stores.base import Store, StoreFull
 from store_parts import TTL, Heard, append
 
 

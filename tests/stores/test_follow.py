@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from millstream.protocol.errors import LocalError
-from millstream.stores import follow
-from millstream.stores.base import Entry, Gap, Position
-from millstream.stores.follow import Tail
-from millstream.stores.memory.store import MemoryStore
+from millstream._protocol.errors import LocalError
+from millstream._stores import follow
+from millstream._stores.base import Entry, Gap, Position
+from millstream._stores.follow import Tail
+from millstream._stores.memory.store import MemoryStore
 from patience import WAIT
 
 STREAM = "call:one"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from millstream.protocol.errors import LocalError
-from millstream.stores.health import StoreHealth
-from millstream.stores.memory.store import MemoryStore
+from millstream._protocol.errors import LocalError
+from millstream._stores.health import StoreHealth
+from millstream._stores.memory.store import MemoryStore
 
 
 class Values:

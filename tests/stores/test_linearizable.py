@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from millstream.protocol.errors import LocalError
-from millstream.stores.base import KeyValue
-from millstream.stores.memory.store import MemoryStore
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import KeyValue
+from millstream._stores.memory.store import MemoryStore
 from redis_parts import Proxy, RedisServer, opened
 from store_parts import BACKINGS, TTL, backings
 from stores.linearizability import Operation, Value, is_linearizable

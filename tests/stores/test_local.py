@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from millstream.protocol.errors import LocalError
-from millstream.stores import open_store, parent
-from millstream.stores.base import Entry, StoreUnavailable, Told
-from millstream.stores.local import link, peer
-from millstream.stores.local.server import LocalServer, holding
-from millstream.stores.local.store import LocalStore
-from millstream.stores.memory.store import MemoryKeyValue, MemoryStore
-from millstream.stores.parent import Address, use_parent
+from millstream._protocol.errors import LocalError
+from millstream._stores import open_store, parent
+from millstream._stores.base import Entry, StoreUnavailable, Told
+from millstream._stores.local import link, peer
+from millstream._stores.local.server import LocalServer, holding
+from millstream._stores.local.store import LocalStore
+from millstream._stores.memory.store import MemoryKeyValue, MemoryStore
+from millstream._stores.parent import Address, use_parent
 from patience import WAIT
 from store_parts import TTL, Heard, LocalBacking, append, data_of, read_all, until_workers
 
@@ -290,9 +290,9 @@ async def test_the_clock_of_the_parent_is_everybodys(monkeypatch: pytest.MonkeyP
 
 WORKER = """
 import asyncio, sys
-from millstream.stores import open_store
-from millstream.stores.base import StoreUnavailable, Told
-from millstream.stores.parent import use_parent
+from millstream._stores import open_store
+from millstream._stores.base import StoreUnavailable, Told
+from millstream._stores.parent import use_parent
 
 async def main():
     use_parent(sys.argv[2])

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from millstream.stores.local import wire
+from millstream._stores.local import wire
 from patience import WAIT
 from store_parts import TTL, LocalBacking
 

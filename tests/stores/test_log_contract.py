@@ -1,4 +1,4 @@
-"""What `millstream.stores.base` promises of streams, asked of every store. Expiry is in each store's own tests."""
+"""What `millstream._stores.base` promises of streams, asked of every store. Expiry is in each store's own tests."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from millstream.stores.base import Entry, Gap, Position, Store
+from millstream._stores.base import Entry, Gap, Position, Store
 from store_parts import BACKINGS, TTL, Backing, append, backings, data_of, read_all
 
 

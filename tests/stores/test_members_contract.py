@@ -1,4 +1,4 @@
-"""What `millstream.stores.base` promises of members and of the worker itself, asked of every store. What needs several
+"""What `millstream._stores.base` promises of members and of the worker itself, asked of every store. What needs several
 workers is in `test_workers_contract.py`.
 """
 
@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 
-from millstream.stores.base import Store, Told
+from millstream._stores.base import Store, Told
 from store_parts import TTL, Heard, append, data_of, read_all
 
 

@@ -5,12 +5,12 @@ import tracemalloc
 
 import pytest
 
-from millstream.protocol.errors import LocalError
-from millstream.stores import open_store
-from millstream.stores.base import Gap, Position, StoreFull
-from millstream.stores.memory.deadlines import SWEEP
-from millstream.stores.memory.log import ITEM_BYTES
-from millstream.stores.memory.store import MARK_BYTES, MemoryStore
+from millstream._protocol.errors import LocalError
+from millstream._stores import open_store
+from millstream._stores.base import Gap, Position, StoreFull
+from millstream._stores.memory.deadlines import SWEEP
+from millstream._stores.memory.log import ITEM_BYTES
+from millstream._stores.memory.store import MARK_BYTES, MemoryStore
 
 
 class Clock:

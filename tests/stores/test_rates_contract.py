@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
-from millstream.stores.base import Store
-from millstream.stores.rates import SEAT_WAIT, Charge, Pace, Quota, Seat
+from millstream._stores.base import Store
+from millstream._stores.rates import SEAT_WAIT, Charge, Pace, Quota, Seat
 from store_parts import Backing, until_workers
 
 HOUR = 3600

@@ -10,9 +10,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from millstream.protocol.errors import LocalError
-from millstream.stores import open_store
-from millstream.stores.base import Index, StoreFull, Told
+from millstream._protocol.errors import LocalError
+from millstream._stores import open_store
+from millstream._stores.base import Index, StoreFull, Told
 from processes import ROOT, free_port
 from redis_parts import RedisServer, opened, quiet, until
 from store_parts import TTL, Heard, append

@@ -11,9 +11,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from millstream.stores.base import Entry, Gap, StoreUnavailable
-from millstream.stores.follow import Tail
-from millstream.stores.redis.store import RedisStore
+from millstream._stores.base import Entry, Gap, StoreUnavailable
+from millstream._stores.follow import Tail
+from millstream._stores.redis.store import RedisStore
 from patience import WAIT
 from redis_parts import Proxy, RedisServer, opened, until
 from store_parts import TTL, append, read_all
@@ -91,7 +91,7 @@ async def test_whatever_breaks_acknowledged_events_are_there_once_and_all_see_on
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Our promise: nothing acknowledged is lost while a worker that saw it lives, and nothing is there twice."""
-    monkeypatch.setattr("millstream.stores.redis.repair.PATIENCE", WAIT / 2)
+    monkeypatch.setattr("millstream._stores.redis.repair.PATIENCE", WAIT / 2)
     dice = random.Random(seed)
     faults = dice.sample(FAULTS * 2, len(FAULTS) * 2)
     async with AsyncExitStack() as stack:

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from millstream.stores.base import Entry, Gap, Index, Position, Store, Told
-from millstream.stores.redis.address import parse_address
-from millstream.stores.redis.store import RedisStore
+from millstream._stores.base import Entry, Gap, Index, Position, Store, Told
+from millstream._stores.redis.address import parse_address
+from millstream._stores.redis.store import RedisStore
 from patience import WAIT
 from redis_parts import LEASE, RedisServer, kill, until
 from store_parts import TTL, Heard, append, data_of, read_all
@@ -22,8 +22,8 @@ STREAM = "hub:journal"
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that is slow to come isn't one that doesn't come."""
-    monkeypatch.setattr("millstream.stores.redis.repair.PATIENCE", WAIT / 2)
-    monkeypatch.setattr("millstream.stores.redis.commands.PATIENCE", WAIT)
+    monkeypatch.setattr("millstream._stores.redis.repair.PATIENCE", WAIT / 2)
+    monkeypatch.setattr("millstream._stores.redis.commands.PATIENCE", WAIT)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ async def test_what_a_dead_worker_appended_is_brought_back_by_one_that_saw_it(
     server: RedisServer, workers: list[RedisStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Our promise. The dead one may have known more than the others, so the data also get a new epoch."""
-    monkeypatch.setattr("millstream.stores.redis.repair.PATIENCE", 1.0)
+    monkeypatch.setattr("millstream._stores.redis.repair.PATIENCE", 1.0)
     one, two = workers
     epoch = two.epoch
     await append(one, STREAM, b"before")
@@ -124,7 +124,7 @@ async def test_where_nobody_remembers_every_reader_is_told(
     server: RedisServer, workers: list[RedisStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The contract of `Position`: an offset that was given out means nothing else later."""
-    monkeypatch.setattr("millstream.stores.redis.repair.PATIENCE", 1.0)
+    monkeypatch.setattr("millstream._stores.redis.repair.PATIENCE", 1.0)
     one, two = workers
     await append(one, STREAM, b"before")
     server.ask("SAVE")

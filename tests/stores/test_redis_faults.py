@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from millstream.stores.base import Gap, Index, StoreUnavailable, Told
+from millstream._stores.base import Gap, Index, StoreUnavailable, Told
 from patience import WAIT
 from redis_parts import Proxy, RedisServer, opened, quiet, until
 from store_parts import TTL, Heard, append, data_of, read_all

@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from millstream.protocol.errors import LocalError
-from millstream.stores.base import StoreUnavailable
-from millstream.stores.redis.address import parse_address
-from millstream.stores.redis.keys import slot_of
-from millstream.stores.redis.store import RedisStore
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import StoreUnavailable
+from millstream._stores.redis.address import parse_address
+from millstream._stores.redis.keys import slot_of
+from millstream._stores.redis.store import RedisStore
 from patience import WAIT
 from redis_parts import LEASE, Cluster, RedisServer, Sentinels, until, wait_until
 from store_parts import TTL, Heard, append, data_of, read_all
@@ -24,7 +24,7 @@ STREAM = "hub:journal"
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that is slow to come isn't one that doesn't come."""
-    monkeypatch.setattr("millstream.stores.redis.repair.PATIENCE", WAIT / 2)
+    monkeypatch.setattr("millstream._stores.redis.repair.PATIENCE", WAIT / 2)
 
 
 @asynccontextmanager

@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 
-from millstream.stores.base import Entry, Gap, StoreUnavailable, Told
-from millstream.stores.follow import Tail
-from millstream.stores.redis.keys import Keys
-from millstream.stores.redis.recent import REMEMBERED, Recent
-from millstream.stores.redis.store import RedisStore
+from millstream._stores.base import Entry, Gap, StoreUnavailable, Told
+from millstream._stores.follow import Tail
+from millstream._stores.redis.keys import Keys
+from millstream._stores.redis.recent import REMEMBERED, Recent
+from millstream._stores.redis.store import RedisStore
 from patience import WAIT
 from redis_parts import Proxy, RedisServer, opened, until
 from store_parts import TTL, Heard, append, data_of, read_all
@@ -92,8 +92,8 @@ async def begun(data: bytes) -> AsyncIterator[World]:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that is slow to come isn't one that doesn't come."""
-    monkeypatch.setattr("millstream.stores.redis.repair.PATIENCE", WAIT / 2)
-    monkeypatch.setattr("millstream.stores.redis.commands.PATIENCE", WAIT)
+    monkeypatch.setattr("millstream._stores.redis.repair.PATIENCE", WAIT / 2)
+    monkeypatch.setattr("millstream._stores.redis.commands.PATIENCE", WAIT)
 
 
 @pytest.mark.server
@@ -183,7 +183,7 @@ async def test_a_worker_whose_repair_failed_makes_up_for_it_at_its_next_heartbea
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The contract of `Bus`: messages arrive, also where others went on without this worker."""
-    monkeypatch.setattr("millstream.stores.redis.repair.PATIENCE", 0.0)
+    monkeypatch.setattr("millstream._stores.redis.repair.PATIENCE", 0.0)
 
     async def fail() -> None:
         raise StoreUnavailable
@@ -209,7 +209,7 @@ async def test_a_worker_that_comes_too_late_is_told_and_hears_what_now_has_the_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The contract of `EventLog`: what is gone is never skipped in silence, and neither is what took its place."""
-    monkeypatch.setattr("millstream.stores.redis.repair.PATIENCE", 0.0)
+    monkeypatch.setattr("millstream._stores.redis.repair.PATIENCE", 0.0)
     async with begun(b"first") as world:
         one, two = world.workers
         follower = Follower(two)
@@ -226,7 +226,7 @@ async def test_a_worker_that_comes_too_late_is_told_and_hears_what_now_has_the_o
         await append(one, STREAM, b"new 2")
         await follower.until(b"new 2")
         # What it remembers is of the new run: it could bring it to the next one.
-        monkeypatch.setattr("millstream.stores.redis.repair.PATIENCE", WAIT / 2)
+        monkeypatch.setattr("millstream._stores.redis.repair.PATIENCE", WAIT / 2)
         world.begin_anew()
         await append(two, STREAM, b"new 3")
         assert data_of(await read_all(two, STREAM)) == [b"first", b"new 1", b"new 2", b"new 3"]

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from millstream.protocol.errors import LocalError
-from millstream.stores.base import Gap, Index, Sealed, StoreFull, StoreUnavailable
-from millstream.stores.sqlite import file as sqlite_file
-from millstream.stores.sqlite.location import locate
-from millstream.stores.sqlite.store import SqliteStore
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import Gap, Index, Sealed, StoreFull, StoreUnavailable
+from millstream._stores.sqlite import file as sqlite_file
+from millstream._stores.sqlite.location import locate
+from millstream._stores.sqlite.store import SqliteStore
 from patience import WAIT
 from store_parts import TTL, append, data_of, read_all
 
@@ -310,7 +310,8 @@ async def test_a_second_owner_is_refused_with_what_to_do_instead(path: Path) -> 
         assert "--workers" in str(error.value)
         assert "redis://" in str(error.value)
         program = (
-            "import asyncio, sys; from millstream.stores import open_store; asyncio.run(open_store(sys.argv[1]).open())"
+            "import asyncio, sys\nfrom millstream._stores import open_store\n"
+            "asyncio.run(open_store(sys.argv[1]).open())"
         )
         other = await asyncio.to_thread(
             subprocess.run, [sys.executable, "-c", program, f"sqlite:///{path}"], capture_output=True, check=False

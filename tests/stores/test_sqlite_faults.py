@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from millstream.protocol.errors import LocalError
-from millstream.stores.base import Entry, StoreFull, StoreUnavailable, Told
-from millstream.stores.sqlite import commits
-from millstream.stores.sqlite.location import locate
-from millstream.stores.sqlite.store import SqliteStore
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import Entry, StoreFull, StoreUnavailable, Told
+from millstream._stores.sqlite import commits
+from millstream._stores.sqlite.location import locate
+from millstream._stores.sqlite.store import SqliteStore
 from store_parts import TTL, append, data_of, read_all
 
 CYCLES = int(os.environ.get("STORE_CYCLES", "4"))

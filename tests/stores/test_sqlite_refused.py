@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from millstream.protocol.errors import LocalError
-from millstream.stores import open_store
-from millstream.stores.sqlite.location import locate
-from millstream.stores.sqlite.store import SqliteStore
+from millstream._protocol.errors import LocalError
+from millstream._stores import open_store
+from millstream._stores.sqlite.location import locate
+from millstream._stores.sqlite.store import SqliteStore
 from store_parts import append
 
 

@@ -1,12 +1,12 @@
-"""What `millstream.stores.base` promises where several workers share a store, and what is left of one that died."""
+"""What `millstream._stores.base` promises where several workers share a store, and what is left of one that died."""
 
 import asyncio
 from contextlib import suppress
 
 import pytest
 
-from millstream.stores.base import Entry, Sealed, Store, Told
-from millstream.stores.follow import Tail
+from millstream._stores.base import Entry, Sealed, Store, Told
+from millstream._stores.follow import Tail
 from patience import WAIT
 from store_parts import TTL, Backing, Heard, append, data_of, read_all, until_workers
 

@@ -10,10 +10,10 @@ import pytest
 
 from app_peer import ask
 from millstream import Server, Settings
-from millstream.app.here_only import Bind
-from millstream.app.runtime import Runtime
-from millstream.protocol.revisions import NEWEST_HANDSHAKE
-from millstream.transports.memory import MemoryPipe
+from millstream._app.here_only import Bind
+from millstream._app.runtime import Runtime
+from millstream._protocol.revisions import NEWEST_HANDSHAKE
+from millstream._transports.memory import MemoryPipe
 from observed import a_call
 from patience import WAIT
 from wire import enveloped, request

@@ -1,7 +1,7 @@
 """The history of a day: what each ring keeps, how coarse slots come from fine ones, and what it costs in memory."""
 
-from millstream.telemetry.history import MAX_OPERATIONS, REST, RINGS, Gauges, History, Past
-from millstream.telemetry.metrics import FINE, Labels, Series
+from millstream._telemetry.history import MAX_OPERATIONS, REST, RINGS, Gauges, History, Past
+from millstream._telemetry.metrics import FINE, Labels, Series
 
 START = 900 * 2_000_000
 ADD, SLOW = ("tools/call", "add"), ("tools/call", "slow")

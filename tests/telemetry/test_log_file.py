@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from millstream.config import Settings
-from millstream.telemetry import log_file, logs
-from millstream.telemetry.log_file import LogFile
+from millstream._config import Settings
+from millstream._telemetry import log_file, logs
+from millstream._telemetry.log_file import LogFile
 
 
 def record(text: str) -> logging.LogRecord:

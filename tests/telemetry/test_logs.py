@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream.telemetry import logs
+from millstream._telemetry import logs
 
 
 @pytest.fixture(autouse=True)

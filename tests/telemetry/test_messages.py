@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream.telemetry import messages
-from millstream.telemetry.messages import MAX_PENDING, MAX_TEXT, AccessRecord, MessageLog, session_hash
-from millstream.telemetry.outlet import MAX_KEPT
+from millstream._telemetry import messages
+from millstream._telemetry.messages import MAX_PENDING, MAX_TEXT, AccessRecord, MessageLog, session_hash
+from millstream._telemetry.outlet import MAX_KEPT
 from patience import WAIT
 
 AT = 1_784_116_800.25

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from millstream.telemetry.metrics import DURATIONS, FINE, MAX_SERIES, OTHER, Metrics, quantile
+from millstream._telemetry.metrics import DURATIONS, FINE, MAX_SERIES, OTHER, Metrics, quantile
 
 
 def families(registry: Metrics) -> dict[str, Metric]:

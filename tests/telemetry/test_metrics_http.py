@@ -2,9 +2,9 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from millstream.http.message import Request
-from millstream.telemetry.endpoint import MetricsHttp
-from millstream.telemetry.metrics import Metrics
+from millstream._http.message import Request
+from millstream._telemetry.endpoint import MetricsHttp
+from millstream._telemetry.metrics import Metrics
 
 
 async def test_metrics_are_text_of_the_version_that_prometheus_names() -> None:

@@ -9,15 +9,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from millstream import Principal, Server, ToolError
-from millstream.protocol.revisions import FIRST, NEWEST, NEWEST_HANDSHAKE
-from millstream.server.calls.sessions import Session
-from millstream.server.observing.figures import present
-from millstream.server.observing.observer import Observer
-from millstream.telemetry import process
-from millstream.telemetry.active import IDLE_SECONDS
-from millstream.telemetry.messages import AccessRecord, MessageLog, session_hash
-from millstream.telemetry.metrics import OTHER, Metrics
-from millstream.transports.memory import MemoryPipe
+from millstream._protocol.revisions import FIRST, NEWEST, NEWEST_HANDSHAKE
+from millstream._server.calls.sessions import Session
+from millstream._server.observing.figures import present
+from millstream._server.observing.observer import Observer
+from millstream._telemetry import process
+from millstream._telemetry.active import IDLE_SECONDS
+from millstream._telemetry.messages import AccessRecord, MessageLog, session_hash
+from millstream._telemetry.metrics import OTHER, Metrics
+from millstream._transports.memory import MemoryPipe
 from observed import a_call, recording
 from patience import WAIT
 

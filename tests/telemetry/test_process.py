@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from millstream.telemetry import process
-from millstream.telemetry.metrics import Metrics
-from millstream.telemetry.process import INTERVAL, LoopLag, ProcessFigures
+from millstream._telemetry import process
+from millstream._telemetry.metrics import Metrics
+from millstream._telemetry.process import INTERVAL, LoopLag, ProcessFigures
 from patience import WAIT
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream.telemetry.recent import Growth, PerSecond
+from millstream._telemetry.recent import Growth, PerSecond
 
 
 def test_whole_seconds_are_told_oldest_first() -> None:

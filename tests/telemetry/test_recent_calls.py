@@ -7,11 +7,11 @@ import msgspec
 import pytest
 
 from millstream import Principal
-from millstream.protocol.errors import ProtocolError
-from millstream.protocol.metadata import Client
-from millstream.server.calls.call import Failure
-from millstream.server.observing.past import present_past
-from millstream.server.observing.recent_calls import (
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.metadata import Client
+from millstream._server.calls.call import Failure
+from millstream._server.observing.past import present_past
+from millstream._server.observing.recent_calls import (
     KEPT,
     KEPT_FAILURES,
     MAX_ARGUMENTS,
@@ -22,8 +22,8 @@ from millstream.server.observing.recent_calls import (
     RecentCalls,
     present_calls,
 )  # fmt: skip
-from millstream.telemetry.history import Gauges, Past, Tally
-from millstream.telemetry.metrics import OTHER
+from millstream._telemetry.history import Gauges, Past, Tally
+from millstream._telemetry.metrics import OTHER
 from observed import a_call
 
 

@@ -4,9 +4,9 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from millstream.telemetry import sums
-from millstream.telemetry.metrics import Metrics
-from millstream.telemetry.sketch import BITS, size, sketch, union
+from millstream._telemetry import sums
+from millstream._telemetry.metrics import Metrics
+from millstream._telemetry.sketch import BITS, size, sketch, union
 
 BY = ("tool",)
 

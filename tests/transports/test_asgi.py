@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from http_peer import WAIT
-from millstream.config import Settings
-from millstream.http.asgi.adapter import AsgiAdapter
-from millstream.http.asgi.sink import header_list, header_lists
-from millstream.http.hosts import HostPolicy
-from millstream.http.limits import HttpLimits
-from millstream.http.message import STREAM_HEAD, Handler, Request, Response
+from millstream._config import Settings
+from millstream._http.asgi.adapter import AsgiAdapter
+from millstream._http.asgi.sink import header_list, header_lists
+from millstream._http.hosts import HostPolicy
+from millstream._http.limits import HttpLimits
+from millstream._http.message import STREAM_HEAD, Handler, Request, Response
 
 DISCONNECT = {"type": "http.disconnect"}
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from millstream import Server
-from millstream.protocol.errors import ProtocolError
-from millstream.protocol.jsonrpc import Envelope
-from millstream.server.calls.call import Call
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.jsonrpc import Envelope
+from millstream._server.calls.call import Call
 from patience import WAIT
 from wire import POST, encode_request, enveloped, pairs, routing, wired
 from wire import request as request_of

@@ -4,10 +4,10 @@ import gzip
 
 import pytest
 
-from millstream.http.compression import compressed
-from millstream.http.message import JSON_HEAD, STREAM_HEAD, Response
+from millstream._http.compression import compressed
+from millstream._http.message import JSON_HEAD, STREAM_HEAD, Response
+from millstream._transports.hub_routes import encode_sse_gzip
 from millstream.hub import Event
-from millstream.transports.hub_routes import encode_sse_gzip
 
 LARGE = b'{"text":"' + b"again and again " * 1000 + b'"}'
 

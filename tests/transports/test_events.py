@@ -11,13 +11,13 @@ import pytest
 
 from http_peer import Peer, Running, ToyApp, request, serve
 from judged import protect
-from millstream.config import Settings
+from millstream._config import Settings
+from millstream._protocol.principal import Principal
+from millstream._protocol.sse import COMMENT, Decoder, Event
+from millstream._stores.memory.store import MemoryStore
+from millstream._transports.hub_routes import HubRoutes
+from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Hub, HubLimits
-from millstream.protocol.principal import Principal
-from millstream.protocol.sse import COMMENT, Decoder, Event
-from millstream.stores.memory.store import MemoryStore
-from millstream.transports.hub_routes import HubRoutes
-from millstream.transports.open_streams import OpenStreams
 from patience import WAIT
 
 JSON = b"Content-Type: application/json\r\n"

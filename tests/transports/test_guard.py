@@ -9,11 +9,11 @@ from websockets.asyncio.client import connect
 
 from guard_peer import Start, echo, guarded, held, refused
 from http_peer import HEAD, WAIT, request, serve
-from millstream.config import Settings
-from millstream.http.hosts import HostPolicy
-from millstream.http.lane import Lane
-from millstream.http.limits import HttpLimits
-from millstream.http.message import STREAM_HEAD, Request, Response
+from millstream._config import Settings
+from millstream._http.hosts import HostPolicy
+from millstream._http.lane import Lane
+from millstream._http.limits import HttpLimits
+from millstream._http.message import STREAM_HEAD, Request, Response
 
 PATHS = pytest.mark.parametrize("path", ["/echo", "/asgi"])
 """A hot endpoint, and one that only ASGI knows: the guard is the same."""
@@ -192,8 +192,8 @@ async def test_a_probe_is_answered_above_the_cap_and_nothing_else(
 
 async def test_places_for_probes_are_few_and_left_soon(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who takes one without asking anything keeps probes out for a moment only."""
-    monkeypatch.setattr("millstream.http.lane.guard._SPARES", 1)
-    monkeypatch.setattr("millstream.http.lane.guard._LINGER", WAIT)
+    monkeypatch.setattr("millstream._http.lane.guard._SPARES", 1)
+    monkeypatch.setattr("millstream._http.lane.guard._LINGER", WAIT)
     server = await start(max_connections=1)
     full = await server.connect()
     await full.send(request(body=b"x"))
@@ -201,7 +201,7 @@ async def test_places_for_probes_are_few_and_left_soon(start: Start, monkeypatch
     idle = await server.connect()
     await refused(await server.connect(), 503)
     with monkeypatch.context() as later:
-        later.setattr("millstream.http.lane.guard._LINGER", -1.0)
+        later.setattr("millstream._http.lane.guard._LINGER", -1.0)
         vars(server.state)["millstream_guard"]._sweep()
     assert await idle.rest() == b""
     probe = await server.connect()
@@ -213,8 +213,8 @@ async def test_a_crowd_above_the_cap_is_dropped_without_an_answer(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refusals are polite only as far as they cost little."""
-    monkeypatch.setattr("millstream.http.lane.guard._LINGERING", 0)
-    monkeypatch.setattr("millstream.http.lane.guard._SPARES", 0)
+    monkeypatch.setattr("millstream._http.lane.guard._LINGERING", 0)
+    monkeypatch.setattr("millstream._http.lane.guard._SPARES", 0)
     server = await start(max_connections=1)
     first = await server.connect()
     await first.send(request(body=b"x"))
@@ -224,7 +224,7 @@ async def test_a_crowd_above_the_cap_is_dropped_without_an_answer(
 
 async def test_a_refused_peer_that_does_not_leave_is_dropped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may read its refusal, but not for ever."""
-    monkeypatch.setattr("millstream.http.lane.guard._LINGER", 0.0)
+    monkeypatch.setattr("millstream._http.lane.guard._LINGER", 0.0)
     server = await start(header_timeout=0.1)
     peer = await server.connect(b"garbage\r\n\r\n")
     await refused(peer, 400)

@@ -10,10 +10,10 @@ import uvicorn
 
 from guard_peer import GuardApp, Start, echo, guarded, held, refused
 from http_peer import HEAD, WAIT, Running, ToyApp, request, serve
-from millstream.config import Settings
-from millstream.http.lane import Lane, load_lane
-from millstream.http.limits import HttpLimits
-from millstream.http.message import STREAM_HEAD, Handler, Request, Response
+from millstream._config import Settings
+from millstream._http.lane import Lane, load_lane
+from millstream._http.limits import HttpLimits
+from millstream._http.message import STREAM_HEAD, Handler, Request, Response
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 from guard_peer import Start, guarded, held, refused
 from http_peer import HEAD, WAIT, Peer, request, serve
-from millstream.http.lane.guarded import MAX_PIPELINE
-from millstream.http.message import Handler, Request, Response
+from millstream._http.lane.guarded import MAX_PIPELINE
+from millstream._http.message import Handler, Request, Response
 
 PATHS = pytest.mark.parametrize("path", ["/echo", "/asgi"])
 """A hot endpoint, and one that only ASGI knows: the guard is the same."""

@@ -2,8 +2,8 @@
 
 import pytest
 
-from millstream.http.hosts import HostPolicy, parse_authority
-from millstream.http.message import Request
+from millstream._http.hosts import HostPolicy, parse_authority
+from millstream._http.message import Request
 
 LOCAL = HostPolicy()
 PUBLIC = HostPolicy(

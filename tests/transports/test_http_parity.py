@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from http_peer import HEAD, request
-from millstream.http.message import JSON_HEAD, Request, Response
+from millstream._http.message import JSON_HEAD, Request, Response
 from parity_peer import Start, echo, parity
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from http_peer import WAIT, request
-from millstream.http.message import STREAM_HEAD, Request, Response
+from millstream._http.message import STREAM_HEAD, Request, Response
 from parity_peer import Start, parity
 
 

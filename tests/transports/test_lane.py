@@ -17,10 +17,10 @@ from uvicorn.server import ServerState
 
 import millstream
 from http_peer import ToyApp
-from millstream.config import Settings
-from millstream.http.lane import CLASS_NAME, Lane, Loaded, load_lane
-from millstream.http.lane import usual as lane_usual
-from millstream.http.message import Request, Response
+from millstream._config import Settings
+from millstream._http.lane import CLASS_NAME, Lane, Loaded, load_lane
+from millstream._http.lane import usual as lane_usual
+from millstream._http.message import Request, Response
 
 
 async def _echo(request: Request) -> Response:
@@ -182,8 +182,8 @@ def test_another_release_of_the_server_is_served_plainly(monkeypatch: pytest.Mon
 
 def test_a_missing_server_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where httptools is not installed there is no lane."""
-    monkeypatch.delitem(sys.modules, "millstream.http.lane.usual")
-    monkeypatch.setitem(sys.modules, "millstream.http.lane.protocol", None)
+    monkeypatch.delitem(sys.modules, "millstream._http.lane.usual")
+    monkeypatch.setitem(sys.modules, "millstream._http.lane.protocol", None)
     loaded = load_lane()
     assert loaded.protocol is None
     assert loaded.reason

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from http_peer import WAIT, ToyApp, request, serve
-from millstream.config import Settings
-from millstream.http.message import Request, Response
+from millstream._config import Settings
+from millstream._http.message import Request, Response
 
 
 class Force(BaseException):

@@ -13,15 +13,15 @@ import pytest
 from guard_peer import Start, guarded, refused
 from http_peer import HEAD, WAIT, ToyApp, request, serve
 from millstream import Context, Server
-from millstream.config import Settings
-from millstream.http.asgi.adapter import AsgiAdapter, AsgiExchange
-from millstream.http.hosts import HostPolicy
-from millstream.http.lane.call import LaneExchange
-from millstream.http.lane.guarded import MAX_PIPELINE
-from millstream.http.limits import HttpLimits
-from millstream.http.message import STREAM_HEAD, Request, Response, Sink
-from millstream.server.calls.call import Call
-from millstream.transports.streamable.line import PostLine
+from millstream._config import Settings
+from millstream._http.asgi.adapter import AsgiAdapter, AsgiExchange
+from millstream._http.hosts import HostPolicy
+from millstream._http.lane.call import LaneExchange
+from millstream._http.lane.guarded import MAX_PIPELINE
+from millstream._http.limits import HttpLimits
+from millstream._http.message import STREAM_HEAD, Request, Response, Sink
+from millstream._server.calls.call import Call
+from millstream._transports.streamable.line import PostLine
 from wire import encode_request, enveloped, over_asgi, pairs, routing, wired
 
 SIZE = 1_000_003

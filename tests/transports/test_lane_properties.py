@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from http_peer import HEAD, ToyApp
-from millstream.config import Settings
-from millstream.http.lane import load_lane
-from millstream.http.message import STREAM_HEAD, Request, Response
+from millstream._config import Settings
+from millstream._http.lane import load_lane
+from millstream._http.message import STREAM_HEAD, Request, Response
 from patience import WAIT
 from strategies import bytewise, cuts
 

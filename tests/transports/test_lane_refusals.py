@@ -2,7 +2,7 @@
 
 import pytest
 
-from millstream.http.message import TEXT_HEAD, header_lines, refusal
+from millstream._http.message import TEXT_HEAD, header_lines, refusal
 
 
 def test_a_refusal_carries_a_challenge_or_the_time_to_come_back() -> None:

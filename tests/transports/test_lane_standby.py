@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from http_peer import WAIT, ToyApp, request, serve
-from millstream.config import Settings
-from millstream.http.lane.standby import StandbyTask, Starter
-from millstream.http.message import Request, Response
+from millstream._config import Settings
+from millstream._http.lane.standby import StandbyTask, Starter
+from millstream._http.message import Request, Response
 from task_scenarios import SCENARIOS, Notes, Scenario, current, nothing, turns, variable
 
 pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12), reason="This Python has eager tasks.")

@@ -14,12 +14,12 @@ from uvicorn.server import ServerState
 
 from guard_peer import GuardApp, echo
 from http_peer import HEAD, request
-from millstream.config import Settings
-from millstream.http import lane
-from millstream.http.lane import load_lane, states
-from millstream.http.lane.guarded import MAX_PIPELINE
-from millstream.http.lane.reply import BODY_TIMEOUT, HEADER_TIMEOUT
-from millstream.http.message import Request, Response
+from millstream._config import Settings
+from millstream._http import lane
+from millstream._http.lane import load_lane, states
+from millstream._http.lane.guarded import MAX_PIPELINE
+from millstream._http.lane.reply import BODY_TIMEOUT, HEADER_TIMEOUT
+from millstream._http.message import Request, Response
 from strategies import cuts
 from wire import KeptTransport
 

@@ -11,8 +11,8 @@ import pytest
 
 import millstream
 from http_peer import WAIT, Peer, Running, ToyApp, request, serve
-from millstream.config import Settings
-from millstream.http.message import Handler, Request, Response
+from millstream._config import Settings
+from millstream._http.message import Handler, Request, Response
 
 
 def app(**handlers: Handler) -> ToyApp:
@@ -149,28 +149,28 @@ async def _after_permission(peer: Peer) -> tuple[int, dict[bytes, bytes], bytes]
 
 
 AWAITED_IN_EXCEPT = {
-    **dict.fromkeys(("hub/journal.py", "hub/replay.py", "limits/pool.py"), "asks the store again, or waits for it"),
+    **dict.fromkeys(("hub/_journal.py", "hub/_replay.py", "_limits/pool.py"), "asks the store again, or waits for it"),
     **dict.fromkeys(
         (
-            "client/conversation.py",
-            "client/opening.py",
-            "client/requests.py",
-            "client/transports/websocket.py",
-            "client/watching.py",
+            "client/_conversation.py",
+            "client/_opening.py",
+            "client/_requests.py",
+            "client/_transports/websocket.py",
+            "client/_watching.py",
         ),
         "a client, which runs nothing of a server's",
     ),
     **dict.fromkeys(
-        ("stores/redis/commands.py", "stores/redis/inbox.py", "stores/redis/reader.py", "stores/redis/store.py"),
+        ("_stores/redis/commands.py", "_stores/redis/inbox.py", "_stores/redis/reader.py", "_stores/redis/store.py"),
         "asks Redis again, or tells other workers",
     ),
-    "stores/sqlite/commits.py": "waits for the writer's thread",
-    "stores/follow.py": "waits a moment before it reads the stream again",
-    "server/calls/once.py": "gives its lease back before the user's own error goes on",
-    "server/questions/open.py": "writes a message to the client, which no code of the user sees",
+    "_stores/sqlite/commits.py": "waits for the writer's thread",
+    "_stores/follow.py": "waits a moment before it reads the stream again",
+    "_server/calls/once.py": "gives its lease back before the user's own error goes on",
+    "_server/questions/open.py": "writes a message to the client, which no code of the user sees",
 }
 """Where no code of a user can be reached."""
-PROGRAMS = {"agent", "cli"}
+PROGRAMS = {"agent", "_cli"}
 """What uses servers, and runs none."""
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from http_peer import request, serve
 from millstream import Server
-from millstream.app.serving.entry import prepare
+from millstream._app.serving.entry import prepare
 from patience import WAIT
 
 ORIGIN = "http://localhost:3000"

@@ -8,8 +8,8 @@ import pytest
 
 from app_peer import ask
 from millstream import Server
-from millstream.protocol.errors import LocalError
-from millstream.stores.base import StoreFull, StoreUnavailable
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import StoreFull, StoreUnavailable
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from millstream import Server, Settings
-from millstream.protocol.jsonrpc import MAX_ID
+from millstream._protocol.jsonrpc import MAX_ID
 from wire import META, Json, Reply, Wire, enveloped, pairs, routing, wired
 
 LISTS = ["tools/list", "prompts/list", "resources/list", "resources/templates/list"]

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from millstream import Context, Server, Settings
-from millstream.transports.stdio import serve_stdio
+from millstream._transports.stdio import serve_stdio
 from wire import LATEST_HANDSHAKE, WAIT, request
 
 FORM = {"type": "object", "properties": {"x": {"type": "integer"}}}

@@ -6,11 +6,11 @@ from typing import Any, cast
 import pytest
 from uvicorn.server import ServerState
 
-from millstream.config import Settings
-from millstream.http.lane.guard import Guard
-from millstream.http.lane.states import ASGI_BODY, BODY, CLOSED, EXPECTED, HEAD, IDLE, NEW, REFUSED, USUAL_BODY
-from millstream.http.limits import HttpLimits
-from millstream.http.message import Response
+from millstream._config import Settings
+from millstream._http.lane.guard import Guard
+from millstream._http.lane.states import ASGI_BODY, BODY, CLOSED, EXPECTED, HEAD, IDLE, NEW, REFUSED, USUAL_BODY
+from millstream._http.limits import HttpLimits
+from millstream._http.message import Response
 
 LIMITS = HttpLimits.of(Settings(header_timeout=10, body_timeout=30, write_timeout=20, keep_alive=75))
 

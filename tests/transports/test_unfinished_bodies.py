@@ -11,13 +11,13 @@ from uvicorn.server import ServerState
 
 from guard_peer import GuardApp, Start, echo, guarded, refused
 from http_peer import HEAD, WAIT, Peer, request
-from millstream.config import Settings
-from millstream.http.asgi.adapter import MAX_PIECES, AsgiAdapter
-from millstream.http.hosts import HostPolicy
-from millstream.http.lane import load_lane
-from millstream.http.lane.guarded import MAX_FRAMING
-from millstream.http.limits import HttpLimits
-from millstream.http.message import Request, Response
+from millstream._config import Settings
+from millstream._http.asgi.adapter import MAX_PIECES, AsgiAdapter
+from millstream._http.hosts import HostPolicy
+from millstream._http.lane import load_lane
+from millstream._http.lane.guarded import MAX_FRAMING
+from millstream._http.limits import HttpLimits
+from millstream._http.message import Request, Response
 from wire import KeptTransport
 
 READ = 256 * 1024

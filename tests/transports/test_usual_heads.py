@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from http_peer import ToyApp
-from millstream.config import Settings
-from millstream.http.lane import lines as usual_heads
-from millstream.http.lane import load_lane
-from millstream.http.lane.lines import UsualLines
-from millstream.http.lane.states import BODY, IDLE, USUAL_BODY
-from millstream.http.message import Request, Response
+from millstream._config import Settings
+from millstream._http.lane import lines as usual_heads
+from millstream._http.lane import load_lane
+from millstream._http.lane.lines import UsualLines
+from millstream._http.lane.states import BODY, IDLE, USUAL_BODY
+from millstream._http.message import Request, Response
 from strategies import bytewise, cuts
 from wire import KeptTransport
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from millstream.http.websocket.waiting import CompactEvent, CompactQueue
+from millstream._http.websocket.waiting import CompactEvent, CompactQueue
 from patience import WAIT
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from millstream.http.message import Request, Response
-from millstream.protocol.principal import Principal
+from millstream._http.message import Request, Response
+from millstream._protocol.principal import Principal
 from socket_world import WAIT, WAYS, ask, hear, tell, world
 from wire import LATEST_HANDSHAKE, enveloped, request
 

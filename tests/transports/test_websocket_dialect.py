@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from millstream._protocol.principal import Principal
 from millstream.hub import HubLimits
-from millstream.protocol.principal import Principal
 from socket_world import WAYS, ask, hear, tell, world
 from wire import enveloped
 

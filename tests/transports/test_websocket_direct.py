@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from websockets.frames import Frame, Opcode
 
-from millstream.http.websocket.direct import DirectSocket, text_frame
-from millstream.http.websocket.socket import SLOW, TRY_AGAIN_LATER
-from millstream.http.websocket.uvicorn import WebSocketProtocol
-from millstream.http.websocket.waiting import CompactEvent
+from millstream._http.websocket.direct import DirectSocket, text_frame
+from millstream._http.websocket.socket import SLOW, TRY_AGAIN_LATER
+from millstream._http.websocket.uvicorn import WebSocketProtocol
+from millstream._http.websocket.waiting import CompactEvent
+from millstream._transports.websocket.route import carry
 from millstream.hub import HubLimits
-from millstream.transports.websocket.route import carry
 from socket_world import CLOSE, PING, PONG, TEXT, WAIT, WAYS, World, frame, hear, tell, world
 
 SUBSCRIBE = b'{"type":"subscribe"}'

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from millstream.http.websocket.queued import QueuedSocket
-from millstream.http.websocket.socket import GOING_AWAY, SLOW, TRY_AGAIN_LATER
+from millstream._http.websocket.queued import QueuedSocket
+from millstream._http.websocket.socket import GOING_AWAY, SLOW, TRY_AGAIN_LATER
+from millstream._protocol.sse import COMMENT
+from millstream._transports.websocket.route import carry
 from millstream.hub import HubLimits
-from millstream.protocol.sse import COMMENT
-from millstream.transports.websocket.route import carry
 from socket_world import GATES, TEXT, WAIT, WAYS, World, ask, end_of, frame, hear, tell, world
 
 EVENT = "x" * 200_000

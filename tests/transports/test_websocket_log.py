@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from millstream.http.message import Request, Response
-from millstream.protocol.principal import Principal
+from millstream._http.message import Request, Response
+from millstream._protocol.principal import Principal
 from patience import WAIT
 from socket_world import BINARY, CLOSE, TEXT, UPGRADE, frame, world
 

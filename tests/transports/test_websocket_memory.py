@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from millstream import Server, Settings
-from millstream.server.calls.sessions import MAX_RECORD
+from millstream._server.calls.sessions import MAX_RECORD
 from millstream.testing import connect
 from socket_world import WAIT, ask, hear, tell, world
 from wire import LATEST_HANDSHAKE, enveloped, request

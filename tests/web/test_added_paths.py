@@ -18,11 +18,11 @@ from starlette.routing import Mount
 
 from http_peer import serve
 from millstream import Server, Settings, auth
-from millstream.app.added import AddedPaths, route_of
-from millstream.app.here_only import Bind, HereOnly
-from millstream.app.protection import Protection
-from millstream.app.serving.entry import prepare
-from millstream.server.calls.notes import ignore_message
+from millstream._app.added import AddedPaths, route_of
+from millstream._app.here_only import Bind, HereOnly
+from millstream._app.protection import Protection
+from millstream._app.serving.entry import prepare
+from millstream._server.calls.notes import ignore_message
 from patience import WAIT
 from processes import free_port, millstream
 from workers_world import started, until_async

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from millstream.web.pages import asset, pages
+from millstream._web.pages import asset, pages
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
 TOKENS = asset("/assets/tokens.css").body.decode()

@@ -12,7 +12,7 @@ from starlette.routing import Mount
 
 from http_peer import serve
 from millstream import Server, Settings
-from millstream.app.serving.entry import prepare
+from millstream._app.serving.entry import prepare
 from patience import WAIT
 
 KEY = "a-key-for-the-pages-0123456789"

@@ -14,10 +14,10 @@ from client import shop
 from client.rude import Asked, rude
 from http_peer import serve
 from millstream import Client, Server
-from millstream.app.here_only import Bind
-from millstream.app.serving.errors import CommandError
-from millstream.cli.commands.run import check_inspected, configure
-from millstream.config import Settings
+from millstream._app.here_only import Bind
+from millstream._app.serving.errors import CommandError
+from millstream._cli.commands.run import check_inspected, configure
+from millstream._config import Settings
 from processes import free_port
 
 

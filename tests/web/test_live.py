@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from millstream.http.message import Request, Response
+from millstream._http.message import Request, Response
+from millstream._protocol.sse import Decoder, Event
+from millstream._transports.open_streams import OpenStreams
+from millstream._web import live
+from millstream._web.live import MAX_BUFFERED, ChatMembers, DashboardFeed, LogTail
 from millstream.hub import Forbidden
-from millstream.protocol.sse import Decoder, Event
-from millstream.transports.open_streams import OpenStreams
-from millstream.web import live
-from millstream.web.live import MAX_BUFFERED, ChatMembers, DashboardFeed, LogTail
 from patience import WAIT
 
 INFO = {"name": "mill", "version": "1", "started": 1.0, "facts": {"Python": "3"}}

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from millstream.web.pages import asset, get, page_names, pages
+from millstream._web.pages import asset, get, page_names, pages
 from rest_world import post
 
 HEADERS = ("content-security-policy", "x-content-type-options", "referrer-policy", "content-type", "cache-control")

@@ -1,8 +1,8 @@
 """The store as the dashboard shows it: measured, not asserted."""
 
-from millstream.app.parts import store_figures
-from millstream.stores.health import StoreHealth
-from millstream.stores.memory.store import MemoryStore
+from millstream._app.parts import store_figures
+from millstream._stores.health import StoreHealth
+from millstream._stores.memory.store import MemoryStore
 
 
 async def test_the_store_in_memory_tells_what_it_holds_and_how_much_it_may() -> None:

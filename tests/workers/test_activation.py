@@ -35,7 +35,7 @@ def activated(folder: Path, how: str, *options: str) -> Iterator[Served]:
     (folder / "shop.py").write_text(PROGRAM)
     with socket.create_server(("127.0.0.1", free_port()), backlog=64) as listener:
         port = listener.getsockname()[1]
-        start = "from millstream.cli import main; main()"
+        start = "from millstream._cli import main; main()"
         command = [sys.executable, "-c", LAUNCHER, str(listener.fileno()), how, "-c", start, "run"]
         command += [str(folder / "shop.py"), *options]
         with started(command, port, folder / "log", pass_fds=[listener.fileno()]) as served:
@@ -68,7 +68,7 @@ def test_a_descriptor_that_cannot_be_listened_on_is_explained(tmp_path: Path, wh
     with socket.socket(socket.AF_UNIX) as other, (tmp_path / "shop.py").open() as file:
         number = {"nothing": 250, "a file": file.fileno(), "another kind of socket": other.fileno()}[what]
         done = subprocess.run(
-            [sys.executable, "-c", "from millstream.cli import main; main()", "run", "shop.py", "--fd", str(number)],
+            [sys.executable, "-c", "from millstream._cli import main; main()", "run", "shop.py", "--fd", str(number)],
             capture_output=True, text=True, timeout=WAIT, check=False, cwd=tmp_path,
             pass_fds=[] if what == "nothing" else [number],
         )  # fmt: skip
@@ -81,7 +81,7 @@ def test_the_variables_of_another_process_mean_nothing(tmp_path: Path) -> None:
     """systemd writes whom they are for; a program that inherits them isn't meant."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
-    command = [sys.executable, "-c", "from millstream.cli import main; main()", "run", str(tmp_path / "shop.py")]
+    command = [sys.executable, "-c", "from millstream._cli import main; main()", "run", str(tmp_path / "shop.py")]
     environment = {**os.environ, "LISTEN_PID": "1", "LISTEN_FDS": "1"}
     with started([*command, "--port", str(port)], port, tmp_path / "log", env=environment) as served:
         assert served.said(f"is serving on http://127.0.0.1:{port}/mcp") == 1

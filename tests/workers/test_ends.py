@@ -188,7 +188,7 @@ def test_a_stop_while_workers_start_ends_them(tmp_path: Path) -> None:
     file.write_text(
         "import time\nfrom pathlib import Path\nPath(__file__).with_name('began').touch()\ntime.sleep(600)\n"
     )
-    command = [sys.executable, "-c", "from millstream.cli import main; main()", "run", str(file), "--port", str(port)]
+    command = [sys.executable, "-c", "from millstream._cli import main; main()", "run", str(file), "--port", str(port)]
     with started([*command, "--workers", "2"], port, tmp_path / "log", ready=False) as served:
         until((tmp_path / "began").exists)
         pids = served.children()

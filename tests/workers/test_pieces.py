@@ -12,15 +12,15 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from millstream import Server
-from millstream.app.serving import over_http
-from millstream.app.serving.errors import CommandError
-from millstream.app.serving.workers import place, watching
-from millstream.app.serving.workers.back_off import LONGEST, WELL, BackOff
-from millstream.app.serving.workers.child import how
-from millstream.app.serving.workers.messages import FOR_WORKER, Drain, Force, Hello, Line, Roster, Seat
-from millstream.app.serving.workers.rerun import own_command
-from millstream.app.serving.workers.sockets import open_sockets
-from millstream.app.serving.workers.supervisor import Supervisor, slots_of
+from millstream._app.serving import over_http
+from millstream._app.serving.errors import CommandError
+from millstream._app.serving.workers import place, watching
+from millstream._app.serving.workers.back_off import LONGEST, WELL, BackOff
+from millstream._app.serving.workers.child import how
+from millstream._app.serving.workers.messages import FOR_WORKER, Drain, Force, Hello, Line, Roster, Seat
+from millstream._app.serving.workers.rerun import own_command
+from millstream._app.serving.workers.sockets import open_sockets
+from millstream._app.serving.workers.supervisor import Supervisor, slots_of
 from patience import WAIT
 
 HELLO = Hello(worker=1, workers=2, host="127.0.0.1", port=8000, listeners=[5], run=1, key="k" * 32)

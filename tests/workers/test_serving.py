@@ -231,8 +231,8 @@ def test_where_the_kernel_does_not_spread_connections_all_workers_share_a_socket
     """As on macOS. It works, and says what it does."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     start = (
-        "from millstream.app.serving.workers import sockets; sockets.SPREADS = False; "
-        "from millstream.cli import main; main()"
+        "from millstream._app.serving.workers import sockets; sockets.SPREADS = False; "
+        "from millstream._cli import main; main()"
     )
     port = free_port()
     command = [sys.executable, "-c", start, "run", str(tmp_path / "shop.py"), "--port", str(port), "--workers", "2"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from millstream.app.serving.workers.messages import Seat
-from millstream.app.serving.workers.standing_in import StandIn, stands_in
+from millstream._app.serving.workers.messages import Seat
+from millstream._app.serving.workers.standing_in import StandIn, stands_in
 from patience import WAIT
 from workers_world import PROGRAM, call, kill, pids_by_new_connections, workers
 

@@ -4,10 +4,10 @@ The house stands on `millstream.client`. A model is whatever keeps the contract 
 with it speaks to OpenAI-compatible APIs and to Azure OpenAI (``pip install 'millstream[agent]'``).
 """
 
-from millstream.agent.agent import Agent
-from millstream.agent.answer import Answer
-from millstream.agent.configuration import Configuration
-from millstream.agent.errors import (
+from millstream.agent._agent import Agent
+from millstream.agent._answer import Answer
+from millstream.agent._configuration import Configuration
+from millstream.agent._errors import (
     AgentError,
     ConfigurationError,
     ContextError,
@@ -18,7 +18,7 @@ from millstream.agent.errors import (
     ModelRefused,
     ModelUnreachable,
 )
-from millstream.agent.events import (
+from millstream.agent._events import (
     Answered,
     Asking,
     Calling,
@@ -31,11 +31,11 @@ from millstream.agent.events import (
     Sampled,
     Waiting,
 )
-from millstream.agent.limits import Limits
-from millstream.agent.model import Model, Reply, Request, Wish
-from millstream.agent.openai_model import OpenAIModel
-from millstream.agent.person import Approval
-from millstream.agent.servers import ServerAt
+from millstream.agent._limits import Limits
+from millstream.agent._model import Model, Reply, Request, Wish
+from millstream.agent._openai_model import OpenAIModel
+from millstream.agent._person import Approval
+from millstream.agent._servers import ServerAt
 
 __all__ = [
     "Agent",

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from millstream.protocol.principal import EVERYTHING
+from millstream._protocol.principal import EVERYTHING
 
 if TYPE_CHECKING:
-    from millstream.auth.claims import Rules
-    from millstream.auth.issuing.allowed import Allow
-    from millstream.auth.issuing.provider import Provider
-    from millstream.auth.issuing.records import Client
-    from millstream.auth.issuing.server import Issuer
-    from millstream.auth.issuing.user_file import UserFile
-    from millstream.auth.issuing.ways import Upstream, Way
-    from millstream.auth.method import Method
-    from millstream.http.outbound import Fetched
+    from millstream._http.outbound import Fetched
+    from millstream.auth._claims import Rules
+    from millstream.auth._issuing.allowed import Allow
+    from millstream.auth._issuing.provider import Provider
+    from millstream.auth._issuing.records import Client
+    from millstream.auth._issuing.server import Issuer
+    from millstream.auth._issuing.user_file import UserFile
+    from millstream.auth._issuing.ways import Upstream, Way
+    from millstream.auth._method import Method
 
 __all__ = ["client", "github", "google", "introspected", "issuer", "jwt", "keys", "oidc", "upstream", "users"]
 
@@ -42,8 +42,8 @@ def keys(
     Example:
         ``Server("shop", auth=auth.keys(named={"desk": os.environ["DESK_KEY"]}))``
     """
-    from millstream.auth.api_keys import KeyMethod  # noqa: PLC0415
-    from millstream.auth.key_file import KeyFile, StoredKey, check_name, check_scopes, digest_of  # noqa: PLC0415
+    from millstream.auth._api_keys import KeyMethod  # noqa: PLC0415
+    from millstream.auth._key_file import KeyFile, StoredKey, check_name, check_scopes, digest_of  # noqa: PLC0415
 
     if not (given or named or file):
         raise ValueError("auth.keys() needs a key, or the file that has them: auth.keys(file='keys.json')")
@@ -97,10 +97,10 @@ def jwt(
         ...     jwks="https://id.example.com/keys",
         ... )
     """
-    from millstream.auth.jose import ASYMMETRIC, read_keys, shared_secret  # noqa: PLC0415
-    from millstream.auth.key_sets import FetchedKeys, GivenKeys  # noqa: PLC0415
-    from millstream.auth.tokens import TokenMethod  # noqa: PLC0415
-    from millstream.http.outbound import check_url  # noqa: PLC0415
+    from millstream._http.outbound import check_url  # noqa: PLC0415
+    from millstream.auth._jose import ASYMMETRIC, read_keys, shared_secret  # noqa: PLC0415
+    from millstream.auth._key_sets import FetchedKeys, GivenKeys  # noqa: PLC0415
+    from millstream.auth._tokens import TokenMethod  # noqa: PLC0415
 
     if bool(jwks) == bool(secret):
         raise ValueError("auth.jwt() needs either the issuer's keys, jwks=, or a shared secret, secret=")
@@ -138,10 +138,10 @@ def oidc(
     Example:
         ``Server("shop", auth=auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp"))``
     """
-    from millstream.auth.discovery import Discovery  # noqa: PLC0415
-    from millstream.auth.jose import ASYMMETRIC  # noqa: PLC0415
-    from millstream.auth.key_sets import FetchedKeys  # noqa: PLC0415
-    from millstream.auth.tokens import TokenMethod  # noqa: PLC0415
+    from millstream.auth._discovery import Discovery  # noqa: PLC0415
+    from millstream.auth._jose import ASYMMETRIC  # noqa: PLC0415
+    from millstream.auth._key_sets import FetchedKeys  # noqa: PLC0415
+    from millstream.auth._tokens import TokenMethod  # noqa: PLC0415
 
     rules = _rules(issuer, audience, scopes, implied)
     keys = FetchedKeys(Discovery(issuer, ask_issuer).keys_url, ask_issuer)
@@ -181,8 +181,8 @@ def introspected(
         ...     secret=os.environ["SHOP_SECRET"],
         ... )
     """
-    from millstream.auth.introspection import IntrospectedMethod  # noqa: PLC0415
-    from millstream.http.outbound import check_url, fetch  # noqa: PLC0415
+    from millstream._http.outbound import check_url, fetch  # noqa: PLC0415
+    from millstream.auth._introspection import IntrospectedMethod  # noqa: PLC0415
 
     url = check_url(endpoint).geturl()
     if not (client and secret):
@@ -225,7 +225,7 @@ def issuer(
         described: scope -> what it allows, in words for the person: ``{"orders:write": "order books"}``.
         implied: scope -> further scopes that it includes.
         registration: whether clients may register by themselves. Those that describe themselves need not.
-        provider: what you decide yourself; see `millstream.auth.issuing.provider`.
+        provider: what you decide yourself; see `millstream.auth._issuing.provider`.
 
     Raises:
         ValueError: something can't be.
@@ -234,8 +234,8 @@ def issuer(
     Example:
         ``Server("shop", auth=auth.issuer("https://mcp.example.com", users=auth.users(file="users.json")))``
     """
-    from millstream.auth.issuing.given import plan_of  # noqa: PLC0415
-    from millstream.auth.issuing.server import Issuer  # noqa: PLC0415
+    from millstream.auth._issuing.given import plan_of  # noqa: PLC0415
+    from millstream.auth._issuing.server import Issuer  # noqa: PLC0415
 
     ways = list(users) if isinstance(users, Sequence) else [users]
     plan = plan_of(
@@ -257,7 +257,7 @@ def users(*, file: str | Path) -> "UserFile":
         LocalError: the file cannot be used.
         ImportError: the extra is not installed: ``pip install 'millstream[auth]'``.
     """
-    from millstream.auth.issuing.user_file import UserFile  # noqa: PLC0415
+    from millstream.auth._issuing.user_file import UserFile  # noqa: PLC0415
 
     found = UserFile(Path(file))
     found.load()
@@ -297,7 +297,7 @@ def upstream(
     Example:
         ``users=[auth.upstream("google", allow=["@example.com"]), auth.upstream("github", allow=["org:example"])]``
     """
-    from millstream.auth.issuing.upstreams import upstream_of  # noqa: PLC0415
+    from millstream.auth._issuing.upstreams import upstream_of  # noqa: PLC0415
 
     return upstream_of(
         who, allow=allow, client_id=client_id, client_secret=client_secret, name=name, title=title, at=at
@@ -347,7 +347,7 @@ def client(
     Example:
         >>> auth.client("shop", redirect_uris=["https://shop.example.com/signed-in"])
     """
-    from millstream.auth.issuing.given import given_client  # noqa: PLC0415
+    from millstream.auth._issuing.given import given_client  # noqa: PLC0415
 
     return given_client(id, name=name, redirect_uris=redirect_uris, secret=secret, jwks=jwks, scopes=scopes)
 
@@ -360,9 +360,9 @@ def _rules(
     *,
     believed: float = 60.0,
 ) -> "Rules":
-    from millstream.auth.claims import Rules  # noqa: PLC0415
-    from millstream.auth.key_file import check_scopes  # noqa: PLC0415
-    from millstream.http.outbound import OutboundError, check_url  # noqa: PLC0415
+    from millstream._http.outbound import OutboundError, check_url  # noqa: PLC0415
+    from millstream.auth._claims import Rules  # noqa: PLC0415
+    from millstream.auth._key_file import check_scopes  # noqa: PLC0415
 
     try:
         check_url(issuer)
@@ -387,6 +387,6 @@ def _anywhere(address: str) -> bool:
 
 async def ask_issuer(url: str) -> "Fetched":
     """Fetch what an issuer says, wherever it is: the operator has named it."""
-    from millstream.http.outbound import fetch  # noqa: PLC0415
+    from millstream._http.outbound import fetch  # noqa: PLC0415
 
     return await fetch(url, judge=_anywhere)

@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from millstream.client.blocking import BlockingClient
-    from millstream.client.client import Client
-    from millstream.client.errors import (
+    from millstream.client._blocking import BlockingClient
+    from millstream.client._client import Client
+    from millstream.client._errors import (
         AccessDenied,
         BadAnswer,
         ClientError,
@@ -27,34 +27,34 @@ if TYPE_CHECKING:
         UnknownVersion,
         Unsupported,
     )
-    from millstream.client.oauth.flow import OAuth
-    from millstream.client.options import Options
-    from millstream.client.questions import Question
-    from millstream.client.results import Result
+    from millstream.client._oauth.flow import OAuth
+    from millstream.client._options import Options
+    from millstream.client._questions import Question
+    from millstream.client._results import Result
 
 _HOMES = {
-    "AccessDenied": "errors",
-    "BadAnswer": "errors",
-    "BlockingClient": "blocking",
-    "Client": "client",
-    "ClientError": "errors",
-    "ConnectFailed": "errors",
-    "ConnectionLost": "errors",
-    "Failure": "errors",
-    "Flood": "errors",
-    "NoAnswer": "errors",
-    "NotMcp": "errors",
-    "OAuth": "oauth.flow",
-    "Options": "options",
-    "Question": "questions",
-    "Result": "results",
-    "SessionLost": "errors",
-    "TargetError": "errors",
-    "TlsFailed": "errors",
-    "ToolFailed": "errors",
-    "TooLarge": "errors",
-    "UnknownVersion": "errors",
-    "Unsupported": "errors",
+    "AccessDenied": "_errors",
+    "BadAnswer": "_errors",
+    "BlockingClient": "_blocking",
+    "Client": "_client",
+    "ClientError": "_errors",
+    "ConnectFailed": "_errors",
+    "ConnectionLost": "_errors",
+    "Failure": "_errors",
+    "Flood": "_errors",
+    "NoAnswer": "_errors",
+    "NotMcp": "_errors",
+    "OAuth": "_oauth.flow",
+    "Options": "_options",
+    "Question": "_questions",
+    "Result": "_results",
+    "SessionLost": "_errors",
+    "TargetError": "_errors",
+    "TlsFailed": "_errors",
+    "ToolFailed": "_errors",
+    "TooLarge": "_errors",
+    "UnknownVersion": "_errors",
+    "Unsupported": "_errors",
 }
 """Public name -> module. Loaded at first use: a program with a client needn't have the OAuth flow."""
 

@@ -3,12 +3,12 @@
 It knows neither HTTP nor MCP: a subscriber is an `Outlet` and a function that turns an `Event` into bytes.
 """
 
-from millstream.http.message import Outlet
-from millstream.hub.event import Event, Published
-from millstream.hub.hub import Hub, HubStats
-from millstream.hub.limits import Forbidden, HubLimits, InvalidName, TooLarge, TooMany
-from millstream.hub.presence import Member
-from millstream.hub.subscriber import Encode, Subscription
+from millstream._http.message import Outlet
+from millstream.hub._event import Event, Published
+from millstream.hub._hub import Hub, HubStats
+from millstream.hub._limits import Forbidden, HubLimits, InvalidName, TooLarge, TooMany
+from millstream.hub._presence import Member
+from millstream.hub._subscriber import Encode, Subscription
 
 __all__ = [
     "Encode",

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from issuing_world import BACK, FORM, URL, VERIFIER, Desk, Reply, authorization
-from millstream.auth.issuing.redirects import check_redirect, form_target, shown_host
-from millstream.stores.memory.store import MemoryStore
+from millstream._stores.memory.store import MemoryStore
+from millstream.auth._issuing.redirects import check_redirect, form_target, shown_host
 
 NAMES = ["client_id", "redirect_uri", "response_type", "state", "scope", "resource", "code_challenge", "prompt",
 "code",

@@ -11,7 +11,7 @@ from joserfc.jwk import ECKey
 from issuer_world import issuing
 from issuing_world import BACK, URL, Desk
 from millstream import auth
-from millstream.auth.issuing.client_proof import ASSERTION
+from millstream.auth._issuing.client_proof import ASSERTION
 
 KEY = ECKey.generate_key("P-256", {"kid": "k"})
 JWKS = {"keys": [KEY.as_dict(private=False)]}

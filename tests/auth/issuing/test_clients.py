@@ -9,12 +9,12 @@ import pytest
 from issuer_world import Issuer, issuing
 from issuing_world import BACK, RESOURCE, Browser, Clock, Desk, authorization
 from millstream import auth
-from millstream.auth.issuing.documents import client_of, judge_of
-from millstream.auth.issuing.provider import Provider, Refused
-from millstream.auth.issuing.records import Client
-from millstream.auth.issuing.ways import User
-from millstream.stores.base import Store
-from millstream.stores.memory.store import MemoryStore
+from millstream._stores.base import Store
+from millstream._stores.memory.store import MemoryStore
+from millstream.auth._issuing.documents import client_of, judge_of
+from millstream.auth._issuing.provider import Provider, Refused
+from millstream.auth._issuing.records import Client
+from millstream.auth._issuing.ways import User
 
 JSON = "application/json"
 

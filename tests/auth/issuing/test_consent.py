@@ -9,9 +9,9 @@ from urllib.parse import urlencode
 import pytest
 
 from issuing_world import BACK, FORM, OTHER, RESOURCE, URL, Browser, Clock, Desk, authorization
-from millstream.auth.issuing.provider import Provider
-from millstream.auth.issuing.ways import User
-from millstream.protocol.principal import EVERYTHING
+from millstream._protocol.principal import EVERYTHING
+from millstream.auth._issuing.provider import Provider
+from millstream.auth._issuing.ways import User
 from patience import WAIT
 
 NATIVE = "http://127.0.0.1:7777/back"

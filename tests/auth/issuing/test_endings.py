@@ -8,11 +8,11 @@ import pytest
 from auth_world import guarded
 from issuing_world import BACK, RESOURCE, URL, Clock, Desk, Known, claims_of
 from millstream import auth
-from millstream.auth.challenge import Challenges
-from millstream.auth.guard import Guard
-from millstream.http.message import Request, Response
-from millstream.protocol.principal import Principal
-from millstream.stores.base import Store
+from millstream._http.message import Request, Response
+from millstream._protocol.principal import Principal
+from millstream._stores.base import Store
+from millstream.auth._challenge import Challenges
+from millstream.auth._guard import Guard
 from patience import WAIT
 from store_parts import Backing
 

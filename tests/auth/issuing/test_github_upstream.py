@@ -10,8 +10,8 @@ from identity_world import led_to
 from issuer_world import Issuer, issuing
 from issuing_world import Browser, Desk, challenge
 from millstream import auth
-from millstream.auth.issuing.upstream_github import GitHubUpstream
-from millstream.auth.issuing.ways import Returned, SignInFailed, Upstream, User
+from millstream.auth._issuing.upstream_github import GitHubUpstream
+from millstream.auth._issuing.ways import Returned, SignInFailed, Upstream, User
 
 CALLBACK = "https://mcp.example.com/sign-in/callback/github"
 TOKEN, USER = "/login/oauth/access_token", "/api/v3/user"

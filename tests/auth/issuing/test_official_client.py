@@ -18,7 +18,7 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAu
 from auth.issuing.test_sign_in_end_to_end import Person, serving
 from auth.test_tls import make
 from issuing_world import query_of
-from millstream.http import outbound
+from millstream._http import outbound
 from patience import WAIT
 
 BACK = "http://127.0.0.1:8765/callback"

@@ -15,7 +15,7 @@ from joserfc import jws
 from issuer_world import KEYS, OTHER, Issuer, by_hand, issuing, token
 from issuing_world import challenge
 from millstream import auth
-from millstream.auth.issuing.ways import Away, Returned, Selective, SignInFailed, Upstream, User
+from millstream.auth._issuing.ways import Away, Returned, Selective, SignInFailed, Upstream, User
 
 CALLBACK = "https://mcp.example.com/sign-in/callback/openid"
 CLIENT, SECRET = "desk", "a secret:of more than 32 bytes, with a colon"

@@ -9,11 +9,11 @@ from auth.issuing.test_sign_in_end_to_end import Person, said
 from auth.issuing.test_user_file import users
 from auth_world import guarded
 from millstream import Client
-from millstream.auth.issuing import clients, consent, grants, plan, tickets
-from millstream.auth.issuing.provider import Provider
-from millstream.client.oauth.flow import OAuth
-from millstream.client.oauth.store import MemoryStore
-from millstream.client.options import Options
+from millstream.auth._issuing import clients, consent, grants, plan, tickets
+from millstream.auth._issuing.provider import Provider
+from millstream.client._oauth.flow import OAuth
+from millstream.client._oauth.store import MemoryStore
+from millstream.client._options import Options
 from processes import free_port
 from scripts.docs import ROOT
 

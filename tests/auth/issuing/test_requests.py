@@ -7,7 +7,7 @@ import pytest
 
 from issuing_world import BACK, OTHER, RESOURCE, URL, Browser, Desk, authorization, challenge, claims_of
 from millstream import auth
-from millstream.auth.issuing.redirects import check_redirect, named_by
+from millstream.auth._issuing.redirects import check_redirect, named_by
 
 REFUSED = [
     "javascript:alert(1)", "data:text/html,x", "http://app.example.com/back", "https://app.example.com/back#f",

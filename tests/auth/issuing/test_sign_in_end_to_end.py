@@ -13,10 +13,10 @@ from msgspec.structs import replace
 from auth_world import guarded
 from issuing_world import FORM, Known
 from millstream import Client, Context, Server, Settings, auth
-from millstream.client.oauth.fetching import fetch, post_form
-from millstream.client.oauth.flow import OAuth
-from millstream.client.oauth.store import MemoryStore
-from millstream.client.options import Options
+from millstream.client._oauth.fetching import fetch, post_form
+from millstream.client._oauth.flow import OAuth
+from millstream.client._oauth.store import MemoryStore
+from millstream.client._options import Options
 from patience import WAIT
 from processes import free_port
 

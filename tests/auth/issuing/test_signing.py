@@ -7,12 +7,12 @@ import pytest
 
 from issuing_world import SECRETS, Clock, Desk
 from millstream import Settings
-from millstream.auth.issuing.signing import AFTER, AHEAD, SIGNS, SigningKey, advanced
-from millstream.auth.jose import read_header
-from millstream.server.calls.changes import Changes
-from millstream.server.calls.keys import Secrets
-from millstream.server.calls.services import Services
-from millstream.stores.base import Store
+from millstream._server.calls.changes import Changes
+from millstream._server.calls.keys import Secrets
+from millstream._server.calls.services import Services
+from millstream._stores.base import Store
+from millstream.auth._issuing.signing import AFTER, AHEAD, SIGNS, SigningKey, advanced
+from millstream.auth._jose import read_header
 
 DAY = 86_400.0
 

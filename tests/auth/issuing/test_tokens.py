@@ -9,7 +9,7 @@ import pytest
 
 from issuing_world import BACK, FORM, OTHER, RESOURCE, URL, VERIFIER, Browser, Clock, Desk, challenge, claims_of
 from millstream import auth
-from millstream.stores.base import Store
+from millstream._stores.base import Store
 
 REPLY = {"access_token", "token_type", "expires_in", "scope", "refresh_token"}
 

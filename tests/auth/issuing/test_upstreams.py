@@ -6,7 +6,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from issuing_world import BACK, URL, Browser, Clock, Desk, Known, Reply, authorization
-from millstream.auth.issuing.ways import Away, Returned, SignInFailed, User
+from millstream.auth._issuing.ways import Away, Returned, SignInFailed, User
 
 
 class Elsewhere:

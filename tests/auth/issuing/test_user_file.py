@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from issuing_world import Desk
 from millstream import auth
-from millstream.app.serving.errors import CommandError
-from millstream.auth.issuing.user_file import UserFile
-from millstream.cli.program import program
-from millstream.protocol.errors import LocalError
+from millstream._app.serving.errors import CommandError
+from millstream._cli.program import program
+from millstream._protocol.errors import LocalError
+from millstream.auth._issuing.user_file import UserFile
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ FastMCP``. A program for fastmcp imports from `millstream.compat.fastmcp.standal
 two libraries do.
 """
 
-from millstream.compat.fastmcp.calling import ReadResourceContents
-from millstream.compat.fastmcp.context import Context, RequestContext
-from millstream.compat.fastmcp.dependencies import (
+from millstream.compat._types import Annotations, Icon, ToolAnnotations
+from millstream.compat.fastmcp._calling import ReadResourceContents
+from millstream.compat.fastmcp._context import Context, RequestContext
+from millstream.compat.fastmcp._dependencies import (
     CurrentAccessToken,
     CurrentContext,
     CurrentFastMCP,
@@ -19,13 +20,13 @@ from millstream.compat.fastmcp.dependencies import (
     get_http_headers,
     get_http_request,
 )
-from millstream.compat.fastmcp.elicitation import (
+from millstream.compat.fastmcp._elicitation import (
     AcceptedElicitation,
     AcceptedUrlElicitation,
     CancelledElicitation,
     DeclinedElicitation,
 )
-from millstream.compat.fastmcp.exceptions import (
+from millstream.compat.fastmcp._exceptions import (
     FastMCPError,
     InvalidSignature,
     McpError,
@@ -36,10 +37,10 @@ from millstream.compat.fastmcp.exceptions import (
     UrlElicitationRequiredError,
     ValidationError,
 )
-from millstream.compat.fastmcp.media import Audio, File, Image
-from millstream.compat.fastmcp.middleware import Middleware, MiddlewareContext
-from millstream.compat.fastmcp.prompts import AssistantMessage, Message, Prompt, PromptResult, UserMessage
-from millstream.compat.fastmcp.provider import (
+from millstream.compat.fastmcp._media import Audio, File, Image
+from millstream.compat.fastmcp._middleware import Middleware, MiddlewareContext
+from millstream.compat.fastmcp._prompts import AssistantMessage, Message, Prompt, PromptResult, UserMessage
+from millstream.compat.fastmcp._provider import (
     AuthorizationCode,
     AuthorizationParams,
     AuthorizeError,
@@ -52,7 +53,7 @@ from millstream.compat.fastmcp.provider import (
     TokenError,
     construct_redirect_uri,
 )
-from millstream.compat.fastmcp.resources import (
+from millstream.compat.fastmcp._resources import (
     BinaryResource,
     DirectoryResource,
     FileResource,
@@ -63,10 +64,10 @@ from millstream.compat.fastmcp.resources import (
     ResourceResult,
     TextResource,
 )
-from millstream.compat.fastmcp.server import FastMCP, MCPServer
-from millstream.compat.fastmcp.session import ServerSession
-from millstream.compat.fastmcp.settings import Settings, TransportSecuritySettings
-from millstream.compat.fastmcp.sign_in import (
+from millstream.compat.fastmcp._server import FastMCP, MCPServer
+from millstream.compat.fastmcp._session import ServerSession
+from millstream.compat.fastmcp._settings import Settings, TransportSecuritySettings
+from millstream.compat.fastmcp._sign_in import (
     AccessToken,
     AuthSettings,
     ClientRegistrationOptions,
@@ -74,9 +75,8 @@ from millstream.compat.fastmcp.sign_in import (
     RevocationOptions,
     TokenVerifier,
 )
-from millstream.compat.fastmcp.templates import ResourceTemplate
-from millstream.compat.fastmcp.tools import Tool, ToolResult
-from millstream.compat.types import Annotations, Icon, ToolAnnotations
+from millstream.compat.fastmcp._templates import ResourceTemplate
+from millstream.compat.fastmcp._tools import Tool, ToolResult
 
 MCPError = McpError
 """What SDK 2.x calls it."""

@@ -72,7 +72,7 @@ from millstream.compat.fastmcp import (
     get_http_headers,
     get_http_request,
 )
-from millstream.compat.fastmcp.server import StandaloneFastMCP as FastMCP
+from millstream.compat.fastmcp._server import StandaloneFastMCP as FastMCP
 
 __all__ = [
     "AcceptedElicitation",

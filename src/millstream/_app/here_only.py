@@ -1,0 +1,73 @@
+"""What answers only programs of this machine, as long as nobody has to sign in: the pages, `/publish`, `/metrics`.
+
+A loopback address is not enough: a proxy on the same machine has one too, and its clients may be anywhere.
+So a request counts as one of this machine only if the server is bound to a loopback address (or nobody said what it is
+bound to), the peer has one, no header says that the request was forwarded, and its Host is a loopback name.
+"""
+
+from collections.abc import Collection, Mapping
+
+from msgspec import Struct
+
+from millstream._http.hosts import is_loopback, parse_authority
+from millstream._http.message import TEXT_HEAD, Handler, Request, Response, Sink
+from millstream._server.calls.notes import ObserveMessage
+
+_FORWARDED = frozenset({b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip"})
+_PREFIX = b"x-forwarded"
+_REFUSED = Response(
+    b"This page is for programs on the server's own machine, because nobody has to sign in here. Open it there at a "
+    b"loopback address such as http://127.0.0.1:8000, on a server bound to one, and not through a proxy.\n",
+    403,
+    TEXT_HEAD,
+)
+
+
+class Bind(Struct, frozen=True):
+    """Where the server listens, as far as somebody said."""
+
+    loopback: bool | None = None
+    """Only this machine can reach it; None while nobody has said what it is bound to."""
+    connections: Collection[object] | None = None
+    """The open connections, where our own HTTP server has them; None under a foreign one."""
+    seats: Collection[object] = ()
+    """Where several workers serve: how each of them is, as `/health` shows it."""
+
+
+class HereOnly:
+    """Tells programs of this machine from others."""
+
+    __slots__ = ("_bind", "_note")
+
+    def __init__(self, bind: Bind, note: ObserveMessage) -> None:
+        self._bind = bind
+        self._note = note
+
+    def allows(self, peer: str, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether a request comes straight from a program of this machine.
+
+        Args:
+            peer: the address of the other end.
+            headers: of the request, with names in lower case.
+        """
+        if self._bind.loopback is False or not is_loopback(peer):
+            return False
+        if any(name in _FORWARDED or name.startswith(_PREFIX) for name in headers):
+            return False
+        host = parse_authority(headers.get(b"host", b""))
+        return host is not None and host.loopback
+
+    def guard(self, handler: Handler, *, message: str = "") -> Handler:
+        """A handler that answers only programs of this machine.
+
+        `message` names what a refused request would have been, for those who log messages.
+        """
+
+        async def guarded(request: Request) -> Response | Sink | None:
+            if self.allows(request.peer, request.headers):
+                return await handler(request)
+            if message:
+                self._note(message, "http", status="403")
+            return _REFUSED
+
+        return guarded

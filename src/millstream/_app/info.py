@@ -1,0 +1,14 @@
+"""What a server says about itself."""
+
+from msgspec import Struct
+
+from millstream._protocol.content import Icon
+
+
+class Info(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What people read about a server: ``Server("shop", info=Info(title="The shop"))``."""
+
+    title: str | None = None
+    description: str | None = None
+    website_url: str | None = None
+    icons: list[Icon] | None = None

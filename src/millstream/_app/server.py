@@ -1,0 +1,284 @@
+"""`Server`: what a person writes against. Decorators register, and the object is the ASGI application."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
+
+from millstream._app.definition import Definition, chosen
+from millstream._app.given import check_completer, check_given, check_server
+from millstream._app.hub_access import HubAccess, no_hub
+from millstream._app.info import Info
+from millstream._app.runtimes import Runtimes
+from millstream._app.sign_in_methods import given_methods
+from millstream._app.with_paths import WithPaths
+from millstream._app.with_switches import WithSwitches
+from millstream._config import Settings
+from millstream._server.calls.changes import Change
+from millstream._server.features.completers import completer_of
+from millstream._server.features.prompts import Prompt, PromptOptions, prompt_of
+from millstream._server.features.registry import Registry
+from millstream._server.features.resources import ResourceOptions, resource_of
+from millstream._server.features.tools import Tool, ToolOptions, tool_of
+
+if TYPE_CHECKING:
+    from millstream._app.runtime import Runtime
+    from millstream.auth._method import Given
+    from millstream.hub._subscriber import Authorize
+
+F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound="Callable[[str, dict[str, str]], Sequence[str] | Awaitable[Sequence[str]]]")
+Transport = Literal["http", "stdio"]
+Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
+
+
+class Server(WithPaths, WithSwitches):
+    """An MCP server: register functions, then run it, mount it or give it to any ASGI server.
+
+    Args:
+        name: what clients show.
+        version: of your server, not of the protocol.
+        instructions: how to use the server, for the client's model.
+        info: title, description, icons and website.
+        store: where streams and session records live: a URL, by default that of the settings, else ``memory://``.
+        lifespan: ``async with`` context around the time the server runs; its value is ``ctx.lifespan``.
+        serve: what runs beside MCP: hub, rest, web, metrics, or all.
+        auth: how callers sign in, from `millstream.auth`: ``auth.keys(…)``, ``auth.issuer(…)``, or a list of them.
+        authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` says who may use a channel of the hub.
+        middleware: hooks around calls, reads, prompts, lists and messages (`millstream.middleware`), outermost first.
+        settings: everything operational; by default from ``MILLSTREAM_…`` variables.
+
+    Example:
+        ``mcp = Server("shop")``, then ``@mcp.tool`` on a function, then ``mcp.run()``.
+    """
+
+    def __init__(  # noqa: PLR0913  each is of the server itself, and named
+        self,
+        name: str,
+        *,
+        version: str = "",
+        instructions: str = "",
+        info: Info | None = None,
+        store: str = "",
+        lifespan: Lifespan | None = None,
+        serve: str | Collection[str] = (),
+        auth: "Given | Sequence[Given] | None" = None,
+        authorize_channel: "Authorize | None" = None,
+        middleware: Sequence[object] = (),
+        settings: Settings | None = None,
+    ) -> None:
+        kinds: dict[str, tuple[Any, type]] = {"info": (info, Info), "settings": (settings, Settings)}
+        check_given(name, lifespan, kinds, version=version, instructions=instructions, store=store)
+        self.definition: Definition = Definition(
+            name,
+            version=version,
+            instructions=instructions,
+            info=info or Info(),
+            store=store,
+            lifespan=None if lifespan is None else partial(lifespan, self),
+            parts=chosen(serve),
+            authorize_channel=authorize_channel,
+            settings=settings if settings is not None else Settings.load(),
+            auth=given_methods(auth),
+            middleware=tuple(middleware),
+        )
+        """What the server is."""
+        self.runtimes: Runtimes = Runtimes(self.definition)
+        """Where it runs."""
+
+    @property
+    def name(self) -> str:
+        """What clients show."""
+        return self.definition.name
+
+    @property
+    def version(self) -> str:
+        """Of the server, not of the protocol."""
+        return self.definition.version
+
+    @property
+    def settings(self) -> Settings:
+        """Everything operational."""
+        return self.definition.settings
+
+    @property
+    def registry(self) -> Registry:
+        """What is registered."""
+        return self.definition.registry
+
+    @property
+    def dependency_overrides(self) -> dict[Callable[..., Any], Callable[..., Any]]:
+        """For tests, what stands in for a dependency: ``mcp.dependency_overrides[database] = fake``."""
+        return self.definition.overrides
+
+    # Registration
+
+    @overload
+    def tool(self, function: F, /) -> F: ...
+    @overload
+    def tool(self, /, **options: Unpack[ToolOptions]) -> Callable[[F], F]: ...
+    def tool(self, function: Any = None, /, **options: Unpack[ToolOptions]) -> Any:
+        """Register a function as a tool: ``@mcp.tool``, or ``@mcp.tool(title="Add", timeout=5)``. Returns it.
+
+        Keyword options: see `millstream._server.features.tools.ToolOptions`.
+        """
+        if self.settings.lenient_arguments:
+            options.setdefault("lenient", True)
+        return self._decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
+
+    def resource(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:
+        """``@mcp.resource("book://{isbn}")`` registers a function as a resource, or with ``{variables}`` as a template.
+
+        Keyword options: see `millstream._server.features.resources.ResourceOptions`.
+        """
+        if callable(uri):
+            raise TypeError('resource needs its URI: @mcp.resource("book://{isbn}")')
+        return lambda function: self._decorate(function, lambda each: self._add_resource(uri, each, options))
+
+    def live(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:
+        """Register a resource whose changes are published, by `resource_updated`: ``@mcp.live("shop://stock")``."""
+        return self.resource(uri, **options)
+
+    @overload
+    def prompt(self, function: F, /) -> F: ...
+    @overload
+    def prompt(self, /, **options: Unpack[PromptOptions]) -> Callable[[F], F]: ...
+    def prompt(self, function: Any = None, /, **options: Unpack[PromptOptions]) -> Any:
+        """Register a function as a prompt: ``@mcp.prompt``. Options: see `server.features.prompts.PromptOptions`."""
+        return self._decorate(
+            function, lambda each: self._add("prompts", prompt_of(each, home=self.definition, **options))
+        )
+
+    def complete(self, reference: str, argument: str) -> Callable[[C], C]:
+        """``@mcp.complete("review", argument="tone")`` over ``def f(value, arguments) -> list[str]``, plain or async.
+
+        Args:
+            reference: name of a prompt, or URI template of a resource.
+            argument: the argument or variable to complete.
+
+        Raises:
+            ValueError: the prompt or template has no such argument.
+        """
+
+        def register(function: C) -> C:
+            check_completer(f"complete({reference!r}, {argument!r})", function)
+            self.definition.complete(reference, argument, completer_of(function, home=self.definition))
+            return function
+
+        return register
+
+    @staticmethod
+    def _decorate(function: Any, register: Callable[[Any], None]) -> Any:
+        def decorate(each: Any) -> Any:
+            try:
+                register(each)
+            except (TypeError, ValueError, ImportError) as error:
+                raise error.with_traceback(None) from None  # it is about the line above, and says everything
+            return each
+
+        return decorate if function is None else decorate(function)
+
+    def _add(self, kind: str, item: Tool | Prompt) -> None:
+        self.definition.add(kind, item.name, item)
+
+    def _add_resource(self, uri: str, function: Callable[..., Any], options: ResourceOptions) -> None:
+        item = resource_of(uri, function, home=self.definition, **options)
+        self.definition.add("templates" if "{" in uri else "resources", uri, item)
+
+    # Composition
+
+    def mount(self, other: "Server", *, prefix: str = "") -> None:
+        """Offer what another server has, now and later: ``mcp.mount(books, prefix="books")`` has ``books_buy``.
+
+        Its lifespan runs inside this server's, and ``ctx.lifespan`` of its functions is what that yields; without a
+        lifespan of its own they see this server's.
+
+        Raises:
+            ValueError: the other is this server or has it mounted, has a name that is taken here, or has a lifespan
+                while this server runs already.
+            TypeError: the other isn't a Server.
+        """
+        check_server(other, Server)
+        self.definition.mount(other.definition, prefix)
+
+    async def resource_updated(self, uri: str) -> None:
+        """Tell every subscriber of a resource that it changed: ``await mcp.resource_updated("shop://stock")``."""
+        self.definition.emit(Change("updated", uri))
+
+    # Running
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
+        """The server runs inside the ``async with`` block: the ``lifespan`` of an application that it is mounted in.
+
+        Example:
+            ``app = FastAPI(lifespan=mcp.lifespan)``, then ``app.mount("/", mcp)``.
+        """
+        async with self.runtimes.running():
+            yield
+
+    def running(self) -> "AbstractAsyncContextManager[Runtime]":
+        """The server runs inside the ``async with`` block, in this event loop; gives what runs."""
+        return self.runtimes.running()
+
+    async def start(self, *, supervised: bool = False) -> "Runtime":
+        """See `Runtimes.start`."""
+        return await self.runtimes.start(supervised=supervised)
+
+    async def stop(self) -> None:
+        """Close what runs in this event loop, if something does."""
+        await self.runtimes.stop()
+
+    @property
+    def hub(self) -> HubAccess:
+        """The hub of the server: ``await mcp.hub.publish("news", {"n": 1})`` opens it, if nobody has yet.
+
+        Raises:
+            LocalError: the server serves no hub.
+        """
+        if "hub" not in self.definition.parts:
+            raise no_hub(self.name)
+        return HubAccess(self.runtimes)
+
+    @property
+    def __millstream_lane__(self) -> Any:
+        """What our HTTP protocol class finds of an application, once its HTTP side is built."""
+        return self.runtimes.lane
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """ASGI 3: HTTP and lifespan."""
+        runtime = self.runtimes.current
+        if (
+            scope["type"] == "http"
+            and runtime is not None
+            # Its loop is the one that runs here. `asyncio.get_running_loop` makes a system call to say so.
+            and runtime.thread == get_ident()
+            and runtime.loop.is_running()
+        ):
+            await runtime.adapter.__call__(scope, receive, send)
+        else:
+            await self._slow_path(scope, receive, send)
+
+    async def _slow_path(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        from millstream._app.serving import entry  # noqa: PLC0415  a stdio server does without
+
+        await entry.serve(self, scope, receive, send)
+
+    def run(
+        self, transport: Transport | None = None, *, host: str | None = None, port: int | None = None, workers: int = 1
+    ) -> None:
+        """Serve until stopped: ``mcp.run()``, or ``mcp.run("http", port=9000)``.
+
+        With several workers this process looks after them, and each of them runs your program from its start, up to
+        this call, and serves.
+
+        Args:
+            transport: ``http`` or ``stdio``; by default stdio when standard input is a pipe, else HTTP.
+            host: address to listen on; by default ``MILLSTREAM_HOST``, else 127.0.0.1.
+            port: port to listen on; by default ``MILLSTREAM_PORT``, else 8000.
+            workers: processes that serve over HTTP.
+        """
+        from millstream._app.serving import launch  # noqa: PLC0415  loads an HTTP server only where one is wanted
+
+        launch.launch(self, transport, host, port, workers)

@@ -1,0 +1,137 @@
+"""What the command line says when it cannot do what it was asked: what happened, why, and what to do."""
+
+import os
+import sys
+import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from millstream._config import Settings
+from millstream._protocol.errors import LocalError
+from millstream._server.calls.keys import load_secrets
+from millstream._telemetry import logs
+from millstream._telemetry.user_frames import PROGRAM, is_foreign, user_frames
+
+
+class CommandError(Exception):
+    """Ends the command with a message of three parts; `detail` is text to show as it is (a traceback)."""
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "", detail: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.fix = fix
+        self.detail = detail
+
+
+@contextmanager
+def importing(source: str) -> Generator[None, None, None]:
+    """A command imports the user's file inside the block, and serves what it finds there itself."""
+    _Imports.source = source
+    try:
+        yield
+    finally:
+        _Imports.source = ""
+
+
+class _Imports:
+    source = ""
+
+
+def check_not_importing() -> None:
+    """Refuse to serve from inside the import of a file that a command serves.
+
+    Raises:
+        CommandError: it is imported now.
+    """
+    if _Imports.source:
+        raise CommandError(
+            f"{_Imports.source} calls run() while it's imported.",
+            why="`millstream run` imports the file first and then serves what it finds in it.",
+            fix='Put the call below a line that says `if __name__ == "__main__":`.',
+        )
+
+
+def report(error: CommandError) -> None:
+    """Write the message to standard error, one part a line."""
+    colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    bold, dim, plain = ("\x1b[1;31m", "\x1b[2m", "\x1b[0m") if colored else ("", "", "")
+    lines = [f"{bold}Error:{plain} {error.what}"]
+    if error.detail:
+        lines += [f"{dim}{error.detail.rstrip()}{plain}", ""]
+    if error.why:
+        lines.append(f"  Why:  {error.why}")
+    if error.fix:
+        lines.append(f"  Do:   {error.fix}")
+    sys.stderr.write("\n".join(lines) + "\n")
+
+
+def set_up_logs(settings: Settings, level: str = "") -> None:
+    """Logs go where the settings say; `level` stands for theirs.
+
+    Raises:
+        CommandError: the log file cannot be written.
+    """
+    try:
+        logs.configure_as(settings, level=level)
+    except ValueError as exc:
+        raise CommandError(
+            str(exc), fix="Set MILLSTREAM_LOG_FILE to a file in a folder that you may write to."
+        ) from exc
+
+
+def check_key(settings: Settings) -> None:
+    """See, before anything listens, that there will be a key for session ids.
+
+    Raises:
+        CommandError: there is one that must not be used; the message says what to do.
+    """
+    try:
+        load_secrets(settings.key)
+    except (ValueError, LocalError) as exc:
+        raise CommandError(str(exc), why="It seals session ids, and nobody else may know it.") from exc
+
+
+@contextmanager
+def starting(name: str) -> Generator[None, None, None]:
+    """A server starts inside the block.
+
+    Raises:
+        CommandError: it cannot. A traceback is shown of the person's own code, or of ours where we are to blame.
+    """
+    try:
+        yield
+    except CommandError:
+        raise
+    except Exception as exc:
+        frames = user_frames(exc)
+        if isinstance(exc, _TOLD) and Path(frames[-1].filename).is_relative_to(PROGRAM):
+            raise CommandError(f"{name} could not start.", why=str(exc)) from exc
+        what = f"{name} could not start: {type(exc).__name__}."
+        fix = f"Correct {place_of(exc, frames)}."
+        raise CommandError(what, fix=fix, detail=show_failure(exc, frames)) from exc
+
+
+_TOLD = (ValueError, TypeError, ImportError, LocalError)
+"""What is raised by our checks: the text says everything."""
+
+
+def place_of(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:
+    """Where to look, in words."""
+    if isinstance(exc, SyntaxError) and exc.filename and exc.lineno:
+        return f"line {exc.lineno} of {Path(exc.filename).name}"
+    if frames and not is_foreign(frames[-1].filename):
+        return f"line {frames[-1].lineno} of {Path(frames[-1].filename).name}"
+    return "what the lines above show"
+
+
+def show_failure(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:
+    """These frames and the error, after what it was caused by. Causes that lie in this program alone say nothing."""
+    cause = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+    causes = user_frames(cause) if cause is not None else []
+    if cause is None or (causes and Path(causes[0].filename).is_relative_to(PROGRAM)):
+        before = ""
+    else:
+        before = f"{show_failure(cause, causes)}\nWhich led to:\n\n"
+    return before + "".join([*traceback.format_list(frames), *traceback.format_exception_only(exc)])

@@ -1,0 +1,122 @@
+"""What a person learns about a server that listens: where, what it has, what protects it, one call to try."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from millstream._app.definition import Definition
+from millstream._config import Settings
+from millstream._http.hosts import is_loopback
+from millstream._http.lane import load_lane
+from millstream._server.features.tools import Tool
+
+EXAMPLES: dict[str, Any] = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}, "null": None}
+EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - shown, not bound
+NO_AUTH = (
+    "Anyone who reaches this address can call every tool: there is no authentication. "
+    "Bind to 127.0.0.1, or let only a proxy that authenticates reach it."
+)
+NO_TLS = (
+    "Keys and tokens travel in the clear. Let only a proxy that speaks TLS reach this address, or use --tls-cert and "
+    "--tls-key."
+)
+
+
+class Facts(Struct, frozen=True, kw_only=True):
+    """What there is to say about a server that listens."""
+
+    name: str
+    version: str
+    url: str
+    sse_url: str
+    pages: list[str]
+    """What to open in a browser."""
+    counts: dict[str, int]
+    protections: list[str]
+    curl: str
+    warning: str
+    workers: list[int] = []
+    """Process ids, where several serve."""
+
+
+def facts(definition: Definition, *, host: str, port: int) -> Facts:
+    """Collect them for a server that listens on an address."""
+    shown = EVERY_ADDRESS.get(host, host)
+    registry, settings = definition.registry, definition.settings
+    scheme = "https" if settings.tls_cert else "http"
+    origin = f"{scheme}://[{shown}]:{port}" if ":" in shown else f"{scheme}://{shown}:{port}"
+    kinds = ("tools", "resources", "templates", "prompts")
+    public = not is_loopback(host)
+    warned = public and not definition.protected
+    clear = NO_TLS if public and not settings.tls_cert else ""
+    return Facts(
+        name=definition.name,
+        version=definition.version,
+        url=origin + settings.path,
+        sse_url=origin + settings.sse_path if settings.sessions else "",
+        pages=[f"{origin}/{page}" for page in pages_of(definition.parts, served=not warned)],
+        counts={kind: len(getattr(registry, kind)) for kind in kinds},
+        protections=protections(settings, guarded=load_lane().protocol is not None, signed_in=definition.protected),
+        curl=curl(origin + settings.path, registry.tools, signed_in=definition.protected),
+        warning=NO_AUTH if warned else clear,
+    )
+
+
+def pages_of(parts: frozenset[str], *, served: bool) -> list[str]:
+    """The pages that answer. Where nobody signs in, all but the documentation do so only on a loopback address."""
+    if "web" in parts and served:
+        return ["dashboard", "chat", "inspect", "docs"]
+    return ["docs"] if "rest" in parts else []
+
+
+def protections(settings: Settings, *, guarded: bool, signed_in: bool = False) -> list[str]:
+    """The limits that hold for every peer: as the settings have them, and only the guard's where there is one."""
+    names = [("Host", "*" not in settings.allowed_hosts), ("Origin", "*" not in settings.allowed_origins)]
+    checked = " and ".join(name for name, on in names if on)
+    return [
+        *(["callers sign in"] if signed_in else []),
+        *([f"{checked} checked"] if checked else []),
+        f"bodies ≤ {settings.max_body / 1024 / 1024:g} MiB",
+        *([f"headers ≤ {settings.header_timeout:g} s"] if guarded else []),
+        *(["sealed sessions"] if settings.sessions else ["no sessions"]),
+    ]
+
+
+def curl(url: str, tools: Mapping[str, Tool], *, signed_in: bool = False) -> str:
+    """A command that calls the first tool that everybody sees, with the arguments it needs; lists tools if none is.
+
+    The key is left to a variable: what is shown stands in logs and on screens.
+    """
+    message: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    first = next((each for each in tools.items() if each[1].enabled and each[1].visible is None), None)
+    if first is not None:
+        name, tool = first
+        params = {"name": name, "arguments": example(tool.describe()["inputSchema"])}
+        message |= {"method": "tools/call", "params": params}
+    body = shlex.quote(msgspec.json.encode(message).decode())
+    key = ' --oauth2-bearer "$MCP_SERVER_AUTH_KEY"' if signed_in else ""
+    return f"curl -s {url}{key} -H content-type:application/json -d {body}"
+
+
+def example(schema: dict[str, Any]) -> Any:
+    """A small value that a schema takes: the required properties of an object, an allowed value of the rest."""
+    for key in ("const", "default"):
+        if key in schema:
+            return schema[key]
+    for key in ("enum", "examples"):
+        if schema.get(key):
+            return schema[key][0]
+    for key in ("anyOf", "oneOf"):
+        if schema.get(key):
+            return example(schema[key][0])
+    kinds: str | list[str] = schema.get("type", "string")
+    kind = kinds if isinstance(kinds, str) else kinds[0]
+    if kind == "object":
+        properties = schema.get("properties", {})
+        return {name: example(properties.get(name, {})) for name in schema.get("required", [])}
+    if kind in ("integer", "number"):
+        return schema.get("minimum", EXAMPLES[kind])
+    return EXAMPLES.get(kind, "hello")

@@ -1,0 +1,78 @@
+"""`Server.run()`: choose a transport and serve until stopped."""
+
+import asyncio
+import os
+import stat
+import sys
+
+from millstream._app.given import check_address
+from millstream._app.runtimes import Application, Runtimes
+from millstream._app.serving.errors import CommandError, check_key, check_not_importing, report, starting
+from millstream._app.serving.stopping import StopSignals
+from millstream._transports.stdio import off_stdout, serve_stdio
+
+
+def launch(application: Application, transport: str | None, host: str | None, port: int | None, workers: int) -> None:
+    """Serve over HTTP or stdio.
+
+    Raises:
+        CommandError: a command imports the program at this moment.
+        ValueError: an unknown transport, or one that several workers can't share.
+        SystemExit: it cannot serve; standard error says why.
+    """
+    check_not_importing()
+    check_address(host, port, workers)
+    if workers < 1 or (workers > 1 and transport == "stdio"):
+        raise ValueError(f"workers={workers}: HTTP takes one or more, and stdio has one peer and one worker")
+    if transport is None:
+        transport = "stdio" if workers == 1 and _is_piped() else "http"
+    if transport == "stdio":
+        with off_stdout() as private:  # also while the user's lifespan starts and ends
+            try:
+                run_stdio(application.runtimes, private)
+            except CommandError as exc:
+                report(exc)
+                sys.exit(1)
+    elif transport == "http":
+        from millstream._app.serving.over_http import run_program  # noqa: PLC0415  loads an HTTP server only for HTTP
+
+        run_program(application, host, port, workers=workers)
+    else:
+        raise ValueError(f"Unknown transport {transport!r}: use 'http' or 'stdio'")
+
+
+def _is_piped() -> bool:
+    """Standard input is a pipe or socket: a client started us to talk to us."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def run_stdio(runtimes: Runtimes, stdout: int) -> None:
+    """Serve the parent program until it closes standard input, or a signal says so.
+
+    Raises:
+        CommandError: the key for sealed state must not be used, or the server cannot start.
+    """
+    check_key(runtimes.definition.settings)
+    asyncio.run(stdio(runtimes, stdout))
+
+
+async def stdio(runtimes: Runtimes, stdout: int) -> None:
+    """Serve the parent program in the loop that runs, until it closes standard input or a signal says so.
+
+    Args:
+        runtimes: of the server.
+        stdout: where to write, see `off_stdout`.
+
+    Raises:
+        CommandError: the server cannot start.
+    """
+    stop = asyncio.Event()
+    with StopSignals(runtimes, lambda _: stop.set()).heard():
+        with starting(runtimes.definition.name):
+            await runtimes.start(supervised=True)
+        async with runtimes.running() as runtime:
+            await serve_stdio(runtime.dispatcher, stdout=stdout, stop=stop)

@@ -1,0 +1,101 @@
+"""Serving over HTTP: what ``millstream run`` and ``Server.run()`` both do, alone or with several workers."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from millstream._app.runtimes import Application
+from millstream._app.serving.errors import CommandError, check_key, report, set_up_logs
+from millstream._app.serving.facts import Facts, facts
+from millstream._app.serving.listening import chosen_address, listen, passed_sockets
+from millstream._app.serving.panel import show
+from millstream._app.serving.public import check_public
+from millstream._app.serving.uvicorn_server import Accept, serve
+from millstream._app.serving.workers.launching import can_supervise, supervise
+from millstream._app.serving.workers.place import begin_run, claim
+from millstream._app.serving.workers.worker import serve_worker
+
+logger = logging.getLogger("millstream")
+
+
+def run_program(application: Application, host: str | None, port: int | None, *, workers: int = 1) -> None:
+    """`Server.run()` over HTTP, for a program that may have its own logging.
+
+    Raises:
+        SystemExit: the address cannot be used; standard error says why.
+    """
+    number, place = begin_run(), claim()
+    if place is not None and place.hello.run != number:
+        return  # the parent is in another `run()` of this program, and past this one or not there yet
+    try:
+        if not logging.getLogger().handlers:
+            set_up_logs(application.runtimes.definition.settings)
+        if place is not None:
+            serve_worker(place, application)
+            sys.exit(0)  # what follows is for the parent to do
+        elif supervised(workers):
+            supervise(*chosen_address(host, port), workers, run=number)
+        else:
+            serve_with_panel(application, *chosen_address(host, port))
+    except CommandError as exc:
+        report(exc)
+        sys.exit(1)
+
+
+def supervised(workers: int, *, reload: bool = False) -> bool:
+    """Whether workers serve, and this process looks after them."""
+    if workers > 1 or reload:
+        if can_supervise():
+            return True
+        logger.warning("This platform cannot hand a socket to another process: one process serves, until it's stopped")
+    return False
+
+
+def serve_with_panel(
+    application: Application,
+    host: str,
+    port: int,
+    *,
+    descriptor: int | None = None,
+    told: Callable[[Facts], None] = show,
+) -> None:
+    """Listen, say so, and serve until stopped.
+
+    Args:
+        application: the server.
+        host: address to listen on.
+        port: port to listen on.
+        descriptor: of a socket to listen on instead.
+        told: hears that it serves.
+
+    Raises:
+        CommandError: the address cannot be used, or the key for session ids.
+    """
+    definition = application.runtimes.definition
+    check_key(definition.settings)
+    passed = passed_sockets(descriptor)
+    listeners = passed or [listen(host, port)]
+    name = listeners[0].getsockname()
+    host, port = name[0] if passed else host, name[1]
+    try:
+        check_public(definition, host)  # bound, and not listening yet
+    except CommandError:
+        for each in listeners:
+            each.close()
+        raise
+    serve(application, host, port, listeners=listeners, told=_Panel(facts(definition, host=host, port=port), told))
+
+
+class _Panel:
+    """What a person reads about a server that serves alone."""
+
+    def __init__(self, facts: Facts, told: Callable[[Facts], None]) -> None:
+        self._facts = facts
+        self._told = told
+
+    def started(self, accept: Accept) -> None:
+        """It listens."""
+        self._told(self._facts)
+
+    def left(self) -> None:
+        """Its signals have said so."""

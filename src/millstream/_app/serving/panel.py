@@ -1,0 +1,30 @@
+"""What a person sees when the server is up: on a terminal a panel, otherwise one log record with the same facts.
+
+Written to standard error like every log.
+"""
+
+import logging
+import sys
+from typing import TextIO
+
+import msgspec
+
+from millstream._app.serving.facts import Facts
+
+logger = logging.getLogger("millstream")
+
+
+def show(told: Facts, *, stream: TextIO | None = None) -> None:
+    """Tell the facts on standard error: a panel on a terminal, else one log record (and one for the warning)."""
+    target = stream or sys.stderr
+    if target.isatty():
+        from millstream._app.serving.panel_drawing import Console, draw  # noqa: PLC0415  only a terminal needs the drawing library
+
+        draw(told, Console(file=target, highlight=False))
+        return
+    fields = {key: value for key, value in msgspec.structs.asdict(told).items() if key not in ("name", "warning")}
+    if not told.workers:
+        del fields["workers"]
+    logger.info("%s is serving on %s", told.name, told.url, extra={"server": told.name, **fields})
+    if told.warning:
+        logger.warning(told.warning)

@@ -1,0 +1,74 @@
+"""Serving with several workers, from the command line or from ``Server.run(workers=…)``."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from millstream._app.serving.facts import Facts
+from millstream._app.serving.listening import passed_sockets
+from millstream._app.serving.panel import show
+from millstream._app.serving.workers.rerun import own_command
+from millstream._app.serving.workers.sockets import open_sockets
+from millstream._app.serving.workers.supervisor import Supervisor, slots_of
+from millstream._app.serving.workers.watching import changes
+from millstream._stores import open_store
+from millstream._stores.local.server import holding
+
+
+def can_supervise() -> bool:
+    """Whether sockets can be handed to another process by their descriptors."""
+    return os.name == "posix"
+
+
+def supervise(
+    host: str,
+    port: int,
+    workers: int,
+    *,
+    run: int = 1,
+    descriptor: int | None = None,
+    watched: Path | None = None,
+    told: Callable[[Facts], None] = show,
+) -> None:
+    """Serve with so many workers until stopped.
+
+    Args:
+        host: address to listen on.
+        port: port to listen on; 0 takes any.
+        workers: how many.
+        run: which ``run()`` of the program this is.
+        descriptor: of a socket to listen on instead.
+        watched: a folder; when a Python file in it changes, all workers start again.
+        told: hears once that the workers serve.
+
+    Raises:
+        CommandError: the address cannot be used, or a worker cannot start.
+        SystemExit: somebody did not want to wait.
+    """
+    command = own_command()
+    sockets = passed = passed_sockets(descriptor)
+    if passed:
+        host = sockets[0].getsockname()[0]
+    else:
+        sockets = open_sockets(host, port, workers)
+    try:
+        slots = slots_of(sockets, workers, passed=bool(passed))
+        program = None if watched is None else partial(changes, watched)
+        store = partial(holding, open_store)
+        supervisor = Supervisor(command, slots, host=host, run=run, changes=program, store=store, told=told)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(supervisor.run())
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """The parent answers for the store of all workers: with uvloop, that takes two thirds of the time."""
+    try:
+        import uvloop  # noqa: PLC0415  not everywhere
+    except ImportError:
+        return asyncio.SelectorEventLoop
+    return uvloop.new_event_loop

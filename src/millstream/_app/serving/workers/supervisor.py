@@ -1,0 +1,188 @@
+"""The parent of several workers: it starts all, replaces all when it's told to, and stops them.
+
+It runs no code of the user (a script that calls ``run(workers=…)`` has run up to there). The first worker goes ahead,
+so that an error at the start shows once; the others follow together. A replacement accepts from the socket of the one
+that it replaces, before that one stops accepting, so at no time is a connection refused.
+"""
+
+import asyncio
+import logging
+import secrets
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any, Final
+
+import msgspec
+
+from millstream._app.serving.errors import CommandError
+from millstream._app.serving.facts import Facts
+from millstream._app.serving.panel import show
+from millstream._app.serving.stopping import INTERRUPTED
+from millstream._app.serving.workers.child import NotStarted
+from millstream._app.serving.workers.crew import Crew, Slot, tell_failure
+from millstream._app.serving.workers.messages import Hello, Ready
+from millstream._app.serving.workers.orders import Orders
+
+logger = logging.getLogger("millstream")
+
+STARTS: Final = 5
+"""Processes that are started for one place, if all of them are killed, before the whole is given up."""
+
+
+class Supervisor:
+    """One run of several workers."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        slots: Sequence[Slot],
+        *,
+        host: str,
+        run: int,
+        store: Callable[[], AbstractAsyncContextManager[str]],
+        changes: Callable[[], AsyncIterator[None]] | None = None,
+        told: Callable[[Facts], None] = show,
+    ) -> None:
+        """Nothing starts before `run`.
+
+        Args:
+            command: what starts a worker.
+            slots: one for each worker.
+            host: the address as it was given: it decides who counts as local.
+            run: which ``run()`` of the program this is.
+            store: opens what the workers share, around their whole life, and gives its address.
+            changes: yields whenever the program has changed.
+            told: hears once that the workers serve.
+        """
+        # configuration
+        self._command = command
+        self._slots = slots
+        self._host = host
+        self._run = run
+        self._changes = changes
+        self._told = told
+        self._store = store
+        # process
+        self._crew: Crew
+        self._chores: list[asyncio.Task[Any]] = []
+
+    async def run(self) -> None:
+        """Serve until stopped.
+
+        Raises:
+            CommandError: a worker cannot start.
+            SystemExit: somebody did not want to wait.
+        """
+        async with AsyncExitStack() as stack:
+            orders = stack.enter_context(Orders().heard())
+            try:
+                store = await stack.enter_async_context(self._store())
+            except OSError as exc:
+                raise CommandError(
+                    "The parent of the workers has no place for the socket of its store.",
+                    why=str(exc),
+                    fix="Set TMPDIR to a folder that this program may write to.",
+                ) from exc
+            self._crew = self._make_crew(store)
+            start, stop = asyncio.create_task(self._start(orders)), asyncio.create_task(orders.stop.wait())
+            self._chores += [start, stop]
+            try:
+                await asyncio.wait((start, stop), return_when=asyncio.FIRST_COMPLETED)
+                if start.done():
+                    start.result()
+                await stop
+            finally:
+                await self._end(orders)
+            if orders.force.is_set():
+                sys.exit(INTERRUPTED)
+
+    def _make_crew(self, store: str) -> Crew:
+        hello = Hello(
+            worker=0,
+            workers=len(self._slots),
+            host=self._host,
+            port=self._slots[0].listeners[0].getsockname()[1],
+            listeners=[],
+            run=self._run,
+            key=secrets.token_urlsafe(32),
+            store=store,
+        )
+        # Python takes compiled code for fresh if the file has the size and the second of change that it knows.
+        environment = {"PYTHONDONTWRITEBYTECODE": "1"} if self._changes is not None else {}
+        return Crew(self._command, self._slots, hello, environment=environment)
+
+    async def _start(self, orders: Orders) -> None:
+        first, *others = self._slots
+        changes = None if self._changes is None else self._changes()  # since before the first worker reads the program
+        try:
+            ready = await self._begin(first)
+            await asyncio.gather(*[self._begin(slot) for slot in others])
+        except NotStarted as exc:
+            raise exc.error from None
+        self._told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._crew.children]))
+        self._chores.append(asyncio.create_task(self._keep_restarting(orders)))
+        if changes is not None:
+            self._chores.append(asyncio.create_task(self._watch(changes, orders)))
+
+    async def _begin(self, slot: Slot) -> Ready:
+        """Start a worker for the first time. If somebody kills it, which says nothing of the program, another follows.
+
+        Raises:
+            NotStarted: it cannot start, or was killed again and again.
+        """
+        for left in reversed(range(STARTS)):
+            try:
+                return await self._crew.begin(slot).ready()
+            except NotStarted as exc:
+                if not (exc.killed and left):
+                    raise
+                logger.error("%s; starting another", exc.error.what.rstrip("."))
+            await asyncio.sleep(slot.back_off.died())
+        raise AssertionError
+
+    async def _end(self, orders: Orders) -> None:
+        for chore in self._chores:
+            chore.cancel()
+        await self._crew.end(orders.force, [each for slot in self._slots for each in slot.listeners])
+        await asyncio.gather(*self._chores, return_exceptions=True)
+
+    async def _watch(self, changes: AsyncIterator[None], orders: Orders) -> None:
+        async for _ in changes:
+            logger.info("The program has changed")
+            orders.restart.set()
+
+    async def _keep_restarting(self, orders: Orders) -> None:
+        while True:
+            await orders.restart.wait()
+            orders.restart.clear()
+            await self._restart()
+
+    async def _restart(self) -> None:
+        """A new process beside each worker, one after the other; when all are ready, the old ones go.
+
+        They go together, because the clients of one that goes alone come back to those that are still to go.
+        """
+        crew = self._crew
+        old = crew.serving()
+        for slot in self._slots:
+            crew.stop_mending(slot)
+            try:
+                await crew.begin(slot).ready()
+            except NotStarted as exc:
+                tell_failure(exc.error)
+                logger.error("Nothing has changed: the workers that served go on")
+                crew.leave([child for child in crew.children if child not in old])
+                crew.fill()
+                return
+        crew.leave(old)
+        await asyncio.gather(*[child.left.wait() for child in old])
+        logger.info("Every worker is new: %s", ", ".join(str(child.pid) for child in crew.serving()))
+
+
+def slots_of(sockets: Sequence[socket.socket], workers: int, *, passed: bool) -> list[Slot]:
+    """The places of so many workers: with a socket of its own each, or with all that there are."""
+    if not passed and len(sockets) == workers:
+        return [Slot(number, [each], own=True) for number, each in enumerate(sockets, 1)]
+    return [Slot(number, sockets, own=False) for number in range(1, workers + 1)]

@@ -1,0 +1,177 @@
+"""Serving as a worker: on the parent's socket, until the parent says so or is gone."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Generator
+from functools import partial
+from types import FrameType
+
+from millstream._app.runtimes import Application, Runtimes
+from millstream._app.serving.errors import CommandError, check_key
+from millstream._app.serving.facts import facts
+from millstream._app.serving.leaving import LINGER, Leaving
+from millstream._app.serving.public import check_public
+from millstream._app.serving.stopping import INTERRUPTED, waits_for
+from millstream._app.serving.uvicorn_server import AFTER_DRAIN, Accept, serve
+from millstream._app.serving.workers.messages import BEATS, Alive, Drain, Force, Left, Ready, Roster, ToWorker
+from millstream._app.serving.workers.place import Place
+from millstream._app.serving.workers.standing_in import StandIn
+from millstream._server.calls.keys import load_secrets
+
+logger = logging.getLogger("millstream")
+
+
+def serve_worker(place: Place, application: Application) -> None:
+    """Serve until told to stop.
+
+    Raises:
+        SystemExit: it cannot start; the parent says why.
+    """
+    hello, definition = place.hello, application.runtimes.definition
+    place.mark_logs()
+    with place.reporting():
+        check_key(definition.settings)
+        check_public(definition, hello.host)
+        secrets = load_secrets(definition.settings.key)
+        if secrets.source == "process":
+            definition.configure(key=hello.key)
+            if hello.worker == 1:
+                logger.warning("%s", secrets.warning)
+        listeners = [socket.socket(fileno=number) for number in hello.listeners]
+        for listener in listeners:
+            listener.set_inheritable(False)
+        others = {number: [socket.socket(fileno=each) for each in numbers] for number, numbers in hello.others.items()}
+        for listener in (each for sockets in others.values() for each in sockets):
+            listener.set_inheritable(False)
+        stand_in = StandIn(hello.worker, others)
+        line = _Line(place, application.runtimes, stand_in)
+        try:
+            serve(
+                application,
+                hello.host,
+                hello.port,
+                listeners=listeners,
+                told=line,
+                stops=partial(Orders, place, stand_in),
+                seats=place.seats,
+            )
+        except SystemExit as exc:
+            if exc.code != 1 or line.has_started:
+                raise
+            raise CommandError(f"{definition.name} cannot start.", why="The log above says what happened.") from exc
+
+
+class _Line:
+    """Tells the parent where this worker is on its way."""
+
+    def __init__(self, place: Place, runtimes: Runtimes, stand_in: StandIn) -> None:
+        self._place = place
+        self._stand_in = stand_in
+        self._definition = runtimes.definition
+        self.has_started = False
+
+    def started(self, accept: Accept) -> None:
+        """It listens."""
+        self.has_started = True
+        self._stand_in.begin(accept)
+        hello, settings = self._place.hello, self._definition.settings
+        told = facts(self._definition, host=hello.host, port=hello.port)
+        patience = settings.drain_delay + settings.drain_timeout + LINGER + AFTER_DRAIN
+        self._place.line.tell(Ready(told, patience, settings.watchdog))
+        if settings.watchdog:
+            self._beat(asyncio.get_running_loop(), settings.watchdog / BEATS)
+
+    def _beat(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._place.line.tell(Alive())
+        loop.call_later(seconds, self._beat, loop, seconds)
+
+    def left(self) -> None:
+        """It accepts no more."""
+        self._stand_in.close()
+        self._place.line.tell(Left())
+
+
+class Orders:
+    """Stops a worker: by a word of its parent, by the parent's end, or by SIGTERM."""
+
+    __slots__ = ("_loop", "_on_stop", "_place", "_runtimes", "_stand_in", "_stopping", "_task", "forced")
+
+    def __init__(self, place: Place, stand_in: StandIn, runtimes: Runtimes, on_stop: Callable[[Leaving], None]) -> None:
+        """Nothing is heard before `heard`."""
+        self._place = place
+        self._stand_in = stand_in
+        self._runtimes = runtimes
+        self._on_stop = on_stop
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._stopping = False
+        self.forced = False
+
+    @contextlib.contextmanager
+    def heard(self) -> Generator[None, None, None]:
+        """Hear it inside the block. Ctrl-C and the end of a terminal are for the parent, who decides.
+
+        Raises:
+            SystemExit: somebody did not want to wait.
+        """
+        end, main = self._place.line.end, threading.current_thread() is threading.main_thread()
+        end.setblocking(False)
+        self._loop.add_reader(end.fileno(), self._hear)
+        for message in self._place.early:
+            self._take(message)
+        before = signal.getsignal(signal.SIGTERM)
+        if main:
+            signal.signal(signal.SIGTERM, self._terminated)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.forced:
+                raise
+            sys.exit(INTERRUPTED)
+        finally:
+            self._loop.remove_reader(end.fileno())
+            if main:
+                signal.signal(signal.SIGTERM, before)
+
+    def _terminated(self, number: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._take, Drain())
+
+    def _hear(self) -> None:
+        messages = self._place.line.read()
+        if messages is None:
+            self._gone()
+        else:
+            for message in messages:
+                self._take(message)
+
+    def _take(self, message: ToWorker) -> None:
+        delay = self._runtimes.definition.settings.drain_delay
+        if isinstance(message, Drain):
+            self._stop(Leaving(0.0, LINGER) if message.replaced else Leaving.stopping(delay))
+        elif isinstance(message, Force):
+            self.forced = True
+            if self._task is not None:
+                self._task.cancel()
+        elif isinstance(message, Roster):
+            self._place.seats[:] = message.seats
+            self._stand_in.look(message.seats)
+
+    def _gone(self) -> None:
+        """Without its parent a worker has no future; whoever comes next needs the address at once."""
+        self._loop.remove_reader(self._place.line.end.fileno())
+        logger.warning("The parent process is gone, and this worker goes, too")
+        self._stop(Leaving())
+
+    def _stop(self, leaving: Leaving) -> None:
+        if not self._stopping:
+            self._stopping = True
+            waits = waits_for(self._runtimes)
+            if waits:
+                logger.info("Before this worker ends: %s", waits)
+            self._stand_in.end()
+            self._on_stop(leaving)

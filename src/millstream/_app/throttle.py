@@ -1,0 +1,256 @@
+"""Who may ask how often, and how much at a time: the limits of the settings and of single tools, as the gate in front
+of every call.
+
+A caller is a principal, or an address where there is none; the program that started this one over standard input has
+no limit but those of the tools. If any limit refuses, none is charged. Where a store is shared, limits hold for all of
+its workers together. Where nothing is limited, there is no gate.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
+from math import ceil
+from typing import Any, NamedTuple
+
+from millstream._config import Settings
+from millstream._limits.gcra import Limiter, Rate, neighborhood, rate_lines
+from millstream._limits.names import named
+from millstream._limits.pool import Pool
+from millstream._limits.quota import CalendarQuota
+from millstream._limits.shared import SharedLimiter
+from millstream._protocol.admission import target_name
+from millstream._protocol.errors import RATE_LIMITED, ProtocolError
+from millstream._server.calls.call import Call
+from millstream._server.features.registry import Registry
+from millstream._server.features.tools import Tool
+from millstream._stores.base import Store
+from millstream._stores.rates import SEAT_WAIT, Charge, Decision, Pace, Seat, Taken
+
+_ODD = re.compile(r"[^A-Za-z0-9_.-]")
+"""What a name in a header had better not have."""
+
+
+class _Pace(NamedTuple):
+    limiter: Any
+    """A `Limiter`, or a `SharedLimiter` where the store is shared."""
+    key: str
+    price: float
+
+
+class Throttle:
+    """The limits of one running server."""
+
+    __slots__ = (
+        "_address", "_calls", "_concurrency", "_held", "_holders", "_limiter", "_only", "_pool", "_quota", "_registry",
+        "_requests", "_shared", "_time", "_tools", "refused",
+    )  # fmt: skip
+
+    def __init__(self, settings: Settings, registry: Registry, store: Store, pool: Pool) -> None:
+        # Configuration
+        self._registry = registry
+        self._pool = pool
+        self._time = store.time
+        self._shared = store.shared
+        self._limiter: Callable[[str, Rate], Limiter | SharedLimiter] = SharedLimiter if store.shared else Limiter
+        self._requests = self._of("requests", settings.limit_requests)
+        self._calls = self._of("calls", settings.limit_calls)
+        self._address = self._of("address", settings.limit_address)
+        self._quota = CalendarQuota(settings.limit_quota) if settings.limit_quota else None
+        self._concurrency = settings.limit_concurrency
+        self._only = self._single()
+        """The one limit that a prepared tool call is charged to, where there are no others."""
+        # Process
+        self.refused = Counter[str]()
+        """Policy -> how many calls it refused."""
+        self._tools: dict[tuple[str, str], Limiter | SharedLimiter] = {}
+        """(tool, rate) -> its limiter."""
+        self._held = Counter[str]()
+        """Name of a limit -> the seats that calls of this worker hold."""
+        self._holders = count()
+
+    def _single(self) -> Limiter | None:
+        paces = [each for each in (self._requests, self._calls, self._address) if each is not None]
+        if len(paces) != 1 or self._address is not None or self._quota is not None or self._concurrency:
+            return None
+        return paces[0] if isinstance(paces[0], Limiter) else None
+
+    def check(self, call: Call) -> Awaitable[None] | None:
+        """Charge a call to its caller: now, or when the result is awaited, where the store has a say.
+
+        Raises:
+            ProtocolError: RATE_LIMITED, HTTP 429, with the time to wait.
+        """
+        only, tool, principal, origin = self._only, call.tool, call.principal, call.origin
+        owner = principal.id if principal is not None else "" if origin is None else neighborhood(origin.peer)
+        if only is None or tool is None or not owner or tool.limited:
+            return self._check_all(call, owner)
+        # What most limited servers have is one pace of the caller, in this worker: one look, and no list.
+        wait = only.take(owner, tool.cost)
+        if wait > 0:
+            raise self._refusal(only.name, only.rate, only.left(owner), wait)
+        return None
+
+    def _check_all(self, call: Call, owner: str) -> Awaitable[None] | None:
+        """The same for whatever limits there are."""
+        peer = "" if call.origin is None else neighborhood(call.origin.peer)
+        tool = self._tool(call) if call.method == "tools/call" else None
+        paces = self._paces(call, tool, owner, peer)
+        for limiter, key, price in paces:
+            wait = limiter.wait(key, price)
+            if wait > 0:
+                raise self._refusal(limiter.name, limiter.rate, limiter.left(key), wait)
+        policies, charges = self._more(call, tool, owner)
+        if charges or (self._shared and not _spent(paces)):
+            return self._ask(call, paces, policies, charges)
+        if not self._shared:
+            for limiter, key, price in paces:
+                limiter.take(key, price)
+        return None
+
+    def _paces(self, call: Call, tool: Tool | None, owner: str, peer: str) -> list[_Pace]:
+        paces: list[_Pace] = []
+        cost = 1.0 if tool is None else tool.cost
+        if tool is not None and tool.limit:
+            paces.append(_Pace(self._of_tool(tool), owner, 1.0))
+        if self._calls is not None and owner and call.method == "tools/call":
+            paces.append(_Pace(self._calls, owner, cost))
+        if self._requests is not None and owner:
+            paces.append(_Pace(self._requests, owner, cost))
+        if self._address is not None and peer:
+            paces.append(_Pace(self._address, peer, cost))
+        return paces
+
+    def _more(self, call: Call, tool: Tool | None, owner: str) -> tuple[list[str], list[Charge]]:
+        """What only the store knows: the names of the policies, and what they charge."""
+        policies: list[str] = []
+        charges: list[Charge] = []
+        if call.method != "tools/call":
+            return policies, charges
+        if self._quota is not None and owner:
+            policies.append(self._quota.name)
+            charges.append(self._quota.at(owner, 1.0 if tool is None else tool.cost, self._time()))
+        seats = [("concurrency", owner, self._concurrency)] if self._concurrency and owner else []
+        if tool is not None and tool.concurrency:
+            seats.append((f"concurrency:{_ODD.sub('_', tool.name)}", "", tool.concurrency))
+        for name, key, most in seats:
+            policies.append(name)
+            charges.append(Seat(named(name, key), most, f"{next(self._holders):x}"))
+        return policies, charges
+
+    async def _ask(self, call: Call, paces: Sequence[_Pace], policies: list[str], charges: list[Charge]) -> None:
+        """Charge it where the store has a say."""
+        seats = [charge for charge in charges if isinstance(charge, Seat)]
+        mine: list[Pace] = []
+        if self._shared:
+            mine = [limiter.pace(key, named(limiter.name, key), price) for limiter, key, price in paces]
+        else:
+            for limiter, key, price in paces:
+                limiter.take(key, price)
+        decision = await self._pool.take([*mine, *charges])
+        try:
+            if decision is None:
+                self._take_alone(paces, policies, charges)
+            else:
+                self._learn(decision, paces, mine)
+                self._judge(decision.taken[len(mine) :], policies, charges)
+        except ProtocolError:
+            if not self._shared:
+                for limiter, key, price in paces:
+                    limiter.put_back(key, price)
+            raise
+        if seats:
+            self._hold(call, seats)
+
+    def _learn(self, decision: Decision, paces: Sequence[_Pace], asked: Sequence[Pace]) -> None:
+        """Remember what the store said of paces, and refuse if it did."""
+        said = list(zip(paces, asked, decision.taken, strict=False))  # the rest are of other kinds
+        for (limiter, key, _), pace, taken in said:
+            limiter.workers = decision.workers
+            limiter.rejoin()
+            limiter.learn(key, pace, taken)
+        for (limiter, key, _), _, taken in said:
+            if taken.wait > 0:
+                raise self._refusal(limiter.name, limiter.rate, limiter.left(key), taken.wait)
+
+    def _judge(self, said: Sequence[Taken], policies: Sequence[str], charges: Sequence[Charge]) -> None:
+        """Refuse if the store said so."""
+        for policy, charge, taken in zip(policies, charges, said, strict=True):
+            if taken.wait > 0:
+                if isinstance(charge, Seat):
+                    raise self._full(policy, charge)
+                assert self._quota is not None  # noqa: S101  it made the charge
+                raise self._refusal(policy, self._quota.rate, int(taken.left), taken.wait)
+
+    def _take_alone(self, paces: Sequence[_Pace], policies: Sequence[str], charges: Sequence[Charge]) -> None:
+        """The store doesn't answer: this worker's part of the limits holds. Quotas wait until somebody counts again."""
+        for policy, charge in zip(policies, charges, strict=True):
+            if isinstance(charge, Seat) and self._held[charge.key] >= max(1, charge.count // self._pool.workers):
+                raise self._full(policy, charge)
+        if not self._shared:
+            return
+        alone = [(limiter.alone(), key, price) for limiter, key, price in paces]
+        for limiter, key, price in alone:
+            wait = limiter.wait(key, price)
+            if wait > 0:
+                raise self._refusal(limiter.name, limiter.rate, limiter.left(key), wait)
+        for limiter, key, price in alone:
+            limiter.take(key, price)
+
+    def _hold(self, call: Call, seats: Sequence[Seat]) -> None:
+        for seat in seats:
+            self._held[seat.key] += 1
+
+        def release() -> None:
+            for seat in seats:
+                self._held[seat.key] -= 1
+                if self._held[seat.key] <= 0:
+                    del self._held[seat.key]
+            self._pool.leave(seats)
+
+        call.release = release
+
+    def _tool(self, call: Call) -> Tool | None:
+        if call.tool is not None:
+            tool: Tool = call.tool
+            return tool
+        found = self._registry.tools.get(call.name or target_name(call.method, call.params))
+        return None if found is not None and found.visible is not None and not found.visible(call.principal) else found
+
+    def _of(self, name: str, rate: str) -> Limiter | SharedLimiter | None:
+        return self._limiter(name, Rate.of(rate)) if rate else None
+
+    def _of_tool(self, tool: Tool) -> Limiter | SharedLimiter:
+        key = (tool.name, tool.limit)
+        found = self._tools.get(key)
+        if found is None:
+            found = self._tools[key] = self._limiter(f"tool:{_ODD.sub('_', tool.name)}", Rate.of(tool.limit))
+        return found
+
+    def _refusal(self, policy: str, rate: Rate, left: int, wait: float) -> ProtocolError:
+        """What a caller hears that asks too often."""
+        self.refused[policy] += 1
+        text = f"Too many requests: try again in {max(1, ceil(wait))} seconds"
+        limit, head = f"{rate.count} per {rate.seconds} s", rate_lines(policy, rate, left, wait)
+        return ProtocolError(RATE_LIMITED, text, _told(policy, limit, wait), status=429, head=head)
+
+    def _full(self, policy: str, seat: Seat) -> ProtocolError:
+        """What a caller hears when too much runs at a time."""
+        self.refused[policy] += 1
+        text = "Too many calls at a time: try again when one has ended"
+        data = _told(policy, f"{seat.count} at a time", SEAT_WAIT)
+        return ProtocolError(RATE_LIMITED, text, data, status=429, head=b"retry-after: %d\r\n" % ceil(SEAT_WAIT))
+
+
+def _spent(paces: Sequence[_Pace]) -> bool:
+    """Take from what this worker has in advance; True if that was enough for all of them."""
+    for number, (limiter, key, price) in enumerate(paces):
+        if not limiter.spend(key, price):
+            for earlier, its_key, its_price in paces[:number]:
+                earlier.put_back(its_key, its_price)
+            return False
+    return True
+
+
+def _told(policy: str, limit: str, wait: float) -> dict[str, Any]:
+    return {"code": "rate_limited", "retryAfterMs": ceil(wait * 1000), "policy": policy, "limit": limit}

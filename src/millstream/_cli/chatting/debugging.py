@@ -1,0 +1,102 @@
+"""``--debug``: each step with a number, as it happens: configuration, connection, session, tools, and the dialog."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from millstream._cli.chatting.screen import Screen, short, waiting_of
+from millstream._cli.showing import safe
+from millstream.agent._agent import Agent
+from millstream.agent._events import Answered, Asking, Calling, Event, Finished, Returned, Said, Sampled, Waiting
+from millstream.agent._openai_model import OpenAIModel
+from millstream.agent._servers import ServerAt
+from millstream.agent._tools import Toolbox
+
+
+class Steps:
+    """A screen that tells each step on standard error before it's shown."""
+
+    __slots__ = ("_number", "_screen")
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._number = 0
+
+    def tell(self, what: str) -> None:
+        """The next step."""
+        self._screen.pause()
+        self._number += 1
+        sys.stderr.write(f"[debug {self._number:>2}] {safe(short(what))}\n")
+        sys.stderr.flush()
+
+    def tell_all(self, steps: Iterable[str]) -> None:
+        """Several steps."""
+        for each in steps:
+            self.tell(each)
+
+    def show(self, event: Event) -> None:
+        """See `Screen`."""
+        step = step_of(event)
+        if step:
+            self.tell(step)
+        if not isinstance(event, Calling | Returned | Sampled | Waiting):  # the step says the same
+            self._screen.show(event)
+
+    def note(self, text: str) -> None:
+        """See `Screen`."""
+        self._screen.note(text)
+
+    def fail(self, text: str) -> None:
+        """See `Screen`."""
+        self._screen.fail(text)
+
+    def pause(self) -> None:
+        """See `Screen`."""
+        self._screen.pause()
+
+
+def _said(event: Said) -> str:
+    return f"question: {event.text}" + (f" (with {', '.join(event.context)})" if event.context else "")
+
+
+_STEPS: dict[type[Any], Callable[[Any], str]] = {
+    Said: _said,
+    Asking: lambda e: f"asking the model: round {e.round}, messages: {e.messages}, tools: {e.tools}",
+    Calling: lambda e: f"the model calls {e.server}: {e.tool} {json.dumps(e.arguments, ensure_ascii=False)}",
+    Returned: lambda e: f"result of {e.tool} ({e.outcome}): {e.text}",
+    Answered: lambda e: f"the model answers: {len(e.text)} characters",
+    Sampled: lambda e: f"{e.server} used the model: {e.text}",
+    Waiting: waiting_of,
+    Finished: lambda e: f"finished: {e.reason}, rounds: {e.rounds}, tokens: {e.tokens:,}",
+}
+
+
+def step_of(event: Event) -> str:
+    """What an event is as a step; empty for those that aren't."""
+    step = _STEPS.get(type(event))
+    return step(event) if step is not None else ""
+
+
+def steps_of_configuration(model: OpenAIModel, places: Sequence[ServerAt]) -> Iterator[str]:
+    """What was read before anything was sent. No key is shown."""
+    yield f"configuration: model {model.name} at {model.url}"
+    for place in places:
+        key = "with an Authorization header" if keyed(place) else "without a key"
+        yield f"server: {place.target if isinstance(place.target, str) else place.name}, {key}"
+
+
+def keyed(place: ServerAt) -> bool:
+    """Whether the server is sent a key."""
+    return "authorization" in {name.lower() for name in place.headers}
+
+
+def steps_of_connection(agent: Agent, places: Sequence[ServerAt], tools: Toolbox) -> Iterator[str]:
+    """What the handshakes found."""
+    for server, place in zip(agent.servers, places, strict=True):
+        client = server.client
+        offers = ", ".join(client.capabilities) or "nothing"
+        about = f"{client.server.name} {client.server.version}".strip()
+        yield f"connected to {server.name} by {client.transport}{' (Auth OK)' if keyed(place) else ''}"
+        yield f"session with {about}: revision {client.revision}, offers {offers}"
+    yield f"tools: {', '.join(tool.name for tool in tools) or 'none'}"

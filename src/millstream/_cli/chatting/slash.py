@@ -1,0 +1,104 @@
+"""What a person types instead of a question: ``/tools``, ``/prompt``, ``/read``, ``/save``, ``/help``, ``/quit``."""
+
+import shlex
+from collections.abc import Awaitable, Callable
+from typing import ClassVar
+
+from millstream._cli.showing import one_line
+from millstream.agent._agent import Agent
+from millstream.agent._answer import Answer
+from millstream.agent._errors import AgentError
+
+HELP = """\
+/tools                       the tools that the model may call
+/prompt                      the prompts there are
+/prompt NAME [KEY=VALUE]...  say what a prompt says
+/read                        the resources there are
+/read SERVER:URI             show the model a resource, as @SERVER:URI in a sentence does
+/save FILE                   write the conversation as JSON Lines
+/help                        this
+/quit                        leave (or Ctrl-D)
+
+Ctrl-C stops an answer."""
+
+Rows = list[tuple[str, str]]
+
+
+class Slash:
+    """The commands of one conversation. Each gives rows to print, or events of an answer."""
+
+    __slots__ = ("_agent",)
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    async def run(self, line: str) -> Rows | Answer:
+        """Carry out a line that begins with a slash.
+
+        Raises:
+            AgentError: there's no such command, or it can't be done.
+            ClientError: a server doesn't answer.
+        """
+        name, _, rest = line.partition(" ")
+        command = self._COMMANDS.get(name)
+        if command is None:
+            raise AgentError(f"There is no command {name}. /help lists them.")
+        try:
+            return await command(self, shlex.split(rest))
+        except ValueError as exc:
+            raise AgentError(f"The line can't be read: {exc}.") from exc
+
+    async def _tools(self, words: list[str]) -> Rows:
+        return [(tool.name, one_line(tool.described.description or "")) for tool in await self._agent.tools()]
+
+    async def _prompt(self, words: list[str]) -> Rows | Answer:
+        if words:
+            pairs = [word.partition("=") for word in words[1:]]
+            wrong = next((word for word, sign, _ in pairs if not sign), None)
+            if wrong is not None:
+                raise AgentError(f"Arguments of a prompt are KEY=VALUE, not {wrong!r}.")
+            return self._agent.prompt(words[0], {name: value for name, _, value in pairs})
+        rows: Rows = []
+        for server in self._agent.servers:
+            for prompt in await server.client.prompts():
+                needs = " ".join(f"{each.name}=" if each.required else f"[{each.name}=]" for each in prompt.arguments)
+                rows.append((f"{server.name}:{prompt.name} {needs}".strip(), one_line(prompt.description or "")))
+        return rows
+
+    async def _read(self, words: list[str]) -> Rows:
+        if words:
+            server, uri = self._place(words[0])
+            parts = await self._agent.read(server, uri)
+            return [(f"@{server}:{uri}", f"{sum(len(str(part)) for part in parts):,} characters for the model")]
+        rows: Rows = []
+        for each in self._agent.servers:
+            rows += [(f"{each.name}:{r.uri}", one_line(r.description or r.name)) for r in await each.client.resources()]
+            templates = await each.client.templates()
+            rows += [(f"{each.name}:{t.uri_template}", one_line(t.description or t.name)) for t in templates]
+        return rows
+
+    def _place(self, word: str) -> tuple[str, str]:
+        """``server:uri``; with one server its name may be left out."""
+        server, _, uri = word.removeprefix("@").partition(":")
+        names = [each.name for each in self._agent.servers]
+        if server in names:
+            return server, uri
+        if len(names) == 1:
+            return names[0], word
+        raise AgentError(f"Say which server: SERVER:URI. The servers are: {', '.join(names)}.")
+
+    async def _save(self, words: list[str]) -> Rows:
+        if len(words) != 1:
+            raise AgentError("Say where: /save FILE")
+        return [(words[0], f"{self._agent.transcript.save(words[0]):,} lines")]
+
+    async def _help(self, words: list[str]) -> Rows:
+        return [(line, "") for line in HELP.splitlines()]
+
+    _COMMANDS: ClassVar[dict[str, Callable[["Slash", list[str]], Awaitable[Rows | Answer]]]] = {
+        "/tools": _tools,
+        "/prompt": _prompt,
+        "/read": _read,
+        "/save": _save,
+        "/help": _help,
+    }

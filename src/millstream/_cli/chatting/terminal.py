@@ -1,0 +1,162 @@
+"""An answer at a terminal: Markdown as it comes, block by block, with the calls between. The one part that uses rich.
+
+Only the block that is being written is drawn again, so that nothing flickers and everything above can be copied.
+"""
+
+import re
+import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.segment import Segment, Segments
+from rich.text import Text
+
+from millstream._cli.chatting.screen import call_of, ending_of, progress_of, waiting_of
+from millstream._cli.showing import one_line, safe
+from millstream.agent._events import (
+    Answered,
+    Asking,
+    Calling,
+    Delta,
+    Event,
+    Finished,
+    Progressed,
+    Returned,
+    Sampled,
+    Waiting,
+)
+
+_FENCE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)
+_LONG, _PAUSE = 2000, 0.1
+"""A block of so many characters is drawn at most once in so many seconds."""
+_WIDEST = 100
+"""Columns of text; longer lines are hard to read."""
+
+
+class TerminalScreen:
+    """For people."""
+
+    __slots__ = ("_block", "_console", "_drawn", "_live")
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._block = ""
+        self._live: Live | None = None
+        self._drawn = 0.0
+        """When the block was drawn last; each time costs as much as the block is long."""
+
+    def show(self, event: Event) -> None:
+        """See `Screen`."""
+        if isinstance(event, Delta):
+            self._write(safe(event.text))
+        elif isinstance(event, Answered):
+            self._flush()
+        elif isinstance(event, Asking):
+            self._draw(Text("…", style="dim"))
+        elif isinstance(event, Progressed):
+            self._draw(self._line(f"  {progress_of(event)}", "dim"))
+        else:
+            self._show_line(event)
+
+    def _show_line(self, event: Event) -> None:
+        if isinstance(event, Calling):
+            self._print(f"→ {event.server}: {call_of(event.tool, event.arguments)}", "cyan")
+        elif isinstance(event, Returned):
+            mark = {"done": "←", "refused": "✗"}.get(event.outcome, "!")
+            self._print(f"{mark} {event.text}", "dim" if event.outcome == "done" else "red")
+        elif isinstance(event, Sampled):
+            self._print(f"↺ {event.server} used the model: {event.text}", "dim")
+        elif isinstance(event, Waiting):
+            self._flush()
+            self.note(waiting_of(event))
+        elif isinstance(event, Finished) and ending_of(event):
+            self.note(ending_of(event))
+
+    def note(self, text: str) -> None:
+        """See `Screen`."""
+        self._flush()
+        self._console.print(Text(safe(text), style="yellow"))
+
+    def fail(self, text: str) -> None:
+        """See `Screen`."""
+        self._flush()
+        self._console.print(Text.assemble(("Error: ", "bold red"), safe(text)))
+
+    def pause(self) -> None:
+        """See `Screen`."""
+        self._flush()
+
+    # Drawing
+
+    def _print(self, text: str, style: str) -> None:
+        self._flush()
+        self._console.print(self._line(text, style))
+
+    def _line(self, text: str, style: str) -> Text:
+        line = Text(safe(one_line(text)), style=style, no_wrap=True, overflow="ellipsis")
+        line.truncate(self._console.width, overflow="ellipsis")
+        return line
+
+    def _write(self, text: str) -> None:
+        """Add to the answer. Blocks that are complete stay as they are."""
+        self._block += text
+        while (end := end_of_block(self._block)) > 0:
+            done, self._block = self._block[:end], self._block[end:]
+            self._stop()
+            self._put(done)
+        now = time.monotonic()
+        due = len(self._block) < _LONG or now - self._drawn >= _PAUSE
+        if self._block.strip() and due:
+            self._draw(self._trimmed(self._block))
+            self._drawn = now
+
+    def _flush(self) -> None:
+        self._stop()
+        if self._block.strip():
+            self._put(self._block)
+        self._block = ""
+
+    def _put(self, block: str) -> None:
+        """A block and one empty line, whatever space its elements would like."""
+        if block.strip():
+            self._console.print(self._trimmed(block))
+            self._console.print()
+
+    def _trimmed(self, block: str) -> Segments:
+        # With hyperlinks an address would hide behind a text of the model's choice.
+        markdown = Markdown(block.strip("\n"), hyperlinks=False)
+        options = self._console.options.update(width=min(self._console.width, _WIDEST))
+        lines = self._console.render_lines(markdown, options, pad=False)
+        while lines and _empty(lines[0]):
+            del lines[0]
+        while lines and _empty(lines[-1]):
+            del lines[-1]
+        return Segments(segment for line in lines for segment in (*line, Segment.line()))
+
+    def _draw(self, content: Text | Segments) -> None:
+        if not self._console.is_terminal:
+            return
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="ellipsis")
+            self._live.start()
+        self._live.update(content, refresh=True)
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def _empty(line: list[Segment]) -> bool:
+    return not "".join(segment.text for segment in line).strip()
+
+
+def end_of_block(text: str) -> int:
+    """Where the first block of Markdown ends: behind a blank line outside of a code block; 0 if it doesn't yet."""
+    at = 0
+    while (blank := text.find("\n\n", at)) >= 0:
+        if len(_FENCE.findall(text, 0, blank + 1)) % 2 == 0:
+            return blank + 2
+        at = blank + 1
+    return 0

@@ -1,0 +1,225 @@
+"""``millstream bench``: call a server from many connections for some seconds, and show how fast it answers.
+
+It measures what one client in Python sees; on a machine that also runs the server, both share its cores.
+"""
+
+import asyncio
+import math
+import shutil
+import sys
+import time
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+
+from millstream._cli.connecting import (
+    FAILED,
+    Env,
+    Header,
+    Json,
+    Login,
+    Revision,
+    Target,
+    Timeout,
+    Way,
+    pairs,
+    value_of,
+    with_client,
+)
+from millstream._cli.showing import Progress, one_line, print_json, print_rows, print_text, safe, style
+from millstream.client._client import Client
+from millstream.client._errors import ClientError, Failure
+
+_GROWTH = math.log(1.01)
+"""Two durations that differ by less than 1% count as one, so that memory doesn't grow with the calls."""
+_PAUSE = 0.1
+"""Seconds before a connection tries again after an error that isn't an answer."""
+_SHOWN = (50, 90, 95, 99, 99.9)
+_ROWS = 10
+
+
+class Tally:
+    """What has been measured."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.errors: Counter[str] = Counter()
+        self.slowest = 0.0
+        self.total = 0.0
+        self._buckets: Counter[int] = Counter()
+
+    def add(self, seconds: float) -> None:
+        """One answer."""
+        self.calls += 1
+        self.total += seconds
+        self.slowest = max(self.slowest, seconds)
+        self._buckets[math.ceil(math.log(max(seconds, 1e-7)) / _GROWTH)] += 1
+
+    def percentile(self, share: float) -> float:
+        """The seconds within which so many percent of the calls were answered."""
+        wanted, seen = self.calls * share / 100, 0
+        for bucket, count in sorted(self._buckets.items()):
+            seen += count
+            if seen >= wanted:
+                return min(self.slowest, math.exp(bucket * _GROWTH))
+        return self.slowest
+
+    def spread(self, rows: int) -> list[tuple[float, int]]:
+        """Upper bounds of as many ranges, and how many calls fell into each."""
+        if not self._buckets:
+            return []
+        low, high = min(self._buckets), max(self._buckets)
+        step = max(1, -(-(high - low + 1) // rows))
+        counts: Counter[int] = Counter()
+        for bucket, count in self._buckets.items():
+            counts[(bucket - low) // step] += count
+        last = (high - low) // step
+        bounds = [math.exp((low + (number + 1) * step - 1) * _GROWTH) for number in range(last + 1)]
+        return [(min(self.slowest, bound), counts[number]) for number, bound in enumerate(bounds)]
+
+
+def bench(  # noqa: PLR0913  the options of the command
+    server: Target,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Arguments of the tool.")
+    ] = None,
+    *,
+    tool: Annotated[str, typer.Option("--tool", help="Call this tool; without it, the server is pinged.")] = "",
+    connections: Annotated[
+        int,
+        typer.Option("--connections", "-c", min=1, max=1000, metavar="N", help="Calls that are under way at a time."),
+    ] = 10,
+    seconds: Annotated[
+        float, typer.Option("--seconds", "-s", min=0.1, max=3600, metavar="SECONDS", help="How long.")
+    ] = 5,
+    header: Header = None,
+    login: Login = False,
+    env: Env = None,
+    revision: Revision = "",
+    timeout: Timeout = 60,
+    json: Json = False,
+) -> None:
+    """Call a server from many connections, and show how fast it answers.
+
+    Only bench servers that are yours. Each connection sends its next call when the last one is answered. The exit
+    status is 1 if a call failed.
+
+    **Examples**
+
+    - `millstream bench http://127.0.0.1:8000/mcp`
+
+    - `millstream bench http://127.0.0.1:8000/mcp --tool add a=1 b=2 --connections 50 --seconds 10`
+    """
+    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
+    given = pairs(arguments or [], "=", "Arguments are NAME=VALUE")
+    if given and not tool:
+        raise typer.BadParameter("Arguments are for a tool: name it with --tool.")
+
+    async def work(client: Client) -> int:
+        values = await _typed(client, tool, given)
+        tally = Tally()
+        begun = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(_show_time(seconds, json=json))
+            loads = [group.create_task(_load(client, tool, values, tally, begun + seconds)) for _ in range(connections)]
+            await asyncio.wait(loads)
+            watching.cancel()
+        report(tally, time.perf_counter() - begun, client, connections, json=json)
+        return FAILED if tally.errors else 0
+
+    with_client(lambda: way.client(max_connections=connections), work)
+
+
+async def _typed(client: Client, tool: str, given: dict[str, str]) -> dict[str, Any]:
+    if not given:
+        return {}
+    found = next((each for each in await client.tools() if each.name == tool), None)
+    schemas: dict[str, Any] = (found.input_schema.get("properties") or {}) if found is not None else {}
+    return {name: value_of(text, schemas.get(name)) for name, text in given.items()}
+
+
+async def _load(client: Client, tool: str, values: dict[str, Any], tally: Tally, until: float) -> None:
+    """What one connection does: one call at least."""
+    begun = 0.0
+    while begun < until:
+        begun = time.perf_counter()
+        try:
+            if tool:
+                result = await client.call(tool, values)
+                if result.is_error:
+                    tally.errors[one_line(f"The tool reported an error: {result.text}")[:200]] += 1
+            else:
+                await client.ping()
+        except ClientError as exc:
+            tally.errors[one_line(str(exc))[:200]] += 1
+            if not isinstance(exc, Failure):
+                await asyncio.sleep(_PAUSE)
+                continue
+        tally.add(time.perf_counter() - begun)
+
+
+async def _show_time(seconds: float, *, json: bool) -> None:
+    """A bar that fills; nothing where nobody looks."""
+    if json or not sys.stderr.isatty():
+        return
+    progress, begun = Progress(), time.perf_counter()
+    try:
+        while True:
+            progress.step(round(min(seconds, time.perf_counter() - begun), 1), seconds, "seconds")
+            await asyncio.sleep(0.2)
+    finally:
+        progress.close()
+
+
+def report(tally: Tally, took: float, client: Client, connections: int, *, json: bool) -> None:
+    """What was found."""
+    rate = tally.calls / took if took else 0.0
+    mean = tally.total / tally.calls if tally.calls else 0.0
+    percentiles = {f"p{share:g}": tally.percentile(share) for share in _SHOWN}
+    if json:
+        latency = {name: _ms(value) for name, value in {"mean": mean, **percentiles, "max": tally.slowest}.items()}
+        print_json({
+            "server": client.server.name, "revision": client.revision, "transport": client.transport,
+            "connections": connections, "seconds": round(took, 3), "calls": tally.calls,
+            "callsPerSecond": round(rate, 1), "errors": dict(tally.errors), "latencyMs": latency,
+        })  # fmt: skip
+        return
+    failed = sum(tally.errors.values())
+    about = f"{client.server.name or 'server'} ({client.revision}, {client.transport})"
+    print_text(f"{about}: {connections} connections for {took:.1f} s")
+    rows = [["calls/s", f"{rate:,.0f}"], ["calls", f"{tally.calls:,}"], ["errors", f"{failed:,}"]]
+    rows += [[name, shown(value)] for name, value in {**percentiles, "max": tally.slowest}.items()]
+    print_rows(rows, ["WHAT", "VALUE"])
+    if sys.stdout.isatty():
+        draw(tally)
+    for text, count in tally.errors.most_common(5):
+        print_text(f"{count:,} × {text}", sys.stderr)
+
+
+def draw(tally: Tally) -> None:
+    """How the answers are spread, as bars that fit the terminal."""
+    spread = tally.spread(_ROWS)
+    if not spread:
+        return
+    labels = [f"≤ {shown(bound)}" for bound, _ in spread]
+    counts = [f"{count:,}" for _, count in spread]
+    left, right = max(map(len, labels)), max(map(len, counts))
+    room = max(10, shutil.get_terminal_size().columns - left - right - 4)
+    most = max(count for _, count in spread)
+    sys.stdout.write("\n")
+    for label, text, (_, count) in zip(labels, counts, spread, strict=True):
+        bar = "█" * max(1 if count else 0, round(room * count / most))
+        sys.stdout.write(safe(f"{label.rjust(left)}  {text.rjust(right)}  ") + style(bar, "cyan") + "\n")
+
+
+def shown(seconds: float) -> str:
+    """A duration for people: three digits."""
+    ms = seconds * 1000
+    if ms >= 1000:
+        return f"{seconds:.3g} s"
+    return f"{ms:.3g} ms" if ms < 100 else f"{ms:.0f} ms"
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

@@ -1,0 +1,256 @@
+"""``millstream chat``: talk to a model that uses the tools of servers; one question in a pipe, or a conversation."""
+
+import json as json_module
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from msgspec import Struct
+
+from millstream._cli.chatting.asking import Desk
+from millstream._cli.chatting.debugging import Steps, steps_of_configuration, steps_of_connection
+from millstream._cli.chatting.screen import JsonScreen, PlainScreen, Screen
+from millstream._cli.chatting.slash import Rows
+from millstream._cli.chatting.talk import Stopped, Talk
+from millstream._cli.connecting import (
+    DENIED,
+    FAILED,
+    UNREACHABLE,
+    Env,
+    Header,
+    Json,
+    Login,
+    Revision,
+    Timeout,
+    pairs,
+    status_of,
+)
+from millstream._cli.showing import one_line, print_rows, print_text
+from millstream.agent._agent import Agent
+from millstream.agent._configuration import Configuration
+from millstream.agent._errors import AgentError, ConfigurationError, ModelDenied, ModelUnreachable
+from millstream.agent._limits import Limits
+from millstream.agent._openai_model import OpenAIModel
+from millstream.agent._servers import ServerAt
+from millstream.client._errors import ClientError, TargetError
+from millstream.client._options import Options
+from millstream.client._targets import Target as ClientTarget
+from millstream.client._targets import servers as entries_of
+
+_INTERRUPTED = 130
+
+
+def chat(  # noqa: PLR0913  the options of the command
+    servers: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SERVER]...",
+            help="URLs, commands in quotes, .py or .js files, or .json files with mcpServers; else MCP_SERVER_URL.",
+        ),
+    ] = None,
+    *,
+    message: Annotated[
+        str, typer.Option("--message", "-m", help="Ask this, print the answer and end; so does text in a pipe.")
+    ] = "",
+    model: Annotated[str, typer.Option("--model", help="The model, or the deployment at Azure.", metavar="NAME")] = "",
+    api_url: Annotated[
+        str, typer.Option("--api-url", help="An OpenAI-compatible API: http://127.0.0.1:11434/v1", metavar="URL")
+    ] = "",
+    system: Annotated[str, typer.Option("--system", help="What the model should know first.", metavar="TEXT")] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Allow every tool without asking.")] = False,
+    max_rounds: Annotated[
+        int, typer.Option("--max-rounds", min=1, help="How often the model is asked for one answer.")
+    ] = Limits().max_rounds,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=0, help="Tokens that one answer may cost; 0 means no bound.")
+    ] = Limits().max_tokens,
+    env_file: Annotated[
+        str, typer.Option("--env-file", help="Read the configuration from this file.", show_default=".env")
+    ] = "",
+    debug: Annotated[bool, typer.Option("--debug", help="Show each step.")] = False,
+    header: Header = None,
+    login: Login = False,
+    env: Env = None,
+    revision: Revision = "",
+    timeout: Timeout = 60,
+    json: Json = False,
+) -> None:
+    """Talk to a model that uses the tools of one or more servers.
+
+    The model comes from API_URL, API_KEY and DEFAULT_MODEL in `.env` or the environment, or from OPENAI_API_KEY, or
+    from AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY and OPENAI_API_VERSION. MCP_SERVER_AUTH_KEY is sent to the server
+    of MCP_SERVER_URL and to no other. Before a tool that isn't marked as harmless runs, you're asked.
+
+    **Examples**
+
+    - `millstream chat shop.py`
+
+    - `millstream chat http://127.0.0.1:8000/mcp -m "What time is it?"`
+
+    - `git diff | millstream chat "uvx mcp-server-git" --yes --json`
+
+    In a conversation, /help lists what else you can type.
+    """
+    question = message or ("" if sys.stdin.isatty() else _piped())
+    if not question and not sys.stdin.isatty():
+        raise typer.BadParameter("There is no question: use -m TEXT, or send text into the pipe.")
+    way = _Way(
+        servers=servers or [],
+        headers=pairs(header or [], ":", '--header takes "Name: value"'),
+        options=Options(env=pairs(env or [], "=", "--env takes NAME=VALUE"), auth=_login() if login else None),
+        revision=revision,
+        timeout=timeout,
+    )
+    screen = _screen(json=json)
+    try:
+        configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
+        places = _places(way, configuration)
+        chosen = configuration.model(model, api_url)
+        steps = Steps(screen) if debug else None
+        limits = Limits(max_rounds=max_rounds, max_tokens=max_tokens)
+        _talk(chosen, places, question, steps or screen, steps, system=system, yes=yes, limits=limits)
+    except (ClientError, AgentError) as exc:
+        screen.fail(one_line(str(exc)))
+        raise typer.Exit(_status(exc)) from exc
+    except BrokenPipeError:  # `millstream chat … | head`
+        sys.stderr.close()
+    except Stopped as exc:
+        raise typer.Exit(_INTERRUPTED) from exc
+
+
+class _Way(Struct, frozen=True, kw_only=True):
+    """How to reach the servers, as the options say."""
+
+    servers: list[str]
+    headers: Mapping[str, str]
+    options: Options
+    revision: str
+    timeout: float
+
+    def place(self, target: ClientTarget, name: str, headers: Mapping[str, str]) -> ServerAt:
+        """One server."""
+        return ServerAt(
+            target,
+            name,
+            headers=headers,
+            timeout=self.timeout,
+            options=self.options,
+            revision=self.revision or None,
+        )
+
+
+def _talk(
+    model: OpenAIModel,
+    places: Sequence[ServerAt],
+    question: str,
+    screen: Screen,
+    steps: Steps | None,
+    *,
+    system: str,
+    yes: bool,
+    limits: Limits,
+) -> None:
+    """Connect, and answer one question or all that come."""
+    attended = sys.stdin.isatty() and sys.stderr.isatty()
+    desk = Desk(screen, _read_line if attended else None, yes=yes)
+
+    def make() -> Agent:
+        elicit = talk.in_main(desk.fill_in) if attended else None
+        approve = talk.in_main(desk.approve)
+        return Agent(model, places, system=system, approve=approve, elicit=elicit, limits=limits)
+
+    if steps is not None:
+        steps.tell_all(steps_of_configuration(model, places))
+    with Talk(screen) as talk:
+        agent, tools = talk.open(make)
+        if steps is not None:
+            steps.tell_all(steps_of_connection(agent, places, tools))
+        if question:
+            talk.answer(question)
+            return
+        with suppress(ImportError):  # arrow keys and a history, where Python has them
+            import_module("readline")
+        names = ", ".join(server.name for server in agent.servers)
+        count = f"{len(tools)} tool{'' if len(tools) == 1 else 's'}"
+        screen.note(f"{model.name} with {count} of {names}. /help lists commands, Ctrl-D leaves.")
+        talk.converse(_read_line, _print)
+
+
+def _places(way: _Way, configuration: Configuration) -> list[ServerAt]:
+    """The servers that are meant.
+
+    Raises:
+        AgentError, TargetError: there are none.
+    """
+    if not way.servers:
+        place = configuration.server()
+        if place is None:
+            raise ConfigurationError("Which server? Name one, or put MCP_SERVER_URL into .env.")
+        return [way.place(place.target, "", {**place.headers, **way.headers})]
+    places: list[ServerAt] = []
+    for text in way.servers:
+        if text.endswith(".json") and Path(text).is_file():
+            entries = entries_of(_read_json(text), text)
+            places += [way.place({"mcpServers": {name: entry}}, name, {}) for name, entry in entries.items()]
+        else:
+            key = configuration.headers_for(text) if "://" in text else {}
+            places.append(way.place(text, "", {**key, **way.headers}))
+    return places
+
+
+def _read_line(prompt: str) -> str:
+    """A line of the person's. The prompt isn't part of what a file or pipe gets."""
+    if sys.stdout.isatty():
+        return input(prompt)
+    sys.stderr.write(prompt)
+    sys.stderr.flush()
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\n")
+
+
+def _piped() -> str:
+    return sys.stdin.buffer.read().decode("utf-8", "replace").strip()
+
+
+def _read_json(path: str) -> object:
+    try:
+        return json_module.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as exc:
+        raise TargetError(f"{path} cannot be read as JSON: {exc}.") from exc
+
+
+def _login() -> Any:
+    from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only who logs in needs it
+
+    return OAuth()
+
+
+def _screen(*, json: bool) -> Screen:
+    if json:
+        return JsonScreen()
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        from millstream._cli.chatting.terminal import TerminalScreen  # noqa: PLC0415 - pipes do without
+
+        return TerminalScreen()
+    return PlainScreen()
+
+
+def _print(rows: Rows) -> None:
+    if any(about for _, about in rows):
+        print_rows(rows, ["NAME", "DESCRIPTION"])
+    else:
+        print_text("\n".join(name for name, _ in rows) or "There are none.")
+
+
+def _status(exc: Exception) -> int:
+    if isinstance(exc, ClientError):
+        return status_of(exc)
+    statuses: dict[type[Exception], int] = {ConfigurationError: 2, ModelDenied: DENIED, ModelUnreachable: UNREACHABLE}
+    return statuses.get(type(exc), FAILED)

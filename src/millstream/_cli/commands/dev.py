@@ -1,0 +1,152 @@
+"""``millstream dev``: serve a file while you write it, with the inspector beside it."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from millstream._app.serving.errors import CommandError, report
+from millstream._app.serving.facts import Facts
+from millstream._app.serving.panel import show
+from millstream._app.serving.workers.launching import can_supervise
+from millstream._app.serving.workers.watching import changes
+from millstream._cli.commands.run import Editable, EnvFile, Inspect, Packages, serve_http
+from millstream._cli.load import folder_of
+from millstream._cli.uv import run_with
+from millstream._cli.variables import use_file
+
+INSPECTOR = "@modelcontextprotocol/inspector"
+
+
+def dev(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="FILE[:OBJECT]", help="A Python file or module; add OBJECT if it has several servers."),
+    ],
+    *,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free port.")] = 8000,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Don't open a browser.")] = False,
+    official: Annotated[
+        bool, typer.Option("--official", help=f"Start the MCP Inspector ({INSPECTOR}) instead; needs Node.js.")
+    ] = False,
+    packages: Packages = None,
+    editable: Editable = None,
+    env_file: EnvFile = None,
+    inspect: Inspect = None,
+) -> None:
+    """Serve a file while you write it.
+
+    It starts again when a Python file in the folder changes, shows what's wrong with your code and goes on with what
+    worked before, and opens `/inspect`, a page where you run your tools. It serves this machine only.
+
+    **Examples**
+
+    - `millstream dev shop.py`
+
+    - `millstream dev shop.py --with pandas --no-open`
+
+    - `millstream dev shop.py --official`: with the MCP Inspector
+    """
+    command = npx() if official else ""
+    run_with(packages or (), editable or ())
+    use_file(env_file)
+    beside = _Beside(command, opens=not no_open)
+    try:
+        while not _served(target, port, beside, inspect):
+            pass
+    finally:
+        beside.close()
+
+
+def _served(target: str, port: int, beside: "_Beside", inspect: list[str] | None) -> bool:
+    """Serve until stopped; False once a file has changed that couldn't be served.
+
+    Raises:
+        CommandError: something is wrong that isn't a mistake in the program.
+    """
+    try:
+        serve_http(
+            target,
+            "127.0.0.1",
+            port,
+            descriptor=None,
+            workers=1,
+            reload=True,
+            told=beside.started,
+            serve="",
+            store="",
+            more=frozenset({"web"}),
+            settings={"inspect": tuple(inspect) if inspect else None},
+        )
+    except CommandError as exc:
+        if not exc.detail or not can_supervise():
+            raise
+        report(exc)
+        sys.stderr.write("Waiting for a change …\n")
+        asyncio.run(_changed(folder_of(target)))
+        return False
+    return True
+
+
+async def _changed(folder: Path) -> None:
+    async for _ in changes(folder):
+        return
+
+
+def npx() -> str:
+    """The program that starts packages of Node.
+
+    Raises:
+        CommandError: it isn't there.
+    """
+    found = shutil.which("npx")
+    if found is None:
+        raise CommandError(
+            "--official needs Node.js, which isn't installed: there is no npx on the PATH.",
+            why=f"The MCP Inspector is a Node package, {INSPECTOR}.",
+            fix="Install Node.js 22 or newer, or leave --official out: /inspect needs nothing.",
+        )
+    return found
+
+
+class _Beside:
+    """What comes up beside the server: a page in the browser, or the MCP Inspector."""
+
+    def __init__(self, npx: str, *, opens: bool) -> None:
+        self._npx = npx
+        self._opens = opens
+        self._inspector: subprocess.Popen[bytes] | None = None
+
+    def started(self, told: Facts) -> None:
+        """The server serves."""
+        show(told)
+        if self._npx:
+            words = [self._npx, "-y", INSPECTOR, "--transport", "http", "--server-url", told.url]
+            environment = {**os.environ, "MCP_AUTO_OPEN_ENABLED": "true" if self._opens else "false"}
+            self._inspector = subprocess.Popen(words, env=environment)  # noqa: S603  no shell, and the words are ours
+            return
+        page = next(each for each in told.pages if each.endswith("/inspect"))
+        if sys.stderr.isatty():
+            sys.stderr.write(f"Try your tools at {page}\n")
+        if self._opens and has_browser():
+            threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
+
+    def close(self) -> None:
+        """The server is gone."""
+        if self._inspector is not None:
+            self._inspector.terminate()
+            self._inspector.wait()
+
+
+def has_browser() -> bool:
+    """Whether a browser can show a page. Without a desktop, Python would open a text browser in this terminal."""
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))

@@ -1,0 +1,201 @@
+"""``millstream doctor``: go the way of a connection step by step, and say at which one it fails and why."""
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from msgspec import Struct
+
+from millstream._cli.connecting import Env, Header, Json, Login, Revision, Target, Timeout, Way, ended, pairs, status_of
+from millstream._cli.showing import print_json, print_text
+from millstream.client._client import Client
+from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, NotMcp, TlsFailed
+from millstream.client._http.connection import Reply
+from millstream.client._http.endpoint import Endpoint
+from millstream.client._http.pool import Pool, plain
+from millstream.client._http.proxy import proxy_for
+from millstream.client._http.url import Url
+from millstream.client._targets import Remote, find
+
+
+class Step(Struct, frozen=True):
+    """One step, and how it went."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+def doctor(
+    server: Target,
+    *,
+    header: Header = None,
+    login: Login = False,
+    env: Env = None,
+    revision: Revision = "",
+    timeout: Timeout = 20,
+    json: Json = False,
+) -> None:
+    """Find out why a connection fails, and what to do.
+
+    It looks up the name, connects, checks the certificate, asks over HTTP, finds what the server speaks, looks at the
+    headers that browsers need, and calls nothing. The exit status is that of the first step that failed.
+
+    **Example**
+
+    - `millstream doctor https://example.com/mcp`
+    """
+    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
+
+    async def work() -> int:
+        steps: list[Step] = []
+        failed: ClientError | None = None
+        try:
+            async for step in examine(way):
+                steps.append(step)
+                if not json:
+                    show(step)
+        except ClientError as exc:
+            failed = exc
+            steps.append(
+                Step(
+                    "connection",
+                    ok=False,
+                    found=exc.message if isinstance(exc, AccessDenied) else str(exc),
+                    remedy=remedy_of(exc),
+                )
+            )
+            if not json:
+                show(steps[-1])
+        if json:
+            print_json({"server": server, "ok": failed is None, "steps": steps})
+        return 0 if failed is None else status_of(failed)
+
+    ended(work)
+
+
+def show(step: Step) -> None:
+    """One line, and one more for what to do."""
+    print_text(f"{'ok  ' if step.ok else 'FAIL'}  {step.name}: {step.found}")
+    if step.remedy:
+        print_text(f"      Do: {step.remedy}")
+
+
+async def examine(way: Way) -> AsyncIterator[Step]:
+    """The steps of a connection.
+
+    Raises:
+        ClientError: one failed, and those behind it make no sense.
+    """
+    place = find(way.target, env={}, cwd=None)
+    if isinstance(place, Remote):
+        url = place.url
+        proxy = proxy_for(url)
+        if proxy is not None:
+            yield Step("proxy", ok=True, found=f"{url.host} is reached through {proxy}, which the environment names")
+        else:
+            yield await looked_up(url)
+        if url.secure and proxy is None:
+            yield await trusted(url)
+    begun = time.perf_counter()
+    async with way.client() as client:
+        took = (time.perf_counter() - begun) * 1000
+        yield Step(
+            "protocol",
+            ok=True,
+            found=f"{client.server.name or 'it'} speaks {client.revision} over {client.transport} ({took:.0f} ms)",
+        )
+        yield await offered(client)
+    if isinstance(place, Remote) and place.url.scheme.startswith("http"):
+        async for step in seen_by_browsers(place, way):
+            yield step
+
+
+async def looked_up(url: Url) -> Step:
+    """The addresses of a host.
+
+    Raises:
+        ConnectFailed: it has none.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+    except OSError as exc:
+        raise ConnectFailed(f"The name {url.host} cannot be looked up: {plain(exc)}.") from exc
+    addresses = sorted({str(each[4][0]) for each in found})
+    return Step("name", ok=True, found=f"{url.host} is {', '.join(addresses)}")
+
+
+async def trusted(url: Url) -> Step:
+    """The certificate of a server.
+
+    Raises:
+        TlsFailed: it isn't trusted.
+    """
+    context = ssl.create_default_context()
+    try:
+        _, writer = await asyncio.open_connection(url.host, url.port, ssl=context)
+    except ssl.SSLCertVerificationError as exc:
+        raise TlsFailed(f"The certificate of {url.origin} is not trusted: {exc.verify_message}.") from exc
+    except ssl.SSLError as exc:
+        raise TlsFailed(f"{url.origin} does not speak TLS: {exc.reason}.") from exc
+    except OSError as exc:
+        raise ConnectFailed(f"There is no server at {url.origin}: {plain(exc)}.") from exc
+    certificate: dict[str, Any] = writer.get_extra_info("peercert") or {}
+    writer.close()
+    return Step("certificate", ok=True, found=f"trusted until {certificate.get('notAfter', 'some day')}")
+
+
+async def offered(client: Client) -> Step:
+    """What the lists hold."""
+    counts = {
+        "tool": len(await client.tools()),
+        "resource": len(await client.resources()) + len(await client.templates()),
+        "prompt": len(await client.prompts()),
+    }
+    text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
+    nothing = not any(counts.values())
+    return Step("offers", ok=not nothing, found=text, remedy="Register something, or log in." if nothing else "")
+
+
+async def seen_by_browsers(place: Remote, way: Way) -> AsyncIterator[Step]:
+    """What stands between the server and others: preflights of browsers, and proxies that compress or collect."""
+    headers = {**place.headers, **pairs(way.header or [], ":", "--header takes a name and a value")}
+    pool = Pool(place.url, max_connections=2, max_body=1 << 20, connect_timeout=way.timeout, tls=None)
+    endpoint = Endpoint(place.url, headers, pool)
+    ask = "Origin: https://example.com\r\nAccess-Control-Request-Method: POST\r\n"
+    try:
+        async with asyncio.timeout(way.timeout):
+            reply = await endpoint.send("OPTIONS", ask, repeatable=True)
+        yield cors(reply)
+        proxies = [name for name in (b"via", b"x-cache", b"cf-ray", b"x-served-by") if name in reply.headers]
+        if proxies:
+            shown = ", ".join(name.decode() for name in proxies)
+            remedy = "Switch buffering and compression off for event streams: in nginx, proxy_buffering off."
+            yield Step("proxy", ok=True, found=f"there is one ({shown})", remedy=remedy)
+    except (ClientError, TimeoutError):
+        yield Step("browsers", ok=True, found="preflight requests get no answer: pages of other origins cannot use it")
+    finally:
+        await pool.close()
+
+
+def cors(reply: Reply) -> Step:
+    """Whether pages of other origins may use the server."""
+    allowed = reply.header(b"access-control-allow-origin")
+    text = f"pages of {allowed} may use it" if allowed else "pages of other origins cannot use it, which is safe"
+    return Step("browsers", ok=True, found=text)
+
+
+def remedy_of(error: ClientError) -> str:
+    """What to do about an error that doesn't say so itself."""
+    remedies: list[tuple[type[ClientError], str]] = [
+        (TlsFailed, "Ask for a certificate that the system trusts, or check the clock of this machine."),
+        (ConnectFailed, "Check host and port, and that the server runs and listens on more than 127.0.0.1."),
+        (AccessDenied, 'Log in with --login, or send a key that counts: --header "Authorization: Bearer …".'),
+        (NotMcp, "Check the path: most servers are at /mcp, old ones at /sse."),
+    ]
+    return next((text for kind, text in remedies if isinstance(error, kind)), "")

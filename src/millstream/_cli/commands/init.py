@@ -1,0 +1,150 @@
+"""``millstream init``: a new project that runs and has a test that passes. It needs no network."""
+
+import json as json_module
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import millstream
+from millstream._app.serving.errors import CommandError
+from millstream._cli.connecting import Json
+from millstream._cli.showing import print_json, print_text
+
+_SERVER = '''\
+"""{title}: an MCP server."""
+
+from millstream import Server
+
+mcp = Server("{name}")
+
+
+@mcp.tool
+def greet(name: str) -> str:
+    """Greet somebody."""
+    return f"Hello, {{name}}!"
+
+
+@mcp.resource("greeting://{{name}}")
+def greeting(name: str) -> str:
+    """The greeting of one person."""
+    return greet(name)
+
+
+if __name__ == "__main__":
+    mcp.run({run})
+'''
+_TEST = '''\
+"""The server as a client sees it, in memory: no port, no process."""
+
+import asyncio
+
+import server
+from millstream import Client
+
+
+def test_it_greets() -> None:
+    async def talk() -> str:
+        async with Client(server.mcp) as client:
+            return await client.call("greet", name="Ada", into=str)
+
+    assert asyncio.run(talk()) == "Hello, Ada!"
+'''
+_PROJECT = """\
+[project]
+name = "{package}"
+version = "0.1.0"
+description = "An MCP server."
+requires-python = ">=3.11"
+dependencies = ["millstream>={version}"]
+
+[dependency-groups]
+dev = ["pytest>=9"]
+
+[tool.pytest.ini_options]
+pythonpath = ["."]
+"""
+_README = """\
+# {title}
+
+An MCP server. `server.py` has the tools; `test_server.py` tests them.
+
+| command | what it does |
+|---|---|
+| `millstream dev server.py` | serve it while you write it, and open a page to try it |
+{start}
+| `millstream install server.py --client claude` | add it to an application; `millstream install --help` lists them |
+| `pytest` | run the tests |
+
+`pip install millstream pytest` brings both programs. With uv, `uv sync` does; then put `uv run` before each command.
+"""
+_STARTS = {
+    "http": "| `millstream run server.py` | serve it at http://127.0.0.1:8000/mcp |",
+    "stdio": "| `millstream run server.py --transport stdio` | what a desktop application starts |",
+}
+_IGNORED = """\
+.env
+.pytest_cache/
+.venv/
+__pycache__/
+"""
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where; made if it isn't there.")] = Path(),
+    *,
+    http: Annotated[
+        bool, typer.Option("--http/--stdio", help="Serve HTTP, or talk to the program that starts it.")
+    ] = True,
+    name: Annotated[str, typer.Option("--name", help="What the server is called.", show_default="the folder")] = "",
+    json: Json = False,
+) -> None:
+    """Make a new project: a server, a test that passes, and what they need.
+
+    It writes no file that is there already.
+
+    **Examples**
+
+    - `millstream init shop`
+
+    - `millstream init --stdio`: in this folder, for a desktop application
+    """
+    called = name or folder.resolve().name or "server"
+    files = project(called, transport="http" if http else "stdio")
+    taken = [each for each in files if (folder / each).exists()]
+    if taken:
+        raise CommandError(
+            f"{folder.resolve()} has {' and '.join(taken)} already.",
+            why="Nothing was written, so that nothing of yours gets lost.",
+            fix="Give another folder: millstream init DIR",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for each, text in files.items():
+            (folder / each).write_text(text, "utf-8")
+    except OSError as exc:
+        raise CommandError(f"{exc.filename} can't be written: {exc.strerror}.") from exc
+    if json:
+        print_json({"folder": str(folder.resolve()), "name": called, "files": list(files)})
+        return
+    print_text(f"Made {called} in {folder.resolve()}: {', '.join(files)}.")
+    go = "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
+    print_text(f"Next: {go}millstream dev server.py")
+
+
+def project(name: str, *, transport: str) -> dict[str, str]:
+    """The files of a new project: name -> text."""
+    package = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "server"
+    quoted = json_module.dumps(name)[1:-1]
+    version = millstream.__version__.partition("+")[0]
+    title = " ".join(name.split())
+    return {
+        "server.py": _SERVER.format(
+            title=quoted, name=quoted, run="" if transport == "http" else f'transport="{transport}"'
+        ),
+        "test_server.py": _TEST,
+        "pyproject.toml": _PROJECT.format(package=package, version=version),
+        "README.md": _README.format(title=title, start=_STARTS[transport]),
+        ".gitignore": _IGNORED,
+    }

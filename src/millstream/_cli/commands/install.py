@@ -1,0 +1,197 @@
+"""``millstream install``: write a server into the configuration of an application, and take it out again."""
+
+import json as json_module
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from millstream._app.serving.errors import CommandError
+from millstream._cli.connecting import pairs
+from millstream._cli.installing.applications import APPLICATIONS, Application, System, merged
+from millstream._cli.installing.change import Change, prepare, prepare_undo, undo, write
+from millstream._cli.installing.launch import Launch, launch_of, name_of
+from millstream._cli.showing import print_json, print_text, safe, style
+from millstream._cli.variables import read_file
+
+PRINTED = "json"
+"""No application: the entry is printed, for those that aren't listed."""
+
+
+def install(  # noqa: PLR0913  the options of the command
+    target: Annotated[
+        str, typer.Argument(metavar="FILE_OR_URL", help="A .py or .js file (FILE:OBJECT for one of several), or a URL.")
+    ],
+    *,
+    client: Annotated[
+        str,
+        typer.Option("--client", "-c", help=f"The application: {', '.join(APPLICATIONS)}; {PRINTED} prints the entry."),
+    ] = "",
+    name: Annotated[str, typer.Option("--name", "-n", help="What the application calls the server.")] = "",
+    variable: Annotated[
+        list[str] | None, typer.Option("--var", "-v", metavar="NAME=VALUE", help="Set this for the server; repeat it.")
+    ] = None,
+    env_file: Annotated[
+        Path | None, typer.Option("--env-file", "-f", metavar="FILE", help="Set the variables in this file.")
+    ] = None,
+    header: Annotated[
+        list[str] | None, typer.Option("--header", "-H", help='For a URL: send this along: "Name: value".')
+    ] = None,
+    packages: Annotated[
+        list[str] | None, typer.Option("--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
+    ] = None,
+    editable: Annotated[
+        list[str] | None,
+        typer.Option("--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv."),
+    ] = None,
+    project: Annotated[
+        bool, typer.Option("--project", help="Write the file of this folder, not your own, where there is one.")
+    ] = False,
+    undo_last: Annotated[bool, typer.Option("--undo", help="Take the last install of this server back.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the change, and write nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write a server into the configuration of an application.
+
+    It shows the change first, and asks. Everything else in the file stays as it is: other servers, comments, order. A
+    copy of the file is kept beside it, and `--undo` takes the change back.
+
+    **Examples**
+
+    - `millstream install shop.py --client claude`
+
+    - `millstream install shop.py --client vscode --project -v SHOP_KEY=secret`
+
+    - `millstream install https://example.com/mcp --client cursor --header "Authorization: Bearer KEY"`
+
+    - `millstream install shop.py --client claude --undo`
+    """
+    called = name or name_of(target)
+    key = client or only_one_here(system_here())
+    if undo_last:
+        path, application = place_of(key, project=project)
+        change, copy = prepare_undo(path, application.kind, (application.under, called))
+        if agreed(change, dry_run=dry_run, yes=yes, json=json):
+            undo(change, copy)
+        _tell(change, application, called, "undone", dry_run=dry_run, json=json)
+        return
+    env = {**(read_file(env_file) if env_file else {}), **pairs(variable or [], "=", "--var takes NAME=VALUE")}
+    launch = launch_of(
+        target,
+        env=env,
+        headers=pairs(header or [], ":", '--header takes "Name: value"'),
+        packages=packages or (),
+        editable=editable or (),
+    )
+    _check(launch, env, header or [])
+    if key == PRINTED:
+        entry = APPLICATIONS["claude-code"].entry(called, launch)
+        sys.stdout.write(json_module.dumps({"mcpServers": {called: entry}}, indent=2, ensure_ascii=False) + "\n")
+        return
+    path, application = place_of(key, project=project)
+    entry = application.entry(called, launch)
+    change = prepare(path, application.kind, (application.under, called), lambda old: merged(old, entry))
+    if agreed(change, dry_run=dry_run, yes=yes, json=json):
+        write(change, called)
+    _tell(change, application, called, "installed", dry_run=dry_run, json=json)
+
+
+def system_here() -> System:
+    """This machine."""
+    kinds = {"win32": "windows", "darwin": "macos"}
+    return System(kind=kinds.get(sys.platform, "linux"), home=Path.home(), variables=os.environ)
+
+
+def only_one_here(system: System) -> str:
+    """The application that's meant where the person names none.
+
+    Raises:
+        CommandError: none is there, or several are.
+    """
+    here = [key for key, application in APPLICATIONS.items() if _is_there(application, system)]
+    if len(here) == 1:
+        return here[0]
+    if here:
+        raise CommandError(
+            f"Several applications are here: {', '.join(here)}.", fix=f"Name the one you mean: --client {here[0]}"
+        )
+    raise CommandError(
+        "None of the applications that can be configured is here.",
+        why=f"They are {', '.join(APPLICATIONS)}; {PRINTED} for any other.",
+        fix=f"Name the one you mean with --client; --client {PRINTED} prints the entry for any other.",
+    )
+
+
+def _is_there(application: Application, system: System) -> bool:
+    place = application.place(system)
+    return place.is_file() or (place.parent != system.home and place.parent.is_dir())
+
+
+def place_of(key: str, *, project: bool) -> tuple[Path, Application]:
+    """The file of an application.
+
+    Raises:
+        CommandError: it isn't known, or has none for a folder of work.
+    """
+    application = APPLICATIONS.get(key)
+    if application is None:
+        raise CommandError(
+            f"{key} isn't an application that can be configured.", fix=f"Use one of: {', '.join(APPLICATIONS)}."
+        )
+    if not project:
+        return application.place(system_here()), application
+    if not application.project:
+        raise CommandError(f"{application.title} has no file for a folder.", fix="Leave --project out.")
+    return Path.cwd() / application.project, application
+
+
+def _check(launch: Launch, env: dict[str, str], headers: list[str]) -> None:
+    if launch.url and env:
+        raise CommandError("A server at a URL takes no variables.", fix="Send headers: --header NAME:VALUE")
+    if headers and not launch.url:
+        raise CommandError("A server in a file takes no headers.", fix="Set variables: --var NAME=VALUE")
+
+
+def agreed(change: Change, *, dry_run: bool, yes: bool, json: bool) -> bool:
+    """Show the change, and find out whether to make it.
+
+    Raises:
+        Exit: nobody agreed.
+    """
+    if change.nothing:
+        return False
+    if not json:
+        for line in change.diff().splitlines():
+            sys.stdout.write(style(safe(line), {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")) + "\n")
+    if dry_run or yes:
+        return not dry_run
+    if json or not somebody_looks():
+        typer.echo("Nothing was written: there's nobody to ask. Use --yes.", err=True)
+        raise typer.Exit(2)
+    if not typer.confirm("Write this?", err=True):
+        typer.echo("Nothing was written.", err=True)
+        raise typer.Exit(1)
+    return True
+
+
+def somebody_looks() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin.isatty()
+
+
+def _tell(change: Change, application: Application, name: str, done: str, *, dry_run: bool, json: bool) -> None:
+    result = "unchanged" if change.nothing else "shown" if dry_run else done
+    if json:
+        found: dict[str, Any] = {"result": result, "application": application.title, "name": name}
+        print_json({**found, "file": str(change.path), "diff": change.diff()})
+        return
+    sentences = {
+        "unchanged": f"{change.path} has {name} like this already: nothing to do.",
+        "shown": "Nothing was written.",
+        "installed": f"{application.title} has {name} now. {application.afterwards}",
+        "undone": f"{change.path} is as it was before {name} was installed.",
+    }
+    print_text(sentences[result], sys.stderr if dry_run else None)

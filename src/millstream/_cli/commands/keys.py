@@ -1,0 +1,141 @@
+"""``millstream keys``: make, list, revoke and rotate API keys in a file, which running servers follow."""
+
+import os
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from millstream._app.serving.errors import CommandError
+from millstream._cli.showing import print_json
+from millstream._config import PREFIX
+from millstream._protocol.errors import LocalError
+from millstream.auth._key_file import KeyFile, StoredKey
+
+DEFAULT = "millstream-keys.json"
+_DAY = 86_400
+
+keys = typer.Typer(help="Make, list, revoke and rotate API keys.", no_args_is_help=True)
+
+File = Annotated[
+    Path | None,
+    typer.Option("--file", help="The file of keys.", show_default=f"{PREFIX}AUTH_KEYS, or {DEFAULT}"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[str, typer.Argument(help="Who uses the key: tools see it as the caller's subject.")]
+
+
+def _file(given: Path | None) -> KeyFile:
+    return KeyFile(given or Path(os.environ.get(f"{PREFIX}AUTH_KEYS") or DEFAULT))
+
+
+@contextmanager
+def _told() -> Generator[None, None, None]:
+    """Show errors in the style of the command line."""
+    try:
+        yield
+    except (ValueError, LocalError) as exc:
+        raise CommandError(str(exc)) from exc
+
+
+@keys.command()
+def add(
+    name: Name,
+    *,
+    scope: Annotated[list[str] | None, typer.Option(help="What it covers; repeat it, or '*' for everything.")] = None,
+    days: Annotated[float, typer.Option(help="Days until it expires; 0 means never.", min=0, metavar="DAYS")] = 0,
+    file: File = None,
+    json: Json = False,
+) -> None:
+    """Make a key, and print it: this is the only time that anybody sees it.
+
+    **Examples**
+
+    - `millstream keys add ada`
+
+    - `millstream keys add robot --scope orders:write --days 30`
+    """
+    kept, now = _file(file), time.time()
+    with _told():
+        key = kept.add(name, tuple(scope or ()), now, now + days * _DAY if days else None)
+    if json:
+        print_json({"name": name, "key": key, "file": str(kept.path)})
+        return
+    typer.echo(f"Added {name} to {kept.path}. The key is shown only now:", err=True)
+    typer.echo(key)
+
+
+@keys.command("list")
+def list_keys(*, file: File = None, json: Json = False) -> None:
+    """List the keys: names, scopes and times. The keys themselves aren't kept anywhere.
+
+    **Example**
+
+    - `millstream keys list --file keys.json`
+    """
+    kept = _file(file)
+    with _told():
+        kept.load()
+    if json:
+        found = [{"name": each.name, "scopes": each.scopes, "created": each.created, "expires": each.expires}
+                 for each in kept.keys]  # fmt: skip
+        print_json({"keys": found})
+        return
+    for each in kept.keys:
+        scopes = " ".join(each.scopes) or "no scopes"
+        typer.echo(f"{each.name}  {scopes}  since {_day(each.created)}  {_end(each)}")
+
+
+@keys.command()
+def revoke(name: Name, *, file: File = None, json: Json = False) -> None:
+    """Take a key away. Running servers refuse it within a second, and end its streams.
+
+    **Example**
+
+    - `millstream keys revoke ada`
+    """
+    kept = _file(file)
+    with _told():
+        kept.revoke(name)
+    if json:
+        print_json({"revoked": name})
+        return
+    typer.echo(f"Revoked {name}.", err=True)
+
+
+@keys.command()
+def rotate(
+    name: Name,
+    *,
+    grace: Annotated[float, typer.Option(help="Hours for which the old key still works.", min=0, metavar="HOURS")] = 24,
+    file: File = None,
+    json: Json = False,
+) -> None:
+    """Make a new key in place of an old one, with the same scopes, and print it.
+
+    **Example**
+
+    - `millstream keys rotate ada --grace 2`
+    """
+    kept = _file(file)
+    with _told():
+        key = kept.rotate(name, time.time(), grace * 3600)
+    if json:
+        print_json({"name": name, "key": key, "graceHours": grace})
+        return
+    typer.echo(f"Rotated {name}. The old key works for {grace:g} more hours; the new one is shown only now:", err=True)
+    typer.echo(key)
+
+
+def _day(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _end(key: StoredKey) -> str:
+    if key.expires is None:
+        return "never expires"
+    return f"{'expires' if key.valid(time.time()) else 'expired'} {_day(key.expires)}"

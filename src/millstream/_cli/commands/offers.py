@@ -1,0 +1,246 @@
+"""``millstream list``, ``call``, ``read`` and ``prompt``: what a server offers, and its use."""
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import msgspec
+import typer
+
+from millstream._cli.connecting import (
+    FAILED,
+    Env,
+    Header,
+    Json,
+    Login,
+    Revision,
+    Target,
+    Timeout,
+    Way,
+    pairs,
+    person,
+    unknown,
+    value_of,
+    with_client,
+)
+from millstream._cli.showing import Progress, print_json, print_rows, print_text
+from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
+from millstream._protocol.errors import INVALID_PARAMS
+from millstream.client._client import Client
+from millstream.client._errors import Failure
+from millstream.client._results import Result
+
+
+def list_(
+    server: Target,
+    *,
+    header: Header = None,
+    login: Login = False,
+    env: Env = None,
+    revision: Revision = "",
+    timeout: Timeout = 60,
+    json: Json = False,
+) -> None:
+    """Show the tools, resources, templates and prompts of a server.
+
+    In a pipe each line is: kind, name or URI, description, with tabs between.
+
+    **Examples**
+
+    - `millstream list shop.py`
+
+    - `millstream list https://example.com/mcp --login`
+    """
+    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
+
+    async def work(client: Client) -> None:
+        tools, resources = await client.tools(), await client.resources()
+        templates, prompts = await client.templates(), await client.prompts()
+        if json:
+            print_json({"tools": tools, "resources": resources, "resourceTemplates": templates, "prompts": prompts})
+            return
+        rows = [["tool", each.name, each.description or each.title or ""] for each in tools]
+        rows += [["resource", each.uri, each.description or each.name] for each in resources]
+        rows += [["template", each.uri_template, each.description or each.name] for each in templates]
+        rows += [["prompt", each.name, each.description or each.title or ""] for each in prompts]
+        print_rows(rows, ["KIND", "NAME", "DESCRIPTION"])
+
+    with_client(way.client, work)
+
+
+def call(
+    server: Target,
+    tool: Annotated[str, typer.Argument(metavar="TOOL", help="The name of the tool.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Arguments, in the types that the tool wants.")
+    ] = None,
+    *,
+    input: Annotated[
+        str, typer.Option("--input", help="All arguments as one JSON object; - reads it from the input.")
+    ] = "",
+    header: Header = None,
+    login: Login = False,
+    env: Env = None,
+    revision: Revision = "",
+    timeout: Timeout = 60,
+    json: Json = False,
+) -> None:
+    """Call a tool and print its result; progress goes to standard error.
+
+    Values are read as the tool's schema wants them: `copies=2` is a number for a number, and a text for a text. Lists
+    and objects are JSON, and a list of words may have commas. The exit status is 1 if the tool reports an error.
+
+    **Examples**
+
+    - `millstream call shop.py order isbn=978-0 copies=2`
+
+    - `echo '{"isbn": "978-0"}' | millstream call http://127.0.0.1:8000/mcp order --input -`
+    """
+    way = Way(target=server, tries=True, header=header, login=login, env=env, revision=revision, timeout=timeout)
+    given = pairs(arguments or [], "=", "Arguments are NAME=VALUE")
+    values = _object(input)
+
+    async def work(client: Client) -> int:
+        schemas: dict[str, Any] = {}
+        if given:
+            found = next((each for each in await client.tools() if each.name == tool), None)
+            schemas = (found.input_schema.get("properties") or {}) if found is not None else {}
+        typed = {name: value_of(text, schemas.get(name)) for name, text in given.items()}
+        progress = Progress()
+        try:
+            result = await client.call(tool, {**values, **typed}, progress=progress.step)
+        except Failure as exc:
+            names = [each.name for each in await client.tools()] if exc.code == INVALID_PARAMS else [tool]
+            raise (unknown("tool", tool, names) or exc) from exc
+        finally:
+            progress.close()
+        if json:
+            print_json(_as_json(result))
+        else:
+            for block in result.content:
+                print_text(describe(block), sys.stderr if result.is_error else None)
+        return FAILED if result.is_error else 0
+
+    with_client(lambda: way.client(elicit=person()), work)
+
+
+def read(
+    server: Target,
+    uri: Annotated[str, typer.Argument(metavar="URI", help="The URI of the resource.")],
+    *,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the content into this file.")] = None,
+    header: Header = None,
+    login: Login = False,
+    env: Env = None,
+    revision: Revision = "",
+    timeout: Timeout = 60,
+    json: Json = False,
+) -> None:
+    """Print a resource, or write it into a file. Bytes are printed only into a pipe.
+
+    **Examples**
+
+    - `millstream read shop.py book://978-0`
+
+    - `millstream read http://127.0.0.1:8000/mcp logo://small --output logo.png`
+    """
+    way = Way(target=server, tries=True, header=header, login=login, env=env, revision=revision, timeout=timeout)
+
+    async def work(client: Client) -> None:
+        contents = await client.read(uri)
+        if json:
+            print_json({"contents": contents})
+        elif output is not None:
+            output.write_bytes(b"".join(_bytes(each) for each in contents))
+        else:
+            for each in contents:
+                _print_content(each)
+
+    with_client(way.client, work)
+
+
+def prompt(
+    server: Target,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the prompt.")],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Its arguments.")] = None,
+    *,
+    header: Header = None,
+    login: Login = False,
+    env: Env = None,
+    revision: Revision = "",
+    timeout: Timeout = 60,
+    json: Json = False,
+) -> None:
+    """Print the messages of a prompt.
+
+    **Example**
+
+    - `millstream prompt shop.py pitch title=Emma`
+    """
+    way = Way(target=server, tries=True, header=header, login=login, env=env, revision=revision, timeout=timeout)
+    given = pairs(arguments or [], "=", "Arguments are NAME=VALUE")
+
+    async def work(client: Client) -> None:
+        try:
+            result = await client.prompt(name, given)
+        except Failure as exc:
+            names = [each.name for each in await client.prompts()] if exc.code == INVALID_PARAMS else [name]
+            raise (unknown("prompt", name, names) or exc) from exc
+        if json:
+            print_json({"description": result.description, "messages": result.messages})
+            return
+        for message in result.messages:
+            for block in message.blocks:
+                print_text(f"{message.role}: {describe(block)}")
+
+    with_client(way.client, work)
+
+
+def _object(text: str) -> dict[str, Any]:
+    if not text:
+        return {}
+    source = sys.stdin.read() if text == "-" else text
+    try:
+        found = json_module.loads(source)
+    except ValueError as exc:
+        raise typer.BadParameter(f"--input is not JSON: {exc}.") from exc
+    if not isinstance(found, dict):
+        raise typer.BadParameter("--input takes a JSON object.")
+    return cast("dict[str, Any]", found)
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    shown: dict[str, Any] = {"content": result.content, "isError": result.is_error}
+    if isinstance(result.structured_content, msgspec.Raw):
+        shown["structuredContent"] = msgspec.json.decode(result.structured_content)
+    return shown
+
+
+def describe(block: Any) -> str:
+    """A block as text: its own, or what it is."""
+    if isinstance(block, Text):
+        return block.text
+    if isinstance(block, Image | Audio):
+        return f"[{block.mime_type}, {len(block.data):,} bytes]"
+    if isinstance(block, ResourceLink):
+        return f"[{block.uri}] {block.description or block.name}"
+    if isinstance(block, EmbeddedResource) and block.resource is not None:
+        resource = block.resource
+        return resource.text if resource.text is not None else f"[{resource.uri}, {len(resource.blob or b''):,} bytes]"
+    return f"[{type(block).__name__}]" if isinstance(block, Block) else str(block)
+
+
+def _bytes(content: ResourceContents) -> bytes:
+    return content.blob if content.blob is not None else (content.text or "").encode()
+
+
+def _print_content(content: ResourceContents) -> None:
+    if content.blob is None:
+        print_text(content.text or "")
+    elif sys.stdout.isatty():
+        size = len(content.blob)
+        print_text(f"[{content.mime_type or 'bytes'}, {size:,} bytes: use --output FILE or a pipe]")
+    else:
+        sys.stdout.buffer.write(content.blob)
+        sys.stdout.buffer.flush()

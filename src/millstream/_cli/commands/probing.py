@@ -1,0 +1,97 @@
+"""``millstream info`` and ``millstream ping``: what a server is, and how fast it answers."""
+
+import asyncio
+import time
+from typing import Annotated
+
+import typer
+
+from millstream._cli.connecting import Env, Header, Json, Login, Revision, Target, Timeout, Way, with_client
+from millstream._cli.showing import print_json, print_rows, print_text
+from millstream.client._client import Client
+
+_PINGS = 5
+
+
+async def latency_ms(client: Client) -> float:
+    """Milliseconds until an answer."""
+    begun = time.perf_counter()
+    await client.ping()
+    return (time.perf_counter() - begun) * 1000
+
+
+def info(
+    server: Target,
+    *,
+    header: Header = None,
+    login: Login = False,
+    env: Env = None,
+    revision: Revision = "",
+    timeout: Timeout = 60,
+    json: Json = False,
+) -> None:
+    """Show what a server is, what it speaks, what it offers, and how fast it answers (the middle of five).
+
+    **Example**
+
+    - `millstream info "uvx mcp-server-time"`
+    """
+    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
+
+    async def work(client: Client) -> None:
+        times = sorted([await latency_ms(client) for _ in range(_PINGS)])
+        found = {
+            "name": client.server.name,
+            "version": client.server.version,
+            "revision": client.revision,
+            "transport": client.transport,
+            "capabilities": dict(client.capabilities),
+            "instructions": client.instructions,
+            "latencyMs": round(times[_PINGS // 2], 3),
+        }
+        if json:
+            print_json(found)
+            return
+        shown = {
+            **found,
+            "capabilities": ", ".join(client.capabilities) or "none",
+            "latencyMs": f"{found['latencyMs']} ms",
+        }
+        names = {"latencyMs": "latency"}
+        print_rows([[names.get(name, name), str(value)] for name, value in shown.items() if value], ["WHAT", "VALUE"])
+
+    with_client(way.client, work)
+
+
+def ping(
+    server: Target,
+    *,
+    count: Annotated[int, typer.Option("--count", "-c", min=1, metavar="N", help="How many times.")] = 1,
+    interval: Annotated[float, typer.Option("--interval", min=0, metavar="SECONDS", help="Seconds between two.")] = 1.0,
+    header: Header = None,
+    login: Login = False,
+    env: Env = None,
+    revision: Revision = "",
+    timeout: Timeout = 60,
+    json: Json = False,
+) -> None:
+    """See whether a server answers, and how fast. Connecting doesn't count.
+
+    **Example**
+
+    - `millstream ping http://127.0.0.1:8000/mcp --count 5 --interval 0.2`
+    """
+    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
+
+    async def work(client: Client) -> None:
+        times: list[float] = []
+        for number in range(count):
+            if number:
+                await asyncio.sleep(interval)
+            times.append(await latency_ms(client))
+            if not json:
+                print_text(f"{client.server.name or server}: {times[-1]:.2f} ms")
+        if json:
+            print_json({"server": client.server.name, "revision": client.revision, "ms": [round(t, 3) for t in times]})
+
+    with_client(way.client, work)

@@ -1,0 +1,278 @@
+"""``millstream run``: serve a file or module over HTTP, or over standard input and output.
+
+A stdio server, which a desktop client starts and waits for, does without the command-line library and the panel
+(`millstream._cli.main`).
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TypedDict, Unpack, cast
+
+import typer
+
+from millstream._app import Server
+from millstream._app.serving.errors import CommandError, set_up_logs
+from millstream._app.serving.facts import Facts
+from millstream._app.serving.listening import chosen_address
+from millstream._app.serving.over_http import serve_with_panel, supervised
+from millstream._app.serving.panel import show
+from millstream._app.serving.workers.launching import supervise
+from millstream._app.serving.workers.place import claim
+from millstream._app.serving.workers.worker import serve_worker
+from millstream._cli.load import check_target, folder_of, load
+from millstream._cli.stdio import serve_stdio
+from millstream._cli.uv import run_with
+from millstream._cli.variables import use_file
+from millstream._config import DEVELOPING, Settings, VariableError
+
+
+class Transport(StrEnum):
+    http = "http"
+    stdio = "stdio"
+
+
+class LogLevel(StrEnum):
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+EnvFile = Annotated[
+    Path | None,
+    typer.Option("--env-file", metavar="FILE", help="Set the variables in this file, unless they are set already."),
+]
+Packages = Annotated[
+    list[str] | None, typer.Option("--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
+]
+Editable = Annotated[
+    list[str] | None,
+    typer.Option("--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv. Repeat it."),
+]
+Inspect = Annotated[
+    list[str] | None,
+    typer.Option("--inspect", metavar="URL", help="HTTP: let /inspect reach this server, too. Repeat it."),
+]
+
+
+class Options(TypedDict):
+    """What is put over the settings of a server."""
+
+    serve: str
+    store: str
+    more: frozenset[str]
+    """What is served beside what the program or `serve` says."""
+    settings: Mapping[str, object]
+    """By name; None leaves a setting as it is."""
+
+
+def run(  # noqa: PLR0913  the options of the command
+    target: Annotated[
+        str,
+        typer.Argument(metavar="FILE[:OBJECT]", help="A Python file or module; add OBJECT if it has several servers."),
+    ],
+    *,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address to listen on; 0.0.0.0 means every address of this machine.", show_default="127.0.0.1"
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on; 0 picks a free port.", show_default="8000")
+    ] = None,
+    transport: Annotated[
+        Transport, typer.Option(help="http serves /mcp and /sse; stdio talks to the parent program.")
+    ] = (Transport.http),
+    no_sessions: Annotated[bool, typer.Option("--no-sessions", help="HTTP: serve every request by itself.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="HTTP: answer calls with JSON only, never an event stream.")
+    ] = False,
+    path: Annotated[str, typer.Option(help="HTTP: where to serve MCP.", show_default="/mcp")] = "",
+    store: Annotated[
+        str, typer.Option(metavar="URL", help="HTTP: where streams and records live.", show_default="memory://")
+    ] = "",
+    serve: Annotated[
+        str, typer.Option(help="HTTP: what runs beside MCP: hub, rest, web, metrics (with commas), or all.")
+    ] = "",
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="HTTP: processes that serve.")] = 1,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="HTTP: serve again when a Python file in the program's folder changes.")
+    ] = False,
+    dev: Annotated[
+        bool, typer.Option("--dev", help="Show callers what fails in your code, and write a line for each message.")
+    ] = False,
+    fd: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="HTTP: a listening socket to use instead of --host and --port."),
+    ] = None,
+    auth_key: Annotated[
+        str | None,
+        typer.Option(help="HTTP: the key that callers have to send. MCP_SERVER_AUTH_KEY sets it, too.", metavar="KEY"),
+    ] = None,
+    auth_keys: Annotated[
+        str | None, typer.Option(help="HTTP: a file of keys, made by `millstream keys add`.", metavar="FILE")
+    ] = None,
+    tls_cert: Annotated[
+        str | None, typer.Option(help="HTTP: serve https with this certificate chain.", metavar="FILE")
+    ] = None,
+    tls_key: Annotated[str | None, typer.Option(help="HTTP: the key of the certificate.", metavar="FILE")] = None,
+    public_without_auth: Annotated[
+        bool, typer.Option("--public-without-auth", help="HTTP: let everybody who reaches the address call every tool.")
+    ] = False,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(
+            case_sensitive=False,
+            metavar="LEVEL",
+            help="How much to log: debug, info, warning or error.",
+            show_default="info",
+        ),
+    ] = None,
+    env_file: EnvFile = None,
+    packages: Packages = None,
+    editable: Editable = None,
+    inspect: Inspect = None,
+) -> None:
+    """Serve the MCP server in a file or module.
+
+    The server is the object you name, else the only `Server` there, else `mcp`, `server` or `app`.
+
+    **Examples**
+
+    - `millstream run shop.py`: http://127.0.0.1:8000/mcp
+
+    - `millstream run shop.py:admin --port 9000`: one of several servers
+
+    - `millstream run shop.py --transport stdio`: what a desktop client starts
+
+    - `millstream run shop.py --host 0.0.0.0 --auth-key KEY`: for callers with a key, from anywhere
+
+    - `millstream run shop.py --with pandas`: with a package that isn't installed
+
+    Every other setting is an environment variable, such as MILLSTREAM_ALLOWED_HOSTS=mcp.example.com.
+    """
+    secured = {"auth_key": auth_key, "auth_keys": auth_keys, "tls_cert": tls_cert, "tls_key": tls_key}
+    _check_not_empty(secured)
+    run_with(packages or (), editable or ())
+    use_file(env_file)
+    if transport is Transport.stdio:
+        serve_stdio(target, log_level or "", settings=DEVELOPING if dev else {})
+    else:
+        serve_http(
+            target,
+            host,
+            port,
+            descriptor=fd,
+            workers=workers,
+            reload=reload,
+            serve=serve,
+            store=store,
+            more=frozenset({"web"} if inspect else ()),
+            settings={
+                "sessions": False if no_sessions else None,
+                "json_only": json or None,
+                "path": "/" + path.strip("/") if path else None,
+                **secured,
+                "public_without_auth": public_without_auth or None,
+                "log_level": log_level,
+                "inspect": tuple(inspect) if inspect else None,
+                **(DEVELOPING if dev else {}),
+            },
+        )
+
+
+def _check_not_empty(secured: Mapping[str, str | None]) -> None:
+    """Refuse an empty value, such as that of a variable that isn't set: it would leave the server open."""
+    for name, value in secured.items():
+        if value == "":
+            option = f"--{name.replace('_', '-')}"
+            raise CommandError(
+                f"{option} is empty.",
+                why="Without it, the server would be less protected than you want. Perhaps a variable isn't set.",
+                fix=f"Give {option} a value, or leave it out.",
+            )
+
+
+def serve_http(
+    target: str,
+    host: str | None,
+    port: int | None,
+    *,
+    descriptor: int | None,
+    workers: int,
+    reload: bool,
+    told: Callable[[Facts], None] = show,
+    **options: Unpack[Options],
+) -> None:
+    """Serve until stopped: alone, as the parent of workers, or as one of them.
+
+    Raises:
+        CommandError: the server cannot be found, or the address or an option cannot be used.
+    """
+    host, port = chosen_address(host, port)
+    place = claim()
+    if place is None and supervised(workers, reload=reload):
+        check_target(target)
+        set_up_logs(_settings(), str(options["settings"].get("log_level") or ""))
+        watched = folder_of(target) if reload else None
+        supervise(host, port, workers, descriptor=descriptor, watched=watched, told=told)
+        return
+    with place.reporting() if place is not None else nullcontext():
+        server = load(target)
+        configure(server, **options)
+        set_up_logs(server.settings)
+    if place is not None:
+        serve_worker(place, server)
+    else:
+        serve_with_panel(server, host, port, descriptor=descriptor, told=told)
+
+
+def configure(
+    server: Server, *, serve: str, store: str, settings: Mapping[str, object], more: frozenset[str] = frozenset()
+) -> None:
+    """Put the options over what the program says.
+
+    Raises:
+        CommandError: one of them cannot be.
+    """
+    said = {name: value for name, value in settings.items() if value is not None}
+    check_inspected(said.get("inspect", ()))
+    if store:
+        server.definition.store = store
+    try:
+        server.definition.configure(serve=serve, **said)
+        if not server.definition.parts >= more:
+            server.definition.configure(serve=server.definition.parts | more)
+    except ValueError as exc:
+        raise CommandError(str(exc), fix="Use --serve all, or some of them: --serve hub,rest") from exc
+
+
+def check_inspected(urls: object) -> None:
+    """See that the inspector can reach the servers that it's given, before anything starts.
+
+    Raises:
+        CommandError: one of them isn't a URL.
+    """
+    if not urls:
+        return
+    from millstream.client._errors import TargetError  # noqa: PLC0415  only who inspects others needs it
+    from millstream.client._http.url import parse  # noqa: PLC0415
+
+    for each in cast("tuple[str, ...]", urls):
+        try:
+            known = parse(each).scheme in ("http", "https")
+        except TargetError as exc:
+            raise CommandError(str(exc)) from exc
+        if not known:
+            raise CommandError(f"{each} can't be inspected.", fix="Give an http or https URL.")
+
+
+def _settings() -> Settings:
+    """Of the parent of workers, which doesn't know the program's own."""
+    try:
+        return Settings.load()
+    except VariableError:
+        return Settings()  # the workers say what is wrong

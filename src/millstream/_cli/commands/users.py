@@ -1,0 +1,130 @@
+"""``millstream users``: add, list and remove people who may sign in, in a file that running servers follow."""
+
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from millstream._app.serving.errors import CommandError
+from millstream._cli.showing import print_json
+from millstream._protocol.errors import LocalError, MissingExtra
+
+if TYPE_CHECKING:
+    from millstream.auth._issuing.user_file import UserFile
+
+DEFAULT = "users.json"
+
+users = typer.Typer(help="Add, list and remove the people who may sign in.", no_args_is_help=True)
+
+File = Annotated[Path, typer.Option("--file", help="The file of users.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[str, typer.Argument(help="Who signs in: tools see it as the caller's subject.")]
+
+
+@contextmanager
+def _told() -> Generator[None, None, None]:
+    """Show errors in the style of the command line."""
+    try:
+        yield
+    except (ValueError, LocalError) as exc:
+        raise CommandError(str(exc)) from exc
+
+
+def _people(file: Path) -> "UserFile":
+    """The file of users; only here is the extra needed, so help and completion work without it."""
+    try:
+        from millstream.auth._issuing.user_file import UserFile  # noqa: PLC0415 - needs an extra
+    except MissingExtra as exc:
+        raise CommandError(exc.what, fix=f"Run: {exc.remedy}") from exc
+    return UserFile(file)
+
+
+def _password() -> str:
+    """Typed twice at a terminal, which doesn't show it; else the first line of the input."""
+    if sys.stdin.isatty():
+        return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    line = sys.stdin.readline()
+    if not line:
+        raise CommandError("There is no password: the input is empty.", fix="Run this at a terminal, or pipe one in.")
+    return line.rstrip("\r\n")
+
+
+@users.command()
+def add(
+    name: Name,
+    *,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="What they may hand on to a client; repeat it, or '*' for everything.")
+    ] = None,
+    file: File = Path(DEFAULT),
+    json: Json = False,
+) -> None:
+    """Add somebody. The password is asked for, or read from the input's first line.
+
+    **Examples**
+
+    - `millstream users add ada`
+
+    - `millstream users add grace --scope orders:write`
+    """
+    with _told():
+        _people(file).add(name, _password(), tuple(scope or ()), time.time())
+    _say(f"Added {name} to {file}.", {"added": name, "file": str(file)}, json=json)
+
+
+def _say(text: str, said: dict[str, str], *, json: bool) -> None:
+    if json:
+        print_json(said)
+    else:
+        typer.echo(text, err=True)
+
+
+@users.command("list")
+def list_users(*, file: File = Path(DEFAULT), json: Json = False) -> None:
+    """List the people: names and scopes. Passwords aren't kept anywhere.
+
+    **Example**
+
+    - `millstream users list --file users.json`
+    """
+    kept = _people(file)
+    with _told():
+        kept.load()
+    if json:
+        people = [{"name": each.name, "scopes": each.scopes, "since": each.since} for each in kept.users.values()]
+        print_json({"users": people})
+        return
+    for each in kept.users.values():
+        day = datetime.fromtimestamp(each.since, UTC).strftime("%Y-%m-%d %H:%M")
+        typer.echo(f"{each.name}  {' '.join(each.scopes) or 'no scopes'}  since {day}")
+
+
+@users.command()
+def remove(name: Name, *, file: File = Path(DEFAULT), json: Json = False) -> None:
+    """Remove somebody. Running servers refuse their tokens within a second, and end their streams.
+
+    **Example**
+
+    - `millstream users remove ada`
+    """
+    with _told():
+        _people(file).remove(name)
+    _say(f"Removed {name}.", {"removed": name}, json=json)
+
+
+@users.command()
+def password(name: Name, *, file: File = Path(DEFAULT), json: Json = False) -> None:
+    """Give somebody a new password. Clients that they have allowed have to sign in again.
+
+    **Example**
+
+    - `millstream users password ada`
+    """
+    with _told():
+        _people(file).set_password(name, _password(), time.time())
+    _say(f"{name} has a new password.", {"changed": name}, json=json)

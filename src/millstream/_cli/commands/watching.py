@@ -1,0 +1,80 @@
+"""``millstream watch``: what a server tells by itself, as it happens."""
+
+import asyncio
+from contextlib import suppress
+from typing import Annotated
+
+import msgspec
+import typer
+
+from millstream._cli.connecting import Env, Header, Json, Login, Revision, Target, Timeout, Way, with_client
+from millstream._cli.showing import one_line, print_json, print_text
+from millstream.client._client import Client
+from millstream.client._incoming import Change, Notification
+
+_SHOWN_AS_CHANGES = "list_changed", "resources/updated", "subscriptions/acknowledged"
+
+
+def watch(
+    server: Target,
+    uris: Annotated[list[str] | None, typer.Argument(metavar="[URI]...", help="Resources to watch.")] = None,
+    *,
+    count: Annotated[
+        int, typer.Option("--count", "-c", min=0, metavar="N", help="Stop after so many; 0 goes on until Ctrl-C.")
+    ] = 0,
+    level: Annotated[str, typer.Option("--level", help="The least severe log messages to ask for.")] = "info",
+    header: Header = None,
+    login: Login = False,
+    env: Env = None,
+    revision: Revision = "",
+    timeout: Timeout = 60,
+    json: Json = False,
+) -> None:
+    """Print what changes at a server, and what it logs, until Ctrl-C.
+
+    Without URIs that is every change of its lists. `again` means that the connection broke and stands again: whatever
+    changed meanwhile wasn't told. With --json each line is one object.
+
+    **Examples**
+
+    - `millstream watch http://127.0.0.1:8000/mcp`
+
+    - `millstream watch http://127.0.0.1:8000/mcp shop://news --count 1`: wait for one change
+    """
+    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
+
+    async def work(client: Client) -> None:
+        client.conversation.incoming.observer = lambda said: show_notification(said, as_json=json)
+        async with client.watch(*(uris or ()), tools=True, prompts=True, resources=True) as changes:
+            if not json:
+                print_text(f"Watching {client.server.name or server} ({client.revision}, {client.transport}).")
+            seen = 0
+            async for change in changes:
+                show_change(change, as_json=json)
+                seen += 1
+                if seen == count:
+                    return
+
+    with suppress(asyncio.CancelledError):
+        with_client(lambda: way.client(log_level=level), work)
+
+
+def show_change(change: Change, *, as_json: bool) -> None:
+    """One line."""
+    if as_json:
+        print_json({"change": change.kind, **({"uri": change.uri} if change.uri else {})})
+    else:
+        print_text(f"changed\t{change.kind}\t{change.uri}".rstrip())
+
+
+def show_notification(said: Notification, *, as_json: bool) -> None:
+    """One line for what isn't a change."""
+    if said.method.endswith(_SHOWN_AS_CHANGES):
+        return
+    params = msgspec.json.decode(said.params)
+    if as_json:
+        print_json({"method": said.method, "params": params})
+    elif said.method == "notifications/message":
+        print_text(f"log\t{params.get('level')}\t{one_line(str(params.get('data')))}")
+    else:
+        print_text(f"{said.method.removeprefix('notifications/')}\t{one_line(str(params))}")

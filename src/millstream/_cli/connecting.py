@@ -1,0 +1,206 @@
+"""What the commands that use a server share: their options, the connection, and how errors end a command."""
+
+import asyncio
+import difflib
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Annotated, Any, cast
+
+import msgspec
+import typer
+from msgspec import Struct
+
+from millstream._cli.showing import one_line, safe
+from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY
+from millstream.client._client import Client
+from millstream.client._errors import (
+    AccessDenied,
+    ClientError,
+    ConnectFailed,
+    ConnectionLost,
+    Failure,
+    NoAnswer,
+    NotMcp,
+    TargetError,
+    UnknownVersion,
+)
+from millstream.client._options import Options
+from millstream.client._questions import Elicit, Question
+
+FAILED, UNREACHABLE, DENIED, LATE = 1, 3, 4, 5
+"""Exit statuses: what was asked for failed, there's no connection, no access, no answer in time. 2 is wrong use."""
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="SERVER",
+        help="A URL, a command in quotes, a .py or .js file, or a .json file with mcpServers: FILE#NAME.",
+    ),
+]
+Header = Annotated[
+    list[str] | None, typer.Option("--header", "-H", help='Send this with each HTTP request: "Name: value".')
+]
+Login = Annotated[bool, typer.Option("--login", help="Log in with a browser if the server wants it; kept for later.")]
+Env = Annotated[list[str] | None, typer.Option("--env", "-e", help="Give a server that is started NAME=VALUE.")]
+Revision = Annotated[str, typer.Option("--revision", help="Speak only this revision of the protocol, by its date.")]
+Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Seconds until an answer must come.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Way(Struct, frozen=True, kw_only=True):
+    """How to reach the server, as the options say."""
+
+    target: str
+    tries: bool = False
+    """Whether somebody tries a program: a Python file of theirs shows what fails in it, as with ``run --dev``."""
+    header: list[str] | None = None
+    login: bool = False
+    env: list[str] | None = None
+    revision: str = ""
+    timeout: float = 60.0
+
+    def client(
+        self, *, elicit: Elicit | None = None, log_level: str = "", max_connections: int = 100, **more: Any
+    ) -> Client:
+        """A client for it."""
+        auth = None
+        if self.login:
+            from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only who logs in needs it
+
+            auth = OAuth()
+        env = pairs(self.env or [], "=", "--env takes NAME=VALUE")
+        if self.tries and self.target.endswith(".py"):
+            env = {"MILLSTREAM_SHOW_ERRORS": "true"} | env  # nobody sees the log that an incident stands in
+        return Client(
+            self.target,
+            revision=self.revision or None,
+            headers=pairs(self.header or [], ":", '--header takes "Name: value"'),
+            timeout=self.timeout,
+            elicit=elicit,
+            options=Options(
+                env=env,
+                log_level=log_level,
+                auth=auth,
+                max_connections=max_connections,
+                connect_timeout=min(10.0, self.timeout),
+                probe_timeout=min(10.0, self.timeout),
+            ),
+            **more,
+        )
+
+
+def pairs(given: list[str], mark: str, usage: str) -> dict[str, str]:
+    """``NAME=VALUE`` words as a dict."""
+    found: dict[str, str] = {}
+    for word in given:
+        name, sign, value = word.partition(mark)
+        if not sign or not name.strip():
+            raise typer.BadParameter(f"{usage}, not {word!r}.")
+        found[name.strip()] = value.strip() if mark == ":" else value
+    return found
+
+
+def with_client(client: Callable[[], Client], work: Callable[[Client], Coroutine[Any, Any, int | None]]) -> None:
+    """Connect, do the work, and end the command: with the status that the work gives, or the one of the error."""
+
+    async def connected() -> int | None:
+        async with client() as opened:
+            return await work(opened)
+
+    ended(connected)
+
+
+def ended(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
+    """Run the work of a command; an error of the client is one line, never a traceback."""
+    try:
+        status = asyncio.run(work()) or 0
+    except ClientError as exc:
+        typer.echo(f"Error: {safe(one_line(text_of(exc)))}", err=True)
+        status = status_of(exc)
+    except BrokenPipeError:  # `millstream list … | head`
+        sys.stderr.close()
+        status = 0
+    if status:
+        raise typer.Exit(status)
+
+
+def text_of(error: ClientError) -> str:
+    """What an error says, with the way out that the command line has."""
+    if isinstance(error, AccessDenied) and error.remedy:
+        return f'{error.message} Log in with --login, or send a key: --header "Authorization: Bearer …".'
+    if isinstance(error, Failure) and error.code == MISSING_CLIENT_CAPABILITY:
+        return _cannot(error)
+    return str(error)
+
+
+class _Missing(Struct):
+    needed: dict[str, Any] = msgspec.field(name="requiredCapabilities")
+
+
+def _cannot(error: Failure) -> str:
+    """What the server asks of a client, where this command can't do it."""
+    try:
+        names = list(msgspec.convert(error.data, _Missing).needed)
+    except msgspec.ValidationError:
+        names = []
+    if names == ["elicitation"]:
+        return "The server wants to ask a person, and there's no terminal here to ask at. Run this at a terminal."
+    return f"The server needs a client that has {' and '.join(names) or 'more capabilities'}. This command doesn't."
+
+
+def unknown(kind: str, name: str, known: Sequence[str]) -> ClientError | None:
+    """The error for a name that the server hasn't, with the nearest that it has; None if it has it."""
+    if name in known:
+        return None
+    near = difflib.get_close_matches(name, known, n=1)
+    listed = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
+    has = f"It has: {listed}." if known else "It has none."
+    return ClientError(f"The server has no {kind} {name!r}. {f'Did you mean {near[0]}?' if near else has}")
+
+
+def status_of(error: ClientError) -> int:
+    """The exit status for an error."""
+    if isinstance(error, AccessDenied):
+        return DENIED
+    if isinstance(error, NoAnswer):
+        return LATE
+    unreachable = (ConnectFailed, ConnectionLost, NotMcp, TargetError, UnknownVersion)
+    return UNREACHABLE if isinstance(error, unreachable) else FAILED
+
+
+def person() -> Elicit | None:
+    """Asks at the terminal; without one nobody can be asked, and the server hears that."""
+    return _ask if sys.stdin.isatty() and sys.stderr.isatty() else None
+
+
+async def _ask(question: Question) -> Any:
+    return await asyncio.to_thread(_fill_in, question)
+
+
+def _fill_in(question: Question) -> Any:
+    typer.secho(f"The server asks: {safe(one_line(question.message))}", err=True, bold=True)
+    if question.url:
+        return typer.confirm(f"Open {safe(one_line(question.url))} yourself, and go on?", err=True)
+    answers: dict[str, Any] = {}
+    fields: dict[str, Any] = (question.requested_schema or {}).get("properties") or {}
+    for name, field in fields.items():
+        default = question.defaults.get(name, "")
+        title = safe(one_line(str(field.get("title") or name)))
+        text = typer.prompt(title, default=safe(default) if isinstance(default, str) else default, err=True)
+        answers[name] = value_of(str(text), field)
+    return answers
+
+
+def value_of(text: str, schema: Any) -> Any:
+    """A word of the command line as the type that a schema wants."""
+    import json  # noqa: PLC0415 - few commands need it
+
+    kind = cast("dict[str, Any]", schema).get("type") if isinstance(schema, dict) else None
+    if kind == "string":
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        if kind == "boolean" and text.lower() in ("yes", "y", "no", "n"):
+            return text.lower().startswith("y")
+        return [part.strip() for part in text.split(",")] if kind == "array" else text

@@ -1,0 +1,215 @@
+"""The applications that can be configured: where each keeps its servers, and how it writes one.
+
+From the documentation of each (the pages stand beside its entry). Paths are those of the person, unless `project` says
+where a folder of work has its own.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from msgspec import Struct
+
+from millstream._cli.installing.launch import Launch
+
+
+class System(Struct, frozen=True, kw_only=True):
+    """The machine, as far as paths depend on it."""
+
+    kind: str
+    """``linux``, ``macos`` or ``windows``."""
+    home: Path
+    variables: Mapping[str, str] = {}
+
+    def folder(self, *, linux: str, macos: str, windows: str) -> Path:
+        """The folder of an application, below the place that its system has for settings."""
+        if self.kind == "windows":
+            return Path(self.variables.get("APPDATA") or self.home / "AppData" / "Roaming") / windows
+        if self.kind == "macos":
+            return self.home / macos
+        return Path(self.variables.get("XDG_CONFIG_HOME") or self.home / ".config") / linux
+
+
+class Application(Struct, frozen=True, kw_only=True):
+    """One application."""
+
+    title: str
+    place: Callable[[System], Path]
+    """Its file."""
+    under: str
+    """The member of its configuration that holds the servers."""
+    project: str = ""
+    """The same for one folder of work, relative to it."""
+    kind: str = "json"
+    """``json``, ``toml`` or ``yaml``."""
+    local: Callable[[str, Launch], dict[str, Any]]
+    """How it writes a command; takes the name of the server, too."""
+    remote: Callable[[str, Launch], dict[str, Any]] | None = None
+    """How it writes a URL. None: it can only start programs."""
+    afterwards: str
+    """What a person has to do then."""
+
+    def entry(self, name: str, launch: Launch) -> dict[str, Any]:
+        """The server as this application writes it."""
+        if not launch.url:
+            return self.local(name, launch)
+        return self.remote(name, launch) if self.remote is not None else self.local(name, launch.by_remote())
+
+
+def _command(name: str, launch: Launch) -> dict[str, Any]:
+    entry: dict[str, Any] = {"command": launch.command, "args": list(launch.args)}
+    return {**entry, "env": dict(launch.env)} if launch.env else entry
+
+
+def _typed_command(name: str, launch: Launch) -> dict[str, Any]:
+    return {"type": "stdio", **_command(name, launch)}
+
+
+def _url_as(member: str, *, kind: str = "", headers: str = "headers") -> Callable[[str, Launch], dict[str, Any]]:
+    def write(name: str, launch: Launch) -> dict[str, Any]:
+        entry: dict[str, Any] = {**({"type": kind} if kind else {}), member: launch.url}
+        return {**entry, headers: dict(launch.headers)} if launch.headers else entry
+
+    return write
+
+
+_GOOSE_SECONDS = 300
+
+
+def _goose_command(name: str, launch: Launch) -> dict[str, Any]:
+    return {
+        "name": name, "type": "stdio", "enabled": True, "cmd": launch.command, "args": list(launch.args),
+        "envs": dict(launch.env), "timeout": _GOOSE_SECONDS,
+    }  # fmt: skip
+
+
+def _goose_url(name: str, launch: Launch) -> dict[str, Any]:
+    return {
+        "name": name, "type": "streamable_http", "enabled": True, "uri": launch.url, "headers": dict(launch.headers),
+        "timeout": _GOOSE_SECONDS,
+    }  # fmt: skip
+
+
+def _in_home(*parts: str) -> Callable[[System], Path]:
+    return lambda system: system.home.joinpath(*parts)
+
+
+def _in_settings(linux: str, macos: str, windows: str) -> Callable[[System], Path]:
+    return lambda system: system.folder(linux=linux, macos=macos, windows=windows)
+
+
+APPLICATIONS = {
+    # https://modelcontextprotocol.io/docs/develop/connect-local-servers; URLs go through its Connectors, not this file
+    "claude": Application(
+        title="Claude Desktop",
+        place=_in_settings(
+            "Claude/claude_desktop_config.json",
+            "Library/Application Support/Claude/claude_desktop_config.json",
+            "Claude/claude_desktop_config.json",
+        ),
+        under="mcpServers",
+        local=_command,
+        afterwards="Quit Claude Desktop and start it again.",
+    ),
+    # https://code.claude.com/docs/en/mcp
+    "claude-code": Application(
+        title="Claude Code",
+        place=_in_home(".claude.json"),
+        project=".mcp.json",
+        under="mcpServers",
+        local=_typed_command,
+        remote=_url_as("url", kind="http"),
+        afterwards="Start Claude Code again, and type /mcp to see the server.",
+    ),
+    # https://docs.cursor.com/context/mcp
+    "cursor": Application(
+        title="Cursor",
+        place=_in_home(".cursor", "mcp.json"),
+        project=".cursor/mcp.json",
+        under="mcpServers",
+        local=_command,
+        remote=_url_as("url"),
+        afterwards="Switch the server on in Cursor's settings, under MCP.",
+    ),
+    # https://code.visualstudio.com/docs/copilot/customization/mcp-servers
+    "vscode": Application(
+        title="Visual Studio Code",
+        place=_in_settings(
+            "Code/User/mcp.json", "Library/Application Support/Code/User/mcp.json", "Code/User/mcp.json"
+        ),
+        project=".vscode/mcp.json",
+        under="servers",
+        local=_typed_command,
+        remote=_url_as("url", kind="http"),
+        afterwards="Start the server with the command MCP: List Servers.",
+    ),
+    # https://docs.windsurf.com/windsurf/cascade/mcp
+    "windsurf": Application(
+        title="Windsurf",
+        place=_in_home(".codeium", "windsurf", "mcp_config.json"),
+        under="mcpServers",
+        local=_command,
+        remote=_url_as("serverUrl"),
+        afterwards="Press Refresh in Cascade's list of MCP servers.",
+    ),
+    # https://zed.dev/docs/ai/mcp and https://zed.dev/docs/configuring-zed
+    "zed": Application(
+        title="Zed",
+        place=lambda system: system.folder(linux="zed", macos=".config/zed", windows="Zed") / "settings.json",
+        project=".zed/settings.json",
+        under="context_servers",
+        local=_command,
+        remote=_url_as("url"),
+        afterwards="Zed reads its settings by itself; look at the dot beside the server in the Agent Panel's settings.",
+    ),
+    # https://block.github.io/goose/docs/guides/config-files
+    "goose": Application(
+        title="Goose",
+        place=lambda system: (
+            system.folder(linux="goose", macos=".config/goose", windows="Block/goose/config") / "config.yaml"
+        ),
+        under="extensions",
+        kind="yaml",
+        local=_goose_command,
+        remote=_goose_url,
+        afterwards="Start a new Goose session.",
+    ),
+    # https://github.com/google-gemini/gemini-cli/blob/main/docs/tools/mcp-server.md
+    "gemini": Application(
+        title="Gemini CLI",
+        place=_in_home(".gemini", "settings.json"),
+        project=".gemini/settings.json",
+        under="mcpServers",
+        local=_command,
+        remote=_url_as("httpUrl"),
+        afterwards="Start Gemini CLI again, and type /mcp to see the server.",
+    ),
+    # https://developers.openai.com/codex/mcp
+    "codex": Application(
+        title="Codex",
+        place=lambda system: Path(system.variables.get("CODEX_HOME") or system.home / ".codex") / "config.toml",
+        project=".codex/config.toml",
+        under="mcp_servers",
+        kind="toml",
+        local=_command,
+        remote=_url_as("url", headers="http_headers"),
+        afterwards="Start Codex again, and type /mcp to see the server.",
+    ),
+}
+"""By what ``--client`` calls it."""
+
+LAUNCHING = frozenset({
+    "args", "cmd", "command", "env", "envs", "headers", "httpUrl", "http_headers", "serverUrl", "type", "uri", "url",
+})  # fmt: skip
+"""Members that say how to reach a server. What an entry has beside them is the person's, and stays."""
+
+
+def merged(old: Any, new: dict[str, Any]) -> dict[str, Any]:
+    """An entry in place of an old one."""
+    if not isinstance(old, Mapping):
+        return new
+    fields = cast("Mapping[str, Any]", old)
+    kept = {name: value for name, value in fields.items() if name not in LAUNCHING}
+    if "command" in fields and "command" in new and "env" in fields and "env" not in new:
+        kept["env"] = fields["env"]
+    return {**new, **kept}

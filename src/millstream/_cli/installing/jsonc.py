@@ -1,0 +1,250 @@
+"""Changes one member in the text of a JSON document, and nothing else.
+
+Comments, trailing commas, order, indentation and line ends stay as they are: editors write their settings that way
+(https://code.visualstudio.com/docs/languages/json#_json-with-comments). Nothing here knows files.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from millstream._cli.installing.broken import Broken
+
+_BLANK = re.compile(r"(?:[ \t\r\n\ufeff]+|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
+_REST_OF_LINE = re.compile(r"(?:[ \t]+|/\*[^\n]*?\*/)*(?://[^\r\n]*)?")
+_SCALAR = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null")
+_MAX_DEPTH = 200
+
+
+class Node(Struct, gc=False):
+    """A value, and where it stands."""
+
+    start: int
+    end: int
+    value: Any
+    members: dict[str, "Member"] | None = None
+    """Of an object."""
+    comma: int = -1
+    """Where a trailing comma of an object stands."""
+
+
+class Member(Struct, gc=False):
+    """One member of an object."""
+
+    start: int
+    """Where its name begins."""
+    node: Node
+
+
+def read(text: str) -> Node:
+    """The document.
+
+    Raises:
+        Broken: it isn't JSON, comments and trailing commas aside.
+    """
+    return _Reader(text).document()
+
+
+def put(text: str, path: Sequence[str], value: Any) -> str:
+    """The text with the member at the path set to the value; objects on the way are made.
+
+    Raises:
+        Broken: the text isn't JSON, or something on the way isn't an object.
+    """
+    if not text.strip("\ufeff \t\r\n"):
+        text += "{}\n"
+    root = node = read(text)
+    for depth, name in enumerate(path):
+        if node.members is None:
+            raise Broken(f"{'.'.join(path[:depth]) or 'The document'} isn't an object there")
+        found = node.members.get(name)
+        if found is None:
+            for missing in reversed(path[depth + 1 :]):
+                value = {missing: value}
+            return _insert(text, root, node, name, value)
+        node = found.node
+    style = _Style(text, root)
+    return text[: node.start] + style.render(value, style.margin(node.start)) + text[node.end :]
+
+
+def take(text: str, path: Sequence[str]) -> str:
+    """The text without the member at the path; unchanged if there's none.
+
+    Raises:
+        Broken: the text isn't JSON.
+    """
+    node = read(text)
+    for name in path[:-1]:
+        if node.members is None or name not in node.members:
+            return text
+        node = node.members[name].node
+    if node.members is None or path[-1] not in node.members:
+        return text
+    names = list(node.members)
+    place = names.index(path[-1])
+    member = node.members[path[-1]]
+    start, end = member.start, member.node.end
+    line = text.rfind("\n", 0, start) + 1
+    alone = not text[line:start].strip()
+    if place + 1 < len(names) or node.comma >= 0:
+        end = text.index(",", _BLANK.match(text, end).end()) + 1  # type: ignore[union-attr]  # it matches anything
+    elif place:
+        before = node.members[names[place - 1]].node.end
+        comma = text.index(",", _BLANK.match(text, before).end())  # type: ignore[union-attr]  # it matches anything
+        text = text[:comma] + text[comma + 1 :]
+        start, end, line = start - 1, end - 1, line - 1
+    if not alone:
+        return text[:start] + text[end:].lstrip(" ")
+    rest = re.compile(r"[ \t]*(?:\r?\n)?").match(text, end)
+    return text[:line] + text[rest.end() if rest else end :]
+
+
+def _insert(text: str, root: Node, node: Node, name: str, value: Any) -> str:
+    style = _Style(text, root)
+    members = list((node.members or {}).values())
+    inside = text[node.start : node.end]
+    if members and "\n" not in inside:
+        spot = members[-1].node.end
+        gap = " " if style.unit else ""
+        return (
+            f"{text[:spot]},{gap}{json.dumps(name, ensure_ascii=False)}:{gap}{style.render(value, None)}{text[spot:]}"
+        )
+    outer = style.margin(node.start)
+    if not style.unit:
+        return f"{text[: node.start + 1]}{json.dumps(name)}:{style.render(value, None)}{text[node.end - 1 :]}"
+    margin = style.margin(members[-1].start) if members else outer + style.unit
+    line = f"{style.end}{margin}{json.dumps(name, ensure_ascii=False)}: {style.render(value, margin)}"
+    if not members:
+        kept = text[node.start + 1 : node.end - 1].rstrip()  # comments
+        return f"{text[: node.start + 1]}{kept}{line}{style.end}{outer}{text[node.end - 1 :]}"
+    last = members[-1].node.end
+    spot = node.comma + 1 if node.comma >= 0 else last
+    rest = _REST_OF_LINE.match(text, spot)
+    after = rest.end() if rest is not None and text[rest.end() : rest.end() + 1] in ("\r", "\n") else spot
+    after = spot + len(text[spot:after].rstrip())
+    if node.comma >= 0:
+        return f"{text[:after]}{line},{text[after:]}"
+    return f"{text[:last]},{text[last:after]}{line}{text[after:]}"
+
+
+class _Style:
+    """How a document is written."""
+
+    def __init__(self, text: str, root: Node) -> None:
+        self._text = text
+        self.end = "\r\n" if "\r\n" in text else "\n"
+        first = next(iter((root.members or {}).values()), None)
+        body = text[root.start : root.end]
+        if first is not None and "\n" not in body:
+            self.unit = ""  # everything stands on one line
+        else:
+            self.unit = (self.margin(first.start) if first is not None else "") or "  "
+
+    def margin(self, place: int) -> str:
+        """What the line of a place begins with."""
+        line = self._text.rfind("\n", 0, place) + 1
+        return re.compile(r"[ \t]*").match(self._text, line)[0]  # type: ignore[index]  # it matches anything
+
+    def render(self, value: Any, margin: str | None) -> str:
+        """The value as this document would have it; without a margin on one line."""
+        if margin is None or not self.unit:
+            separators = (", ", ": ") if self.unit else (",", ":")
+            return json.dumps(value, ensure_ascii=False, separators=separators)
+        lines = json.dumps(value, ensure_ascii=False, indent=self.unit).split("\n")
+        return f"{self.end}{margin}".join(lines)
+
+
+class _Reader:
+    """Goes through a document once."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+
+    def document(self) -> Node:
+        self._skip()
+        node = self._value(0)
+        self._skip()
+        if self._at < len(self._text):
+            raise self._broken("something behind its end")
+        return node
+
+    def _skip(self) -> None:
+        self._at = _BLANK.match(self._text, self._at).end()  # type: ignore[union-attr]  # it matches anything
+
+    def _peek(self) -> str:
+        return self._text[self._at : self._at + 1]
+
+    def _broken(self, what: str) -> Broken:
+        return Broken(f"line {self._text.count(chr(10), 0, self._at) + 1} has {what}")
+
+    def _value(self, depth: int) -> Node:
+        if depth > _MAX_DEPTH:
+            raise self._broken("too many levels")
+        start, first = self._at, self._peek()
+        if first == "{":
+            return self._object(depth)
+        if first == "[":
+            return self._array(depth)
+        if first == '"':
+            value = self._string()
+            return Node(start, self._at, value)
+        found = _SCALAR.match(self._text, start)
+        if found is None:
+            raise self._broken("no value where one is expected" if first else "no end of what began before")
+        self._at = found.end()
+        return Node(start, self._at, json.loads(found[0]))
+
+    def _string(self) -> str:
+        try:
+            value, self._at = json.JSONDecoder().raw_decode(self._text, self._at)
+        except ValueError:
+            raise self._broken("a string that isn't one") from None
+        return str(value)
+
+    def _object(self, depth: int) -> Node:
+        start, members, comma = self._at, dict[str, Member](), -1
+        self._at += 1
+        while True:
+            self._skip()
+            if self._peek() == "}":
+                break
+            if self._peek() != '"' or (members and comma < 0):
+                raise self._broken("no name or comma where one is expected")
+            place = self._at
+            name = self._string()
+            self._skip()
+            if self._peek() != ":":
+                raise self._broken("a name without a colon")
+            self._at += 1
+            self._skip()
+            members.pop(name, None)  # of two, the last one counts
+            members[name] = Member(place, self._value(depth + 1))
+            comma = self._comma()
+        self._at += 1
+        values = {name: member.node.value for name, member in members.items()}
+        return Node(start, self._at, values, members, comma)
+
+    def _array(self, depth: int) -> Node:
+        start, values, comma = self._at, list[Any](), 0
+        self._at += 1
+        while True:
+            self._skip()
+            if self._peek() == "]":
+                break
+            if comma < 0:
+                raise self._broken("no comma where one is expected")
+            values.append(self._value(depth + 1).value)
+            comma = self._comma()
+        self._at += 1
+        return Node(start, self._at, values)
+
+    def _comma(self) -> int:
+        self._skip()
+        if self._peek() != ",":
+            return -1
+        self._at += 1
+        return self._at - 1

@@ -1,0 +1,100 @@
+"""How an application reaches a server: a command that it starts, or a URL."""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from millstream._app.serving.errors import CommandError
+from millstream._cli.uv import find_uv, with_packages
+from millstream._http.hosts import is_loopback
+from millstream.client._errors import TargetError
+from millstream.client._http.url import parse
+
+_OURS = re.compile(r"^\s*(?:from|import)\s+millstream\b", re.MULTILINE)
+
+
+class Launch(Struct, frozen=True, kw_only=True):
+    """A server, as all applications together need it."""
+
+    command: str = ""
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = {}
+    url: str = ""
+    """Instead of a command."""
+    headers: Mapping[str, str] = {}
+
+    def by_remote(self) -> "Launch":
+        """A server at a URL for an application that can only start programs: mcp-remote goes between."""
+        args = ["-y", "mcp-remote", self.url]
+        env: dict[str, str] = {}
+        for number, (name, value) in enumerate(self.headers.items()):
+            # Some applications don't quote arguments with spaces, so the value travels as a variable.
+            env[f"MCP_HEADER_{number}"] = value
+            args += ["--header", f"{name}:${{MCP_HEADER_{number}}}"]
+        where = parse(self.url)
+        if not where.secure and not is_loopback(where.host):
+            args.append("--allow-http")  # without it, mcp-remote takes http only to this machine
+        return Launch(command="npx", args=tuple(args), env=env)
+
+
+def launch_of(
+    target: str,
+    *,
+    env: Mapping[str, str],
+    headers: Mapping[str, str],
+    packages: Sequence[str] = (),
+    editable: Sequence[str] = (),
+) -> Launch:
+    """How to reach a server in a file or at a URL. Paths are absolute: an application runs elsewhere.
+
+    Raises:
+        CommandError: there's no such file, or it isn't a server; or the packages need uv, which isn't there.
+    """
+    if "://" in target:
+        try:
+            url = parse(target)
+        except TargetError as exc:
+            raise CommandError(str(exc)) from exc
+        if url.scheme not in ("http", "https"):
+            raise CommandError("Applications can't use WebSockets.", fix="Give the server's http or https URL.")
+        return Launch(url=str(url), headers=headers)
+    source, colon, name = target.rpartition(":")
+    if not (colon and source and name.isidentifier()):
+        source, name = target, ""
+    path = Path(source)
+    if not path.is_file():
+        fix = "Give a .py or .js file, or a URL like https://example.com/mcp."
+        raise CommandError(f"There is no file {path}.", fix=fix)
+    path = path.resolve()
+    if packages or editable:
+        words = with_packages(find_uv(), packages, editable) + _words(path, name, python="python")
+    else:
+        words = _words(path, name)
+    return Launch(command=words[0], args=tuple(words[1:]), env=env)
+
+
+def _words(path: Path, name: str, *, python: str = "") -> list[str]:
+    if path.suffix in (".js", ".mjs", ".cjs"):
+        return [shutil.which("node") or "node", str(path)]
+    if path.suffix != ".py":
+        raise CommandError(f"{path.name} is neither Python nor JavaScript.", fix="Give a .py or .js file, or a URL.")
+    if not _OURS.search(path.read_text("utf-8", "replace")):
+        return [python or sys.executable, str(path)]
+    program = Path(sys.executable).with_name("millstream.exe" if os.name == "nt" else "millstream")
+    start = [str(program)] if program.is_file() and not python else [python or sys.executable, "-m", "millstream"]
+    return [*start, "run", f"{path}:{name}" if name else str(path), "--transport", "stdio"]
+
+
+def name_of(target: str) -> str:
+    """What a server is called where the person doesn't say: the file, or the first part of the host."""
+    if "://" in target:
+        host = urlsplit(target).hostname or "server"
+        parts = [part for part in host.split(".") if part not in ("www", "mcp", "api")]
+        return parts[0] if parts and not host.replace(".", "").isdigit() else "server"
+    return Path(target.rpartition(":")[0] if target.rpartition(":")[2].isidentifier() else target).stem

@@ -1,0 +1,208 @@
+"""Find the server that a person means by ``shop.py``, ``shop.py:mcp``, ``shop`` or ``shop:mcp``.
+
+A file is loaded under a name of its own, so that ``if __name__ == "__main__"`` does not run and a file called
+``logging.py`` hides nothing. Errors speak of the person's code, not of the import system.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+from millstream._app import Server
+from millstream._app.serving.errors import CommandError, importing, place_of, show_failure
+from millstream._config import VariableError
+from millstream._protocol.errors import LocalError, MissingExtra
+from millstream._telemetry.user_frames import user_frames
+
+CUSTOMARY_NAMES = ("mcp", "server", "app")
+
+
+def load(target: str) -> Server:
+    """The server named by ``FILE[:OBJECT]`` or ``module[:object]``.
+
+    Raises:
+        CommandError: there is no such file, module or object, it cannot be imported, it is not clear which
+            server is meant, or an environment variable cannot be used.
+    """
+    source, name = split_target(target)
+    module = load_file(Path(source)) if _is_path(source) else load_module(source)
+    return pick(vars(module), name, source)
+
+
+def check_target(target: str) -> None:
+    """See that there is such a file, before anything starts for it; nothing is imported.
+
+    Raises:
+        CommandError: there is none.
+    """
+    source, _ = split_target(target)
+    if _is_path(source):
+        _check_file(Path(source))
+
+
+def _is_path(source: str) -> bool:
+    """A file is meant, not a module."""
+    path = Path(source)
+    return path.suffix == ".py" or path.name != source or path.is_file()
+
+
+def folder_of(target: str) -> Path:
+    """Where the program lies that a person means; nothing is imported to find out."""
+    path = Path(split_target(target)[0])
+    return path.resolve().parent if path.is_file() else Path.cwd()
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """``"shop.py:mcp"`` → ``("shop.py", "mcp")``; a colon that is not before a name belongs to the path."""
+    source, colon, name = target.rpartition(":")
+    return (source, name) if colon and source and name.isidentifier() else (target, "")
+
+
+def load_file(path: Path) -> ModuleType:
+    """Import a file, with its directory first on the path, as ``python FILE`` would have it."""
+    _check_file(path)
+    path = path.resolve()
+    name = f"_served_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise CommandError(f"{path.name} is not a Python file.", fix="Give a file that ends in .py, or a module name.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look up their module when they resolve annotations
+    sys.path.insert(0, str(path.parent))
+    try:
+        with importing(path.name):
+            spec.loader.exec_module(module)
+    except CommandError:
+        raise
+    except (Exception, SystemExit) as exc:
+        raise _import_failure(path.name, exc) from exc
+    return module
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise CommandError(f"{path} is a folder.", fix=f"Give the file in it: millstream run {path / 'server.py'}")
+    if not path.is_file():
+        raise CommandError(
+            f"There is no file {path}.", why=f"Looked in {path.resolve().parent}.", fix=_nearest_file(path)
+        )
+
+
+def load_module(name: str) -> ModuleType:
+    """Import a module by its dotted name, looking in the current directory first."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        with importing(name):
+            return importlib.import_module(name)
+    except CommandError:
+        raise
+    except (Exception, SystemExit) as exc:
+        if isinstance(exc, ModuleNotFoundError) and exc.name and f"{name}.".startswith(f"{exc.name}."):
+            raise CommandError(
+                f"There is no module {name}.",
+                why=f"Looked in {Path.cwd()} and in the packages of {sys.executable}.",
+                fix=f"Check the spelling, or give the file: millstream run {name.replace('.', '/')}.py",
+            ) from exc
+        raise _import_failure(name, exc) from exc
+
+
+def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
+    """The server called `name`, else the only one, else the one called ``mcp``, ``server`` or ``app``."""
+    servers = {key: server for key, value in namespace.items() if (server := _server(value)) is not None}
+    if name:
+        return _named(namespace, servers, name, source)
+    if len({id(server) for server in servers.values()}) == 1:
+        return next(iter(servers.values()))
+    for customary in CUSTOMARY_NAMES:
+        if customary in servers:
+            return servers[customary]
+    if servers:
+        raise CommandError(
+            f"{source} has several servers: {', '.join(servers)}.",
+            why="It is not clear which one to run.",
+            fix=f"Name it: millstream run {source}:{next(iter(servers))}",
+        )
+    hosts = [key for key, value in namespace.items() if _can_mount(value)]
+    raise CommandError(
+        f"{source} has no millstream.Server.",
+        why="It was imported, and none of its global names is a server.",
+        fix=_mount_hint(source, hosts[0])
+        if hosts
+        else 'Make one at the top level of the file: mcp = Server("my-server")',
+    )
+
+
+def _server(value: object) -> Server | None:
+    """A server, or the one behind an object of `millstream.compat`."""
+    if not isinstance(value, Server) and not isinstance(value, type):
+        value = getattr(value, "__millstream_server__", None)
+    return value if isinstance(value, Server) else None
+
+
+def _can_mount(value: object) -> bool:
+    """An application of FastAPI, Starlette or their kind, not its class."""
+    return not isinstance(value, type) and callable(value) and callable(getattr(value, "mount", None))
+
+
+def _mount_hint(source: str, name: str) -> str:
+    path = Path(source)
+    module = ".".join(path.with_suffix("").parts) if path.suffix == ".py" and not path.is_absolute() else path.stem
+    return f'Mount a server in it, {name}.mount("/", mcp), and serve the application: uvicorn {module}:{name}'
+
+
+def _named(namespace: Mapping[str, object], servers: Mapping[str, Server], name: str, source: str) -> Server:
+    if name in servers:
+        return servers[name]
+    known = f"Name one of: {', '.join(servers)}." if servers else 'Make one: mcp = Server("my-server")'
+    if name in namespace:
+        kind = type(namespace[name]).__name__
+        if _can_mount(namespace[name]):
+            known = f"{known} {_mount_hint(source, name)}" if servers else _mount_hint(source, name)
+        raise CommandError(f"{name} in {source} is a {kind}, not a millstream.Server.", fix=known)
+    raise CommandError(f"There is no {name} in {source}.", fix=known)
+
+
+def _nearest_file(path: Path) -> str:
+    folder = path.resolve().parent
+    names = [each.name for each in folder.glob("*.py")] if folder.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
+    return f"Did you mean {path.parent / near[0]}?" if near else "Check the path; it is relative to where you are."
+
+
+def _import_failure(source: str, exc: BaseException) -> CommandError:
+    if isinstance(exc, VariableError):
+        return CommandError(
+            str(exc),
+            why="It is an environment variable, read when the server is made.",
+            fix="Correct it or unset it; help(millstream.Settings) has all of them.",
+        )
+    frames = user_frames(exc)
+    if isinstance(exc, MissingExtra):
+        return CommandError(exc.what, why=f"{_sentence(place_of(exc, frames))} asks for it.", fix=f"Run: {exc.remedy}")
+    if isinstance(exc, LocalError):
+        return CommandError(str(exc), why=f"{_sentence(place_of(exc, frames))} needs it.")
+    detail = show_failure(exc, frames)
+    if isinstance(exc, ModuleNotFoundError) and exc.name:
+        return CommandError(
+            f"{source} needs the module {exc.name}, which is not installed.",
+            why=f"It is not in the environment that runs millstream: {sys.executable}",
+            fix="Install the package that has it into that environment, for example with pip or uv.",
+            detail=detail,
+        )
+    if isinstance(exc, SystemExit):
+        return CommandError(
+            f"{source} ended the program while it was being imported.",
+            why="It calls sys.exit(), or runs a program, at its top level.",
+            fix='Put that under: if __name__ == "__main__":',
+            detail=detail,
+        )
+    what = f"{source} cannot be imported: {type(exc).__name__}."
+    return CommandError(what, fix=f"Correct {place_of(exc, frames)}.", detail=detail)
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]

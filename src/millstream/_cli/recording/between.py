@@ -1,0 +1,89 @@
+"""Stands between a client and a server that is a program, and writes down what they say. It changes nothing."""
+
+import asyncio
+import os
+import shutil
+import sys
+from contextlib import suppress
+
+from millstream._cli.recording.standard_input import lines, say
+from millstream._cli.recording.transcript import Writer
+from millstream._protocol.lines import LineSplitter
+from millstream.client._errors import TargetError
+from millstream.client._transports.stdio import Command
+
+_GRACE = 2.0
+_MAX_LINE = 64 * 1024 * 1024
+
+
+async def stand_between(command: Command, writer: Writer) -> int:
+    """Run until the client or the server ends; the exit status of the server.
+
+    Raises:
+        TargetError: it can't be started.
+    """
+    program = shutil.which(command.argv[0])
+    if program is None:
+        raise TargetError(f"There is no program {command.argv[0]!r}. Check its name, and that it is on the PATH.")
+    try:
+        # It gets all that we got: the client chose these variables for it.
+        process = await asyncio.create_subprocess_exec(
+            program, *command.argv[1:], cwd=command.cwd, env={**os.environ, **command.env},
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    except OSError as exc:
+        raise TargetError(f"{command.argv[0]} can't be started: {exc.strerror}.") from exc
+    inward = asyncio.create_task(_from_client(process, writer))
+    outward = [asyncio.create_task(_from_server(process, writer)), asyncio.create_task(_asides(process, writer))]
+    try:
+        await asyncio.wait((inward, *outward[:1]), return_when=asyncio.FIRST_COMPLETED)
+        try:
+            async with asyncio.timeout(_GRACE):
+                await process.wait()
+        except TimeoutError:
+            process.terminate()
+            try:
+                async with asyncio.timeout(_GRACE):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+        await asyncio.gather(*outward)
+    finally:
+        inward.cancel()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0
+
+
+async def _from_client(process: asyncio.subprocess.Process, writer: Writer) -> None:
+    stdin = process.stdin
+    assert stdin is not None  # noqa: S101  it's a pipe
+    with suppress(ConnectionError):
+        async for line in lines():
+            writer.line("client", line)
+            stdin.write(line + b"\n")
+            await stdin.drain()
+    stdin.close()
+
+
+async def _from_server(process: asyncio.subprocess.Process, writer: Writer) -> None:
+    stdout = process.stdout
+    assert stdout is not None  # noqa: S101  it's a pipe
+    splitter = LineSplitter(_MAX_LINE)
+    while data := await stdout.read(65536):
+        for line in splitter.feed(data):
+            if line is None:
+                writer.text("server", "[a line of more than 64 MiB]")
+            else:
+                writer.line("server", line)
+        await say(data)
+
+
+async def _asides(process: asyncio.subprocess.Process, writer: Writer) -> None:
+    stderr = process.stderr
+    assert stderr is not None  # noqa: S101  it's a pipe
+    while data := await stderr.read(65536):
+        writer.text("server", data.decode("utf-8", "replace"))
+        sys.stderr.buffer.write(data)
+        sys.stderr.buffer.flush()

@@ -1,0 +1,182 @@
+"""Stands between a client on stdio and a server at a URL: each line is a POST, and what comes back is lines again.
+
+It knows of MCP only what Streamable HTTP puts into headers
+(https://modelcontextprotocol.io/specification/2026-07-28/basic/transports): session, revision, method, name, and the
+arguments that tools want there. A stream that breaks isn't taken up again.
+"""
+
+import asyncio
+import json
+from contextlib import suppress
+from typing import Any, cast
+
+import msgspec
+from msgspec import Struct
+
+from millstream._cli.recording.standard_input import lines, say
+from millstream._cli.recording.transcript import Writer
+from millstream._protocol.errors import INTERNAL_ERROR
+from millstream._protocol.messages import ToolDescription
+from millstream._protocol.metadata import VERSION_KEY
+from millstream._protocol.param_headers import encode_value
+from millstream._protocol.revisions import HANDSHAKE
+from millstream.client._errors import BadAnswer, ClientError, NotMcp
+from millstream.client._http.auth import Auth
+from millstream.client._http.connection import Reply
+from millstream.client._http.endpoint import Endpoint
+from millstream.client._http.endpoint import lines as lines_of
+from millstream.client._http.pool import Pool
+from millstream.client._targets import Remote
+from millstream.client._tool_headers import ToolHeaders
+from millstream.client._transports.events import EventReader
+
+_GOODBYE = 2.0
+_MAX_BYTES = 64 * 1024 * 1024
+_TAKES = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
+
+
+class _Result(Struct, rename="camel"):
+    """What is of interest in a result."""
+
+    protocol_version: str = ""
+    tools: list[ToolDescription] = []
+
+
+class _Answer(Struct):
+    result: _Result
+
+
+_decode_result = msgspec.json.Decoder(_Answer).decode
+
+
+class Bridge:
+    """One client's conversation with one server."""
+
+    def __init__(self, place: Remote, headers: dict[str, str], writer: Writer, auth: Auth | None = None) -> None:
+        # Configuration
+        pool = Pool(place.url, max_connections=100, max_body=_MAX_BYTES, connect_timeout=10.0, tls=None)
+        self._endpoint = Endpoint(place.url, {**place.headers, **headers}, pool, auth)
+        self._writer = writer
+        # Session
+        self._session = ""
+        self._revision = ""
+        self._tools = ToolHeaders()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Until the client ends."""
+        try:
+            async for line in lines():
+                await self._take(line)
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._say_goodbye()
+            await self._endpoint.close()
+        return 0
+
+    async def _say_goodbye(self) -> None:
+        """End the session, where there's one."""
+        if self._session:
+            with suppress(ClientError, TimeoutError):
+                async with asyncio.timeout(_GOODBYE):
+                    await self._endpoint.send("DELETE", self._about(self._revision), repeatable=False)
+
+    async def _take(self, line: bytes) -> None:
+        self._writer.line("client", line)
+        try:
+            found: Any = json.loads(line)
+        except ValueError:
+            found = None
+        message = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+        posting = self._post(line, message)
+        if message.get("method") in ("initialize", "notifications/initialized"):
+            await posting  # what follows stands on it
+        else:
+            self._keep(posting)
+        if message.get("method") == "notifications/initialized":
+            self._keep(self._listen())
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _post(self, line: bytes, message: dict[str, Any]) -> None:
+        try:
+            reply = await self._endpoint.send("POST", self._headers(message), line, repeatable=False)
+            if message.get("method") == "initialize":
+                self._session = reply.header(b"mcp-session-id")
+            await self._answer(reply)
+        except ClientError as exc:
+            if "id" in message and "method" in message:
+                error = {"code": INTERNAL_ERROR, "message": str(exc)}
+                await self._say({"jsonrpc": "2.0", "id": message["id"], "error": error})
+
+    def _headers(self, message: dict[str, Any]) -> str:
+        method = str(message.get("method") or "")
+        params: Any = message.get("params")
+        fields = cast("dict[str, Any]", params) if isinstance(params, dict) else {}
+        head = f"{_TAKES}Mcp-Method: {encode_value(method)}\r\n" if method else _TAKES
+        name = fields.get("name") or fields.get("uri")
+        if isinstance(name, str):
+            head += f"Mcp-Name: {encode_value(name)}\r\n"
+        arguments: Any = fields.get("arguments")
+        if method == "tools/call" and isinstance(arguments, dict):
+            head += lines_of(self._tools.of(str(name), cast("dict[str, Any]", arguments)))
+        meta: Any = fields.get("_meta")
+        version = cast("dict[str, Any]", meta).get(VERSION_KEY) if isinstance(meta, dict) else None
+        return head + self._about(str(version or self._revision))
+
+    def _about(self, version: str) -> str:
+        about = f"MCP-Protocol-Version: {encode_value(version)}\r\n" if version else ""
+        return f"{about}Mcp-Session-Id: {self._session}\r\n" if self._session else about
+
+    async def _answer(self, reply: Reply) -> None:
+        if reply.stream is not None:
+            await self._follow(reply)
+        elif reply.body.lstrip()[:1] in (b"{", b"["):
+            await self._pass_on(json.dumps(json.loads(reply.body), ensure_ascii=False).encode())
+        elif reply.status >= 300 or reply.body:
+            kind = reply.media_type or "nothing"
+            raise NotMcp(f"{self._endpoint.url} is not an MCP endpoint: it answers with {reply.status} and {kind}.")
+
+    async def _follow(self, reply: Reply) -> None:
+        assert reply.stream is not None  # noqa: S101  the caller looked
+        reader = EventReader(_MAX_BYTES)
+        reader.attach(reply.stream)
+        try:
+            while (event := await reader.event()) is not None:
+                if event.data and event.event == "message":
+                    await self._pass_on(event.data.replace("\r", " ").replace("\n", " ").encode())
+        finally:
+            reader.close()
+
+    async def _listen(self) -> None:
+        """What belongs to no request, in the handshake era; servers without such a stream answer 405."""
+        try:
+            extra = f"Accept: text/event-stream\r\n{self._about(self._revision)}"
+            reply = await self._endpoint.send("GET", extra, repeatable=True)
+            if reply.stream is not None:
+                await self._follow(reply)
+        except (ClientError, BadAnswer):
+            return
+
+    async def _pass_on(self, line: bytes) -> None:
+        self._note(line)
+        self._writer.line("server", line)
+        await say(line + b"\n")
+
+    def _note(self, line: bytes) -> None:
+        """What the headers of later requests need: the revision, and which arguments of a tool stand there."""
+        try:
+            result = _decode_result(line).result
+            if result.protocol_version in HANDSHAKE and HANDSHAKE[result.protocol_version].header:
+                self._revision = result.protocol_version
+            self._tools.learn(result.tools)
+        except msgspec.MsgspecError:
+            return  # another kind of message
+
+    async def _say(self, message: dict[str, Any]) -> None:
+        await self._pass_on(json.dumps(message, ensure_ascii=False).encode())

@@ -1,0 +1,195 @@
+"""A recording: JSON Lines, each with the time, who spoke, and the message as it was.
+
+``{"at": 0.012, "from": "client", "message": {…}}``. The first line of each session says when it was and with which
+server. Text that's no message stands under ``text``. A file may hold several sessions, one after the other.
+"""
+
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from msgspec import Struct
+
+import millstream
+from millstream._app.serving.errors import CommandError
+
+MAX_BYTES = 256 * 1024 * 1024
+"""A recording stops here; what is recorded goes on."""
+
+
+class Said(Struct, frozen=True):
+    """One message of a recording."""
+
+    who: str
+    """``client`` or ``server``."""
+    message: Mapping[str, Any]
+    number: int
+    """The line in the file."""
+
+
+class Writer:
+    """Adds a session to a file, which only you may read: messages hold whatever the server knows."""
+
+    def __init__(self, path: Path, server: str, *, max_bytes: int = MAX_BYTES, told: Callable[[str], None]) -> None:
+        """Open it.
+
+        Args:
+            path: the file, made if it isn't there.
+            server: what the first line says about the server.
+            max_bytes: where the recording stops.
+            told: hears that it has stopped.
+
+        Raises:
+            CommandError: it can't be written.
+        """
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            if os.name != "nt" and stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.fchmod(descriptor, 0o600)  # it may have been there before
+        except OSError as exc:
+            raise CommandError(f"{path} can't be written: {exc.strerror}.") from exc
+        self._file = os.fdopen(descriptor, "ab")
+        self._left = max_bytes
+        self._told = told
+        self._begun = time.monotonic()
+        about = {"millstream": millstream.__version__, "recorded": round(time.time(), 3), "server": server}
+        self._write({"at": 0.0, "session": about})
+
+    def line(self, who: str, line: bytes) -> None:
+        """One line as it was on the wire."""
+        at = round(time.monotonic() - self._begun, 6)
+        try:
+            message: Any = json.loads(line)
+        except ValueError:
+            self._write({"at": at, "from": who, "text": line.decode("utf-8", "replace")})
+        else:
+            self._write({"at": at, "from": who, "message": message})
+
+    def text(self, who: str, text: str) -> None:
+        """What isn't for the other side, such as standard error."""
+        self._write({"at": round(time.monotonic() - self._begun, 6), "from": who, "text": text})
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        data = json.dumps(entry, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        if self._left < 0:
+            return
+        self._left -= len(data)
+        if self._left < 0:
+            self._told("The recording is full: the rest isn't written down.")
+            return
+        self._file.write(data)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Write no more."""
+        self._file.close()
+
+
+def load(path: Path) -> list[Said]:
+    """The messages of a recording, those of batches one by one.
+
+    Raises:
+        CommandError: there's no such file, or a line of it isn't one of a recording.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as exc:
+        raise CommandError(f"{path} isn't a recording: it isn't text in UTF-8.") from exc
+    except OSError as exc:
+        raise CommandError(f"{path} can't be read: {exc.strerror}.", fix="Make one with millstream record.") from exc
+    said: list[Said] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            said += _read(line, number, path)
+    if not said:
+        raise CommandError(f"{path} has no messages.", fix="Record a session first: millstream record FILE SERVER")
+    return said
+
+
+def _read(line: str, number: int, path: Path) -> list[Said]:
+    try:
+        entry: Any = json.loads(line)
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict) or not {"from", "session"} & cast("dict[str, Any]", entry).keys():
+        raise CommandError(
+            f"Line {number} of {path} isn't one of a recording.",
+            why='Each line is like {"at": 0.1, "from": "client", "message": {}}.',
+            fix="Give a file that millstream record made.",
+        )
+    fields = cast("dict[str, Any]", entry)
+    found: Any = fields.get("message")
+    messages = cast("list[object]", found) if isinstance(found, list) else [found]
+    who = str(fields.get("from"))
+    return [Said(who, cast("dict[str, Any]", each), number) for each in messages if isinstance(each, dict)]
+
+
+class Exchange(Struct):
+    """A request of the client, and all that the server said until its answer, and before the next one."""
+
+    request: Mapping[str, Any]
+    replies: list[Mapping[str, Any]]
+    """In order; the answer is one of them, if there was one."""
+    used: bool = False
+
+    @property
+    def answer(self) -> Mapping[str, Any] | None:
+        """The answer to the request."""
+        wanted = self.request.get("id")
+        return next((each for each in self.replies if is_answer(each) and each.get("id") == wanted), None)
+
+
+def exchanges(said: list[Said]) -> list[Exchange]:
+    """The requests of a recording, with what followed each."""
+    found: list[Exchange] = []
+    open_: list[Exchange] = []
+    for each in said:
+        message = each.message
+        if each.who == "client" and "method" in message and "id" in message:
+            open_.append(Exchange(message, []))
+            found.append(open_[-1])
+        elif each.who == "server":
+            owner = _owner(message, open_) or (found[-1] if found else None)
+            if owner is not None:
+                owner.replies.append(message)
+                if is_answer(message) and owner in open_:
+                    open_.remove(owner)
+    return found
+
+
+def _owner(message: Mapping[str, Any], open_: list[Exchange]) -> Exchange | None:
+    """The running request that a message of the server belongs to."""
+    if is_answer(message):
+        return next((each for each in open_ if each.request.get("id") == message.get("id")), None)
+    token = _params(message).get("progressToken")
+    if token is not None:
+        return next((each for each in open_ if progress_token(each.request) == token), None)
+    return open_[-1] if open_ else None
+
+
+def is_answer(message: Mapping[str, Any]) -> bool:
+    """Whether it answers a request."""
+    return "method" not in message and ("result" in message or "error" in message)
+
+
+def progress_token(request: Mapping[str, Any]) -> Any:
+    """What progress of a request is marked with."""
+    meta = _params(request).get("_meta")
+    return cast("dict[str, Any]", meta).get("progressToken") if isinstance(meta, dict) else None
+
+
+def _params(message: Mapping[str, Any]) -> dict[str, Any]:
+    params = message.get("params")
+    return cast("dict[str, Any]", params) if isinstance(params, dict) else {}
+
+
+_OF_ROUNDS = ("_meta", "requestState", "inputResponses")
+
+
+def plain_params(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters without what differs from one connection to the next."""
+    return {name: value for name, value in _params(message).items() if name not in _OF_ROUNDS}

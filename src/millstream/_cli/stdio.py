@@ -1,0 +1,47 @@
+"""``millstream run FILE --transport stdio`` without a command-line library.
+
+A desktop client starts this command and waits for the first answer, so the plain case is read by hand here (250 ms
+at most). Whatever is not plain (help, a wrong option, HTTP) is left to `millstream._cli.commands.run`.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+LEVELS = ("debug", "info", "warning", "error", "critical")
+OPTIONS = ("--transport", "--log-level")
+
+
+def plain_stdio(arguments: Sequence[str]) -> tuple[str, str] | None:
+    """(target, log level) of ``run TARGET --transport stdio [--log-level LEVEL]``, or None for any other command."""
+    if not arguments or arguments[0] != "run":
+        return None
+    given: dict[str, str] = {}
+    targets: list[str] = []
+    rest = iter(arguments[1:])
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name in OPTIONS:
+            given[name] = value if equals else next(rest, "")
+        else:
+            targets.append(argument)
+    level = given.get("--log-level", "").lower()
+    plain = given.get("--transport") == "stdio" and len(targets) == 1 and not targets[0].startswith("-")
+    return (targets[0], level) if plain and level in ("", *LEVELS) else None
+
+
+def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] = MappingProxyType({})) -> None:
+    """Load a server and let it talk over standard input and output until its peer closes them.
+
+    What the user's file prints while it is imported, and its lifespan while it starts, goes to stderr.
+    """
+    # Imported here, because `millstream --help` and other commands need none of it.
+    from millstream._app.serving.errors import set_up_logs  # noqa: PLC0415
+    from millstream._app.serving.launch import run_stdio  # noqa: PLC0415
+    from millstream._cli.load import load  # noqa: PLC0415
+    from millstream._transports.stdio import off_stdout  # noqa: PLC0415
+
+    with off_stdout() as private:
+        server = load(target)
+        server.definition.configure(serve=(), **settings)
+        set_up_logs(server.settings, log_level)
+        run_stdio(server.runtimes, private)

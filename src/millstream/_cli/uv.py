@@ -1,0 +1,74 @@
+"""Running with more packages than the environment has: uv lays them over it, and changes nothing in it."""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from millstream._app.serving.errors import CommandError
+
+_OPTIONS = ("--with", "--with-editable")
+
+
+def find_uv() -> str:
+    """The program.
+
+    Raises:
+        CommandError: it isn't there.
+    """
+    beside = Path(sys.executable).with_name("uv.exe" if os.name == "nt" else "uv")
+    found = str(beside) if beside.is_file() else shutil.which("uv")
+    if found is None:
+        raise CommandError(
+            "--with and --with-editable need uv, which isn't installed.",
+            why="uv makes an environment that has these packages, without changing yours.",
+            fix="Install uv (pip install uv), or install the packages into your environment and leave the options out.",
+        )
+    return found
+
+
+def with_packages(uv: str, packages: Sequence[str], editable: Sequence[str]) -> list[str]:
+    """The beginning of a command that runs in this environment with packages on top."""
+    words = [uv, "run", "--quiet", "--no-project", "--python", sys.executable]
+    for each in packages:
+        words += ["--with", each]
+    for each in editable:
+        folder = Path(each).resolve()
+        if not folder.is_dir():
+            raise CommandError(f"There is no folder {each}.", fix="--with-editable takes the folder of a package.")
+        words += ["--with-editable", str(folder)]
+    return words
+
+
+def run_with(packages: Sequence[str], editable: Sequence[str]) -> None:
+    """Become this program once more, with the packages; returns at once if there are none.
+
+    Raises:
+        CommandError: uv isn't there, or a folder.
+        SystemExit: on Windows, with the status of the program.
+    """
+    if not (packages or editable):
+        return
+    given = len(sys.argv) - 1
+    start, arguments = sys.orig_argv[1 : len(sys.orig_argv) - given], sys.argv[1:]
+    words = [*with_packages(find_uv(), packages, editable), "python", *start, *without_packages(arguments)]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name == "posix":
+        os.execv(words[0], words)  # noqa: S606  no shell
+    import subprocess  # noqa: PLC0415  only where a program can't become another
+
+    sys.exit(subprocess.run(words, check=False).returncode)  # noqa: S603  the person's own words
+
+
+def without_packages(arguments: Sequence[str]) -> list[str]:
+    """The words of a command without ``--with`` and ``--with-editable``."""
+    kept: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        if word in _OPTIONS:
+            next(rest, None)
+        elif word.partition("=")[0] not in _OPTIONS:
+            kept.append(word)
+    return kept

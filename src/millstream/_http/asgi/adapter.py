@@ -1,0 +1,332 @@
+"""The ASGI adapter: one HTTP scope in, one `Request` to the transport handler, its reply out as ASGI messages.
+
+It works under any ASGI server, alone or below a ``Mount``. Body size and body time are enforced here; what only the
+lane's guard can see (slow headers, connection caps, stalled writes) is not. The plain path starts no task: only a call
+that really waits, so that the loop takes a turn, gets a watcher for the peer's disconnect. Routing, WebSocket and
+lifespan belong to the application.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, MutableMapping
+from types import coroutine
+from typing import Any, cast
+
+from millstream._http.asgi.sink import AsgiSink, Send, header_list, header_lists
+from millstream._http.budget import ByteBudget
+from millstream._http.compression import FROM_BYTES, compressed
+from millstream._http.hosts import EXEMPT, HostPolicy
+from millstream._http.limits import HttpLimits
+from millstream._http.message import Handler, Request, Response, Sink, refusal
+from millstream._http.stream_end import failure
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Route = Callable[[str, str], Handler | None]
+"""``route(method, path)`` gives the handler for a path below the mount point, or `None` for 404."""
+
+MAX_PIECES = 1024
+"""Messages that a body may come in, besides one for each 64 bytes of it."""
+
+_NOT_FOUND = refusal(404, "Not found.")
+_TOO_LARGE = refusal(413, "The body is too large.", connection="close")
+_PIECES_TOO_SMALL = refusal(400, "The body comes in too many small pieces. Send larger ones.", connection="close")
+_TOO_SLOW = refusal(408, "The body came too slowly.", connection="close")
+_TOO_MANY = refusal(
+    503, "The server is receiving too much at once. Send the request again.", retry_after="1", connection="close"
+)
+
+
+_OVER: Any = object()
+_current_task = cast("Callable[[], asyncio.Task[Any]]", asyncio.current_task)
+
+
+class AsgiAdapter:
+    """An ASGI 3 application for scopes of type ``http``."""
+
+    __slots__ = ("digits", "hot", "limits", "policy", "requests", "route", "unfinished")
+
+    def __init__(
+        self,
+        route: Route,
+        *,
+        limits: HttpLimits,
+        policy: HostPolicy,
+        hot: Mapping[tuple[str, str], Handler] | None = None,
+    ) -> None:
+        self.route = route
+        self.hot = hot or {}
+        """(method, path) -> handler: found without a Python call."""
+        self.policy = policy
+        self.limits = limits
+        self.unfinished = ByteBudget(limits.max_unfinished, limits.max_body)
+        """For all bodies that come in more than one message and have not ended."""
+        self.requests = 0
+        """How many there were: a server that nobody shuts down closes when there are no more."""
+        self.digits = len(str(limits.max_body))
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        """Serve one request. No coroutine of its own: it gives the one that does the work."""
+        self.requests += 1
+        path: str = scope["path"]
+        root: str = scope.get("root_path", "")
+        # Servers and Starlette since 0.33 leave root_path in front of path; older mounts take it off.
+        if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+            path = path[len(root) :] or "/"
+        client = scope.get("client")
+        raw_headers = scope["headers"]
+        headers = dict(raw_headers)
+        method = scope["method"]
+        exchange = AsgiExchange(
+            method,
+            path,
+            raw_headers,
+            headers,
+            b"",
+            scope.get("query_string", b""),
+            client[0] if client else "",
+            root,
+            scope.get("scheme", "http"),
+            adapter=self,
+            receive=receive,
+            send=send,
+        )
+        if (
+            headers.get(b"host") not in self.policy.good
+            or b"origin" in headers
+            or b"sec-fetch-site" in headers
+            or len(headers) != len(raw_headers)
+        ) and path not in EXEMPT:
+            screened, exchange.cors = self.policy.screen(exchange)
+            if screened is not None:
+                return exchange.reply(screened)
+        handler = self.hot.get((method, path)) or self.route(method, path)
+        if handler is None:
+            return exchange.reply(_NOT_FOUND)
+        length = headers.get(b"content-length", b"")
+        if len(length) >= self.digits and _too_long(length, self.limits.max_body):
+            return exchange.reply(_TOO_LARGE)
+        return exchange.serve(handler)
+
+
+def _too_long(length: bytes, limit: int) -> bool:
+    """Whether a body declares more than `limit` bytes; what isn't a number is measured as it comes."""
+    return length.isdigit() and (len(length) > 18 or int(length) > limit)
+
+
+class AsgiExchange(Request, eq=False, kw_only=True):
+    """One request and its reply."""
+
+    # request
+    adapter: AsgiAdapter
+    receive: Receive
+    send: Send
+    cors: bytes = b""
+    # reply
+    answer: Response | Sink | None = None
+    """What the handler gave, or the refusal of the body."""
+    sink: AsgiSink | None = None
+    # waiting
+    arrived: bool = False
+    """The body is whole."""
+    waiting: asyncio.Handle | asyncio.Task[None] | None = None
+    """Ends the time of the body once that has to be waited for, and then waits for the peer's disconnect."""
+    stopped: bool = False
+    """The exchange has cancelled its own task."""
+    gone: bool = False
+    over: bool = False
+    interrupted: bool = False
+    """The handler itself or the server cancelled the task."""
+
+    async def serve(self, handler: Handler) -> None:
+        """Read the body, run the handler, send what it gives."""
+        step = self.work(handler).__await__()
+        try:
+            pending = next(step, _OVER)
+            if pending is not _OVER:
+                self.wait(_current_task())
+                await _resume(step, pending)
+            response = self.answer
+        except asyncio.CancelledError:
+            if self.ends_with(_current_task()):
+                raise
+            response = None if self.arrived else _TOO_SLOW
+        except Exception as exc:
+            if not self.arrived:
+                raise
+            response = self.failed(exc)
+        finally:
+            if self.waiting is not None:
+                await self.settle(_current_task())
+        if (
+            type(response) is Response
+            and self.sink is None
+            and not (self.gone or self.cors)
+            and self.method == "POST"
+            and response.status == 200
+            and len(response.body) < FROM_BYTES
+        ):
+            # `reply`, inline.
+            head, body = response.head, response.body
+            headers = [*(header_lists.get(head) or header_list(head)), (b"content-length", b"%d" % len(body))]
+            await self.send({"type": "http.response.start", "status": response.status, "headers": headers})
+            await self.send({"type": "http.response.body", "body": body})
+        else:
+            await self.end(response)
+        if self.interrupted:
+            # It has been answered. But the task is the server's, and whoever cancelled it waits for its end.
+            raise asyncio.CancelledError
+
+    async def work(self, handler: Handler) -> None:
+        """Read the body, run the handler, and stay with a stream that it gives back open."""
+        message = await self.receive()
+        self.body = message.get("body", b"")
+        if (
+            message["type"] != "http.request"
+            or message.get("more_body", False)
+            or len(self.body) > self.adapter.limits.max_body
+        ):
+            self.answer = await self.read(message)
+            if self.answer is not None:
+                return
+        del message  # the body belongs to the handler, which may let go of it
+        self.arrived = True
+        if self.waiting is not None:
+            self.waiting.cancel()
+            task = _current_task()
+            self.waiting = task.get_loop().call_soon(self.wait, task)
+        self.answer = response = await handler(self)
+        if self.sink is not None and response is self.sink:
+            await self.sink.wait_closed()
+
+    async def end(self, response: Response | Sink | None) -> None:
+        """Send what the handler gave: a reply, or the rest of a stream."""
+        if self.sink is not None:
+            await self.sink.finish()
+        elif not self.gone:
+            if not isinstance(response, Response):
+                response = self.failed(RuntimeError("The handler gave neither a reply nor a stream."))
+            await self.reply(response)
+
+    async def reply(self, response: Response) -> None:
+        """Send a complete reply."""
+        if len(response.body) >= FROM_BYTES and b"accept-encoding" in self.headers:
+            response = compressed(response, self.headers)
+        head = response.head + self.cors
+        headers = header_lists.get(head) or header_list(head)
+        body = response.body
+        if response.status not in (204, 304):
+            headers = [*headers, (b"content-length", b"%d" % len(body))]
+        if self.method == "HEAD":
+            body = b""
+        await self.send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def read(self, message: Message) -> Response | None:
+        """Read a body that did not come in one message, within its size; the refusal, if it does not become whole."""
+        adapter, parts, pieces = self.adapter, bytearray(), 0
+        try:
+            while message["type"] == "http.request":
+                piece = message.get("body", b"")
+                parts += piece
+                pieces += 1
+                room = adapter.unfinished.take(self.peer, len(piece))
+                if len(parts) > adapter.limits.max_body:
+                    return _TOO_LARGE
+                if not message.get("more_body", False):
+                    self.body = bytes(parts)
+                    return None
+                if not room:
+                    return _TOO_MANY
+                if pieces > MAX_PIECES + len(parts) // 64:
+                    return _PIECES_TOO_SMALL
+                message = await self.receive()
+        finally:
+            adapter.unfinished.give(self.peer, len(parts))
+        self.gone = True
+        return _TOO_SLOW
+
+    def wait(self, task: asyncio.Task[Any]) -> None:
+        """Something waits: the body, which has its time, or the handler, whose peer may go away meanwhile."""
+        loop = task.get_loop()
+        if not self.arrived:
+            self.waiting = loop.call_later(self.adapter.limits.body_timeout, self.stop, task)
+        else:
+            self.cancel = task.cancel
+            self.waiting = loop.create_task(self.watch(task))
+
+    def ends_call(self) -> bool:
+        """See `Request`. The task is the server's: it's answered, and then the cancellation goes on."""
+        self.interrupted = not self.gone
+        return self.gone
+
+    def stop(self, task: asyncio.Task[Any]) -> None:
+        """Cancel the exchange's own task."""
+        self.stopped = True
+        task.cancel()
+
+    def ends_with(self, task: asyncio.Task[Any]) -> bool:
+        """Whether the task was cancelled by others, and not, or not only, by this exchange."""
+        if self.sink is not None:
+            self.sink.cut()
+        return not self.stopped or task.cancelling() > 1
+
+    async def settle(self, task: asyncio.Task[Any]) -> None:
+        """Nothing waits any more: end what stood beside it, and leave the server's task as it was."""
+        self.over = True
+        # A cancelled task keeps its traceback, which refers to this exchange: without a way back there is no cycle.
+        waiting, self.waiting, self.cancel = self.waiting, None, None
+        if self.stopped:
+            task.uncancel()
+        if waiting is not None:
+            waiting.cancel()
+        if isinstance(waiting, asyncio.Task):
+            await asyncio.gather(waiting, return_exceptions=True)
+
+    async def watch(self, task: asyncio.Task[Any]) -> None:
+        """Wait for the disconnect; then the stream is over, and the handler too if it asked for that."""
+        while (await self.receive())["type"] == "http.request":
+            pass
+        if self.over:
+            return
+        self.gone = True
+        if self.sink is not None:
+            self.sink.cut()
+        if self.cancel_on_disconnect:
+            self.stop(task)
+
+    def open(self, status: int, head: bytes) -> Sink:
+        """Start a streamed reply."""
+        if self.sink is not None:
+            raise RuntimeError("This reply is already a stream.")
+        self.sink = AsgiSink(self.send, status, head + self.cors, limit=self.adapter.limits.stream_buffer)
+        if self.gone:
+            self.sink.cut()
+        return self.sink
+
+    def failed(self, exc: Exception) -> Response:
+        """The reply for a handler that failed; a stream that has begun is cut instead."""
+        if self.sink is not None:
+            self.sink.cut()
+        return failure(exc, self.method, self.path)
+
+
+@coroutine
+def _resume(step: Generator[Any, Any, None], pending: Any) -> Generator[Any, Any, None]:
+    """Let a coroutine go on that was driven by hand up to where it first waits."""
+    while True:
+        thrown: BaseException | None = None
+        try:
+            yield pending
+        except BaseException as exc:
+            thrown = exc
+        if thrown is None:
+            yield from step
+            return
+        # Out here: in a handler, no error of another is being handled.
+        try:
+            pending = step.throw(thrown)
+        except StopIteration:
+            return
+        finally:
+            del thrown  # its traceback refers to this frame

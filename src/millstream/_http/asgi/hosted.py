@@ -1,0 +1,181 @@
+"""An ASGI application as one of our handlers: what serves a page or a webhook of the program's own.
+
+A small reply is collected and sent as ours are, once the application is through, so the lane has it, too; anything else
+is a stream.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from millstream._http.message import Request, Response, Sink
+
+Application = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
+
+COLLECTED: Final = 256 * 1024
+"""Bytes up to which a reply of a known length is collected."""
+_OURS = frozenset((b"content-length", b"connection", b"transfer-encoding", b"keep-alive", b"date", b"server"))
+"""Headers that whoever sends the reply writes."""
+_BREAKS = (b"\r", b"\n", b"\0")
+
+
+class Hosted:
+    """Runs the application for one request after the other."""
+
+    __slots__ = ("_application", "_below", "_parameters")
+
+    def __init__(
+        self,
+        application: Application,
+        *,
+        below: str = "",
+        parameters: Callable[[Request], dict[str, Any]] | None = None,
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            application: ASGI 3, for scopes of type ``http``.
+            below: the path at which it is mounted.
+            parameters: what the path says, as the application finds it in ``path_params``.
+        """
+        self._application = application
+        self._below = below
+        self._parameters = parameters
+
+    async def serve(self, request: Request) -> Response | Sink | None:
+        """Answer one request.
+
+        Raises:
+            BrokenReply: the application failed while its reply was on its way.
+            Exception: it failed before.
+        """
+        reply = _Reply(request)
+        scope = _scope(request, self._below)
+        if self._parameters is not None:
+            scope["path_params"] = self._parameters(request)
+        try:
+            with contextlib.suppress(_Enough):
+                await self._application(scope, reply.receive, reply.send)
+            if not reply.complete and not reply.left:
+                raise RuntimeError("The application gave no complete reply.")
+        except Exception as exc:
+            if reply.left:
+                return None
+            if reply.begun:
+                raise BrokenReply(str(exc)) from exc
+            raise
+        return reply.response
+
+
+class BrokenReply(Exception):
+    """An application failed in the middle of its reply."""
+
+
+class _Enough(Exception):
+    """The reply to a HEAD needs no body."""
+
+
+class _Reply:
+    """The reply to one request on its way: ASGI messages become a `Response`, or chunks of a stream."""
+
+    __slots__ = ("_asked", "_collects", "_head", "_parts", "_request", "_sink", "_status", "_streams", "complete",
+                 "response")  # fmt: skip
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._asked = False
+        self._status = 0
+        self._head = b""
+        self._parts: list[bytes] = []
+        self._collects = False
+        self._sink: Sink | None = None
+        self._streams = asyncio.Event()
+        self.complete = False
+        self.response: Response | None = None
+        """The whole reply, where it was no stream."""
+
+    @property
+    def begun(self) -> bool:
+        """A part of it is on its way."""
+        return self._sink is not None
+
+    @property
+    def left(self) -> bool:
+        """The client has gone in the middle of it."""
+        return self._sink is not None and self._sink.closed
+
+    async def receive(self) -> dict[str, Any]:
+        if not self._asked:
+            self._asked = True
+            return {"type": "http.request", "body": self._request.body, "more_body": False}
+        await self._streams.wait()
+        if self._sink is not None:
+            await self._sink.wait_closed()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self._start(message["status"], message.get("headers", ()))
+        elif message["type"] == "http.response.body":
+            await self._body(message.get("body", b""), more=message.get("more_body", False))
+
+    def _start(self, status: int, headers: Any) -> None:
+        pairs = [(bytes(name).lower(), bytes(value)) for name, value in headers]
+        if any(each in part for pair in pairs for part in pair for each in _BREAKS):
+            raise ValueError("A header of the reply would end its line.")
+        length = next((value for name, value in pairs if name == b"content-length"), b"")
+        names = {name for name, _ in pairs}
+        # A reply whose head begins with a type of text may be compressed on its way out; a part of a file may not.
+        if status == 200 and b"content-encoding" not in names:
+            pairs.sort(key=lambda pair: pair[0] != b"content-type")
+        else:
+            pairs.sort(key=lambda pair: pair[0] == b"content-type")
+        self._status = status
+        self._head = b"".join(b"%b: %b\r\n" % pair for pair in pairs if pair[0] not in _OURS)
+        self._collects = length.isdigit() and int(length) <= COLLECTED
+
+    async def _body(self, body: bytes, *, more: bool) -> None:
+        if self._sink is None and (self._collects or not more):
+            self._parts.append(body)
+            if not more:
+                self._finish(Response(b"".join(self._parts), self._status, self._head))
+            return
+        if self._sink is None:
+            self._sink = self._request.open(self._status, self._head)
+            self._streams.set()
+            if self._request.method == "HEAD":
+                self._sink.close()
+                self._finish(None)
+                raise _Enough
+        sink = self._sink
+        if sink.closed:
+            raise OSError("The client has gone.")
+        sink.write(body)
+        await sink.drain()
+        if not more:
+            sink.close()
+            self._finish(None)
+
+    def _finish(self, response: Response | None) -> None:
+        self._streams.set()
+        self.complete, self.response = True, response
+
+
+def _scope(request: Request, below: str) -> dict[str, Any]:
+    path = request.root_path + request.path
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": "GET" if request.method == "HEAD" else request.method,
+        "scheme": request.scheme,
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": request.root_path + below,
+        "query_string": request.query,
+        "headers": list(request.raw_headers),
+        "client": (request.peer, 0) if request.peer else None,
+        "server": None,
+        "state": {"principal": request.principal},
+    }

@@ -1,0 +1,279 @@
+"""Which Host and Origin may talk to this server: pure checks, the same for every transport.
+
+DNS rebinding needs a name, so an IP literal is always a good Host, loopback names are too, and every other name has to
+be listed (RFC 9110 §7.4 gives the status 421). An Origin is good when it is listed, loopback where only this machine
+is served, or the server's own. The CORS lists are what browser clients of the protocol send and read. Nothing here
+knows a socket or a handler: headers in, a refusal or `None` out.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
+
+from millstream._http.message import Handler, Request, Response, Sink, refusal
+
+EXEMPT = frozenset({"/livez", "/readyz", "/health"})
+"""Paths that probes call by whatever name they have; callers skip the check for them."""
+
+METADATA = "/.well-known/oauth-"
+"""What paths begin with that say where to get a token: browser clients of any origin read them."""
+
+_HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,255}))(?::([0-9]{1,5}))?")
+_ORIGIN = re.compile(rb"([a-z][a-z0-9+.-]*)://([^/?#@\s]+)")
+_DEFAULT_PORTS = {b"http": b"80", b"https": b"443", b"ws": b"80", b"wss": b"443"}
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_REMEMBERED = 1024
+"""Host values kept as known good; addresses and a wildcard would otherwise let a client grow the set."""
+
+_CROSS_SITE = refusal(403, "A cross-site request needs an Origin listed in `allowed_origins`.")
+_TOKENS = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
+_ALLOW_HEADERS = (
+    b"authorization, content-type, accept, mcp-protocol-version, mcp-method, mcp-name, mcp-session-id, last-event-id"
+)
+_EXPOSED = (
+    b"access-control-expose-headers: mcp-session-id, www-authenticate, retry-after, ratelimit, ratelimit-policy, "
+    b"link\r\nvary: origin\r\n"
+)
+_PREFLIGHT = (
+    b"access-control-allow-methods: POST, GET, DELETE, OPTIONS\r\naccess-control-max-age: 600\r\n"
+    b"vary: access-control-request-headers\r\n"
+)
+
+
+class Authority(NamedTuple):
+    """A parsed ``host[:port]``: the name in lower case, the port as written, the address when the name is one."""
+
+    name: str
+    port: bytes | None
+    address: IPv4Address | IPv6Address | None
+
+    @property
+    def loopback(self) -> bool:
+        """An address of the loopback network, or a name that resolvers must answer with one (RFC 6761 §6.3)."""
+        if self.address is not None:
+            return self.address.is_loopback
+        return self.name == "localhost" or self.name.endswith(".localhost")
+
+
+def parse_authority(value: bytes) -> Authority | None:
+    """Split a Host value; `None` when it is malformed (RFC 9110 §7.2, without the forms only userinfo needs)."""
+    match = _HOST.fullmatch(value.strip(b" \t"))
+    if match is None:
+        return None
+    literal, name, port = match.groups()
+    if port is not None and int(port) > 65535:
+        return None
+    if literal is not None:
+        try:
+            return Authority(literal.decode().lower(), port, IPv6Address(literal.decode()))
+        except ValueError:
+            return None
+    text = name.decode().lower().removesuffix(".")
+    try:
+        return Authority(text, port, ip_address(text))
+    except ValueError:
+        return Authority(text, port, None) if text else None
+
+
+class Names:
+    """A set of allowed host names: exact, ``name:port``, ``*.example.com`` for subdomains, ``*`` for any."""
+
+    __slots__ = ("any", "exact", "suffixes")
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        names = [entry.strip().lower().removesuffix(".") for entry in entries]
+        self.any = "*" in names
+        self.exact = frozenset(name for name in names if name and not name.startswith("*"))
+        self.suffixes = tuple(name[1:] for name in names if name.startswith("*."))
+
+    def allow(self, name: str, port: bytes | None) -> bool:
+        """Is this lower-case name, or this name at this port, one of the entries?"""
+        if self.any or name in self.exact:
+            return True
+        if port is not None and f"{name}:{port.decode()}" in self.exact:
+            return True
+        return name.endswith(self.suffixes) if self.suffixes else False
+
+
+class HostPolicy:
+    """The Host and Origin rules of one server.
+
+    ``check`` is the whole rule. The set `good` holds Host values that passed, so that a hot path can skip ``check`` for
+    a request whose only Host is in it and that has neither Origin nor ``Sec-Fetch-Site``. Where nobody knows what the
+    server is bound to (`loopback_bind` is None), a peer on a loopback address is taken for one of this machine.
+    """
+
+    __slots__ = ("_hosts", "_loopback_bind", "_origins", "_shared", "good")
+
+    def __init__(
+        self,
+        allowed_hosts: Sequence[str] = (),
+        allowed_origins: Sequence[str] = (),
+        *,
+        loopback_bind: bool | None = True,
+        shared: Collection[str] = (),
+    ) -> None:
+        """`shared` are further paths that pages of any origin may use, since no cookie counts there."""
+        self._hosts = Names(allowed_hosts)
+        self._origins = _OriginRules(allowed_origins)
+        self._loopback_bind = loopback_bind
+        self._shared = frozenset(shared)
+        self.good: set[bytes] = set()
+
+    def check(
+        self, method: str, headers: Mapping[bytes, bytes], raw_headers: Collection[tuple[bytes, bytes]], peer: str = ""
+    ) -> Response | None:
+        """The refusal for these headers of a peer, or `None` when Host and Origin are fine."""
+        host = headers.get(b"host")
+        if host is None:
+            return refusal(400, "The Host header is missing.")
+        if len(headers) != len(raw_headers):
+            for single in (b"host", b"origin"):
+                if sum(name == single for name, _ in raw_headers) > 1:
+                    return refusal(400, f"More than one {single.decode().title()} header.")
+        if host not in self.good:
+            wrong = self._check_host(host)
+            if wrong is not None:
+                return wrong
+        origin = headers.get(b"origin")
+        if origin is not None:
+            return None if self.allows_origin(origin, host, peer) else _origin_refused(origin)
+        return _CROSS_SITE if method not in _SAFE_METHODS and is_cross_site(headers) else None
+
+    def allows_origin(self, origin: bytes, host: bytes, peer: str = "") -> bool:
+        """Is this Origin allowed at this (already checked) Host? An opaque ``null`` never is."""
+        match = _ORIGIN.fullmatch(origin.strip(b" \t").lower())
+        if match is None:
+            return False
+        scheme, rest = match.groups()
+        authority = parse_authority(rest)
+        if authority is None:
+            return False
+        local = is_loopback(peer) if self._loopback_bind is None else self._loopback_bind
+        if local and authority.loopback and scheme in (b"http", b"https"):
+            return True
+        if self._origins.allow(scheme, authority):
+            return True
+        own = parse_authority(host)
+        port = _DEFAULT_PORTS.get(scheme)
+        return own is not None and own.name == authority.name and (own.port or port) == (authority.port or port)
+
+    def cors_head(self, origin: bytes) -> bytes:
+        """Header lines for a reply to an Origin that ``check`` let pass."""
+        return b"access-control-allow-origin: %b\r\n%b" % (origin.strip(b" \t"), _EXPOSED)
+
+    def screen(self, request: Request) -> tuple[Response | None, bytes]:
+        """All of it for one request: a refusal or the answer to a preflight, if either, and the reply's CORS lines."""
+        if request.path.startswith(METADATA) or request.path in self._shared:
+            return self._screen_shared(request)
+        wrong = None
+        if request.path not in EXEMPT:
+            wrong = self.check(request.method, request.headers, request.raw_headers, request.peer)
+        origin = request.headers.get(b"origin")
+        if wrong is not None or origin is None:
+            return wrong, b""
+        return self.preflight(request), self.cors_head(origin)
+
+    def _screen_shared(self, request: Request) -> tuple[Response | None, bytes]:
+        """Any page may read what everybody may know, and ask for a token, under a Host that is served."""
+        origin = {name: value for name, value in request.headers.items() if name != b"origin"}
+        wrong = self.check("GET", origin, origin.items(), request.peer)
+        cors = b"access-control-allow-origin: *\r\n"
+        if wrong is None and request.method == "OPTIONS":
+            methods = b"GET" if request.path.startswith(METADATA) else b"GET, POST"
+            # A wildcard does not include authorization (Fetch, CORS-preflight fetch).
+            head = (
+                cors
+                + b"access-control-allow-methods: %b\r\naccess-control-allow-headers: *, authorization\r\n" % methods
+            )
+            return Response(b"", 204, head), b""
+        return wrong, cors
+
+    def preflight(self, request: Request) -> Response | None:
+        """The answer to a CORS preflight whose Origin passed ``check``; `None` when it is not a preflight."""
+        headers = request.headers
+        origin = headers.get(b"origin")
+        if request.method != "OPTIONS" or origin is None or b"access-control-request-method" not in headers:
+            return None
+        wanted = headers.get(b"access-control-request-headers", b"")
+        # Parameter headers have names of the user's choice: reflect the list instead of guessing it.
+        allowed = wanted if _TOKENS.fullmatch(wanted) else _ALLOW_HEADERS
+        head = _PREFLIGHT + b"access-control-allow-headers: " + allowed + b"\r\n"
+        return Response(status=204, head=head)
+
+    def _check_host(self, host: bytes) -> Response | None:
+        authority = parse_authority(host)
+        if authority is None:
+            return refusal(400, "The Host header is malformed.")
+        if authority.address is None and not authority.loopback and not self._hosts.allow(*authority[:2]):
+            return refusal(
+                421,
+                f"Host {authority.name!r} is not served here. Add it to `allowed_hosts` (MILLSTREAM_ALLOWED_HOSTS).",
+            )
+        if len(self.good) >= _REMEMBERED:
+            self.good.clear()  # made-up addresses are good Hosts too: the true ones are back with their next request
+        self.good.add(host)
+        return None
+
+
+class _OriginRules:
+    """Allowed origins: ``scheme://host[:port]``, ``scheme://*.example.com``, or ``*``."""
+
+    __slots__ = ("any", "by_scheme")
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        self.any = False
+        names: dict[bytes, list[str]] = {}
+        for entry in entries:
+            scheme, mark, rest = entry.strip().lower().rstrip("/").partition("://")
+            if mark:
+                names.setdefault(scheme.encode(), []).append(_with_port(scheme.encode(), rest))
+            elif scheme == "*":
+                self.any = True
+            elif scheme:
+                raise ValueError(f"allowed_origins: {entry!r} is not an origin; write scheme://host[:port] or *.")
+        self.by_scheme = {scheme: Names(rest) for scheme, rest in names.items()}
+
+    def allow(self, scheme: bytes, authority: Authority) -> bool:
+        if self.any:
+            return True
+        names = self.by_scheme.get(scheme)
+        if names is None:
+            return False
+        name = f"[{authority.name}]" if authority.address and authority.address.version == 6 else authority.name
+        port = authority.port or _DEFAULT_PORTS.get(scheme, b"")
+        return names.allow(f"{name}:{port.decode()}", None)
+
+
+def _with_port(scheme: bytes, rest: str) -> str:
+    """An origin without a port means the default port of its scheme, and no other."""
+    has_port = ":" in rest.rpartition("]")[2]
+    return rest if has_port else f"{rest}:{_DEFAULT_PORTS.get(scheme, b'').decode()}"
+
+
+def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a browser says that a page of another site asks, and not which one (Fetch Metadata, §2.4)."""
+    return headers.get(b"sec-fetch-site") == b"cross-site" and b"origin" not in headers
+
+
+def of_this_site(handler: Handler) -> Handler:
+    """Close a GET that does something, such as opening a stream, to the links, images and frames of other sites."""
+
+    async def screened(request: Request) -> Response | Sink | None:
+        return _CROSS_SITE if is_cross_site(request.headers) else await handler(request)
+
+    return screened
+
+
+def _origin_refused(origin: bytes) -> Response:
+    shown = ascii(origin[:200].decode("latin-1"))
+    return refusal(403, f"Origin {shown} is not allowed. Add it to `allowed_origins` (MILLSTREAM_ALLOWED_ORIGINS).")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a bind or peer address is of this machine only."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

@@ -1,0 +1,27 @@
+"""What bounds a connection and a request, whatever they are about."""
+
+from msgspec import Struct, convert
+
+from millstream._config import Settings
+
+
+class HttpLimits(Struct, frozen=True):
+    """Counts, sizes in bytes, times in seconds: each is the setting of its name."""
+
+    max_body: int
+    max_unfinished: int
+    header_timeout: float
+    body_timeout: float
+    write_timeout: float
+    keep_alive: float
+    max_header_count: int
+    max_header_bytes: int
+    max_url: int
+    max_connections: int
+    max_connections_per_address: int
+    stream_buffer: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> "HttpLimits":
+        """The bounds of a server with these settings."""
+        return convert(settings, cls, from_attributes=True)

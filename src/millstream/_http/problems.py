@@ -1,0 +1,82 @@
+"""Problem details: errors of the plain REST operations as RFC 9457 has them.
+
+Each kind has one status and one title; `type` is the place in this server's own `/docs` page that explains it, so
+that it can be opened. 422 is for arguments that do not fit the schema, and 409 for a call whose arguments fit but
+which cannot be done as things stand: a caller that generated its arguments from the schema never sees a 422.
+"""
+
+from msgspec import Struct
+
+from millstream._http.message import Response
+from millstream._protocol.jsonrpc import encode
+
+PROBLEM_TYPE = "application/problem+json"
+_HEAD = b"content-type: application/problem+json\r\n"
+
+
+class Kind(Struct, frozen=True):
+    """One kind of problem."""
+
+    slug: str
+    status: int
+    title: str
+    meaning: str
+    """For the OpenAPI document: when it happens and what to do."""
+    head: bytes = _HEAD
+
+
+MALFORMED = Kind("malformed-body", 400, "Malformed body", "The body is not UTF-8 JSON, or nested too deeply.")
+UNKNOWN_TOOL = Kind("unknown-tool", 404, "Unknown tool", "This server has no tool of that name.")
+TOOL_ERROR = Kind(
+    "tool-error", 409, "The tool could not do it",
+    "The arguments fit, but the tool could not do what was asked. The detail is its own explanation.",
+)  # fmt: skip
+NEEDS_ANSWERS = Kind(
+    "needs-answers", 409, "The tool has a question",
+    "The tool asks a person or the client's model while it runs, which a REST call cannot answer. Call it over MCP.",
+)  # fmt: skip
+WRONG_TYPE = Kind(
+    "unsupported-type", 415, "Unsupported media type", "A body must be application/json, without a content coding."
+)
+INVALID_ARGUMENTS = Kind(
+    "invalid-arguments", 422, "Invalid arguments",
+    "The arguments do not fit the schema of the tool. The detail says what to fix.",
+)  # fmt: skip
+REFUSED = Kind("refused", 403, "Refused", "The call was refused before it ran.")
+INTERNAL = Kind(
+    "internal-error", 500, "Internal error",
+    "The server failed. Its log has the details under the incident that is named here.",
+)  # fmt: skip
+BUSY = Kind(
+    "busy", 503, "Too many calls are running", "Try again after the time in Retry-After.", _HEAD + b"retry-after: 1\r\n"
+)
+KINDS = (MALFORMED, UNKNOWN_TOOL, REFUSED, TOOL_ERROR, NEEDS_ANSWERS, WRONG_TYPE, INVALID_ARGUMENTS, INTERNAL, BUSY)
+
+
+def plain_problem(status: int, detail: str, head: bytes = b"") -> Response:
+    """An error that is of no kind: its status says enough."""
+    return Response(encode({"status": status, "detail": detail}), status, _HEAD + head)
+
+
+def problem(
+    kind: Kind, detail: str, *, root_path: str = "", status: int = 0, incident: str = "", head: bytes = b""
+) -> Response:
+    """A reply that says what went wrong.
+
+    Args:
+        kind: what happened.
+        detail: this occurrence, for the caller to read.
+        root_path: where the server is mounted, for the address of the explanation.
+        status: another status than the kind's own.
+        incident: the identifier under which the log has more.
+        head: further header lines.
+    """
+    body: dict[str, str | int] = {
+        "type": f"{root_path}/docs#{kind.slug}",
+        "title": kind.title,
+        "status": status or kind.status,
+        "detail": detail,
+    }
+    if incident:
+        body["incident"] = incident
+    return Response(encode(body), status or kind.status, kind.head + head)

@@ -1,0 +1,115 @@
+"""A WebSocket of our own server: frames straight to the transport, under its flow control.
+
+ASGI sends by a coroutine, so a broadcast over it wakes one task for every subscriber and message. Our protocol class
+(`uvicorn`) offers itself in the scope, under `EXTENSION`; then a message is framed once and the same bytes are written
+to every socket that they are for, as a `LaneSink` does with events. The closing handshake stays with ASGI.
+
+The bytes that the transport holds are how far a peer is behind.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from millstream._http.asgi.sink import Send
+from millstream._http.stream_end import LastFrame
+from millstream._http.websocket.socket import Socket
+from millstream._http.websocket.waiting import CompactEvent
+
+EXTENSION = "millstream.websocket"
+"""Where the protocol class stands among the extensions of the scope."""
+
+
+class Wire(Protocol):
+    """What the protocol class of one connection gives beyond ASGI."""
+
+    transport: asyncio.Transport
+    outbox: "DirectSocket | None"
+    """Told by `took` when the peer takes bytes again, and by `lost` when no further message may be written."""
+
+    @property
+    def room(self) -> CompactEvent:
+        """Open while the transport has room."""
+        ...
+
+    def hang_up(self) -> None:
+        """Let the application's `receive` give a disconnect."""
+
+
+_last = LastFrame()
+
+
+class DirectSocket(Socket):
+    """One whose transport we have."""
+
+    __slots__ = ("_asked", "_transport", "_wire")
+
+    def __init__(self, wire: Wire, send: Send, *, limit: int, grace: float) -> None:
+        super().__init__(send, limit=limit, grace=grace)
+        self._wire = wire
+        self._transport = wire.transport
+        self._asked = 0
+        """Bytes of answers that the transport may still hold."""
+        wire.outbox = self
+
+    @property
+    def buffered(self) -> int:
+        return 0 if self.closed else max(0, self._transport.get_write_buffer_size() - self._asked)
+
+    def write(self, message: bytes, /) -> bool:
+        if self.closed or not message:
+            return not self.closed
+        transport = self._transport
+        if transport.get_write_buffer_size() - self._asked > self._limit:
+            self.cut()
+            return False
+        if _last.data is not message:
+            _last.framed = text_frame(message)
+            _last.data = message
+        transport.write(_last.framed)
+        return True
+
+    def answer(self, message: bytes) -> bool:
+        if self.closed:
+            return False
+        data = text_frame(message)
+        self._transport.write(data)
+        if not self._wire.room.is_set():
+            self._asked += len(data)
+        return True
+
+    async def drain(self) -> None:
+        room = self._wire.room
+        while not (room.is_set() or self.closed):
+            await room.stirred()
+
+    def took(self) -> None:
+        """The transport has room again."""
+        self._asked = 0
+
+    def _stop(self) -> None:
+        if self._farewell is not None:
+            self._wire.hang_up()
+        self._wire.room.stir()
+
+    async def run(self, reading: Coroutine[Any, Any, None]) -> None:
+        """Read until the socket is closed, and say goodbye."""
+        try:
+            await reading
+        finally:
+            try:
+                async with asyncio.timeout(self._grace):
+                    await self._say_goodbye()
+            except (OSError, RuntimeError):
+                pass  # The peer is gone, or does not take the rest in time (TimeoutError is an OSError).
+            self.lost()
+
+
+def text_frame(message: bytes) -> bytes:
+    """A whole text message of a server as one frame (RFC 6455 §5.2); not compressed, whatever was negotiated."""
+    size = len(message)
+    if size < 126:
+        return b"\x81%c%b" % (size, message)
+    if size < 65536:
+        return b"\x81\x7e%b%b" % (size.to_bytes(2), message)
+    return b"\x81\x7f%b%b" % (size.to_bytes(8), message)

@@ -1,0 +1,109 @@
+"""A WebSocket over ASGI: a bounded queue of whole text messages, and the writer that empties it.
+
+ASGI shows no socket, so a slow peer is known by this: `send` is held up, and messages wait behind it. What waits
+without being held up only means that the loop has not come round yet. Of what is held up, unasked messages are counted.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+
+from millstream._http.asgi.sink import Send
+from millstream._http.websocket.socket import Socket
+
+_HIGH_WATER = 64 * 1024
+
+
+class QueuedSocket(Socket):
+    """`run` sends what waits until the socket is closed."""
+
+    __slots__ = ("_deadline", "_held", "_news", "_queue", "_room", "_unasked", "_waiting")
+
+    def __init__(self, send: Send, *, limit: int, grace: float) -> None:
+        super().__init__(send, limit=limit, grace=grace)
+        self._queue: deque[tuple[bytes, int]] = deque()
+        """Messages, and the bytes of each that count as unasked."""
+        self._waiting = 0
+        self._unasked = 0
+        self._held = False
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._deadline: asyncio.Timeout | None = None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of unasked messages that wait behind one which the peer does not take."""
+        return self._unasked if self._held else 0
+
+    def write(self, message: bytes, /) -> bool:
+        if self._held and self._unasked > self._limit:
+            self.cut()
+        self._unasked += len(message)
+        return self._put(message, len(message))
+
+    def answer(self, message: bytes) -> bool:
+        return self._put(message, 0)
+
+    def _put(self, message: bytes, unasked: int) -> bool:
+        if self.closed or not message:
+            return not self.closed
+        self._queue.append((message, unasked))
+        self._waiting += len(message)
+        if self._waiting > _HIGH_WATER:
+            self._room.clear()
+        self._news.set()
+        return True
+
+    async def drain(self) -> None:
+        await self._room.wait()
+
+    def _drop(self) -> None:
+        self._queue.clear()
+
+    def _stop(self) -> None:
+        self._news.set()
+        self._room.set()
+        if self._deadline is not None:
+            self._deadline.reschedule(asyncio.get_running_loop().time() + self._grace)
+
+    async def run(self, reading: Coroutine[Any, Any, None]) -> None:
+        """Read and send until it is closed and empty, or the peer is gone, or does not take the rest in time."""
+        reader = asyncio.create_task(reading)
+        try:
+            await self._run()
+        finally:
+            if not reader.done():
+                reader.cancel()
+            await asyncio.wait((reader,))
+        if not reader.cancelled():
+            reader.result()
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.timeout(self._grace if self.closed else None) as self._deadline:
+                while not self.closed or self._queue:
+                    await self._news.wait()
+                    self._news.clear()
+                    await self._flush()
+                await self._say_goodbye()
+        except (OSError, RuntimeError):
+            # Servers of ASGI 2.4 raise OSError when the peer is gone (TimeoutError, our own deadline, is one too), and
+            # uvicorn RuntimeError when it has closed the connection itself, after a ping without an answer.
+            pass
+        finally:
+            self._deadline = None
+            self.lost()
+
+    async def _flush(self) -> None:
+        queue, send = self._queue, self._send
+        while queue:
+            message, unasked = queue.popleft()
+            self._waiting -= len(message)
+            self._unasked -= unasked
+            self._held = True
+            await send({"type": "websocket.send", "text": message.decode()})
+            self._held = False
+            if self._waiting <= _HIGH_WATER:
+                self._room.set()

@@ -1,0 +1,172 @@
+"""uvicorn's WebSocket protocol with the bounds that it lacks. Give uvicorn the name `CLASS_NAME` as its ``ws``.
+
+uvicorn bounds the size of a message but not the number of its fragments, writes a pong for every ping whether the peer
+reads or not, closes a connection whose peer takes nothing by waiting for it to take the rest, and leaves one open whose
+handshake `websockets` cannot read. Here all four come to an end.
+
+It also writes an error to the log for what is a peer's doing and has its answer: a handshake that the application
+refuses, and text that isn't UTF-8. Here neither can fill the log.
+
+It is also the `Wire` of `websocket_direct`: messages go out without a turn of the event loop.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode, Frame
+from websockets.http11 import Request
+
+from millstream._http.websocket.direct import EXTENSION, DirectSocket
+from millstream._http.websocket.waiting import CompactEvent, CompactQueue
+
+CLASS_NAME = "millstream._http.websocket.uvicorn:WebSocketProtocol"
+MAX_FRAGMENTS = 256
+MAX_UNREAD = 1024 * 1024
+"""Bytes of pongs for a peer that does not read."""
+
+_UNREADABLE = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """One connection."""
+
+    # uvicorn has 37 attributes; more than thirty in its dict would no longer be shared between connections.
+    __slots__ = ("curr_msg_data_type", "frames", "initial_response", "last_ping_rtt", "outbox", "pending_ping_payload",
+                 "ping_sent_at", "pongs", "request", "response", "room", "scope", "unread")  # fmt: skip
+
+    transport: asyncio.Transport
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.outbox: DirectSocket | None = None
+        self.pongs = 0
+        """Bytes of pongs since the transport had no more room."""
+        self.unread = 0
+        """Bytes in front of the ping, when the peer was last seen to read."""
+        self.room = CompactEvent()
+        self.room.set()
+        # uvicorn's own are an `asyncio.Event` and an `asyncio.Queue`, of which these do what it asks for.
+        self.writable = self.room  # type: ignore[assignment]
+        self.queue = CompactQueue()  # type: ignore[assignment]
+
+    def hang_up(self) -> None:
+        """The application ends the connection: what it waits for comes no more."""
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL_CLOSURE})
+
+    def no_more_frames(self) -> None:
+        """The closing handshake has begun, or there is no connection."""
+        if self.outbox is not None:
+            self.outbox.lost()
+
+    def handle_connect(self, event: Request) -> None:
+        """The opening handshake, which the application is asked about in a task that has not begun yet."""
+        super().handle_connect(event)
+        if not self.close_sent:
+            self.scope["extensions"][EXTENSION] = self  # type: ignore[assignment]  # ours, not in the ASGI types
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """What the application sends."""
+        await super().send(message)
+        if message["type"] == "websocket.accept":
+            # The parser keeps the request for as long as the connection lives.
+            self.request.headers.clear()
+            self.response.headers.clear()
+        elif message["type"] == "websocket.http.response.body":
+            # With the end of a refusal the handshake is complete, though no socket is open.
+            self.handshake_complete = self.close_sent
+
+    def resume_writing(self) -> None:
+        """The transport has room again."""
+        super().resume_writing()
+        if self.outbox is not None:
+            self.outbox.took()
+
+    def handle_close(self, event: Frame) -> None:
+        """The peer closes, or answers our close."""
+        self.no_more_frames()
+        super().handle_close(event)
+
+    def handle_parser_exception(self) -> None:
+        """The peer's bytes aren't frames; the parser has written the close frame."""
+        self.no_more_frames()
+        super().handle_parser_exception()
+
+    def shutdown(self) -> None:
+        """uvicorn ends."""
+        self.no_more_frames()
+        super().shutdown()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """There is no connection any more."""
+        self.no_more_frames()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the peer; the first are its handshake, which has bounds of its own (length of a line, no body)."""
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self.transport.write(_UNREADABLE)
+            self.transport.close()
+
+    def handle_cont(self, event: Frame) -> None:
+        """A further fragment; one too many ends the connection."""
+        if self.close_sent:
+            return
+        if len(self.frames) >= MAX_FRAGMENTS:
+            self.frames = []
+            self.conn.fail(CloseCode.POLICY_VIOLATION, "too many fragments")
+            self.handle_parser_exception()
+            return
+        super().handle_cont(event)
+
+    def send_receive_event_to_app(self) -> None:
+        """A whole message; text that isn't UTF-8 ends the connection (RFC 6455 §8.1)."""
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            data = b"".join(self.frames)
+            self.frames = [data]
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                self.frames = []
+                self.conn.fail(CloseCode.INVALID_DATA, "not UTF-8")
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
+
+    def handle_ping(self) -> None:
+        """A ping. Its pong waits behind the rest, and of a peer that reads nothing there must not be many."""
+        pong = b"".join(self.conn.data_to_send())
+        self.transport.write(pong)
+        self.pongs = 0 if self.room.is_set() else self.pongs + len(pong)
+        if self.pongs > MAX_UNREAD:
+            self.transport.abort()
+
+    def send_keepalive_ping(self) -> None:
+        """It is time to see whether somebody is there."""
+        super().send_keepalive_ping()
+        self.unread = self.transport.get_write_buffer_size()
+
+    def keepalive_timeout(self) -> None:
+        """A ping without its pong: a peer that has read since may still be on its way to it, else nobody is there."""
+        unread = self.transport.get_write_buffer_size()
+        if unread and unread < self.unread and not self.close_sent:
+            self.unread = unread
+            self.pong_timer = self.loop.call_later(self.ping_timeout or 0, self.keepalive_timeout)
+            return
+        self.no_more_frames()
+        super().keepalive_timeout()
+        self.drop_unread()
+
+    async def run_asgi(self) -> None:
+        """Run the application. When it is over it has given the peer its time to read."""
+        await super().run_asgi()
+        if not self.writable.is_set():
+            self.drop_unread()
+
+    def drop_unread(self) -> None:
+        """Do not wait for a peer that does not read."""
+        transport: Any = self.transport
+        if transport.get_write_buffer_size():
+            transport.abort()

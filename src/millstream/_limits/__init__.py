@@ -1,0 +1,5 @@
+"""How often something may happen, and how many things at a time: in one worker, or in all that share a store."""
+
+from millstream._limits.gcra import Limiter, Rate, neighborhood, told
+
+__all__ = ["Limiter", "Rate", "neighborhood", "told"]

@@ -1,0 +1,123 @@
+"""The trips to the store that limits make, and what happens while it doesn't answer.
+
+A call waits for the store for a moment only. After that, each worker counts alone for a second before one call tries
+again, so an outage costs one call a second a little time and refuses nobody.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Final
+
+from millstream._protocol.errors import LocalError
+from millstream._stores.rates import Charge, Decision, Rates, Seat
+
+PATIENCE: Final = 2.0
+"""Seconds that a call waits for the store."""
+PAUSE: Final = 1.0
+"""Seconds without asking a store that didn't answer."""
+_AT_ONCE: Final = 100
+"""Seats that are given back in one trip."""
+_REPORTS: Final = 64
+
+logger = logging.getLogger("millstream")
+
+
+class Pool:
+    """The limits of one store, as one worker asks for them."""
+
+    __slots__ = (
+        "_clock", "_leaving", "_patience", "_rates", "_reporting", "_task", "_trying", "_until", "away", "outages",
+        "workers",
+    )  # fmt: skip
+
+    def __init__(self, rates: Rates, *, patience: float = PATIENCE, clock: Callable[[], float] = monotonic) -> None:
+        # Configuration
+        self._rates = rates
+        self._patience = patience
+        self._clock = clock
+        # Process
+        self.away: bool = False
+        """The store didn't answer when it was last asked."""
+        self.outages: int = 0
+        self.workers: int = 1
+        """How many share the store, as it said last."""
+        self._until = 0.0
+        self._trying = False
+        self._leaving: dict[tuple[str, str], Seat] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._reporting: set[asyncio.Task[None]] = set()
+
+    async def take(self, charges: Sequence[Charge]) -> Decision | None:
+        """What the store says; None while it doesn't answer."""
+        if self.away and (self._trying or self._clock() < self._until):
+            return None
+        self._trying = self.away
+        try:
+            async with asyncio.timeout(self._patience):
+                decision = await self._rates.take(charges)
+        except (LocalError, OSError) as exc:  # a TimeoutError is one
+            self._lose(exc)
+            self.leave([charge for charge in charges if isinstance(charge, Seat)])
+            return None
+        except BaseException:
+            self.leave([charge for charge in charges if isinstance(charge, Seat)])
+            raise
+        finally:
+            self._trying = False
+        if self.away:
+            self.away = False
+            logger.warning("The store answers again: limits hold for all workers together.")
+        self.workers = decision.workers
+        return decision
+
+    def leave(self, seats: Sequence[Seat]) -> None:
+        """Give seats back, soon: nobody has to wait for that."""
+        for seat in seats:
+            self._leaving[seat.key, seat.holder] = seat
+        if self._leaving and (self._task is None or self._task.done()):
+            self._task = asyncio.get_running_loop().create_task(self._leave())
+
+    def report(self, charge: Charge, refused: Callable[[float], None]) -> None:
+        """Tell the store of something that has happened; `refused` hears how long to wait, if that was too much."""
+        if len(self._reporting) < _REPORTS:
+            task = asyncio.get_running_loop().create_task(self._report(charge, refused))
+            self._reporting.add(task)
+            task.add_done_callback(self._reporting.discard)
+
+    async def close(self) -> None:
+        """Give back what is still to be given back, if the store answers."""
+        for task in list(self._reporting):
+            task.cancel()
+        if self._task is not None and not self._task.done():
+            await asyncio.wait([self._task], timeout=self._patience)
+            self._task.cancel()
+        await asyncio.gather(*self._reporting, *([self._task] if self._task else ()), return_exceptions=True)
+
+    async def _leave(self) -> None:
+        while self._leaving:
+            some = dict(list(self._leaving.items())[:_AT_ONCE])
+            try:
+                await self._rates.leave(list(some.values()))
+            except (LocalError, OSError):
+                await asyncio.sleep(PAUSE)  # those of a worker without a lease are free anyway
+            else:
+                for name in some:
+                    del self._leaving[name]
+
+    async def _report(self, charge: Charge, refused: Callable[[float], None]) -> None:
+        decision = await self.take([charge])
+        if decision is not None and decision.taken[0].wait > 0:
+            refused(decision.taken[0].wait)
+
+    def _lose(self, exc: Exception) -> None:
+        self._until = self._clock() + PAUSE
+        if not self.away:
+            self.away = True
+            self.outages += 1
+            logger.warning(
+                "Limits can't be shared: %s. Until the store answers, each worker counts alone, with its part of every "
+                "limit.",
+                str(exc).rstrip(".") or type(exc).__name__,
+            )

@@ -1,0 +1,62 @@
+"""Quotas: so many until the end of a calendar day or month, by the store's clock, in UTC."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+from msgspec import Struct
+
+from millstream._limits.gcra import Rate
+from millstream._limits.names import named
+from millstream._stores.rates import Quota
+
+_QUOTA = re.compile(r"([1-9][0-9]{0,8}) ?/ ?(day|month)")
+_MONTH = 32
+"""Days: so many after the first of a month are in the next one."""
+
+
+class Period(Struct, frozen=True):
+    """A day or a month, as seconds since 1970."""
+
+    start: float
+    end: float
+
+
+class CalendarQuota:
+    """So many for each day or month."""
+
+    __slots__ = ("_monthly", "_now", "count", "name")
+
+    def __init__(self, text: str, name: str = "quota") -> None:
+        """Read ``10000/day`` or ``100000/month``.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        match = _QUOTA.fullmatch(text.strip())
+        if match is None:
+            raise ValueError(f"{text!r} is not a quota. Write a number and day or month, such as 10000/day.")
+        self.name = name
+        self.count = int(match[1])
+        self._monthly = match[2] == "month"
+        self._now = Period(0.0, 0.0)
+
+    @property
+    def rate(self) -> Rate:
+        """The quota as clients see it."""
+        return Rate(self.count, round(self._now.end - self._now.start))
+
+    def at(self, key: str, cost: float, now: float) -> Quota:
+        """What a key is charged now."""
+        if not self._now.start <= now < self._now.end:
+            self._now = period(now, monthly=self._monthly)
+        start, end = self._now.start, self._now.end
+        return Quota(named(f"{self.name} {start:.0f}", key), self.count, end, cost)
+
+
+def period(now: float, *, monthly: bool) -> Period:
+    """The day or month of a time."""
+    start = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if not monthly:
+        return Period(start.timestamp(), (start + timedelta(days=1)).timestamp())
+    start = start.replace(day=1)
+    return Period(start.timestamp(), (start + timedelta(days=_MONTH)).replace(day=1).timestamp())

@@ -1,0 +1,265 @@
+"""From an envelope and HTTP headers to an admitted request, or a refusal with its exact code and status.
+
+MCP 2026-07-28, basic/versioning and basic/transports/streamable-http, and for older clients 2025-11-25,
+basic/transports. Whose turn a step is:
+`era_of` tells the eras apart (body first, the header is a cross-check), `admit_per_request` climbs the ladder of
+2026-07-28. Handshake-era routing by session is the transport's (it needs sessions); the checks it makes are here
+too, as functions of values. stdio passes no headers and skips the header steps.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from millstream._protocol import metadata
+from millstream._protocol.errors import (
+    HEADER_MISMATCH,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    MISSING_CLIENT_CAPABILITY,
+    UNSUPPORTED_VERSION,
+    ProtocolError,
+)
+from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.metadata import Client, RequestMeta, declares
+from millstream._protocol.param_headers import decode_name
+from millstream._protocol.revisions import ALL, BY_DATE, PER_REQUEST, Revision, names_per_request_era
+
+Headers = Mapping[bytes, bytes]
+
+_NAMED: Mapping[str, str] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+"""Methods that need `Mcp-Name`, and the member of `params` it repeats."""
+
+_REQUESTS = frozenset(method for revision in ALL for method in revision.requests)
+
+_ROUTING = (b"mcp-protocol-version", b"mcp-method", b"mcp-name")
+
+
+class Admitted(Struct, frozen=True, gc=False):
+    """A request of the per-request era that passed the ladder up to its parameters."""
+
+    revision: Revision
+    meta: RequestMeta
+    client: Client
+    name: str
+    """Value of `params.name` or `params.uri` for named methods."""
+
+
+class _ParamsMeta(Struct, gc=False, rename={"meta": "_meta"}):
+    meta: RequestMeta = msgspec.field(default_factory=RequestMeta)
+
+
+class _ParamsName(Struct, gc=False):
+    name: str = ""
+    uri: str = ""
+
+
+_decode_params_meta = msgspec.json.Decoder(_ParamsMeta).decode
+_decode_params_name = msgspec.json.Decoder(_ParamsName).decode
+
+
+def header_version(headers: Headers) -> str:
+    """The `MCP-Protocol-Version` header without surrounding white space, or an empty string."""
+    return headers.get(b"mcp-protocol-version", b"").decode("latin-1").strip(" \t")
+
+
+def is_per_request(message: Envelope, headers: Headers | None = None) -> bool:
+    """Whether a request or notification belongs to the per-request era.
+
+    Raises:
+        ProtocolError: `initialize` under a header that names a revision without a handshake.
+    """
+    enveloped, complete = _envelope_marks(message.params)
+    by_header = headers is not None and names_per_request_era(header_version(headers))
+    if message.method == "initialize" and not complete:
+        if by_header:
+            raise ProtocolError(
+                HEADER_MISMATCH,
+                "The MCP-Protocol-Version header names a revision that has no initialize: "
+                "send a handshake version or none",
+                status=400,
+            )
+        return False
+    return enveloped or by_header
+
+
+def check_notification(message: Envelope) -> None:
+    """Refuse a request that came without an id: its caller would wait for an answer that nobody owes.
+
+    Raises:
+        ProtocolError: INVALID_REQUEST.
+    """
+    if message.method in _REQUESTS:
+        raise ProtocolError(INVALID_REQUEST, f'Invalid request: {message.method} needs an "id"', status=400)
+
+
+def _envelope_marks(params: bytes) -> tuple[bool, bool]:
+    """(has the version key, has both required keys), whatever their types."""
+    if not params:
+        return False, False
+    try:
+        meta = metadata.decode_loose_params(params).meta
+    except (msgspec.DecodeError, RecursionError):
+        return False, False
+    if meta is UNSET:
+        return False, False
+    enveloped = meta.version is not UNSET
+    return enveloped, enveloped and meta.capabilities is not UNSET
+
+
+def admit_per_request(
+    message: Envelope,
+    *,
+    serves: Callable[[str, Revision], bool],
+    requires: Callable[[str, str], Mapping[str, Any]],
+    headers: Headers | None = None,
+    raw_headers: Iterable[tuple[bytes, bytes]] = (),
+) -> Admitted:
+    """Steps a to e of the ladder (f, parameter headers, and g, parameters, are the handler's).
+
+    Args:
+        message: a request.
+        serves: whether the server has a method in a revision.
+        requires: the client capabilities that (method, name) cannot do without.
+        headers: last value of each header, or None where the transport has none.
+        raw_headers: all headers, to find repeated ones.
+
+    Raises:
+        ProtocolError: with the code and HTTP status of the first step that failed.
+    """
+    meta, capabilities = _read_meta(message)
+    name = _read_name(message)
+    version = meta.version
+    assert version is not UNSET  # noqa: S101  _read_meta checked it
+    if headers is not None:
+        check_routing(message.method, name, version, headers, raw_headers)
+    revision = PER_REQUEST.get(version)
+    if revision is None:
+        raise ProtocolError(
+            UNSUPPORTED_VERSION,
+            "Unsupported protocol version",
+            {"supported": list(PER_REQUEST), "requested": version},
+            status=400,
+        )
+    if not serves(message.method, revision):
+        raise method_not_found(message.method, revision)
+    client = Client(capabilities, *_display(meta))
+    needed = requires(message.method, name)
+    if needed:
+        require_capabilities(client.capabilities, needed)
+    return Admitted(revision, meta, client, name)
+
+
+def _display(meta: RequestMeta) -> tuple[str, str]:
+    return ("", "") if meta.client is UNSET else (meta.client.name, meta.client.version)
+
+
+def method_not_found(method: str, revision: Revision) -> ProtocolError:
+    """The refusal for a method that a revision has not, or that this server does not offer."""
+    return ProtocolError(METHOD_NOT_FOUND, f"Method not found: {method}", status=revision.method_not_found_status)
+
+
+def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
+    """Raises: ProtocolError: MISSING_CLIENT_CAPABILITY with `data.requiredCapabilities`."""
+    if not declares(capabilities, needed):
+        raise ProtocolError(
+            MISSING_CLIENT_CAPABILITY,
+            "Missing required client capability",
+            {"requiredCapabilities": needed},
+            status=400,
+        )
+
+
+def _read_meta(message: Envelope) -> tuple[RequestMeta, dict[str, Any]]:
+    """`_meta`, and the capabilities in it."""
+    try:
+        meta = _decode_params_meta(message.params or b"{}").meta
+        capabilities = {} if meta.capabilities is UNSET else metadata.read_capabilities(meta.capabilities)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}", status=400) from exc
+    missing = [
+        key
+        for key, value in ((metadata.VERSION_KEY, meta.version), (metadata.CAPABILITIES_KEY, meta.capabilities))
+        if value is UNSET
+    ]
+    if missing:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: _meta lacks {' and '.join(missing)}", status=400)
+    if meta.log_level is not UNSET and meta.log_level not in metadata.LOG_LEVELS:
+        levels = ", ".join(metadata.LOG_LEVELS)
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: unknown log level, use one of {levels}", status=400)
+    return meta, capabilities
+
+
+def _read_name(message: Envelope) -> str:
+    member = _NAMED.get(message.method)
+    if member is None:
+        return ""
+    try:
+        names = _decode_params_name(message.params)
+    except msgspec.DecodeError as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}", status=400) from exc
+    return names.name if member == "name" else names.uri
+
+
+def target_name(method: str, params: bytes) -> str:
+    """The name or URI that a request is about, for a gate; empty where the parameters lack it."""
+    try:
+        return _read_name(Envelope(None, method, params or b"{}"))
+    except ProtocolError:
+        return ""
+
+
+def check_routing(
+    method: str, name: str, version: str, headers: Headers, raw_headers: Iterable[tuple[bytes, bytes]]
+) -> None:
+    """Compare the routing headers with the body (MCP 2026-07-28, basic/transports/streamable-http).
+
+    Raises:
+        ProtocolError: HEADER_MISMATCH for one that is missing, repeated, malformed or different.
+    """
+    names = [key for key, _ in raw_headers]
+    for header in names:
+        if (header in _ROUTING or header.startswith(b"mcp-param-")) and names.count(header) > 1:
+            raise _mismatch(header, "is sent more than once")
+    _compare(b"mcp-protocol-version", header_version(headers), version, headers)
+    _compare(b"mcp-method", headers.get(b"mcp-method", b"").decode("latin-1").strip(" \t"), method, headers)
+    if method in _NAMED:
+        raw = headers.get(b"mcp-name")
+        _compare(b"mcp-name", "" if raw is None else decode_name(raw.strip(b" \t")), name, headers)
+
+
+def _compare(header: bytes, found: str, expected: str, headers: Headers) -> None:
+    if header not in headers:
+        raise _mismatch(header, "is missing")
+    if found != expected:
+        raise _mismatch(header, "differs from the body")
+
+
+def _mismatch(header: bytes, what: str) -> ProtocolError:
+    title = "-".join({"mcp": "Mcp"}.get(part, part.capitalize()) for part in header.decode().split("-"))
+    return ProtocolError(HEADER_MISMATCH, f"Header mismatch: {title} {what}", status=400)
+
+
+def check_handshake_header(headers: Headers, negotiated: Revision | None) -> Revision | None:
+    """The revision a handshake-era request names in its header; None when it has no header.
+
+    With a session the negotiated revision counts and the header only has to be a known version.
+
+    Raises:
+        ProtocolError: a version that is unknown or not a handshake one (HTTP 400).
+    """
+    if b"mcp-protocol-version" not in headers:
+        return negotiated
+    version = header_version(headers)
+    revision = BY_DATE.get(version)
+    if revision is None or not revision.handshake:
+        known = ", ".join(date for date, each in BY_DATE.items() if each.handshake)
+        raise ProtocolError(
+            INVALID_REQUEST,
+            f"Unsupported protocol version {version[:32]!r} in MCP-Protocol-Version: supported are {known}",
+            status=400,
+        )
+    return negotiated or revision

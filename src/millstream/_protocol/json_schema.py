@@ -1,0 +1,275 @@
+"""JSON Schema 2020-12 for annotations, and a bounded check of schemas written by hand.
+
+msgspec generates; this module inlines its `$ref`s (many models read inlined schemas better), keeps them only where a
+type is recursive, and drops the titles that merely repeat a class name. Types that msgspec does not know are asked of
+a hook. Nothing is ever fetched: a `$ref` that leaves the document is refused (MCP 2026-07-28, basic).
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, TypeGuard, get_args
+
+from msgspec.json import schema_components
+
+from millstream._protocol.schema_details import detail
+
+Schema = dict[str, Any]
+SchemaHook = Callable[[type], Schema]
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+MAX_DEPTH = 64
+MAX_SCHEMAS = 10_000
+
+REF = "#/$defs/"
+# Keywords by what they hold (2020-12 core §10 and §11); every other keyword is data and is not walked.
+SINGLE = frozenset(
+    ("additionalProperties", "contains", "contentSchema", "else", "if", "items", "not", "propertyNames", "then",
+     "unevaluatedItems", "unevaluatedProperties")
+)  # fmt: skip
+LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
+MAPS = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
+JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", bool: "boolean"}
+
+
+def shown(annotation: Any) -> str:
+    """A type as people write it: without the modules that its parts come from."""
+    name = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else repr(annotation)
+    return without_modules(name)
+
+
+def without_modules(text: str) -> str:
+    """A text about types without the modules that they come from."""
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?:<locals>\.)?(?=[A-Za-z_])", "", text)
+
+
+def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a JSON value is an object."""
+    return isinstance(value, dict)
+
+
+def is_array(value: Any) -> TypeGuard[list[Any]]:
+    """Whether a JSON value is an array."""
+    return isinstance(value, list)
+
+
+def integral(value: Any) -> Any:
+    """``2.0`` as 2: JSON Schema counts both as integers, msgspec's decoder only the second."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def schema_of(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
+    """The schema of a type, with references only to recursive types.
+
+    Args:
+        annotation: anything msgspec can decode, or that `hook` knows.
+        hook: gives the schema (with its own `$defs`, if any) of a class that msgspec does not know.
+
+    Raises:
+        TypeError: when neither knows the type.
+    """
+    try:
+        (root,), components = schema_components((annotation,), schema_hook=hook, ref_template=REF + "{name}")
+    except NameError as error:
+        raise TypeError(f"an annotation inside {shown(annotation)} cannot be resolved: {error}") from error
+    for component in components.values():
+        component.pop("title", None)  # the name of the class; titles that users give stand beside the `$ref`
+    document = _Inliner().document(root, components)
+    detail(document, annotation, document.get("$defs", {}), set())
+    return document
+
+
+def object_schema(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
+    """`schema_of` for what must be an object at the root; it always has `properties`, which some clients require.
+
+    Raises:
+        TypeError: when the type is not an object, or unknown.
+    """
+    schema = schema_of(annotation, hook=hook)
+    if schema.get("type") != "object":
+        raise TypeError(
+            f"{shown(annotation)} is not an object type: use a dataclass, Struct, TypedDict or pydantic model"
+        )
+    schema.setdefault("properties", {})
+    if not schema.get("required", True):
+        del schema["required"]
+    return schema
+
+
+def wrap_output(schema: Schema) -> Schema:
+    """The schema for revisions that know only objects as output: the value is their `result`."""
+    outer = {key: schema[key] for key in ("$schema",) if key in schema}
+    inner = {key: value for key, value in schema.items() if key not in outer}
+    return {
+        "type": "object",
+        "properties": {"result": moved(inner, "#/properties/result")},
+        "required": ["result"],
+        **outer,
+    }
+
+
+def without_null(schema: Schema) -> Schema:
+    """The schema of ``T | None`` as that of ``T``: for places that leave a value out instead of sending null."""
+    parts = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
+    if len(parts) != 1:
+        return schema
+    rest = {key: value for key, value in schema.items() if key != "anyOf" and (key, value) != ("default", None)}
+    return {**parts[0], **rest}
+
+
+def check_schema(schema: Schema, *, object_root: bool = True) -> None:
+    """Check a schema written by hand: an object at the root, 2020-12, local references, bounded size.
+
+    Args:
+        schema: of the arguments or the result of a tool.
+        object_root: false for results, which may be any JSON value.
+
+    Raises:
+        ValueError: saying what is wrong and where.
+    """
+    if object_root and schema.get("type") != "object":
+        raise ValueError('the root of the schema must have "type": "object"')
+    count = 0
+    pending: list[tuple[Any, str, int]] = [(schema, "#", 1)]
+    while pending:
+        node, where, depth = pending.pop()
+        count += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"the schema is nested deeper than {MAX_DEPTH} levels")
+        if count > MAX_SCHEMAS:
+            raise ValueError(f"the schema has more than {MAX_SCHEMAS} sub-schemas")
+        if isinstance(node, bool):
+            continue
+        if not is_object(node):
+            raise ValueError(f"{where}: a schema is an object or a boolean")
+        _check_identity(node, where)
+        try:
+            pending += [(child, "/".join(map(str, (where, *at))), depth + 1) for at, child in children(node)]
+        except ValueError as error:
+            raise ValueError(f"{where}/{error}") from None
+
+
+def _check_identity(node: Schema, where: str) -> None:
+    dialect = node.get("$schema", DIALECT)
+    if not isinstance(dialect, str) or dialect.rstrip("#") != DIALECT:
+        raise ValueError(f"{where}: the dialect {dialect!r} is not supported; only {DIALECT} is")
+    for keyword in ("$ref", "$dynamicRef"):
+        target = node.get(keyword, "#")
+        if not isinstance(target, str) or not target.startswith("#"):
+            raise ValueError(f"{where}: {keyword} {target!r} leaves the document; references are never fetched")
+
+
+def children(node: Schema) -> Iterator[tuple[tuple[str, ...] | tuple[str, int], Any]]:
+    """The schemas directly inside one, each with where it stands: ``("items",)``, ``("properties", "a")``.
+
+    Raises:
+        ValueError: a keyword does not hold what it should, naming it.
+    """
+    for keyword, value in node.items():
+        if keyword in SINGLE:
+            yield (keyword,), value
+        elif keyword in LISTS:
+            if not is_array(value):
+                raise ValueError(f"{keyword}: must be an array of schemas")
+            yield from (((keyword, index), child) for index, child in enumerate(value))
+        elif keyword in MAPS:
+            if not is_object(value):
+                raise ValueError(f"{keyword}: must be an object of schemas")
+            yield from (((keyword, name), child) for name, child in value.items())
+
+
+def rebuilt(node: Schema, change: Callable[[Any], Any]) -> Schema:
+    """A copy of a schema, each schema directly inside it replaced by what `change` makes of it."""
+    made = {key: value.copy() if key in LISTS or key in MAPS else value for key, value in node.items()}
+    for (keyword, *at), child in children(node):
+        if at:
+            made[keyword][at[0]] = change(child)
+        else:
+            made[keyword] = change(child)
+    return made
+
+
+def moved(node: Any, place: str) -> Any:
+    """A schema that is to stand at `place` of another document: references to its own root point there instead."""
+    if not is_object(node) or "$id" in node:
+        return node  # references inside a document with a name of its own count from there
+    made = rebuilt(node, lambda child: moved(child, place))
+    for keyword in ("$ref", "$dynamicRef"):
+        reference = made.get(keyword, "")
+        if reference == "#" or reference.startswith("#/"):
+            made[keyword] = place + reference[1:]
+    return made
+
+
+class _Inliner:
+    """Rewrites one schema document. A scope is the `$defs` that references of a part point into."""
+
+    __slots__ = ("hoisted", "names")
+
+    def __init__(self) -> None:
+        self.hoisted: Schema = {}
+        """Definitions of the recursive types, under their final names."""
+        self.names: dict[int, str] = {}
+        """Identity of a recursive definition → its final name: two scopes may use one name for different types."""
+
+    def document(self, root: Schema, scope: Schema) -> Schema:
+        """The root is always expanded, even when it is recursive: it needs its `type` in plain sight."""
+        if "$defs" in root:
+            scope = root["$defs"]
+        target, siblings = self.target(root, scope)
+        result = self.members(target, scope) | self.members(siblings, scope)
+        return result | {"$defs": self.hoisted} if self.hoisted else result
+
+    def target(self, node: Schema, scope: Schema) -> tuple[Schema, Schema]:
+        """The schema that a node refers to (an empty one for none), and the keywords beside the reference."""
+        siblings = {key: value for key, value in node.items() if key not in ("$ref", "$defs")}
+        return scope[node["$ref"].removeprefix(REF)] if "$ref" in node else {}, siblings
+
+    def expand(self, node: Any, scope: Schema) -> Any:
+        if not is_object(node):
+            return node
+        if "$defs" in node:
+            scope = node["$defs"]
+        target, siblings = self.target(node, scope)
+        rest = self.members(siblings, scope)
+        if "$ref" not in node:
+            return rest
+        if _reaches(target, target, scope):
+            return {"$ref": REF + self.hoist(node["$ref"].removeprefix(REF), target, scope), **rest}
+        return self.members(target, scope) | rest
+
+    def hoist(self, name: str, target: Schema, scope: Schema) -> str:
+        if id(target) not in self.names:
+            while name in self.hoisted:
+                name += "_"
+            self.names[id(target)] = name
+            self.hoisted[name] = {}
+            self.hoisted[name] = self.members(target, scope)
+        return self.names[id(target)]
+
+    def members(self, node: Schema, scope: Schema) -> Schema:
+        result = rebuilt(node, lambda child: self.expand(child, scope))
+        if "enum" in result and "type" not in result:
+            values: list[Any] = result["enum"]
+            kinds = {JSON_TYPES.get(type(value)) for value in values}
+            if len(kinds) == 1 and None not in kinds:
+                result = {"type": kinds.pop(), **result}
+        return result
+
+
+def _reaches(node: Schema, goal: Schema, scope: Schema) -> bool:
+    """Whether a definition refers to `goal`, directly or through others."""
+    seen: set[int] = set()
+    pending: list[Any] = [node]
+    while pending:
+        part = pending.pop()
+        if not is_object(part) or "$defs" in part:
+            continue  # a part with definitions of its own comes from the hook and knows nothing of ours
+        if "$ref" in part:
+            target = scope[part["$ref"].removeprefix(REF)]
+            if target is goal:
+                return True
+            if id(target) not in seen:
+                seen.add(id(target))
+                pending.append(target)
+        pending += [child for _, child in children(part)]
+    return False

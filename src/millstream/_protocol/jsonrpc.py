@@ -1,0 +1,221 @@
+"""JSON-RPC 2.0 messages: bytes to `Envelope` and back (https://www.jsonrpc.org/specification).
+
+Reading is in passes: this module opens only the envelope and keeps `params`, `result` and `error` as raw bytes.
+Identifiers keep their type. It does not know methods or revisions.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from millstream._protocol.depth import overgrown
+from millstream._protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR, ProtocolError
+
+RequestId = int | str
+
+encode = msgspec.json.Encoder().encode
+"""Compact JSON of any value made of builtins, Structs and dataclasses."""
+
+MAX_ID = 16 * 1024
+"""Bytes of an id: it is kept as long as its call, which may be a stream, and repeated in messages."""
+
+_EMPTY = Raw(b"")
+
+
+class _Envelope(Struct, gc=False):
+    jsonrpc: Raw = _EMPTY
+    id: Raw = _EMPTY
+    method: Raw = _EMPTY
+    params: Raw = _EMPTY
+    result: Raw = _EMPTY
+    error: Raw = _EMPTY
+
+
+class Envelope(Struct, gc=False, frozen=True):
+    """One request (`method` and `id`), notification (`method` only) or answer (`id`, and `result` or `error`)."""
+
+    id: RequestId | None
+    method: str
+    params: bytes
+    """Raw JSON object, or empty."""
+    result: bytes = b""
+    error: bytes = b""
+
+    @property
+    def is_request(self) -> bool:
+        return self.id is not None and self.method != ""
+
+    @property
+    def is_answer(self) -> bool:
+        return self.method == ""
+
+
+class PeerError(Struct, gc=False):
+    """The error of an answer."""
+
+    code: int = INTERNAL_ERROR
+    message: str = ""
+    data: Raw = _EMPTY
+
+
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_raw = msgspec.json.Decoder(Raw).decode
+_decode_id = msgspec.json.Decoder(int | str).decode
+_decode_text = msgspec.json.Decoder(str).decode
+
+
+def _invalid(why: str) -> ProtocolError:
+    return ProtocolError(INVALID_REQUEST, f"Invalid request: {why}", status=400)
+
+
+def _unreadable(exc: Exception) -> ProtocolError:
+    return ProtocolError(PARSE_ERROR, f"Parse error: {exc}", status=400)
+
+
+def check_text(body: bytes, max_depth: int) -> None:
+    """Refuse what no decoder pass would catch: bad UTF-8 in skipped members, deep nesting and too many containers.
+
+    Raises:
+        ProtocolError: PARSE_ERROR.
+    """
+    if not body.isascii():
+        try:
+            str(body, "utf-8")
+        except UnicodeDecodeError as exc:
+            raise ProtocolError(PARSE_ERROR, "Parse error: the body is not UTF-8", status=400) from exc
+    why = overgrown(body, max_depth)
+    if why:
+        raise ProtocolError(PARSE_ERROR, f"Parse error: {why}", status=400)
+
+
+def read(body: bytes) -> Envelope:
+    """Open one envelope. The last of duplicate keys wins; unknown keys are ignored.
+
+    Raises:
+        ProtocolError: PARSE_ERROR when the bytes are not JSON, INVALID_REQUEST when they aren't a JSON-RPC message.
+    """
+    try:
+        envelope = _decode_envelope(body)
+    except msgspec.ValidationError:
+        require_json(body)
+        raise _invalid("a message is a JSON object") from None
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise _unreadable(exc) from exc
+    return _message(envelope)
+
+
+def require_json(body: bytes) -> None:
+    """Raises: ProtocolError: PARSE_ERROR when the bytes are not one JSON value."""
+    try:
+        _decode_raw(body)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise _unreadable(exc) from exc
+
+
+def _is_two(raw: bytes) -> bool:
+    try:
+        return bool(_decode_text(raw) == "2.0")
+    except msgspec.MsgspecError:
+        return False
+
+
+def _request_id(raw: bytes, envelope: _Envelope) -> RequestId | None:
+    if not raw or (raw == b"null" and envelope.error):
+        return None
+    if len(raw) > MAX_ID:
+        raise _invalid(f'"id" has at most {MAX_ID} bytes')
+    try:
+        request_id: RequestId = _decode_id(raw)
+    except msgspec.MsgspecError:
+        raise _invalid('"id" must be a string or an integer') from None
+    return request_id
+
+
+def _message(envelope: _Envelope) -> Envelope:
+    # Almost always these very bytes; an escaped spelling is the same string.
+    if bytes(envelope.jsonrpc) != b'"2.0"' and not _is_two(bytes(envelope.jsonrpc)):
+        raise _invalid('"jsonrpc" must be "2.0"')
+    request_id = _request_id(bytes(envelope.id), envelope)
+    raw_method = bytes(envelope.method)
+    if not raw_method:
+        return _answer(request_id, envelope)
+    try:
+        method = _decode_text(raw_method)
+    except msgspec.MsgspecError:
+        raise _invalid('"method" must be a string') from None
+    if not method:
+        raise _invalid('"method" must not be empty')
+    if envelope.result or envelope.error:
+        raise _invalid('a message has a "method", or exactly one of "result" and "error"')
+    params = bytes(envelope.params)
+    if params and params[:1] != b"{":
+        raise _invalid('"params" must be an object')
+    return Envelope(request_id, method, params)
+
+
+def _answer(request_id: RequestId | None, envelope: _Envelope) -> Envelope:
+    result, error = bytes(envelope.result), bytes(envelope.error)
+    if bool(result) == bool(error):
+        raise _invalid('a message has a "method", or exactly one of "result" and "error"')
+    if request_id is None and not error:
+        raise _invalid('an answer needs the "id" of its request')
+    return Envelope(request_id, "", b"", result, error)
+
+
+@functools.cache
+def _batch_decoder(max_items: int) -> Callable[[bytes], Struct]:
+    """Reads an array into a struct of as many members as a batch may have: it stops at the first that is too many."""
+    members: list[Any] = [(f"m{index}", Raw, _EMPTY) for index in range(max_items)]
+    return msgspec.json.Decoder(
+        msgspec.defstruct("_Batch", members, array_like=True, forbid_unknown_fields=True)
+    ).decode
+
+
+def split_batch(body: bytes, max_items: int) -> list[bytes]:
+    """The elements of a batch array, still raw.
+
+    Raises:
+        ProtocolError: PARSE_ERROR, or INVALID_REQUEST for an empty or oversize batch.
+    """
+    try:
+        items = [bytes(item) for item in msgspec.structs.astuple(_batch_decoder(max_items)(body))]
+    except msgspec.ValidationError:
+        raise _invalid(f"a batch has at most {max_items} messages") from None
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise _unreadable(exc) from exc
+    items = [item for item in items if item]
+    if not items:
+        raise _invalid("an empty batch")
+    return items
+
+
+def result_message(request_id: RequestId, result: bytes) -> bytes:
+    """A successful response around an encoded result."""
+    return b'{"jsonrpc":"2.0","id":' + encode(request_id) + b',"result":' + result + b"}"
+
+
+def error_message(request_id: RequestId | None, code: int, message: str, data: Any = None) -> bytes:
+    """An error response. For an unreadable request the id is left out: the schemas of MCP allow no null there."""
+    error: dict[str, Any] = {"code": code, "message": message}
+    if data is not None:
+        error["data"] = data
+    if request_id is None:
+        return encode({"jsonrpc": "2.0", "error": error})
+    return encode({"jsonrpc": "2.0", "id": request_id, "error": error})
+
+
+def notification_message(method: str, params: Any = None) -> bytes:
+    """A notification; `params` is any encodable value, `msgspec.Raw` included."""
+    if params is None:
+        return encode({"jsonrpc": "2.0", "method": method})
+    return encode({"jsonrpc": "2.0", "method": method, "params": params})
+
+
+def request_message(request_id: RequestId, method: str, params: Any) -> bytes:
+    """A request to the peer."""
+    if params is None:
+        return encode({"jsonrpc": "2.0", "id": request_id, "method": method})
+    return encode({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})

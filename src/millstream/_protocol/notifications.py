@@ -1,0 +1,106 @@
+"""Notifications of both sides, and the progress token that asks for some of them."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType, field
+
+from millstream._protocol.jsonrpc import RequestId
+from millstream._protocol.messages import Json, Params, SubscriptionFilter
+from millstream._protocol.metadata import ProgressToken
+
+
+class CancelledNotificationParams(Params):
+    """`notifications/cancelled`."""
+
+    request_id: RequestId | UnsetType = UNSET
+    reason: Any = None
+    """For a log; nothing depends on it, so it may be of any type."""
+
+
+class NotificationParams(Params):
+    """The base for notifications whose method says it all; `_meta` may name the subscription that they are for."""
+
+    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+
+
+class ProgressNotificationParams(Params):
+    """`notifications/progress`."""
+
+    progress_token: ProgressToken
+    progress: float
+    total: float | None = None
+    message: str | None = None
+
+
+class LoggingMessageNotificationParams(Params):
+    """`notifications/message`."""
+
+    level: str
+    data: Any
+    logger: str | None = None
+
+
+class ResourceUpdatedNotificationParams(Params):
+    """`notifications/resources/updated`."""
+
+    uri: str
+    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+
+
+class SubscriptionsAcknowledgedNotificationParams(Params):
+    """`notifications/subscriptions/acknowledged`: what the server agreed to tell."""
+
+    notifications: SubscriptionFilter
+    meta: Json = field(default_factory=dict[str, Any], name="_meta")
+
+
+NOTIFICATIONS: Mapping[str, type[Struct]] = MappingProxyType(
+    {
+        "notifications/initialized": NotificationParams,
+        "notifications/cancelled": CancelledNotificationParams,
+        "notifications/progress": ProgressNotificationParams,
+        "notifications/message": LoggingMessageNotificationParams,
+        "notifications/tools/list_changed": NotificationParams,
+        "notifications/prompts/list_changed": NotificationParams,
+        "notifications/resources/list_changed": NotificationParams,
+        "notifications/resources/updated": ResourceUpdatedNotificationParams,
+        "notifications/roots/list_changed": NotificationParams,
+        "notifications/subscriptions/acknowledged": SubscriptionsAcknowledgedNotificationParams,
+    }
+)
+"""Notification of either side -> its parameters."""
+
+
+class _TokenMeta(Struct, gc=False):
+    token: ProgressToken | UnsetType = field(default=UNSET, name="progressToken")
+
+
+class _TokenParams(Struct, gc=False):
+    meta: _TokenMeta | UnsetType = field(default=UNSET, name="_meta")
+
+
+_decode_cancelled = msgspec.json.Decoder(CancelledNotificationParams).decode
+_decode_token = msgspec.json.Decoder(_TokenParams).decode
+
+
+def progress_token(params: bytes) -> ProgressToken | None:
+    """The progress token of a request; one of a wrong type counts as none."""
+    if b'"progressToken"' not in params:
+        return None
+    try:
+        meta = _decode_token(params).meta
+    except msgspec.DecodeError:
+        return None
+    return meta.token if meta is not UNSET and meta.token is not UNSET else None
+
+
+def cancelled_id(params: bytes) -> RequestId | None:
+    """The request that `notifications/cancelled` names; None for a malformed one, which is ignored."""
+    try:
+        request_id: Any = _decode_cancelled(params or b"{}").request_id
+    except msgspec.DecodeError:
+        return None
+    return None if request_id is UNSET else request_id

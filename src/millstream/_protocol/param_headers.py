@@ -1,0 +1,191 @@
+"""``x-mcp-header``: tool arguments that travel in ``Mcp-Param-*`` headers too (MCP 2026-07-28, server/tools).
+
+Three parts: finding and validating annotations in an input schema, the text of header values with its Base64
+sentinel, and the comparison of headers with arguments. The module knows schemas as plain dicts and headers as a
+mapping with lower-case names; which requests are checked is `admission`'s business.
+"""
+
+import re
+from base64 import b64decode, b64encode
+from binascii import Error as Base64Error
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, cast, get_args
+
+from msgspec import Struct
+
+from millstream._protocol.errors import HEADER_MISMATCH, ProtocolError
+
+ANNOTATION = "x-mcp-header"
+MAX_SAFE_INTEGER = 2**53 - 1
+
+Kind = Literal["string", "integer", "boolean"]
+
+_OPEN = "=?base64?"
+_CLOSE = "?="
+_KINDS = get_args(Kind)
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+"""RFC 9110 §5.6.2."""
+_PLAIN = re.compile(r"[\t\x20-\x7e]*")
+_INTEGER = re.compile(r"(-?[0-9]{1,16})(?:\.0+)?")
+
+# Where JSON Schema 2020-12 and the drafts before it keep subschemas.
+_SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
+_SCHEMAS = (
+    "allOf", "anyOf", "oneOf", "prefixItems", "items", "additionalItems", "contains", "additionalProperties",
+    "unevaluatedItems", "unevaluatedProperties", "propertyNames", "not", "if", "then", "else", "contentSchema",
+)  # fmt: skip
+
+
+class ParamHeader(Struct, frozen=True, gc=False):
+    """One annotated parameter."""
+
+    path: tuple[str, ...]
+    """Keys from the arguments object down to the value."""
+    header: bytes
+    """Lower-case header name, ``mcp-param-…``."""
+    kind: Kind
+    """The type that the schema declares."""
+
+
+def find_annotations(input_schema: Mapping[str, Any]) -> tuple[ParamHeader, ...]:
+    """The annotated parameters of a tool, in schema order. Meant for registration.
+
+    Raises:
+        ValueError: an annotation breaks a rule for which clients drop the tool; the text names place and rule.
+    """
+    found: dict[bytes, ParamHeader] = {}
+    for where, path, schema in _positions("inputSchema", (), input_schema):
+        if ANNOTATION not in schema:
+            continue
+        param = _annotated(where, path, schema)
+        if param.header in found:
+            other = ".".join(found[param.header].path)
+            raise ValueError(f"{where}: {ANNOTATION} {schema[ANNOTATION]!r} is already used by {other!r}.")
+        found[param.header] = param
+    return tuple(found.values())
+
+
+def _annotated(where: str, path: tuple[str, ...] | None, schema: Mapping[str, Any]) -> ParamHeader:
+    token: object = schema[ANNOTATION]
+    kind: object = schema.get("type")
+    if not path:
+        raise ValueError(f"{where}: {ANNOTATION} is allowed only on properties reached through 'properties' alone.")
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise ValueError(f"{where}: {ANNOTATION} must be a non-empty RFC 9110 token, not {token!r}.")
+    if kind not in _KINDS:
+        raise ValueError(f"{where}: {ANNOTATION} needs type string, integer or boolean, not {kind!r}.")
+    return ParamHeader(path, b"mcp-param-" + token.lower().encode(), cast("Kind", kind))
+
+
+def _positions(
+    where: str, path: tuple[str, ...] | None, schema: Any
+) -> Iterator[tuple[str, tuple[str, ...] | None, Mapping[str, Any]]]:
+    """Every schema inside `schema`, itself first. The path is ``None`` off the chain of ``properties`` keys.
+
+    Data that looks like a schema (``default``, ``enum``, ``examples``) and a property *named* ``x-mcp-header`` are
+    not schema positions.
+    """
+    if not isinstance(schema, Mapping):
+        return  # true, false, a list of names under "dependencies", or no schema at all
+    node = cast("Mapping[str, Any]", schema)
+    yield where, path, node
+    for keyword in _SCHEMAS_BY_NAME:
+        named: Any = node.get(keyword)
+        if isinstance(named, Mapping):
+            for name, member in cast("Mapping[str, Any]", named).items():
+                below = (*path, name) if keyword == "properties" and path is not None else None
+                yield from _positions(f"{where}.{keyword}.{name}", below, member)
+    for keyword in _SCHEMAS:
+        value: Any = node.get(keyword)
+        for member in cast("list[object]", value) if isinstance(value, list) else [value]:
+            yield from _positions(f"{where}.{keyword}", None, member)
+
+
+def encode_value(value: str) -> str:
+    """The text of a header field that carries `value`: as is where HTTP keeps it, else in the Base64 sentinel."""
+    plain = _PLAIN.fullmatch(value) and value == value.strip(" \t") and not _is_sentinel(value)
+    return value if plain else f"{_OPEN}{b64encode(value.encode()).decode()}{_CLOSE}"
+
+
+def decode_value(raw: bytes, header: str = "Header value") -> str:
+    """The value that a header field carries; `header` names it in errors.
+
+    Raises:
+        ProtocolError: HEADER_MISMATCH: characters that no plain value has, or a sentinel whose Base64 or UTF-8 is bad.
+    """
+    text = raw.decode("latin-1").strip(" \t")
+    if not _PLAIN.fullmatch(text):
+        raise _mismatch(f"{header} has characters outside visible ASCII; use {_OPEN}…{_CLOSE}")
+    if not _is_sentinel(text):
+        return text
+    payload = text[len(_OPEN) : -len(_CLOSE)].encode()
+    try:
+        value = b64decode(payload, validate=True)
+        # The decoder lets bits after the last byte pass, which would give one value several spellings (RFC 4648 §3.5).
+        if b64encode(value) == payload:
+            return value.decode()
+    except (Base64Error, UnicodeDecodeError):
+        pass
+    raise _mismatch(f"{header} is not the Base64 of UTF-8 text")
+
+
+def decode_name(raw: bytes) -> str:
+    """The value of ``Mcp-Name``.
+
+    Raises:
+        ProtocolError: HEADER_MISMATCH, as `decode_value`.
+    """
+    return decode_value(raw, "Mcp-Name")
+
+
+def _is_sentinel(text: str) -> bool:
+    return text.startswith(_OPEN) and text.endswith(_CLOSE) and len(text) >= len(_OPEN) + len(_CLOSE)
+
+
+def check(params: tuple[ParamHeader, ...], headers: Mapping[bytes, bytes], arguments: Mapping[str, Any]) -> None:
+    """Compare each annotated argument with its header. Other ``Mcp-Param-*`` headers are ignored.
+
+    An argument that is absent or null must have no header. Numbers compare by value, so ``42.0`` is ``42``.
+
+    Raises:
+        ProtocolError: HEADER_MISMATCH, naming the header.
+    """
+    for param in params:
+        raw = headers.get(param.header)
+        value = _value_at(param.path, arguments)
+        if raw is None and value is None:
+            continue
+        header = param.header.decode()
+        argument = ".".join(param.path)
+        if raw is None:
+            raise _mismatch(f"{header} is missing, but argument {argument!r} is given")
+        if value is None:
+            raise _mismatch(f"{header} is present, but argument {argument!r} is not given")
+        if not _same(decode_value(raw, header), value):
+            raise _mismatch(f"{header} does not match argument {argument!r}")
+
+
+def _value_at(path: tuple[str, ...], arguments: Mapping[str, Any]) -> Any:
+    value: Any = arguments
+    for key in path:
+        if not isinstance(value, Mapping):
+            return None
+        value = cast("Mapping[str, Any]", value).get(key)
+    return value
+
+
+def _same(text: str, value: Any) -> bool:
+    # The value's own type decides, not the declared one: an argument of the wrong type, sent alike in both places, is
+    # for the validator to explain. bool comes first because it is an int.
+    if isinstance(value, str):
+        return text == value
+    if isinstance(value, bool):
+        return text == ("true" if value else "false")
+    if isinstance(value, int | float) and abs(value) <= MAX_SAFE_INTEGER:
+        number = _INTEGER.fullmatch(text)
+        return number is not None and int(number[1]) == value
+    return False
+
+
+def _mismatch(reason: str) -> ProtocolError:
+    return ProtocolError(HEADER_MISMATCH, f"Header mismatch: {reason}.", status=400)

@@ -1,0 +1,227 @@
+"""Server-sent events: an encoder for servers and an incremental decoder for clients.
+
+Both follow the WHATWG HTML standard, "Server-sent events" (§9.2.5 parsing, §9.2.6 interpreting an event stream).
+The module knows neither JSON nor MCP methods, and neither when an event is sent nor what its id means.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from msgspec import Struct
+
+from millstream._protocol.errors import PARSE_ERROR, ProtocolError
+
+COMMENT = b":\n\n"
+"""Keep-alive: a comment that decoders ignore. The blank line flushes proxies that forward whole blocks."""
+
+MAX_EVENT_BYTES = 4 * 1024 * 1024
+
+_BOM = b"\xef\xbb\xbf"
+_MAX_RETRY_DIGITS = 15
+"""A longer reconnection time counts as none; it also keeps `int` away from digit strings of megabytes."""
+
+
+def encode_event(data: bytes, *, event: str | None = None, id: str | None = None, retry_ms: int | None = None) -> bytes:
+    """One event. `data` may contain line ends of any kind: each line gets its own ``data:`` field.
+
+    Raises:
+        ValueError: `event` or `id` contains CR, LF or NUL, or `retry_ms` is negative.
+    """
+    parts: list[bytes] = []
+    if id is not None:
+        parts.append(b"id: %b\n" % _one_line("id", id))
+    if event is not None:
+        parts.append(b"event: %b\n" % _one_line("event", event))
+    if retry_ms is not None:
+        parts.append(_retry_line(retry_ms))
+    lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    parts.extend(b"data: %b\n" % line for line in lines)
+    parts.append(b"\n")
+    return b"".join(parts)
+
+
+def encode_message(message: bytes, id: str = "") -> bytes:
+    """A JSON-RPC message as ``event: message``. `message` is one line: JSON as msgspec encodes it has no line ends.
+
+    Raises:
+        ValueError: `id` contains CR, LF or NUL.
+    """
+    if id:
+        return b"id: %b\nevent: message\ndata: %b\n\n" % (_one_line("id", id), message)
+    return b"event: message\ndata: %b\n\n" % message
+
+
+def prime(id: str, retry_ms: int | None = None) -> bytes:
+    """An event with an id and empty data, so that a stream can be resumed before its first message (SEP-1699).
+
+    Raises:
+        ValueError: `id` contains CR, LF or NUL, or `retry_ms` is negative.
+    """
+    retry_line = b"" if retry_ms is None else _retry_line(retry_ms)
+    return b"id: %b\n%bdata:\n\n" % (_one_line("id", id), retry_line)
+
+
+def retry(retry_ms: int) -> bytes:
+    """Tell the client how long to wait before it reconnects; no event is dispatched.
+
+    Raises:
+        ValueError: `retry_ms` is negative.
+    """
+    return _retry_line(retry_ms) + b"\n"
+
+
+def endpoint(url: str) -> bytes:
+    """The first event of an HTTP+SSE stream (2024-11-05): where the client posts its messages.
+
+    Raises:
+        ValueError: `url` contains CR, LF or NUL.
+    """
+    return b"event: endpoint\ndata: %b\n\n" % _one_line("endpoint", url)
+
+
+def _one_line(field: str, value: str) -> bytes:
+    if "\n" in value or "\r" in value or "\0" in value:
+        raise ValueError(f"An SSE {field} must not contain CR, LF or NUL: {value[:80]!r}.")
+    return value.encode()
+
+
+def _retry_line(retry_ms: int) -> bytes:
+    if retry_ms < 0:
+        raise ValueError(f"An SSE retry time must not be negative: {retry_ms}.")
+    return b"retry: %d\n" % retry_ms
+
+
+class Event(Struct, frozen=True, gc=False):
+    """One dispatched event."""
+
+    data: str
+    event: str = "message"
+    id: str = ""
+    """The last event id at the time of dispatch: an event without an ``id`` field carries that of an earlier one."""
+    retry_ms: int | None = None
+    """The reconnection time, if a ``retry`` field stood in this event's block."""
+
+
+class Decoder:
+    """Turns chunks of an event stream into events, wherever the chunks are cut.
+
+    A block without a ``data`` field dispatches no event, as the standard says; its id and retry time are kept in
+    `last_event_id` and `retry_ms`. A block with an empty ``data:`` field (MCP's priming event) is an event whose data
+    is ``""``. What stands after the last blank line is never dispatched. Use one decoder for each connection.
+
+    Args:
+        max_event_bytes: the most that one line, or the data of one event, may take. Comments and unknown fields
+            take no memory and may go on for ever.
+    """
+
+    __slots__ = ("_after_cr", "_data", "_event", "_fault", "_first", "_id", "_line", "_max", "_retry", "_size",
+                 "last_event_id", "retry_ms")  # fmt: skip
+
+    def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+        # configuration
+        self._max = max_event_bytes
+        # connection
+        self.last_event_id = ""
+        """The id in force at the last blank line, which a client sends as ``Last-Event-ID``."""
+        self.retry_ms: int | None = None
+        """The newest reconnection time; ``None`` until the server names one."""
+        self._fault: ProtocolError | None = None
+        self._first = True
+        self._after_cr = False
+        self._line = bytearray()
+        self._id = b""
+        # event
+        self._event = b""
+        self._data: list[bytes] = []
+        self._size = 0
+        self._retry: int | None = None
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """The events that `chunk` completes, in order.
+
+        Raises:
+            ProtocolError: a line or an event is larger than `max_event_bytes`. Events that were complete before it
+                are returned first, and the error is raised by the next call; after it every call raises.
+        """
+        events: list[Event] = []
+        if self._fault is None:
+            try:
+                self._take(chunk, events)
+            except ProtocolError as exc:
+                self._fault = exc
+                self._line.clear()
+                self._data.clear()
+        if self._fault is not None and not events:
+            raise self._fault
+        return events
+
+    def _take(self, chunk: bytes, events: list[Event]) -> None:
+        if self._after_cr and chunk.startswith(b"\n"):
+            chunk = chunk[1:]
+            self._after_cr = False
+        # bytes.splitlines knows exactly CRLF, LF and CR, unlike its namesake on str.
+        for piece in chunk.splitlines(keepends=True):
+            text = piece.rstrip(b"\r\n")
+            self._grow(len(self._line) + len(text))
+            self._after_cr = piece.endswith(b"\r")
+            if len(text) == len(piece):
+                self._line += text
+                return
+            if self._line:
+                text = bytes(self._line) + text
+                self._line.clear()
+            self._end_line(text, events)
+
+    def _grow(self, size: int) -> None:
+        if size > self._max:
+            raise ProtocolError(PARSE_ERROR, f"The event stream has an event of more than {self._max} bytes.")
+
+    def _end_line(self, line: bytes, events: list[Event]) -> None:
+        if self._first:
+            self._first = False
+            line = line.removeprefix(_BOM)
+        if not line:
+            self._dispatch(events)
+            return
+        name, _, value = line.partition(b":")
+        take = self._FIELDS.get(name)
+        if take is not None:
+            take(self, value.removeprefix(b" "))
+
+    def _dispatch(self, events: list[Event]) -> None:
+        self.last_event_id = _text(self._id)
+        if self._data:
+            data = _text(b"\n".join(self._data))
+            events.append(Event(data, _text(self._event) or "message", self.last_event_id, self._retry))
+            self._data.clear()
+            self._size = 0
+        self._event = b""
+        self._retry = None
+
+    def _take_data(self, value: bytes) -> None:
+        self._size += len(value) + 1
+        self._grow(self._size)
+        self._data.append(value)
+
+    def _take_event(self, value: bytes) -> None:
+        self._event = value
+
+    def _take_id(self, value: bytes) -> None:
+        if b"\0" not in value:
+            self._id = value
+
+    def _take_retry(self, value: bytes) -> None:
+        # bytes.isdigit is ASCII only.
+        if value.isdigit() and len(value.lstrip(b"0")) <= _MAX_RETRY_DIGITS:
+            self._retry = self.retry_ms = int(value[-_MAX_RETRY_DIGITS:])
+
+    _FIELDS: ClassVar[dict[bytes, Callable[["Decoder", bytes], None]]] = {
+        b"data": _take_data,
+        b"event": _take_event,
+        b"id": _take_id,
+        b"retry": _take_retry,
+    }
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")

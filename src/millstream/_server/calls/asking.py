@@ -1,0 +1,129 @@
+"""How a question reaches the client and its answer comes back, in both eras.
+
+Handshake era: a request on the call's own line; `OpenQuestions` pairs it with the answer, which arrives as another
+message of the same session. Per-request era: the function stops with `InputRequired` and is run again.
+"""
+
+import contextlib
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from millstream._protocol.admission import require_capabilities
+from millstream._protocol.depth import MAX_MEMBERS, too_many_members
+from millstream._protocol.errors import (
+    INVALID_PARAMS,
+    URL_ELICITATION_REQUIRED,
+    Cancelled,
+    Declined,
+    ProtocolError,
+    ToolError,
+)
+from millstream._protocol.metadata import declares
+from millstream._protocol.rounds import InputRequired, Rounds, digest
+from millstream._server.calls.call import Call
+from millstream._server.questions.open import OpenQuestions
+from millstream._server.questions.questions import (
+    ElicitUrl,
+    Question,
+    capability_of,
+    method_of,
+    params_of,
+    read_answer,
+)
+
+
+async def ask_by_request(call: Call, question: Question, open_questions: OpenQuestions) -> Any:
+    """Ask a handshake client on the call's line.
+
+    Raises:
+        ProtocolError: URL_ELICITATION_REQUIRED where the line cannot carry the question but the error can.
+        ToolError: the revision, client or line cannot do it.
+    """
+    method = method_of(question)
+    revision = call.revision
+    elicitation_id = (question.id or secrets.token_urlsafe(16)) if isinstance(question, ElicitUrl) else ""
+    known = method in revision.asks and not (
+        isinstance(question, ElicitUrl) and "url" not in revision.elicitation_modes
+    )
+    if not known:
+        raise ToolError(f"This needs {method}, which protocol revision {revision.date} does not have.")
+    params = params_of(question, revision, elicitation_id=elicitation_id)
+    if not call.open_line().asks:
+        if isinstance(question, ElicitUrl) and revision.url_error:
+            raise ProtocolError(URL_ELICITATION_REQUIRED, question.message, {"elicitations": [params]})
+        if call.session is None:
+            raise ToolError(f"This needs {method}, which needs a session: initialize, and send the session's id.")
+        raise ToolError(f"This needs {method}, which needs a reply that can be a stream: accept text/event-stream.")
+    if not declares(call.client.capabilities, capability_of(question)):
+        raise ToolError(f"This needs {method}: the client did not declare {_names(capability_of(question))}.")
+    scope = "" if call.session is None else call.session.id
+    raw = await open_questions.ask(call.say, method, params, owner=call.owner, scope=scope)
+    try:
+        return read_answer(question, raw)
+    except ProtocolError as exc:  # the client's mistake, but not one in the request that is being answered
+        raise ToolError(exc.message) from exc
+
+
+def _names(capability: Mapping[str, Any]) -> str:
+    name, inner = next(iter(capability.items()))
+    return f"{name}.{next(iter(inner))}" if inner else name
+
+
+def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str | None, Question]]) -> dict[str, Any]:
+    """Answers of a per-request call, from this round or earlier ones.
+
+    Args:
+        questions: by the caller's own name, each with its explicit key or None.
+
+    Raises:
+        InputRequired: some are not answered yet.
+        ProtocolError: the client lacks a capability, or an answer has the wrong shape.
+    """
+    found: dict[str, bytes] = {}
+    pending: dict[str, Any] = {}
+    for name, (key, question) in questions.items():
+        method, params = method_of(question), params_of(question, call.revision)
+        slot, mark = replay.slot(key), digest(method, params)
+        wire_key = replay.wire_key(slot, key, mark)
+        raw = replay.settled(slot, mark)
+        if raw is None:
+            raw = replay.response(slot, wire_key, mark)
+            if raw is not None:
+                check_answer(question, raw)
+                replay.settle(slot, mark, raw)
+        if raw is None:
+            require_capabilities(call.client.capabilities, capability_of(question))
+            pending[wire_key] = {"method": method, "params": params}
+            replay.pend(slot, mark)
+        else:
+            found[name] = raw
+    if pending:
+        raise InputRequired(pending)
+    return {name: read_answer(questions[name][1], raw) for name, raw in found.items()}
+
+
+def check_answer(question: Question, raw: bytes) -> None:
+    """Refuse an answer of the wrong shape before it is kept; declining is an answer.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS.
+    """
+    with contextlib.suppress(Declined, Cancelled):
+        read_answer(question, raw)
+
+
+def read_responses(raw: bytes) -> dict[str, msgspec.Raw]:
+    """`inputResponses` with their values still raw.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS when it isn't an object, or holds more than can have been asked.
+    """
+    if too_many_members(raw):
+        raise ProtocolError(INVALID_PARAMS, f"Invalid inputResponses: more than {MAX_MEMBERS:,} members")
+    try:
+        return msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid inputResponses: {exc}") from exc

@@ -1,0 +1,303 @@
+"""One request in flight, whatever carried it; and the `Line` by which messages go back to its caller.
+
+A `Call` is made by a transport, run by the dispatcher, and seen by user code through `Context`.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from math import nan
+from types import MappingProxyType
+from typing import Any, Protocol, cast
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from millstream._protocol.admission import Admitted
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.jsonrpc import Envelope, RequestId
+from millstream._protocol.metadata import Client, ProgressToken
+from millstream._protocol.notifications import progress_token
+from millstream._protocol.principal import Principal
+from millstream._protocol.revisions import Revision
+from millstream._protocol.rounds import Rounds
+from millstream._server.calls.services import Services
+from millstream._server.calls.sessions import Session
+
+NOBODY = Client()
+"""A client that said nothing about itself."""
+
+
+class Line(Protocol):
+    """The way back to one caller. Messages are whole JSON-RPC messages without framing, sent in order."""
+
+    asks: bool
+    """Requests can travel to the client on this line, and their answers find their way back."""
+
+    async def send(self, message: bytes) -> None:
+        """Send with back-pressure. A line whose client is gone drops the message, or keeps it for a resume."""
+
+    def push(self, message: bytes) -> bool:
+        """Send without waiting; False when the line is closed, or was cut because the client reads too slowly."""
+        ...
+
+    async def interrupt(self, retry_ms: int | None) -> bool:
+        """Close the connection but not the call, where the client can come back for the rest."""
+        ...
+
+    async def keep_alive(self) -> None:
+        """The call has been silent for long: show the caller that it is alive, where nothing else does."""
+
+
+class Origin(Protocol):
+    """What brought a request: an HTTP request, or the connection that it came on."""
+
+    peer: str
+    """The address of the other side; empty where there is none."""
+
+    cancel: Callable[[], object] | None
+    """Stops the work, once something can be stopped; None where only the task of the call can be."""
+
+    def ends_call(self) -> bool:
+        """Called when the task of a call was cancelled, but not the call. True if the other side has gone; if not, the
+        function cancelled its own task, and the other side still waits for an answer.
+        """
+        ...
+
+
+class Failure(Struct):
+    """How a call ended that did not succeed."""
+
+    outcome: str
+    """For observers: ``tool_error``, ``cancelled``, or the JSON-RPC error code."""
+    error: ProtocolError | None = None
+    """The error of the answer; None where the answer is a result (of a tool that failed), or none is sent."""
+    incident: str = ""
+    """Identifier under which the log has the details of an unexpected failure."""
+
+
+class Progress(Struct, gc=False):
+    """What the caller has been told of the progress of a call."""
+
+    value: float = 0.0
+    total: float | None = None
+    reported: float | None = None
+    """The last progress that user code reported."""
+    reported_before: float | None = nan
+    """What `reported` was at the last heartbeat; not a number before the first."""
+    nudged: bool = False
+    """The server reported progress on its own."""
+
+
+class Call(Struct, eq=False, kw_only=True):
+    """A request on its way through the server. One exists for each request in flight; user code sees `Context`.
+
+    A Struct because one is made for every request, without a Python call.
+    """
+
+    # What was asked
+    revision: Revision
+    id: RequestId
+    method: str
+    name: str = ""
+    params: bytes = b""
+    """Raw JSON of `params`; empty on the path where `tool` and `arguments` are decoded already."""
+    tool: Any = None
+    """The `Tool` of a call that the transport has prepared: decoded, checked, ready to run."""
+    arguments: Any = None
+    responses: Mapping[str, Any] | None = None
+    """`inputResponses` of a multi-round request, raw values."""
+    state: str = ""
+    """`requestState` as the client echoed it."""
+    rounds: Rounds | None = None
+    """The rounds of this call, made when user code first asks."""
+    token: ProgressToken | None = None
+    log_level: str = ""
+    shared: dict[str, Any] | None = None
+    """`Context.state`, where several contexts of the call share one: middleware, dependencies and the function."""
+    # Who asked
+    client: Client
+    session: Session | None = None
+    principal: Principal | None = None
+    headers: Mapping[bytes, bytes] | None = None
+    origin: Origin | None = None
+    transport: str = ""
+    """What carried it, for observers: http, sse, stdio, websocket, rest, memory."""
+    client_id: str = ""
+    """Whose stream also gets what the call says, where the transport knows one."""
+    # The way back
+    open_reply: "Callable[[Call], Line] | None" = None
+    """Opens the line at first use, where the reply may also be a single message."""
+    line: Line | None = None
+    meta: dict[str, Any] | None = None
+    """`_meta` of the result, beside what the revision puts there."""
+    tee: "Callable[[bytes], Awaitable[None]] | None" = None
+    """Also takes progress and response: the stream of a client that asked for one (``stream: true``)."""
+    bare: bool = False
+    """The transport has its own envelope: the answer is the result alone."""
+    # Progress of the work
+    services: Services = cast("Services", None)
+    """Of the running server; set by the dispatcher."""
+    stop: Callable[[], object] | None = None
+    """Cancels the task of the call, where its origin does not."""
+    release: Callable[[], object] | None = None
+    """Called when the call is over, where it holds something that others wait for."""
+    weight: int = 0
+    """Bytes that the call takes of the budget for large ones, see `Load.take`. Most calls take nothing."""
+    started: float = 0.0
+    """When the sweep first saw it."""
+    cancelled: bool = False
+    expired: bool = False
+    over: bool = False
+    """It has been answered: whatever user code left running says nothing more."""
+    failure: Failure | None = None
+    progress: Progress | None = None
+
+    @property
+    def owner(self) -> str:
+        """Whose share of the server's capacity the call takes: the principal's, else that of the peer's address."""
+        if self.principal is not None:
+            return self.principal.id
+        return "" if self.origin is None else self.origin.peer
+
+    def open_line(self) -> Line:
+        """The line, opened when it was not yet."""
+        line = self.line
+        if line is None:
+            assert self.open_reply is not None  # noqa: S101  a call has a line or can make one
+            line = self.line = self.open_reply(self)
+        return line
+
+    async def say(self, message: bytes) -> None:
+        """Send a message about the call to its caller; after the answer, nothing more is said."""
+        if not self.over:
+            await self.open_line().send(message)
+
+    def cancel(self) -> None:
+        """Stop the work because the caller does not want the answer any more."""
+        self.cancelled = True
+        stop = self.stop
+        if stop is None and self.origin is not None:
+            stop = self.origin.cancel
+        if stop is not None:
+            stop()
+
+    def expire(self) -> None:
+        """Stop work that took longer than any call may."""
+        self.expired = True
+        self.cancel()
+
+
+class _Params(Struct):
+    meta: dict[str, Any] = msgspec.field(default_factory=dict[str, Any], name="_meta")
+
+
+class _Body(Struct):
+    params: _Params
+
+
+_decode_params = msgspec.json.Decoder(_Params).decode
+_decode_body = msgspec.json.Decoder(_Body).decode
+
+
+class About:
+    """The call as it came."""
+
+    __slots__ = ("_call", "_home", "_memo", "_services", "state")
+
+    def __init__(self, call: Call, home: object = None) -> None:
+        self._call = call
+        self._home = home
+        self._services: Services = call.services
+        self._memo: dict[str, Any] = {}
+        shared = call.shared
+        self.state: dict[str, Any] = {} if shared is None else shared
+        """A place for values of this call; middleware, dependencies and functions share it."""
+
+    @property
+    def request_id(self) -> RequestId:
+        """The JSON-RPC id of the request: ``log.info("call %s", ctx.request_id)``."""
+        return self._call.id
+
+    @property
+    def revision(self) -> str:
+        """The date of the protocol revision in use, to compare as text: ``if ctx.revision < newest: …``."""
+        return self._call.revision.date
+
+    @property
+    def client(self) -> Client:
+        """Capabilities as declared, and name and version for display: ``ctx.client.info.name``."""
+        return self._call.client
+
+    @property
+    def principal(self) -> Principal | None:
+        """The authenticated caller, such as ``ctx.principal.subject``; None without authentication."""
+        return self._call.principal
+
+    @property
+    def session(self) -> Session | None:
+        """The handshake session; None in the per-request era and for sessionless calls."""
+        return self._call.session
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """HTTP headers of the request, ``ctx.headers.get("user-agent")``; empty on other transports."""
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in (self._call.headers or {}).items()}
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """`_meta` of the request, which can't be changed: ``ctx.meta.get("com.example/trace")``. Empty without."""
+        call = self._call
+        if "meta" not in self._memo:
+            # A call that the transport has prepared has no parameters of its own: they stand in the request.
+            body = getattr(call.origin, "body", b"") if call.tool is not None and not call.params else b""
+            found = _decode_body(body).params.meta if body else _decode_params(call.params or b"{}").meta
+            self._memo["meta"] = MappingProxyType(found)
+        meta: Mapping[str, Any] = self._memo["meta"]
+        return meta
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller gave up. It ends an `async def` function anyway; in a thread, ``if ctx.cancelled: …``."""
+        return self._call.cancelled
+
+    @property
+    def lifespan(self) -> Any:
+        """What the lifespan of the function's own server yielded (``ctx.lifespan.db``), or of its parent's."""
+        return self._services.lifespan_of(self._home)
+
+
+def per_request_call(admitted: Admitted, message: Envelope, **way: Any) -> Call:
+    """A request of the per-request era as a call.
+
+    Args:
+        admitted: what the ladder found.
+        message: the request.
+        way: what the transport adds: who asked, and the way back.
+    """
+    assert message.id is not None  # noqa: S101  only requests become calls
+    meta = admitted.meta
+    return Call(
+        revision=admitted.revision,
+        id=message.id,
+        method=message.method,
+        name=admitted.name,
+        params=message.params,
+        token=None if meta.progress_token is UNSET else meta.progress_token,
+        log_level=meta.log_level or "",
+        client=admitted.client,
+        **way,
+    )
+
+
+def handshake_call(message: Envelope, session: Session | None, revision: Revision, **way: Any) -> Call:
+    """A request of the handshake era as a call; the arguments are those of `per_request_call`."""
+    assert message.id is not None  # noqa: S101  only requests become calls
+    return Call(
+        revision=revision,
+        id=message.id,
+        method=message.method,
+        params=message.params,
+        token=progress_token(message.params),
+        client=NOBODY if session is None else session.client,
+        session=session,
+        **way,
+    )

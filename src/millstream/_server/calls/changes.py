@@ -1,0 +1,68 @@
+"""Change notifications: one bus inside the server feeds both eras.
+
+Whoever shows changes to a client (stand-alone streams, HTTP+SSE, stdio, `subscriptions/listen`) adds a `Watcher`.
+Changes are hints about state, encoded once for each kind and not kept.
+"""
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from millstream._protocol.jsonrpc import notification_message
+
+LIST_CHANGED = {
+    "tools": "notifications/tools/list_changed",
+    "prompts": "notifications/prompts/list_changed",
+    "resources": "notifications/resources/list_changed",
+}
+UPDATED = "notifications/resources/updated"
+
+_LIST_MESSAGES = {kind: notification_message(method) for kind, method in LIST_CHANGED.items()}
+
+
+class Change(Struct, frozen=True, gc=False):
+    """A list that changed (`kind` tools, prompts or resources), or one resource (`kind` updated, with its URI)."""
+
+    kind: str
+    uri: str = ""
+
+    @property
+    def method(self) -> str:
+        return LIST_CHANGED.get(self.kind, UPDATED)
+
+
+Watcher = Callable[[Change, bytes], None]
+"""Called in the loop with the change and its encoded notification; must not block or raise."""
+
+
+def encode_change(change: Change) -> bytes:
+    """The notification of a change, without anything of a particular subscription."""
+    prepared = _LIST_MESSAGES.get(change.kind)
+    return prepared if prepared is not None else notification_message(UPDATED, {"uri": change.uri})
+
+
+class Changes:
+    """The watchers of one server."""
+
+    __slots__ = ("_watchers",)
+
+    def __init__(self) -> None:
+        self._watchers: dict[object, Watcher] = {}
+
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        """Add a watcher; the returned function removes it."""
+        token = object()
+        self._watchers[token] = watcher
+
+        def stop() -> None:
+            self._watchers.pop(token, None)
+
+        return stop
+
+    def emit(self, change: Change) -> None:
+        """Tell every watcher."""
+        if not self._watchers:
+            return
+        message = encode_change(change)
+        for watcher in list(self._watchers.values()):
+            watcher(change, message)

@@ -1,0 +1,257 @@
+"""`SyncContext`: the methods of `Context`, blocking, for `def` functions that run in a worker thread."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+
+from millstream._protocol.content import Message
+from millstream._protocol.errors import Cancelled
+from millstream._protocol.jsonrpc import RequestId
+from millstream._protocol.metadata import Client, LogLevel
+from millstream._protocol.principal import Principal, Publisher
+from millstream._protocol.questions import Root, SampleResult
+from millstream._server.calls.context import Context
+from millstream._server.calls.sessions import Session
+from millstream._server.calls.threads import Jobs, run_carried, work
+from millstream._server.questions.questions import Question
+
+T = TypeVar("T")
+
+_GONE = "The caller gave up."
+
+
+class Waits:
+    """What the thread of one call waits for in the event loop."""
+
+    __slots__ = ("_context", "_loop", "_over", "_pending")
+
+    def __init__(self, context: Context, loop: asyncio.AbstractEventLoop) -> None:
+        self._context = context
+        self._loop = loop
+        self._over = False
+        self._pending: set[Future[Any]] = set()
+
+    def wait(self, needed: Coroutine[Any, Any, T], jobs: Jobs | None = None) -> T:
+        """Run in the loop what the thread needs, and in the thread what that asks for in turn (`jobs`).
+
+        Raises:
+            Cancelled: the call is over.
+        """
+        if self._gone():
+            needed.close()
+            raise Cancelled(_GONE)
+        pending = asyncio.run_coroutine_threadsafe(needed, self._loop)
+        self._pending.add(pending)
+        if self._gone():  # since the look above: `abandon` may not have seen this one
+            pending.cancel()
+        try:
+            if jobs is not None:
+                pending.add_done_callback(lambda _: jobs.put(None))
+                work(jobs)
+            return pending.result()
+        except CancelledError:
+            raise Cancelled(_GONE) from None
+        finally:
+            self._pending.discard(pending)
+
+    def abandon(self) -> None:
+        """The call is over, says the loop: end what its function still waits for, so that the thread frees."""
+        self._over = True
+        for pending in list(self._pending):
+            pending.cancel()
+
+    def _gone(self) -> bool:
+        return self._over or self._context.cancelled
+
+
+class _Hub(Publisher, Protocol):
+    """The part of the hub that tools use; the hub itself is a layer above."""
+
+    async def send(self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any: ...
+
+    async def presence(self, channel: str) -> list[Any]: ...
+
+    async def history(self, channel: str, count: int = 50) -> list[Any]: ...
+
+
+class SyncHub:
+    """The hub, blocking; arguments, results and errors are those of its own methods."""
+
+    __slots__ = ("_hub", "_wait")
+
+    def __init__(self, hub: _Hub, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._hub = hub
+        self._wait = wait
+
+    def publish(self, channel: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any:
+        """Publish to a channel."""
+        return self._wait(self._hub.publish(channel, data, event=event, id=id))
+
+    def send(self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any:
+        """Publish to one client."""
+        return self._wait(self._hub.send(client_id, data, event=event, id=id))
+
+    def presence(self, channel: str) -> list[Any]:
+        """The clients that are on a channel."""
+        members: list[Any] = self._wait(self._hub.presence(channel))
+        return members
+
+    def history(self, channel: str, count: int = 50) -> list[Any]:
+        """The newest events of a channel, oldest first."""
+        events: list[Any] = self._wait(self._hub.history(channel, count))
+        return events
+
+
+class SampleOptions(TypedDict, total=False):
+    """Options of `Context.sample`."""
+
+    max_tokens: int
+    system: str | None
+    temperature: float | None
+    stop_sequences: Sequence[str] | None
+    preferences: Mapping[str, Any] | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: Mapping[str, Any] | None
+    key: str | None
+
+
+class SyncContext:
+    """The current call, for a `def` function. Add a parameter ``ctx: SyncContext`` and it is passed in."""
+
+    __slots__ = ("_context", "_wait")
+
+    def __init__(self, context: Context, waits: Waits) -> None:
+        self._context = context
+        self._wait = waits.wait
+
+    @property
+    def request_id(self) -> RequestId:
+        """The JSON-RPC id of the request."""
+        return self._context.request_id
+
+    @property
+    def revision(self) -> str:
+        """The date of the protocol revision in use."""
+        return self._context.revision
+
+    @property
+    def client(self) -> Client:
+        """Capabilities as declared, and name and version for display."""
+        return self._context.client
+
+    @property
+    def principal(self) -> Principal | None:
+        """The authenticated caller; None without authentication."""
+        return self._context.principal
+
+    @property
+    def session(self) -> Session | None:
+        """The handshake session, if there is one."""
+        return self._context.session
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """HTTP headers of the request, lower-case names."""
+        return self._context.headers
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """`_meta` of the request, which can't be changed: ``ctx.meta.get("com.example/trace")``."""
+        return self._context.meta
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """A place for values of this call."""
+        return self._context.state
+
+    @property
+    def lifespan(self) -> Any:
+        """What the lifespan of the function's own server yielded, or of the one that it is mounted on."""
+        return self._context.lifespan
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller gave up: look at it between steps of long work."""
+        return self._context.cancelled
+
+    @property
+    def hub(self) -> "SyncHub":
+        """The hub of this server, with methods that block.
+
+        Raises:
+            LocalError: the server serves no hub.
+        """
+        return SyncHub(cast("_Hub", self._context.hub), self._wait)
+
+    def read_resource(self, uri: str) -> Any:
+        """What a resource of this server gives, ``ctx.read_resource("docs://a.md")``; see `Context.read_resource`."""
+        return self._wait(self._context.read_resource(uri))
+
+    def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        """Report progress, where the caller asked for it: ``ctx.progress(3, total=10)``."""
+        self._wait(self._context.progress(progress, total, message))
+
+    def log(self, level: LogLevel, data: Any, logger: str | None = None) -> None:
+        """Send a log message, where the caller wants such messages: ``ctx.log("notice", {"free": 3})``."""
+        self._wait(self._context.log(level, data, logger))
+
+    def debug(self, data: Any) -> None:
+        """`log` at level debug: ``ctx.debug("The cache is empty")``."""
+        self.log("debug", data)
+
+    def info(self, data: Any) -> None:
+        """`log` at level info: ``ctx.info("12 books found")``."""
+        self.log("info", data)
+
+    def warning(self, data: Any) -> None:
+        """`log` at level warning: ``ctx.warning("The disk is almost full")``."""
+        self.log("warning", data)
+
+    def error(self, data: Any) -> None:
+        """`log` at level error: ``ctx.error("The printer is gone")``."""
+        self.log("error", data)
+
+    @overload
+    def elicit(self, message: str, answer: type[T], *, key: str | None = None) -> T: ...
+    @overload
+    def elicit(self, message: str, answer: Mapping[str, Any], *, key: str | None = None) -> dict[str, Any]: ...
+    def elicit(self, message: str, answer: Any, *, key: str | None = None) -> Any:
+        """Ask the person for a value, ``to = ctx.elicit("Where to?", Address)``; see `Context.elicit`."""
+        return self._wait(self._context.elicit(message, answer, key=key))
+
+    def elicit_url(self, message: str, url: str, *, key: str | None = None) -> None:
+        """Ask the person to open a URL: ``ctx.elicit_url("Please pay", url)``."""
+        self._wait(self._context.elicit_url(message, url, key=key))
+
+    def sample(
+        self, messages: str | Message | Sequence[Message | str], **options: Unpack[SampleOptions]
+    ) -> SampleResult:
+        """Let the client's model continue a conversation: ``ctx.sample("Say hello", max_tokens=50)``."""
+        return self._wait(self._context.sample(messages, **options))
+
+    def roots(self, *, key: str | None = None) -> list[Root]:
+        """The folders that the person opened in the client: ``[root.uri for root in ctx.roots()]``."""
+        return self._wait(self._context.roots(key=key))
+
+    def ask(self, **questions: Question) -> dict[str, Any]:
+        """Several questions in one round: ``ctx.ask(where=Elicit("Where to?", Address), folders=Roots())``."""
+        return self._wait(self._context.ask(**questions))
+
+    def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T:
+        """Run a side effect once across the rounds of one call. `function` runs in the thread that calls this."""
+        jobs: Jobs = SimpleQueue()
+
+        async def run() -> Any:
+            done: Future[Any] = Future()
+            jobs.put((done, partial(run_carried, function)))
+            return await asyncio.wrap_future(done)
+
+        value: T = cast("T", self._wait(self._context.once(key, run, store=store), jobs))
+        return value
+
+    def close_stream(self, retry_ms: int | None = None) -> bool:
+        """Drop the connection but not the call; see `Context.close_stream`."""
+        return self._wait(self._context.close_stream(retry_ms))

@@ -1,0 +1,118 @@
+"""Worker threads for `def` functions: a blocking function must never stall the loop."""
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from millstream._protocol.errors import ToolError
+
+T = TypeVar("T")
+
+logger = logging.getLogger("millstream")
+
+
+class Threads:
+    """Worker threads for `def` functions. A slot frees when its function ends, not when its caller goes away."""
+
+    __slots__ = ("_free", "_jobs", "_started", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size: int = size
+        self._free = size
+        self._started = 0
+        self._jobs: Jobs = SimpleQueue()
+        """Never longer than there are threads: a call without a slot is refused."""
+
+    @property
+    def full(self) -> bool:
+        """Every thread is busy."""
+        return self._free <= 0
+
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run in a worker thread.
+
+        Raises:
+            ToolError: every thread is busy.
+        """
+        if self.full:
+            raise ToolError(f"All {self.size} worker threads are busy. Try again later.")
+        loop = asyncio.get_running_loop()
+        self._free -= 1
+        if self._started < self.size - self._free:
+            self._started += 1
+            # A daemon, because the process must be able to end while a function does not.
+            threading.Thread(target=work, args=(self._jobs,), name=f"millstream_{self._started}", daemon=True).start()
+        future: Future[Any] = Future()
+        future.add_done_callback(lambda _: self._release_in(loop))
+        context = contextvars.copy_context()
+        self._jobs.put((future, lambda: context.run(run_carried, function, *args)))
+        return await asyncio.wrap_future(future)
+
+    async def run_anyway(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run in a worker thread, and in one of its own if all are busy: for the end of what a call has begun."""
+        if self._free > 0:
+            return await self.run(function, *args)
+        future: Future[Any] = Future()
+        context, jobs = contextvars.copy_context(), Jobs()
+        jobs.put((future, lambda: context.run(run_carried, function, *args)))
+        jobs.put(None)
+        threading.Thread(target=work, args=(jobs,), name="millstream_end", daemon=True).start()
+        return await asyncio.wrap_future(future)
+
+    def _release_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for a slot
+            loop.call_soon_threadsafe(self._release)
+
+    def _release(self) -> None:
+        self._free += 1
+
+    def close(self) -> None:
+        """Threads end when their function does; nobody waits for that."""
+        busy = self.size - self._free
+        if busy:
+            logger.warning("%d worker threads still run a function; the server stops without waiting for them", busy)
+        for _ in range(self._started):
+            self._jobs.put(None)
+        self._started = 0
+        self._jobs = SimpleQueue()
+
+
+Jobs = SimpleQueue[tuple["Future[Any]", Callable[[], Any]] | None]
+"""What worker threads do; None ends one."""
+
+
+def work(jobs: Jobs) -> None:
+    """Do jobs in this thread until there are no more."""
+    while (job := jobs.get()) is not None:
+        future, run = job
+        if future.set_running_or_notify_cancel():
+            _settle(future, run)
+        del job, future, run  # while it waits, a thread keeps nothing of its last call
+
+
+def _settle(future: "Future[Any]", run: Callable[[], Any]) -> None:
+    try:
+        result = run()
+    except BaseException as exc:  # whatever it is, it belongs to the call that waits
+        future.set_exception(exc)
+        del future  # which holds the exception, whose traceback holds this frame
+    else:
+        future.set_result(result)
+
+
+def run_carried(function: Callable[..., T], *args: Any) -> T:
+    """Call a function in a worker thread, so that whatever it raises can travel back.
+
+    Raises:
+        RuntimeError: it raised what a future does not carry: the call would wait for ever, or be closed.
+    """
+    try:
+        return function(*args)
+    except (StopIteration, GeneratorExit) as exc:
+        raise RuntimeError(f"the function raised {type(exc).__name__}") from exc

@@ -1,0 +1,372 @@
+"""From an admitted call to its answer: `Dispatcher.call` gives the JSON-RPC response, `Dispatcher.outcome` the result
+alone, for transports with an envelope of their own.
+
+It finds the handler by method, splices result and identifier, and turns every failure into the answer that the
+revision has for it. It does not know how the call arrived or how the answer travels.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from time import perf_counter
+from typing import Any, cast
+
+from msgspec import Struct
+
+from millstream._protocol import projection
+from millstream._protocol.admission import method_not_found
+from millstream._protocol.errors import (
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    Cancelled,
+    Declined,
+    LocalError,
+    ProtocolError,
+    ToolError,
+)
+from millstream._protocol.jsonrpc import RequestId, encode, error_message
+from millstream._protocol.metadata import SERVER_KEY
+from millstream._protocol.revisions import ALL, Revision
+from millstream._protocol.rounds import InputRequired
+from millstream._server.calls.call import Call, Failure
+from millstream._server.calls.context import call_binding
+from millstream._server.calls.services import Services
+from millstream._server.control import Control
+from millstream._server.features.announcement import Announcement
+from millstream._server.features.registry import Registry
+from millstream._server.functions.pydantic_types import NotJson
+from millstream._server.load import Load, lighten
+from millstream._telemetry.user_frames import shown_error, with_user_frames
+
+logger = logging.getLogger("millstream")
+
+Handler = Callable[[Call], Awaitable[bytes]]
+"""Gives the members of the result without the braces around them (empty for an empty result)."""
+
+
+Gate = Callable[[Call], Awaitable[None] | None]
+Observe = Callable[[Call, float, bytes], None]
+"""``observe(call, seconds, answer)``."""
+
+
+class Outcome(Struct):
+    """How a call ended: a result (of a tool that failed, too), or an error. Neither of a call that was cancelled."""
+
+    result: bytes = b""
+    """The JSON object of the result."""
+    error: ProtocolError | None = None
+    is_error: bool = False
+    """The result is that of a tool that failed."""
+    incident: str = ""
+    """Identifier under which the log has the details of an unexpected failure."""
+
+
+_TOLD = (NotJson, LocalError, ValueError)
+"""What our checks raise: the text says everything, and where in our code it was found doesn't matter."""
+_IN_FLIGHT = "Invalid request: a request with this id is in flight"
+
+
+class Dispatcher:
+    """Runs calls. One for each running server."""
+
+    __slots__ = (
+        "_handlers", "_heads", "announcement", "around", "begin", "by_id", "calls", "control", "gate", "info",
+        "instructions", "load", "observe", "registry", "services", "stopping",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        registry: Registry,
+        services: Services,
+        *,
+        info: dict[str, Any],
+        instructions: str = "",
+    ) -> None:
+        # Configuration
+        self.registry: Registry = registry
+        self.services: Services = services
+        self.info: dict[str, Any] = info
+        self.instructions: str = instructions
+        self.announcement: Announcement = Announcement(
+            registry, info, instructions, discover_ttl_ms=services.settings.discover_ttl_ms
+        )
+        """What `initialize` and `server/discover` say."""
+        self.gate: Gate | None = None
+        """Limits: asked about every call; lets it pass, or raises `ProtocolError`, at once or when it's awaited."""
+        self.around: Callable[[Call, Handler], Awaitable[bytes]] | None = None
+        """Middleware around the handlers."""
+        self.observe: Observe | None = None
+        """Hears of every call when it is over."""
+        self.begin: Callable[[Call], None] | None = None
+        """Hears of every call when it starts, where there are traces."""
+        self._handlers: dict[str, Handler] = {}
+        self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
+        # Process
+        self.stopping: bool = False
+        """The server ends: what still runs may be cancelled at any time, and is not answered then."""
+        self.calls: set[Call] = set()
+        self.control: Control = Control(services.questions, services.peers)
+        self.by_id: dict[tuple[str, RequestId], Call] = self.control.by_id
+        """(scope, request id) -> call, for those that a later message can cancel."""
+        settings = services.settings
+        self.load: Load = Load(
+            self.calls,
+            services.endings,
+            services.bodies,
+            max_calls=settings.max_calls,
+            max_each=settings.max_calls_per_caller,
+        )
+
+    def serve(self, handlers: Mapping[str, Handler]) -> None:
+        """Add handlers by method."""
+        self._handlers.update(handlers)
+
+    async def call(self, call: Call, scope: str = "") -> bytes:
+        """Run one call to its answer.
+
+        Args:
+            call: the call.
+            scope: the session or connection whose later messages can name the call; one id at a time.
+
+        Returns:
+            The whole JSON-RPC response; empty when the caller cancelled, and must not be answered.
+        """
+        key = (scope, call.id)
+        if (
+            scope
+            and (self.by_id.setdefault(key, call) is not call or call.cancelled)
+            and not self._begin_in(call, scope)
+        ):
+            lighten(call, self.services.bodies)
+            return b"" if call.cancelled else error_message(call.id, INVALID_REQUEST, _IN_FLIGHT)
+        self.calls.add(call)
+        call.services = self.services
+        observe = self.observe
+        started = perf_counter() if observe is not None else 0.0
+        if self.begin is not None:
+            self.begin(call)
+        answer = b""
+        try:
+            if self.gate is not None and (asked := self.gate(call)) is not None:
+                await asked
+            tool = call.tool
+            if tool is not None:
+                members = tool.encode(await tool.run(call.arguments, call), call)
+            else:
+                check_offered(call, self.registry)
+                handler, around = _handler(self._handlers, self.registry, call), self.around
+                members = await (handler(call) if around is None else around(call, handler))
+            head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
+            head = head if members else head.removesuffix(b",")
+            answer = (
+                b'{"jsonrpc":"2.0","id":%b,"result":%b%b}}' % (encode(call.id), head, members)
+                if not (call.bare or call.cancelled)
+                else _enveloped(call, b"%b%b}" % (head, members))
+            )
+        except BaseException as exc:
+            answer = self._failure(call, exc)
+        finally:
+            call.over = True
+            self.calls.discard(call)
+            if scope:
+                del self.by_id[key]
+            if call.weight or call.release is not None:
+                self._give_back(call)
+            if observe is not None:
+                observe(call, perf_counter() - started, answer)
+        if call.tee is not None:
+            await call.tee(_told(call, answer))
+        return answer
+
+    async def outcome(self, call: Call) -> Outcome:
+        """Run one call to its result or error, without an envelope."""
+        call.bare = True
+        result = await self.call(call)
+        failure = call.failure
+        if failure is None:
+            return Outcome(result)
+        return Outcome(result, failure.error, bool(result) and failure.error is None, failure.incident)
+
+    def abandon(self, call: Call, scope: str = "") -> None:
+        """Forget a call that was counted and will never run: its task was cancelled before it began."""
+        self.by_id.pop((scope, call.id), None)
+        lighten(call, self.services.bodies)
+
+    def _give_back(self, call: Call) -> None:
+        """What the call held is for others now."""
+        if call.weight:
+            lighten(call, self.services.bodies)
+        if call.release is not None:
+            call.release()
+
+    def _begin_in(self, call: Call, scope: str) -> bool:
+        if not self.control.enter(call, scope):
+            return False
+        if call.cancelled:
+            del self.by_id[(scope, call.id)]
+            return False
+        return True
+
+    def _failure(self, call: Call, exc: BaseException) -> bytes:
+        """The answer for what a handler raised, whatever it was: one call ends neither the server nor unanswered.
+
+        Raises:
+            BaseException: what ends the task of the call itself.
+        """
+        if isinstance(exc, BaseExceptionGroup):
+            exc = _meant(cast("BaseExceptionGroup[BaseException]", exc))
+        if isinstance(exc, ProtocolError):
+            return self._refuse(call, exc)
+        if isinstance(exc, InputRequired):
+            return self._input_required(call, exc)
+        if isinstance(exc, ToolError | Declined | Cancelled):
+            return self._tool_error(call, str(exc) or type(exc).__name__)
+        if isinstance(exc, asyncio.CancelledError | GeneratorExit):
+            task, stopped = _task(), isinstance(exc, asyncio.CancelledError)
+            if task is not None and stopped and call.cancelled:
+                task.uncancel()
+                return self._stopped(call)
+            if task is None or (stopped and task.cancelling() and self._ends(call)):
+                call.cancelled = True
+                try:
+                    raise exc
+                finally:
+                    del exc  # its traceback refers to this frame: a cycle would keep the request with its body
+        # What is left is the function's own: it raised that, cancelled its task, or waited for something that was
+        # cancelled. A KeyboardInterrupt is, too: Ctrl-C has a signal handler.
+        return self._unexpected(call, exc)
+
+    def _ends(self, call: Call) -> bool:
+        """Whether the owner of a call's task may have cancelled it: the client has gone, or the server stops."""
+        return self.stopping or call.origin is None or call.origin.ends_call()
+
+    def _stopped(self, call: Call) -> bytes:
+        """The answer of a call that was cancelled."""
+        if call.expired:
+            return self._tool_error(call, "The call took too long.")
+        call.failure = Failure("cancelled")
+        return b""
+
+    def _refuse(self, call: Call, exc: ProtocolError, incident: str = "") -> bytes:
+        error = projection.error(exc, call.revision)
+        # What was raised has a traceback, whose frames refer to the call: such a cycle would keep the body.
+        kept = ProtocolError(error.code, error.message, error.data, status=error.status, head=error.head)
+        call.failure = Failure(str(error.code), kept, incident)
+        return b"" if call.bare or _given_up(call) else error_message(call.id, error.code, error.message, error.data)
+
+    def _tool_error(self, call: Call, text: str, incident: str = "") -> bytes:
+        if call.method != "tools/call":
+            return self._refuse(call, ProtocolError(INTERNAL_ERROR, text), incident)
+        call.failure = Failure("tool_error", None, incident)
+        head = self._heads[call.revision.date]
+        return _enveloped(call, b'%b"content":[{"type":"text","text":%b}],"isError":true}' % (head, encode(text)))
+
+    def _unexpected(self, call: Call, exc: BaseException) -> bytes:
+        incident = secrets.token_hex(8)
+        if not logger.isEnabledFor(logging.DEBUG):
+            exc = with_user_frames(exc, told=_TOLD)
+        logger.error(
+            "%s %s failed [incident %s]", call.method, call.name, incident, exc_info=exc, extra={"incident": incident}
+        )
+        text = f"Internal error. The server's log has the details under incident {incident}."
+        if self.services.settings.show_errors:
+            text = shown_error(exc)
+        if isinstance(exc, LocalError):
+            return self._refuse(call, ProtocolError(INTERNAL_ERROR, text), incident)
+        return self._tool_error(call, text, incident)
+
+    def _input_required(self, call: Call, exc: InputRequired) -> bytes:
+        services = self.services
+        assert call.rounds is not None  # noqa: S101  whoever asks has made them
+        try:
+            state = call.rounds.seal(
+                services.ring,
+                bound=call_binding(call),
+                expires_at=int(services.clock() + services.settings.state_ttl),
+                nonce=services.nonce(),
+                max_rounds=services.settings.max_rounds,
+            )
+        except ProtocolError as error:
+            return self._refuse(call, error)
+        except LocalError as error:  # the answers so far are more than a state may hold
+            return self._unexpected(call, error)
+        result = {"resultType": "input_required", "inputRequests": exc.requests, "requestState": state}
+        meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision, whole=False)})
+        return _enveloped(call, b'%b,"_meta":%b}' % (encode(result)[:-1], meta))
+
+
+def _task() -> asyncio.Task[Any] | None:
+    """The task that runs this; None where a coroutine is closed outside of its loop."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def _told(call: Call, answer: bytes) -> bytes:
+    """The answer of a call as the stream of its client gets it: with an envelope, whatever its caller gets."""
+    if not call.bare:
+        return answer
+    failed = call.failure
+    if failed is not None and failed.error is not None:
+        return error_message(call.id, failed.error.code, failed.error.message, failed.error.data)
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), answer) if answer else b""
+
+
+def _given_up(call: Call) -> bool:
+    """The caller cancelled the call: however it ends now, it is not answered."""
+    return call.cancelled and not call.expired
+
+
+def _enveloped(call: Call, result: bytes) -> bytes:
+    if _given_up(call):
+        return b""
+    return result if call.bare else b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), result)
+
+
+def _meant(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a failed `asyncio.TaskGroup` of user code stands for: its one failure, or the questions of all its tasks."""
+    requests: dict[str, Any] = {}
+    failures: list[BaseException] = []
+    for leaf in _leaves(group):
+        if isinstance(leaf, InputRequired):
+            requests.update(leaf.requests)
+        else:
+            failures.append(leaf)
+    if not failures:
+        return InputRequired(requests)
+    return failures[0] if len(failures) == 1 else group
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        for each in cast("BaseExceptionGroup[BaseException]", exc).exceptions:
+            yield from _leaves(each)
+    else:
+        yield exc
+
+
+def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None) -> bytes:
+    """What opens every result: in the per-request era its type and the server's name."""
+    if not revision.result_type:
+        return b"{" if meta is None else b'{"_meta":%b,' % encode(meta)
+    merged = {SERVER_KEY: projection.implementation(info, revision, whole=False), **(meta or {})}
+    return b'{"resultType":"complete","_meta":%b,' % encode(merged)
+
+
+def _handler(handlers: Mapping[str, Handler], registry: Registry, call: Call) -> Handler:
+    """What answers a method that is served: the server's own handler, or that of an extension."""
+    handler = handlers.get(call.method) or registry.extended(call.method, call.revision)
+    assert handler is not None  # noqa: S101  admission or `check_offered` saw it
+    return handler
+
+
+def check_offered(call: Call, registry: Registry) -> None:
+    """Refuse a handshake-era method that the revision or this server does not have (admission did it for the other).
+
+    Raises:
+        ProtocolError: METHOD_NOT_FOUND.
+    """
+    if call.revision.handshake and not registry.serves(call.method, call.revision):
+        raise method_not_found(call.method, call.revision)

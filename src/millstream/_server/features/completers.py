@@ -1,0 +1,48 @@
+"""Functions that complete an argument: ``f(value, arguments)``, and what fills in their other parameters."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
+
+from msgspec import Struct
+
+from millstream._server.calls.call import Call
+from millstream._server.features.resolving import CONTEXTS, around
+from millstream._server.functions.dependencies import dependencies_in
+from millstream._server.functions.needs import needs_of
+from millstream._server.functions.plan import hints_of
+
+
+class Filled(Struct, frozen=True, eq=False):
+    """A completer with parameters that functions fill in."""
+
+    run: Callable[[str, Mapping[str, str], Call], Awaitable[Any]]
+
+
+def completer_of(function: Callable[..., Any], *, home: object) -> Callable[..., Any] | Filled:
+    """A completer as the registry holds it: the function itself where nothing has to be filled in.
+
+    Raises:
+        TypeError: a dependency cannot be filled in.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a function written in C
+        return function
+    dependencies = dependencies_in(signature, hints_of(function))
+    if not dependencies:
+        return function
+    needs = needs_of(dependencies, CONTEXTS)
+    awaited = inspect.iscoroutinefunction(function)
+
+    async def run(value: str, known: Mapping[str, str], call: Call) -> Any:
+        def ask(values: dict[str, Any]) -> Awaitable[Any]:
+            if awaited:
+                found: Awaitable[Any] = function(value, known, **values)
+                return found
+            return call.services.threads.run(partial(function, value, known, **values))
+
+        return await around(call, home, needs, ask)
+
+    return Filled(run)

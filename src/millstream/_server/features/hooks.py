@@ -1,0 +1,230 @@
+"""Middleware: hooks around what a server does for a caller.
+
+`hooks_of` looks once at which hooks an object has. `hooked` puts those around one item when it is registered, and
+`Around` puts those for lists and whole messages around the handlers of a server. Where there is no hook, there is no
+frame.
+"""
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import msgspec
+from msgspec import Struct
+
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
+from millstream._protocol.jsonrpc import encode
+from millstream._server.calls.call import Call
+from millstream._server.calls.context import Context, shared_context
+from millstream._server.functions.pydantic_types import enc_hook
+from millstream._server.functions.reading import ArgumentError
+
+Next = Callable[[Any], Awaitable[Any]]
+"""``await next(request)``: what lies inside; its result, or whatever it raises."""
+Hook = Callable[[Any, Next], Awaitable[Any]]
+Run = Callable[[Any, Call], Awaitable[Any]]
+Read = Callable[[Any], Any]
+
+
+class Request:
+    """A call of a tool, the reading of a resource or the making of a prompt, before it happens."""
+
+    __slots__ = ("_arguments", "_before", "_given", "context", "method", "name")
+
+    def __init__(self, method: str, name: str, given: Any, context: Context) -> None:
+        self.method: str = method
+        """``tools/call``, ``resources/read`` or ``prompts/get``."""
+        self.name: str = name
+        """Of the tool or prompt, as its own server has it, without the prefix of a mount; of a resource, the URI."""
+        self.context: Context = context
+        """The call; ``context.state`` is a dict that middleware and the function share."""
+        self._given = given
+        self._arguments: dict[str, Any] | None = None
+        self._before = b""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments as JSON has them. Change them, and they are checked again before the function gets them."""
+        if self._arguments is None:
+            self._arguments = cast("dict[str, Any]", msgspec.to_builtins(self._given, enc_hook=enc_hook))
+            self._before = encode(self._arguments)
+        return self._arguments
+
+    @arguments.setter
+    def arguments(self, arguments: Mapping[str, Any]) -> None:
+        _ = self.arguments
+        self._arguments = dict(arguments)
+
+    def settled(self, read: Callable[[dict[str, Any]], Any]) -> Any:
+        """The arguments as the function takes them: as they came, or read again if somebody changed them."""
+        if self._arguments is None or encode(self._arguments) == self._before:
+            return self._given
+        return read(self._arguments)
+
+
+class ListRequest:
+    """A request for a page of a list."""
+
+    __slots__ = ("context", "kind")
+
+    def __init__(self, kind: str, context: Context) -> None:
+        self.kind: str = kind
+        """tools, prompts, resources or templates."""
+        self.context: Context = context
+
+
+class MessageRequest:
+    """Any request, before anything of its parameters is read."""
+
+    __slots__ = ("context", "method", "params")
+
+    def __init__(self, method: str, params: dict[str, Any], context: Context) -> None:
+        self.method: str = method
+        self.params: dict[str, Any] = params
+        """As the client sent them. What you put there is what the server reads."""
+        self.context: Context = context
+
+
+class Middleware:
+    """A base class for middleware: write the hooks that you need. Any other object that has some of them will do.
+
+    Every hook is awaited with a request and ``next``. What it returns is the result, and what it raises is the error
+    (`ToolError` for a text to the model). A hook that doesn't call ``next`` refuses, or answers by itself.
+
+    Example:
+        ``class Timing(Middleware)`` with ``async def on_call(self, request, next)``, then
+        ``Server("shop", middleware=[Timing()])``.
+    """
+
+    async def on_call(self, request: Request, next: Next) -> Any:
+        """Around a tool: ``await next(request)`` gives what the function returned."""
+        return await next(request)
+
+    async def on_read(self, request: Request, next: Next) -> Any:
+        """Around a resource or template: ``await next(request)`` gives what the function returned."""
+        return await next(request)
+
+    async def on_prompt(self, request: Request, next: Next) -> Any:
+        """Around a prompt: ``await next(request)`` gives what the function returned."""
+        return await next(request)
+
+    async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
+        """Around a page of a list: ``await next(request)`` gives the descriptions, as the revision has them."""
+        items: list[dict[str, Any]] = await next(request)
+        return items
+
+    async def on_message(self, request: MessageRequest, next: Next) -> dict[str, Any]:
+        """Around every request: ``await next(request)`` gives the members of the result."""
+        result: dict[str, Any] = await next(request)
+        return result
+
+
+class Hooks(Struct, frozen=True, eq=False):
+    """The hooks of one server, outermost first."""
+
+    home: object = None
+    call: tuple[Hook, ...] = ()
+    read: tuple[Hook, ...] = ()
+    prompt: tuple[Hook, ...] = ()
+    list: tuple[Hook, ...] = ()
+    message: tuple[Hook, ...] = ()
+
+    @property
+    def wide(self) -> bool:
+        """Whether some are around more than one item."""
+        return bool(self.list or self.message)
+
+
+_NAMES = ("call", "read", "prompt", "list", "message")
+_METHODS = {"call": "tools/call", "read": "resources/read", "prompt": "prompts/get"}
+_OF_KIND = {"tools": "call", "prompts": "prompt", "resources": "read"}
+
+
+def hooks_of(middleware: Sequence[object], home: object) -> Hooks:
+    """Which hooks some objects have.
+
+    Raises:
+        TypeError: one isn't an object with hooks, or a hook cannot be awaited.
+    """
+    found: dict[str, tuple[Hook, ...]] = {}
+    for each in middleware:
+        mine = {name: hook for name in _NAMES if (hook := _hook(each, name)) is not None}
+        kind = each.__name__ if isinstance(each, type) else type(each).__name__
+        if isinstance(each, type):
+            raise TypeError(f"middleware: {kind} is a class; pass an object of it: {kind}()")
+        unknown = {name for name in dir(each) if name.startswith("on_")} - {f"on_{name}" for name in _NAMES}
+        if unknown or not mine:
+            what = f"has {min(unknown)}" if unknown else "has no hook"
+            raise TypeError(f"middleware: {kind} {what}; hooks are {', '.join(f'on_{name}' for name in _NAMES)}")
+        for name, hook in mine.items():
+            found[name] = (*found.get(name, ()), hook)
+    return Hooks(home, **found)
+
+
+def _hook(middleware: object, name: str) -> Hook | None:
+    hook = getattr(middleware, f"on_{name}", None)
+    if hook is None or getattr(type(middleware), f"on_{name}", None) is getattr(Middleware, f"on_{name}"):
+        return None
+    if not (inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(getattr(hook, "__call__", None))):  # noqa: B004
+        raise TypeError(f"middleware: on_{name} of {type(middleware).__name__} has to be `async def`")
+    return cast("Hook", hook)
+
+
+def chained(hooks: Iterable[Hook], inside: Next) -> Next:
+    """Hooks around what lies inside, as one function."""
+    for hook in reversed(tuple(hooks)):
+        inside = _link(hook, inside)
+    return inside
+
+
+def _link(hook: Hook, inside: Next) -> Next:
+    return lambda request: hook(request, inside)
+
+
+def hooked(kind: str, name: str, run: Run, read: Read, hooks: Hooks) -> Run:
+    """`run` of an item of a kind with the hooks of its server around it; as it is, where none are for its kind."""
+    about = _OF_KIND[kind]
+    mine: tuple[Hook, ...] = getattr(hooks, about)
+    if not mine:
+        return run
+    method, home = _METHODS[about], hooks.home
+
+    def reread(arguments: dict[str, Any], call: Call) -> Any:
+        try:
+            return read(encode(arguments) if about == "call" else _texts(arguments))
+        except ArgumentError as exc:
+            if about == "call" and call.revision.argument_errors_in_result:
+                raise ToolError(str(exc)) from exc
+            raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
+
+    async def inside(request: _Running) -> Any:
+        call = request.call
+        return await run(request.settled(lambda arguments: reread(arguments, call)), call)
+
+    chain = chained(mine, inside)
+
+    def run_hooked(arguments: Any, call: Call) -> Awaitable[Any]:
+        return chain(
+            _Running(method, call.name if about == "read" else name, arguments, shared_context(call, home), call)
+        )
+
+    return run_hooked
+
+
+class _Running(Request):
+    """With the call, for what lies inside of all hooks."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, method: str, name: str, given: Any, context: Context, call: Call) -> None:
+        super().__init__(method, name, given, context)
+        self.call = call
+
+
+def _texts(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of prompts and resources, which arrive as text or lists of texts."""
+    return {
+        name: value if isinstance(value, str | list) else encode(value).decode()
+        for name, value in arguments.items()
+        if value is not None
+    }

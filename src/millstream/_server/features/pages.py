@@ -1,0 +1,69 @@
+"""One page of a list, as bytes. A cursor names the last item of a page, so any worker can continue any listing."""
+
+import base64
+import binascii
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from millstream._protocol import projection
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.revisions import Revision
+
+_MEMBERS = {"tools": "tools", "resources": "resources", "templates": "resourceTemplates", "prompts": "prompts"}
+"""Kind -> member of the list result."""
+
+
+def page_of(
+    kind: str,
+    items: Mapping[str, Any],
+    revision: Revision,
+    cursor: str | None,
+    *,
+    size: int,
+    ttl_ms: int,
+    private: bool,
+) -> bytes:
+    """The members of one page.
+
+    Args:
+        kind: of the items.
+        items: all that the caller sees, by name.
+        revision: whose shapes they have.
+        cursor: where the last page ended.
+        size: of a page.
+        ttl_ms: how long it may be kept.
+        private: only by the one who asked.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS for a cursor that is not ours.
+    """
+    names = list(items)
+    start = 0 if cursor is None else _start(kind, names, cursor)
+    shown = names[start : start + size]
+    describe = projection.tool if kind == "tools" else projection.named
+    result: dict[str, Any] = {_MEMBERS[kind]: [describe(items[name].describe(), revision) for name in shown]}
+    if start + size < len(names):
+        result["nextCursor"] = base64.urlsafe_b64encode(f"{kind}:{shown[-1]}".encode()).decode()
+    if revision.result_type:
+        result |= {"ttlMs": ttl_ms, "cacheScope": "private" if private else "public"}
+    return encode(result)[1:-1]
+
+
+def whole(kind: str, descriptions: Iterable[dict[str, Any]], revision: Revision) -> bytes:
+    """The members of a list that was made for one call; it has one page."""
+    describe = projection.tool if kind == "tools" else projection.named
+    result: dict[str, Any] = {_MEMBERS[kind]: [describe(each, revision) for each in descriptions]}
+    if revision.result_type:
+        result |= {"ttlMs": 0, "cacheScope": "private"}
+    return encode(result)[1:-1]
+
+
+def _start(kind: str, names: Iterable[str], cursor: str) -> int:
+    try:
+        found, _, name = base64.b64decode(cursor, b"-_", validate=True).decode().partition(":")
+        if found == kind:
+            return list(names).index(name) + 1
+    except (ValueError, binascii.Error):
+        pass
+    raise ProtocolError(INVALID_PARAMS, "Invalid cursor: list again from the start")

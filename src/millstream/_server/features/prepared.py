@@ -1,0 +1,127 @@
+"""One typed pass over a whole `tools/call` of the per-request era, prepared for each tool.
+
+The transport picks it by the `Mcp-Name` header. It accepts exactly the well-formed common case; for anything else the
+decoder fails and the exact ladder of `protocol.admission` decides, with the exact error.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from millstream._protocol.metadata import (
+    CAPABILITIES_KEY,
+    CLIENT_KEY,
+    LOG_LEVEL_KEY,
+    LOG_LEVELS,
+    VERSION_KEY,
+    Implementation,
+)
+from millstream._protocol.revisions import NEWEST
+from millstream._server.features.tools import Tool
+from millstream._server.functions.pydantic_types import dec_hook
+
+
+class _Meta(
+    Struct,
+    gc=False,
+    rename={
+        "version": VERSION_KEY,
+        "capabilities": CAPABILITIES_KEY,
+        "client": CLIENT_KEY,
+        "log_level": LOG_LEVEL_KEY,
+        "token": "progressToken",
+    },
+):
+    version: Literal[NEWEST.date]  # type: ignore[name-defined]  # dates belong in revisions.py only
+    capabilities: dict[str, Any]
+    client: Implementation | UnsetType = UNSET
+    log_level: Literal[*LOG_LEVELS] | UnsetType = UNSET  # type: ignore[valid-type]  # one list of levels
+    token: int | str | UnsetType = UNSET
+
+
+class _HandshakeMeta(Struct, frozen=True, gc=False, rename={"version": VERSION_KEY, "token": "progressToken"}):
+    version: Raw | UnsetType = UNSET
+    """Present in the other era only."""
+    token: int | str | UnsetType = UNSET
+
+
+class _HandshakeParams(Struct, gc=False, rename={"meta": "_meta"}):
+    name: str
+    arguments: Raw = Raw(b"{}")
+    meta: _HandshakeMeta = _HandshakeMeta()
+
+
+class _HandshakeCall(Struct, gc=False):
+    jsonrpc: Literal["2.0"]
+    id: int | str
+    method: Literal["tools/call"]
+    params: _HandshakeParams
+    result: UnsetType = UNSET
+    """Never there: a message with it isn't a request. So is `error`."""
+    error: UnsetType = UNSET
+
+
+decode_handshake_call = msgspec.json.Decoder(_HandshakeCall).decode
+"""A whole `tools/call` of the handshake era, the arguments still raw."""
+
+
+class _RequestParams(Struct, gc=False, rename={"meta": "_meta"}):
+    meta: _Meta
+
+
+class _Request(Struct, gc=False):
+    jsonrpc: Literal["2.0"]
+    id: int | str
+    method: str
+    params: Raw
+    result: UnsetType = UNSET
+    error: UnsetType = UNSET
+
+
+decode_request = msgspec.json.Decoder(_Request).decode
+"""A whole request of the per-request era, its parameters still raw."""
+decode_request_params = msgspec.json.Decoder(_RequestParams).decode
+"""Parameters, opened as far as their `_meta`."""
+
+
+class PreparedCall:
+    """The decoder of one tool's calls."""
+
+    __slots__ = ("decode", "tool")
+
+    def __init__(self, tool: Tool, decode: Any) -> None:
+        self.tool = tool
+        self.decode = decode
+        """bytes -> struct with `id` and `params`; raises msgspec.DecodeError for whatever is not the common case."""
+
+    @staticmethod
+    def of(tool: Tool) -> "PreparedCall | None":
+        """The fast path of a tool; None when its calls need checks that one typed pass cannot make."""
+        arguments = tool.struct
+        if arguments is None or not tool.plain:
+            return None
+        fields: list[Any] = [
+            ("name", Literal[tool.name]),
+            ("meta", _Meta, msgspec.field(name="_meta")),
+        ]
+        if any(field.required for field in msgspec.structs.fields(arguments)):
+            fields.append(("arguments", arguments))
+        else:
+            fields.append(("arguments", arguments, msgspec.field(default_factory=arguments)))
+        fields.append(("responses", dict[str, Raw] | UnsetType, msgspec.field(default=UNSET, name="inputResponses")))
+        fields.append(("state", str, msgspec.field(default="", name="requestState")))
+        params = msgspec.defstruct("Params", fields, gc=False)
+        envelope = msgspec.defstruct(
+            "Envelope",
+            [
+                ("jsonrpc", Literal["2.0"]),
+                ("id", int | str),
+                ("method", Literal["tools/call"]),
+                ("params", params),
+                ("result", UnsetType, UNSET),
+                ("error", UnsetType, UNSET),
+            ],
+            gc=False,
+        )
+        return PreparedCall(tool, msgspec.json.Decoder(envelope, dec_hook=dec_hook).decode)

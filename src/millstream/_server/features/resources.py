@@ -1,0 +1,166 @@
+"""Resources and resource templates: descriptions for clients, and how they are read."""
+
+import copy
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol, Self, Unpack
+
+from millstream._protocol.content import Annotations, AnnotationsDict
+from millstream._protocol.uri_template import UriTemplate
+from millstream._server.features.hooks import Hooks, hooked
+from millstream._server.features.sources import Source, checked, source_of
+from millstream._server.functions.description import Labels, check_options, described, shown_of
+from millstream._server.functions.plan import name_of
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\{")
+"""RFC 3986 §3.1; the scheme of a template may be a variable."""
+
+
+class ResourceLabels(Labels, total=False):
+    """Options that are not about a function."""
+
+    annotations: Annotations | AnnotationsDict | None
+    mime_type: str | None
+    size: int | None
+    """In bytes; of a resource, not of a template."""
+    scopes: Collection[str] | None
+    """What a caller must have been granted; others neither see the resource nor read it."""
+
+
+class ResourceOptions(ResourceLabels, total=False):
+    """Options of ``@mcp.resource``."""
+
+    name: str | None
+    thread: bool
+    """A `def` function runs in a worker thread, unless this is false."""
+
+
+class _Readable:
+    """What resources and templates share."""
+
+    __slots__ = (
+        "_described", "choices", "enabled", "meta", "mime_type", "parameters", "path", "read", "run", "scopes", "tags",
+        "visible",
+    )  # fmt: skip
+
+    def __init__(self, address: Mapping[str, str], source: Source, labels: ResourceLabels) -> None:
+        for uri in address.values():
+            if not _SCHEME.match(uri):
+                raise ValueError(f"resource {uri!r}: a URI begins with a scheme, as in 'shop://{uri.lstrip('/:')}'")
+        self.read = source.read
+        """``read(variables)``: the arguments from their texts; raises `ArgumentError`."""
+        self.scopes = frozenset(labels.get("scopes") or ())
+        self.tags, self.enabled, self.visible = shown_of(labels)
+        self.path: tuple[Hooks, ...] = ()
+        """The middleware of each server through which it is reached, where any of them has some."""
+        self.run = checked(source.run, self.scopes)
+        """``run(arguments, call)``: an awaitable of what is read."""
+        self.parameters = source.parameters
+        self.choices = source.choices
+        self.mime_type = labels.get("mime_type")
+        self.meta = labels.get("meta")
+        """`_meta` of the contents, as of the listed item."""
+        self._described = described(
+            {**address, "name": source.name},
+            source.description,
+            labels,
+            mimeType=self.mime_type,
+            size=labels.get("size"),
+        )
+
+    def within(self, hooks: Hooks) -> Self:
+        """The same with the middleware of its server around it."""
+        other = copy.copy(self)
+        other.path = (hooks, *self.path)
+        other.run = checked(hooked("resources", "", self.run, self.read, hooks), self.scopes)
+        return other
+
+    def describe(self) -> dict[str, Any]:
+        """The description in the newest shape."""
+        return self._described
+
+
+class Resource(_Readable):
+    """A resource with one URI. It takes no arguments."""
+
+    __slots__ = ("uri",)
+
+    def __init__(self, uri: str, source: Source, **labels: Unpack[ResourceLabels]) -> None:
+        super().__init__({"uri": uri}, source, labels)
+        if self.parameters:
+            raise TypeError(
+                f"resource {uri!r}: the function takes {', '.join(self.parameters)}, "
+                "but the URI has no {variables} for them"
+            )
+        self.uri = uri
+
+    def named(self, uri: str) -> "Resource":
+        """The same resource under another URI."""
+        other = copy.copy(self)
+        other.uri = uri
+        other._described = {**self._described, "uri": uri}
+        return other
+
+
+class Pattern(Protocol):
+    """A template's URI: which URIs are of the family."""
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names in order of first appearance."""
+        ...
+
+    def match(self, uri: str) -> dict[str, str] | None:
+        """The values of the variables that occur in a URI; None for one of another family."""
+        ...
+
+
+class Template(_Readable):
+    """A family of resources. The variables of its URI are its arguments."""
+
+    __slots__ = ("_pattern", "template")
+
+    def __init__(
+        self,
+        uri: str,
+        source: Source,
+        *,
+        pattern: Callable[[str], Pattern] = UriTemplate,
+        **labels: Unpack[ResourceLabels],
+    ) -> None:
+        labels.pop("size", None)
+        super().__init__({"uriTemplate": uri}, source, labels)
+        self._pattern = pattern
+        self.template = pattern(uri)
+        if set(self.template.variables) != set(self.parameters):
+            raise TypeError(
+                f"resource template {uri!r}: its variables are {', '.join(self.template.variables) or 'none'}, the "
+                f"function takes {', '.join(self.parameters) or 'nothing'}: they must be the same names"
+            )
+
+    def named(self, uri: str) -> "Template":
+        """The same template under another URI."""
+        other = copy.copy(self)
+        other.template = self._pattern(uri)
+        other._described = {**self._described, "uriTemplate": uri}
+        return other
+
+
+def resource_of(
+    uri: str, function: Callable[..., Any], *, home: object = None, **options: Unpack[ResourceOptions]
+) -> Resource | Template:
+    """A resource of a function, or a template when the URI has ``{variables}``.
+
+    Args:
+        uri: where clients read it.
+        function: any callable; its arguments are the variables.
+        home: the server that it is registered on.
+        options: see `ResourceOptions` and `Labels`.
+
+    Raises:
+        TypeError, ValueError: it cannot be served as it is written; the text says what can.
+    """
+    check_options(name_of(function), options, ResourceOptions, Annotations)
+    rest: dict[str, Any] = dict(options)
+    about = {key: rest.pop(key) for key in ("name", "thread") if key in rest}
+    return (Template if "{" in uri else Resource)(uri, source_of(function, "resource", home=home, **about), **rest)

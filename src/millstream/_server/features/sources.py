@@ -1,0 +1,260 @@
+"""What an item of the registry works with, and how a Python function becomes that.
+
+A tool, resource or prompt is described, reads its arguments and runs. `Source` is these three as data: `source_of`
+makes it of a function, `source_from_schema` of a schema and something that runs. Nothing outside knows how a function
+is planned.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import CodeType
+from typing import Any
+
+from msgspec import Struct
+
+from millstream._protocol.json_schema import Schema
+from millstream._protocol.param_headers import ParamHeader, find_annotations
+from millstream._server.calls.access import check_scopes
+from millstream._server.calls.call import Call
+from millstream._server.calls.context import Context, send_progress
+from millstream._server.calls.sync_context import SyncContext, Waits
+from millstream._server.features.resolving import CONTEXTS, around
+from millstream._server.functions.needs import needs_of
+from millstream._server.functions.parameters import Kind
+from millstream._server.functions.plan import Given, Invoker, Plan, plan
+from millstream._server.functions.reading import read_arguments, read_checked, read_texts
+from millstream._server.functions.results import Output, as_text, output_from_schema
+from millstream._server.functions.schema_check import SchemaCheck
+
+Run = Callable[[Any, Call], Awaitable[Any]]
+"""``run(arguments, call)``."""
+Read = Callable[[Any], Any]
+"""Arguments from what came: the JSON of a tool's, the texts of a prompt's or a template's.
+
+Raises `ArgumentError` with what is wrong with them.
+"""
+
+
+def checked(run: Run, scopes: frozenset[str]) -> Run:
+    """`run` for callers with these scopes, however the call was prepared; as it is where it needs none."""
+    if not scopes:
+        return run
+
+    def run_if_granted(arguments: Any, call: Call) -> Awaitable[Any]:
+        check_scopes(call, scopes)
+        return run(arguments, call)
+
+    return run_if_granted
+
+
+class Source(Struct, frozen=True):
+    """How an item reads its arguments and runs, whatever stands behind it."""
+
+    name: str
+    run: Run
+    read: Read
+    description: str = ""
+    schema: Schema = {}
+    """Of the arguments."""
+    output: Output | None = None
+    """What the result of a tool promises."""
+    headers: tuple[ParamHeader, ...] = ()
+    """Arguments that travel in headers, too."""
+    struct: type[Struct] | None = None
+    """What `decode` gives, where arguments need nothing else before the call."""
+    decode: Read | None = None
+    code: CodeType | None = None
+    """Where a function is written, for warnings about it."""
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the arguments."""
+        return tuple(self.schema.get("properties", ()))
+
+    def choices(self, argument: str) -> list[str]:
+        """All that an argument can be, for an enum, `Literal` or `bool`; else nothing."""
+        node = self.schema.get("properties", {}).get(argument, {})
+        choices = node.get("enum", ["true", "false"] if node.get("type") == "boolean" else [])
+        return [str(each) for each in choices]
+
+
+def source_from_schema(
+    name: str,
+    run: Run,
+    *,
+    input_schema: Schema,
+    output_schema: Schema | None = None,
+    description: str = "",
+) -> Source:
+    """A source without a function: `run` gets the arguments as a dict that fits the schema.
+
+    Raises:
+        ValueError: for a schema that cannot be served.
+        ImportError: the extra that checks schemas is not installed.
+    """
+    check = SchemaCheck(input_schema, whole="the arguments")
+    return Source(
+        name,
+        run,
+        lambda raw: read_checked(raw, f"tool {name!r}", input_schema, check),
+        description=description,
+        schema=input_schema,
+        output=None if output_schema is None else output_from_schema(output_schema),
+        headers=find_annotations(input_schema),
+    )
+
+
+def source_of(
+    function: Callable[..., Any],
+    kind: Kind,
+    *,
+    home: object = None,
+    name: str | None = None,
+    thread: bool = True,
+    input_schema: Schema | None = None,
+    output_schema: Schema | None = None,
+    lenient: bool = False,
+) -> Source:
+    """A source of a function, planned once.
+
+    Args:
+        function: any callable with a signature.
+        kind: what it will be.
+        home: the server that it was registered on, which may be mounted on the one that runs.
+        name: instead of the function's own.
+        thread: a `def` function runs in a worker thread.
+        input_schema, output_schema: written by hand.
+        lenient: see `plan`.
+
+    Raises:
+        TypeError, ValueError, ImportError: as `plan`; or the function asks for the wrong kind of context.
+    """
+    made = plan(
+        function,
+        kind=kind,
+        contexts=CONTEXTS,
+        name=name,
+        input_schema=input_schema,
+        output_schema=output_schema,
+        lenient=lenient,
+    )
+    direct = made.check is None and issubclass(made.arguments, Struct)
+    return Source(
+        made.name,
+        runner(made, thread=thread, home=home),
+        (lambda raw: read_arguments(made, raw)) if kind == "tool" else (lambda texts: read_texts(made, texts)),
+        description=made.description,
+        schema=made.input_schema,
+        output=made.output,
+        headers=made.headers,
+        struct=made.arguments if direct else None,
+        decode=made.decoder.decode if direct else None,
+        code=made.code,
+    )
+
+
+def runner(plan: Plan, *, thread: bool, home: object) -> Run:
+    """The narrowest way to run a planned function in a call.
+
+    Args:
+        plan: of the function.
+        thread: a `def` function runs in a worker thread.
+        home: the server that it was registered on, which may be mounted on the one that runs.
+
+    Raises:
+        TypeError: the function asks for the wrong kind of context.
+    """
+    call_function, wants_context = plan.call, plan.context_parameter is not None
+    threaded = thread and not plan.is_async
+    if wants_context and plan.context_type is SyncContext and not threaded:
+        raise TypeError(f"{plan.name}: SyncContext is for `def` functions in a worker thread; annotate ctx: Context")
+    if wants_context and plan.context_type is Context and threaded:
+        raise TypeError(
+            f"{plan.name}: a `def` function runs in a worker thread and cannot await; annotate ctx: SyncContext, "
+            "or make it `async def`"
+        )
+    if plan.dependencies:
+        return _depending(plan, home, threaded=threaded)
+    if threaded:
+        return _in_thread(plan, home, call_function)
+    if plan.is_generator:
+        return _streaming(plan, home, call_function)
+    if plan.is_async:
+        if wants_context:
+            return lambda arguments, call: call_function(arguments, Context(call, home))
+        return call_function  # what it takes for a context it does not use
+
+    async def run(arguments: Any, call: Call) -> Any:
+        return call_function(arguments, Context(call, home) if wants_context else None)
+
+    return run
+
+
+def _depending(plan: Plan, home: object, *, threaded: bool) -> Run:
+    """Around each call: what the parameters depend on."""
+    needs = needs_of(plan.dependencies, CONTEXTS)
+    way = _in_thread if threaded else _streaming if plan.is_generator else _plain
+
+    async def run(arguments: Any, call: Call) -> Any:
+        def work(values: dict[str, Any]) -> Awaitable[Any]:
+            return way(plan, home, lambda given, context: plan.call(given, Given(context, values)))(arguments, call)
+
+        return await around(call, home, needs, work)
+
+    return run
+
+
+def _plain(plan: Plan, home: object, call_function: Invoker) -> Run:
+    async def run(arguments: Any, call: Call) -> Any:
+        value = call_function(arguments, Context(call, home))
+        return await value if plan.is_async else value
+
+    return run
+
+
+def _in_thread(plan: Plan, home: object, call_function: Invoker) -> Run:
+    wants_context = plan.context_parameter is not None
+
+    async def run(arguments: Any, call: Call) -> Any:
+        context = Context(call, home)
+        waits = Waits(context, asyncio.get_running_loop())
+        work = _drain if plan.is_generator else _plainly
+        try:
+            return await call.services.threads.run(
+                work, call_function, arguments, SyncContext(context, waits), wants_context
+            )
+        finally:
+            waits.abandon()
+
+    return run
+
+
+def _plainly(function: Callable[..., Any], arguments: Any, context: SyncContext, wanted: bool) -> Any:
+    return function(arguments, context if wanted else None)
+
+
+def _drain(function: Callable[..., Any], arguments: Any, context: SyncContext, wanted: bool) -> Any:
+    last: Any = None
+    for count, last in enumerate(function(arguments, context if wanted else None), 1):
+        context.progress(count, message=as_text(last))
+    return last
+
+
+def _streaming(plan: Plan, home: object, call_function: Invoker) -> Run:
+    wants_context = plan.context_parameter is not None
+
+    async def run(arguments: Any, call: Call) -> Any:
+        last: Any = None
+        count = 0
+        values = call_function(arguments, Context(call, home) if wants_context else None)
+        try:
+            async for last in values:
+                count += 1
+                if call.token is not None:
+                    told = call.progress.value if call.progress is not None else 0.0
+                    await send_progress(call, max(count, told + 1), None, as_text(last))
+        finally:
+            await values.aclose()
+        return last
+
+    return run

@@ -1,0 +1,227 @@
+"""A tool: what clients learn about it, how its arguments are read, how it runs, and what its result looks like.
+
+It knows no function: `sources.Source` is what it works with. Everything that can be known at registration is.
+"""
+
+import asyncio
+import copy
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Unpack
+
+from millstream._protocol import projection
+from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
+from millstream._protocol.errors import ToolError
+from millstream._protocol.jsonrpc import encode as encode_json
+from millstream._protocol.revisions import Revision
+from millstream._server.calls.call import Call
+from millstream._server.features.hooks import Hooks, hooked
+from millstream._server.features.sources import Run, Source, checked, source_of
+from millstream._server.functions.description import Labels, check_options, described, shown_of
+from millstream._server.functions.notices import notice
+from millstream._server.functions.plan import name_of
+from millstream._server.functions.results import ToolResult, encode, encode_result
+
+
+class ToolOptions(Labels, total=False):
+    """Options of ``@mcp.tool``."""
+
+    name: str | None
+    annotations: ToolAnnotations | ToolAnnotationsDict | None
+    input_schema: dict[str, Any] | None
+    """Listed as it is; arguments have to fit."""
+    output_schema: dict[str, Any] | None
+    timeout: float | None
+    """Seconds that a call may take; 0 for no limit."""
+    thread: bool
+    """A `def` function runs in a worker thread, unless this is false."""
+    requires: Mapping[str, Any] | None
+    """Client capabilities without which a call is refused before it runs."""
+    scopes: Collection[str] | None
+    """What a caller must have been granted; others neither see the tool nor run it."""
+    limit: str | None
+    """How often one caller may call it: ``10/minute``."""
+    cost: float | None
+    """How many calls one call counts as, in the limits of its caller."""
+    concurrency: int | None
+    """How many calls of it may run at a time, whoever makes them."""
+    lenient: bool
+    """``"3"`` counts as 3, a list or object may be JSON in a string, and unknown arguments are ignored."""
+
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+"""2025-11-25, server/tools, Tool Names."""
+_SCALARS: Mapping[str, type] = {"integer": int, "boolean": bool}
+_SCALAR_RESULTS = {
+    "any": b'"content":[{"type":"text","text":"%b"}],"structuredContent":%b',
+    "object": b'"content":[{"type":"text","text":"%b"}],"structuredContent":{"result":%b}',
+    "none": b'"content":[{"type":"text","text":"%b"}]',
+}
+"""Members of the result of a number or boolean, by what structured content a revision has."""
+
+
+class Tool:
+    """One registered tool."""
+
+    keeps_params = False
+    """The parameters of a call stay with it while the tool runs."""
+
+    __slots__ = (
+        "_described", "_output", "_simple", "concurrency", "cost", "decode", "enabled", "headers", "limit", "limited",
+        "name", "parameters", "path", "plain", "read", "requires", "run", "scopes", "struct", "tags", "timeout",
+        "visible", "wraps",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        timeout: float | None = None,
+        requires: Mapping[str, Any] | None = None,
+        scopes: Collection[str] | None = None,
+        limit: str | None = None,
+        cost: float | None = None,
+        concurrency: int | None = None,
+        annotations: ToolAnnotations | Mapping[str, Any] | None = None,
+        **labels: Unpack[Labels],
+    ) -> None:
+        _check_name(source)
+        self.name = source.name
+        self.read = source.read
+        """``read(raw)``: the arguments of a call from their JSON; raises `ArgumentError`."""
+        self.scopes = frozenset(scopes or ())
+        self.tags, self.enabled, self.visible = shown_of(labels)
+        self.path: tuple[Hooks, ...] = ()
+        """The middleware of each server through which it is reached, where any of them has some."""
+        self.run = checked(source.run, self.scopes)
+        """``run(arguments, call)``: an awaitable of what `encode` takes."""
+        self.parameters = source.parameters
+        self.headers = source.headers
+        self.timeout = timeout
+        self.limit = limit or ""
+        self.concurrency = concurrency or 0
+        """How many calls of it may run at a time; 0 for any number."""
+        self.limited = bool(limit or concurrency)
+        """It has limits of its own."""
+        self.cost = 1.0 if cost is None else float(cost)
+        self.requires: Mapping[str, Any] = requires or {}
+        """Client capabilities without which a call is refused before it runs."""
+        self.struct = source.struct
+        """What `decode` makes of well-formed arguments."""
+        self.decode: Callable[[Any], Any] | None = source.decode
+        self.plain = self.decode is not None and not (
+            self.requires or self.timeout or self.headers or self.visible or "stream" in self.parameters
+        )
+        """A transport may decode its arguments and hand the call over prepared: nothing is to be done around it."""
+        self._output = source.output
+        output = None if source.output is None else source.output.schema
+        self.wraps = output is not None and output.get("type") != "object"
+        """Structured values aren't objects: revisions that know only objects get them wrapped."""
+        self._simple = str if output is None else _SCALARS.get(output.get("type", "")) if len(output) == 1 else None
+        """Values of exactly this class need no check and no other encoder."""
+        self._described = described(
+            {"name": self.name},
+            source.description,
+            {**labels, "annotations": annotations},
+            # Some clients require `properties`.
+            inputSchema={"type": "object", "properties": {}} | source.schema,
+            outputSchema=output,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The description in the newest shape."""
+        return self._described
+
+    def named(self, name: str) -> "Tool":
+        """The same tool under another name."""
+        other = copy.copy(self)
+        other.name = name
+        other._described = {**self._described, "name": name}
+        return other
+
+    def within(self, hooks: Hooks) -> "Tool":
+        """The same tool with the middleware of its server around it."""
+        other = copy.copy(self)
+        other.path = (hooks, *self.path)
+        other.run = checked(hooked("tools", self.name, self.run, self.read, hooks), self.scopes)
+        other.plain = self.plain and not hooks.wide
+        return other
+
+    def encode(self, value: Any, call: Call) -> bytes:
+        """The members of the result for the call's revision.
+
+        Raises:
+            LocalError: the value is not what the tool promises.
+        """
+        revision = call.revision
+        if type(value) is self._simple:
+            data = encode_json(value)
+            if self._simple is str:
+                return b'"content":[{"type":"text","text":%b}]' % data
+            return _SCALAR_RESULTS[revision.structured] % ((data,) if revision.structured == "none" else (data, data))
+        if revision.structured == "object" and self.wraps and not isinstance(value, ToolResult):
+            return self._wrapped(value)
+        if isinstance(value, ToolResult):
+            call.meta = value.meta
+        members = encode_result(value, self._output)
+        if revision.structured == "any":
+            return members
+        return members if self._fits(revision) else projection.tool_result(members, revision, wraps=self.wraps)
+
+    def _fits(self, revision: Revision) -> bool:
+        """Results of this tool look the same in a revision as in the newest."""
+        return revision.structured == "object" and self._output is not None and not self.wraps
+
+    def _wrapped(self, value: Any) -> bytes:
+        data = encode(value)
+        if self._output is not None:
+            self._output.check(value, data)
+        return b'"content":[{"type":"text","text":%b}],"structuredContent":{"result":%b}' % (
+            encode_json(data.decode()),
+            data,
+        )
+
+
+def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unpack[ToolOptions]) -> Tool:
+    """A tool of a function.
+
+    Args:
+        function: any callable with a signature.
+        home: the server that it is registered on.
+        options: see `ToolOptions` and `Labels`.
+
+    Raises:
+        TypeError, ValueError, ImportError: it cannot be served as it is written; the text says what can.
+    """
+    check_options(name_of(function), options, ToolOptions, ToolAnnotations)
+    rest: dict[str, Any] = dict(options)
+    about = {
+        key: rest.pop(key) for key in ("name", "input_schema", "output_schema", "thread", "lenient") if key in rest
+    }
+    return Tool(source_of(function, "tool", home=home, **about), **rest)
+
+
+def _check_name(source: Source) -> None:
+    if not _NAME.fullmatch(source.name):
+        notice(
+            f"The tool name {source.name!r} will not work with every client: use 1 to 128 ASCII letters, digits, "
+            "underscores, hyphens and dots",
+            source.code,
+        )
+
+
+async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float) -> Any:
+    """Run with a limit.
+
+    Raises:
+        ToolError: the function took longer.
+    """
+    scope = asyncio.timeout(seconds)
+    try:
+        async with scope:
+            return await run(arguments, call)
+    except TimeoutError:
+        if scope.expired():
+            call.cancelled = call.expired = True
+            raise ToolError(f"The tool {call.name} did not finish in {seconds:g} seconds.") from None
+        raise

@@ -1,0 +1,178 @@
+"""What tools, resources and prompts say about themselves, and the check of the options that decorators take."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from math import isfinite
+from typing import Any, TypedDict, cast
+
+import msgspec
+from msgspec import Struct, to_builtins
+
+from millstream._protocol.content import Icon
+from millstream._protocol.json_schema import is_object
+from millstream._protocol.principal import Principal
+
+
+class Labels(TypedDict, total=False):
+    """Keyword options shared by the decorators."""
+
+    title: str | None
+    description: str | None
+    """Instead of the docstring."""
+    icons: Sequence[Icon] | None
+    meta: Mapping[str, Any] | None
+    """`_meta` of the listed item."""
+    tags: Collection[str] | None
+    """What `Server.disable` and `Server.enable` can name several items by."""
+    enabled: bool | None
+    """False: not offered until `Server.enable`; a caller cannot tell it from one that isn't there."""
+    visible: Callable[[Principal | None], bool] | None
+    """``visible(principal)``: whether a caller sees it; others cannot tell it from one that isn't there."""
+
+
+Shown = tuple[frozenset[str], bool, Callable[[Principal | None], bool] | None]
+
+
+def shown_of(labels: Labels) -> Shown:
+    """The tags of an item, whether it is offered from the start, and who sees it."""
+    return frozenset(labels.get("tags") or ()), labels.get("enabled") is not False, labels.get("visible")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(map(_is_text, cast("Iterable[Any]", value)))
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and value >= 0 and isfinite(value)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _are_icons(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, Icon) for each in cast("Sequence[Any]", value))
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple | set | frozenset) and all(map(_is_text, cast("Iterable[Any]", value)))
+
+
+def _are_scopes(value: Any) -> bool:
+    return isinstance(value, list | tuple | set | frozenset) and all(
+        isinstance(each, str) and _SCOPE.fullmatch(each) for each in cast("Iterable[Any]", value)
+    )
+
+
+MAX_COST = 1_000_000
+MAX_SEATS = 10_000
+_RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
+"""RFC 6749 §3.3, scope-token."""
+_TEXT = (_is_text, "a string")
+_NAMED = (_is_named, "a dict whose keys are strings")
+_SCHEMA = (is_object, "a JSON Schema as a dict")
+_RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "name": _TEXT,
+    "title": _TEXT,
+    "description": _TEXT,
+    "mime_type": _TEXT,
+    "icons": (_are_icons, "a list of Icon"),
+    "meta": _NAMED,
+    "requires": _NAMED,
+    "limit": (
+        lambda value: isinstance(value, str) and bool(_RATE.fullmatch(value)),
+        "a number and a unit: 10/minute, 5/second",
+    ),
+    "cost": (lambda value: type(value) in (int, float) and 0 <= value <= MAX_COST, f"a number up to {MAX_COST}"),
+    "concurrency": (
+        lambda value: type(value) is int and 1 <= value <= MAX_SEATS,
+        f"how many calls may run at a time, a whole number from 1 to {MAX_SEATS}",
+    ),
+    "scopes": (_are_scopes, "a list of scopes, without blanks and quotes"),
+    "annotations": (lambda value: isinstance(value, Struct) or _is_named(value), "an annotations object or a dict"),
+    "timeout": (_is_time, "a number of seconds, or 0 for no limit"),
+    "size": (_is_size, "a number of bytes"),
+    "thread": (lambda value: type(value) is bool, "True or False"),
+    "lenient": (lambda value: type(value) is bool, "True or False"),
+    "tags": (_are_texts, "a list of strings"),
+    "enabled": (lambda value: type(value) is bool, "True or False"),
+    "visible": (
+        lambda value: callable(value) and not inspect.iscoroutinefunction(value),
+        "a plain function of the principal, not `async def`",
+    ),
+    "input_schema": _SCHEMA,
+    "output_schema": _SCHEMA,
+}
+"""Option -> a check of its value, and what the value must be."""
+
+
+def check_options(
+    item: str, options: Mapping[str, Any], allowed: type, annotations: type[Struct] | None = None
+) -> None:
+    """Make sure that options exist and have values that can work.
+
+    Args:
+        item: what they are for, for messages.
+        options: as given.
+        allowed: a TypedDict with their names.
+        annotations: what may stand under that name.
+
+    Raises:
+        TypeError: saying what is allowed.
+    """
+    names: frozenset[str] = getattr(allowed, "__optional_keys__", frozenset())
+    for option, value in options.items():
+        if option not in names:
+            raise TypeError(f"{item}: there is no option {option!r} here; {_instead(option, names)}")
+        right, what = _RULES[option]
+        if value is not None and not right(value):
+            raise TypeError(f"{item}: {option} must be {what}, not {value!r}")
+    given = options.get("annotations")
+    if given is not None and annotations is not None:
+        _check_annotations(item, given, annotations)
+
+
+def _instead(name: str, names: Collection[str]) -> str:
+    """The name that was probably meant, and all there are."""
+    near = difflib.get_close_matches(name.lower(), {each.lower(): each for each in names}, n=1)
+    meant = [each for each in names if near and each.lower() == near[0]]
+    all_names = names if isinstance(names, list) else sorted(names)
+    return f"{f'did you mean {meant[0]!r}? There' if meant else 'there'} is {', '.join(all_names)}"
+
+
+def _check_annotations(item: str, given: Any, wanted: type[Struct]) -> None:
+    if isinstance(given, Struct):
+        if not isinstance(given, wanted):
+            raise TypeError(f"{item}: annotations must be {wanted.__name__} or a dict, not {given!r}")
+        given = to_builtins(given)
+    names = [field.encode_name for field in msgspec.structs.fields(wanted)]
+    unknown = sorted(given.keys() - set(names))
+    if unknown:
+        raise TypeError(f"{item}: annotations have no {unknown[0]!r}; {_instead(unknown[0], names)}")
+    try:
+        msgspec.convert(given, wanted)
+    except msgspec.ValidationError as error:
+        raise TypeError(f"{item}: annotations: {error}") from error
+
+
+def described(head: Mapping[str, Any], docstring: str, labels: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """A description in the newest shape, without the members that were not given."""
+    description = labels.get("description")
+    annotations, icons, meta = labels.get("annotations"), labels.get("icons"), labels.get("meta")
+    members: dict[str, Any] = {
+        **head,
+        "title": labels.get("title"),
+        "description": description if description is not None else docstring or None,
+        **more,
+        "annotations": to_builtins(annotations) if annotations else None,
+        "icons": [to_builtins(icon) for icon in icons] if icons else None,
+        "_meta": dict(meta) if meta else None,
+    }
+    return {key: value for key, value in members.items() if value is not None}

@@ -1,0 +1,265 @@
+"""Parameters of a function as typed arguments: annotations in msgspec's terms, a struct, and its JSON Schema.
+
+Everything that can be wrong with a parameter is found here, when the function is registered, and the message names
+the parameter and what works.
+"""
+
+import copy
+import functools
+import inspect
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import msgspec
+from msgspec import NODEFAULT, Meta, Struct
+
+from millstream._protocol.json_schema import Schema, object_schema, shown, without_modules, without_null
+from millstream._server.functions.aliases import unaliased
+from millstream._server.functions.choices import choice_of
+from millstream._server.functions.fields import HEADER_KEYWORD
+from millstream._server.functions.pydantic_types import (
+    adapted,
+    as_meta,
+    available,
+    dec_hook,
+    enc_hook,
+    needs_pydantic,
+    schema_hook,
+    uses_pydantic,
+    wire_name,
+)
+from millstream._server.functions.unions import union_of
+
+Kind = Literal["tool", "resource", "prompt"]
+
+WHAT_WORKS = (
+    "use builtins, dataclasses, TypedDict, msgspec Structs, enums, Literal, Path, unions of these or pydantic models"
+)
+MORE_WORKS = " (with pydantic, pip install 'millstream[pydantic]', further types work)"
+PLAIN = (str, int, float, bool, bytes, type(None))
+"""Defaults that cannot change; others are copied for each call."""
+COLLECTIONS: tuple[Any, ...] = (list, set, frozenset, tuple, dict)
+CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
+TEXTS = ("title", "description", "examples", "extra_json_schema", "extra")
+TEXT_TYPES = frozenset(("string", "integer", "number", "boolean", "null"))
+
+
+class Argument(Struct, frozen=True):
+    """One parameter as msgspec understands it."""
+
+    name: str
+    wire: str
+    """What clients call it."""
+    annotation: Any
+    default: Any
+    """`NODEFAULT` when the argument is required."""
+
+
+def argument_of(
+    parameter: inspect.Parameter, hints: dict[str, Any], descriptions: dict[str, str], kind: Kind, name: str
+) -> Argument:
+    """Read one parameter.
+
+    Raises:
+        TypeError: for one that clients could not fill in.
+    """
+    where = f"{name}: parameter {parameter.name!r}"
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        raise TypeError(f"{where} takes any number of arguments: {_named_how(parameter)}")
+    hint = hints.get(parameter.name, Any if kind == "tool" else str)
+    if isinstance(hint, str):
+        raise TypeError(f"{where}: the annotation {hint!r} cannot be resolved; import it where {name} is defined")
+    given = NODEFAULT if parameter.default is parameter.empty else parameter.default
+    if _metadata(given)[0]:
+        hint, given = Annotated[hint, given], NODEFAULT
+    description = descriptions.get(parameter.name)
+    try:
+        wire = wire_name(get_args(hint)[1:] if get_origin(hint) is Annotated else ()) or parameter.name
+        annotation, default = _readable(hint, given, description)
+        _check_readable(annotation)
+    except TypeError as error:
+        works = WHAT_WORKS if available() else WHAT_WORKS + MORE_WORKS
+        raise TypeError(f"{where}: {without_modules(str(error)).partition(' - type')[0]}; {works}") from error
+    except RecursionError:
+        raise TypeError(f"{where}: the alias {shown(hint)} refers to itself; use a dataclass that does") from None
+    _check_default(default, annotation, where)
+    return Argument(parameter.name, wire, annotation, default)
+
+
+def _named_how(parameter: inspect.Parameter) -> str:
+    if parameter.name in ("args", "kwargs", "kw"):
+        return (
+            "name each one, so that clients know what to send. If a decorator made this function, write "
+            "@functools.wraps(function) in the decorator"
+        )
+    return "name each one, so that clients know what to send"
+
+
+def _check_default(default: Any, annotation: Any, where: str) -> None:
+    """Make sure that clients could send the default that they see.
+
+    Validators of pydantic don't see it, since pydantic spares defaults, too.
+
+    Raises:
+        TypeError: they could not.
+    """
+    if default is NODEFAULT or default is None or uses_pydantic(annotation):
+        return
+    try:
+        value = msgspec.to_builtins(default, enc_hook=enc_hook)
+    except TypeError:
+        return  # a marker object of the function's own
+    try:
+        msgspec.convert(value, annotation, dec_hook=dec_hook)
+    except msgspec.ValidationError as error:
+        raise TypeError(f"{where}: its default {default!r} doesn't fit its type: {error}") from error
+
+
+def _readable(hint: Any, given: Any, description: str | None) -> tuple[Any, Any]:
+    """An annotation in msgspec's terms, or a class that stands for it; and the default, given or named by it."""
+    annotation, metas, default = _plain(hint)
+    if needs_pydantic(hint) or not _is_readable(annotation):
+        annotation, metas = adapted(hint), []
+        if "description" in annotation.schema:
+            description = None
+    if description and not any(meta.description for meta in metas):
+        metas.append(Meta(description=description))
+    default = default if given is NODEFAULT else given
+    return _annotated(annotation | None if default is None else annotation, metas), default
+
+
+def _is_readable(annotation: Any) -> bool:
+    """Whether msgspec knows a type; when pydantic could be asked instead.
+
+    Raises:
+        TypeError: nobody else could be asked.
+    """
+    try:
+        _check_readable(annotation)
+    except TypeError:
+        if not available():
+            raise
+        return False
+    return True
+
+
+def _check_readable(annotation: Any) -> None:
+    """Raises: TypeError: neither msgspec nor a hook knows the type."""
+    object_schema(msgspec.defstruct("_", [("value", annotation)]), hook=schema_hook)
+    msgspec.json.Decoder(annotation, dec_hook=dec_hook)
+
+
+def _metadata(item: Any) -> tuple[list[Meta], Any]:
+    """What one element of ``Annotated``, or a default, says about a value."""
+    if isinstance(item, Meta):
+        return [item], (item.extra or {}).get("default", NODEFAULT)
+    return as_meta(item)
+
+
+def _plain(annotation: Any) -> tuple[Any, list[Meta], Any]:
+    """Take the outermost ``Annotated`` apart, and rewrite everything inside to what msgspec understands."""
+    annotation = unaliased(annotation)
+    if get_origin(annotation) is not Annotated:
+        return rewritten(annotation), [], NODEFAULT
+    inner, *items = get_args(annotation)
+    metas: list[Meta] = []
+    default: Any = NODEFAULT
+    for item in items:
+        if isinstance(item, str):
+            metas.append(Meta(description=item))
+            continue
+        more, given = _metadata(item)
+        metas += more
+        default = default if given is NODEFAULT else given
+    return rewritten(inner), metas, default
+
+
+def rewritten(annotation: Any) -> Any:
+    """The annotation with every ``Annotated`` inside it in msgspec's terms."""
+    annotation = unaliased(annotation)
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        inner, metas, _ = _plain(annotation)
+        return _annotated(inner, metas)
+    if origin in (Union, UnionType):
+        return union_of([rewritten(part) for part in get_args(annotation)])
+    if origin in COLLECTIONS:
+        return origin[*(rewritten(part) if part is not ... else part for part in get_args(annotation))]
+    return Any if annotation is object else choice_of(annotation)
+
+
+def _annotated(annotation: Any, metas: list[Meta]) -> Any:
+    """Join a type and what is said about it. Constraints of a union go to the members that they make sense for."""
+    if get_origin(annotation) in (Union, UnionType):
+        for meta in metas:
+            bounds = {key: value for key in CONSTRAINTS if (value := getattr(meta, key)) is not None}
+            if bounds:
+                annotation = _bounded(get_args(annotation), Meta(**bounds))
+        metas = [Meta(**{key: getattr(meta, key) for key in TEXTS}) for meta in metas]
+    return Annotated[annotation, *metas] if metas else annotation
+
+
+def _bounded(members: tuple[Any, ...], bounds: Meta) -> Any:
+    result: list[Any] = []
+    for member in members:
+        try:
+            msgspec.json.Decoder(Annotated[member, bounds], dec_hook=dec_hook)
+        except TypeError:
+            result.append(member)
+        else:
+            result.append(Annotated[member, bounds])
+    if result == list(members):
+        raise TypeError(f"{bounds} fits none of the types")
+    union: Any = Union
+    return union[tuple(result)]
+
+
+def struct_of(name: str, arguments: list[Argument], *, forbid_unknown_fields: bool) -> type[Struct]:
+    """The struct that the arguments of a call are decoded into, in the order of the signature."""
+    members: list[Any] = []
+    for argument in arguments:
+        if argument.default is NODEFAULT:
+            members.append((argument.name, argument.annotation, msgspec.field(name=argument.wire)))
+        elif isinstance(argument.default, PLAIN):
+            field = msgspec.field(default=argument.default, name=argument.wire)
+            members.append((argument.name, argument.annotation, field))
+        else:
+            factory = functools.partial(copy.deepcopy, argument.default)
+            members.append(
+                (argument.name, argument.annotation, msgspec.field(default_factory=factory, name=argument.wire))
+            )
+    # The struct lives for one call and nothing refers back to it.
+    return msgspec.defstruct(name, members, kw_only=True, gc=False, forbid_unknown_fields=forbid_unknown_fields)
+
+
+def schema_of_arguments(struct: type[Any], arguments: list[Argument]) -> Schema:
+    """What clients read about the struct."""
+    schema = object_schema(struct, hook=schema_hook)
+    properties = schema["properties"]
+    for name, node in properties.items():
+        if HEADER_KEYWORD in node:
+            # Headers carry no null, and clients drop tools that annotate anything but a plain type.
+            properties[name] = without_null(node)
+    for argument in arguments:
+        if argument.default is not NODEFAULT and not isinstance(argument.default, PLAIN):
+            try:
+                properties[argument.wire]["default"] = msgspec.to_builtins(argument.default, enc_hook=enc_hook)
+            except TypeError:
+                continue  # a marker object of the function's own: the argument is optional, and that is all
+    return schema
+
+
+def check_text_arguments(schema: Schema, kind: Kind, name: str) -> None:
+    """Arguments of prompts and resources are strings on the wire (and lists, from an exploded URI variable).
+
+    Raises:
+        TypeError: for a parameter that cannot be read from text.
+    """
+    allowed = TEXT_TYPES | {"array"} if kind == "resource" else TEXT_TYPES
+    for parameter, node in schema.get("properties", {}).items():
+        kinds = {part.get("type", "string" if "enum" in part else None) for part in node.get("anyOf", [node])}
+        if node and not kinds <= allowed:
+            raise TypeError(
+                f"{name}: parameter {parameter!r} of a {kind} arrives as text: use str, int, float, bool, an enum, "
+                "Literal or a date"
+            )

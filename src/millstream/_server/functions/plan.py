@@ -1,0 +1,376 @@
+"""The plan of a function: everything about calling it that can be known when it is registered.
+
+A signature becomes an argument struct, its decoder, the schemas that clients see, and one closure that calls the
+function in the narrowest way. Nothing here runs per call but that closure; `reading` gives it its arguments.
+"""
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import contextmanager
+from types import CodeType, UnionType
+from typing import Annotated, Any, Never, NoReturn, Union, get_args, get_origin
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import astuple
+
+from millstream._protocol.json_schema import Schema, without_modules
+from millstream._protocol.param_headers import ParamHeader, find_annotations
+from millstream._server.functions.callables import check_function
+from millstream._server.functions.dependencies import Dependency, dependencies_in
+from millstream._server.functions.docstrings import describe
+from millstream._server.functions.notices import notice
+from millstream._server.functions.parameters import (
+    Argument,
+    Kind,
+    argument_of,
+    check_text_arguments,
+    rewritten,
+    schema_of_arguments,
+    struct_of,
+)
+from millstream._server.functions.pydantic_types import dec_hook, uses_pydantic
+from millstream._server.functions.results import Output, output_from_schema, output_of
+from millstream._server.functions.schema_check import SchemaCheck
+
+_NO_CONTEXT: Mapping[str, Any] = {}
+Invoker = Callable[[Any, Any], Any]
+"""``call(arguments, context)``: what the function returns (an awaitable or a generator, if it is one)."""
+
+
+class Given(Struct, frozen=True):
+    """What a call of a function gets besides its arguments."""
+
+    context: Any
+    values: Mapping[str, Any]
+    """What the functions gave that its parameters depend on."""
+
+
+class Plan(Struct, frozen=True):
+    """How to call one function. Made by `plan`."""
+
+    name: str
+    kind: Kind
+    description: str
+    """The docstring up to its first section."""
+    parameters: tuple[str, ...]
+    """Wire names, in the order of the signature; without the context."""
+    arguments: type[Any]
+    """A generated Struct; `dict` for a function that takes hand-described arguments whole."""
+    decoder: msgspec.json.Decoder[Any]
+    input_schema: Schema
+    slow: bool
+    """Reading arguments takes much longer than building them: pydantic or a schema written by hand checks them."""
+    check: SchemaCheck | None
+    """What the arguments have to fit before they are decoded, where the schema was written by hand."""
+    output: Output | None
+    headers: tuple[ParamHeader, ...]
+    context_parameter: str | None
+    context_type: type | None
+    """Which of the `contexts` given to `plan` that parameter asks for."""
+    dependencies: Mapping[str, Dependency]
+    """Parameters that functions fill in. Where there are some, `call` takes a `Given` instead of the context."""
+    is_async: bool
+    """Calling gives an awaitable."""
+    is_generator: bool
+    """Calling gives an iterator, an asynchronous one when `is_async` is true."""
+    call: Invoker
+    code: CodeType | None
+    """Where the function is written."""
+    lenient: bool = False
+    """Arguments may be written in other ways than the schema says; see `plan`."""
+
+    @property
+    def output_schema(self) -> Schema | None:
+        """What the function promises to return, if that is structured."""
+        return None if self.output is None else self.output.schema
+
+
+def plan(
+    function: Callable[..., Any],
+    *,
+    kind: Kind = "tool",
+    contexts: tuple[type, ...] = (),
+    name: str | None = None,
+    input_schema: Schema | None = None,
+    output_schema: Schema | None = None,
+    lenient: bool = False,
+) -> Plan:
+    """Think through a function once.
+
+    Args:
+        function: any callable with a signature.
+        kind: what it will be; the arguments of prompts and resources arrive as text.
+        contexts: the classes that mark the parameter to give the context to.
+        name: for messages; the function's own name otherwise.
+        input_schema, output_schema: written by hand, listed unchanged; arguments and results have to fit.
+        lenient: ``"3"`` counts as 3, a list or object may be JSON in a string, and unknown arguments are ignored.
+
+    Raises:
+        TypeError: for a signature that cannot be served, naming the parameter and what works.
+        ValueError: for a schema that cannot be served, or an empty name.
+        ImportError: a schema is written by hand, and the extra that checks it is not installed.
+    """
+    check_function(function, kind)
+    target = _target(function)
+    if name is not None and not name.strip():
+        raise ValueError(f"{name_of(function)}: the name given for this {kind} is empty")
+    name = name or _own_name(function, target, kind)
+    text, descriptions = describe(target)
+    signature = inspect.signature(function)
+    hints = hints_of(target)
+    context, context_type = context_in(signature, hints, contexts, name)
+    filled = dependencies_in(signature, hints)
+    values = [each for each in signature.parameters.values() if each.name != context and each.name not in filled]
+    _check_meant(values, hints, name, input_schema)
+    fields = [argument_of(parameter, hints, descriptions, kind, name) for parameter in values]
+
+    check = None
+    arguments: type[Any]
+    if input_schema is not None:
+        with _about(f"{name}: input_schema"):
+            check = SchemaCheck(input_schema, whole="the arguments")
+        arguments, whole = _hand_described(values, fields, input_schema, name)
+    else:
+        arguments, whole = struct_of(name, fields, forbid_unknown_fields=kind == "tool" and not lenient), False
+    schema = input_schema if input_schema is not None else schema_of_arguments(arguments, fields)
+    if kind != "tool":
+        check_text_arguments(schema, kind, name)
+
+    is_async, is_generator = _nature(function, target)
+    with _about(f"{name}: output_schema"):
+        by_hand = output_from_schema(output_schema) if output_schema is not None else None
+    return Plan(
+        name=name,
+        kind=kind,
+        description=text,
+        parameters=tuple(field.wire for field in fields),
+        arguments=arguments,
+        decoder=msgspec.json.Decoder(arguments, dec_hook=dec_hook),
+        input_schema=schema,
+        slow=check is not None or uses_pydantic(arguments),
+        check=check,
+        output=by_hand or _output(hints, kind, is_generator, name, target),
+        headers=find_annotations(schema) if kind == "tool" else (),
+        context_parameter=context,
+        context_type=context_type,
+        is_async=is_async,
+        is_generator=is_generator,
+        dependencies=filled,
+        call=_undivided(function, context, filled) if whole else _caller(function, signature, context, filled),
+        code=getattr(target, "__code__", None),
+        lenient=lenient,
+    )
+
+
+@contextmanager
+def _about(what: str) -> Generator[None, None, None]:
+    """Errors of what is inside say what it was about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+# What the function is.
+
+
+def _target(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that carries annotations and docstring, below partials, decorators and ``__call__``."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    return function if inspect.isroutine(function) or inspect.isclass(function) else type(function).__call__
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """What a function is called, in messages and where nobody gives another name."""
+    name: str = _target(function).__name__
+    return name if name != "__call__" else type(function).__name__
+
+
+def _own_name(function: Callable[..., Any], target: Callable[..., Any], kind: Kind) -> str:
+    name = name_of(function)
+    if name == "<lambda>":
+        where = f"{target.__code__.co_filename}, line {target.__code__.co_firstlineno}"
+        raise TypeError(f"the lambda in {where} has no name that clients could call: give one, as in name='my_{kind}'")
+    return name
+
+
+def _nature(function: Callable[..., Any], target: Callable[..., Any]) -> tuple[bool, bool]:
+    either = (function, target)
+    if any(inspect.isasyncgenfunction(one) for one in either):
+        return True, True
+    return any(inspect.iscoroutinefunction(one) for one in either), inspect.isgeneratorfunction(target)
+
+
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Resolved annotations; one that cannot be resolved stays a string, for whoever needs it to refuse."""
+    target = _target(function)
+    if inspect.isclass(target):
+        target = target.__init__
+    try:
+        return typing.get_type_hints(target, include_extras=True)
+    except (NameError, AttributeError):
+        pass
+    found: dict[str, Any] = {}
+    for name, annotation in target.__annotations__.items():
+        holder = type(name, (), {"__annotations__": {name: annotation}, "__module__": target.__module__})
+        try:
+            found |= typing.get_type_hints(holder, target.__globals__, include_extras=True)
+        except (NameError, AttributeError):
+            found[name] = annotation
+    return found
+
+
+def context_in(
+    signature: inspect.Signature, hints: dict[str, Any], contexts: tuple[type, ...], name: str
+) -> tuple[str | None, type | None]:
+    """The parameter that takes the context, and which kind of context."""
+    marked = [(parameter, _context_type(hints.get(parameter), contexts)) for parameter in signature.parameters]
+    found = [(parameter, kind) for parameter, kind in marked if kind is not None]
+    if len(found) > 1:
+        raise TypeError(f"{name}: only one parameter can be the context, not {' and '.join(each for each, _ in found)}")
+    return found[0] if found else (None, None)
+
+
+def _context_type(annotation: Any, contexts: tuple[type, ...]) -> type | None:
+    if isinstance(annotation, str):
+        # Imported for type checkers only: the last name has to do.
+        names = {part.strip().split(".")[-1] for part in annotation.split("|")}
+        return next((context for context in contexts if context.__name__ in names), None)
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else (annotation,)
+    classes = [part for part in parts if isinstance(part, type)]
+    return next((context for context in contexts if any(issubclass(part, context) for part in classes)), None)
+
+
+def _check_meant(values: list[inspect.Parameter], hints: dict[str, Any], name: str, by_hand: Schema | None) -> None:
+    """Refuse what would become an argument of clients although nobody meant it to.
+
+    Raises:
+        TypeError: for `self` or a context without an annotation.
+    """
+    described = (by_hand or {}).get("properties", {})
+    for value in values:
+        if value.name in hints or value.name in described:
+            continue
+        if value.name in ("self", "cls") and value is values[0]:
+            raise TypeError(
+                f"{name}: {value.name!r} would be an argument that clients send. Register the method of an object, "
+                f"as in mcp.tool(shop.{name}), or a function"
+            )
+        if value.name == "ctx":
+            raise TypeError(
+                f"{name}: 'ctx' has no annotation, so it would be an argument that clients send. Write ctx: Context, "
+                "or ctx: SyncContext in a `def` function"
+            )
+
+
+# Arguments and results.
+
+
+def _hand_described(
+    values: list[inspect.Parameter], fields: list[Argument], schema: Schema, name: str
+) -> tuple[type[Any], bool]:
+    """The type of arguments that a hand-written schema describes, and whether the function takes them whole."""
+    properties = schema.get("properties", {})
+    if [value.name for value in values] == ["arguments"] and "arguments" not in properties:
+        return dict[str, Any], True
+    closed = schema.get("additionalProperties") is False and properties.keys() <= {field.name for field in fields}
+    return struct_of(name, fields, forbid_unknown_fields=closed), False
+
+
+_NOTHING = (Any, object, None, NoReturn, Never)
+"""Return annotations that promise nothing."""
+
+
+def _output(
+    hints: dict[str, Any], kind: Kind, is_generator: bool, name: str, target: Callable[..., Any]
+) -> Output | None:
+    annotation = hints.get("return", Any)
+    if is_generator:
+        annotation = (*get_args(annotation), Any)[0]
+    if kind != "tool" or annotation in _NOTHING:
+        return None
+    try:
+        if isinstance(annotation, str):
+            raise TypeError(f"the annotation {annotation!r} cannot be resolved")
+        return output_of(annotation, rewritten(annotation))
+    except (TypeError, RecursionError) as error:
+        notice(
+            f"{name}: the tool has no output schema, because its return type can't be described to clients: "
+            f"{without_modules(str(error)).partition(' - type')[0]}. Return a dataclass, TypedDict, Struct, pydantic "
+            "model or builtins, or write -> Any",
+            getattr(target, "__code__", None),
+        )
+        return None
+
+
+# Calling.
+
+
+def _caller(
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    context: str | None,
+    filled: Collection[str],
+) -> Invoker:
+    """The narrowest closure that calls `function` with a decoded struct and the context."""
+    names = list(signature.parameters)
+    keyword_only = [name for name in names if signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
+    if filled:
+        return _given(function, [name for name in names if name not in keyword_only], keyword_only, context)
+    if keyword_only:
+        return _by_keyword(function, [name for name in names if name not in keyword_only], keyword_only, context)
+    if context is None:
+        return (lambda arguments, _: function(*astuple(arguments))) if names else (lambda _, __: function())
+    at = names.index(context)
+    if len(names) == 1:
+        return lambda _, ctx: function(ctx)
+    if at == 0:
+        return lambda arguments, ctx: function(ctx, *astuple(arguments))
+    if at == len(names) - 1:
+        return lambda arguments, ctx: function(*astuple(arguments), ctx)
+
+    def call(arguments: Any, ctx: Any) -> Any:
+        values = astuple(arguments)
+        return function(*values[:at], ctx, *values[at:])
+
+    return call
+
+
+def _by_keyword(
+    function: Callable[..., Any], positional: list[str], keyword_only: list[str], context: str | None
+) -> Invoker:
+    def call(arguments: Any, ctx: Any) -> Any:
+        values = [ctx if name == context else getattr(arguments, name) for name in positional]
+        named = {name: ctx if name == context else getattr(arguments, name) for name in keyword_only}
+        return function(*values, **named)
+
+    return call
+
+
+def _given(
+    function: Callable[..., Any], positional: list[str], keyword_only: list[str], context: str | None
+) -> Invoker:
+    def call(arguments: Any, given: Given) -> Any:
+        values = dict(given.values)
+        if context is not None:
+            values[context] = given.context
+        listed = [values[name] if name in values else getattr(arguments, name) for name in positional]
+        named = {name: values[name] if name in values else getattr(arguments, name) for name in keyword_only}
+        return function(*listed, **named)
+
+    return call
+
+
+def _undivided(function: Callable[..., Any], context: str | None, filled: Collection[str]) -> Invoker:
+    if filled:
+        return lambda arguments, given: function(
+            arguments=arguments, **given.values, **(_NO_CONTEXT if context is None else {context: given.context})
+        )
+    if context is None:
+        return lambda arguments, _: function(arguments=arguments)
+    return lambda arguments, ctx: function(arguments=arguments, **{context: ctx})

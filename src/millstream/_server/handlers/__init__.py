@@ -1,0 +1,25 @@
+"""One handler for each method. It takes a `Call` and returns the members of the result in the call's revision."""
+
+from millstream._server.dispatch import Dispatcher
+from millstream._server.handlers.completion import CompletionHandlers
+from millstream._server.handlers.discovery import DiscoveryHandlers
+from millstream._server.handlers.listen import ListenHandlers
+from millstream._server.handlers.prompts import PromptHandlers
+from millstream._server.handlers.resources import ResourceHandlers
+from millstream._server.handlers.session import SessionHandlers
+from millstream._server.handlers.tools import ToolHandlers
+
+
+def install(dispatcher: Dispatcher) -> None:
+    """Give a dispatcher the handlers of every method."""
+    registry, services = dispatcher.registry, dispatcher.services
+    for handlers in (
+        ToolHandlers(registry, services),
+        ResourceHandlers(registry, services),
+        PromptHandlers(registry, services),
+        CompletionHandlers(registry, services),
+        SessionHandlers(services),
+        ListenHandlers(registry, services),
+        DiscoveryHandlers(dispatcher.announcement),
+    ):
+        dispatcher.serve(handlers.table())

@@ -1,0 +1,140 @@
+"""`subscriptions/listen`: the per-request era's stream of changes, open until the client goes."""
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+
+from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, ProtocolError
+from millstream._protocol.handshake import MAX_DISPLAYED
+from millstream._protocol.jsonrpc import notification_message
+from millstream._protocol.messages import SubscriptionFilter, SubscriptionsListenRequestParams
+from millstream._protocol.metadata import SUBSCRIPTION_KEY, Client
+from millstream._protocol.notifications import (
+    NotificationParams,
+    ResourceUpdatedNotificationParams,
+    SubscriptionsAcknowledgedNotificationParams,
+)
+from millstream._server.calls.access import granted
+from millstream._server.calls.call import Call
+from millstream._server.calls.changes import UPDATED, Change
+from millstream._server.calls.services import Services, principal_id
+from millstream._server.dispatch import Handler
+from millstream._server.features.finding import find_readable
+from millstream._server.features.registry import Registry
+from millstream._server.handlers.listing import sees
+from millstream._server.handlers.params import read
+from millstream._server.load import lighten
+
+MAX_URI_BYTES = 128 * 1024
+"""The URIs of one subscription together have at most so many characters, as many as a session's record holds."""
+ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
+
+
+_decoder = msgspec.json.Decoder(SubscriptionsListenRequestParams)
+
+
+class ListenHandlers:
+    """The handler of `subscriptions/listen`."""
+
+    __slots__ = ("_open", "_registry", "_services")
+
+    def __init__(self, registry: Registry, services: Services) -> None:
+        self._registry = registry
+        self._services = services
+        self._open: dict[str, int] = {}
+        """Principal -> number of its open subscriptions."""
+
+    def table(self) -> Mapping[str, Handler]:
+        """Handlers by method."""
+        return {"subscriptions/listen": self.listen}
+
+    async def listen(self, call: Call) -> bytes:
+        """Acknowledge, then push changes until the call is cancelled or the server closes the line."""
+        wanted = read(_decoder, call).notifications
+        settings = self._services.settings
+        if len(wanted.resource_subscriptions) > settings.max_subscriptions:
+            raise ProtocolError(INVALID_REQUEST, f"A subscription names at most {settings.max_subscriptions} resources")
+        if sum(map(len, wanted.resource_subscriptions)) > MAX_URI_BYTES:
+            raise ProtocolError(INVALID_REQUEST, f"The URIs of a subscription have at most {MAX_URI_BYTES} characters")
+        # Nothing of what it was asked with is looked at again, and the stream may be open for a day.
+        client = call.client
+        call.client = Client({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
+        call.params, call.token = b"", None
+        lighten(call, self._services.bodies)
+        owner = principal_id(call.principal)
+        mine = self._open.get(owner, 0)
+        if mine >= settings.max_streams_per_principal or sum(self._open.values()) >= settings.max_streams:
+            raise ProtocolError(OVERLOADED, "Too many open subscriptions: close some, or try again later", status=503)
+        self._open[owner] = mine + 1
+        try:
+            return await self._serve(call, wanted)
+        finally:
+            left = self._open[owner] - 1
+            if left:
+                self._open[owner] = left
+            else:
+                del self._open[owner]
+
+    async def _serve(self, call: Call, wanted: SubscriptionFilter) -> bytes:
+        mark = {SUBSCRIPTION_KEY: call.id}
+        honoured = self._honoured(wanted, call)
+        line = call.open_line()
+        call.meta = dict(mark)
+        acknowledgement = notification_message(
+            ACKNOWLEDGED, SubscriptionsAcknowledgedNotificationParams(honoured, mark)
+        )
+        if honoured == SubscriptionFilter():
+            await line.send(acknowledgement)
+            return b""
+        kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(honoured, f"{kind}_list_changed")}
+        uris = frozenset(uri for uri in honoured.resource_subscriptions if self._is_seen(uri, call))
+        lists = {kind: notification_message(Change(kind).method, NotificationParams(mark)) for kind in kinds}
+        over = asyncio.Event()
+        early: list[bytes] | None = []
+        """Changes while the acknowledgement is on its way: nothing may overtake it."""
+
+        def watcher(change: Change, message: bytes) -> None:
+            own = lists.get(change.kind)
+            if own is None:
+                if change.uri not in uris:
+                    return
+                own = notification_message(UPDATED, ResourceUpdatedNotificationParams(change.uri, mark))
+            if early is not None:
+                early.append(own)
+            elif not line.push(own):
+                over.set()
+
+        stop = self._services.changes.watch(watcher)
+        self._services.endings.add(over.set)
+        try:
+            await line.send(acknowledgement)
+            held, early = early or [], None
+            for message in held:
+                line.push(message)
+            await over.wait()
+        finally:
+            stop()
+            self._services.endings.discard(over.set)
+        return b""
+
+    def _honoured(self, wanted: SubscriptionFilter, call: Call) -> SubscriptionFilter:
+        offers, scopes = self._registry.offers, granted(call)
+        uris = wanted.resource_subscriptions if offers("resources") else []
+        if scopes is not None and self._registry.scopes:
+            uris = [uri for uri in uris if self._covers(scopes, uri)]
+        return SubscriptionFilter(
+            wanted.tools_list_changed and offers("tools"),
+            wanted.prompts_list_changed and offers("prompts"),
+            wanted.resources_list_changed and offers("resources"),
+            uris,
+        )
+
+    def _is_seen(self, uri: str, call: Call) -> bool:
+        """Whether the caller may hear of a resource: of one that is hidden, nothing is heard."""
+        readable, _ = find_readable(self._registry, uri)
+        return readable is None or sees(call, readable)
+
+    def _covers(self, scopes: frozenset[str], uri: str) -> bool:
+        readable, _ = find_readable(self._registry, uri)
+        return readable is None or readable.scopes <= scopes

@@ -1,0 +1,36 @@
+"""What one caller sees of what is registered: shared by the handlers."""
+
+from typing import Any
+
+from millstream._server.calls.access import granted
+from millstream._server.calls.call import Call
+from millstream._server.features.pages import whole
+from millstream._server.features.registry import Registry
+from millstream._server.handlers.params import page_decoder, read
+
+_NONE = frozenset[str]()
+
+
+async def list_page(registry: Registry, kind: str, call: Call) -> bytes:
+    """One page of the descriptions of a kind: the prepared one, or one that is made for the call.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS for a cursor that is not ours.
+    """
+    cursor = read(page_decoder, call).cursor
+    if registry.lists is not None:
+        made = await registry.lists(kind, call)
+        if made is not None:
+            return whole(kind, made, call.revision)
+    return registry.page(
+        kind,
+        call.revision,
+        cursor,
+        granted(call) if registry.scoped else None,
+        registry.hidden(kind, call.principal) if kind in registry.conditional else _NONE,
+    )
+
+
+def sees(call: Call, item: Any) -> bool:
+    """Whether the caller sees an item that is registered; one that is hidden is as one that isn't there."""
+    return item.visible is None or bool(item.visible(call.principal))

@@ -1,0 +1,39 @@
+"""Reading `params`: shared by the handlers."""
+
+from typing import TypeVar
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream._protocol.messages import InputResponseRequestParams, PaginatedRequestParams
+from millstream._server.calls.asking import read_responses
+from millstream._server.calls.call import Call
+
+S = TypeVar("S", bound=Struct)
+
+
+def read(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
+    """Decode the parameters of a call.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS.
+    """
+    try:
+        return decoder.decode(call.params or b"{}")
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+
+
+def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
+    """Note the answers and state of earlier rounds, in the era that has them."""
+    if call.revision.handshake:
+        return
+    if params.input_responses is not UNSET:
+        call.responses = read_responses(bytes(params.input_responses))
+    if not isinstance(params.request_state, str):
+        raise ProtocolError(INVALID_PARAMS, "Invalid params: requestState must be a string")
+    call.state = params.request_state
+
+
+page_decoder: "msgspec.json.Decoder[PaginatedRequestParams]" = msgspec.json.Decoder(PaginatedRequestParams)

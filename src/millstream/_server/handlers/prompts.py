@@ -1,0 +1,59 @@
+"""`prompts/list` and `prompts/get`."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from millstream._protocol import projection
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.messages import GetPromptRequestParams
+from millstream._protocol.revisions import NEWEST
+from millstream._server.calls.access import check_scopes
+from millstream._server.calls.call import Call
+from millstream._server.calls.services import Services
+from millstream._server.dispatch import Handler
+from millstream._server.features.registry import Registry
+from millstream._server.functions.reading import ArgumentError
+from millstream._server.functions.results import encode_messages
+from millstream._server.handlers.listing import list_page, sees
+from millstream._server.handlers.params import read, take_rounds
+
+_get_decoder = msgspec.json.Decoder(GetPromptRequestParams)
+
+
+class PromptHandlers:
+    """Handlers of the prompt methods."""
+
+    __slots__ = ("_registry", "_services")
+
+    def __init__(self, registry: Registry, services: Services) -> None:
+        self._registry = registry
+        self._services = services
+
+    def table(self) -> Mapping[str, Handler]:
+        """Handlers by method."""
+        return {"prompts/list": self.list, "prompts/get": self.get}
+
+    async def list(self, call: Call) -> bytes:
+        """One page of prompt descriptions."""
+        return await list_page(self._registry, "prompts", call)
+
+    async def get(self, call: Call) -> bytes:
+        """The messages of one prompt."""
+        params = read(_get_decoder, call)
+        prompt = self._registry.prompts.get(params.name)
+        if prompt is None or not sees(call, prompt):
+            raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {params.name[:128]!r}")
+        check_scopes(call, prompt.scopes)
+        call.name = params.name
+        take_rounds(call, params)
+        try:
+            call.arguments = prompt.read(params.arguments or {})
+        except ArgumentError as exc:
+            raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
+        members = encode_messages(await prompt.run(call.arguments, call))
+        if not call.revision.content >= NEWEST.content:
+            members = projection.prompt_messages(members, call.revision)
+        description = prompt.describe().get("description")
+        return members if description is None else b'"description":%b,%b' % (encode(description), members)

@@ -1,0 +1,128 @@
+"""`tools/list` and `tools/call`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from millstream._protocol.admission import require_capabilities
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.messages import CallToolRequestParams
+from millstream._protocol.metadata import declares
+from millstream._protocol.param_headers import check
+from millstream._server.calls.access import check_scopes
+from millstream._server.calls.call import Call
+from millstream._server.calls.services import Services
+from millstream._server.dispatch import Handler
+from millstream._server.features.registry import Registry
+from millstream._server.features.tools import Tool, run_with_timeout
+from millstream._server.functions.reading import ArgumentError
+from millstream._server.handlers.listing import list_page, sees
+from millstream._server.handlers.params import read, take_rounds
+
+
+class _Meta(msgspec.Struct, omit_defaults=True):
+    meta: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"{}"), name="_meta")
+
+
+_call_decoder = msgspec.json.Decoder(CallToolRequestParams)
+_KEPT = 16 * 1024
+"""Bytes of parameters that a call may keep while its tool runs."""
+_decode_meta = msgspec.json.Decoder(_Meta).decode
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class ToolHandlers:
+    """Handlers of the tool methods."""
+
+    __slots__ = ("_registry", "_services", "_timeout")
+
+    def __init__(self, registry: Registry, services: Services) -> None:
+        self._registry = registry
+        self._services = services
+        self._timeout = services.settings.tool_timeout
+
+    def table(self) -> Mapping[str, Handler]:
+        """Handlers by method."""
+        return {"tools/list": self.list, "tools/call": self.call}
+
+    async def list(self, call: Call) -> bytes:
+        """One page of tool descriptions."""
+        return await list_page(self._registry, "tools", call)
+
+    async def call(self, call: Call) -> bytes:
+        """Run a tool. Calls that a transport has prepared skip this handler."""
+        tool = self._open(call)
+        if self._services.streamed is not None:
+            self._services.streamed(call)
+        if not tool.keeps_params and len(call.params) > _KEPT:
+            call.params = _only_meta(call.params)  # they have been read, and the tool may take long
+        timeout = self._timeout if tool.timeout is None else tool.timeout
+        if timeout:
+            value = await run_with_timeout(tool.run, call, call.arguments, timeout)
+        else:
+            value = await tool.run(call.arguments, call)
+        return tool.encode(value, call)
+
+    def _open(self, call: Call) -> Tool:
+        """Find the tool and decode its arguments.
+
+        Raises:
+            ProtocolError: an unknown tool, headers that differ from the arguments, or (older revisions) bad arguments.
+            ToolError: bad arguments, with a text that tells a model what to fix.
+        """
+        params = read(_call_decoder, call)
+        tool = self._registry.tools.get(params.name)
+        call.name = params.name if tool is not None else params.name[:128]
+        if tool is None or not sees(call, tool):
+            call.name = call.name[:128]
+            raise ProtocolError(INVALID_PARAMS, f"Unknown tool: {call.name!r}")
+        check_scopes(call, tool.scopes)  # before the arguments are read: what is wrong with them says what is right
+        if tool.requires and call.revision.handshake and not declares(call.client.capabilities, tool.requires):
+            raise ToolError(f"This tool needs a client that declares: {', '.join(tool.requires)}.")
+        if tool.visible is not None and not call.revision.handshake and tool.requires:
+            require_capabilities(call.client.capabilities, tool.requires)
+        take_rounds(call, params)
+        raw = bytes(params.arguments) or b"{}"
+        if raw == b"null":
+            raw = b"{}"
+        if self._services.streamed is not None and b'"client_id"' in raw:
+            raw = _take_client_id(tool, call, raw)
+        if tool.headers and call.revision.routing_headers and call.headers is not None:
+            check(tool.headers, call.headers, _object(raw))
+        if call.arguments is None:  # else REST has read them, to tell a refusal from a tool that says no
+            call.arguments = self._arguments(tool, raw, call)
+        return tool
+
+    @staticmethod
+    def _arguments(tool: Tool, raw: bytes, call: Call) -> Any:
+        try:
+            return tool.read(raw)
+        except ArgumentError as exc:
+            text = str(exc)
+        if call.revision.argument_errors_in_result:
+            raise ToolError(text)
+        raise ProtocolError(INVALID_PARAMS, text)
+
+
+def _only_meta(params: bytes) -> bytes:
+    return encode(_decode_meta(params))
+
+
+def _take_client_id(tool: Tool, call: Call, raw: bytes) -> bytes:
+    """Arguments without the client id that a streamed call may carry, where the tool has no such parameter."""
+    if "stream" not in tool.parameters or "client_id" in tool.parameters:
+        return raw
+    arguments = _object(raw)
+    client_id = arguments.pop("client_id", None)
+    if isinstance(client_id, str) and not call.client_id:
+        call.client_id = client_id
+    return encode(arguments)
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        return _decode_object(raw)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: arguments must be an object ({exc})") from exc

@@ -1,0 +1,131 @@
+"""How much runs, and who may start more: so many calls and so many bytes in all, and half of them for one caller."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
+
+from millstream._protocol.errors import OVERLOADED, ProtocolError
+from millstream._server.calls.call import Call
+
+if TYPE_CHECKING:
+    from millstream._http.budget import ByteBudget
+
+LIGHT = 16 * 1024
+"""A call that was asked with fewer bytes counts as one call, but its bytes don't count."""
+
+_RECOUNT = 0.25
+"""Seconds for which a count of the calls of each caller is good enough to refuse by."""
+
+
+class Caller(Protocol):
+    """A call, or whatever else knows who asks."""
+
+    @property
+    def owner(self) -> str:
+        """See `Call.owner`; empty for a caller that has the server to itself."""
+        ...
+
+
+class Load:
+    """The calls in flight of one running server, as numbers."""
+
+    __slots__ = ("_bodies", "_calls", "_counted_at", "_endings", "_full", "_shares", "max_calls", "max_each")
+
+    def __init__(
+        self,
+        calls: Collection[Call],
+        endings: Collection[Callable[[], None]],
+        bodies: "ByteBudget",
+        *,
+        max_calls: int,
+        max_each: int,
+    ) -> None:
+        # Configuration
+        self.max_calls: int = max_calls
+        self.max_each: int = max_each or max(1, max_calls // 2)
+        """Calls that one caller may have in flight; with fewer in all, nobody needs to be counted."""
+        # Process
+        self._calls = calls
+        self._endings = endings
+        self._bodies = bodies
+        self._shares: Counter[str] = Counter()
+        """Caller -> its calls, counted when it matters."""
+        self._full: set[str] = set()
+        """Callers that had as many as they may have, when somebody looked since then."""
+        self._counted_at = -_RECOUNT
+
+    @property
+    def running(self) -> int:
+        """Calls that work; open subscriptions count as streams."""
+        return len(self._calls) - len(self._endings)
+
+    def admit(self, caller: Caller) -> None:
+        """Refuse one more call when as many run as may, in all or of one caller.
+
+        Answers, cancellations and notifications are never refused for load: they are what frees it.
+
+        Args:
+            caller: whose call it is.
+
+        Raises:
+            ProtocolError: OVERLOADED, HTTP 503.
+        """
+        if len(self._calls) >= self.max_each and self.full(caller.owner):
+            raise busy()
+
+    def take(self, call: Call, size: int) -> None:
+        """Count the bytes that a call was asked with until it's over. This is the last step before it runs.
+
+        Raises:
+            ProtocolError: there is no room for it, see `admit`.
+        """
+        if size > LIGHT:
+            call.weight = size
+            if not self._bodies.take(call.owner, size):
+                lighten(call, self._bodies)
+                raise busy()
+
+    def full(self, owner: str) -> bool:
+        """Whether a caller may start no further call."""
+        running = self.running
+        if running >= self.max_calls:
+            return True
+        if not owner or running < self.max_each:
+            return False
+        now = monotonic()
+        if now - self._counted_at > _RECOUNT:
+            self._counted_at = now
+            self._full.clear()
+            self._shares = Counter(self._owners())
+        if self._shares[owner] >= self.max_each:
+            if owner not in self._full:  # of those that came since the count, some may be over
+                self._shares[owner] = sum(each == owner for each in self._owners())
+            if self._shares[owner] >= self.max_each:
+                self._full.add(owner)
+                return True
+        self._shares[owner] += 1
+        return False
+
+    def takes(self, call: Call, size: int) -> bool:
+        """As `take`, but gives False instead of raising."""
+        try:
+            self.take(call, size)
+        except ProtocolError:
+            return False
+        return True
+
+    def _owners(self) -> Iterator[str]:
+        return (call.owner for call in self._calls if call.method != "subscriptions/listen")
+
+
+def busy() -> ProtocolError:
+    """The refusal of a call for which there is no room now."""
+    return ProtocolError(OVERLOADED, "Too many calls are running: try again later", status=503)
+
+
+def lighten(call: Call, bodies: "ByteBudget") -> None:
+    """A large call lets go of what it was asked with, and stops counting."""
+    if call.weight:
+        bodies.give(call.owner, call.weight)
+        call.weight = 0

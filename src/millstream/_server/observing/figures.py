@@ -1,0 +1,206 @@
+"""What a live page shows: the raw figures of each worker, and the one page made of all of them.
+
+A worker takes its figures, which can be added up with those of any other: counts by bucket instead of percentiles,
+sketches instead of numbers of sessions. `present` computes what people read, for one worker as for many. Everything
+here is a value; nothing knows how figures travel.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from msgspec import Struct
+
+from millstream._telemetry.metrics import Labels, quantile
+from millstream._telemetry.sketch import size, union
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+_SHARES = (("p50_ms", 0.5), ("p95_ms", 0.95), ("p99_ms", 0.99))
+
+
+class Operation(Struct, frozen=True, array_like=True, gc=False):
+    """The calls of one method or tool."""
+
+    calls: int
+    errors: int
+    grown: list[int]
+    """Calls of the last moments, by bucket; empty when there were none."""
+    per_second: float
+    """Over the last moments."""
+    rate: float | None
+    """Calls per second since the look before; None if that was long ago."""
+
+
+class Sessions(Struct, frozen=True, array_like=True, gc=False):
+    """How many there are, and which ones, as a sketch: so that one of two workers counts once."""
+
+    count: int
+    sketch: bytes
+
+
+class Figures(Struct, frozen=True, array_like=True):
+    """What one worker measured."""
+
+    pid: int
+    host: str
+    since: float
+    """Seconds since 1970."""
+    uptime: float
+    window: float
+    """How long the last moments are, in seconds."""
+    bounds: tuple[float, ...]
+    """Those of the buckets."""
+    operations: dict[tuple[str, str], Operation]
+    """By method and name of the tool."""
+    per_second: list[int]
+    """Calls in each of the last whole seconds, oldest first."""
+    sessions: dict[Labels, Sessions]
+    connections: dict[Labels, int]
+    lag: tuple[float, float]
+    """Of the event loop, in milliseconds: the last one, and the worst of the last minute."""
+    process: dict[str, float | None]
+    hub: dict[str, Any] | None = None
+
+
+def present(workers: Mapping[str, Figures], here: str, *, store: Any = None) -> dict[str, Any]:
+    """Everything a dashboard shows, as JSON values: sums over the workers, and a row for each.
+
+    Rates and percentiles are of the last 10 to 15 seconds where somebody asked in time for the state before them,
+    else of a longer time: ``window_seconds`` says which. ``at_seconds`` only grows while the same worker answers.
+
+    Args:
+        workers: their figures, by name.
+        here: the name of the one that answers.
+        store: health of the store, passed through.
+    """
+    own, every = workers[here], list(workers.values())
+    rows = _operations(every, own.bounds)
+    return {
+        "at_seconds": round(own.uptime, 3),
+        "uptime_seconds": round(max(each.uptime for each in every), 3),
+        "window_seconds": round(max(each.window for each in every), 3),
+        "calls": sum(row["calls"] for row in rows),
+        "errors": sum(row["errors"] for row in rows),
+        "per_second": _history([each.per_second for each in every]),
+        "tools": [row for row in rows if row["method"] == "tools/call"],
+        "methods": [row for row in rows if row["method"] != "tools/call"],
+        "sessions": _rows(_joined((each.sessions for each in every), _together), lambda each: each.count),
+        "connections": _rows(_joined((each.connections for each in every), _sum), int),
+        "loop_lag_ms": {"last": max(each.lag[0] for each in every), "worst": max(each.lag[1] for each in every)},
+        "process": _joined((each.process for each in every), _sum),
+        "hub": _sum_of_all([each.hub for each in every]),
+        "store": store,
+        "workers": [_worker(name, each) for name, each in sorted(workers.items(), key=_age)],
+    }
+
+
+def _age(named: tuple[str, Figures]) -> tuple[float, str]:
+    return named[1].since, named[0]
+
+
+def _worker(name: str, figures: Figures) -> dict[str, Any]:
+    return {
+        "name": name,
+        "pid": figures.pid,
+        "host": figures.host,
+        "calls_per_second": figures.per_second[-1] if figures.per_second else 0,
+        "streams": sum(figures.connections.values()),
+        "memory_bytes": figures.process.get("resident_bytes"),
+        "lag_ms": figures.lag[0],
+        "since": figures.since,
+    }
+
+
+# Calls
+
+
+def _operations(workers: Sequence[Figures], bounds: tuple[float, ...]) -> list[dict[str, Any]]:
+    found = _joined((_comparable(each, bounds) for each in workers), _both)
+    return [_row(key, found[key], bounds) for key in sorted(found)]
+
+
+def _comparable(figures: Figures, bounds: tuple[float, ...]) -> Mapping[tuple[str, str], Operation]:
+    """The calls of a worker; of one with other buckets, as another version may have them, just their number."""
+    if figures.bounds == bounds:
+        return figures.operations
+    return {
+        key: Operation(each.calls, each.errors, [], each.per_second, each.rate)
+        for key, each in figures.operations.items()
+    }
+
+
+def _both(one: Operation, other: Operation) -> Operation:
+    return Operation(
+        one.calls + other.calls,
+        one.errors + other.errors,
+        _longer(one.grown, other.grown),
+        one.per_second + other.per_second,
+        _sum(one.rate, other.rate),
+    )
+
+
+def _longer(one: list[int], other: list[int]) -> list[int]:
+    """Sums by bucket, where an empty list is one of zeros."""
+    return [a + b for a, b in zip(one, other, strict=True)] if one and other else one or other
+
+
+def _row(key: tuple[str, str], operation: Operation, bounds: Sequence[float]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "method": key[0],
+        "name": key[1],
+        "calls": operation.calls,
+        "errors": operation.errors,
+        "per_second": round(operation.per_second, 2),
+        "rate": None if operation.rate is None else round(operation.rate, 2),
+    }
+    for name, share in _SHARES:
+        value = quantile(bounds, operation.grown, share) if operation.grown else None
+        row[name] = None if value is None else round(value * 1000, 3)
+    return row
+
+
+def _history(several: Sequence[Sequence[int]]) -> list[int]:
+    """Calls of each second by all. They end with the same second, and the longest one counts."""
+    length = max(map(len, several))
+    return [sum(each[place - length] for each in several if len(each) >= length - place) for place in range(length)]
+
+
+# Whatever else can be added up
+
+
+def _joined(several: Iterable[Mapping[Key, Value]], both: Callable[[Value, Value], Value]) -> dict[Key, Value]:
+    found: dict[Key, Value] = {}
+    for each in several:
+        for key, value in each.items():
+            found[key] = both(found[key], value) if key in found else value
+    return found
+
+
+def _together(one: Sessions, other: Sessions) -> Sessions:
+    both = union(one.sketch, other.sketch)
+    return Sessions(max(one.count, other.count, size(both)), both)
+
+
+def _sum(one: Any, other: Any) -> Any:
+    """Of numbers, of what has numbers under names, and of nothing, which adds nothing."""
+    if one is None or other is None:
+        return other if one is None else one
+    if isinstance(one, dict):
+        return _joined(cast("list[dict[str, Any]]", [one, other]), _sum)
+    return one + other
+
+
+def _sum_of_all(several: Sequence[Any]) -> Any:
+    total: Any = None
+    for each in several:
+        total = _sum(total, each)
+    return total
+
+
+def _rows(values: Mapping[Labels, Any], number: Callable[[Any], int]) -> list[dict[str, Any]]:
+    return [
+        {"transport": transport, "revision": revision, "count": number(value)}
+        for (transport, revision), value in sorted(values.items())
+        if number(value)
+    ]

@@ -1,0 +1,284 @@
+"""What is measured of calls: metrics by the OpenTelemetry conventions for MCP, a line in the access log, a span.
+
+An `Observer` is made only where something of it is on; the dispatcher calls it after each call (`observe`), and before
+it (`begin`) where spans are on. Labels are bounded: methods are those of the specification, tools the registered ones,
+everything else is ``_other``. What never becomes a call (`initialize`, notifications, refused messages) comes from
+`message`.
+"""
+
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Container, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from millstream._protocol.revisions import ALL, BY_DATE
+from millstream._server.calls.call import Call
+from millstream._server.observing.figures import Figures, Operation, Sessions
+from millstream._server.observing.tracing import Tracing
+from millstream._telemetry.active import ActiveSessions
+from millstream._telemetry.messages import AccessRecord, MessageLog
+from millstream._telemetry.metrics import DURATIONS, FINE, OTHER, Counter, Histogram, Labels, Metrics, Series
+from millstream._telemetry.process import LoopLag, ProcessFigures
+from millstream._telemetry.recent import Growth, PerSecond
+from millstream._telemetry.sketch import sketch
+
+HISTORY_SECONDS = 60
+LATELY = 5.0
+"""Seconds after which a look is too long ago for telling how many calls there are now."""
+
+_METHODS = frozenset(
+    (
+        "response", "hub/publish", "hub/subscribe", "hub/unsubscribe",
+        *(method for revision in ALL for method in (*revision.requests, *revision.notifications)),
+    )
+)  # fmt: skip
+"""What has a label of its own; ``response`` is the answer of a client to what it was asked."""
+
+
+class Observer:
+    """Metrics, access log and spans of one running server."""
+
+    __slots__ = (
+        "_by_call", "_clock", "_connections", "_durations", "_growth", "_lag", "_log", "_looked", "_messages",
+        "_per_second", "_process", "_session_durations", "_sessions", "_since", "_started", "_tools", "_tracing",
+        "_wall", "begin", "registry",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        tools: Container[str],
+        registry: Metrics | None = None,
+        *,
+        connections: Mapping[Labels, float] = MappingProxyType({}),
+        log: MessageLog | None = None,
+        tracing: Tracing | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """Observe calls.
+
+        Args:
+            tools: names of the registered tools, as they are at each moment.
+            registry: where the metrics go.
+            connections: how many connections and streams are open at each moment, by transport and revision.
+            log: the access log, or None.
+            tracing: spans, or None.
+            clock: seconds that only grow.
+            wall: seconds since 1970.
+        """
+        # Configuration
+        registry = registry if registry is not None else Metrics()
+        self.registry: Metrics = registry
+        self._connections = connections
+        self._tools = tools
+        self._log = log
+        self._tracing = tracing
+        self._clock = clock
+        self._wall = wall
+        self.begin: Callable[[Call], None] | None = None if tracing is None else tracing.begin
+        """To be called before each call, in its task; None where nothing begins."""
+        # Process
+        self._started = clock()
+        self._since = wall()
+        self._looked: tuple[float, dict[tuple[str, str], int]] = (-math.inf, {})
+        """When figures were taken last, and how many calls there were."""
+        self._by_call: dict[Labels, Series] = {}
+        """(method, name, outcome, revision) as calls have them -> their series, for those with clean labels."""
+        self._per_second = PerSecond(HISTORY_SECONDS + 4)
+        self._growth: Growth[tuple[str, str]] = Growth(self._started)
+        self._durations: Histogram = registry.histogram(
+            "mcp_server_operation_duration_seconds",
+            "Duration of requests and notifications as the server sees them.",
+            ("mcp_method_name", "gen_ai_tool_name", "error_type", "mcp_protocol_version"),
+            bounds=DURATIONS,
+            finer=FINE,
+        )
+        self._messages: Counter = registry.counter(
+            "mcp_server_messages_total",
+            "Messages that became no call: handshakes, notifications, answers, and what was refused before.",
+            ("mcp_method_name", "error_type", "mcp_protocol_version"),
+        )
+        self._session_durations: Histogram = registry.histogram(
+            "mcp_server_session_duration_seconds",
+            "Time from the first to the last message of sessions that are over.",
+            ("transport", "mcp_protocol_version"),
+        )
+        self._sessions = ActiveSessions(self._session_over)
+        registry.distinct(
+            "mcp_server_sessions_active",
+            "Sessions heard of in the last five minutes.",
+            lambda: self._sessions.names(clock()),
+            ("transport", "mcp_protocol_version"),
+        )
+        by, about = ("transport", "mcp_protocol_version"), "Open connections and event streams."
+        registry.read("gauge", "mcp_server_connections_active", about, lambda: connections, by)
+        if log is not None:
+            registry.read(
+                "counter",
+                "hub_log_lines_lost_total",
+                "Lines of the access log not taken by its stream.",
+                lambda: {(): log.lost},
+            )
+        self._process = ProcessFigures(registry, clock=clock)
+        self._lag = LoopLag(registry)
+
+    async def run(self) -> None:
+        """Sample the event loop until cancelled. The runtime owns the task."""
+        await self._lag.run()
+
+    def close(self) -> None:
+        """Write what the access log still holds."""
+        if self._log is not None:
+            self._log.flush(last=True)
+
+    def __call__(self, call: Call, seconds: float, answer: bytes) -> None:
+        """Take note of a call that is over (`Dispatcher.observe`)."""
+        method = call.method
+        failure = call.failure
+        outcome = "" if failure is None else failure.outcome
+        if call.cancelled and not outcome and method != "subscriptions/listen":
+            outcome = "cancelled"
+        labels = (method, call.name if method == "tools/call" else "", outcome, call.revision.date)
+        series = self._by_call.get(labels)
+        if series is None:
+            series = self._series(labels)
+        series.observe(seconds)
+        now = self._clock()
+        self._per_second.add(int(now))
+        session = call.session
+        if session is not None:
+            self._sessions.heard(session.id, now, call.transport, labels[3])
+        if self._log is not None or self._tracing is not None:
+            self._record(call, outcome, seconds, len(answer))
+
+    def message(self, message: AccessRecord) -> None:
+        """Take note of a message that was no call of the dispatcher: counted, for nobody took its time."""
+        method, _, status, revision = self._clean((message.method, "", message.status, message.revision))
+        self._messages.add((method, status, revision))
+        now = self._clock()
+        if message.session:
+            self._sessions.heard(message.session, now, message.transport, message.revision)
+        if self._log is not None:
+            self._log.add(message)
+
+    def sessions(self) -> int:
+        """How many were heard of in the last five minutes."""
+        return int(sum(self._sessions.count(self._clock()).values()))
+
+    def session_ended(self, session_id: str) -> None:
+        """Take note that a session was ended by its client or with its connection."""
+        self._sessions.over(session_id)
+
+    def _record(self, call: Call, outcome: str, seconds: float, size: int) -> None:
+        trace_id, span_id = ("", "") if self._tracing is None else self._tracing.end(call, outcome)
+        if self._log is None:
+            return
+        client, session, principal = call.client, call.session, call.principal
+        self._log.add(
+            AccessRecord(
+                self._wall(),
+                call.method,
+                call.name,
+                outcome,
+                seconds,
+                call.revision.date,
+                client.name,
+                client.version,
+                session.id if session is not None else "",
+                principal.id if principal is not None else "",
+                size,
+                call.transport,
+                trace_id,
+                span_id,
+            )
+        )
+
+    def _clean(self, labels: Labels) -> Labels:
+        """Labels to which a peer can't add a new one."""
+        method, tool, outcome, revision = labels
+        return (
+            method if method in _METHODS else OTHER,
+            tool if method != "tools/call" or tool in self._tools else OTHER,
+            outcome,
+            revision if not revision or revision in BY_DATE else OTHER,
+        )
+
+    def _series(self, labels: Labels) -> Series:
+        clean = self._clean(labels)
+        series = self._durations.of(clean)
+        if clean == labels and labels in self._durations.series:
+            self._by_call[labels] = series
+        return series
+
+    def _session_over(self, labels: Labels, seconds: float) -> None:
+        self._session_durations.observe(seconds, labels)
+
+    # For a live page
+
+    @property
+    def durations(self) -> Histogram:
+        """How long calls took, by method, tool, outcome and revision."""
+        return self._durations
+
+    def lag(self) -> float:
+        """Seconds by which the event loop was late, at worst, since a second ago."""
+        return self._lag.worst_of(1.0)
+
+    def figures(self, *, hub: dict[str, Any] | None = None, sketched: bool = False) -> Figures:
+        """What was measured so far. Take it about once a second for all viewers: rates are those since the last look.
+
+        Args:
+            hub: figures of the hub, passed through.
+            sketched: say which sessions there are, for adding up with other workers.
+        """
+        now = self._clock()
+        counts, errors = self._sums()
+        passed, grown = self._growth.since(now, counts)
+        calls = {key: sum(each) for key, each in counts.items()}
+        looked, before = self._looked
+        self._looked = now, calls
+        past = now - looked
+        operations = {
+            key: Operation(
+                calls[key],
+                errors[key],
+                each if any(each) else [],
+                sum(each) / passed if passed > 0 else 0.0,
+                (calls[key] - before.get(key, 0)) / past if 0 < past <= LATELY else None,
+            )
+            for key, each in grown.items()
+        }
+        return Figures(
+            os.getpid(),
+            socket.gethostname(),
+            self._since,
+            now - self._started,
+            passed,
+            self._durations.bounds,
+            operations,
+            self._per_second.last(int(now), HISTORY_SECONDS),
+            {
+                labels: Sessions(len(names), sketch(names) if sketched else b"")
+                for labels, names in self._sessions.names(now).items()
+            },
+            {labels: int(count) for labels, count in self._connections.items()},
+            (round(self._lag.last * 1000, 3), round(self._lag.worst * 1000, 3)),
+            self._process.now(),
+            hub,
+        )
+
+    def _sums(self) -> tuple[dict[tuple[str, str], list[int]], dict[tuple[str, str], int]]:
+        """Counts by bucket and number of errors, for each method and tool."""
+        counts: dict[tuple[str, str], list[int]] = {}
+        errors: dict[tuple[str, str], int] = {}
+        for (method, tool, outcome, _), series in self._durations.series.items():
+            key = (method, tool)
+            held = counts.get(key)
+            counts[key] = (
+                list(series.counts) if held is None else [a + b for a, b in zip(held, series.counts, strict=True)]
+            )
+            errors[key] = errors.get(key, 0) + (sum(series.counts) if outcome else 0)
+        return counts, errors

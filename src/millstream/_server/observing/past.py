@@ -1,0 +1,102 @@
+"""The history of all workers as one, as a page draws it. Everything here is a value."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from millstream._telemetry.history import REST, Gauges, Past, Tally
+from millstream._telemetry.metrics import quantile
+
+_SHARES: Final = (("p50_ms", 0.5), ("p95_ms", 0.95), ("p99_ms", 0.99))
+_LATE: Final = 5
+"""Seconds by which the newest second of another worker may be older than ours: points at the end wait for it."""
+
+
+def present_past(pasts: Sequence[Past], seconds: int) -> dict[str, Any]:
+    """Columns of points, and a row for each operation.
+
+    Each column has a value for each of ``at`` (seconds since 1970), null where nothing is known. Percentiles are of all
+    calls of a point; of lags the worst one counts; everything else is a sum over the workers.
+
+    Args:
+        pasts: what each worker knows, that of the one who answers first.
+        seconds: how much was asked for.
+    """
+    first = pasts[0]
+    same = [each for each in pasts if (each.bounds, each.step) == (first.bounds, first.step)]
+    until = min((each.until for each in same if each.until > first.until - _LATE), default=first.until)
+    step, start = first.step, until - seconds
+    times = list(range(start // step * step, until, step))
+    points: dict[int, tuple[Tally, Gauges]] = {}
+    chosen: dict[int, Tally] = {}
+    operations: dict[tuple[str, str], Tally] = {}
+    for past in same:
+        _add_all(operations, past.operations)
+        _add_all(chosen, past.chosen)
+        for at, (tally, gauges) in past.points.items():
+            whole, before = points.get(at, (Tally(0, {}), None))
+            whole.add(tally)
+            points[at] = whole, gauges if before is None else _beside(before, gauges)
+    total = Tally(0, {})
+    for tally, _ in points.values():
+        total.add(tally)
+    rows = [_row(key, tally, first.bounds) for key, tally in sorted(operations.items())]
+    return {
+        "seconds": seconds,
+        "step": step,
+        "until": until,
+        "total": _figures(total, first.bounds),
+        "at": times,
+        "all": _columns(times, {at: tally for at, (tally, _) in points.items()}, points, first.bounds),
+        "chosen": _columns(times, chosen, points, first.bounds),
+        "process": _gauges(times, points, step),
+        "operations": [row for row in rows if row["method"]],
+        "rest": next((row for row in rows if not row["method"]), None),
+    }
+
+
+def _add_all(found: dict[Any, Tally], more: Mapping[Any, Tally]) -> None:
+    for key, tally in more.items():
+        found.setdefault(key, Tally(0, {})).add(tally)
+
+
+def _beside(one: Gauges, other: Gauges) -> Gauges:
+    """Of two workers at the same time."""
+    return Gauges(
+        max(one.lag, other.lag), one.cpu + other.cpu, one.memory + other.memory, one.streams + other.streams
+    )  # fmt: skip
+
+
+def _columns(
+    times: Iterable[int], tallies: Mapping[int, Tally], known: Mapping[int, object], bounds: tuple[float, ...]
+) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {name: [] for name in ("calls", "errors", *(name for name, _ in _SHARES))}
+    nothing = Tally(0, {})
+    for at in times:
+        row = _figures(tallies.get(at, nothing), bounds) if at in known else {}
+        for name, column in columns.items():
+            column.append(row.get(name))
+    return columns
+
+
+def _gauges(times: Iterable[int], points: Mapping[int, tuple[Tally, Gauges]], step: int) -> dict[str, list[Any]]:
+    found = [points[at][1] if at in points else None for at in times]
+    return {
+        "lag_ms": [each and round(each.lag * 1000, 2) for each in found],
+        "cpu_percent": [each and round(100 * each.cpu / step, 1) for each in found],
+        "memory_bytes": [each and (each.memory or None) for each in found],
+        "streams": [each and each.streams for each in found],
+    }
+
+
+def _figures(tally: Tally, bounds: tuple[float, ...]) -> dict[str, Any]:
+    counts = [tally.buckets.get(place, 0) for place in range(len(bounds) + 1)]
+    figures: dict[str, Any] = {"calls": sum(counts), "errors": tally.errors}
+    for name, share in _SHARES:
+        value = quantile(bounds, counts, share)
+        figures[name] = None if value is None else round(value * 1000, 3)
+    return figures
+
+
+def _row(key: tuple[str, str], tally: Tally, bounds: tuple[float, ...]) -> dict[str, Any]:
+    method, name = key if key != REST else ("", "")
+    return {"method": method, "name": name, **_figures(tally, bounds)}

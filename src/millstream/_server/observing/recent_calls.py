@@ -1,0 +1,240 @@
+"""The newest calls and who made them, for a person who looks for what went wrong.
+
+What is kept is bounded in number and length. A secret never gets in: a value is hidden by the name of its field, and a
+credential in a text by its shape. Arguments are read only from calls that failed or were slow, or while somebody looks;
+and of those only so many a second, so that a busy server pays next to nothing.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from millstream._protocol.json_schema import is_object
+from millstream._server.calls.call import Call
+from millstream._server.dispatch import Observe
+from millstream._telemetry.logs import redact, redact_text
+from millstream._telemetry.metrics import OTHER
+
+KEPT: Final = 300
+KEPT_FAILURES: Final = 150
+MAX_CLIENTS: Final = 200
+MAX_ARGUMENTS: Final = 600
+"""Characters of the arguments of a call; longer ones are cut."""
+MAX_ERROR: Final = 300
+MAX_NAME: Final = 120
+MAX_READ: Final = 64 * 1024
+"""Bytes of arguments or of an answer; more is not looked into."""
+READ_EACH_SECOND: Final = 40
+SLOW: Final = 0.5
+"""Seconds from which on a call is slow."""
+WATCHED: Final = 10.0
+"""Seconds for which one look counts."""
+
+
+class Recent(Struct, array_like=True, frozen=True, gc=False):
+    """One call."""
+
+    at: float
+    """When it ended, in seconds since 1970."""
+    method: str
+    name: str
+    outcome: str
+    """Empty if it went well."""
+    ms: float
+    client: str
+    caller: str
+    """The principal, else the address."""
+    transport: str
+    revision: str
+    bytes: int
+    """Of the answer."""
+    arguments: str | None = None
+    """As JSON; None where they weren't read."""
+    error: str = ""
+    incident: str = ""
+    """Under which the log has the details."""
+
+
+class Seen(Struct, array_like=True):
+    """What one client did."""
+
+    calls: int
+    errors: int
+    last: float
+    """Seconds since 1970."""
+    transport: str
+    revision: str
+
+
+class Calls(Struct, array_like=True):
+    """What one worker knows."""
+
+    calls: list[Recent]
+    clients: dict[tuple[str, str], Seen]
+    """By name and version."""
+
+
+class RecentCalls:
+    """Remembers calls, behind whoever else observes them."""
+
+    __slots__ = ("_clients", "_clock", "_failures", "_kept", "_looked", "_next", "_read", "_second")
+
+    def __init__(self, following: Observe | None, *, clock: Callable[[], float] = time.time) -> None:
+        """`following` is whoever else observes calls; `clock` gives seconds since 1970."""
+        # Configuration
+        self._next = following
+        self._clock = clock
+        # Process
+        self._kept: deque[tuple[Any, ...]] = deque(maxlen=KEPT)
+        self._failures: deque[tuple[Any, ...]] = deque(maxlen=KEPT_FAILURES)
+        """Apart from the others, which would push them out."""
+        self._clients: dict[tuple[str, str], Seen] = {}
+        self._looked = -WATCHED
+        self._second = 0
+        self._read = 0
+        """How many arguments were read in this second."""
+
+    def observe(self, call: Call, seconds: float, answer: bytes) -> None:
+        """A call is over."""
+        if self._next is not None:
+            self._next(call, seconds, answer)
+        now = self._clock()
+        failure, client = call.failure, call.client
+        outcome = "" if failure is None else failure.outcome
+        if call.cancelled and not outcome and call.method != "subscriptions/listen":
+            outcome = "cancelled"
+        seen = self._clients.get((client.name, client.version))
+        if seen is None:
+            seen = self._new_client(client.name, client.version)
+        seen.calls += 1
+        seen.last, seen.transport, seen.revision = now, call.transport, call.revision.date
+        arguments: str | None = None
+        if (outcome or seconds >= SLOW or now - self._looked < WATCHED) and self._may_read(int(now)):
+            arguments = shown_arguments(call)
+        error = incident = ""
+        if outcome:
+            seen.errors += 1
+            error, incident = shown_error(call, answer), "" if failure is None else failure.incident
+        principal, origin = call.principal, call.origin
+        caller = principal.id if principal is not None else "" if origin is None else origin.peer
+        # A tuple: making it is cheaper than a Struct, and hardly any is ever looked at.
+        (self._failures if outcome else self._kept).append(
+            (now, call.method, call.name, outcome, seconds * 1000, client, caller, call.transport, call.revision.date,
+             len(answer), arguments, error, incident)
+        )  # fmt: skip
+
+    def _may_read(self, second: int) -> bool:
+        if second != self._second:
+            self._second, self._read = second, 0
+        self._read += 1
+        return self._read <= READ_EACH_SECOND
+
+    def _new_client(self, name: str, version: str) -> Seen:
+        key = (name, version) if len(self._clients) < MAX_CLIENTS else (OTHER, "")
+        return self._clients.setdefault(key, Seen(0, 0, 0.0, "", ""))
+
+    def look(self) -> Calls:
+        """What is known now. For the next seconds, arguments of all calls are read."""
+        self._looked = self._clock()
+        calls = [_recent(each) for each in (*self._failures, *self._kept)]
+        return Calls(calls, {(_short(name), _short(version)): seen for (name, version), seen in self._clients.items()})
+
+
+def present_calls(workers: Iterable[Calls], *, limit: int = KEPT) -> dict[str, Any]:
+    """The newest calls of all workers, the newest first, and their clients, the busiest first, as JSON values."""
+    every = list(workers)
+    calls = sorted((call for each in every for call in each.calls), key=lambda call: call.at, reverse=True)
+    failures = [call for call in calls if call.outcome][:KEPT_FAILURES]
+    fine = [call for call in calls if not call.outcome][: limit - min(len(failures), limit // 2)]
+    clients: dict[tuple[str, str], Seen] = {}
+    for each in every:
+        for key, seen in each.clients.items():
+            clients[key] = _both(clients[key], seen) if key in clients else seen
+    return {
+        "calls": [
+            msgspec.structs.asdict(call) for call in sorted([*failures, *fine], key=lambda call: call.at, reverse=True)
+        ][:limit],
+        "clients": [
+            {"name": name, "version": version, **msgspec.structs.asdict(seen)}
+            for (name, version), seen in sorted(clients.items(), key=lambda item: -item[1].calls)
+        ],
+    }
+
+
+def _both(one: Seen, other: Seen) -> Seen:
+    newer = one if one.last >= other.last else other
+    return Seen(one.calls + other.calls, one.errors + other.errors, newer.last, newer.transport, newer.revision)
+
+
+def _recent(kept: tuple[Any, ...]) -> Recent:
+    at, method, name, outcome, ms, client, caller, transport, revision, size, arguments, error, incident = kept
+    program = f"{client.name} {client.version}".strip()
+    return Recent(
+        round(at, 3), _short(method), _short(name), _short(outcome), round(ms, 3), _short(program), _short(caller),
+        transport, revision, size, arguments, error, incident,
+    )  # fmt: skip
+
+
+def _short(text: str) -> str:
+    return redact_text(text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}…")
+
+
+class _Params(Struct, gc=False):
+    arguments: Any = None
+    uri: Any = None
+
+
+class _Block(Struct, gc=False):
+    text: str = ""
+
+
+class _Result(Struct, gc=False):
+    content: list[_Block] = []
+
+
+class _Answer(Struct, gc=False):
+    result: _Result | None = None
+    content: list[_Block] = []
+
+
+_decode_params = msgspec.json.Decoder(_Params).decode
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+
+
+def shown_arguments(call: Call) -> str | None:
+    """The arguments of a call as JSON, without secrets; None where they have no names, or are too long to look into."""
+    given: Any = None
+    try:
+        if call.params:
+            if len(call.params) > MAX_READ:
+                return None
+            params = _decode_params(call.params)
+            given = params.arguments if params.arguments is not None else params.uri
+        elif isinstance(call.arguments, Struct) or is_object(call.arguments):
+            given = msgspec.to_builtins(call.arguments, str_keys=True, enc_hook=repr)
+        elif call.arguments is not None:
+            return None
+        text = "" if given is None else msgspec.json.encode(redact(given), enc_hook=repr).decode()
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
+        return None
+    return text if len(text) <= MAX_ARGUMENTS else f"{text[:MAX_ARGUMENTS]}…"
+
+
+def shown_error(call: Call, answer: bytes) -> str:
+    """The error as the caller received it, without secrets."""
+    failure = call.failure
+    text = ""
+    if failure is not None and failure.error is not None:
+        text = failure.error.message
+    elif answer and len(answer) <= MAX_READ:
+        try:
+            found = _decode_answer(answer)
+        except (msgspec.MsgspecError, RecursionError):
+            return ""
+        blocks = found.content if found.result is None else found.result.content
+        text = blocks[0].text if blocks else ""
+    return redact_text(text if len(text) <= MAX_ERROR else f"{text[:MAX_ERROR]}…")

@@ -1,0 +1,375 @@
+"""Messages between the workers that share a store: to all of them, or to one.
+
+What must not be lost is in the store; a message says that it is there, or asks whoever runs a call to do something.
+Each carries a MAC of the server's secret, so nobody who merely writes to the store speaks as a worker. A store that is
+not shared has no other workers, and then nothing here costs anything.
+"""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import Store
+
+LEEWAY: Final = 60.0
+"""Seconds by which a message may seem too old or too new."""
+PAUSE: Final = 1.0
+"""Seconds until a store that failed is asked again."""
+_TOPIC: Final = "workers"
+_LABEL: Final = b"millstream worker messages v1"
+_MAC_BYTES: Final = 16
+_MAX_WAITING: Final = 10_000
+_MAX_SEEN: Final = 10_000
+
+_logger = logging.getLogger("millstream")
+
+
+class Recorded(Struct, frozen=True, array_like=True, tag="record"):
+    """A session has a record now, or another one."""
+
+    session: str
+
+
+class Answered(Struct, frozen=True, array_like=True, tag="answer"):
+    """A client answered a question that is open at the receiver."""
+
+    session: str
+    id: str
+    result: bytes
+    error: bytes
+
+
+class CancelledCall(Struct, frozen=True, array_like=True, tag="cancel"):
+    """A client does not want the answer of a call any more."""
+
+    session: str
+    id: bytes
+    """JSON: an integer may have more than 64 bits."""
+
+
+class Ended(Struct, frozen=True, array_like=True, tag="end"):
+    """A session was deleted."""
+
+    session: str
+
+
+class Standing(Struct, frozen=True, array_like=True, tag="stream"):
+    """A session has a new stand-alone stream at the sender."""
+
+    session: str
+    stamp: int
+
+
+class TakenUp(Struct, frozen=True, array_like=True, tag="follow"):
+    """The stream of a call is read at the sender from now on."""
+
+    log: str
+    stamp: int
+
+
+class Posted(Struct, frozen=True, array_like=True, tag="post"):
+    """A client sent a message for a connection of the receiver."""
+
+    connection: str
+    body: bytes
+
+
+class Updated(Struct, frozen=True, array_like=True, tag="update"):
+    """A resource changed."""
+
+    uri: str
+
+
+class Removed(Struct, frozen=True, array_like=True, tag="remove"):
+    """Something that was registered is no longer offered."""
+
+    kind: str
+    key: str
+
+
+class Switched(Struct, frozen=True, array_like=True, tag="switch"):
+    """Something that is registered is offered again, or not for now."""
+
+    kind: str
+    key: str
+    on: bool
+
+
+class Joined(Struct, frozen=True, array_like=True, tag="join"):
+    """The sender has just begun: it knows only what its program registers."""
+
+
+class Present(Struct, frozen=True, array_like=True, tag="present"):
+    """The sender has heard of one that has just begun, and was there before."""
+
+
+class Watched(Struct, frozen=True, array_like=True, tag="watch"):
+    """Somebody watches the dashboard at the sender."""
+
+
+class Measured(Struct, frozen=True, array_like=True, tag="figures"):
+    """What the sender measured, for a dashboard at the receiver."""
+
+    figures: bytes
+
+
+class Asked(Struct, frozen=True, array_like=True, tag="ask"):
+    """The sender's dashboard wants to know something of the receiver."""
+
+    number: int
+    about: bytes
+
+
+class Told(Struct, frozen=True, array_like=True, tag="tell"):
+    """What the receiver asked for."""
+
+    number: int
+    answer: bytes
+
+
+Message = (
+    Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Switched | Joined
+    | Present | Watched | Measured | Asked | Told
+)  # fmt: skip
+
+
+class _Letter(Struct, frozen=True, array_like=True):
+    """A message as it travels, behind its MAC."""
+
+    sender: str
+    to: str
+    """One worker; empty for all."""
+    stamp: int
+    message: Message
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Letter).decode
+M = TypeVar("M")
+
+
+class Peers:
+    """The other workers, as one running server speaks with them."""
+
+    __slots__ = (
+        "_changed", "_interrupted", "_keys", "_looking", "_looks", "_lost", "_receivers", "_seen", "_sending", "_stamp",
+        "_stops", "_store", "_waiting", "_warned", "shared",
+    )  # fmt: skip
+
+    def __init__(self, store: Store, values: Sequence[bytes]) -> None:
+        """Nothing is heard before `open`.
+
+        Args:
+            store: what the workers share.
+            values: the secrets of the server, see `use`.
+        """
+        # Configuration
+        self._store = store
+        self.shared: bool = store.shared
+        """False: there are no others, and nothing is sent."""
+        self._keys: list[bytes] = []
+        self._receivers: dict[type, list[Callable[[Any, str], None]]] = {}
+        self._interrupted: list[Callable[[], None]] = []
+        self._lost: list[Callable[[], None]] = []
+        self._looks: list[Callable[[], Awaitable[None]]] = []
+        # Process
+        self._stamp = 0
+        self._seen: dict[tuple[str, int], None] = {}
+        """Messages to this worker alone: each is taken once."""
+        self._waiting: dict[Message, None] = {}
+        self._sending: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._changed = False
+        """Workers came or went since the last look."""
+        self._stops: list[Callable[[], None]] = []
+        self._warned = False
+        self.use(values)
+
+    def use(self, values: Sequence[bytes]) -> None:
+        """Sign with the first of these secrets from now on, and accept what any of them signed."""
+        self._keys = [hmac.digest(value, _LABEL, "sha256") for value in values] if self.shared else []
+
+    # What arrives
+
+    def on(self, kind: type[M], receive: Callable[[M, str], None]) -> None:
+        """Call `receive(message, worker)` in the loop for every message of a kind from another worker."""
+        self._receivers.setdefault(kind, []).append(receive)
+
+    def on_interruption(self, forget: Callable[[], None]) -> None:
+        """Call `forget` after messages may have been lost: whatever they would have said has to be looked up."""
+        self._interrupted.append(forget)
+
+    def on_loss(self, lost: Callable[[], None]) -> None:
+        """Call `lost` when the store has lost data: its epoch is another one."""
+        self._lost.append(lost)
+
+    def on_workers(self, look: Callable[[], Awaitable[None]]) -> None:
+        """Await `look` after workers came or went; again, should the store not answer it."""
+        self._looks.append(look)
+
+    def open(self) -> None:
+        """Begin to listen. The store is open."""
+        self._stops = [self._store.watch(self._lose)]
+        if self.shared:
+            self._stops.append(self._store.bus.subscribe(_TOPIC, self._receive, interrupted=self._miss))
+            self._stops.append(self._store.workers.watch(self._look_soon))
+
+    async def close(self) -> None:
+        """Stop listening, and drop what nobody waited for."""
+        for stop in self._stops:
+            stop()
+        tasks = [task for task in (self._sending, self._looking) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._sending = self._looking = None
+
+    def _miss(self) -> None:
+        for forget in self._interrupted:
+            forget()
+
+    def _lose(self) -> None:
+        self._miss()
+        for lost in self._lost:
+            lost()
+
+    def _look_soon(self) -> None:
+        self._changed = True
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(self._look())
+
+    async def _look(self) -> None:
+        while self._changed:
+            self._changed = False
+            try:
+                for look in self._looks:
+                    await look()
+            except (LocalError, OSError):
+                _logger.warning("What a worker left could not be put in order; it is tried again", exc_info=True)
+                self._changed = True
+            if self._changed:
+                await asyncio.sleep(PAUSE)
+        self._looking = None
+
+    def _receive(self, data: bytes) -> None:
+        letter = self._open_letter(data)
+        if letter is None:
+            return
+        self._stamp = max(self._stamp, letter.stamp)
+        for receive in self._receivers.get(type(letter.message), ()):
+            try:
+                receive(letter.message, letter.sender)
+            except Exception:
+                _logger.exception("A message of another worker could not be carried out")
+
+    def _open_letter(self, data: bytes) -> _Letter | None:
+        """A message of another worker; None for our own, and for what isn't one or comes at a wrong time."""
+        mac, body = data[:_MAC_BYTES], data[_MAC_BYTES:]
+        if not any(hmac.compare_digest(mac, _mac(key, body)) for key in self._keys):
+            if not self._warned:
+                self._warned = True
+                _logger.warning("A message between workers has no valid signature: do all of them use the same key?")
+            return None
+        try:
+            letter = _decode(body)
+        except msgspec.DecodeError:  # of another version, during a deploy
+            return None
+        me = self._store.workers.me
+        late = abs(letter.stamp / 1e6 - self._store.time()) > LEEWAY
+        if letter.sender == me or late or (letter.to and (letter.to != me or not self._is_new(letter))):
+            return None
+        return letter
+
+    def _is_new(self, letter: _Letter) -> bool:
+        mark = (letter.sender, letter.stamp)
+        if mark in self._seen:
+            return False
+        if len(self._seen) >= _MAX_SEEN:
+            del self._seen[next(iter(self._seen))]
+        self._seen[mark] = None
+        return True
+
+    # What is sent
+
+    def is_me(self, worker: str) -> bool:
+        """Whether a name is that of this worker."""
+        return worker == self._store.workers.me
+
+    def stamp(self) -> int:
+        """A number greater than that of every message sent or received so far: it says which of two events is newer.
+
+        Microseconds, so that a worker that heard of nothing yet begins where the others are.
+        """
+        self._stamp = max(self._stamp + 1, int(self._store.time() * 1e6))
+        return self._stamp
+
+    async def tell(self, message: Message) -> None:
+        """Tell all other workers; it is a hint, and a store that does not answer isn't an error."""
+        if not self.shared:
+            return
+        try:
+            await self._store.bus.publish(_TOPIC, self._seal("", message))
+        except (LocalError, OSError):
+            _logger.warning("Could not tell the other workers: %s", type(message).__name__, exc_info=True)
+
+    def tell_soon(self, message: Message) -> None:
+        """Tell all other workers without waiting. What waits already goes out once; too much of it is dropped."""
+        if not self.shared:
+            return
+        if len(self._waiting) >= _MAX_WAITING:
+            del self._waiting[next(iter(self._waiting))]
+        self._waiting[message] = None
+        if self._sending is None:
+            self._sending = asyncio.get_running_loop().create_task(self._send_waiting())
+
+    async def _send_waiting(self) -> None:
+        while self._waiting:
+            message = next(iter(self._waiting))
+            del self._waiting[message]
+            await self.tell(message)
+        self._sending = None
+
+    async def send(self, worker: str, message: Message) -> bool:
+        """Send to one worker; False when its lease is over, or there never was such a worker.
+
+        Raises:
+            LocalError: the store does not answer.
+        """
+        if not self.shared or worker == self._store.workers.me:
+            return False
+        return await self._store.bus.send(worker, _TOPIC, self._seal(worker, message))
+
+    def _seal(self, to: str, message: Message) -> bytes:
+        body = _encode(_Letter(self._store.workers.me, to, self.stamp(), message))
+        return _mac(self._keys[0], body) + body
+
+
+def _mac(key: bytes, body: bytes) -> bytes:
+    return hmac.digest(key, body, "sha256")[:_MAC_BYTES]
+
+
+class Allowance:
+    """How often each of many may do something in a second of a clock. Counts are kept for the present second only."""
+
+    __slots__ = ("_clock", "_most", "_second", "_used")
+
+    def __init__(self, most: int, clock: Callable[[], float]) -> None:
+        self._most = most
+        self._clock = clock
+        self._second = 0
+        self._used: dict[str, int] = {}
+
+    def take(self, who: str) -> bool:
+        """Whether somebody may do it once more."""
+        now = int(self._clock())
+        if now != self._second:
+            self._second, self._used = now, {}
+        used = self._used.get(who, 0)
+        self._used[who] = used + 1
+        return used < self._most

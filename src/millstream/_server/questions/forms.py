@@ -1,0 +1,213 @@
+"""Forms: what a person is asked (``requestedSchema``), and the value that comes back.
+
+A form is one flat object of strings, numbers, booleans and choices (MCP 2025-11-25, client/elicitation). A type
+outside that is refused before anyone is asked. Constraints that the wire does not know (``pattern``, exclusive bounds)
+are still checked on the answer.
+"""
+
+import re
+from datetime import date
+from enum import Enum
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_origin
+
+import msgspec
+
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream._protocol.json_schema import Schema, integral, is_array, is_object, object_schema, without_null
+from millstream._server.functions.pydantic_types import dec_hook, schema_hook
+
+VALUE = "value"
+"""The field of a form that asks for one value."""
+_PLAIN = (str, int, float, bool, Enum, date)
+TEXTS = ("type", "title", "description", "default")
+KEYWORDS = {
+    "string": (*TEXTS, "minLength", "maxLength", "format", "enum", "enumNames", "oneOf"),
+    "integer": (*TEXTS, "minimum", "maximum"),
+    "number": (*TEXTS, "minimum", "maximum"),
+    "boolean": TEXTS,
+    "array": (*TEXTS, "minItems", "maxItems", "items"),
+}
+"""The keywords of each kind of field, as PrimitiveSchemaDefinition of the specification lists them."""
+FORMATS = frozenset(("email", "uri", "date", "date-time"))
+FIELDS = "a form has only strings, numbers, booleans, dates, choices of strings and lists of such choices"
+
+
+def requested_schema(answer: Any) -> Schema:
+    """The form for a type: a dataclass, Struct, TypedDict or pydantic model, or one value; or a schema as it is.
+
+    Raises:
+        TypeError: for a type that is not flat, naming the field.
+    """
+    if is_object(answer):
+        return answer
+    schema = object_schema(_whole(answer), hook=schema_hook)
+    properties = {name: _form_field(name, node) for name, node in schema.get("properties", {}).items()}
+    return {"type": "object", "properties": properties, "required": schema.get("required", [])}
+
+
+def _whole(answer: Any) -> Any:
+    """The type of the form; for one value, such as `str` or an enum, a form with one field."""
+    kind = get_origin(answer) or answer
+    plain = kind in (Literal, Annotated, Union, UnionType, list) or (
+        isinstance(kind, type) and issubclass(kind, _PLAIN)
+    )
+    return _one_field(answer) if plain else answer
+
+
+@cache
+def _one_field(answer: Any) -> type[msgspec.Struct]:
+    return msgspec.defstruct("Answer", [(VALUE, answer)])
+
+
+def _form_field(name: str, node: Schema) -> Schema:
+    node = without_null(node)
+    if "const" in node:
+        node = {**node, "enum": [node["const"]]}
+    kind = node.get("type")
+    problem = f"field {name!r} cannot be asked for: {FIELDS}"
+    if not isinstance(kind, str) or kind not in KEYWORDS or ("enum" in node and kind != "string"):
+        raise TypeError(problem)
+    choices = _choices_of(node.get("items")) if kind == "array" else {}
+    if choices is None:
+        raise TypeError(problem)
+    if node.get("format", "date") not in FORMATS or "contentEncoding" in node:
+        raise TypeError(problem)
+    field = {key: value for key, value in _inclusive(node).items() if key in KEYWORDS[kind]}
+    if field.get("default", 0) is None:
+        del field["default"]  # `x: str = None`: optional, and null isn't text
+    if choices:
+        field["items"] = choices
+    elif "oneOf" in field:
+        field.pop("enum", None)
+    return field
+
+
+def _choices_of(items: Any) -> Schema | None:
+    """Items of a multi-selection: titled constants or an enum of strings; `None` for anything else."""
+    if not is_object(items) or items.get("type") != "string" or "enum" not in items:
+        return None
+    titled = items.get("oneOf") or items.get("anyOf")
+    return {"anyOf": titled} if titled else {"type": "string", "enum": items["enum"]}
+
+
+def _inclusive(node: Schema) -> Schema:
+    """Integers have inclusive bounds for exclusive ones."""
+    if node["type"] != "integer":
+        return node
+    bounds: Schema = {}
+    if "exclusiveMinimum" in node:
+        bounds["minimum"] = node["exclusiveMinimum"] + 1
+    if "exclusiveMaximum" in node:
+        bounds["maximum"] = node["exclusiveMaximum"] - 1
+    return bounds | node
+
+
+def project(schema: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
+    """The form as an older revision can show it.
+
+    Args:
+        schema: of `requested_schema`.
+        rich_enums: whether titled choices and multi-selection exist; otherwise ``enum`` with ``enumNames``, and one
+            choice of many (`parse_answer` reads it as a list of one).
+        defaults_all: whether every field may have a default; otherwise only booleans.
+    """
+    if rich_enums and defaults_all:
+        return schema
+    properties = {
+        name: _projected(node, rich_enums=rich_enums, defaults_all=defaults_all)
+        for name, node in schema.get("properties", {}).items()
+    }
+    return {**schema, "properties": properties}
+
+
+def _projected(node: Schema, *, rich_enums: bool, defaults_all: bool) -> Schema:
+    field: Schema = dict(node)
+    if not rich_enums:
+        if field.get("type") == "array":
+            texts: Schema = {key: field[key] for key in ("title", "description") if key in field}
+            items: Schema = field.get("items", {})
+            field = {"type": "string", **texts, **items}
+        titled = _titled(field)
+        if titled:
+            field = {key: value for key, value in field.items() if key not in ("oneOf", "anyOf")}
+            field["enum"] = [choice["const"] for choice in titled]
+            field["enumNames"] = [choice.get("title", choice["const"]) for choice in titled]
+    if not defaults_all and field.get("type") != "boolean":
+        field.pop("default", None)
+    return field
+
+
+def parse_answer(content: dict[str, Any], answer: Any) -> Any:
+    """The value that a person's answer is: of the type that was asked for, or the content itself for a schema.
+
+    Raises:
+        ProtocolError: for an answer that is not what was asked.
+    """
+    schema = requested_schema(answer)
+    properties: dict[str, Schema] = schema.get("properties", {})
+    content = {
+        name: [value] if properties.get(name, {}).get("type") == "array" and isinstance(value, str) else integral(value)
+        for name, value in content.items()
+    }
+    if isinstance(answer, dict):
+        _check(content, schema)
+        return content
+    whole = _whole(answer)
+    try:
+        value = msgspec.convert(content, whole, dec_hook=dec_hook)
+        return value if whole is answer else getattr(value, VALUE)
+    except msgspec.ValidationError as error:
+        raise ProtocolError(INVALID_PARAMS, f"The answer does not fit what was asked: {error}") from error
+
+
+JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,),
+}  # fmt: skip
+
+
+def _check(content: dict[str, Any], schema: Schema) -> None:
+    """Compare an answer with a form written by hand."""
+    properties: dict[str, Schema] = schema.get("properties", {})
+    problems = [f"{name!r} is missing" for name in schema.get("required", []) if name not in content]
+    problems += [
+        f"{name!r} {problem}"
+        for name, value in content.items()
+        if name in properties and (problem := _misfit(value, properties[name]))
+    ]
+    if problems:
+        raise ProtocolError(INVALID_PARAMS, f"The answer does not fit what was asked: {'; '.join(problems)}")
+
+
+def _misfit(value: Any, node: Schema) -> str | None:
+    kind = node.get("type", "string")
+    if type(value) not in JSON_TYPES.get(kind, (str,)):
+        return f"is not of type {kind}"
+    choices = _allowed(node if kind != "array" else node.get("items", {}))
+    chosen: list[Any] = value if is_array(value) else [value]
+    if choices and any(one not in choices for one in chosen):
+        return f"is not one of {', '.join(map(str, choices))}"
+    size: Any = value if kind in ("integer", "number") else len(chosen if kind == "array" else str(value))
+    lower, upper = BOUNDS.get(kind, ("", ""))
+    if size < node.get(lower, size) or size > node.get(upper, size):
+        return "is out of bounds"
+    if "pattern" in node and not re.search(node["pattern"], str(value)):
+        return f"does not match {node['pattern']}"
+    return None
+
+
+BOUNDS = {
+    "string": ("minLength", "maxLength"), "array": ("minItems", "maxItems"),
+    "integer": ("minimum", "maximum"), "number": ("minimum", "maximum"),
+}  # fmt: skip
+
+
+def _allowed(node: Schema) -> list[Any]:
+    return node.get("enum") or [choice["const"] for choice in _titled(node)]
+
+
+def _titled(node: Schema) -> list[Schema]:
+    """Choices with titles. In a form written by hand, alternatives can be something else, and stay as they are."""
+    choices: list[Schema] = node.get("oneOf") or node.get("anyOf") or []
+    return choices if all("const" in choice for choice in choices) else []

@@ -1,0 +1,177 @@
+"""The questions of a server to a client, written once for every revision: `Elicit`, `ElicitUrl`, `Sample`, `Roots`.
+
+Each question knows the capability it needs, its parameters on the wire of a revision, and how to read the answer.
+How it travels (a request on the line, or an `input_required` result) is the business of `asking`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from millstream._protocol.content import Message
+from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError, ToolError
+from millstream._protocol.messages import Params
+from millstream._protocol.questions import (
+    CreateMessageRequestParams,
+    ElicitRequestParams,
+    ElicitResult,
+    ListRootsResult,
+    SampleResult,
+)
+from millstream._protocol.revisions import Revision
+from millstream._server.questions.forms import parse_answer, project, requested_schema
+from millstream._server.questions.sampling import check_conversation, conversation, has_tools, project_conversation
+
+
+class Elicit(Struct, frozen=True):
+    """Ask the person to fill in a form: ``Elicit("Where to?", Address)``.
+
+    `answer` is a dataclass, Struct, TypedDict or pydantic model with flat primitive fields, or a JSON Schema object.
+    The result is a value of that type, or a dict for a schema.
+    """
+
+    message: str
+    answer: Any
+
+
+class ElicitUrl(Struct, frozen=True):
+    """Ask the person to open a URL (for secrets and payments). Accepting means consent to open it, not completion."""
+
+    message: str
+    url: str
+    id: str = ""
+    """What the revisions that name such questions call it; a random one by default."""
+
+
+class Sample(Struct, frozen=True):
+    """Ask the client's model to continue a conversation: ``Sample("Say hello", max_tokens=50)``."""
+
+    messages: str | Message | Sequence[Message | str]
+    max_tokens: int = 1024
+    system: str | None = None
+    temperature: float | None = None
+    stop_sequences: Sequence[str] | None = None
+    preferences: Mapping[str, Any] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    tool_choice: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+class Roots(Struct, frozen=True):
+    """Ask which folders the person opened: ``await ctx.ask(folders=Roots())``."""
+
+
+Question = Elicit | ElicitUrl | Sample | Roots
+
+
+_METHODS: Mapping[type, str] = {
+    Elicit: "elicitation/create",
+    ElicitUrl: "elicitation/create",
+    Sample: "sampling/createMessage",
+    Roots: "roots/list",
+}
+
+
+def method_of(question: Question) -> str:
+    """The method that carries a question."""
+    return _METHODS[type(question)]
+
+
+def capability_of(question: Question) -> dict[str, Any]:
+    """The client capabilities that a question needs, as a ClientCapabilities object."""
+    if isinstance(question, Elicit):
+        return {"elicitation": {"form": {}}}
+    if isinstance(question, ElicitUrl):
+        return {"elicitation": {"url": {}}}
+    if isinstance(question, Sample):
+        return {"sampling": {"tools": {}} if _with_tools(question) else {}}
+    return {"roots": {}}
+
+
+def _with_tools(question: Sample) -> bool:
+    return bool(question.tools or question.tool_choice) or has_tools(conversation(question.messages))
+
+
+def params_of(question: Question, revision: Revision, *, elicitation_id: str = "") -> Params:
+    """Parameters on the wire of a revision.
+
+    Args:
+        elicitation_id: for URL questions of revisions that have such ids.
+
+    Raises:
+        TypeError: the form cannot be shown.
+        ValueError: the conversation breaks the rules of sampling.
+        ToolError: the revision cannot say it.
+    """
+    if isinstance(question, Elicit):
+        schema = project(
+            requested_schema(question.answer), rich_enums=revision.rich_forms, defaults_all=revision.rich_forms
+        )
+        mode = "form" if "url" in revision.elicitation_modes else None
+        return ElicitRequestParams(mode=mode, message=question.message, requested_schema=schema)
+    if isinstance(question, ElicitUrl):
+        known = elicitation_id if revision.elicitation_ids else None
+        return ElicitRequestParams(mode="url", message=question.message, url=question.url, elicitation_id=known)
+    if isinstance(question, Sample):
+        return _sample_params(question, revision)
+    return Params()
+
+
+def _sample_params(question: Sample, revision: Revision) -> CreateMessageRequestParams:
+    messages = conversation(question.messages)
+    check_conversation(messages)
+    if _with_tools(question) and not revision.sampling_tools:
+        raise ToolError(f"This needs sampling with tools, which protocol revision {revision.date} does not have.")
+    return CreateMessageRequestParams(
+        messages=project_conversation(messages, revision),
+        max_tokens=question.max_tokens,
+        system_prompt=question.system,
+        temperature=question.temperature,
+        stop_sequences=question.stop_sequences,
+        model_preferences=question.preferences,
+        metadata=question.metadata,
+        tools=question.tools,
+        tool_choice=question.tool_choice,
+    )
+
+
+_decode_elicit = msgspec.json.Decoder(ElicitResult).decode
+_decode_sample = msgspec.json.Decoder(SampleResult).decode
+_decode_roots = msgspec.json.Decoder(ListRootsResult).decode
+
+
+def read_answer(question: Question, raw: bytes) -> Any:
+    """The value a question asked for.
+
+    Raises:
+        Declined: the person said no.
+        Cancelled: the person dismissed the question.
+        ProtocolError: INVALID_PARAMS for an answer of the wrong shape.
+    """
+    try:
+        if isinstance(question, Sample):
+            return _decode_sample(raw)
+        if isinstance(question, Roots):
+            return _decode_roots(raw).roots
+        result = _decode_elicit(raw)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {method_of(question)}: {exc}") from exc
+    if result.action == "decline":
+        raise Declined("The person declined to answer.")
+    if result.action == "cancel":
+        raise Cancelled("The person dismissed the question.")
+    if result.action != "accept":
+        raise ProtocolError(INVALID_PARAMS, "Invalid answer: action is accept, decline or cancel")
+    if isinstance(question, ElicitUrl):
+        return None
+    return _parse_form(question, bytes(result.content))
+
+
+def _parse_form(question: Elicit, raw: bytes) -> Any:
+    try:
+        content = msgspec.json.decode(raw or b"null", type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid answer: content must be an object ({exc})") from exc
+    return parse_answer(content, question.answer)

@@ -1,0 +1,84 @@
+"""The conversation of a sampling request: the rules of every revision, and the words that one revision has.
+
+https://modelcontextprotocol.io/specification/2025-11-25/client/sampling#message-content-constraints: tool uses and
+tool results balance, and results share a message with nothing else. A conversation that breaks this is a mistake of
+the function that asks: it gets the error, and the client gets nothing.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from millstream._protocol.content import (
+    Audio,
+    EmbeddedResource,
+    Message,
+    ResourceLink,
+    ToolResultBlock,
+    ToolUse,
+)
+from millstream._protocol.errors import ToolError
+from millstream._protocol.revisions import Revision
+
+
+def conversation(given: str | Message | Sequence[Message | str]) -> list[Message]:
+    """Messages in order; strings are said by the user."""
+    several = [given] if isinstance(given, str | Message) else given
+    return [Message("user", each) if isinstance(each, str) else each for each in several]
+
+
+def has_tools(messages: Sequence[Message]) -> bool:
+    """Whether a conversation holds tool uses or their results."""
+    return any(isinstance(block, ToolUse | ToolResultBlock) for message in messages for block in message.blocks)
+
+
+def check_conversation(messages: Sequence[Message]) -> None:
+    """Refuse what no revision allows.
+
+    Raises:
+        ValueError: naming the message, and what to do.
+    """
+    asked: Counter[str] = Counter()
+    for number, message in enumerate(messages, 1):
+        uses, results = _tools_of(message, f"Message {number} of the conversation")
+        if results != asked:
+            raise ValueError(
+                f"Message {number} of the conversation must answer the tool uses of the message before it, which are "
+                f"{_ids(asked)}; its tool results are for {_ids(results)}. Put one tool result for each tool use, and "
+                "nothing else, into the user's next message."
+            )
+        asked = uses
+    if asked:
+        raise ValueError(f"The conversation ends before the tool uses {_ids(asked)} have tool results. Add them.")
+
+
+def _tools_of(message: Message, where: str) -> tuple[Counter[str], Counter[str]]:
+    """The ids of a message's tool uses and tool results."""
+    blocks = message.blocks
+    for block in blocks:
+        if isinstance(block, ResourceLink | EmbeddedResource):
+            raise ValueError(f"{where} holds a resource, which no model can be sent. Put its text there instead.")
+        speaker = "assistant" if isinstance(block, ToolUse) else "user"
+        if isinstance(block, ToolUse | ToolResultBlock) and message.role != speaker:
+            raise ValueError(f"{where} holds a {type(block).__name__}, so its role must be {speaker!r}.")
+    uses = Counter(block.id for block in blocks if isinstance(block, ToolUse))
+    results = Counter(block.tool_use_id for block in blocks if isinstance(block, ToolResultBlock))
+    if results and results.total() != len(blocks):
+        raise ValueError(f"{where} mixes tool results with other content. Put the rest into a message after it.")
+    return uses, results
+
+
+def _ids(counted: Counter[str]) -> str:
+    return ", ".join(map(repr, counted.elements())) or "none"
+
+
+def project_conversation(messages: Sequence[Message], revision: Revision) -> list[Message]:
+    """Messages as a revision has them: one with several blocks becomes several of the same role where it must.
+
+    Raises:
+        ToolError: the revision has no word for a block.
+    """
+    if "audio" not in revision.content and any(isinstance(b, Audio) for message in messages for b in message.blocks):
+        raise ToolError(f"This needs sampling with audio, which protocol revision {revision.date} does not have.")
+    if revision.sampling_tools:
+        return list(messages)
+    return [each for message in messages for each in message.one_by_one()]

@@ -1,0 +1,159 @@
+"""The one periodic task of a running server: streams are kept alive, silent calls become streams, calls that take too
+long end, and silent calls report progress.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from millstream._server.calls.call import Call, Progress
+from millstream._server.calls.context import nudge_progress
+from millstream._server.dispatch import Dispatcher
+
+logger = logging.getLogger("millstream")
+
+TICK = 1.0
+STALL = 1.0
+"""Seconds by which a tick may be late before that is a warning, which comes once in `QUIET` seconds."""
+QUIET = 60.0
+
+
+class Sweep:
+    """Looks at every call once a tick, from `open` to `close`."""
+
+    __slots__ = (
+        "_beat",
+        "_dispatcher",
+        "_each_tick",
+        "_pending",
+        "_task",
+        "_told",
+        "_touch",
+        "clock",
+        "lag",
+        "started",
+    )
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        *,
+        beat: Callable[[], None],
+        touch: Callable[[], Coroutine[Any, Any, None]],
+        each_tick: Callable[[float], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing happens before `open`.
+
+        Args:
+            dispatcher: whose calls are looked at.
+            beat: called at every heartbeat, to keep streams alive.
+            touch: called then, too: keeps what they left in the store.
+            each_tick: called with the time at the end of each tick.
+            clock: seconds that only grow.
+        """
+        # Configuration
+        self._dispatcher = dispatcher
+        self._beat = beat
+        self._touch = touch
+        self._each_tick = each_tick
+        self.clock: Callable[[], float] = clock
+        # Process
+        self.started: float = clock()
+        self.lag: float = 0.0
+        """Seconds by which the last tick came too late: what every call waits for besides its own work."""
+        self._told: float | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._pending: dict[object, asyncio.Task[None]] = {}
+
+    def open(self) -> None:
+        """Begin."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """End the task and all that it began."""
+        if self._task is None:
+            return
+        tasks = [self._task, *self._pending.values()]
+        self._task = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self) -> None:
+        services = self._dispatcher.services
+        beat = self.clock()
+        while True:
+            asked = self.clock()
+            await asyncio.sleep(TICK)
+            now = self.clock()
+            self.lag = max(0.0, now - asked - TICK)
+            self.tell_of_stall(now)
+            self.look_at_calls(now)
+            if now - beat >= services.settings.heartbeat:
+                beat = now
+                _attempt(self._beat)
+                self._beside("logs", self._touch())
+                self.report_progress()
+            _attempt(self._each_tick, now)
+
+    def tell_of_stall(self, now: float) -> None:
+        """Warn whoever wrote a function that keeps everybody waiting."""
+        if self.lag < STALL or (self._told is not None and now - self._told < QUIET):
+            return
+        self._told = now
+        names = sorted({call.name for call in self._dispatcher.calls if call.name})
+        logger.warning(
+            "Nothing could run for %.1f seconds%s. If an `async def` function calls something that blocks, such as "
+            "time.sleep or requests, make it a `def` function: those run in threads",
+            self.lag,
+            f" (calls: {', '.join(names)})" if names else "",
+        )
+
+    def _beside(self, key: object, work: Coroutine[Any, Any, None]) -> None:
+        """Run what may wait for a peer or a store beside the sweep; one piece of work for each key at a time."""
+        if key in self._pending:
+            work.close()
+            return
+        task = self._pending[key] = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(partial(self._settle, key))
+
+    def _settle(self, key: object, task: asyncio.Task[None]) -> None:
+        del self._pending[key]
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("A periodic task failed; it is tried again", exc_info=task.exception())
+
+    def look_at_calls(self, now: float) -> None:
+        """End the calls that took too long, and make streams of those that are silent."""
+        for call in list(self._dispatcher.calls):
+            _attempt(self._look_at, call, now)
+
+    def _look_at(self, call: Call, now: float) -> None:
+        settings = self._dispatcher.services.settings
+        if not call.started:
+            call.started = now
+        elif now - call.started > settings.call_cap and call.method != "subscriptions/listen":
+            call.expire()
+        elif now - call.started >= settings.silence and call.line is None:
+            self._beside(call, call.open_line().keep_alive())
+
+    def report_progress(self) -> None:
+        """Where a caller wants progress and the tool was silent since the last beat, tell it that the call is alive."""
+        for call in list(self._dispatcher.calls):
+            if call.token is None:
+                continue
+            told = call.progress = call.progress or Progress()
+            if call.line is not None and told.reported == told.reported_before:
+                self._beside(call, nudge_progress(call))
+            told.reported_before = told.reported
+
+
+def _attempt(work: Callable[..., object], *args: object) -> None:
+    """Do a piece of the work: one that fails keeps neither the other pieces nor the next tick from theirs."""
+    try:
+        work(*args)
+    except Exception:
+        logger.exception("A periodic task failed; it is tried again")

@@ -1,0 +1,73 @@
+"""Where bytes are kept: key-value, event log and bus, chosen by a URL. `base` has the contracts."""
+
+from collections.abc import Callable
+from typing import Final
+
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import Store
+from millstream._stores.memory.store import MemoryStore
+from millstream._stores.parent import parent_address
+
+
+def open_store(url: str) -> Store:
+    """The store that a URL names. It is not connected yet: await its `open`.
+
+    In a worker of a supervisor, the parent holds it, so that all workers share it.
+
+    Raises:
+        LocalError: no store of this kind exists.
+    """
+    scheme, separator, rest = url.partition("://")
+    # Only the scheme is repeated: the rest of a URL may hold a password.
+    kind = _KINDS.get(scheme) if separator else None
+    if kind is None:
+        raise LocalError(f"Unknown store {scheme[:32]!r}. {_WHICH}")
+    return kind(url, rest)
+
+
+def _memory(url: str, rest: str) -> Store:
+    if rest:
+        raise LocalError("memory:// takes nothing behind it.")
+    return _at_parent(url) or MemoryStore()
+
+
+def _sqlite(url: str, rest: str) -> Store:
+    from millstream._stores.sqlite.location import locate  # noqa: PLC0415  loads SQLite only where it's used
+    from millstream._stores.sqlite.store import SqliteStore  # noqa: PLC0415
+
+    location = locate(url)
+    return _at_parent(location.url) or SqliteStore(location)
+
+
+def _redis(url: str, rest: str) -> Store:
+    try:
+        from millstream._stores.redis.store import RedisStore  # noqa: PLC0415  needs an extra
+    except ImportError as missing:
+        if missing.name != "hiredis":
+            raise
+        raise LocalError("A store in Redis needs an extra package: pip install 'millstream[redis]'.") from None
+    from millstream._stores.redis.address import parse_address  # noqa: PLC0415  loads TLS
+
+    return RedisStore(parse_address(url))
+
+
+def _at_parent(url: str) -> Store | None:
+    """The store of this URL in the parent of this worker; None where it's nobody's worker."""
+    address = parent_address()
+    if address is None:
+        return None
+    from millstream._stores.local.store import LocalStore  # noqa: PLC0415  most processes are nobody's workers
+
+    return LocalStore(address, url)
+
+
+_KINDS: Final[dict[str, Callable[[str, str], Store]]] = {
+    "memory": _memory,
+    "sqlite": _sqlite,
+    **{f"{scheme}{kind}": _redis for scheme in ("redis", "rediss") for kind in ("", "+sentinel", "+cluster")},
+}
+_WHICH: Final = (
+    "The stores are memory:// (ends with the program) and sqlite:///file.db (a file, which survives it), each for one "
+    "program on one machine, with any number of --workers; and redis://host (for any number of machines; also "
+    "rediss://, redis+sentinel:// and redis+cluster://)."
+)

@@ -1,0 +1,374 @@
+"""The event log of the store in this process. Its streams are in lists, bounded in bytes, overheads included.
+
+Each kind of stream has room of its own. A kind that is full drops the oldest entries of its largest streams, whose
+readers get `Gap`.
+"""
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Final
+
+from millstream._stores.base import PAGE_BYTES, Entry, Gap, Index, Position, Sealed, StoreFull
+from millstream._stores.memory.deadlines import SLACK, Deadlines
+from millstream._stores.memory.topics import Topics
+
+ITEM_BYTES: Final = 200
+"""What a log entry, or a key with its value and deadline, takes besides its bytes; rounded up."""
+STREAM_BYTES: Final = 600
+
+_DROPPED: Final = Entry(Position("", 0), b"")
+
+Lost = Callable[[str, bool], None]
+"""Called with the name of a stream that lost its oldest entries to make room or, with True, was forgotten."""
+
+
+class Stream:
+    """The entries of one stream. Dropped ones stay as a placeholder until they are cut off together."""
+
+    __slots__ = ("entries", "floor", "head", "last", "name", "rank", "sealed", "size")
+
+    def __init__(self, name: str, floor: int, size: int) -> None:
+        self.name = name
+        self.entries: list[Entry] = []
+        self.head = 0
+        """Index of the oldest entry held."""
+        self.floor = floor
+        """A reader at this offset has missed nothing; one below it may have."""
+        self.last = floor
+        """The offset of the newest entry."""
+        self.size = size
+        self.rank = 0
+        """The length of `size` in bits, when last looked at."""
+        self.sealed = False
+
+    def __len__(self) -> int:
+        return len(self.entries) - self.head
+
+    def drop_oldest(self) -> int:
+        """Drop one entry; returns the bytes that it took."""
+        entries, head = self.entries, self.head
+        oldest = entries[head]
+        entries[head] = _DROPPED
+        self.floor = oldest.position.offset
+        self.head = head + 1
+        if self.head >= SLACK and self.head * 2 >= len(entries):
+            del entries[: self.head]
+            self.head = 0
+        freed = len(oldest.data) + ITEM_BYTES
+        self.size -= freed
+        return freed
+
+
+class Kind:
+    """The streams of one kind, in lists.
+
+    A stream begins above every position that any stream of the kind has handed out, with a hole. So one that was
+    forgotten and begins again uses none twice, and its old readers are found out without a trace of it being kept.
+
+    A full log takes room from a stream that is the largest to within a factor of two, the one appended to longest ago
+    where several are: small streams do not feel large ones. They are kept by the length of their size in bits, so the
+    choice costs the same however many there are.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_deadlines",
+        "_epoch",
+        "_latest",
+        "_lost",
+        "_max_bytes",
+        "_ranks",
+        "highest",
+        "size",
+        "streams",
+    )
+
+    def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str, lost: Lost) -> None:
+        # configuration
+        self._clock = clock
+        self._max_bytes = max_bytes
+        self._epoch = epoch
+        self._lost = lost
+        # process
+        self.highest = -1
+        """The highest offset of any stream."""
+        self.streams: dict[str, Stream] = {}
+        # By rank, and in each the one appended to longest ago first. Until room is made, one may have twice the bound.
+        self._ranks = [OrderedDict[str, Stream]() for _ in range(max_bytes.bit_length() + 2)]
+        self._latest = ("", "")
+        """The two streams appended to last, the newer one behind. Their newest entries stay: who writes an event to
+        one stream and a copy to another must still find the first when it reads."""
+        self._deadlines = Deadlines()
+        self.size = 0
+        """Bytes held, as they are counted against the bound."""
+
+    def append(
+        self, stream: str, data: bytes, *, ttl: float, max_entries: int, at: int | None = None, seal: bool = False
+    ) -> Position:
+        """As `EventLog.append`; `at` is the offset of an entry that another stream gave it."""
+        cost = len(data) + ITEM_BYTES
+        if cost + len(stream) + STREAM_BYTES > self._max_bytes:
+            raise StoreFull(f"An entry of {len(data)} bytes exceeds the {self._max_bytes} of the in-memory log.")
+        now = self._clock()
+        held = self._present(stream, now) or self._begin(stream, at)
+        if held.sealed:
+            raise Sealed("The stream has ended.")
+        held.sealed = seal
+        held.last = held.last + 1 if at is None else at
+        self.highest = max(self.highest, held.last)
+        position = Position(self._epoch, held.last)
+        held.entries.append(Entry(position, data))
+        held.size += cost
+        self.size += cost
+        self._deadlines.set(stream, now + ttl)
+        while len(held) > max_entries:
+            self.size -= held.drop_oldest()
+        self._unrank(held)
+        self._rank(held)
+        if self._latest[1] != stream:
+            self._latest = (self._latest[1], stream)
+        while self.size > self._max_bytes:
+            self._make_room()
+        return position
+
+    def read(self, stream: str, after: Position | None, limit: int, max_bytes: int) -> Sequence[Entry]:
+        held = self._present(stream, self._clock())
+        if held is None:
+            if after is None:
+                return []
+            raise Gap(self._epoch, None)
+        entries, start = held.entries, held.head
+        if after is not None:
+            if after.epoch != self._epoch or not held.floor <= after.offset <= held.last:
+                raise Gap(self._epoch, entries[start].position, entries[-1].position)
+            start = bisect_right(entries, after.offset, start, key=_offset)
+        page = entries[start : start + limit]
+        return page if held.size <= max_bytes else _within(page, max_bytes)
+
+    def newest(self, stream: str, limit: int, max_bytes: int) -> Sequence[Entry]:
+        held = self._present(stream, self._clock())
+        if held is None:
+            return []
+        page = held.entries[max(held.head, len(held.entries) - limit) :]
+        return page if held.size <= max_bytes else _within(reversed(page), max_bytes)[::-1]
+
+    def touch(self, stream: str, ttl: float) -> bool:
+        now = self._clock()
+        if self._present(stream, now) is None:
+            return False
+        self._deadlines.set(stream, now + ttl)
+        return True
+
+    def trim(self, stream: str) -> None:
+        if self._present(stream, self._clock()) is not None:
+            self._forget(stream)
+
+    def sweep(self, now: float) -> None:
+        """Forget some of what has expired."""
+        for name in self._deadlines.due(now):
+            self._forget(name)
+
+    def _present(self, stream: str, now: float) -> Stream | None:
+        self.sweep(now)
+        held = self.streams.get(stream)
+        if held is not None and self._deadlines.passed(stream, now):
+            self._forget(stream)
+            return None
+        return held
+
+    def _begin(self, stream: str, at: int | None) -> Stream:
+        size = len(stream) + STREAM_BYTES
+        held = self.streams[stream] = Stream(stream, self.highest + 1 if at is None else at - 1, size)
+        self._rank(held)
+        self.size += size
+        return held
+
+    def until(self, stream: str) -> float:
+        """When a stream that is held ends."""
+        return self._deadlines.until(stream)
+
+    def restore(self, stream: str, floor: int, sealed: bool, until: float, entries: list[Entry]) -> None:
+        """Hold a stream as it was once, whatever is held of it."""
+        if stream in self.streams:
+            self._forget(stream, noted=False)
+        held = self._begin(stream, floor + 1)
+        held.entries = entries
+        held.last = entries[-1].position.offset
+        held.sealed = sealed
+        held.size += sum(len(entry.data) + ITEM_BYTES for entry in entries)
+        self.size += held.size - len(stream) - STREAM_BYTES
+        self.highest = max(self.highest, held.last)
+        self._deadlines.set(stream, until)
+        self._unrank(held)
+        self._rank(held)
+        while self.size > self._max_bytes:
+            self._make_room()
+
+    def forget(self, stream: str) -> None:
+        """Hold a stream no more, as if it had never been."""
+        if stream in self.streams:
+            self._forget(stream, noted=False)
+
+    def _forget(self, stream: str, *, noted: bool = True) -> None:
+        if noted:
+            self._lost(stream, True)
+        self._deadlines.forget(stream)
+        held = self.streams.pop(stream)
+        self._unrank(held)
+        self.size -= held.size
+        if not self.streams:
+            self.streams.clear()
+
+    def _rank(self, held: Stream) -> None:
+        """Put a stream behind the others of its size."""
+        held.rank = held.size.bit_length()
+        self._ranks[held.rank][held.name] = held
+
+    def _unrank(self, held: Stream) -> None:
+        rank = self._ranks[held.rank]
+        del rank[held.name]
+        if not rank:
+            rank.clear()
+
+    def _make_room(self) -> None:
+        """Drop the oldest entry of a largest stream; the stream is forgotten with its only one."""
+        held = self._largest()
+        if len(held) == 1:
+            self._forget(held.name)
+        else:
+            self._lost(held.name, False)
+            self.size -= held.drop_oldest()
+            if held.size.bit_length() != held.rank:
+                self._unrank(held)
+                self._rank(held)
+
+    def _largest(self) -> Stream:
+        for rank in reversed(self._ranks):
+            for held in rank.values():  # at most two are passed over
+                if len(held) > 1 or held.name not in self._latest:
+                    return held
+        # Two entries are all that is left, and together too large: the newer one stays.
+        return self.streams[self._latest[0]]
+
+
+class MemoryLog:
+    """`EventLog` in lists, in so much room for each kind of stream."""
+
+    __slots__ = ("_clock", "_epoch", "_lost", "kinds", "listeners", "max_bytes")
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        max_bytes: int,
+        epoch: str,
+        lost: Lost = lambda stream, forgotten: None,
+        listeners: Topics[Entry] | None = None,
+    ) -> None:
+        # configuration
+        self._clock = clock
+        self._epoch = epoch
+        self._lost = lost
+        self.max_bytes = max_bytes
+        """The room of one kind."""
+        # process
+        self.kinds: dict[str, Kind] = {}
+        """Those that have been appended to. Few: this program names its streams, not its peers."""
+        self.listeners = listeners or Topics[Entry]()
+
+    @property
+    def size(self) -> int:
+        """Bytes held, of all kinds together."""
+        return sum(kind.size for kind in self.kinds.values())
+
+    async def append(
+        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+    ) -> Position:
+        position = self.stage(stream, data, ttl, max_entries, index, seal)
+        self.listeners.tell(stream, Entry(position, data))
+        return position
+
+    def stage(
+        self, stream: str, data: bytes, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+    ) -> Position:
+        """`append`, of which nobody hears before `tell`."""
+        now = self._clock()
+        for each in self.kinds.values():  # one that is not used any more gives its room back too
+            each.sweep(now)
+        position = self.kind(stream).append(stream, data, ttl=ttl, max_entries=max_entries, seal=seal)
+        if index is not None:
+            with suppress(StoreFull):
+                self.kind(index.stream).append(
+                    index.stream, data, ttl=index.ttl, max_entries=index.max_entries, at=position.offset
+                )
+        return position
+
+    def tell(self, stream: str, entry: Entry) -> None:
+        """Whoever listens hears of an entry."""
+        self.listeners.tell(stream, entry)
+
+    def listen(
+        self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        """As `EventLog.listen`; `interrupted` is never called, for nothing can come between."""
+        return self.listeners.add(stream, heard)
+
+    async def listening(self, stream: str) -> None:
+        """At once."""
+
+    def end_all(self) -> None:
+        """Nobody listens any more."""
+        self.listeners.clear()
+
+    def kind(self, stream: str) -> Kind:
+        """The kind of a stream."""
+        name = kind_of(stream)
+        kind = self.kinds.get(name)
+        if kind is None:
+            kind = self.kinds[name] = Kind(self._clock, self.max_bytes, self._epoch, self._lost)
+        return kind
+
+    async def read(
+        self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
+    ) -> Sequence[Entry]:
+        kind = self.kinds.get(kind_of(stream))
+        if kind is not None:
+            return kind.read(stream, after, limit, max_bytes)
+        if after is not None:
+            raise Gap(self._epoch, None)
+        return []
+
+    async def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry]:
+        kind = self.kinds.get(kind_of(stream))
+        return [] if kind is None else kind.newest(stream, limit, max_bytes)
+
+    async def touch(self, stream: str, ttl: float) -> bool:
+        kind = self.kinds.get(kind_of(stream))
+        return kind is not None and kind.touch(stream, ttl)
+
+    async def trim(self, stream: str) -> None:
+        kind = self.kinds.get(kind_of(stream))
+        if kind is not None:
+            kind.trim(stream)
+
+
+def kind_of(name: str) -> str:
+    """The kind of a stream or key: what stands in front of its first colon."""
+    kind, colon, _ = name.partition(":")
+    return kind if colon else ""
+
+
+def _offset(entry: Entry) -> int:
+    return entry.position.offset
+
+
+def _within(entries: Iterable[Entry], max_bytes: int) -> list[Entry]:
+    """The first of them, up to the one with which they reach a size."""
+    found: list[Entry] = []
+    for entry in entries:
+        found.append(entry)
+        max_bytes -= len(entry.data)
+        if max_bytes <= 0:
+            break
+    return found

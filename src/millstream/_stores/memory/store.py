@@ -1,0 +1,255 @@
+"""The store in this process: nothing is shared, nothing survives, nothing waits.
+
+No method suspends and there is no timer: what has expired is absent at once, and its memory is given back a few items
+at a time by later calls. Each kind of values and of streams is bounded in bytes, keys and overheads included. A full
+kind of values refuses (`StoreFull`), since a forgotten tombstone would bring a session back to life; part of its room
+is kept back for what is as small as a tombstone, so what sessions accumulate cannot keep one out. For one thread.
+"""
+
+import secrets
+import sys
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from millstream._stores.base import StoreFull
+from millstream._stores.groups import Groups, GroupsOf
+from millstream._stores.memory.deadlines import SWEEP, Deadlines
+from millstream._stores.memory.log import ITEM_BYTES, MemoryLog, kind_of
+from millstream._stores.memory.topics import Topics
+from millstream._stores.tally import Tally, TallyOf
+
+MARK_BYTES: Final = 16
+"""A value up to this size, such as a tombstone, may use the room that is kept back from larger ones."""
+KEPT_BACK: Final = 16
+"""One part in so many."""
+
+
+class ValueKind:
+    """The values of one kind."""
+
+    __slots__ = ("lossy", "size", "values")
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.lossy: OrderedDict[str, None] = OrderedDict()
+        """Keys of those that may go, the one written the longest ago first."""
+        self.size = 0
+        """Bytes held, as they are counted against the bound."""
+
+    def growth(self, key: str, value: bytes) -> int:
+        """How many more bytes are held with a new value."""
+        old = self.values.get(key)
+        return len(value) - len(old) if old is not None else len(value) + len(key) + ITEM_BYTES
+
+
+class MemoryKeyValue:
+    """`KeyValue` in a dict for each kind."""
+
+    __slots__ = ("_clock", "_deadlines", "_lost", "kinds", "max_bytes")
+
+    def __init__(
+        self, clock: Callable[[], float], max_bytes: int, lost: Callable[[str], None] = lambda key: None
+    ) -> None:
+        """`lost` is called with each key that ends, whatever the reason."""
+        # configuration
+        self._clock = clock
+        self._lost = lost
+        self.max_bytes = max_bytes
+        """The room of one kind."""
+        # process
+        self._deadlines = Deadlines()
+        self.kinds: defaultdict[str, ValueKind] = defaultdict(ValueKind)
+        """Few: this program names its keys, not its peers."""
+
+    @property
+    def size(self) -> int:
+        """Bytes held, of all kinds together."""
+        return sum(kind.size for kind in self.kinds.values())
+
+    async def get(self, key: str) -> bytes | None:
+        return self._present(key, self._clock())
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        now = self._clock()
+        return [self._present(key, now) for key in keys]
+
+    async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
+        self._store(key, value, ttl, self._clock(), lossy)
+
+    async def compare_and_set(
+        self, key: str, expected: bytes | None, value: bytes | None, ttl: float, *, lossy: bool = False
+    ) -> bool:
+        now = self._clock()
+        present = self._present(key, now)
+        if present != expected:
+            return False
+        if value is not None:
+            self._store(key, value, ttl, now, lossy)
+        elif present is not None:
+            self._forget(key)
+        return True
+
+    async def delete(self, key: str) -> bool:
+        if self._present(key, self._clock()) is None:
+            return False
+        self._forget(key)
+        return True
+
+    async def keys(self, prefix: str) -> list[str]:
+        now, passed = self._clock(), self._deadlines.passed
+        kinds = [self.kinds[kind_of(prefix)]] if ":" in prefix else self.kinds.values()
+        return [key for kind in kinds for key in kind.values if key.startswith(prefix) and not passed(key, now)]
+
+    def _present(self, key: str, now: float) -> bytes | None:
+        self._sweep(now)
+        value = self.kinds[kind_of(key)].values.get(key)
+        if value is not None and self._deadlines.passed(key, now):
+            self._forget(key)
+            return None
+        return value
+
+    def _store(self, key: str, value: bytes, ttl: float, now: float, lossy: bool) -> None:
+        self._present(key, now)  # an expired value must not be counted
+        kind = self.kinds[kind_of(key)]
+        self._make_room(kind, key, value, now, lossy)
+        self._hold(kind, key, value, now + ttl, lossy)
+
+    def _hold(self, kind: ValueKind, key: str, value: bytes, until: float, lossy: bool) -> None:
+        kind.size += kind.growth(key, value)
+        kind.values[key] = value
+        self._deadlines.set(key, until)
+        if lossy:
+            kind.lossy[key] = None
+            kind.lossy.move_to_end(key)
+
+    def _make_room(self, kind: ValueKind, key: str, value: bytes, now: float, lossy: bool) -> None:
+        room = self.max_bytes
+        if len(value) > MARK_BYTES and not lossy:
+            room -= room // KEPT_BACK
+        if kind.size + kind.growth(key, value) > room:
+            self._sweep(now, sys.maxsize)
+            fits = len(key) + len(value) + ITEM_BYTES <= room
+            while lossy and fits and kind.lossy and kind.size + kind.growth(key, value) > room:
+                self._forget(next(iter(kind.lossy)))
+            if kind.size + kind.growth(key, value) > room:
+                raise StoreFull(f"The in-memory store holds its {self.max_bytes} bytes and takes no further value.")
+
+    def _sweep(self, now: float, look: int = SWEEP) -> None:
+        for key in self._deadlines.due(now, look):
+            self._forget(key)
+
+    def held(self, key: str) -> tuple[bytes, float, bool] | None:
+        """Value, end and whether it's lossy, as they are held; None where nothing is."""
+        kind = self.kinds[kind_of(key)]
+        value = kind.values.get(key)
+        return None if value is None else (value, self._deadlines.until(key), key in kind.lossy)
+
+    def restore(self, key: str, value: bytes, until: float, lossy: bool) -> None:
+        """Hold a value as it was once, whatever is held."""
+        self.forget(key)
+        self._hold(self.kinds[kind_of(key)], key, value, until, lossy)
+
+    def forget(self, key: str) -> None:
+        """Hold a value no more, as if it had never been."""
+        if key in self.kinds[kind_of(key)].values:
+            self._forget(key, noted=False)
+
+    def _forget(self, key: str, *, noted: bool = True) -> None:
+        if noted:
+            self._lost(key)
+        self._deadlines.forget(key)
+        kind = self.kinds[kind_of(key)]
+        kind.size -= len(kind.values.pop(key)) + len(key) + ITEM_BYTES
+        kind.lossy.pop(key, None)
+        if not kind.values:
+            kind.values.clear()  # an emptied dict keeps its table, a cleared one does not
+
+
+class MemoryBus:
+    """`Bus` by plain calls: every subscriber has the message when `publish` returns."""
+
+    __slots__ = ("_me", "_topics")
+
+    def __init__(self, me: str) -> None:
+        self._me = me
+        self._topics = Topics[bytes]()
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        self._topics.tell(topic, data)
+
+    async def send(self, worker: str, topic: str, data: bytes) -> bool:
+        if worker != self._me:
+            return False
+        self._topics.tell(topic, data)
+        return True
+
+    def subscribe(
+        self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        """As `Bus.subscribe`; `interrupted` is never called, for nothing can come between."""
+        return self._topics.add(topic, receive)
+
+    def end_all(self) -> None:
+        self._topics.clear()
+
+
+class MemoryWorkers:
+    """`Workers` where there is one, which lives as long as anybody can ask."""
+
+    __slots__ = ("lease", "me")
+
+    def __init__(self) -> None:
+        self.me = secrets.token_hex(6)
+        self.lease = 0.0
+
+    async def alive(self, worker: str) -> bool:
+        return worker == self.me
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """As `Workers.watch`; nobody comes or goes."""
+        return _nothing
+
+
+class MemoryStore:
+    """The store of one process. Its data live as long as the object, also when it is closed and opened again."""
+
+    __slots__ = ("bus", "epoch", "kv", "log", "members", "rates", "shared", "workers")
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        epoch: str = "",
+        max_value_bytes: int = 32 * 1024 * 1024,
+        max_log_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        self.epoch = epoch or secrets.token_hex(6)
+        self.shared = False
+        self.kv = MemoryKeyValue(clock, max_value_bytes)
+        self.log = MemoryLog(clock, max_log_bytes, self.epoch)
+        self.workers = MemoryWorkers()
+        self.bus = MemoryBus(self.workers.me)
+        groups = Groups(self.log)
+        groups.come(self.workers.me)
+        self.members = GroupsOf(groups, self.workers.me)
+        self.rates = TallyOf(Tally(self.kv, clock=clock), self.workers.me)
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """As `Store.watch`; the epoch never changes."""
+        return _nothing
+
+    def time(self) -> float:
+        return time.time()
+
+    async def open(self) -> None:
+        """Nothing to connect to."""
+
+    async def close(self) -> None:
+        self.bus.end_all()
+        self.log.end_all()
+
+
+def _nothing() -> None:
+    """What stops watching for what never happens."""

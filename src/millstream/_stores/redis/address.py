@@ -1,0 +1,128 @@
+"""Where Redis is: the URL of the store, read once. Nothing that is said about it shows a password."""
+
+import ssl
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from millstream._protocol.errors import LocalError
+
+SCHEMES: Final = {
+    f"{scheme}{kind}": (scheme == "rediss", kind)
+    for scheme in ("redis", "rediss")
+    for kind in ("", "+sentinel", "+cluster")
+}
+_PORTS: Final = {"": 6379, "+cluster": 6379, "+sentinel": 26379}
+_OPTIONS: Final = frozenset({"prefix", "ca", "cert", "key", "sentinel_user", "sentinel_password"})
+_PREFIX: Final = "millstream:"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One server, or several that belong together."""
+
+    kind: str
+    """Empty for a single server, else ``+sentinel`` or ``+cluster``."""
+    hosts: tuple[tuple[str, int], ...]
+    user: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    database: int = 0
+    service: str = ""
+    """The name under which Sentinel knows the primary."""
+    sentinel_user: str = field(default="", repr=False)
+    sentinel_password: str = field(default="", repr=False)
+    prefix: str = _PREFIX
+    """In front of every key, so that several servers can share one Redis."""
+    tls: ssl.SSLContext | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{host}:{port}" for host, port in self.hosts)
+
+
+def parse_address(url: str) -> Address:
+    """Read a URL.
+
+    Raises:
+        LocalError: it is none of the forms that are understood.
+    """
+    scheme, _, rest = url.partition("://")
+    encrypted, kind = SCHEMES[scheme]
+    try:
+        # Several hosts aren't part of a URL as the library knows it: it only splits.
+        parts = urlsplit(f"redis://{rest}")
+        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        unknown = options.keys() - _OPTIONS
+        if unknown:
+            raise LocalError(f"Unknown option {min(unknown)[:32]!r}: the options are {', '.join(sorted(_OPTIONS))}.")
+        user, password = _credentials(parts)
+        database, service = _path(parts.path, kind)
+        prefix = options.get("prefix", _PREFIX)
+        if not prefix.isascii() or not prefix.isprintable() or set(prefix) & set("{}*?[]\\ "):
+            raise LocalError("The prefix may have visible ASCII characters, but no blank and none of {}*?[]\\.")
+        return Address(
+            kind=kind,
+            hosts=_hosts(parts.netloc.rpartition("@")[2], _PORTS[kind]),
+            user=user,
+            password=password,
+            database=database,
+            service=service,
+            sentinel_user=options.get("sentinel_user", ""),
+            sentinel_password=options.get("sentinel_password", ""),
+            prefix=prefix,
+            tls=_tls(options) if encrypted else None,
+        )
+    except LocalError as wrong:
+        raise LocalError(f"The URL of the store ({scheme}://…) can't be used. {wrong}") from None
+    except ValueError:
+        # The text of the error may repeat parts of the URL.
+        raise LocalError(
+            f"The URL of the store ({scheme}://…) can't be read. Write it as {_form(scheme, kind)}, with every special"
+            " character of the password percent-encoded."
+        ) from None
+
+
+def _form(scheme: str, kind: str) -> str:
+    hosts = "HOST:PORT,HOST:PORT" if kind else "HOST:PORT"
+    path = {"": "/DATABASE", "+sentinel": "/SERVICE/DATABASE", "+cluster": ""}[kind]
+    return f"{scheme}://USER:PASSWORD@{hosts}{path}"
+
+
+def _credentials(parts: SplitResult) -> tuple[str, str]:
+    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
+    return unquote(user, errors="strict"), unquote(password, errors="strict")
+
+
+def _hosts(text: str, port: int) -> tuple[tuple[str, int], ...]:
+    found: list[tuple[str, int]] = []
+    for each in text.split(","):
+        one = urlsplit(f"redis://{each}")
+        if not one.hostname:
+            raise LocalError("It names no host.")
+        found.append((one.hostname, one.port or port))
+    return tuple(found)
+
+
+def _path(path: str, kind: str) -> tuple[int, str]:
+    parts = [unquote(part, errors="strict") for part in path.split("/")[1:] if part]
+    service = ""
+    if kind == "+sentinel":
+        if not parts:
+            raise LocalError("It has no name of the service that Sentinel watches: redis+sentinel://HOST:PORT/SERVICE.")
+        service = parts.pop(0)
+    if not parts:
+        return 0, service
+    if len(parts) > 1 or not (parts[0].isascii() and parts[0].isdigit()):
+        raise LocalError("The path must be the number of the database.")
+    if kind == "+cluster" and int(parts[0]):
+        raise LocalError("A Cluster has only database 0.")
+    return int(parts[0]), service
+
+
+def _tls(options: dict[str, str]) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=options.get("ca"))
+        if "cert" in options:
+            context.load_cert_chain(options["cert"], options.get("key"))
+    except OSError as failure:
+        raise LocalError(f"Its certificates can't be read: {failure.strerror or type(failure).__name__}.") from None
+    return context

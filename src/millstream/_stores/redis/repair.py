@@ -1,0 +1,86 @@
+"""What happens when another server has taken over, or the same one began again from its files.
+
+Replication lags and files are written late, so the new one may lack the newest entries, of which some were acknowledged
+and delivered. Its scripts refuse the hub's streams until the workers have brought what they remember: each entry at the
+offset that it had, and recognized where the new server has it. Where nobody had an entry, and where a worker that may
+have had it doesn't come, the data get a new epoch, and every reader learns that it may have missed something.
+"""
+
+import asyncio
+import logging
+import secrets
+from typing import Final
+
+from millstream._stores.redis.commands import Asked, Commands
+from millstream._stores.redis.keys import Keys
+from millstream._stores.redis.link import Argument
+from millstream._stores.redis.recent import Recent
+from millstream._stores.redis.scripts import script
+from millstream._stores.redis.standing import Standing
+
+PATIENCE: Final = 3.0
+"""Seconds that all wait for one that doesn't come: less than a publisher waits."""
+_PAGE: Final = 200
+_PAUSE: Final = 0.05
+_DONE: Final = "done"
+_HOLE: Final = "hole "
+
+_logger = logging.getLogger("millstream.stores")
+
+
+class Repair:
+    """This worker's part of it."""
+
+    def __init__(self, commands: Commands, keys: Keys, standing: Standing, recent: Recent, lease: float) -> None:
+        self._commands = commands
+        self._keys = keys
+        self._standing = standing
+        self._recent = recent
+        self._lease = lease
+
+    async def run(self) -> tuple[str, str]:
+        """Bring what is remembered, and wait for the others.
+
+        Returns:
+            The run of the server that has the data now, and their epoch, or "" where the store lost everything.
+        """
+        _logger.warning("Another run of Redis has taken over: workers bring it what it may lack.")
+        keys, standing = self._keys, self._standing
+        names = [keys.generation, keys.leases, keys.repair]
+        while True:
+            await self._commands.link(keys.generation)
+            run = standing.run
+            says = await self._bring("")
+            while standing.run == run:  # else it has ended, too, and the next one has nothing of what was brought
+
+                def asked(run: str = run, says: str = says) -> Asked:
+                    said = says if standing.run == run else ""
+                    lease, patience = int(self._lease * 1e6), int(PATIENCE * 1e6)
+                    return names, [standing.run, standing.me, said, lease, patience, secrets.token_hex(6)]
+
+                verdict, epoch = await self._commands.run(script("settle"), asked)
+                if standing.run != run:
+                    break
+                if verdict == b"over":
+                    return run, str(epoch, "ascii")
+                if verdict == b"again":
+                    says = await self._bring(says.removeprefix(_HOLE))
+                else:
+                    await asyncio.sleep(_PAUSE)
+
+    async def _bring(self, hole: str) -> str:
+        """Bring everything, in order, and leave a hole in front of this offset only; gives what there is to say."""
+        for stream in self._recent.streams():
+            names = [self._keys.generation, self._keys.stream(stream), self._keys.meta(stream)]
+            for page in self._recent.pages(stream, _PAGE):
+                entries: list[Argument] = [part for entry in page for part in entry]
+
+                def asked(names: list[str] = names, entries: list[Argument] = entries) -> Asked:
+                    return names, [self._standing.run, hole, self._keys.hub, *entries]
+
+                told = await self._commands.run(script("refill"), asked)
+                if told == b"over":
+                    return _DONE
+                if told != b"done":
+                    return _HOLE + str(told, "ascii")
+        return _DONE

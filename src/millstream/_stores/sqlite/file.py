@@ -1,0 +1,286 @@
+"""The database file: opened, checked, read as a whole, and written one commit at a time. Runs in the writer's thread.
+
+One process owns it, by SQLite's own exclusive lock, which ends with the process. Nothing in a file that isn't ours, or
+that can't be read, is ever overwritten.
+"""
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Final
+
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import StoreUnavailable
+from millstream._stores.sqlite.errors import named
+from millstream._stores.sqlite.location import Location
+from millstream._stores.sqlite.rows import Changes, Content, Stream, Value
+
+APPLICATION: Final = 0x4D53_5452
+"""Marks the file as ours."""
+VERSION: Final = 1
+"""Of the tables below; the file has it as its `user_version`."""
+_TABLES: Final = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE kinds (name TEXT PRIMARY KEY, highest INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE streams (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, floor INTEGER NOT NULL, sealed INTEGER NOT NULL, until REAL NOT NULL
+);
+CREATE TABLE entries (
+    stream INTEGER NOT NULL, offset INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (stream, offset)
+) WITHOUT ROWID;
+CREATE TABLE keys (
+    name TEXT PRIMARY KEY, value BLOB NOT NULL, until REAL NOT NULL, place INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+_MIGRATIONS: Final[dict[int, str]] = {}
+"""For each older version, the statements that make the next one of it."""
+_AT_ONCE: Final = (512, 64, 8, 1)
+"""Rows of one statement: each statement takes turns with the event loop, and each new text has to be compiled."""
+_PRAGMAS: Final = (
+    "locking_mode=EXCLUSIVE",
+    "synchronous=FULL",
+    "wal_autocheckpoint=4000",  # pages: 16 MiB of writing between two synchronizations of the database itself
+    f"journal_size_limit={64 * 1024 * 1024}",  # bytes of a write-ahead log that was larger for a while
+)
+
+
+class File:
+    """An open database."""
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+        self._database: sqlite3.Connection | None = None
+        self.epoch = ""
+
+    def open(self) -> Content:
+        """Open, make or mend the file, and read it.
+
+        Raises:
+            LocalError: it can't be used.
+        """
+        try:
+            _create(self.location.path)
+            self._connect()
+            content = self.read()  # what can't be read stays as it is
+            self._begin_life()
+            return content
+        except (sqlite3.Error, OSError, ValueError) as exc:
+            self.drop()
+            raise self.named(exc) from exc
+        except BaseException:
+            self.drop()
+            raise
+
+    def reopen(self) -> Content:
+        """After a write that failed: the kernel may have forgotten what it couldn't write, so everything that is in the
+        write-ahead log goes into the database, and the log begins again, before anything is acknowledged again.
+
+        Raises:
+            LocalError: it can't be used.
+        """
+        self.drop()
+        try:
+            self._connect()
+            self._run("PRAGMA wal_checkpoint(TRUNCATE)")
+            return self.read()
+        except (sqlite3.Error, OSError, ValueError) as exc:
+            self.drop()
+            raise self.named(exc) from exc
+
+    def close(self) -> None:
+        """Note that nothing is missing, and let go of the file."""
+        if self._database is not None:
+            with suppress(sqlite3.Error):
+                self._run("PRAGMA synchronous=FULL")
+                self._run("UPDATE meta SET value='' WHERE name='boot'")
+        self.drop()
+
+    def drop(self) -> None:
+        """Let go of the file as it is."""
+        database, self._database = self._database, None
+        if database is not None:
+            with suppress(sqlite3.Error):
+                database.close()
+
+    def write(self, changes: Changes) -> None:
+        """One commit: everything or nothing.
+
+        Raises:
+            StoreFull: the disk or the file is full. Nothing was written, and the file stays open.
+            StoreUnavailable: it isn't known what was written; `reopen` comes next.
+        """
+        try:
+            self._run("BEGIN IMMEDIATE")
+            self._write(changes)
+            self._run("COMMIT")
+        except sqlite3.Error as exc:
+            if self._database is not None and self._database.in_transaction:
+                with suppress(sqlite3.Error):
+                    self._run("ROLLBACK")
+            raise self.named(exc) from exc
+
+    def _write(self, changes: Changes) -> None:
+        if changes.gone:
+            gone = [(number,) for number in changes.gone]
+            self._rows("DELETE FROM entries WHERE stream IN (VALUES {})", gone)
+            self._rows("DELETE FROM streams WHERE id IN (VALUES {})", gone)
+        for stream, floor in changes.cut:
+            self._run("DELETE FROM entries WHERE stream=? AND offset<=?", (stream, floor))
+        self._rows(
+            "INSERT OR REPLACE INTO streams (id, name, floor, sealed, until) VALUES {}",
+            [(each.id, each.name, each.floor, each.sealed, each.until) for each in changes.streams],
+        )
+        self._rows("INSERT OR REPLACE INTO entries (stream, offset, data) VALUES {}", changes.entries)
+        self._rows("INSERT OR REPLACE INTO kinds (name, highest) VALUES {}", changes.highest)
+        self._rows("DELETE FROM keys WHERE name IN (VALUES {})", [(key,) for key in changes.removed])
+        self._rows(
+            "INSERT OR REPLACE INTO keys (name, value, until, place) VALUES {}",
+            [(each.key, each.value, each.until, each.order) for each in changes.values],
+        )
+
+    def _rows(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """A statement for many rows, in few steps."""
+        start = 0
+        for size in _AT_ONCE:
+            while len(rows) - start >= size:
+                part = rows[start : start + size]
+                one = f"({','.join('?' * len(part[0]))})"
+                self._run(statement.format(",".join([one] * size)), [field for row in part for field in row])
+                start += size
+
+    def read(self, streams: Iterable[str] | None = None, keys: Iterable[str] | None = None) -> Content:
+        """Everything, or what is there of some streams and keys.
+
+        Raises:
+            ValueError: what is there can't be.
+        """
+        found = [
+            Stream(*row) for row in self._some("SELECT id, name, floor, sealed, until FROM streams", "name", streams)
+        ]
+        entries: dict[int, list[tuple[int, bytes]]] = {}
+        if streams is None:
+            rows = self._run("SELECT stream, offset, data FROM entries ORDER BY stream, offset")
+            for number, group in groupby(rows, itemgetter(0)):
+                entries[number] = [(offset, data) for _, offset, data in group]
+        else:
+            for each in found:
+                select = "SELECT offset, data FROM entries WHERE stream=? ORDER BY offset"
+                entries[each.id] = list(self._run(select, (each.id,)))
+        values = [Value(*row) for row in self._some("SELECT name, value, until, place FROM keys", "name", keys)]
+        values.sort(key=lambda each: each.order)
+        _check(found, entries)
+        highest = list(self._run("SELECT name, highest FROM kinds"))
+        return Content([(each, entries[each.id]) for each in found], values, highest)
+
+    def _some(self, select: str, column: str, names: Iterable[str] | None) -> Iterable[tuple[Any, ...]]:
+        if names is None:
+            return self._run(select)
+        return [row for name in names for row in self._run(f"{select} WHERE {column}=?", (name,))]
+
+    def _run(self, statement: str, fields: Sequence[Any] = ()) -> sqlite3.Cursor:
+        if self._database is None:
+            raise StoreUnavailable("The SQLite store is closed.")
+        return self._database.execute(statement, fields)
+
+    def _one(self, statement: str) -> Any:
+        return self._run(statement).fetchone()[0]
+
+    # opening
+
+    def _connect(self) -> None:
+        """Connect, own the file, and have the tables of this version in it."""
+        self._database = sqlite3.connect(
+            self.location.path, timeout=0.0, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        for pragma in _PRAGMAS:
+            self._run(f"PRAGMA {pragma}")
+        self._look()
+        self._run("PRAGMA journal_mode=WAL")
+        self._run("BEGIN EXCLUSIVE")  # takes the lock, which this process then keeps
+        self._make()
+        self._run("COMMIT")  # writes nothing where there was nothing to make
+        self.epoch = self._one("SELECT value FROM meta WHERE name='epoch'")
+        if not self.location.full:
+            self._run("PRAGMA synchronous=NORMAL")
+
+    def _look(self) -> None:
+        """Look whether the file is ours, before anything in it is touched."""
+        path = self.location.path
+        application, version = self._one("PRAGMA application_id"), self._one("PRAGMA user_version")
+        if self._one("SELECT count(*) FROM sqlite_schema") == 0 and application == version == 0:
+            return
+        if application != APPLICATION:
+            raise LocalError(
+                f"{path} is the database of another program. Nothing in it was changed. Name a file of its own for "
+                "the store of Millstream; it's made when it isn't there."
+            )
+        if version > VERSION:
+            raise LocalError(
+                f"{path} was written by a newer version of Millstream (its format is {version}, this version knows "
+                f"up to {VERSION}). Nothing in it was changed. Install that version again, or name another file."
+            )
+
+    def _make(self) -> None:
+        version = self._one("PRAGMA user_version")
+        if version == VERSION:
+            return
+        if version == 0:
+            for statement in _TABLES.split(";"):
+                self._run(statement)
+            self._run("INSERT INTO meta VALUES ('epoch', ?), ('boot', '')", (secrets.token_hex(6),))
+            self._run(f"PRAGMA application_id={APPLICATION}")
+        for old in range(max(version, 1), VERSION):
+            for statement in _MIGRATIONS[old].split(";"):
+                self._run(statement)
+        self._run(f"PRAGMA user_version={VERSION}")
+
+    def _begin_life(self) -> None:
+        """Say that the file is in use. Where it was when the machine stopped, its tail may be lost: a new epoch tells
+        everybody who reads on.
+        """
+        before, now = self._one("SELECT value FROM meta WHERE name='boot'"), _boot()
+        self._run("PRAGMA synchronous=FULL")
+        self._run("BEGIN IMMEDIATE")
+        if before and before not in (f"full {now}", f"normal {now}") and not before.startswith("full"):
+            self.epoch = secrets.token_hex(6)
+            self._run("UPDATE meta SET value=? WHERE name='epoch'", (self.epoch,))
+        self._run("UPDATE meta SET value=? WHERE name='boot'", (f"{'full' if self.location.full else 'normal'} {now}",))
+        self._run("COMMIT")
+        if not self.location.full:
+            self._run("PRAGMA synchronous=NORMAL")
+
+    def named(self, exc: Exception) -> LocalError:
+        """What happened, why, and what to do."""
+        return named(self.location.path, exc)
+
+
+def _create(path: Path) -> None:
+    """Make the file so that only its owner reads it: what is in it can forge sessions. One that is there stays as it
+    is: whoever opens and closes it here would take the locks that this process may have on it.
+    """
+    if path.is_dir():
+        raise IsADirectoryError
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def _check(streams: list[Stream], entries: dict[int, list[tuple[int, bytes]]]) -> None:
+    if len({each.name for each in streams}) != len(streams) or {each.id for each in streams} != entries.keys():
+        raise ValueError
+    for each in streams:
+        rows = entries[each.id]
+        if not rows or rows[0][0] <= each.floor:
+            raise ValueError
+
+
+def _boot() -> str:
+    """What is different after each start of the machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return secrets.token_hex(16)  # unknown: every start of this process may be one of the machine

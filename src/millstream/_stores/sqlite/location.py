@@ -1,0 +1,49 @@
+"""``sqlite:///relative.db`` and ``sqlite:////absolute.db``: which file, and how safe an acknowledgement is."""
+
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from msgspec import Struct
+
+from millstream._protocol.errors import LocalError
+
+_SHAPE = "Write sqlite:///file.db for a file in the working directory, or sqlite:////folder/file.db for any other."
+
+
+class Location(Struct, frozen=True):
+    """What a URL says."""
+
+    path: Path
+    """Absolute."""
+    full: bool = False
+    """Acknowledged is what a power loss can't take away; else, what the end of the process can't."""
+
+    @property
+    def url(self) -> str:
+        """The same for everybody, whatever the working directory."""
+        return f"sqlite:///{self.path.as_posix().replace('%', '%25').replace('?', '%3F').replace('#', '%23')}" + (
+            "?synchronous=full" if self.full else ""
+        )
+
+
+def locate(url: str) -> Location:
+    """Read a URL.
+
+    Raises:
+        LocalError: it's wrong. The message repeats no more of it than what can't be a password.
+    """
+    parts = urlsplit(url)
+    if parts.netloc:
+        raise LocalError(f"A URL of a SQLite file has three slashes. {_SHAPE}")
+    name = unquote(parts.path[1:])
+    if not name or name.endswith("/") or "\0" in name:
+        raise LocalError(f"The URL names no SQLite file. {_SHAPE}")
+    full = False
+    for option, value in parse_qsl(parts.query, keep_blank_values=True):
+        if option != "synchronous" or value not in ("normal", "full"):
+            raise LocalError(
+                "The only option of a SQLite store is ?synchronous=normal (what is acknowledged survives the end of "
+                "the process) or ?synchronous=full (it survives a power loss)."
+            )
+        full = value == "full"
+    return Location(Path(name).absolute(), full)

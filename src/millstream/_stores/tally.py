@@ -1,0 +1,149 @@
+"""`Rates` in the memory of the process that holds a store, for one worker or several. Quotas are values of the store,
+so they last as long as values do.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Final
+
+from millstream._stores.base import KeyValue
+from millstream._stores.rates import SEAT_WAIT, Charge, Decision, Pace, Quota, Seat, Taken
+
+MAX_PACES: Final = 100_000
+_SLACK: Final = 1e-6
+
+
+class Tally:
+    """What was taken, by whom. `come` and `go` say who lives."""
+
+    __slots__ = ("_clock", "_lock", "_paces", "_seats", "_values", "_wall", "workers")
+
+    def __init__(
+        self,
+        values: KeyValue,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        # Configuration
+        self._values = values
+        self._clock = clock
+        self._wall = wall
+        # Process
+        self.workers: set[str] = set()
+        """Those that live."""
+        self._paces: dict[str, float] = {}
+        """Key -> when its allowance is whole again; in the order of first use."""
+        self._seats: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
+        """Key -> (worker, holder)."""
+        self._lock = asyncio.Lock()
+        """One at a time reads quotas and writes them: a store in a file takes time for that."""
+
+    def come(self, worker: str) -> None:
+        """A worker lives."""
+        self.workers.add(worker)
+
+    def go(self, worker: str) -> None:
+        """It's gone, and its seats are free."""
+        self.workers.discard(worker)
+        for key, held in list(self._seats.items()):
+            self._keep(key, {each for each in held if each[0] != worker})
+
+    async def take(self, worker: str, charges: Sequence[Charge]) -> Decision:
+        """As `Rates.take`."""
+        quotas = [charge for charge in charges if isinstance(charge, Quota)]
+        async with self._lock if quotas else nullcontext():
+            used = await self._used(quotas)
+            now, wall = self._clock(), self._wall()
+            found = [self._look(worker, charge, used, now, wall) for charge in charges]
+            if all(each.wait <= 0 for each in found):
+                for charge, each in zip(charges, found, strict=True):
+                    self._charge(worker, charge, each, now)
+                for quota in quotas:
+                    if quota.until > wall:
+                        value = b"%.6f" % (used[quota.key] + quota.cost)
+                        await self._values.put(_name(quota), value, quota.until - wall, lossy=True)
+            else:
+                found = [Taken(each.wait, each.left + each.amount) for each in found]
+        return Decision(found, max(1, len(self.workers)))
+
+    def leave(self, worker: str, seats: Sequence[Seat]) -> None:
+        """As `Rates.leave`."""
+        for seat in seats:
+            if seat.key in self._seats:
+                self._keep(seat.key, self._seats[seat.key] - {(worker, seat.holder)})
+
+    async def _used(self, quotas: Sequence[Quota]) -> dict[str, float]:
+        if not quotas:
+            return {}
+        values = await self._values.get_many([_name(quota) for quota in quotas])
+        return {quota.key: float(value or 0) for quota, value in zip(quotas, values, strict=True)}
+
+    def _look(self, worker: str, charge: Charge, used: dict[str, float], now: float, wall: float) -> Taken:
+        """What there is for a charge, and what will be left."""
+        if isinstance(charge, Pace):
+            each = charge.seconds / charge.count
+            room = charge.seconds - max(0.0, self._paces.get(charge.key, now) - now)
+            missing = each * min(charge.cost, charge.count) - room
+            amount = max(charge.cost, min(charge.most, room // each))
+            return _taken(missing if missing > _SLACK else 0.0, room / each + _SLACK, amount)
+        if isinstance(charge, Quota):
+            room = charge.count - used[charge.key]
+            enough = min(charge.cost, charge.count) <= room + _SLACK
+            return _taken(0.0 if enough else max(_SLACK, charge.until - wall), room, charge.cost)
+        held = self._seats.get(charge.key, set())
+        if (worker, charge.holder) in held:
+            return _taken(0.0, charge.count - len(held), 0.0)
+        free = charge.count - len(held)
+        return _taken(0.0 if free > 0 else SEAT_WAIT, free, 1.0)
+
+    def _charge(self, worker: str, charge: Charge, taken: Taken, now: float) -> None:
+        if isinstance(charge, Seat):
+            self._seats[charge.key].add((worker, charge.holder))
+        elif isinstance(charge, Pace):
+            if charge.key not in self._paces and len(self._paces) >= MAX_PACES:
+                self._forget(now)
+            whole = max(now, self._paces.get(charge.key, now))
+            self._paces[charge.key] = whole + charge.seconds / charge.count * taken.amount
+
+    def _keep(self, key: str, held: set[tuple[str, str]]) -> None:
+        if held:
+            self._seats[key] = held
+        else:
+            del self._seats[key]
+
+    def _forget(self, now: float) -> None:
+        """Make room: those whose allowance is whole need no entry; of the rest, the older half goes."""
+        kept = {key: at for key, at in self._paces.items() if at > now}
+        if len(kept) >= MAX_PACES:
+            kept = dict(list(kept.items())[len(kept) // 2 :])
+        self._paces = kept
+
+
+class TallyOf:
+    """`Rates` as one worker has them."""
+
+    __slots__ = ("_me", "_tally")
+
+    def __init__(self, tally: Tally, me: str) -> None:
+        self._tally = tally
+        self._me = me
+        tally.come(me)
+
+    async def take(self, charges: Sequence[Charge]) -> Decision:
+        return await self._tally.take(self._me, charges)
+
+    async def leave(self, seats: Sequence[Seat]) -> None:
+        self._tally.leave(self._me, seats)
+
+
+def _taken(wait: float, room: float, amount: float) -> Taken:
+    """Where it's allowed, `left` is what is left behind it."""
+    return Taken(wait, max(0.0, room)) if wait > 0 else Taken(0.0, max(0.0, room - amount), amount)
+
+
+def _name(quota: Quota) -> str:
+    return f"quota:{quota.key}"

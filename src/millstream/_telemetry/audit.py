@@ -1,0 +1,173 @@
+"""The audit log: who called what, and with what result, one JSON line each, in a file that only grows.
+
+Every line has the hash of the line before it, so that nobody can change, remove or insert a line in the middle without
+changing all that follow. That the end was cut off shows only by comparing with a hash that was noted elsewhere. Each
+process writes a file of its own; arguments and results are not in it.
+"""
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from millstream._protocol.errors import LocalError
+from millstream._protocol.json_schema import is_object
+
+START = "0" * 64
+"""What the first line names as the hash before it."""
+_MAX_FILES = 256
+_MAX_TEXT = 512
+_MARK = b',"hash":"'
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Entry(Struct, omit_defaults=True):
+    """What one line says, before it is written."""
+
+    at: str
+    method: str
+    target: str = ""
+    outcome: str = "ok"
+    subject: str = ""
+    issuer: str = ""
+    client: str = ""
+    address: str = ""
+    transport: str = ""
+    session: str = ""
+    """A hash of it."""
+
+
+class AuditLog:
+    """The file of one process."""
+
+    __slots__ = ("_fd", "hash", "path", "seq")
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, or the first free one of ``path.1``, ``path.2``… where other processes write.
+
+        Raises:
+            LocalError: it cannot be written to, or its end isn't an audit log.
+        """
+        self.path, self._fd = _open(path)
+        try:
+            self.seq, self.hash = _last(self.path)
+        except LocalError:
+            os.close(self._fd)
+            raise
+
+    def write(self, entry: Entry) -> None:
+        """Append a line. It is with the system when this returns.
+
+        Raises:
+            OSError: it was not written.
+        """
+        for name in ("method", "target", "subject", "issuer", "client"):
+            value: str = getattr(entry, name)
+            setattr(entry, name, value[:_MAX_TEXT].encode("utf-8", "replace").decode())
+        body = _encode({"seq": self.seq + 1, "prev": self.hash, **msgspec.to_builtins(entry)})
+        digest = sha256(body).hexdigest()
+        line = b'%b%b%b"}\n' % (body[:-1], _MARK, digest.encode())
+        written = os.write(self._fd, line)
+        if written != len(line):
+            raise OSError("the disk is full")
+        self.seq, self.hash = self.seq + 1, digest
+
+    def sync(self) -> None:
+        """Let what was written reach the disk."""
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Write no more."""
+        os.close(self._fd)
+
+
+def _open(path: Path) -> tuple[Path, int]:
+    for number in range(_MAX_FILES):
+        each = path if number == 0 else path.with_name(f"{path.name}.{number}")
+        try:
+            handle = os.open(each, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise LocalError(f"The audit log {each} can't be written to: {exc.strerror}.") from exc
+        if _is_free(handle):
+            return each, handle
+        os.close(handle)
+    raise LocalError(f"{_MAX_FILES} processes write audit logs beside {path}: give each server one of its own.")
+
+
+def _is_free(handle: int) -> bool:
+    try:
+        import fcntl  # noqa: PLC0415  not on Windows
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _last(path: Path) -> tuple[int, str]:
+    """Number and hash of the last line of a file."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 64 * 1024))
+        tail = file.read()
+    if not tail:
+        return 0, START
+    line = tail.rstrip(b"\n").rpartition(b"\n")[2]
+    found = _check(line) if tail.endswith(b"\n") else None
+    if found is None:
+        raise LocalError(f"The end of {path} isn't an audit log, or was changed. Move the file away and keep it.")
+    return found["seq"], found["hash"]
+
+
+def _check(line: bytes) -> dict[str, Any] | None:
+    """A line, if its own hash is right."""
+    body, mark, rest = line.rpartition(_MARK)
+    if not mark or not rest.endswith(b'"}') or sha256(body + b"}").hexdigest().encode() != rest[:-2]:
+        return None
+    try:
+        found: Any = msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return None
+    return found if is_object(found) else None
+
+
+class Broken(Exception):
+    """A line is not what it was; the text says which."""
+
+
+def verify(path: Path) -> tuple[int, str]:
+    """How many lines a file has, and the hash of the last one.
+
+    Raises:
+        Broken: somebody has changed, removed, inserted or reordered lines.
+        OSError: it cannot be read.
+    """
+    seq, previous = 0, START
+    for number, line in enumerate(_lines(path), 1):
+        found = _check(line)
+        if found is None:
+            raise Broken(f"Line {number} of {path} was changed.")
+        if found.get("prev") != previous or found.get("seq") != seq + 1:
+            raise Broken(f"Before line {number} of {path}, lines are missing, were inserted, or changed places.")
+        seq, previous = seq + 1, str(found["hash"])
+    return seq, previous
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                raise Broken(f"The last line of {path} is not whole.")
+            yield line[:-1]
+
+
+def stamp(seconds: float) -> str:
+    """A time as the log has it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,76 @@
+"""The newest lines of the audit logs of a machine: of the file that a server was given, and of those beside it that its
+other workers write. Reading shows what stands there; whether it was changed, `audit.verify` says.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from millstream._protocol.json_schema import is_object
+
+TAIL_BYTES: Final = 512 * 1024
+"""So much of the end of each file is looked at."""
+MAX_FILES: Final = 64
+MAX_LINES: Final = 500
+_FIELDS: Final = ("method", "target", "subject", "issuer", "client", "address", "transport", "outcome")
+"""What the words of a filter are looked for in."""
+
+
+def newest(path: Path, *, words: str = "", failed: bool = False, limit: int = 100) -> list[dict[str, Any]]:
+    """The newest lines, the newest first, without their hashes.
+
+    Args:
+        path: the file that the server was given.
+        words: only those with each of these words, in whatever case.
+        failed: only those that didn't go well.
+        limit: at most so many, and never more than `MAX_LINES`.
+    """
+    wanted = words.lower().split()
+    found = [
+        line
+        for each in _files(path)
+        for line in _tail(each)
+        if not (failed and line.get("outcome", "ok") == "ok") and _has(line, wanted)
+    ]
+    found.sort(key=lambda line: (str(line.get("at", "")), str(line.get("seq", "")).zfill(12)), reverse=True)
+    return [
+        {name: value for name, value in line.items() if name not in ("hash", "prev")}
+        for line in found[: max(0, min(limit, MAX_LINES))]
+    ]
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, and those beside it that other processes write: those with a number behind the name."""
+    name = re.compile(re.escape(path.name) + r"(\.\d{1,3})?")
+    try:
+        found = [each for each in path.parent.iterdir() if name.fullmatch(each.name) and each.is_file()]
+    except OSError:
+        return []
+    return sorted(found)[:MAX_FILES]
+
+
+def _tail(path: Path) -> Iterator[dict[str, Any]]:
+    """The last lines of a file. The first one of what is read is left out, where it may be cut."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return
+    for line in lines[1 if size > TAIL_BYTES else 0 :]:
+        try:
+            found: Any = msgspec.json.decode(line)
+        except msgspec.DecodeError:
+            continue
+        if is_object(found):
+            yield found
+
+
+def _has(line: dict[str, Any], wanted: list[str]) -> bool:
+    text = " ".join(str(line.get(name, "")) for name in _FIELDS).lower()
+    return all(word in text for word in wanted)

@@ -1,0 +1,246 @@
+"""Structured logs: JSON lines for machines, short lines for a terminal, always on standard error.
+
+`configure` puts one handler on the root logger, so that the user's own loggers and uvicorn's come out alike. What a
+peer can influence is never trusted: secrets are replaced by ``***`` by the name of their field and by their shape in
+the text, control characters are escaped so that no value can forge a line, and long values are cut. Standard output
+is refused: on stdio it belongs to the protocol.
+"""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, TextIO
+
+import msgspec
+
+from millstream._config import Settings
+
+HIDDEN = "***"
+MAX_TEXT = 8192
+MAX_DEPTH = 6
+MAX_ITEMS = 100
+
+_LEVEL_NAMES = ("debug", "info", "warning", "error", "critical")
+LEVELS = {name: logging.getLevelNamesMapping()[name.upper()] for name in _LEVEL_NAMES}
+UVICORN_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
+
+_SECRET_NAME = re.compile(
+    r"authorization|cookie|passwo?r?d|passphrase|secret|token(?!s)|credential|sessionid|requeststate|key$"
+)
+_SECRET_TEXT = re.compile(
+    r"""(?P<header>(?:authorization|cookie)["']?\s{0,3}[:=]\s{0,3})[^\r\n]*"""
+    r"""|(?P<pair>(?:password|passwd|secret|token|api[_-]?key|[?&]code)["']?\s{0,3}[=:]\s{0,3}["']?)[^\s&,;"']+"""
+    r"""|(?P<scheme>\b(?:bearer|basic)\s{1,3})[\w.~+/=-]{8,}""",
+    re.IGNORECASE,
+)
+# C0, DEL, C1, the Unicode line separators, and the marks that reorder text on a screen.
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS} | dict(
+    zip(b"\n\r\t", ("\\n", "\\r", "\\t"), strict=True)
+)
+# JSON escapes C0 itself; the rest may stand in a string, but some readers break lines there.
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _CONTROLS if code >= 0x7F}
+
+_OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+_COLORS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+
+
+def configure_as(settings: Settings, *, level: str = "") -> None:
+    """Send every log record where the settings say; `level` stands for theirs.
+
+    Raises:
+        ValueError: the log file cannot be written.
+    """
+    beside: logging.Handler | None = None
+    if settings.log_file:
+        from millstream._telemetry.log_file import LogFile  # noqa: PLC0415  only where there is one
+
+        try:
+            beside = LogFile(settings.log_file, max_bytes=settings.log_file_bytes, count=settings.log_files)
+        except OSError as exc:
+            raise ValueError(f"The log file {settings.log_file} can't be written: {exc.strerror}.") from exc
+    configure(level or settings.log_level, beside=beside)
+
+
+def configure(
+    level: str = "info",
+    *,
+    json: bool | None = None,
+    stream: TextIO | None = None,
+    beside: logging.Handler | None = None,
+) -> None:
+    """Send every log record to `stream` (standard error), replacing what an earlier call set up.
+
+    Args:
+        level: ``debug``, ``info``, ``warning``, ``error`` or ``critical``.
+        json: JSON lines or not; ``None`` decides by whether `stream` is a terminal.
+        stream: where to write; anything but standard output.
+        beside: gets every record as a JSON line, too.
+
+    Raises:
+        ValueError: the level is unknown, or the stream is standard output.
+    """
+    number = LEVELS.get(level.lower())
+    if number is None:
+        raise ValueError(f"There is no log level {level!r}. Use one of: {', '.join(LEVELS)}.")
+    target = sys.stderr if stream is None else stream
+    if target is sys.stdout:
+        raise ValueError("Logs do not go to standard output: on stdio it carries the protocol. Use another stream.")
+    lines = (not target.isatty()) if json is None else json
+    handler = _OurHandler(target)
+    handler.setFormatter(JsonLines() if lines else HumanLines(color=target.isatty() and "NO_COLOR" not in os.environ))
+    root = logging.getLogger()
+    for old in [each for each in root.handlers if isinstance(each, _OurHandler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    if beside is not None and beside not in root.handlers:
+        beside.setFormatter(JsonLines())
+        root.addHandler(beside)
+    root.setLevel(number)
+    for name in UVICORN_LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        # At "info" uvicorn tells what the start-up panel already says.
+        logger.setLevel(logging.WARNING if number == logging.INFO else number)
+
+
+class _OurHandler(logging.StreamHandler[TextIO]):
+    """Marks the handler that `configure` may replace."""
+
+
+def overhear(listener: logging.Handler) -> Callable[[], None]:
+    """Let a handler hear every record beside those that show them; returns what ends that.
+
+    Where a program has set up no logging, Python shows warnings and errors on standard error, but only as long as no
+    logger has a handler. One that merely listens must not silence that.
+    """
+    handler = _Overhearing(listener)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    return lambda: root.removeHandler(handler)
+
+
+class _Overhearing(logging.Handler):
+    def __init__(self, listener: logging.Handler) -> None:
+        super().__init__()
+        self._listener = listener
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._listener.handle(record)
+        last = logging.lastResort
+        if last is not None and record.levelno >= last.level and not _is_shown(record.name):
+            last.handle(record)
+
+
+def _is_shown(name: str) -> bool:
+    """Whether a logger of this name reaches a handler that is not merely listening."""
+    logger: logging.Logger | None = logging.getLogger(name)
+    while logger is not None:
+        if any(not isinstance(each, _Overhearing) for each in logger.handlers):
+            return True
+        logger = logger.parent if logger.propagate else None
+    return False
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: ``ts``, ``level``, ``logger``, ``message``, then the record's extra fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": redact_text(record.getMessage()),
+        }
+        for name, value in extra_fields(record).items():
+            line.setdefault(name, value)
+        if error := _error_of(record, self):
+            line["error"] = error
+        return msgspec.json.encode(line, enc_hook=repr).decode().translate(_JSON_ESCAPES)
+
+
+class HumanLines(logging.Formatter):
+    """``12:00:00 INFO  logger: message  field=value``; continuation lines (tracebacks) are indented."""
+
+    def __init__(self, *, color: bool) -> None:
+        super().__init__()
+        self.color = color
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
+        level = f"{record.levelname:<8}"
+        if self.color:
+            level = f"\x1b[{_COLORS.get(record.levelname, '0')}m{level}\x1b[0m"
+        fields = "".join(f"  {escape(name)}={escape(_plain(value))}" for name, value in extra_fields(record).items())
+        text = f"{clock} {level} {record.name}: {escape(redact_text(record.getMessage()))}{fields}"
+        if error := _error_of(record, self):
+            text += "".join(f"\n    {escape(line)}" for line in error["stack"].split("\n"))
+        return text
+
+
+def extra_fields(record: logging.LogRecord) -> dict[str, Any]:
+    """What the caller gave as ``extra={…}``, with secrets hidden."""
+    return {name: redact(value, name) for name, value in vars(record).items() if name not in _OWN_FIELDS}
+
+
+def redact(value: Any, name: str = "", depth: int = 0) -> Any:
+    """`value` with secrets hidden: by the name of a field at any depth, and by shape inside texts."""
+    if name and value is not None and not isinstance(value, bool) and is_secret(name):
+        return HIDDEN
+    if isinstance(value, str):
+        return redact_text(value)
+    if isinstance(value, bytes):
+        return redact_text(value[: MAX_TEXT + 1].decode(errors="backslashreplace"))
+    if isinstance(value, Mapping | list | tuple) and depth >= MAX_DEPTH:
+        return "…"
+    if isinstance(value, Mapping):
+        return {redact_text(str(key)): redact(item, str(key), depth + 1) for key, item in _first(value.items())}
+    if isinstance(value, list | tuple):
+        return [redact(item, "", depth + 1) for item in _first(value)]
+    if value is None or isinstance(value, int | float):
+        return value
+    return redact_text(repr(value))
+
+
+@lru_cache(maxsize=1024)
+def is_secret(name: str) -> bool:
+    """Whether a field of this name holds a secret (``X-Api-Key``, ``accessToken``, ``set-cookie``)."""
+    return _SECRET_NAME.search(re.sub(r"[^a-z0-9]", "", name.lower())) is not None
+
+
+def redact_text(text: str) -> str:
+    """`text` without credentials, lone surrogates and anything beyond `MAX_TEXT` characters."""
+    rest = len(text) - MAX_TEXT
+    if rest > 0:
+        text = f"{text[:MAX_TEXT]}… ({rest} more)"
+    text = _SECRET_TEXT.sub(lambda match: f"{match['header'] or match['pair'] or match['scheme']}{HIDDEN}", text)
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def escape(text: str) -> str:
+    """`text` on one line: control characters, line separators and bidirectional marks as escapes."""
+    return text.translate(_ESCAPES)
+
+
+def _first(items: Any) -> list[Any]:
+    return [item for _, item in zip(range(MAX_ITEMS), items, strict=False)]
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _error_of(record: logging.LogRecord, formatter: logging.Formatter) -> dict[str, str] | None:
+    if not record.exc_info or record.exc_info[0] is None:
+        return None
+    kind, error = record.exc_info[0], record.exc_info[1]
+    stack = formatter.formatException(record.exc_info)
+    # The end of a traceback says what happened; the middle of a deep recursion does not.
+    if len(stack) > MAX_TEXT:
+        stack = f"…{stack[-MAX_TEXT:]}"
+    return {"type": kind.__name__, "message": redact_text(str(error)), "stack": redact_text(stack)}

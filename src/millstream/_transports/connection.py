@@ -1,0 +1,261 @@
+"""One two-way connection that carries whole messages: stdio, HTTP+SSE and in-memory share it.
+
+The era is chosen for each message: one with the per-request envelope is served by itself, the others belong to the
+connection's handshake session. Nothing here knows how bytes are framed or carried.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
+
+from millstream._protocol import projection
+from millstream._protocol.admission import admit_per_request, check_notification, is_per_request
+from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
+from millstream._protocol.handshake import read_initialize
+from millstream._protocol.jsonrpc import Envelope, check_text, error_message, notification_message, read, result_message
+from millstream._protocol.principal import Principal
+from millstream._protocol.revisions import ASSUMED, Revision
+from millstream._server.calls.call import Call, handshake_call, per_request_call
+from millstream._server.calls.changes import Change
+from millstream._server.calls.notes import SESSION_OVER
+from millstream._server.calls.sessions import Record, Session
+from millstream._server.dispatch import Dispatcher
+from millstream._transports.batches import is_batch, read_batch, refuse_batch, settle_task
+
+Write = Callable[[bytes], bool]
+"""Take one whole message without waiting; False when the other side is gone or was cut for reading too slowly."""
+Drain = Callable[[], Awaitable[None]]
+
+
+class Connection:
+    """One client on one connection. It is also the `Line` of every call on it."""
+
+    __slots__ = (
+        "_dispatcher", "_drain", "_gone", "_headers", "_principal", "_stop_watching", "_tasks", "_transport", "_write",
+        "asks", "cancel", "id", "peer", "session",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        write: Write,
+        drain: Drain,
+        *,
+        principal: Principal | None = None,
+        peer: str = "",
+        headers: Mapping[bytes, bytes] | None = None,
+        transport: str = "",
+    ) -> None:
+        # Configuration
+        self._dispatcher = dispatcher
+        self._write = write
+        self._drain = drain
+        self._principal = principal
+        self.peer = peer
+        self.cancel: Callable[[], object] | None = None
+        """Nothing: a connection carries many calls, and the task of each is what can be stopped."""
+        self._headers = headers
+        self._transport = transport
+        # Connection
+        self.id = secrets.token_hex(16)
+        self.session: Session | None = None
+        self.asks = True
+        self._gone = False
+        self._tasks: dict[asyncio.Task[None], Call | None] = {}
+        """What runs, and the call that it runs; None for a batch."""
+        self._stop_watching: Callable[[], None] | None = None
+
+    # The line
+
+    async def send(self, message: bytes) -> None:
+        """Send one message to the client."""
+        self._write(message)
+        await self._drain()
+
+    def push(self, message: bytes) -> bool:
+        """Send one message without waiting."""
+        return self._write(message)
+
+    async def interrupt(self, retry_ms: int | None) -> bool:
+        """A connection of this kind cannot be left and taken up again."""
+        return False
+
+    async def keep_alive(self) -> None:
+        """Nothing to do: the connection is open, whether a call says something or not."""
+
+    def ends_call(self) -> bool:
+        """Whether the client has gone, see `Origin`."""
+        return self._gone
+
+    # What arrives
+
+    def receive(self, data: bytes) -> None:
+        """Take one message as it came. Requests run as tasks of this connection; nothing is raised."""
+        message: Envelope | None = None
+        try:
+            check_text(data, self._dispatcher.services.settings.max_depth)
+            if is_batch(data):
+                self._start(self._batch(data))
+                return
+            message = read(data)
+            call = self._open(message)
+        except ProtocolError as exc:
+            self._note("" if message is None else message.method or "response", str(exc.code))
+            self._write(error_message(message.id if message is not None else None, exc.code, exc.message, exc.data))
+            return
+        if call is not None:
+            self._start(self._answer(call), call)
+
+    def _start(self, work: Coroutine[Any, Any, None], call: Call | None = None) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks[task] = call
+        task.add_done_callback(self._tasks.pop)
+
+    async def _answer(self, call: Call) -> None:
+        answer = await self._run(call)
+        if not answer:
+            return
+        self._write(answer)
+        if call.method == "subscriptions/listen":
+            # The server ended it. Here it says so, too: https://modelcontextprotocol.io/specification/2026-07-28/basic
+            self._write(notification_message("notifications/cancelled", {"requestId": call.id}))
+        await self._drain()
+
+    async def _run(self, call: Call) -> bytes:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  each call of a connection has one
+        call.stop = task.cancel
+        return await self._dispatcher.call(call, self.id)
+
+    def _open(self, message: Envelope) -> Call | None:
+        """The call that a message asks for; None if nobody waits for an answer."""
+        dispatcher = self._dispatcher
+        if message.is_answer:
+            dispatcher.control.answer(message, self.id)
+            self._note("response")
+            return None
+        if message.id is None:
+            check_notification(message)
+            if message.method == "notifications/initialized":
+                self._watch()
+            dispatcher.control.notified(message, self.id)
+            self._note(message.method)
+            return None
+        per_request = is_per_request(message)
+        if message.method == "initialize" and not per_request:
+            # At once, not as a task: what follows in the same read belongs to the session already.
+            self._write(self._initialize(message))
+            return None
+        call = (
+            self._per_request(message)
+            if per_request
+            else handshake_call(message, self.session, self._revision(), **self._way())
+        )
+        try:
+            dispatcher.load.admit(call)
+            dispatcher.load.take(call, len(call.params))
+        except ProtocolError as exc:
+            raise projection.error(exc, call.revision) from exc
+        dispatcher.control.enter(call, self.id)
+        return call
+
+    def _per_request(self, message: Envelope) -> Call:
+        registry = self._dispatcher.registry
+        admitted = admit_per_request(message, serves=registry.serves, requires=registry.requires)
+        return per_request_call(admitted, message, **self._way())
+
+    def _way(self) -> dict[str, object]:
+        return {
+            "line": self,
+            "origin": self,
+            "transport": self._transport,
+            "principal": self._principal,
+            "headers": self._headers,
+        }
+
+    def _revision(self) -> Revision:
+        return ASSUMED if self.session is None else self.session.revision
+
+    def _initialize(self, message: Envelope) -> bytes:
+        assert message.id is not None  # noqa: S101  only requests are answered
+        try:
+            if self.session is not None:
+                raise ProtocolError(INVALID_REQUEST, "Invalid request: this connection is initialized already")
+            opening = read_initialize(message.params)
+        except ProtocolError as exc:
+            self._note("initialize", str(exc.code))
+            return error_message(message.id, exc.code, exc.message, exc.data)
+        self.session = Session(self.id, opening.revision, opening.client, record=Record())
+        self._note("initialize")
+        return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision))
+
+    async def _batch(self, data: bytes) -> None:
+        """Answer a batch of 2025-03-26 by an array."""
+        try:
+            if not self._revision().batches:
+                raise refuse_batch(f"revision {self._revision().date} has no batches")
+            messages = read_batch(data, self._dispatcher.services.settings.max_batch)
+        except ProtocolError as exc:
+            self._note("", str(exc.code))
+            self._write(error_message(None, exc.code, exc.message, exc.data))
+            return
+        del data  # each call has its part, and may run for a day
+        work = [self._one(message) for message in messages]
+        messages.clear()
+        answers = await asyncio.gather(*work)
+        body = b",".join(answer for answer in answers if answer)
+        if body:
+            self._write(b"[%b]" % body)
+            await self._drain()
+
+    async def _one(self, message: Envelope | ProtocolError) -> bytes:
+        if isinstance(message, ProtocolError):
+            self._note("", str(message.code))
+            return error_message(None, message.code, message.message)
+        try:
+            call = self._open(message)
+        except ProtocolError as exc:
+            self._note(message.method, str(exc.code))
+            return error_message(message.id, exc.code, exc.message, exc.data)
+        answer = b"" if call is None else await self._run(call)
+        await settle_task()
+        return answer
+
+    def _note(self, method: str, status: str = "") -> None:
+        services = self._dispatcher.services
+        services.note(method, self._transport, self.session, status, principal=self._principal)
+
+    # Changes
+
+    def _watch(self) -> None:
+        if self._stop_watching is None and self.session is not None:
+            self._stop_watching = self._dispatcher.services.changes.watch(self._changed)
+
+    def _changed(self, change: Change, message: bytes) -> None:
+        session = self.session
+        assert session is not None  # noqa: S101  watched only in a session
+        assert session.record is not None  # noqa: S101  sessions of connections have one
+        if change.kind != "updated" or change.uri in session.record.subscriptions:
+            self._write(message)
+
+    async def settle(self) -> None:
+        """Wait until every request taken so far is answered."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def close(self) -> None:
+        """The client is gone: stop what it asked for."""
+        self._gone = True
+        if self._stop_watching is not None:
+            self._stop_watching()
+            self._stop_watching = None
+        if self.session is not None:
+            self._note(SESSION_OVER)
+        tasks = dict(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for call in tasks.values():
+            if call is not None and not call.over:
+                self._dispatcher.abandon(call, self.id)

@@ -1,0 +1,171 @@
+"""HTTP+SSE, the transport of 2024-11-05: a stream for everything the server says, a path for what the client says.
+
+`GET /sse` opens the stream; its first event names the path for POSTs, with a sealed id: any worker reads from it which
+one has the stream, and whose it is. Closing the stream ends the session. Any handshake revision may be negotiated on
+it; a request that describes itself is served too.
+"""
+
+import secrets
+from functools import partial
+
+import msgspec
+from msgspec import Struct
+
+from millstream._http.media import accepted, carries_json
+from millstream._http.message import STREAM_HEAD, TEXT_HEAD, Request, Response, Sink, query_value
+from millstream._protocol import sse
+from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
+from millstream._protocol.jsonrpc import check_text, require_json
+from millstream._protocol.principal import Principal
+from millstream._protocol.session_token import hash_principal
+from millstream._server.calls.services import principal_id
+from millstream._server.dispatch import Dispatcher
+from millstream._server.peers import Posted
+from millstream._stores.base import StoreUnavailable
+from millstream._transports.connection import Connection
+from millstream._transports.open_streams import OpenStreams
+from millstream._transports.refusals import NO_STREAM, SESSION_NOT_FOUND, TOO_MANY_STREAMS, WRONG_TYPE, refusal
+
+_ACCEPTED = Response(b"Accepted", 202, TEXT_HEAD)
+_NO_ID = refusal(400, INVALID_REQUEST, "Bad request: session_id is missing. POST to the path of the endpoint event")
+_UNREACHABLE = refusal(
+    503, SERVER_ERROR, "The stream of this session cannot be reached now: try again", head=b"retry-after: 1\r\n"
+)
+_UNKNOWN = refusal(404, SESSION_NOT_FOUND, "Session not found: open a new stream")
+
+
+class _Address(Struct, frozen=True, gc=False, array_like=True):
+    """What a session id says."""
+
+    worker: str
+    unique: bytes
+    principal_hash: bytes
+
+
+_KIND = b"sse"
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Address).decode
+
+
+class HttpSse:
+    """The two handlers of the transport."""
+
+    __slots__ = ("_connections", "_dispatcher", "_name", "_path", "_sinks", "_streams")
+
+    def __init__(self, dispatcher: Dispatcher, streams: OpenStreams) -> None:
+        self._dispatcher = dispatcher
+        self._path = dispatcher.services.settings.messages_path
+        self._streams = streams
+        self._connections: dict[str, tuple[Connection, bytes]] = {}
+        """Session id -> connection, and what stands for the principal that opened it."""
+        self._sinks: set[Sink] = set()
+        self._name = dispatcher.services.store.workers.me
+        dispatcher.services.peers.on_workers(self._look_at_my_name)
+        dispatcher.services.peers.on(Posted, self._posted_elsewhere)
+
+    async def get(self, request: Request) -> Response | None:
+        """Open the stream and serve the session until it closes."""
+        if not accepted(request.headers.get(b"accept")).stream:
+            return NO_STREAM
+        principal = request.principal
+        owner = principal_id(principal)
+        if self._streams.full(owner):
+            return TOO_MANY_STREAMS
+        sink = request.open(200, STREAM_HEAD)
+        self._streams.add(sink, owner, ("sse", ""))
+        session_id = self._mint(principal)
+        connection = Connection(
+            self._dispatcher,
+            partial(_write, sink),
+            sink.drain,
+            principal=principal,
+            peer=request.peer,
+            headers=request.headers,
+            transport="sse",
+        )
+        self._connections[session_id] = (connection, hash_principal(principal))
+        self._sinks.add(sink)
+        try:
+            sink.write(sse.endpoint(f"{request.root_path}{self._path}?session_id={session_id}"))
+            await sink.wait_closed()
+        finally:
+            del self._connections[session_id]
+            self._sinks.discard(sink)
+            sink.close()
+            await connection.close()
+        return None
+
+    async def post(self, request: Request) -> Response:
+        """Take one message; the answer goes to the stream."""
+        reply = await self._take(request)
+        if reply is not _ACCEPTED:
+            self._dispatcher.services.note("", "sse", status=str(reply.status))
+        return reply
+
+    async def _take(self, request: Request) -> Response:
+        if not carries_json(request.headers):
+            return WRONG_TYPE
+        session_id = query_value("session_id", request.query)
+        if not session_id:
+            return _NO_ID
+        found = self._connections.get(session_id)
+        if found is not None and found[1] != hash_principal(request.principal):
+            return _UNKNOWN
+        worker = "" if found is not None else self._worker_of(session_id, request.principal)
+        if found is None and not worker:
+            return _UNKNOWN
+        try:
+            check_text(request.body, self._dispatcher.services.settings.max_depth)
+            require_json(request.body)
+        except ProtocolError as exc:
+            return refusal(400, exc.code, exc.message)
+        if found is not None:
+            found[0].receive(request.body)
+            return _ACCEPTED
+        try:
+            there = await self._dispatcher.services.peers.send(worker, Posted(session_id, request.body))
+        except StoreUnavailable:
+            return _UNREACHABLE
+        return _ACCEPTED if there else _UNKNOWN
+
+    async def _look_at_my_name(self) -> None:
+        """End every stream whose session id has the name of a worker that is gone, though it was this one."""
+        if self._dispatcher.services.peers.is_me(self._name):
+            return
+        self._name = self._dispatcher.services.store.workers.me
+        for sink in list(self._sinks):
+            sink.close()
+
+    def _posted_elsewhere(self, message: Posted, worker: str) -> None:
+        # The other worker knows whose the session is, but not whether its stream is still open.
+        found = self._connections.get(message.connection)
+        if found is not None:
+            found[0].receive(message.body)
+
+    def _mint(self, principal: Principal | None) -> str:
+        services = self._dispatcher.services
+        address = _Address(services.store.workers.me, secrets.token_bytes(16), hash_principal(principal))
+        return services.ring.seal(_KIND, _encode(address), services.nonce())
+
+    def _worker_of(self, session_id: str, principal: Principal | None) -> str:
+        """The worker that has the stream of a session of this principal; empty when there's none, or it's ours."""
+        services = self._dispatcher.services
+        if not services.peers.shared:
+            return ""
+        plain = services.ring.open(_KIND, session_id)
+        try:
+            address = None if plain is None else _decode(plain)
+        except msgspec.DecodeError:
+            return ""
+        if (
+            address is None
+            or address.principal_hash != hash_principal(principal)
+            or services.peers.is_me(address.worker)
+        ):
+            return ""
+        return address.worker
+
+
+def _write(sink: Sink, message: bytes) -> bool:
+    sink.write(sse.encode_message(message))
+    return not sink.closed

@@ -1,0 +1,227 @@
+"""The hub over HTTP: `GET /events`, `GET /mcp/sse/{client_id}`, `POST /publish`.
+
+Streams are server-sent events. A plain event has no ``event`` field, so that `EventSource.onmessage` sees it; a gap
+is ``event: gap``, and a stream that the hub ends closes with ``event: cut``. Between events the place to resume
+from goes out as an id alone, which a client keeps without dispatching anything. Errors are problem details (RFC 9457).
+"""
+
+from collections.abc import Awaitable, Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from millstream._http.compression import GZIP_HEAD, accepts_gzip, gzip_member
+from millstream._http.media import accepted, carries_json
+from millstream._http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink, last_event_id, query_values
+from millstream._http.problems import plain_problem
+from millstream._protocol import sse
+from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
+from millstream._protocol.jsonrpc import check_text, encode
+from millstream._server.calls.notes import ObserveMessage, ignore_message
+from millstream._server.calls.services import principal_id
+from millstream._stores.base import StoreFull, StoreUnavailable
+from millstream._transports.open_streams import OpenStreams
+from millstream.hub import Encode, Event, Forbidden, Hub, InvalidName, TooLarge, TooMany
+from millstream.hub._channels import DEFAULT
+
+CLIENT_PATH = "/mcp/sse/"
+MAX_HISTORY = 1_000
+
+_RETRY_AFTER = b"retry-after: 5\r\n"
+
+
+class Publication(Struct, forbid_unknown_fields=True):
+    """The body of `POST /publish`. A misspelled ``channel`` would reach everybody: unknown members are refused."""
+
+    data: Any
+    channel: str = DEFAULT
+    event: str | None = None
+    id: str | None = None
+
+
+_decode_publication = msgspec.json.Decoder(Publication).decode
+
+
+def encode_sse(event: Event) -> bytes:
+    """An event of the hub as a server-sent event."""
+    if event.data is None:
+        return b"id: %b\n\n" % event.id.encode()
+    return sse.encode_event(event.data, event=event.event, id=event.id or None)
+
+
+def encode_sse_gzip(event: Event) -> bytes:
+    """`encode_sse` as one gzip member: made once for all who take gzip."""
+    return gzip_member(encode_sse(event))
+
+
+_gzip = lru_cache(maxsize=64)(gzip_member)
+"""For what every stream gets: comments, and when to come back."""
+
+
+class HubRoutes:
+    """The three handlers."""
+
+    __slots__ = ("_gzip", "_hub", "_max_depth", "_note", "_streams")
+
+    def __init__(
+        self,
+        hub: Hub,
+        streams: OpenStreams,
+        *,
+        max_depth: int,
+        gzip: bool = False,
+        note: ObserveMessage = ignore_message,
+    ) -> None:
+        self._hub = hub
+        self._note = note
+        self._streams = streams
+        self._max_depth = max_depth
+        self._gzip = gzip
+
+    @staticmethod
+    def match(path: str) -> str | None:
+        """The client id in a path of `client_stream`; None for other paths."""
+        client_id = path.removeprefix(CLIENT_PATH)
+        return client_id if client_id and client_id != path and "/" not in client_id else None
+
+    async def events(self, request: Request) -> Response | Sink:
+        """Stream channels: ``?channel=`` (repeated, or separated by commas), ``?client_id= ?name= ?history=``."""
+        query, principal, address = query_values(request.query), request.principal, request.peer
+        channels = [part for value in query.get("channel", ()) for part in value.split(",")] or [DEFAULT]
+        client_id, name = _last(query, "client_id"), _last(query, "name")
+
+        def admit() -> int:
+            self._hub.admission.subscribe(
+                channels, client_id=client_id, name=name, principal=principal, address=address
+            )
+            return _count(query)
+
+        async def begin(sink: Sink, encode_event: Encode) -> None:
+            await self._hub.subscribe(
+                channels,
+                sink,
+                encode=encode_event,
+                last_event_id=last_event_id(request),
+                history=_count(query),
+                client_id=client_id,
+                name=name,
+                principal=principal,
+                address=address,
+                transport="events",
+            )
+
+        return await self._serve(request, admit, begin)
+
+    async def client_stream(self, request: Request) -> Response | Sink:
+        """Stream what is sent to one client: progress and results of its streamed calls."""
+        client_id, principal, address = self.match(request.path), request.principal, request.peer
+        if client_id is None:
+            return plain_problem(404, "The path is /mcp/sse/ and a client id.")
+
+        async def begin(sink: Sink, encode_event: Encode) -> None:
+            first = sse.encode_event(encode({"client_id": client_id}), event="connected")
+            sink.write(gzip_member(first) if encode_event is encode_sse_gzip else first)
+            await self._hub.receive(
+                client_id,
+                sink,
+                encode=encode_event,
+                last_event_id=last_event_id(request),
+                principal=principal,
+                address=address,
+                transport="events",
+            )
+
+        receive = self._hub.admission.receive
+        return await self._serve(request, partial(receive, client_id, principal=principal, address=address), begin)
+
+    async def _serve(
+        self, request: Request, admit: Callable[[], object], begin: Callable[[Sink, Encode], Awaitable[None]]
+    ) -> Response | Sink:
+        """Open a stream. Whatever can be refused is refused before the hub hears of anybody."""
+        try:
+            admit()
+        except (InvalidName, Forbidden, TooMany) as exc:
+            return _refusal(exc)
+        if not accepted(request.headers.get(b"accept")).stream:
+            return plain_problem(406, "This is a stream of content-type text/event-stream.")
+        owner = principal_id(request.principal)
+        if self._streams.full(owner):
+            return plain_problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
+        gzip = self._gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
+        sink = request.open(200, STREAM_HEAD + GZIP_HEAD if gzip else STREAM_HEAD)
+        self._streams.add(sink, owner, ("events", ""), code=_gzip if gzip else bytes)
+        try:
+            await begin(sink, encode_sse_gzip if gzip else encode_sse)
+        except BaseException:
+            sink.close()
+            raise
+        return sink
+
+    async def publish(self, request: Request) -> Response:
+        """Publish the event in a JSON body: ``{"channel"?, "data", "event"?, "id"?}``."""
+        channel, principal = "", None
+        try:
+            given = self._read_publication(request)
+            channel, principal = given.channel, request.principal
+            self._hub.admission.publish(channel, principal)
+            published = await self._hub.publish(channel, given.data, event=given.event, id=given.id)
+            reply = Response(encode({"id": published.id, "subscribers": published.subscribers}), 200, JSON_HEAD)
+        except ProtocolError as exc:
+            reply = plain_problem(max(exc.status, 400), exc.message)
+        except (InvalidName, Forbidden, TooLarge, StoreFull, StoreUnavailable) as exc:
+            reply = _refusal(exc)
+        status = "" if reply.status == 200 else str(reply.status)
+        self._note("hub/publish", "http", status=status, target=channel, principal=principal)
+        return reply
+
+    def _read_publication(self, request: Request) -> Publication:
+        """Raises: ProtocolError: the body isn't an event; `status` says why."""
+        if not carries_json(request.headers):
+            text = "Send the event as content-type application/json, without a content coding."
+            raise ProtocolError(INVALID_REQUEST, text, status=415)
+        if not request.body.strip():
+            raise ProtocolError(INVALID_REQUEST, 'The body is empty. Send an event: {"data": …}.')
+        check_text(request.body, self._max_depth)
+        try:
+            return _decode_publication(request.body)
+        except msgspec.ValidationError as exc:
+            raise ProtocolError(INVALID_REQUEST, f"The body is not an event: {exc}.") from exc
+        except msgspec.DecodeError as exc:
+            # The decoder's own words are wrong for half a surrogate pair: it says that the data were truncated.
+            text = "The body is not JSON, or a text in it has half of a surrogate pair."
+            raise ProtocolError(PARSE_ERROR, text) from exc
+
+
+_STATUS: dict[type[Exception], tuple[int, bytes]] = {
+    InvalidName: (400, b""),
+    Forbidden: (403, b""),
+    TooLarge: (413, b""),
+    TooMany: (503, _RETRY_AFTER),
+    StoreFull: (503, _RETRY_AFTER),
+    StoreUnavailable: (503, _RETRY_AFTER),
+}
+
+
+_SAID: dict[type[Exception], str] = {
+    StoreFull: "The store is full. The event is not published.",
+    StoreUnavailable: "The store didn't answer in time. The event may be published or not.",
+}
+"""What is said instead of the error's own text, which is for operators: it may name a server."""
+
+
+def _refusal(exc: Exception) -> Response:
+    status, head = _STATUS[type(exc)]
+    return plain_problem(status, _SAID.get(type(exc)) or str(exc), head)
+
+
+def _last(query: dict[str, list[str]], name: str) -> str:
+    return query[name][-1] if name in query else ""
+
+
+def _count(query: dict[str, list[str]]) -> int:
+    text = _last(query, "history") or "0"
+    if not text.isascii() or not text.isdigit() or len(text) > 4 or int(text) > MAX_HISTORY:
+        raise InvalidName(f"The history is a number up to {MAX_HISTORY}, not {text[:20]!r}.")
+    return int(text)

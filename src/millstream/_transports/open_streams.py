@@ -1,0 +1,145 @@
+"""The event streams that are open now: counted against their caps, kept alive by comments, closed at the end."""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from heapq import nlargest
+from random import randint
+from time import monotonic
+from typing import Protocol
+
+from millstream._http.message import Sink
+from millstream._protocol.sse import COMMENT, retry
+from millstream._stores.base import EventLog
+
+_AWAY_MS = (1_000, 4_000)
+"""How long clients wait before they come back when the server closes their streams: not all at once."""
+
+
+Code = Callable[[bytes], bytes]
+
+
+class Leaving(Protocol):
+    """What can hear that its stream is read elsewhere."""
+
+    def leave(self) -> None:
+        """Write nothing more."""
+
+
+class OpenStreams:
+    """All open streams of one running server."""
+
+    __slots__ = ("_by_owner", "_clock", "_kinds", "_max", "_max_age", "_max_per_owner", "_owned", "_sinks", "by_kind",
+                 "lines")  # fmt: skip
+
+    def __init__(
+        self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._max_age = max_age
+        self._clock = clock
+        self._max = max_streams
+        self._max_per_owner = max_per_owner
+        self._sinks: dict[Sink, tuple[Code, float, Callable[[], None], str | None]] = {}
+        """Stream -> its coding, when it was opened, how it is ended, and whose cap it counts against."""
+        self._kinds: dict[Sink, tuple[str, str]] = {}
+        self._by_owner: dict[str, int] = {}
+        self._owned = 0
+        """Streams that count: all but those of calls, which have a cap of their own."""
+        self.by_kind: Counter[tuple[str, ...]] = Counter()
+        """How many there are of each kind: transport and revision."""
+        self.lines: dict[str, Leaving] = {}
+        """Log name -> the line of a call that runs here: it leaves when the stream is taken up elsewhere."""
+
+    def __len__(self) -> int:
+        return len(self._sinks)
+
+    def by_transport(self) -> dict[str, int]:
+        """How many there are, by transport."""
+        found: Counter[str] = Counter()
+        for kind, count in self.by_kind.items():
+            found[kind[0]] += count
+        return dict(found)
+
+    def slowest(self, count: int) -> list[tuple[str, str, float, int]]:
+        """Those with the most bytes that their readers haven't taken yet, then the oldest.
+
+        Of each: transport, owner (empty for nobody), seconds since it was opened, bytes that wait. It walks over all.
+        """
+        now = self._clock()
+        found = (
+            (self._kinds[sink][0], owner or "", now - opened, sink.buffered)
+            for sink, (_, opened, _, owner) in self._sinks.items()
+        )
+        return nlargest(count, found, key=lambda each: (each[3], each[2]))
+
+    def full(self, owner: str) -> bool:
+        """Whether a principal may open no further stream."""
+        return self._owned >= self._max or self._by_owner.get(owner, 0) >= self._max_per_owner
+
+    def add(
+        self,
+        sink: Sink,
+        owner: str | None = None,
+        kind: tuple[str, str] = ("http", ""),
+        *,
+        code: "Code" = bytes,
+        end: Callable[[], None] | None = None,
+    ) -> None:
+        """Watch over a stream until it closes.
+
+        Args:
+            sink: the stream.
+            owner: whose cap it counts against; none for the stream of a call.
+            kind: transport and revision, for `by_kind`.
+            code: puts bytes into the coding of the stream.
+            end: how it is ended, if not by its `close`.
+        """
+        self._kinds[sink] = kind
+        self._sinks[sink] = (code, self._clock(), end or sink.close, owner)
+        self.by_kind[kind] += 1
+        if owner is not None:
+            self._owned += 1
+            self._by_owner[owner] = self._by_owner.get(owner, 0) + 1
+        sink.on_close(partial(self._forget, sink, owner, kind))
+
+    def _forget(self, sink: Sink, owner: str | None, kind: tuple[str, str]) -> None:
+        self._sinks.pop(sink, None)
+        self._kinds.pop(sink, None)
+        self.by_kind[kind] -= 1
+        if owner is not None:
+            self._owned -= 1
+            left = self._by_owner.get(owner, 1) - 1
+            if left:
+                self._by_owner[owner] = left
+            else:
+                self._by_owner.pop(owner, None)
+
+    def beat(self) -> None:
+        """One comment to every stream, so that proxies and clients know it is alive; those too old end."""
+        oldest = self._clock() - self._max_age
+        for sink, (code, opened, end, _) in list(self._sinks.items()):
+            if opened < oldest:
+                end()
+            else:
+                sink.write(code(COMMENT))
+
+    def end_of(self, gone: Callable[[str], bool]) -> None:
+        """End the streams of those who may not listen any more."""
+        for _, _, end, owner in list(self._sinks.values()):
+            if owner is not None and gone(owner):
+                end()
+
+    async def touch(self, log: EventLog, ttl: float) -> None:
+        """Keep the logs of the calls that run, however silent they are: one that ends later can still be resumed."""
+        done = await asyncio.gather(*(log.touch(name, ttl) for name in self.lines), return_exceptions=True)
+        for failure in done:
+            if isinstance(failure, BaseException):
+                raise failure
+
+    def close(self) -> None:
+        """End every stream, and say when to come back."""
+        for sink, (code, _, end, _) in list(self._sinks.items()):
+            sink.write(code(retry(randint(*_AWAY_MS))))  # noqa: S311  spreads load, hides nothing
+            end()

@@ -1,0 +1,314 @@
+"""Tools for callers that know no MCP: the `/mcp/tools/*` dialect, and every tool as a plain REST operation.
+
+The dialect (`POST /mcp/tools/list`, `POST /mcp/tools/call`) takes JSON-RPC bodies with anything left out that a short
+script leaves out, and answers JSON-RPC. `POST /tools/{name}` takes the arguments as the body and answers with the
+structured result, or with problem details (`problems.py`); `GET /openapi.json` describes these operations.
+
+Neither can be asked a question or follow progress: notifications are dropped, and a tool that must ask fails and says
+so. The dialect answers in the shape of the handshake era, the one that such scripts were written against.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from millstream._http.message import JSON_HEAD, Request, Response, client_id_of
+from millstream._http.problems import (
+    BUSY,
+    INTERNAL,
+    INVALID_ARGUMENTS,
+    MALFORMED,
+    NEEDS_ANSWERS,
+    REFUSED,
+    TOOL_ERROR,
+    UNKNOWN_TOOL,
+    WRONG_TYPE,
+    Kind,
+    problem,
+)
+from millstream._protocol import projection
+from millstream._protocol.errors import (
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    MISSING_CLIENT_CAPABILITY,
+    PARSE_ERROR,
+    ProtocolError,
+)
+from millstream._protocol.jsonrpc import RequestId, check_text, encode, require_json
+from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE, Revision
+from millstream._server.calls.access import scopes_of
+from millstream._server.calls.call import Call
+from millstream._server.dispatch import Dispatcher, Outcome
+from millstream._server.features.tools import Tool
+from millstream._server.functions.reading import ArgumentError
+from millstream._transports import refusals
+from millstream._transports.rest import openapi
+from millstream._transports.silent import silent_call
+
+TOOLS_PATH = openapi.TOOLS_PATH
+_MAX_DESCRIBED = 64
+"""Documents that are kept: of mount points, and of callers who see different tools."""
+
+_FORM = b"application/x-www-form-urlencoded"
+_BROWSER = (b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest", b"sec-fetch-user")
+
+
+class _Envelope(Struct, gc=False):
+    """A body of the dialect. Any member may be absent, but those that are there must be right."""
+
+    jsonrpc: str = "2.0"
+    id: RequestId | None = None
+    method: str = ""
+    params: dict[str, Raw] | UnsetType = UNSET
+
+
+class _Content(Struct, gc=False):
+    text: str = ""
+
+
+class _Result(Struct, gc=False):
+    content: Raw = Raw(b"[]")
+    structured: Raw = msgspec.field(default=Raw(b""), name="structuredContent")
+    is_error: bool = msgspec.field(default=False, name="isError")
+
+
+class _Described(Struct, frozen=True):
+    """The OpenAPI document, ready to be sent; and what is sent to those who have it (RFC 9110 §13.1.2)."""
+
+    tag: bytes
+    whole: Response
+    unchanged: Response
+
+    @classmethod
+    def of(cls, body: bytes) -> "_Described":
+        tag = b'"%b"' % hashlib.sha256(body).hexdigest()[:16].encode()
+        head = b"etag: %b\r\ncache-control: no-cache\r\n" % tag
+        return cls(tag, Response(body, 200, JSON_HEAD + head), Response(b"", 304, head))
+
+
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_result = msgspec.json.Decoder(_Result).decode
+_decode_content = msgspec.json.Decoder(list[_Content]).decode
+
+
+class RestRoutes:
+    """The handlers: `list_tools` and `call_tool` of the dialect, `run_tool` and `describe` of plain REST."""
+
+    __slots__ = ("_described", "_dispatcher", "_max_depth", "_note", "_registry")  # fmt: skip
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        # Configuration
+        settings = dispatcher.services.settings
+        self._dispatcher = dispatcher
+        self._registry = dispatcher.registry
+        self._note = dispatcher.services.note
+        self._max_depth = settings.max_depth
+        # Prepared
+        self._described: dict[tuple[str, frozenset[str] | None, frozenset[str]], tuple[bytes, _Described]] = {}
+        """(mount point, scopes that make a difference) -> the list of tools that a document was made from, and the
+        document. The registry gives the same object for a list until it changes.
+        """
+
+    # The dialect
+
+    async def list_tools(self, request: Request) -> Response:
+        """`POST /mcp/tools/list`."""
+        return await self._dialect(request, "tools/list")
+
+    async def call_tool(self, request: Request) -> Response:
+        """`POST /mcp/tools/call`."""
+        return await self._dialect(request, "tools/call")
+
+    async def _dialect(self, request: Request, method: str) -> Response:
+        if not _is_call(request):
+            self._note(method, "rest", status="415")
+            return refusals.WRONG_TYPE
+        request_id: RequestId | None = None
+        try:
+            self._dispatcher.load.admit(request)
+            check_text(request.body, self._max_depth)
+            body = request.body or b"{}"
+            envelope = _read_envelope(body, method)
+            request_id = envelope.id
+            params = body if envelope.params is UNSET else encode(envelope.params)
+            call = self._call(request, NEWEST_HANDSHAKE, method, params, request.headers, request_id or 0)
+            self._dispatcher.load.take(call, len(params))
+        except ProtocolError as exc:
+            refusal = projection.error(exc, NEWEST_HANDSHAKE)
+            self._note(method, "rest", status=str(refusal.code))
+            refusal.status = max(refusal.status, 400)
+            return refusals.refused(refusal)
+        request.body = b""
+        del body, envelope, params  # the call has what it needs
+        outcome = await self._dispatcher.outcome(call)
+        mark = b"" if request_id is None else b'"id":%b,' % encode(request_id)
+        error = outcome.error
+        if error is not None:
+            members = {"code": error.code, "message": error.message, "data": error.data}
+            said = encode({name: value for name, value in members.items() if value is not None})
+            body = b'{"jsonrpc":"2.0",%b"error":%b}' % (mark, said)
+            return Response(body, error.status, JSON_HEAD + error.head) if error.head else Response(body)
+        return Response(b'{"jsonrpc":"2.0",%b"result":%b}' % (mark, outcome.result))
+
+    @staticmethod
+    def _call(
+        request: Request,
+        revision: Revision,
+        method: str,
+        params: bytes,
+        headers: Mapping[bytes, bytes] | None,
+        id: RequestId = 0,
+    ) -> Call:
+        request.cancel_on_disconnect = True
+        return silent_call(
+            revision,
+            method,
+            params,
+            origin=request,
+            transport="rest",
+            principal=request.principal,
+            headers=headers,
+            client_id=client_id_of(request.query),
+            id=id,
+        )
+
+    # Plain REST
+
+    async def run_tool(self, request: Request) -> Response:
+        """`POST /tools/{name}`: the body is the arguments, the reply is the structured result."""
+        root, name = request.root_path, request.path.removeprefix(TOOLS_PATH)
+
+        def refuse(kind: Kind, detail: str, head: bytes = b"") -> Response:
+            self._note("tools/call", "rest", status=kind.slug, target=name, principal=request.principal)
+            return problem(kind, detail, root_path=root, head=head)
+
+        if self._dispatcher.load.full(request.owner):
+            return refuse(BUSY, "Too many calls are running. Try again later.")
+        if not _is_json(request):
+            return refuse(WRONG_TYPE, "Send the arguments with content-type application/json.")
+        tool = self._registry.tools.get(name)
+        if tool is None or (tool.visible is not None and not tool.visible(request.principal)):
+            return refuse(UNKNOWN_TOOL, f"There is no tool {name[:128]!r}.")
+        scopes = scopes_of(request.principal)
+        if scopes is not None and not tool.scopes <= scopes:
+            lacking = self._dispatcher.services.lacking(tool.scopes)
+            return refuse(REFUSED, lacking.message, head=lacking.head)
+        if tool.requires:
+            return refuse(NEEDS_ANSWERS, f"The tool needs {', '.join(tool.requires)} of its client.")
+        try:
+            check_text(request.body, self._max_depth)
+            arguments = _read_arguments(tool, request.body or b"{}")
+        except ProtocolError as exc:
+            return refuse(MALFORMED if exc.code == PARSE_ERROR else INVALID_ARGUMENTS, exc.message)
+        params = encode({"name": name, "arguments": Raw(request.body or b"{}")})
+        # Parameter headers repeat arguments for MCP's routers; where there are headers, they are asked for.
+        call = self._call(request, NEWEST, "tools/call", params, headers=None if tool.headers else request.headers)
+        call.arguments = arguments
+        if not self._dispatcher.load.takes(call, len(params)):
+            return refuse(BUSY, "Too many calls are running. Try again later.")
+        request.body = b""
+        del params, arguments  # the call has what it needs
+        return _rest_reply(await self._dispatcher.outcome(call), call.meta or {}, root)
+
+    async def describe(self, request: Request) -> Response:
+        """`GET /openapi.json`, made when somebody first asks, and again when the tools have changed."""
+        root = request.root_path
+        scopes = scopes_of(request.principal)
+        registry = self._registry
+        hidden = registry.hidden("tools", request.principal) if "tools" in registry.conditional else frozenset[str]()
+        page = registry.page("tools", NEWEST, None, scopes, hidden)
+        key = (root, registry.distinct("tools", scopes), hidden)
+        made_from, found = self._described.get(key, (b"", None))
+        if found is None or made_from is not page:
+            if len(self._described) >= _MAX_DESCRIBED:
+                self._described.clear()
+            body = openapi.document(
+                registry.visible("tools", scopes, hidden).values(),
+                self._dispatcher.info,
+                instructions=self._dispatcher.instructions,
+                root_path=root,
+            )
+            found = _Described.of(body)
+            self._described[key] = (page, found)
+        known = request.headers.get(b"if-none-match", b"")
+        return found.unchanged if found.tag in known else found.whole
+
+
+def _media_type(request: Request) -> bytes:
+    """The declared type without parameters; empty when none is, ``?`` for a body with a content coding."""
+    headers = request.headers
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        return b"?"
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+
+
+def _is_json(request: Request) -> bool:
+    """JSON, or nothing at all."""
+    declared = _media_type(request)
+    return declared == b"application/json" or (not declared and not request.body)
+
+
+def _is_call(request: Request) -> bool:
+    """JSON, or what `curl -d` claims its JSON to be; a form that a page submits cross-site is never a call."""
+    return _is_json(request) or (_media_type(request) == _FORM and request.headers.keys().isdisjoint(_BROWSER))
+
+
+def _read_envelope(body: bytes, method: str) -> _Envelope:
+    """Open a body of the dialect.
+
+    Raises:
+        ProtocolError: it is not JSON, or says something else than its path.
+    """
+    require_json(body)
+    try:
+        envelope = _decode_envelope(body)
+    except msgspec.ValidationError as exc:
+        raise ProtocolError(INVALID_REQUEST, f"Invalid request: {exc}") from exc
+    if envelope.jsonrpc != "2.0":
+        raise ProtocolError(INVALID_REQUEST, 'Invalid request: "jsonrpc" must be "2.0"')
+    if envelope.method not in ("", method):
+        raise ProtocolError(INVALID_REQUEST, f'Invalid request: this path serves the method "{method}"')
+    return envelope
+
+
+def _read_arguments(tool: Tool, raw: bytes) -> Any:
+    """Tell arguments that do not fit apart from a tool that says no: both are tool errors further on.
+
+    Raises:
+        ProtocolError: PARSE_ERROR, or INVALID_PARAMS with a text that says what to fix.
+    """
+    try:
+        return tool.read(raw)
+    except ArgumentError as exc:
+        require_json(raw)
+        raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
+
+
+def _rest_reply(outcome: Outcome, meta: Mapping[str, Any], root: str) -> Response:
+    if outcome.error is not None:
+        return _rest_error(outcome, outcome.error, root)
+    result = _decode_result(outcome.result)
+    if outcome.is_error or result.is_error:
+        text = "\n".join(block.text for block in _decode_content(result.content) if block.text)
+        if outcome.incident:
+            return problem(INTERNAL, text, root_path=root, incident=outcome.incident)
+        return problem(TOOL_ERROR, text or TOOL_ERROR.meaning, root_path=root)
+    body = bytes(result.structured) or b'{"content":%b}' % bytes(result.content)
+    listen_at = meta.get("streamUrl")
+    if listen_at is None:
+        return Response(body)
+    # RFC 8288: the body is the result alone, so a header says where to listen.
+    return Response(body, 200, JSON_HEAD + b'link: <%b>; rel="monitor"\r\n' % listen_at.encode())
+
+
+def _rest_error(outcome: Outcome, error: ProtocolError, root: str) -> Response:
+    if error.code == MISSING_CLIENT_CAPABILITY:
+        return problem(NEEDS_ANSWERS, NEEDS_ANSWERS.meaning, root_path=root)
+    if outcome.incident:
+        return problem(INTERNAL, error.message, root_path=root, incident=outcome.incident)
+    if error.status >= 400:
+        return problem(REFUSED, error.message, root_path=root, status=error.status, head=error.head)
+    return problem(TOOL_ERROR, error.message, root_path=root)

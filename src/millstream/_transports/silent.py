@@ -1,0 +1,36 @@
+"""Calls of callers that hear nothing but the answer: REST, and the JSON dialect of the WebSocket."""
+
+from typing import Any
+
+from millstream._protocol.jsonrpc import RequestId
+from millstream._protocol.revisions import Revision
+from millstream._server.calls.call import NOBODY, Call
+
+
+class SilentLine:
+    """A way back on which nothing travels."""
+
+    __slots__ = ()
+    asks = False
+
+    async def send(self, message: bytes) -> None:
+        """Drop it."""
+
+    def push(self, message: bytes) -> bool:
+        """Drop it."""
+        return True
+
+    async def interrupt(self, retry_ms: int | None) -> bool:
+        """There is no way to come back for the rest."""
+        return False
+
+    async def keep_alive(self) -> None:
+        """There is nothing to show."""
+
+
+SILENT = SilentLine()
+
+
+def silent_call(revision: Revision, method: str, params: bytes, *, id: RequestId = 0, **way: Any) -> Call:
+    """A call without a client of its own, to be run by `Dispatcher.outcome`; `way` is what the transport adds."""
+    return Call(revision=revision, id=id, method=method, params=params, client=NOBODY, line=SILENT, **way)

@@ -1,0 +1,230 @@
+"""stdio: one JSON-RPC message a line on stdin and stdout. Nothing else is ever written to stdout.
+https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#stdio
+
+While it serves, file descriptor 1 points to stderr, so that a `print` in a tool cannot break the protocol; messages
+go out through a private copy. Reading and writing use the loop's pipe transports where stdin and stdout are pipes,
+terminals or sockets, and threads for files and other devices (and on Windows).
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import os
+import stat
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any
+
+from millstream._protocol.errors import PARSE_ERROR
+from millstream._protocol.jsonrpc import error_message
+from millstream._protocol.lines import LineSplitter
+from millstream._server.dispatch import Dispatcher
+from millstream._transports.connection import Connection
+
+_CHUNK = 256 * 1024
+_TOO_LONG = "Parse error: a line is longer than {} bytes"
+
+
+class _Output(asyncio.Protocol):
+    """Messages to stdout, gathered and written once a loop tick. Pipes are written under flow control."""
+
+    def __init__(self, fd: int, *, max_buffered: int) -> None:
+        self._fd = fd
+        self._max_buffered = max_buffered
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.WriteTransport | None = None
+        self._waiting: list[bytes] = []
+        self._gone = False
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def open(self) -> None:
+        """Use the loop's pipe transport where stdout is a pipe or socket; files and terminals are written directly."""
+        if os.isatty(self._fd):
+            return
+        try:
+            self._transport, _ = await self._loop.connect_write_pipe(
+                lambda: self, os.fdopen(self._fd, "wb", buffering=0, closefd=False)
+            )
+        except (ValueError, NotImplementedError, OSError):  # a file, or a loop without pipes (on Windows)
+            self._transport = None
+
+    def write(self, message: bytes) -> bool:
+        """Queue one message; False when nobody reads any more, or reads too slowly."""
+        if self._gone:
+            return False
+        if not self._waiting:
+            self._loop.call_soon(self.flush)
+        self._waiting.append(message)
+        return self._transport is None or self._transport.get_write_buffer_size() < self._max_buffered
+
+    def flush(self) -> None:
+        """Write what is queued."""
+        if not self._waiting or self._gone:
+            return
+        data = b"\n".join(self._waiting) + b"\n"
+        self._waiting.clear()
+        if self._transport is not None:
+            self._transport.write(data)
+            return
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:
+            self._gone = True
+
+    async def drain(self) -> None:
+        """Wait until stdout takes more."""
+        await self._room.wait()
+
+    async def make_room(self) -> None:
+        """Wait while more is unread than may be: whoever sends without reading is not read either."""
+        self.flush()
+        transport = self._transport
+        if transport is not None and transport.get_write_buffer_size() >= self._max_buffered:
+            await self._room.wait()
+
+    async def finish(self) -> None:
+        """Wait until everything is written, or nobody reads any more."""
+        self.flush()
+        transport = self._transport
+        if transport is not None and not self._gone:
+            transport.set_write_buffer_limits(0)
+            await self._room.wait()
+
+    def close(self) -> None:
+        """Stop writing."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def pause_writing(self) -> None:
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        self._room.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gone = True
+        self._room.set()
+
+
+@contextlib.contextmanager
+def off_stdout(stdout: int = 1) -> Generator[int, None, None]:
+    """Point a descriptor to stderr for the length of the block; gives a private copy of what it was."""
+    _fill_standard_descriptors()
+    private = os.dup(stdout)
+    os.dup2(2, stdout)
+    _flush()
+    try:
+        yield private
+    finally:
+        _flush()
+        os.dup2(private, stdout)
+        os.close(private)
+
+
+def _fill_standard_descriptors() -> None:
+    """A program may be started with closed ones. What it opens next would get their numbers, and be taken for them."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def _flush() -> None:
+    """What was printed goes where the descriptor points now: it must not follow it back to the protocol."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads; closed
+            sys.stdout.flush()
+
+
+async def serve_stdio(
+    dispatcher: Dispatcher, *, stdin: int = 0, stdout: int = 1, stop: asyncio.Event | None = None
+) -> None:
+    """Serve one client until stdin ends, or `stop` is set. What was asked before is still answered, for as long as the
+    settings allow.
+    """
+    with off_stdout(stdout) as private:
+        await _serve(dispatcher, stdin, _Output(private, max_buffered=dispatcher.services.settings.stream_buffer), stop)
+
+
+async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output, stop: asyncio.Event | None) -> None:
+    connection = Connection(dispatcher, output.write, output.drain, transport="stdio")
+    stop_reading: Callable[[], None] | None = None
+    try:
+        await output.open()
+        read, stop_reading = await _open_reader(stdin)
+        await _unless(stop, _read_all(read, connection, output, dispatcher.services.settings.max_body))
+        connection.asks = False
+        dispatcher.services.questions.end(connection.id)
+        for end in list(dispatcher.services.endings):
+            end()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(dispatcher.services.settings.drain_timeout):
+                await connection.settle()
+                await output.finish()
+    finally:
+        await connection.close()
+        output.close()
+        if stop_reading is not None:
+            stop_reading()
+
+
+async def _read_all(
+    read: Callable[[int], Awaitable[bytes]], connection: Connection, output: _Output, max_line: int
+) -> None:
+    """Take every line until the input ends."""
+    splitter = LineSplitter(max_line)
+    data = b"-"
+    while data:
+        data = await read(_CHUNK)
+        for line in splitter.feed(data) if data else splitter.end():
+            if line is None:
+                output.write(error_message(None, PARSE_ERROR, _TOO_LONG.format(max_line)))
+            else:
+                connection.receive(line)
+        await output.make_room()
+
+
+async def _unless(stop: asyncio.Event | None, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, or part of it: until `stop` is set."""
+    if stop is None:
+        await work
+        return
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+
+
+async def _open_reader(fd: int) -> tuple[Callable[[int], Awaitable[bytes]], Callable[[], None]]:
+    """How to read, and how to stop."""
+    stream = os.fdopen(fd, "rb", buffering=0, closefd=False)
+    mode = os.fstat(fd).st_mode
+    # Not every descriptor that asyncio takes can be waited for: epoll refuses /dev/null.
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
+        reader = asyncio.StreamReader(limit=_CHUNK)
+        with contextlib.suppress(NotImplementedError):  # a loop without pipes (on Windows)
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(reader), stream
+            )
+            return reader.read, transport.close
+    return lambda size: _in_thread(stream.read, size), lambda: None
+
+
+async def _in_thread(read: Callable[[int], bytes], size: int) -> bytes:
+    """Read in a thread that the end of the program does not wait for."""
+    loop, future = asyncio.get_running_loop(), concurrent.futures.Future[bytes]()
+
+    def work() -> None:
+        try:
+            future.set_result(read(size))
+        except OSError as exc:
+            future.set_exception(exc)
+
+    threading.Thread(target=work, name="millstream_stdin", daemon=True).start()
+    return await asyncio.wrap_future(future, loop=loop)

@@ -1,0 +1,107 @@
+"""A batch over HTTP: its calls run side by side and share one reply.
+
+As that of a single call, the reply becomes a stream when the first of them has something to say, if the client reads
+streams; then every answer is an event of its own.
+"""
+
+import asyncio
+from typing import Any, cast
+
+from millstream._http.message import Response
+from millstream._protocol import projection
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.jsonrpc import Envelope, RequestId, error_message
+from millstream._protocol.revisions import Revision
+from millstream._server.calls.call import Call
+from millstream._server.calls.sessions import Session
+from millstream._transports.batches import read_batch, refuse_batch, settle_task
+from millstream._transports.streamable.exchange import Exchange
+from millstream._transports.streamable.line import PostLine
+
+
+async def serve_batch(exchange: Exchange) -> Response | None:
+    """Answer a batch.
+
+    Raises:
+        ProtocolError: the revision has no batches, or the batch as a whole is refused.
+    """
+    messages = read_batch(exchange.request.body, exchange.endpoint.services.settings.max_batch)
+    exchange.request.body = b""  # each call has its part, and may run for a day
+    session, revision = await exchange.session()
+    if not revision.batches:
+        raise refuse_batch(f"revision {revision.date} has no batches")
+    exchange.check_readable()
+    return await _Batch(exchange, session, revision).serve(messages)
+
+
+class _Batch:
+    """The calls of one batch, and the line that they share."""
+
+    __slots__ = ("_exchange", "_line", "_revision", "_scope", "_session")
+
+    def __init__(self, exchange: Exchange, session: Session | None, revision: Revision) -> None:
+        self._exchange = exchange
+        self._session = session
+        self._scope = "" if session is None else session.id
+        self._revision = revision
+        self._line: PostLine | None = None
+
+    async def serve(self, messages: list[Envelope | ProtocolError]) -> Response | None:
+        """Take every message; answer by an array, unless the line became a stream."""
+        work = [self._take(message) for message in messages]
+        messages.clear()
+        answers = [each for each in await asyncio.gather(*work) if each[1]]
+        line = self._line
+        if line is not None and line.streaming:
+            for request_id, body in answers:
+                await line.send(body, request_id)
+            await line.finish(b"")
+            return None
+        array = b",".join(body for _, body in answers)
+        return self._exchange.reply(b"[%b]" % array) if array else Response(b"", 202, b"")
+
+    async def _take(self, message: Envelope | ProtocolError) -> tuple[RequestId | None, bytes]:
+        """The id and the answer of a request that is not answered on the stream."""
+        if isinstance(message, ProtocolError):
+            return None, self._refuse(None, "", message)
+        dispatcher = self._exchange.endpoint.dispatcher
+        if message.is_answer or message.id is None:
+            self._note(message.method or "response")
+            if not message.is_answer:
+                await dispatcher.control.notified_anywhere(message, self._scope)
+                return None, b""
+            try:
+                await dispatcher.control.answer_anywhere(message, self._scope)
+            except ProtocolError as exc:
+                return None, self._refuse(None, "response", exc)
+            return None, b""
+        call = self._exchange.handshake_call(message, self._session, self._revision)
+        try:
+            dispatcher.load.admit(call)
+            dispatcher.load.take(call, len(call.params))
+        except ProtocolError as exc:
+            return call.id, self._refuse(call.id, call.method, exc)
+        # The request is the batch as a whole; a cancel is for one of its calls.
+        call.stop = cast("asyncio.Task[Any]", asyncio.current_task()).cancel
+        call.open_reply = self._connect
+        body = await dispatcher.call(call, self._scope)
+        await settle_task()
+        if not body or self._line is None or not self._line.streaming:
+            return call.id, body
+        await self._line.send(body, call.id)
+        return call.id, b""
+
+    def _refuse(self, request_id: RequestId | None, method: str, exc: ProtocolError) -> bytes:
+        exc = projection.error(exc, self._revision)
+        self._note(method, status=str(exc.code))
+        return error_message(request_id, exc.code, exc.message)
+
+    def _note(self, method: str, status: str = "") -> None:
+        exchange = self._exchange
+        exchange.endpoint.services.note(method, "http", self._session, status, principal=exchange.request.principal)
+
+    def _connect(self, call: Call) -> PostLine:
+        """One line for all, made when the first call needs it."""
+        if self._line is None:
+            self._line = self._exchange.endpoint.open_line(call)
+        return self._line

@@ -1,0 +1,151 @@
+"""The exact way of a POST: media types, JSON, envelope, era, session; each refusal with its code and status."""
+
+import contextlib
+
+from millstream._http.media import carries_json
+from millstream._http.message import Request, Response
+from millstream._protocol import projection
+from millstream._protocol.admission import admit_per_request, check_notification, is_per_request
+from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, ProtocolError
+from millstream._protocol.handshake import read_initialize
+from millstream._protocol.jsonrpc import Envelope, check_text, error_message, read, result_message
+from millstream._protocol.revisions import ASSUMED
+from millstream._server.calls.call import Call
+from millstream._server.calls.services import principal_id
+from millstream._transports.batches import is_batch
+from millstream._transports.refusals import WRONG_TYPE, refusal, refused, unknown_session
+from millstream._transports.streamable.batch import serve_batch
+from millstream._transports.streamable.exchange import LISTEN, Endpoint, Exchange
+
+_ACCEPTED = Response(b"", 202, b"")
+_UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable: accept application/json, text/event-stream or both")
+_UNREADABLE_STREAM = "Not acceptable: a subscription is answered as text/event-stream"
+_STREAM_BOUND = frozenset({"resources/subscribe", "resources/unsubscribe"})
+"""What an older store epoch has taken with it: the client initializes and subscribes again."""
+
+
+async def serve_exactly(endpoint: Endpoint, request: Request) -> Response | None:
+    """Answer a POST of any kind."""
+    exchange = Exchange(endpoint, request)
+    turned_away = _check_media(exchange)
+    if turned_away is not None:
+        endpoint.services.note("", "http", status=str(turned_away.status))
+        return turned_away
+    message: Envelope | None = None
+    try:
+        check_text(request.body, endpoint.services.settings.max_depth)
+        if is_batch(request.body):
+            return await serve_batch(exchange)
+        message = read(request.body)
+        if message.is_answer:
+            return await _take_answer(exchange, message)
+        if message.is_request:
+            endpoint.dispatcher.load.admit(request)
+            if message.method != LISTEN:
+                exchange.check_readable()
+        if is_per_request(message, request.headers):
+            opened: Call | Response = _per_request(exchange, message)
+        else:
+            opened = await _handshake(exchange, message)
+        if isinstance(opened, Call):
+            endpoint.dispatcher.load.take(opened, len(opened.params))
+    except ProtocolError as exc:
+        return _refuse(exchange, message, exc)
+    if isinstance(opened, Response):
+        return opened
+    # The call has what it needs, and it may run for a day: nothing else holds what it was asked with.
+    request.body = b""
+    del message
+    return await exchange.run(opened)
+
+
+def _check_media(exchange: Exchange) -> Response | None:
+    if not carries_json(exchange.request.headers):
+        return WRONG_TYPE
+    return None if exchange.accepts.json or exchange.accepts.stream else _UNREADABLE
+
+
+def _refuse(exchange: Exchange, message: Envelope | None, exc: ProtocolError) -> Response:
+    method = "" if message is None else message.method or "response"
+    request_id = message.id if message is not None and message.is_request else None
+    if message is not None and not _describes_itself(exchange, message):
+        exc = projection.error(exc, ASSUMED)
+    exchange.endpoint.services.note(method, "http", status=str(exc.code))
+    if exc.status == 503:
+        return refused(exc, request_id)
+    return exchange.reply(error_message(request_id, exc.code, exc.message, exc.data), exc.status, exc.head)
+
+
+def _describes_itself(exchange: Exchange, message: Envelope) -> bool:
+    with contextlib.suppress(ProtocolError):
+        return is_per_request(message, exchange.request.headers)
+    return True
+
+
+# The per-request era
+
+
+def _per_request(exchange: Exchange, message: Envelope) -> Call | Response:
+    endpoint, request = exchange.endpoint, exchange.request
+    if message.id is None:
+        check_notification(message)
+        endpoint.services.note(message.method, "http", principal=request.principal)
+        return _ACCEPTED
+    if message.method == LISTEN and not exchange.accepts.stream:
+        raise ProtocolError(INVALID_REQUEST, _UNREADABLE_STREAM, status=406)
+    if message.method == LISTEN and endpoint.streams.full(principal_id(request.principal)):
+        raise ProtocolError(OVERLOADED, "Too many open streams: close some, or try again later", status=503)
+    registry = endpoint.dispatcher.registry
+    admitted = admit_per_request(
+        message,
+        serves=registry.serves,
+        requires=registry.requires,
+        headers=request.headers,
+        raw_headers=request.raw_headers,
+    )
+    return exchange.per_request_call(message, admitted)
+
+
+# The handshake era
+
+
+async def _handshake(exchange: Exchange, message: Envelope) -> Call | Response:
+    endpoint, request = exchange.endpoint, exchange.request
+    if message.method == "initialize" and message.id is not None:
+        return await _initialize(exchange, message)
+    session, revision = await exchange.session()
+    if session is not None and not session.current and message.method in _STREAM_BOUND:
+        raise unknown_session()
+    if message.id is None:
+        check_notification(message)
+        await endpoint.dispatcher.control.notified_anywhere(message, "" if session is None else session.id)
+        endpoint.services.note(message.method, "http", session, principal=request.principal)
+        return _ACCEPTED
+    return exchange.handshake_call(message, session, revision)
+
+
+async def _initialize(exchange: Exchange, message: Envelope) -> Response:
+    endpoint, request = exchange.endpoint, exchange.request
+    sessions = endpoint.sessions
+    if sessions is not None and b"mcp-session-id" in request.headers:
+        raise ProtocolError(INVALID_REQUEST, "Invalid request: this session is initialized already", status=400)
+    opening = read_initialize(message.params)
+    assert message.id is not None  # noqa: S101  the caller has looked
+    result = endpoint.dispatcher.announcement.initialize(opening.revision, streams=sessions is not None)
+    head, session = b"", None
+    if sessions is not None and not opening.sessionless:
+        session, sealed = await sessions.mint(opening, request.principal)
+        head = b"mcp-session-id: %b\r\n" % sealed.encode()
+    endpoint.services.note("initialize", "http", session, principal=request.principal, opening=opening)
+    return exchange.reply(result_message(message.id, result), head=head)
+
+
+async def _take_answer(exchange: Exchange, message: Envelope) -> Response:
+    """A client's answer to a question of a call, which may wait on another worker."""
+    endpoint, request = exchange.endpoint, exchange.request
+    if endpoint.sessions is None or b"mcp-session-id" not in request.headers:
+        raise ProtocolError(INVALID_REQUEST, "Invalid request: a response needs the session of its request", status=400)
+    session = await endpoint.sessions.find(request)
+    await endpoint.dispatcher.control.answer_anywhere(message, session.id)
+    endpoint.services.note("response", "http", session, principal=request.principal)
+    return _ACCEPTED

@@ -1,0 +1,106 @@
+"""Streamable HTTP, the GET and DELETE sides: which stream a GET asks for, and the end of a session."""
+
+from millstream._http.media import accepted
+from millstream._http.message import TEXT_HEAD, Handler, Request, Response, Sink
+from millstream._protocol.admission import check_handshake_header, header_version
+from millstream._protocol.errors import SERVER_ERROR, ProtocolError
+from millstream._protocol.revisions import names_per_request_era
+from millstream._server.call_log import parse_event_id
+from millstream._server.calls.notes import SESSION_OVER
+from millstream._server.calls.services import principal_id
+from millstream._server.calls.sessions import Session
+from millstream._transports.refusals import (
+    NO_STREAM,
+    SESSION_NOT_FOUND,
+    TOO_MANY_STREAMS,
+    missing_session,
+    refusal,
+    refused,
+)
+from millstream._transports.streamable.exchange import Endpoint
+from millstream._transports.streamable.resume import UNKNOWN_EVENT, Resumption
+from millstream._transports.streamable.standing import StandingStreams, is_stand_alone
+
+_NOT_ALLOWED = Response(b"Method not allowed: POST to this path.\n", 405, TEXT_HEAD + b"allow: POST\r\n")
+_STREAMS_GONE = refusal(404, SESSION_NOT_FOUND, "Session not found: its streams are gone, initialize again")
+_TOO_MANY_ENDED = refusal(503, SERVER_ERROR, "Too many ended sessions: try again later", head=b"retry-after: 60\r\n")
+_NAMING = frozenset({b"mcp-session-id", b"mcp-protocol-version", b"last-event-id"})
+"""A GET with none of these is a client of the first revision."""
+
+
+class SessionStreams:
+    """GET and DELETE of the MCP endpoint."""
+
+    __slots__ = ("_endpoint", "_first", "_resumption", "_standing")
+
+    def __init__(self, endpoint: Endpoint, *, first: Handler | None = None) -> None:
+        self._endpoint = endpoint
+        self._first = first
+        """Serves a GET that names nothing: the HTTP+SSE transport of the first revision."""
+        self._standing = StandingStreams(endpoint)
+        self._resumption = Resumption(endpoint)
+
+    async def get(self, request: Request) -> Response | Sink | None:
+        """Open the stand-alone stream, or resume a broken one."""
+        headers = request.headers
+        if self._endpoint.sessions is None or names_per_request_era(header_version(headers)):
+            return _NOT_ALLOWED
+        if not accepted(headers.get(b"accept")).stream:
+            return NO_STREAM
+        if headers.keys().isdisjoint(_NAMING) and self._first is not None:
+            return await self._first(request)
+        try:
+            session = await self._find(request)
+        except ProtocolError as exc:
+            return refused(exc)
+        if not session.current:
+            return _STREAMS_GONE
+        owner = principal_id(request.principal)
+        if self._endpoint.streams.full(owner):
+            return TOO_MANY_STREAMS
+        last = headers.get(b"last-event-id")
+        if last is not None:
+            return await self._resume(request, session, owner, last.decode("latin-1").strip())
+        await self._standing.serve(request, session, owner, resumed=False)
+        return None
+
+    async def _resume(self, request: Request, session: Session, owner: str, last: str) -> Response | None:
+        parsed = parse_event_id(last)
+        if parsed is None:
+            return UNKNOWN_EVENT
+        stream, position = parsed
+        if not is_stand_alone(stream):
+            return await self._resumption.serve(request, session, owner, stream, position)
+        if position.epoch != self._endpoint.services.store.epoch:
+            return UNKNOWN_EVENT
+        await self._standing.serve(request, session, owner, resumed=True)
+        return None
+
+    async def delete(self, request: Request) -> Response | None:
+        """End a session."""
+        sessions = self._endpoint.sessions
+        if sessions is None or names_per_request_era(header_version(request.headers)):
+            return _NOT_ALLOWED
+        try:
+            session = await self._find(request)
+            if not await sessions.end(session, request.owner):
+                return _TOO_MANY_ENDED
+        except ProtocolError as exc:
+            return refused(exc)
+        self._endpoint.services.note(SESSION_OVER, "http", session)
+        self._standing.close(session.id)
+        await self._endpoint.dispatcher.control.end_anywhere(session.id)
+        return Response(b"", 204, b"")
+
+    async def _find(self, request: Request) -> Session:
+        """The session that a request names.
+
+        Raises:
+            ProtocolError: a session or version that is unknown or missing.
+        """
+        sessions = self._endpoint.sessions
+        if sessions is None or b"mcp-session-id" not in request.headers:
+            raise missing_session()
+        session = await sessions.find(request)
+        check_handshake_header(request.headers, session.revision)
+        return session

@@ -1,0 +1,198 @@
+"""The way back of one POST: a single message, or a stream from the first notification on.
+
+A stream of a handshake session is logged as it is sent: its events carry ids, the call outlives the connection, and
+what follows an id can be read on another connection (`resume`). Other streams end with their connection.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+
+from millstream._http.message import STREAM_HEAD, Request, Sink
+from millstream._protocol import sse
+from millstream._protocol.errors import INTERNAL_ERROR
+from millstream._protocol.jsonrpc import RequestId, encode, error_message
+from millstream._server.call_log import END, MESSAGE, OPEN, append, event_id, log_name, stream_name
+from millstream._server.calls.call import Call
+from millstream._server.calls.services import Services, principal_id
+from millstream._stores.base import Position, Sealed, StoreUnavailable
+from millstream._transports.open_streams import OpenStreams
+
+_LISTEN = "subscriptions/listen"
+_HIGH_WATER = 64 * 1024
+_LOST = "The store did not answer while this call ran, so a part of its stream is lost: try again"
+
+_NOWHERE = Position("", 0)
+_logger = logging.getLogger("millstream")
+
+
+class PostLine:
+    """The `Line` of one POST: of its call, or of all calls of a batch."""
+
+    __slots__ = (
+        "_cancel", "_id", "_kept", "_lock", "_opened", "_owner", "_revision", "_services", "_session", "_sink",
+        "_stream", "_streams", "asks", "request",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        request: Request,
+        call: Call,
+        services: Services,
+        streams: OpenStreams,
+        *,
+        can_stream: bool,
+        cancel: Callable[[str, RequestId], object],
+    ) -> None:
+        # Not the call itself, which refers to its line: a cycle would keep the body of the request.
+        self.request = request
+        self._id = call.id
+        self._revision = call.revision
+        self._session = call.session
+        self._owner = principal_id(call.principal) if call.method == _LISTEN else None
+        """Whose cap the stream counts against: a call has one of its own, a subscription is a stream like others."""
+        self._services = services
+        self._streams = streams if can_stream else None
+        self._sink: Sink | None = None
+        self._opened = False
+        session = call.session
+        logged = session is not None and can_stream and call.revision.event_ids
+        self._stream = stream_name(services.store.workers.me, secrets.token_hex(16)) if logged else ""
+        self._lock = asyncio.Lock() if logged else None
+        self._kept = True
+        """Everything sent so far is in the log."""
+        self._cancel = cancel
+        self.asks = can_stream and session is not None
+        """Answers come back as other requests of the session."""
+
+    @property
+    def streaming(self) -> bool:
+        """The reply has become a stream."""
+        return self._opened
+
+    async def keep_alive(self) -> None:
+        """The call is silent for long: become a stream, where the client can read one."""
+        if self._streams is not None and not self._opened:
+            await self._open()
+
+    async def send(self, message: bytes, answers: RequestId | None = None) -> None:
+        """Send one message, as an event; dropped where the client cannot read a stream.
+
+        Args:
+            message: the message.
+            answers: the request that it is the response to, where several are answered on one stream.
+        """
+        if self._streams is None:
+            return
+        if not self._opened:
+            await self._open()
+        if self._lock is not None:
+            await self._send_logged(MESSAGE, message, answers)
+        elif self._sink is not None:
+            self._sink.write(sse.encode_message(message))
+        await self._drain()
+
+    def push(self, message: bytes) -> bool:
+        """Send without waiting; for streams that are not logged."""
+        sink = self._sink
+        if sink is None or sink.closed:
+            return False
+        sink.write(sse.encode_message(message))
+        return not sink.closed
+
+    async def interrupt(self, retry_ms: int | None) -> bool:
+        """Close the connection; the client reads the rest with `Last-Event-ID`."""
+        if self._lock is None or not self._revision.priming:
+            return False
+        if not self._opened:
+            await self._open()
+        sink = self._sink
+        if sink is None:
+            return False
+        if retry_ms is not None:
+            sink.write(sse.retry(retry_ms))
+        self._sink = None
+        sink.close()
+        return True
+
+    async def finish(self, message: bytes) -> None:
+        """Send the response as the last event (nothing when it is empty) and end the stream."""
+        if not self._opened:
+            await self._open()
+        if self._lock is not None:
+            await self._send_logged(END, message, self._id)
+            self._forget()
+        elif self._sink is not None and message:
+            self._sink.write(sse.encode_message(message))
+        if self._sink is not None:
+            self._sink.close()
+
+    def leave(self) -> None:
+        """Somebody reads the stream on another connection: this one gets nothing more."""
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.close()
+
+    async def _open(self) -> None:
+        self._opened = True
+        assert self._streams is not None  # noqa: S101  callers have looked
+        sink = self._sink = self.request.open(200, STREAM_HEAD)
+        self._streams.add(sink, self._owner, ("http", self._revision.date))
+        if self._lock is not None:
+            self._streams.lines[self._log_name()] = self
+            position = await self._keep(OPEN, encode(self._id), None)
+            if self._revision.priming and position is not None:
+                sink.write(sse.prime(event_id(self._stream, position), None))
+
+    async def _send_logged(self, mark: bytes, message: bytes, answers: RequestId | None) -> None:
+        assert self._lock is not None  # noqa: S101  callers have looked
+        async with self._lock:
+            try:
+                position = await self._keep(mark, message, answers)
+            except Sealed:
+                position = _NOWHERE
+            if position is _NOWHERE:
+                await self._end_here()
+                return
+            sink = self._sink
+            if message and sink is not None and not sink.closed:
+                sink.write(sse.encode_message(message, "" if position is None else event_id(self._stream, position)))
+
+    async def _keep(self, mark: bytes, message: bytes, answers: RequestId | None) -> Position | None:
+        """Put a message into the log; None when the store does not answer.
+
+        From then on the stream has no ids, since a message is missing in its log. Whoever comes back for it learns that
+        at its end; the client that reads it misses nothing.
+        """
+        services, name = self._services, self._log_name()
+        try:
+            if self._kept:
+                return await append(services.store, services.settings, name, mark, message, answers)
+            if mark == END:
+                lost = error_message(self._id, INTERNAL_ERROR, _LOST)
+                await append(services.store, services.settings, name, END, lost, None)
+        except StoreUnavailable:
+            if self._kept:
+                _logger.warning("The store does not answer: the stream of a call goes on without it", exc_info=True)
+            self._kept = False
+        return None
+
+    async def _end_here(self) -> None:
+        """This worker was away for so long that another one has told the client that the call is over: it is."""
+        assert self._session is not None  # noqa: S101  only streams of a session are logged
+        self.leave()
+        self._cancel(self._session.id, self._id)
+        await asyncio.sleep(0)
+
+    def _log_name(self) -> str:
+        assert self._session is not None  # noqa: S101  only streams of a session are logged
+        return log_name(self._session.id, self._stream)
+
+    def _forget(self) -> None:
+        assert self._streams is not None  # noqa: S101  callers have looked
+        self._streams.lines.pop(self._log_name(), None)
+
+    async def _drain(self) -> None:
+        if self._sink is not None and self._sink.buffered > _HIGH_WATER:
+            await self._sink.drain()

@@ -1,0 +1,188 @@
+"""Streamable HTTP, the POST side: the short cuts of usual tool calls and lists. Everything else takes the exact way.
+
+A usual call of either era is decoded in one or two typed passes and handed to the dispatcher, with no object of its
+own besides the `Call`. What is unusual in any respect is left to `exact`, which has the exact answer to it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from millstream._http.media import REMEMBERED, accepted
+from millstream._http.message import Request, Response
+from millstream._protocol.depth import overgrown
+from millstream._protocol.jsonrpc import MAX_ID
+from millstream._protocol.metadata import Client
+from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
+from millstream._server.calls.call import NOBODY, Call
+from millstream._server.features.prepared import (
+    PreparedCall,
+    decode_handshake_call,
+    decode_request,
+    decode_request_params,
+)
+from millstream._server.load import LIGHT
+from millstream._transports.streamable.exact import serve_exactly
+from millstream._transports.streamable.exchange import Endpoint, finish
+
+_VERSION = NEWEST.date.encode()
+_BY_HEADER: Mapping[bytes | None, Revision] = {
+    None: ASSUMED,
+    **{date.encode(): revision for date, revision in HANDSHAKE.items()},
+}
+"""`MCP-Protocol-Version` of a handshake-era request -> revision, where no session says more."""
+_LISTS = {method.encode(): method for method in NEWEST.requests if method.endswith("/list")}
+_MAX_USUAL = 64 * 1024
+"""Bytes of a usual body. The exact way reads a large one in pieces, each with a bound of its own."""
+
+
+class Streamable:
+    """The POST handler of the MCP endpoint."""
+
+    __slots__ = ("_dispatcher", "_endpoint", "_fast", "_max_depth", "_most", "_open_line", "_prepares")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        dispatcher, settings = endpoint.dispatcher, endpoint.services.settings
+        self._endpoint = endpoint
+        self._dispatcher = dispatcher
+        self._open_line = endpoint.open_line
+        self._prepares = not settings.tool_timeout and dispatcher.begin is None
+        self._fast = dispatcher.registry.fast if self._prepares else {}
+        self._max_depth = settings.max_depth
+        self._most = dispatcher.load.max_each
+        """With fewer calls in flight, nobody has too many."""
+
+    async def post(self, request: Request) -> Response | None:
+        """One POST of any revision."""
+        headers, body = request.headers, request.body
+        call, size = None, len(body)
+        if (
+            # Nothing about the request needs a closer look before it is decoded.
+            headers.get(b"content-type") == b"application/json"
+            and size <= _MAX_USUAL
+            and len(headers) == len(request.raw_headers)
+            and body.isascii()
+            and not overgrown(body, self._max_depth)
+            and (len(self._dispatcher.calls) < self._most or not self._dispatcher.load.full(request.owner))
+            and (REMEMBERED.get(headers.get(b"accept")) or accepted(headers.get(b"accept"))).json
+            and b"content-encoding" not in headers
+        ):
+            if b"mcp-method" not in headers:
+                if self._prepares:
+                    call = self._fast_handshake_call(request)
+            elif headers[b"mcp-method"] == b"tools/call" and headers.get(b"mcp-protocol-version") == _VERSION:
+                fast = self._fast.get(headers.get(b"mcp-name", b""))
+                if fast is not None:
+                    call = self._fast_call(request, fast)
+            elif headers[b"mcp-method"] in _LISTS and headers.get(b"mcp-protocol-version") == _VERSION:
+                call = self._fast_list(request)
+        if call is None or (size > LIGHT and not self._dispatcher.load.takes(call, size)):
+            del body  # a stream may be open for a day
+            return await serve_exactly(self._endpoint, request)
+        session = call.session
+        answer = await self._dispatcher.call(call, "" if session is None else session.id)
+        if answer and call.line is None and call.failure is None:
+            return Response(answer)
+        return await finish(call, answer)
+
+    def _fast_handshake_call(self, request: Request) -> Call | None:
+        """A tool call of a handshake revision in two typed passes; None when anything is unusual."""
+        headers, sessions = request.headers, self._endpoint.sessions
+        if sessions is None:
+            session, revision = None, _BY_HEADER.get(headers.get(b"mcp-protocol-version"))
+        else:
+            session = sessions.remembered(headers.get(b"mcp-session-id"), request.principal)
+            revision = None if session is None else session.revision
+            if headers.get(b"mcp-protocol-version") not in _BY_HEADER:
+                return None
+        if revision is None:
+            return None
+        try:
+            envelope = decode_handshake_call(request.body)
+            params = envelope.params
+            tool = self._dispatcher.registry.tools.get(params.name)
+            if tool is None or not tool.plain or tool.decode is None or params.meta.version is not UNSET:
+                return None
+            arguments = tool.decode(params.arguments)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        request.cancel_on_disconnect = session is None
+        return Call(
+            revision=revision,
+            id=envelope.id,
+            method="tools/call",
+            client=NOBODY if session is None else session.client,
+            open_reply=self._open_line,
+            origin=request,
+            transport="http",
+            session=session,
+            principal=request.principal,
+            headers=headers,
+            name=params.name,
+            token=None if params.meta.token is UNSET else params.meta.token,
+            tool=tool,
+            arguments=arguments,
+        )
+
+    def _fast_call(self, request: Request, fast: PreparedCall) -> Call | None:
+        """One typed pass over the whole body; None when anything is unusual."""
+        try:
+            envelope = fast.decode(request.body)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        params = envelope.params
+        meta = params.meta
+        about = meta.client
+        call = Call(
+            revision=NEWEST,
+            id=envelope.id,
+            method="tools/call",
+            client=Client(meta.capabilities, about.name, about.version) if about else Client(meta.capabilities),
+            open_reply=self._open_line,
+            origin=request,
+            transport="http",
+            principal=request.principal,
+            headers=request.headers,
+            name=params.name,
+            token=None if meta.token is UNSET else meta.token,
+            log_level="" if meta.log_level is UNSET else meta.log_level,
+        )
+        call.tool = fast.tool
+        call.arguments = params.arguments
+        if params.responses:
+            call.responses = params.responses
+        call.state = params.state
+        request.cancel_on_disconnect = True
+        return call
+
+    def _fast_list(self, request: Request) -> Call | None:
+        """A list in two typed passes, its parameters read by its handler; None when anything is unusual."""
+        headers, body = request.headers, request.body
+        if len(body) > MAX_ID or request.query:
+            return None
+        try:
+            envelope = decode_request(body)
+            meta: Any = decode_request_params(envelope.params).meta  # its levels are a Literal made at run time
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        method = envelope.method
+        if method != _LISTS[headers[b"mcp-method"]] or not self._dispatcher.registry.serves(method, NEWEST):
+            return None
+        about = meta.client
+        request.cancel_on_disconnect = True
+        return Call(
+            revision=NEWEST,
+            id=envelope.id,
+            method=method,
+            params=bytes(envelope.params),
+            client=Client(meta.capabilities, about.name, about.version) if about else Client(meta.capabilities),
+            open_reply=self._open_line,
+            origin=request,
+            transport="http",
+            principal=request.principal,
+            headers=headers,
+            token=None if meta.token is UNSET else meta.token,
+            log_level="" if meta.log_level is UNSET else meta.log_level,
+        )

@@ -1,0 +1,134 @@
+"""A broken stream of a call, read again: what the log has behind an event id, then what comes, up to its end."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from millstream._http.message import STREAM_HEAD, Request, Response, Sink
+from millstream._protocol import sse
+from millstream._protocol.errors import INVALID_REQUEST
+from millstream._server.call_log import END, OPEN, close_abandoned, event_id, log_name, writer_of
+from millstream._server.calls.sessions import Session
+from millstream._server.peers import TakenUp
+from millstream._stores.base import Entry, Gap, Position
+from millstream._stores.follow import Tail
+from millstream._transports.refusals import refusal
+from millstream._transports.streamable.exchange import EMPTY_STREAM, Endpoint
+
+UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID: open a new stream without it")
+
+
+class Resumption:
+    """The streams of calls that are read again here."""
+
+    __slots__ = ("_endpoint", "_readers")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._readers: dict[str, _Reader] = {}
+        peers = endpoint.services.peers
+        peers.on(TakenUp, self._taken_up_elsewhere)
+        peers.on_workers(lambda: self._close_abandoned(dict(self._readers)))
+
+    async def serve(
+        self, request: Request, session: Session, owner: str, stream: str, position: Position
+    ) -> Response | None:
+        """Replay what the log has after a position, then what comes, up to the last entry."""
+        services, name = self._endpoint.services, log_name(session.id, stream)
+        log = services.store.log
+        try:
+            if not await log.read(name, position, 1) and await self._ended(name, position):
+                return EMPTY_STREAM
+        except Gap:
+            return UNKNOWN_EVENT
+        self._take_over(name)
+        reader = self._readers[name] = _Reader(writer_of(stream), services.peers.stamp())
+        try:
+            # Before the client knows that it is heard here: whatever it asks for next goes to this connection only.
+            await services.peers.tell(TakenUp(name, reader.stamp))
+            if self._readers.get(name) is not reader:  # somebody newer came meanwhile
+                return EMPTY_STREAM
+            reader.sink = request.open(200, STREAM_HEAD)
+            self._endpoint.streams.add(reader.sink, owner)
+            await self._read(reader, reader.sink, stream, name, position)
+        finally:
+            if self._readers.get(name) is reader:
+                del self._readers[name]
+        return None
+
+    async def _read(self, reader: "_Reader", sink: Sink, stream: str, name: str, position: Position) -> None:
+        """Write what the log has, and what comes, until the end or until somebody else has the stream."""
+        sink.write(sse.COMMENT)
+
+        def take(entries: Sequence[Entry]) -> None:
+            for entry in entries:
+                mark, message = entry.data[:1], entry.data[1:]
+                if message and mark != OPEN:
+                    sink.write(sse.encode_message(message, event_id(stream, entry.position)))
+                if mark == END:
+                    sink.close()
+
+        def lost(gap: Gap) -> None:  # whoever resumes behind the last event is told
+            sink.close()
+
+        tail = Tail(self._endpoint.services.store.log, name, position, take, lost, drain=sink.drain)
+        following = asyncio.create_task(tail.run())
+        try:
+            await tail.catch_up()
+            if not sink.closed:
+                await self._close_abandoned({name: reader})
+            await sink.wait_closed()
+        finally:
+            tail.stop()
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    async def _ended(self, name: str, position: Position) -> bool:
+        """Whether the entry at a position is the last one of its stream."""
+        log = self._endpoint.services.store.log
+        at = await log.read(name, Position(position.epoch, position.offset - 1), 1)
+        return bool(at) and at[0].data[:1] == END
+
+    # One message, one connection
+
+    def _take_over(self, name: str) -> None:
+        """Whoever else carries the stream here stops."""
+        reader = self._readers.pop(name, None)
+        if reader is not None and reader.sink is not None:
+            reader.sink.close()
+        line = self._endpoint.streams.lines.get(name)
+        if line is not None:
+            line.leave()
+
+    def _taken_up_elsewhere(self, message: TakenUp, worker: str) -> None:
+        """The newest reader has the stream. Where the other is the older one, its worker has not heard of this."""
+        reader = self._readers.get(message.log)
+        if reader is not None and reader.stamp > message.stamp:
+            self._endpoint.services.peers.tell_soon(TakenUp(message.log, reader.stamp))
+        else:
+            self._take_over(message.log)
+
+    # Workers that are gone
+
+    async def _close_abandoned(self, readers: Mapping[str, "_Reader"]) -> None:
+        """End the streams whose worker is gone: nobody else will."""
+        services = self._endpoint.services
+        workers, lines = services.store.workers, self._endpoint.streams.lines
+        elsewhere = {name: reader.writer for name, reader in readers.items() if name not in lines}
+        gone = {each for each in set(elsewhere.values()) if each != workers.me and not await workers.alive(each)}
+        for name, writer in elsewhere.items():
+            if writer in gone:
+                await close_abandoned(services.store, services.settings, name)
+
+
+class _Reader:
+    """Somebody who reads a stream here."""
+
+    __slots__ = ("sink", "stamp", "writer")
+
+    def __init__(self, writer: str, stamp: int) -> None:
+        self.sink: Sink | None = None
+        """None until the other workers know."""
+        self.writer = writer
+        """The worker whose call it is."""
+        self.stamp = stamp
+        """Which of several readers is the newest."""

@@ -1,0 +1,166 @@
+"""Sessions of Streamable HTTP: minting ids, and finding the session of a request.
+
+A session is its sealed id. Verified ids are remembered for a while in a small table; it saves work and holds nothing
+that the id does not say.
+"""
+
+import secrets
+
+from millstream._http.message import Request
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.handshake import Opening
+from millstream._protocol.jsonrpc import encode as encode_json
+from millstream._protocol.metadata import Client
+from millstream._protocol.principal import Principal
+from millstream._protocol.revisions import HANDSHAKE, Revision
+from millstream._protocol.session_token import (
+    SessionToken,
+    capabilities_of,
+    capability_bits,
+    decode,
+    encode,
+    hash_principal,
+)
+from millstream._server.calls.services import Services
+from millstream._server.calls.sessions import NO_RECORD, Record, Session
+from millstream._transports.refusals import unknown_session
+
+_REMEMBERED = 256
+_CAPABILITIES_SHARE = 16 * 1024 * 1024
+"""Bytes that all sessions together may keep of it in the life of a record."""
+
+
+class HttpSessions:
+    """Sessions by their sealed ids."""
+
+    __slots__ = ("_ended", "_kept", "_remembered", "_services")
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._remembered: dict[bytes, tuple[Session, bytes, int]] = {}
+        """Header value -> session, principal hash, expiry."""
+        self._ended: dict[str, tuple[float, int]] = {}
+        """Principal -> when it first ended a session in this period, and how many since."""
+        self._kept: tuple[float, int] = (0.0, 0)
+        """When this period of keeping capabilities began, and the bytes kept since."""
+        services.records.on_forget(self._remembered.clear)
+
+    async def mint(self, opening: Opening, principal: Principal | None) -> tuple[Session, str]:
+        """A new session for a handshake, and its sealed id. Writes to the store only what the id cannot hold.
+
+        Capabilities that are unknown, and too large or too many to keep, are left out of the session: it begins with
+        those that the id holds, so no flood of handshakes keeps anybody from opening one.
+        """
+        services = self._services
+        now = int(services.clock())
+        capabilities = dict(opening.client.capabilities)
+        bits, exact = capability_bits(capabilities)
+        expires_at = now + int(services.settings.session_ttl)
+        session = Session(secrets.token_hex(16), opening.revision, opening.client, issued_at=now, expires_at=expires_at)
+        recorded = not exact and self._affords(len(encode_json(capabilities)), now)
+        if recorded:
+            try:
+                await services.records.change(session, lambda _: Record(capabilities=capabilities))
+            except ProtocolError:
+                recorded = False
+        token = SessionToken(
+            id=session.id,
+            revision=opening.revision.date,
+            capabilities=bits,
+            client_name=opening.client.name,
+            client_version=opening.client.version,
+            principal_hash=hash_principal(principal),
+            issued_at=now,
+            expires_at=expires_at,
+            epoch=services.store.epoch,
+            recorded=recorded,
+        )
+        return session, encode(token, services.ring, services.nonce())
+
+    def _affords(self, size: int, now: float) -> bool:
+        """Whether capabilities of this size are kept; they count from then on."""
+        since, kept = self._kept
+        if now - since > self._services.settings.record_ttl:
+            since, kept = now, 0
+        if kept + size > _CAPABILITIES_SHARE:
+            return False
+        self._kept = (since, kept + size)
+        return True
+
+    def remembered(self, value: bytes | None, principal: Principal | None) -> Session | None:
+        """The session of its caller, when it is known from before and has no record; else ask `find`."""
+        known = self._remembered.get(value)  # type: ignore[arg-type]  # None isn't a key, and is not found
+        if known is None:
+            return None
+        session, principal_hash, expires_at = known
+        services = self._services
+        if (
+            (b"" if principal is None else principal.bound) != principal_hash
+            or session.id in services.records.known
+            or expires_at <= services.clock()
+        ):
+            return None
+        return session
+
+    async def find(self, request: Request) -> Session:
+        """The session that a request names.
+
+        Raises:
+            ProtocolError: there is none. Every way of not having it (never made, expired, ended, another principal's)
+                looks the same from outside.
+        """
+        value = request.headers[b"mcp-session-id"]
+        known = self._remembered.get(value)
+        if known is None or known[2] <= self._services.clock():
+            known = self._open(value)
+        if known is None or known[1] != hash_principal(request.principal):
+            raise unknown_session()
+        session, records = known[0], self._services.records
+        record = await records.get(session) if records.may_exist(session) else NO_RECORD
+        if session.id in records.known or not records.may_exist(session):
+            self._remember(value, known)
+        if record is not NO_RECORD:
+            if record.ended:
+                raise unknown_session()
+            if record.capabilities is not None:
+                client = Client(record.capabilities, session.client.name, session.client.version)
+                session = Session(
+                    session.id, session.revision, client, current=session.current, issued_at=session.issued_at,
+                    expires_at=session.expires_at,
+                )  # fmt: skip
+        return session
+
+    def _open(self, value: bytes) -> tuple[Session, bytes, int] | None:
+        services = self._services
+        token = decode(value.decode("latin-1"), services.ring, services.clock() - services.leeway)
+        revision: Revision | None = HANDSHAKE.get(token.revision) if token is not None else None
+        if token is None or revision is None:
+            return None
+        client = Client(capabilities_of(token.capabilities), token.client_name, token.client_version)
+        current = token.epoch == services.store.epoch
+        issued_at = 0 if token.recorded else token.issued_at
+        session = Session(token.id, revision, client, current=current, issued_at=issued_at, expires_at=token.expires_at)
+        return session, token.principal_hash, token.expires_at + int(services.leeway)
+
+    def _remember(self, value: bytes, known: tuple[Session, bytes, int]) -> None:
+        """Note a session that has no record, or one that this worker knows of."""
+        if len(self._remembered) >= _REMEMBERED:
+            self._remembered.clear()
+        self._remembered[value] = known
+
+    async def end(self, session: Session, owner: str) -> bool:
+        """Write the tombstone of a session; False when the principal holds too many.
+
+        Raises:
+            ProtocolError: the store is full.
+        """
+        now = self._services.clock()
+        since, count = self._ended.get(owner, (now, 0))
+        if now - since > self._services.settings.session_ttl:
+            since, count = now, 0
+        if count >= self._services.settings.max_deletes:
+            return False
+        left = session.expires_at + self._services.leeway - now
+        await self._services.records.bury(session, max(1.0, left))
+        self._ended[owner] = (since, count + 1)
+        return True

@@ -1,0 +1,142 @@
+"""The stand-alone stream of a session: hints about changed state, while the client listens. The newest GET wins.
+
+Hints are not logged. A client that resumes hears again of everything that may have changed while it was away.
+"""
+
+import secrets
+from collections.abc import Iterable
+
+from millstream._http.message import STREAM_HEAD, Request, Sink
+from millstream._protocol import sse
+from millstream._server.calls.changes import Change, encode_change
+from millstream._server.calls.sessions import Record, Session
+from millstream._server.peers import Ended, Standing
+from millstream._transports.streamable.exchange import Endpoint
+
+_STAND_ALONE = "main"
+"""What the stream part of their event ids begins with; the rest tells the streams of one session apart."""
+_MAX_HELD = 1_000
+_NONE = (None, None)
+
+
+def is_stand_alone(stream: str) -> bool:
+    """Whether the stream part of an event id is that of a stand-alone stream; call streams are hexadecimal."""
+    return stream.startswith(_STAND_ALONE)
+
+
+class _Standing:
+    """One stand-alone stream."""
+
+    __slots__ = ("_counter", "_held", "_sink", "_stream", "loaded", "stamp", "subscribed")
+
+    def __init__(self, sink: Sink, stream: str, stamp: int) -> None:
+        self._sink = sink
+        self._stream = stream
+        self._counter = 0
+        self._held: list[tuple[str, bytes]] | None = None
+        """Updates that came while the subscriptions were being read."""
+        self.stamp = stamp
+        """Which of several streams of a session is the newest."""
+        self.loaded = False
+        """The subscriptions have been told once."""
+        self.subscribed: frozenset[str] = frozenset()
+
+    def mark(self) -> str:
+        """The next event id."""
+        self._counter += 1
+        return f"{self._stream}.{self._counter}"
+
+    def write(self, message: bytes) -> None:
+        """Write a notification."""
+        self._sink.write(sse.encode_message(message, self.mark()))
+
+    def watcher(self, change: Change, message: bytes) -> None:
+        """Tell a change, where the session wants to know of it."""
+        if change.kind == "updated" and self._held is not None:
+            # Also what was subscribed to: the change that is being read may be the end of that.
+            if len(self._held) < _MAX_HELD:
+                self._held.append((change.uri, message))
+        elif change.kind != "updated" or change.uri in self.subscribed:
+            self.write(message)
+
+    def recorded(self, record: Record | None) -> None:
+        """Take the subscriptions of a session; another worker may have changed them, or ended it."""
+        if record is None:
+            self._held = [] if self._held is None else self._held
+            return
+        self.loaded = True
+        self.subscribed = frozenset(record.subscriptions)
+        held, self._held = self._held or [], None
+        for uri, message in held:
+            if uri in self.subscribed:
+                self.write(message)
+        if record.ended:
+            self._sink.close()
+
+
+class StandingStreams:
+    """The stand-alone streams that are open here, one a session."""
+
+    __slots__ = ("_by_session", "_endpoint")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._by_session: dict[str, tuple[Sink, _Standing]] = {}
+        services = endpoint.services
+        services.peers.on(Standing, self._newer_elsewhere)
+        services.peers.on(Ended, lambda message, worker: self.close(message.session))
+        services.peers.on_loss(self.close_all)
+
+    def close(self, session_id: str) -> None:
+        """End the stream of a session, if it has one."""
+        found = self._by_session.pop(session_id, None)
+        if found is not None:
+            found[0].close()
+
+    def close_all(self) -> None:
+        """End every stream: the store lost what their sessions had. The clients come back and learn that."""
+        for session_id in list(self._by_session):
+            self.close(session_id)
+
+    def _newer_elsewhere(self, message: Standing, worker: str) -> None:
+        """The newest stream of a session wins. Where the other is the older one, its worker has not heard of this."""
+        found = self._by_session.get(message.session)
+        if found is None:
+            return
+        if message.stamp > found[1].stamp:
+            self.close(message.session)
+        else:
+            self._endpoint.services.peers.tell_soon(Standing(message.session, found[1].stamp))
+
+    async def serve(self, request: Request, session: Session, owner: str, *, resumed: bool) -> None:
+        """Open the stream and say what changes until it closes."""
+        services = self._endpoint.services
+        self.close(session.id)
+        stamp = services.peers.stamp()
+        sink = request.open(200, STREAM_HEAD)
+        standing = _Standing(sink, f"{services.store.epoch}.{_STAND_ALONE}{secrets.token_hex(8)}", stamp)
+        self._by_session[session.id] = (sink, standing)
+        self._endpoint.streams.add(sink, owner, ("http", session.revision.date))
+        stop = services.changes.watch(standing.watcher)
+        services.records.watch(session.id, standing.recorded)
+        try:
+            await services.peers.tell(Standing(session.id, stamp))
+            record = await services.records.get(session)
+            if not standing.loaded:
+                standing.recorded(record)
+            sink.write(sse.prime(standing.mark(), None) if session.revision.priming else sse.COMMENT)
+            for change in self._hints(standing.subscribed) if resumed else ():
+                standing.write(encode_change(change))
+            await sink.wait_closed()
+        finally:
+            stop()
+            services.records.unwatch(session.id, standing.recorded)
+            if self._by_session.get(session.id, _NONE)[1] is standing:
+                del self._by_session[session.id]
+            sink.close()
+
+    def _hints(self, subscribed: Iterable[str]) -> list[Change]:
+        """Everything that may have changed while the client was away."""
+        offers = self._endpoint.dispatcher.registry.offers
+        kinds = [kind for kind in ("tools", "prompts", "resources") if offers(kind)]
+        return [Change(kind) for kind in kinds] + [Change("updated", uri) for uri in sorted(subscribed)]

@@ -1,0 +1,312 @@
+"""The small JSON dialect of a WebSocket without the subprotocol ``mcp``: tool calls, channels, and JSON-RPC as well.
+
+Each message is an object with a ``type``; an ``id`` (text or number) comes back with its answer. ::
+
+    {"type": "mcp_call", "tool", "arguments"?}                    {"type": "mcp_result", "tool", "result"}
+    {"type": "subscribe", "channel"?, "last_event_id"?, "name"?, "history"?}
+                                                                  {"type": "subscribed", "channel"}
+    {"type": "unsubscribe", "channel"?}                           {"type": "unsubscribed", "channel"}
+    {"type": "publish", "data", "channel"?, "event"?, "event_id"?}
+                                                                  {"type": "published", "event_id", "subscribers"}
+    {"type": "ping"}                                              {"type": "pong"}
+
+What fails is answered ``{"type": "error", "error": {"code", "message"}}``. Unasked come ``{"type": "event", "channel",
+"event"?, "id", "data"}``, ``{"type": "position", "id"}`` (the place to resume from when nothing happens) and ``{"type":
+"gap", "reason"}`` (what follows is not all: of the subscription that is being made, else of all).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from millstream._http.websocket.socket import Socket
+from millstream._protocol import projection
+from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, ProtocolError
+from millstream._protocol.jsonrpc import check_text, encode, require_json
+from millstream._protocol.principal import Principal
+from millstream._protocol.revisions import NEWEST_HANDSHAKE
+from millstream._server.calls.call import Call
+from millstream._server.dispatch import Dispatcher
+from millstream._transports.connection import Connection
+from millstream._transports.silent import silent_call
+from millstream.hub import Event, Forbidden, Hub, InvalidName, Subscription, TooLarge, TooMany
+from millstream.hub._channels import DEFAULT
+from millstream.hub._event import CUT
+
+FORBIDDEN = -32003
+TOO_MANY = -32000
+MAX_HISTORY = 1_000
+"""Events of a channel that a subscription may begin with."""
+
+
+class _Head(Struct, gc=False):
+    type: str = ""
+    id: Raw = Raw(b"")
+    jsonrpc: Raw = Raw(b"")
+    channel: Any = DEFAULT
+    tool: Any = ""
+
+
+class _CallMessage(Struct, gc=False):
+    tool: str
+    arguments: Raw = Raw(b"{}")
+
+
+class _Subscribe(Struct, gc=False):
+    channel: str = DEFAULT
+    last_event_id: str = ""
+    name: str = ""
+    history: int = 0
+
+
+class _Unsubscribe(Struct, gc=False):
+    channel: str = DEFAULT
+
+
+class _Publish(Struct, forbid_unknown_fields=True):
+    """A misspelled ``channel`` would publish to everybody: members that nobody knows are refused."""
+
+    type: str
+    data: Any
+    channel: str = DEFAULT
+    event: str | None = None
+    event_id: str | None = None
+    id: Raw = Raw(b"")
+
+
+class _Ping(Struct, gc=False):
+    pass
+
+
+class _EventMessage(Struct, gc=False, tag="event", omit_defaults=True):
+    channel: str
+    data: str
+    id: str = ""
+    event: str | None = None
+
+
+_decode_head = msgspec.json.Decoder(_Head).decode
+
+
+def encode_event(event: Event) -> bytes:
+    """An event of the hub as one message. That a subscriber is cut is said by the close frame."""
+    if event.data is None:
+        return b'{"type":"position","id":%b}' % encode(event.id)
+    if not event.channel:
+        return b"" if event.event == CUT else b'{"type":%b,%b' % (encode(event.event), event.data[1:])
+    return encode(_EventMessage(event.channel, event.data.decode(), event.id, event.event))
+
+
+class Peer(Struct, frozen=True):
+    """The other end of a socket."""
+
+    address: str
+    headers: Mapping[bytes, bytes]
+    """Of the opening handshake."""
+    principal: Principal | None = None
+    may_publish: bool = True
+
+    @property
+    def owner(self) -> str:
+        """Whose share of the server's capacity its calls take, see `Call.owner`."""
+        return self.address if self.principal is None else self.principal.id
+
+
+class Dialect:
+    """One socket that speaks it."""
+
+    __slots__ = ("_connection", "_dispatcher", "_hub", "_outbox", "_peer", "_subscriptions", "_tasks")
+
+    def __init__(
+        self, dispatcher: Dispatcher, hub: Hub | None, connection: Connection, outbox: Socket, peer: Peer
+    ) -> None:
+        # Configuration
+        self._dispatcher = dispatcher
+        self._hub = hub
+        # Connection
+        self._connection = connection
+        self._outbox = outbox
+        self._peer = peer
+        self._subscriptions: dict[str, Subscription] = {}
+        self._tasks: dict[asyncio.Task[None], Call] = {}
+        outbox.answer(encode({"type": "connected", "client_id": connection.id, "server": dispatcher.info}))
+
+    async def take(self, data: bytes) -> None:
+        """Take one message. Calls run beside each other, all else in the order of arrival."""
+        head, code = _Head(), 0
+        try:
+            check_text(data, self._dispatcher.services.settings.max_depth)
+            require_json(data)
+            if data.lstrip(b" \t\r\n")[:1] == b"[":
+                self._connection.receive(data)
+                return
+            head = _decode_head(data)
+            if head.jsonrpc:
+                self._connection.receive(data)
+                return
+            await self._obey(head, data)
+        except ProtocolError as exc:
+            code = self._refuse(head.id, exc)
+        except msgspec.ValidationError as exc:
+            code = self._fail(head.id, INVALID_PARAMS if head.type else INVALID_REQUEST, f"Invalid message: {exc}")
+        except (InvalidName, TooLarge) as exc:
+            code = self._fail(head.id, INVALID_PARAMS, str(exc))
+        except Forbidden as exc:
+            code = self._fail(head.id, FORBIDDEN, str(exc))
+        except TooMany as exc:
+            code = self._fail(head.id, TOO_MANY, str(exc))
+        if code or head.type != "mcp_call":  # the dispatcher has its calls noted
+            self._note(head, code)
+
+    async def close(self) -> None:
+        """The socket is closed: stop what runs for it."""
+        tasks = dict(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for call in tasks.values():
+            if not call.over:
+                self._dispatcher.abandon(call)
+
+    async def _obey(self, head: _Head, data: bytes) -> None:
+        found = _VERBS.get(head.type)
+        if found is None:
+            raise ProtocolError(
+                METHOD_NOT_FOUND, f"Unknown type {head.type[:80]!r}. Known are {', '.join(_VERBS)}, and JSON-RPC."
+            )
+        decode, verb = found
+        await verb(self, decode(data), head.id)
+
+    def _reply(self, id: Raw, kind: str, **members: Any) -> None:
+        self._outbox.answer(encode({"type": kind, **_echo(id), **members}))
+
+    def _refuse(self, id: Raw, exc: ProtocolError) -> int:
+        # Not in the frame of `take`: an error held there holds that frame by its traceback, and with it the message.
+        error = projection.error(exc, NEWEST_HANDSHAKE)
+        return self._fail(id, error.code, error.message)
+
+    def _fail(self, id: Raw, code: int, message: str, data: Any = None, **about: Any) -> int:
+        error = {"code": code, "message": message} if data is None else {"code": code, "message": message, "data": data}
+        self._reply(id, "error", **about, error=error)
+        return code
+
+    def _note(self, head: _Head, code: int) -> None:
+        method, about = _OBSERVED.get(head.type, ("", ""))
+        target = getattr(head, about, "")
+        self._dispatcher.services.note(
+            method,
+            "websocket",
+            status=str(code) if code else "",
+            target=target if isinstance(target, str) else "",
+            principal=self._peer.principal,
+        )
+
+    # Tools
+
+    async def start_call(self, message: _CallMessage, id: Raw) -> None:
+        """Call a tool; the answer comes when it is done."""
+        load = self._dispatcher.load
+        load.admit(self._peer)
+        call = silent_call(
+            NEWEST_HANDSHAKE,
+            "tools/call",
+            # A copy, as that of the id: while the call runs it must not hold the whole message.
+            encode({"name": message.tool, "arguments": message.arguments}),
+            origin=self._connection,
+            transport="websocket",
+            principal=self._peer.principal,
+            headers=self._peer.headers,
+            client_id=self._connection.id,
+        )
+        load.take(call, len(call.params) + len(bytes(id)))
+        task = asyncio.create_task(self._call(call, message.tool, id.copy()))
+        call.stop = task.cancel
+        self._tasks[task] = call
+        task.add_done_callback(self._tasks.pop)
+
+    async def _call(self, call: Call, tool: str, id: Raw) -> None:
+        outcome = await self._dispatcher.outcome(call)
+        if outcome.error is not None:
+            self._fail(id, outcome.error.code, outcome.error.message, outcome.error.data, tool=tool)
+        elif outcome.result:
+            self._reply(id, "mcp_result", tool=tool, result=Raw(outcome.result))
+
+    # Channels
+
+    def _need_hub(self) -> Hub:
+        if self._hub is None:
+            raise ProtocolError(METHOD_NOT_FOUND, "This server has no channels. Serve the hub to have them.")
+        return self._hub
+
+    async def subscribe(self, message: _Subscribe, id: Raw) -> None:
+        """Listen to a channel, from now on or from an id on."""
+        hub, channel = self._need_hub(), message.channel
+        if channel in self._subscriptions:
+            raise ProtocolError(INVALID_REQUEST, f"This socket has subscribed to {channel!r} already.")
+        most = hub.limits.max_channels_per_subscriber
+        if len(self._subscriptions) >= most:
+            raise TooMany("channels of one socket", most)
+        self._subscriptions[channel] = await hub.subscribe(
+            (channel,),
+            self._outbox,
+            encode=encode_event,
+            last_event_id=message.last_event_id,
+            history=min(max(message.history, 0), MAX_HISTORY),
+            client_id=self._connection.id if message.name else "",
+            name=message.name,
+            principal=self._peer.principal,
+            address=self._peer.address,
+            transport="websocket",
+        )
+        self._reply(id, "subscribed", channel=channel)
+
+    async def unsubscribe(self, message: _Unsubscribe, id: Raw) -> None:
+        """Listen no more."""
+        subscription = self._subscriptions.pop(message.channel, None)
+        if subscription is None:
+            raise ProtocolError(INVALID_PARAMS, f"This socket has not subscribed to {message.channel[:80]!r}.")
+        self._outbox.forget(subscription.ended)
+        subscription.ended()
+        self._reply(id, "unsubscribed", channel=message.channel)
+
+    async def publish(self, message: _Publish, id: Raw) -> None:
+        """Publish to a channel."""
+        hub = self._need_hub()
+        if not self._peer.may_publish:
+            raise Forbidden("publish", message.channel)
+        hub.admission.publish(message.channel, self._peer.principal)
+        done = await hub.publish(message.channel, message.data, event=message.event, id=message.event_id)
+        self._reply(id, "published", channel=message.channel, event_id=done.id, subscribers=done.subscribers)
+
+    async def ping(self, message: _Ping, id: Raw) -> None:
+        """Answer."""
+        self._reply(id, "pong")
+
+
+_VERBS: dict[str, tuple[Callable[[bytes], Any], Callable[[Dialect, Any, Raw], Awaitable[None]]]] = {
+    "mcp_call": (msgspec.json.Decoder(_CallMessage).decode, Dialect.start_call),
+    "subscribe": (msgspec.json.Decoder(_Subscribe).decode, Dialect.subscribe),
+    "unsubscribe": (msgspec.json.Decoder(_Unsubscribe).decode, Dialect.unsubscribe),
+    "publish": (msgspec.json.Decoder(_Publish).decode, Dialect.publish),
+    "ping": (msgspec.json.Decoder(_Ping).decode, Dialect.ping),
+}
+
+_OBSERVED = {
+    "mcp_call": ("tools/call", "tool"),
+    "subscribe": ("hub/subscribe", "channel"),
+    "unsubscribe": ("hub/unsubscribe", "channel"),
+    "publish": ("hub/publish", "channel"),
+    "ping": ("ping", ""),
+}
+"""What observers call them, and which member says what they are about."""
+
+
+def _echo(id: Raw) -> dict[str, Raw]:
+    """The id of a message for its answer, if it is text or a number."""
+    return {"id": id} if bytes(id)[:1] in _ID_STARTS else {}
+
+
+_ID_STARTS = frozenset(bytes((each,)) for each in b'"-0123456789')

@@ -1,0 +1,204 @@
+"""WebSocket, as an ASGI handler of one path: JSON-RPC where the subprotocol ``mcp`` is offered, else the dialect.
+
+Host, Origin and credentials are judged before the socket is accepted; nothing in the query is a credential. Every
+message is one text frame. Close codes: 1001 the server stops (what was asked is answered first), 1003 a binary frame,
+1009 a message over the limit, 1011 our failure, 1013 ``slow`` the peer does not read. Malformed frames, pings and the
+closing handshake belong to the HTTP server (RFC 6455; see `websocket_uvicorn` for what ours does beyond uvicorn's).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
+
+from millstream._http.asgi.adapter import Receive, Scope
+from millstream._http.asgi.sink import Send, header_list
+from millstream._http.hosts import HostPolicy
+from millstream._http.message import TEXT_HEAD, Request, Response
+from millstream._http.websocket.direct import EXTENSION, DirectSocket, Wire
+from millstream._http.websocket.queued import QueuedSocket
+from millstream._http.websocket.socket import GOING_AWAY, INTERNAL, TOO_BIG, UNSUPPORTED_DATA, Socket
+from millstream._protocol.principal import Principal
+from millstream._server.calls.services import principal_id
+from millstream._server.dispatch import Dispatcher
+from millstream._transports.connection import Connection
+from millstream._transports.open_streams import OpenStreams
+from millstream._transports.websocket.dialect import Dialect, Peer
+from millstream.hub import Hub
+
+Authenticate = Callable[[Request], Awaitable[Principal | Response | None]]
+"""Who asks: the caller, None for an anonymous one, or the reply that refuses the handshake."""
+MayPublish = Callable[[Principal | None, str, Mapping[bytes, bytes]], bool]
+
+SUBPROTOCOL = "mcp"
+_NOTIFICATION = b'{"jsonrpc":"2.0","method"'
+
+_BUSY = Response(b"Too many open connections. Try again later.\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
+_NOT_A_PAGE = Response(b"This is a WebSocket. Connect with ws: or wss:.\n", 426, TEXT_HEAD + b"upgrade: websocket\r\n")
+
+
+class WebSocketRoute:
+    """The handler. One for each running server."""
+
+    __slots__ = (
+        "_dispatcher", "_guard", "_hub", "_policy", "_settings", "_sockets", "_stopping", "_streams", "may_publish",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        hub: Hub | None,
+        policy: HostPolicy,
+        streams: OpenStreams,
+        *,
+        guard: Authenticate | None = None,
+        may_publish: MayPublish = lambda principal, address, headers: True,
+    ) -> None:
+        # Configuration
+        self._dispatcher = dispatcher
+        self._hub = hub
+        self._policy = policy
+        self._settings = dispatcher.services.settings
+        self._streams = streams
+        self._guard = guard
+        self.may_publish: MayPublish = may_publish
+        """Whether the dialect takes ``publish`` from a caller at an address, whose handshake had these headers."""
+        # Process
+        self._sockets: dict[Socket, asyncio.Task[Any] | None] = {}
+        self._stopping = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one socket to its end."""
+        await receive()
+        peer = await self._admit(scope)
+        if isinstance(peer, Response):
+            await refuse_handshake(peer, scope, send)
+            return
+        outbox = self._outbox(scope, send)
+        self._sockets[outbox] = asyncio.current_task()
+        # Its signs of life are pings of the protocol: what event streams are written has no form here.
+        stop = partial(outbox.end, GOING_AWAY, "The server stops")
+        self._streams.add(outbox, principal_id(peer.principal), ("websocket", ""), code=_no_form, end=stop)
+        speaks = SUBPROTOCOL in scope.get("subprotocols", ())
+        try:
+            try:
+                await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if speaks else None})
+            except OSError:
+                return  # It is gone already.
+            await self._serve(peer, outbox, receive, speaks=speaks)
+        finally:
+            outbox.lost()
+            del self._sockets[outbox]
+
+    @staticmethod
+    async def plain(request: Request) -> Response:
+        """`GET` of the path without the handshake: say what it is (RFC 9110 §15.5.22)."""
+        return _NOT_A_PAGE
+
+    async def close(self, seconds: float) -> None:
+        """Take no more, and close every socket after what waits for it was sent; wait for that up to a time."""
+        self._stopping = True
+        tasks = [task for task in self._sockets.values() if task is not None]
+        for outbox in list(self._sockets):
+            outbox.end(GOING_AWAY, "The server stops")
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+
+    async def _admit(self, scope: Scope) -> Peer | Response:
+        """Find out who it is, or why it's refused. A socket can do what a POST can, so the same rules hold."""
+        raw_headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
+        headers = dict(raw_headers)
+        client = scope.get("client")
+        address = client[0] if client else ""
+        refusal = self._policy.check("POST", headers, raw_headers, address)
+        if refusal is not None:
+            return refusal
+        principal = None
+        if self._guard is not None:
+            root, scheme = scope.get("root_path", ""), scope.get("scheme", "ws")
+            request = Request("GET", scope["path"], raw_headers, headers, peer=address, root_path=root, scheme=scheme)
+            found = await self._guard(request)
+            if isinstance(found, Response):
+                return found
+            principal = found
+        if self._stopping or self._streams.full(principal_id(principal)):
+            return _BUSY
+        return Peer(address, headers, principal, self.may_publish(principal, address, headers))
+
+    def _outbox(self, scope: Scope, send: Send) -> Socket:
+        """What carries the messages out: straight to the transport, where the server is ours and shows it."""
+        limit, grace = self._settings.stream_buffer, self._settings.write_timeout
+        extensions: dict[str, Any] = scope.get("extensions") or {}
+        wire: Wire | None = extensions.pop(EXTENSION, None)
+        if wire is None:
+            return QueuedSocket(send, limit=limit, grace=grace)
+        return DirectSocket(wire, send, limit=limit, grace=grace)
+
+    async def _serve(self, peer: Peer, outbox: Socket, receive: Receive, *, speaks: bool) -> None:
+        connection = Connection(
+            self._dispatcher,
+            partial(carry, outbox),
+            outbox.drain,
+            principal=peer.principal,
+            peer=peer.address,
+            headers=peer.headers,
+            transport="websocket",
+        )
+        dialect = None if speaks else Dialect(self._dispatcher, self._hub, connection, outbox, peer)
+
+        take = dialect.take if dialect is not None else partial(_take, connection)
+        try:
+            await outbox.run(self._read(receive, outbox, take))
+        finally:
+            await connection.close()
+            if dialect is not None:
+                await dialect.close()
+
+    async def _read(self, receive: Receive, outbox: Socket, take: Callable[[bytes], Awaitable[None]]) -> None:
+        """Take messages until the peer is gone. While it does not read what it asked for, nothing more is taken."""
+        code, reason = INTERNAL, "Internal error"
+        try:
+            while True:
+                message = await receive()
+                if outbox.closed or message["type"] != "websocket.receive":
+                    outbox.lost()
+                    return
+                text = message.get("text")
+                if text is None:
+                    code, reason = UNSUPPORTED_DATA, "Messages are text"
+                    return
+                data = text.encode()
+                if len(data) > self._settings.max_message:
+                    code, reason = TOO_BIG, f"A message takes {self._settings.max_message} bytes"
+                    return
+                del message, text
+                await take(data)
+                del data  # the next message may be long in coming
+                # A packet may hold thousands of calls: let them answer, and see whether the answers are taken.
+                await asyncio.sleep(0)
+                await outbox.drain()
+        finally:
+            outbox.end(code, reason)
+
+
+def _no_form(data: bytes) -> bytes:
+    return b""
+
+
+def carry(socket: Socket, message: bytes) -> bool:
+    """Send a JSON-RPC message: a notification is unasked, answers and questions are what the peer waits for."""
+    return socket.write(message) if message.startswith(_NOTIFICATION) else socket.answer(message)
+
+
+async def _take(connection: Connection, data: bytes) -> None:
+    connection.receive(data)
+
+
+async def refuse_handshake(response: Response, scope: Scope, send: Send) -> None:
+    """Refuse the handshake: by the response where the server can send one, else by its own 403."""
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    headers = header_list(response.head)
+    await send({"type": "websocket.http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": response.body, "more_body": False})

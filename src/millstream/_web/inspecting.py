@@ -1,0 +1,121 @@
+"""What lets the inspector reach other servers: a list of those that the operator named, and a way through to each.
+
+A page can't call a server of another origin unless that server allows it; this program can. It passes on requests of
+Streamable HTTP as they are, and only to URLs that were given when it was started (`Settings.inspect`). Redirects aren't
+followed. What a browser sends by itself for us, such as cookies and `Authorization`, stays here; credentials for the
+other server come as `Mcp-Inspect-Authorization`.
+"""
+
+from collections.abc import Sequence
+
+from millstream._http.message import Request, Response, Sink, header_lines, refusal
+from millstream._protocol.jsonrpc import encode
+from millstream._server.calls.services import principal_id
+from millstream._transports.open_streams import OpenStreams
+from millstream.client._errors import ClientError, TargetError
+from millstream.client._http.connection import Reply
+from millstream.client._http.endpoint import lines
+from millstream.client._http.pool import Pool
+from millstream.client._http.url import Url, parse
+
+PREFIX = "/inspect/via/"
+_CREDENTIALS = b"mcp-inspect-authorization"
+_PASSED = (b"accept", b"content-type", b"last-event-id")
+_RETURNED = (b"content-type", b"mcp-session-id", b"retry-after", b"allow")
+_MAX_BODY = 64 * 1024 * 1024
+_STREAM = b"cache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
+
+
+class Inspecting:
+    """The servers that the inspector may reach, by number."""
+
+    __slots__ = ("_streams", "_urls")
+
+    def __init__(self, urls: Sequence[str], streams: OpenStreams) -> None:
+        """Nothing is connected before it's asked for.
+
+        Args:
+            urls: as the operator gave them.
+            streams: those of this server, among which those of the others count.
+
+        Raises:
+            ValueError: one isn't a URL of http or https.
+        """
+        self._urls: dict[str, Url] = {str(number): _checked(each) for number, each in enumerate(urls, 1)}
+        self._streams = streams
+
+    async def servers(self, request: Request) -> Response:
+        """`GET` of the list."""
+        return Response(encode({"servers": [{"name": name, "url": str(url)} for name, url in self._urls.items()]}))
+
+    async def relay(self, request: Request) -> Response | Sink | None:
+        """`POST`, `GET` or `DELETE` of one server: what it says to the same request."""
+        name = request.path.removeprefix(PREFIX)
+        url = self._urls.get(name)
+        if url is None:
+            return refusal(404, "There is no such server here. Name it when you start this one: --inspect URL")
+        owner = principal_id(request.principal)
+        if self._streams.full(owner):
+            return refusal(503, "Too many open streams. Close another page or try again later.", retry_after="5")
+        request.cancel_on_disconnect = True
+        pool = Pool(url, max_connections=1, max_body=_MAX_BODY, connect_timeout=10.0, tls=None)
+        try:
+            reply = await pool.send(_request(url, request), repeatable=False)
+            if reply.stream is not None:
+                await self._follow(request, reply, owner)
+                return None
+        except ClientError as exc:
+            return refusal(502, str(exc))
+        finally:
+            await pool.close()
+        if 300 <= reply.status < 400:
+            where = reply.header(b"location")
+            return refusal(502, f"{url} redirects to {where[:500]}. If you trust that server, name its URL.")
+        return Response(reply.body, reply.status, _head(reply))
+
+    async def _follow(self, request: Request, reply: Reply, owner: str) -> None:
+        stream = reply.stream
+        assert stream is not None  # noqa: S101  the caller looked
+        sink = request.open(reply.status, _head(reply) + _STREAM)
+        # A comment between two pieces of one event would break it: nothing is written but what the server says.
+        self._streams.add(sink, owner, ("inspect", ""), code=lambda data: b"")
+        sink.on_close(stream.close)
+        try:
+            while not sink.closed and (data := await stream.read()):
+                sink.write(data)
+                await sink.drain()
+        finally:
+            stream.close()
+            sink.close()
+
+
+def _checked(text: str) -> Url:
+    try:
+        url = parse(text)
+    except TargetError as exc:
+        raise ValueError(str(exc)) from exc
+    if url.scheme not in ("http", "https"):
+        raise ValueError(f"{text} can't be inspected: give an http or https URL.")
+    return url
+
+
+def _request(url: Url, request: Request) -> bytes:
+    """The request for the other server, with the headers that MCP knows and no others."""
+    passed = {
+        name.decode("latin-1"): value.decode("latin-1")
+        for name, value in request.headers.items()
+        if name in _PASSED or (name.startswith(b"mcp-") and name != _CREDENTIALS)
+    }
+    if _CREDENTIALS in request.headers:
+        passed["authorization"] = request.headers[_CREDENTIALS].decode("latin-1")
+    length = f"content-length: {len(request.body)}\r\n" if request.method == "POST" else ""
+    head = f"{request.method} {url.target} HTTP/1.1\r\nhost: {url.authority}\r\n{lines(passed)}{length}\r\n"
+    return head.encode("latin-1") + request.body
+
+
+def _head(reply: Reply) -> bytes:
+    found = {name.decode().replace("-", "_"): reply.header(name) for name in _RETURNED if name in reply.headers}
+    challenge = reply.header(b"www-authenticate")
+    if challenge.lower().startswith("bearer"):  # a browser would ask the person for the password of another kind
+        found["www_authenticate"] = challenge
+    return header_lines(**{name: value for name, value in found.items() if value.isprintable()})

@@ -1,0 +1,170 @@
+"""The pages and what they load: files of `_web/assets`, read once, served with a strict policy.
+
+A page is a file ``NAME.html`` and is served as ``/NAME``; everything else is served as ``/assets/FILE``. What all
+pages share stands in `_web/parts`, and goes where a page says ``<!-- part -->``; the bar links only the pages that this
+server serves. Pages name their files relatively (``assets/base.css``), so that they work below any mount point; each
+such name gets the digest of the file as its query, and a request with that query may be kept for a year. No file of a
+page comes from another host, and no script or style stands in a page: the policy forbids both.
+"""
+
+import hashlib
+import re
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+from msgspec import Struct
+
+from millstream._http.message import Handler, Request, Response
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+TYPES = {
+    "css": "text/css; charset=utf-8",
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+"""What is served, by the ending of its name. A file of another kind in the folder is not."""
+
+_FOLDER = resources.files("millstream._web") / "assets"
+_PARTS = resources.files("millstream._web") / "parts"
+_LINK = re.compile(rb'(?<=")assets/([\w./-]+)(?=")')
+_PART = re.compile(rb"<!-- (\w+) -->")
+_PAGE_LINK = re.compile(rb'[ \t]*<a href="(\w+)">[^\n]*\n')
+_FOREVER = b"cache-control: public, max-age=31536000, immutable\r\n"
+_REVALIDATE = b"cache-control: no-cache\r\n"
+_GUARDS = (
+    f"content-security-policy: {POLICY}\r\nx-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
+    "cross-origin-opener-policy: same-origin\r\ncross-origin-resource-policy: same-origin\r\n"
+).encode()
+_MISSING = Response(b"Not found.\n", 404, b"content-type: text/plain; charset=utf-8\r\n" + _GUARDS)
+
+
+class Asset(Struct, frozen=True):
+    """One file, ready to be sent."""
+
+    body: bytes
+    digest: bytes
+    """Hexadecimal, of the content; the entity tag and the version in links."""
+    head: bytes
+
+
+def page_names() -> list[str]:
+    """Every page there is: ``docs`` for ``docs.html``."""
+    return [path[1:] for path in _load(None) if path.count("/") == 1]
+
+
+def pages(shown: Collection[str] | None = None) -> Mapping[str, Handler]:
+    """The handlers for GET by path: one for each page, and one for each of the files they load.
+
+    Args:
+        shown: the names of the pages that this server serves, and that each of them links; by default all.
+    """
+    names = None if shown is None else frozenset(shown)
+
+    async def handler(request: Request) -> Response:
+        known = request.headers.get(b"if-none-match", b"")
+        return asset(request.path, query=request.query, known=known, shown=names)
+
+    return dict.fromkeys(_load(names), handler)
+
+
+def leads_to(page: str) -> Handler:
+    """The handler of GET that sends a browser on to a page beside this path, below any mount point (RFC 9110 §10.2.2).
+
+    Args:
+        page: its name, ``docs``.
+    """
+    reply = Response(b"", 303, f"location: {page}\r\ncache-control: no-cache\r\n".encode() + _GUARDS)
+
+    async def handler(request: Request) -> Response:
+        return reply
+
+    return handler
+
+
+async def get(request: Request) -> Response:
+    """`GET` of a page or of one of its files."""
+    return asset(request.path, query=request.query, known=request.headers.get(b"if-none-match", b""))
+
+
+def asset(path: str, *, query: bytes = b"", known: bytes = b"", shown: frozenset[str] | None = None) -> Response:
+    """The reply for the path of a page or file; 404 for any other.
+
+    Args:
+        path: ``/docs`` or ``/assets/base.css``.
+        query: the digest with which a page names the file: the reply may then be kept for good.
+        known: entity tags that the client holds (`If-None-Match`).
+        shown: the pages that this server serves; None stands for all.
+    """
+    found = _load(shown).get(path)
+    if found is None:
+        return _MISSING
+    tag = b'"%b"' % found.digest
+    head = b"etag: %b\r\n%b" % (tag, _FOREVER if query == found.digest else _REVALIDATE)
+    if tag in known:
+        return Response(b"", 304, head)
+    return Response(found.body, 200, found.head + head)
+
+
+@cache
+def _files() -> dict[str, bytes]:
+    """The content of every file by its name below the folder: ``shell/theme.js``."""
+    return dict(sorted((name, each.read_bytes()) for name, each in _walk(_FOLDER, "")))
+
+
+def _walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
+    for each in folder.iterdir():
+        if each.is_dir():
+            yield from _walk(each, f"{prefix}{each.name}/")
+        elif each.name.rpartition(".")[2] in TYPES:
+            yield prefix + each.name, each
+
+
+@cache
+def _load(shown: frozenset[str] | None) -> dict[str, Asset]:
+    """Every page and file by its path."""
+    files = _files()
+    loaded: dict[str, Asset] = {}
+    for name, body in files.items():
+        stem, _, ending = name.rpartition(".")
+        page = ending == "html"
+        if page and shown is not None and stem not in shown:
+            continue
+        content = _page(stem, body, files, shown) if page else body
+        head = b"content-type: %b\r\n%b" % (TYPES[ending].encode(), _GUARDS)
+        loaded[f"/{stem}" if page else f"/assets/{name}"] = Asset(content, _digest(content), head)
+    return loaded
+
+
+def _page(name: str, body: bytes, files: Mapping[str, bytes], shown: frozenset[str] | None) -> bytes:
+    """A page as it is sent: with the parts that all pages share, and with versioned links."""
+
+    def link(found: re.Match[bytes]) -> bytes:
+        target = found[1].decode()
+        if shown is not None and target not in shown:
+            return b""
+        return found[0].replace(b'">', b'" aria-current="page">', 1) if target == name else found[0]
+
+    def part(found: re.Match[bytes]) -> bytes:
+        text = (_PARTS / f"{found[1].decode()}.html").read_bytes().rstrip(b"\n")
+        return _PAGE_LINK.sub(link, text) if found[1] == b"bar" else text
+
+    return _LINK.sub(lambda found: _versioned(found, files), _PART.sub(part, body))
+
+
+def _versioned(link: re.Match[bytes], files: Mapping[str, bytes]) -> bytes:
+    """The link with the digest of its file, so that a changed file has another address.
+
+    Raises:
+        KeyError: the page names a file that does not exist.
+    """
+    return b"%b?%b" % (link[0], _digest(files[link[1].decode()]))
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:16].encode()

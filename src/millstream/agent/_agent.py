@@ -1,0 +1,207 @@
+"""`Agent`: a model, the servers whose tools it uses, and a conversation."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any, Self
+
+from millstream._protocol.questions import CreateMessageRequestParams, SampleResult
+from millstream.agent._answer import Answer, Line
+from millstream.agent._calling import Caller
+from millstream.agent._content import Part, message_content, text_part
+from millstream.agent._context import find_prompt, mentions, prompt_messages, read
+from millstream.agent._errors import ContextError, ModelError
+from millstream.agent._events import Event, Said, Sampled
+from millstream.agent._limits import Limits
+from millstream.agent._model import Message, Model
+from millstream.agent._person import Approve, Elicit, Person
+from millstream.agent._sampling import sample
+from millstream.agent._servers import Connected, Given, ServerAt, connect, listed
+from millstream.agent._tools import Toolbox
+from millstream.agent._transcript import Transcript
+from millstream.agent._turn import Turn
+from millstream.client._client import Client
+from millstream.client._questions import Answered, Question, Roots
+
+
+class Agent:
+    """``async with Agent(OpenAIModel("gpt-4.1", key=…), ["shop.py"]) as agent: async for event in agent.say("Hi"): …``.
+
+    Args:
+        model: answers; see `OpenAIModel`. The agent closes it.
+        servers: whose tools, resources and prompts there are: targets of `Client` or `ServerAt`s, in a list or by name.
+        system: what the model should know first. Instructions of the servers follow.
+        approve: says whether a tool may run that isn't marked as harmless, and whether a server may use the model.
+            Without it, neither may: the model hears that the person didn't allow it.
+        elicit: fills in forms of servers: ``elicit(server, question)``. Without it servers can't ask.
+        roots: the folders and files that servers may know of.
+        limits: how far one answer may go.
+
+    Raises:
+        ConfigurationError: `servers` isn't a list or a mapping.
+        TargetError: one of them isn't a server.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        servers: Given = (),
+        *,
+        system: str = "",
+        approve: Approve | None = None,
+        elicit: Elicit | None = None,
+        roots: Roots | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        # Configuration
+        self.model = model
+        self.limits: Limits = limits or Limits()
+        self._system = system
+        self._person = Person(approve, elicit)
+        self._wanted = [(place, self._client(place, roots)) for place in listed(servers)]
+        # Conversation
+        self.servers: list[Connected] = []
+        """Those that are connected."""
+        self.messages: list[Message] = []
+        """What the model has heard and said, as its API takes it."""
+        self.transcript: Transcript = Transcript()
+        self._beside: list[Part] = []
+        """What goes along with the next sentence."""
+        self._closing = AsyncExitStack()
+        self._line = Line()
+
+    async def __aenter__(self) -> Self:
+        """Connect to every server.
+
+        Raises:
+            ClientError: one of them can't be reached; the text says why and what to do.
+        """
+        self._closing.push_async_callback(self.model.close)
+        try:
+            self.servers = await connect(self._wanted, self._closing)
+        except BaseException:
+            await self._closing.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._closing.aclose()
+
+    def say(self, text: str) -> Answer:
+        """Say something, and hear what happens until the answer is over.
+
+        ``@server:uri`` in the text puts that resource beside it. Leaving the loop stops the answer; what was said and
+        done so far stays in the conversation.
+
+        Raises:
+            ModelError: the model gave no answer. The conversation is as it was before.
+            ContextError: a resource can't be read.
+            AgentError: an answer is under way already.
+        """
+        return self._answer(partial(self._spoken, text))
+
+    def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> Answer:
+        """Say what a prompt of a server says; ``server:name`` if several have one. Errors are those of `say`."""
+        return self._answer(partial(self._prompted, name, arguments or {}))
+
+    async def tools(self) -> Toolbox:
+        """The tools as the model knows them now."""
+        lists = await asyncio.gather(*(_all(server.client.tools()) for server in self.servers))
+        return Toolbox(list(zip(self.servers, lists, strict=True)))
+
+    async def read(self, server: str, uri: str) -> list[Part]:
+        """Put a resource beside what's said next; gives what the model will see.
+
+        Raises:
+            ContextError: there's no such server, or it doesn't give the resource.
+        """
+        found = next((each for each in self.servers if each.name == server), None)
+        if found is None:
+            names = ", ".join(each.name for each in self.servers)
+            raise ContextError(f"There is no server {server!r}. The servers are: {names or 'none'}.")
+        parts = await read(found, uri, self.limits.max_result)
+        self._beside += parts
+        self.transcript.note(Said("", (f"@{server}:{uri}",)))
+        return parts
+
+    # Servers
+
+    def _client(self, place: ServerAt, roots: Roots | None) -> Client:
+        async def fill_in(question: Question) -> Answered:
+            return await self._person.answer(self._name_of(client), question)
+
+        async def complete(asked: CreateMessageRequestParams) -> SampleResult:
+            name = self._name_of(client)
+            result = await sample(name, asked, self.model, self._person, self.limits)
+            await self._happened(Sampled(name, result.text))
+            return result
+
+        client = Client(
+            place.target,
+            revision=place.revision,
+            headers=place.headers,
+            timeout=place.timeout,
+            elicit=fill_in if self._person.fills_in else None,
+            sample=complete if self._person.approves else None,
+            roots=roots,
+            options=place.options,
+        )
+        return client
+
+    def _name_of(self, client: Client) -> str:
+        return next((each.name for each in self.servers if each.client is client), "the server")
+
+    # Answers
+
+    async def _happened(self, event: Event) -> None:
+        self.transcript.note(event)
+        if self._line.emit is not None:
+            await self._line.emit(event)
+
+    async def _spoken(self, text: str) -> Said:
+        found = mentions(text, self.servers)
+        parts = [part for server, uri in found for part in await read(server, uri, self.limits.max_result)]
+        self.messages.append({"role": "user", "content": message_content(text, [*self._beside, *parts])})
+        self._beside = []
+        return Said(text, tuple(f"@{server.name}:{uri}" for server, uri in found))
+
+    async def _prompted(self, name: str, arguments: Mapping[str, str]) -> Said:
+        server, prompt = await find_prompt(name, self.servers)
+        messages = await prompt_messages(server, prompt, arguments, self.limits.max_result)
+        text = "\n".join(str(message["content"]) for message in messages if message["role"] == "user")
+        if self._beside and messages:
+            said = messages[0]["content"]
+            messages[0]["content"] = [*([text_part(said)] if isinstance(said, str) else said), *self._beside]
+            self._beside = []
+        self.messages += messages
+        return Said(text, (f"/prompt {server.name}:{prompt.name}",))
+
+    def _answer(self, begin: Callable[[], Coroutine[Any, Any, Said]]) -> Answer:
+        return Answer(self._line, partial(self._carry_out, begin))
+
+    async def _carry_out(self, begin: Callable[[], Coroutine[Any, Any, Said]]) -> None:
+        before, beside = len(self.messages), self._beside
+        try:
+            await self._happened(await begin())
+            toolbox = await self.tools()
+            caller = Caller(toolbox, self._person, self.limits, self._happened)
+            turn = Turn(
+                self.model, toolbox, caller, self.limits, self._happened, system=self._opening(), messages=self.messages
+            )
+            await turn.run()
+        except ModelError:
+            del self.messages[before:]
+            self._beside = beside
+            raise
+
+    def _opening(self) -> Sequence[Message]:
+        """The system message: yours, and what the servers want a model to know."""
+        said = [self._system] if self._system else []
+        told = ((each.name, each.client.instructions) for each in self.servers)
+        said += [f"How to use the tools of {name}: {instructions}" for name, instructions in told if instructions]
+        return [{"role": "system", "content": "\n\n".join(said)}] if said else []
+
+
+async def _all(listing: Any) -> Any:
+    return await listing

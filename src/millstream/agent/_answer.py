@@ -1,0 +1,108 @@
+"""The events of one answer, to be read with ``async for``. The answer runs in a task of its own.
+
+It waits for its reader, and it's stopped when nobody reads on: the loop was left, the reading task was cancelled, or
+the object is gone.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Self
+
+from millstream.agent._errors import AgentError
+from millstream.agent._events import Event
+
+Emit = Callable[[Event], Awaitable[None]]
+_ROOM = 256
+"""Events that may wait to be read."""
+
+
+class Line:
+    """The answers of one conversation, one after the other."""
+
+    __slots__ = ("emit", "stopping", "task")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.stopping: bool = False
+        """Whether nobody reads the current answer any more."""
+        self.emit: Emit | None = None
+        """Where events of the current answer go."""
+
+    async def begin(self, work: Callable[[], Coroutine[Any, Any, None]], emit: Emit) -> "asyncio.Task[None]":
+        """Start an answer, after the end of one that was left.
+
+        Raises:
+            AgentError: one is under way.
+        """
+        while self.task is not None and not self.task.done():
+            if not self.stopping:
+                raise AgentError("The agent is answering already. Read that answer to its end first.")
+            await asyncio.wait([self.task])
+        self.stopping = False
+        self.emit = emit
+        self.task = asyncio.create_task(work())
+        return self.task
+
+    def stop(self, task: "asyncio.Task[None]") -> None:
+        """Nobody reads on."""
+        if task is self.task:
+            self.stopping = True
+            self.emit = None
+        task.cancel()
+
+
+class Answer:
+    """``async for event in answer``."""
+
+    __slots__ = ("_line", "_loop", "_over", "_task", "_waiting", "_work")
+
+    def __init__(self, line: Line, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._line = line
+        self._work = work
+        self._waiting: asyncio.Queue[Event | None] = asyncio.Queue(_ROOM)
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._over:
+            raise StopAsyncIteration
+        if self._task is None:
+            self._loop = asyncio.get_running_loop()
+            work, waiting = self._work, self._waiting  # the task must not keep this object alive
+            self._task = await self._line.begin(lambda: _worked(work, waiting), waiting.put)
+        try:
+            event = await self._waiting.get()
+            if event is not None:
+                return event
+            self._over = True
+            await self._task
+        except BaseException:
+            await self.aclose()
+            raise
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Stop the answer, if it isn't over, and wait until it has ended."""
+        self._over = True
+        if self._task is not None:
+            if not self._task.done():
+                self._line.stop(self._task)
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def __del__(self) -> None:
+        if self._task is not None and not self._task.done() and self._loop is not None and self._loop.is_running():
+            self._loop.call_soon_threadsafe(self._line.stop, self._task)
+            self._line.stopping = True
+
+
+async def _worked(work: Callable[[], Coroutine[Any, Any, None]], waiting: "asyncio.Queue[Event | None]") -> None:
+    try:
+        await work()
+    finally:
+        running = asyncio.current_task()
+        if running is None or not running.cancelling():
+            await waiting.put(None)

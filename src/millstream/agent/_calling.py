@@ -1,0 +1,116 @@
+"""One tool call: what the model wrote becomes a request, and whatever comes of it becomes text for the model.
+
+Nothing that a model or a server does ends the conversation here.
+"""
+
+import asyncio
+import json
+from typing import Any, cast
+
+from msgspec import Struct
+
+from millstream.agent._answer import Emit
+from millstream.agent._content import Part, cut, show_result
+from millstream.agent._events import Calling, Outcome, Progressed, Returned
+from millstream.agent._limits import Limits
+from millstream.agent._model import Wish
+from millstream.agent._person import Approval, Person, needs_approval
+from millstream.agent._tools import Tool, Toolbox
+from millstream.client._errors import ClientError
+
+_SHOWN = 200
+"""Characters of unreadable arguments that the model is shown."""
+
+
+class Called(Struct):
+    """What came of a call."""
+
+    text: str
+    parts: list[Part] = []
+    arguments: str = "{}"
+    """As the conversation keeps them: always a JSON object, since some APIs read them again."""
+
+
+class Unreadable(Exception):
+    """The model's arguments aren't a JSON object."""
+
+
+class Caller:
+    """Carries out the calls of one answer."""
+
+    __slots__ = ("_emit", "_limits", "_person", "_room", "_toolbox")
+
+    def __init__(self, toolbox: Toolbox, person: Person, limits: Limits, emit: Emit) -> None:
+        self._toolbox = toolbox
+        self._person = person
+        self._limits = limits
+        self._emit = emit
+        self._room = asyncio.Semaphore(limits.max_parallel)
+
+    async def call(self, wish: Wish) -> Called:
+        """Do it, or say why not."""
+        tool = self._toolbox.get(wish.name)
+        if tool is None:
+            names = ", ".join(each.name for each in self._toolbox) or "none"
+            return await self._invalid(wish, "", f"There is no tool {wish.name!r}. The tools are: {names}.")
+        try:
+            arguments = read_arguments(wish.arguments)
+        except Unreadable as exc:
+            return await self._invalid(wish, tool.server.name, f"{exc} Call {wish.name} again.")
+        kept = json.dumps(arguments, ensure_ascii=False)
+        if needs_approval(tool.described.annotations) and not await self._person.allows(_approval(tool, arguments)):
+            text = "The person didn't allow this call. Don't try it again unless they ask for it."
+            return await self._returned(wish, tool, Called(text, arguments=kept), "refused")
+        async with self._room:
+            await self._emit(Calling(wish.id, tool.server.name, tool.described.name, arguments))
+            return await self._carry_out(wish, tool, arguments, kept)
+
+    async def _carry_out(self, wish: Wish, tool: Tool, arguments: dict[str, Any], kept: str) -> Called:
+        async def progress(value: float, total: float | None, message: str | None) -> None:
+            await self._emit(Progressed(wish.id, value, total, message))
+
+        try:
+            result = await tool.server.client.call(tool.described.name, arguments, progress=progress)
+        except ClientError as exc:
+            text = cut(f"The call failed: {exc}", self._limits.max_result)
+            return await self._returned(wish, tool, Called(text, arguments=kept), "error")
+        shown = show_result(result, self._limits.max_result)
+        text = f"The tool reports an error: {shown.text}" if result.is_error else shown.text
+        outcome: Outcome = "error" if result.is_error else "done"
+        return await self._returned(wish, tool, Called(text, shown.parts, kept), outcome)
+
+    async def _returned(self, wish: Wish, tool: Tool, called: Called, outcome: Outcome) -> Called:
+        await self._emit(Returned(wish.id, tool.server.name, tool.described.name, called.text, outcome))
+        return called
+
+    async def _invalid(self, wish: Wish, server: str, text: str) -> Called:
+        await self._emit(Returned(wish.id, server, wish.name, text, "invalid"))
+        return Called(text)
+
+
+def read_arguments(text: str) -> dict[str, Any]:
+    """The arguments; nothing at all means no arguments.
+
+    Raises:
+        Unreadable: the text is what the model should hear.
+    """
+    if not text.strip():
+        return {}
+    try:
+        found: Any = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise Unreadable(f"The arguments aren't JSON ({exc}): {text[:_SHOWN]!r}.") from exc
+    if not isinstance(found, dict):
+        raise Unreadable(f"The arguments must be a JSON object, not {text[:_SHOWN]!r}.")
+    return cast("dict[str, Any]", found)
+
+
+def _approval(tool: Tool, arguments: dict[str, Any]) -> Approval:
+    described = tool.described
+    return Approval(
+        kind="tool",
+        server=tool.server.name,
+        tool=described.name,
+        description=described.description or described.title or "",
+        arguments=arguments,
+    )

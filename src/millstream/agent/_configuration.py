@@ -1,0 +1,169 @@
+"""Which model and which server: from a ``.env`` file and the environment, which wins.
+
+| variable | meaning |
+|---|---|
+| `API_URL`, `API_KEY` | an OpenAI-compatible API |
+| `OPENAI_BASE_URL`, `OPENAI_API_KEY` | the same, as OpenAI's own tools call it; the URL is OpenAI's by default |
+| `AZURE_OPENAI_ENDPOINT`, `AZURE_OPENAI_API_KEY`, `OPENAI_API_VERSION` | Azure OpenAI |
+| `DEFAULT_MODEL` | the model, or the deployment at Azure |
+| `MCP_SERVER_URL`, `MCP_SERVER_AUTH_KEY` | a server, and the key it wants |
+
+A file must not send a key of the environment to an address of its own: a folder from somewhere else may have one.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from msgspec import Struct
+
+from millstream.agent._errors import ConfigurationError
+from millstream.agent._openai_model import OpenAIModel
+from millstream.agent._servers import ServerAt
+
+_LINE = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*=\s*(?P<value>.*)")
+_QUOTED = re.compile(r"""(?P<mark>["'])(?P<text>.*?)(?P=mark)\s*(?:#.*)?$""")
+_DEFAULT_SERVER = "http://localhost:8000/sse"
+
+
+class _Family(Struct, frozen=True):
+    """Variables that belong together."""
+
+    key: str
+    url: str
+    default: str = ""
+
+
+_PLAIN = _Family("API_KEY", "API_URL")
+_OPENAI = _Family("OPENAI_API_KEY", "OPENAI_BASE_URL", "https://api.openai.com/v1")
+_AZURE = _Family("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT")
+_SERVER = _Family("MCP_SERVER_AUTH_KEY", "MCP_SERVER_URL", _DEFAULT_SERVER)
+
+
+class Configuration:
+    """What the file and the environment say."""
+
+    __slots__ = ("_environment", "_file", "_source")
+
+    def __init__(self, file: Mapping[str, str], environment: Mapping[str, str], source: str = ".env") -> None:
+        self._file = file
+        self._environment = environment
+        self._source = source
+
+    @classmethod
+    def load(cls, path: str | Path, environment: Mapping[str, str], *, required: bool = False) -> "Configuration":
+        """Read the file, if there is one.
+
+        Raises:
+            ConfigurationError: it can't be read, a line isn't NAME=VALUE, or it's missing but required.
+        """
+        place = Path(path)
+        if not required and not place.is_file():
+            return cls({}, environment, str(path))
+        try:
+            return cls(read_lines(place.read_text("utf-8"), str(path)), environment, str(path))
+        except (OSError, UnicodeDecodeError) as exc:
+            why = exc.strerror if isinstance(exc, OSError) else "it isn't UTF-8 text"
+            raise ConfigurationError(f"{path} can't be read: {why}.") from exc
+
+    def get(self, name: str) -> str:
+        """A value; empty if there's none."""
+        return self._environment.get(name) or self._file.get(name, "")
+
+    def model(self, name: str = "", url: str = "") -> OpenAIModel:
+        """The model.
+
+        Args:
+            name: of the model, instead of DEFAULT_MODEL.
+            url: of an OpenAI-compatible API, instead of the configured one.
+
+        Raises:
+            ConfigurationError: it isn't clear which.
+        """
+        family = next((each for each in (_PLAIN, _OPENAI, _AZURE) if self.get(each.key) or self.get(each.url)), None)
+        if family is None and not url:
+            raise ConfigurationError(
+                "No model is configured. Put API_URL, API_KEY and DEFAULT_MODEL into .env, or set OPENAI_API_KEY."
+            )
+        key, found = self._pair(family or _PLAIN, url)
+        if not found:
+            raise ConfigurationError(f"{(family or _PLAIN).key} is set, but {(family or _PLAIN).url} isn't.")
+        chosen = name or self.get("DEFAULT_MODEL") or self.get("OPENAI_MODEL")
+        if not chosen:
+            raise ConfigurationError("Which model? Use --model NAME, or put DEFAULT_MODEL into .env.")
+        if family is not _AZURE or url:
+            return OpenAIModel(chosen, key=key, url=found)
+        version = self.get("OPENAI_API_VERSION")
+        if not version:
+            raise ConfigurationError("Azure OpenAI needs OPENAI_API_VERSION: the date of an API version.")
+        return OpenAIModel(chosen, key=key, url=found, azure_version=version)
+
+    def server(self) -> ServerAt | None:
+        """The server of MCP_SERVER_URL; None if neither that nor its key is set.
+
+        An address without a path means its `/sse`.
+
+        Raises:
+            ConfigurationError: the URL isn't one, or the file wants a key of the environment.
+        """
+        if not self.get(_SERVER.url) and not self.get(_SERVER.key):
+            return None
+        key, url = self._pair(_SERVER)
+        return ServerAt(_with_path(url), headers=_bearer(key))
+
+    def headers_for(self, url: str) -> dict[str, str]:
+        """The key as headers, if this is the address of MCP_SERVER_URL: nobody else is sent it."""
+        key, home = self._pair(_SERVER)
+        return _bearer(key) if key and _origin(url) == _origin(home) else {}
+
+    def _pair(self, family: _Family, url: str = "") -> tuple[str, str]:
+        key, found = self.get(family.key), url or self.get(family.url) or family.default
+        from_file = not url and not self._environment.get(family.url) and family.url in self._file
+        if from_file and self._environment.get(family.key):
+            raise ConfigurationError(
+                f"{family.url} comes from {self._source}, and {family.key} from the environment. "
+                "Put both into the same place, so that no file can send your key elsewhere."
+            )
+        return key, found
+
+
+def read_lines(text: str, source: str = ".env") -> dict[str, str]:
+    """``NAME=VALUE`` lines, with comments, quotes and `export`; nothing is expanded.
+
+    Raises:
+        ConfigurationError: a line is something else.
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
+        line = line.strip()  # noqa: PLW2901
+        if not line or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise ConfigurationError(f"Line {number} of {source} isn't NAME=VALUE.")
+        quoted = _QUOTED.match(match["value"])
+        found[match["name"]] = quoted["text"] if quoted else re.split(r"\s#", match["value"])[0].strip()
+    return found
+
+
+def _bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _with_path(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
+        raise ConfigurationError(f"MCP_SERVER_URL isn't a URL: {url!r}. It looks like {_DEFAULT_SERVER}.")
+    return url if parts.path.strip("/") else urlunsplit(parts._replace(path="/sse"))
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return ("", "", None)
+    secure = parts.scheme in ("https", "wss")
+    loopback = "localhost" if host in ("127.0.0.1", "::1") else host
+    return ("https" if secure else "http", loopback, port or (443 if secure else 80))

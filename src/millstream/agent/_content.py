@@ -1,0 +1,131 @@
+"""What servers give, in a form that models take: text where text is allowed, pictures and sounds as parts of a message.
+
+A tool message may hold text only, so pictures and sounds of a result travel in a user message behind it.
+"""
+
+import base64
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from millstream._protocol.content import (
+    Audio,
+    EmbeddedResource,
+    Image,
+    ResourceContents,
+    ResourceLink,
+    Text,
+    ToolResultBlock,
+    ToolUse,
+)
+from millstream.client._results import Result
+
+Part = dict[str, Any]
+_SOUNDS = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
+"""Media type -> what the API calls the format; it takes no others."""
+_PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+
+
+class Shown(Struct):
+    """Blocks, taken apart."""
+
+    text: str
+    parts: list[Part]
+    """Pictures and sounds."""
+
+
+def show_result(result: Result, limit: int) -> Shown:
+    """The result of a tool. Structured content counts where there's no text that says the same."""
+    shown = show_blocks(result.content, limit)
+    if not shown.text and not shown.parts and result.structured_content is not UNSET:
+        shown.text = cut(bytes(result.structured_content).decode(), limit)
+    if not shown.text:
+        shown.text = "(see the next message)" if shown.parts else "(no content)"
+    return shown
+
+
+def show_blocks(blocks: Iterable[Any], limit: int) -> Shown:
+    """Blocks of a tool result or of a prompt."""
+    texts: list[str] = []
+    parts: list[Part] = []
+    for block in blocks:
+        text, part = _show(block)
+        if text:
+            texts.append(text)
+        if part is not None:
+            parts.append(part)
+    return Shown(cut("\n".join(texts), limit), parts)
+
+
+def show_contents(source: str, contents: Sequence[ResourceContents], limit: int) -> list[Part]:
+    """A resource that the person named, as parts of a message."""
+    parts: list[Part] = []
+    for each in contents:
+        text, part = _show_resource(each)
+        parts.append(text_part(cut(f"Content of {source}:\n{text}" if text else f"Content of {source}:", limit)))
+        if part is not None:
+            parts.append(part)
+    return parts
+
+
+def text_part(text: str) -> Part:
+    """Text as a part of a message."""
+    return {"type": "text", "text": text}
+
+
+def message_content(text: str, parts: Sequence[Part]) -> str | list[Part]:
+    """The content of a message: plain text where that's all, since some APIs take nothing else."""
+    if not parts:
+        return text
+    return ([text_part(text)] if text else []) + list(parts)
+
+
+def cut(text: str, limit: int) -> str:
+    """Text of at most so many characters; what's missing is said."""
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}\n[{len(text) - limit:,} more characters were left out]"
+
+
+def _show(block: Any) -> tuple[str, Part | None]:
+    if isinstance(block, Text):
+        return block.text, None
+    if isinstance(block, Image | Audio):
+        return _show_bytes(block.data, block.mime_type)
+    if isinstance(block, ResourceLink):
+        about = f": {block.description}" if block.description else ""
+        return f"[resource {block.uri} ({block.title or block.name}){about}]", None
+    if isinstance(block, EmbeddedResource) and block.resource is not None:
+        text, part = _show_resource(block.resource)
+        return f"[resource {block.resource.uri}]\n{text}".rstrip(), part
+    return _show_sampled(block)
+
+
+def _show_sampled(block: Any) -> tuple[str, Part | None]:
+    """Blocks that only sampling has; the model sees the rest by its name."""
+    if isinstance(block, ToolUse):
+        return f"[called {block.name} with {msgspec.json.encode(block.input).decode()}]", None
+    if isinstance(block, ToolResultBlock):
+        return "\n".join(_show(each)[0] for each in block.content), None
+    return f"[{type(block).__name__}]", None
+
+
+def _show_resource(content: ResourceContents) -> tuple[str, Part | None]:
+    if content.blob is None:
+        return content.text or "", None
+    return _show_bytes(content.blob, content.mime_type or "")
+
+
+def _show_bytes(data: bytes, media: str) -> tuple[str, Part | None]:
+    """A picture or sound that models take, else what it is."""
+    media = media.partition(";")[0].strip().lower()
+    encoded = base64.b64encode(data).decode()
+    if media in _PICTURES:
+        return "", {"type": "image_url", "image_url": {"url": f"data:{media};base64,{encoded}"}}
+    if media in _SOUNDS:
+        return "", {"type": "input_audio", "input_audio": {"data": encoded, "format": _SOUNDS[media]}}
+    if media.startswith("text/") or media.endswith(("json", "xml")):
+        return data.decode("utf-8", "replace"), None
+    return f"[{media or 'bytes'}, {len(data):,} bytes]", None

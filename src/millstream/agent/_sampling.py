@@ -1,0 +1,48 @@
+"""A server's request for the model (`sampling/createMessage`): the person allows it, and the same model answers."""
+
+import contextlib
+
+from millstream._protocol.content import Text
+from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, ProtocolError
+from millstream._protocol.questions import CreateMessageRequestParams, SampleResult
+from millstream.agent._context import chat_messages
+from millstream.agent._errors import ModelError
+from millstream.agent._limits import Limits
+from millstream.agent._model import Message, Model, Reply, Request
+from millstream.agent._person import Approval, Person
+
+_REJECTED = -1
+"""The code of a person's no (MCP 2025-11-25, client/sampling#error-handling)."""
+_STOPS = {"stop": "endTurn", "length": "maxTokens"}
+
+
+async def sample(
+    server: str, asked: CreateMessageRequestParams, model: Model, person: Person, limits: Limits
+) -> SampleResult:
+    """Ask the model for a server.
+
+    Raises:
+        ProtocolError: the person doesn't allow it, the model gives no answer, or the request has tools.
+    """
+    if asked.tools:
+        raise ProtocolError(INVALID_PARAMS, "This client's model is given no tools by servers")
+    messages = chat_messages(asked.messages, limits.max_result)
+    text = "\n".join(str(message["content"]) for message in messages)
+    if not await person.allows(Approval(kind="sampling", server=server, text=text)):
+        raise ProtocolError(_REJECTED, "The person did not allow the server to use the model")
+    system: list[Message] = [{"role": "system", "content": asked.system_prompt}] if asked.system_prompt else []
+    request = Request(
+        messages=[*system, *messages],
+        max_tokens=asked.max_tokens,
+        temperature=asked.temperature,
+        stop=asked.stop_sequences or (),
+    )
+    try:
+        async with contextlib.aclosing(model.stream(request)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Reply):
+                    stop = _STOPS.get(piece.stop, piece.stop)
+                    return SampleResult("assistant", Text(piece.text), model.name, stop)
+    except ModelError as exc:
+        raise ProtocolError(INTERNAL_ERROR, str(exc)) from exc
+    raise ProtocolError(INTERNAL_ERROR, "The model ended its answer without a reply")

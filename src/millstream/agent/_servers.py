@@ -1,0 +1,82 @@
+"""The servers of an agent: named apart, connected together, and closed together."""
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, cast
+
+from msgspec import Struct
+
+from millstream.agent._errors import ConfigurationError
+from millstream.client._client import Client
+from millstream.client._options import Options
+from millstream.client._targets import Target, servers
+
+_UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+class ServerAt(Struct, frozen=True):
+    """A server, and how to reach it: ``ServerAt(url, headers={"Authorization": "Bearer …"})``."""
+
+    target: Target
+    """What `Client` takes."""
+    name: str = ""
+    """What you and the model call it; by default what it calls itself."""
+    headers: Mapping[str, str] = {}
+    timeout: float = 60.0
+    options: Options | None = None
+    revision: str | None = None
+
+
+class Connected(Struct, frozen=True, eq=False):
+    """A server that the agent talks to."""
+
+    name: str
+    client: Client
+
+
+Given = Sequence[Target | ServerAt] | Mapping[str, Any]
+"""Targets; or targets by name, or a configuration with `mcpServers`."""
+
+
+def listed(given: Given) -> list[ServerAt]:
+    """Each server that is meant.
+
+    Raises:
+        ConfigurationError: a single target stands where a list should.
+        TargetError: a configuration has no servers.
+    """
+    if isinstance(given, str | Path):
+        raise ConfigurationError(f"`servers` takes a list: servers=[{str(given)!r}].")
+    if not isinstance(given, Mapping):
+        return [each if isinstance(each, ServerAt) else ServerAt(each) for each in given]
+    if "mcpServers" in given:
+        return [ServerAt({"mcpServers": {name: entry}}, name) for name, entry in servers(given).items()]
+    return [
+        each if isinstance(each, ServerAt) else ServerAt(cast("Target", each), name) for name, each in given.items()
+    ]
+
+
+async def connect(wanted: Sequence[tuple[ServerAt, Client]], closing: AsyncExitStack) -> list[Connected]:
+    """Connect to all of them at once; `closing` ends every connection.
+
+    Raises:
+        ClientError: one of them can't be reached.
+    """
+    for _, client in wanted:
+        closing.push_async_exit(client)
+    for opened in await asyncio.gather(*(client.__aenter__() for _, client in wanted), return_exceptions=True):
+        if isinstance(opened, BaseException):
+            raise opened
+    found: list[Connected] = []
+    for place, client in wanted:
+        name = place.name or _UNFIT.sub("-", client.server.name).strip("-") or "server"
+        taken = {each.name for each in found}
+        number = 2
+        free = name
+        while free in taken:
+            free, number = f"{name}-{number}", number + 1
+        found.append(Connected(free, client))
+    return found

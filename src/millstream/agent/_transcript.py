@@ -1,0 +1,53 @@
+"""What was said and done, as JSON Lines: one object a line, with the moment (`at`), the `type` and the event's members.
+
+Pieces of text and progress are left out, since whole answers and results follow. No key is ever in an event.
+"""
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from millstream.agent._errors import AgentError
+from millstream.agent._events import Delta, Event, Progressed
+
+_PASSING = (Delta, Progressed)
+
+
+class Transcript:
+    """The lines of one conversation."""
+
+    __slots__ = ("_lines", "_saved")
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._saved: set[Path] = set()
+
+    def note(self, event: Event) -> None:
+        """Add an event."""
+        if not isinstance(event, _PASSING):
+            at = datetime.now(UTC).isoformat(timespec="milliseconds")
+            self._lines.append(msgspec.json.encode({"at": at} | msgspec.to_builtins(event)))
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._lines)
+
+    def save(self, path: str | Path) -> int:
+        """Write the file, for nobody else to read; gives the number of lines.
+
+        Raises:
+            AgentError: the file can't be written, or is there already and isn't an earlier state of this transcript.
+        """
+        place = Path(path).expanduser().absolute()
+        how = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if place in self._saved else os.O_EXCL)
+        try:
+            with open(os.open(place, how, 0o600), "wb") as file:  # noqa: PTH123  `Path.open` can't be given a mode
+                file.write(b"".join(line + b"\n" for line in self._lines))
+        except FileExistsError as exc:
+            raise AgentError(f"There is a file {path} already. Choose another name.") from exc
+        except OSError as exc:
+            raise AgentError(f"{path} can't be written: {exc.strerror}.") from exc
+        self._saved.add(place)
+        return len(self._lines)

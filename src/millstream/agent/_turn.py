@@ -1,0 +1,151 @@
+"""One answer: the model is asked until it wants no more tools, or a limit is reached.
+
+The messages of the conversation are valid for an API at every end: each call has a result, also when the person stops
+the answer. An error of the model leaves them as they were before.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Sequence
+from itertools import count
+from typing import Literal
+
+from millstream.agent._answer import Emit
+from millstream.agent._calling import Called, Caller
+from millstream.agent._content import Part, text_part
+from millstream.agent._errors import ModelError
+from millstream.agent._events import Answered, Asking, Delta, Finished, Waiting
+from millstream.agent._limits import Limits
+from millstream.agent._model import Message, Model, Reply, Request
+from millstream.agent._tools import Toolbox, fit
+
+_FIRST_WAIT = 1.0
+"""Seconds until the second attempt, where the API doesn't say; each further pause is twice as long."""
+_STOPPED = Called("The person stopped this call. It may have done its work or part of it.")
+_REASONS: dict[str, Literal["length", "filtered"]] = {"length": "length", "content_filter": "filtered"}
+
+
+class Turn:
+    """Made by `Agent` for each thing that the person says."""
+
+    __slots__ = ("_caller", "_emit", "_limits", "_messages", "_model", "_system", "_toolbox")
+
+    def __init__(
+        self,
+        model: Model,
+        toolbox: Toolbox,
+        caller: Caller,
+        limits: Limits,
+        emit: Emit,
+        *,
+        system: Sequence[Message],
+        messages: list[Message],
+    ) -> None:
+        self._model = model
+        self._toolbox = toolbox
+        self._caller = caller
+        self._limits = limits
+        self._emit = emit
+        self._system = list(system)
+        self._messages = messages
+
+    async def run(self) -> None:
+        """Ask and call until there's an answer.
+
+        Raises:
+            ModelError: there's none.
+        """
+        tokens = 0
+        for number in range(1, self._limits.max_rounds + 1):
+            await self._emit(Asking(number, len(self._messages), len(self._toolbox)))
+            reply = await self._ask()
+            tokens += reply.tokens
+            if reply.text:
+                await self._emit(Answered(reply.text))
+            if not reply.wishes:
+                self._say(reply.text)
+                await self._emit(Finished(_REASONS.get(reply.stop, "done"), number, tokens))
+                return
+            await self._call_all(reply)
+            if 0 < self._limits.max_tokens <= tokens:
+                await self._stop("tokens", number, tokens)
+                return
+        await self._stop("rounds", self._limits.max_rounds, tokens)
+
+    async def _stop(self, limit: Literal["rounds", "tokens"], rounds: int, tokens: int) -> None:
+        self._say(f"(Stopped at the limit of {limit}.)")
+        await self._emit(Finished(limit, rounds, tokens))
+
+    def _say(self, text: str) -> None:
+        """There's always an answer before the next question: many models insist on taking turns."""
+        self._messages.append({"role": "assistant", "content": text})
+
+    async def _ask(self) -> Reply:
+        """One reply, in as many attempts as it takes."""
+        request = Request(messages=[*self._system, *self._messages], tools=self._toolbox.specs)
+        for attempt in count(1):
+            said: list[str] = []
+            try:
+                return await self._listen(request, said)
+            except ModelError as exc:
+                pause = pause_before(exc, attempt, self._limits)
+                if pause is None:
+                    raise
+                await self._emit(Waiting(round(pause, 3), attempt, str(exc), bool(said)))
+                await asyncio.sleep(pause)
+            except asyncio.CancelledError:
+                self._say("".join(said) or "(The person stopped this answer.)")
+                raise
+        raise AssertionError("counting doesn't end")
+
+    async def _listen(self, request: Request, said: list[str]) -> Reply:
+        async with contextlib.aclosing(self._model.stream(request)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Reply):
+                    return piece
+                said.append(piece)
+                await self._emit(Delta(piece))
+        raise ModelError("The model ended its answer without a reply.")
+
+    async def _call_all(self, reply: Reply) -> None:
+        """All calls of a round side by side; then their results stand in the conversation."""
+        tasks: list[asyncio.Task[Called]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._caller.call(wish)) for wish in reply.wishes]
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from several
+        finally:
+            called = [
+                task.result() if task.done() and not task.cancelled() and task.exception() is None else _STOPPED
+                for task in tasks
+            ]
+            self._keep(reply, called)
+
+    def _keep(self, reply: Reply, called: Sequence[Called]) -> None:
+        calls = [
+            {
+                "id": wish.id,
+                "type": "function",
+                "function": {"name": fit(wish.name), "arguments": each.arguments},
+            }
+            for wish, each in zip(reply.wishes, called, strict=True)
+        ]
+        self._messages.append({"role": "assistant", "content": reply.text or None, "tool_calls": calls})
+        parts: list[Part] = []
+        for wish, each in zip(reply.wishes, called, strict=True):
+            self._messages.append({"role": "tool", "tool_call_id": wish.id, "content": each.text})
+            if each.parts:
+                parts += [text_part(f"From {wish.name}:"), *each.parts]
+        if parts:
+            self._messages.append({"role": "user", "content": parts})
+
+
+def pause_before(error: ModelError, attempt: int, limits: Limits) -> float | None:
+    """Seconds until the next attempt; None if there's none."""
+    if not error.temporary or attempt >= limits.max_attempts:
+        return None
+    if error.retry_after is not None:
+        return error.retry_after if error.retry_after <= limits.longest_wait else None
+    return min(_FIRST_WAIT * 2.0 ** (attempt - 1), limits.longest_wait) * random.uniform(0.75, 1)  # noqa: S311

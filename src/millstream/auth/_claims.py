@@ -1,0 +1,80 @@
+"""What a token says, judged: who vouches, for whom, to which server, until when (RFC 7519, 8707, 9068)."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, cast
+
+from msgspec import Struct
+
+from millstream._protocol.json_schema import is_array
+from millstream._protocol.principal import EVERYTHING, Principal
+from millstream.auth._method import Identity
+
+LEEWAY = 60.0
+"""Seconds by which two clocks may differ."""
+_MAX_TEXT = 512
+
+
+class Rules(Struct, frozen=True):
+    """What a token has to say."""
+
+    issuer: str
+    audience: str
+    implied: Mapping[str, Collection[str]] = {}
+    """Scope -> the scopes that it includes."""
+    believed: float = 60.0
+    """Seconds for which a token is believed without another look."""
+
+
+def judge(claims: Mapping[str, Any], rules: Rules, now: float) -> Identity | None:
+    """Whom a token is about; None when it breaks a rule. Its signature, or who told of it, is not judged here."""
+    subject, expires = claims.get("sub"), claims.get("exp")
+    if (
+        claims.get("iss") != rules.issuer
+        or not _is_for(claims.get("aud"), rules.audience)
+        or not _is_text(subject)
+        or not _is_time(expires)
+        or not all(_is_past(claims.get(name), now) for name in ("nbf", "iat"))
+    ):
+        return None
+    left = cast("float", expires) + LEEWAY - now
+    if left <= 0:
+        return None
+    client = claims.get("client_id", claims.get("azp", ""))
+    principal = Principal(
+        cast("str", subject),
+        rules.issuer,
+        client if _is_text(client) else "",
+        scopes=scopes_of(claims, rules.implied),
+        claims=dict(claims),
+    )
+    return Identity(principal, min(left, rules.believed))
+
+
+def scopes_of(claims: Mapping[str, Any], implied: Mapping[str, Collection[str]]) -> frozenset[str]:
+    """The scopes of a token: `scope` as RFC 8693 has it, or `scp`, as some issuers do; with what they include."""
+    given = claims.get("scope", claims.get("scp", ""))
+    names: list[Any] = given.split() if isinstance(given, str) else given if is_array(given) else []
+    found = {each for each in names if isinstance(each, str)}
+    waiting = list(found)
+    while waiting:
+        more = set(implied.get(waiting.pop(), ())) - found
+        found |= more
+        waiting += more
+    # What an issuer calls `*` is a name like any other, and covers nothing here.
+    return frozenset(found - {EVERYTHING})
+
+
+def _is_for(audience: Any, wanted: str) -> bool:
+    return audience == wanted or (isinstance(audience, list) and wanted in audience)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _is_past(value: Any, now: float) -> bool:
+    return value is None or (_is_time(value) and value <= now + LEEWAY)

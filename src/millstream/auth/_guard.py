@@ -1,0 +1,205 @@
+"""The guard in front of every handler: credentials become `Request.principal`, or the reply is a challenge.
+
+What a method found out about a credential is kept under the raw value of the ``Authorization`` header, so that the next
+request costs one look into a dictionary. Handlers behind the guard read the principal and know nothing of credentials.
+A credential that is presented and not valid never makes an anonymous caller: nobody gets past without one that is.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
+from typing import NamedTuple
+
+from millstream._http.lane.lines import usual_lines
+from millstream._http.message import Handler, Request, Response, Sink
+from millstream._limits.gcra import Limiter, Rate, neighborhood, told
+from millstream._limits.names import named
+from millstream._limits.pool import Pool
+from millstream._protocol.principal import Principal
+from millstream._stores.rates import Pace
+from millstream.auth._challenge import Challenges
+from millstream.auth._method import Identity, Method, Serving, Unavailable
+
+Ambient = Callable[[Request], Awaitable[Principal | Response | None]]
+"""What a request brings along unasked, such as a cookie; None when it brings nothing that counts here."""
+
+MAX_CREDENTIAL = 16 * 1024
+_MAX_VERDICTS = 4096
+_FAILURES = Rate(30, 60)
+"""Wrong credentials of one address. Every address of a customer's IPv6 network counts as one."""
+_CREDENTIAL = re.compile(rb"[\x21-\x7e]+")
+
+
+class Verdict(NamedTuple):
+    """What is known of a credential, and until when."""
+
+    principal: Principal
+    until: float
+
+
+class Guard:
+    """The guard of one running server."""
+
+    __slots__ = ("_epochs", "_failures", "ambient", "challenges", "clock", "methods", "pool", "told", "verdicts")
+
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        challenges: Challenges,
+        *,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        # Configuration
+        self.methods: tuple[Method, ...] = tuple(methods)
+        self.told: Callable[[str], None] | None = None
+        """Hears the address of every wrong credential."""
+        self.pool: Pool | None = None
+        """Where other workers learn of wrong credentials."""
+        self.ambient: Ambient | None = None
+        """What counts where there is no ``Authorization``."""
+        self.clock: Callable[[], float] = clock
+        self.challenges: Challenges = challenges
+        # Process
+        self.verdicts: dict[bytes, Verdict] = {}
+        """Value of ``Authorization`` -> verdict; the oldest go first."""
+        self._epochs = [method.epoch() for method in methods]
+        self._failures = Limiter("sign-in", _FAILURES, clock=clock)
+
+    def protect(self, handler: Handler, *, scope: str = "") -> Handler:
+        """The handler, behind this guard.
+
+        Args:
+            handler: what is protected.
+            scope: what the caller needs besides.
+        """
+        clock, known, needed = self.clock, self.verdicts.get, frozenset((scope,)) if scope else frozenset[str]()
+
+        async def ask(request: Request) -> Response | Sink | None:
+            found = await self(request)
+            if not isinstance(found, Principal):
+                return found
+            if not found.has(needed):
+                return self.challenges.insufficient(needed)
+            request.principal = found
+            return await handler(request)
+
+        def protected(request: Request) -> Awaitable[Response | Sink | None]:
+            # Plain calls come this way: no coroutine of its own, one look-up.
+            headers = request.headers
+            verdict = known(headers.get(b"authorization", b""))
+            if verdict is None or verdict[1] <= clock() or len(headers) != len(request.raw_headers):
+                return ask(request)
+            request.principal = verdict[0]
+            return handler(request)
+
+        return ask if needed else protected
+
+    async def __call__(self, request: Request) -> Principal | Response:
+        """Who asks, or the reply that refuses."""
+        if _repeated(request):
+            return self.challenges.malformed("There is more than one Authorization header.")
+        value = request.headers.get(b"authorization")
+        if value is None:
+            found = await self.ambient(request) if self.ambient is not None else None
+            return self.challenges.missing(request) if found is None else found
+        verdict = self.verdicts.get(value)
+        if verdict is not None and verdict.until > self.clock():
+            return verdict.principal
+        return await self._judge(request, value)
+
+    async def _judge(self, request: Request, value: bytes) -> Principal | Response:
+        scheme, _, credential = value.partition(b" ")
+        credential = credential.strip(b" ")
+        if scheme.lower() != b"bearer":
+            return self.challenges.missing(request)
+        if not _CREDENTIAL.fullmatch(credential):
+            return self.challenges.malformed("The Authorization header has no token: write Bearer and the token.")
+        slow = self.slow(request.peer)
+        if slow is not None:
+            return slow
+        try:
+            found, lacking = await self.identify(credential.decode("ascii"))
+        except Unavailable as exc:
+            return self.challenges.unavailable(str(exc))
+        if found is None:
+            self.failed(request.peer)
+            return self.challenges.wrong()
+        if lacking:
+            return self.challenges.insufficient(lacking)
+        self.keep(value, Verdict(found.principal, self.clock() + found.seconds))
+        usual_lines.keep_credential(value)
+        return found.principal
+
+    async def identify(self, credential: str) -> tuple[Identity | None, frozenset[str]]:
+        """Whom a credential belongs to, by the first method that knows, and what that method wants besides.
+
+        Raises:
+            Unavailable: none knows, and one could not be asked.
+        """
+        nothing = frozenset[str]()
+        if len(credential) > MAX_CREDENTIAL:
+            return None, nothing
+        failure: Unavailable | None = None
+        for method in self.methods:
+            try:
+                found = await method.identify(credential)
+            except Unavailable as exc:
+                failure = exc
+                continue
+            if found is not None:
+                return found, nothing if found.principal.has(method.scopes) else frozenset(method.scopes)
+        if failure is not None:
+            raise failure
+        return None, nothing
+
+    def slow(self, address: str) -> Response | None:
+        """The refusal for an address that has sent too many wrong credentials; None while it may try."""
+        key = neighborhood(address)
+        wait = self._failures.wait(key)
+        return None if wait <= 0 else self.challenges.slow(told(self._failures, key, wait))
+
+    def failed(self, address: str) -> None:
+        """An address has sent a wrong credential."""
+        if self.told is not None:
+            self.told(address)
+        key, failures = neighborhood(address), self._failures
+        failures.take(key)
+        if self.pool is not None:
+            pace = Pace(named(failures.name, key), failures.rate.count, failures.rate.seconds)
+            self.pool.report(pace, lambda wait: failures.block(key, wait))
+
+    def keep(self, value: bytes, verdict: Verdict) -> None:
+        """Remember what was found out; the oldest verdicts make room."""
+        verdicts = self.verdicts
+        verdicts.pop(value, None)
+        while len(verdicts) >= _MAX_VERDICTS:
+            del verdicts[next(iter(verdicts))]
+        verdicts[value] = verdict
+
+    def holds(self, id: str) -> bool:
+        """Whether somebody with this `Principal.id` may still have a credential."""
+        return any(method.holds(id) for method in self.methods)
+
+    def close(self) -> None:
+        """The server stops."""
+        for method in self.methods:
+            if isinstance(method, Serving):
+                method.close()
+
+    def refresh(self) -> bool:
+        """Once a second: forget what was found, if a credential may have been taken back. True if so."""
+        epochs = [method.epoch() for method in self.methods]
+        if epochs == self._epochs:
+            return False
+        self._epochs = epochs
+        self.verdicts.clear()
+        usual_lines.forget_credentials()
+        return True
+
+
+def _repeated(request: Request) -> bool:
+    """Two readers of a request could take two of these for one each."""
+    return (
+        len(request.headers) != len(request.raw_headers)
+        and sum(name == b"authorization" for name, _ in request.raw_headers) > 1
+    )

@@ -1,0 +1,78 @@
+"""Tokens that only their issuer can read, as a method: its introspection endpoint is asked (RFC 7662)."""
+
+import time
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from millstream._http.outbound import Fetched, OutboundError
+from millstream.auth._claims import Rules, judge
+from millstream.auth._method import Identity, Unavailable
+from millstream.auth._single_flight import SingleFlight
+
+_MAX_ASKING = 64
+"""Questions to the endpoint at a time."""
+
+Post = Callable[[bytes, str], Awaitable[Fetched]]
+"""``post(form, authorization)``"""
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class IntrospectedMethod:
+    """The tokens of one issuer."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        post: Post,
+        *,
+        client: str,
+        secret: str,
+        scopes: Collection[str] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        # Configuration
+        self._rules = rules
+        self._post = post
+        # RFC 6749 §2.3.1: both are encoded as in a form first.
+        pair = f"{quote(client, safe='')}:{quote(secret, safe='')}"
+        self._authorization = f"Basic {b64encode(pair.encode()).decode()}"
+        self._clock = clock
+        self.resource = rules.audience if "://" in rules.audience else ""
+        self.issuers: tuple[str, ...] = (rules.issuer,)
+        self.scopes: tuple[str, ...] = tuple(scopes)
+        # Process
+        self._asking = SingleFlight[Identity | None]()
+        """The questions that wait for an answer; all who send the same token share one."""
+
+    async def identify(self, credential: str) -> Identity | None:
+        """Whom a token is about."""
+        if len(self._asking) >= _MAX_ASKING and not self._asking.runs(credential):
+            raise Unavailable("Too many sign-ins at a time. Try again later.")
+        return await self._asking.run(credential, lambda: self._ask(credential))
+
+    async def _ask(self, credential: str) -> Identity | None:
+        form = urlencode({"token": credential, "token_type_hint": "access_token"}).encode()
+        try:
+            claims = _decode((await self._post(form, self._authorization)).body)
+        except (OutboundError, msgspec.DecodeError) as exc:
+            raise Unavailable("The issuer doesn't say whether the token is valid. Try again later.") from exc
+        if claims.get("active") is not True or claims.get("token_type", "Bearer").lower() != "bearer":
+            return None
+        if "sub" not in claims and "username" not in claims and "client_id" in claims:
+            # Nobody has authorized this token: its client acts for itself. A signed token says so, too (RFC 9068 §2.2).
+            claims["sub"] = claims["client_id"]
+        # The endpoint is the issuer's: one that leaves its own name out means itself.
+        return judge({"iss": self._rules.issuer, **claims}, self._rules, self._clock())
+
+    def holds(self, id: str) -> bool:
+        """Everybody of this issuer."""
+        return id.startswith(f"{self._rules.issuer} ")
+
+    def epoch(self) -> int:
+        """Nothing is taken back but by time: what the endpoint said is believed for half a minute."""
+        return 0

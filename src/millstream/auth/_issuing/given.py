@@ -1,0 +1,120 @@
+"""What a program's author says, checked: the plan of an authorization server, and the clients that it knows."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from millstream._http.outbound import check_url
+from millstream.auth._issuing.plan import Plan
+from millstream.auth._issuing.provider import Provider
+from millstream.auth._issuing.records import CLIENT, CODE, REFRESH, Client, digest
+from millstream.auth._issuing.redirects import check_redirect
+from millstream.auth._issuing.ways import Upstream, Way
+from millstream.auth._jose import read_keys
+from millstream.auth._key_file import check_scopes
+
+_ID = re.compile(r"[A-Za-z0-9._~:@/-]{1,256}")
+_UPSTREAM = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_MIN_SECRET = 32
+
+
+def plan_of(
+    url: str,
+    ways: Sequence[Way],
+    clients: Sequence[Client],
+    *,
+    audience: str,
+    resources: Collection[str],
+    scopes: Collection[str],
+    described: Mapping[str, str],
+    implied: Mapping[str, Collection[str]],
+    registration: bool,
+    provider: Provider | None,
+) -> Plan:
+    """The plan. Arguments are those of ``auth.issuer``.
+
+    Raises:
+        ValueError: something can't be.
+    """
+    parts = urlsplit(url)
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.netloc
+        or parts.path.endswith("//")
+        or "?" in url
+        or "#" in url
+    ):
+        raise ValueError(
+            f"The issuer is a URL without a query or fragment, such as https://mcp.example.com, not {url!r}."
+        )
+    upstreams = [each for each in ways if isinstance(each, Upstream)]
+    passwords = [each for each in ways if not isinstance(each, Upstream)]
+    if not ways or len(passwords) > 1:
+        raise ValueError("auth.issuer() needs somebody who can sign in: users=auth.users(file=…), and one such file.")
+    for each in upstreams:
+        if not _UPSTREAM.fullmatch(each.name):
+            raise ValueError(f"An upstream can't be called {each.name!r}. Use lower-case letters, digits and dashes.")
+    if len({each.name for each in upstreams}) < len(upstreams):
+        raise ValueError("Two upstreams have the same name.")
+    return Plan(
+        url=url,
+        audience=audience,
+        resources=tuple(resources),
+        scopes=check_scopes(tuple(scopes)),
+        described=dict(described),
+        implied=dict(implied),
+        passwords=passwords[0] if passwords else None,
+        upstreams={each.name: each for each in upstreams},
+        clients={each.id: each for each in clients},
+        registration=registration,
+        provider=provider or Provider(),
+    )
+
+
+def given_client(
+    id: str,
+    *,
+    name: str,
+    redirect_uris: Collection[str],
+    secret: str,
+    jwks: str | Mapping[str, Any],
+    scopes: Collection[str],
+) -> Client:
+    """A client. Arguments are those of ``auth.client``.
+
+    Raises:
+        ValueError: something can't be.
+    """
+    if not _ID.fullmatch(id):
+        raise ValueError(f"{id!r} can't be a client's id. Use up to 256 letters, digits, and some of . _ ~ : @ / -")
+    if isinstance(redirect_uris, str) or isinstance(scopes, str):
+        raise TypeError("redirect_uris and scopes are lists.")
+    if secret and jwks:
+        raise ValueError(f"The client {id} has a secret or keys, not both.")
+    if secret and len(secret.encode()) < _MIN_SECRET:
+        raise ValueError(f"The secret of the client {id} has at least {_MIN_SECRET} bytes.")
+    for each in redirect_uris:
+        check_redirect(each)
+    itself = bool(secret or jwks)
+    if not (itself or redirect_uris):
+        raise ValueError(f"The client {id} needs redirect_uris, where people are sent back to; or a secret or keys.")
+    if isinstance(jwks, str):
+        keys = None
+        if jwks:
+            check_url(jwks)
+    else:
+        keys = jwks
+        if not read_keys(jwks):
+            raise ValueError(f"The keys of the client {id} have none that verifies signatures.")
+    return Client(
+        id,
+        name=name or id,
+        redirect_uris=tuple(redirect_uris),
+        method="client_secret_basic" if secret else "private_key_jwt" if jwks else "none",
+        secret_hash=digest(secret) if secret else "",
+        grant_types=((CODE, REFRESH) if redirect_uris else ()) + ((CLIENT,) if itself else ()),
+        scopes=check_scopes(tuple(scopes)),
+        keys=keys,
+        keys_url=jwks if isinstance(jwks, str) else "",
+    )

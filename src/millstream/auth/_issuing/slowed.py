@@ -1,0 +1,36 @@
+"""Names and passwords, checked no faster than somebody can type: one count for every page that asks for them."""
+
+from millstream._limits.gcra import Rate, neighborhood
+from millstream.auth._issuing.attempts import Attempts
+from millstream.auth._issuing.people import People
+from millstream.auth._issuing.ways import SignInFailed, User
+
+SLOW = "Too many attempts. Wait a minute, then try again."
+WRONG = "The name or the password is wrong."
+_FAILURES, _NAMED = Rate(10, 60), Rate(30, 300)
+"""Wrong passwords of an address, and for a name."""
+
+
+class Slowed:
+    """The check."""
+
+    def __init__(self, people: People) -> None:
+        self._people = people
+        self._failures = Attempts("sign-in", _FAILURES)
+        self._named = Attempts("sign-in-name", _NAMED)
+
+    async def check(self, peer: str, name: str, password: str) -> User | str:
+        """The person of a name and password, or what to say instead."""
+        address = neighborhood(peer)
+        who = name.casefold()[:128]
+        if not (self._failures.may(address) and self._named.may(who)):
+            return SLOW
+        with self._failures.trying(address), self._named.trying(who):
+            try:
+                user = await self._people.check(name, password)
+            except SignInFailed as exc:
+                return str(exc)
+            if user is None:
+                self._failures.failed(address)
+                self._named.failed(who)
+        return user or WRONG

@@ -1,0 +1,82 @@
+"""A file that one program writes and others read: whole or not at all, by one writer at a time, closed to others.
+
+Changes are written beside the file and moved into its place, under a lock, so that a reader never reads half a file and
+two commands never undo each other.
+"""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Generator
+from pathlib import Path
+
+from millstream._protocol.errors import LocalError
+
+Stamp = tuple[int, int, int]
+"""Modification time, size and inode: another one says that somebody has written."""
+
+
+def read_file(path: Path, kind: str, remedy: str) -> tuple[bytes, Stamp]:
+    """The file, and its stamp.
+
+    Args:
+        path: where it is.
+        kind: what it is called: ``key file``.
+        remedy: how to make one.
+
+    Raises:
+        LocalError: it is not there, or others may write to it.
+    """
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            raw = file.read()
+    except OSError as exc:
+        raise LocalError(f"The {kind} {path} can't be read: {exc.strerror}. Make one: {remedy} --file {path}") from exc
+    if os.name == "posix" and status.st_mode & 0o022:
+        raise LocalError(f"Others may write to the {kind} {path}. Run: chmod 600 {path}")
+    return raw, (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """The stamp of the file as it is now; None when it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Generator[None, None, None]:
+    """One writer at a time, where the system has locks."""
+    try:
+        import fcntl  # noqa: PLC0415  not on Windows
+    except ImportError:
+        yield
+        return
+    lock = path.with_name(path.name + ".lock")
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise LocalError(f"{path.parent} can't be written to: {exc.strerror}.") from exc
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def replace_file(path: Path, body: bytes) -> None:
+    """Put a whole file into the place of another."""
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,128 @@
+"""A way to tell who a credential belongs to: keys, signed tokens, an introspection endpoint.
+
+A method knows one kind of credential and nothing of HTTP. The guard asks the methods of a server in their order, and
+keeps what they found.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol, runtime_checkable
+
+from msgspec import Struct
+
+from millstream._http.message import Handler
+from millstream._protocol.principal import Principal
+from millstream._server.calls.services import Services
+
+
+class Identity(Struct, frozen=True):
+    """Whom a credential belongs to."""
+
+    principal: Principal
+    seconds: float
+    """For how long that may be believed without asking the method again."""
+
+
+class Unavailable(Exception):
+    """A method cannot tell now: what it needs for that does not answer. The caller may try again."""
+
+
+class NotAdmitted(Exception):
+    """Somebody was not let in by name and password; the text is shown to them."""
+
+    def __init__(self, text: str, status: int, *, wrong: bool) -> None:
+        """Say why.
+
+        Args:
+            text: for the person.
+            status: of the reply.
+            wrong: the name or the password is wrong: it counts as a failed sign-in of the address.
+        """
+        super().__init__(text)
+        self.status = status
+        self.wrong = wrong
+
+
+class Method(Protocol):
+    """One kind of credential."""
+
+    resource: str
+    """The URL that tokens of this kind are for; empty for a kind that anybody can use anywhere."""
+    issuers: tuple[str, ...]
+    """The authorization servers whose tokens these are; empty where there is none to send a client to."""
+    scopes: tuple[str, ...]
+    """Scopes without which nobody gets in."""
+
+    async def identify(self, credential: str) -> Identity | None:
+        """Whom a credential belongs to; None for one that is not valid here, for whatever reason.
+
+        Raises:
+            Unavailable: nobody can say now.
+        """
+        ...
+
+    def holds(self, id: str) -> bool:
+        """Whether somebody with this `Principal.id` may still have a credential: the streams of others are ended."""
+        ...
+
+    def epoch(self) -> int:
+        """A number that changes when something may have been taken back: what was found before has to be asked again.
+
+        Asked once a second by every guard that has this method; it may look at a file for that.
+        """
+        ...
+
+
+@runtime_checkable
+class Serving(Method, Protocol):
+    """A method that also serves paths of its own, which stand before the guard."""
+
+    def paths(self) -> Mapping[str, Mapping[str, Handler]]:
+        """Handlers by path and method."""
+        ...
+
+    def shared_paths(self) -> frozenset[str]:
+        """Those of the paths that pages of any origin may use: no cookie counts there."""
+        ...
+
+    def close(self) -> None:
+        """The server stops."""
+
+
+@runtime_checkable
+class Welcoming(Method, Protocol):
+    """A method whose people sign in to the server's own pages as themselves."""
+
+    by_password: bool
+    """They have a name and password here."""
+    elsewhere: bool
+    """Some sign in with somebody else, which the pages can't ask yet."""
+
+    async def admit(self, peer: str, name: str, password: str) -> bytes:
+        """What stands for a person from now on; the caller seals it.
+
+        Raises:
+            NotAdmitted: the name or the password is wrong, or there were too many tries.
+        """
+        ...
+
+    async def recall(self, kept: bytes) -> Identity | None:
+        """Whom that stands for now; None for somebody who was removed, or has another password."""
+        ...
+
+
+@runtime_checkable
+class Unbound(Protocol):
+    """What becomes a method only once a server runs, because it has its state in the server's store."""
+
+    def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> Serving:
+        """The method of one running server.
+
+        Args:
+            services: of that server.
+            name: what it is called.
+            known: the scopes that something of it takes now.
+        """
+        ...
+
+
+Given = Method | Unbound

@@ -1,0 +1,67 @@
+"""What a protected server says about itself: where clients get a token for it (RFC 9728).
+
+Clients of 2025-03-26 know nothing of that and look for the authorization server's metadata at this server's own
+origin; they get a copy of what that server says. Both are for everybody, of any origin.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from urllib.parse import urlsplit
+
+from millstream._http.message import JSON_HEAD, Handler, Request, Response
+from millstream._http.problems import plain_problem
+from millstream._protocol.jsonrpc import encode
+from millstream.auth._challenge import METADATA_PATH
+from millstream.auth._discovery import Discovery
+from millstream.auth._key_sets import Get
+from millstream.auth._method import Method, Unavailable
+
+SERVER_METADATA_PATH = "/.well-known/oauth-authorization-server"
+_HEAD = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
+
+
+class ResourceMetadata:
+    """The handlers of one server."""
+
+    __slots__ = ("_discovery", "_known", "_methods", "_name", "_resource")
+
+    def __init__(self, methods: Sequence[Method], name: str, known: Callable[[], Collection[str]], get: Get) -> None:
+        """Prepare them.
+
+        Args:
+            methods: the ways to sign in; at least one has an issuer.
+            name: of the server, for people.
+            known: all scopes that something of the server takes now.
+            get: fetches what the authorization server says.
+        """
+        self._methods = [each for each in methods if each.issuers]
+        self._name = name
+        self._known = known
+        self._resource = next((each.resource for each in self._methods if each.resource), "")
+        self._discovery = Discovery(self._methods[0].issuers[0], get)
+
+    def paths(self, endpoint: str) -> Mapping[str, Handler]:
+        """The handlers of GET by path, for an MCP endpoint: at the root, and with its path, inside and as seen from
+        outside.
+        """
+        outside = urlsplit(self._resource).path.rstrip("/")
+        places = {METADATA_PATH, METADATA_PATH + endpoint.rstrip("/"), METADATA_PATH + outside}
+        return {**dict.fromkeys(sorted(places), self.resource), SERVER_METADATA_PATH: self.server}
+
+    async def resource(self, request: Request) -> Response:
+        """The metadata of this server."""
+        scopes = {scope for each in self._methods for scope in each.scopes} | set(self._known())
+        members = {
+            "resource": self._resource,
+            "authorization_servers": list(dict.fromkeys(issuer for each in self._methods for issuer in each.issuers)),
+            "scopes_supported": sorted(scopes - {"offline_access"}),
+            "bearer_methods_supported": ["header"],
+            "resource_name": self._name,
+        }
+        return Response(encode({name: value for name, value in members.items() if value}), 200, _HEAD)
+
+    async def server(self, request: Request) -> Response:
+        """The metadata of the authorization server, as it says them."""
+        try:
+            return Response(encode(await self._discovery.metadata()), 200, _HEAD)
+        except Unavailable as exc:
+            return plain_problem(503, str(exc), b"retry-after: 10\r\n")

@@ -1,0 +1,59 @@
+"""The client for scripts and notebooks: the same methods, without `await`."""
+
+import asyncio
+import inspect
+import threading
+from types import TracebackType
+from typing import Any, Self
+
+from millstream.client._client import Client
+from millstream.client._targets import Target
+
+
+class BlockingClient:
+    """``with BlockingClient("shop.py") as c: print(c.call("add", a=1, b=2).text)``.
+
+    Every method of `Client` is here and waits for its result; lists are lists. Handlers run in a thread of their own.
+    `watch` and other things that last are for `Client`.
+    """
+
+    def __init__(self, target: Target, **more: Any) -> None:
+        self._client = Client(target, **more)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="millstream-client", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        try:
+            self._wait(self._client.__aenter__())
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, t: TracebackType | None) -> None:
+        try:
+            self._wait(self._client.__aexit__(kind, error, t))
+        finally:
+            self._stop()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        if not callable(found):
+            return found
+
+        def method(*given: Any, **more: Any) -> Any:
+            return self._wait(found(*given, **more))
+
+        return method
+
+    def _wait(self, work: Any) -> Any:
+        async def result() -> Any:
+            return await work if inspect.isawaitable(work) else work
+
+        return asyncio.run_coroutine_threadsafe(result(), self._loop).result()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

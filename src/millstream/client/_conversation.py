@@ -1,0 +1,219 @@
+"""One client's side of a conversation: its handlers, its requests, what it keeps, and its end.
+
+`Client` gives it methods that people call.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from millstream._protocol.errors import HEADER_MISMATCH
+from millstream._protocol.jsonrpc import encode, notification_message
+from millstream._protocol.messages import (
+    ListToolsResult,
+    PaginatedRequestParams,
+    PaginatedResult,
+    SubscriptionFilter,
+    ToolDescription,
+)
+from millstream._protocol.metadata import LOG_LEVELS
+from millstream._protocol.revisions import BY_DATE
+from millstream.client._agreement import Agreement, Link, Self
+from millstream.client._background import Background
+from millstream.client._cache import Cache
+from millstream.client._errors import ClientError, Failure, TargetError, Unsupported
+from millstream.client._incoming import Incoming, OnChange, OnLog, OnProgress
+from millstream.client._listing import Listing
+from millstream.client._opening import Opening
+from millstream.client._options import Options
+from millstream.client._questions import Questions
+from millstream.client._requests import Ask, Requests
+from millstream.client._results import read
+from millstream.client._targets import Target, find
+from millstream.client._tool_headers import ToolHeaders
+from millstream.client._transports.transport import Transport
+from millstream.client._watching import Changes
+
+T = TypeVar("T")
+L = TypeVar("L", bound=PaginatedResult)
+
+decode_tools = msgspec.json.Decoder(ListToolsResult).decode
+_NAMED = frozenset({"tools/call", "prompts/get", "resources/read"})
+"""Methods whose name or URI goes into a header."""
+
+
+class Conversation:
+    """Made by `Client`."""
+
+    __slots__ = ("_background", "_cache", "_options", "_watches", "incoming", "log_level", "questions", "requests",
+                 "tool_headers")  # fmt: skip
+
+    def __init__(
+        self,
+        target: Target,
+        questions: Questions,
+        options: Options,
+        *,
+        revision: str | None,
+        headers: Mapping[str, str],
+        timeout: float,
+        on_log: OnLog | None,
+        on_change: OnChange | None,
+    ) -> None:
+        if revision is not None and revision not in BY_DATE:
+            raise TargetError(f"There is no revision {revision}. This client knows {', '.join(BY_DATE)}.")
+        # Configuration
+        self._options = options
+        self.questions: Questions = questions
+        self.log_level: str = options.log_level
+        # Process
+        self._background = Background()
+        self.incoming: Incoming = Incoming(
+            self._background, questions, on_log=on_log, on_change=on_change, max_waiting=options.max_waiting
+        )
+        ids = itertools.count(1)
+        opening = Opening(
+            find(target, env=options.env, cwd=options.cwd),
+            Self(options, questions),
+            options,
+            self.incoming,
+            self._background,
+            ids=ids,
+            revision=BY_DATE[revision] if revision is not None else None,
+            headers=headers,
+            timeout=timeout,
+        )
+        self.requests: Requests = Requests(opening, self.incoming, questions, options, ids=ids, timeout=timeout)
+        self.requests.restored = self._restore
+        self.tool_headers: ToolHeaders = ToolHeaders()
+        self._watches: set[Changes] = set()
+        self._cache = Cache() if options.cache else None
+        if self._cache is not None:
+            self.incoming.watchers.add(self._cache.hear)
+
+    async def start(self) -> None:
+        """Connect and agree."""
+        try:
+            await self._restore(await self.requests.connect())
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End the session, the connections, the process and every task."""
+        try:
+            await self._background.settle(0)
+            await self.requests.close()
+        finally:
+            await self._background.close()
+
+    async def _restore(self, link: Link) -> None:
+        """Tell a new connection of the handshake era what the last one knew."""
+        if not link.agreement.revision.handshake:
+            return
+        if self.log_level and "logging" in link.agreement.capabilities:
+            await self.requests.send(link, Ask(method="logging/setLevel", params=encode({"level": self.log_level})))
+        for changes in list(self._watches):
+            await changes.restore(link)
+
+    @property
+    def link(self) -> Link:
+        """The connection.
+
+        Raises:
+            ClientError: there's none yet.
+        """
+        link = self.requests.link
+        if link is None:
+            raise ClientError("The client is not connected. Use it as `async with Client(…) as client:`.")
+        return link
+
+    @property
+    def agreed(self) -> Agreement:
+        """What both sides know of each other."""
+        return self.link.agreement
+
+    @property
+    def transport(self) -> Transport:
+        """How messages travel."""
+        return self.link.transport
+
+    async def call(self, tool: str, arguments: Mapping[str, Any], progress: OnProgress | None, timeout: float) -> bytes:
+        """The raw result of a tool."""
+        ask = Ask(
+            method="tools/call",
+            params=encode({"name": tool, "arguments": arguments}),
+            name=tool,
+            headers=self.tool_headers.of(tool, arguments),
+            timeout=timeout,
+            progress=progress,
+        )
+        try:
+            return await self.requests.ask(ask)
+        except Failure as exc:
+            if exc.code != HEADER_MISMATCH:
+                raise
+        # The server reads headers of which this client doesn't know yet, or knows something old.
+        await self.list("tools/list", decode_tools, self.callable, fresh=True)
+        ask.headers = self.tool_headers.of(tool, arguments)
+        return await self.requests.ask(ask)
+
+    def callable(self, result: ListToolsResult) -> "list[ToolDescription]":
+        """The tools of a page that may be called: what they say about headers counts where there are headers."""
+        over_http = self.transport.name == "streamable-http"
+        return self.tool_headers.learn(result.tools) if over_http else result.tools
+
+    async def set_log_level(self, level: str) -> None:
+        """Ask for log messages, where that holds for a session."""
+        if level not in LOG_LEVELS:
+            raise ValueError(f"There is no log level {level!r}. Use one of {', '.join(LOG_LEVELS)}.")
+        revision = self.agreed.revision
+        if not revision.handshake:
+            raise Unsupported(f"Revision {revision.date} has no level for a session. Set Options(log_level=…).")
+        await self.requests.ask(Ask(method="logging/setLevel", params=encode({"level": level})))
+        self.log_level = level
+
+    async def notify(self, method: str) -> None:
+        """Send a notification without parameters, where the revision has it."""
+        if method in self.agreed.revision.notifications:
+            await self.transport.send(notification_message(method), method)
+
+    def watch(self, wanted: SubscriptionFilter) -> Changes:
+        """A subscription, not yet open."""
+        return Changes(self.requests, self.incoming, wanted, self._watches)
+
+    # Lists, and what may be kept
+
+    def list(
+        self, method: str, decode: Callable[[bytes], L], items: Callable[[L], "list[T]"], *, fresh: bool
+    ) -> Listing[T]:
+        """A list in pages."""
+
+        async def page(cursor: str | None) -> tuple[PaginatedResult, "list[T]"]:
+            params = encode(PaginatedRequestParams(cursor))
+            if self.agreed.revision.requests.get(method, "") not in self.agreed.capabilities:
+                return PaginatedResult(), []  # the server has none of these, and would answer "method not found"
+            result = await self.cached(Ask(method=method, params=params, repeatable=True), decode, fresh=fresh)
+            return result, items(result)
+
+        return Listing(page, self._options.max_pages)
+
+    async def cached(self, ask: Ask, decode: Callable[[bytes], Any], *, fresh: bool) -> Any:
+        """A result that may be kept, from the cache or from the server."""
+        cache = self._cache
+        found = cache.get(ask.method, ask.params) if cache is not None and not fresh else None
+        if found is not None:
+            return found
+        result = read(ask.method, decode, await self.requests.ask(ask))
+        if cache is not None:
+            cache.put(ask.method, ask.params, result, result.ttl_ms)
+        return result
+
+
+def raw_ask(method: str, params: dict[str, Any], progress: OnProgress | None, timeout: float) -> Ask:
+    """Any request, as the program wrote it."""
+    name: Any = params.get("name") or params.get("uri") or ""
+    named = name if method in _NAMED and isinstance(name, str) else ""
+    return Ask(method=method, params=encode(params), name=named, timeout=timeout, progress=progress)

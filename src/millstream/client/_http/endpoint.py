@@ -1,0 +1,145 @@
+"""One URL of a server, and what each request there carries: fixed headers, credentials, redirects within the origin."""
+
+from collections.abc import Mapping
+
+import msgspec
+from msgspec import Struct
+
+import millstream
+from millstream.client._errors import AccessDenied, NotMcp, TargetError
+from millstream.client._http.auth import Auth
+from millstream.client._http.connection import Reply
+from millstream.client._http.pool import Pool
+from millstream.client._http.url import Url
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_KEEPS_METHOD = frozenset({307, 308})
+_MAX_REDIRECTS = 3
+_MAX_DETAIL = 200
+_OURS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept", "content-type"})
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Refuse headers that would break a request or that are the client's own.
+
+    Raises:
+        TargetError: names the header.
+    """
+    for name, value in headers.items():
+        if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
+            raise TargetError(f"{name!r} is not the name of a header.")
+        if name.lower() in _OURS:
+            raise TargetError(f"The header {name} is the client's own.")
+        if any(ord(letter) < 0x20 and letter != "\t" for letter in value) or not _fits(value):
+            raise TargetError(f"The header {name} has characters that no header may have.")
+
+
+def _fits(value: str) -> bool:
+    try:
+        value.encode("latin-1")
+    except UnicodeEncodeError:
+        return False
+    return "\x7f" not in value
+
+
+class Endpoint:
+    """Sends requests to one URL."""
+
+    __slots__ = ("_auth", "_fixed", "_pool", "url")
+
+    def __init__(self, url: Url, headers: Mapping[str, str], pool: Pool, auth: Auth | None = None) -> None:
+        check_headers(headers)
+        self.url = url
+        self._auth = auth
+        agent = {} if any(name.lower() == "user-agent" for name in headers) else {"User-Agent": _agent()}
+        self._fixed = lines({**agent, **headers})
+        self._pool = pool
+
+    async def send(self, method: str, extra: str, body: bytes = b"", *, repeatable: bool, target: str = "") -> Reply:
+        """The reply to a request, after redirects within the origin and one round with better credentials.
+
+        Args:
+            method: of HTTP.
+            extra: header lines of this request.
+            body: what to send.
+            repeatable: the request may reach the server twice.
+            target: another path and query of the same origin.
+
+        Raises:
+            AccessDenied: 401 or 403.
+            ClientError: there's no reply.
+        """
+        asked = False
+        redirects = 0
+        while True:
+            reply = await self._pool.send(await self._bytes(method, target, extra, body), repeatable=repeatable)
+            if reply.status in (401, 403):
+                challenge = reply.header(b"www-authenticate")
+                if asked or self._auth is None or not await self._auth.challenged(self.url, reply.status, challenge):
+                    raise denied(self.url, reply, challenge, has_auth=self._auth is not None)
+                asked = True
+            elif reply.status in _REDIRECTS and b"location" in reply.headers:
+                redirects += 1
+                self._redirect(method, reply, redirects)
+            else:
+                return reply
+            if reply.stream is not None:
+                reply.stream.close()
+
+    async def _bytes(self, method: str, target: str, extra: str, body: bytes) -> bytes:
+        credentials = "" if self._auth is None else lines(await self._auth.headers(self.url))
+        length = f"Content-Length: {len(body)}\r\n" if method == "POST" else ""
+        url = self.url
+        start = f"{method} {target or url.target} HTTP/1.1\r\nHost: {url.authority}\r\n"
+        return f"{start}{self._fixed}{credentials}{extra}{length}\r\n".encode("latin-1") + body
+
+    def _redirect(self, method: str, reply: Reply, count: int) -> None:
+        location = reply.header(b"location")
+        target = self.url.join(location)
+        if target.origin != self.url.origin:
+            raise NotMcp(f"{self.url} redirects to {target}. If you trust that server, give its URL.")
+        if count > _MAX_REDIRECTS or (method != "GET" and reply.status not in _KEEPS_METHOD):
+            raise NotMcp(f"{self.url} redirects to {target}, where it does not take messages. Check the path.")
+        self.url = target
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._pool.close()
+
+
+def lines(headers: Mapping[str, str]) -> str:
+    """Headers as they stand in a request."""
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+
+
+def denied(url: Url, reply: Reply, challenge: str, *, has_auth: bool) -> AccessDenied:
+    """The error for 401 and 403, with the way out."""
+    if reply.status == 401:
+        if not has_auth:
+            remedy = "Send credentials, for example headers={'Authorization': 'Bearer …'}."
+            return AccessDenied(f"{url} wants credentials (401).", reply.status, challenge, remedy=remedy)
+        text = f"{url} wants credentials (401). The credentials were not accepted."
+    elif "insufficient_scope" in challenge:
+        text = f"{url} wants more rights than these credentials have (403): {challenge}."
+    else:
+        text = f"{url} refuses these credentials, or this host or origin (403){_detail(reply)}."
+    return AccessDenied(text, reply.status, challenge)
+
+
+class _Problem(Struct):
+    detail: str = ""
+
+
+def _detail(reply: Reply) -> str:
+    """Why, in the words of a server that says so (RFC 9457)."""
+    if reply.media_type != "application/problem+json":
+        return ""
+    try:
+        said = msgspec.json.decode(reply.body, type=_Problem).detail.strip().rstrip(".")
+    except msgspec.MsgspecError:
+        return ""
+    return f": {said[:_MAX_DETAIL]}" if said else ""
+
+
+def _agent() -> str:
+    return f"millstream/{millstream.__version__}"

@@ -1,0 +1,263 @@
+"""What a server says unasked: progress, log messages, changes, and questions of the handshake era.
+
+Handlers are called in the order in which things were said. A plain function is called at once; what a coroutine has to
+do waits in a queue that has a limit, and a server that sends more is cut off.
+"""
+
+import asyncio
+import inspect
+import logging
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import msgspec
+from msgspec import Raw, Struct
+
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.jsonrpc import Envelope, encode, error_message, result_message
+from millstream._protocol.metadata import SUBSCRIPTION_KEY
+from millstream._protocol.notifications import (
+    LoggingMessageNotificationParams,
+    NotificationParams,
+    ProgressNotificationParams,
+    ResourceUpdatedNotificationParams,
+    cancelled_id,
+)
+from millstream.client._background import Background
+from millstream.client._errors import ClientError, Flood
+from millstream.client._questions import Questions
+from millstream.client._transports.transport import Transport
+
+_logger = logging.getLogger(__name__)
+_MAX_QUESTIONS = 100
+"""Questions of the server that may be open at once."""
+
+Kind = Literal["tools", "prompts", "resources", "resource", "again"]
+
+
+class Change(Struct, frozen=True):
+    """Something of the server's is different now."""
+
+    kind: Kind
+    """A list, one `resource`, or `again`: the stream broke, and nobody knows what has changed since."""
+    uri: str = ""
+    """Of the resource."""
+
+
+class Notification(Struct, frozen=True):
+    """Any notification, as it came."""
+
+    method: str
+    params: Raw
+
+
+LogMessage = LoggingMessageNotificationParams
+OnLog = Callable[[LogMessage], Awaitable[None] | None]
+OnChange = Callable[[Change], Awaitable[None] | None]
+OnProgress = Callable[[float, float | None, str | None], Awaitable[None] | None]
+"""``progress(value, total, message)``."""
+Hear = Callable[[Change, Any], None]
+"""A change, and the id of the subscription that it belongs to."""
+
+_CHANGES: dict[str, Kind] = {
+    "notifications/tools/list_changed": "tools",
+    "notifications/prompts/list_changed": "prompts",
+    "notifications/resources/list_changed": "resources",
+    "notifications/resources/updated": "resource",
+}
+_decode_progress = msgspec.json.Decoder(ProgressNotificationParams).decode
+_decode_log = msgspec.json.Decoder(LoggingMessageNotificationParams).decode
+_decode_updated = msgspec.json.Decoder(ResourceUpdatedNotificationParams).decode
+_decode_plain = msgspec.json.Decoder(NotificationParams).decode
+
+
+class Running:
+    """A request that waits for its answer: its clock, and who wants to hear of its progress."""
+
+    __slots__ = ("_latest", "_scope", "_seconds", "progress")
+
+    def __init__(self, scope: asyncio.Timeout, seconds: float, latest: float, progress: OnProgress | None) -> None:
+        self._scope = scope
+        self._seconds = seconds
+        self._latest = latest
+        """When it ends, whatever happens; in the loop's time."""
+        self.progress = progress
+
+    def extend(self, now: float) -> None:
+        """Something has come: the clock starts again."""
+        if self._latest != math.inf and not self._scope.expired():
+            self._scope.reschedule(min(now + self._seconds, self._latest))
+
+    def hold(self) -> None:
+        """The server waits for us: the clock stands still."""
+        if self._latest != math.inf and not self._scope.expired():
+            self._scope.reschedule(self._latest)
+
+
+class Incoming:
+    """Takes the server's requests and notifications, of whichever connection."""
+
+    __slots__ = (
+        "_answering", "_background", "_on_change", "_on_log", "_questions", "_queue", "_room", "_worker",
+        "acknowledged", "observer", "running", "watchers",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        background: Background,
+        questions: Questions,
+        *,
+        on_log: OnLog | None,
+        on_change: OnChange | None,
+        max_waiting: int,
+    ) -> None:
+        # Configuration
+        self._background = background
+        self._questions = questions
+        self._on_log = on_log
+        self._on_change = on_change
+        self._room = max_waiting
+        # Process
+        self.running: dict[int, Running] = {}
+        """By id of the request, which is its progress token as well."""
+        self.watchers: set[Hear] = set()
+        self.acknowledged: dict[int, asyncio.Event] = {}
+        """Subscriptions that wait for the server to agree, by id."""
+        self.observer: Callable[[Notification], object] | None = None
+        """Hears every notification, before its handler."""
+        self._queue: deque[Awaitable[None]] = deque()
+        self._worker: asyncio.Task[None] | None = None
+        self._answering: dict[Any, asyncio.Task[None] | None] = {}
+
+    def receive(self, message: Envelope, transport: Transport) -> None:
+        """Take one message.
+
+        Raises:
+            Flood: there are more than fit.
+        """
+        if message.id is not None:
+            self._asked(message, transport)
+            return
+        if self.observer is not None:
+            self.observer(Notification(message.method, Raw(message.params or b"{}")))
+        handler = self._HANDLERS.get(message.method)
+        if handler is None:
+            return
+        try:
+            handler(self, message)
+        except msgspec.MsgspecError:
+            _logger.debug("The server sent a %s that cannot be read.", message.method)
+
+    async def caught_up(self) -> None:
+        """Wait until the handlers have heard all that was said so far."""
+        worker = self._worker
+        if worker is not None and worker is not asyncio.current_task() and not worker.done():
+            await asyncio.wait([worker])
+
+    # Notifications
+
+    def _progressed(self, message: Envelope) -> None:
+        params = _decode_progress(message.params)
+        token = params.progress_token
+        running = self.running.get(token) if isinstance(token, int) else None
+        if running is not None:
+            running.extend(asyncio.get_running_loop().time())
+            if running.progress is not None:
+                self._tell(running.progress, params.progress, params.total, params.message)
+
+    def _logged(self, message: Envelope) -> None:
+        if self._on_log is not None:
+            self._tell(self._on_log, _decode_log(message.params))
+
+    def _changed(self, message: Envelope) -> None:
+        kind = _CHANGES[message.method]
+        if kind == "resource":
+            updated = _decode_updated(message.params)
+            change, meta = Change(kind, updated.uri), updated.meta
+        else:
+            change, meta = Change(kind), _decode_plain(message.params or b"{}").meta
+        for hear in list(self.watchers):
+            hear(change, meta.get(SUBSCRIPTION_KEY))
+        if self._on_change is not None:
+            self._tell(self._on_change, change)
+
+    def _agreed(self, message: Envelope) -> None:
+        event = self.acknowledged.get(_decode_plain(message.params).meta.get(SUBSCRIPTION_KEY, 0))
+        if event is not None:
+            event.set()
+
+    def _withdrawn(self, message: Envelope) -> None:
+        task = self._answering.get(cancelled_id(message.params))
+        if task is not None:
+            task.cancel()
+
+    def _tell(self, handler: Callable[..., Awaitable[None] | None], *what: Any) -> None:
+        try:
+            waits = handler(*what)
+        except Exception:
+            _logger.exception("A handler of the client failed.")
+            return
+        if not inspect.isawaitable(waits):
+            return
+        if len(self._queue) >= self._room:
+            if inspect.iscoroutine(waits):
+                waits.close()
+            raise Flood(f"The server sent {self._room:,} messages that wait for your handlers (Options.max_waiting).")
+        self._queue.append(waits)
+        if self._worker is None or self._worker.done():
+            self._worker = self._background.start(self._work())
+
+    async def _work(self) -> None:
+        try:
+            while self._queue:
+                try:
+                    await self._queue.popleft()
+                except Exception:
+                    _logger.exception("A handler of the client failed.")
+        finally:
+            while self._queue:  # the client was closed
+                waits = self._queue.popleft()
+                if inspect.iscoroutine(waits):
+                    waits.close()
+
+    # Questions
+
+    def _asked(self, message: Envelope, transport: Transport) -> None:
+        if len(self._answering) >= _MAX_QUESTIONS:
+            raise Flood(f"The server asked {_MAX_QUESTIONS} questions at once.")
+        if message.id in self._answering:
+            return  # a stream that was taken up again repeats itself
+        self._answering[message.id] = None
+        task = self._background.start(self._answer(message, transport))
+        if message.id in self._answering:
+            self._answering[message.id] = task
+
+    async def _answer(self, message: Envelope, transport: Transport) -> None:
+        assert message.id is not None  # noqa: S101  only requests are answered
+        for running in self.running.values():
+            running.hold()
+        try:
+            try:
+                result = await self._questions.answer(message.method, message.params)
+                answer = result_message(message.id, encode(result))
+            except ProtocolError as exc:
+                answer = error_message(message.id, exc.code, exc.message, exc.data)
+            await transport.send(answer, "")
+        except ClientError as exc:
+            _logger.info("The answer to %s did not reach the server: %s", message.method, exc)
+        finally:
+            self._answering.pop(message.id, None)
+            if not self._answering:
+                now = asyncio.get_running_loop().time()
+                for running in self.running.values():
+                    running.extend(now)
+
+    _HANDLERS: ClassVar[Mapping[str, Callable[..., None]]] = {
+        "notifications/progress": _progressed,
+        "notifications/message": _logged,
+        "notifications/subscriptions/acknowledged": _agreed,
+        "notifications/cancelled": _withdrawn,
+        **dict.fromkeys(_CHANGES, _changed),
+    }

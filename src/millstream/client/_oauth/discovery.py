@@ -1,0 +1,111 @@
+"""Who gives tokens for a server: its own metadata (RFC 9728), and those of the authorization server (RFC 8414, OIDC).
+
+https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization. Servers of 2025-03-26 have no metadata of
+their own: there, the authorization server is at the root of the same origin.
+"""
+
+import re
+import ssl
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from millstream.client._errors import AccessDenied
+from millstream.client._http.url import Url
+from millstream.client._oauth.fetching import get_json
+
+_PARAMETER = re.compile(r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))')
+
+
+class Resource(Struct):
+    """What a server says about who protects it."""
+
+    resource: str = ""
+    authorization_servers: list[str] = []
+    scopes_supported: list[str] = []
+
+
+class Issuer(Struct):
+    """What an authorization server says about itself."""
+
+    issuer: str = ""
+    authorization_endpoint: str = ""
+    token_endpoint: str = ""
+    registration_endpoint: str = ""
+    scopes_supported: list[str] = []
+    grant_types_supported: list[str] = []
+    code_challenge_methods_supported: list[str] = []
+    token_endpoint_auth_methods_supported: list[str] = []
+    client_id_metadata_document_supported: bool = False
+    authorization_response_iss_parameter_supported: bool = False
+
+
+def challenge_parameters(header: str) -> dict[str, str]:
+    """The parameters of a `WWW-Authenticate` header."""
+    return {name.lower(): quoted or plain for name, quoted, plain in _PARAMETER.findall(header)}
+
+
+async def find_resource(url: Url, named: str, tls: ssl.SSLContext | None) -> Resource | None:
+    """The metadata of a server: where its challenge says, else at the well-known places.
+
+    Raises:
+        AccessDenied: they're about another server.
+    """
+    path = url.target.partition("?")[0].rstrip("/")
+    known = "/.well-known/oauth-protected-resource"
+    places = [named] if named else [f"{url.origin}{known}{path}", f"{url.origin}{known}"]
+    for place in dict.fromkeys(places):
+        found = await get_json(place, Resource, tls)
+        if found is not None and found.authorization_servers:
+            if not _covers(found.resource, url):
+                raise AccessDenied(
+                    f"{url} says that its tokens are for {found.resource}, which is another server.", 401
+                )
+            return found
+    return None
+
+
+def _covers(resource: str, url: Url) -> bool:
+    """Whether metadata about a resource are about this server: the same origin, and the path or one above it."""
+    theirs = urlsplit(resource)
+    ours = urlsplit(str(url))
+    same = (theirs.scheme.lower(), theirs.netloc.lower()) == (ours.scheme, ours.netloc.lower())
+    above = theirs.path.rstrip("/") + "/"
+    return not resource or (same and (ours.path.rstrip("/") + "/").startswith(above))
+
+
+async def find_issuer(issuer: str, tls: ssl.SSLContext | None) -> Issuer | None:
+    """The metadata of an authorization server.
+
+    Raises:
+        AccessDenied: they name another issuer.
+    """
+    parts = urlsplit(issuer)
+    origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
+    places = [f"{origin}/.well-known/{name}{path}" for name in ("oauth-authorization-server", "openid-configuration")]
+    if path:
+        places.append(f"{origin}{path}/.well-known/openid-configuration")
+    for place in places:
+        found = await get_json(place, Issuer, tls)
+        if found is not None and found.token_endpoint:
+            if found.issuer != issuer:
+                raise AccessDenied(f"The metadata of {issuer} name another issuer, {found.issuer}.", 401)
+            return found
+    return None
+
+
+async def find_at_origin(url: Url, tls: ssl.SSLContext | None) -> Issuer:
+    """The authorization server of a server of 2025-03-26: at its origin, or at the places that revision assumes."""
+    origin = url.origin
+    found = await get_json(f"{origin}/.well-known/oauth-authorization-server", Issuer, tls)
+    if found is not None and found.token_endpoint:
+        if found.issuer.rstrip("/") != origin:
+            raise AccessDenied(f"The metadata of {origin} name another issuer, {found.issuer}.", 401)
+        return found
+    return Issuer(
+        issuer=origin,
+        authorization_endpoint=f"{origin}/authorize",
+        token_endpoint=f"{origin}/token",
+        registration_endpoint=f"{origin}/register",
+        code_challenge_methods_supported=["S256"],
+    )

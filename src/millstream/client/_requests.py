@@ -1,0 +1,213 @@
+"""Requests of a client, from their parameters to their result: numbers, clocks, questions on the way, new connections.
+
+One `Requests` serves all calls of a client, side by side. It knows no methods.
+"""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.messages import InputRequiredResult
+from millstream.client._agreement import Link, request_body, with_meta
+from millstream.client._errors import BadAnswer, ClientError, ConnectionLost, Failure, NoAnswer, SessionLost
+from millstream.client._incoming import Incoming, OnProgress, Running
+from millstream.client._opening import Opening, failure
+from millstream.client._options import Options
+from millstream.client._questions import Questions
+from millstream.client._transports.transport import Request
+
+_ASKS_BACK = b'"input_required"'
+_FIRST_WAIT = 0.05
+_LONGEST_WAIT = 5.0
+_RESTARTS = 3
+"""Connections in a row that may be lost while they are made."""
+
+_decode_required = msgspec.json.Decoder(InputRequiredResult).decode
+
+Restored = Callable[[Link], Awaitable[None]]
+"""Puts back on a new connection what the old one knew."""
+
+
+class Ask(Struct, kw_only=True):
+    """One request, as a caller wants it."""
+
+    method: str
+    params: bytes = b"{}"
+    """An encoded object."""
+    name: str = ""
+    """Of the tool, prompt or resource, for a header."""
+    headers: Mapping[str, str] = {}
+    """`Mcp-Param-…`."""
+    timeout: float = 0
+    """Seconds; 0 for the client's own."""
+    progress: OnProgress | None = None
+    repeatable: bool = False
+    """It only reads."""
+    id: int = 0
+    """Reserved by `reserve`, where the caller must know it beforehand."""
+
+
+class Requests:
+    """Asks one server."""
+
+    __slots__ = ("_incoming", "_lock", "_opening", "_options", "_questions", "_timeout", "ids", "link", "restored")
+
+    def __init__(
+        self,
+        opening: Opening,
+        incoming: Incoming,
+        questions: Questions,
+        options: Options,
+        *,
+        ids: Iterator[int],
+        timeout: float,
+    ) -> None:
+        # Configuration
+        self._opening = opening
+        self._incoming = incoming
+        self._questions = questions
+        self._options = options
+        self._timeout = timeout
+        self.restored: Restored | None = None
+        # Connection
+        self.ids: Iterator[int] = ids
+        self.link: Link | None = None
+        self._lock = asyncio.Lock()
+
+    async def connect(self) -> Link:
+        """The connection, made again when the last one is gone."""
+        link = self.link
+        if link is not None and not link.transport.lost:
+            return link
+        return await self._renew(link)
+
+    async def _renew(self, old: Link | None) -> Link:
+        """A connection other than `old`. Of many who want one, the first makes it."""
+        async with self._lock:
+            if self.link is not None and self.link is not old:
+                return self.link
+            if old is not None:
+                self.link = None
+                await old.transport.close()
+            link = self.link = await self._open(0 if old is None else _RESTARTS)
+        if old is not None and self.restored is not None:
+            with contextlib.suppress(Failure):
+                await self.restored(link)
+        return link
+
+    async def _open(self, more: int) -> Link:
+        for attempt in range(more):
+            try:
+                return await self._opening.open()
+            except ConnectionLost:
+                await asyncio.sleep(min(_FIRST_WAIT * 4**attempt, _LONGEST_WAIT))
+        return await self._opening.open()
+
+    async def close(self) -> None:
+        """Say goodbye."""
+        link, self.link = self.link, None
+        if link is not None:
+            await link.transport.close()
+
+    async def ask(self, ask: Ask) -> bytes:
+        """The raw result, after as many rounds of questions as it takes.
+
+        Raises:
+            Failure: the server answered with an error.
+            ClientError: there's no answer.
+        """
+        rounds = 0
+        extra = b""
+        while True:
+            result = await self._once(ask, extra)
+            if _ASKS_BACK not in result:
+                return result
+            required = _required(result)
+            if required is None:
+                return result
+            rounds += 1
+            if rounds > self._options.max_rounds:
+                raise BadAnswer(f"The server asked {rounds} times without an answer (Options.max_rounds).")
+            extra = await self._answers(required, rounds)
+
+    async def _answers(self, required: InputRequiredResult, rounds: int) -> bytes:
+        """The members that the next round adds to the parameters."""
+        members: dict[str, Any] = {}
+        if required.input_requests:
+            answers: dict[str, Any] = {}
+            for key, asked in required.input_requests.items():
+                try:
+                    answers[key] = await self._questions.answer(asked.method, bytes(asked.params))
+                except ProtocolError as exc:
+                    raise BadAnswer(
+                        f"The server asks for {asked.method}, which this client can't answer: {exc.message}."
+                    ) from exc
+            members["inputResponses"] = answers
+        else:
+            await asyncio.sleep(min(_FIRST_WAIT * 2**rounds, _LONGEST_WAIT))
+        if required.request_state is not None:
+            members["requestState"] = required.request_state
+        return encode(members)[1:-1]
+
+    async def _once(self, ask: Ask, extra: bytes) -> bytes:
+        """One round, on a new connection where that is safe."""
+        link = await self.connect()
+        try:
+            return await self.send(link, ask, extra)
+        except SessionLost:
+            # The server has not looked at the request: https://modelcontextprotocol.io/specification/2025-11-25/basic
+            return await self.send(await self._renew(link), ask, extra)
+        except ConnectionLost:
+            if not ask.repeatable or (link.agreement.revision.handshake and not link.transport.lost):
+                raise
+            link = await self._renew(link) if link.transport.lost else link
+            return await self.send(link, ask, extra)
+
+    async def send(self, link: Link, ask: Ask, extra: bytes = b"") -> bytes:
+        """One request on one connection."""
+        request_id = ask.id or next(self.ids)
+        params = ask.params
+        if extra:
+            params = params[:-1] + (b"" if params == b"{}" else b",") + extra + b"}"
+        meta = link.meta
+        if ask.progress is not None:
+            meta = b'%b%b"progressToken":%d' % (meta, b"," if meta else b"", request_id)
+        body = request_body(request_id, ask.method, with_meta(params, meta))
+        request = Request(request_id, ask.method, body, ask.name, ask.headers, None, ask.repeatable)
+        seconds = ask.timeout or self._timeout
+        scope = asyncio.timeout(None)
+        running = self._incoming.running
+        try:
+            async with scope:
+                now = asyncio.get_running_loop().time()
+                latest = now + max(self._options.longest, seconds)
+                if seconds != math.inf:
+                    scope.reschedule(now + seconds)
+                running[request_id] = Running(scope, seconds, latest, ask.progress)
+                answer = await link.transport.exchange(request)
+        except TimeoutError as exc:
+            if isinstance(exc, ClientError):
+                raise
+            raise NoAnswer(f"The server did not answer {ask.method} within {seconds:g} seconds.") from exc
+        finally:
+            running.pop(request_id, None)
+        if ask.progress is not None:
+            await self._incoming.caught_up()
+        if answer.error:
+            raise failure(answer.error)
+        return answer.result
+
+
+def _required(result: bytes) -> InputRequiredResult | None:
+    try:
+        required = _decode_required(result)
+    except msgspec.MsgspecError:
+        return None
+    return required if required.result_type == "input_required" else None

@@ -1,0 +1,105 @@
+"""What a tool gave back, as it came and as the type you want."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeVar, cast, get_origin
+
+import msgspec
+from msgspec import UNSET, Raw, Struct
+
+from millstream._protocol.content import Text
+from millstream._protocol.messages import CallToolResult
+from millstream.client._errors import BadAnswer, ToolFailed
+
+T = TypeVar("T")
+
+
+class _Wrapped(Struct):
+    """Revisions whose structured content is always an object carry another value in one."""
+
+    result: Raw
+
+
+_decode_wrapped = msgspec.json.Decoder(_Wrapped, strict=True).decode
+
+
+class Result(CallToolResult, frozen=True, kw_only=True):
+    """The result of a tool."""
+
+    @property
+    def text(self) -> str:
+        """The text blocks, joined."""
+        return "\n".join(block.text for block in self.content if isinstance(block, Text))
+
+    @property
+    def data(self) -> Any:
+        """The structured content as plain values; without any, the text."""
+        raw = self.structured_content
+        return self.text if raw is UNSET else msgspec.json.decode(raw)
+
+    def into(self, wanted: type[T]) -> T:
+        """The value as the type you want: from the structured content, else from text that is JSON.
+
+        Args:
+            wanted: what msgspec reads (builtins, dataclasses, Structs, TypedDicts, unions), or a Pydantic model.
+
+        Raises:
+            ToolFailed: the tool reported an error.
+            BadAnswer: the value is of another type.
+        """
+        if self.is_error:
+            raise ToolFailed(self.text or "The tool failed and gave no reason.")
+        raw = self.structured_content
+        if raw is UNSET:
+            if wanted is str:
+                return cast("T", self.text)
+            return cast("T", _read(self.text.encode(), wanted))
+        try:
+            return cast("T", _read(bytes(raw), wanted))
+        except BadAnswer:
+            try:
+                inner = _decode_wrapped(raw).result
+            except msgspec.MsgspecError:
+                inner = None
+            if inner is None:
+                raise
+            return cast("T", _read(bytes(inner), wanted))
+
+
+_read_result = msgspec.json.Decoder(Result).decode
+
+
+def read_result(raw: bytes) -> Result:
+    """Read the result of `tools/call`.
+
+    Raises:
+        BadAnswer: it isn't one.
+    """
+    return read("tools/call", _read_result, raw)
+
+
+def read(method: str, decode: Callable[[bytes], T], raw: bytes) -> T:
+    """Read the result of a method.
+
+    Raises:
+        BadAnswer: it has another shape.
+    """
+    try:
+        return decode(raw)
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise BadAnswer(f"The server's result of {method} has the wrong shape: {exc}.") from exc
+
+
+def _read(raw: bytes, wanted: Any) -> Any:
+    try:
+        if hasattr(wanted, "model_validate_json"):
+            return wanted.model_validate_json(raw)
+        return _decoder(wanted)(raw)
+    except (ValueError, RecursionError) as exc:  # msgspec's and Pydantic's errors are ValueErrors
+        name = getattr(wanted, "__name__", str(wanted)) if get_origin(wanted) is None else str(wanted)
+        raise BadAnswer(f"The tool's value is not a {name}: {exc}.") from exc
+
+
+@lru_cache(256)
+def _decoder(wanted: Any) -> Callable[[bytes], Any]:
+    return msgspec.json.Decoder(wanted).decode

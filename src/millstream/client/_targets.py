@@ -1,0 +1,156 @@
+"""Which server a person means: a URL, a command, a script, a server object or an entry of a configuration file."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from msgspec import Struct
+
+from millstream.client._errors import TargetError
+from millstream.client._http.url import Url, parse
+from millstream.client._transports.embedded import Embedded
+from millstream.client._transports.stdio import Command
+
+_OURS = re.compile(r"^\s*(?:from|import)\s+millstream\b", re.MULTILINE)
+_RUN = "from millstream._cli import main; main()"
+_SCRIPTS = {".js": "node", ".mjs": "node", ".cjs": "node"}
+_CONFIGURATION = (".json",)
+
+
+class Remote(Struct, frozen=True):
+    """A server at a URL."""
+
+    url: Url
+    headers: Mapping[str, str] = {}
+    kind: str = ""
+    """``sse`` or ``http`` where a configuration says so."""
+
+
+Place = Remote | Command | Embedded
+"""Where a server is, and how to reach it."""
+Target = str | Path | Sequence[str] | Mapping[str, Any] | Embedded
+"""What a person may write."""
+
+
+def find(target: Target, *, env: Mapping[str, str], cwd: str | None) -> Place:
+    """The place that a target means.
+
+    Args:
+        target: a URL; a command as one string or as a list; a `.py` or `.js` file; a `.json` file with `mcpServers`,
+            and ``#name`` behind it if it has several; such a configuration as a dict; or a server object.
+        env: variables for a command.
+        cwd: where a command runs.
+
+    Raises:
+        TargetError: it means none, or several.
+    """
+    if isinstance(target, Path):
+        return _file(target, "", env, cwd)
+    if isinstance(target, str):
+        return _text(target.strip(), env, cwd)
+    if isinstance(target, Mapping):
+        return _configured(target, "", "The configuration", env, cwd)
+    if isinstance(target, Sequence):
+        return _command(target, env, cwd)
+    if hasattr(target, "running"):
+        return target
+    raise TargetError(f"A {type(target).__name__} is not a server. Give a URL, a command, a script or a Server.")
+
+
+def _text(text: str, env: Mapping[str, str], cwd: str | None) -> Place:
+    if not text:
+        raise TargetError("There is no server to connect to: the target is empty.")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        return Remote(parse(text))
+    path, _, name = text.partition("#")
+    if Path(path).is_file() and Path(path).suffix in (".py", *_SCRIPTS, *_CONFIGURATION):
+        return _file(Path(path), name, env, cwd)
+    if not re.search(r"\s", text) and Path(path).suffix in (".py", *_SCRIPTS, *_CONFIGURATION):
+        raise TargetError(f"There is no file {path}.")
+    if re.fullmatch(r"(localhost|[\w.-]+\.[a-z]{2,}|\d+(\.\d+){3})(:\d+)?(/\S*)?", text) and not shutil.which(text):
+        raise TargetError(f"{text} is neither a file nor a command. If it is a URL, write http://{text}")
+    try:
+        words = shlex.split(text, posix=os.name != "nt")
+    except ValueError as exc:
+        raise TargetError(f"The command {text!r} cannot be read: {exc}.") from exc
+    return _command(words, env, cwd)
+
+
+def _command(words: Sequence[str], env: Mapping[str, str], cwd: str | None) -> Command:
+    if not words:
+        raise TargetError("A command is a program and its arguments.")
+    return Command(tuple(words), env, cwd)
+
+
+def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Place:
+    if not path.is_file():
+        raise TargetError(f"There is no file {path}.")
+    if path.suffix in _CONFIGURATION:
+        try:
+            given: Any = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as exc:
+            raise TargetError(f"{path} cannot be read as JSON: {exc}.") from exc
+        return _configured(given, name, str(path), env, cwd)
+    if path.suffix == ".py":
+        if _OURS.search(path.read_text("utf-8", "replace")):
+            # Its own `__main__` may serve HTTP, or nothing at all.
+            return Command((sys.executable, "-c", _RUN, "run", str(path), "--transport", "stdio"), env, cwd)
+        return Command((sys.executable, str(path)), env, cwd)
+    if path.suffix in _SCRIPTS:
+        return Command((_SCRIPTS[path.suffix], str(path)), env, cwd)
+    return Command((str(path),), env, cwd)
+
+
+def servers(configuration: Any, source: str = "The configuration") -> dict[str, Any]:
+    """The entries of `mcpServers`, by name.
+
+    Raises:
+        TargetError: there are none.
+    """
+    found = cast("dict[str, Any]", configuration).get("mcpServers") if isinstance(configuration, Mapping) else None
+    if not isinstance(found, Mapping) or not found:
+        raise TargetError(f'{source} has no servers: it needs {{"mcpServers": {{"name": {{…}}}}}}.')
+    return dict(cast("Mapping[str, Any]", found))
+
+
+def _configured(given: Any, name: str, source: str, env: Mapping[str, str], cwd: str | None) -> Place:
+    entries = servers(given, source)
+    if not name:
+        if len(entries) > 1:
+            first = next(iter(entries))
+            raise TargetError(f"{source} has several servers: {', '.join(entries)}. Name one: {source}#{first}")
+        name = next(iter(entries))
+    if name not in entries:
+        raise TargetError(f"{source} has no server {name!r}. It has: {', '.join(entries)}.")
+    return _entry(entries[name], name, env, cwd)
+
+
+def _entry(entry: Any, name: str, env: Mapping[str, str], cwd: str | None) -> Place:
+    """One server of a configuration, as desktop applications write it."""
+    if not isinstance(entry, Mapping):
+        raise TargetError(f"The server {name!r} is not configured by an object.")
+    fields = cast("Mapping[str, Any]", entry)
+    url = fields.get("url") or fields.get("serverUrl")
+    if isinstance(url, str):
+        return Remote(parse(url), _texts(fields.get("headers"), name), str(fields.get("type") or ""))
+    command: Any = fields.get("command")
+    arguments: Any = fields.get("args") or []
+    if not isinstance(command, str) or not isinstance(arguments, list):
+        raise TargetError(f"The server {name!r} has neither a url nor a command with args.")
+    words = [command, *map(str, cast("list[object]", arguments))]
+    where = fields.get("cwd")
+    return Command(tuple(words), _texts(fields.get("env"), name) | dict(env), str(where) if where else cwd)
+
+
+def _texts(given: Any, name: str) -> dict[str, str]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise TargetError(f"The server {name!r} has headers or variables that are not an object.")
+    return {str(key): str(value) for key, value in cast("Mapping[object, object]", given).items()}

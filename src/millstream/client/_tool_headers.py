@@ -1,0 +1,71 @@
+"""Arguments that travel in headers too: what tools say about theirs, and the headers of one call.
+
+https://modelcontextprotocol.io/specification/2026-07-28/server/tools. A tool whose annotations break the rules is left
+out of lists, as the specification wants.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, cast
+
+from millstream._protocol.messages import ToolDescription
+from millstream._protocol.param_headers import ParamHeader, encode_value, find_annotations
+
+_logger = logging.getLogger(__name__)
+_NONE: Mapping[str, str] = {}
+
+
+class ToolHeaders:
+    """What is known of the tools that were listed."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[ParamHeader, ...]] = {}
+
+    def learn(self, tools: list[ToolDescription]) -> list[ToolDescription]:
+        """The tools that can be called, of which the annotations are kept."""
+        usable: list[ToolDescription] = []
+        for tool in tools:
+            try:
+                found = find_annotations(tool.input_schema)
+            except (ValueError, RecursionError) as exc:
+                _logger.warning("The tool %s is left out: %s", tool.name, exc)
+                continue
+            if found:
+                self._known[tool.name] = found
+            else:
+                self._known.pop(tool.name, None)
+            usable.append(tool)
+        return usable
+
+    def of(self, tool: str, arguments: Mapping[str, Any]) -> Mapping[str, str]:
+        """The headers of a call."""
+        known = self._known.get(tool)
+        if not known:
+            return _NONE
+        headers: dict[str, str] = {}
+        for param in known:
+            text = _text(_at(param.path, arguments))
+            if text is not None:
+                headers[_spelled(param)] = encode_value(text)
+        return headers
+
+
+def _spelled(param: ParamHeader) -> str:
+    return param.header.decode().title()
+
+
+def _at(path: tuple[str, ...], arguments: Mapping[str, Any]) -> Any:
+    value: Any = arguments
+    for key in path:
+        value = cast("Mapping[str, Any]", value).get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int) else None

@@ -1,0 +1,91 @@
+"""Messages from event streams, over as many connections as it takes."""
+
+import random
+from collections import deque
+
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.jsonrpc import Envelope, read
+from millstream._protocol.sse import Decoder, Event
+from millstream.client._errors import BadAnswer
+from millstream.client._http.body import Body
+from millstream.client._http.connection import too_large
+
+
+class EventReader:
+    """Reads one connection after the other, and keeps what the next one needs: the last id and the time to wait."""
+
+    __slots__ = ("_decoder", "_events", "_max", "_retry_ms", "_stream", "given", "last_event_id")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max = max_bytes
+        self._retry_ms: int | None = None
+        self.last_event_id = ""
+        self._stream: Body | None = None
+        self._decoder = Decoder(max_bytes)
+        self._events: deque[Event] = deque()
+        self.given: Envelope | None = None
+        """The answer, if it came on another stream."""
+
+    def give(self, answer: Envelope) -> None:
+        """End the reading: this is what it is for."""
+        self.given = answer
+        self.close()
+
+    def attach(self, stream: Body) -> None:
+        """Read from this connection from now on."""
+        self.close()
+        self._stream = stream
+        self._decoder = Decoder(self._max)
+        self._events.clear()
+
+    def close(self) -> None:
+        """Leave the connection."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    async def event(self) -> Event | None:
+        """The next event; None when the connection has ended.
+
+        Raises:
+            TooLarge: it's larger than allowed.
+            ConnectionLost: the connection broke.
+        """
+        while not self._events:
+            chunk = await self._stream.read() if self._stream is not None else b""
+            if not chunk:
+                return None
+            try:
+                self._events.extend(self._decoder.feed(chunk))
+            except ProtocolError as exc:
+                raise too_large(self._max) from exc
+            if self._decoder.retry_ms is not None:
+                self._retry_ms = self._decoder.retry_ms
+            if not self._events:
+                self.last_event_id = self._decoder.last_event_id or self.last_event_id
+        event = self._events.popleft()
+        self.last_event_id = event.id or self.last_event_id
+        return event
+
+    async def message(self) -> Envelope | None:
+        """The next message; None when the connection has ended. Events with other names, and empty ones, don't count.
+
+        Raises:
+            BadAnswer: an event isn't a message.
+        """
+        while (event := await self.event()) is not None:
+            if event.data and event.event == "message":
+                try:
+                    return read(event.data.encode())
+                except ProtocolError as exc:
+                    raise BadAnswer(f"The server sent something that isn't a message of MCP. {exc.message}.") from exc
+        return self.given
+
+    def wait(self, attempts: int, first: float, longest: float) -> float:
+        """Seconds until the next connection: what the server said, or longer each time, with a little chance in it so
+        that clients don't come back all at once.
+        """
+        if self._retry_ms is not None and attempts == 0:
+            return self._retry_ms / 1000
+        usual: float = max(first * 2.0**attempts, (self._retry_ms or 0) / 1000)
+        return min(usual, longest) * random.uniform(0.75, 1.0)  # noqa: S311  not a secret

@@ -1,0 +1,124 @@
+"""HTTP+SSE, the transport of 2024-11-05: everything the server says comes on one stream, everything we say is a POST.
+
+https://modelcontextprotocol.io/specification/2024-11-05/basic/transports#http-with-sse
+"""
+
+import asyncio
+
+from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.revisions import Revision
+from millstream.client._background import Background
+from millstream.client._errors import ClientError, ConnectionLost, NotMcp
+from millstream.client._http.connection import Reply
+from millstream.client._http.endpoint import Endpoint
+from millstream.client._transports.duplex import Duplex
+from millstream.client._transports.events import EventReader
+from millstream.client._transports.transport import Listener, Request
+
+
+class HttpSseTransport:
+    """One stream, and the address that it names."""
+
+    __slots__ = ("_background", "_duplex", "_endpoint", "_max", "_messages", "_revision", "_timeout")
+
+    name = "http+sse"
+
+    def __init__(
+        self, endpoint: Endpoint, listener: Listener, background: Background, max_bytes: int, timeout: float
+    ) -> None:
+        self._endpoint = endpoint
+        self._background = background
+        self._max = max_bytes
+        self._timeout = timeout
+        self._duplex = Duplex(self, listener, background, self._write)
+        self._messages = ""
+        """Path and query for POSTs."""
+        self._revision: Revision | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the stream has ended."""
+        return self._duplex.fault is not None
+
+    async def open(self) -> None:
+        """Open the stream and wait for the address.
+
+        Raises:
+            NotMcp: there's no stream, or it names none.
+        """
+        url = self._endpoint.url
+        named: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(self._timeout):
+                reply = await self._endpoint.send("GET", "Accept: text/event-stream\r\n", repeatable=True)
+                if reply.stream is None or reply.status != 200:
+                    raise NotMcp(f"{url} has no event stream: it answers with status {reply.status}.")
+                self._background.start(self._read(reply, named))
+                await named
+        except TimeoutError as exc:
+            raise NotMcp(f"{url} opens an event stream, but says nothing on it that an MCP server says.") from exc
+
+    async def _read(self, reply: Reply, named: asyncio.Future[None]) -> None:
+        reader = EventReader(self._max)
+        assert reply.stream is not None  # noqa: S101  `open` looked
+        reader.attach(reply.stream)
+        try:
+            while (event := await reader.event()) is not None:
+                if event.event == "endpoint" and not self._messages:
+                    self._name(event.data, named)
+                elif event.event == "message" and event.data:
+                    self._duplex.receive(event.data.encode())
+                if self._duplex.fault is not None:
+                    break
+        except ClientError as exc:
+            self._duplex.end(exc)
+        finally:
+            self._duplex.end(ConnectionLost("The server closed the event stream."))
+            reader.close()
+            if not named.done():
+                named.set_exception(NotMcp(f"{self._endpoint.url} closes its event stream at once."))
+                named.exception()
+
+    def _name(self, reference: str, named: asyncio.Future[None]) -> None:
+        url = self._endpoint.url
+        try:
+            target = url.join(reference)
+            if target.origin != url.origin:  # credentials go nowhere else
+                raise NotMcp(f"{url} wants messages to go to another server, {target.origin}.")
+        except ClientError as exc:
+            if not named.done():
+                named.set_exception(exc)
+            self._duplex.end(exc)
+            return
+        self._messages = target.target
+        if not named.done():
+            named.set_result(None)
+
+    def agreed(self, revision: Revision) -> None:
+        """The version goes into a header, where the revision has it."""
+        self._revision = revision
+
+    async def exchange(self, request: Request) -> Envelope:
+        """Send a request and wait for its answer."""
+        return await self._duplex.exchange(request)
+
+    async def send(self, message: bytes, method: str) -> None:
+        """Send a notification or an answer."""
+        await self._write(message)
+
+    async def _write(self, message: bytes) -> None:
+        if self._duplex.fault is not None:
+            raise self._duplex.fault
+        extra = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
+        if self._revision is not None and self._revision.header:
+            extra += f"MCP-Protocol-Version: {self._revision.date}\r\n"
+        reply = await self._endpoint.send("POST", extra, message, repeatable=False, target=self._messages)
+        if reply.stream is not None:
+            reply.stream.close()
+        if reply.status >= 300:
+            raise ConnectionLost(f"The server refused a message with status {reply.status}.")
+
+    async def close(self) -> None:
+        """Close the stream, which ends the session."""
+        self._duplex.end(ConnectionLost("The client was closed."))
+        await self._endpoint.close()

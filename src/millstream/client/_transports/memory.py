@@ -1,0 +1,70 @@
+"""A server in this process and loop: the whole protocol, and no network."""
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+
+from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.revisions import Revision
+from millstream._transports.memory import MemoryPipe
+from millstream.client._background import Background
+from millstream.client._transports.duplex import Duplex
+from millstream.client._transports.embedded import Embedded, Running
+from millstream.client._transports.transport import Listener, Request
+
+
+class MemoryTransport:
+    """Runs the server for as long as the client is open."""
+
+    __slots__ = ("_background", "_duplex", "_pipe", "_running", "_server")
+
+    name = "memory"
+
+    def __init__(self, server: Embedded, listener: Listener, background: Background) -> None:
+        self._server = server
+        self._background = background
+        self._duplex = Duplex(self, listener, background, self._write)
+        self._running: AbstractAsyncContextManager[Running] | None = None
+        self._pipe: MemoryPipe | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the server has cut us off."""
+        return self._duplex.fault is not None
+
+    async def open(self) -> None:
+        """Start the server."""
+        running = self._server.running()
+        runtime = await running.__aenter__()
+        self._running = running
+        self._pipe = MemoryPipe(runtime.dispatcher)
+        self._background.start(self._read(self._pipe))
+
+    async def _read(self, pipe: MemoryPipe) -> None:
+        while True:
+            self._duplex.receive(await pipe.receive())
+
+    def agreed(self, revision: Revision) -> None:
+        """Nothing changes."""
+
+    async def exchange(self, request: Request) -> Envelope:
+        """Send a request and wait for its answer."""
+        return await self._duplex.exchange(request)
+
+    async def send(self, message: bytes, method: str) -> None:
+        """Send a notification or an answer."""
+        await self._write(message)
+
+    async def _write(self, message: bytes) -> None:
+        if self._duplex.fault is not None:
+            raise self._duplex.fault
+        assert self._pipe is not None  # noqa: S101  it was opened
+        self._pipe.send(message)
+
+    async def close(self) -> None:
+        """Leave, and stop the server."""
+        self._duplex.end()
+        if self._pipe is not None:
+            await asyncio.sleep(0)  # what was just written has been taken
+            await self._pipe.close()
+        if self._running is not None:
+            await self._running.__aexit__(None, None, None)

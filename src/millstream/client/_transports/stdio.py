@@ -1,0 +1,247 @@
+"""A server as a process of its own: one message a line on its standard input and output.
+
+https://modelcontextprotocol.io/specification/2026-07-28/basic/transports#stdio. Its standard error is free text: the
+end of it is kept, for the error that says why the process is gone.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping
+from typing import cast
+
+from msgspec import Struct
+
+from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.lines import LineSplitter
+from millstream._protocol.revisions import Revision
+from millstream.client._background import Background
+from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, TargetError
+from millstream.client._http.connection import too_large
+from millstream.client._transports.duplex import Duplex
+from millstream.client._transports.transport import Listener, Request
+
+_GRACE = 2.0
+"""Seconds that a server has to end after its input closes, and again after SIGTERM."""
+_MAX_LAST = 400
+_LAST_WORDS = 1.0
+_KEPT = 4096
+"""Bytes of standard error that are kept."""
+_MAX_NOISE = 1000
+"""Lines on standard output that aren't JSON, before the client gives up on the server."""
+
+INHERITED = (
+    "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LOGNAME", "PATH", "SHELL", "SSL_CERT_DIR", "SSL_CERT_FILE", "TERM", "TMPDIR",
+    "TZ", "USER", "VIRTUAL_ENV", "XDG_RUNTIME_DIR",
+    # Windows
+    "APPDATA", "COMSPEC", "HOMEDRIVE", "HOMEPATH", "LOCALAPPDATA", "PATHEXT", "PROGRAMDATA", "PROGRAMFILES",
+    "SYSTEMDRIVE", "SYSTEMROOT", "TEMP", "TMP", "USERNAME", "USERPROFILE",
+)  # fmt: skip
+"""Variables that a server gets from us. The others may hold secrets that are none of its business."""
+
+
+class Command(Struct, frozen=True):
+    """How to start a server."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = {}
+    cwd: str | None = None
+
+
+class _Pipes(asyncio.SubprocessProtocol):
+    """What comes out of the process."""
+
+    def __init__(self, owner: "StdioTransport") -> None:
+        self._owner = owner
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == 1:
+            self._owner.heard(data)
+        else:
+            self._owner.noted(data)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if fd == 1:
+            self._owner.hushed()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._owner.silent()
+
+    def process_exited(self) -> None:
+        self._owner.exited.set()
+
+    def pause_writing(self) -> None:
+        self._owner.writable.clear()
+
+    def resume_writing(self) -> None:
+        self._owner.writable.set()
+
+
+class StdioTransport:
+    """One process, started by `open` and gone after `close`."""
+
+    name = "stdio"
+
+    def __init__(self, command: Command, listener: Listener, background: Background, max_bytes: int) -> None:
+        # Configuration
+        self._command = command
+        self._max = max_bytes
+        # Process
+        self._process: asyncio.SubprocessTransport | None = None
+        self._duplex = Duplex(self, listener, background, self._write)
+        self._lines = LineSplitter(max_bytes)
+        self._said = b""
+        self._noise = 0
+        self.exited = asyncio.Event()
+        self.writable = asyncio.Event()
+        self.writable.set()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the process is gone."""
+        return self._duplex.fault is not None
+
+    @property
+    def said(self) -> str:
+        """The end of what the process wrote to standard error."""
+        return self._said.decode("utf-8", "replace").strip()
+
+    async def open(self) -> None:
+        """Start the process.
+
+        Raises:
+            TargetError: there's no such program.
+            ConnectFailed: the system doesn't start it.
+        """
+        command = self._command
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | dict(command.env)
+        program = shutil.which(command.argv[0], path=environment.get("PATH"))
+        if program is None:
+            raise TargetError(f"There is no program {command.argv[0]!r}. Check its name, and that it is on the PATH.")
+        loop = asyncio.get_running_loop()
+        try:
+            process, _ = await loop.subprocess_exec(
+                lambda: _Pipes(self),
+                program,
+                *command.argv[1:],
+                env=environment,
+                cwd=command.cwd,
+                start_new_session=sys.platform != "win32",  # so that what it starts ends with it
+            )
+        except OSError as exc:
+            raise ConnectFailed(f"{command.argv[0]} could not be started: {exc.strerror or exc}.") from exc
+        self._process = process
+
+    def agreed(self, revision: Revision) -> None:
+        """Nothing changes."""
+
+    async def exchange(self, request: Request) -> Envelope:
+        """Send a request and wait for its answer."""
+        return await self._duplex.exchange(request)
+
+    async def send(self, message: bytes, method: str) -> None:
+        """Send a notification or an answer."""
+        await self._write(message)
+
+    async def _write(self, message: bytes) -> None:
+        if self._duplex.fault is not None:
+            raise self._duplex.fault
+        assert self._process is not None  # noqa: S101  it was opened
+        stdin = cast("asyncio.WriteTransport", self._process.get_pipe_transport(0))
+        if stdin.is_closing():
+            await self.exited.wait()
+            raise self.silent()
+        stdin.write(message + b"\n")
+        if not self.writable.is_set():
+            await self.writable.wait()
+
+    # What the process does
+
+    def heard(self, data: bytes) -> None:
+        """Some of its standard output."""
+        for line in self._lines.feed(data):
+            if line is None:
+                self._over(too_large(self._max))
+            elif line[:1] in (b"{", b"["):
+                self._duplex.receive(line)
+            else:
+                self._noise += 1  # a program that prints greetings is a nuisance, and common
+                if self._noise > _MAX_NOISE:
+                    self._over(BadAnswer("The server writes text to its standard output, where only messages may go."))
+        if self._duplex.fault is not None:
+            self._kill(signal.SIGTERM)
+
+    def noted(self, data: bytes) -> None:
+        """Some of its standard error."""
+        self._said = (self._said + data)[-_KEPT:]
+
+    def hushed(self) -> None:
+        """Its standard output is closed. Most likely it ends now, and its exit code and last words are worth a wait."""
+        asyncio.get_running_loop().call_later(_LAST_WORDS, self.silent)
+
+    def silent(self) -> ClientError:
+        """It says nothing more; the error tells whoever waits."""
+        code = self._process.get_returncode() if self._process is not None else None
+        ended = (
+            "The server has closed its standard output"
+            if code is None
+            else f"The server has ended with exit code {code}"
+        )
+        last = _last_sentence(self.said)
+        fault = ConnectionLost(f"{ended}. It last said: {last[:_MAX_LAST]}" if last else f"{ended}.")
+        self._duplex.end(fault)
+        self.writable.set()
+        return fault
+
+    def _over(self, fault: ClientError) -> None:
+        self._duplex.end(fault)
+
+    # The end: https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#shutdown
+
+    async def close(self) -> None:
+        """Close its input, and end it if that doesn't."""
+        self._duplex.end(ConnectionLost("The client was closed."))
+        self.writable.set()
+        process = self._process
+        if process is None:
+            return
+        try:
+            stdin = process.get_pipe_transport(0)
+            if stdin is not None:
+                stdin.close()
+            if not await self._ends() and sys.platform != "win32":
+                self._kill(signal.SIGTERM)
+                await self._ends()
+        finally:
+            # Whatever it started, too; and a cancelled `close` leaves nothing behind either.
+            self._kill(signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
+            process.close()
+        await self.exited.wait()
+
+    async def _ends(self) -> bool:
+        try:
+            async with asyncio.timeout(_GRACE):
+                await self.exited.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _kill(self, number: signal.Signals) -> None:
+        process = self._process
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if sys.platform == "win32":
+                process.kill()
+            else:
+                os.killpg(process.get_pid(), number)
+
+
+def _last_sentence(said: str) -> str:
+    """The last line that isn't indented, and those below it: "Error: …" with what to do, or the end of a traceback."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    begin = next((at for at in reversed(range(len(lines))) if not lines[at][0].isspace()), 0)
+    return " ".join(line.strip() for line in lines[begin:])

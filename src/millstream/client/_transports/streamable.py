@@ -1,0 +1,276 @@
+"""Streamable HTTP: each request is a POST whose reply is JSON or an event stream.
+
+https://modelcontextprotocol.io/specification/2025-11-25/basic/transports and the same of 2026-07-28. A stream of the
+handshake era that breaks is taken up again with `Last-Event-ID`; in the per-request era a broken stream loses its
+request, and closing one cancels it.
+"""
+
+import asyncio
+import contextlib
+
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.jsonrpc import Envelope, notification_message, read
+from millstream._protocol.param_headers import encode_value
+from millstream._protocol.revisions import Revision
+from millstream.client._background import Background
+from millstream.client._errors import (
+    BadAnswer,
+    ClientError,
+    ConnectFailed,
+    ConnectionLost,
+    NotMcp,
+    SessionLost,
+)
+from millstream.client._http.body import Body
+from millstream.client._http.connection import Reply
+from millstream.client._http.endpoint import Endpoint, lines
+from millstream.client._transports.events import EventReader
+from millstream.client._transports.transport import Listener, Request
+
+_TAKES = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
+_TAKES_EVENTS = "Accept: text/event-stream\r\n"
+_FIRST_WAIT = 1.0
+_LONGEST_WAIT = 30.0
+_ATTEMPTS = 5
+"""Times that a stream is taken up again without anything new."""
+_STANDS = 1.0
+"""Seconds that the first call waits for the standing stream: some servers send its head with its first event."""
+_GOODBYE = 2.0
+"""Seconds for the DELETE of a session."""
+
+
+class StreamableTransport:
+    """One endpoint; with a session in the handshake era, if the server gives one."""
+
+    __slots__ = ("_background", "_endpoint", "_following", "_listener", "_max", "_revision", "_session", "_standing")
+
+    name = "streamable-http"
+
+    def __init__(self, endpoint: Endpoint, listener: Listener, background: Background, max_bytes: int) -> None:
+        # Configuration
+        self._endpoint = endpoint
+        self._listener = listener
+        self._background = background
+        self._max = max_bytes
+        # Session
+        self._revision: Revision | None = None
+        self._session = ""
+        self._following: dict[int, EventReader] = {}
+        """Streams that calls read, by the id of the request."""
+        self._standing: asyncio.Task[None] | None = None
+
+    @property
+    def lost(self) -> bool:
+        """A session may be lost; HTTP never is."""
+        return False
+
+    async def open(self) -> None:
+        """Nothing to do: the first request connects."""
+
+    def agreed(self, revision: Revision) -> None:
+        """The version goes into a header from now on."""
+        self._revision = revision
+
+    async def exchange(self, request: Request) -> Envelope:
+        """POST a request and wait for its answer."""
+        try:
+            reply = await self._endpoint.send(
+                "POST", self._headers(request), request.body, repeatable=request.repeatable
+            )
+            if request.method == "initialize":
+                self._session = _session_id(reply)
+            if reply.stream is None:
+                return self._answer(request, reply)
+            return await self._follow(request, reply.stream)
+        except asyncio.CancelledError:
+            self._give_up(request)
+            raise
+
+    async def send(self, message: bytes, method: str) -> None:
+        """POST a notification or an answer."""
+        extra = f"{_TAKES}{self._about(self._revision)}"
+        if method:
+            extra += f"Mcp-Method: {method}\r\n"
+        reply = await self._endpoint.send("POST", extra, message, repeatable=False)
+        if reply.stream is not None:
+            reply.stream.close()
+        if reply.status >= 400:
+            raise self._trouble(reply)
+        if method == "notifications/initialized" and self._revision is not None and self._revision.event_ids:
+            stands = asyncio.Event()
+            self._standing = self._background.start(self._stand(stands))
+            # What a server asks outside of a call's own stream is lost, unless this one is open before the first call.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STANDS):
+                    await stands.wait()
+
+    def _headers(self, request: Request) -> str:
+        revision = request.revision or self._revision
+        about = self._about(revision) if request.method != "initialize" else ""
+        head = f"{_TAKES}{about}Mcp-Method: {request.method}\r\n"
+        if request.name:
+            head += f"Mcp-Name: {encode_value(request.name)}\r\n"
+        return head + lines(request.params) if request.params else head
+
+    def _about(self, revision: Revision | None) -> str:
+        version = f"MCP-Protocol-Version: {revision.date}\r\n" if revision is not None and revision.header else ""
+        return f"{version}Mcp-Session-Id: {self._session}\r\n" if self._session else version
+
+    def _answer(self, request: Request, reply: Reply) -> Envelope:
+        """The answer in a reply that isn't a stream."""
+        if reply.status == 404 and self._session:
+            raise SessionLost("The server has forgotten the session.")
+        if reply.status >= 300 and not reply.body.lstrip().startswith(b"{"):
+            raise self._trouble(reply)
+        if reply.status in (202, 204):
+            raise BadAnswer(f"The server took {request.method} as a notification and gave no answer.")
+        if reply.media_type != "application/json" and not reply.body.lstrip().startswith(b"{"):
+            raise self._trouble(reply)
+        try:
+            message = read(reply.body)
+        except ProtocolError as exc:
+            if reply.status >= 300:
+                raise self._trouble(reply) from exc
+            raise BadAnswer(f"The server's answer is not a message of MCP. {exc.message}.") from exc
+        # An error about what the server couldn't read has no id, or one of the server's own.
+        if not message.is_answer or (message.id != request.id and not (message.error and reply.status >= 400)):
+            raise wrong_id(request, message)
+        return message
+
+    def _trouble(self, reply: Reply) -> ClientError:
+        url = self._endpoint.url
+        if reply.status == 404 and self._session:
+            return SessionLost("The server has forgotten the session.")
+        kind = "a web page" if reply.media_type == "text/html" else reply.media_type or "nothing"
+        if reply.status in (404, 405):
+            what = f"{url} is not an MCP endpoint: it answers with {reply.status} and {kind}."
+            return NotMcp(f"{what} Check the path: most are at /mcp.")
+        if reply.status >= 500:
+            return ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
+        return NotMcp(f"{url} is not an MCP endpoint: it answers with {reply.status} and {kind}, not JSON.")
+
+    # Streams
+
+    async def _follow(self, request: Request, stream: Body) -> Envelope:
+        """Read a stream until the answer comes, and take it up again when it breaks."""
+        reader = self._following[request.id] = EventReader(self._max)
+        attempts = 0
+        try:
+            while reader.given is None:
+                reader.attach(stream)
+                try:
+                    while (message := await reader.message()) is not None:
+                        attempts = 0
+                        if self._is_answer(request, message):
+                            return message
+                        self._listener.receive(message, self)
+                    why = ConnectionLost(f"The server ended the stream of {request.method} before its answer.")
+                except ConnectionLost as exc:
+                    why = exc
+                stream, attempts = await self._resume(reader, attempts, why)
+            stream.close()
+            return reader.given
+        finally:
+            del self._following[request.id]
+            reader.close()
+
+    @staticmethod
+    def _is_answer(request: Request, message: Envelope) -> bool:
+        if not message.is_answer:
+            return False
+        if message.id != request.id and (message.id is not None or not message.error):
+            raise wrong_id(request, message)
+        return True
+
+    async def _resume(self, reader: EventReader, attempts: int, why: ConnectionLost) -> tuple[Body, int]:
+        revision = self._revision
+        if not reader.last_event_id or revision is None or not revision.event_ids:
+            raise why
+        while attempts < _ATTEMPTS:
+            await asyncio.sleep(reader.wait(attempts, _FIRST_WAIT, _LONGEST_WAIT))
+            attempts += 1
+            try:
+                reply = await self._get(reader.last_event_id)
+            except (ConnectFailed, ConnectionLost):
+                continue
+            if reply.stream is not None and reply.status == 200:
+                return reply.stream, attempts
+            if reply.status < 500:
+                break  # the server does not resume
+        raise why
+
+    async def _get(self, last_event_id: str = "") -> Reply:
+        extra = _TAKES_EVENTS + self._about(self._revision)
+        if last_event_id:
+            extra += f"Last-Event-ID: {last_event_id}\r\n"
+        return await self._endpoint.send("GET", extra, repeatable=True)
+
+    async def _stand(self, stands: asyncio.Event) -> None:
+        """The stream for what belongs to no call. Servers without one answer 405."""
+        reader = EventReader(self._max)
+        failures = 0
+        try:
+            while failures < _ATTEMPTS:
+                try:
+                    reply = await self._get(reader.last_event_id)
+                    if reply.stream is None or reply.status != 200:
+                        return
+                    stands.set()
+                    reader.attach(reply.stream)
+                    while (message := await reader.message()) is not None:
+                        failures = 0
+                        if message.is_answer:
+                            self._give(message)
+                        else:
+                            self._listener.receive(message, self)
+                except (ConnectFailed, ConnectionLost):
+                    pass
+                await asyncio.sleep(reader.wait(failures, _FIRST_WAIT, _LONGEST_WAIT))
+                failures += 1
+        except ClientError:
+            return  # nothing that waiting would mend
+        finally:
+            stands.set()
+            reader.close()
+
+    def _give(self, message: Envelope) -> None:
+        """An answer on this stream belongs to a call whose own stream broke; servers are known to send it here."""
+        reader = self._following.get(message.id) if isinstance(message.id, int) else None
+        if reader is not None:
+            reader.give(message)
+
+    # Ends
+
+    def _give_up(self, request: Request) -> None:
+        """The caller is gone. The per-request era hears it by the connection, which is closed already."""
+        revision = self._revision
+        if request.method != "initialize" and revision is not None and revision.handshake:
+            self._background.start(self._say_cancelled(request.id))
+
+    async def _say_cancelled(self, request_id: int) -> None:
+        method = "notifications/cancelled"
+        with contextlib.suppress(ClientError):  # it matters no more
+            await self.send(notification_message(method, {"requestId": request_id}), method)
+
+    async def close(self) -> None:
+        """End the session and close the connections."""
+        if self._standing is not None:
+            self._standing.cancel()
+        if self._session:
+            try:
+                async with asyncio.timeout(_GOODBYE):
+                    await self._endpoint.send("DELETE", self._about(self._revision), repeatable=False)
+            except (ClientError, TimeoutError):
+                pass  # a server that ends no sessions lets them expire
+        await self._endpoint.close()
+
+
+def wrong_id(request: Request, message: Envelope) -> BadAnswer:
+    """The error for the answer to another request."""
+    return BadAnswer(f"The server answered {request.method} with the id {message.id!r} instead of {request.id}.")
+
+
+def _session_id(reply: Reply) -> str:
+    """The session of this reply; one with characters that no header may have counts as none."""
+    value = reply.header(b"mcp-session-id")
+    return value if value.isascii() and value.isprintable() and " " not in value else ""

@@ -1,0 +1,135 @@
+"""A server at a `ws://` or `wss://` URL: whole messages over one WebSocket with the subprotocol `mcp`."""
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, WebSocketException
+from websockets.typing import Subprotocol
+
+from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.revisions import Revision
+from millstream.client._background import Background
+from millstream.client._errors import AccessDenied, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
+from millstream.client._http.connection import too_large
+from millstream.client._http.pool import plain
+from millstream.client._http.proxy import proxy_for
+from millstream.client._http.url import Url
+from millstream.client._transports.duplex import Duplex
+from millstream.client._transports.transport import Listener, Request
+
+_MESSAGE_TOO_BIG = 1009
+
+
+class WebSocketTransport:
+    """One socket."""
+
+    __slots__ = ("_background", "_duplex", "_headers", "_max", "_socket", "_timeout", "_tls", "_url")
+
+    name = "websocket"
+
+    def __init__(
+        self,
+        url: Url,
+        headers: Mapping[str, str],
+        listener: Listener,
+        background: Background,
+        *,
+        max_bytes: int,
+        connect_timeout: float,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self._url = url
+        self._headers = headers
+        self._max = max_bytes
+        self._timeout = connect_timeout
+        self._tls = tls
+        self._background = background
+        self._duplex = Duplex(self, listener, background, self._write)
+        self._socket: ClientConnection | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the socket is closed."""
+        return self._duplex.fault is not None
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            ClientError: there's no WebSocket of MCP.
+        """
+        url = self._url
+        proxy = proxy_for(url)
+        try:
+            socket = await connect(
+                str(url),
+                subprotocols=[Subprotocol("mcp")],
+                additional_headers=dict(self._headers),
+                max_size=self._max,
+                open_timeout=self._timeout,
+                ssl=self._tls if url.secure else None,
+                proxy=None if proxy is None else proxy.address,
+            )
+        except InvalidStatus as exc:
+            status = exc.response.status_code
+            if status in (401, 403):
+                challenge = exc.response.headers.get("WWW-Authenticate", "")
+                raise AccessDenied(f"{url} refuses the connection ({status}).", status, challenge) from exc
+            raise NotMcp(f"{url} is not a WebSocket: it answers with status {status}.") from exc
+        except ssl.SSLError as exc:
+            raise TlsFailed(f"There is no trusted TLS connection to {url.origin}: {exc.reason}.") from exc
+        except (InvalidHandshake, WebSocketException) as exc:
+            raise NotMcp(f"{url} is not a WebSocket: {exc}.") from exc
+        except TimeoutError as exc:
+            raise ConnectFailed(f"{url.origin} did not accept a connection within {self._timeout:g} seconds.") from exc
+        except OSError as exc:
+            raise ConnectFailed(f"There is no server at {url.origin}: {plain(exc)}.") from exc
+        if socket.subprotocol != "mcp":
+            await socket.close()
+            raise NotMcp(f"{url} is a WebSocket, but not of MCP: it does not accept the subprotocol mcp.")
+        self._socket = socket
+        self._background.start(self._read(socket))
+
+    async def _read(self, socket: ClientConnection) -> None:
+        try:
+            async for message in socket:
+                self._duplex.receive(message if isinstance(message, bytes) else message.encode())
+                if self._duplex.fault is not None:
+                    break
+        except ConnectionClosed as exc:
+            if exc.sent is not None and exc.sent.code == _MESSAGE_TOO_BIG:
+                self._duplex.end(too_large(self._max))
+        finally:
+            reason = f": {socket.close_reason}" if socket.close_reason else ""
+            self._duplex.end(ConnectionLost(f"The server closed the WebSocket{reason}."))
+        await socket.close()
+
+    def agreed(self, revision: Revision) -> None:
+        """Nothing changes."""
+
+    async def exchange(self, request: Request) -> Envelope:
+        """Send a request and wait for its answer."""
+        return await self._duplex.exchange(request)
+
+    async def send(self, message: bytes, method: str) -> None:
+        """Send a notification or an answer."""
+        await self._write(message)
+
+    async def _write(self, message: bytes) -> None:
+        if self._duplex.fault is not None:
+            raise self._duplex.fault
+        assert self._socket is not None  # noqa: S101  it was opened
+        try:
+            await self._socket.send(message, text=True)
+        except ConnectionClosed:
+            await asyncio.sleep(0)  # the reader knows better why
+            self._duplex.end(ConnectionLost("The server closed the WebSocket."))
+            await self._write(message)
+
+    async def close(self) -> None:
+        """Close the socket."""
+        self._duplex.end(ConnectionLost("The client was closed."))
+        if self._socket is not None:
+            await self._socket.close()

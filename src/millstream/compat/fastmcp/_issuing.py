@@ -1,0 +1,353 @@
+"""The endpoints of a program whose own `OAuthAuthorizationServerProvider` issues tokens.
+
+The provider decides who gets a token. What arrives is read and checked by the parts of our own authorization server:
+redirect URIs, PKCE, the client's secret, and how often an address may be wrong.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from millstream._http.hosts import is_loopback
+from millstream._http.message import Handler, Request, Response
+from millstream._limits.gcra import Limiter, neighborhood, told
+from millstream._server.calls.services import Services
+from millstream.auth._issuing import pages
+from millstream.auth._issuing.answers import OAuthError, Parameters, form_of, reply, see
+from millstream.auth._issuing.asking import Asking, NotAClient, NotGranted, Targets
+from millstream.auth._issuing.client_proof import ClientProof
+from millstream.auth._issuing.clients import Clients
+from millstream.auth._issuing.documents import RedirectRefused, client_of
+from millstream.auth._issuing.metadata import AUTHORIZE, REGISTER, REVOKE, TOKEN, metadata, places
+from millstream.auth._issuing.plan import Plan, canonical
+from millstream.auth._issuing.provider import Provider
+from millstream.auth._issuing.records import CODE, REFRESH, Client, digest, new_secret
+from millstream.auth._issuing.redirects import is_identified, shown_host
+from millstream.auth._issuing.registration import RATE, read_metadata
+from millstream.auth._issuing.token import check_redirect, check_verifier
+from millstream.auth._issuing.vault import Vault
+from millstream.compat._pydantic_parts import ValidationError
+from millstream.compat.fastmcp._provider import AuthorizationParams, OAuthClientInformationFull
+from millstream.compat.fastmcp._sign_in import ProviderTokenVerifier, VerifierMethod
+
+logger = logging.getLogger("millstream")
+
+METHODS = ("none", "client_secret_basic", "client_secret_post")
+_NOT_SERVED = ("jwks_uri", "introspection_", "client_id_metadata_", "authorization_response_iss")
+_CODE_SECONDS = 3600.0
+"""For how long a code that was used stays known as such."""
+
+
+class ServedProvider:
+    """A provider whose endpoints are served by the server that takes its tokens."""
+
+    def __init__(self, provider: Any, settings: Any) -> None:
+        """Nothing runs yet.
+
+        Raises:
+            ValueError: the issuer can't be one.
+        """
+        issuer = str(settings.issuer_url).rstrip("/")
+        parts = urlsplit(issuer)
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+            raise ValueError(f"issuer_url is https, or http of this machine, not {issuer!r}")
+        if "?" in issuer or "#" in issuer:
+            raise ValueError(f"issuer_url has no query and no fragment, unlike {issuer!r}")
+        self._provider = provider
+        self._settings = settings
+        self.issuer = issuer
+        self.outer_paths: tuple[str, ...] = tuple(
+            prefix + each for prefix in {"", parts.path} for each in (AUTHORIZE, TOKEN, REGISTER, REVOKE)
+        )
+        """Paths of the endpoints, for an application that serves some paths only."""
+
+    def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> "RunningProvider":
+        """The endpoints of one running server."""
+        settings = self._settings
+        origin = "://".join(urlsplit(self.issuer)[:2])
+        registration = settings.client_registration_options
+        plan = Plan(
+            url=self.issuer,
+            audience=str(settings.resource_server_url or origin).rstrip("/"),
+            # Clients that name the URL they came by mean this server, too.
+            resources=tuple(origin + path.rstrip("/") for path in services.settings.mcp_paths),
+            scopes=tuple(settings.required_scopes or ()),
+            described=dict.fromkeys(getattr(registration, "valid_scopes", None) or (), ""),
+            implied={},
+            passwords=None,
+            upstreams={},
+            clients={},
+            registration=bool(getattr(registration, "enabled", False)),
+            provider=_Known(self._provider),
+        )
+        return RunningProvider(self._provider, settings, plan, Vault(services))
+
+
+class RunningProvider(VerifierMethod):
+    """A provider whose endpoints are served, as a method of the guard."""
+
+    def __init__(self, provider: Any, settings: Any, plan: Plan, vault: Vault) -> None:
+        super().__init__(ProviderTokenVerifier(provider), settings)
+        # Configuration
+        self.resource = plan.audience
+        self.issuers = (plan.url,)
+        self._provider = provider
+        self._settings = settings
+        self._plan = plan
+        self._vault = vault
+        clients = Clients(plan, vault, None)
+        self._targets = _Targets(plan, self.resource, frozenset)
+        self._asking = Asking(plan, clients, self._targets)
+        self._proof = ClientProof(plan, clients, vault)
+        self._revokes = bool(getattr(settings.revocation_options, "enabled", False))
+        # Process
+        self._registrations = Limiter("register", RATE)
+        self._revoked = 0
+        """How often a token was taken back here."""
+
+    def epoch(self) -> int:
+        """Changes when a token was taken back here."""
+        return self._revoked
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def paths(self) -> Mapping[str, Mapping[str, Handler]]:
+        """The handlers by path and method."""
+        ends: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {
+            AUTHORIZE: {"GET": self._authorize, "POST": self._authorize},
+            TOKEN: {"POST": self._token},
+        }
+        if self._plan.registration:
+            ends[REGISTER] = {"POST": self._register}
+        if self._revokes:
+            ends[REVOKE] = {"POST": self._revoke}
+        found = {prefix + path: each for prefix in {"", self._plan.path} for path, each in ends.items()}
+        found |= {path: {"GET": self._metadata} for path in places(self._plan)}
+        return {path: {method: _answered(each) for method, each in by.items()} for path, by in found.items()}
+
+    def shared_paths(self) -> frozenset[str]:
+        """Those that pages of any origin may use."""
+        return frozenset(path for path in self.paths() if not path.endswith(AUTHORIZE))
+
+    async def _metadata(self, request: Request) -> Response:
+        said = {
+            name: value
+            for name, value in metadata(self._plan, frozenset).items()
+            if not name.startswith(_NOT_SERVED) and not name.endswith("signing_alg_values_supported")
+        }
+        said |= {"grant_types_supported": [CODE, REFRESH], "token_endpoint_auth_methods_supported": METHODS}
+        if self._revokes:
+            said["revocation_endpoint_auth_methods_supported"] = METHODS
+        else:
+            del said["revocation_endpoint"], said["revocation_endpoint_auth_methods_supported"]
+        if self._settings.service_documentation_url:
+            said["service_documentation"] = str(self._settings.service_documentation_url)
+        return reply(said)
+
+    # The browser
+
+    async def _authorize(self, request: Request) -> Response:
+        given = Parameters(request.query) if request.method in ("GET", "HEAD") else form_of(request)
+        try:
+            client, asked = await self._asking.read(given, lambda: False)
+        except NotAClient as exc:
+            raise OAuthError("invalid_request", str(exc)) from None
+        except NotGranted as exc:
+            # Anybody can register an address; a link that begins with our name must not end there unseen.
+            if self._plan.registration and is_identified(exc.redirect):
+                return pages.stop(exc.answer, shown_host(exc.redirect), str(exc))
+            return exc.answer
+        state = given.get("state") or None
+        refuse = partial(self._asking.refuse, asked.redirect_uri, asked.state)
+        theirs = await self._theirs(client)
+        scopes = given.get("scope").split() or None
+        registered = str(getattr(theirs, "scope", None) or "").split()
+        if not set(scopes or ()) <= set(registered):
+            return refuse("invalid_scope", "The client was not registered with all of these scopes.")
+        if state is not None and not state.isprintable():
+            return refuse("invalid_request", "state has to be text.")
+        params = AuthorizationParams(
+            state=state, scopes=scopes, code_challenge=asked.challenge, redirect_uri=asked.redirect_uri,
+            redirect_uri_provided_explicitly=asked.named_redirect, resource=given.get("resource") or None,
+        )  # fmt: skip
+        try:
+            url = str(await self._provider.authorize(theirs, params))
+        except Exception as exc:
+            refusal = _refusal(exc)
+            if refusal is None:
+                raise
+            return refuse(refusal.error, str(refusal))
+        if not url.isascii() or not url.isprintable():
+            raise ValueError("authorize() gave no URL to send the browser to")
+        return see(url)
+
+    # Clients
+
+    async def _theirs(self, client: Client) -> Any:
+        found = await self._provider.get_client(client.id)
+        if found is None:
+            raise OAuthError("invalid_client", "The client is unknown. Register it again.", 401)
+        return found
+
+    async def _token(self, request: Request) -> Response:
+        form = form_of(request)
+        kind = form.get("grant_type")
+        give = {CODE: self._from_code, REFRESH: self._from_refresh_token}.get(kind)
+        if give is None:
+            error = "unsupported_grant_type" if kind else "invalid_request"
+            raise OAuthError(error, f"grant_type is {CODE} or {REFRESH}.")
+        client = await self._proof.client(request, form)
+        if kind not in client.grant_types:
+            raise OAuthError("unauthorized_client", f"This client may not use {kind}.")
+        self._targets.resources(form.all("resource"))
+        tokens = await give(client, await self._theirs(client), form)
+        return reply(tokens.model_dump(mode="json", exclude_none=True))
+
+    async def _from_code(self, client: Client, theirs: Any, form: Parameters) -> Any:
+        code = form.get("code")
+        if not code:
+            raise OAuthError("invalid_request", "code is missing.")
+        found = await self._provider.load_authorization_code(theirs, code)
+        if found is None or found.client_id != client.id or found.expires_at < time.time():
+            raise OAuthError("invalid_grant", "The code is unknown, or its time is over.")
+        check_redirect(str(found.redirect_uri), form, named=found.redirect_uri_provided_explicitly)
+        check_verifier(form, found.code_challenge)
+        resource = getattr(found, "resource", None)
+        if resource and any(canonical(each) != canonical(str(resource)) for each in form.all("resource")):
+            raise OAuthError("invalid_target", "The code is not for this resource.")
+        # Two requests at once both find the code; one of them gets tokens.
+        if not await self._vault.exchange(f"oauth-spent:{digest(code)}", None, b"1", _CODE_SECONDS, lossy=True):
+            raise OAuthError("invalid_grant", "The code was used before.")
+        return await self._provider.exchange_authorization_code(theirs, found)
+
+    async def _from_refresh_token(self, client: Client, theirs: Any, form: Parameters) -> Any:
+        found = await self._provider.load_refresh_token(theirs, form.get("refresh_token"))
+        ended = found is not None and found.expires_at and found.expires_at < time.time()
+        if found is None or found.client_id != client.id or ended:
+            raise OAuthError("invalid_grant", "The refresh token is unknown, or counts no more.")
+        scopes = list(dict.fromkeys(form.get("scope").split())) or list(found.scopes)
+        if not set(scopes) <= set(found.scopes):
+            raise OAuthError("invalid_scope", "A refresh token gives no more scopes than were granted.")
+        return await self._provider.exchange_refresh_token(theirs, found, scopes)
+
+    async def _revoke(self, request: Request) -> Response:
+        form = form_of(request)
+        client = await self._proof.client(request, form)
+        token = form.get("token")
+        if not token:
+            raise OAuthError("invalid_request", "token is missing.")
+        theirs = await self._theirs(client)
+        found = await self._provider.load_access_token(token)
+        if found is None:
+            found = await self._provider.load_refresh_token(theirs, token)
+        if found is not None and found.client_id == client.id:
+            await self._provider.revoke_token(found)
+            self._revoked += 1
+        return reply({})
+
+    async def _register(self, request: Request) -> Response:
+        key = neighborhood(request.peer)
+        wait = self._registrations.take(key)
+        if wait > 0:
+            head = told(self._registrations, key, wait)
+            raise OAuthError("temporarily_unavailable", "Too many registrations from your address.", 429, head)
+        said = {name: value for name, value in read_metadata(request).items() if value not in (None, "")}
+        options = self._settings.client_registration_options
+        try:
+            client = client_of(str(uuid4()), {"grant_types": [CODE, REFRESH], **said}, "registered",
+                               methods=METHODS, default="client_secret_post")  # fmt: skip
+            theirs = OAuthClientInformationFull.model_validate(
+                {"scope": " ".join(options.default_scopes or ()) or None, **said, **_credentials(client, options)}
+            )
+        except RedirectRefused as exc:
+            raise OAuthError("invalid_redirect_uri", str(exc)) from None
+        except ValidationError as exc:
+            raise OAuthError(
+                "invalid_client_metadata", f"The metadata can't be used: {exc.errors()[0]['msg']}"
+            ) from None
+        except ValueError as exc:
+            raise OAuthError("invalid_client_metadata", str(exc)) from None
+        if "code" not in theirs.response_types:
+            raise OAuthError("invalid_client_metadata", "response_types has code.")
+        if options.valid_scopes is not None and not set((theirs.scope or "").split()) <= set(options.valid_scopes):
+            raise OAuthError("invalid_client_metadata", f"Valid scopes are {' '.join(options.valid_scopes)}.")
+        await self._provider.register_client(theirs)
+        return reply(theirs.model_dump(mode="json", exclude_none=True), 201)
+
+
+class _Targets(Targets):
+    """Which scopes a client may ask for is a matter of its registration."""
+
+    def wanted(self, text: str) -> tuple[str, ...]:
+        return tuple(text.split())
+
+
+class _Known(Provider):
+    """The clients that a provider knows."""
+
+    def __init__(self, provider: Any) -> None:
+        self._provider = provider
+
+    async def find_client(self, client_id: str) -> Client | None:
+        """A client as our checks see it; None where there is none, or its secret's time is over."""
+        theirs = await self._provider.get_client(client_id)
+        if theirs is None:
+            return None
+        secret, method = theirs.client_secret, theirs.token_endpoint_auth_method or "none"
+        until = theirs.client_secret_expires_at
+        if secret and until and until < time.time():
+            return None
+        if secret or method != "none":
+            method = "client_secret_post"  # one that has no secret never fits
+        return Client(
+            client_id,
+            name=theirs.client_name or "",
+            redirect_uris=tuple(map(str, theirs.redirect_uris or ())),
+            method=method,
+            secret_hash=digest(secret) if secret else "",
+            grant_types=tuple(theirs.grant_types),
+            source="registered",
+        )
+
+
+def _credentials(client: Client, options: Any) -> dict[str, Any]:
+    now = int(time.time())
+    made: dict[str, Any] = {
+        "client_id": client.id,
+        "client_id_issued_at": now,
+        "token_endpoint_auth_method": client.method,
+        "grant_types": client.grant_types,
+        "client_secret": None,
+        "client_secret_expires_at": None,
+    }
+    if client.method != "none":
+        seconds = options.client_secret_expiry_seconds
+        made |= {"client_secret": new_secret(), "client_secret_expires_at": 0 if seconds is None else now + seconds}
+    return made
+
+
+def _refusal(exc: Exception) -> OAuthError | None:
+    """What a provider says by one of the libraries' exceptions, ours or theirs; None for any other."""
+    error = getattr(exc, "error", None)
+    return OAuthError(error, getattr(exc, "error_description", None) or "") if isinstance(error, str) else None
+
+
+def _answered(handler: Callable[[Request], Awaitable[Response]]) -> Handler:
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except OAuthError as exc:
+            return exc.response()
+        except Exception as exc:
+            refusal = _refusal(exc)
+            if refusal is None:
+                logger.exception("%s %a: the provider failed", request.method, request.path)
+                refusal = OAuthError("server_error", "The server can't do this now.", 500)
+            return refusal.response()
+
+    return answer

@@ -1,0 +1,246 @@
+"""`FastMCP`: a program for the official SDK or for fastmcp writes against it, and our engine runs it."""
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic, TypeVar, Unpack
+
+import msgspec
+
+from millstream._app.info import Info
+from millstream._app.server import Server
+from millstream._config import Settings
+from millstream._protocol.content import Icon
+from millstream._server.calls.changes import Change
+from millstream.compat.fastmcp import _settings as door
+from millstream.compat.fastmcp._calling import Calling
+from millstream.compat.fastmcp._conversion import as_wire
+from millstream.compat.fastmcp._given_sign_in import method_of
+from millstream.compat.fastmcp._outer import Outer
+from millstream.compat.fastmcp._registration import Offered, Registration
+from millstream.compat.fastmcp._serving import Serving, SessionManager
+from millstream.compat.fastmcp._settings import Options, settings_of
+from millstream.compat.fastmcp._tools import Tool
+from millstream.compat.fastmcp._ways import SDK, STANDALONE, Ways
+
+LifespanT = TypeVar("LifespanT")
+
+_MAX_SESSIONS = 10_000
+"""Sessions whose state is kept; the one that was used longest ago makes room."""
+
+
+class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
+    """A server as the official SDK's 1.x has it.
+
+    Args:
+        name: what clients show.
+        instructions: how to use the server, for the client's model.
+        website_url: a page about the server, for people.
+        icons: pictures of the server, for people.
+        auth_server_provider: issues tokens; needs ``auth=AuthSettings(…)``.
+        token_verifier: tells whose a token is; needs ``auth=AuthSettings(…)``.
+        event_store: accepted, but not needed: streams can be resumed anyway.
+        retry_interval: accepted, but not used.
+        options: see `millstream.compat.fastmcp._settings.Options`.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: sign-in is half configured.
+    """
+
+    ways: Ways = SDK
+
+    def __init__(  # noqa: PLR0917  in the order of the SDK
+        self,
+        name: str | None = None,
+        instructions: str | None = None,
+        website_url: str | None = None,
+        icons: Sequence[Any] | None = None,
+        auth_server_provider: Any = None,
+        token_verifier: Any = None,
+        event_store: Any = None,
+        retry_interval: int | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        unknown = options.keys() - Options.__optional_keys__
+        if unknown:
+            raise TypeError(f"FastMCP has no option {min(unknown)!r} here")
+        self.settings: door.Settings = settings_of(options)
+        self.icons: list[Any] | None = list(icons) if icons else None
+        self.website_url = website_url
+        self.strict: bool = bool(options.get("strict_input_validation"))
+        self.mask_error_details: bool = bool(options.get("mask_error_details"))
+        self._middleware = list(options.get("middleware") or ())
+        self._mounted: list[tuple[Calling, str]] = []
+        self._custom_routes = []
+        self._session_manager: SessionManager | None = None
+        self._states: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        lifespan = options.get("lifespan")
+        self.engine: Server = Server(
+            name or ("FastMCP" if self.ways.keeps_first else f"FastMCP-{secrets.token_hex(2)}"),
+            version=str(options.get("version") or ""),
+            instructions=instructions or "",
+            info=Info(
+                title=options.get("title"),
+                description=options.get("description"),
+                website_url=website_url,
+                icons=[msgspec.convert(as_wire(each), Icon) for each in icons] if icons else None,
+            ),
+            lifespan=None if lifespan is None else lambda _: self._lifespan(lifespan),
+            auth=method_of(options.get("auth"), token_verifier, auth_server_provider),
+            settings=Settings.load(None, **self.settings.ours(), **_page_size(options)),
+        )
+        """Our server, which runs it all."""
+        self.engine.definition.hooks = Outer(self, self.engine.definition, self._middleware).hooks()
+        self.offered: Offered = Offered(self, self.engine, self.ways, _ways_of_duplicates(options))
+        for capability in ("tools", "resources", "prompts"):
+            self.engine.registry.offer(capability)  # with nothing in it, too
+        self.offered.include_tags = set(options.get("include_tags") or ()) or None
+        self.offered.exclude_tags = set(options.get("exclude_tags") or ())
+        self._look_at_lists()
+        for tool in options.get("tools") or ():
+            self.add_tool(tool)
+        for resource in options.get("resources") or ():
+            self.add_resource(resource)
+
+    @property
+    def __millstream_server__(self) -> Server:
+        """What ``millstream run`` serves: everything but middleware of the program's ASGI application."""
+        self.configure()
+        return self.engine
+
+    @property
+    def name(self) -> str:
+        """What clients show."""
+        return self.engine.name
+
+    @property
+    def title(self) -> str | None:
+        """For people."""
+        return self.engine.definition.info.title
+
+    @property
+    def version(self) -> str:
+        """Of the server."""
+        return self.engine.version
+
+    @property
+    def instructions(self) -> str | None:
+        """How to use the server."""
+        return self.engine.definition.instructions or None
+
+    @instructions.setter
+    def instructions(self, value: str | None) -> None:
+        self.engine.definition.instructions = value or ""
+
+    @property
+    def dependencies(self) -> list[str]:
+        """Packages that the program said it needs."""
+        return self.settings.dependencies
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    def _lifespan(self, lifespan: Any) -> AbstractAsyncContextManager[Any]:
+        made: AbstractAsyncContextManager[Any] = lifespan(self)
+        return made
+
+    # Composition
+
+    def mount(self, server: Any, prefix: Any = None, namespace: str | None = None, **more: Any) -> None:
+        """Offer what another server has as part of this one: tool ``buy`` as ``prefix_buy``, now and later."""
+        if isinstance(server, str):
+            server, prefix = prefix, server  # fastmcp 2 took the prefix first
+        name = namespace or prefix or ""
+        server.configure()
+        self.engine.definition.mount(server.engine.definition, name, first_wins=not self.ways.keeps_first)
+        self._mounted.append((server, name))
+        self.offered.screen()
+        if server.offered.completion is not None:
+            self.offered.complete()
+
+    async def import_server(self, server: Any, prefix: Any = None) -> None:
+        """Take what another server has now into this one."""
+        if isinstance(server, str):
+            server, prefix = prefix, server
+        self.mount(server, prefix)
+
+    def add_middleware(self, middleware: Any) -> None:
+        """Let a `Middleware` stand around calls."""
+        self._middleware.append(middleware)
+        self._look_at_lists()
+
+    def _look_at_lists(self) -> None:
+        if self._middleware:
+            self.engine.registry.lists = self.run_list
+
+    # What contexts need
+
+    def emit(self, change: Change) -> None:
+        """Tell clients of a change."""
+        self.engine.definition.emit(change)
+
+    def session_state(self, session: str) -> dict[str, Any]:
+        """What functions have kept for a session."""
+        state = self._states.setdefault(session, {})
+        self._states.move_to_end(session)
+        if len(self._states) > _MAX_SESSIONS:
+            self._states.popitem(last=False)
+        return state
+
+
+def _page_size(options: Options) -> dict[str, int]:
+    """How long lists are, where the program says so.
+
+    Raises:
+        ValueError: it says something that cannot be.
+    """
+    size = options.get("list_page_size")
+    if size is None:
+        return {}
+    if size <= 0:
+        raise ValueError("list_page_size must be a positive integer")
+    return {"page_size": size}
+
+
+def _ways_of_duplicates(options: Options) -> dict[str, str]:
+    """Kind -> what happens to the second item of one name."""
+    made: dict[str, str] = {}
+    for kind, name in (
+        ("tools", "tools"),
+        ("resources", "resources"),
+        ("templates", "resources"),
+        ("prompts", "prompts"),
+    ):
+        told = options.get(f"on_duplicate_{name}") or options.get("on_duplicate")
+        warns = options.get(f"warn_on_duplicate_{name}", True)
+        made[kind] = str(told) if told else "keep" if warns else "quiet"
+    return made
+
+
+class MCPServer(FastMCP[LifespanT]):
+    """A server as the official SDK's 2.x has it: title and description are the second and third argument."""
+
+    def __init__(
+        self,
+        name: str | None = None,
+        title: str | None = None,
+        description: str | None = None,
+        instructions: str | None = None,
+        website_url: str | None = None,
+        icons: Sequence[Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            name or "mcp-server", instructions, website_url, icons, title=title, description=description, **options
+        )
+
+
+class StandaloneFastMCP(FastMCP[LifespanT]):
+    """A server as the package fastmcp has it; `millstream.compat.fastmcp.standalone.FastMCP`."""
+
+    ways = STANDALONE
+
+
+__all__ = ["FastMCP", "MCPServer", "StandaloneFastMCP", "Tool"]

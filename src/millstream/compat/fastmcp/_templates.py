@@ -1,0 +1,173 @@
+"""Resource templates: families of resources, whose URIs have variables."""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote
+
+from millstream._protocol.errors import Cancelled, Declined, ProtocolError
+from millstream.compat import _types as types
+from millstream.compat._pydantic_parts import AnyUrl
+from millstream.compat.fastmcp._injection import current
+from millstream.compat.fastmcp._resources import FunctionResource, Resource, given_of, labels, written
+from millstream.compat.fastmcp._signatures import Signature, signature_of
+from millstream.compat.fastmcp._tools import RunInThread, call_function
+from millstream.compat.fastmcp._ways import SDK, Ways
+
+_VARIABLE = re.compile(r"\{([\w-]+)(\*?)\}")
+_KEPT = "%/:?#[]@!$&'()*+,;=~"
+"""Characters that are not encoded when a URI is compared."""
+_QUERY = re.compile(r"\{\?([\w,]+)\}")
+_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
+
+
+class ResourceTemplate:
+    """A family of resources: the variables of its URI are arguments of its function.
+
+    ``{name}`` stands for a part without slashes, ``{path*}`` for one with slashes, ``{?a,b}`` for a query.
+    """
+
+    def __init__(  # noqa: PLR0913  one for each option
+        self,
+        signature: Signature,
+        uri_template: str,
+        ways: Ways,
+        *,
+        title: str | None = None,
+        description: str | None = None,
+        mime_type: str | None = None,
+        icons: Sequence[Any] | None = None,
+        annotations: Any = None,
+        meta: dict[str, Any] | None = None,
+        tags: set[str] | None = None,
+        enabled: bool = True,
+    ) -> None:
+        self.signature = signature
+        self.uri_template = uri_template
+        self.ways = ways
+        self.name: str = signature.name
+        self.title = title
+        self.description: str = signature.description if description is None else description
+        self.mime_type: str = mime_type or "text/plain"
+        self.icons = icons
+        self.annotations: types.Annotations | Any = (
+            types.Annotations.model_validate(annotations) if isinstance(annotations, Mapping) else annotations
+        )
+        self.meta = meta
+        self.tags: set[str] = set(tags or ())
+        self.enabled = enabled
+        self.parameters: dict[str, Any] = signature.schema
+        self._matched = UriPattern(uri_template)
+        self.variables: tuple[str, ...] = self._matched.variables
+        self.query: tuple[Any, ...] = self._matched.query
+
+    @classmethod
+    def from_function(
+        cls, fn: Callable[..., Any], uri_template: str, name: str | None = None, *, ways: Ways = SDK, **options: Any
+    ) -> "ResourceTemplate":
+        """A template of a function.
+
+        Raises:
+            ValueError: its parameters are not the variables of the URI.
+        """
+        signature = signature_of(fn, ways, name=name)
+        made = cls(signature, uri_template, ways, **options)
+        taken, required = set(signature.names.values()), _required(signature)
+        found = set(made.variables)
+        if not found <= taken or not required <= found - set(made.query) or (ways.titles and found != taken):
+            raise ValueError(f"Mismatch between URI parameters {found} and function parameters {taken}")
+        return made
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        """The function."""
+        return self.signature.function
+
+    @property
+    def context_kwarg(self) -> str | None:
+        """The parameter that gets the context."""
+        return self.signature.context
+
+    @property
+    def key(self) -> str:
+        """What the template is found by."""
+        return self.uri_template
+
+    def matches(self, uri: str) -> dict[str, str] | None:
+        """The values of the variables in a URI; None for one that is not of this family."""
+        return self._matched.match(uri)
+
+    async def read_in(self, variables: Mapping[str, Any], thread: RunInThread) -> Any:
+        """What the function gives for these values.
+
+        Raises:
+            ValueError: it raised, or the values are wrong.
+        """
+        try:
+            values = self.signature.read(variables)
+            if self.signature.context is not None:
+                values[self.signature.context] = current.get(None)
+            value = await call_function(self.signature, values, thread)
+            return await value.read() if isinstance(value, Resource) else written(value, self.ways)
+        except (ProtocolError, Declined, Cancelled):
+            raise
+        except Exception as error:
+            raise ValueError(f"Error creating resource from template: {error}") from error
+
+    async def create_resource(self, uri: str, params: dict[str, Any], context: Any = None) -> Resource:
+        """The resource of one URI, read already."""
+        token = current.set(context) if context is not None else None
+        try:
+            value = await self.read_in(params, asyncio.to_thread)
+        finally:
+            if token is not None:
+                current.reset(token)
+        labels = ("name", "title", "description", "mime_type", "icons", "annotations", "meta")
+        given = given_of({label: getattr(self, label) for label in labels})
+        return FunctionResource(uri=AnyUrl(uri), fn=lambda: value, **given)
+
+    def to_mcp_template(self) -> types.ResourceTemplate:
+        """The template as clients see it."""
+        return types.ResourceTemplate(uri_template=self.uri_template, mime_type=self.mime_type, **labels(self))
+
+
+class UriPattern:
+    """A template's URI as the other libraries read it."""
+
+    def __init__(self, template: str) -> None:
+        path = _QUERY.sub("", template)
+        self.query = tuple(name for names in _QUERY.findall(template) for name in names.split(","))
+        self.variables: tuple[str, ...] = (
+            *(name.replace("-", "_") for name, _ in _VARIABLE.findall(path)),
+            *self.query,
+        )
+        self._path = re.compile("".join(map(_piece, re.split(r"(\{[\w-]+\*?\})", path))))
+
+    def match(self, uri: str) -> dict[str, str] | None:
+        """The values of the variables; None for a URI of another family."""
+        path, _, query = uri.partition("?") if self.query else (uri, "", "")
+        found = self._path.fullmatch(quote(path, safe=_KEPT))
+        if found is None:
+            return None
+        asked = parse_qs(query)
+        values = {name: unquote(value) for name, value in found.groupdict().items()}
+        values |= {name: asked[name][0] for name in self.query if name in asked}
+        return None if any(map(_leads_away, values.values())) else values
+
+
+def _leads_away(value: str) -> bool:
+    """Whether a value, as the name of a file on any system, would be outside of its folder: functions use it so."""
+    return "\0" in value or _ABSOLUTE.match(value) is not None or ".." in re.split(r"[/\\]", value)
+
+
+def _piece(text: str) -> str:
+    found = _VARIABLE.fullmatch(text)
+    if found is None:
+        return re.escape(quote(text, safe=_KEPT))
+    return f"(?P<{found[1].replace('-', '_')}>{'.+' if found[2] else '[^/]+'})"
+
+
+def _required(signature: Signature) -> set[str]:
+    fields = signature.model.model_fields
+    return {parameter for field, parameter in signature.names.items() if fields[field].is_required()}

@@ -1,0 +1,132 @@
+"""Who comes and goes: arrivals go out at once, departures in the background, in the order in which they happen."""
+
+import asyncio
+import logging
+from collections import deque
+
+from millstream._protocol.errors import LocalError
+from millstream.hub._arrivals import Arrivals
+from millstream.hub._audience import Audience
+from millstream.hub._channels import is_pattern
+from millstream.hub._delivery import Delivery
+from millstream.hub._journal import Journal
+from millstream.hub._mailbox import Mailboxes
+from millstream.hub._presence import Member, Presence
+from millstream.hub._replay import CatchUp
+from millstream.hub._subscriber import Subscription
+
+_logger = logging.getLogger("millstream.hub")
+
+
+class Attendance:
+    """The arrivals and departures of this worker's subscribers."""
+
+    __slots__ = (
+        "_arrivals",
+        "_audience",
+        "_delivery",
+        "_departed",
+        "_departures",
+        "_journal",
+        "_mailboxes",
+        "_presence",
+        "replays",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        audience: Audience,
+        mailboxes: Mailboxes,
+        presence: Presence,
+        journal: Journal,
+        arrivals: Arrivals,
+        delivery: Delivery,
+    ) -> None:
+        self._audience = audience
+        self._mailboxes = mailboxes
+        self._presence = presence
+        self._journal = journal
+        self._arrivals = arrivals
+        self._delivery = delivery
+        self.replays = {"full": 0, "gap": 0}
+        """How many came back and got all that they missed, or got a `gap`."""
+        self._departed: deque[Subscription] = deque()
+        self._departures = asyncio.Event()
+
+    def forget(self) -> None:
+        """The hub closes: arrivals that haven't gone out leave with all others."""
+        self._departed.clear()
+
+    async def welcome(self, subscription: Subscription, last_event_id: str, history: int) -> Subscription:
+        """Bring a subscriber up to date; from then on it hears what is published."""
+        self._audience.enter(subscription)
+        outlet = subscription.outlet
+        outlet.on_close(subscription.ended)
+        beside = [each for each in self._audience.on(outlet) if each.joined]
+        replay = CatchUp(self._journal, self._arrivals, subscription, self._delivery.catch_up, beside)
+        if last_event_id:
+            await replay.resume(last_event_id)
+        elif subscription.mailbox:
+            client_id = subscription.mailbox
+            await replay.mailbox(
+                client_id, await self._mailboxes.seen(client_id), await self._mailboxes.owed(client_id)
+            )
+        elif history:
+            await replay.newest(history)
+        replay.finish()
+        if last_event_id or subscription.mailbox:
+            self.replays["full" if replay.complete else "gap"] += 1
+        # Nothing may wait between the end of the replay and here: an event would slip through.
+        if outlet.closed:
+            return subscription
+        self._audience.join(subscription)
+        if subscription.mailbox:
+            self._mailboxes.arrived(subscription.mailbox, served=replay.wrote)
+        subscription.write(self._delivery.place())
+        if subscription.member is not None:
+            await self._show(subscription, subscription.member)
+        return subscription
+
+    async def _show(self, subscription: Subscription, member: Member) -> None:
+        """Tell that a subscriber has come."""
+        try:
+            for channel in _shown_on(subscription):
+                await self._presence.join(channel, member)
+        except LocalError:
+            _logger.exception("Could not say that a subscriber came or left.")
+        finally:
+            # Only now, so that the departure is not told before the arrival.
+            subscription.present = True
+            if subscription.outlet.closed:
+                self._depart(subscription)
+
+    def leave(self, subscription: Subscription) -> None:
+        """The outlet of a subscriber is closed: it hears no more, and its departure goes out in the background."""
+        if not self._audience.leave(subscription):
+            return
+        if subscription.mailbox and subscription.joined:
+            self._mailboxes.left(subscription.mailbox)
+        if subscription.present:
+            self._depart(subscription)
+
+    def _depart(self, subscription: Subscription) -> None:
+        self._departed.append(subscription)
+        self._departures.set()
+
+    async def see_off(self) -> None:
+        """Tell who left, until cancelled. There are never more than there were subscribers."""
+        while True:
+            await self._departures.wait()
+            self._departures.clear()
+            try:
+                while self._departed:
+                    subscription = self._departed.popleft()
+                    if subscription.member is not None:
+                        for channel in _shown_on(subscription):
+                            await self._presence.leave(channel, subscription.member)
+            except (LocalError, OSError):
+                _logger.exception("The hub could not tell who left; it is tried again.")
+
+
+def _shown_on(subscription: Subscription) -> list[str]:
+    return [channel for channel in subscription.channels if not channel.startswith("$") and not is_pattern(channel)]

@@ -1,0 +1,165 @@
+"""Who hears what: the subscribers by channel, and for each channel a plan, made when it is first needed.
+
+A plan is what a publication walks: the outlets of a channel, grouped by the function that encodes for them. An outlet
+that several of its subscriptions put there is in it once.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from heapq import nlargest
+
+from millstream._http.message import Outlet
+from millstream.hub._channels import is_pattern
+from millstream.hub._limits import HubLimits, TooMany
+from millstream.hub._subscriber import Encode, Subscription
+
+FanOut = list[tuple[Encode, list[Outlet]]]
+
+_PLANS = 4096
+"""Plans remembered; one too many forgets them all, for each is quickly made again."""
+
+
+class Audience:
+    """All subscribers of one worker. They are counted from `enter` on, and hear from `join` on."""
+
+    __slots__ = (
+        "_by_address", "_by_channel", "_by_outlet", "_by_transport", "_entered", "_exact", "_limits", "_plans", "_wild",
+    )  # fmt: skip
+
+    def __init__(self, limits: HubLimits) -> None:
+        self._limits = limits
+        self._entered: dict[Subscription, None] = {}
+        self._by_address: dict[str, int] = {}
+        self._by_channel: dict[str, int] = {}
+        self._by_transport: Counter[str] = Counter()
+        self._by_outlet: dict[Outlet, tuple[Subscription, ...]] = {}
+        self._exact: dict[str, dict[Subscription, None]] = {}
+        self._wild: dict[Subscription, None] = {}
+        self._plans: dict[str, FanOut] = {}
+
+    def __len__(self) -> int:
+        return len(self._entered)
+
+    def all(self) -> list[Subscription]:
+        """Every subscriber, those that still catch up included."""
+        return list(self._entered)
+
+    def counts(self) -> dict[str, int]:
+        """Subscribers of each channel and pattern."""
+        return dict(self._by_channel)
+
+    def transports(self) -> dict[str, int]:
+        """Subscribers by what carries them; 0 for what carried some before."""
+        return dict(self._by_transport)
+
+    def queued(self) -> int:
+        """Bytes written to all of them and not yet taken, by a walk over their outlets."""
+        return sum(outlet.buffered for outlet in self._by_outlet)
+
+    def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
+        """The subscriptions of the outlets with the most bytes that nobody has taken yet, by a walk over all."""
+        found = nlargest(count, self._by_outlet, key=lambda outlet: outlet.buffered)
+        return [self._by_outlet[outlet] for outlet in found]
+
+    def check_room(self, channels: Sequence[str], address: str) -> None:
+        """Whether one more may enter.
+
+        Raises:
+            TooMany: a cap is reached.
+        """
+        limits = self._limits
+        if limits.max_connections and len(self._entered) >= limits.max_connections:
+            raise TooMany("connections", limits.max_connections)
+        cap = limits.max_connections_per_address
+        if cap and address and self._by_address.get(address, 0) >= cap:
+            raise TooMany("address", cap)
+        cap = limits.max_subscribers_per_channel
+        if cap and any(self._by_channel.get(channel, 0) >= cap for channel in channels):
+            raise TooMany("channel", cap)
+
+    def enter(self, subscription: Subscription) -> None:
+        """Count a subscriber."""
+        self._entered[subscription] = None
+        self._by_transport[subscription.transport] += 1
+        self._by_outlet[subscription.outlet] = (*self.on(subscription.outlet), subscription)
+        if subscription.address:
+            _count(self._by_address, subscription.address, 1)
+        for channel in subscription.channels:
+            _count(self._by_channel, channel, 1)
+
+    def join(self, subscription: Subscription) -> None:
+        """Let it hear what is published from now on."""
+        subscription.joined = True
+        for channel in subscription.channels:
+            if not is_pattern(channel):
+                self._exact.setdefault(channel, {})[subscription] = None
+        if subscription.wild:
+            self._wild[subscription] = None
+        self._forget_plans(subscription)
+
+    def leave(self, subscription: Subscription) -> bool:
+        """Forget a subscriber; False when it is forgotten already."""
+        if subscription not in self._entered:
+            return False
+        del self._entered[subscription]
+        self._by_transport[subscription.transport] -= 1
+        outlet = subscription.outlet
+        others = tuple(each for each in self._by_outlet.pop(outlet) if each is not subscription)
+        if others:
+            self._by_outlet[outlet] = others
+        if subscription.address:
+            _count(self._by_address, subscription.address, -1)
+        for channel in subscription.channels:
+            _count(self._by_channel, channel, -1)
+            hearers = self._exact.get(channel)
+            if hearers is not None:
+                hearers.pop(subscription, None)
+                if not hearers:
+                    del self._exact[channel]
+        self._wild.pop(subscription, None)
+        self._forget_plans(subscription)
+        return True
+
+    def plan(self, channel: str) -> FanOut:
+        """Whom a publication on the channel is written to. The caller does not change it."""
+        plan = self._plans.get(channel)
+        if plan is None:
+            if len(self._plans) >= _PLANS:
+                self._plans.clear()
+            plan = self._plans[channel] = self._make_plan(channel)
+        return plan
+
+    def everyone(self) -> FanOut:
+        """Whom to write to what concerns all that hear, whatever they listen to."""
+        return _grouped(each for each in self._entered if each.joined)
+
+    def on(self, outlet: Outlet) -> tuple[Subscription, ...]:
+        """The subscribers that share an outlet, in the order of their arrival."""
+        return self._by_outlet.get(outlet, ())
+
+    def _make_plan(self, channel: str) -> FanOut:
+        hearers = self._exact.get(channel, {}).copy()
+        for each in self._wild:
+            if each not in hearers and each.wants(channel):
+                hearers[each] = None
+        return _grouped(hearers)
+
+    def _forget_plans(self, subscription: Subscription) -> None:
+        if subscription.wild:
+            self._plans.clear()
+            return
+        for channel in subscription.channels:
+            self._plans.pop(channel, None)
+
+
+def _grouped(subscriptions: Iterable[Subscription]) -> FanOut:
+    groups: dict[Encode, dict[Outlet, None]] = {}
+    for each in subscriptions:
+        groups.setdefault(each.encode, {})[each.outlet] = None
+    return [(encode, list(outlets)) for encode, outlets in groups.items()]
+
+
+def _count(counts: dict[str, int], name: str, by: int) -> None:
+    counts[name] = counts.get(name, 0) + by
+    if not counts[name]:
+        del counts[name]

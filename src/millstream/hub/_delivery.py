@@ -1,0 +1,141 @@
+"""From the journal to the outlets of this worker.
+
+Each event is encoded once for each kind of outlet, and one plain loop writes the same bytes to all of that kind.
+Whoever is too far behind is ended with a last event that says why, and can resume; the others do not feel it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from millstream._http.message import Outlet
+from millstream._stores.base import Entry, Gap, Store
+from millstream._stores.follow import Tail
+from millstream.hub._arrivals import STREAM, Arrivals
+from millstream.hub._audience import Audience
+from millstream.hub._channels import CLIENT
+from millstream.hub._event import Event, cut, gap
+from millstream.hub._journal import JOURNAL, Journal
+from millstream.hub._mailbox import Mailboxes
+
+SLOW = "slow"
+
+_logger = logging.getLogger("millstream.hub")
+
+
+class Delivery:
+    """Reads the journal and the arrivals, and writes to the audience."""
+
+    __slots__ = (
+        "_arrivals", "_audience", "_journal", "_mailboxes", "_max_buffered", "_store", "_tasks", "cut", "delivered",
+        "events", "gaps", "visits",
+    )  # fmt: skip
+
+    events: Tail
+    """What follows the journal; after `Tail.reach` an event is delivered."""
+    visits: Tail
+    """The same for arrivals and departures."""
+
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal,
+        arrivals: Arrivals,
+        mailboxes: Mailboxes,
+        audience: Audience,
+        *,
+        max_buffered: int,
+    ) -> None:
+        # configuration
+        self._store = store
+        self._journal = journal
+        self._arrivals = arrivals
+        self._mailboxes = mailboxes
+        self._audience = audience
+        self._max_buffered = max_buffered
+        # process
+        self._tasks: list[asyncio.Task[None]] = []
+        self.delivered = 0
+        self.gaps = 0
+        self.cut: dict[str, int] = {}
+
+    async def open(self) -> None:
+        """Listen, and go to the end of both streams."""
+        self.events = Tail(self._store.log, JOURNAL, None, self._take, self._lost)
+        self.visits = Tail(self._store.log, STREAM, None, self._take_visits, self._lost_visits)
+        self.events.position = await self._journal.open()
+        self.visits.position = await self._arrivals.open(self._journal.epoch)
+        self._tasks = [asyncio.create_task(tail.run()) for tail in (self.events, self.visits)]
+
+    async def close(self) -> None:
+        """Stop."""
+        for tail in (self.events, self.visits):
+            tail.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def catch_up(self) -> None:
+        """Deliver everything that the two streams have new."""
+        await self.events.catch_up()
+        await self.visits.catch_up()
+
+    def _take(self, entries: Sequence[Entry]) -> None:
+        take, write = self._journal.take, self._write
+        for entry in entries:
+            event = take(entry)
+            write(event, event.channel)
+            if event.channel.startswith(CLIENT):
+                self._mailboxes.delivered(event.channel.removeprefix(CLIENT))
+
+    def _take_visits(self, entries: Sequence[Entry]) -> None:
+        journal = self._journal
+        for entry in entries:
+            event = self._arrivals.take(entry, journal.epoch, journal.offset)
+            self._write(event, event.channel)
+
+    def _lost(self, loss: Gap) -> None:
+        self._journal.lost(loss)
+        self._arrivals.forget(self._journal.offset)  # the places that they are behind may mean others now
+        self._tell_loss("journal")
+
+    def _lost_visits(self, loss: Gap) -> None:
+        self._arrivals.forget(self._journal.offset)
+        self._tell_loss("stream of arrivals")
+
+    def _tell_loss(self, what: str) -> None:
+        self.gaps += 1
+        _logger.warning("The %s of the hub was cut behind this worker: its subscribers get a gap.", what)
+        self._write(gap("lost"), None)
+
+    def tell_place(self) -> None:
+        """Write the id of the present place to everyone."""
+        self._write(self.place(), None)
+
+    def place(self) -> Event:
+        """Where this worker stands, for a subscriber to resume from though nothing happened yet."""
+        journal = self._journal
+        return Event("", None, None, self._arrivals.mark(journal.place(), journal.offset), journal.offset)
+
+    def _write(self, event: Event, channel: str | None) -> None:
+        """Write to the subscribers of a channel, or to all."""
+        most = self._max_buffered
+        slow: list[Outlet] = []
+        for encode, outlets in self._audience.everyone() if channel is None else self._audience.plan(channel):
+            chunk = encode(event)
+            if not chunk:
+                continue
+            for outlet in outlets:
+                outlet.write(chunk)
+                if outlet.buffered > most:
+                    slow.append(outlet)
+            self.delivered += len(outlets)
+        for outlet in slow:
+            self._end(outlet, SLOW)
+
+    def _end(self, outlet: Outlet, reason: str) -> None:
+        sharing = self._audience.on(outlet)
+        if sharing:
+            self.cut[reason] = self.cut.get(reason, 0) + 1
+            sharing[0].write(cut(reason))
+            sharing[0].close()

@@ -1,0 +1,308 @@
+"""The hub of one worker: what is published, who subscribes, who is there.
+
+It puts the parts together: the journal keeps events, delivery writes them, replay brings a subscriber up to date,
+mailboxes and presence remember clients. Nothing here touches a socket.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from millstream._http.message import Outlet
+from millstream._protocol.errors import LocalError
+from millstream._protocol.principal import Principal
+from millstream._stores.base import Position, Store, Told
+from millstream.hub._admission import AccessRules, check_target
+from millstream.hub._arrivals import Arrivals
+from millstream.hub._attendance import Attendance
+from millstream.hub._audience import Audience
+from millstream.hub._channels import CLIENT, PRESENCE, check_channel, check_client_id, owned, owner_of
+from millstream.hub._delivery import Delivery
+from millstream.hub._event import Event, Published, Record, check_event_id, check_event_name, encode_data, position_id
+from millstream.hub._journal import Journal
+from millstream.hub._limits import HubLimits, TooLarge
+from millstream.hub._mailbox import Mailboxes
+from millstream.hub._permission import SafeAuthorize
+from millstream.hub._presence import Member, Presence
+from millstream.hub._subscriber import Authorize, Encode, Subscription
+
+_TURN = 32
+"""Publications after which the loop gets a turn, so that sockets can take what was written."""
+
+_logger = logging.getLogger("millstream.hub")
+
+
+Caller = Principal | None
+"""Somebody who signed in, or anybody."""
+
+
+class HubStats(Struct, frozen=True):
+    """What an operator looks for. Counters are of this worker, since it opened."""
+
+    subscribers: int
+    channels: dict[str, int]
+    """Subscribers of each channel and pattern."""
+    published: int
+    delivered: int
+    cut: dict[str, int]
+    """Subscribers that the hub ended, by reason."""
+    gaps: int
+    """How often this worker itself lost the thread of the journal."""
+    transports: dict[str, int]
+    """Subscribers by what carries them."""
+    replays: dict[str, int]
+    """Subscribers that came back, by an event id or to a mailbox: ``full`` for all that they missed, or ``gap``."""
+
+
+class Hub:
+    """Channels on a store.
+
+    Example:
+        >>> hub = Hub(store, HubLimits())
+        >>> await hub.open()
+        >>> await hub.publish("broadcast", {"text": "hello"})
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        limits: HubLimits,
+        *,
+        clock: Callable[[], float] | None = None,
+        authorize: Authorize | None = None,
+    ) -> None:
+        # configuration
+        self.limits = limits
+        self._clock = clock = clock or store.time
+        self._authorize = SafeAuthorize(authorize) if authorize is not None else None
+        # process
+        self._journal = Journal(store, limits, clock)
+        self._audience = Audience(limits)
+        self.admission: AccessRules = AccessRules(self._audience, limits, self._authorize)
+        """For transports: whether a peer may publish or subscribe, before they answer."""
+        self._arrivals = Arrivals(store)
+        self._mailboxes = Mailboxes(store.kv, self._journal, limits)
+        self._delivery = Delivery(
+            store, self._journal, self._arrivals, self._mailboxes, self._audience, max_buffered=limits.max_buffered
+        )
+        self._presence = Presence(store, self._tell, self._tell_here)
+        self._attendance = Attendance(
+            self._audience, self._mailboxes, self._presence, self._journal, self._arrivals, self._delivery
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self._published = 0
+
+    async def open(self) -> None:
+        """Find the end of the journal and listen. The store is open."""
+        await self._delivery.open()
+        works = (self._attendance.see_off, self._mailboxes.keep_saved, self._keep_fresh)
+        self._tasks = [asyncio.create_task(work()) for work in works]
+
+    async def close(self) -> None:
+        """End every subscription, and save what the next connection of a client needs. Idempotent."""
+        if not self._tasks:
+            return
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._delivery.close()
+        for subscription in self._audience.all():
+            subscription.close()
+        self._attendance.forget()
+        await self._mailboxes.save()
+        await self._presence.leave_all()
+        self._journal.close()
+
+    # Publishing
+
+    async def publish(self, channel: str, data: Any, *, event: str | None = None, id: str | None = None) -> Published:
+        """Publish to a channel. Text is sent as it is, anything else as JSON.
+
+        It returns when the event is kept and written to the subscribers of this worker. Subscribers hear the events
+        of all channels in one order, the same everywhere.
+
+        Args:
+            channel: where to; no wildcards.
+            data: what.
+            event: the name of the event; without one it is a plain message.
+            id: the publisher's own id of the event, which subscribers see and may resume from.
+
+        Raises:
+            InvalidName: the channel, event name or id cannot be one.
+            Forbidden: the channel belongs to the hub.
+            TooLarge: the data exceed `HubLimits.max_event`.
+            TypeError: the data have no JSON form.
+        """
+        check_target(channel)
+        return await self._publish(channel, data, event, id)
+
+    async def send(
+        self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None, principal: Caller = None
+    ) -> Published:
+        """Publish to one client of a principal. While it is offline its mailbox keeps the message.
+
+        Raises:
+            InvalidName, TooLarge, TypeError: as `publish`.
+        """
+        check_client_id(client_id)
+        return await self._publish(CLIENT + owned(client_id, owner_of(principal)), data, event, id)
+
+    # Subscribing
+
+    async def subscribe(
+        self,
+        channels: Sequence[str],
+        outlet: Outlet,
+        *,
+        encode: Encode,
+        last_event_id: str = "",
+        history: int = 0,
+        client_id: str = "",
+        name: str = "",
+        principal: Caller = None,
+        address: str = "",
+        transport: str = "",
+    ) -> Subscription:
+        """Write to an outlet what is published from now on, until one of the two is closed.
+
+        Args:
+            channels: channels and patterns.
+            outlet: where to write. What another subscription has written there is not written again.
+            encode: how; one function for each kind of outlet.
+            last_event_id: first write what was published after this event. Where that is not known any more, a
+                `gap` event and what is left.
+            history: without a last event id, first write so many of the newest events.
+            client_id: who appears in the presence of the channels (patterns aside) until the outlet closes.
+            name: the client's name there.
+            principal: who is asked about in the authorization hook.
+            address: counted against the cap for each address.
+            transport: what carries it, for `HubStats.transports`.
+
+        Raises:
+            InvalidName, Forbidden, TooMany: nothing was written.
+        """
+        wanted = self.admission.subscribe(
+            channels, client_id=client_id, name=name, principal=principal, address=address
+        )
+        member = Member(client_id, name, self._clock(), owner_of(principal)) if client_id else None
+        subscription = Subscription(
+            wanted,
+            outlet,
+            encode,
+            self._attendance.leave,
+            member=member,
+            principal=principal,
+            address=address,
+            authorize=self._authorize,
+            transport=transport,
+        )
+        return await self._attendance.welcome(subscription, last_event_id, history)
+
+    async def receive(
+        self,
+        client_id: str,
+        outlet: Outlet,
+        *,
+        encode: Encode,
+        last_event_id: str = "",
+        principal: Caller = None,
+        address: str = "",
+        transport: str = "",
+    ) -> Subscription:
+        """Write to an outlet what is sent to one client: first what came while it was away, then what comes.
+
+        Without a last event id these are the messages that no connection of the client was written; with one, those
+        behind it. Arguments and errors as `subscribe`.
+        """
+        mailbox = self.admission.receive(client_id, principal=principal, address=address)
+        subscription = Subscription(
+            (CLIENT + mailbox,), outlet, encode, self._attendance.leave,
+            mailbox=mailbox, principal=principal, address=address, transport=transport,
+        )  # fmt: skip
+        return await self._attendance.welcome(subscription, last_event_id, 0)
+
+    async def presence(self, channel: str) -> list[Member]:
+        """The clients on a channel, on all workers, in the order of arrival.
+
+        Raises:
+            InvalidName: the channel cannot be one.
+        """
+        check_channel(channel)
+        return await self._presence.members(channel)
+
+    async def history(self, channel: str, count: int = 50) -> list[Event]:
+        """The newest events of a channel, oldest first.
+
+        Raises:
+            InvalidName: the channel cannot be one.
+        """
+        check_channel(channel)
+        return (await self._journal.history(channel, count))[0] if count > 0 else []
+
+    def stats(self) -> HubStats:
+        """The state of this worker's part of the hub."""
+        delivery = self._delivery
+        return HubStats(
+            len(self._audience), self._audience.counts(), self._published, delivery.delivered, dict(delivery.cut),
+            delivery.gaps, self._audience.transports(), dict(self._attendance.replays),
+        )  # fmt: skip
+
+    def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
+        """The subscribers that are furthest behind, each with its subscriptions: a walk over all of them."""
+        return self._audience.slowest(count)
+
+    def queued_bytes(self) -> int:
+        """What subscribers have not taken yet: a walk over all of them."""
+        return self._audience.queued()
+
+    async def refresh(self) -> None:
+        """What the hub does every `HubLimits.refresh` seconds: it tells who left with a worker that died, and the id of
+        the present place to every subscriber, so that who reconnects after a long silence is not behind the journal.
+        """
+        await self._delivery.catch_up()  # whatever the store's hints may have missed
+        await self._presence.refresh()
+        self._delivery.tell_place()
+
+    # Inside
+
+    async def _publish(self, channel: str, data: Any, event: str | None, id: str | None) -> Published:
+        """`publish`, to the channels of clients too."""
+        check_event_name(event)
+        check_event_id(id, self._journal.epoch)
+        if len(encoded := encode_data(data)) > self.limits.max_event:
+            raise TooLarge(f"An event takes {self.limits.max_event} bytes, not {len(encoded)}.")
+        subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
+        entry = await self._journal.append(Record(channel, encoded, event, id, now))
+        offset = entry.position.offset
+        if not subscribers and channel.startswith(CLIENT):
+            await self._mailboxes.owe(channel.removeprefix(CLIENT), offset, now)
+        await self._delivery.events.reach(entry.position)
+        await self._count()
+        return Published(id or position_id(self._journal.epoch, offset), subscribers)
+
+    def _tell(self, channel: str, event: str, member: Member) -> Told:
+        """The event that somebody came or left."""
+        behind = str(self._journal.offset)
+        return self._arrivals.told(Record(PRESENCE + channel, encode_data(member), event, behind, self._clock()))
+
+    async def _tell_here(self, told: Position) -> None:
+        """Return when the subscribers of this worker know it."""
+        await self._delivery.visits.reach(told)
+        await self._count()
+
+    async def _count(self) -> None:
+        self._published += 1
+        if not self._published % _TURN:
+            await asyncio.sleep(0)
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(self.limits.refresh)
+            try:
+                await self.refresh()
+            except (LocalError, OSError):
+                _logger.exception("The hub could not refresh its records.")

@@ -1,5 +1,0 @@
-"""How often something may happen, and how many things at a time: in one worker, or in all that share a store."""
-
-from millstream.limits.gcra import Limiter, Rate, neighborhood, told
-
-__all__ = ["Limiter", "Rate", "neighborhood", "told"]
