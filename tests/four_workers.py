@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
 from uvicorn.server import ServerState
 
 from http_peer import Running
@@ -39,6 +41,7 @@ def furnished(keys: str) -> Any:
     from auth_world import furnish, known_keys  # noqa: PLC0415  these import this module
     from bad_input.shop import stock  # noqa: PLC0415
     from millstream import Server, Settings, auth  # noqa: PLC0415
+    from security.test_adv_07_cross_client_leak import add_echo  # noqa: PLC0415
     from socket_world import add_tools  # noqa: PLC0415
 
     said = json.loads(Path(keys).read_text("utf-8"))
@@ -47,6 +50,12 @@ def furnished(keys: str) -> Any:
     furnish(server)
     stock(server)
     add_tools(server)
+    add_echo(server)
+
+    @server.route("/size", methods=["POST"], public=True)
+    async def size(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(str(len(await request.body())))
+
     return server
 
 
@@ -56,9 +65,7 @@ class FourWorkers:
     _servers: ClassVar["FourWorkers | None"] = None
 
     def __init__(self) -> None:
-        from redis_parts import RedisServer, shared_servers  # noqa: PLC0415  it needs hiredis
-
-        self._redis = lambda: shared_servers(RedisServer)
+        self._redis: Any = None
         self._folder = tempfile.TemporaryDirectory(prefix="millstream-four-")
         folder = Path(self._folder.name)
         self._program = folder / "four.py"
@@ -68,10 +75,12 @@ class FourWorkers:
 
     def _command(self, port: int) -> list[str]:
         from issuer_world import AUDIENCE, ISSUER, key_set  # noqa: PLC0415  it makes keys
+        from redis_parts import RedisServer  # noqa: PLC0415  it needs hiredis
 
         self._keys.write_text(json.dumps({"issuer": ISSUER, "audience": AUDIENCE, "jwks": key_set()}))
-        redis = self._redis()
-        return millstream(str(self._program), port, "--workers", "4", "--store", redis.url)
+        self._end_redis()
+        self._redis = RedisServer()
+        return millstream(str(self._program), port, "--workers", "4", "--store", self._redis.url)
 
     def port(self) -> int:
         """Where it serves."""
@@ -80,7 +89,12 @@ class FourWorkers:
     def close(self) -> None:
         """End it."""
         self._shared.close()
+        self._end_redis()
         self._folder.cleanup()
+
+    def _end_redis(self) -> None:
+        if self._redis is not None:
+            self._redis.close()
 
     @classmethod
     def of_this_run(cls) -> "FourWorkers":

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from issuing_world import BACK, Browser, Desk, Known
+from issuing_world import BACK, ONE_AND_FOUR, Browser, Desk, Known, desk_on
 from millstream._stores.memory.store import MemoryStore
 from millstream.auth._issuing.ways import Away, Returned, SignInFailed, User
 
@@ -67,15 +67,19 @@ class Elsewhere:
         raise SignInFailed(self.label)
 
 
+@pytest.mark.parametrize("kind", ONE_AND_FOUR)
 @pytest.mark.parametrize("payload", PAYLOADS)
-async def test_what_anybody_says_is_text_on_every_page(payload: str) -> None:
+async def test_what_anybody_says_is_text_on_every_page(payload: str, kind: str) -> None:
     """Names of clients, servers, scopes, people and upstreams; what was typed; what failed."""
-    store = MemoryStore()
-    await store.open()
     people = Known()
     people.people["ada"] = ("correct horse", User("ada", payload, ("*",)))
     options: dict[str, Any] = {"people": [people, Elsewhere(payload)], "described": {"orders:write": payload}}
-    desk = Desk(store, **options)
+    async with desk_on(kind, **options) as desk:
+        await look_around(desk, payload)
+
+
+async def look_around(desk: Desk, payload: str) -> None:
+    """Open each page."""
     id = (await desk.register(client_name=payload))["client_id"]
     browser = Browser(desk)
     page = await browser.open(id, scope="orders:write", state=payload)
