@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from issuing_world import BACK, ONE_AND_FOUR, Browser, Desk, Known, desk_on
-from millstream._stores.memory.store import MemoryStore
 from millstream.auth._issuing.ways import Away, Returned, SignInFailed, User
 
 PAYLOADS = [
@@ -101,11 +100,15 @@ async def look_around(desk: Desk, payload: str) -> None:
     "com.example.app:/x;y",
     "http://[::1]:5/x;default-src *", "https://'self'/",
 ])  # fmt: skip
-async def test_a_redirect_uri_cannot_add_to_the_policy(uri: str) -> None:
+@pytest.mark.parametrize("kind", ONE_AND_FOUR)
+async def test_a_redirect_uri_cannot_add_to_the_policy(uri: str, kind: str) -> None:
     """It is refused, or only its scheme and host go in."""
-    store = MemoryStore()
-    await store.open()
-    desk = Desk(store)
+    async with desk_on(kind) as desk:
+        await register_and_look(desk, uri)
+
+
+async def register_and_look(desk: Desk, uri: str) -> None:
+    """What the page's policy says, if there is a page."""
     try:
         id = (await desk.register(redirect_uris=[uri]))["client_id"]
     except AssertionError as refused:
