@@ -3,13 +3,13 @@
 MCP, security best practices: consent for each client before anything is forwarded, bound to the browser that gave it.
 """
 
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import pytest
 
-from issuing_world import BACK, URL, Browser, Desk, Known, Reply, authorization
-from millstream._stores.memory.store import MemoryStore
+from issuing_world import BACK, ONE_AND_FOUR, URL, Browser, Desk, Known, Reply, authorization, desk_on
 from millstream.auth._issuing.ways import Away, Returned, User
 
 EVIL = "https://evil.example/back"
@@ -29,12 +29,11 @@ class Elsewhere:
         return User("victim", "Victim")
 
 
-@pytest.fixture
-async def desk() -> Desk:
+@pytest.fixture(params=ONE_AND_FOUR)
+async def desk(request: pytest.FixtureRequest) -> AsyncIterator[Desk]:
     """An authorization server with that upstream."""
-    store = MemoryStore()
-    await store.open()
-    return Desk(store, people=[Known(), Elsewhere()])
+    async with desk_on(request.param, people=[Known(), Elsewhere()]) as desk:
+        yield desk
 
 
 async def away(desk: Desk, browser: Browser, **about: Any) -> str:
