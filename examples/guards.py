@@ -21,13 +21,15 @@ class Timing(Middleware):
 
 
 mcp = Server("shop", middleware=[Timing()])
-# endregion
 
 
 @mcp.tool
 async def order(isbn: str, copies: int = 1) -> str:
     """Order copies of a book."""
     return f"{copies} of {isbn}"
+
+
+# endregion
 
 
 # region: changing

@@ -1,5 +1,6 @@
 """A program that serves with two workers: `python examples/several_workers.py`."""
 
+# region: run
 import os
 
 from millstream import Server
@@ -13,7 +14,6 @@ async def answered_by() -> int:
     return os.getpid()
 
 
-# region: run
 if __name__ == "__main__":
     mcp.run(port=8000, workers=2)
 # endregion

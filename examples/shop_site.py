@@ -1,5 +1,6 @@
 """Pages, a webhook and a folder of files beside MCP."""
 
+# region: routes
 from pathlib import Path
 
 from starlette.requests import Request
@@ -17,7 +18,6 @@ async def is_paid(order: str) -> bool:
     return order in paid
 
 
-# region: routes
 @mcp.route("/")
 async def home(request: Request) -> Response:
     return HTMLResponse(f"<h1>Shop</h1><p>{len(paid)} orders are paid.</p>")

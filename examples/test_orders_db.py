@@ -1,14 +1,14 @@
 """Tests of the orders, with another database in the place of the real one."""
 
+# region: override
 import sqlite3
 
 import pytest
+from orders_db import database, mcp
 
-from examples.orders_db import database, mcp
 from millstream.testing import connect
 
 
-# region: override
 @pytest.mark.asyncio
 async def test_you_see_what_you_ordered():
     db = sqlite3.connect(":memory:", check_same_thread=False)

@@ -1,17 +1,17 @@
 """A program that lets a model use `bookshop.py`: the person allows what it does, and the conversation is saved."""
 
+# region: person
 import asyncio
 import os
 from pathlib import Path
 from typing import Any
 
-from millstream.agent import Agent, Answered, Approval, Calling, Delta, Limits, Model, ModelError, OpenAIModel, Waiting
+from millstream.agent import Agent, Answered, Approval, Calling, Configuration, Delta, Limits, Model, ModelError, Waiting
 from millstream.client import Question
 
 BOOKSHOP = Path(__file__).with_name("bookshop.py")
 
 
-# region: person
 def approve(request: Approval) -> bool:
     """Is asked before a tool runs that isn't marked as harmless, and before a server uses the model."""
     print(f"{request.server} wants {request.tool or 'the model'}: {dict(request.arguments)}")
@@ -66,15 +66,13 @@ async def review(model: Model, isbn: str) -> str:
 
 # region: main
 def main() -> None:
-    model = OpenAIModel("gpt-4.1", key=os.environ.get("OPENAI_API_KEY", ""))
+    model = Configuration.load(".env", os.environ).model()
     try:
         asyncio.run(ask(model, "Order two copies of Middlemarch.", Path("order.jsonl")))
     except ModelError as exc:
         print(f"No answer: {exc}")
 
 
-# endregion
-
-
 if __name__ == "__main__":
     main()
+# endregion

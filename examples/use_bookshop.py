@@ -1,5 +1,6 @@
 """A program that uses `bookshop.py` as a client: typed values, a person who is asked, progress, resources, scripts."""
 
+# region: typed
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from millstream.client import BlockingClient, ConnectFailed, Question
 BOOKSHOP = Path(__file__).with_name("bookshop.py")
 
 
-# region: typed
 @dataclass
 class Receipt:
     ordered: int
@@ -70,5 +70,7 @@ def books(server: str | Path) -> dict[str, str]:
 # endregion
 
 
+# region: main
 if __name__ == "__main__":
     print(asyncio.run(order(BOOKSHOP)))
+# endregion

@@ -1,5 +1,7 @@
 """The examples that only the documents use."""
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -9,8 +11,8 @@ import yaml
 from examples import orders
 from examples.rooms import may_use, mcp
 from millstream.testing import connect
-from processes import ROOT, free_port, millstream, serving
-from seeds.programs import running
+from processes import ROOT, Shared, free_port, millstream, serving, shared
+from seeds.programs import browser_script, running
 
 
 async def test_a_room_remembers_what_was_said() -> None:
@@ -50,3 +52,24 @@ async def test_prometheus_is_sent_where_the_metrics_are(tmp_path: Path) -> None:
     with serving(millstream("examples/hub.py", port), port, tmp_path / "log"):
         async with running("curl", "-s", f"http://127.0.0.1:{port}{job['metrics_path']}") as program:
             assert (await program.line()).startswith("# HELP ")
+
+
+@pytest.fixture(scope="module")
+def shared_rooms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """`examples/rooms.py`, started."""
+    with shared(partial(millstream, "examples/rooms.py"), tmp_path_factory.mktemp("rooms")) as server:
+        yield server
+
+
+@pytest.fixture
+def rooms(shared_rooms: Shared) -> int:
+    """The port of the rooms."""
+    return shared_rooms.port()
+
+
+@pytest.mark.server
+async def test_the_script_of_a_page_hears_what_it_posts_and_who_came(rooms: int) -> None:
+    """docs/how-to/live-chat.md: the three parts of the script, run as they stand."""
+    source = (ROOT / "examples" / "rooms.js").read_text("utf-8").replace("127.0.0.1:8000", f"127.0.0.1:{rooms}")
+    async with browser_script(source, rooms) as page:
+        await page.until(lambda line: line == "Ada: Good morning\n")

@@ -1,167 +1,195 @@
-"""The pages for a first user, typed: into an empty folder, with the package installed from its wheel.
+"""README, the tutorial and every how-to, typed: into an empty folder, with the package installed from its wheel.
 
-Nothing of the project is within reach but what the page has one write. The packages that pip would get from the index
-are those of the tests' own environment.
+Nothing of the project is within reach but what the page has one write, and the clone where the page begins with one.
+The packages that pip would get from the index are those of the tests' own environment. `typed_tables.py` lists what is
+done in another way than the page has it.
 """
 
-import asyncio
 import json
+import re
 import shlex
-import subprocess
-import sys
-import sysconfig
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from docs_world import Shown, expect, shown
-from patience import WAIT
-from processes import ROOT, free_port, wait_for_port
+from agent_world import KEY, ScriptedModel, calls, says
+from auth.test_tls import make
+from processes import ROOT
+from reader_world import INITIALIZE, Other, Reader, Typed, Written, install, steps
+from redis_parts import RedisServer
 from scripts.docs import blocks
-from seeds.programs import running
+from typed_tables import CLONE, INSTEAD, LEFT_OUT, PAGES, UNSAID, Page
 
 pytestmark = pytest.mark.server
 
+TYPED = [
+    "README.md",
+    "docs/tutorial.md",
+    *sorted(f"docs/how-to/{each.name}" for each in (ROOT / "docs/how-to").glob("*.md")),
+]
+AT_ONCE = 4
+"""Pages that are typed at the same time, each by its own reader."""
 FOLDER = "/home/you/bookshop"
 """What the pages call the reader's folder."""
-BEFORE = {"docs/how-to/test-your-server.md": "docs/tutorial.md", "docs/how-to/connect-a-client.md": "docs/tutorial.md"}
-"""The page whose files a page goes on with."""
-WRITTEN = {"python", "ini"}
-INSTALLING = ("python3 -m venv .venv", ". .venv/bin/activate", "pip install ")
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
-}
 
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the package from its wheel; what it needs comes from the environment of the tests."""
-    home = tmp_path_factory.mktemp("installed")
-    uv = [sys.executable, "-m", "uv", "--quiet", "--offline"]
-    environment = home / ".venv"
-    for arguments in (
-        ["build", "--wheel", "--out-dir", str(home), str(ROOT)],
-        ["venv", "--python", sys.executable, str(environment)],
-        ["pip", "install", "--no-deps", "--python", str(environment), "--find-links", str(home), "millstream"],
-    ):
-        subprocess.run([*uv, *arguments], check=True, timeout=WAIT, cwd=home)
-    (site,) = environment.glob("lib/python*/site-packages")
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"), "utf-8")
-    return environment
+    """The environment of all readers."""
+    return install(tmp_path_factory.mktemp("installed"))
 
 
-class Reader:
-    """Somebody who does what a page says, in a folder of their own."""
-
-    def __init__(self, folder: Path, environment: Path) -> None:
-        (folder / ".venv").symlink_to(environment)
-        self.folder = folder
-        self.port = free_port()
-        self.environment = {"PATH": f"{environment / 'bin'}:/usr/bin:/bin", "HOME": str(folder)}
-
-    def write(self, page: str) -> None:
-        """Write the files of a page, each block behind the last one of its file."""
-        if page in BEFORE:
-            self.write(BEFORE[page])
-        for block in blocks((ROOT / page).read_text("utf-8")):
-            if block.language in WRITTEN:
-                name = Path(block.source.partition("#")[0]).name
-                with (self.folder / name).open("a", encoding="utf-8") as file:
-                    file.write(f"{block.body}\n\n")
-
-    def run(self, *command: str, given: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-        """A command that ends by itself."""
-        return subprocess.run(
-            command, input=given, capture_output=True, text=True, timeout=WAIT, cwd=self.folder, check=False,
-            env={**self.environment, **environment},
-        )  # fmt: skip
-
-    @contextmanager
-    def serving(self, command: Sequence[str]) -> Iterator[None]:
-        """A server, on a port that is free."""
-        log = self.folder / "log"
-        with log.open("wb") as sink:
-            process = subprocess.Popen(
-                [*command, "--port", str(self.port)], cwd=self.folder, env=self.environment,
-                stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-            )  # fmt: skip
-        try:
-            wait_for_port(process, self.port, log)
-            yield
-        finally:
-            process.terminate()
-            process.wait(WAIT)
-
-    def speaks_stdio(self, command: Sequence[str]) -> None:
-        """A client that starts this command gets an answer."""
-        here = [part.replace(FOLDER, str(self.folder)) for part in command]
-        done = self.run(*here, given=f"{json.dumps(INITIALIZE)}\n")
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["result"]["protocolVersion"] == "2025-11-25"
-
-    async def get(self, url: str) -> str:
-        """What curl prints for an address of a page."""
-        done = await asyncio.to_thread(self.run, "curl", "-sf", url.replace(":8000", f":{self.port}"))
-        assert done.returncode == 0, url
-        return done.stdout
+@contextmanager
+def model(reader: Reader) -> Iterator[None]:
+    """A model that knows what the page asks it."""
+    search = calls(("search", '{"words":"Tolkien"}'))
+    order = calls(("order", '{"isbn": "9780141439600", "copies": 2}'))
+    book = says("Yes: The Lord of the Rings.")
+    with ScriptedModel(search, book, search, book, order, says("Two copies are on their way.")) as api:
+        reader.places |= {"https://api.example.com/v1": api.url, "your_api_key": KEY, "your_model": "gpt-4.1"}
+        yield
 
 
-@pytest.fixture
-def reader(tmp_path: Path, installed: Path) -> Reader:
-    """Somebody with an empty folder."""
-    return Reader(tmp_path, installed)
+@contextmanager
+def redis(reader: Reader) -> Iterator[None]:
+    """A Redis, at a port that is free."""
+    server = RedisServer()
+    try:
+        reader.places["redis://127.0.0.1:6379"] = server.url
+        yield
+    finally:
+        server.close()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
-async def test_a_page_works_when_it_is_typed_into_an_empty_folder(reader: Reader, page: str) -> None:
-    """A fixed defect: the tutorial raised NameError, and started a command that was not on the path yet."""
-    reader.write(page)
-    ready = False
-    todo = [each for each in shown(ROOT / page) if not each.command.startswith(("make ", "claude "))]
-    for at, each in enumerate(todo):
-        command = shlex.split(each.command)
-        if each.command.startswith(INSTALLING):
-            ready = ready or each.command == "pip install millstream"
-        elif command[0] == "millstream":
-            assert ready, f"{page} says {each.command} before millstream is installed"
-            if "stdio" in command:
-                reader.speaks_stdio(command)
-            else:
-                with reader.serving(command):
-                    await calls(reader, todo[at + 1 :])
-                    if "web" in command:
-                        assert "<title>Inspect</title>" in await reader.get("http://127.0.0.1:8000/inspect")
-        else:
-            assert command[0] == "curl", each.command
+@contextmanager
+def certificate(reader: Reader) -> Iterator[None]:
+    """A certificate that nobody has signed."""
+    folder = reader.folder / "tls"
+    folder.mkdir()
+    for made, name in zip(make(folder, "127.0.0.1"), ("fullchain.pem", "privkey.pem"), strict=True):
+        Path(made).rename(folder / name)
+    yield
 
 
-async def calls(reader: Reader, following: Sequence[Shown]) -> None:
-    """The curl commands up to the next other one."""
-    for each in following:
-        if not each.command.startswith("curl "):
-            return
-        command = each.command.replace("127.0.0.1:8000", f"127.0.0.1:{reader.port}")
-        async with running("bash", "-c", f"exec {command}") as program:
-            await expect(program, each, reader.port)
+@contextmanager
+def nothing(_: Reader) -> Iterator[None]:
+    """Most pages need nothing else."""
+    yield
 
 
-def test_the_test_of_a_page_passes_with_the_plugins_that_the_page_installs(reader: Reader) -> None:
-    """A fixed defect: the page had an async test, and no word of the plugin without which pytest refuses it."""
-    page = "docs/how-to/test-your-server.md"
-    reader.write(page)
-    (install, test) = (each.command for each in shown(ROOT / page))
-    plugins = [f"{name.replace('-', '_')}.plugin" for name in install.split()[2:] if name != "pytest"]
-    done = reader.run(
-        str(reader.folder / ".venv/bin/python"), "-P", "-m", test,
-        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", PYTEST_PLUGINS=",".join(plugins),
-    )  # fmt: skip
-    assert "2 passed" in done.stdout, done.stdout + done.stderr
+NEEDS: dict[str, Callable[[Reader], AbstractContextManager[None]]] = {
+    "": nothing,
+    "model": model,
+    "redis": redis,
+    "certificate": certificate,
+}
+
+
+def prepare(reader: Reader, page: str, text: str) -> None:
+    """What is in the folder before the page is read: a clone, the files of the tutorial, and those of the reader."""
+    if any(isinstance(step, Typed) and re.match(CLONE, step.command) for step in steps(text)):
+        assert page in UNSAID or "clone" in text, f"{page} doesn't say where the examples come from"
+        shutil.copytree(ROOT / "examples", reader.folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    if "(../tutorial.md)" in text:
+        for step in steps((ROOT / "docs/tutorial.md").read_text("utf-8")):
+            if isinstance(step, Written):
+                reader.write(step)
+    for name, content in PAGES.get(page, Page()).files.items():
+        path = reader.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text((ROOT / content).read_text("utf-8") if content.startswith("examples/") else content, "utf-8")
+
+
+def as_typed(reader: Reader, step: Typed, page: Page) -> Typed | None:
+    """A command as it's typed here: in another way where the table says so, or not at all."""
+    if step.command.startswith("pip install "):
+        reader.got(*shlex.split(step.command)[2:])
+    if any(re.match(pattern, step.command) for pattern in LEFT_OUT):
+        return None
+    command = step.command
+    for pattern, (other, _) in INSTEAD.items():
+        command = re.sub(rf"^(?:{pattern})", other, command)
+    answers = next(
+        (each for start, each in page.answers.items() if "-m " not in command and command.startswith(start)), ()
+    )
+    return Typed(command, step.printed, answers)
+
+
+def read(name: str, folder: Path, environment: Path) -> None:
+    """Do everything that a page says, in its order."""
+    page, text = PAGES.get(name, Page()), (ROOT / name).read_text("utf-8")
+    reader = Reader(folder, environment)
+    reader.places |= page.places | {FOLDER: str(folder)}
+    prepare(reader, name, text)
+    with NEEDS[page.needs](reader), reader:
+        typed = "\n".join(do(reader, step, page) for step in steps(text))
+        for more in page.also.get("", ()):
+            reader.type(more)
+            typed += f"\n{more.command}"
+    if "pytest" in typed:
+        typed += " ".join(path.name for path in folder.glob("test_*.py"))
+    unused = {step.name for step in steps(text) if isinstance(step, Written)} - set(page.untyped)
+    assert not {each for each in unused if Path(each).suffix == ".py" and Path(each).stem not in typed}
+
+
+def do(reader: Reader, step: Written | Typed | Other, page: Page) -> str:
+    """One step; gives the command."""
+    if isinstance(step, Other):
+        assert any(step.body.startswith(start) for start in page.untyped), f"What becomes of this?\n{step.body}"
+    elif isinstance(step, Written):
+        reader.write(step)
+    elif (here := as_typed(reader, step, page)) is not None:
+        reader.type(here)
+        for start, more in page.also.items():
+            if start and here.command.startswith(start):
+                for each in more:
+                    reader.type(each)
+        return here.command
+    return ""
+
+
+@pytest.fixture(scope="session")
+def reading(
+    installed: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[dict[str, Future[None]]]:
+    """Every page that is wanted, being typed: page -> its end."""
+    wanted = [
+        item.callspec.params["page"] for item in request.session.items if "reading" in getattr(item, "fixturenames", ())
+    ]  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(AT_ONCE) as readers:
+        yield {page: readers.submit(read, page, tmp_path_factory.mktemp("reader"), installed) for page in wanted}
+
+
+@pytest.mark.parametrize("page", TYPED)
+def test_a_page_does_what_it_says_when_it_is_typed_into_an_empty_folder(
+    reading: dict[str, Future[None]], page: str
+) -> None:
+    """A fixed defect: the tutorial raised NameError, and pages started commands that were on nobody's path."""
+    reading[page].result()
+
+
+def test_the_tables_name_what_is_there() -> None:
+    """What a page no longer has would be left out in silence later."""
+    texts = {page: (ROOT / page).read_text("utf-8") for page in TYPED}
+    assert set(PAGES) <= set(TYPED)
+    commands = [step.command for text in texts.values() for step in steps(text) if isinstance(step, Typed)]
+    for pattern in (*LEFT_OUT, *INSTEAD):
+        assert any(re.match(pattern, each) for each in commands), pattern
+    for page, special in PAGES.items():
+        for word in (*special.places, *(each for each in special.also if each), *special.answers):
+            assert word in texts[page], (page, word)
+        there = [
+            step.name if isinstance(step, Written) else step.body
+            for step in steps(texts[page])
+            if not isinstance(step, Typed)
+        ]
+        for word in special.untyped:
+            assert any(each.startswith(word) for each in there), (page, word)
 
 
 def configurations(value: Any) -> Iterator[dict[str, Any]]:
@@ -170,35 +198,35 @@ def configurations(value: Any) -> Iterator[dict[str, Any]]:
         yield from ([each] if {"command", "url"} & set(each) else configurations(each))
 
 
-def test_every_client_of_the_page_gets_an_answer(reader: Reader) -> None:
+def test_every_client_of_the_page_gets_an_answer(installed: Path, tmp_path: Path) -> None:
     """A fixed defect: no page said how a client is connected. Each command is started, each URL served."""
-    page = "docs/how-to/connect-a-client.md"
-    reader.write(page)
-    text = (ROOT / page).read_text("utf-8")
+    name = "docs/how-to/connect-a-client.md"
+    text = (ROOT / name).read_text("utf-8")
     servers = [each for b in blocks(text) if b.language == "json" for each in configurations(json.loads(b.body))]
-    commands = [[each["command"], *each["args"]] for each in servers if "command" in each]
+    commands = [shlex.join([each["command"], *each["args"]]) for each in servers if "command" in each]
     urls = {each["url"] for each in servers if "url" in each}
-    for each in shown(ROOT / page):
-        words = shlex.split(each.command)
-        if words[:3] == ["claude", "mcp", "add"] and "--" in words:
-            commands.append(words[words.index("--") + 1 :])
-        elif words[0] == "claude":
-            urls.add(words[-1])
+    for step in steps(text):
+        if isinstance(step, Typed) and step.command.startswith("claude mcp add"):
+            _, dashes, behind = step.command.partition(" -- ")
+            commands += [behind] if dashes else []
+            urls |= set() if dashes else {step.command.split()[-1]}
     assert len(commands) == 3
     assert urls == {"http://127.0.0.1:8000/mcp"}
-    assert shlex.join(commands[0]) in {b.body.strip() for b in blocks(text)}
-    for command in commands:
-        reader.speaks_stdio(command)
-    with reader.serving(["millstream", "run", "bookshop.py"]):
-        done = reader.run("curl", "-sf", f"http://127.0.0.1:{reader.port}/mcp", "-H", "content-type: application/json",
-                          "-d", json.dumps(INITIALIZE))  # fmt: skip
-        assert json.loads(done.stdout)["result"]["serverInfo"]["name"] == "bookshop"
+    assert commands[0] in {b.body.strip() for b in blocks(text)}
+    with Reader(tmp_path, installed) as reader:
+        reader.places[FOLDER] = str(tmp_path)
+        prepare(reader, name, text)
+        for command in set(commands):
+            reader.type(Typed(command))
+        reader.type(Typed("millstream run bookshop.py"))
+        said = json.dumps(INITIALIZE)
+        reader.type(
+            Typed(f"curl -sf http://127.0.0.1:8000/mcp -H content-type:application/json -d '{said}'", "…bookshop…")
+        )
 
 
 def test_a_new_project_passes_its_test_with_nothing_but_the_wheel(installed: Path, tmp_path: Path) -> None:
     """`millstream init` asks no network; the project's test needs pytest and no plugin."""
-    for words in (["millstream", "init", "shop"], ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "shop"]):
-        command = [str(installed / "bin" / words[0]), *words[1:]]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=WAIT, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
+    with Reader(tmp_path, installed) as reader:
+        reader.type(Typed("millstream init shop"))
+        reader.type(Typed("pytest -q -p no:cacheprovider shop", "…1 passed…"))

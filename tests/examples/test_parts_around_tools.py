@@ -7,11 +7,8 @@ import httpx2
 import pytest
 
 from examples import docs_folder, guards, orders_db, shop_site, zipped
-from examples.test_orders_db import test_you_see_what_you_ordered
 from millstream import Server
 from millstream.testing import Failure, connect
-
-__all__ = ["test_you_see_what_you_ordered"]  # which is run here, too
 
 
 async def test_calls_are_timed(caplog: pytest.LogCaptureFixture) -> None:

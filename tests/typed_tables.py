@@ -1,0 +1,207 @@
+"""What `test_typed_pages.py` does differently from what a page says, and why. Everything else is done as it stands."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from reader_world import Typed
+
+LEFT_OUT = {
+    r"python3 -m venv|\. \.venv/bin/activate|pip install |sudo python3 -m venv|sudo /opt/millstream/bin/pip": (
+        "The environment is there, with the package from its wheel. The index isn't asked."
+    ),
+    r"make setup": "It asks the index, and makes the environment that this test makes from the wheel.",
+    r"docker ": "There is no Docker here. tests/deploy reads the files, and runs what they set up.",
+    r"sudo (install|cp|systemctl) ": "It changes the machine. tests/deploy and tests/workers run what the unit runs.",
+    r"kubectl |helm ": "There is no cluster here. tests/deploy reads the chart.",
+    r"claude mcp add": "There is no Claude Code here. `every_client_gets_an_answer` runs the command behind `--`.",
+    r".*uvx ": "uvx would ask the index.",
+}
+"""A pattern of commands -> why nobody types them."""
+
+INSTEAD = {
+    r"make run": (
+        "millstream run examples/hub.py --host 127.0.0.1",
+        "It's what `make run` starts; `make` would build an environment from the index first.",
+    ),
+    r"(millstream install bookshop.py --client cursor(?: --undo)?)$": (r"\1 --yes", "Nobody is there to say yes."),
+}
+"""A pattern of commands -> what is typed in its place, and why."""
+
+CLONE = r"(^|.* )(examples[/.]|make run)"
+"""Commands like these belong to pages that begin with a clone, and say so."""
+UNSAID = {
+    f"docs/how-to/{name}.md" for name in ("protect-with-keys", "run-an-authorization-server", "sign-in-with-google")
+}
+"""Pages that run an example, and don't say yet that it comes with a clone."""
+
+
+class Page(NamedTuple):
+    """What a page needs beside what it has one write, and what shows that it's true."""
+
+    needs: str = ""
+    """Something that runs beside it: see `test_typed_pages.NEEDS`."""
+    files: Mapping[str, str] = {}
+    """Files that are the reader's own -> what's in them: the text of an example, or this text."""
+    places: Mapping[str, str] = {}
+    """What the page calls something -> what it's called here; ``…`` for anything in what a command prints."""
+    answers: Mapping[str, tuple[tuple[str, str], ...]] = {}
+    """The beginning of a command at a terminal -> what it asks, and what is typed."""
+    also: Mapping[str, tuple[Typed, ...]] = {}
+    """The beginning of a command, or "" for the end of the page -> typed then, to see that the page is true."""
+    untyped: Mapping[str, str] = {}
+    """Files that no command of the page uses, and the beginnings of texts that aren't commands -> what of them."""
+
+
+def tool(name: str, arguments: str = "{}", *, more: str = "", path: str = "/mcp") -> str:
+    """A call by curl."""
+    body = f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{name}","arguments":{arguments}}}}}'
+    return f"curl -s {more}http://127.0.0.1:8000{path} -H content-type:application/json -d '{body}'"
+
+
+def imports(name: str) -> Typed:
+    """Python reads the file to its end."""
+    return Typed(f"python -c 'import {name}'")
+
+
+SHOP = {"shop.py": "examples/bookshop.py"}
+EXCERPT = "The page shows a part of a file of the clone, and the page runs that file."
+PAGES = {
+    "docs/tutorial.md": Page(
+        also={
+            "millstream run bookshop.py --serve web": (
+                Typed("curl -sf http://127.0.0.1:8000/inspect", "…<title>Inspect</title>…"),
+            ),
+            "millstream run bookshop.py --auth-key": (
+                Typed(tool("search", '{"words":"Tolkien"}', more="-w ' %{http_code}' "), "… 401"),
+            ),
+        },
+    ),
+    "docs/how-to/accept-tokens.md": Page(
+        also={"": (Typed("{ echo 'ISSUER = \"https://login.example.com\"'; cat tokens.py; } > typed.py"),)},
+        untyped={"tokens.py": "The page leaves out the imports; tests/auth runs the example."},
+    ),
+    "docs/how-to/ask-the-user.md": Page(
+        answers={
+            "millstream call parcels.py": (
+                ("street []: ", "Hobbit Lane 1"),
+                ("city []: ", "Oxford"),
+                ("speed [standard]: ", "express"),
+            )
+        },
+        also={"": (Typed("millstream list parcels.py", "…\ntool	write_card	…"),)},
+    ),
+    "docs/how-to/behind-nginx.md": Page(
+        untyped={"nginx.conf": "tests/security/test_behind_nginx.py runs nginx with it."},
+    ),
+    "docs/how-to/broadcast-to-a-page.md": Page(
+        also={
+            "": (
+                Typed(tool("announce", '{"text":"x"}'), "…0 heard it.…"),
+                Typed(tool("order", '{"isbn":"1"}'), "…ordered…"),
+            )
+        },
+    ),
+    "docs/how-to/chat-with-your-server.md": Page(
+        needs="model",
+        answers={
+            "millstream chat bookshop.py": (
+                ("\n> ", "Do you have anything by Tolkien?"),
+                ("Allow it? yes, no or always [n]: ", "y"),
+                ("\n> ", "/quit"),
+            )
+        },
+    ),
+    "docs/how-to/connect-a-client.md": Page(
+        untyped=dict.fromkeys(
+            ("claude_desktop.json", "cursor.json", "vscode.json", "/home/you/bookshop/.venv/bin/millstream"),
+            "`every_client_gets_an_answer` starts what they name.",
+        ),
+    ),
+    "docs/how-to/dependencies.md": Page(),
+    "docs/how-to/develop.md": Page(
+        files=SHOP,
+        also={"": (Typed(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
+        untyped={"12:00:07 ok": "It's what a terminal shows. tests/cli/test_developing.py reads these lines at one."},
+    ),
+    "docs/how-to/inspect-a-server.md": Page(
+        also={"": (Typed("curl -sf http://127.0.0.1:8000/inspect", "…<title>Inspect</title>…"),)},
+    ),
+    "docs/how-to/install-in-applications.md": Page(
+        files={"shop.env": "SHOP_KEY=other\n"},
+        also={
+            "millstream install bookshop.py --client cursor --yes": (Typed("grep -q books .cursor/mcp.json"),),
+            "millstream install bookshop.py --client vscode --project": (Typed("test ! -e .vscode"),),
+        },
+    ),
+    "docs/how-to/keep-an-audit-log.md": Page(
+        files={**SHOP, "log/.keep": ""},
+        places={"/var/log/shop": "log", "1042": "…", "5f0c": "…"},
+        also={"MILLSTREAM_AUDIT_LOG": (Typed(tool("search", '{"words":"Tolkien"}')),)},
+    ),
+    "docs/how-to/limit-callers.md": Page(
+        also={
+            "": (
+                Typed("{ echo 'from millstream import Server, Settings'; cat limits.py; } > typed.py"),
+                Typed("millstream run typed.py"),
+                Typed(tool("crawl", '{"url":"x"}')),
+                Typed(tool("crawl", '{"url":"x"}')),
+                Typed(tool("crawl", '{"url":"x"}', more="-w ' %{http_code}' "), "… 429"),
+            )
+        },
+        untyped={"limits.py": "The page leaves out one line, the import."},
+    ),
+    "docs/how-to/live-chat.md": Page(
+        also={"": (imports("rooms"),)},
+        untyped={
+            "rooms.js": "It's the script of a page: test_examples_of_documents.py runs it, in Node."
+        },
+    ),
+    "docs/how-to/middleware.md": Page(
+        also={"": (Typed("uvicorn zipped:app"), Typed("curl -sf http://127.0.0.1:8000/readyz", "ok"))},
+    ),
+    "docs/how-to/own-routes.md": Page(),
+    "docs/how-to/protect-with-keys.md": Page(
+        places={"ms_…": "…ms_…"},  # the page leaves out the line on standard error
+        untyped={"archive.py": EXCERPT},
+        also={"": (Typed("unset MCP_SERVER_AUTH_KEY; " + tool("read", '{"name":"x"}'), '{"status":401…'),)},
+    ),
+    "docs/how-to/run-an-authorization-server.md": Page(
+        answers={
+            "millstream users add": (("Password:", "mellon-mellon"), ("Repeat for confirmation:", "mellon-mellon"))
+        },
+        untyped={"sign_in.py": EXCERPT},
+        also={"": (Typed("curl -sf http://127.0.0.1:8000/.well-known/oauth-authorization-server", '{"issuer":…'),)},
+    ),
+    "docs/how-to/run-under-uvicorn.md": Page(also={"": (Typed(tool("greet"), "…Hello, world!…"),)}),
+    "docs/how-to/serve-https.md": Page(
+        needs="certificate",
+        files=SHOP,
+        places={"/etc/ssl/shop": "tls"},
+        also={"millstream run": (Typed("curl -sf --cacert tls/fullchain.pem https://localhost:8000/livez", "ok"),)},
+        untyped={"mcp.example.com {": "There is no Caddy here."},
+    ),
+    "docs/how-to/several-workers.md": Page(
+        also={
+            "millstream run examples/hub.py": (Typed(tool("greet"), "…Hello, world!…"),),
+            "": (Typed("python several_workers.py"), Typed(tool("answered_by"), '…"text":"…')),
+        },
+    ),
+    "docs/how-to/sign-in-with-google.md": Page(
+        places={"….apps.googleusercontent.com": "made-up", "GOOGLE_CLIENT_SECRET=…": "GOOGLE_CLIENT_SECRET=made-up"},
+        untyped={
+            "google.py": EXCERPT,
+            "several_ways.py": "The page leaves out the imports; tests/auth runs the example.",
+        },
+        also={"": (Typed(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},
+    ),
+    "docs/how-to/stream-to-a-client.md": Page(untyped={"hub.py": EXCERPT}),
+    "docs/how-to/use-redis.md": Page(
+        needs="redis",
+        also={"": (Typed(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
+        untyped={"ACL SETUSER": "tests/stores/test_redis.py gives Redis this line, and runs everything as this user."},
+    ),
+    "docs/how-to/watch-with-prometheus.md": Page(
+        untyped={"prometheus.yml": "There is no Prometheus here. test_examples_of_documents.py reads what it would."},
+    ),
+}
+"""A page -> what is special about it. Pages that aren't here are typed as they stand."""
