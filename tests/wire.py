@@ -219,8 +219,9 @@ async def over_asgi(
     body: bytes,
     *,
     leave: Callable[[bytes], bool] | None = None,
+    peer: str = "127.0.0.1",
 ) -> Reply:
-    """One request as ASGI messages.
+    """One request as ASGI messages, from an address.
 
     The reply must be complete, unless `leave` says, by what has come of a stream, that the client goes away.
     """
@@ -228,7 +229,7 @@ async def over_asgi(
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
         "path": plain, "raw_path": plain.encode(), "query_string": query.encode(), "root_path": "",
-        "headers": fields, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
+        "headers": fields, "client": (peer, 1), "server": ("127.0.0.1", 8000),
     }  # fmt: skip
     sent: list[dict[str, Any]] = []
     data = bytearray()
