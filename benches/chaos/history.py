@@ -6,11 +6,12 @@ or the subscriber was told of a gap in its place; what was not acknowledged has 
 twice; and everybody got everything in one order.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from dataclasses import dataclass, field
 
 
-@dataclass
+@dataclass(slots=True)
 class Publication:
     """One event that a client tried to publish. No two have the same data."""
 
@@ -20,7 +21,7 @@ class Publication:
     """The id that the server gave when it acknowledged; empty when no acknowledgement came."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Event:
     """An event that a subscriber got."""
 
@@ -28,7 +29,7 @@ class Event:
     data: str
 
 
-@dataclass
+@dataclass(slots=True)
 class Told:
     """A gap that a subscriber was told of."""
 
@@ -62,8 +63,13 @@ def check(publications: list[Publication], subscribers: list[Subscriber]) -> lis
     for channel, place, data in _sightings(publications, subscribers):
         epoch, offset = parse(place)
         universe[channel][epoch][offset] = data
+    places = {
+        channel: {epoch: sorted(events) for epoch, events in epochs.items()} for channel, epochs in universe.items()
+    }
     for number, subscriber in enumerate(subscribers):
-        wrong += [f"Subscriber {number}: {each}" for each in _walk(subscriber, universe[subscriber.channel])]
+        channel = subscriber.channel
+        walked = _walk(subscriber, universe[channel], places.get(channel, {}))
+        wrong += [f"Subscriber {number}: {each}" for each in walked]
     return wrong
 
 
@@ -93,8 +99,14 @@ def _contradictions(publications: list[Publication], subscribers: list[Subscribe
     return sorted(set(wrong))
 
 
-def _walk(subscriber: Subscriber, universe: dict[str, dict[int, str]]) -> list[str]:
-    """Follow one subscriber from event to event: each must be the next one of its channel, or behind a told gap."""
+def _walk(subscriber: Subscriber, universe: dict[str, dict[int, str]], places: dict[str, list[int]]) -> list[str]:
+    """Follow one subscriber from event to event: each must be the next one of its channel, or behind a told gap.
+
+    Args:
+        subscriber: what it got.
+        universe: the events of its channel by epoch and offset.
+        places: the offsets of each epoch, in order.
+    """
     wrong: list[str] = []
     epoch, offset = parse(subscriber.first) if subscriber.first else ("", 0)
     told = not subscriber.first
@@ -111,11 +123,13 @@ def _walk(subscriber: Subscriber, universe: dict[str, dict[int, str]]) -> list[s
         elif here == epoch and at <= offset:
             wrong.append(f"{item.data} ({at}) came behind {offset}.")
         elif not told:
-            missed = sorted(each for each in universe.get(here, {}) if offset < each < at)
+            known = places.get(here, [])
+            missed = known[bisect_right(known, offset) : bisect_left(known, at)]
             wrong += [f"it never got {universe[here][each]} ({each}), and no gap was told." for each in missed]
         seen.add(item.data)
         epoch, offset, told = here, at, False
     if not told:
-        behind = sorted(each for each in universe.get(epoch, {}) if each > offset)
+        known = places.get(epoch, [])
+        behind = known[bisect_right(known, offset) :]
         wrong += [f"it never got {universe[epoch][each]} ({each}) at the end." for each in behind]
     return wrong
