@@ -13,7 +13,7 @@ import yaml
 
 from agent_world import KEY, ScriptedModel, calls, repeats
 from millstream import Client
-from millstream.agent._configuration import read_lines
+from millstream._env_file import read_env
 from millstream.client._errors import AccessDenied
 from patience import WAIT
 from processes import ROOT, free_port, serving, uvicorn
@@ -52,7 +52,7 @@ def test_the_agent_is_told_the_time(tmp_path: Path) -> None:
     script = (calls(("get_current_time", '{"timezone": "Europe/Paris"}')), repeats("It is "))
     with ScriptedModel(*script) as api, serving(command, port, tmp_path / "log"):
         example = (TIME / ".env.example").read_text("utf-8")
-        assert read_lines(example)["MCP_SERVER_AUTH_KEY"] == "my_secret_key"
+        assert read_env(example)["MCP_SERVER_AUTH_KEY"] == "my_secret_key"
         own = example.replace("localhost:8000", f"localhost:{port}")
         own = own.replace("https://api.example.com/v1", api.url).replace("your_api_key", KEY)
         (tmp_path / ".env").write_text(own)
@@ -123,7 +123,7 @@ def test_requirements_are_packages_that_the_example_uses(folder: Path) -> None:
 
 def test_the_example_configurations_name_what_is_read() -> None:
     """A variable that nobody reads would be filled in for nothing."""
-    source = (ROOT / "src" / "millstream" / "agent" / "configuration.py").read_text("utf-8")
+    source = (ROOT / "src" / "millstream" / "agent" / "_configuration.py").read_text("utf-8")
     for path in (ROOT / ".env.example", TIME / ".env.example"):
         names = re.findall(r"^(?:# )?([A-Z_]+)=", path.read_text("utf-8"), re.MULTILINE)
         assert names

@@ -195,9 +195,7 @@ def introspected(
         return await fetch(url, form=form, headers={"authorization": authorization}, judge=_anywhere)
 
     rules = _rules(issuer, audience, scopes, implied, believed=30.0)
-    return IntrospectedMethod(
-        rules, post, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes
-    )
+    return IntrospectedMethod(rules, post, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)
 
 
 def issuer(

@@ -11,7 +11,8 @@ from millstream.auth._issuing.redirects import check_redirect, named_by
 
 REFUSED = [
     "javascript:alert(1)", "data:text/html,x", "http://app.example.com/back", "https://app.example.com/back#f",
-    "https://*.example.com/back", "https://user@app.example.com/back", "file:///etc/passwd", "myapp:/back", "myapp:back", "",
+    "https://*.example.com/back", "https://user@app.example.com/back", "file:///etc/passwd",
+    "myapp:/back", "myapp:back", "",
     "//x",
     "https://app.example.com/a b", "https://app.example.com/\nx", "https://app.example.com/é", "vbscript:x",
     "about:blank",
@@ -19,9 +20,9 @@ REFUSED = [
     "https://a:99999/",
     "https://app.example.com\\@evil.example/", "blob:https://app.example.com/x",
     *(f"{each}://app.example.com/back" for each in (
-        "JavaScript", "javascript", "data", "file", "vbscript", "blob", "about", "view-source", "filesystem", "ws", "ftp",
-        "httpx", "https-app", "http+app", "hxxps", "htp", "shttp", "https.example.app", "ms-msdt", "search-ms", "web+app",
-        "mailto", "ssh", "intent", "chrome-extension", "ab", "1app", "my_app",
+        "JavaScript", "javascript", "data", "file", "vbscript", "blob", "about", "view-source", "filesystem", "ws",
+        "ftp", "httpx", "https-app", "http+app", "hxxps", "htp", "shttp", "https.example.app", "ms-msdt", "search-ms",
+        "web+app", "mailto", "ssh", "intent", "chrome-extension", "ab", "1app", "my_app",
     )),
     "cursor://", "cursor:///oauth/callback", "cursor://user@anysphere.cursor-mcp/cb", "cursor://a b/cb", "cursor://a/b#c",
     "https://app.example.com/" + "a" * 2000,

@@ -3,8 +3,8 @@
 A URI is compared as a string. Only the port of a loopback address is free, since a program takes the one it gets.
 
 An app's own scheme should be a domain name in reverse (RFC 8252 §7.1), but editors register a plain word with a host
-behind it, such as ``cursor://anysphere.cursor-mcp/oauth/callback`` or ``vscode://publisher.extension/callback``. Neither
-belongs to anybody by proof, so both are treated alike: the person is always asked, and PKCE keeps a stolen code useless.
+behind it: ``cursor://anysphere.cursor-mcp/oauth/callback``, ``vscode://publisher.extension/callback``. Neither proves
+who owns it, so both are treated alike: the person is always asked, and PKCE makes a code that was caught worthless.
 """
 
 import re
@@ -18,16 +18,20 @@ _WORD = re.compile(r"[a-z][a-z0-9+-]{2,39}")
 """One that is a plain word, as editors have it."""
 _LIKE_WEB = re.compile(r"s?h[tx]+ps?([^a-z].*)?|https?.*")
 """What a person could take for the web."""
-_NOT_APPS = frozenset(
-    # Browsers read these themselves: they run, show or fetch something.
-    "about blob chrome chrome-extension content data devtools edge feed file filesystem ftp ftps jar javascript "
-    "livescript mhtml mocha moz-extension opera resource safari-extension vbscript view-source ws wss wyciwyg "
-    # And these lead to what the system or any program does with what it is given.
-    "android-app callto cid dav facetime geo git help hcp imap intent ipp irc ircs itms jdbc ldap ldaps magnet mailto "
-    "maps market mid mms news nfs nntp pop powershell rdp rtsp search search-ms secondlife sftp shell sip sips "
-    "skype sms smb ssh steam svn tel telnet tftp udp urn vnc webcal xmpp".split()
-)
-_SYSTEM = ("ms-", "microsoft-", "web+", "ext+", "x-apple", "res+", "view-")
+_BROWSERS = frozenset((
+    "about", "blob", "chrome", "chrome-extension", "content", "data", "devtools", "edge", "feed", "file",
+    "filesystem", "ftp", "ftps", "jar", "javascript", "livescript", "mhtml", "mocha", "moz-extension", "opera",
+    "resource", "safari-extension", "vbscript", "view-source", "ws", "wss", "wyciwyg",
+))  # fmt: skip
+"""What browsers read themselves: they run, show or fetch something."""
+_SYSTEMS = frozenset((
+    "android-app", "callto", "cid", "dav", "facetime", "geo", "git", "help", "hcp", "imap", "intent", "ipp", "irc",
+    "ircs", "itms", "jdbc", "ldap", "ldaps", "magnet", "mailto", "maps", "market", "mid", "mms", "news", "nfs",
+    "nntp", "pop", "powershell", "rdp", "rtsp", "search", "search-ms", "secondlife", "sftp", "shell", "sip", "sips",
+    "skype", "sms", "smb", "ssh", "steam", "svn", "tel", "telnet", "tftp", "udp", "urn", "vnc", "webcal", "xmpp",
+))  # fmt: skip
+"""What leads to something that the system, or any program, does with what it is given."""
+_BEGINNINGS = ("ms-", "microsoft-", "web+", "ext+", "x-apple", "res+", "view-")
 """What schemes of a system or browser begin with."""
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
@@ -63,7 +67,7 @@ def check_redirect(uri: str, *, native: bool | None = None) -> None:
 def _is_of_app(parts: SplitResult) -> bool:
     """Whether a URI opens an app by a scheme of its own, and nothing else."""
     scheme = parts.scheme
-    if scheme in _NOT_APPS or scheme.startswith(_SYSTEM) or _LIKE_WEB.fullmatch(scheme):
+    if scheme in _BROWSERS | _SYSTEMS or scheme.startswith(_BEGINNINGS) or _LIKE_WEB.fullmatch(scheme):
         return False
     if _SCHEME.fullmatch(scheme):
         return True
