@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "millstream"
 # fmt: off
 LAYERS = [
-    "_protocol", "_config", "_http", "_telemetry", "_stores", "_server", "middleware", "_limits", "hub", "auth",
-    "_transports", "client", "_gateway", "agent", "_web", "_app", "testing", "compat", "_cli",
+    "_protocol", "_config", "_env_file", "_http", "_telemetry", "_stores", "_server", "middleware", "_limits", "hub",
+    "auth", "_transports", "client", "_gateway", "agent", "_web", "_app", "testing", "compat", "_cli",
 ]
 ROOMS = {
     "_http": ["asgi", "lane", "websocket"],

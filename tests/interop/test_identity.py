@@ -57,10 +57,12 @@ async def test_its_tokens_open_our_server_and_those_for_another_do_not(provider:
 
 
 async def test_tokens_that_only_it_can_read_open_our_server_by_asking_it(provider: Identity) -> None:
-    """RFC 7662. A client that acts for itself has no `sub` there, and is its own."""
+    """RFC 7662. A client that acts for itself has no `sub` there, and is its own if the operator says so."""
     client, ours = provider.register(), provider.register()
-    endpoint = f"{provider.url}/token/introspection"
-    method = auth.introspected(issuer=provider.url, audience=OPAQUE, endpoint=endpoint, client=ours[0], secret=ours[1])
+    given = {"issuer": provider.url, "audience": OPAQUE, "endpoint": f"{provider.url}/token/introspection",
+             "client": ours[0], "secret": ours[1]}  # fmt: skip
+    assert await auth.introspected(**given).identify(provider.token(client, OPAQUE)) is None
+    method = auth.introspected(**given, client_tokens=True)
     async with guarded(make_server(method)) as world:
         token = provider.token(client, OPAQUE)
         reply = await world.call(token, "order", {"isbn": "1"})

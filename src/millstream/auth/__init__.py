@@ -155,6 +155,7 @@ def introspected(
     endpoint: str,
     client: str,
     secret: str,
+    client_tokens: bool = False,
     scopes: Collection[str] = (),
     implied: Mapping[str, Collection[str]] | None = None,
 ) -> "Method":
@@ -166,6 +167,8 @@ def introspected(
         endpoint: where to ask.
         client: by which name this server signs in there.
         secret: and with what.
+        client_tokens: a token without a person (neither ``sub`` nor ``username``) is its client's own. Only for an
+            issuer that always names the person, if there is one: otherwise all people of a client would be one caller.
         scopes: as for `jwt`.
         implied: as for `jwt`.
 
@@ -192,7 +195,7 @@ def introspected(
         return await fetch(url, form=form, headers={"authorization": authorization}, judge=_anywhere)
 
     rules = _rules(issuer, audience, scopes, implied, believed=30.0)
-    return IntrospectedMethod(rules, post, client=client, secret=secret, scopes=scopes)
+    return IntrospectedMethod(rules, post, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)
 
 
 def issuer(
