@@ -1,5 +1,6 @@
 """The guard in front of every path: a valid credential gets through, everything else gets a challenge."""
 
+import json
 from typing import Any
 
 import pytest
@@ -33,6 +34,23 @@ async def test_every_path_wants_a_credential_but_probes_and_what_the_pages_look_
                 assert reply.status == 401, (method, path)
                 assert reply.headers[b"www-authenticate"].startswith(b"Bearer"), path
                 assert reply.headers[b"cache-control"] == b"no-store"
+
+
+@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+@pytest.mark.parametrize("below", ["/assets/", "/sign-in/", "/sign-in-", "/sign-out/", "/.well-known/oauth-"])
+async def test_mcp_wants_a_credential_also_below_what_is_open(below: str, lane: bool) -> None:
+    """A fixed defect: at ``--path /sign-in/mcp`` everybody could call every tool."""
+    served = {"path": f"{below}mcp", "sse_path": f"{below}sse", "messages_path": f"{below}messages/"}
+    async with guarded(lane=lane, **served) as world:
+        asked = [(method, path) for method, path in paths(world) if path.rstrip("/").endswith(("mcp", "sse", "ages"))]
+        assert {path.rstrip("/") for _, path in asked} >= {path.rstrip("/") for path in served.values()}
+        for method, path in asked:
+            assert (await world.ask(None, method, path)).status in (401, 404), (method, path)
+        body = json.dumps(PING).encode()
+        for path in served.values():
+            for form in (path, path.rstrip("/"), path.rstrip("/") + "/"):
+                reply = await world.ask(None, "POST", form, body, content_type="application/json")
+                assert reply.status in (401, 404, 405), form
 
 
 @pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
