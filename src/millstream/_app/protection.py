@@ -61,10 +61,10 @@ class Protection:
         self,
         guard: "Guard | None",
         here_only: HereOnly,
+        served: Collection[str],
         *,
         hooked: bool,
         own: Paths,
-        served: Collection[str] = (),
         added: "AddedPaths | None" = None,
     ) -> None:
         """Prepare it.
@@ -72,9 +72,9 @@ class Protection:
         Args:
             guard: in front of every path, where callers sign in.
             here_only: in front of some, where nobody does.
+            served: the paths where MCP is served, which may be below those that anybody may have.
             hooked: the program says who may publish, so that no scope is needed for it.
             own: the paths by which callers sign in: they have no credential yet, so nothing stands before these.
-            served: the paths where MCP is served, which may be below those that anybody may have.
             added: the paths of the program's own.
 
         Raises:
