@@ -45,7 +45,7 @@ async def test_every_path_wants_a_credential_but_probes_and_what_the_pages_look_
 @pytest.mark.parametrize("below", ["/assets/", "/sign-in/", "/sign-in-", "/sign-out/", "/.well-known/oauth-"])
 async def test_mcp_wants_a_credential_also_below_what_is_open(below: str, lane: bool) -> None:
     """A fixed defect: at ``--path /sign-in/mcp`` everybody could call every tool."""
-    served = {"path": f"{below}mcp", "sse_path": f"{below}sse", "messages_path": f"{below}messages/"}
+    served: dict[str, Any] = {"path": f"{below}mcp", "sse_path": f"{below}sse", "messages_path": f"{below}messages/"}
     async with guarded(lane=lane, **served) as world:
         asked = [(method, path) for method, path in paths(world) if path.rstrip("/").endswith(("mcp", "sse", "ages"))]
         assert {path.rstrip("/") for _, path in asked} >= {path.rstrip("/") for path in served.values()}
