@@ -96,11 +96,11 @@ def guard(loop: Loop) -> Guard:
     [
         (Connection(NEW), 10, "closed"),
         (Connection(), 75, "closed"),
-        (Connection(HEAD), 9, "408"),
-        (Connection(HEAD, busy=True), 9, "408"),
-        (Connection(ASGI_BODY), 29, "408"),
-        (Connection(BODY), 29, "408"),
-        (Connection(USUAL_BODY), 29, "408"),
+        (Connection(HEAD), 8, "408"),
+        (Connection(HEAD, busy=True), 8, "408"),
+        (Connection(ASGI_BODY), 28, "408"),
+        (Connection(BODY), 28, "408"),
+        (Connection(USUAL_BODY), 28, "408"),
     ],
 )
 def test_a_peer_has_its_time_and_no_more(
@@ -130,7 +130,7 @@ def test_a_running_call_and_a_paused_reading_have_no_limit(guard: Guard, loop: L
     loop.turn(1000)
     assert running.fate == asking.fate == refused.fate == paused.fate == ""
     paused.held = False
-    loop.turn(29)
+    loop.turn(28)
     assert paused.fate == ""
     loop.turn(1)
     assert paused.fate == "408"

@@ -117,9 +117,12 @@ class SignIn:
             return _FOREIGN
         if not _is_safe(request):
             return _INSECURE
-        slow = self._guard.slow(request.peer)
-        if slow is not None:
-            return slow
+        async with self._guard.turn(request.peer):
+            slow = self._guard.slow(request.peer)
+            return await self._judge(request) if slow is None else slow
+
+    async def _judge(self, request: Request) -> Response:
+        """Let somebody in, or show the form again."""
         given = parse_qs(request.body.decode("latin-1"), max_num_fields=4, keep_blank_values=True)
         wanted = given.get("next", [""])[-1]
         try:

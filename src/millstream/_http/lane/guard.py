@@ -78,7 +78,9 @@ class Guard:
         self._limits = limits
         shortest = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, limits.keep_alive)
         self._interval = max(0.02, min(1.0, shortest / 4))
-        early = self._interval / 2  # the sweep that is due at the limit ends it, though it may be a little early
+        early = (
+            1.5 * self._interval
+        )  # the last sweep that is due before the limit, or else one that comes late, ends it
         self._patience = {
             NEW: limits.header_timeout,
             IDLE: limits.keep_alive,

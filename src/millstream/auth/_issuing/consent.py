@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from millstream._http.message import Request, Response
-from millstream._limits.gcra import Limiter, Rate
+from millstream._limits.gcra import Limiter, Rate, neighborhood
 from millstream.auth._browser import is_own
 from millstream.auth._issuing import pages
 from millstream.auth._issuing.answers import OAuthError, Parameters, form_of
@@ -32,6 +32,8 @@ _AWAY_SECONDS = 600.0
 _MAX_AWAY = 2048
 _AGREED = Rate(60, 3600)
 """What one person agrees to."""
+_LEAVING = Rate(200, 60)
+"""Those of one address who go to an upstream: each leaves something here, and a flood would displace the others'."""
 _AWAY_KIND = b"oauth away"
 _TOO_OLD = "This page is too old, or was opened in another browser. Go back to the program and start again."
 
@@ -64,6 +66,7 @@ class Consent:
         self._tickets = Tickets(plan, vault)
         # Process
         self._agreed = Limiter("consent", _AGREED)
+        self._leaving = Limiter("upstream", _LEAVING)
 
     # The browser comes
 
@@ -208,6 +211,10 @@ class Consent:
         upstream = self._people.upstreams.get(name)
         if upstream is None:
             return pages.wrong("Start again", "This way to sign in isn't offered any more.")
+        if self._leaving.take(neighborhood(request.peer)) > 0:
+            return pages.wrong(
+                "Wait a little", "Too many people sign in from your address. Try again in a minute.", 429
+            )
         state, browser = new_secret(), self._tickets.known_browser(request)
         away = await self._begin(upstream, state)
         if isinstance(away, str):
