@@ -2,8 +2,10 @@
 
 from msgspec import Struct
 
+from millstream._protocol.suggesting import Suggesting
 
-class Limits(Struct, frozen=True, kw_only=True):
+
+class Limits(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
     """Bounds of one answer, whatever the model wants."""
 
     max_rounds: int = 20

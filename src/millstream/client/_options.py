@@ -5,10 +5,11 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from millstream._protocol.suggesting import Suggesting
 from millstream.client._http.auth import Auth
 
 
-class Options(Struct, frozen=True, kw_only=True):
+class Options(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
     """Limits, names and details of connections."""
 
     name: str = "millstream"

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 from msgspec import Struct
 
+from millstream._protocol.suggesting import suggesting
 from millstream.client._errors import AccessDenied, ClientError
 from millstream.client._http.url import Url
 from millstream.client._oauth.discovery import (
@@ -42,6 +43,7 @@ class _Given(Struct):
     error_description: str = ""
 
 
+@suggesting
 class OAuth:
     """Gets tokens when a server asks for them, and keeps them fresh.
 
