@@ -6,7 +6,7 @@ from millstream._protocol.suggesting import Suggesting
 
 
 class Limits(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
-    """Bounds of one answer, whatever the model wants."""
+    """Bounds of one answer, whatever the model wants. ``Agent(model, ["shop.py"], limits=Limits(max_rounds=5))``"""
 
     max_rounds: int = 20
     """How often the model is asked: once, and once more after each set of tool calls."""

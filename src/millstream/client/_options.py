@@ -10,7 +10,7 @@ from millstream.client._http.auth import Auth
 
 
 class Options(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
-    """Limits, names and details of connections."""
+    """Limits, names and details of connections. ``Client(url, options=Options(connect_timeout=3))``"""
 
     name: str = "millstream"
     """How the client introduces itself."""

@@ -45,7 +45,7 @@ class _Given(Struct):
 
 @suggesting
 class OAuth:
-    """Gets tokens when a server asks for them, and keeps them fresh.
+    """Gets tokens when a server asks for them, and keeps them fresh: ``Options(auth=OAuth(scope="orders:read"))``.
 
     Args:
         store: where tokens and registrations are kept; without it, a file that only you can read.
