@@ -6,7 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from millstream.agent import Agent, Answered, Approval, Calling, Configuration, Delta, Limits, Model, ModelError, Waiting
+from millstream.agent import (
+    Agent,
+    Answered,
+    Approval,
+    Calling,
+    Configuration,
+    Delta,
+    Limits,
+    Model,
+    ModelError,
+    Waiting,
+)
 from millstream.client import Question
 
 BOOKSHOP = Path(__file__).with_name("bookshop.py")

@@ -15,12 +15,14 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 SOURCES = DOCS.parent / "src"
 MODULES = (
     "millstream",
+    "millstream.client",
+    "millstream.agent",
     "millstream.middleware",
     "millstream.auth",
-    "millstream.agent",
     "millstream.hub",
     "millstream.testing",
     "millstream.compat.fastmcp",
+    "millstream.compat.types",
 )
 """The public modules, in the order of the site. One that isn't there is left out."""
 TABS = {

@@ -24,6 +24,10 @@ INSTEAD = {
         "It's what `make run` starts; `make` would build an environment from the index first.",
     ),
     r"(millstream install bookshop.py --client cursor(?: --undo)?)$": (r"\1 --yes", "Nobody is there to say yes."),
+    r"(millstream run shop.py) --host 0.0.0.0": (
+        r"\1",
+        "A test opens no port to others.",
+    ),
 }
 """A pattern of commands -> what is typed in its place, and why."""
 
@@ -152,9 +156,7 @@ PAGES = {
     ),
     "docs/how-to/live-chat.md": Page(
         also={"": (imports("rooms"),)},
-        untyped={
-            "rooms.js": "It's the script of a page: test_examples_of_documents.py runs it, in Node."
-        },
+        untyped={"rooms.js": "It's the script of a page: test_examples_of_documents.py runs it, in Node."},
     ),
     "docs/how-to/middleware.md": Page(
         also={"": (Typed("uvicorn zipped:app"), Typed("curl -sf http://127.0.0.1:8000/readyz", "ok"))},

@@ -3,16 +3,17 @@
 ``Settings.load()`` reads ``MILLSTREAM_<FIELD>`` (upper case). Values given in code win over the environment.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import msgspec
 from msgspec import Meta, Struct
+
+from millstream._protocol.suggesting import Suggesting, nearest, unknown
 
 PREFIX = "MILLSTREAM_"
 _OTHER_NAMES = {"MAX_CONNECTIONS": "hub_connections", "MCP_SERVER_AUTH_KEY": "auth_key"}
@@ -52,12 +53,16 @@ class VariableError(ValueError):
     """An environment variable that can't be used: the person who set it has to correct it, not the program's author."""
 
 
-class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=Suggesting):
     """Operational settings: ``Server("shop", settings=Settings(tool_timeout=10))``.
 
     Times are seconds, sizes are bytes.
     """
 
+    _ELSEWHERE: ClassVar[Mapping[str, str]] = {
+        name: f"Where to listen isn't a setting: use --{name}, MILLSTREAM_{name.upper()} or mcp.run({name}=…)."
+        for name in ("host", "port")
+    }
     store: str = ""
     """Where streams and records live, unless the program says so; empty means memory://."""
     sessions: Switch = True
@@ -231,11 +236,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 if variable in _ADDRESS:
                     continue
                 if variable != PREFIX + name.upper() or name not in types:
-                    raise VariableError(f"Unknown setting {variable}.{_nearest(name, types, PREFIX)}")
+                    raise VariableError(f"Unknown setting {variable}.{_nearest(name)}")
                 values[name] = _read_variable(variable, text, name)
         for name, value in given.items():
             if name not in types:
-                raise ValueError(f"There is no setting {name!r}.{_nearest(name, types)}")
+                raise ValueError(unknown("Settings", name, types, cls._ELSEWHERE))
             values[name] = _convert(name, value, types[name])
         return cls(**values)
 
@@ -288,6 +293,8 @@ def _convert(name: str, value: object, kind: Any, *, strict: bool = False) -> An
         return msgspec.convert(held, kind, strict=strict)
     except msgspec.ValidationError as exc:
         expected = next((f"It must be {meta.description}." for meta in getattr(kind, "__metadata__", ())), f"{exc}.")
+        if kind == tuple[str, ...]:
+            expected = f"It must be a list of strings{f': [{value!r}]' if isinstance(value, str) else ''}."
         raise ValueError(f"{name} cannot be {value!r}. {expected}") from exc
 
 
@@ -295,6 +302,6 @@ def _is_foreign(variable: str, text: str) -> bool:
     return bool(_OF_KUBERNETES.search(variable)) or (variable.endswith("_PORT") and "://" in text)
 
 
-def _nearest(name: str, names: Mapping[str, Any], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-    return f" Did you mean {prefix + near[0].upper() if prefix else near[0]}?" if near else ""
+def _nearest(name: str) -> str:
+    near = nearest(name, {*_types(), "host", "port"})
+    return f" Did you mean {PREFIX}{near.upper()}?" if near else ""

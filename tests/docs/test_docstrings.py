@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import millstream
-from millstream import Context, Server, SyncContext, auth, testing
+from millstream import Context, Server, SyncContext, agent, auth, client, hub, middleware, testing
 
 EXAMPLE = re.compile(r"``[^`]*[(=:@.][^`]*``|^ *>>> ", re.MULTILINE)
 """A piece of code, or lines that are typed in."""
@@ -16,7 +16,7 @@ EXAMPLE = re.compile(r"``[^`]*[(=:@.][^`]*``|^ *>>> ", re.MULTILINE)
 def public() -> dict[str, Any]:
     """Public names, and what one calls on a server, a context and a client of tests."""
     names: dict[str, Any] = {}
-    for module in (millstream, auth, testing):
+    for module in (millstream, agent, auth, client, hub, middleware, testing):
         names |= {f"{module.__name__}.{name}": getattr(module, name) for name in module.__all__}
     for holder in (Context, SyncContext, Server, testing.TestClient):
         for name, member in inspect.getmembers(holder):
@@ -26,7 +26,11 @@ def public() -> dict[str, Any]:
 
 
 def _is_alias(value: Any) -> bool:
-    return type(value).__module__ in ("typing", "collections.abc", "types") and not inspect.isfunction(value)
+    return (
+        getattr(value, "_is_protocol", False)
+        or type(value).__module__ in ("typing", "collections.abc", "types")
+        and not inspect.isfunction(value)
+    )
 
 
 PLAIN = frozenset(

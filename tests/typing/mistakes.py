@@ -8,6 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, assert_type
 
+from starlette.requests import Request
+from starlette.responses import Response
+
 import millstream.testing
 from millstream import (
     Annotations,
@@ -31,6 +34,8 @@ from millstream import (
     ToolResult,
     auth,
 )
+from millstream.agent import Limits
+from millstream.client import BlockingClient, OAuth, Options
 
 mcp = Server("shop")
 
@@ -144,6 +149,30 @@ def block(ctx: SyncContext) -> list[Any]:
     assert_type(ctx.elicit("Where to?", Address), Address)
     return [Image("tea.png"), Text("tea")]  # wrong
 
+
+# One string where several are meant, and names that nobody knows
+@mcp.tool(tags="books")  # wrong
+def tagged() -> str:
+    return ""
+
+
+@mcp.resource("shop://books", scopes="books:read")  # wrong
+def scoped() -> str:
+    return ""
+
+
+@mcp.route("/pay", methods="POST")  # wrong
+async def pay(request: Request) -> Response:
+    return Response()
+
+
+Settings(portt=9000)  # wrong
+Settings(allowed_hosts="mcp.example.com")  # wrong
+Server("shop", versoin="1.0.0")  # wrong
+Options(tmeout=5)  # wrong
+OAuth(clientid="desk")  # wrong
+BlockingClient("http://127.0.0.1:8000/mcp", tiemout=5)  # wrong
+Limits(max_round=3)  # wrong
 
 # Values
 Message("system", "hello")  # wrong

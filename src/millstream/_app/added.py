@@ -155,10 +155,13 @@ def route_of(
 
     Raises:
         ValueError: the path or a method cannot be, or Millstream serves the path itself.
+        TypeError: one method without a list.
     """
     from starlette.routing import compile_path  # noqa: PLC0415  only for programs with pages of their own
 
     (check_form if fixed else check_path)(path)
+    if isinstance(methods, str):
+        raise TypeError(f"route({path!r}): methods is a list: methods=[{methods!r}]")
     chosen = frozenset(each.upper() for each in methods)
     if not chosen or chosen - METHODS:
         raise ValueError(f"route({path!r}): methods are {', '.join(sorted(METHODS))}, not {sorted(chosen) or 'none'}")

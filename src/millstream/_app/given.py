@@ -1,9 +1,9 @@
 """What `Server` is given, checked at once: a wrong value would show up much later, and far from its line."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, cast
 
 from millstream._server.functions.dependencies import dependencies_in
 from millstream._server.functions.plan import hints_of
@@ -89,6 +89,17 @@ def check_server(other: object, kind: type) -> None:
             f"mount takes a millstream.Server, not {other!r}. To serve MCP inside another application, mount this "
             'server there: app.mount("/", mcp)'
         )
+
+
+def given_middleware(middleware: Any) -> tuple[object, ...]:
+    """The hooks of a server, outermost first.
+
+    Raises:
+        TypeError: it isn't a list of them.
+    """
+    if not isinstance(middleware, Sequence) or isinstance(middleware, str):
+        raise TypeError(f"middleware is a list, outermost first: middleware=[{type(middleware).__name__}(…)]")
+    return tuple(cast("Sequence[object]", middleware))
 
 
 def check_address(host: object, port: object, workers: object) -> None:

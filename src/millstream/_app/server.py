@@ -7,7 +7,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from millstream._app.definition import Definition, chosen
-from millstream._app.given import check_completer, check_given, check_server
+from millstream._app.given import check_completer, check_given, check_server, given_middleware
 from millstream._app.hub_access import HubAccess, no_hub
 from millstream._app.info import Info
 from millstream._app.runtimes import Runtimes
@@ -15,6 +15,7 @@ from millstream._app.sign_in_methods import given_methods
 from millstream._app.with_paths import WithPaths
 from millstream._app.with_switches import WithSwitches
 from millstream._config import Settings
+from millstream._protocol.suggesting import suggesting
 from millstream._server.calls.changes import Change
 from millstream._server.features.completers import completer_of
 from millstream._server.features.prompts import Prompt, PromptOptions, prompt_of
@@ -33,6 +34,7 @@ Transport = Literal["http", "stdio"]
 Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
 
 
+@suggesting
 class Server(WithPaths, WithSwitches):
     """An MCP server: register functions, then run it, mount it or give it to any ASGI server.
 
@@ -81,7 +83,7 @@ class Server(WithPaths, WithSwitches):
             authorize_channel=authorize_channel,
             settings=settings if settings is not None else Settings.load(),
             auth=given_methods(auth),
-            middleware=tuple(middleware),
+            middleware=given_middleware(middleware),
         )
         """What the server is."""
         self.runtimes: Runtimes = Runtimes(self.definition)
@@ -188,6 +190,7 @@ class Server(WithPaths, WithSwitches):
 
     # Composition
 
+    @suggesting
     def mount(self, other: "Server", *, prefix: str = "") -> None:
         """Offer what another server has, now and later: ``mcp.mount(books, prefix="books")`` has ``books_buy``.
 
@@ -195,8 +198,7 @@ class Server(WithPaths, WithSwitches):
         lifespan of its own they see this server's.
 
         Raises:
-            ValueError: the other is this server or has it mounted, has a name that is taken here, or has a lifespan
-                while this server runs already.
+            ValueError: it's this server or has it mounted, a name is taken, or it has a lifespan and this server runs.
             TypeError: the other isn't a Server.
         """
         check_server(other, Server)
@@ -265,13 +267,13 @@ class Server(WithPaths, WithSwitches):
 
         await entry.serve(self, scope, receive, send)
 
+    @suggesting
     def run(
         self, transport: Transport | None = None, *, host: str | None = None, port: int | None = None, workers: int = 1
     ) -> None:
         """Serve until stopped: ``mcp.run()``, or ``mcp.run("http", port=9000)``.
 
-        With several workers this process looks after them, and each of them runs your program from its start, up to
-        this call, and serves.
+        With several workers, each of them runs your program up to this call and serves. This process looks after them.
 
         Args:
             transport: ``http`` or ``stdio``; by default stdio when standard input is a pipe, else HTTP.

@@ -1,11 +1,13 @@
 """The part of `Server` that serves paths and folders of the program's own."""
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from millstream._app.definition import Definition
+from millstream._protocol.suggesting import suggesting
 from millstream._server.features.resources import ResourceLabels
+from millstream._server.functions.description import Names
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -21,7 +23,8 @@ class WithPaths:
 
     definition: Definition
 
-    def route(self, path: str, *, methods: Collection[str] = ("GET",), public: bool = False) -> "Callable[[P], P]":
+    @suggesting
+    def route(self, path: str, *, methods: Names = ("GET",), public: bool = False) -> "Callable[[P], P]":
         """Answer requests to a path: a page, a webhook, an API of your own.
 
         The function takes a `starlette.requests.Request` and returns a `starlette.responses.Response`, which may be a
@@ -50,6 +53,7 @@ class WithPaths:
 
         return register
 
+    @suggesting
     def static(self, path: str, folder: str | PathLike[str], *, max_age: int = 0, public: bool = False) -> None:
         """Serve the files of a folder below a path, ``index.html`` for a folder, and ``404.html`` for what isn't there.
 

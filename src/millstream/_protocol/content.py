@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, TypedDict, cast
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 from msgspec.structs import force_setattr
 
+from millstream._protocol.suggesting import Suggesting
+
 Role = Literal["user", "assistant"]
 
 
@@ -17,7 +19,7 @@ class Wire(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """The base of every value of this module: frozen, camelCase, defaults omitted."""
 
 
-class Annotations(Wire, frozen=True):
+class Annotations(Wire, frozen=True, metaclass=Suggesting):
     """Hints for the client: who should see something, how important it is, when it changed.
 
     Example:
@@ -48,7 +50,7 @@ class AnnotationsDict(TypedDict, total=False):
     lastModified: str
 
 
-class ToolAnnotations(Wire, frozen=True):
+class ToolAnnotations(Wire, frozen=True, metaclass=Suggesting):
     """Hints about a tool for clients, never a promise: ``ToolAnnotations(read_only_hint=True)``."""
 
     title: str | None = None
@@ -58,7 +60,7 @@ class ToolAnnotations(Wire, frozen=True):
     open_world_hint: bool | None = None
 
 
-class Icon(Wire, frozen=True):
+class Icon(Wire, frozen=True, metaclass=Suggesting):
     """A picture for a tool, resource, prompt or server: ``Icon("https://example.com/tea.png", "image/png")``.
 
     `src` is an https or data URI.

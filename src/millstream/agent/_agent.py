@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Self
 
 from millstream._protocol.questions import CreateMessageRequestParams, SampleResult
+from millstream._protocol.suggesting import suggesting
 from millstream.agent._answer import Answer, Line
 from millstream.agent._calling import Caller
 from millstream.agent._content import Part, message_content, text_part
@@ -25,6 +26,7 @@ from millstream.client._client import Client
 from millstream.client._questions import Answered, Question, Roots
 
 
+@suggesting
 class Agent:
     """``async with Agent(OpenAIModel("gpt-4.1", key=…), ["shop.py"]) as agent: async for event in agent.say("Hi"): …``.
 

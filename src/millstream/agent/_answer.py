@@ -52,7 +52,7 @@ class Line:
 
 
 class Answer:
-    """``async for event in answer``."""
+    """``async for event in answer``. ``async for event in agent.say("Hello"): print(event)``"""
 
     __slots__ = ("_line", "_loop", "_over", "_task", "_waiting", "_work")
 

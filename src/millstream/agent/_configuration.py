@@ -40,7 +40,7 @@ _SERVER = _Family("MCP_SERVER_AUTH_KEY", "MCP_SERVER_URL", _DEFAULT_SERVER)
 
 
 class Configuration:
-    """What the file and the environment say."""
+    """What the file and the environment say. ``Configuration.load(".env", os.environ).model()``"""
 
     __slots__ = ("_environment", "_file", "_source")
 

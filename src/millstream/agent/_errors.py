@@ -5,15 +5,19 @@ What goes wrong at a tool isn't here: the model hears of it and goes on.
 
 
 class AgentError(Exception):
-    """The base of everything that an agent raises."""
+    """The base of everything that an agent raises. ``except AgentError as error: print(error)``"""
 
 
 class ConfigurationError(AgentError):
-    """Something is missing or contradictory: no model, no key, a package that isn't installed."""
+    """Something is missing or contradictory: no model, no key, a package that isn't installed.
+
+    Example:
+        ``except ConfigurationError as error: sys.exit(str(error))``
+    """
 
 
 class ContextError(AgentError):
-    """A resource or prompt that the person named can't be had."""
+    """A resource or prompt that the person named can't be had. ``except ContextError as error: print(error)``"""
 
 
 class ModelError(AgentError):
@@ -23,6 +27,9 @@ class ModelError(AgentError):
         message: what happened, and what to do.
         temporary: whether the same request may work later.
         retry_after: seconds after which it may, if the API says so.
+
+    Example:
+        ``except ModelError as error: print(error)``
     """
 
     def __init__(self, message: str, *, temporary: bool = False, retry_after: float | None = None) -> None:
@@ -32,20 +39,24 @@ class ModelError(AgentError):
 
 
 class ModelDenied(ModelError):
-    """401 or 403: the key is wrong, or isn't for this model."""
+    """401 or 403: the key is wrong, or isn't for this model. ``except ModelDenied: ask_for_another_key()``"""
 
 
 class ModelUnreachable(ModelError):
-    """Nobody answers at the URL of the API."""
+    """Nobody answers at the URL of the API. ``except ModelUnreachable: check(url)``"""
 
 
 class ModelRefused(ModelError):
-    """The API doesn't take the request: no such model, a conversation that's too long, a picture it can't see."""
+    """The API doesn't take the request: no such model, a conversation that's too long, a picture it can't see.
+
+    Example:
+        ``except ModelRefused as error: print(error)``
+    """
 
 
 class ModelLimited(ModelError):
-    """Too many requests or tokens for now, or the account is empty."""
+    """Too many requests or tokens for now, or the account is empty. ``except ModelLimited: wait()``"""
 
 
 class ModelBroken(ModelError):
-    """The API failed, or its answer broke off or couldn't be read."""
+    """The API failed, or its answer broke off or couldn't be read. ``except ModelBroken: ask_again()``"""

@@ -10,14 +10,18 @@ class Happened(Struct, frozen=True, tag_field="type", rename="camel"):
 
 
 class Said(Happened, frozen=True, tag="said"):
-    """The person said something; `context` names the resources or the prompt that went along."""
+    """The person said something; `context` names the resources or the prompt that went along.
+
+    Example:
+        ``case Said(): log(event)``
+    """
 
     text: str
     context: tuple[str, ...] = ()
 
 
 class Asking(Happened, frozen=True, tag="asking"):
-    """The model is asked."""
+    """The model is asked. ``case Asking(): spinner.start()``"""
 
     round: int
     messages: int
@@ -25,19 +29,27 @@ class Asking(Happened, frozen=True, tag="asking"):
 
 
 class Delta(Happened, frozen=True, tag="delta"):
-    """A piece of the answer's text."""
+    """A piece of the answer's text. ``case Delta(text=text): print(text, end="")``"""
 
     text: str
 
 
 class Answered(Happened, frozen=True, tag="answered"):
-    """The text of one round, whole. A model may talk before it calls tools."""
+    """The text of one round, whole. A model may talk before it calls tools.
+
+    Example:
+        ``case Answered(text=text): print(text)``
+    """
 
     text: str
 
 
 class Waiting(Happened, frozen=True, tag="waiting"):
-    """The model is busy or broke off, and is asked again after a pause."""
+    """The model is busy or broke off, and is asked again after a pause.
+
+    Example:
+        ``case Waiting(reason=reason): print(reason)``
+    """
 
     seconds: float
     attempt: int
@@ -48,7 +60,7 @@ class Waiting(Happened, frozen=True, tag="waiting"):
 
 
 class Calling(Happened, frozen=True, tag="calling"):
-    """A tool is called."""
+    """A tool is called. ``case Calling(tool=tool, arguments=arguments): print(tool, arguments)``"""
 
     id: str
     server: str
@@ -57,7 +69,7 @@ class Calling(Happened, frozen=True, tag="calling"):
 
 
 class Progressed(Happened, frozen=True, tag="progressed"):
-    """A tool says how far it is."""
+    """A tool says how far it is. ``case Progressed(): bar.show(event)``"""
 
     id: str
     value: float
@@ -69,7 +81,7 @@ Outcome = Literal["done", "error", "refused", "invalid"]
 
 
 class Returned(Happened, frozen=True, tag="returned"):
-    """What the model hears about a call."""
+    """What the model hears about a call. ``case Returned(): print(event)``"""
 
     id: str
     server: str
@@ -81,14 +93,14 @@ class Returned(Happened, frozen=True, tag="returned"):
 
 
 class Sampled(Happened, frozen=True, tag="sampled"):
-    """A server used the model."""
+    """A server used the model. ``case Sampled(): log(event)``"""
 
     server: str
     text: str
 
 
 class Finished(Happened, frozen=True, tag="finished"):
-    """The answer is over."""
+    """The answer is over. ``case Finished(): print()``"""
 
     reason: Literal["done", "rounds", "tokens", "length", "filtered"]
     """``done``; a limit of ours, ``rounds`` or ``tokens``; or the model's: ``length``, ``filtered``."""

@@ -2,9 +2,11 @@
 
 from msgspec import Struct
 
+from millstream._protocol.suggesting import Suggesting
 
-class Limits(Struct, frozen=True, kw_only=True):
-    """Bounds of one answer, whatever the model wants."""
+
+class Limits(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
+    """Bounds of one answer, whatever the model wants. ``Agent(model, ["shop.py"], limits=Limits(max_rounds=5))``"""
 
     max_rounds: int = 20
     """How often the model is asked: once, and once more after each set of tool calls."""

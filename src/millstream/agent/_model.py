@@ -13,7 +13,11 @@ Message = dict[str, Any]
 
 
 class Wish(Struct, frozen=True):
-    """A tool call that the model wants, as it wrote it: neither name nor arguments need to make sense."""
+    """A tool call that the model wants, as it wrote it: neither name nor arguments need to make sense.
+
+    Example:
+        ``for wish in reply.wishes: print(wish.name)``
+    """
 
     id: str
     name: str
@@ -21,7 +25,7 @@ class Wish(Struct, frozen=True):
 
 
 class Reply(Struct, frozen=True):
-    """Everything that the model said in one round."""
+    """Everything that the model said in one round. ``yield Reply(text="Hello")``"""
 
     text: str
     wishes: tuple[Wish, ...] = ()
@@ -32,7 +36,7 @@ class Reply(Struct, frozen=True):
 
 
 class Request(Struct, frozen=True, kw_only=True):
-    """What the model is asked."""
+    """What the model is asked. ``async def stream(self, request: Request): ...``"""
 
     messages: Sequence[Message]
     tools: Sequence[dict[str, Any]] = ()

@@ -12,7 +12,7 @@ from millstream.client._questions import Answered, Question
 
 
 class Approval(Struct, frozen=True, kw_only=True):
-    """What the person is asked to allow."""
+    """What the person is asked to allow. ``def approve(request: Approval) -> bool: return request.kind == "tool"``"""
 
     kind: Literal["tool", "sampling"]
     """A tool that may change something, or a server that wants to use the model."""

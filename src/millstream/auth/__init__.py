@@ -60,7 +60,7 @@ def keys(
         if not key.strip() or not key.isascii() or not key.isprintable() or " " in key:
             raise ValueError(f"The key {name!r} is empty, or has blanks or characters that a header can't hold.")
     now = time.time()
-    stored = tuple(StoredKey(name, digest_of(key), now, check_scopes(tuple(scopes))) for name, key, scopes in wanted)
+    stored = tuple(StoredKey(name, digest_of(key), now, check_scopes(scopes)) for name, key, scopes in wanted)
     return KeyMethod(stored, KeyFile(Path(file)) if file else None)
 
 
@@ -379,7 +379,7 @@ def _rules(
         raise ValueError("audience is this server's own URL, such as https://mcp.example.com/mcp, without a fragment")
     if isinstance(scopes, str):
         raise TypeError(f"scopes is a list: [{scopes!r}]")
-    check_scopes(tuple(scopes))
+    check_scopes(scopes)
     return Rules(issuer, audience, dict(implied or {}), believed)
 
 

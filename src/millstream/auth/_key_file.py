@@ -5,7 +5,7 @@ A key is made here from 32 random bytes, so that a plain hash is enough: nobody 
 
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from hashlib import sha256
 from pathlib import Path
 
@@ -61,12 +61,15 @@ def check_name(name: str) -> str:
     return name
 
 
-def check_scopes(scopes: "tuple[str, ...] | list[str] | frozenset[str]") -> tuple[str, ...]:
+def check_scopes(scopes: "Collection[str]") -> tuple[str, ...]:
     """Scopes as RFC 6749 has them.
 
     Raises:
         ValueError: one is not.
+        TypeError: one scope without a list.
     """
+    if isinstance(scopes, str):
+        raise TypeError(f"scopes is a list: [{scopes!r}]")
     for scope in scopes:
         if not _SCOPE.fullmatch(scope):
             raise ValueError(f"{scope!r} can't be a scope. Use letters, digits and signs, without blanks and quotes.")

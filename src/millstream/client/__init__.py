@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from millstream.client._oauth.flow import OAuth
+    from millstream.client._oauth.store import FileStore, Kept, MemoryStore, Store
     from millstream.client._options import Options
     from millstream.client._questions import Question
     from millstream.client._results import Result
@@ -41,7 +42,10 @@ _HOMES = {
     "ConnectFailed": "_errors",
     "ConnectionLost": "_errors",
     "Failure": "_errors",
+    "FileStore": "_oauth.store",
     "Flood": "_errors",
+    "Kept": "_oauth.store",
+    "MemoryStore": "_oauth.store",
     "NoAnswer": "_errors",
     "NotMcp": "_errors",
     "OAuth": "_oauth.flow",
@@ -49,6 +53,7 @@ _HOMES = {
     "Question": "_questions",
     "Result": "_results",
     "SessionLost": "_errors",
+    "Store": "_oauth.store",
     "TargetError": "_errors",
     "TlsFailed": "_errors",
     "ToolFailed": "_errors",
@@ -67,7 +72,10 @@ __all__ = [
     "ConnectFailed",
     "ConnectionLost",
     "Failure",
+    "FileStore",
     "Flood",
+    "Kept",
+    "MemoryStore",
     "NoAnswer",
     "NotMcp",
     "OAuth",
@@ -75,6 +83,7 @@ __all__ = [
     "Question",
     "Result",
     "SessionLost",
+    "Store",
     "TargetError",
     "TlsFailed",
     "TooLarge",

@@ -3,11 +3,29 @@
 import asyncio
 import inspect
 import threading
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
 from millstream.client._client import Client
+from millstream.client._incoming import OnChange, OnLog
+from millstream.client._options import Options
+from millstream.client._questions import Elicit, Roots, Sample
 from millstream.client._targets import Target
+
+
+class _Given(TypedDict, total=False):
+    """What `Client` takes beside its target."""
+
+    revision: str | None
+    headers: Mapping[str, str] | None
+    timeout: float
+    elicit: Elicit | None
+    sample: Sample | None
+    roots: Roots | None
+    on_log: OnLog | None
+    on_change: OnChange | None
+    options: Options | None
 
 
 class BlockingClient:
@@ -17,7 +35,7 @@ class BlockingClient:
     `watch` and other things that last are for `Client`.
     """
 
-    def __init__(self, target: Target, **more: Any) -> None:
+    def __init__(self, target: Target, **more: Unpack[_Given]) -> None:
         self._client = Client(target, **more)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="millstream-client", daemon=True)

@@ -25,6 +25,7 @@ from millstream._protocol.messages import (
     ToolDescription,
 )
 from millstream._protocol.metadata import Implementation
+from millstream._protocol.suggesting import suggesting
 from millstream.client._conversation import Conversation, decode_tools, raw_ask
 from millstream.client._incoming import OnChange, OnLog, OnProgress
 from millstream.client._listing import Listing
@@ -46,6 +47,7 @@ _decode_prompt = msgspec.json.Decoder(GetPromptResult).decode
 _decode_completion = msgspec.json.Decoder(CompleteResult).decode
 
 
+@suggesting
 class Client:
     """``async with Client("https://example.com/mcp") as c: await c.call("add", a=1, b=2)``.
 

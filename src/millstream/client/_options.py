@@ -5,11 +5,12 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from millstream._protocol.suggesting import Suggesting
 from millstream.client._http.auth import Auth
 
 
-class Options(Struct, frozen=True, kw_only=True):
-    """Limits, names and details of connections."""
+class Options(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
+    """Limits, names and details of connections. ``Client(url, options=Options(connect_timeout=3))``"""
 
     name: str = "millstream"
     """How the client introduces itself."""

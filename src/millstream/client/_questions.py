@@ -19,7 +19,11 @@ from millstream._protocol.revisions import Revision
 
 
 class Question(ElicitRequestParams, kw_only=True):
-    """What a server wants to know from the person: a form to fill in, or a URL to open."""
+    """What a server wants to know from the person: a form to fill in, or a URL to open.
+
+    Example:
+        ``def ask(question: Question) -> dict: return question.defaults``
+    """
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ _decode_wrapped = msgspec.json.Decoder(_Wrapped, strict=True).decode
 
 
 class Result(CallToolResult, frozen=True, kw_only=True):
-    """The result of a tool."""
+    """The result of a tool. ``result = await client.call("search", words="tea")``"""
 
     @property
     def text(self) -> str:

@@ -39,7 +39,11 @@ class _Channel(Struct, frozen=True, gc=False, array_like=True):
 
 
 class Event(Struct, frozen=True, gc=False):
-    """What an encoder turns into bytes, once for all subscribers of its kind."""
+    """What an encoder turns into bytes, once for all subscribers of its kind.
+
+    Example:
+        ``def encode(event: Event) -> bytes: return event.data or b""``
+    """
 
     channel: str
     """Empty for what the hub itself tells one subscriber."""
@@ -52,7 +56,7 @@ class Event(Struct, frozen=True, gc=False):
 
 
 class Published(Struct, frozen=True, gc=False):
-    """An accepted event."""
+    """An accepted event. ``print((await mcp.hub.publish("news", "Hello")).id)``"""
 
     id: str
     subscribers: int

@@ -13,7 +13,11 @@ _DEFAULTS = Settings()
 
 
 class HubLimits(Struct, frozen=True, kw_only=True):
-    """Counts, sizes in bytes, times in seconds. A cap of 0 means none. What has a setting has its default."""
+    """Counts, sizes in bytes, times in seconds. A cap of 0 means none. What has a setting has its default.
+
+    Example:
+        ``HubLimits(max_event=64 * 1024)``
+    """
 
     max_connections: int = _DEFAULTS.max_connections
     max_connections_per_address: int = _DEFAULTS.max_connections_per_address
@@ -52,15 +56,15 @@ class HubLimits(Struct, frozen=True, kw_only=True):
 
 
 class InvalidName(ToolError, ValueError):
-    """A channel, client id, event name or event id that cannot be one."""
+    """A channel, client id, event name or event id that cannot be one. ``except InvalidName as error: print(error)``"""
 
 
 class TooLarge(ToolError, ValueError):
-    """The data of an event exceeds `HubLimits.max_event`."""
+    """The data of an event exceeds `HubLimits.max_event`. ``except TooLarge: await mcp.hub.publish("news", link)``"""
 
 
 class Forbidden(ToolError):
-    """The authorization hook, or the hub itself, refuses a channel."""
+    """The authorization hook, or the hub itself, refuses a channel. ``except Forbidden: return "You may not."``"""
 
     def __init__(self, action: str, channel: str) -> None:
         super().__init__(f"You may not {action} {'to' if action == 'publish' else 'to the'} channel {channel!r}.")
@@ -69,7 +73,11 @@ class Forbidden(ToolError):
 
 
 class TooMany(Exception):
-    """A cap is reached. `scope` names it: connections, address or channel."""
+    """A cap is reached. `scope` names it: connections, address or channel.
+
+    Example:
+        ``except TooMany as error: print(error.scope)``
+    """
 
     def __init__(self, scope: str, limit: int) -> None:
         super().__init__(f"Too many subscribers ({scope}: {limit}). Try again later.")

@@ -26,7 +26,7 @@ Reach = Callable[[Position], Awaitable[None]]
 
 
 class Member(Struct, frozen=True, omit_defaults=True):
-    """A client on a channel."""
+    """A client on a channel. ``[member.name for member in await mcp.hub.presence("den")]``"""
 
     client_id: str
     name: str = ""

@@ -29,7 +29,7 @@ the first time that something is published there.
 
 
 class Subscription:
-    """One subscriber of the hub."""
+    """One subscriber of the hub. ``subscription.close()``"""
 
     __slots__ = (
         "_leave", "address", "authorize", "channels", "encode", "heard", "joined", "mailbox", "member", "outlet",

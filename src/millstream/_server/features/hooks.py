@@ -27,7 +27,11 @@ Read = Callable[[Any], Any]
 
 
 class Request:
-    """A call of a tool, the reading of a resource or the making of a prompt, before it happens."""
+    """A call of a tool, the reading of a resource or the making of a prompt, before it happens.
+
+    Example:
+        ``async def on_call(self, request: Request, next: Next): ...``
+    """
 
     __slots__ = ("_arguments", "_before", "_given", "context", "method", "name")
 
@@ -63,7 +67,7 @@ class Request:
 
 
 class ListRequest:
-    """A request for a page of a list."""
+    """A request for a page of a list. ``async def on_list(self, request: ListRequest, next: Next): ...``"""
 
     __slots__ = ("context", "kind")
 
@@ -74,7 +78,11 @@ class ListRequest:
 
 
 class MessageRequest:
-    """Any request, before anything of its parameters is read."""
+    """Any request, before anything of its parameters is read.
+
+    Example:
+        ``async def on_message(self, request: MessageRequest, next: Next): ...``
+    """
 
     __slots__ = ("context", "method", "params")
 

@@ -6,7 +6,7 @@ from typing import Any, Unpack
 
 from millstream._server.features.hooks import Hooks, hooked
 from millstream._server.features.sources import Source, checked, source_of
-from millstream._server.functions.description import Labels, check_options, described, shown_of
+from millstream._server.functions.description import Labels, Names, check_options, described, shown_of
 from millstream._server.functions.plan import name_of
 
 
@@ -16,7 +16,7 @@ class PromptOptions(Labels, total=False):
     name: str | None
     thread: bool
     """A `def` function runs in a worker thread, unless this is false."""
-    scopes: Collection[str] | None
+    scopes: Names | None
     """What a caller must have been granted; others neither see the prompt nor get it."""
 
 

@@ -2,14 +2,14 @@
 
 import copy
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self, Unpack
 
 from millstream._protocol.content import Annotations, AnnotationsDict
 from millstream._protocol.uri_template import UriTemplate
 from millstream._server.features.hooks import Hooks, hooked
 from millstream._server.features.sources import Source, checked, source_of
-from millstream._server.functions.description import Labels, check_options, described, shown_of
+from millstream._server.functions.description import Labels, Names, check_options, described, shown_of
 from millstream._server.functions.plan import name_of
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\{")
@@ -23,7 +23,7 @@ class ResourceLabels(Labels, total=False):
     mime_type: str | None
     size: int | None
     """In bytes; of a resource, not of a template."""
-    scopes: Collection[str] | None
+    scopes: Names | None
     """What a caller must have been granted; others neither see the resource nor read it."""
 
 

@@ -6,7 +6,7 @@ It knows no function: `sources.Source` is what it works with. Everything that ca
 import asyncio
 import copy
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
 from millstream._protocol import projection
@@ -17,7 +17,7 @@ from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Hooks, hooked
 from millstream._server.features.sources import Run, Source, checked, source_of
-from millstream._server.functions.description import Labels, check_options, described, shown_of
+from millstream._server.functions.description import Labels, Names, check_options, described, shown_of
 from millstream._server.functions.notices import notice
 from millstream._server.functions.plan import name_of
 from millstream._server.functions.results import ToolResult, encode, encode_result
@@ -37,7 +37,7 @@ class ToolOptions(Labels, total=False):
     """A `def` function runs in a worker thread, unless this is false."""
     requires: Mapping[str, Any] | None
     """Client capabilities without which a call is refused before it runs."""
-    scopes: Collection[str] | None
+    scopes: Names | None
     """What a caller must have been granted; others neither see the tool nor run it."""
     limit: str | None
     """How often one caller may call it: ``10/minute``."""
@@ -78,7 +78,7 @@ class Tool:
         *,
         timeout: float | None = None,
         requires: Mapping[str, Any] | None = None,
-        scopes: Collection[str] | None = None,
+        scopes: Names | None = None,
         limit: str | None = None,
         cost: float | None = None,
         concurrency: int | None = None,

@@ -1,9 +1,8 @@
 """What tools, resources and prompts say about themselves, and the check of the options that decorators take."""
 
-import difflib
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any, TypedDict, cast
 
@@ -13,6 +12,10 @@ from msgspec import Struct, to_builtins
 from millstream._protocol.content import Icon
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.principal import Principal
+from millstream._protocol.suggesting import instead
+
+Names = list[str] | tuple[str, ...] | set[str] | frozenset[str]
+"""Several strings. A `Collection` would let one string pass, whose letters would then be the names."""
 
 
 class Labels(TypedDict, total=False):
@@ -24,7 +27,7 @@ class Labels(TypedDict, total=False):
     icons: Sequence[Icon] | None
     meta: Mapping[str, Any] | None
     """`_meta` of the listed item."""
-    tags: Collection[str] | None
+    tags: Names | None
     """What `Server.disable` and `Server.enable` can name several items by."""
     enabled: bool | None
     """False: not offered until `Server.enable`; a caller cannot tell it from one that isn't there."""
@@ -130,21 +133,13 @@ def check_options(
     names: frozenset[str] = getattr(allowed, "__optional_keys__", frozenset())
     for option, value in options.items():
         if option not in names:
-            raise TypeError(f"{item}: there is no option {option!r} here; {_instead(option, names)}")
+            raise TypeError(f"{item}: there is no option {option!r} here; {instead(option, names)}")
         right, what = _RULES[option]
         if value is not None and not right(value):
             raise TypeError(f"{item}: {option} must be {what}, not {value!r}")
     given = options.get("annotations")
     if given is not None and annotations is not None:
         _check_annotations(item, given, annotations)
-
-
-def _instead(name: str, names: Collection[str]) -> str:
-    """The name that was probably meant, and all there are."""
-    near = difflib.get_close_matches(name.lower(), {each.lower(): each for each in names}, n=1)
-    meant = [each for each in names if near and each.lower() == near[0]]
-    all_names = names if isinstance(names, list) else sorted(names)
-    return f"{f'did you mean {meant[0]!r}? There' if meant else 'there'} is {', '.join(all_names)}"
 
 
 def _check_annotations(item: str, given: Any, wanted: type[Struct]) -> None:
@@ -155,7 +150,7 @@ def _check_annotations(item: str, given: Any, wanted: type[Struct]) -> None:
     names = [field.encode_name for field in msgspec.structs.fields(wanted)]
     unknown = sorted(given.keys() - set(names))
     if unknown:
-        raise TypeError(f"{item}: annotations have no {unknown[0]!r}; {_instead(unknown[0], names)}")
+        raise TypeError(f"{item}: annotations have no {unknown[0]!r}; {instead(unknown[0], names)}")
     try:
         msgspec.convert(given, wanted)
     except msgspec.ValidationError as error:

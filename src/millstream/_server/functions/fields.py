@@ -9,10 +9,13 @@ from typing import Any
 
 from msgspec import NODEFAULT, Meta
 
+from millstream._protocol.suggesting import suggesting
+
 HEADER_KEYWORD = "x-mcp-header"
 """Schema keyword that tells clients to repeat a parameter as ``Mcp-Param-<name>`` (MCP 2026-07-28, server/tools)."""
 
 
+@suggesting
 def Field(  # noqa: N802, PLR0913 - read as a type: `Annotated[int, Field(ge=1)]`; one argument for each keyword
     *,
     ge: float | None = None,

@@ -14,7 +14,6 @@ import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
 from millstream._protocol.json_schema import Schema, object_schema, shown, without_modules, without_null
-from millstream._server.functions.aliases import unaliased
 from millstream._server.functions.choices import choice_of
 from millstream._server.functions.fields import HEADER_KEYWORD
 from millstream._server.functions.pydantic_types import (
@@ -28,6 +27,7 @@ from millstream._server.functions.pydantic_types import (
     uses_pydantic,
     wire_name,
 )
+from millstream._server.functions.stand_ins import unaliased
 from millstream._server.functions.unions import union_of
 
 Kind = Literal["tool", "resource", "prompt"]

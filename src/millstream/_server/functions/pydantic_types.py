@@ -20,9 +20,8 @@ from msgspec import NODEFAULT, Meta, Struct
 from msgspec.json import schema_components
 
 from millstream._protocol.json_schema import Schema, is_object, shown
-from millstream._server.functions.aliases import unaliased
 from millstream._server.functions.choices import PATH, is_path, path_of
-from millstream._server.functions.stand_ins import StandIn, stand_in
+from millstream._server.functions.stand_ins import StandIn, stand_in, unaliased
 
 _HOMES = ("pydantic", "pydantic_core", "pydantic_extra_types")
 _BEING_READ: set[Any] = set()

@@ -1,11 +1,11 @@
-"""Types that msgspec cannot read by itself: a class stands for each, and the hooks of its decoders ask that class.
+"""What stands for a type: names, and classes where msgspec cannot read a type by itself.
 
 msgspec gives values of a class it does not know to a hook. So a class of our own can stand for anything at all: a type
 with pydantic's validators, or a union that msgspec cannot tell apart.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NewType, get_args, get_origin
 
 from millstream._protocol.json_schema import Schema
 
@@ -24,3 +24,16 @@ class StandIn(type):
 def stand_in(name: str, read: Callable[[Any], Any], schema: Schema) -> Any:
     """A class for annotations whose values `read` makes."""
     return StandIn(name, (), {"read": staticmethod(read), "schema": schema})
+
+
+def unaliased(annotation: Any) -> Any:
+    """What an annotation stands for, where a `NewType` or an alias (``type Age = int``, PEP 695) stands outermost."""
+    while True:
+        alias = get_origin(annotation) or annotation
+        if isinstance(annotation, NewType):
+            annotation = annotation.__supertype__
+        elif type(alias).__name__ == "TypeAliasType":
+            parts = get_args(annotation)
+            annotation = alias.__value__[parts] if parts else alias.__value__
+        else:
+            return annotation

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 from msgspec import Struct
 
+from millstream._protocol.suggesting import suggesting
 from millstream.client._errors import AccessDenied, ClientError
 from millstream.client._http.url import Url
 from millstream.client._oauth.discovery import (
@@ -42,8 +43,9 @@ class _Given(Struct):
     error_description: str = ""
 
 
+@suggesting
 class OAuth:
-    """Gets tokens when a server asks for them, and keeps them fresh.
+    """Gets tokens when a server asks for them, and keeps them fresh: ``Options(auth=OAuth(scope="orders:read"))``.
 
     Args:
         store: where tokens and registrations are kept; without it, a file that only you can read.

@@ -28,7 +28,7 @@ class Tokens(Struct, omit_defaults=True):
 
 
 class Kept(Struct, omit_defaults=True):
-    """Everything that is kept."""
+    """Everything that is kept. ``msgspec.json.encode(kept)``"""
 
     registrations: dict[str, Registration] = {}
     """By issuer."""
@@ -48,7 +48,7 @@ class Store(Protocol):
 
 
 class MemoryStore:
-    """For as long as the program runs."""
+    """For as long as the program runs. ``OAuth(store=MemoryStore())``"""
 
     def __init__(self) -> None:
         self._kept = Kept({}, {})
@@ -63,7 +63,7 @@ class MemoryStore:
 
 
 class FileStore:
-    """A JSON file with mode 0600, replaced as a whole."""
+    """A JSON file with mode 0600, replaced as a whole. ``OAuth(store=FileStore(Path("tokens.json")))``"""
 
     def __init__(self, path: Path | None = None) -> None:
         state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")

@@ -1,0 +1,92 @@
+"""What was probably meant: names that nobody knows are refused with the nearest one that exists.
+
+Python says only that an argument is unexpected, and versions before 3.13 don't say which one is near.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec import StructMeta
+
+F = TypeVar("F", bound=Callable[..., Any])
+FEW = 16
+"""A sentence that lists more names than these isn't read."""
+
+
+def nearest(name: str, names: Collection[str]) -> str | None:
+    """The name that was probably meant, if one is near."""
+    by_case = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(name.lower(), by_case, n=1)
+    return by_case[near[0]] if near else None
+
+
+def instead(name: str, names: Collection[str]) -> str:
+    """The rest of a sentence that refuses a name: the one that was probably meant, and all there are, if they're few.
+
+    Args:
+        name: the one that nobody knows.
+        names: in their order if they're a list or a tuple.
+    """
+    near = nearest(name, names)
+    if len(names) > FEW:
+        return f"did you mean {near!r}?" if near else f"there are {len(names)} others"
+    all_names = names if isinstance(names, list | tuple) else sorted(names)
+    return f"{f'did you mean {near!r}? There' if near else 'there'} is {', '.join(all_names)}"
+
+
+def unknown(where: str, name: str, names: Collection[str], elsewhere: Mapping[str, str]) -> str:
+    """The sentence that refuses a name: see `refuse_unknown`."""
+    near = nearest(name, {*names, *elsewhere})
+    if near is not None and near in elsewhere:
+        return f"{where} has no option {name!r}. {elsewhere[near]}"
+    return f"{where} has no option {name!r}; {instead(name, names)}"
+
+
+def refuse_unknown(where: str, given: Collection[str], names: Collection[str], elsewhere: Mapping[str, str]) -> None:
+    """Make sure that every name is one of those that there are.
+
+    Args:
+        where: what the names are given to.
+        given: the names.
+        names: those that there are.
+        elsewhere: name that people look for here -> the sentence that says where it is.
+
+    Raises:
+        TypeError: one isn't; the text says which one was probably meant.
+    """
+    for name in given:
+        if name not in names:
+            raise TypeError(unknown(where, name, names, elsewhere))
+
+
+def suggesting(function: F) -> F:
+    """A function or class that says which keyword was probably meant. For what is called seldom: it costs a call."""
+    if isinstance(function, type):
+        setattr(function, "__init__", suggesting(vars(function)["__init__"]))  # noqa: B010  no checker lets one assign it
+        return function
+    parameters = inspect.signature(function).parameters.values()
+    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = tuple(each.name for each in parameters if each.kind in named and each.name != "self")
+    where = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+
+    @wraps(function)
+    def checked(*positional: Any, **given: Any) -> Any:
+        refuse_unknown(where, given, names, {})
+        return function(*positional, **given)
+
+    return checked  # type: ignore[return-value]  # it takes and gives what the function does
+
+
+if TYPE_CHECKING:
+    Suggesting = StructMeta
+else:
+
+    class Suggesting(StructMeta):
+        """The metaclass of structs that people fill in: an unknown field is refused with the nearest one."""
+
+        def __call__(cls, *positional: object, **given: object) -> object:  # noqa: N805  it's a metaclass
+            refuse_unknown(cls.__name__, given, cls.__struct_fields__, getattr(cls, "_ELSEWHERE", {}))
+            return super().__call__(*positional, **given)
