@@ -59,11 +59,12 @@ unit: $(VENV)/.test ## the tests that need no Node, server process or other pack
 busy: $(VENV)/.test ## the tests on a machine that is slow and stands still now and then (RUN="make unit")
 	$(BIN)/python scripts/busy.py $(RUN)
 
+# Tests that run other people's programs are left to `make test`, because those have an environment and a Python of their own.
 test-python: $(VENV)/.test tests/conformance/node_modules/.package-lock.json ## the tests on another Python, fetched where it can be (VERSION=3.14)
 	@$(if $(filter .venv,$(VENV)),echo 'Which Python? For example: make test-python VERSION=3.14' >&2; exit 1,$(BIN)/python --version)
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
-	$(PYTEST) --ignore tests/interop --ignore tests/pages --ignore tests/docs/test_site.py \
-	  --ignore tests/docs/test_coming_from.py $(ARGS)
+	$(PYTEST) $(addprefix --ignore tests/,interop pages client/test_foreign_servers.py docs/test_site.py \
+	  docs/test_coming_from.py) $(ARGS)
 
 bench: $(VENV)/.setup $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure us beside our peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")
 	scripts/apt wrk
