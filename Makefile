@@ -25,7 +25,7 @@ NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tes
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: help setup run check format test unit test-python busy bench fuzz chaos compat docs docs-site docs-serve dist lock clean
+.PHONY: help setup run check format test unit test-python busy bench fuzz chaos compat deploy-check docs docs-site docs-serve dist lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -82,6 +82,9 @@ chaos: $(VENV)/.test ## kill workers for MINUTES=10 while subscribers resume; th
 compat: $(VENV)/.setup .venv-compat-sdk/.ready .venv-compat-fastmcp/.ready .venv-compat-servers/.ready ## others' tests of their server modules, and published servers, against the door for them
 	$(BIN)/python -m benches.compat $(ARGS)
 
+deploy-check: $(VENV)/.test .venv-deploy/.ready ## lint the deploy files with the tools of those who read them; needs go
+	$(BIN)/python scripts/deploy.py
+
 docs: $(VENV)/.test ## put the examples into the documents and check their links
 	$(BIN)/python scripts/docs.py
 
@@ -115,7 +118,7 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock
 	$(UV) install --python $(BIN)/python --require-hashes -r requirements/test.lock
 	@touch $@
 
-.venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready .venv-compat-sdk/.ready .venv-compat-fastmcp/.ready .venv-compat-servers/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
+.venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready .venv-deploy/.ready .venv-compat-sdk/.ready .venv-compat-fastmcp/.ready .venv-compat-servers/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
 	@echo "Installing into .venv-$* ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-$*
 	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock

@@ -9,6 +9,7 @@ twice; and everybody got everything in one order.
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cache
 
 
 @dataclass(slots=True)
@@ -47,6 +48,7 @@ class Subscriber:
     """The first id that it was given, of an event or of a mere place: it is owed everything behind it."""
 
 
+@cache
 def parse(place: str) -> tuple[str, int]:
     """(epoch, offset) of an id: ``epoch.offset``, and for some a number behind it."""
     epoch, _, rest = place.partition(".")
@@ -58,9 +60,10 @@ def check(publications: list[Publication], subscribers: list[Subscriber]) -> lis
 
     All subscribers must have been connected at the end, until each had an event that was published after all others.
     """
-    wrong = _contradictions(publications, subscribers)
+    sightings = _sightings(publications, subscribers)
+    wrong = _contradictions(publications, sightings)
     universe: dict[str, dict[str, dict[int, str]]] = defaultdict(lambda: defaultdict(dict))
-    for channel, place, data in _sightings(publications, subscribers):
+    for channel, place, data in sightings:
         epoch, offset = parse(place)
         universe[channel][epoch][offset] = data
     places = {
@@ -73,21 +76,21 @@ def check(publications: list[Publication], subscribers: list[Subscriber]) -> lis
     return wrong
 
 
-def _sightings(publications: list[Publication], subscribers: list[Subscriber]) -> list[tuple[str, str, str]]:
+def _sightings(publications: list[Publication], subscribers: list[Subscriber]) -> set[tuple[str, str, str]]:
     """(channel, place, data) of everything that was acknowledged or that somebody got."""
-    found = [(each.channel, each.place, each.data) for each in publications if each.place]
+    found = {(each.channel, each.place, each.data) for each in publications if each.place}
     for each in subscribers:
-        found += [(each.channel, event.place, event.data) for event in each.got if isinstance(event, Event)]
+        found.update((each.channel, event.place, event.data) for event in each.got if isinstance(event, Event))
     return found
 
 
-def _contradictions(publications: list[Publication], subscribers: list[Subscriber]) -> list[str]:
+def _contradictions(publications: list[Publication], sightings: set[tuple[str, str, str]]) -> list[str]:
     """What two clients cannot both have seen."""
     wrong: list[str] = []
     tried = {each.data: each for each in publications}
     by_place: dict[str, str] = {}
     by_data: dict[str, str] = {}
-    for channel, place, data in _sightings(publications, subscribers):
+    for channel, place, data in sorted(sightings):
         if by_place.setdefault(place, data) != data:
             wrong.append(f"Two events have the place {place}: {by_place[place]} and {data}.")
         if by_data.setdefault(data, place) != place:
