@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 from msgspec import Struct
 
 from millstream._http.message import Handler, Request, Response
+from millstream._limits.pool import Pool
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
 
@@ -86,6 +87,15 @@ class Serving(Method, Protocol):
 
     def close(self) -> None:
         """The server stops."""
+
+
+@runtime_checkable
+class Counting(Method, Protocol):
+    """A method that counts tries, for all workers together where they share a store."""
+
+    def share(self, pool: Pool) -> None:
+        """Count there from now on."""
+        ...
 
 
 @runtime_checkable

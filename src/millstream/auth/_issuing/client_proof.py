@@ -12,7 +12,8 @@ from urllib.parse import unquote_plus
 
 from millstream._http.message import Request
 from millstream._http.outbound import Judge, fetch, is_public
-from millstream._limits.gcra import Limiter, Rate, neighborhood, told
+from millstream._limits.everywhere import Everywhere
+from millstream._limits.gcra import Rate, neighborhood
 from millstream._protocol.json_schema import is_array
 from millstream.auth._claims import LEEWAY
 from millstream.auth._issuing.answers import OAuthError, Parameters
@@ -49,7 +50,7 @@ class ClientProof:
             "registered": is_public,
         }
         # Process
-        self._failures = Limiter("client-sign-in", _FAILURES)
+        self._failures = Everywhere("client-sign-in", _FAILURES, lambda: vault.pool)
         self._keys: dict[tuple[str, str], FetchedKeys] = {}
         """By URL, and who has named it; the oldest go first."""
 
@@ -62,7 +63,7 @@ class ClientProof:
         key = neighborhood(request.peer)
         wait = self._failures.wait(key)
         if wait > 0:
-            head = told(self._failures, key, wait)
+            head = self._failures.told(key, wait)
             raise OAuthError("temporarily_unavailable", "Too many failed attempts from your address.", 429, head)
         header = request.headers.get(b"authorization")
         if len(request.headers) != len(request.raw_headers) and header is not None:
@@ -71,7 +72,7 @@ class ClientProof:
             return await self._client(header, form, self._clients.lookups.by(request))
         except OAuthError as exc:
             if exc.status == 401:
-                self._failures.take(key)
+                self._failures.report(key)
             raise
 
     async def _client(self, header: bytes | None, form: Parameters, may_fetch: MayFetch) -> Client:

@@ -5,7 +5,8 @@ whose answers any program on the person's device could catch (RFC 8252 §8.6).
 """
 
 from millstream._http.message import Request, Response
-from millstream._limits.gcra import Limiter, Rate
+from millstream._limits.everywhere import Everywhere
+from millstream._limits.gcra import Rate
 from millstream.auth._browser import is_own
 from millstream.auth._issuing import pages
 from millstream.auth._issuing.answers import OAuthError, Parameters, form_of
@@ -47,7 +48,7 @@ class Consent:
         self._tickets = tickets
         self._trips = trips
         # Process
-        self._agreed = Limiter("consent", _AGREED)
+        self._agreed = Everywhere("consent", _AGREED, lambda: vault.pool)
 
     # The browser comes
 
@@ -170,7 +171,7 @@ class Consent:
 
     async def _finish(self, client: Client, asked: Asked, user: User, way: str, cookie: bytes) -> Response:
         """The person has agreed."""
-        if self._agreed.take(user.subject) > 0:
+        if await self._agreed.take(user.subject) > 0:
             return pages.wrong("Wait a little", "You have agreed to a lot in the last hour. Try again later.", 429)
         scopes = await self._people.grantable(user, client, asked.scopes)
         agreed = await self._agreed_to(user, client)

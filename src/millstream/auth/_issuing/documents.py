@@ -16,7 +16,9 @@ import msgspec
 from millstream._http.hosts import is_loopback
 from millstream._http.message import Request
 from millstream._http.outbound import Fetched, OutboundError, check_url, fetch, is_public
-from millstream._limits.gcra import Limiter, Rate, neighborhood
+from millstream._limits.everywhere import Everywhere
+from millstream._limits.gcra import Rate, neighborhood
+from millstream._limits.pool import Pool
 from millstream._protocol.json_schema import is_array, is_object
 from millstream.auth._issuing.records import CODE, REFRESH, Client
 from millstream.auth._issuing.redirects import check_redirect
@@ -51,15 +53,15 @@ def judge_of(*, here: bool) -> Callable[[str], bool]:
 class Lookups:
     """Who may have the server ask for documents, and how often."""
 
-    def __init__(self, *, here: bool) -> None:
+    def __init__(self, *, here: bool, pool: Callable[[], Pool | None]) -> None:
         """`here`: this machine is asked, too; so only those who are on it may have that done."""
         self._here = here
-        self._limiter = Limiter("client-lookup", _LOOKUPS)
+        self._limiter = Everywhere("client-lookup", _LOOKUPS, pool)
 
     def by(self, request: Request) -> Callable[[], bool]:
         """Whether whoever makes a request may, asked when it comes to that."""
         return lambda: (
-            not (self._here and not is_loopback(request.peer)) and self._limiter.take(neighborhood(request.peer)) <= 0
+            not (self._here and not is_loopback(request.peer)) and self._limiter.report(neighborhood(request.peer)) <= 0
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from millstream._http.message import JSON_HEAD, Handler, Request, Response, Sink
 from millstream._http.problems import plain_problem
+from millstream._limits.pool import Pool
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import Services
@@ -87,6 +88,7 @@ class RunningIssuer:
         self.landing: Landing | None = None
         self._plan = plan
         self._clock = vault.clock
+        self._vault = vault
         self._known = known
         self._rules = Rules(plan.url, self.resource, plan.implied)
         # Parts
@@ -100,7 +102,7 @@ class RunningIssuer:
         self._endings = Endings(plan, proof, self.grants, self.signing, self._people, self._clock)
         self._registration = Registration(plan, self.clients, vault)
         asking = Asking(plan, self.clients, targets)
-        slowed, tickets = Slowed(self._people), Tickets(vault, secure=plan.secure)
+        slowed, tickets = Slowed(self._people, vault), Tickets(vault, secure=plan.secure)
         self._trips = Trips(vault, tickets, plan.base)
         self._consent = Consent(
             plan, vault, self.clients, asking, self.grants, self._people, slowed=slowed, tickets=tickets,
@@ -117,6 +119,10 @@ class RunningIssuer:
         self._words = 0
         """How often somebody has told that something ended."""
         self._stop = vault.hear(ENDED, self._heard, self._missed)
+
+    def share(self, pool: Pool) -> None:
+        """See `Counting.share`."""
+        self._vault.pool = pool
 
     def close(self) -> None:
         """Hear no more."""
