@@ -43,8 +43,8 @@ class Attempts:
             for each in tries:
                 if not self._trying[each]:
                     del self._trying[each]
-            if pool is not None:
-                pool.leave(seats)
+            if pool is not None and seats:
+                await pool.give_back(seats)
 
     async def failed(self, *keys: str) -> None:
         """It was wrong."""
