@@ -102,7 +102,7 @@ class RunningOidc:
     # At the server's own pages
 
     async def begin(self, callback: str, state: str) -> Away:
-        """Where to send the browser: for the scopes that clients are told to ask for, too."""
+        """Where to send the browser: for the scopes that our metadata name to clients."""
         wanted = ("openid", *self.scopes, *sorted(self._known()))
         return await self._flow.begin(callback, state, " ".join(dict.fromkeys(wanted)))
 

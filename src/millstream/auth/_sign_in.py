@@ -34,6 +34,7 @@ _KIND, _PERSON = b"page sign-in", b"page person"
 _MAX_CREDENTIAL = 2048
 """A browser keeps cookies of up to 4 KiB."""
 _FOREIGN = refusal(403, "This form has to be sent from this server's own page.")
+_TOO_MANY = refusal(400, "This form has too many fields.")
 _INSECURE = refusal(403, "Sign in over https: over plain http, others on the way would read the key.")
 
 
@@ -84,7 +85,10 @@ class SignIn:
         slow = self._guard.slow(request.peer)
         if slow is not None:
             return slow
-        given = parse_qs(request.body.decode("latin-1"), max_num_fields=4, keep_blank_values=True)
+        try:
+            given = parse_qs(request.body.decode("latin-1"), max_num_fields=4, keep_blank_values=True)
+        except ValueError:
+            return _TOO_MANY
         wanted = given.get("next", [""])[-1]
         try:
             if "way" in given:

@@ -134,7 +134,7 @@ def read_document(url: str, answer: Fetched) -> Client:
         raise Unavailable("The client's own description is not JSON.")
     try:
         said = _decode(answer.body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Unavailable("The client's own description is not JSON.") from None
     if said.get("client_id") != url:
         raise Unavailable("The client's own description is of another client.")
@@ -158,12 +158,13 @@ def client_of(
     if method not in methods:
         raise ValueError(f"token_endpoint_auth_method can be {', '.join(methods)}.")
     kind = said.get("application_type")
+    native = {"native": True, "web": False}.get(kind) if isinstance(kind, str) else None
     uris = said.get("redirect_uris")
     if not is_array(uris) or not 0 < len(uris) <= MAX_REDIRECTS:
         raise RedirectRefused(f"redirect_uris is a list of up to {MAX_REDIRECTS}.")
     for each in uris:
         try:
-            check_redirect(each if isinstance(each, str) else "", native={"native": True, "web": False}.get(kind or ""))
+            check_redirect(each if isinstance(each, str) else "", native=native)
         except ValueError as exc:
             raise RedirectRefused(str(exc)) from None
     grants = said.get("grant_types", [CODE])

@@ -80,7 +80,7 @@ def read_metadata(request: Request) -> dict[str, Any]:
         raise OAuthError("invalid_client_metadata", "A client's metadata have up to 16 KiB.", 413)
     try:
         return _decode(request.body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise OAuthError("invalid_client_metadata", "The body is not a JSON object.") from None
 
 
