@@ -236,6 +236,7 @@ async def test_an_endpoint_that_fails_is_503_and_not_a_wrong_token() -> None:
         for bad in (
             b"HTTP/1.1 500 x\r\ncontent-length: 0\r\n\r\n",
             b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]",
+            b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"a":"\xc0"}',
             b"",
         ):
             issuer.answers["/introspect"] = bad

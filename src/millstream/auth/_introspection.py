@@ -61,7 +61,7 @@ class IntrospectedMethod:
         form = urlencode({"token": credential, "token_type_hint": "access_token"}).encode()
         try:
             claims = _decode((await self._post(form, self._authorization)).body)
-        except (OutboundError, msgspec.DecodeError) as exc:
+        except (OutboundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise Unavailable("The issuer doesn't say whether the token is valid. Try again later.") from exc
         kind = claims.get("token_type", "Bearer")
         if claims.get("active") is not True or not isinstance(kind, str) or kind.lower() != "bearer":

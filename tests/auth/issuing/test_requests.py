@@ -59,6 +59,7 @@ def test_a_redirect_uri_that_a_client_can_have_is_taken(uri: str) -> None:
     ("http://127.0.0.1/cb", "https://127.0.0.1:5000/cb", False), ("http://[::1]/cb", "http://[::1]:9/cb", True),
     ("http://127.0.0.1/cb", "http://127.0.0.1:5@evil.example/cb", False),
     ("http://127.0.0.1/cb", "http://127.0.0.1:5/cb#", False),
+    ("http://127.0.0.1/cb", "http://[::1", False), ("http://127.0.0.1/cb", "http://127.0.0.1:x/cb", False),
     ("http://127.0.0.1/cb?a=1", "http://127.0.0.1:5/cb?a=2", False),
     ("https://app.example.com:1/cb", "https://app.example.com:2/cb", False),
 ])  # fmt: skip

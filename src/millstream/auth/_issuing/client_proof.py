@@ -12,6 +12,7 @@ from urllib.parse import unquote_plus
 
 from millstream._http.message import Request
 from millstream._http.outbound import Judge, fetch, is_public
+from millstream._limits.everywhere import Everywhere
 from millstream._limits.gcra import Limiter, Rate, neighborhood, told
 from millstream._protocol.json_schema import is_array
 from millstream.auth._claims import LEEWAY
@@ -54,7 +55,7 @@ class ClientProof:
             "registered": is_public,
         }
         # Process
-        self._failures = Limiter("client-sign-in", _FAILURES)
+        self._failures = Everywhere("client-sign-in", _FAILURES, lambda: vault.pool)
         self._turns = Turns(_AT_ONCE)
         self._proofs = Limiter("client-proof", _PROOFS)
         self._keys: dict[tuple[str, str], FetchedKeys] = {}
@@ -73,7 +74,7 @@ class ClientProof:
         key = neighborhood(request.peer)
         wait = self._failures.wait(key)
         if wait > 0:
-            raise _slow("Too many failed attempts from your address.", told(self._failures, key, wait))
+            raise _slow("Too many failed attempts from your address.", self._failures.told(key, wait))
         header = request.headers.get(b"authorization")
         if len(request.headers) != len(request.raw_headers) and header is not None:
             _one_header(request)
@@ -81,7 +82,7 @@ class ClientProof:
             return await self._client(header, form, self._clients.lookups.by(request), key)
         except OAuthError as exc:
             if exc.status == 401:
-                self._failures.take(key)
+                self._failures.report(key)
             raise
 
     async def _client(self, header: bytes | None, form: Parameters, may_fetch: MayFetch, address: str) -> Client:

@@ -103,11 +103,11 @@ def named_by(registered: tuple[str, ...], asked: str) -> bool:
 
 def _portless(uri: str) -> str:
     """A loopback URI without its port; empty for others."""
-    if not is_loopback(uri):
-        return ""
     try:
         check_redirect(uri)
     except ValueError:
+        return ""
+    if not is_loopback(uri):
         return ""
     parts = urlsplit(uri)
     return f"{_host(parts)} {uri[len('http://') + len(parts.netloc) :]}"
