@@ -39,7 +39,8 @@ def live(page: Page) -> None:
 
 
 def row(page: Page, name: str) -> Locator:
-    """The line of a tool."""
+    """The line of a tool. What other tests have called may push it off the first page, so it's filtered for."""
+    page.get_by_role("searchbox", name="Filter the tools").fill(name)
     return page.get_by_role("row").filter(has=page.get_by_role("button", name=name, exact=True))
 
 
@@ -90,25 +91,6 @@ def test_a_chosen_tool_and_range_are_drawn_in_the_charts(hub: str, open_page: Op
         expect(page.locator("#calls-chart canvas")).to_have_attribute("aria-label", TOLD)
     page.reload()
     expect(page.get_by_role("button", name="24 h", exact=True)).to_have_attribute("aria-pressed", "true")
-
-
-def test_a_server_that_nobody_called_says_so_and_counts_who_listens(tmp_path: Path, open_page: OpenPage) -> None:
-    """Our choice: empty states are designed, too. An uptime of two units never wraps."""
-    port = free_port()
-    with serving(millstream("examples/hub.py", port, "--serve", "all"), port, tmp_path / "log"):
-        page = open_page(f"http://127.0.0.1:{port}/dashboard")
-        live(page)
-        expect(page.locator("#verdict")).to_have_text("Healthy")
-        expect(page.get_by_text("No calls yet").first).to_be_visible()
-        for name, text in (("Recent calls", "No calls yet"), ("Clients", "No clients yet"), ("Streams", "No sessions")):
-            expect(part(page, name)).to_contain_text(text)
-        expect(part(page, "Streams")).to_contain_text("No subscribers")
-        expect(page.get_by_role("tab", name="Audit")).to_be_hidden()
-        chats = [open_page(f"http://127.0.0.1:{port}/chat", name=name) for name in ("Ada", "Grace")]
-        expect(page.locator("#channels").get_by_role("row", name=re.compile(r"^chat 2$"))).to_be_visible()
-        expect(page.locator("#readers")).to_contain_text("Grace")
-        for each in (page, *chats):
-            each.context.close()
 
 
 def test_recent_calls_have_arguments_without_secrets_and_lead_to_the_inspector(
@@ -184,23 +166,6 @@ def test_the_log_can_be_filtered_and_paused(tmp_path: Path, open_page: OpenPage)
         expect(lines.filter(has_text="while it is paused")).to_have_count(1)
         page.get_by_role("button", name=re.compile("^Log")).click()
         expect(page.locator("#log-body")).to_be_hidden()
-        page.context.close()
-
-
-def test_a_restarted_server_is_found_again(tmp_path: Path, open_page: OpenPage) -> None:
-    """Our choice: error states are designed, too; our choice: the page needs no reload."""
-    port = free_port()
-    command = millstream("examples/hub.py", port, "--serve", "all")
-    with serving(command, port, tmp_path / "first"):
-        page = open_page(f"http://127.0.0.1:{port}/dashboard", lossy=True)
-        live(page)
-    expect(page.locator("#state")).to_have_text("Reconnecting…")
-    expect(page.locator("#banner")).to_contain_text("This page goes on when it's back.")
-    with serving(command, port, tmp_path / "second"):
-        live(page)
-        expect(page.locator("#banner")).to_be_hidden()
-        call(f"http://127.0.0.1:{port}", "greet", {})
-        expect(page.locator("#calls")).to_have_text("1")
         page.context.close()
 
 

@@ -93,7 +93,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 
 def test_a_person_signs_in_agrees_and_is_back_at_the_client(shop: Shop, open_page: OpenPage) -> None:
     """The policy of the page lets the form end at the client; browsers apply it to redirects as well."""
-    page = open_page(shop.link())
+    page = open_page(shop.link(), fresh=True)
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill("correct horse")
     page.get_by_role("button", name="Sign in and allow").click()
@@ -108,7 +108,7 @@ def test_a_person_signs_in_agrees_and_is_back_at_the_client(shop: Shop, open_pag
 
 def test_a_person_goes_to_an_upstream_and_is_back_at_the_client(shop: Shop, open_page: OpenPage) -> None:
     """Though the upstream redirects at once, twice across origins: the browser's cookie comes along."""
-    page = open_page(shop.link())
+    page = open_page(shop.link(), fresh=True)
     page.get_by_role("button", name="Continue with Elsewhere").click()
     assert shop.answered(page)["code"]
     page.goto(shop.link("Another"))
@@ -123,7 +123,7 @@ def test_the_page_fits_its_screen_has_its_style_and_names_everything(
     shop: Shop, open_page: OpenPage, width: int, scheme: str
 ) -> None:
     """Nothing scrolls sideways, whatever a client calls itself."""
-    page = open_page(shop.link("W" * 80), width=width, height=844, color_scheme=scheme)
+    page = open_page(shop.link("W" * 80), fresh=True, width=width, height=844, color_scheme=scheme)
     assert page.evaluate(SIDEWAYS) == 0
     assert page.evaluate(NAMELESS) == []
     assert page.evaluate(TWICE) == []
@@ -136,7 +136,7 @@ def test_the_page_fits_its_screen_has_its_style_and_names_everything(
 
 def test_the_page_works_by_keyboard_and_without_scripts(shop: Shop, open_page: OpenPage) -> None:
     """Enter in the password field signs in and allows; it is the first button of the form."""
-    page = open_page(shop.link(), lossy=True, java_script_enabled=False)
+    page = open_page(shop.link(), lossy=True, java_script_enabled=False, fresh=True)
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill("wrong")
     page.get_by_label("Password").press("Enter")
@@ -149,7 +149,7 @@ def test_the_page_works_by_keyboard_and_without_scripts(shop: Shop, open_page: O
 
 def test_a_person_opens_the_servers_own_pages_with_name_and_password(shop: Shop, open_page: OpenPage) -> None:
     """The form comes in place of the page, says what is wrong, and leads to the page."""
-    page = open_page(f"{shop.url}/docs", lossy=True, width=320)
+    page = open_page(f"{shop.url}/docs", fresh=True, lossy=True, width=320)
     for found in (NAMELESS, TWICE, DANGLING):
         assert page.evaluate(found) == []
     assert page.evaluate(SIDEWAYS) == 0
