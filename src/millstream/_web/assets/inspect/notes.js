@@ -17,19 +17,24 @@ export function connectNotes({ count }) {
 
 const fresh = { notes: [], logs: [] }; // what makes the items that came since the last frame
 
+let asked = false;
+
 /** Add what `make` makes with the next frame, together with all that comes until then. */
 function append(list, make) {
-  if (!fresh.notes.length && !fresh.logs.length) requestAnimationFrame(draw);
   fresh[list].push(make);
   if (fresh[list].length > KEPT) fresh[list].shift();
+  if (!asked) requestAnimationFrame(drawNotes);
+  asked = true;
 }
 
-function draw() {
+/** Draw what came to a list that is seen. What comes to another one waits until somebody opens it. */
+export function drawNotes() {
+  asked = false;
   for (const [name, empty] of [["notes", "no-notes"], ["logs", "no-logs"]]) {
     const makes = fresh[name];
-    if (!makes.length) continue;
-    fresh[name] = [];
     const list = $(name);
+    if (!makes.length || list.closest("[hidden]")) continue;
+    fresh[name] = [];
     const box = list.parentElement;
     const follows = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
     list.append(...makes.map((make) => make()));
