@@ -1,8 +1,8 @@
 """`python -m benches.frames`: how smoothly the pages draw while 1,000 messages a second arrive.
 
 Chromium shows each page for some seconds, first while nothing happens and then under the load, and counts its frames.
-A screen that is refreshed 60 times a second is the most there is. A frame that comes late is the page's fault or that of a
-machine that is busy with something else; the processor time of the page's main thread tells which.
+A screen that is refreshed 60 times a second is the most there is. A frame that comes late is the page's fault or that
+of a machine that is busy with something else; the processor time of the page's main thread tells which.
 """
 
 import argparse

@@ -172,6 +172,11 @@ _OUTSIDE = """() => {
     while (frame && style(frame).overflowX === "visible" && style(frame).position !== "fixed") {
       frame = frame.parentElement;
     }
+    const card = node.parentElement.closest(".card, .tile, .bubble, .badge, button, dialog");
+    if (card && !card.contains(frame) && !["absolute", "fixed"].includes(style(node).position)) {
+      const edge = card.getBoundingClientRect();
+      if (box.left < edge.left - 1 || box.right > edge.right + 1) wrong.push(`outside of its card: ${told(node)}`);
+    }
     if (frame && (frame.matches(sideways) || style(frame).textOverflow === "ellipsis")) continue;
     const holds = frame && style(frame).overflowX !== "visible";
     const bounds = holds ? frame.getBoundingClientRect() : {left: 0, right: innerWidth};

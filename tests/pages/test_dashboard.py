@@ -193,3 +193,31 @@ def test_each_worker_has_a_row_until_it_is_gone_and_its_history_counts(tmp_path:
         expect(rows.filter(has_text=str(served.pids[0]))).to_have_count(0)
         expect(rows).to_have_count(2)
         page.context.close()
+
+
+def test_the_keyboard_alone_finds_a_tool_turns_the_range_and_reads_the_log(hub: str, open_page: OpenPage) -> None:
+    """WCAG 2.2, 2.1.1: filter, table, range, parts, log and palette."""
+    call(hub, "greet", {})
+    page = open_page(f"{hub}/dashboard")
+    live(page)
+    page.keyboard.press("/")
+    page.keyboard.type("greet")
+    found = page.get_by_role("button", name="greet", exact=True)
+    expect(found).to_be_visible()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if found.evaluate("(node) => node === document.activeElement"):
+            break
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Latency of greet")).to_be_visible()
+    page.keyboard.press("3")
+    expect(page.get_by_role("button", name="1 h", exact=True)).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("tab", name="Tools").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("tab", name="Recent calls")).to_be_focused()
+    page.keyboard.press("l")
+    expect(page.get_by_label("Lines of the log")).to_be_visible()
+    page.keyboard.press("Control+k")
+    page.keyboard.type("last minute")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="1 min", exact=True)).to_have_attribute("aria-pressed", "true")
