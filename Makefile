@@ -70,6 +70,8 @@ bench: $(VENV)/.setup $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure us
 	scripts/apt wrk
 	-@scripts/apt nginx libnginx-mod-nchan
 	$(BIN)/python -m benches $(ARGS)
+	$(if $(ARGS),,@if $(BIN)/python -c "import playwright" 2>/dev/null; then $(BIN)/python -m benches.frames; \
+	  else echo "The frames of the pages aren't measured: that needs the tests' environment (make $(VENV)/.test)."; fi)
 
 fuzz: .venv-fuzz/.ready ## feed every parser and every route with damaged input for MINUTES=10
 	cd tests && ../.venv-fuzz/bin/python -m fuzz $(MINUTES)
