@@ -79,7 +79,7 @@ async def test_the_official_client_signs_in_refreshes_and_finds_itself_revoked(u
         again = {**form, "grant_type": "refresh_token", "refresh_token": second.refresh_token}
         assert (await http.post("/token", data=again)).json()["error"] == "invalid_grant"
         async with asyncio.timeout(WAIT):  # the server's sweep ends the token, about once a second
-            while (await http.post("/mcp", json={}, headers=bearer)).status_code != 401:
+            while (await http.post("/mcp", json={}, headers=bearer)).status_code != 401:  # noqa: ASYNC110  nobody tells
                 await asyncio.sleep(0)
 
 
