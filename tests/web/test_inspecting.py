@@ -3,6 +3,7 @@
 docs/reference/routes.md is the contract. Real sockets: our server before another one. The rules are our choice.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -107,6 +108,27 @@ async def test_only_servers_that_were_named_are_reached() -> None:
         gone = await http.post("/inspect/via/2", json={})
         assert (gone.status_code, "There is no server at" in gone.text) == (502, True)
         assert (await http.put("/inspect/via/1")).status_code == 405
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_a_body_never_becomes_a_request_of_its_own_to_the_other_server(method: str) -> None:
+    """A fixed defect: a GET with a body reached any path of that server, by any headers."""
+    heard = bytearray()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+        while data := await reader.read(65536):
+            heard.extend(data)
+        writer.close()
+
+    listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/mcp"
+    async with listener, inspecting(url) as http:
+        smuggled = b"POST /admin HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n"
+        reply = await http.request(method, "/inspect/via/1", content=smuggled)
+        assert (reply.status_code, reply.content) == (200, b"{}")
+    assert heard.startswith(f"{method} /mcp HTTP/1.1\r\n".encode())
+    assert b"/admin" not in heard
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])

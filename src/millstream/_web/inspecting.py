@@ -108,9 +108,11 @@ def _request(url: Url, request: Request) -> bytes:
     }
     if _CREDENTIALS in request.headers:
         passed["authorization"] = request.headers[_CREDENTIALS].decode("latin-1")
-    length = f"content-length: {len(request.body)}\r\n" if request.method == "POST" else ""
+    # Bytes behind a head that tells no length are the next request, to whatever path and by whatever headers they say.
+    body = request.body if request.method == "POST" else b""
+    length = f"content-length: {len(body)}\r\n" if request.method == "POST" else ""
     head = f"{request.method} {url.target} HTTP/1.1\r\nhost: {url.authority}\r\n{lines(passed)}{length}\r\n"
-    return head.encode("latin-1") + request.body
+    return head.encode("latin-1") + body
 
 
 def _head(reply: Reply) -> bytes:
