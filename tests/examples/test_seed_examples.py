@@ -123,7 +123,7 @@ def test_requirements_are_packages_that_the_example_uses(folder: Path) -> None:
 
 def test_the_example_configurations_name_what_is_read() -> None:
     """A variable that nobody reads would be filled in for nothing."""
-    source = (ROOT / "src" / "millstream" / "agent" / "configuration.py").read_text("utf-8")
+    source = (ROOT / "src" / "millstream" / "agent" / "_configuration.py").read_text("utf-8")
     for path in (ROOT / ".env.example", TIME / ".env.example"):
         names = re.findall(r"^(?:# )?([A-Z_]+)=", path.read_text("utf-8"), re.MULTILINE)
         assert names
