@@ -6,7 +6,6 @@ SHELL := /bin/bash
 PYTHON ?= python3
 ARGS ?=
 MINUTES ?= 10
-JOBS ?= auto
 STORE ?=
 VENV := .venv
 # Another Python, in an environment of its own: make test-python VERSION=3.14, make bench VERSION=3.14. It counts only on
@@ -21,9 +20,9 @@ PEERS := .bench/$(VENV:.%=%)
 RIVALS := $(if $(shell command -v cargo),.bench/rust/release/bench) $(if $(shell command -v go),.bench/go/official)
 NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop tests/pages requirements/pyright)
 
-# Every core has a worker (make test JOBS=3 tries another number), and the tests of one file stay together, because they
-# share servers. In the order of tests/conftest.py, so that the files that take longest aren't the last to begin.
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# Every core has a worker, and the tests of one file stay together, because they share servers. In the order of the
+# folders, so that the files that take longest aren't the last to begin.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
 .PHONY: help setup run check format test unit test-python busy bench fuzz chaos compat docs docs-site docs-serve dist lock clean
